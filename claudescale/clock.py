@@ -1,0 +1,59 @@
+"""The one clock: API time, which is real time or a simulator's faster one.
+
+Pacing, ledger, charts and bills all read API time, so that a simulated minute that passes in a
+second is a minute in every figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Clock:
+    """API time in seconds since 1970, and a sleep in the same seconds.
+
+    Parameters
+    ----------
+    speed : float
+        API seconds that pass in one real second; 1 on the real API.
+    now : float, optional
+        API time at this moment, in seconds since 1970. The default is the system's time.
+    monotonic : callable, optional
+        Real seconds from any start, never going back. A test passes its virtual time.
+    """
+
+    def __init__(
+        self,
+        speed: float = 1.0,
+        now: float | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not speed > 0:
+            msg = f"speed must be above 0, not {speed!r}: 1 is real time, 60 passes a minute in a second"
+            raise ValueError(msg)
+        self.speed = speed
+        self._monotonic = monotonic
+        self._origin = monotonic()
+        self._epoch = time.time() if now is None else now
+
+    def seconds(self) -> float:
+        """API time in seconds since 1970; never goes back, even if the system's clock does."""
+        return self._epoch + (self._monotonic() - self._origin) * self.speed
+
+    def now(self) -> datetime:
+        """API time as a UTC datetime."""
+        return datetime.fromtimestamp(self.seconds(), UTC)
+
+    def real(self, seconds: float) -> float:
+        """Real seconds that `seconds` of API time take."""
+        return seconds / self.speed
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait `seconds` of API time."""
+        await asyncio.sleep(self.real(max(seconds, 0.0)))

@@ -1,0 +1,117 @@
+"""Every exception of claudescale, in one tree; where one lives depends on the money.
+
+::
+
+    ClaudescaleError
+    ├── PlanError (ValueError)      before anything is sent: nothing was spent
+    │   ├── UnknownModel            no such model, or one that is retired
+    │   ├── UnknownTier             no such usage tier, or one without published limits
+    │   ├── UnknownColumn           the prompt names a column the frame does not have
+    │   ├── BadTemplate             the prompt cannot be read as a template
+    │   ├── BadReturns              ``returns=`` has no JSON schema the API accepts
+    │   ├── NameTaken               an output column would hide one of the frame's
+    │   ├── RequestTooLarge         one request is over the API's 32 MB
+    │   ├── ImpossibleDeadline      no mode can meet it
+    │   └── ImpossibleBudget        the budget does not buy the run
+    ├── LedgerError                 the record of what was paid for cannot be used
+    │   ├── ForeignLedger           the file is something else
+    │   ├── DamagedLedger           the file was a ledger and is broken
+    │   └── LedgerFull              no room on the disk, or no right to write
+    └── RunStopped                  the run cannot go on; ``.run`` keeps what was paid for
+
+A row that fails raises nothing: its error is data, in the ``error`` column of the results.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from claudescale.runs import Run
+
+
+class ClaudescaleError(Exception):
+    """Base of every exception this package raises on purpose."""
+
+
+class PlanError(ClaudescaleError, ValueError):
+    """The plan cannot be run as it is. Nothing was sent, nothing was spent."""
+
+
+class UnknownModel(PlanError):
+    """No such model, or one that can no longer be called."""
+
+
+class UnknownTier(PlanError):
+    """No such usage tier, or one whose limits are not published."""
+
+
+class UnknownColumn(PlanError):
+    """The prompt names a column that the frame does not have."""
+
+
+class BadTemplate(PlanError):
+    """The prompt cannot be read as a template."""
+
+
+class BadReturns(PlanError):
+    """``returns=`` cannot be turned into a JSON schema within the API's limits."""
+
+
+class NameTaken(PlanError):
+    """An output column has the name of a column of the frame, or a reserved one."""
+
+
+class RequestTooLarge(PlanError):
+    """One request would be over the API's limit of 32 MB."""
+
+
+class ImpossibleDeadline(PlanError):
+    """The rows cannot be answered in the time given."""
+
+
+class ImpossibleBudget(PlanError):
+    """The rows cannot be answered for the money given."""
+
+
+class LedgerError(ClaudescaleError):
+    """The ledger cannot be used."""
+
+
+class ForeignLedger(LedgerError):
+    """The file given as ledger is something else. It was not touched."""
+
+
+class DamagedLedger(LedgerError):
+    """The file was a ledger and can no longer be read."""
+
+
+class LedgerFull(LedgerError):
+    """A reply could not be written: the disk is full or the file is read-only."""
+
+
+class RunStopped(ClaudescaleError):
+    """The run cannot go on: a wrong key, a spend limit, a ledger that cannot be written.
+
+    Everything paid for is kept: `run.results` and the ledger have it. Mend the cause, run the
+    same cell again, and only what is missing is paid for.
+
+    Attributes
+    ----------
+    run : Run
+        The run as far as it came.
+    """
+
+    def __init__(self, message: str, run: Run | None = None) -> None:
+        super().__init__(message)
+        self.run = run
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the likeliest of `names`, or an empty string."""
+    lowered = {each.lower(): each for each in names}
+    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f" Did you mean {lowered[found[0]]!r}?" if found else ""
