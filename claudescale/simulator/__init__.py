@@ -1,0 +1,178 @@
+"""The Claude API's local stand-in: the same wire, the same limits, synthetic replies, no money."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+from claudescale.clock import Clock
+from claudescale.simulator.buckets import Buckets
+from claudescale.simulator.desk import Admission, Desk
+from claudescale.simulator.faults import Fault, Faults
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from anthropic import AsyncAnthropic
+
+    from claudescale.simulator.server import Shell
+
+__all__ = ["Admission", "Buckets", "Desk", "Fault", "Faults", "Simulator"]
+
+START_SECONDS = 30.0
+
+
+class Simulator:
+    """A Claude API on this machine, for any client; it costs nothing and answers nonsense that fits.
+
+    It listens on 127.0.0.1 only, in a thread of its own. Limits, headers, errors, token counts,
+    caching and time behave as on the API; the replies are synthetic, and free text says so.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    tier : str, int, tuple or object
+        Whose limits hold: a tier's name or number, or (requests, input tokens, output tokens) per
+        minute, or a `Limits`.
+    speed : float
+        API seconds that pass in one real second.
+    seed : int
+        Decides replies, latencies and faults. A reply depends on the seed and the request alone.
+    latency : float, callable or None
+        API seconds of each reply, or ``latency(body, output_tokens)`` giving them. None draws plausible
+        ones by model and length; they are invented, as no measured ones are published.
+    faults : mapping or Faults, optional
+        What goes wrong and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``; see `Faults`.
+    replies : callable, optional
+        ``replies(body)`` gives the text, or a JSON value, of each reply. Called from the simulator's
+        thread.
+    bucket_seconds : float
+        How many seconds of its limit a full bucket holds: 60, or 1 where the limit is enforced by the
+        second.
+    port : int
+        0 takes any free one.
+    **limits : float
+        Replace single limits: `requests_per_minute`, `input_tokens_per_minute`,
+        `output_tokens_per_minute`, `batch_queue_requests`, `batch_requests_per_minute`,
+        `count_tokens_per_minute`.
+
+    Examples
+    --------
+    >>> with Simulator("start", speed=60) as simulator:
+    ...     simulator.stats["calls"]
+    0
+    """
+
+    def __init__(
+        self,
+        tier: Any = "start",
+        *,
+        speed: float = 1.0,
+        seed: int = 0,
+        latency: float | Callable[[dict[str, Any], int], float] | None = None,
+        faults: Mapping[Any, Any] | Faults | None = None,
+        replies: Callable[[dict[str, Any]], Any] | None = None,
+        bucket_seconds: float = 60.0,
+        port: int = 0,
+        **limits: float,
+    ) -> None:
+        self.clock = Clock(speed)
+        self.desk = Desk(
+            tier,
+            now=self.clock.seconds(),
+            seed=seed,
+            latency=latency,
+            faults=faults,
+            written=replies,
+            bucket_seconds=bucket_seconds,
+            **limits,
+        )
+        self.url = ""
+        self._shell: Shell | None = None
+        self._loop = asyncio.new_event_loop()
+        self._failure: BaseException | None = None
+        started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve, args=(port, started), name="claudescale-simulator", daemon=True
+        )
+        self._thread.start()
+        if not started.wait(START_SECONDS):
+            msg = f"the simulator did not start within {START_SECONDS:.0f} seconds"
+            raise TimeoutError(msg)
+        if self._failure is not None:
+            raise self._failure
+
+    def _serve(self, port: int, started: threading.Event) -> None:
+        from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
+
+        asyncio.set_event_loop(self._loop)
+        self._shell = Shell(self.desk, self.clock)
+        try:
+            self.url = self._loop.run_until_complete(self._shell.start(port))
+        except OSError as error:
+            self._failure = error
+            self._loop.close()
+            return
+        finally:
+            started.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._shell.stop())
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def client(self, **options: Any) -> AsyncAnthropic:
+        """Return a client of this simulator that does not retry.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        **options
+            As `anthropic.AsyncAnthropic` takes them.
+        """
+        import anthropic  # noqa: PLC0415  # slow to import
+
+        if "http_client" not in options:
+            # No proxy from the environment: nothing of a simulation leaves this machine.
+            options["http_client"] = anthropic.DefaultAioHttpClient(trust_env=False)
+        return anthropic.AsyncAnthropic(
+            **{"base_url": self.url, "api_key": "simulated", "max_retries": 0, **options}
+        )
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What the simulator counted so far, by its own account.
+
+        Calls to the Messages API; `refused` by kind; `faults` that struck; `billed_rows` and
+        `distinct_rows_billed`; tokens; `dollars` at list price; the most in flight; the most requests,
+        input tokens and output tokens that fell in any one second and in any one minute.
+        """
+        if self._loop.is_closed() or not self._thread.is_alive():
+            return self.desk.account.figures()
+
+        async def figures() -> dict[str, Any]:
+            return self.desk.account.figures()
+
+        return asyncio.run_coroutine_threadsafe(figures(), self._loop).result()
+
+    def close(self) -> None:
+        """Stop; what is open is closed. A second call does nothing."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = self.url if self._thread.is_alive() else "closed"
+        return f"<Simulator {state} tier={self.desk.terms.name!r} speed={self.clock.speed:g} seed={self.desk.seed}>"

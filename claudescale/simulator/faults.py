@@ -1,0 +1,125 @@
+"""What can be made to go wrong, how often, and when: all by seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from claudescale.errors import nearest
+from claudescale.simulator.replies import draws
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STATUSES = {
+    400: ("invalid_request_error", "The request was refused by a simulated fault."),
+    401: ("authentication_error", "invalid x-api-key"),
+    402: ("billing_error", "Your credit balance is too low to access the API."),
+    403: ("permission_error", "Your API key does not have permission to use this resource."),
+    404: ("not_found_error", "Not found"),
+    408: ("timeout_error", "The request timed out before it was complete."),
+    409: ("conflict_error", "The request conflicts with another one."),
+    413: ("request_too_large", "Request exceeds the maximum allowed number of bytes."),
+    429: ("rate_limit_error", "This organization's usage rose too fast. Increase it more gradually."),
+    500: ("api_error", "Internal server error"),
+    503: ("api_error", "Service unavailable"),
+    504: ("timeout_error", "The request took too long and was ended."),
+    529: ("overloaded_error", "Overloaded"),
+}
+BEFORE = (*(str(status) for status in STATUSES), "drop", "hang", "html_body")
+AFTER = ("drop_after", "truncated_body", "not_json")
+IN_REPLY = ("empty_content", "thinking_only", "refusal", "cut")
+LEVELS = ("spend_cap", "workspace_spend", "overload_above")
+KINDS = (*BEFORE, *AFTER, *IN_REPLY, *LEVELS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One way to fail.
+
+    Attributes
+    ----------
+    probability : float
+        Chance that one call is struck.
+    starts, ends : float
+        Only between these, in API seconds since the simulator began.
+    """
+
+    probability: float = 1.0
+    starts: float = 0.0
+    ends: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            msg = f"a fault's probability is from 0 to 1, not {self.probability!r}"
+            raise ValueError(msg)
+
+
+class Faults:
+    """The faults of one simulator.
+
+    Parameters
+    ----------
+    given : mapping
+        By kind: a probability; or (probability, starts, ends) with API seconds since the simulator
+        began; or a `Fault`; or a list of these. Kinds: an HTTP status (400, 401, 402, 403, 404, 408,
+        409, 413, 429 for the ramp limit, 500, 503, 504, 529); ``drop`` (the connection closes before
+        anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` (never
+        answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
+        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached).
+        Three take a level instead: ``spend_cap`` and ``workspace_spend`` (dollars after which every call is
+        refused), ``overload_above`` (529 while more calls than this are in flight).
+    seed : int
+        Decides which calls are struck. The same call is struck at the same one of its tries, whatever
+        else goes on; what is in the reply (``refusal``, ``cut``, ...) is the same at every try.
+    """
+
+    def __init__(self, given: Mapping[Any, Any] | None, seed: int = 0) -> None:
+        self.seed = seed
+        self.levels: dict[str, float] = {}
+        self._faults: dict[str, tuple[Fault, ...]] = {}
+        for key, value in (given or {}).items():
+            kind = str(key)
+            if kind not in KINDS:
+                msg = f"there is no fault {kind!r}.{nearest(kind, KINDS)} Faults: {', '.join(KINDS)}"
+                raise ValueError(msg)
+            if kind in LEVELS:
+                self.levels[kind] = float(value)
+            else:
+                several = value if isinstance(value, list) else [value]
+                self._faults[kind] = tuple(_fault(each) for each in several)
+        self._tries: dict[bytes, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
+    def attempt(self, key: bytes) -> int:
+        """Count one more try of the request `key`, and return which one it is."""
+        if not self._faults:
+            return 0
+        number = self._tries.get(key, 0) + 1
+        self._tries[key] = number
+        return number
+
+    def strikes(self, kinds: tuple[str, ...], key: bytes, attempt: int, elapsed: float) -> str | None:
+        """Return the first of `kinds` that strikes this try, `elapsed` API seconds after the beginning."""
+        if not self._faults:
+            return None
+        for kind in kinds:
+            for place, fault in enumerate(self._faults.get(kind, ())):
+                if (
+                    fault.starts <= elapsed < fault.ends
+                    and draws(key, f"{self.seed}:{kind}:{place}:{attempt}").random() < fault.probability
+                ):
+                    return kind
+        return None
+
+
+def _fault(value: Any) -> Fault:
+    if isinstance(value, Fault):
+        return value
+    if isinstance(value, tuple):
+        probability, starts, ends = value
+        return Fault(probability=float(probability), starts=float(starts), ends=float(ends))
+    return Fault(probability=float(value))

@@ -1,0 +1,135 @@
+"""Which JSON schemas structured outputs accept.
+
+Source: platform.claude.com, Structured outputs, "JSON Schema limitations" (checked 2026-08-22).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from claudescale.catalog import MESSAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REFUSED = frozenset(
+    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength maxItems uniqueItems "
+    "minProperties maxProperties patternProperties if then else not prefixItems contains".split()
+)
+FORMATS = frozenset("text date-time time date duration email hostname uri ipv4 ipv6 uuid".split())
+TYPES = frozenset("object array string integer number boolean null".split())
+
+
+def schema_problem(schema: dict[str, Any]) -> str | None:
+    """Return why the API refuses a schema for ``output_config.format``, or None if it takes it."""
+    return _problem(json.dumps(schema))
+
+
+@lru_cache(maxsize=256)
+def _problem(text: str) -> str | None:
+    return Inspection(json.loads(text)).problem()
+
+
+class Inspection:
+    """One look through a schema, with counts of what the API limits."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._optional = 0
+        self._unions = 0
+
+    def problem(self) -> str | None:
+        """Return the first reason for refusal."""
+        for name in ("$defs", "definitions"):
+            for key in self._root.get(name) or ():
+                if self._returns(f"#/{name}/{key}", frozenset()):
+                    return f"Recursive schemas are not supported: {key}"
+        for found in self._walk(self._root, "", frozenset()):
+            return found
+        if self._optional > MESSAGE.schema_optional_parameters:
+            return (
+                f"Schemas contain too many optional parameters ({self._optional}), which would make grammar "
+                f"compilation inefficient. Limit: {MESSAGE.schema_optional_parameters}"
+            )
+        if self._unions > MESSAGE.schema_union_parameters:
+            return (
+                f"Schemas contain too many parameters with union types ({self._unions} parameters with type "
+                f"arrays or anyOf). Limit: {MESSAGE.schema_union_parameters}"
+            )
+        return None
+
+    def _target(self, reference: Any) -> Any:
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return None
+        found: Any = self._root
+        for part in reference[1:].split("/"):
+            if part:
+                key = part.replace("~1", "/").replace("~0", "~")
+                found = found.get(key) if isinstance(found, dict) else None
+        return found
+
+    def _returns(self, reference: str, path: frozenset[str]) -> bool:
+        """Whether following the references from `reference` comes back to one on the path."""
+        if reference in path:
+            return True
+        return any(self._returns(each, path | {reference}) for each in _references(self._target(reference)))
+
+    def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[str]:
+        if not isinstance(schema, dict):
+            yield f"{where or '(root)'}: a schema must be an object"
+            return
+        for word in schema:
+            if word in REFUSED:
+                kind = schema.get("type")
+                yield f"For '{kind}' type, property '{word}' is not supported"
+        if "$ref" in schema:
+            reference = schema["$ref"]
+            if self._target(reference) is None:
+                yield f"{where or '(root)'}: $ref {reference!r} cannot be resolved"
+            elif reference == "#" or reference in path:
+                yield "Recursive schemas are not supported"
+            else:
+                yield from self._walk(self._target(reference), where, path | {reference})
+            return
+        kinds = schema.get("type")
+        if isinstance(kinds, list) or "anyOf" in schema or "oneOf" in schema:
+            self._unions += 1
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
+            if kind is not None and kind not in TYPES:
+                yield f"{where or '(root)'}: type {kind!r} is not supported"
+        for word in ("anyOf", "oneOf", "allOf"):
+            for each in schema.get(word) or ():
+                yield from self._walk(each, where, path)
+        if kinds == "object" or "properties" in schema:
+            yield from self._object(schema, where, path)
+        if kinds == "array":
+            if schema.get("minItems", 0) not in {0, 1}:
+                yield "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
+            if "items" in schema:
+                yield from self._walk(schema["items"], f"{where}[]", path)
+        if schema.get("format") is not None and kinds == "string" and schema["format"] not in FORMATS:
+            yield f"For 'string' type, format {schema['format']!r} is not supported"
+
+    def _object(self, schema: dict[str, Any], where: str, path: frozenset[str]) -> Iterator[str]:
+        if schema.get("additionalProperties") is not False:
+            yield "For 'object' type, 'additionalProperties' must be explicitly set to false"
+        properties = schema.get("properties") or {}
+        required = schema.get("required") or ()
+        self._optional += sum(1 for key in properties if key not in required)
+        for key, each in properties.items():
+            yield from self._walk(each, f"{where}.{key}", path)
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Yield every $ref below a schema, without following them."""
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            if key == "$ref" and isinstance(value, str):
+                yield value
+            else:
+                yield from _references(value)
+    elif isinstance(schema, list):
+        for each in schema:
+            yield from _references(each)
