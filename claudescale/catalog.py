@@ -7,17 +7,26 @@ nowhere in this package: they are read out of genai-prices, at the moment they a
 from __future__ import annotations
 
 import itertools
-import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from claudescale.errors import PlanError, UnknownModel, UnknownTier, nearest
+from claudescale.facts import (
+    BatchFacts,
+    Lifecycle,
+    MessageFacts,
+    Mode,
+    Model,
+    Rates,
+    RetiredModel,
+    Tier,
+    read_facts,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +34,31 @@ if TYPE_CHECKING:
 
     from genai_prices.types import ModelInfo, ModelPrice
 
-Mode: TypeAlias = Literal["live", "batch"]
-Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
+__all__ = [
+    "BATCH",
+    "MESSAGE",
+    "MODELS",
+    "MODELS_SCHEMA",
+    "PARTS",
+    "RETIRED",
+    "TIERS",
+    "TIERS_SCHEMA",
+    "BatchFacts",
+    "Lifecycle",
+    "MessageFacts",
+    "Mode",
+    "Model",
+    "Rates",
+    "RetiredModel",
+    "Tier",
+    "lifecycle",
+    "list_price",
+    "model",
+    "models",
+    "tier",
+    "tier_rates",
+    "tiers",
+]
 
 PARTS = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
 """The kinds of tokens that have a price of their own, as in the ``usage`` of a reply."""
@@ -41,281 +73,32 @@ _PRICE_KEYS = MappingProxyType(
     }
 )
 
+_TEXT, _COUNT, _DOLLARS, _DAY = pl.String(), pl.Int64(), pl.Float64(), pl.Date()
+
 MODELS_SCHEMA = pl.Schema(
-    {
-        "model": pl.String(),
-        "line": pl.String(),
-        "lifecycle": pl.String(),
-        "dollars_per_million_input_tokens": pl.Float64(),
-        "dollars_per_million_output_tokens": pl.Float64(),
-        "batch_dollars_per_million_input_tokens": pl.Float64(),
-        "batch_dollars_per_million_output_tokens": pl.Float64(),
-        "price_step_tokens": pl.Int64(),
-        "context_tokens": pl.Int64(),
-        "max_output_tokens": pl.Int64(),
-        "dollars_per_million_cache_write_5m_tokens": pl.Float64(),
-        "dollars_per_million_cache_write_1h_tokens": pl.Float64(),
-        "dollars_per_million_cache_read_tokens": pl.Float64(),
-        "cache_minimum_tokens": pl.Int64(),
-        "characters_per_token": pl.Float64(),
-        "rate_group": pl.String(),
-        "thinks_by_default": pl.Boolean(),
-        "efforts": pl.List(pl.String()),
-        "retires_on": pl.Date(),
-        "retires_not_before": pl.Date(),
-        "successor": pl.String(),
-        "source": pl.String(),
-        "checked": pl.Date(),
-    }
+    dict.fromkeys(("model", "line", "lifecycle"), _TEXT)
+    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
+    | dict.fromkeys((f"batch_dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
+    | dict.fromkeys(("price_step_tokens", "context_tokens", "max_output_tokens"), _COUNT)
+    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in PARTS if "cache" in part), _DOLLARS)
+    | {"cache_minimum_tokens": _COUNT, "characters_per_token": pl.Float64(), "rate_group": _TEXT}
+    | {"thinks_by_default": pl.Boolean(), "efforts": pl.List(pl.String())}
+    | {"retires_on": _DAY, "retires_not_before": _DAY, "successor": _TEXT, "source": _TEXT, "checked": _DAY}
 )
 """Columns of `models`."""
 
 TIERS_SCHEMA = pl.Schema(
-    {
-        "tier": pl.String(),
-        "rate_group": pl.String(),
-        "requests_per_minute": pl.Int64(),
-        "input_tokens_per_minute": pl.Int64(),
-        "output_tokens_per_minute": pl.Int64(),
-        "batch_queue_requests": pl.Int64(),
-        "spend_dollars_per_month": pl.Float64(),
-        "batch_requests_per_minute": pl.Int64(),
-        "count_tokens_per_minute": pl.Int64(),
-        "family": pl.String(),
-        "qualify": pl.String(),
-        "source": pl.String(),
-        "checked": pl.Date(),
-    }
+    {"tier": _TEXT, "rate_group": _TEXT}
+    | dict.fromkeys(Rates._fields, _COUNT)
+    | {"batch_queue_requests": _COUNT, "spend_dollars_per_month": _DOLLARS}
+    | {"batch_requests_per_minute": _COUNT, "count_tokens_per_minute": _COUNT}
+    | {"family": _TEXT, "qualify": _TEXT, "source": _TEXT, "checked": _DAY}
 )
 """Columns of `tiers`."""
 
-
-class Rates(NamedTuple):
-    """What a tier allows one group of models in a minute."""
-
-    requests_per_minute: int
-    input_tokens_per_minute: int
-    output_tokens_per_minute: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """What is known about one model that can be called.
-
-    Attributes
-    ----------
-    id : str
-        The name to send; aliases resolve to it.
-    snapshot : str
-        The dated id that `id` stands for; the same as `id` where there is none.
-    lifecycle : str
-        As of `checked`: "active", "legacy", "deprecated".
-    retires_on : date or None
-        The announced day from which requests fail; None if none is announced.
-    retires_not_before : date or None
-        The day up to which Anthropic promised to keep it, where no retirement is announced.
-    successor : str or None
-        What to use instead, where there is something newer.
-    verified_only : bool
-        Only organizations that Anthropic has verified may call it.
-    cache_minimum_tokens : int or None
-        The shortest prefix that is cached; None is unknown.
-    characters_per_token : float
-        For estimates, by generation of the tokenizer.
-    tokenizer : str
-        "2024", or "2026" (Opus 4.7 and later: about 30% more tokens for the same text).
-    rate_group : str
-        Models of one group share one set of rate limits.
-    thinks_by_default : bool
-        It thinks unless told not to; thinking is billed as output.
-    thinking_types : tuple of str
-        What ``thinking.type`` may be.
-    thinking_off : dict or None
-        The ``thinking`` parameter that keeps thinking off in bulk rows. None: off already, or cannot
-        be turned off.
-    thinking_off_up_to_effort : str or None
-        Above this effort `thinking_off` is refused; None is no such bound.
-    efforts : tuple of str
-        What ``output_config.effort`` may be; empty where the parameter is refused.
-    default_effort : str or None
-        The effort without the parameter.
-    effort_for_bulk : str or None
-        The effort that keeps thinking small where it cannot be turned off.
-    """
-
-    id: str
-    snapshot: str
-    line: str
-    lifecycle: Lifecycle
-    deprecated_on: date | None = None
-    retires_on: date | None = None
-    retires_not_before: date | None = None
-    successor: str | None = None
-    verified_only: bool
-    context_tokens: int
-    max_output_tokens: int
-    cache_minimum_tokens: int | None = None
-    characters_per_token: float
-    tokenizer: str
-    rate_group: str
-    thinks_by_default: bool
-    thinking_types: tuple[str, ...]
-    thinking_off: dict[str, str] | None = field(default=None, hash=False)
-    thinking_off_up_to_effort: str | None = None
-    efforts: tuple[str, ...]
-    default_effort: str | None = None
-    effort_for_bulk: str | None = None
-    sampling_allowed: bool
-    structured_outputs: bool
-    batch: bool
-    source: str
-    checked: date
-
-    @property
-    def notice(self) -> str | None:
-        """What to know before choosing it: that it goes away, or that few may call it."""
-        if self.lifecycle == "deprecated":
-            when = f" and retires on {self.retires_on}" if self.retires_on else ""
-            return f"{self.id} is deprecated{when}. Use {self.successor!r}."
-        if self.verified_only:
-            return f"{self.id} is offered only to organizations that Anthropic has verified."
-        return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetiredModel:
-    """A model that could be called once.
-
-    Attributes
-    ----------
-    id, snapshot : str
-        The short and the dated name.
-    retires_on : date
-        The day from which requests fail.
-    successor : str
-        The replacement that Anthropic recommends.
-    """
-
-    id: str
-    snapshot: str
-    line: str | None = None
-    retires_on: date
-    successor: str
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
-    """What an account of one usage tier may do. None is not published.
-
-    Attributes
-    ----------
-    name : str
-        As `tier` takes it.
-    family : str
-        "today", or "numbered" for the tiers that ended on the API on 2026-06-26.
-    qualify : str
-        How one gets there.
-    limits : mapping of str to Rates
-        By rate group (`Model.rate_group`). Empty where limits are not published.
-    spend_dollars_per_month : float or None
-        The most the account may spend in a calendar month.
-    batch_queue_requests : int or None
-        Requests of all batches together that may wait at one time.
-    batch_requests_per_minute : int or None
-        HTTP calls to all batch endpoints.
-    count_tokens_per_minute : int or None
-        HTTP calls to the token counter (calls, not tokens).
-    """
-
-    name: str
-    family: Literal["today", "numbered"]
-    qualify: str
-    limits: Mapping[str, Rates] = field(hash=False)
-    spend_dollars_per_month: float | None = None
-    batch_queue_requests: int | None = None
-    batch_requests_per_minute: int | None = None
-    count_tokens_per_minute: int | None = None
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageFacts:
-    """What the Messages API takes in one request."""
-
-    max_bytes: int
-    max_messages: int
-    nonstreaming_max_tokens: int
-    schema_optional_parameters: int
-    schema_union_parameters: int
-    schema_strict_tools: int
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFacts:
-    """What the Message Batches API takes in one batch, and how long it keeps it."""
-
-    max_requests: int
-    max_bytes: int
-    expires_hours: int
-    results_days: int
-    custom_id_pattern: str
-    refused_parameters: tuple[str, ...]
-    source: str
-    checked: date
-
-
-_Row = TypeVar("_Row")
-
-
-def _row(kind: type[_Row], row: Mapping[str, Any]) -> _Row:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
-
-
-def _models_of(data: Mapping[str, Any]) -> dict[str, Model]:
-    models = {}
-    for row in data["model"]:
-        tokenizer = data["tokenizer"][row["tokenizer"]]
-        known = {"snapshot": row["id"], "characters_per_token": tokenizer["characters_per_token"]}
-        models[row["id"]] = _row(Model, data["model_defaults"] | known | row)
-    return models
-
-
-def _tiers_of(data: Mapping[str, Any]) -> dict[str, Tier]:
-    tiers = {}
-    for row in data["tier"]:
-        limits = {
-            group: Rates(limit["requests"], limit["input_tokens"], limit["output_tokens"])
-            for limit in row["limits"]
-            for group in data["limit_classes"][limit["class"]]
-        }
-        tiers[row["name"]] = _row(Tier, row | {"limits": MappingProxyType(limits)})
-    return tiers
-
-
-with Path(__file__).with_name("catalog.toml").open("rb") as _file:
-    _data = tomllib.load(_file)
-
-MODELS: Mapping[str, Model] = MappingProxyType(_models_of(_data))
-"""Every model in the catalog that is not retired as of its `checked`, by id. See `model`."""
-
-RETIRED: Mapping[str, RetiredModel] = MappingProxyType(
-    {row["id"]: _row(RetiredModel, {"snapshot": row["id"]} | row) for row in _data["retired"]}
-)
-"""Models that were retired when the catalog was checked, by id."""
-
-TIERS: Mapping[str, Tier] = MappingProxyType(_tiers_of(_data))
-"""Every usage tier, by name. See `tier`."""
-
-MESSAGE = _row(MessageFacts, _data["message"])
-"""What one request to the Messages API may be."""
-
-BATCH = _row(BatchFacts, _data["batch"])
-"""What one message batch may be."""
+MODELS, RETIRED, TIERS, MESSAGE, BATCH = read_facts()
+"""Every model that was not retired when last checked, the retired ones, the usage tiers (all by name,
+see `model` and `tier`), and what one request to the Messages API and one batch may be."""
 
 _BY_NAME = {name: found for found in MODELS.values() for name in (found.id, found.snapshot)}
 _RETIRED_BY_NAME = {name: found for found in RETIRED.values() for name in (found.id, found.snapshot)}
@@ -329,14 +112,9 @@ def lifecycle(model: Model, on: date | None = None) -> Lifecycle:
     Parameters
     ----------
     model : Model
-        From `model` or `MODELS`.
+        From `model` or `MODELS`. It counts as retired from the announced day on.
     on : date, optional
         The day asked about; the default is today (UTC).
-
-    Returns
-    -------
-    str
-        "retired" from the announced day on, whatever the catalog said when it was checked.
     """
     day = on or datetime.now(UTC).date()
     return "retired" if model.retires_on and day >= model.retires_on else model.lifecycle
@@ -345,7 +123,8 @@ def lifecycle(model: Model, on: date | None = None) -> Lifecycle:
 def model(name: str, *, on: date | None = None) -> Model:
     """Return the facts about a model that can be called.
 
-    A dated id and its short alias give the same `Model`, so that both are one model everywhere.
+    A dated id and its short alias give the same `Model`, so that both are one model everywhere. One
+    that is about to go has a `Model.notice`.
 
     Spends: nothing.
 
@@ -355,11 +134,6 @@ def model(name: str, *, on: date | None = None) -> Model:
         The model's id, as the API takes it.
     on : date, optional
         The day it is to be called; the default is today (UTC).
-
-    Returns
-    -------
-    Model
-        What is known, with a `Model.notice` if it is about to go.
 
     Raises
     ------
@@ -432,11 +206,6 @@ def tier_rates(tier: Tier | str | int, model: Model | str) -> Rates:
         A tier, or its name as `tier` takes it.
     model : Model or str
         A model, or its id.
-
-    Returns
-    -------
-    Rates
-        A tuple of three whole numbers.
 
     Raises
     ------

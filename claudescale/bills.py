@@ -1,0 +1,407 @@
+"""What tokens cost, what a run was billed for, and what its strategy saved.
+
+Every row is priced by itself and the dollars are summed: with some models the price of the whole
+request depends on the length of its prompt, so summed tokens would be priced wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from claudescale import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
+
+BILL = pl.Schema(
+    {"part": _TEXT, "tokens": _COUNT, "dollars": _DOLLARS, "share": pl.Float64(), "wasted_dollars": _DOLLARS}
+)
+"""Columns of `bill`."""
+
+WASTE = pl.Schema(
+    {"kind": _TEXT} | dict.fromkeys(("attempts", "billed_attempts", "tokens"), _COUNT) | {"dollars": _DOLLARS}
+)
+"""Columns of `waste`."""
+
+SAVINGS = pl.Schema(
+    {"strategy": _TEXT, "counterfactual": _TEXT}
+    | dict.fromkeys(("dollars_without", "dollars_with", "dollars_saved"), _DOLLARS)
+    | {"share": pl.Float64()}
+)
+"""Columns of `savings`."""
+
+_COLUMNS = {
+    "input": "input_tokens",
+    "cache_write_5m": "cache_write_5m_input_tokens",
+    "cache_write_1h": "cache_write_1h_input_tokens",
+    "cache_read": "cache_read_input_tokens",
+    "output": "output_tokens",
+}
+_ROUNDING_DOLLARS = 1e-9  # for each row
+_PROMPT = (
+    pl.col("input_tokens")
+    + pl.col("cache_write_5m_input_tokens")
+    + pl.col("cache_write_1h_input_tokens")
+    + pl.col("cache_read_input_tokens")
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceStep:
+    """Dollars per token for requests whose prompt is longer than `above_tokens`.
+
+    The prompt is counted whole: input, cache writes and cache reads together.
+    """
+
+    above_tokens: int
+    input: float
+    cache_write_5m: float
+    cache_write_1h: float
+    cache_read: float
+    output: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """The list price of one model in one mode.
+
+    `steps` rise by `PriceStep.above_tokens`; the last one that a prompt exceeds prices its whole request.
+    """
+
+    model: str
+    mode: catalog.Mode
+    steps: tuple[PriceStep, ...]
+
+    def dollars(
+        self,
+        *,
+        input_tokens: float = 0,
+        cache_write_5m_input_tokens: float = 0,
+        cache_write_1h_input_tokens: float = 0,
+        cache_read_input_tokens: float = 0,
+        output_tokens: float = 0,
+    ) -> float:
+        """Return the dollars of one request, the same as the function `dollars` gives for a row.
+
+        Spends: nothing.
+        """
+        prompt = (
+            input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
+        )
+        step = [step for step in self.steps if prompt > step.above_tokens or not step.above_tokens][-1]
+        return (
+            input_tokens * step.input
+            + cache_write_5m_input_tokens * step.cache_write_5m
+            + cache_write_1h_input_tokens * step.cache_write_1h
+            + cache_read_input_tokens * step.cache_read
+            + output_tokens * step.output
+        )
+
+
+def price(model_id: str, *, mode: catalog.Mode = "live", at: datetime | None = None) -> Price:
+    """Return the list price of a model, as genai-prices has it.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    model_id : str
+        A model of the catalog, retired ones included.
+    mode : {"live", "batch"}
+        How the requests are sent.
+    at : datetime, optional
+        When they are sent; the default is now. Prices change by UTC day.
+
+    Raises
+    ------
+    UnknownModel
+        The model or its price is unknown.
+    PlanError
+        The price for that mode at that time is unknown.
+
+    Examples
+    --------
+    >>> cheap = price("claude-haiku-5-5", mode="batch")
+    >>> [step.above_tokens for step in cheap.steps]
+    [0, 100000]
+    """
+    moment = datetime.now(UTC) if at is None else at
+    return _price(model_id, mode, (moment.astimezone(UTC) if moment.tzinfo else moment).date())
+
+
+@lru_cache(maxsize=1024)
+def _price(model_id: str, mode: catalog.Mode, day: date) -> Price:
+    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC))
+    thresholds = sorted({above for steps in parts.values() for above, _ in steps})
+    steps = [
+        PriceStep(
+            above_tokens=threshold,
+            **{
+                part: float([dollars for above, dollars in steps if above <= threshold][-1] / 1_000_000)
+                for part, steps in parts.items()
+            },
+        )
+        for threshold in thresholds
+    ]
+    return Price(model=model_id, mode=mode, steps=tuple(steps))
+
+
+def dollars(
+    price: Price,
+    *,
+    input_tokens: pl.Expr,
+    cache_write_5m_input_tokens: pl.Expr,
+    cache_write_1h_input_tokens: pl.Expr,
+    cache_read_input_tokens: pl.Expr,
+    output_tokens: pl.Expr,
+) -> pl.Expr:
+    """Return an expression of the dollars of each row, Float64.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    price : Price
+        From `price`.
+    input_tokens, cache_write_5m_input_tokens, cache_write_1h_input_tokens : pl.Expr
+        Tokens per request, not overlapping, as in a reply's ``usage``; estimates may be fractions.
+    cache_read_input_tokens, output_tokens : pl.Expr
+        The same; `output_tokens` has the thinking in it.
+
+    Returns
+    -------
+    pl.Expr
+        Null where any of the tokens is null.
+
+    Examples
+    --------
+    >>> zero = pl.lit(0)
+    >>> each = dollars(
+    ...     price("claude-haiku-5-5"),
+    ...     input_tokens=pl.col("tokens"),
+    ...     cache_write_5m_input_tokens=zero,
+    ...     cache_write_1h_input_tokens=zero,
+    ...     cache_read_input_tokens=zero,
+    ...     output_tokens=zero,
+    ... )
+    >>> pl.DataFrame({"tokens": [1_000, 200_000]}).select(each.round(6).alias("dollars"))["dollars"].to_list()
+    [0.0001, 0.1]
+    """
+    prompt = (
+        input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
+    )
+    return (
+        input_tokens * _rate(price, "input", prompt)
+        + cache_write_5m_input_tokens * _rate(price, "cache_write_5m", prompt)
+        + cache_write_1h_input_tokens * _rate(price, "cache_write_1h", prompt)
+        + cache_read_input_tokens * _rate(price, "cache_read", prompt)
+        + output_tokens * _rate(price, "output", prompt)
+    ).cast(pl.Float64)
+
+
+def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
+    base, *steps = price.steps
+    rate = pl.lit(getattr(base, part))
+    for step in steps:
+        rate = pl.when(prompt > step.above_tokens).then(getattr(step, part)).otherwise(rate)
+    return rate
+
+
+def bill(attempts: pl.DataFrame) -> pl.DataFrame:
+    """Return what was paid for: one row per part, whose dollars sum to what was billed.
+
+    Only attempts with `dollars` above zero are on the bill. The parts are priced at the list price of
+    the day each was sent. Should that not add up to the recorded dollars, because a price list has
+    changed since, one more row "price changed since" holds the difference.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    attempts : pl.DataFrame
+        One row per answer or failure of the API, as a run and its ledger have them.
+
+    Returns
+    -------
+    pl.DataFrame
+        `BILL`: the parts input, cache_write_5m, cache_write_1h, cache_read, reply, thinking; of each the
+        tokens, the dollars, their share of the whole, and how many of them went to replies that are of
+        no use (see `waste`).
+
+    Raises
+    ------
+    UnknownModel
+        The price of one of the models is unknown.
+    """
+    columns = {part: (part, column) for part, column in _COLUMNS.items() if part != "output"}
+    columns |= {"reply": ("output", "reply_tokens"), "thinking": ("output", "thinking_tokens")}
+    billed = _billed(
+        attempts,
+        "thinking_tokens",
+        reply_tokens=pl.col("output_tokens") - pl.col("thinking_tokens"),
+        wasted=_waste_kind(attempts).is_not_null(),
+    )
+    tokens, paid, lost = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0.0), dict.fromkeys(columns, 0.0)
+    for frame, own, _ in _by_price(billed):
+        priced = frame.lazy().select(
+            "wasted",
+            *(pl.col(column) for _, column in columns.values()),
+            **{part: pl.col(column) * _rate(own, of, _PROMPT) for part, (of, column) in columns.items()},
+        )
+        for sums in priced.group_by("wasted").sum().collect().iter_rows(named=True):
+            for part, (_, column) in columns.items():
+                tokens[part] += sums[column]
+                paid[part] += sums[part]
+                lost[part] += sums[part] if sums["wasted"] else 0.0
+    whole = float(billed["dollars"].sum())
+    rest = whole - sum(paid.values())
+    rows = [(part, tokens[part], paid[part], lost[part]) for part in columns]
+    if abs(rest) > _ROUNDING_DOLLARS * billed.height:
+        rows.append(("price changed since", 0, rest, 0.0))
+    shared = [
+        (part, count, dollars, dollars / whole, wasted) for part, count, dollars, wasted in rows if whole
+    ]
+    return pl.DataFrame(shared, schema=BILL, orient="row")
+
+
+def waste(attempts: pl.DataFrame) -> pl.DataFrame:
+    """Return the attempts that gave no result, by kind, the dearest first.
+
+    A kind is the `error` of the attempt (cut-off and unreadable replies are billed, refused calls are
+    not), or "repeated" for a further paid reply to a row that had one.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    attempts : pl.DataFrame
+        One row per answer or failure of the API, as a run and its ledger have them, in order of time.
+
+    Returns
+    -------
+    pl.DataFrame
+        `WASTE`: attempts, how many of them were billed, their tokens and their dollars.
+    """
+    every = pl.sum_horizontal(_COLUMNS.values())
+    return (
+        attempts.lazy()
+        .with_columns(kind=_waste_kind(attempts))
+        .filter(pl.col("kind").is_not_null())
+        .group_by("kind")
+        .agg(
+            attempts=pl.len(),
+            billed_attempts=(pl.col("dollars") > 0).sum(),
+            tokens=every.filter(pl.col("dollars") > 0).sum(),
+            dollars=pl.col("dollars").sum(),
+        )
+        .sort(["dollars", "attempts", "kind"], descending=[True, True, False])
+        .select(pl.col(name).cast(of) for name, of in WASTE.items())
+        .collect()
+    )
+
+
+def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl.DataFrame:
+    """Return what each strategy saved, against the same rows at the same model without it.
+
+    Read it downward: `dollars_without` of the first row is the whole plan done plainly (every row sent by
+    itself, live, nothing cached); each row takes one strategy away from that; `dollars_with` of the
+    last row is what was billed. The savings sum to the difference. A cache that was written and hardly
+    read saves less than nothing, and says so. Waste (see `waste`) is in all of the figures alike.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    attempts : pl.DataFrame
+        One row per answer or failure of the API, as a run and its ledger have them, in order of time.
+    duplicates : int or pl.DataFrame
+        Rows that were answered with the reply to an identical row. As a frame with the columns `key` and
+        `duplicates` each is priced as the row it repeats; as a number, at the mean of the paid replies.
+
+    Returns
+    -------
+    pl.DataFrame
+        `SAVINGS`: one row each for deduplication, cache and batch; `share` is of the plain price.
+
+    Raises
+    ------
+    UnknownModel
+        The price of one of the models is unknown.
+    """
+    kept = _waste_kind(attempts).is_null()
+    if isinstance(duplicates, int):
+        billed = _billed(attempts, kept=kept)
+        each = duplicates / max(int(billed["kept"].sum()), 1)
+        billed = billed.with_columns(repeats=pl.col("kept") * each)
+    else:
+        counted = duplicates.select("key", repeats="duplicates")
+        billed = _billed(attempts, "key", kept=kept).join(
+            counted, on="key", how="left", maintain_order="left"
+        )
+        billed = billed.with_columns(pl.col("repeats").fill_null(0) * pl.col("kept"))
+    sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
+    for frame, own, live in _by_price(billed):
+        plain = _PROMPT * _rate(live, "input", _PROMPT)
+        plain += pl.col("output_tokens") * _rate(live, "output", _PROMPT)
+        priced = frame.lazy().select(
+            own=_row_dollars(own),
+            live=_row_dollars(live),
+            plain=plain,
+            repeated=plain * pl.col("repeats"),
+        )
+        for name, value in priced.sum().collect().row(0, named=True).items():
+            sums[name] += value
+    chain = {
+        ("deduplication", "every row sent by itself"): sums["repeated"],
+        ("cache", "nothing cached"): sums["plain"] - sums["live"],
+        ("batch", "everything sent live"): sums["live"] - sums["own"],
+    }
+    whole = without = float(billed["dollars"].sum()) + sum(chain.values())
+    rows = []
+    for (strategy, counterfactual), saved in chain.items():
+        share = saved / whole if whole else 0.0
+        rows.append((strategy, counterfactual, without, without - saved, saved, share))
+        without -= saved
+    return pl.DataFrame(rows, schema=SAVINGS, orient="row")
+
+
+def _billed(attempts: pl.DataFrame, *columns: str, **derived: pl.Expr) -> pl.DataFrame:
+    needed = ("model", "mode", "sent_at", "dollars", *_COLUMNS.values(), *columns)
+    return attempts.lazy().select(*needed, **derived).filter(pl.col("dollars") > 0).collect()
+
+
+def _row_dollars(price: Price) -> pl.Expr:
+    return dollars(price, **{column: pl.col(column) for column in _COLUMNS.values()})
+
+
+def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
+    good = (pl.col("dollars") > 0) & pl.col("error").is_null()
+    different = pl.col("key").hash().filter(good).n_unique()
+    if attempts.select(different == good.sum()).item():  # the usual case, four times as fast to see
+        return pl.col("error")
+    first = pl.when(good).then("key").is_first_distinct()
+    return pl.when(good & ~first).then(pl.lit("repeated")).otherwise("error")
+
+
+def _by_price(attempts: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Price, Price]]:
+    """Split the attempts by price; with each, that price and the live one of the same days."""
+    day = pl.col("sent_at").dt.date()
+    groups: dict[tuple[Price, Price], list[pl.Expr]] = {}
+    for model, mode in attempts.select("model", "mode").unique().sort(pl.all()).iter_rows():
+        of = (pl.col("model") == model) & (pl.col("mode") == mode)
+        days: dict[tuple[Price, Price], list[date]] = {}
+        for sent in attempts.filter(of).select(day).to_series().unique().sort():
+            at = datetime.combine(sent, time(12), UTC)
+            days.setdefault((price(model, mode=mode, at=at), price(model, at=at)), []).append(sent)
+        for prices, those in days.items():
+            only = of if len(days) == 1 else of & day.is_in(those)
+            groups.setdefault(prices, []).append(only)
+    for (own, live), masks in groups.items():
+        yield (attempts if len(groups) == 1 else attempts.filter(pl.any_horizontal(masks))), own, live

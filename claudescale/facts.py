@@ -1,0 +1,245 @@
+"""The shape of a fact: what `catalog.toml` says of a model, a tier, a limit, and reading it.
+
+Kept apart from `catalog`, which answers questions about the facts.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+
+Mode: TypeAlias = Literal["live", "batch"]
+Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
+
+
+class Rates(NamedTuple):
+    """What a tier allows one group of models in a minute."""
+
+    requests_per_minute: int
+    input_tokens_per_minute: int
+    output_tokens_per_minute: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is known about one model that can be called.
+
+    Attributes
+    ----------
+    id : str
+        The name to send; aliases resolve to it.
+    snapshot : str
+        The dated id that `id` stands for; the same as `id` where there is none.
+    lifecycle : str
+        As of `checked`: "active", "legacy", "deprecated".
+    retires_on : date or None
+        The announced day from which requests fail; None if none is announced.
+    retires_not_before : date or None
+        The day up to which Anthropic promised to keep it, where no retirement is announced.
+    successor : str or None
+        What to use instead, where there is something newer.
+    verified_only : bool
+        Only organizations that Anthropic has verified may call it.
+    cache_minimum_tokens : int or None
+        The shortest prefix that is cached; None is unknown.
+    characters_per_token : float
+        For estimates, by generation of the tokenizer.
+    tokenizer : str
+        "2024", or "2026" (Opus 4.7 and later: about 30% more tokens for the same text).
+    rate_group : str
+        Models of one group share one set of rate limits.
+    thinks_by_default : bool
+        It thinks unless told not to; thinking is billed as output.
+    thinking_types : tuple of str
+        What ``thinking.type`` may be.
+    thinking_off : dict or None
+        The ``thinking`` parameter that keeps thinking off in bulk rows. None: off already, or cannot
+        be turned off.
+    thinking_off_up_to_effort : str or None
+        Above this effort `thinking_off` is refused; None is no such bound.
+    efforts : tuple of str
+        What ``output_config.effort`` may be; empty where the parameter is refused.
+    default_effort : str or None
+        The effort without the parameter.
+    effort_for_bulk : str or None
+        The effort that keeps thinking small where it cannot be turned off.
+    """
+
+    id: str
+    snapshot: str
+    line: str
+    lifecycle: Lifecycle
+    deprecated_on: date | None = None
+    retires_on: date | None = None
+    retires_not_before: date | None = None
+    successor: str | None = None
+    verified_only: bool
+    context_tokens: int
+    max_output_tokens: int
+    cache_minimum_tokens: int | None = None
+    characters_per_token: float
+    tokenizer: str
+    rate_group: str
+    thinks_by_default: bool
+    thinking_types: tuple[str, ...]
+    thinking_off: dict[str, str] | None = field(default=None, hash=False)
+    thinking_off_up_to_effort: str | None = None
+    efforts: tuple[str, ...]
+    default_effort: str | None = None
+    effort_for_bulk: str | None = None
+    sampling_allowed: bool
+    structured_outputs: bool
+    batch: bool
+    source: str
+    checked: date
+
+    @property
+    def notice(self) -> str | None:
+        """What to know before choosing it: that it goes away, or that few may call it."""
+        if self.lifecycle == "deprecated":
+            when = f" and retires on {self.retires_on}" if self.retires_on else ""
+            return f"{self.id} is deprecated{when}. Use {self.successor!r}."
+        if self.verified_only:
+            return f"{self.id} is offered only to organizations that Anthropic has verified."
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredModel:
+    """A model that could be called once.
+
+    Attributes
+    ----------
+    id, snapshot : str
+        The short and the dated name.
+    retires_on : date
+        The day from which requests fail.
+    successor : str
+        The replacement that Anthropic recommends.
+    """
+
+    id: str
+    snapshot: str
+    line: str | None = None
+    retires_on: date
+    successor: str
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """What an account of one usage tier may do. None is not published.
+
+    Attributes
+    ----------
+    name : str
+        As `tier` takes it.
+    family : str
+        "today", or "numbered" for the tiers that ended on the API on 2026-06-26.
+    qualify : str
+        How one gets there.
+    limits : mapping of str to Rates
+        By rate group (`Model.rate_group`). Empty where limits are not published.
+    spend_dollars_per_month : float or None
+        The most the account may spend in a calendar month.
+    batch_queue_requests : int or None
+        Requests of all batches together that may wait at one time.
+    batch_requests_per_minute : int or None
+        HTTP calls to all batch endpoints.
+    count_tokens_per_minute : int or None
+        HTTP calls to the token counter (calls, not tokens).
+    """
+
+    name: str
+    family: Literal["today", "numbered"]
+    qualify: str
+    limits: Mapping[str, Rates] = field(hash=False)
+    spend_dollars_per_month: float | None = None
+    batch_queue_requests: int | None = None
+    batch_requests_per_minute: int | None = None
+    count_tokens_per_minute: int | None = None
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFacts:
+    """What the Messages API takes in one request."""
+
+    max_bytes: int
+    max_messages: int
+    nonstreaming_max_tokens: int
+    schema_optional_parameters: int
+    schema_union_parameters: int
+    schema_strict_tools: int
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFacts:
+    """What the Message Batches API takes in one batch, and how long it keeps it."""
+
+    max_requests: int
+    max_bytes: int
+    expires_hours: int
+    results_days: int
+    custom_id_pattern: str
+    refused_parameters: tuple[str, ...]
+    source: str
+    checked: date
+
+
+_Row = TypeVar("_Row")
+
+
+def _row(kind: type[_Row], row: Mapping[str, Any]) -> _Row:
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+
+
+def _models_of(data: Mapping[str, Any]) -> dict[str, Model]:
+    models = {}
+    for row in data["model"]:
+        tokenizer = data["tokenizer"][row["tokenizer"]]
+        known = {"snapshot": row["id"], "characters_per_token": tokenizer["characters_per_token"]}
+        models[row["id"]] = _row(Model, data["model_defaults"] | known | row)
+    return models
+
+
+def _tiers_of(data: Mapping[str, Any]) -> dict[str, Tier]:
+    tiers = {}
+    for row in data["tier"]:
+        limits = {
+            group: Rates(limit["requests"], limit["input_tokens"], limit["output_tokens"])
+            for limit in row["limits"]
+            for group in data["limit_classes"][limit["class"]]
+        }
+        tiers[row["name"]] = _row(Tier, row | {"limits": MappingProxyType(limits)})
+    return tiers
+
+
+def read_facts() -> tuple[
+    Mapping[str, Model], Mapping[str, RetiredModel], Mapping[str, Tier], MessageFacts, BatchFacts
+]:
+    """Return the models, the retired models, the tiers and the limits of `catalog.toml`.
+
+    Spends: nothing.
+    """
+    with Path(__file__).with_name("catalog.toml").open("rb") as file:
+        data = tomllib.load(file)
+    retired = {row["id"]: _row(RetiredModel, {"snapshot": row["id"]} | row) for row in data["retired"]}
+    return (
+        MappingProxyType(_models_of(data)),
+        MappingProxyType(retired),
+        MappingProxyType(_tiers_of(data)),
+        _row(MessageFacts, data["message"]),
+        _row(BatchFacts, data["batch"]),
+    )
