@@ -234,11 +234,6 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
         `BILL`: the parts input, cache_write_5m, cache_write_1h, cache_read, reply, thinking; of each the
         tokens, the dollars, their share of the whole, and how many of them went to replies that are of
         no use (see `waste`).
-
-    Raises
-    ------
-    UnknownModel
-        The price of one of the models is unknown.
     """
     columns = {part: (part, column) for part, column in _COLUMNS.items() if part != "output"}
     columns |= {"reply": ("output", "reply_tokens"), "thinking": ("output", "thinking_tokens")}
@@ -265,9 +260,8 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
     rows = [(part, tokens[part], paid[part], lost[part]) for part in columns]
     if abs(rest) > _ROUNDING_DOLLARS * billed.height:
         rows.append(("price changed since", 0, rest, 0.0))
-    shared = [
-        (part, count, dollars, dollars / whole, wasted) for part, count, dollars, wasted in rows if whole
-    ]
+    per_dollar = 1 / whole if whole else 0.0
+    shared = [(part, count, dollars, dollars * per_dollar, wasted) for part, count, dollars, wasted in rows]
     return pl.DataFrame(shared, schema=BILL, orient="row")
 
 
@@ -329,11 +323,6 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
     -------
     pl.DataFrame
         `SAVINGS`: one row each for deduplication, cache and batch; `share` is of the plain price.
-
-    Raises
-    ------
-    UnknownModel
-        The price of one of the models is unknown.
     """
     kept = _waste_kind(attempts).is_null()
     if isinstance(duplicates, int):
