@@ -7,6 +7,7 @@ nowhere in this package: they are read out of genai-prices, at the moment they a
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
@@ -29,7 +30,7 @@ from claudescale.facts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from decimal import Decimal
 
     from genai_prices.types import ModelInfo, ModelPrice
@@ -55,6 +56,7 @@ __all__ = [
     "list_price",
     "model",
     "models",
+    "same_model",
     "tier",
     "tier_rates",
     "tiers",
@@ -157,6 +159,15 @@ def model(name: str, *, on: date | None = None) -> Model:
     raise UnknownModel(msg)
 
 
+def same_model(name: str, names: Iterable[str]) -> bool:
+    """Return whether `names` has the model called `name`, be it by its dated id or its alias.
+
+    Spends: nothing.
+    """
+    known = _BY_NAME.get(name)
+    return bool({name, known.id, known.snapshot} & set(names)) if known else name in names
+
+
 def tier(name: str | int) -> Tier:
     """Return what an account of a usage tier may do.
 
@@ -239,7 +250,7 @@ _tier, _model = tier, model
 def list_price(
     model_id: str, *, mode: Mode = "live", at: datetime | None = None
 ) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
-    """Return the list price by part, in dollars per million tokens, as genai-prices has it.
+    """Return the list price by part (`PARTS`), in dollars per million tokens, as genai-prices has it.
 
     A part's price is one or more steps ``(above_tokens, dollars)``: the last step whose `above_tokens`
     the whole prompt (input, cache writes and cache reads together) exceeds holds for every token of the
@@ -255,11 +266,6 @@ def list_price(
         How the request is sent.
     at : datetime, optional
         When it is sent; the default is now. Prices change by UTC day.
-
-    Returns
-    -------
-    mapping of str to tuple
-        Keys are `PARTS`.
 
     Raises
     ------
@@ -320,20 +326,19 @@ def _steps(prices: ModelPrice, model_id: str, part: str) -> tuple[tuple[int, Dec
 
 
 def _prices_row(model_id: str, moment: datetime) -> dict[str, Any]:
-    try:
+    row: dict[str, Any] = {}
+    with suppress(PlanError):  # an unknown price is null in the table
         live = list_price(model_id, at=moment)
-    except UnknownModel:
-        return {}
-    row: dict[str, Any] = {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
-    row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
-    batch = list_price(model_id, mode="batch", at=moment)
-    for part in ("input", "output"):
-        row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
+        row = {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
+        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
+        batch = list_price(model_id, mode="batch", at=moment)
+        for part in ("input", "output"):
+            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
     return row
 
 
 def models(*, at: datetime | None = None) -> pl.DataFrame:
-    """Return one row per model that can be called, newest of each line first.
+    """Return one row per model that can be called (`MODELS_SCHEMA`), newest of each line first.
 
     Where `price_step_tokens` is set, a prompt longer than that costs more for the whole request; the
     prices shown are those up to it. A price that genai-prices does not know is null.
@@ -344,11 +349,6 @@ def models(*, at: datetime | None = None) -> pl.DataFrame:
     ----------
     at : datetime, optional
         The moment the models are to be called; the default is now.
-
-    Returns
-    -------
-    pl.DataFrame
-        `MODELS_SCHEMA`; every row has its `source` and the day it was `checked`.
 
     Examples
     --------
@@ -369,7 +369,7 @@ def models(*, at: datetime | None = None) -> pl.DataFrame:
 
 
 def tiers(model: Model | str | None = None) -> pl.DataFrame:
-    """Return one row per usage tier and rate group, today's tiers first.
+    """Return one row per usage tier and rate group (`TIERS_SCHEMA`), today's tiers first.
 
     Spends: nothing.
 
@@ -377,11 +377,6 @@ def tiers(model: Model | str | None = None) -> pl.DataFrame:
     ----------
     model : Model or str, optional
         Only this model's group: then one row per tier. Unpublished limits are null.
-
-    Returns
-    -------
-    pl.DataFrame
-        `TIERS_SCHEMA`; every row has its `source` and the day it was `checked`.
 
     Examples
     --------

@@ -142,6 +142,15 @@ def test_a_model_retires_on_its_day():
     assert catalog.model("claude-haiku-4-5", on=date(2030, 1, 1)).notice is None
 
 
+def test_a_model_is_found_among_names_of_either_kind():
+    """A list that has a model's dated id or its alias has the model, whichever is asked for."""
+    for name in ("claude-haiku-4-5", "claude-haiku-4-5-20251001"):
+        assert catalog.same_model(name, ["claude-haiku-4-5"])
+        assert catalog.same_model(name, ["claude-haiku-4-5-20251001"])
+        assert not catalog.same_model(name, ["claude-haiku-5-5"])
+    assert catalog.same_model("claude-next", ["claude-next"])
+
+
 @pytest.mark.parametrize("name", [1, "1", "tier 1", "Tier 1", "TIER-1"])
 def test_a_numbered_tier_has_many_spellings(name):
     """A numbered tier is found by number and by name, in any capitals."""
@@ -209,6 +218,9 @@ def test_the_models_frame():
         "claude-sonnet-4-5",
     ]
     assert not frame.filter(pl.any_horizontal(pl.col("source", "checked").is_null())).height
+    before_batch_prices = catalog.models(at=datetime(2026, 10, 13, tzinfo=UTC)).row(0, named=True)
+    assert before_batch_prices["dollars_per_million_input_tokens"] == 0.1
+    assert before_batch_prices["batch_dollars_per_million_input_tokens"] is None
     later = catalog.models(at=datetime(2026, 12, 1, tzinfo=UTC))
     assert set(frame["model"]) - set(later["model"]) == {"claude-sonnet-4-5"}
 
