@@ -1,14 +1,16 @@
 """Pictures of a run: Polars frames in, charts out that show themselves without a network.
 
-A chart knows column names, never our objects. Everything is aggregated in Polars before Altair sees
-it, so that a million rows make a small picture, and always the same one. The theme joins when a chart
-is shown, not when it is made: `Shown.chart` stays free of configuration and composes with ``|``, ``&``
-and ``+``. The user's own Altair settings are neither read nor changed.
+A chart knows column names, never our objects. Everything is aggregated in Polars before Altair sees it:
+a million rows make a small picture, and always the same one. The theme joins when a chart is shown, not
+when it is made, so that `Shown.chart` composes with ``|``, ``&`` and ``+`` like any other. The user's own
+Altair settings are neither read nor changed.
 """
+# ruff: noqa: PLC0415  # altair takes 2 s to import, and many runs are never drawn
 
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,67 +22,53 @@ if TYPE_CHECKING:
     import altair as alt
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-PALE, GREY = "#BBBBBB", "#888888"  # reads on white and on black: JupyterLab's dark theme leaves the colour of marks alone
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, PALE, GREY = "#CC79A7", "#56B4E9", "#BBBBBB", "#888888"
+STATES = {"answered": BLUE, "reused from the ledger": SKY, "failed": VERMILLION, "unsent": PURPLE}
+STATES["to do"] = PALE
+# Which quantile is drawn, from how many answers on, in which colour and dashes, its label on which side.
+QUANTILES = {"median": (0.5, 1, ORANGE, [1, 0], "top"), "p90": (0.9, 10, GREEN, [6, 3], "bottom")}
 WIDTH, HEIGHT = 560, 220
-MOST_SLICES, MOST_POINTS, MOST_BINS = 280, 1_500, 60
-
-# Labels and titles of axes have no colour here: the light or dark theme of the page gives it.
+MOST_SLICES, MOST_SIGNS, MOST_POINTS, MOST_FAILURES, MOST_BINS, BINS = 280, 70, 1_500, 200, 60, 24
+# From where on: tokens in thousands, dollars without cents, a log scale (in medians). NO_TIME: rounding.
+LONG_NUMBERS, WHOLE_DOLLARS, DWARFED, NO_TIME = 20_000, 100, 15, 1e-9
+HOVER = {"opacity": 0, "size": 80}  # points nobody sees, for the tooltips of a line
+SHORT = "format(datum.value, '.3~s')"  # 400k; given as `format` it would call zero "0k"
+# Labels and titles of axes get no colour here: the light or dark theme of the page gives it.
+# fmt: off
 THEME: dict[str, Any] = {
     "view": {"stroke": None},
     "axis": {
-        "gridColor": GREY,
-        "gridOpacity": 0.25,
-        "domainColor": GREY,
-        "tickColor": GREY,
-        "labelFontSize": 11,
-        "labelPadding": 5,
-        "labelLimit": 190,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
+        "gridColor": GREY, "gridOpacity": 0.25, "domainColor": GREY, "tickColor": GREY, "labelPadding": 5,
+        "labelFontSize": 11, "labelLimit": 190, "titleFontSize": 12, "titleFontWeight": "normal",
     },
     "axisX": {"grid": False, "titlePadding": 8, "labelFlush": False},
-    "axisYQuantitative": {
-        "domain": False,
-        "ticks": False,
-        "tickCount": 4,
-        "minExtent": 44,
-        "titleAngle": 0,
-        "titleAlign": "left",
-        "titleBaseline": "bottom",
-        "titleX": -44,
-        "titleY": -9,
+    "axisYQuantitative": {  # its title stands level above it, from its left edge
+        "domain": False, "ticks": False, "tickCount": 4, "minExtent": 44,
+        "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -44, "titleY": -9,
     },
     "text": {"color": GREY, "fontSize": 11},
-    "rule": {"color": GREY},
-    "title": {"anchor": "start", "frame": "bounds", "fontSize": 13, "fontWeight": 600, "offset": 12},
+    "title": {
+        "anchor": "start", "frame": "bounds", "offset": 12, "limit": 630, "fontSize": 13, "fontWeight": 600,
+    },
 }
-# Name on the picture: which quantile, from how many answers on, and how it is drawn.
-SHORT = "format(datum.value, '~s')"  # 400k; as `format=` it would label zero "0k"
-QUANTILES = {"median": (0.5, 1, ORANGE, [1, 0], "top"), "p90": (0.9, 10, GREEN, [6, 3], "bottom")}
-STATES = {
-    "answered": BLUE,
-    "reused from the ledger": SKY,
-    "failed": VERMILLION,
-    "unsent": PURPLE,
-    "to do": PALE,
-}
+# fmt: on
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True, kw_only=True)
 class Shown:
     """A chart that shows itself in a notebook, with no network, in light and in dark.
 
-    Spends: nothing.
-
     To go on from it, change `chart` with Altair and wrap what comes out again:
     ``Shown(chart=shown.chart.properties(width=400), text=shown.text)``.
 
+    Spends: nothing.
+
     Parameters
     ----------
-    chart
-        The Altair chart, without a theme: free to be layered and concatenated.
-    text
+    chart : altair.TopLevelMixin
+        The chart, without a theme: free to be layered and concatenated.
+    text : str
         One sentence that says what the picture says; shown where pictures cannot be.
     """
 
@@ -91,49 +79,36 @@ class Shown:
         return self.text
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        del include, exclude  # IPython itself filters what it gets
+        del include, exclude  # IPython itself leaves out what was not asked for
         return bundle(self.chart, self.text)
 
 
 def specification(chart: alt.TopLevelMixin, text: str) -> dict[str, Any]:
-    """Return the Vega-Lite specification of `chart` in our theme, `text` as its description.
+    """Return the Vega-Lite specification of `chart` in our theme, described by `text`.
 
     Spends: nothing.
     """
     datasets: dict[str, Any] = {}
-    # Altair's own name for "part of a larger chart": it leaves out the user's theme and renderer settings.
+    # As if it were part of a larger chart: so Altair leaves out the user's theme and data transformer.
     inner = chart.to_dict(context={"datasets": datasets, "top_level": False, "pre_transform": False})
     return {
-        # JupyterLab bundles Vega-Lite 5.6.1 and warns of any other version.
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.6.1.json",
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.6.1.json",  # JupyterLab's; warns of others
         "description": text,
         "background": "transparent",
         **inner,
         "config": {**THEME, **inner.get("config", {})},
-        "datasets": {**inner.get("datasets", {}), **datasets},
+        "datasets": datasets,
     }
 
 
 def bundle(chart: alt.TopLevelMixin, text: str) -> dict[str, Any]:
-    """Return what a notebook shows and saves of `chart`: Vega-Lite 5, a PNG and `text`.
+    """Return what a notebook shows and saves of `chart`, by MIME type: Vega-Lite 5, a PNG and `text`.
 
-    One of the three is right everywhere: JupyterLab and VS Code draw the first and follow the dark
-    theme, GitHub and exported pages have the picture (on white, because nothing says what page it
-    will stand on), a terminal the sentence. For a display handle: ``handle.update(bundle, raw=True)``.
+    JupyterLab and VS Code draw the first and follow the dark theme; GitHub and exported pages show the
+    picture, on white because it may stand on any page; a terminal shows the sentence. For a display
+    handle: ``handle.update(bundle(...), raw=True)``.
 
     Spends: nothing.
-
-    Parameters
-    ----------
-    chart
-        Any Altair chart.
-    text
-        One sentence that says what the picture says.
-
-    Returns
-    -------
-    dict
-        By MIME type.
     """
     import vl_convert
 
@@ -147,35 +122,39 @@ def bundle(chart: alt.TopLevelMixin, text: str) -> dict[str, Any]:
 
 
 def throughput(throughput: pl.DataFrame, *, requests_per_minute: float | None) -> Shown:
-    """Return the chart of requests per minute over time, against the limit.
+    """Return the chart of requests per minute over time, their limit, and the calls that were refused.
 
     Spends: nothing.
 
     Parameters
     ----------
-    throughput
-        A row per slice of time: ``minute`` (since the start, left edge), ``slice_minutes``,
-        ``requests_per_minute``, ``input_tokens_per_minute``, ``output_tokens_per_minute`` and
-        ``refused`` (how many calls the API turned away with 429).
-    requests_per_minute
+    throughput : pl.DataFrame
+        A row per slice of time: `minute` (since the start, its left edge), `slice_minutes`, `refused` (calls
+        turned away with 429) and `requests_`, `input_tokens_` and `output_tokens_per_minute`.
+    requests_per_minute : float or None
         The limit, drawn as a labelled line; None where it is not known.
-
-    Returns
-    -------
-    Shown
-        The chart, its sentence in `text`.
     """
-    title = "Requests per minute"
     if throughput.is_empty():
-        return _nothing_sent(title)
+        return _nothing_sent("Requests per minute")
+    import altair as alt
+
+    throughput = _finite(throughput).sort("minute")
     slices, unit = _slices(throughput)
-    mean, peak = _mean_and_peak(throughput, "requests_per_minute")
+    mean, peak = _mean_and_peak(throughput, "requests")
+    layers = _rate(slices, "requests", limit=requests_per_minute, color=BLUE, unit=unit)
     text = f"{mean:,.0f} requests a minute on average, {peak:,.0f} at the peak"
     text += f", {requests_per_minute:,.0f} allowed" if requests_per_minute else ""
-    refused = throughput["refused"].sum()
-    text += f"; {_counted(refused, 'call')} refused" if refused else ""
-    panel = _rate(slices, "requests", requests_per_minute, BLUE, unit=unit, height=HEIGHT)
-    return Shown(chart=panel.properties(title=text), text=text)
+    if refused := slices.select(pl.col("refused").sum()).item():
+        text += f"; {_counted(refused, 'call')} refused"
+        # Signs that would lie upon each other are joined; their size is how many calls they stand for.
+        middle = ((pl.col("start") + pl.col("end")) / 2 * pl.col("refused")).sum() / pl.col("refused").sum()
+        groups = slices.group_by(bin=pl.int_range(pl.len()) // _every(slices, MOST_SIGNS))
+        signs = groups.agg(pl.col("refused").sum(), start=middle).filter(pl.col("refused") > 0).sort("start")
+        size = alt.Size("refused:Q", legend=None, scale=alt.Scale(range=[30, 110], domainMin=0))
+        mark = _chart(signs).mark_point(shape="triangle-down", filled=True, color=VERMILLION)
+        layers.append(mark.encode(x="start:Q", y=alt.value(6), size=size))
+        layers += _flagged(refused, "refused (429)", WIDTH)
+    return Shown(chart=alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=text), text=text)
 
 
 def tokens(
@@ -187,115 +166,84 @@ def tokens(
 
     Parameters
     ----------
-    throughput
+    throughput : pl.DataFrame
         The frame of `throughput`.
-    input_tokens_per_minute, output_tokens_per_minute
+    input_tokens_per_minute, output_tokens_per_minute : float or None
         The limits, drawn as labelled lines; None where one is not known.
-
-    Returns
-    -------
-    Shown
-        Two panels over one time axis.
     """
     if throughput.is_empty():
         return _nothing_sent("Tokens per minute")
     import altair as alt
 
+    throughput = _finite(throughput).sort("minute")
     slices, unit = _slices(throughput)
-    limits = {"input tokens": input_tokens_per_minute, "output tokens": output_tokens_per_minute}
     said, panels = [], []
-    for (noun, limit), color in zip(limits.items(), (BLUE, ORANGE), strict=True):
-        mean, _ = _mean_and_peak(throughput, f"{noun.replace(' ', '_')}_per_minute")
-        said.append(f"{mean:,.0f} {noun}" + (f" ({mean / limit:.1%} of the limit)" if limit else ""))
-        last = noun == "output tokens"
-        panels.append(_rate(slices, noun, limit, color, unit=unit if last else None, height=105))
-    text = f"A minute on average: {', '.join(said)}"
+    for noun, limit, color, title in (
+        ("input tokens", input_tokens_per_minute, BLUE, None),
+        ("output tokens", output_tokens_per_minute, ORANGE, unit),
+    ):
+        mean, _ = _mean_and_peak(throughput, noun)
+        layers = _rate(slices, noun, limit=limit, color=color, unit=title)
+        said.append(f"{mean:,.0f} {noun}" + (f" ({mean / limit:.0%} of the limit)" if limit else ""))
+        panels.append(alt.layer(*layers).properties(width=WIDTH, height=105))
+    text = " and ".join(said) + " a minute"
     return Shown(chart=alt.vconcat(*panels, spacing=26, title=text), text=text)
 
 
 def latency(attempts: pl.DataFrame) -> Shown:
     """Return the chart of the seconds each answer took: over time, and how they are spread.
 
-    The median and the 90th percentile are of all answers; of very many, every n-th is drawn.
+    The median and the 90th percentile are of all answers; of very many answers, every n-th is drawn.
 
     Spends: nothing.
 
     Parameters
     ----------
-    attempts
-        A row per answer or failure: ``sent_at``, ``seconds`` and ``error`` (null where answered).
-
-    Returns
-    -------
-    Shown
-        Points with lines of the median and the 90th percentile, and a histogram beside them.
+    attempts : pl.DataFrame
+        A row per answer or failure: `sent_at`, `seconds` and `error` (null where answered).
     """
-    calls = attempts.select("sent_at", "seconds", failed=pl.col("error").is_not_null())
-    calls = calls.filter(pl.col("seconds").is_finite()).sort("sent_at", "seconds")
+    calls = attempts.filter(pl.col("seconds").is_finite(), pl.col("sent_at").is_not_null())
     if calls.is_empty():
         return _nothing_sent("Seconds per answer")
     import altair as alt
 
     minutes = (pl.col("sent_at") - pl.col("sent_at").min()).dt.total_microseconds() / 60e6
     scale, unit = _time_unit(calls.select(minutes.max()).item())
-    calls = calls.select("seconds", "failed", at=minutes * scale)
-    answers, failures = calls.filter(~pl.col("failed")), calls.filter("failed")
-    seconds = answers["seconds"]
-    y_scale, ticks, edges = _seconds_axis(calls["seconds"])
-    every = -(-answers.height // MOST_POINTS) or 1
-    x_title = unit + (f" (one answer in {every:,} drawn)" if every > 1 else "")
-    x = alt.X("at:Q", title=x_title, scale=alt.Scale(nice=False, padding=4), axis=alt.Axis(tickCount=5))
-    y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=ticks)
+    calls = calls.sort("sent_at", "seconds").select(
+        pl.col("seconds").clip(1e-3), at=minutes * scale, answered=pl.col("error").is_null()
+    )
+    answers, failures = calls.filter("answered"), calls.filter(~pl.col("answered"))
+    y_scale, axis, edges = _seconds(calls)
+    every = _every(answers, MOST_POINTS)
     tip = [_tip("at", unit, ",.2f"), _tip("seconds", "Seconds", ",.2f")]
-    width = 370
-    over_time = [
+    x = _x("at", unit + (f" (one answer in {every:,} drawn)" if every > 1 else ""), 5)
+    y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=axis)
+    signs = _chart(failures.gather_every(_every(failures, MOST_FAILURES)))
+    width, beside_width = 365, 96
+    points = [
         _chart(answers.gather_every(every)).mark_circle(color=BLUE, size=14).encode(x, y, tooltip=tip),
-        _chart(failures.gather_every(-(-failures.height // 200) or 1))
-        .mark_point(shape="triangle-down", color=VERMILLION, filled=True)
-        .encode(x, y, tooltip=tip),
+        signs.mark_point(shape="triangle-down", color=VERMILLION, filled=True).encode(x, y, tooltip=tip),
         *_flagged(failures.height, "failed or refused", width),
     ]
-    # In each bin the answers from its lower edge up to, not including, the next.
-    below = [(seconds < edge).sum() for edge in edges]
-    bars = pl.DataFrame({"low": edges[:-1], "high": edges[1:], "none": 0, "answers": pl.Series(below).diff().drop_nulls()})
-    beside = [
-        _chart(bars)
-        .mark_rect(color=BLUE, opacity=0.5)
-        .encode(
-            x=alt.X("none:Q", title="Answers", axis=alt.Axis(tickCount=2, tickMinStep=1, labelExpr=SHORT)),
-            x2="answers:Q",
-            y=alt.Y("low:Q", scale=y_scale, axis=None),
-            y2="high:Q",
-            tooltip=[_tip("low", "From (s)", ",.2f"), _tip("high", "To (s)", ",.2f"), _tip("answers", "Answers", ",")],
-        )
-    ]
+    beside, said = [_histogram(answers["seconds"], edges, y_scale)], []
     # Equally many answers behind each point of a line: each is equally certain, and there are no gaps.
-    bins = min(MOST_BINS, answers.height // 40)
-    binned = answers.group_by(pl.int_range(pl.len()) * bins // pl.len(), maintain_order=True)
-    said = []
+    bin_of = pl.int_range(pl.len()) * min(MOST_BINS, answers.height // 40) // pl.len()
+    bins = answers.group_by(bin=bin_of, maintain_order=True)
     for name, (quantile, least, color, dash, baseline) in QUANTILES.items():
-        value = seconds.quantile(quantile, "linear")
-        if value is None or seconds.len() < least:
+        if answers.height < least:
             continue
-        said.append(f"{name} {_significant(value)} s")
-        line = binned.agg(pl.col("at").median(), pl.col("seconds").quantile(quantile, "linear"))
-        over_time.append(
-            _chart(line).mark_line(color=color, strokeDash=dash, strokeWidth=2.5).encode(x=x, y=y)
-        )
-        at = alt.Y(datum=value, type="quantitative", scale=y_scale)
-        beside += [
-            _chart().mark_rule(color=color, strokeDash=dash, strokeWidth=2).encode(y=at),
-            _note(said[-1], x=104, y=at, baseline=baseline),
-        ]
+        seconds = answers.select(pl.col("seconds").quantile(quantile, "linear")).item()
+        said.append(f"{name} {_significant(seconds)} s")
+        line = _chart(bins.agg(pl.col("at").median(), pl.col("seconds").quantile(quantile, "linear")))
+        line = line.mark_line(color=color, strokeDash=dash, strokeWidth=2.5, point=HOVER)
+        points.append(line.encode(x, y, tooltip=tip))
+        rule = _chart().mark_rule(color=color, strokeDash=dash, strokeWidth=2).encode(y=_at(seconds))
+        beside += [rule, _note(said[-1], beside_width + 8, _at(seconds), baseline=baseline)]
     text = f"{_counted(answers.height, 'answer')}: {', '.join(said)}" if said else "No answers yet"
     text += f"; {_counted(failures.height, 'call')} failed or refused" if failures.height else ""
-    chart = alt.hconcat(
-        alt.layer(*over_time).properties(width=width, height=HEIGHT),
-        alt.layer(*beside).properties(width=96, height=HEIGHT),
-        spacing=12,
-        title=text,
-    )
-    return Shown(chart=chart, text=text)
+    panels = zip((points, beside), (width, beside_width), strict=True)
+    drawn = [alt.layer(*layers).properties(width=across, height=HEIGHT) for layers, across in panels]
+    return Shown(chart=alt.hconcat(*drawn, spacing=12, title=text), text=text)
 
 
 def spending(
@@ -311,52 +259,44 @@ def spending(
 
     Parameters
     ----------
-    spending
-        ``minute`` (since the start), ``dollars`` (so far) and ``counterfactual_dollars`` (so far, for
-        the same rows without deduplication and cache; null or missing where not known).
-    estimate_dollars
+    spending : pl.DataFrame
+        `minute` (since the start), `dollars` (so far) and `counterfactual_dollars` (so far, for the same
+        rows without deduplication and cache; null or missing where not known).
+    estimate_dollars : float or None
         What the plan said the run would cost, drawn as a labelled line.
-    estimate_p10_dollars, estimate_p90_dollars
+    estimate_p10_dollars, estimate_p90_dollars : float or None
         The range that came with the estimate, drawn as a band.
-
-    Returns
-    -------
-    Shown
-        The chart, its sentence in `text`.
     """
     if spending.is_empty():
         return _nothing_sent("US dollars")
     import altair as alt
 
-    scale, unit = _time_unit(spending["minute"].max())
-    spent = spending.sort("minute").with_columns(at=pl.col("minute") * scale)
-    every = -(-spent.height // MOST_SLICES)
-    drawn = spent.reverse().gather_every(every).reverse()  # from the end: the last total is always there
-    names = {"dollars": ("paid", BLUE, [1, 0], "top")}
+    scale, unit = _time_unit(spending.select(pl.col("minute").max()).item())
+    spent = _finite(spending).sort("minute").with_columns(at=pl.col("minute") * scale)
+    spent = spent.reverse().gather_every(_every(spent, MOST_SLICES)).reverse()  # keeps the last row
+    lines = {"dollars": ("paid", BLUE, [1, 0], "top")}
     if "counterfactual_dollars" in spent.columns and spent["counterfactual_dollars"].count():
-        names["counterfactual_dollars"] = ("without savings", ORANGE, [6, 3], "bottom")
-    totals = {name: spent[name].drop_nulls().last() or 0.0 for name in names}
-    top = max(*totals.values(), estimate_dollars or 0, estimate_p90_dollars or 0) * 1.12 or 1.0
-    x = alt.X("at:Q", title=unit, scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=6))
-    y_scale = alt.Scale(domain=[0, top], nice=False)
-    y_axis = alt.Axis(format=_dollar_format(top))
+        lines["counterfactual_dollars"] = ("without savings", ORANGE, [6, 3], "bottom")
+    totals = {name: spent.select(pl.col(name).drop_nulls().last()).item() or 0.0 for name in lines}
+    top = max(0.0, *totals.values(), estimate_dollars or 0.0, estimate_p90_dollars or 0.0) * 1.12 or 1.0
+    y_scale, axis = alt.Scale(domain=[0, top], nice=False), alt.Axis(format=_dollar_format(top))
     layers: list[alt.Chart] = []
     if estimate_p10_dollars is not None and estimate_p90_dollars is not None:
-        band = pl.DataFrame({"low": [estimate_p10_dollars], "high": [estimate_p90_dollars]})
-        tip = [_tip("low", "Estimate, p10", "$,.4~f"), _tip("high", "Estimate, p90", "$,.4~f")]
-        layers.append(
-            _chart(band).mark_rect(color=GREY, opacity=0.15).encode(alt.Y("low:Q"), alt.Y2("high:Q"), tooltip=tip)
-        )
+        band = _chart().mark_rect(color=GREY, opacity=0.15)
+        layers.append(band.encode(y=_at(estimate_p10_dollars), y2=alt.Y2Datum(estimate_p90_dollars)))
     if estimate_dollars is not None:
         layers += _limit(estimate_dollars, f"estimate {_dollars(estimate_dollars)}")
     width = 430
-    for name, (label, color, dash, baseline) in names.items():
-        y = alt.Y(f"{name}:Q", title="US dollars", scale=y_scale, axis=y_axis)
-        line = _chart(drawn).mark_line(color=color, strokeDash=dash, strokeWidth=2.5)
-        layers.append(line.encode(x, y, tooltip=[_tip("at", unit, ",.2f"), _tip(name, "US dollars", "$,.4~f")]))
-        end = alt.Y(datum=totals[name], type="quantitative")
-        layers.append(_note("", x=width, y=end, kind="circle", color=color))
-        layers.append(_note(f"{_dollars(totals[name])} {label}", x=width + 6, y=end, baseline=baseline))
+    for name, (label, color, dash, baseline) in lines.items():
+        line = _chart(spent.select("at", name))
+        line = line.mark_line(color=color, strokeDash=dash, strokeWidth=2.5, point=HOVER)
+        y = alt.Y(f"{name}:Q", title="US dollars", scale=y_scale, axis=axis)
+        tip = [_tip("at", unit, ",.2f"), _tip(name, f"US dollars {label}", "$,.4~f")]
+        layers += [
+            line.encode(_x("at", unit), y, tooltip=tip),
+            _note("", width, _at(totals[name]), shape="circle", color=color),
+            _note(f"{_dollars(totals[name])} {label}", width + 8, _at(totals[name]), baseline=baseline),
+        ]
     text = f"{_dollars(totals['dollars'])} paid"
     text += f", {_dollars(estimate_dollars)} estimated" if estimate_dollars is not None else ""
     if "counterfactual_dollars" in totals:
@@ -365,82 +305,66 @@ def spending(
 
 
 def progress(counts: pl.DataFrame) -> Shown:
-    """Return the chart of how many rows are answered, and how many are not: one bar.
+    """Return the chart of how many rows are answered, and what became of the others: one labelled bar.
 
     Spends: nothing.
 
     Parameters
     ----------
-    counts
-        ``state`` (answered, reused from the ledger, failed, unsent, to do) and ``rows``.
-
-    Returns
-    -------
-    Shown
-        The chart, its sentence in `text`.
+    counts : pl.DataFrame
+        `state` (answered, reused from the ledger, failed, unsent, to do) and `rows`.
     """
     import altair as alt
 
-    given = counts.filter(pl.col("rows") > 0).group_by("state", maintain_order=True).agg(pl.col("rows").sum())
-    total = given["rows"].sum()
+    summed = (
+        counts.group_by("state", maintain_order=True).agg(pl.col("rows").sum()).filter(pl.col("rows") > 0)
+    )
+    place = {state: n for n, state in enumerate(STATES)}
+    states = summed.sort(pl.col("state").replace_strict(place, default=len(place)), maintain_order=True)
+    total: int = states.select(pl.col("rows").sum()).item()
     if not total:
-        return _nothing_sent(None, "Rows", height=40)
-    ordered = sorted(given.iter_rows(), key=lambda each: [*STATES, each[0]].index(each[0]))
-    to_do = sum(rows for state, rows in ordered if state == "to do")
-    text = f"{total - to_do:,} of {_counted(total, 'row')} done ({(total - to_do) / total:.1%})"
-    # Three failures in a million rows must be seen: no part is narrower than 3 pixels.
-    widths = [max(rows, total * 3 / WIDTH) for _, rows in ordered]
-    widths[widths.index(max(widths))] -= sum(widths) - total
-    ends = [sum(widths[: n + 1]) for n in range(len(widths))]
-    bars = pl.DataFrame(ordered, schema=["state", "rows"], orient="row").with_columns(
-        start=pl.Series(ends) - pl.Series(widths),
-        end=pl.Series(ends),
-        color=pl.Series([STATES.get(state, GREEN) for state, _ in ordered]),
-    )
-    labels: list[alt.Chart] = []
-    x, y = 0, 7
-    for state, rows in ordered:
+        return _nothing_sent(None, "Rows", 40)
+    done = total - sum(rows for state, rows in states.iter_rows() if state == "to do")
+    text = f"{done:,} of {_counted(total, 'row')} done ({done / total:.1%})"
+    # Three failures in a million rows must be seen: no part is narrower than 3 pixels, at the largest's cost.
+    wide = pl.max_horizontal("rows", pl.lit(total * 3 / WIDTH))
+    largest = pl.int_range(pl.len()) == pl.col("rows").arg_max()
+    wide -= pl.when(largest).then(wide.sum() - total).otherwise(0)
+    color = pl.col("state").replace_strict(STATES, default=GREEN)
+    states = states.with_columns(start=wide.cum_sum() - wide, end=wide.cum_sum(), color=color)
+    labels, x, y = [], 0, 7
+    for state, rows, color_of in states.select("state", "rows", "color").iter_rows():
         label = f"{rows:,} {state}"
-        if x and x + 14 + 6.5 * len(label) > WIDTH:
-            x, y = 0, y + 18
-        labels.append(_note("", x=x + 5, y=y, kind="square", color=STATES.get(state, GREEN)))
-        labels.append(_note(label, x=x + 14, y=y))
-        x += 32 + int(6.5 * len(label))
-    bar = _chart(bars).mark_bar()
-    bar = bar.encode(
-        x=alt.X("start:Q", title="Rows", scale=alt.Scale(domain=[0, total], nice=False), axis=alt.Axis(format=",~f", tickMinStep=1, tickCount=6)),
-        x2="end:Q",
-        y=alt.value(y + 14),
-        y2=alt.value(y + 42),
-        color=alt.Color("color:N", scale=None),
-        tooltip=[alt.Tooltip("state:N", title="State"), _tip("rows", "Rows", ",")],
-    )
-    said = ", ".join(f"{rows:,} {state}" for state, rows in ordered)
+        across = 14 + 6 * len(label)
+        x, y = (0, y + 18) if x + across > WIDTH else (x, y)
+        labels += [_note("", x + 5, y, shape="square", color=color_of), _note(label, x + 14, y)]
+        x += across + 20
+    axis = alt.Axis(format=",", tickCount=min(6, total))
+    x_rows = alt.X("start:Q", title="Rows", scale=alt.Scale(domain=[0, total], nice=False), axis=axis)
+    color_as_is, tip = alt.Color("color:N", scale=None), [_word("state"), _tip("rows", "Rows", ",")]
+    bar = _chart(states).mark_bar().encode(x_rows, alt.X2("end:Q"), color_as_is, tooltip=tip)
+    bar = bar.encode(y=alt.value(y + 14), y2=alt.value(y + 42))
+    said = ", ".join(f"{rows:,} {state}" for state, rows in states.select("state", "rows").iter_rows())
     chart = alt.layer(bar, *labels).properties(width=WIDTH, height=y + 46, title=text)
     return Shown(chart=chart, text=f"{text}: {said}")
 
 
 def savings(savings: pl.DataFrame) -> Shown:
-    """Return the chart of what was saved: from what the rows would have cost down to what was paid.
+    """Return the chart of what was saved: step by step from what the rows would have cost to what was paid.
 
     Spends: nothing.
 
     Parameters
     ----------
-    savings
-        ``part`` and ``dollars``, in the order to be drawn: first what the rows would have cost, then
-        what each part saved (negative where it cost more than it saved), last what was paid.
-
-    Returns
-    -------
-    Shown
-        The chart, its sentence in `text`.
+    savings : pl.DataFrame
+        `part` and `dollars`, in the order to be drawn: first what the rows would have cost, then what each
+        part saved (negative where it cost more than it saved), last what was paid.
     """
     if savings.is_empty():
-        return _nothing_sent(None, "US dollars", height=120)
+        return _nothing_sent(None, "US dollars", 120)
     import altair as alt
 
-    parts = savings.select("part", pl.col("dollars").fill_null(0.0)).rows()
+    parts = _finite(savings).select("part", pl.col("dollars").fill_null(0.0)).rows()
     total, paid = parts[0][1], parts[-1][1]
     bars, level = [], 0.0
     for n, (part, dollars) in enumerate(parts):
@@ -448,166 +372,68 @@ def savings(savings: pl.DataFrame) -> Shown:
         start, end = (0.0, dollars) if whole else (level - dollars, level)
         level = end if whole else start
         color = (BLUE if n else PALE) if whole else GREEN if dollars >= 0 else VERMILLION
-        sign = "" if whole else "\N{MINUS SIGN}" if dollars >= 0 else "+"
+        sign = "" if whole or not dollars else "\N{MINUS SIGN}" if dollars > 0 else "+"
         share = f" ({abs(dollars) / total:.1%})" if total and not whole else ""
+        after = parts[min(n + 1, len(parts) - 1)][0]
         label = f"{sign}{_dollars(abs(dollars))}{share}"
-        bars.append((part, dollars, start, end, max(start, end), label, color))
-    names = ["part", "dollars", "start", "end", "right", "label", "color"]
-    top = max(bar[4] for bar in bars) * 1.02 or 1.0
+        bars.append((part, after, dollars, start, end, level, max(start, end), label, color))
+    names = ["part", "after", "dollars", "start", "end", "level", "right", "label", "color"]
+    top = max(0.0, *(bar[6] for bar in bars)) * 1.02 or 1.0
     axis = alt.Axis(format=_dollar_format(top), tickCount=5)
-    base = _chart(pl.DataFrame(bars, schema=names, orient="row")).encode(
-        y=alt.Y("part:N", sort=None, title=None, axis=alt.Axis(domain=False, ticks=False)),
-        tooltip=[alt.Tooltip("part:N", title="Part"), _tip("dollars", "US dollars", "$,.4~f")],
-    )
-    drawn = base.mark_bar(size=22).encode(
-        x=alt.X("start:Q", title="US dollars", scale=alt.Scale(domain=[0, top], nice=False), axis=axis),
-        x2="end:Q",
-        color=alt.Color("color:N", scale=None),
-    )
-    labels = base.mark_text(align="left", dx=6).encode(x="right:Q", text="label:N")
+    y = alt.Y("part:N", sort=None, title=None, axis=alt.Axis(domain=False, ticks=False))
+    tip = [_word("part"), _tip("dollars", "US dollars", "$,.4~f")]
+    base = _chart(pl.DataFrame(bars, schema=names, orient="row")).encode(y=y)
+    x = alt.X("start:Q", title="US dollars", scale=alt.Scale(domain=[0, top], nice=False), axis=axis)
+    layers = [
+        base.mark_rule(color=GREY, opacity=0.6).encode(alt.X("level:Q"), alt.Y2("after:N")),
+        base.mark_bar(size=22).encode(x, alt.X2("end:Q"), alt.Color("color:N", scale=None), tooltip=tip),
+        base.mark_text(align="left", dx=6).encode(x="right:Q", text="label:N"),
+    ]
     text = f"{_dollars(paid)} paid"
     if len(parts) > 1:
         share = f" ({(total - paid) / total:.1%})" if total else ""
         text += f" instead of {_dollars(total)}: {_dollars(total - paid)} saved{share}"
-    chart = alt.layer(drawn, labels).properties(width=340, height=alt.Step(34), title=text)
+    chart = alt.layer(*layers).properties(width=340, height=alt.Step(34), title=text)
     return Shown(chart=chart, text=text)
 
 
 def _chart(frame: pl.DataFrame | None = None) -> alt.Chart:
-    """Return an unmarked chart with the rows of `frame` inside: no data transformer, so no row limit."""
+    """Return a chart with the rows of `frame` inside it: no data transformer, so no limit of rows."""
     import altair as alt
 
     rows: list[dict[str, Any]] = [{}]
     if frame is not None:
-        number = columns.float()
         # Polars rounds 0.0 to six significant digits as NaN.
-        shown = pl.when(number.is_finite()).then(number.round_sig_figs(6).fill_nan(0.0))
-        rows = frame.with_columns(shown).to_dicts()
+        rows = _finite(frame).with_columns(columns.float().round_sig_figs(6).fill_nan(0.0)).to_dicts()
     return alt.Chart(alt.InlineData(values=rows))
 
 
-def _note(text: str, *, x: float, y: Any, kind: str = "", **mark: Any) -> alt.Chart:
-    """Return a text (or, with `kind`, a shape) at a pixel, or at a place on the y axis."""
+def _finite(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(pl.when(columns.float().is_finite()).then(columns.float()))
+
+
+def _note(text: str, x: float, y: Any, *, shape: str = "", **mark: Any) -> alt.Chart:
+    """Return words (or a shape) at a pixel across, and at a pixel or a value up."""
     import altair as alt
 
-    y = y if isinstance(y, alt.Y) else alt.value(y)
-    if kind:
-        return _chart().mark_point(shape=kind, filled=True, size=80, opacity=1, **mark).encode(x=alt.value(x), y=y)
-    defaults = {"align": "left", "baseline": "middle", "lineBreak": "\n"}
-    return _chart().mark_text(text=text, **{**defaults, **mark}).encode(x=alt.value(x), y=y)
+    place = _chart().encode(x=alt.value(x), y=alt.value(y) if isinstance(y, int | float) else y)
+    words = {"text": text, "align": "left", "baseline": "middle", **mark}
+    sign = {"shape": shape, "filled": True, "size": 80, "opacity": 1, **mark}
+    note: alt.Chart = place.mark_point(**sign) if shape else place.mark_text(**words)
+    return note
 
 
-def _flagged(count: int, what: str, width: int) -> list[alt.Chart]:
-    """Return the count of calls that went wrong, with the sign that marks each, above the right corner."""
-    if not count:
-        return []
-    label = _note(f"{_counted(count, 'call')} {what}", x=width - 12, y=-12, align="right", color=VERMILLION)
-    return [label, _note("", x=width - 4, y=-13, kind="triangle-down", color=VERMILLION)]
-
-
-def _limit(value: float, label: str, *, above: bool = False) -> list[alt.Chart]:
-    """Return a dashed line at `value` with its name on it; only the name where the line is `above` the picture."""
+def _at(value: float) -> alt.YDatum:
     import altair as alt
 
-    if above:
-        return [_note(f"↑ {label}", x=4, y=6)]
-    y = alt.Y(datum=value, type="quantitative")
-    rule = _chart().mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=GREY).encode(y=y)
-    return [rule, _note(label, x=4, y=y, dy=-4, baseline="bottom")]
+    return alt.YDatum(value, type="quantitative")
 
 
-def _nothing_sent(y_title: str | None, x_title: str = "Minutes since the start", height: int = HEIGHT) -> Shown:
-    """Return the axes of a chart that has nothing to show yet, and the words for it."""
+def _x(field: str, title: str | None, ticks: int = 6) -> alt.X:
     import altair as alt
 
-    text = "nothing sent yet"
-    one = alt.Scale(domain=[0, 1])
-    axis = alt.Axis(labels=False)
-    axes = _chart(pl.DataFrame({"x": [0.0], "y": [0.0]})).mark_point(opacity=0)
-    axes = axes.encode(alt.X("x:Q", title=x_title, scale=one, axis=axis), alt.Y("y:Q", title=y_title, scale=one, axis=axis))
-    words = _note(text, x=WIDTH / 2, y=height / 2, align="center", fontSize=14)
-    return Shown(chart=alt.layer(axes, words).properties(width=WIDTH, height=height), text=text)
-
-
-def _slices(throughput: pl.DataFrame) -> tuple[pl.DataFrame, str]:
-    """Return at most `MOST_SLICES` slices of time in a readable unit (start, end, rates, refused), and the unit."""
-    first, end = throughput["minute"].min(), (throughput["minute"] + throughput["slice_minutes"]).max()
-    scale, unit = _time_unit(end)
-    width = (end - first) / MOST_SLICES
-    bins = pl.col("minute").rank("ordinal") if throughput.height <= MOST_SLICES else (pl.col("minute") - first) // width
-    ends = pl.col("minute") + pl.col("slice_minutes")
-    length = ends.max() - pl.col("minute").min()
-    rates = (columns.ends_with("_per_minute").fill_null(0.0) * pl.col("slice_minutes")).sum() / length
-    sliced = throughput.group_by(bins.alias("bin")).agg(
-        rates, start=pl.col("minute").min() * scale, end=ends.max() * scale, refused=pl.col("refused").sum()
-    )
-    return sliced.sort("start"), unit
-
-
-def _mean_and_peak(throughput: pl.DataFrame, rate: str) -> tuple[float, float]:
-    mean = (pl.col(rate) * pl.col("slice_minutes")).sum() / pl.col("slice_minutes").sum()
-    mean, peak = throughput.select(mean.alias("mean"), pl.col(rate).max().alias("peak")).row(0)
-    return (mean if mean and math.isfinite(mean) else 0.0), peak or 0.0
-
-
-def _rate(
-    slices: pl.DataFrame, noun: str, limit: float | None, color: str, *, unit: str | None, height: int
-) -> alt.LayerChart:
-    """Return one panel: a rate in steps, its limit, and the slices in which calls were refused."""
-    import altair as alt
-
-    rate = f"{noun.replace(' ', '_')}_per_minute"
-    peak = slices[rate].max() or 0.0
-    above = bool(limit) and 0 < peak < limit / 5  # a limit far away would press the rate flat
-    top = max(peak, 0 if above else limit or 0) * 1.25 or 1.0
-    # A slice ends where the next begins, or the rate falls to nothing: a pause is drawn as a pause.
-    ended = (pl.col("start").shift(-1) - pl.col("end") > 1e-9).fill_null(value=True)
-    ends = slices.filter(ended).select(start="end", rate=pl.lit(0.0))
-    steps = pl.concat([slices.select("start", rate=rate), ends]).sort("start", maintain_order=True)
-    name = f"{noun.capitalize()} per minute"
-    time_axis = alt.Axis(tickCount=6) if unit else alt.Axis(labels=False, ticks=False)
-    x = alt.X("start:Q", title=unit, scale=alt.Scale(nice=False), axis=time_axis)
-    y_axis = alt.Axis(labelExpr=SHORT) if top > 20_000 else alt.Axis(format=",~f")
-    y = alt.Y("rate:Q", title=name, scale=alt.Scale(domain=[0, top], nice=False), axis=y_axis)
-    area = _chart(steps).mark_area(
-        interpolate="step-after", color=color, fillOpacity=0.25, line={"color": color, "strokeWidth": 1.5}
-    )
-    tip = [_tip("start", unit or "From", ",.2f"), _tip(rate, name, ",.0f"), _tip("refused", "Refused (429)", ",")]
-    hover = _chart(slices).mark_rect(opacity=0).encode(x="start:Q", x2="end:Q", tooltip=tip)
-    # Signs that would lie upon each other are joined.
-    joined = pl.int_range(pl.len()) // -(-slices.height // 70)
-    middle = ((pl.col("start") + pl.col("end")) / 2 * pl.col("refused")).sum() / pl.col("refused").sum()
-    refused = slices.group_by(joined).agg(pl.col("refused").sum(), middle=middle).filter(pl.col("refused") > 0).sort("middle")
-    signs = _chart(refused).mark_point(shape="triangle-down", filled=True, color=VERMILLION, opacity=0.9)
-    size = alt.Size("refused:Q", legend=None, scale=alt.Scale(range=[30, 110], domainMin=0))
-    layers = [area.encode(x, y), *(_limit(limit, f"limit {limit:,.0f} {noun}/min", above=above) if limit else [])]
-    if not refused.is_empty() and noun == "requests":
-        layers.append(signs.encode(x=alt.X("middle:Q"), y=alt.value(6), size=size))
-        layers += _flagged(refused["refused"].sum(), "refused (429)", WIDTH)
-    return alt.layer(*layers, hover).properties(width=WIDTH, height=height)
-
-
-def _seconds_axis(seconds: pl.Series) -> tuple[alt.Scale, alt.Axis, list[float]]:
-    """Return scale, axis and histogram edges for durations; logarithmic where the slow ones dwarf the rest."""
-    import altair as alt
-
-    low, high, middle = max(seconds.min(), 1e-3), max(seconds.max(), 1e-3), seconds.median()
-    if high < 15 * middle:
-        top = high * 1.08
-        scale = alt.Scale(domain=[0, top], nice=False)
-        return scale, alt.Axis(format=",~f"), [top * n / 24 for n in range(25)]
-    low, high = low / 1.1, high * 1.1
-    steps = (1, 2, 5) if high < 1000 * low else (1,)
-    ticks = [step * 10.0**power for power in range(-3, 6) for step in steps]
-    axis = alt.Axis(format=",~f", tickCount=30, labelOverlap=False, values=[tick for tick in ticks if low <= tick <= high])
-    return alt.Scale(type="log", domain=[low, high], nice=False), axis, [low * (high / low) ** (n / 24) for n in range(25)]
-
-
-def _time_unit(minutes: float) -> tuple[float, str]:
-    """Return what to multiply minutes by, and the title of the axis, so that its numbers are easy to read."""
-    if minutes <= 3:  # noqa: PLR2004
-        return 60.0, "Seconds since the start"
-    return (1.0, "Minutes since the start") if minutes <= 240 else (1 / 60, "Hours since the start")  # noqa: PLR2004
+    axis = alt.Axis(tickCount=ticks) if title else alt.Axis(labels=False, ticks=False)
+    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(nice=False), axis=axis)
 
 
 def _tip(field: str, title: str, form: str) -> alt.Tooltip:
@@ -616,20 +442,156 @@ def _tip(field: str, title: str, form: str) -> alt.Tooltip:
     return alt.Tooltip(f"{field}:Q", title=title, format=form)
 
 
+def _word(field: str) -> alt.Tooltip:
+    import altair as alt
+
+    return alt.Tooltip(f"{field}:N", title=field.capitalize())
+
+
+def _limit(value: float, label: str, *, beyond: bool = False) -> list[alt.Chart]:
+    """Return a dashed line with its name on it; only the name where the line lies beyond the picture."""
+    if beyond:
+        return [_note(f"\N{UPWARDS ARROW} {label}", 4, 6)]
+    rule = _chart().mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=GREY).encode(y=_at(value))
+    return [rule, _note(label, 4, _at(value), dy=-4, baseline="bottom")]
+
+
+def _flagged(count: int, what: str, width: int) -> list[alt.Chart]:
+    """Return, above the right corner, how many calls went wrong and the sign that marks them."""
+    label = _note(f"{_counted(count, 'call')} {what}", width - 12, -12, align="right", color=VERMILLION)
+    return [label, _note("", width - 4, -13, shape="triangle-down", color=VERMILLION)] if count else []
+
+
+def _nothing_sent(
+    y_title: str | None, x_title: str = "Minutes since the start", height: int = HEIGHT
+) -> Shown:
+    """Return the axes of a chart that has nothing to show yet, and the words for it."""
+    import altair as alt
+
+    text, axis, scale = "nothing sent yet", alt.Axis(labels=False), alt.Scale(domain=[0, 1])
+    axes = _chart(pl.DataFrame({"x": [0.0], "y": [0.0]})).mark_point(opacity=0)
+    y = alt.Y("y:Q", title=y_title, scale=scale, axis=axis if y_title else None)
+    words = _note(text, WIDTH / 2, height / 2, align="center", fontSize=14)
+    chart = alt.layer(axes.encode(alt.X("x:Q", title=x_title, scale=scale, axis=axis), y), words)
+    return Shown(chart=chart.properties(width=WIDTH, height=height), text=text)
+
+
+def _slices(throughput: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """Return at most `MOST_SLICES` slices (start, end, rates, refused) in a readable unit, and the unit."""
+    minute, end = pl.col("minute"), pl.col("minute") + pl.col("slice_minutes").clip(NO_TIME)
+    first, last = throughput.select(minute.min(), end.max().alias("end")).row(0)
+    scale, unit = _time_unit(last)
+    one = throughput.height <= MOST_SLICES
+    bins = pl.int_range(pl.len()) if one else (minute - first) // ((last - first) / MOST_SLICES)
+    volume = columns.ends_with("_per_minute").fill_null(0.0) * pl.col("slice_minutes")
+    slices = throughput.group_by(bins.alias("bin")).agg(
+        volume.sum() / (end.max() - minute.min()),
+        start=minute.min() * scale,
+        end=end.max() * scale,
+        refused=pl.col("refused").sum(),
+    )
+    return slices.sort("start"), unit
+
+
+def _mean_and_peak(throughput: pl.DataFrame, noun: str) -> tuple[float, float]:
+    rate, length = pl.col(_column(noun)).fill_null(0.0), pl.col("slice_minutes")
+    mean, peak = throughput.select(mean=(rate * length).sum() / length.sum(), peak=rate.max()).row(0)
+    return (mean if math.isfinite(mean) else 0.0), peak
+
+
+def _column(noun: str) -> str:
+    return f"{noun.replace(' ', '_')}_per_minute"
+
+
+def _rate(
+    slices: pl.DataFrame, noun: str, *, limit: float | None, color: str, unit: str | None
+) -> list[alt.Chart]:
+    """Return the layers of one rate over time, drawn in steps, with its limit."""
+    import altair as alt
+
+    rate, name = _column(noun), f"{noun.capitalize()} per minute"
+    peak = slices.select(pl.col(rate).max()).item()
+    beyond = limit is not None and 0 < peak < limit / 5  # a limit far away would press the rate flat
+    top = max(peak, 0.0 if beyond else limit or 0.0) * 1.25 or 1.0
+    # A slice ends where the next begins; where none begins the rate falls to zero: a pause looks like one.
+    paused = (pl.col("start").shift(-1) - pl.col("end") > NO_TIME).fill_null(value=True)
+    falls = slices.filter(paused).select(start="end", rate=0.0)
+    steps = pl.concat([slices.select("start", rate=rate), falls])
+    area = _chart(steps.sort("start", maintain_order=True)).mark_area(
+        interpolate="step-after", color=color, fillOpacity=0.25, line={"color": color, "strokeWidth": 1.5}
+    )
+    axis = alt.Axis(labelExpr=SHORT) if top > LONG_NUMBERS else alt.Axis(format=",~f")
+    y = alt.Y("rate:Q", title=name, scale=alt.Scale(domain=[0, top], nice=False), axis=axis)
+    tip = [_tip("start", "From", ",.2f"), _tip(rate, name, ",.0f"), _tip("refused", "Refused (429)", ",")]
+    hover = _chart(slices).mark_rect(opacity=0).encode(x="start:Q", x2="end:Q", tooltip=tip)
+    limits = _limit(limit, f"limit {limit:,.0f} {noun}/min", beyond=beyond) if limit else []
+    return [area.encode(_x("start", unit), y), *limits, hover]
+
+
+def _seconds(calls: pl.DataFrame) -> tuple[alt.Scale, alt.Axis, list[float]]:
+    """Return scale, axis and the histogram's edges; logarithmic where the slowest dwarf the rest."""
+    import altair as alt
+
+    seconds = pl.col("seconds")
+    low, middle, high = calls.select(low=seconds.min(), middle=seconds.median(), high=seconds.max()).row(0)
+    if high < DWARFED * middle:
+        edges = [high * 1.08 * n / BINS for n in range(BINS + 1)]
+        return alt.Scale(domain=[0, edges[-1]], nice=False), alt.Axis(format=",~f"), edges
+    low, high = low / 1.1, high * 1.1
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [tick for power in range(-3, 6) for step in steps if low < (tick := step * 10.0**power) < high]
+    axis = alt.Axis(format=",~f", values=ticks, tickCount=30, labelOverlap=False)
+    edges = [low * (high / low) ** (n / BINS) for n in range(BINS + 1)]
+    return alt.Scale(type="log", domain=[low, high], nice=False), axis, edges
+
+
+def _histogram(seconds: pl.Series, edges: list[float], scale: alt.Scale) -> alt.Chart:
+    """Return how many answers lie between each edge and the next, lying on its side."""
+    import altair as alt
+
+    below = [int((seconds < edge).sum()) for edge in edges]
+    counts = [after - before for before, after in itertools.pairwise(below)]
+    bars = pl.DataFrame({"low": edges[:-1], "high": edges[1:], "none": 0, "answers": counts})
+    axis = alt.Axis(values=[0, max(1, *counts)], labelExpr=SHORT)
+    x = alt.X("none:Q", title="Answers", scale=alt.Scale(nice=False), axis=axis)
+    tip = [_tip("low", "From (s)", ",.2f"), _tip("high", "To (s)", ",.2f"), _tip("answers", "Answers", ",")]
+    y, y2 = alt.Y("low:Q", scale=scale, axis=None), alt.Y2("high:Q")
+    mark = _chart(bars).mark_rect(color=BLUE, opacity=0.5)
+    histogram: alt.Chart = mark.encode(x, alt.X2("answers:Q"), y, y2, tooltip=tip)
+    return histogram
+
+
+def _time_unit(minutes: float) -> tuple[float, str]:
+    """Return by what to multiply minutes, and the title of the axis, so that its numbers are easy to read."""
+    for most, scale, unit in ((3, 60.0, "Seconds"), (240, 1.0, "Minutes")):
+        if minutes <= most:
+            return scale, f"{unit} since the start"
+    return 1 / 60, "Hours since the start"
+
+
+def _every(frame: pl.DataFrame, most: int) -> int:
+    return max(1, math.ceil(frame.height / most))
+
+
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _significant(value: float, digits: int = 3) -> str:
-    """Return `value` with that many significant digits and no exponent."""
-    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+def _significant(value: float) -> str:
+    """Return three significant digits, without an exponent."""
+    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{round(value, decimals):,.{max(0, decimals)}f}"
 
 
 def _dollars(value: float) -> str:
-    amount = f"{abs(value):,.2f}" if abs(value) >= 0.1 or not value else _significant(abs(value))
-    return f"{'-' if value < 0 else ''}${amount}"
+    cents = abs(value) >= 0.1 or not value  # noqa: PLR2004 - below ten cents, cents say too little
+    return (
+        f"{'-' if value < 0 else ''}${abs(value):,.2f}"
+        if cents
+        else f"${_significant(value)}".replace("$-", "-$")
+    )
 
 
 def _dollar_format(top: float) -> str:
-    return "$,.2f" if top >= 1 else f"$,.{2 - math.floor(math.log10(top))}f"
+    decimals = 0 if top >= WHOLE_DOLLARS else 2 if top >= 1 else 2 - math.floor(math.log10(top))
+    return f"$,.{decimals}f"
