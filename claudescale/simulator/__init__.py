@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
+from claudescale.simulator.batches import Batches
 from claudescale.simulator.buckets import Buckets
 from claudescale.simulator.desk import Admission, Desk
 from claudescale.simulator.faults import Fault, Faults
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from claudescale.simulator.server import Shell
 
-__all__ = ["Admission", "Buckets", "Desk", "Fault", "Faults", "Simulator"]
+__all__ = ["Admission", "Batches", "Buckets", "Desk", "Fault", "Faults", "Simulator"]
 
 START_SECONDS = 30.0
 
@@ -53,6 +54,9 @@ class Simulator:
     bucket_seconds : float
         How many seconds of its limit a full bucket holds: 60, or 1 where the limit is enforced by the
         second.
+    batch_seconds : float, callable or None
+        API seconds that a batch takes, or ``batch_seconds(number of requests)`` giving them. None draws
+        them by seed: some minutes for a small batch, about half an hour for 100,000 requests.
     port : int
         0 takes any free one.
     **limits : float
@@ -77,6 +81,7 @@ class Simulator:
         faults: Mapping[Any, Any] | Faults | None = None,
         replies: Callable[[dict[str, Any]], Any] | None = None,
         bucket_seconds: float = 60.0,
+        batch_seconds: float | Callable[[int], float] | None = None,
         port: int = 0,
         **limits: float,
     ) -> None:
@@ -91,6 +96,7 @@ class Simulator:
             bucket_seconds=bucket_seconds,
             **limits,
         )
+        self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""
         self._shell: Shell | None = None
         self._loop = asyncio.new_event_loop()
@@ -110,7 +116,7 @@ class Simulator:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
         asyncio.set_event_loop(self._loop)
-        self._shell = Shell(self.desk, self.clock)
+        self._shell = Shell(self.desk, self.batches, self.clock)
         try:
             self.url = self._loop.run_until_complete(self._shell.start(port))
         except OSError as error:
@@ -175,4 +181,5 @@ class Simulator:
 
     def __repr__(self) -> str:
         state = self.url if self._thread.is_alive() else "closed"
-        return f"<Simulator {state} tier={self.desk.terms.name!r} speed={self.clock.speed:g} seed={self.desk.seed}>"
+        tier = self.desk.terms.name
+        return f"<Simulator {state} tier={tier!r} speed={self.clock.speed:g} seed={self.desk.seed}>"

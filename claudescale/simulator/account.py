@@ -12,6 +12,7 @@ from claudescale.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
 
 TOKENS = (
@@ -82,15 +83,8 @@ class Account:
         self._peaks[name, "second"].add(now, amount)
         self._peaks[name, "minute"].add(now, amount)
 
-    def bill(
-        self,
-        now: float,
-        model_id: str,
-        mode: Mode,
-        key: bytes,
-        shares: Shares,
-        output_tokens: int,
-        thinking: int,
+    def bill(  # noqa: PLR0917  # what a bill is made of
+        self, now: float, model_id: str, mode: Mode, key: bytes, shares: Shares, reply: Reply
     ) -> float:
         """Add one reply to the bill, and return its dollars."""
         amounts = (
@@ -98,7 +92,7 @@ class Account:
             shares.cache_write_5m_input_tokens,
             shares.cache_write_1h_input_tokens,
             shares.cache_read_input_tokens,
-            output_tokens,
+            reply.output_tokens,
         )
         dollars = 0.0
         rates = self._prices(now, model_id, mode)
@@ -107,7 +101,7 @@ class Account:
             if amount:
                 price = next(price for above, price in reversed(steps) if whole > above)
                 dollars += amount * price / PER_MILLION
-        self.tokens.update(dict(zip(TOKENS, (*amounts, thinking), strict=True)))
+        self.tokens.update(dict(zip(TOKENS, (*amounts, reply.thinking_tokens), strict=True)))
         self.dollars[mode] += dollars
         self.billed_rows[mode] += 1
         self._keys.add(key)

@@ -106,7 +106,7 @@ class Buckets:
         return max(1, math.ceil(longest - SLACK))
 
     def headers(self, now: float) -> dict[str, str]:
-        """The rate-limit headers of an answer given at `now`.
+        """Return the rate-limit headers of an answer given at `now`.
 
         Token figures are rounded to the nearest thousand, as the API does; a debt shows as 0. The
         `tokens` headers repeat whichever token limit has the smaller part left.

@@ -18,15 +18,25 @@ if TYPE_CHECKING:
 
 VERSIONS = frozenset({"2023-06-01", "2026-10-21"})
 OLD_VERSION = "2023-06-01"
-FIELDS = frozenset(
-    "model max_tokens messages system cache_control container context_management diagnostics fallbacks inference_geo "
-    "mcp_servers metadata output_config service_tier speed stop_sequences stream thinking tool_choice tools "
-    "user_profile_id workspace_id".split()
-)
 COUNTED = frozenset(
-    "model messages system cache_control mcp_servers output_config speed thinking tool_choice tools "
-    "context_management user_profile_id".split()
+    {
+        *(
+            "model",
+            "messages",
+            "system",
+            "cache_control",
+            "mcp_servers",
+            "output_config",
+            "speed",
+            "thinking",
+        ),
+        *("tool_choice", "tools", "context_management", "user_profile_id"),
+    }
 )
+FIELDS = COUNTED | {
+    *("max_tokens", "container", "diagnostics", "fallbacks", "inference_geo", "metadata", "service_tier"),
+    *("stop_sequences", "stream", "workspace_id"),
+}
 SAMPLING = {
     "temperature": 1.0,
     "top_p": None,
@@ -107,10 +117,10 @@ def _messages(
         yield from _max_tokens(body, model)
     yield from _conversation(body, model)
     yield from _system(body)
+    yield from _tools(body, model)
     yield from _cache(body)
     yield from _output(body, model)
     yield from _thinking(body, model)
-    yield from _tools(body, model)
     yield from _options(body, model)
 
 
@@ -154,7 +164,8 @@ def _conversation(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str
         yield 'messages: first message must use the "user" role'
     if messages[-1].get("role") == "assistant" and generation(model.id) > PREFILL_UNTIL:
         yield (
-            "This model does not support assistant message prefill. The conversation must end with a user message."
+            "This model does not support assistant message prefill. "
+            "The conversation must end with a user message."
         )
 
 
@@ -168,26 +179,24 @@ def _turn(index: int, message: Any) -> Iterator[str]:
     for name in message:
         if name not in {"role", "content"}:
             yield f"{where}.{name}: Extra inputs are not permitted"
-    content = message.get("content")
+    yield from _content(where, message.get("role"), message.get("content"))
+
+
+def _content(where: str, role: Any, content: Any) -> Iterator[str]:
     if content is None:
         yield f"{where}.content: Field required"
-    elif isinstance(content, str):
-        if not content.strip() and message.get("role") == "user":
-            yield f"{where}: user messages must have non-empty content"
+    elif not isinstance(content, (str, list)):
+        yield f"{where}.content: Input should be a valid string"
+    elif not content or (isinstance(content, str) and not content.strip() and role == "user"):
+        yield f"{where}: {role} messages must have non-empty content"
     elif isinstance(content, list):
-        if not content:
-            yield f"{where}: {message.get('role')} messages must have non-empty content"
         for place, block in enumerate(content):
             if not isinstance(block, dict) or not isinstance(block.get("type"), str):
                 yield f"{where}.content.{place}.type: Field required"
-                return
-            if block["type"] == "text" and not isinstance(block.get("text"), str):
+            elif block["type"] == "text" and not isinstance(block.get("text"), str):
                 yield f"{where}.content.{place}.text.text: Field required"
-                return
-            if block["type"] == "text" and not block["text"].strip():
+            elif block["type"] == "text" and not block["text"].strip():
                 yield "messages: text content blocks must be non-empty"
-    else:
-        yield f"{where}.content: Input should be a valid string"
 
 
 def _system(body: Mapping[str, Any]) -> Iterator[str]:
@@ -228,7 +237,7 @@ def _cache(body: Mapping[str, Any]) -> Iterator[str]:
     if len(marks) > MAX_BREAKPOINTS:
         yield f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(marks)}."
     if ttls != sorted(ttls):
-        yield "cache_control: a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block"
+        yield "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
 
 
 def _output(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
@@ -246,16 +255,19 @@ def _output(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
         yield "This model does not support the effort parameter."
     elif effort is not None and effort not in model.efforts:
         yield f"output_config.effort: Input should be one of {', '.join(map(repr, model.efforts))}"
-    wanted = config.get("format")
-    if wanted is not None:
-        if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-            yield "output_config.format.type: Input should be 'json_schema'"
-        elif not isinstance(wanted.get("schema"), dict):
-            yield "output_config.format.schema: Field required"
-        elif not model.structured_outputs:
-            yield "output_config.format: structured outputs are not supported on this model"
-        elif found := schema_problem(wanted["schema"]):
-            yield f"output_config.format.schema: {found}"
+    if config.get("format") is not None:
+        yield from _format(config["format"], model)
+
+
+def _format(wanted: Any, model: catalog.Model) -> Iterator[str]:
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        yield "output_config.format.type: Input should be 'json_schema'"
+    elif not isinstance(wanted.get("schema"), dict):
+        yield "output_config.format.schema: Field required"
+    elif not model.structured_outputs:
+        yield "output_config.format: structured outputs are not supported on this model"
+    elif found := schema_problem(wanted["schema"]):
+        yield f"output_config.format.schema: {found}"
 
 
 def _thinking(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
@@ -274,7 +286,7 @@ def _thinking(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
     if kind == "enabled":
         budget, limit = asked.get("budget_tokens"), body.get("max_tokens")
         if not isinstance(budget, int) or budget < FEW_THINKING_TOKENS:
-            yield f"thinking.enabled.budget_tokens: Input should be greater than or equal to {FEW_THINKING_TOKENS}"
+            yield f"thinking.budget_tokens: Input should be greater than or equal to {FEW_THINKING_TOKENS}"
         elif isinstance(limit, int) and budget >= limit:
             yield "`max_tokens` must be greater than `thinking.budget_tokens`."
     bound = model.thinking_off_up_to_effort

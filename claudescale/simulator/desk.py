@@ -7,6 +7,7 @@ Time is passed in, as API seconds since 1970. `Desk.admit` decides when a call a
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 WRONG_KEYS = ("wrong", "sk-wrong")
 LIMIT_NAMES = ("requests", "input tokens", "output tokens")
 RAMP_SECONDS = 5
-FAULT_SECONDS = 0.2  # a fault on the server takes a moment to show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +111,10 @@ class Desk:
             self._buckets[model.rate_group] = found
         return found
 
+    def elapsed(self, now: float) -> float:
+        """Return the API seconds since the beginning."""
+        return now - self._began
+
     def next_id(self, prefix: str) -> str:
         """Return an id that was not given before."""
         self._number += 1
@@ -167,6 +171,20 @@ class Desk:
             refused, or struck by a fault, and took nothing.
         """
         self.account.calls += 1
+        opened = self._opened(now, body, headers)
+        if isinstance(opened, Answer):
+            return opened
+        read, model = opened
+        measured = measure(read, model)
+        if measured.input_tokens > model.context_tokens:
+            message = f"prompt is too long: {measured.input_tokens} tokens > {model.context_tokens} maximum"
+            return self.refuse(invalid(message))
+        return self._let_in(now, read, model, measured)
+
+    def _opened(
+        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str], *, counting: bool = False
+    ) -> tuple[dict[str, Any], catalog.Model] | Answer:
+        """Return the body and the model of a call that is in order, or the refusal."""
         refused = self.unauthorized(headers)
         if refused is not None:
             return refused
@@ -174,26 +192,18 @@ class Desk:
         if isinstance(read, Answer):
             return read
         wrong = version_problem(headers)
-        if wrong is not None:
-            return self.refuse(wrong)
         model = found_model(read, now)
-        if isinstance(model, Problem):
-            return self.refuse(model)
-        wrong = problem(read, model, headers["anthropic-version"])
-        if wrong is not None:
-            return self.refuse(wrong)
-        measured = measure(read, model)
-        if measured.input_tokens > model.context_tokens:
-            message = f"prompt is too long: {measured.input_tokens} tokens > {model.context_tokens} maximum"
-            return self.refuse(invalid(message))
-        return self._let_in(now, read, model, measured)
+        if wrong is not None or isinstance(model, Problem):
+            return self.refuse(wrong or model)  # type: ignore[arg-type]  # one of them is a Problem
+        wrong = problem(read, model, headers["anthropic-version"], counting=counting)
+        return (read, model) if wrong is None else self.refuse(wrong)
 
     def _let_in(
         self, now: float, body: dict[str, Any], model: catalog.Model, measured: Measured
     ) -> Admission | Answer:
         key = replies.digest(self.seed, body)
         attempt = self.faults.attempt(key)
-        elapsed = now - self._began
+        elapsed = self.elapsed(now)
         stopped = self._stopped(now)
         if stopped is not None:
             return stopped
@@ -207,7 +217,7 @@ class Desk:
         shares = self.cache.shares(now, measured, model.cache_minimum_tokens)
         if not buckets.admit(now, input_tokens=shares.limited_input_tokens):
             return self._limited(now, buckets, shares.limited_input_tokens)
-        reply = self._reply(key, body, model, elapsed)
+        reply = self.reply(key, body, model, elapsed)
         begins, ends = self._seconds(key, body, model, reply, shares)
         self.cache.keep(now, now + begins, measured, model.cache_minimum_tokens)
         self.account.began(now, shares.limited_input_tokens)
@@ -262,8 +272,8 @@ class Desk:
         which = waits.index(max(waits))
         limit = (buckets.requests, buckets.input_tokens, buckets.output_tokens)[which].per_minute
         message = (
-            f"This request would exceed your organization's rate limit of {limit:,.0f} {LIMIT_NAMES[which]} per "
-            "minute. Try again after the time in the retry-after header."
+            f"This request would exceed your organization's rate limit of {limit:,.0f} {LIMIT_NAMES[which]} "
+            "per minute. Try again after the time in the retry-after header."
         )
         sent = {
             **buckets.headers(now),
@@ -272,7 +282,8 @@ class Desk:
         kind = f"{LIMIT_NAMES[which].replace(' ', '_')}_per_minute"
         return self.refuse(Problem(429, "rate_limit_error", message), kind=kind, headers=sent)
 
-    def _reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, elapsed: float) -> replies.Reply:
+    def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, elapsed: float) -> replies.Reply:
+        """Return the reply to a valid request, spoiled where a fault strikes it."""
         reply = replies.compose(key, self.seed, body, model, self._written)
         struck = self.faults.strikes(IN_REPLY, key, 0, elapsed)  # try 0: the same at every try
         if struck is None:
@@ -305,15 +316,7 @@ class Desk:
         reply = admission.reply
         self.buckets(admission.model, now).produce(now, reply.output_tokens)
         self.account.ended(now, reply.output_tokens)
-        self.account.bill(
-            now,
-            admission.model.id,
-            "live",
-            admission.key,
-            admission.shares,
-            reply.output_tokens,
-            reply.thinking_tokens,
-        )
+        self.account.bill(now, admission.model.id, "live", admission.key, admission.shares, reply)
 
     def headers(self, now: float, admission: Admission) -> dict[str, str]:
         """Return the headers of an answer given at `now`."""
@@ -322,25 +325,18 @@ class Desk:
 
     def count_tokens(self, now: float, raw: bytes, headers: Mapping[str, str]) -> Answer:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
-        refused = self.unauthorized(headers)
-        if refused is not None:
-            return refused
-        body = self.read(raw)
-        if isinstance(body, Answer):
-            return body
-        model = found_model(body, now)
-        if isinstance(model, Problem):
-            return self.refuse(model)
-        wrong = version_problem(headers) or problem(body, model, headers["anthropic-version"], counting=True)
-        if wrong is not None:
-            return self.refuse(wrong)
+        opened = self._opened(now, raw, headers, counting=True)
+        if isinstance(opened, Answer):
+            return opened
+        body, model = opened
         wait = self._counting.wait(now, 1)
         if wait:
-            message = f"This request would exceed your rate limit of {self._counting.per_minute:,.0f} requests per minute."
-            after = {"retry-after": str(max(1, int(wait) + 1))}
-            return self.refuse(
-                Problem(429, "rate_limit_error", message), kind="count_tokens_per_minute", headers=after
+            message = (
+                f"This request would exceed your rate limit of {self._counting.per_minute:,.0f} requests "
             )
+            found = Problem(429, "rate_limit_error", message + "per minute.")
+            after = {"retry-after": str(max(1, math.ceil(wait)))}
+            return self.refuse(found, kind="count_tokens_per_minute", headers=after)
         self._counting.level -= 1
         return self.answer({"input_tokens": measure(body, model).input_tokens})
 

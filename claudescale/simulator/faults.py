@@ -30,8 +30,9 @@ STATUSES = {
 BEFORE = (*(str(status) for status in STATUSES), "drop", "hang", "html_body")
 AFTER = ("drop_after", "truncated_body", "not_json")
 IN_REPLY = ("empty_content", "thinking_only", "refusal", "cut")
+BATCH = ("batch_errored", "batch_expired")
 LEVELS = ("spend_cap", "workspace_spend", "overload_above")
-KINDS = (*BEFORE, *AFTER, *IN_REPLY, *LEVELS)
+KINDS = (*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +68,10 @@ class Faults:
         409, 413, 429 for the ramp limit, 500, 503, 504, 529); ``drop`` (the connection closes before
         anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` (never
         answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
-        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached).
-        Three take a level instead: ``spend_cap`` and ``workspace_spend`` (dollars after which every call is
-        refused), ``overload_above`` (529 while more calls than this are in flight).
+        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached); and of a
+        batch's rows ``batch_errored`` and ``batch_expired``.
+        Three take a level instead: ``spend_cap``, ``workspace_spend`` (dollars after which every call is
+        refused) and ``overload_above`` (529 while more calls than this are in flight).
     seed : int
         Decides which calls are struck. The same call is struck at the same one of its tries, whatever
         else goes on; what is in the reply (``refusal``, ``cut``, ...) is the same at every try.

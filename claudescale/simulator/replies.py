@@ -127,7 +127,7 @@ def compose(
     return _cut(reply, text, tool, body, model, key)
 
 
-def _cut(
+def _cut(  # noqa: PLR0917
     reply: Reply, text: str, tool: dict[str, Any] | None, body: dict[str, Any], model: Model, key: bytes
 ) -> Reply:
     """Put text and thinking together within `max_tokens`, which counts both."""

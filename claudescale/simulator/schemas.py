@@ -15,11 +15,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REFUSED = frozenset(
-    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength maxItems uniqueItems "
-    "minProperties maxProperties patternProperties if then else not prefixItems contains".split()
+    {
+        *(
+            "minimum",
+            "maximum",
+            "exclusiveMinimum",
+            "exclusiveMaximum",
+            "multipleOf",
+            "minLength",
+            "maxLength",
+        ),
+        *("maxItems", "uniqueItems", "minProperties", "maxProperties", "patternProperties", "prefixItems"),
+        *("contains", "if", "then", "else", "not"),
+    }
 )
-FORMATS = frozenset("text date-time time date duration email hostname uri ipv4 ipv6 uuid".split())
-TYPES = frozenset("object array string integer number boolean null".split())
+FORMATS = frozenset(
+    {"text", "date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+)
+TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
 
 
 def schema_problem(schema: dict[str, Any]) -> str | None:
@@ -80,36 +93,42 @@ class Inspection:
         if not isinstance(schema, dict):
             yield f"{where or '(root)'}: a schema must be an object"
             return
-        for word in schema:
-            if word in REFUSED:
-                kind = schema.get("type")
-                yield f"For '{kind}' type, property '{word}' is not supported"
+        yield from self._words(schema, where)
         if "$ref" in schema:
-            reference = schema["$ref"]
-            if self._target(reference) is None:
-                yield f"{where or '(root)'}: $ref {reference!r} cannot be resolved"
-            elif reference == "#" or reference in path:
-                yield "Recursive schemas are not supported"
-            else:
-                yield from self._walk(self._target(reference), where, path | {reference})
+            yield from self._reference(schema["$ref"], where, path)
             return
         kinds = schema.get("type")
         if isinstance(kinds, list) or "anyOf" in schema or "oneOf" in schema:
             self._unions += 1
-        for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind is not None and kind not in TYPES:
-                yield f"{where or '(root)'}: type {kind!r} is not supported"
         for word in ("anyOf", "oneOf", "allOf"):
             for each in schema.get(word) or ():
                 yield from self._walk(each, where, path)
         if kinds == "object" or "properties" in schema:
             yield from self._object(schema, where, path)
-        if kinds == "array":
-            if schema.get("minItems", 0) not in {0, 1}:
-                yield "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
-            if "items" in schema:
-                yield from self._walk(schema["items"], f"{where}[]", path)
-        if schema.get("format") is not None and kinds == "string" and schema["format"] not in FORMATS:
+        if kinds == "array" and "items" in schema:
+            yield from self._walk(schema["items"], f"{where}[]", path)
+
+    def _reference(self, reference: Any, where: str, path: frozenset[str]) -> Iterator[str]:
+        if self._target(reference) is None:
+            yield f"{where or '(root)'}: $ref {reference!r} cannot be resolved"
+        elif reference == "#" or reference in path:
+            yield "Recursive schemas are not supported"
+        else:
+            yield from self._walk(self._target(reference), where, path | {reference})
+
+    @staticmethod
+    def _words(schema: dict[str, Any], where: str) -> Iterator[str]:
+        """Yield what is refused of one schema's own keywords."""
+        kinds = schema.get("type")
+        for word in schema:
+            if word in REFUSED:
+                yield f"For '{kinds}' type, property '{word}' is not supported"
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
+            if kind is not None and kind not in TYPES:
+                yield f"{where or '(root)'}: type {kind!r} is not supported"
+        if schema.get("minItems", 0) not in {0, 1}:
+            yield "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
+        if kinds == "string" and schema.get("format", "text") not in FORMATS:
             yield f"For 'string' type, format {schema['format']!r} is not supported"
 
     def _object(self, schema: dict[str, Any], where: str, path: frozenset[str]) -> Iterator[str]:

@@ -35,7 +35,7 @@ class Terms:
     count_tokens_per_minute: int
 
     def rates(self, rate_group: str) -> catalog.Rates:
-        """Requests, input tokens and output tokens a minute of one group of models."""
+        """Return the requests, input tokens and output tokens a minute of one group of models."""
         if self.every is not None:
             return self.every
         return self.limits.get(rate_group) or self.limits[PROMISED_GROUP]

@@ -15,28 +15,28 @@ NEGATORS = frozenset(
 FALLBACKS = frozenset({"other", "none", "neutral", "mixed", "unknown", "unclear", "misc", "gener", "nothi"})
 GOOD = """good great excellent love loved lovely perfect perfectly happy best amazing wonderful fast quick
     recommend thanks thank beautiful comfortable easy works worked nice delighted pleased superb fantastic
-    friendly helpful reliable solid sturdy flawless enjoyed brilliant favourite favorite""".split()
+    friendly helpful reliable solid sturdy flawless enjoyed brilliant favourite favorite"""
 BAD = """bad poor terrible awful hate hated worst broken broke late slow disappointed disappointing useless
     refund return returned waste defective damaged missing wrong cheap rude unhelpful problem issue fails
     failed failure never crash crashes annoying dirty noisy expensive overpriced scam cracked leak leaks
-    torn unusable complaint complain cancelled canceled""".split()
+    torn unusable complaint complain cancelled canceled"""
 TOPICS = {
-    "deliv shipp logis": "delivery deliver delivered shipping shipped parcel package courier arrived late tracking",
-    "quali mater produ defec": "quality broke broken cheap sturdy material stitching cracked damaged defective torn",
-    "price cost value bill payme": "price expensive cheap overpriced cost costs money worth charged invoice bill "
+    "deliv shipp logis": "delivery deliver delivered shipping shipped parcel package courier arrived late",
+    "quali mater produ defec": "quality broke broken cheap sturdy material cracked damaged defective torn",
+    "price cost value bill payme": "price expensive cheap overpriced cost costs money worth charged bill "
     "billing payment paid fee",
     "refun retur": "refund refunded return returned money back exchange",
     "servi suppo custo staff": "service support staff agent answered rude helpful phone email reply waiting",
     "size fit sizin": "size small large tight loose fit fits fitting narrow",
-    "bug techn error softw": "bug crash crashes error app update screen freeze login software install version",
+    "bug techn error softw": "bug crash crashes error app update screen freeze login software version",
     "accou login acces secur": "account password login sign locked access reset verification",
     "featu reque sugge": "feature wish add option would could suggestion please support",
     "sport": "team match game season coach player goal league cup win won",
     "busin finan econo": "shares market profit company bank stock sales growth economy investors",
     "scien techno": "research scientists study space nasa software computer internet technology",
     "polit world gover": "government president minister election war police party country vote",
-    "compl negat": " ".join(BAD),
-    "prais posit recom": " ".join(GOOD),
+    "compl negat": BAD,
+    "prais posit recom": GOOD,
     "spam scam fraud": "free winner prize click offer cash urgent claim guaranteed",
     "urgen prior": "urgent immediately asap now emergency critical outage down",
 }
@@ -47,8 +47,8 @@ def stem(word: str) -> str:
     return word[:STEM_CHARACTERS].lower()
 
 
-_GOOD = frozenset(map(stem, GOOD))
-_BAD = frozenset(map(stem, BAD))
+_GOOD = frozenset(stem(word) for word in GOOD.split())
+_BAD = frozenset(stem(word) for word in BAD.split())
 _RELATED = {
     key: frozenset(stem(word) for word in words.split())
     for keys, words in TOPICS.items()
@@ -118,6 +118,6 @@ class Subject:
         return score
 
     def sentences(self) -> list[str]:
-        """The sentences of the text, without white space around them."""
+        """Return the sentences of the text, without white space around them."""
         found = [each.strip() for each in SENTENCE.findall(self.text[:20_000])]
         return [each for each in found if each] or [self.text.strip() or "nothing"]

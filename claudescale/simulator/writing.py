@@ -62,28 +62,32 @@ class Writer:
         """Return a value that obeys the root schema."""
         return self._value(self._root, "", 0)
 
-    def _value(self, schema: Any, name: str, depth: int) -> Any:  # noqa: PLR0911
+    def _value(self, schema: Any, name: str, depth: int) -> Any:
         if not isinstance(schema, dict) or depth > MAX_DEPTH:
             return None
-        if "$ref" in schema:
-            return self._value(self._resolve(schema["$ref"]), name, depth + 1)
+        further = self._further(schema)
+        if further is not None:
+            return self._value(further, name, depth + 1)
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
             return self._choose(list(schema["enum"]))
-        for word in ("anyOf", "oneOf"):
-            if schema.get(word):
-                return self._value(self._branch(list(schema[word])), name, depth + 1)
-        if schema.get("allOf"):
-            return self._value(self._merge(schema), name, depth + 1)
         kind = schema.get("type")
-        if isinstance(kind, list):
-            return self._value({**schema, "type": self._type(kind)}, name, depth + 1)
         if kind == "object" or "properties" in schema:
             return self._object(schema, depth)
-        if kind == "array":
-            return self._array(schema, name, depth)
-        return self._scalar(kind, schema, name)
+        return self._array(schema, name, depth) if kind == "array" else self._scalar(kind, schema, name)
+
+    def _further(self, schema: dict[str, Any]) -> Any:
+        """Return the schema that one of reference, union or merge stands for; None if it is none."""
+        if "$ref" in schema:
+            return self._resolve(schema["$ref"])
+        for word in ("anyOf", "oneOf"):
+            if schema.get(word):
+                return self._branch(list(schema[word]))
+        if schema.get("allOf"):
+            return self._merge(schema)
+        kind = schema.get("type")
+        return {**schema, "type": self._type(kind)} if isinstance(kind, list) else None
 
     def _scalar(self, kind: Any, schema: dict[str, Any], name: str) -> Any:
         if kind == "boolean":
