@@ -339,9 +339,9 @@ def progress(counts: pl.DataFrame) -> Shown:
         x, y = (0, y + 18) if x + across > WIDTH else (x, y)
         labels += [_note("", x + 5, y, shape="square", color=color_of), _note(label, x + 14, y)]
         x += across + 20
-    axis = alt.Axis(format=",", tickCount=min(6, total))
+    axis = alt.Axis(format=",d", tickCount=min(6, total))
     x_rows = alt.X("start:Q", title="Rows", scale=alt.Scale(domain=[0, total], nice=False), axis=axis)
-    color_as_is, tip = alt.Color("color:N", scale=None), [_word("state"), _tip("rows", "Rows", ",")]
+    color_as_is, tip = alt.Color("color:N", scale=None), [_word("state"), _tip("rows", "Rows", ",d")]
     bar = _chart(states).mark_bar().encode(x_rows, alt.X2("end:Q"), color_as_is, tooltip=tip)
     bar = bar.encode(y=alt.value(y + 14), y2=alt.value(y + 42))
     said = ", ".join(f"{rows:,} {state}" for state, rows in states.select("state", "rows").iter_rows())
@@ -433,7 +433,7 @@ def _x(field: str, title: str | None, ticks: int = 6) -> alt.X:
     import altair as alt
 
     axis = alt.Axis(tickCount=ticks) if title else alt.Axis(labels=False, ticks=False)
-    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(nice=False), axis=axis)
+    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(nice=False, zero=True), axis=axis)
 
 
 def _tip(field: str, title: str, form: str) -> alt.Tooltip:
@@ -518,11 +518,11 @@ def _rate(
     falls = slices.filter(paused).select(start="end", rate=0.0)
     steps = pl.concat([slices.select("start", rate=rate), falls])
     area = _chart(steps.sort("start", maintain_order=True)).mark_area(
-        interpolate="step-after", color=color, fillOpacity=0.25, line={"color": color, "strokeWidth": 1.5}
+        interpolate="step-after", color=color, fillOpacity=0.3, line={"color": color, "strokeWidth": 1.5}
     )
     axis = alt.Axis(labelExpr=SHORT) if top > LONG_NUMBERS else alt.Axis(format=",~f")
     y = alt.Y("rate:Q", title=name, scale=alt.Scale(domain=[0, top], nice=False), axis=axis)
-    tip = [_tip("start", "From", ",.2f"), _tip(rate, name, ",.0f"), _tip("refused", "Refused (429)", ",")]
+    tip = [_tip("start", "From", ",.2f"), _tip(rate, name, ",.0f"), _tip("refused", "Refused (429)", ",d")]
     hover = _chart(slices).mark_rect(opacity=0).encode(x="start:Q", x2="end:Q", tooltip=tip)
     limits = _limit(limit, f"limit {limit:,.0f} {noun}/min", beyond=beyond) if limit else []
     return [area.encode(_x("start", unit), y), *limits, hover]
@@ -554,7 +554,7 @@ def _histogram(seconds: pl.Series, edges: list[float], scale: alt.Scale) -> alt.
     bars = pl.DataFrame({"low": edges[:-1], "high": edges[1:], "none": 0, "answers": counts})
     axis = alt.Axis(values=[0, max(1, *counts)], labelExpr=SHORT)
     x = alt.X("none:Q", title="Answers", scale=alt.Scale(nice=False), axis=axis)
-    tip = [_tip("low", "From (s)", ",.2f"), _tip("high", "To (s)", ",.2f"), _tip("answers", "Answers", ",")]
+    tip = [_tip("low", "From (s)", ",.2f"), _tip("high", "To (s)", ",.2f"), _tip("answers", "Answers", ",d")]
     y, y2 = alt.Y("low:Q", scale=scale, axis=None), alt.Y2("high:Q")
     mark = _chart(bars).mark_rect(color=BLUE, opacity=0.5)
     histogram: alt.Chart = mark.encode(x, alt.X2("answers:Q"), y, y2, tooltip=tip)

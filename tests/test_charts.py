@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -134,6 +135,15 @@ def test_every_chart_is_drawn_by_old_and_new_vega_lite_and_fits_the_page(name):
     assert shown.text == repr(shown) == drawing["description"]
     assert "nan" not in shown.text
     assert "None" not in shown.text
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_label_shows_how_computers_write_numbers(name):
+    """No axis or label reads 2e+3, NaN, null or undefined."""
+    drawn = vl_convert.vegalite_to_svg(specification(DRAWN[name]()), vl_version="5.8")
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert labels
+    assert [label for label in labels if re.search(r"\de[+-]?\d|NaN|null|undefined|None", label)] == []
 
 
 @pytest.mark.parametrize("name", EMPTY)
