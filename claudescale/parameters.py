@@ -64,12 +64,12 @@ def constant(
         The API would refuse every row.
     """
     extra = _checked_params(params or {})
-    if isinstance(max_tokens, bool) or not 1 <= max_tokens <= model.max_output_tokens:
+    if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
-        msg = f"max_tokens={max_tokens!r}: a reply of {model.id} has 1 to {most} tokens."
+        msg = f"max_tokens={max_tokens!r}: it is a whole number, and {model.id} writes 1 to {most} tokens."
         raise PlanError(msg)
     thought, output = _thinking(model, max_tokens, effort, thinking)
-    output = _output(output, returns, effort, extra.pop("output_config", None))
+    output |= _output(returns, extra.pop("output_config", None))
     body: dict[str, Any] = {"model": model.id, "max_tokens": max_tokens}
     control = _cache_control(cache, system)
     if system is not None:
@@ -143,14 +143,15 @@ def _thinking(
     return thinking, {"effort": effort} if effort else {}
 
 
-def _output(
-    output: dict[str, Any], typed: Returns | None, effort: str | None, given: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    for name, argument, taken in (("effort", "effort=", effort), ("format", "returns=", typed)):
-        if given and name in given and taken is not None:
-            msg = f"Both {argument} and params['output_config'][{name!r}] are given. Keep one."
-            raise PlanError(msg)
-    return output | dict(given or {}) | ({"format": typed.output_format} if typed else {})
+def _output(returns: Returns | None, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    given = given or {}
+    if "effort" in given:
+        msg = "params has an 'effort' in its 'output_config'. Use effort= instead."
+        raise PlanError(msg)
+    if returns is not None and "format" in given:
+        msg = "returns= and params['output_config']['format'] both say what the reply looks like. Keep one."
+        raise PlanError(msg)
+    return dict(given) | ({"format": returns.output_format} if returns else {})
 
 
 def _check_system(system: str) -> None:

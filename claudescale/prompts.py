@@ -296,7 +296,7 @@ def _check_names(schema: pl.Schema, typed: Returns | None) -> None:
             msg = f"The frame has a column {name!r}, and the results get one of that name. Use {renamed}."
             raise NameTaken(msg)
         if name in OUTPUT_COLUMNS and name in fields:
-            msg = f"returns= has a field {name!r}, a name the results need for a column of their own. Rename it."
+            msg = f"returns= has a field {name!r}, a name the results need for themselves. Rename the field."
             raise NameTaken(msg)
 
 
@@ -304,7 +304,7 @@ def _check_sizes(sizes: pl.DataFrame) -> None:
     large = sizes.filter(pl.col("bytes") > MESSAGE.max_bytes)
     if large.height:
         row, size = large.row(0)
-        more = f" ({large.height - 1:,} more rows are too large as well.)" if large.height > 1 else ""
+        more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
         msg = (
             f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
             f"{MESSAGE.max_bytes:,}. Shorten its text, as in pl.col(...).str.head(100_000), or leave the row "

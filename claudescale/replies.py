@@ -81,7 +81,7 @@ class Returns:
         tuple of pl.DataFrame and pl.Series
             As many rows as `replies`, in their order; the schema is `columns`.
         """
-        texts = replies.alias(_TEXT)
+        texts = replies.cast(pl.String).alias(_TEXT)
         distinct = texts.unique(maintain_order=True)
         if distinct.len() * 2 > texts.len():
             return self._decode(texts)
@@ -234,7 +234,11 @@ def _fit(dtype: pl.DataType) -> Callable[[Any], Any]:
     fit = _fit_nested(dtype) or _fit_number(dtype) or _fit_plain(dtype)
 
     def fitted(value: Any) -> Any:
-        return None if value is None else fit(value.value if isinstance(value, enum.Enum) else value)
+        if isinstance(value, enum.Enum):
+            value = value.value
+        elif getattr(value, "__pydantic_root_model__", False):
+            value = value.root
+        return None if value is None else fit(value)
 
     return fitted
 

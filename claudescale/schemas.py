@@ -99,11 +99,14 @@ def _dtype_given(given: Any, path: str) -> tuple[pl.DataType, bool]:
         if len(kinds) != 1:
             refuse(path, f"is {given}: a column has one type. Choose one, or pl.String.")
         given = kinds[0]
+    if any(given is each for each in (pl.Categorical, pl.Datetime, pl.Duration)):
+        given = given()  # these have defaults that nobody is surprised by
     try:
-        return instance(pl.Schema({"field": given})["field"]), nullable
+        return pl.Schema({"field": given})["field"], nullable
     except TypeError as error:
         complete = {"Enum": "pl.Enum(['yes', 'no'])", "List": "pl.List(pl.String)"}
         complete |= {"Array": "pl.Array(pl.Float64, 3)", "Struct": "pl.Struct({'name': pl.String})"}
+        complete |= {"Decimal": "pl.Decimal(scale=2)"}
         write = complete.get(getattr(given, "__name__", ""))
         hint = f"Write {write}." if write else "Write one, such as pl.String."
         msg = f"returns=: {path} is {given!r:.60}, which is no complete Polars type. {hint}"

@@ -122,8 +122,8 @@ def _content_of_expression(prompt: pl.Expr, schema: pl.Schema) -> tuple[pl.Expr,
 def _height(nulls: pl.DataFrame, prompt: pl.Expr) -> int | None:
     try:
         return nulls.select(prompt).height
-    except pl.exceptions.PolarsError:
-        return None  # a function of the user's that cannot take nulls: the real rows will tell
+    except Exception:  # noqa: BLE001  # a function of the user's that takes no nulls: the real rows will tell
+        return None
 
 
 def _readable(name: str, dtype: pl.DataType) -> pl.Expr:

@@ -1,0 +1,311 @@
+"""returns= to a JSON schema the API takes, and to the Polars types of the columns."""
+
+# ruff: noqa: D101  # the models are material
+
+import enum
+import json
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Literal
+from uuid import UUID
+
+import polars as pl
+import pytest
+from pydantic import AwareDatetime, BaseModel, Field, NaiveDatetime, RootModel
+
+from claudescale.errors import BadReturns
+from claudescale.replies import compile_returns
+from claudescale.schemas import nodes
+
+TAKEN = {"type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
+TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additionalProperties"}
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+    LARGE = "large"
+
+
+class Part(BaseModel):
+    """One part of the order."""
+
+    name: str
+    count: int = Field(ge=1, le=99, description="How many")
+
+
+class Order(BaseModel):
+    size: Size
+    kind: Literal["gift", "own"]
+    sure: Literal["yes"]
+    level: Literal[1, 2, 3]
+    parts: list[Part]
+    first: Part = Field(description="The first one named")
+    spare: Part | None
+    price: Decimal = Field(decimal_places=2, ge=0)
+    weight: Decimal
+    sent: date
+    at: datetime
+    here: NaiveDatetime
+    there: AwareDatetime
+    took: timedelta
+    code: str = Field(pattern="^[A-Z]+$", min_length=2, max_length=5)
+    ident: UUID
+    tags: Annotated[list[str], Field(min_length=1)]
+    two: Annotated[list[str], Field(min_length=2)]
+    seen: set[int]
+    number: int | float
+    note: str | None = None
+    customer: str = Field(alias="customer-name", examples=["Ann"])
+
+
+def test_a_model_becomes_columns_of_polars_types():
+    """Each annotation has its Polars type, under the name of the field and not its alias."""
+    part = pl.Struct({"name": pl.String, "count": pl.Int64})
+    assert compile_returns(Order).columns == pl.Schema(
+        {
+            "size": pl.Enum(["small", "large"]),
+            "kind": pl.Enum(["gift", "own"]),
+            "sure": pl.Enum(["yes"]),
+            "level": pl.Int64(),
+            "parts": pl.List(part),
+            "first": part,
+            "spare": part,
+            "price": pl.Decimal(38, 2),
+            "weight": pl.Decimal(38, 10),
+            "sent": pl.Date(),
+            "at": pl.Datetime("us", "UTC"),
+            "here": pl.Datetime("us"),
+            "there": pl.Datetime("us", "UTC"),
+            "took": pl.Duration("us"),
+            "code": pl.String(),
+            "ident": pl.String(),
+            "tags": pl.List(pl.String),
+            "two": pl.List(pl.String),
+            "seen": pl.List(pl.Int64),
+            "number": pl.Float64(),
+            "note": pl.String(),
+            "customer": pl.String(),
+        }
+    )
+
+
+def test_the_schema_has_only_what_the_api_takes():
+    """Every keyword at every depth is one of the API's, references are written out, objects are closed."""
+    for schema in (compile_returns(Order).json_schema, compile_returns(EVERY_TYPE).json_schema):
+        for node in nodes(schema):
+            if node.get("type") == "object":
+                assert set(node) <= TAKEN_OF_OBJECTS
+                assert node["additionalProperties"] is False
+                assert set(node["required"]) <= set(node["properties"])
+            else:
+                assert set(node) <= TAKEN
+        assert json.loads(json.dumps(schema)) == schema
+
+
+def test_what_the_api_has_no_keyword_for_is_told():
+    """Bounds, lengths and patterns stand in the description, after the user's own words."""
+    fields = compile_returns(Order).json_schema["properties"]
+    assert fields["first"]["description"] == "The first one named"
+    assert fields["parts"]["items"]["description"] == "One part of the order."
+    told = fields["parts"]["items"]["properties"]["count"]["description"]
+    assert told.startswith("How many (")
+    assert "minimum: 1" in told
+    assert "maximum: 99" in told
+    assert "pattern: ^[A-Z]+$" in fields["code"]["description"]
+    assert "max length: 5" in fields["code"]["description"]
+    assert "min items: 2" in fields["two"]["description"]
+    assert fields["tags"]["minItems"] == 1
+    assert "digits after the point: 2" in fields["price"]["description"]
+    assert '["Ann"]' in fields["customer-name"]["description"]
+
+
+def test_a_default_makes_a_field_optional():
+    """Only a field with a default may be left out by the model."""
+    schema = compile_returns(Order).json_schema
+    assert set(schema["properties"]) - set(schema["required"]) == {"note"}
+    assert {"type": "null"} in schema["properties"]["spare"]["anyOf"]
+
+
+EVERY_TYPE = {
+    "string": pl.String,
+    "categorical": pl.Categorical,
+    "label": pl.Enum(["a", "b"]),
+    "flag": pl.Boolean,
+    **{str(kind): kind for kind in (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128)},
+    **{str(kind): kind for kind in (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128)},
+    **{str(kind): kind for kind in (pl.Float16, pl.Float32, pl.Float64)},
+    "decimal": pl.Decimal(10, 2),
+    "date": pl.Date,
+    "datetime": pl.Datetime("ms"),
+    "time": pl.Time,
+    "duration": pl.Duration,
+    "list": pl.List(pl.Int64),
+    "array": pl.Array(pl.Float64, 3),
+    "matrix": pl.Array(pl.Int64, (2, 3)),
+    "struct": pl.Struct({"a": pl.String, "b": pl.List(pl.Struct({"c": pl.Date}))}),
+    "nullable": pl.Float64 | None,
+}
+
+
+def test_polars_types_stay_as_given():
+    """The columns have the types that were asked for, whether given as class or as instance."""
+    returns = compile_returns(EVERY_TYPE)
+    expected = {
+        **EVERY_TYPE,
+        "categorical": pl.Categorical(),
+        "duration": pl.Duration("us"),
+        "nullable": pl.Float64,
+    }
+    assert returns.columns == pl.Schema(expected)
+    assert returns.columns == compile_returns(pl.Schema(expected)).columns
+    assert list(returns.columns) == list(EVERY_TYPE)
+
+
+def test_every_field_of_polars_types_is_required():
+    """Nothing may be left out; only a field written `| None` may be null."""
+    schema = compile_returns(EVERY_TYPE).json_schema
+    assert schema["required"] == list(EVERY_TYPE)
+    unions = [name for name, node in schema["properties"].items() if "anyOf" in node]
+    assert unions == ["nullable"]
+
+
+@pytest.mark.parametrize(
+    ("given", "node"),
+    [
+        (pl.String, {"type": "string"}),
+        (pl.Enum(["a", "b"]), {"type": "string", "enum": ["a", "b"]}),
+        (pl.Enum(["a"]), {"type": "string", "const": "a"}),
+        (pl.Boolean, {"type": "boolean"}),
+        (pl.Int64, {"type": "integer"}),
+        (pl.UInt8, {"type": "integer", "description": "(maximum: 255, minimum: 0)"}),
+        (pl.UInt64, {"type": "integer", "description": "(minimum: 0)"}),
+        (pl.Float32, {"type": "number"}),
+        (pl.Decimal(10, 2), {"type": "number", "description": "(digits after the point: 2)"}),
+        (pl.Date, {"type": "string", "format": "date"}),
+        (pl.Datetime("us"), {"type": "string", "format": "date-time"}),
+        (pl.Time, {"type": "string", "format": "time"}),
+        (pl.Duration, {"type": "string", "format": "duration"}),
+        (pl.List(pl.String), {"type": "array", "items": {"type": "string"}}),
+        (pl.Float64 | None, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
+    ],
+    ids=str,
+)
+def test_one_type_is_a_reply_of_its_own(given, node):
+    """A single type is wrapped in an object, as the API wants, with the one field `reply`."""
+    returns = compile_returns(given)
+    assert returns.single
+    assert list(returns.columns) == ["reply"]
+    assert returns.json_schema == {
+        "type": "object",
+        "properties": {"reply": node},
+        "required": ["reply"],
+        "additionalProperties": False,
+    }
+
+
+class Tree(BaseModel):
+    name: str
+    branches: list["Tree"]
+
+
+class Free(BaseModel):
+    values: dict[str, int]
+
+
+class Anything(BaseModel):
+    value: object
+
+
+class Bare(BaseModel):
+    values: list
+
+
+class Pair(BaseModel):
+    pair: tuple[int, str]
+
+
+class Either(BaseModel):
+    value: int | str
+
+
+class Mixed(BaseModel):
+    value: Literal["a", 1]
+
+
+class Raw(BaseModel):
+    value: bytes
+
+
+class Nothing(BaseModel):
+    value: None
+
+
+class Empty(BaseModel):
+    pass
+
+
+class Function(BaseModel):
+    value: type
+
+
+class Words(RootModel[list[str]]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Tree, "Tree contains itself"),
+        (Free, "'values' is a dict with free keys.*nested model"),
+        (Anything, "'value' has no one type"),
+        (Bare, r"'values' is a list without one type.*list\[str\]"),
+        (Pair, "'pair' is a list without one type"),
+        (Either, "'value' may be of several types"),
+        (Mixed, "'value' has labels of several types"),
+        (Raw, "'value' is bytes"),
+        (Nothing, "'value' can only be null"),
+        (Empty, "no named fields"),
+        (Words, "no named fields"),
+        (Function, "Function has no JSON schema"),
+        (Size, r"returns=pl\.Enum\(Size\)"),
+        (str, r"returns=pl\.String"),
+        (["a", "b"], r"returns=pl\.Enum\(\[\.\.\.\]\)"),
+        ({}, "returns= takes a pydantic model"),
+        (7, "returns= takes a pydantic model"),
+        ("label", "returns= takes a pydantic model"),
+        ({"a": pl.Binary}, "field 'a' is Binary"),
+        ({"a": pl.Object}, "field 'a' is Object"),
+        ({"a": pl.Null}, "field 'a' is Null"),
+        ({"a": pl.List(pl.Binary)}, r"field 'a'\[\] is Binary"),
+        ({"a": pl.Struct({"b": pl.Binary})}, r"field 'a'\.b is Binary"),
+        ({"a": pl.Struct([])}, "field 'a' is Struct"),
+        ({"a": pl.Enum([])}, "field 'a' is Enum"),
+        ({"a": pl.Enum}, r"Write pl\.Enum\(\['yes', 'no'\]\)"),
+        ({"a": pl.List}, r"Write pl\.List\(pl\.String\)"),
+        ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"),
+        ({"a": "String"}, "no complete Polars type"),
+        ({1: pl.String}, "not named by a string"),
+        ({"a": pl.Int64 | pl.String}, "a column has one type"),
+        (pl.Int64 | pl.String | None, "a column has one type"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+)
+def test_what_no_column_can_hold_is_refused(given, words):
+    """Each type without a JSON schema or a column is a BadReturns that names the field."""
+    with pytest.raises(BadReturns, match=words):
+        compile_returns(given)
+
+
+def test_the_limits_of_the_api_hold():
+    """24 optional fields and 16 unions pass; one more is refused with what to do."""
+    assert compile_returns({f"f{n}": pl.Float64 | None for n in range(16)})
+    with pytest.raises(BadReturns, match=r"17 fields may be null.*API takes 16"):
+        compile_returns({f"f{n}": pl.Float64 | None for n in range(17)})
+
+    def optional(count):
+        fields = dict.fromkeys([f"f{n}" for n in range(count)], "")
+        return type("Optional", (BaseModel,), {**fields, "__annotations__": dict.fromkeys(fields, str)})
+
+    assert compile_returns(optional(24))
+    with pytest.raises(BadReturns, match=r"25 fields may be left out.*API takes 24"):
+        compile_returns(optional(25))
