@@ -52,16 +52,16 @@ def arguments() -> argparse.ArgumentParser:
         "replies, no cost. Any client can use it.",
     )
     parser.add_argument("--port", type=int, default=0, help="0 takes any free one (default)")
-    parser.add_argument("--tier", default="start", help="start, build, scale, 1 to 4 (default: start)")
+    parser.add_argument("--tier", default="start", help="start, build, scale, 1 to 4")
     parser.add_argument("--speed", type=float, default=1.0, help="API seconds per second (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="decides replies and faults (default: 0)")
-    parser.add_argument("--latency", type=float, help="API seconds of every reply (default: plausible ones)")
+    parser.add_argument("--latency", type=float, help="API seconds of every reply (default: plausible)")
     parser.add_argument(
         "--faults",
         type=faults,
         default={},
         metavar="KIND=VALUE[@START-END],...",
-        help=f"probability (or level) by kind, between API seconds since the start. Kinds: {', '.join(KINDS)}",
+        help=f"probability (or level) by kind, between API seconds since the start: {', '.join(KINDS)}",
     )
     parser.add_argument(
         "--bucket-seconds", type=float, default=60.0, help="of its limit a full bucket holds (default: 60)"

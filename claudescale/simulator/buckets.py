@@ -102,8 +102,10 @@ class Buckets:
 
     def retry_after(self, now: float, *, requests: int = 1, input_tokens: float = 0) -> int:
         """Whole seconds after which the same call would be admitted if nothing else came; at least 1."""
-        longest = max(self.waits(now, requests=requests, input_tokens=input_tokens))
-        return max(1, math.ceil(longest - SLACK))
+        waits = self.waits(now, requests=requests, input_tokens=input_tokens)
+        buckets = (self.requests, self.input_tokens, self.output_tokens)
+        whole = (math.ceil(wait - SLACK / each.per_second) for wait, each in zip(waits, buckets, strict=True))
+        return max(1, *whole)
 
     def headers(self, now: float) -> dict[str, str]:
         """Return the rate-limit headers of an answer given at `now`.

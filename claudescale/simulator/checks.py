@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import catalog
 from claudescale.errors import UnknownModel
-from claudescale.simulator.schemas import schema_problem
+from claudescale.simulator.schemas import schema_problem, shape_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -174,10 +174,10 @@ def _turn(index: int, message: Any) -> Iterator[str]:
     if not isinstance(message, dict):
         yield f"{where}: Input should be a valid dictionary"
         return
-    if message.get("role") not in {"user", "assistant"}:
+    if message.get("role") not in ("user", "assistant"):
         yield f"{where}.role: Input should be 'user' or 'assistant'"
     for name in message:
-        if name not in {"role", "content"}:
+        if name not in ("role", "content"):
             yield f"{where}.{name}: Extra inputs are not permitted"
     yield from _content(where, message.get("role"), message.get("content"))
 
@@ -231,7 +231,7 @@ def _cache(body: Mapping[str, Any]) -> Iterator[str]:
             yield "cache_control.type: Input should be 'ephemeral'"
             return
         ttls.append(mark.get("ttl", "5m"))
-        if ttls[-1] not in {"5m", "1h"}:
+        if ttls[-1] not in ("5m", "1h"):
             yield "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
             return
     if len(marks) > MAX_BREAKPOINTS:
@@ -248,7 +248,7 @@ def _output(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
         yield "output_config: Input should be a valid dictionary"
         return
     for name in config:
-        if name not in {"effort", "format", "task_budget"}:
+        if name not in ("effort", "format", "task_budget"):
             yield f"output_config.{name}: Extra inputs are not permitted"
     effort = config.get("effort")
     if effort is not None and not model.efforts:
@@ -275,7 +275,7 @@ def _thinking(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
     if asked is None:
         return
     kind = asked.get("type") if isinstance(asked, dict) else None
-    if kind not in {"adaptive", "disabled", "enabled", "between_tools"}:
+    if kind not in ("adaptive", "disabled", "enabled", "between_tools"):
         yield "thinking.type: Input should be 'adaptive', 'between_tools', 'disabled' or 'enabled'"
         return
     if kind not in model.thinking_types:
@@ -291,7 +291,7 @@ def _thinking(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
             yield "`max_tokens` must be greater than `thinking.budget_tokens`."
     bound = model.thinking_off_up_to_effort
     effort = (body.get("output_config") or {}).get("effort")
-    if kind in {"disabled", "between_tools"} and bound and effort in model.efforts:
+    if kind in ("disabled", "between_tools") and bound and effort in model.efforts:
         order = model.efforts
         if order.index(effort) > order.index(bound):
             yield f'"thinking.type.{kind}" is not supported at effort {effort!r}: use {bound!r} or lower'
@@ -308,23 +308,27 @@ def _tools(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
                 yield f"tools.{index}.custom.name: Field required"
             elif "input_schema" not in tool and tool.get("type", "custom") == "custom":
                 yield f"tools.{index}.custom.input_schema: Field required"
-    choice = body.get("tool_choice")
-    if choice is None:
-        return
+            elif "input_schema" in tool and (found := shape_problem(tool["input_schema"])):
+                yield f"tools.{index}.custom.input_schema: {found}"
+    if body.get("tool_choice") is not None:
+        yield from _choice(body["tool_choice"], tools, model)
+
+
+def _choice(choice: Any, tools: Any, model: catalog.Model) -> Iterator[str]:
     kind = choice.get("type") if isinstance(choice, dict) else None
-    if kind not in {"auto", "any", "tool", "none"}:
+    if kind not in ("auto", "any", "tool", "none"):
         yield "tool_choice.type: Input should be 'any', 'auto', 'none' or 'tool'"
-    elif kind in {"any", "tool"} and model.id in NO_FORCED_TOOL:
+    elif kind in ("any", "tool") and model.id in NO_FORCED_TOOL:
         yield f"tool_choice.type: {kind!r} is not supported on this model"
-    elif kind in {"any", "tool"} and not tools:
+    elif kind in ("any", "tool") and not tools:
         yield "tool_choice: may only be specified while providing `tools`"
 
 
 def _options(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
-    if body.get("service_tier", "auto") not in {"auto", "standard_only"}:
+    if body.get("service_tier", "auto") not in ("auto", "standard_only"):
         yield "service_tier: Input should be 'auto' or 'standard_only'"
     speed = body.get("speed")
-    if speed not in {None, "standard", "fast"}:
+    if speed not in (None, "standard", "fast"):
         yield "speed: Input should be 'fast' or 'standard'"
     elif speed == "fast" and model.id not in FAST:
         yield "speed: fast mode is not supported on this model"

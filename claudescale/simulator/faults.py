@@ -68,8 +68,8 @@ class Faults:
         409, 413, 429 for the ramp limit, 500, 503, 504, 529); ``drop`` (the connection closes before
         anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` (never
         answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
-        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached); and of a
-        batch's rows ``batch_errored`` and ``batch_expired``.
+        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached);
+        and of a batch's rows ``batch_errored`` and ``batch_expired``.
         Three take a level instead: ``spend_cap``, ``workspace_spend`` (dollars after which every call is
         refused) and ``overload_above`` (529 while more calls than this are in flight).
     seed : int

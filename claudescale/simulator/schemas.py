@@ -32,6 +32,12 @@ REFUSED = frozenset(
 FORMATS = frozenset(
     {"text", "date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
 )
+SHAPES = {
+    **dict.fromkeys(("properties", "$defs", "definitions"), dict),
+    **dict.fromkeys(("required", "enum", "anyOf", "oneOf", "allOf"), list),
+    **dict.fromkeys(("$ref", "format"), str),
+    "minItems": int,
+}
 TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
 
 
@@ -40,9 +46,31 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
     return _problem(json.dumps(schema))
 
 
+def shape_problem(schema: Any, where: str = "(root)") -> str | None:
+    """Return where a value is not a JSON schema at all, or None."""
+    if not isinstance(schema, dict):
+        return f"{where}: a schema must be an object"
+    for word, kind in SHAPES.items():
+        empty = word != "required" and schema.get(word) == []
+        if word in schema and (empty or not isinstance(schema[word], kind)):
+            return f"{where}.{word}: not valid in a JSON schema"
+    kinds = schema.get("type", "any")
+    if not isinstance(kinds, (str, list)) or not kinds or not all(isinstance(each, str) for each in kinds):
+        return f"{where}.type: not valid in a JSON schema"
+    if not all(isinstance(each, str) for each in schema.get("required", ())):
+        return f"{where}.required: not valid in a JSON schema"
+    parts = [schema["items"]] if "items" in schema else []
+    for word in ("properties", "$defs", "definitions"):
+        parts.extend(schema.get(word, {}).values())
+    for word in ("anyOf", "oneOf", "allOf"):
+        parts.extend(schema.get(word, ()))
+    return next((found for part in parts if (found := shape_problem(part, f"{where}/"))), None)
+
+
 @lru_cache(maxsize=256)
 def _problem(text: str) -> str | None:
-    return Inspection(json.loads(text)).problem()
+    schema = json.loads(text)
+    return shape_problem(schema) or Inspection(schema).problem()
 
 
 class Inspection:
@@ -90,9 +118,6 @@ class Inspection:
         return any(self._returns(each, path | {reference}) for each in _references(self._target(reference)))
 
     def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[str]:
-        if not isinstance(schema, dict):
-            yield f"{where or '(root)'}: a schema must be an object"
-            return
         yield from self._words(schema, where)
         if "$ref" in schema:
             yield from self._reference(schema["$ref"], where, path)

@@ -79,22 +79,20 @@ def pieces(content: Any) -> Iterator[tuple[str, int, Any]]:
     if isinstance(content, str):
         yield content, 0, None
         return
-    for block in content or ():
-        kind = block.get("type")
+    for block in content if isinstance(content, list) else ():
+        if not isinstance(block, dict):
+            continue
+        kind, control = block.get("type"), block.get("cache_control")
         if kind == "text":
-            yield block.get("text", ""), 0, block.get("cache_control")
-        elif kind in {"image", "document"}:
-            yield "", MEDIA_TOKENS, block.get("cache_control")
+            yield str(block.get("text", "")), 0, control
+        elif kind in ("image", "document"):
+            yield "", MEDIA_TOKENS, control
         elif kind == "tool_result":
-            inner = list(pieces(block.get("content") or ""))
-            yield (
-                "".join(each[0] for each in inner),
-                sum(each[1] for each in inner),
-                block.get("cache_control"),
-            )
+            inner = list(pieces(block.get("content")))
+            yield "".join(each[0] for each in inner), sum(each[1] for each in inner), control
         else:
             rest = {key: value for key, value in block.items() if key not in {"cache_control", "signature"}}
-            yield json.dumps(rest), 0, block.get("cache_control")
+            yield json.dumps(rest), 0, control
 
 
 def measure(body: dict[str, Any], model: Model) -> Measured:
@@ -111,7 +109,7 @@ def measure(body: dict[str, Any], model: Model) -> Measured:
     wanted = (body.get("output_config") or {}).get("format")
     if wanted:
         overhead += SCHEMA_TOKENS + tokens_in(json.dumps(wanted.get("schema")), per_token)
-    found.extend(pieces(body.get("system") or ()))
+    found.extend(pieces(body.get("system")))
     for message in body["messages"]:
         overhead += MESSAGE_TOKENS
         found.extend(pieces(message["content"]))

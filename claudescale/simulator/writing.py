@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
 MAX_DEPTH = 24
+MAX_VALUES = 5_000  # a tool may have a schema that contains itself
 RATING_STEMS = frozenset(
     {"ratin", "score", "stars", "star", "grade", "senti", "satis", "sever", "prior", "urgen"}
 )
@@ -57,13 +58,15 @@ class Writer:
         self._fair = fair
         self._own = own
         self._skill = skill
+        self._written = 0
 
     def write(self) -> Any:
         """Return a value that obeys the root schema."""
         return self._value(self._root, "", 0)
 
     def _value(self, schema: Any, name: str, depth: int) -> Any:
-        if not isinstance(schema, dict) or depth > MAX_DEPTH:
+        self._written += 1
+        if not isinstance(schema, dict) or depth > MAX_DEPTH or self._written > MAX_VALUES:
             return None
         further = self._further(schema)
         if further is not None:
@@ -104,7 +107,8 @@ class Writer:
         found: Any = self._root
         for part in reference.removeprefix("#").split("/"):
             if part:
-                found = found[part.replace("~1", "/").replace("~0", "~")]
+                key = part.replace("~1", "/").replace("~0", "~")
+                found = found.get(key, {}) if isinstance(found, dict) else {}
         return found
 
     def _merge(self, schema: dict[str, Any]) -> dict[str, Any]:
