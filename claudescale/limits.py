@@ -1,0 +1,305 @@
+"""Rate limits: what they allow, which one binds, and what the API's own answers say of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from claudescale import catalog
+from claudescale.errors import PlanError, UnknownTier
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anthropic import AsyncAnthropic
+
+BUCKETS = ("requests", "input_tokens", "output_tokens")
+"""The three limits of one model group, in the order every function here uses."""
+
+_PREFIX = "anthropic-ratelimit-"
+_GROUPS = ("requests", "tokens", "input-tokens", "output-tokens")
+_API_NAMES = {
+    "requests_per_minute": "requests_per_minute",
+    "input_tokens_per_minute": "input_tokens_per_minute",
+    "input_tokens_per_minute_cache_aware": "input_tokens_per_minute",
+    "output_tokens_per_minute": "output_tokens_per_minute",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What an account may do in a minute with one group of models.
+
+    Pass one as ``tier=`` where the tables do not fit: a custom contract, a workspace with its own
+    limits, a cloud platform.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    requests_per_minute, input_tokens_per_minute, output_tokens_per_minute : float
+        The three token buckets of the Messages API. Input tokens are the uncached ones: reads from
+        the prompt cache do not count.
+    batch_queue_requests : int, optional
+        Requests that may wait in the Message Batches queue, all models together.
+    source : str
+        Where the figures come from.
+    checked : date or datetime, optional
+        When that was so.
+
+    Notes
+    -----
+    Source: Anthropic, *Rate limits* (checked 2026-10-08).
+
+    Examples
+    --------
+    >>> Limits(requests_per_minute=50, input_tokens_per_minute=40_000, output_tokens_per_minute=8_000).shared(0.5)
+    Limits(25 requests, 20,000 input and 4,000 output tokens a minute, given by you, times 0.5)
+    """
+
+    requests_per_minute: float
+    input_tokens_per_minute: float
+    output_tokens_per_minute: float
+    batch_queue_requests: int | None = None
+    source: str = "given by you"
+    checked: date | datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                msg = f"Limits({name}={value!r}): a limit is a number above 0"
+                raise PlanError(msg)
+
+    def __repr__(self) -> str:
+        """Say the three limits and where they come from, in one line."""
+        return (
+            f"Limits({self.requests_per_minute:,.0f} requests, {self.input_tokens_per_minute:,.0f} input and "
+            f"{self.output_tokens_per_minute:,.0f} output tokens a minute, {self.source})"
+        )
+
+    @property
+    def per_minute(self) -> tuple[float, float, float]:
+        """The three limits in the order of `BUCKETS`."""
+        return (self.requests_per_minute, self.input_tokens_per_minute, self.output_tokens_per_minute)
+
+    def shared(self, share: float) -> Limits:
+        """Return the limits that are left for this run when it may use `share` of them.
+
+        Spends: nothing.
+        """
+        if not 0 < share <= 1:
+            msg = f"share={share!r}: it is the part of the account's limits this run may use, above 0 and at most 1"
+            raise PlanError(msg)
+        if share == 1:
+            return self
+        return replace(
+            self,
+            requests_per_minute=self.requests_per_minute * share,
+            input_tokens_per_minute=self.input_tokens_per_minute * share,
+            output_tokens_per_minute=self.output_tokens_per_minute * share,
+            source=f"{self.source}, times {share:g}",
+        )
+
+    @classmethod
+    def of(cls, tier: str | int | Limits, model: str) -> Limits:
+        """Return the limits of a usage tier for a model, from the dated tables.
+
+        Spends: nothing.
+        """
+        if isinstance(tier, Limits):
+            return tier
+        facts = catalog.tier(tier)
+        requests, input_tokens, output_tokens = catalog.tier_rates(facts, catalog.model(model))
+        return cls(
+            requests_per_minute=requests,
+            input_tokens_per_minute=input_tokens,
+            output_tokens_per_minute=output_tokens,
+            batch_queue_requests=facts.batch_queue_requests,
+            source=f"table of tier {facts.name!r}",
+            checked=facts.checked,
+        )
+
+    @classmethod
+    async def from_api(cls, client: AsyncAnthropic, model: str) -> Limits:
+        """Return the limits the organisation has for `model`, as the rate-limit API tells them.
+
+        It takes an Admin API key (or an ``org:admin`` token); an individual account has none. Where
+        the key may not, nothing is lost: the first answer of a run says the limits in its headers.
+
+        Spends: nothing (one free request a page).
+
+        Raises
+        ------
+        UnknownTier
+            The API knows no limits for this model.
+        anthropic.PermissionDeniedError, anthropic.AuthenticationError
+            The key is not an Admin API key.
+
+        Notes
+        -----
+        Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the SDK's types.
+        """
+        found: dict[str, float] = {}
+        queue: int | None = None
+        async for item in client.organization.rate_limits.list():
+            group = item.group.type
+            values = {each.type: each.value for each in item.limits}
+            if group == "batch":
+                queue = int(values["enqueued_batch_requests"]) if "enqueued_batch_requests" in values else None
+            elif group == "model_group" and catalog.same_model(model, item.models or ()):
+                found = {_API_NAMES[name]: float(value) for name, value in values.items() if name in _API_NAMES}
+        if len(found) < len(BUCKETS):
+            msg = f"the rate-limit API tells no limits for {model!r}. Pass tier=cs.Limits(requests_per_minute=..., ...)"
+            raise UnknownTier(msg)
+        return cls(
+            **found,
+            batch_queue_requests=queue,
+            source="the rate-limit API",
+            checked=datetime.now(UTC),
+        )
+
+
+class Reading(NamedTuple):
+    """One bucket as one answer's headers tell it; None where the header is missing or unreadable."""
+
+    limit: float | None
+    remaining: float | None
+    reset: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """Every ``anthropic-ratelimit-*`` header of one answer, and ``retry-after``."""
+
+    requests: Reading
+    input_tokens: Reading
+    output_tokens: Reading
+    tokens: Reading
+    retry_after_seconds: float | None
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def buckets(self) -> tuple[Reading, Reading, Reading]:
+        """The three limits in the order of `BUCKETS`."""
+        return (self.requests, self.input_tokens, self.output_tokens)
+
+    def limits(self, before: Limits) -> Limits:
+        """Return `before` with every limit these headers tell; the same object if they agree."""
+        told = {
+            f"{name}_per_minute": reading.limit
+            for name, reading in zip(BUCKETS, self.buckets, strict=True)
+            if reading.limit and reading.limit != getattr(before, f"{name}_per_minute")
+        }
+        if not told:
+            return before
+        changes: dict[str, Any] = {**told, "source": "the headers of the API's answers", "checked": datetime.now(UTC)}
+        return replace(before, **changes)
+
+
+def read_headers(headers: Mapping[str, str]) -> Readings:
+    """Return what an answer's headers say of the limits. Damaged values read as unknown.
+
+    `headers` finds names without regard to case, as the SDK's responses do; of a plain dict the
+    names are lower case.
+
+    Notes
+    -----
+    Source: Anthropic, *Rate limits: response headers* (checked 2026-10-08). Token counts that remain
+    are rounded to the nearest thousand; ``reset`` is the moment the bucket is full again.
+    """
+    return Readings(
+        requests=_reading(headers, "requests"),
+        input_tokens=_reading(headers, "input-tokens"),
+        output_tokens=_reading(headers, "output-tokens"),
+        tokens=_reading(headers, "tokens"),
+        retry_after_seconds=_number(headers.get("retry-after")),
+        others=_others(headers),
+    )
+
+
+def _others(headers: Mapping[str, str]) -> dict[str, str]:
+    known = {f"{_PREFIX}{group}-{what}" for group in _GROUPS for what in ("limit", "remaining", "reset")}
+    return {name: headers[name] for name in headers if name.startswith(_PREFIX) and name not in known}
+
+
+def _reading(headers: Mapping[str, str], group: str) -> Reading:
+    prefix = f"{_PREFIX}{group}-"
+    return Reading(
+        limit=_number(headers.get(prefix + "limit")),
+        remaining=_number(headers.get(prefix + "remaining")),
+        reset=_moment(headers.get(prefix + "reset")),
+    )
+
+
+def _number(text: str | None) -> float | None:
+    """Return a finite number that is not negative, or None."""
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Finish(NamedTuple):
+    """When the last of a run's rows is answered, and what keeps it from being sooner."""
+
+    seconds: float
+    binding: str
+
+
+def finish(
+    limits: Limits,
+    *,
+    requests: float,
+    input_tokens: float,
+    output_tokens: float,
+    latency_seconds: float,
+    concurrency: float | None = None,
+    burst_seconds: float = 1.0,
+) -> Finish:
+    """Return the closed form of a live run's duration: the slowest bucket, or the latency.
+
+    A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
+    a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
+    law. Each is a lower bound, and a first-come pacer reaches the largest of them.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    requests, input_tokens, output_tokens : float
+        Totals of the run; input tokens without reads from the prompt cache.
+    latency_seconds : float
+        Of one call, from sending to the whole answer.
+    concurrency : float, optional
+        Most calls in flight.
+    burst_seconds : float
+        How much of a minute a bucket holds when full: the API may enforce the minute by the second.
+    """
+    if not requests:
+        return Finish(0.0, "nothing to send")
+    totals = (requests, input_tokens, output_tokens)
+    sending = {
+        name: max(total / (limit / 60) - burst_seconds, 0.0)
+        for name, total, limit in zip(BUCKETS, totals, limits.per_minute, strict=True)
+    }
+    if concurrency:
+        sending["concurrency"] = max(requests / concurrency - 1, 0.0) * latency_seconds
+    binding = max(sending, key=lambda name: sending[name])
+    if sending[binding] < latency_seconds:
+        return Finish(sending[binding] + latency_seconds, "latency")
+    return Finish(sending[binding] + latency_seconds, binding)
