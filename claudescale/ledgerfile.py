@@ -1,0 +1,325 @@
+"""The ledger's file: what its tables are, what is asked of them, and what is wrong when one cannot.
+
+::
+
+    runs     one row per opening of the file: which process, and its last sign of life
+    records  one row per attempt, only ever appended; `line` is the attempt as one line of CSV, because
+             joining and parsing lines reads a million attempts in a third of the time that columns take,
+             and other threads run meanwhile
+    answers  key -> its newest final record, merged in key order once enough have come: an index over
+             random keys would cost four times the record itself. `sealed` says up to which record
+    claims   keys that an opening may be sending now
+    csv      a view for people: ``sqlite3 reviews.ledger "select * from csv" > attempts.csv``
+
+SQLite's write-ahead log makes a group of rows whole or absent, whenever the process or the machine stops.
+"""
+# ruff: noqa: S608  (every statement is put together from this module's own constants)
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from array import array
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+import polars as pl
+
+from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
+from claudescale.presence import Presence, may_live
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from pathlib import Path
+
+BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
+GROUP_ROWS = 50
+SEAL_ROWS = 4_000
+LINES_AT_ONCE, KEYS_AT_ONCE = 2_000, 20_000  # SQLite joins at most 1 GB
+
+
+class Attempt(NamedTuple):
+    """One answer or failure of the API; `sent_at` in API unix seconds."""
+
+    key: str
+    run: str
+    mode: str
+    batch_id: str | None
+    model: str
+    sent_at: float
+    seconds: float
+    status: int | None
+    error: str | None
+    message: str | None
+    request_id: str | None
+    stop_reason: str | None
+    reply: str | None
+    input_tokens: int
+    cache_write_5m_input_tokens: int
+    cache_write_1h_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+    thinking_tokens: int
+    dollars: float
+    simulated: bool
+
+
+_DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
+_DTYPES |= {str | None: pl.String(), int | None: pl.Int64()}
+ATTEMPTS = pl.Schema(
+    {name: _DTYPES[kind] for name, kind in get_type_hints(Attempt).items()}
+    | {"sent_at": pl.Datetime("us", "UTC")}
+)
+"""One row per answer or failure of the API: the fields of `Attempt`, `sent_at` as a UTC datetime."""
+
+EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()
+_LINE = pl.Schema({**EMPTY.schema, "sent_at": pl.Int64()})  # microseconds since 1970
+
+_APPLICATION, _VERSION, _MAGIC = int.from_bytes(b"cldl"), 1, b"SQLite format 3\0"
+_TABLES = f"""
+CREATE TABLE runs (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0,
+    boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT,
+    beat_at REAL NOT NULL, beat_uptime REAL NOT NULL);
+CREATE TABLE records (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs,
+    final INTEGER NOT NULL, key TEXT NOT NULL, line TEXT NOT NULL);
+CREATE TABLE answers (key TEXT PRIMARY KEY, record INTEGER NOT NULL REFERENCES records) WITHOUT ROWID;
+CREATE TABLE sealed (upto INTEGER NOT NULL);
+INSERT INTO sealed VALUES (0);
+CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs) WITHOUT ROWID;
+CREATE VIEW csv AS SELECT '{",".join(EMPTY.columns)}' AS line UNION ALL SELECT line FROM records;
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_VERSION}"""
+_TAIL = "SELECT key, id FROM records WHERE final AND id > (SELECT upto FROM sealed)"
+_GIVEN = "IN (SELECT value FROM json_each(:keys))"
+_FOUND = f"""SELECT key, record FROM answers WHERE key {_GIVEN}
+    UNION ALL SELECT key, id FROM ({_TAIL}) WHERE key {_GIVEN}"""
+
+
+def line(attempt: Attempt, run: str, *, final: bool) -> str:
+    """Return an attempt as CSV with every text quoted: an empty field is null, an empty text is not."""
+    key, _, mode, batch_id, model, sent_at, seconds, status, error, message = attempt[:10]
+    request_id, stop_reason, reply, *tokens = attempt[10:19]
+    # An array refuses here what 64 bits cannot hold, and what is no number.
+    numbers = array("q", (round(sent_at * 1e6), status or 0, *tokens))
+    text = (
+        f"{_quoted(key)},{_often(run)},{_often(mode)},{_often(batch_id)},{_often(model)},{numbers[0]},"
+        f"{float(seconds)},{'' if status is None else numbers[1]},{_often(error)},{_quoted(message)},"
+        f"{_quoted(request_id)},{_often(stop_reason)},{_quoted(reply)},{','.join(map(str, numbers[2:]))},"
+        f"{float(attempt.dollars)},{'true' if attempt.simulated else 'false'},{'true' if final else 'false'}"
+    )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _quoted(text: str | None) -> str:
+    return "" if text is None else '"' + text.replace('"', '""') + '"'
+
+
+_often = lru_cache(maxsize=1_000)(_quoted)
+
+
+def frame(lines: bytes) -> pl.DataFrame:
+    """Return lines as `ATTEMPTS` and `final`."""
+    read = pl.read_csv(lines, has_header=False, schema=_LINE)
+    return read.with_columns(read.get_column("sent_at").cast(ATTEMPTS["sent_at"]))
+
+
+def opened(path: Path, run: str) -> tuple[sqlite3.Connection, int]:
+    """Return the connection that writes the ledger at `path`, made if need be, and this opening's id."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    connection = _connect(path)
+    try:
+        with transaction(connection):
+            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in _TABLES.split(";"):
+                    connection.execute(statement)
+            marks = ", ".join("?" * len(Presence._fields))
+            insert = f"INSERT INTO runs (run, {', '.join(Presence._fields)}) VALUES (?, {marks})"
+            opening = connection.execute(insert, [run, *Presence.here()]).lastrowid
+        connection.execute("PRAGMA journal_mode = WAL")
+    except BaseException:
+        connection.close()
+        raise
+    assert opening is not None
+    return connection, opening
+
+
+def recognise(path: Path) -> None:
+    """Refuse what is no ledger, without touching it."""
+    if not path.parent.is_dir():
+        msg = f"there is no folder {path.parent}: make it with Path({str(path.parent)!r}).mkdir(parents=True)"
+        raise LedgerError(msg)
+    if not path.exists():
+        return
+    if not path.is_file():
+        msg = f"{path} is a folder or a device: name a file, ledger={str(path / 'replies.ledger')!r}"
+        raise ForeignLedger(msg)
+    with path.open("rb") as file:
+        head = file.read(100)
+    version, application = int.from_bytes(head[60:64]), int.from_bytes(head[68:72])
+    if head and application != _APPLICATION:
+        msg = f"{path} is not a ledger and was not touched: name a file of its own, ledger='replies.ledger'"
+        raise ForeignLedger(msg)
+    if head and not head.startswith(_MAGIC):
+        raise DamagedLedger(_damage(path, "its head is overwritten"))
+    if version > _VERSION:
+        msg = (
+            f"{path} was written by a newer claudescale (file version {version}, not {_VERSION}): upgrade it"
+        )
+        raise ForeignLedger(msg)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise our errors for SQLite's, the system's and the reader's: what is wrong, and what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_BUSY"):
+            msg = f"{path}: another program keeps it locked. End that program, then run this again."
+            raise LedgerError(msg) from error
+        full = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
+        if isinstance(error, OSError) or name.startswith(full):
+            msg = f"{path} cannot be used ({error}): make room, or get the right to write, and run this again"
+            raise LedgerFull(msg) from error
+        raise DamagedLedger(_damage(path, str(error))) from error
+
+
+def _damage(path: Path, why: str) -> str:
+    saved = path.with_suffix(".recovered")
+    return (
+        f"{path} was a ledger and is damaged ({why}). Save what can be read and go on with"
+        f" ledger={str(saved)!r}:\n    sqlite3 '{path}' .recover | sqlite3 '{saved}'"
+    )
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing, and on the disk before it returns."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Lend a connection that sees one moment of the file, whatever is written meanwhile."""
+    with explained(path), closing(_connect(path)) as connection:
+        connection.execute("BEGIN")
+        yield connection
+
+
+def append(connection: sqlite3.Connection, opening: int, group: Sequence[tuple[bool, str, str]]) -> None:
+    """Write attempts (final, key, line)."""
+    for start in range(0, len(group), GROUP_ROWS):
+        # One statement for many rows: after each, a thread waits for the interpreter.
+        rows = group[start : start + GROUP_ROWS]
+        marks = ", ".join([f"({opening:d}, ?, ?, ?)"] * len(rows))
+        insert = f"INSERT INTO records (opening, final, key, line) VALUES {marks}"
+        connection.execute(insert, [value for row in rows for value in row])
+    upto = connection.execute("SELECT upto FROM sealed").fetchone()[0]
+    last = connection.execute("SELECT max(id) FROM records").fetchone()[0] or 0
+    if last - upto >= SEAL_ROWS + upto // 40:  # enough to touch most pages of `answers` only once each
+        connection.execute(f"DELETE FROM claims WHERE key IN (SELECT key FROM ({_TAIL}))")
+        connection.execute(f"INSERT OR REPLACE INTO answers {_TAIL} ORDER BY key, id")
+        connection.execute("UPDATE sealed SET upto = ?", [last])
+
+
+def beat(connection: sqlite3.Connection, opening: int) -> None:
+    """Give a sign of life."""
+    *_, beat_at, beat_uptime = Presence.here()
+    update = "UPDATE runs SET beat_at = ?, beat_uptime = ? WHERE id = ?"
+    connection.execute(update, [beat_at, beat_uptime, opening])
+
+
+def claim(connection: sqlite3.Connection, opening: int, keys: Collection[str]) -> set[str]:
+    """Return which of `keys` this opening holds now: not answered, not held by one that may live."""
+    with transaction(connection):
+        return _claim(connection, opening, keys)
+
+
+def _claim(connection: sqlite3.Connection, opening: int, keys: Collection[str]) -> set[str]:
+    here = Presence.here()
+    others = f"SELECT id, {', '.join(Presence._fields)} FROM runs WHERE NOT closed AND id != ?"
+    for other, *presence in connection.execute(others, [opening]).fetchall():
+        if not may_live(Presence(*presence), here):
+            end(connection, other)
+    found = connection.execute(_FOUND, {"keys": json.dumps(list(keys))})
+    free = set(keys).difference(key for key, _ in found)
+    given = {"opening": opening, "keys": json.dumps(sorted(free))}
+    connection.execute("INSERT OR IGNORE INTO claims SELECT value, :opening FROM json_each(:keys)", given)
+    won = connection.execute(f"SELECT key FROM claims WHERE opening = :opening AND key {_GIVEN}", given)
+    return {key for (key,) in won}
+
+
+def release(connection: sqlite3.Connection, opening: int, keys: Collection[str]) -> None:
+    """Give up claims."""
+    given = {"opening": opening, "keys": json.dumps(list(keys))}
+    connection.execute(f"DELETE FROM claims WHERE opening = :opening AND key {_GIVEN}", given)
+
+
+def end(connection: sqlite3.Connection, opening: int) -> None:
+    """Give up all claims of an opening that is over."""
+    connection.execute("DELETE FROM claims WHERE opening = ?", [opening])
+    connection.execute("UPDATE runs SET closed = 1 WHERE id = ?", [opening])
+
+
+def found(connection: sqlite3.Connection, keys: Collection[str]) -> dict[str, int] | None:
+    """Return the final records of `keys` by looking each up; None where reading all of the file is faster."""
+    if len(keys) * 64 > connection.execute("SELECT upto FROM sealed").fetchone()[0] + SEAL_ROWS:
+        return None
+    return dict(connection.execute(_FOUND, {"keys": json.dumps(list(keys))}).fetchall())
+
+
+def answered(connection: sqlite3.Connection) -> Iterator[bytes]:
+    """Yield all keys with a final answer, a line each."""
+    yield from _joined(connection, "SELECT key AS at, key AS line FROM answers", "", KEYS_AT_ONCE)
+    yield from _joined(connection, f"SELECT id AS at, key AS line FROM ({_TAIL})", 0, KEYS_AT_ONCE)
+
+
+def records(connection: sqlite3.Connection, where: str, **given: object) -> Iterator[pl.DataFrame]:
+    """Yield attempts in the order of writing, as `ATTEMPTS` and `final`."""
+    source = f"SELECT id AS at, line FROM records WHERE {where}"
+    for lines in _joined(connection, source, 0, LINES_AT_ONCE, **given):
+        try:
+            yield frame(lines)
+        except pl.exceptions.PolarsError as error:
+            raise sqlite3.DatabaseError(str(error)) from error
+
+
+def _joined(
+    connection: sqlite3.Connection, source: str, after: Any, rows: int, **given: object
+) -> Iterator[bytes]:
+    """Yield the lines of `source` in the order of its column `at`, some rows joined by SQLite at a time."""
+    statement = f"""SELECT max(at), CAST(group_concat(line, char(10)) AS BLOB)
+        FROM (SELECT * FROM ({source}) WHERE at > :after ORDER BY at LIMIT {rows})"""
+    while True:
+        after, lines = connection.execute(statement, {**given, "after": after}).fetchone()
+        if lines is None:
+            return
+        yield lines
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?mode=rw",  # makes no file: one that was deleted stays deleted
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA cache_size = -16000")  # 16 MB
+    return connection
