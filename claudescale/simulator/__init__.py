@@ -153,11 +153,13 @@ class Simulator:
     def stats(self) -> dict[str, Any]:
         """What the simulator counted so far, by its own account.
 
+        Spends: nothing.
+
         Calls to the Messages API; `refused` by kind; `faults` that struck; `billed_rows` and
         `distinct_rows_billed`; tokens; `dollars` at list price; the most in flight; the most requests,
         input tokens and output tokens that fell in any one second and in any one minute.
         """
-        if self._loop.is_closed() or not self._thread.is_alive():
+        if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()
 
         async def figures() -> dict[str, Any]:
@@ -166,7 +168,10 @@ class Simulator:
         return asyncio.run_coroutine_threadsafe(figures(), self._loop).result()
 
     def close(self) -> None:
-        """Stop; what is open is closed. A second call does nothing."""
+        """Stop; what is open is closed. A second call does nothing.
+
+        Spends: nothing.
+        """
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

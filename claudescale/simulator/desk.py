@@ -178,7 +178,7 @@ class Desk:
         measured = measure(read, model)
         if measured.input_tokens > model.context_tokens:
             message = f"prompt is too long: {measured.input_tokens} tokens > {model.context_tokens} maximum"
-            return self.refuse(invalid(message))
+            return self.refuse(invalid(message), headers=self.buckets(model, now).headers(now))
         return self._let_in(now, read, model, measured)
 
     def _opened(
@@ -196,7 +196,9 @@ class Desk:
         if wrong is not None or isinstance(model, Problem):
             return self.refuse(wrong or model)  # type: ignore[arg-type]  # one of them is a Problem
         wrong = problem(read, model, headers["anthropic-version"], counting=counting)
-        return (read, model) if wrong is None else self.refuse(wrong)
+        if wrong is not None:
+            return self.refuse(wrong, headers=None if counting else self.buckets(model, now).headers(now))
+        return read, model
 
     def _let_in(
         self, now: float, body: dict[str, Any], model: catalog.Model, measured: Measured
@@ -204,10 +206,10 @@ class Desk:
         key = replies.digest(self.seed, body)
         attempt = self.faults.attempt(key)
         elapsed = self.elapsed(now)
-        stopped = self._stopped(now)
+        buckets = self.buckets(model, now)
+        stopped = self._stopped(now, buckets.headers(now)) if self.faults.levels else None
         if stopped is not None:
             return stopped
-        buckets = self.buckets(model, now)
         struck = self.faults.strikes(BEFORE, key, attempt, elapsed)
         if struck is not None:
             return self._struck(struck, buckets.headers(now))
@@ -235,20 +237,20 @@ class Desk:
             fault=self.faults.strikes(AFTER, key, attempt, elapsed),
         )
 
-    def _stopped(self, now: float) -> Answer | None:
+    def _stopped(self, now: float, limits: Mapping[str, str]) -> Answer | None:
         """Return the refusal once as much was spent as the faults allow."""
         spent = sum(self.account.dollars.values())
         levels = self.faults.levels
         if spent >= levels.get("spend_cap", float("inf")):
             message = "This organization has reached the monthly API usage threshold of its tier."
             code = "enforced_spend_limit_reached"
-            return self.refuse(
-                Problem(429, "rate_limit_error", message), kind=code, details={"error_code": code}
-            )
+            found = Problem(429, "rate_limit_error", message)
+            return self.refuse(found, kind=code, headers=limits, details={"error_code": code})
         if spent >= levels.get("workspace_spend", float("inf")):
             first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
             message = "You have reached your specified workspace API usage limits. You will regain access on "
-            return self.refuse(invalid(f"{message}{first:%Y-%m-%d} at 00:00 UTC."), kind="workspace_spend")
+            found = invalid(f"{message}{first:%Y-%m-%d} at 00:00 UTC.")
+            return self.refuse(found, kind="workspace_spend", headers=limits)
         return None
 
     def _struck(self, kind: str, limits: Mapping[str, str]) -> Answer:
