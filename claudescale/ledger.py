@@ -80,10 +80,10 @@ class Ledger:
         if self.path is not None:
             with ledgerfile.explained(self.path):
                 # A plain handle, once closed, drops the locks this process's own connections hold on a file.
-                if not any(each.path and each.path.samefile(self.path) for each in _OPEN):
+                if ledgerfile.identity(self.path) not in {each._file for each in _OPEN}:  # noqa: SLF001
                     ledgerfile.recognise(self.path)
                 self._connection, self._opening = ledgerfile.opened(self.path, self.run)
-                self._file = self.path.stat().st_ino
+                self._file = ledgerfile.identity(self.path)
             self._thread = threading.Thread(target=self._write, name="claudescale-ledger", daemon=True)
             self._thread.start()
             _OPEN.add(self)
@@ -162,6 +162,7 @@ class Ledger:
             The claim cannot be written, so nothing may be sent.
         """
         if self.path is None:
+            self.sync()
             answered = self.answered(pl.Series(keys, dtype=pl.String))
             return [key for key, known in zip(keys, answered, strict=True) if not known]
         won = self._ask(lambda: ledgerfile.claim(self._connection, self._opening, keys))
@@ -227,6 +228,8 @@ class Ledger:
 
     def replies(self, keys: pl.Series) -> pl.DataFrame:
         """Return the final attempt of each of `keys` that has one, as `ATTEMPTS`: one row per key found.
+
+        Where there are several, it is this opening's newest, else the newest in the file.
 
         Spends: nothing.
         """
@@ -329,7 +332,7 @@ class Ledger:
     def _tried(self, work: Callable[[], Any]) -> tuple[Any, LedgerError | None]:
         """Return what `work` returns, and why it could not be done."""
         assert self.path is not None
-        if not self.path.exists() or self.path.stat().st_ino != self._file:
+        if ledgerfile.identity(self.path) != self._file:
             return None, LedgerError(
                 f"{self.path} was moved or deleted while in use: put it back, or `export`"
             )

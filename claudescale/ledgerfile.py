@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sqlite3
 from array import array
 from contextlib import closing, contextmanager, suppress
@@ -176,6 +177,15 @@ def recognise(path: Path) -> None:
         raise ForeignLedger(msg)
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return which file `path` is now, None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Raise our errors for SQLite's, the system's and the reader's: what is wrong, and what to do."""
@@ -196,8 +206,9 @@ def explained(path: Path) -> Iterator[None]:
 def _damage(path: Path, why: str) -> str:
     saved = path.with_suffix(".recovered")
     return (
-        f"{path} was a ledger and is damaged ({why}). Save what can be read and go on with"
-        f" ledger={str(saved)!r}:\n    sqlite3 '{path}' .recover | sqlite3 '{saved}'"
+        f"{path} was a ledger and is damaged ({why}). Save what can be read, with the program of sqlite.org, and"
+        f" go on with ledger={str(saved)!r}:\n"
+        f"    sqlite3 {shlex.quote(str(path))} .recover | sqlite3 {shlex.quote(str(saved))}"
     )
 
 
