@@ -76,6 +76,7 @@ class Ledger:
         self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._failure: LedgerError | None = None
         self._closed = self._left = False
+        self._file: tuple[int, int] | None = None
         self._beat_due: float | None = None  # from the first claim on
         if self.path is not None:
             with ledgerfile.explained(self.path):

@@ -198,7 +198,7 @@ def explained(path: Path) -> Iterator[None]:
             raise LedgerError(msg) from error
         full = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
         if isinstance(error, OSError) or name.startswith(full):
-            msg = f"{path} cannot be used ({error}): make room, or get the right to write, and run this again"
+            msg = f"{path} cannot be used ({error}): make room, or get the right to write, and try again"
             raise LedgerFull(msg) from error
         raise DamagedLedger(_damage(path, str(error))) from error
 

@@ -147,9 +147,13 @@ class Limits:
             group = item.group.type
             values = {each.type: each.value for each in item.limits}
             if group == "batch":
-                queue = int(values["enqueued_batch_requests"]) if "enqueued_batch_requests" in values else None
+                queue = (
+                    int(values["enqueued_batch_requests"]) if "enqueued_batch_requests" in values else None
+                )
             elif group == "model_group" and catalog.same_model(model, item.models or ()):
-                found = {_API_NAMES[name]: float(value) for name, value in values.items() if name in _API_NAMES}
+                found = {
+                    _API_NAMES[name]: float(value) for name, value in values.items() if name in _API_NAMES
+                }
         if len(found) < len(BUCKETS):
             msg = f"the rate-limit API tells no limits for {model!r}. Pass tier=cs.Limits(requests_per_minute=..., ...)"
             raise UnknownTier(msg)
@@ -194,7 +198,11 @@ class Readings:
         }
         if not told:
             return before
-        changes: dict[str, Any] = {**told, "source": "the headers of the API's answers", "checked": datetime.now(UTC)}
+        changes: dict[str, Any] = {
+            **told,
+            "source": "the headers of the API's answers",
+            "checked": datetime.now(UTC),
+        }
         return replace(before, **changes)
 
 

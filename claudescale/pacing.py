@@ -340,7 +340,9 @@ class Pacer:
 
     # after a call
 
-    def settle(self, permit: Permit, *, input_tokens: float, output_tokens: float, readings: Readings) -> None:
+    def settle(
+        self, permit: Permit, *, input_tokens: float, output_tokens: float, readings: Readings
+    ) -> None:
         """Replace what was set aside by what the answer really used (uncached input, all output)."""
         self._hand_back(permit, (1.0, input_tokens, output_tokens))
         if permit.estimate:

@@ -34,6 +34,9 @@ BODIES = pl.Schema({"row": pl.UInt32(), "body": pl.String()})
 CONTENTS = pl.Schema({"row": pl.UInt32(), "content": pl.String()})
 """Columns of `Prompt.contents`: what varies of a body, as JSON; null is a row that is not sent."""
 
+MEASURES = pl.Schema({"characters": pl.UInt32(), "rows": pl.Int64()})
+"""Columns of `Prompt.measure`."""
+
 _MOST_BYTES_PER_CHARACTER = 6  # a control character as \u001f
 
 
@@ -152,6 +155,28 @@ class Prompt:
             sizes = self.bodies(lazy).filter(pl.col("row").is_in(suspects.implode()))
             _check_sizes(sizes.select("row", bytes=pl.col("body").str.len_bytes()).collect())
         return found["characters"], self.shared_characters
+
+    def measure(self, frame: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
+        """Return the distinct requests of a frame: how long each is, and how many rows it answers.
+
+        For estimates: identical rows are sent once. Nothing is rendered whole, and the frame is read as
+        a stream.
+
+        Spends: nothing.
+
+        Returns
+        -------
+        pl.DataFrame
+            `MEASURES`: one row per distinct request, and one with null characters for the rows that are
+            not sent, if there are any.
+        """
+        rows = frame.lazy().select(
+            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
+            self.content.hash().alias("text"),
+            self._length.cast(pl.UInt32).alias("characters"),
+        )
+        distinct = rows.group_by("text", "characters").agg(rows=pl.len().cast(pl.Int64))
+        return distinct.select(*MEASURES).collect(engine="streaming")
 
     @staticmethod
     def keys(bodies: pl.Series, api: str) -> pl.Series:

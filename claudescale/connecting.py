@@ -1,0 +1,75 @@
+"""`connect`: the real API where there is a key, the simulator where there is none. It says which."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from claudescale import loops
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE")
+_simulators: list[Any] = []
+
+
+def connect(
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    simulate: bool | None = None,
+    **simulator: Any,
+) -> AsyncAnthropic:
+    """Return a client of the Claude API, or of a simulator where there is no key. One line says which.
+
+    It uses the SDK's aiohttp transport (a third of the processor time of the default one) and never
+    retries: a run decides that in one place.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    api_key : str, optional
+        The default is ``ANTHROPIC_API_KEY``, or whatever else the SDK finds.
+    base_url : str, optional
+        The default is ``ANTHROPIC_BASE_URL``, or the API itself.
+    simulate : bool, optional
+        True starts a simulator even if there is a key; False never does.
+    **simulator
+        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They ask for one.
+    """
+    import anthropic  # noqa: PLC0415 - slow to import
+
+    credential = api_key or next((os.environ[name] for name in _KEYS if os.environ.get(name)), None)
+    if simulate is None:
+        simulate = bool(simulator) or (
+            credential is None and base_url is None and "ANTHROPIC_BASE_URL" not in os.environ
+        )
+    if simulate:
+        return _simulated(simulator)
+    if simulator:
+        msg = f"connect(simulate=False) takes no {next(iter(simulator))!r}: that is for the simulator"
+        raise TypeError(msg)
+    given = {} if api_key is None else {"api_key": api_key}
+    client = anthropic.AsyncAnthropic(
+        **given, base_url=base_url, max_retries=0, http_client=anthropic.DefaultAioHttpClient()
+    )
+    _say(f"Live: calls to {client.base_url.host} are paid for.")
+    return client
+
+
+def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
+    from claudescale.simulator import Simulator  # noqa: PLC0415 - an edge, started only here
+
+    simulator = Simulator(**options)
+    _simulators.append(simulator)
+    speed = f", {simulator.clock.speed:g} times as fast as real time" if simulator.clock.speed != 1 else ""
+    _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")
+    return simulator.client()
+
+
+def _say(line: str) -> None:
+    stream = sys.stdout if loops.in_notebook() else sys.stderr
+    stream.write(line + "\n")

@@ -1,0 +1,155 @@
+"""What the calls of a plan take together: from characters, or from what a pilot measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from claudescale import bills
+
+if TYPE_CHECKING:
+    from claudescale.catalog import Model
+    from claudescale.prompts import Prompt
+
+FRAMING_TOKENS = 10.0
+"""What a request has around its text: roles, turns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a call takes, and how that is known.
+
+    Attributes
+    ----------
+    input_ratio : float
+        Real input tokens for each one estimated from characters.
+    output_tokens, output_deviation : float
+        Mean of a call and standard deviation.
+    seconds : float
+        Latency of a call.
+    cached_share : float
+        The part of the input that is read from the prompt cache.
+    calls : int
+        How many this comes from; 0 is a guess.
+    """
+
+    input_ratio: float = 1.0
+    input_deviation: float = 0.15
+    output_tokens: float = 0.0
+    output_deviation: float = 0.0
+    seconds: float = 3.0
+    cached_share: float = 0.0
+    calls: int = 0
+
+    @property
+    def doubt(self) -> float:
+        """The part by which the mean of many calls may be off: one standard deviation."""
+        if not self.calls:
+            return 0.5
+        spread = self.output_deviation / self.output_tokens if self.output_tokens else 0.0
+        return max(spread, self.input_deviation) / math.sqrt(self.calls)
+
+
+class Totals(NamedTuple):
+    """What all the requests of a plan take together."""
+
+    rows: int
+    unsent: int
+    requests: int
+    input_tokens: float
+    cache_read_tokens: float
+    output_tokens: float
+    live_dollars: float
+    batch_dollars: float
+    plain_dollars: float
+
+
+def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Expr:
+    """Return an expression of the input tokens of each request, all of its input, from its characters."""
+    return (characters + prompt.shared_characters) / facts.characters_per_token + FRAMING_TOKENS
+
+
+def guess(prompt: Prompt, facts: Model, max_tokens: int) -> Measured:
+    """Return what a call takes before anything is known: short for typed replies, else 200 tokens."""
+    output = 200 if prompt.returns is None else 10 + 15 * len(prompt.returns.columns)
+    if facts.thinks_by_default and facts.thinking_off is None:
+        output += 300
+    tokens = float(min(output, max_tokens))
+    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80)
+
+
+def total(
+    measures: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured, max_tokens: int
+) -> Totals:
+    """Return what all requests take together: each priced by itself, then summed.
+
+    Parameters
+    ----------
+    measures : pl.DataFrame
+        From `Prompt.measure`.
+    """
+    sent = measures.filter(pl.col("characters").is_not_null())
+    output = min(expected.output_tokens, float(max_tokens))
+    tokens = estimated_tokens(prompt, facts, pl.col("characters")) * expected.input_ratio
+    read = tokens * expected.cached_share
+    live, batch = bills.price(facts.id, mode="live"), bills.price(facts.id, mode="batch")
+    sums = (
+        sent.lazy()
+        .select(
+            input_tokens=tokens.sum(),
+            live=_dollars(live, tokens - read, read, output).sum(),
+            batch=_dollars(batch, tokens - read, read, output).sum(),
+            plain=(_dollars(live, tokens, pl.lit(0.0), output) * pl.col("rows")).sum(),
+        )
+        .collect()
+        .row(0, named=True)
+    )
+    rows, sent_rows = int(measures["rows"].sum()), int(sent["rows"].sum())
+    return Totals(
+        rows=rows,
+        unsent=rows - sent_rows,
+        requests=sent.height,
+        input_tokens=sums["input_tokens"],
+        cache_read_tokens=sums["input_tokens"] * expected.cached_share,
+        output_tokens=output * sent.height,
+        live_dollars=sums["live"],
+        batch_dollars=sums["batch"],
+        plain_dollars=sums["plain"],
+    )
+
+
+def _dollars(price: bills.Price, uncached: pl.Expr, read: pl.Expr, output: float) -> pl.Expr:
+    nothing = pl.lit(0.0)
+    return bills.dollars(
+        price,
+        input_tokens=uncached,
+        cache_write_5m_input_tokens=nothing,
+        cache_write_1h_input_tokens=nothing,
+        cache_read_input_tokens=read,
+        output_tokens=pl.lit(output),
+    )
+
+
+def measured(paid: pl.DataFrame) -> Measured:
+    """Return what the calls of a pilot took.
+
+    Parameters
+    ----------
+    paid : pl.DataFrame
+        Of `claudescale.ledger.ATTEMPTS`, one row per paid reply, with `estimated_tokens`.
+    """
+    cached = pl.col("cache_read_input_tokens")
+    real = pl.sum_horizontal("input_tokens", pl.col("^cache_write.*$"), cached)
+    ratio = real / pl.col("estimated_tokens")
+    told = paid.select(
+        input_ratio=ratio.mean(),
+        input_deviation=ratio.std().fill_null(0.0),
+        output_tokens=pl.col("output_tokens").mean(),
+        output_deviation=pl.col("output_tokens").std().fill_null(0.0),
+        seconds=pl.col("seconds").mean(),
+        cached_share=cached.sum() / real.sum(),
+    ).row(0, named=True)
+    return Measured(**told, calls=paid.height)

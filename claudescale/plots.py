@@ -1,0 +1,90 @@
+"""The pictures of a run: which frame goes into which chart."""
+# ruff: noqa: PLC0415  # altair is slow to import, and many runs are never drawn
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from claudescale.charts import Shown
+    from claudescale.runs import Run
+
+
+class Plots:
+    """The pictures of one run; each is a `claudescale.charts.Shown`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def throughput(self) -> Shown:
+        """Return requests per minute over the run, with the limit drawn. Spends: nothing."""
+        from claudescale import charts
+
+        run = self._run
+        return charts.throughput(
+            run.throughput, requests_per_minute=run.limits.requests_per_minute * run.plan.share
+        )
+
+    def tokens(self) -> Shown:
+        """Return input and output tokens per minute over the run, with their limits. Spends: nothing."""
+        from claudescale import charts
+
+        run = self._run
+        limits = run.limits.shared(run.plan.share)
+        return charts.tokens(
+            run.throughput,
+            input_tokens_per_minute=limits.input_tokens_per_minute,
+            output_tokens_per_minute=limits.output_tokens_per_minute,
+        )
+
+    def latency(self) -> Shown:
+        """Return the seconds of each answer. Spends: nothing."""
+        from claudescale import charts
+
+        return charts.latency(self._run.attempts)
+
+    def spending(self) -> Shown:
+        """Return the dollars spent so far over time, against the estimate. Spends: nothing."""
+        from claudescale import charts
+
+        run = self._run
+        paid = run.attempts.filter(pl.col("dollars") > 0)
+        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run._started_at) / 60  # noqa: SLF001 - of one module
+        frame = (
+            paid.select(ended.alias("minute"), "dollars")
+            .sort("minute")
+            .with_columns(pl.col("dollars").cum_sum())
+        )
+        return charts.spending(frame, estimate_dollars=run.plan.options["dollars"][0])
+
+    def savings(self) -> Shown:
+        """Return what the same rows would have cost plainly, what saved how much, and what was paid. Spends: nothing."""
+        from claudescale import charts
+
+        saved = self._run.savings
+        rows = [
+            ("every row live, nothing cached", saved["dollars_without"][0]),
+            *saved.select("strategy", "dollars_saved").rows(),
+            ("paid", saved["dollars_with"][-1]),
+        ]
+        return charts.savings(
+            pl.DataFrame(rows, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
+        )
+
+    def progress(self) -> Shown:
+        """Return the rows by state as one bar. Spends: nothing."""
+        from claudescale import charts
+
+        run = self._run
+        rows, answered, failed, missing = run._counts()  # noqa: SLF001 - of one module
+        states = (
+            ("answered", answered),
+            ("failed", failed),
+            ("to do", missing),
+            ("unsent", rows - answered - failed - missing),
+        )
+        return charts.progress(
+            pl.DataFrame(states, schema={"state": pl.String, "rows": pl.Int64}, orient="row")
+        )

@@ -1,0 +1,75 @@
+"""Attempts to rates: requests and tokens per minute, in slices of API time."""
+
+from __future__ import annotations
+
+import polars as pl
+
+THROUGHPUT = pl.Schema(
+    {
+        "minute": pl.Float64(),
+        "slice_minutes": pl.Float64(),
+        "requests_per_minute": pl.Float64(),
+        "input_tokens_per_minute": pl.Float64(),
+        "output_tokens_per_minute": pl.Float64(),
+        "refused": pl.Int64(),
+    }
+)
+"""Columns of `Run.throughput`: slices of API time, rates per minute."""
+
+
+_SLICE_SECONDS = (1, 2, 5, 10, 15, 30, 60)
+_MOST_SLICES = 60
+_REFUSED = 429
+
+
+def rates(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataFrame:
+    """Return requests and tokens per minute over a run, as `THROUGHPUT`.
+
+    A request counts when it was sent, its tokens when it was answered. A slice is at least a second
+    and at most a sixtieth of the run; above an hour it is a number of whole minutes.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    attempts : pl.DataFrame
+        Of `claudescale.ledger.ATTEMPTS`.
+    started_at : float
+        API unix seconds at which the run started.
+    minutes : float
+        API minutes it has lasted.
+    """
+    width = _slice_seconds(minutes)
+    sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
+    calls = attempts.select(
+        _slice(sent, width), requests=1, refused=(pl.col("status") == _REFUSED).cast(pl.Int64)
+    )
+    answers = attempts.select(
+        _slice(sent + pl.col("seconds"), width),
+        input=pl.sum_horizontal("input_tokens", pl.col("^cache_write.*$")),
+        output="output_tokens",
+    )
+    slices = [frame.group_by("slice").sum() for frame in (calls, answers)]
+    last = pl.concat([frame.select(pl.col("slice").max()) for frame in slices]).max().item()
+    grid = pl.select(slice=pl.int_range(0, 0 if last is None else last + 1))
+    for frame in slices:
+        grid = grid.join(frame, on="slice", how="left", maintain_order="left")
+    counts = grid.fill_null(0)
+    per_minute = 60 / width
+    return counts.select(
+        minute=pl.col("slice") * width / 60,
+        slice_minutes=pl.lit(width / 60),
+        requests_per_minute=pl.col("requests") * per_minute,
+        input_tokens_per_minute=pl.col("input") * per_minute,
+        output_tokens_per_minute=pl.col("output") * per_minute,
+        refused=pl.col("refused").cast(pl.Int64),
+    )
+
+
+def _slice_seconds(minutes: float) -> int:
+    fitting = (seconds for seconds in _SLICE_SECONDS if minutes * 60 / seconds <= _MOST_SLICES)
+    return next(fitting, 60 * max(round(minutes / _MOST_SLICES), 1))
+
+
+def _slice(at: pl.Expr, width: int) -> pl.Expr:
+    return (at / width).floor().clip(0).cast(pl.Int64).alias("slice")
