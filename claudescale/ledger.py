@@ -32,7 +32,7 @@ __all__ = ["ATTEMPTS", "Attempt", "Ledger"]
 
 GROUP_SECONDS = 0.05
 BEAT_SECONDS = 10.0
-FOLD_ROWS = 1_000  # lines kept before they become a compact frame
+FOLD_ROWS = 5_000  # lines kept before they become a compact frame
 
 
 _OPEN: set[Ledger] = set()
@@ -234,10 +234,11 @@ class Ledger:
 
         Spends: nothing.
         """
-        wanted = pl.col("final") & pl.col("key").is_in(keys.implode())
-        mine = self._memory().filter(wanted)
-        others = self._stored("final AND opening != :me", keys=keys).filter(wanted)
-        return pl.concat([others, mine]).unique("key", keep="last", maintain_order=True).drop("final")
+        others = self._stored("final AND opening != :me", keys=keys)
+        frame = pl.concat([others, self._memory().filter("final")]).drop("final")
+        key = frame.get_column("key")
+        wanted = key.is_in(keys.implode()) & key.is_last_distinct()
+        return frame if wanted.all() else frame.filter(wanted)
 
     def export(self, path: str | Path) -> Path:
         """Return the Parquet file, for its owner only, to which all attempts were written.
@@ -367,7 +368,7 @@ def _close_all() -> None:
         try:
             ledger.close()
         except LedgerError as error:
-            sys.stderr.write(f"claudescale: replies that were paid for are lost: {error}\n")
+            sys.stderr.write(f"claudescale: {ledger!r} could not be closed: {error}\n")
 
 
 if hasattr(os, "register_at_fork"):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
 GROUP_ROWS = 50
 SEAL_ROWS = 4_000
-LINES_AT_ONCE, KEYS_AT_ONCE = 2_000, 20_000  # SQLite joins at most 1 GB
+LINES_AT_ONCE = 10_000
 
 
 class Attempt(NamedTuple):
@@ -103,13 +103,12 @@ def line(attempt: Attempt, run: str, *, final: bool) -> str:
     key, _, mode, batch_id, model, sent_at, seconds, status, error, message = attempt[:10]
     request_id, stop_reason, reply, *tokens = attempt[10:19]
     # An array refuses here what 64 bits cannot hold, and what is no number.
-    numbers = array("q", (round(sent_at * 1e6), status or 0, *tokens))
-    text = (
-        f"{_quoted(key)},{_often(run)},{_often(mode)},{_often(batch_id)},{_often(model)},{numbers[0]},"
-        f"{float(seconds)},{'' if status is None else numbers[1]},{_often(error)},{_quoted(message)},"
-        f"{_quoted(request_id)},{_often(stop_reason)},{_quoted(reply)},{','.join(map(str, numbers[2:]))},"
-        f"{float(attempt.dollars)},{'true' if attempt.simulated else 'false'},{'true' if final else 'false'}"
-    )
+    microseconds, status_number, *tokens = array("q", (round(sent_at * 1e6), status or 0, *tokens))
+    names = map(_often, (run, mode, batch_id, model))
+    result = (_often(error), _quoted(message), _quoted(request_id), _often(stop_reason), _quoted(reply))
+    moment = (str(microseconds), str(seconds + 0.0), "" if status is None else str(status_number))
+    ends = (str(attempt.dollars + 0.0), str(attempt.simulated), str(final))
+    text = ",".join((_quoted(key), *names, *moment, *result, *map(str, tokens), *ends))
     if not text.isascii():
         try:
             text.encode()
@@ -206,8 +205,8 @@ def explained(path: Path) -> Iterator[None]:
 def _damage(path: Path, why: str) -> str:
     saved = path.with_suffix(".recovered")
     return (
-        f"{path} was a ledger and is damaged ({why}). Save what can be read, with the program of sqlite.org, and"
-        f" go on with ledger={str(saved)!r}:\n"
+        f"{path} was a ledger and is damaged ({why}). Save what can be read, with the program of"
+        f" sqlite.org, and go on with ledger={str(saved)!r}:\n"
         f"    sqlite3 {shlex.quote(str(path))} .recover | sqlite3 {shlex.quote(str(saved))}"
     )
 
@@ -296,31 +295,37 @@ def found(connection: sqlite3.Connection, keys: Collection[str]) -> dict[str, in
 
 def answered(connection: sqlite3.Connection) -> Iterator[bytes]:
     """Yield all keys with a final answer, a line each."""
-    yield from _joined(connection, "SELECT key AS at, key AS line FROM answers", "", KEYS_AT_ONCE)
-    yield from _joined(connection, f"SELECT id AS at, key AS line FROM ({_TAIL})", 0, KEYS_AT_ONCE)
+    yield from _joined(connection, "SELECT key AS at, key AS line FROM answers", "")
+    yield from _joined(connection, f"SELECT id AS at, key AS line FROM ({_TAIL})", 0)
 
 
 def records(connection: sqlite3.Connection, where: str, **given: object) -> Iterator[pl.DataFrame]:
     """Yield attempts in the order of writing, as `ATTEMPTS` and `final`."""
     source = f"SELECT id AS at, line FROM records WHERE {where}"
-    for lines in _joined(connection, source, 0, LINES_AT_ONCE, **given):
+    for lines in _joined(connection, source, 0, **given):
         try:
             yield frame(lines)
         except pl.exceptions.PolarsError as error:
             raise sqlite3.DatabaseError(str(error)) from error
 
 
-def _joined(
-    connection: sqlite3.Connection, source: str, after: Any, rows: int, **given: object
-) -> Iterator[bytes]:
-    """Yield the lines of `source` in the order of its column `at`, some rows joined by SQLite at a time."""
+def _joined(connection: sqlite3.Connection, source: str, after: Any, **given: object) -> Iterator[bytes]:
+    """Yield the lines of `source` in the order of its column `at`, many joined by SQLite at a time."""
     statement = f"""SELECT max(at), CAST(group_concat(line, char(10)) AS BLOB)
-        FROM (SELECT * FROM ({source}) WHERE at > :after ORDER BY at LIMIT {rows})"""
+        FROM (SELECT * FROM ({source}) WHERE at > :after ORDER BY at LIMIT :rows)"""
+    rows = LINES_AT_ONCE
     while True:
-        after, lines = connection.execute(statement, {**given, "after": after}).fetchone()
-        if lines is None:
-            return
-        yield lines
+        try:
+            found = connection.execute(statement, {**given, "after": after, "rows": rows}).fetchone()
+        except sqlite3.DataError:  # above the longest text SQLite makes, 1 GB
+            if rows == 1:
+                raise
+            rows = max(rows // 10, 1)
+        else:
+            after, lines = found
+            if lines is None:
+                return
+            yield lines
 
 
 def _connect(path: Path) -> sqlite3.Connection:
