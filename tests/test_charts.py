@@ -20,7 +20,7 @@ import vl_convert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claudescale import charts
+from claudescale import charts, marks
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)
 RATES = ["requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"]
@@ -356,7 +356,7 @@ def test_savings_step_down_from_the_whole_price_to_what_was_paid():
 )
 def test_dollars_read_like_money(value, shown):
     """Cents where there are any, three significant digits below, thousands apart."""
-    assert charts._dollars(value) == shown
+    assert marks.dollars(value) == shown
 
 
 @settings(max_examples=60, deadline=None)
