@@ -44,7 +44,13 @@ def keys(rows):
 
 def used():
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1_024
+    return usage.ru_utime + usage.ru_stime
+
+
+def megabytes(what):
+    """Resident memory now (VmRSS) or at its highest (VmHWM)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split(f"{what}:")[1].split()[0]) / 1_024
 
 
 def plain(path, name="FULL", key="key"):
@@ -105,9 +111,9 @@ def writing(folder, rows):
             [(True, each.key, ledgerfile.line(each, "run", final=True)) for each in group] for group in groups
         ]
         for name, (target, write) in ways.items():
-            before = used()[0]
+            before = used()
             write(target, lines if write is file_groups else groups)
-            spent[name] += used()[0] - before
+            spent[name] += used() - before
     for target, write in ways.values():
         (target[0] if write is file_groups else target).close()
     base = spent["plain SQLite, no key"]
@@ -184,11 +190,10 @@ def claim(path, wanted):
 
 def measure(pipe, work, path, rows):
     wanted = keys(rows)
-    cpu, memory = used()
-    start = time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
+    memory, cpu, start = megabytes("VmRSS"), used(), time.perf_counter()
     work(path, wanted)
-    wall, (cpu_after, memory_after) = time.perf_counter() - start, used()
-    pipe.send((wall, cpu_after - cpu, memory_after - memory))
+    pipe.send((time.perf_counter() - start, used() - cpu, megabytes("VmHWM") - memory))
 
 
 def alone(work, path, rows):
@@ -208,9 +213,9 @@ def live_view(rows):
         for start in range(0, rows, 250):
             for each in attempts(start, start + 250):
                 ledger.record(each, final=True)
-            before = used()[0]
+            before = used()
             ledger.attempts(run=ledger.run)
-            spent += used()[0] - before
+            spent += used() - before
     print(f"\nattempts() after every 250 of {rows:,} rows: {spent / (rows / 250) * 1e3:.2f} ms CPU a call")
 
 
