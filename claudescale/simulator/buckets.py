@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -45,11 +46,43 @@ class Bucket:
         return missing / self.per_second if missing > SLACK else 0.0
 
 
+class WritingBucket(Bucket):
+    """The limit on output tokens: replies take from it while they are written, each at its own speed."""
+
+    __slots__ = ("changes", "written_per_second")
+
+    def __init__(self, per_minute: float, capacity: float, now: float) -> None:
+        super().__init__(per_minute, capacity, now)
+        self.changes: list[tuple[float, float]] = []
+        self.written_per_second = 0.0
+
+    def refill(self, now: float) -> float:
+        """Level at `now`, what was written until then taken."""
+        while self.changes and self.changes[0][0] <= now:
+            at, change = heapq.heappop(self.changes)
+            self._pass(at)
+            self.written_per_second += change
+        self._pass(now)
+        return self.level
+
+    def _pass(self, now: float) -> None:
+        if now > self.updated:
+            gained = (self.per_second - self.written_per_second) * (now - self.updated)
+            self.level = min(self.capacity, self.level + gained)
+            self.updated = now
+
+    def write(self, begin: float, end: float, tokens: float) -> None:
+        """Take `tokens` evenly from `begin` to `end`, neither of them past."""
+        speed = tokens / (end - begin)
+        heapq.heappush(self.changes, (begin, speed))
+        heapq.heappush(self.changes, (end, -speed))
+
+
 class Buckets:
     """Admission of one group of models: requests, input tokens and output tokens per minute.
 
     A call is admitted when each bucket holds what the call needs, or is full where the call needs
-    more than a full bucket. Output is not reserved: it is taken when it was produced, so the bucket
+    more than a full bucket. Output is not reserved: it is taken while it is produced, so the bucket
     may fall below zero, and admits nothing until it has paid that debt.
 
     Parameters
@@ -77,7 +110,7 @@ class Buckets:
         self.bucket_seconds = bucket_seconds
         self.requests = Bucket(requests_per_minute, max(requests_per_minute * share, 1.0), now)
         self.input_tokens = Bucket(input_tokens_per_minute, input_tokens_per_minute * share, now)
-        self.output_tokens = Bucket(output_tokens_per_minute, output_tokens_per_minute * share, now)
+        self.output_tokens = WritingBucket(output_tokens_per_minute, output_tokens_per_minute * share, now)
 
     def waits(self, now: float, *, requests: int = 1, input_tokens: float = 0) -> tuple[float, float, float]:
         """Seconds until each of the three buckets would admit the call; all zero if now."""
@@ -95,8 +128,11 @@ class Buckets:
         self.input_tokens.level -= input_tokens
         return True
 
-    def produce(self, now: float, output_tokens: float) -> None:
-        """Take the output tokens of a reply, at the moment it was produced."""
+    def produce(self, now: float, output_tokens: float, *, begin: float | None = None) -> None:
+        """Take the output tokens of a reply: at `now`, or evenly from `begin` until then."""
+        if begin is not None and begin < now:
+            self.output_tokens.write(begin, now, output_tokens)
+            return
         self.output_tokens.refill(now)
         self.output_tokens.level -= output_tokens
 

@@ -222,6 +222,7 @@ class Desk:
         reply = self.reply(key, body, model, elapsed)
         begins, ends = self._seconds(key, body, model, reply, shares)
         self.cache.keep(now, now + begins, measured, model.cache_minimum_tokens)
+        buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
         self.account.began(now, shares.limited_input_tokens)
         return Admission(
             key=key,
@@ -314,9 +315,8 @@ class Desk:
         return Answer(status=200, headers=headers, body=body, fault=broken)
 
     def settle(self, now: float, admission: Admission) -> None:
-        """Take the output tokens of a reply and bill it, without making an answer."""
+        """Bill a reply, without making an answer."""
         reply = admission.reply
-        self.buckets(admission.model, now).produce(now, reply.output_tokens)
         self.account.ended(now, reply.output_tokens)
         self.account.bill(now, admission.model.id, "live", admission.key, admission.shares, reply)
 
