@@ -1,0 +1,107 @@
+"""When a run must end: a budget that is used up, and an API that is of no use."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from claudescale.verdicts import Verdict
+
+HOPELESS_ROWS = 20
+"""Answers of no use with the same words before any row is answered: the request is wrong, not the row."""
+HOPELESS_ROWS_LATER = 500
+"""The same in a row, once some are answered: a frame may have many bad rows side by side."""
+SILENT_SECONDS = 600.0
+"""How long an API that was reached may give nothing but failures."""
+UNREACHABLE_SECONDS = 60.0
+"""How long an API may not be reached at all."""
+FEW_FAILURES = 3
+"""That many may come from one hung call and what was sent with it."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the answers so far say of the run and not of single rows."""
+
+    answered: int = 0
+    reached: bool = False
+    failing_since: float | None = None
+    failures: int = 0
+    words: str | None = None
+    repeats: int = 0
+
+    def sees(self, found: Verdict, now: float, *, status: int | None, waiting: bool) -> bool:
+        """Take one verdict, and return whether the run should end.
+
+        `waiting` is a refusal that says how long to wait: neither good nor bad.
+        """
+        self.reached |= status is not None
+        if found.outcome == "answered":
+            self.answered += 1
+            self.failing_since, self.failures, self.words, self.repeats = None, 0, None, 0
+            return False
+        if found.outcome == "stop":
+            return True
+        if waiting:
+            return False
+        return self._is_hopeless(found, status) or self._is_silent(found, now)
+
+    def _is_hopeless(self, found: Verdict, status: int | None) -> bool:
+        """Whether the API says the same of every row."""
+        if found.outcome != "failed" and not (found.unseen and status is not None):
+            return False
+        words = f"{found.error}: {found.message}"
+        self.repeats = self.repeats + 1 if words == self.words else 1
+        self.words = words
+        return self.repeats >= (HOPELESS_ROWS_LATER if self.answered else HOPELESS_ROWS)
+
+    def _is_silent(self, found: Verdict, now: float) -> bool:
+        """Whether there have been nothing but failures for too long."""
+        if found.outcome == "failed":
+            self.failing_since, self.failures = None, 0
+            return False
+        if self.failing_since is None:
+            self.failing_since = now
+        self.failures += 1
+        patience = SILENT_SECONDS if self.reached else UNREACHABLE_SECONDS
+        return self.failures > FEW_FAILURES and now - self.failing_since > patience
+
+
+class Purse:
+    """A budget: the worst case of every call is set aside before it is sent.
+
+    Parameters
+    ----------
+    budget_dollars : float or None
+        None is without end.
+    """
+
+    def __init__(self, budget_dollars: float | None) -> None:
+        self.calls = 0
+        self.changed = asyncio.Event()
+        self._budget_dollars = budget_dollars
+        self._gone_dollars = 0.0
+        self._reserved_dollars = 0.0
+
+    def affords(self, worst_dollars: float) -> bool:
+        """Whether one more call can be sent, whatever becomes of those under way."""
+        if self._budget_dollars is None:
+            return True
+        return self._gone_dollars + self._reserved_dollars + worst_dollars <= self._budget_dollars
+
+    def reserve(self, worst_dollars: float) -> None:
+        """Set the worst case of a call aside."""
+        self.calls += 1
+        self._reserved_dollars += worst_dollars
+
+    def pay(self, dollars: float) -> None:
+        """Count what a call did cost, or may have cost."""
+        self._gone_dollars += dollars
+
+    def release(self, worst_dollars: float) -> None:
+        """Give back what was set aside for a call that is through."""
+        self.calls -= 1
+        self._reserved_dollars = self._reserved_dollars - worst_dollars if self.calls else 0.0
+        self.changed.set()

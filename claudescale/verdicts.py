@@ -1,0 +1,206 @@
+"""What one answer of the Messages API means: pure functions that take any bytes and never raise.
+
+The bytes may come from the API, from a proxy, or from a connection that broke half way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+USAGE = (
+    "input_tokens",
+    "cache_write_5m_input_tokens",
+    "cache_write_1h_input_tokens",
+    "cache_read_input_tokens",
+    "output_tokens",
+    "thinking_tokens",
+)
+"""The ledger's names of what `usage_of` counts. All but the last are priced: thinking is output."""
+
+_STOPPING = {401, 402, 403, 404}
+_RETRIED = {408, 409, 429}
+_SPEND_CODES = {"enforced_spend_limit_reached", "contract_spend_limit_reached"}
+_SPEND_WORDS = "You have reached your specified"
+_BALANCE_WORDS = "credit balance is too low"
+_CUT = {"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"}
+_UNSENDABLE = {
+    "authentication_error": "The SDK finds no credentials, or none that it can use.",
+    "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
+}
+"""Failures that another try or another row would meet again."""
+_SECRET = re.compile(r"sk-[\w-]{8,}")
+_MOST_CHARACTERS = 500
+_MOST_TOKENS = 2**53
+
+
+class Answer(NamedTuple):
+    """What came back for one request.
+
+    Attributes
+    ----------
+    status : int or None
+        None where no answer came: `failure` then says what did, in the words of an error type.
+    sent : bool
+        False where the request surely never reached the API.
+    """
+
+    status: int | None
+    headers: Mapping[str, str]
+    content: bytes
+    failure: str | None = None
+    sent: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What an answer means for its row.
+
+    Attributes
+    ----------
+    outcome : str
+        ``"answered"`` (paid for), ``"failed"`` (sending it again is of no use), ``"refused"`` (the
+        limits), ``"overloaded"`` (try again, fewer at once), ``"again"`` (try again), ``"stop"`` (the
+        whole run).
+    error, message : str or None
+        The API's error type, and its words.
+    reply : dict or None
+        The Message, where there is one.
+    final : bool
+        Whether it is the API's own last word on the row; a proxy's page never is.
+    unseen : bool
+        Whether the API may have billed something that the answer does not tell.
+    """
+
+    outcome: str
+    error: str | None = None
+    message: str | None = None
+    reply: dict[str, Any] | None = None
+    final: bool = False
+    unseen: bool = False
+
+
+def verdict(answer: Answer) -> Verdict:
+    """Decide what an answer means; the only place that knows which errors are worth a retry.
+
+    Notes
+    -----
+    Source: Anthropic, *Errors* and *Rate limits* (checked 2026-10-08), and the SDK's own list of what
+    it retries. A spend limit comes as a 429 or a 400 and lasts for days: it ends the run. The header
+    ``x-should-retry`` overrules the list, as it does in the SDK.
+    """
+    if answer.status is None:
+        return _verdict_on_silence(answer)
+    body = read_object(answer.content)
+    if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
+        return _verdict_on_message(body)
+    return _verdict_on_error(answer.status, answer.headers, body)
+
+
+def _verdict_on_silence(answer: Answer) -> Verdict:
+    words = _UNSENDABLE.get(answer.failure or "")
+    if words is not None:
+        return Verdict(outcome="stop", error=answer.failure, message=words)
+    return Verdict(outcome="overloaded", error=answer.failure, message="no answer came", unseen=answer.sent)
+
+
+def _verdict_on_message(body: dict[str, Any]) -> Verdict:
+    if not isinstance(body.get("content"), list):
+        error = _error(body).type or "invalid_response"
+        return Verdict(outcome="again", error=error, message="the answer is no Message", unseen=True)
+    stop_reason = stop_reason_of(body)
+    cut = stop_reason if stop_reason in _CUT else None
+    silent = None if text_of(body) else "empty_reply"
+    unseen = not isinstance(body.get("usage"), dict)
+    return Verdict(outcome="answered", error=cut or silent, reply=body, final=True, unseen=unseen)
+
+
+def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
+    found = _error(body)
+    error: str = found.type or f"http_{status}"
+    told = headers.get("x-should-retry")
+    spent = found.code in _SPEND_CODES or found.message.startswith(_SPEND_WORDS)
+    if spent or _BALANCE_WORDS in found.message:
+        limit = (found.code or "spend_limit_reached") if spent else "billing_error"
+        return Verdict(outcome="stop", error=limit, message=found.message)
+    outcome = "failed"
+    if told != "true" and status in _STOPPING:
+        outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
+    elif status == 429:  # noqa: PLR2004 - HTTP's own number
+        error = found.code or error
+        outcome = "stop" if told == "false" else "refused"  # no row is to blame for a limit
+    elif told == "true" or (told != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004
+        outcome = "overloaded" if status >= 500 else "again"  # noqa: PLR2004
+    final = outcome == "failed" and found.type is not None and status < 500  # noqa: PLR2004
+    return Verdict(outcome=outcome, error=error, message=found.message or None, final=final)
+
+
+def text_of(message: Mapping[str, Any]) -> str | None:
+    """Return the text blocks of a Message, joined; None where it has none."""
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else []
+    texts = [block.get("text") for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
+    return "".join(text for text in texts if isinstance(text, str)) or None
+
+
+def stop_reason_of(message: Mapping[str, Any]) -> str | None:
+    """Return why a Message ends, as the API says it; None where it does not."""
+    reason = message.get("stop_reason")
+    return reason if isinstance(reason, str) else None
+
+
+def usage_of(message: Mapping[str, Any] | None) -> dict[str, int]:
+    """Return the token counts of a Message under the ledger's names; nothing is counted twice."""
+    usage = _dict(message or {}, "usage")
+    hour = _count(_dict(usage, "cache_creation"), "ephemeral_1h_input_tokens")
+    written = max(_count(usage, "cache_creation_input_tokens"), hour)
+    return {
+        "input_tokens": _count(usage, "input_tokens"),
+        "cache_write_5m_input_tokens": written - hour,
+        "cache_write_1h_input_tokens": hour,
+        "cache_read_input_tokens": _count(usage, "cache_read_input_tokens"),
+        "output_tokens": _count(usage, "output_tokens"),
+        "thinking_tokens": _count(_dict(usage, "output_tokens_details"), "thinking_tokens"),
+    }
+
+
+def _dict(parent: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = parent.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _count(parent: Mapping[str, Any], name: str) -> int:
+    found = parent.get(name)
+    return found if type(found) is int and 0 <= found <= _MOST_TOKENS else 0
+
+
+def read_object(content: bytes) -> dict[str, Any]:
+    """Return the JSON object that `content` is; an empty one where it is none."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+class _Error(NamedTuple):
+    type: str | None
+    message: str
+    code: str | None
+
+
+def _error(body: dict[str, Any]) -> _Error:
+    """Return type, words and code of an error body, whatever it is; no key stands in the words."""
+    error = _dict(body, "error")
+    kind, message = error.get("type"), error.get("message")
+    code = _dict(error, "details").get("error_code")
+    return _Error(
+        kind if isinstance(kind, str) and kind else None,
+        _SECRET.sub("sk-...", message)[:_MOST_CHARACTERS] if isinstance(message, str) else "",
+        code if isinstance(code, str) else None,
+    )
