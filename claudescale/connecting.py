@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from claudescale import loops
+from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -52,12 +53,39 @@ def connect(
     if simulator:
         msg = f"connect(simulate=False) takes no {next(iter(simulator))!r}: that is for the simulator"
         raise TypeError(msg)
-    given = {} if api_key is None else {"api_key": api_key}
     client = anthropic.AsyncAnthropic(
-        **given, base_url=base_url, max_retries=0, http_client=anthropic.DefaultAioHttpClient()
+        api_key=api_key, base_url=base_url, max_retries=0, http_client=anthropic.DefaultAioHttpClient()
     )
+    check_client(client)
     _say(f"Live: calls to {client.base_url.host} are paid for.")
     return client
+
+
+def check_client(client: object) -> None:
+    """Raise where a client cannot be used; nothing is sent.
+
+    Spends: nothing.
+
+    Raises
+    ------
+    PlanError
+        It is no `AsyncAnthropic`, or it has no key.
+    """
+    import anthropic  # noqa: PLC0415 - slow to import
+
+    if not isinstance(client, anthropic.AsyncAnthropic):
+        kind = type(client).__name__
+        msg = f"The client is a {kind}; a run needs an AsyncAnthropic. Use client = cs.connect()."
+        raise PlanError(msg)
+    sent = {name.lower() for name in client.default_headers}
+    if not (
+        client.api_key or client.auth_token or client.credentials or sent & {"x-api-key", "authorization"}
+    ):
+        msg = (
+            "The client has no key. Set ANTHROPIC_API_KEY, use cs.connect(api_key=...), or "
+            "cs.connect(simulate=True), which costs nothing."
+        )
+        raise PlanError(msg)
 
 
 def _simulated(options: dict[str, Any]) -> AsyncAnthropic:

@@ -1,4 +1,7 @@
-"""What the calls of a plan take together: from characters, or from what a pilot measured."""
+"""What the calls of a plan take together, and what that means in dollars and minutes for each mode.
+
+From characters at first, from what a pilot measured later.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,36 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
-from claudescale import bills
+from claudescale import bills, catalog
+from claudescale.limits import finish
 
 if TYPE_CHECKING:
     from claudescale.catalog import Model
+    from claudescale.limits import Limits
     from claudescale.prompts import Prompt
+
+OPTIONS = pl.Schema(
+    {
+        "mode": pl.String(),
+        "dollars": pl.Float64(),
+        "dollars_p90": pl.Float64(),
+        "minutes": pl.Float64(),
+        "minutes_p90": pl.Float64(),
+        "binding": pl.String(),
+        "dollars_saved": pl.Float64(),
+        "requests": pl.Int64(),
+        "input_tokens": pl.Int64(),
+        "output_tokens": pl.Int64(),
+    }
+)
+"""Columns of `Plan.options`: dollars and minutes as median and 90th percentile."""
 
 FRAMING_TOKENS = 10.0
 """What a request has around its text: roles, turns."""
+_GUESSED_DOUBT = 0.5
+"""One standard deviation of a guess of many calls' mean: nothing is known of the replies' length."""
+_Z90 = 1.2816
+_BATCH_MINUTES = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +73,14 @@ class Measured:
     def doubt(self) -> float:
         """The part by which the mean of many calls may be off: one standard deviation."""
         if not self.calls:
-            return 0.5
+            return _GUESSED_DOUBT
         spread = self.output_deviation / self.output_tokens if self.output_tokens else 0.0
         return max(spread, self.input_deviation) / math.sqrt(self.calls)
+
+    @property
+    def more(self) -> float:
+        """By how much the 90th percentile is above the median."""
+        return 1 + _Z90 * self.doubt
 
 
 class Totals(NamedTuple):
@@ -118,6 +148,76 @@ def total(
         live_dollars=sums["live"],
         batch_dollars=sums["batch"],
         plain_dollars=sums["plain"],
+    )
+
+
+def options(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> pl.DataFrame:
+    """Return one row per mode as `OPTIONS`: dollars, minutes, what limits it.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    totals : Totals
+        From `total`.
+    limits : Limits
+        As far as the run may use them.
+    expected : Measured
+        What a call takes.
+    concurrency : int, optional
+        Most calls in flight.
+    """
+    rows = [_live(totals, limits, expected, concurrency), _batch(totals, limits, expected)]
+    return pl.DataFrame(rows, schema=OPTIONS, orient="row")
+
+
+def _live(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> tuple[object, ...]:
+    usual, slow = (
+        finish(
+            limits,
+            requests=totals.requests,
+            input_tokens=(totals.input_tokens - totals.cache_read_tokens) * more,
+            output_tokens=totals.output_tokens * more,
+            latency_seconds=expected.seconds,
+            concurrency=concurrency,
+        )
+        for more in (1.0, expected.more)
+    )
+    minutes = usual.seconds / 60, slow.seconds / 60, usual.binding
+    return _option("live", totals, totals.live_dollars, expected, minutes)
+
+
+def _batch(totals: Totals, limits: Limits, expected: Measured) -> tuple[object, ...]:
+    """Most batches end within an hour, and one that has not ended after a day expires.
+
+    Source: Anthropic, *Batch processing* (checked 2026-08-14).
+    """
+    queue = limits.batch_queue_requests or catalog.BATCH.max_requests
+    waves = math.ceil(totals.requests / queue)
+    binding = "queue" if waves > 1 else "batch processing"
+    minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves, binding
+    return _option("batch", totals, totals.batch_dollars, expected, minutes)
+
+
+def _option(
+    mode: str,
+    totals: Totals,
+    dollars: float,
+    expected: Measured,
+    minutes: tuple[float, float, str],
+) -> tuple[object, ...]:
+    usual, slow, binding = minutes if totals.requests else (0.0, 0.0, "nothing to send")
+    return (
+        mode,
+        dollars,
+        dollars * expected.more,
+        usual,
+        slow,
+        binding,
+        totals.plain_dollars - dollars,
+        totals.requests,
+        round(totals.input_tokens),
+        round(totals.output_tokens),
     )
 
 

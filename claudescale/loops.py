@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import os
 import sys
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
-"""An awaiting cell hears the kernel's interrupt only when its loop wakes, so it wakes this often."""
+"""A thread or a loop that waits hears an interrupt only when it wakes, so it wakes this often."""
+EXIT_SECONDS = 60.0
+"""How long the end of the process waits for what is in flight: it is paid for."""
 
 _opening = threading.Lock()
-_portal: list[BlockingPortal] = []
+_portal: list[tuple[BlockingPortal, int]] = []  # with its thread
+_jobs: dict[concurrent.futures.Future[None], Callable[[], None]] = {}
+_tasks: set[asyncio.Task[None]] = set()  # a loop alone would let them be collected
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,8 +40,15 @@ class Interrupted(KeyboardInterrupt):
         return [str(self)]
 
 
-def portal() -> BlockingPortal:
-    """Return the one background loop, started at the first call and ended with the process.
+class Job(NamedTuple):
+    """Work under way: its end, and the thread whose loop it runs on."""
+
+    future: concurrent.futures.Future[None]
+    thread: int
+
+
+def portal() -> tuple[BlockingPortal, int]:
+    """Return the one background loop and its thread, started at the first call, ended with the process.
 
     Spends: nothing.
     """
@@ -45,32 +57,55 @@ def portal() -> BlockingPortal:
             from anyio.from_thread import start_blocking_portal  # noqa: PLC0415 - not needed to plan
 
             opened = start_blocking_portal("asyncio", name="claudescale")
-            _portal.append(opened.__enter__())
-            atexit.register(opened.__exit__, None, None, None)
+            entered = opened.__enter__()
+            _portal.append((entered, entered.call(threading.get_ident)))
+            atexit.register(_end, opened)
         return _portal[0]
 
 
-def start(work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
-    """Start a coroutine and return at once: on the caller's loop if it is ours to use, else in the background."""
-    loop = _running()
+def _end(opened: Any) -> None:
+    """Stop all work at the end of the process, let what is in flight come in, then end the loop."""
+    if not _portal:
+        return
+    jobs = dict(_jobs)
+    for stop in jobs.values():
+        stop()
+    concurrent.futures.wait(jobs, timeout=EXIT_SECONDS)
+    cancelled = KeyboardInterrupt()  # told to the portal, it cancels what is left
+    opened.__exit__(type(cancelled), cancelled, None)
+
+
+def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]) -> Job:
+    """Start a coroutine and return at once: on the caller's loop if it may be used, else in the background.
+
+    `stop` asks the work to end; it is called at the end of the process.
+    """
+    loop = running()
     if loop is None or _in_kernel():
-        return portal().start_task_soon(work)
+        background, thread = portal()
+        future = background.start_task_soon(work)
+        _jobs[future] = stop
+        future.add_done_callback(_jobs.pop)
+        return Job(future, thread)
+    future = concurrent.futures.Future()
     task = loop.create_task(work())
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
     task.add_done_callback(lambda done: _copy_result(done, future))
-    return future
+    return Job(future, threading.get_ident())
 
 
-def _copy_result(done: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
+def _copy_result(done: asyncio.Task[None], future: concurrent.futures.Future[None]) -> None:
     if done.cancelled():
         future.cancel()
     elif (error := done.exception()) is not None:
         future.set_exception(error)
     else:
-        future.set_result(done.result())
+        future.set_result(None)
 
 
-def _running() -> asyncio.AbstractEventLoop | None:
+def running() -> asyncio.AbstractEventLoop | None:
+    """Return this thread's running loop, if there is one."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -79,11 +114,7 @@ def _running() -> asyncio.AbstractEventLoop | None:
 
 def _in_kernel() -> bool:
     """Whether this thread's loop is a Jupyter kernel's."""
-    if "ipykernel" not in sys.modules or threading.current_thread() is not threading.main_thread():
-        return False
-    from IPython import get_ipython  # noqa: PLC0415 - there only in a kernel
-
-    return hasattr(get_ipython(), "kernel")
+    return threading.current_thread() is threading.main_thread() and in_notebook()
 
 
 def in_notebook() -> bool:
@@ -96,6 +127,27 @@ def in_notebook() -> bool:
     from IPython import get_ipython  # noqa: PLC0415 - there only in a kernel
 
     return hasattr(get_ipython(), "kernel")
+
+
+async def in_thread(work: Callable[..., T], *given: Any) -> T:
+    """Return what `work` returns, from a thread: the loop goes on.
+
+    Unlike asyncio's own, these threads still work while the process ends, when paid replies come in.
+    """
+    from anyio import to_thread  # noqa: PLC0415 - not needed to plan
+
+    return await to_thread.run_sync(work, *given)
+
+
+def join(future: concurrent.futures.Future[Any], stop: Callable[[], object]) -> None:
+    """Return when what runs on another thread has ended, blocking this one; an interrupt stops it first."""
+    try:
+        while not future.done():
+            concurrent.futures.wait([future], timeout=SLICE_SECONDS)
+    except KeyboardInterrupt:
+        stop()
+        concurrent.futures.wait([future], timeout=EXIT_SECONDS)
+        raise
 
 
 def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
@@ -118,33 +170,29 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
     Raises
     ------
     KeyboardInterrupt
-        After a run among what is waited for has been told to stop.
+        After what is waited for was cancelled; a run keeps what is in flight.
+    RuntimeError
+        This thread's own loop would have to do the work it waits for.
     """
     if nested:
         return _wait_nested(awaitable)
+    background, thread = portal()
+    if threading.get_ident() in {thread, getattr(awaitable, "home", None)}:
+        msg = "cs.wait blocks the very loop that has to do the work: use await here."
+        raise RuntimeError(msg)
 
     async def waited() -> T:
         return await awaitable
 
-    if (
-        _running() is not None
-        and not _in_kernel()
-        and threading.current_thread().name.startswith("claudescale")
-    ):
-        msg = "cs.wait blocks, and this is the loop it would wait for: use await here"
-        raise RuntimeError(msg)
-    future = portal().start_task_soon(waited)
+    future = background.start_task_soon(waited)
     try:
-        while True:
-            try:
-                return future.result(timeout=0.2)
-            except concurrent.futures.TimeoutError:
-                if future.done():
-                    raise
+        join(future, future.cancel)
     except KeyboardInterrupt:
-        future.cancel()
-        concurrent.futures.wait([future])
+        if in_notebook():
+            text = "■ Interrupted. What was paid for is kept."
+            raise Interrupted(text) from None
         raise
+    return future.result()
 
 
 def _wait_nested(awaitable: Awaitable[T]) -> T:
@@ -152,6 +200,16 @@ def _wait_nested(awaitable: Awaitable[T]) -> T:
         warnings.simplefilter("ignore", DeprecationWarning)
         import nest_asyncio  # noqa: PLC0415 - the only place of it
 
-        loop = _running() or asyncio.new_event_loop()
+        loop = running() or asyncio.new_event_loop()
         nest_asyncio.apply(loop)
         return loop.run_until_complete(asyncio.ensure_future(awaitable, loop=loop))
+
+
+def _forget() -> None:
+    """Open a new loop in a forked child: a fork takes no threads along."""
+    _portal.clear()
+    _jobs.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

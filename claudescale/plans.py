@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, display, estimates
-from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
-from claudescale.estimates import Measured, Totals
-from claudescale.limits import Limits, finish
+from claudescale import catalog, estimates, feasibility
+from claudescale.cards import plan_card
+from claudescale.errors import PlanError
+from claudescale.limits import Limits
 from claudescale.prompts import Prompt, compile_prompt
+from claudescale.work import read, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import timedelta
     from pathlib import Path
     from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.estimates import Measured, Totals
     from claudescale.runs import Run
 
 Frame = pl.DataFrame | pl.LazyFrame
-Mode = Literal["live", "batch"]
-
-MODES: tuple[Mode, ...] = ("live", "batch")
-
-OPTIONS = pl.Schema(
-    {
-        "mode": pl.String(),
-        "dollars": pl.Float64(),
-        "dollars_p90": pl.Float64(),
-        "minutes": pl.Float64(),
-        "minutes_p90": pl.Float64(),
-        "binding": pl.String(),
-        "dollars_saved": pl.Float64(),
-        "requests": pl.Int64(),
-        "input_tokens": pl.Int64(),
-        "output_tokens": pl.Int64(),
-    }
-)
-"""Columns of `Plan.options`: dollars and minutes as median and 90th percentile."""
 
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
 
-_Z90 = 1.2816
-_GUESS = "estimated from characters, output guessed: calibrate with a pilot"
-_BATCH_MINUTES = 60.0
+_VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
+"""Changes after which a pilot's measurements no longer hold."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -97,8 +78,8 @@ class Plan:
     facts: catalog.Model = field(init=False)
 
     def __post_init__(self) -> None:
-        _check_frame(self.frame)
-        _check_numbers(self)
+        feasibility.check_frame(self.frame)
+        feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
         object.__setattr__(self, "limits", Limits.of(self.tier, facts.id))
@@ -132,9 +113,7 @@ class Plan:
         A batch's time is an honest range: most end within an hour, and one that has not ended after
         24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
         """
-        totals = self.totals
-        rows = [self._live_option(totals), self._batch_option(totals)]
-        return pl.DataFrame(rows, schema=OPTIONS, orient="row")
+        return estimates.options(self.totals, self.limits.shared(self.share), self.expected, self.concurrency)
 
     @cached_property
     def totals(self) -> Totals:
@@ -145,56 +124,8 @@ class Plan:
         try:
             measures = self.compiled.measure(self.frame)
         except pl.exceptions.PolarsError as error:
-            msg = f"The frame cannot be read: {type(error).__name__}. Try frame.collect() to see where."
-            raise PlanError(msg) from error
+            raise unreadable(error) from error
         return estimates.total(measures, self.compiled, self.facts, self.expected, self.max_tokens)
-
-    def _live_option(self, totals: Totals) -> tuple[Any, ...]:
-        measured, limits = self.expected, self.limits.shared(self.share)
-        uncached = totals.input_tokens - totals.cache_read_tokens
-        times = [
-            finish(
-                limits,
-                requests=totals.requests,
-                input_tokens=uncached * more,
-                output_tokens=totals.output_tokens * more,
-                latency_seconds=measured.seconds,
-                concurrency=self.concurrency,
-            )
-            for more in (1.0, self._more)
-        ]
-        return self._option(
-            "live", totals, totals.live_dollars, [time.seconds / 60 for time in times], times[0].binding
-        )
-
-    def _batch_option(self, totals: Totals) -> tuple[Any, ...]:
-        queue = self.limits.batch_queue_requests or catalog.BATCH.max_requests
-        waves = math.ceil(totals.requests / queue)
-        minutes = [_BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves]
-        return self._option(
-            "batch", totals, totals.batch_dollars, minutes, "queue" if waves > 1 else "batch processing"
-        )
-
-    def _option(
-        self, mode: Mode, totals: Totals, dollars: float, minutes: list[float], binding: str
-    ) -> tuple[Any, ...]:
-        return (
-            mode,
-            dollars,
-            dollars * self._more,
-            minutes[0] if totals.requests else 0.0,
-            minutes[1] if totals.requests else 0.0,
-            binding if totals.requests else "nothing to send",
-            totals.plain_dollars - dollars,
-            totals.requests,
-            round(totals.input_tokens),
-            round(totals.output_tokens),
-        )
-
-    @property
-    def _more(self) -> float:
-        """By how much the 90th percentile is above the median."""
-        return 1 + _Z90 * self.expected.doubt
 
     @property
     def expected(self) -> Measured:
@@ -213,7 +144,7 @@ class Plan:
             ``model=["claude-haiku-5-5", "claude-sonnet-5-5"], tier=["start", "build"]``.
             ``mode=["live"]`` keeps only those modes.
         """
-        modes = list(lists.pop("mode", MODES))
+        modes = list(lists.pop("mode", feasibility.MODES))
         frames = []
         for values in itertools.product(*lists.values()):
             choice = dict(zip(lists, values, strict=True))
@@ -229,7 +160,7 @@ class Plan:
 
         Spends: nothing.
         """
-        bodies = self.compiled.bodies(self.frame.lazy().collect())["body"]
+        bodies = self.compiled.bodies(read(self.frame))["body"]
         keys = Prompt.keys(bodies, "api.anthropic.com")
         frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
         return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
@@ -248,8 +179,7 @@ class Plan:
         if unknown:
             msg = f"plan.replace() knows no {unknown[0]!r}. There is: {', '.join(PARAMETERS)}."
             raise PlanError(msg)
-        voiding = {"model", "prompt", "system", "returns", "effort", "thinking", "params", "cache"}
-        if voiding & set(changes):
+        if set(_VOIDING) & set(changes):
             changes.setdefault("measured", None)
         return replace(self, **changes)
 
@@ -265,7 +195,7 @@ class Plan:
 
         Spends: nothing.
         """
-        frame = self.frame.lazy().collect()
+        frame = read(self.frame)
         return replace(self, frame=frame.sample(min(n, frame.height), seed=seed))
 
     def calibrate(self, run: Run) -> Plan:
@@ -286,7 +216,10 @@ class Plan:
         mine = (pl.col("dollars") > 0) & (pl.col("model") == self.facts.id)
         paid = run.sizes.join(run.replies.filter(mine), on="key", how="inner")
         if paid.is_empty():
-            msg = f"The run has no paid replies of {self.facts.id} to learn from. Run plan.head(20) of this plan first."
+            msg = (
+                f"The run has no paid replies of {self.facts.id} to learn from. "
+                "Use pilot = await plan.head(20).run(client) first."
+            )
             raise PlanError(msg)
         return replace(self, measured=estimates.measured(paid))
 
@@ -315,7 +248,7 @@ class Plan:
         """
         from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
 
-        self.check()
+        feasibility.check_mode(self)
         return Run(self, client, ledger=ledger, progress=progress)
 
     async def run(
@@ -343,66 +276,13 @@ class Plan:
         """
         return await self.start(client, ledger=ledger, progress=progress)
 
-    def check(self) -> None:
-        """Raise what would make the run fail, before anything is spent.
-
-        Spends: nothing.
-
-        Raises
-        ------
-        PlanError
-            The mode cannot be run; the deadline or the budget cannot be met.
-        """
-        if self.mode != "live":
-            msg = f"mode={self.mode!r} can be planned and compared; this version runs mode='live': plan.replace(mode='live')"
-            raise PlanError(msg)
-        self.compiled.characters(self.frame)
-        option = self.options.row(0, named=True)
-        minutes = _minutes(self.deadline)
-        if minutes is not None and option["minutes"] > minutes:
-            msg = (
-                f"These rows take about {display.duration(option['minutes'])} live on {self.limits.source} "
-                f"({option['binding']} bind), and the deadline is {display.duration(minutes)}. "
-                f"Allow deadline={math.ceil(option['minutes'])} (minutes), a higher tier, or fewer rows."
-            )
-            raise ImpossibleDeadline(msg)
-        if self.budget is not None and option["dollars"] * (1 - min(self.expected.doubt, 0.5)) > self.budget:
-            rows = int(self.totals.rows * self.budget / option["dollars"])
-            msg = (
-                f"These rows cost about {display.dollars(option['dollars'])}, and the budget is "
-                f"{display.dollars(self.budget)}: enough for about {rows:,} rows. Use plan.head({rows}) or a larger budget."
-            )
-            raise ImpossibleBudget(msg)
-
     # how it looks
 
     def __repr__(self) -> str:
-        return self._card().text()
+        return plan_card(self).text()
 
     def _repr_html_(self) -> str:
-        return self._card().html()
-
-    def _card(self) -> display.Card:
-        totals, limits = self.totals, self.limits
-        saved = totals.rows - totals.unsent - totals.requests
-        same = f", {saved:,} identical rows sent once" if saved else ""
-        null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
-        basis = f"measured on {self.expected.calls} calls" if self.expected.calls else _GUESS
-        return display.Card(
-            title=f"Plan: {totals.rows:,} rows on {self.facts.id}, {totals.requests:,} requests{same}{null}. Nothing is sent yet.",
-            header=("mode", "dollars", "time", "saved", "limited by"),
-            rows=[_shown(option, self.mode) for option in self.options.iter_rows(named=True)],
-            notes=(
-                f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens, {basis}. "
-                f"Prices: genai-prices {_price_version()}. Limits: {limits.source}"
-                + (f", checked {limits.checked:%Y-%m-%d}." if limits.checked else "."),
-                *self.compiled.notes,
-                *([self.facts.notice] if self.facts.notice else []),
-            ),
-            next="pilot = await plan.head(20).run(client)"
-            if not self.measured
-            else "run = await plan.run(client)",
-        )
+        return plan_card(self).html()
 
 
 PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in {"compiled", "limits", "facts"})
@@ -483,68 +363,12 @@ def plan(
     return Plan(**given)
 
 
-def _check_frame(frame: object) -> None:
-    if isinstance(frame, pl.DataFrame | pl.LazyFrame):
-        return
-    kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
-    fix = {"pandas.DataFrame": "pl.from_pandas(frame)", "pyarrow.Table": "pl.from_arrow(frame)"}
-    hint = fix.get(kind, "pl.DataFrame({'text': [...]})")
-    msg = f"The frame is a {kind}; claudescale works on Polars frames. Use {hint}."
-    raise PlanError(msg)
-
-
-def _check_numbers(given: Plan) -> None:
-    if given.mode not in MODES:
-        msg = f"mode={given.mode!r} is not one of {', '.join(map(repr, MODES))}."
-        raise PlanError(msg)
-    if given.budget is not None and not given.budget > 0:
-        msg = f"budget={given.budget!r}: it is in dollars and above 0."
-        raise PlanError(msg)
-    if given.concurrency is not None and (not isinstance(given.concurrency, int) or given.concurrency < 1):
-        msg = f"concurrency={given.concurrency!r}: it is the most calls in flight, a whole number from 1 on."
-        raise PlanError(msg)
-    minutes = _minutes(given.deadline)
-    if minutes is not None and not minutes > 0:
-        msg = f"deadline={given.deadline!r}: it is the minutes the run may take, above 0, or a timedelta."
-        raise PlanError(msg)
-
-
 def _schema(frame: Frame) -> pl.Schema:
     try:
         return frame.lazy().collect_schema()
     except pl.exceptions.PolarsError as error:
-        msg = f"The LazyFrame cannot be read: {type(error).__name__}. Try frame.collect() to see where."
-        raise PlanError(msg) from error
-
-
-def _minutes(deadline: float | timedelta | datetime | None) -> float | None:
-    if isinstance(deadline, timedelta):
-        return deadline.total_seconds() / 60
-    if deadline is not None and not isinstance(deadline, int | float):
-        msg = f"deadline={deadline!r}: give the minutes the run may take, or a timedelta."
-        raise PlanError(msg)
-    return deadline
-
-
-def _shown(option: Mapping[str, Any], chosen: str) -> tuple[str, ...]:
-    mark = " ←" if option["mode"] == chosen else ""
-    low, high = display.dollars(option["dollars"]), display.dollars(option["dollars_p90"])
-    times = f"{display.duration(option['minutes'])} to {display.duration(option['minutes_p90'])}"
-    return (
-        option["mode"] + mark,
-        f"{low} to {high}",
-        times,
-        display.dollars(option["dollars_saved"]),
-        option["binding"],
-    )
+        raise unreadable(error) from error
 
 
 def _told(value: object) -> object:
     return value if isinstance(value, str | int | float | bool) else repr(value)
-
-
-def _price_version() -> str:
-    """Return the version of genai-prices, which dates every price."""
-    from importlib.metadata import version  # noqa: PLC0415 - only to be shown
-
-    return version("genai-prices")

@@ -51,16 +51,16 @@ class Plots:
 
         run = self._run
         paid = run.attempts.filter(pl.col("dollars") > 0)
-        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run._started_at) / 60  # noqa: SLF001 - of one module
+        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run.started_at) / 60
         frame = (
             paid.select(ended.alias("minute"), "dollars")
             .sort("minute")
             .with_columns(pl.col("dollars").cum_sum())
         )
-        return charts.spending(frame, estimate_dollars=run.plan.options["dollars"][0])
+        return charts.spending(frame, estimate_dollars=run.estimate["dollars"] if run.estimate else None)
 
     def savings(self) -> Shown:
-        """Return what the same rows would have cost plainly, what saved how much, and what was paid. Spends: nothing."""
+        """Return what the rows would have cost plainly, what saved it, what was paid. Spends: nothing."""
         from claudescale import charts
 
         saved = self._run.savings
@@ -77,13 +77,12 @@ class Plots:
         """Return the rows by state as one bar. Spends: nothing."""
         from claudescale import charts
 
-        run = self._run
-        rows, answered, failed, missing = run._counts()  # noqa: SLF001 - of one module
+        counts = self._run.counts
         states = (
-            ("answered", answered),
-            ("failed", failed),
-            ("to do", missing),
-            ("unsent", rows - answered - failed - missing),
+            ("answered", counts.answered),
+            ("failed", counts.failed),
+            ("to do", counts.missing),
+            ("unsent", counts.rows - counts.sent),
         )
         return charts.progress(
             pl.DataFrame(states, schema={"state": pl.String, "rows": pl.Int64}, orient="row")

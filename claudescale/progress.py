@@ -1,9 +1,10 @@
-"""The progress bar of a run: tqdm in a terminal and in a notebook, told twice a second."""
+"""The progress of a run as it is shown: one line before it, and a tqdm bar told twice a second."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from claudescale import display, loops
@@ -23,27 +24,28 @@ class Progress:
         self._bar: Any = None
         self._ticker: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Show the bar and keep it up to date."""
+    def start(self, line: str) -> None:
+        """Say what is going to be sent, show the bar and keep it up to date."""
         if not self._shown:
             return
         from tqdm import tqdm  # noqa: PLC0415 - only where it is shown
 
-        # In a notebook the text bar goes to stdout: it stays as it is when the page is saved and opened again.
+        # In a notebook the text bar goes to stdout: it stays as it is when the page is saved and reopened.
+        notebook = loops.in_notebook()
+        stream = sys.stdout if notebook else sys.stderr
+        stream.write(line + "\n")
+        counts = self._run.counts
         self._bar = tqdm(
-            total=self._total(),
+            total=counts.sent,
+            initial=counts.done,
             unit="row",
-            dynamic_ncols=not loops.in_notebook(),
-            ncols=90 if loops.in_notebook() else None,
-            file=sys.stdout if loops.in_notebook() else sys.stderr,
+            dynamic_ncols=not notebook,
+            ncols=90 if notebook else None,
+            file=stream,
             desc="simulated" if self._run.simulated else "claude",
             mininterval=0.0,
         )
         self._ticker = asyncio.create_task(self._tick())
-
-    def _total(self) -> int:
-        row = self._run.summary.row(0, named=True)
-        return int(row["answered"] + row["failed"] + row["missing"])
 
     async def _tick(self) -> None:
         while True:
@@ -51,18 +53,19 @@ class Progress:
             await asyncio.sleep(REFRESH_SECONDS)
 
     def _show(self) -> None:
-        row = self._run.summary.row(0, named=True)
-        self._bar.set_postfix_str(
-            f"{row['requests_per_minute']:,.0f}/min, {display.dollars(row['dollars'])}", refresh=False
-        )
-        self._bar.n = row["answered"] + row["failed"]
+        counts, minutes = self._run.counts, self._run.minutes
+        rate = counts.requests / minutes if minutes else 0.0
+        self._bar.set_postfix_str(f"{rate:,.0f}/min, {display.dollars(counts.dollars)}", refresh=False)
+        self._bar.n = counts.done
         self._bar.refresh()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Show the last figures and end the bar."""
-        if self._ticker is not None:
-            self._ticker.get_loop().call_soon_threadsafe(self._ticker.cancel)
-        if self._bar is not None:
-            self._show()
-            self._bar.close()
-            self._bar = None
+        if self._ticker is None:
+            return
+        self._ticker.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._ticker
+        self._show()
+        self._bar.close()
+        self._ticker = None

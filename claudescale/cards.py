@@ -1,0 +1,138 @@
+"""How plans and runs look: their facts as one `Card` each, and what to do about a run that ended early."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from claudescale import display
+from claudescale.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from claudescale.plans import Plan
+    from claudescale.runs import Run
+
+_GUESS = "estimated from characters, output guessed: calibrate with a pilot"
+
+_ADVICE = {
+    "authentication_error": "The API does not accept the key. Set ANTHROPIC_API_KEY, or use "
+    "cs.connect(api_key=...).",
+    "billing_error": "The account cannot be billed. See the billing page of the Console.",
+    "permission_error": "The key may not use this model. Ask for the right in the Console, or take another.",
+    "not_found_error": "The API does not know this model (any more). cs.models() lists those it knows.",
+    "enforced_spend_limit_reached": "The tier's monthly spend limit is reached. It ends at 00:00 UTC on the "
+    "1st, or with a higher tier.",
+    "contract_spend_limit_reached": "The contract's spend limit is reached. Have it raised.",
+    "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
+    "invalid_request_error": "The API turns every request down, so nothing more was sent. Change the plan.",
+    "connection_error": "The API cannot be reached. Check the network and base_url.",
+    "timeout_error": "The API has not answered for minutes. Try again later.",
+    "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
+    "max_tokens, which sets less aside.",
+    "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
+}
+_MOST_MESSAGE = 300
+
+
+def why(run: Run) -> str:
+    """Return what ended a run, what is kept, and what to do."""
+    advice = _ADVICE.get(run.stopped_by or "", "The API cannot go on.")
+    said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
+    return (
+        f"{advice} ({run.stopped_by}.{said}) {run.counts.answered:,} rows are answered and kept; the same "
+        "cell again sends only what is missing."
+    )
+
+
+def before(run: Run) -> str:
+    """Return what is going to be sent, in one line."""
+    counts, option, plan = run.counts, run.estimate, run.plan
+    reused = f" ({counts.reused:,} requests are in the ledger)" if counts.reused else ""
+    about = ""
+    if option is not None and counts.missing:
+        about = f": about {display.dollars(option['dollars'])}, {display.duration(option['minutes'])}"
+    simulated = "SIMULATED, nothing is paid. " if run.simulated else ""
+    return f"{simulated}{counts.missing:,} rows live on {plan.facts.id}{reused}{about}."
+
+
+def line(run: Run) -> str:
+    """Return the one line of truth about a run."""
+    counts = run.counts
+    by = f" ({run.stopped_by})" if run.stopped_by else ""
+    parts = [
+        f"{counts.answered:,} of {counts.rows:,} rows answered",
+        *([f"{counts.failed:,} failed"] if counts.failed else []),
+        *([f"{counts.missing:,} missing"] if counts.missing else []),
+        *([f"{counts.reused:,} requests reused from the ledger"] if counts.reused else []),
+    ]
+    calls = f"{counts.requests:,} calls in {display.duration(run.minutes)}, {display.dollars(counts.dollars)}"
+    return f"{'SIMULATED ' * run.simulated}Run {run.state}{by}: {', '.join(parts)}; {calls}."
+
+
+def run_card(run: Run) -> display.Card:
+    """Return what is shown of a run. Cheap, and it never raises."""
+    counts, minutes = run.counts, run.minutes
+    kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, replies are kept in memory only."
+    rate = counts.requests / minutes if minutes else 0.0
+    measured = {
+        "dollars": (display.dollars, counts.dollars),
+        "minutes": (display.duration, minutes),
+        "input_tokens": (display.tokens, counts.input_tokens),
+        "output_tokens": (display.tokens, counts.output_tokens),
+    }
+    names = {"minutes": "time", "input_tokens": "input tokens", "output_tokens": "output tokens"}
+    rows = [
+        (names.get(name, name), show(run.estimate[name]) if run.estimate else "", show(value))
+        for name, (show, value) in measured.items()
+    ]
+    limit = f"limit {run.limits.requests_per_minute * run.plan.share:,.0f}"
+    rows[2:2] = [("requests/min", limit, f"{rate:,.0f}")]
+    return display.Card(
+        title=line(run),
+        header=("", "estimated", "measured"),
+        rows=[*rows, ("refused (429)", "0", f"{counts.refused:,}")],
+        notes=(f"{kept} Limits: {run.limits.source}.", *([why(run)] if run.stopped_by else [])),
+        next="await run" if run.state in {"starting", "running"} else "run.results",
+    )
+
+
+def plan_card(plan: Plan) -> display.Card:
+    """Return what is shown of a plan."""
+    try:
+        totals, options = plan.totals, plan.options
+    except PlanError as error:
+        return display.Card(title=f"Plan that cannot be run: {error}", header=(), rows=())
+    saved = totals.rows - totals.unsent - totals.requests
+    same = f", {saved:,} identical rows sent once" if saved else ""
+    null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
+    calls = plan.expected.calls
+    checked = f", checked {plan.limits.checked:%Y-%m-%d}" if plan.limits.checked else ""
+    basis = f"measured on {calls:,} calls" if calls else _GUESS
+    tokens = (
+        f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens"
+    )
+    sources = f"Prices: genai-prices {version('genai-prices')}. Limits: {plan.limits.source}{checked}."
+    return display.Card(
+        title=f"Plan: {totals.rows:,} rows on {plan.facts.id}, {totals.requests:,} requests{same}{null}. "
+        "Nothing is sent yet.",
+        header=("mode", "dollars", "time", "saved", "limited by"),
+        rows=[_option(option, plan.mode) for option in options.iter_rows(named=True)],
+        notes=(
+            f"{tokens}, {basis}. {sources}",
+            *plan.compiled.notes,
+            *([plan.facts.notice] if plan.facts.notice else []),
+        ),
+        next="run = await plan.run(client)" if calls else "pilot = await plan.head(20).run(client)",
+    )
+
+
+def _option(option: Mapping[str, Any], chosen: str) -> tuple[str, ...]:
+    return (
+        option["mode"] + " ←" * (option["mode"] == chosen),
+        f"{display.dollars(option['dollars'])} to {display.dollars(option['dollars_p90'])}",
+        f"{display.duration(option['minutes'])} to {display.duration(option['minutes_p90'])}",
+        display.dollars(option["dollars_saved"]),
+        option["binding"],
+    )

@@ -1,0 +1,110 @@
+"""What a plan may not be: wrong values, and wishes that cannot be met. Raised before anything is sent."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from claudescale import display
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
+
+if TYPE_CHECKING:
+    from claudescale.plans import Plan
+
+MODES = ("live", "batch")
+_FROM = {"pandas.DataFrame": "pl.from_pandas(frame)", "pyarrow.Table": "pl.from_arrow(frame)"}
+_TRUSTED_DOUBT = 0.5
+
+
+def check_frame(frame: object) -> None:
+    """Raise what is wrong with something that is no Polars frame."""
+    if isinstance(frame, pl.DataFrame | pl.LazyFrame):
+        return
+    kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
+    hint = _FROM.get(kind, "pl.DataFrame({'text': [...]})")
+    msg = f"The frame is a {kind}; claudescale works on Polars frames. Use {hint}."
+    raise PlanError(msg)
+
+
+def check_numbers(given: Plan) -> None:
+    """Raise what is wrong with a plan's numbers."""
+    if given.mode not in MODES:
+        msg = f"mode={given.mode!r} is not one of {', '.join(map(repr, MODES))}."
+        raise PlanError(msg)
+    if given.budget is not None and not (_number(given.budget) and given.budget > 0):
+        msg = f"budget={given.budget!r}: it is in dollars and above 0, such as budget=5.0."
+        raise PlanError(msg)
+    whole = isinstance(given.concurrency, int) and not isinstance(given.concurrency, bool)
+    if given.concurrency is not None and not (whole and given.concurrency >= 1):
+        msg = f"concurrency={given.concurrency!r}: it is the most calls in flight, a whole number from 1 on."
+        raise PlanError(msg)
+    minutes = minutes_of(given.deadline)
+    if minutes is not None and not minutes > 0:
+        msg = f"deadline={given.deadline!r}: it is the minutes the run may take, above 0, or a timedelta."
+        raise PlanError(msg)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def minutes_of(deadline: float | timedelta | datetime | None) -> float | None:
+    """Return a deadline in minutes."""
+    if isinstance(deadline, timedelta):
+        return deadline.total_seconds() / 60
+    if deadline is not None and not _number(deadline):
+        msg = f"deadline={deadline!r}: give the minutes the run may take, or a timedelta(hours=...)."
+        raise PlanError(msg)
+    return deadline  # type: ignore[return-value]  # a datetime was refused
+
+
+def check_mode(plan: Plan) -> None:
+    """Raise where this version cannot run what it can plan."""
+    if plan.mode != "live":
+        msg = (
+            f"mode={plan.mode!r} can be planned and compared, and this version runs mode='live'. "
+            "Use plan.replace(mode='live')."
+        )
+        raise PlanError(msg)
+
+
+def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
+    """Return what part of a plan takes in its mode, as a row of `OPTIONS`; raise where that is not allowed.
+
+    Parameters
+    ----------
+    plan : Plan
+        Any.
+    part : float
+        The part of it that is still to be sent: what the ledger has is paid for.
+
+    Raises
+    ------
+    RequestTooLarge, ImpossibleDeadline, ImpossibleBudget
+        Nothing was sent.
+    """
+    plan.compiled.characters(plan.frame)
+    option = plan.options.row(by_predicate=pl.col("mode") == plan.mode, named=True)
+    minutes, dollars = option["minutes"] * part, option["dollars"] * part
+    deadline = minutes_of(plan.deadline)
+    if deadline is not None and minutes > deadline:
+        msg = (
+            f"These rows take about {display.duration(minutes)} by mode={plan.mode!r} with the limits of the "
+            f"{plan.limits.source} (bound by {option['binding']}), and the deadline is "
+            f"{display.duration(deadline)}. Allow deadline={math.ceil(minutes)} (minutes), a higher tier, or "
+            "fewer rows: plan.head(n)."
+        )
+        raise ImpossibleDeadline(msg)
+    if plan.budget is not None and dollars * (1 - min(plan.expected.doubt, _TRUSTED_DOUBT)) > plan.budget:
+        rows = int(plan.totals.rows * part * plan.budget / dollars)
+        msg = (
+            f"These rows cost about {display.dollars(dollars)}, and the budget is "
+            f"{display.dollars(plan.budget)}: enough for about {rows:,} rows. Use plan.head({rows}), or a "
+            "larger budget."
+        )
+        raise ImpossibleBudget(msg)
+    scaled = ("dollars", "dollars_p90", "minutes", "minutes_p90", "input_tokens", "output_tokens")
+    return option | {name: option[name] * part for name in scaled}

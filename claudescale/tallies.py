@@ -1,0 +1,103 @@
+"""Tally: what a run has done so far, counted as it happens.
+
+Asked four times a second during 100,000 rows, it must not add up all attempts each time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from claudescale.ledger import Attempt
+
+_REFUSED = 429
+
+
+class Tally:
+    """Rows, calls, tokens and dollars of one run. Written by the run's loop, readable from any thread.
+
+    Attributes
+    ----------
+    rows, sent : int
+        Rows of the frame, and those of them that have something to send.
+    answered, failed : int
+        Rows with a reply and no error, and rows with an error no retry can mend. A row that is being
+        retried is neither.
+    reused : int
+        Distinct requests that the ledger answered.
+    requests, refused : int
+        Calls of this run, and those turned down with a 429.
+    input_tokens, output_tokens : int
+        Of this run's calls, cached ones included.
+    dollars : float
+        Paid by this run.
+    """
+
+    def __init__(self, rows: int = 0) -> None:
+        self.rows = rows
+        self.sent = 0
+        self.answered = self.failed = self.reused = 0
+        self.requests = self.refused = 0
+        self.input_tokens = self.output_tokens = 0
+        self.dollars = 0.0
+        self._repeats: dict[str, int] = {}
+        self._open: set[str] = set()
+
+    @property
+    def done(self) -> int:
+        """Rows that need nothing more."""
+        return self.answered + self.failed
+
+    @property
+    def missing(self) -> int:
+        """Rows that are still to be answered."""
+        return self.sent - self.done
+
+    def begin(self, keys: pl.Series) -> None:
+        """Take the key of every row of the frame, null where it has nothing to send."""
+        counted = keys.drop_nulls().value_counts(name="rows")
+        self.rows = keys.len()
+        self.sent = self.rows - keys.null_count()
+        self._repeats = dict(counted.filter(pl.col("rows") > 1).select("key", "rows").iter_rows())
+
+    def found(self, replies: pl.DataFrame) -> None:
+        """Count final attempts that are not this run's: `key` and `error` of each."""
+        rows = pl.col("key").replace_strict(self._repeats, default=1, return_dtype=pl.Int64)
+        failed = int(replies.filter(pl.col("error").is_not_null()).select(rows.sum()).item())
+        self.failed += failed
+        self.answered += int(replies.select(rows.sum()).item()) - failed
+        self.reused += replies.height
+        self._open.difference_update(replies["key"])
+
+    def add(self, attempt: Attempt, *, final: bool) -> None:
+        """Count one call of this run."""
+        self.requests += 1
+        self.refused += attempt.status == _REFUSED
+        self.input_tokens += (
+            attempt.input_tokens
+            + attempt.cache_write_5m_input_tokens
+            + attempt.cache_write_1h_input_tokens
+            + attempt.cache_read_input_tokens
+        )
+        self.output_tokens += attempt.output_tokens
+        self.dollars += attempt.dollars
+        if not final:
+            self._open.add(attempt.key)
+            return
+        self._open.discard(attempt.key)
+        self._close(attempt.key, failed=attempt.error is not None)
+
+    def end(self) -> None:
+        """Count rows that were tried and given up as failed: nobody tries them any more."""
+        for key in self._open:
+            self._close(key, failed=True)
+        self._open.clear()
+
+    def _close(self, key: str, *, failed: bool) -> None:
+        rows = self._repeats.get(key, 1)
+        if failed:
+            self.failed += rows
+        else:
+            self.answered += rows
