@@ -43,11 +43,11 @@ class Clock:
         self._epoch = time.time() if now is None else now
 
     def seconds(self) -> float:
-        """API time in seconds since 1970; never goes back, even if the system's clock does."""
+        """Return API time in seconds since 1970; never goes back, even if the system's clock does."""
         return self._epoch + (self._monotonic() - self._origin) * self.speed
 
     def now(self) -> datetime:
-        """API time as a UTC datetime."""
+        """Return API time as a UTC datetime."""
         return datetime.fromtimestamp(self.seconds(), UTC)
 
     def real(self, seconds: float) -> float:

@@ -1,0 +1,44 @@
+"""For every test and every notebook: no key, no network beyond this machine, no deadline per example."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+for name in [name for name in os.environ if name.startswith("ANTHROPIC_")]:
+    del os.environ[name]  # the kernels of notebooks inherit this: nothing here can spend money
+
+settings.register_profile("claudescale", deadline=None)  # speed is a benchmark's matter
+settings.load_profile("claudescale")
+
+_LOOPBACK = {None, "", "localhost", "127.0.0.1", "::1"}
+
+
+def _offline(host: Any) -> None:
+    if (host.decode() if isinstance(host, bytes) else host) not in _LOOPBACK:
+        msg = f"a test wanted to reach {host!r}; tests are offline"
+        raise AssertionError(msg)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network() -> Any:
+    """Let no test of this process connect to another machine, or look one up."""
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def connect_here(self: socket.socket, address: Any) -> None:
+        if self.family in {socket.AF_INET, socket.AF_INET6}:
+            _offline(address[0])
+        connect(self, address)
+
+    def look_up_here(host: Any, *others: Any, **named: Any) -> Any:
+        _offline(host)
+        return look_up(host, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_here)
+        patch.setattr(socket, "getaddrinfo", look_up_here)
+        yield

@@ -1,0 +1,263 @@
+"""The package as a whole: layers, public names, documentation, size, tooling, and what it needs installed."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+
+import claudescale as cs
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+LAYERS = (
+    "errors clock facts catalog",
+    "limits templates parameters schemas replies prompts bills estimates rates",
+    "pacing presence ledgerfile ledger tallies loops",
+    "live wire verdicts guards connecting",
+    "display cards shown marks charts",
+    "progress plots work feasibility sending runs plans",
+)
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
+# Which modules may import what is slow or reaches the network.
+RESERVED = {
+    "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
+    "altair": {"marks", "charts"},
+    "vl_convert": {"shown"},
+    "ipywidgets": set(),
+    "nest_asyncio": {"loops"},
+}
+# Distributions that are not named as what is imported from them, or come with another for certain.
+DISTRIBUTIONS = {
+    "IPython": "ipywidgets",  # asked only where a kernel has imported it already
+    "pydantic_core": "pydantic",
+    "yaml": "pyyaml",
+}
+
+
+def name_of(path):
+    """Return the module's name within the package: ``live``, ``simulator.desk``, or nothing for the root."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+TREES = {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def nodes(tree):
+    """Return every node that runs, also inside functions: all but the bodies of ``if TYPE_CHECKING``."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from nodes(node)
+
+
+def imports(tree):
+    """Return the full name of every module that this one imports, at the top or later."""
+    found = set()
+    for node in nodes(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: imports are absolute here"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inside if name.removeprefix("claudescale.") in TREES}
+            found |= modules or {node.module}
+    return found
+
+
+IMPORTS = {name: imports(tree) for name, tree in TREES.items()}
+OURS = {
+    name: {each.removeprefix("claudescale").lstrip(".") for each in found if each.startswith("claudescale")}
+    for name, found in IMPORTS.items()
+}
+IN_LAYERS = [name for name in TREES if name and not name.startswith("simulator")]
+
+
+def test_every_module_stands_in_a_layer():
+    """The table of layers names each module outside the edges, and no other."""
+    assert sorted(LAYER) == sorted(IN_LAYERS)
+
+
+@pytest.mark.parametrize("name", IN_LAYERS)
+def test_imports_run_downward(name):
+    """No module imports from a layer above, not even inside a function."""
+    allowed = {other for other in LAYER if LAYER[other] <= LAYER[name]}
+    allowed |= {"simulator"} if name == "connecting" else set()
+    assert OURS[name] - allowed == set()
+
+
+def test_no_two_modules_import_each_other():
+    """Within a layer too, there is an order in which every module comes after those it imports."""
+    order = list(TopologicalSorter(OURS).static_order())
+    assert set(TREES) <= set(order)
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if name.startswith("simulator")])
+def test_the_simulator_knows_facts_only(name):
+    """The stand-in shares dates, prices and limits with the package, and no code that it is there to test."""
+    assert {other for other in OURS[name] if not other.startswith("simulator")} <= SIMULATOR_MAY_IMPORT
+
+
+@pytest.mark.parametrize("library", RESERVED)
+def test_slow_libraries_have_one_place(library):
+    """What reaches the network or takes seconds to import is imported by its own modules alone."""
+    users = {
+        name.split(".")[0] for name, found in IMPORTS.items() if library in {f.split(".")[0] for f in found}
+    }
+    assert users <= RESERVED[library]
+
+
+def test_importing_the_package_loads_nothing_slow():
+    """`import claudescale` leaves the SDK, charts, widgets, pydantic and the web server for later."""
+    slow = {"anthropic", "altair", "ipywidgets", "pydantic", "aiohttp", "genai_prices", "anyio", "tqdm"}
+    code = f"import sys, claudescale; print(sorted({slow!r} & set(sys.modules)))"
+    assert python("-c", code) == "[]\n"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_no_module_is_longer_than_400_lines(name):
+    """A module has one reason to exist, and can be read in one sitting."""
+    path = PACKAGE / name.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    lines = len(path.read_text().splitlines())
+    assert lines <= 400
+
+
+def test_public_names_are_there_and_explained():
+    """Every name of `claudescale.__all__` resolves, says what it is, and is listed by `dir`."""
+    assert sorted(cs.__all__) == cs.__all__
+    assert set(cs.__all__) <= set(dir(cs))
+    assert [name for name in cs.__all__ if not vars_doc(getattr(cs, name))] == []
+    with pytest.raises(AttributeError, match="There is: "):
+        cs.no_such_name  # noqa: B018
+
+
+def vars_doc(thing):
+    """Return the docstring of the thing itself, not one that a base class lends it."""
+    return thing.__doc__ if inspect.isroutine(thing) else vars(thing).get("__doc__")
+
+
+def public_face():
+    """Return what a user can call: public functions, members of public classes and of what those return."""
+    everything = [thing for module in modules() for thing in vars(module).values()]
+    known = {thing.__name__: thing for thing in everything if isinstance(thing, type)}
+    to_see = [(name, getattr(cs, name)) for name in cs.__all__]
+    seen = {}
+    while to_see:
+        name, thing = to_see.pop()
+        if name in seen or (isinstance(thing, type) and issubclass(thing, BaseException)):
+            continue
+        if not isinstance(thing, type):
+            seen[name] = thing
+            continue
+        for member, value in vars(thing).items():
+            function = getattr(value, "func", getattr(value, "fget", getattr(value, "__func__", value)))
+            if member.startswith("_") or not inspect.isfunction(function):
+                continue
+            seen[f"{name}.{member}"] = function
+            returned = known.get(str(function.__annotations__.get("return")))
+            if returned is not None and returned.__module__.startswith("claudescale"):
+                to_see.append((returned.__name__, returned))
+    return seen
+
+
+def modules():
+    """Return the modules of the package, imported."""
+    names = [f"claudescale.{name}".rstrip(".") for name in TREES if not name.endswith("__main__")]
+    return [importlib.import_module(name) for name in names]
+
+
+def test_whatever_a_user_can_call_says_what_it_spends():
+    """Each public function, method and property has a docstring with `Spends:` in it."""
+    face = public_face()
+    assert {"plan", "Plan.run", "Run.results", "Plots.throughput"} <= set(face)
+    assert sorted(name for name, thing in face.items() if "Spends:" not in (thing.__doc__ or "")) == []
+
+
+@pytest.mark.parametrize("name", [name for name, tree in TREES.items() if ">>>" in ast.unparse(tree)])
+def test_examples_in_docstrings_run(name):
+    """What a docstring shows is what one sees."""
+    module = importlib.import_module(f"claudescale.{name}".rstrip("."))
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert (found.failed, found.attempted > 0) == (0, True)
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.glob("test_*.py")), ids=lambda path: path.stem)
+def test_every_test_says_in_one_sentence_what_it_proves(path):
+    """A test's docstring begins with one sentence that ends with a full stop; below it there may be more."""
+    walked = ast.walk(ast.parse(path.read_text()))
+    functions = [node for node in walked if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    tests = [node for node in functions if node.name.startswith("test_")]
+    said = {node.name: (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ") for node in tests}
+    assert said
+    sentence = re.compile(r"\S(?:(?![.!?] [A-Z]).)*\.")
+    assert [name for name, text in said.items() if not sentence.fullmatch(text)] == []
+
+
+def python(*arguments, **options):
+    """Return what this Python prints, from the project's root; fail with what it printed if it fails."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arguments", ["ruff check", "ruff format --check", "mypy"])
+def test_the_linters_find_nothing(arguments):
+    """Style, form and types hold everywhere, under the settings of pyproject.toml."""
+    python("-m", *arguments.split())
+
+
+def test_ci_runs_the_command_of_the_readme():
+    """What guards the project is executable, and takes the command from README.md, its one owner."""
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "pip install" not in script.read_text()
+
+
+def requirements(extra=None):
+    """Return the distributions that pyproject.toml asks for, with all that an extra adds."""
+    project = PROJECT["project"]
+    lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    found = set()
+    for line in lines:
+        name, inner = re.match(r"([\w-]+)(?:\[([\w-]+)\])?", line).groups()
+        found |= requirements() | requirements(inner) if name == "claudescale" else {name.lower()}
+    return found
+
+
+@pytest.mark.parametrize(("folder", "extra"), [("claudescale", None), ("tests", "test")])
+def test_whatever_is_imported_is_asked_for(folder, extra):
+    """Nothing works only because another library, or somebody's hand, happened to install it."""
+    trees = [ast.parse(path.read_text()) for path in (ROOT / folder).rglob("*.py")]
+    names = {name.split(".")[0] for tree in trees for name in imports(tree)}
+    foreign = names - sys.stdlib_module_names - {"claudescale"}
+    asked = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
+    asked = {"vl-convert-python" if name == "vl-convert" else name for name in asked}
+    assert asked - requirements(extra) == set()
+
+
+def test_conda_and_pip_install_the_same():
+    """Conda brings Python, as new as pyproject.toml wants it, and pip all that pyproject.toml asks for."""
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["project"]["name"]
+    assert environment["channels"] == ["conda-forge"]
+    python_line, pip_line, by_pip = environment["dependencies"]
+    assert python_line == f"python{PROJECT['project']['requires-python']}"
+    assert (pip_line, by_pip) == ("pip", {"pip": ["--editable .[notebook]"]})
+    assert "notebook" in PROJECT["project"]["optional-dependencies"]

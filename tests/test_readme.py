@@ -1,0 +1,73 @@
+"""README.md does what it says: its Python runs, and its two commands are what a reader sees first."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+FIRST_SCREEN_LINES = 60
+COMMANDS = {
+    "the main job": (
+        'python3 -m venv .venv && .venv/bin/pip install -q -e ".[notebook]" '
+        "&& .venv/bin/jupyter lab notebooks/01_first_thousand_rows.ipynb"
+    ),
+    "the tests": (
+        'python3 -m venv .venv-test && .venv-test/bin/pip install -q -e ".[test]" '
+        "&& .venv-test/bin/python -m pytest -n 2"
+    ),
+}
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, and the line of README.md on which the text begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks():
+    text = README.read_text(encoding="utf-8")
+    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(f[1], f[2], text.count("\n", 0, f.start(2)) + 1) for f in fences]
+
+
+@pytest.mark.parametrize("purpose", COMMANDS)
+def test_the_two_commands_stand_in_the_first_screen(purpose):
+    """Whoever opens the page sees, without scrolling far, what to type."""
+    first = [block for block in blocks() if block.line <= FIRST_SCREEN_LINES]
+    assert COMMANDS[purpose] in [block.text.strip() for block in first if block.language == "bash"]
+
+
+def test_the_notebook_it_opens_is_there():
+    """The main command opens a notebook of the project."""
+    assert (README.parent / COMMANDS["the main job"].split()[-1]).is_file()
+
+
+async def run_as_cells(cells):
+    """Run blocks as a notebook would: one namespace, `await` at the top level, the last value shown."""
+    namespace = {"__name__": "__main__"}
+    for block in cells:
+        tree = ast.parse("\n" * (block.line - 1) + block.text, str(README))  # README's own line numbers
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        parts = [(tree, "exec")] + ([(ast.Expression(last.value), "eval")] if last else [])
+        for part, mode in parts:
+            code = compile(part, str(README), mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            value = eval(code, namespace)
+            value = await value if code.co_flags & inspect.CO_COROUTINE else value
+            assert mode == "exec" or isinstance(repr(value), str)
+
+
+def test_its_python_runs_in_order(tmp_path, monkeypatch):
+    """Each Python block runs after those before it, offline, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    cells = [block for block in blocks() if block.language == "python"]
+    assert cells
+    asyncio.run(run_as_cells(cells))
