@@ -54,8 +54,8 @@ class Limits:
 
     Examples
     --------
-    >>> Limits(requests_per_minute=50, input_tokens_per_minute=40_000, output_tokens_per_minute=8_000).shared(0.5)
-    Limits(25 requests, 20,000 input and 4,000 output tokens a minute, given by you, times 0.5)
+    >>> Limits(requests_per_minute=50, input_tokens_per_minute=40_000, output_tokens_per_minute=8_000)
+    Limits(50 requests, 40,000 input and 8,000 output tokens a minute, given by you)
     """
 
     requests_per_minute: float
@@ -90,7 +90,7 @@ class Limits:
         Spends: nothing.
         """
         if not 0 < share <= 1:
-            msg = f"share={share!r}: it is the part of the account's limits this run may use, above 0 and at most 1"
+            msg = f"share={share!r}: it is the part of the limits this run may use, above 0 and at most 1"
             raise PlanError(msg)
         if share == 1:
             return self
@@ -155,7 +155,8 @@ class Limits:
                     _API_NAMES[name]: float(value) for name, value in values.items() if name in _API_NAMES
                 }
         if len(found) < len(BUCKETS):
-            msg = f"the rate-limit API tells no limits for {model!r}. Pass tier=cs.Limits(requests_per_minute=..., ...)"
+            msg = f"the rate-limit API tells no limits for {model!r}. "
+            msg += "Pass tier=cs.Limits(requests_per_minute=..., ...)"
             raise UnknownTier(msg)
         return cls(
             **found,

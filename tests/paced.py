@@ -1,0 +1,183 @@
+"""A pacer at work in virtual time against the simulator's own token buckets: what a study of pacing needs."""
+
+import asyncio
+import random
+from typing import NamedTuple
+
+from claudescale.clock import Clock
+from claudescale.limits import Limits, read_headers
+from claudescale.pacing import Pacer
+from claudescale.simulator.buckets import Buckets
+
+WAY_SECONDS = 0.01
+"""Longest way of a request to the API, and of an answer back."""
+
+
+class Call(NamedTuple):
+    """One row: what was estimated of it, and what it really takes."""
+
+    estimate: float
+    input_tokens: float
+    output_tokens: float
+
+
+class Outcome(NamedTuple):
+    """What came of a study."""
+
+    seconds: float
+    bound_seconds: float
+    refused: int
+    answered: int
+    most_in_flight: int
+    arrivals: list
+
+    @property
+    def ratio(self):
+        """Makespan over the bound that no client can beat."""
+        return self.seconds / self.bound_seconds
+
+
+class Api:
+    """The API's side: the simulator's buckets, latencies by length, a way there and back."""
+
+    def __init__(self, limits, bucket_seconds, seed):
+        self.loop = asyncio.get_running_loop()
+        self.random = random.Random(seed)
+        self.buckets = Buckets(*limits.per_minute, bucket_seconds, now=0.0)
+        self.arrivals = []
+        self.in_flight = self.most_in_flight = 0
+
+    def admit(self, input_tokens):
+        """Whether a call that arrives now may go."""
+        if not self.buckets.admit(self.loop.time(), input_tokens=input_tokens):
+            return False
+        self.arrivals.append((self.loop.time(), input_tokens))
+        return True
+
+    def write(self, output_tokens):
+        """Seconds that a reply takes: a while, then a constant speed."""
+        begin = self.loop.time() + 0.6 * self.random.lognormvariate(0, 0.2)
+        end = begin + output_tokens / 120 * self.random.lognormvariate(0, 0.2)
+        self.buckets.produce(end, output_tokens, begin=begin)
+        return end - self.loop.time()
+
+    async def answer(self, call):
+        """Status and headers of one call."""
+        await asyncio.sleep(WAY_SECONDS * self.random.uniform(0.3, 1))
+        now = self.loop.time()
+        if not self.admit(call.input_tokens):
+            after = self.buckets.retry_after(now, input_tokens=call.input_tokens)
+            return 429, {**self.buckets.headers(now), "retry-after": str(after)}
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await asyncio.sleep(self.write(call.output_tokens))
+        self.in_flight -= 1
+        headers = self.buckets.headers(self.loop.time())
+        await asyncio.sleep(WAY_SECONDS * self.random.uniform(0.3, 1))
+        return 200, headers
+
+    async def other_user(self, per_second, input_tokens, output_tokens):
+        """Somebody else on the same account, at random moments, who takes no for an answer."""
+        while True:
+            await asyncio.sleep(self.random.expovariate(per_second))
+            if self.admit(input_tokens):
+                self.write(output_tokens)
+
+
+async def study(  # noqa: C901  # one loop, told as it happens
+    limits, calls, *, bucket_seconds=60.0, other_share=0.0, seed=0, table=None, **options
+):
+    """Run `calls` through a pacer; `table` is what it is told of the limits, if not the truth."""
+    loop = asyncio.get_running_loop()
+    api = Api(limits, bucket_seconds, seed)
+    pacer = Pacer(table or limits, clock=Clock(1.0, 0.0, loop.time), **{"output_tokens": 300.0, **options})
+    source, workers, done, refused = iter(calls), set(), 0, 0
+
+    def more_workers():
+        if len(workers) <= pacer.in_flight < pacer.window:
+            workers.add(loop.create_task(work()))
+
+    async def work():
+        nonlocal done, refused
+        for call in source:
+            status = None
+            while status != 200:
+                permit = await pacer.acquire(call.estimate)
+                more_workers()
+                status, headers = await api.answer(call)
+                readings = read_headers(headers)
+                if status == 200:
+                    used = {"input_tokens": call.input_tokens, "output_tokens": call.output_tokens}
+                    pacer.settle(permit, **used, readings=readings)
+                else:
+                    refused += 1
+                    pacer.refuse(permit, readings)
+            done += 1
+
+    totals = (len(calls), *(sum(column) for column in list(zip(*calls, strict=True))[1:]))
+    each = [total / len(calls) for total in totals]
+    rates = [limit / 60 for limit in limits.per_minute]
+    other = None
+    if other_share:
+        per_second = other_share * min(rate / need for rate, need in zip(rates, each, strict=True))
+        other = loop.create_task(api.other_user(per_second, *each[1:]))
+    more_workers()
+    while workers:
+        finished, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+        workers -= finished
+        for task in finished:
+            task.result()
+    seconds = loop.time()
+    if other:
+        other.cancel()
+    filled = (api.buckets.requests, api.buckets.input_tokens, api.buckets.output_tokens)
+    bound = max(
+        (total - bucket.capacity) / (rate * (1 - other_share))
+        for total, bucket, rate in zip(totals, filled, rates, strict=True)
+    )
+    assert pacer.in_flight == 0
+    return Outcome(seconds, bound, refused, done, api.most_in_flight, api.arrivals)
+
+
+def workload(limits, binding, minutes, seed):
+    """Rows of mixed sizes that take `minutes`, in which `binding` is the limit that binds.
+
+    Input is estimated with an error of ten percent either way, after a constant one of fifteen.
+    """
+    rng = random.Random(seed)
+    requests, input_tokens, output_tokens = limits.per_minute
+    input_share, output_share = {
+        "requests": (0.4, 0.4), "input_tokens": (2.0, 0.5), "output_tokens": (0.5, 2.0)
+    }[binding]  # fmt: skip
+    calls = []
+    for _ in range(int(requests * minutes / max(1.0, input_share, output_share))):
+        real = max(input_tokens / requests * input_share * rng.lognormvariate(-0.18, 0.6), 5.0)
+        written = max(output_tokens / requests * output_share * rng.lognormvariate(-0.125, 0.5), 3.0)
+        calls.append(
+            Call(real * 1.15 * rng.uniform(0.9, 1.1), real, min(written, 4 * output_tokens / requests))
+        )
+    return calls
+
+
+def busiest(arrivals, seconds):
+    """Most calls, and most input tokens, that arrived within any `seconds`."""
+    calls = tokens = most_calls = 0
+    most_tokens = 0.0
+    first = 0
+    for last, (at, size) in enumerate(arrivals):
+        calls, tokens = calls + 1, tokens + size
+        while arrivals[first][0] <= at - seconds:
+            calls, tokens = calls - 1, tokens - arrivals[first][1]
+            first += 1
+        most_calls, most_tokens = max(most_calls, calls), max(most_tokens, tokens)
+        assert last >= first
+    return most_calls, most_tokens
+
+
+def table(requests, input_tokens, output_tokens):
+    """Limits by hand."""
+    return Limits(
+        requests_per_minute=requests,
+        input_tokens_per_minute=input_tokens,
+        output_tokens_per_minute=output_tokens,
+    )

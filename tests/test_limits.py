@@ -1,0 +1,130 @@
+"""Limits: tables, headers, the rate-limit API, the closed form of a run's duration."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claudescale import Simulator
+from claudescale.errors import PlanError, UnknownTier
+from claudescale.limits import Limits, finish, read_headers
+
+LIMITS = Limits(requests_per_minute=60, input_tokens_per_minute=6_000, output_tokens_per_minute=600)
+HEADERS = {
+    f"anthropic-ratelimit-{group}-{what}": value
+    for group in ("requests", "tokens", "input-tokens", "output-tokens")
+    for what, value in (("limit", "1000"), ("remaining", "900"), ("reset", "2026-11-22T10:00:00Z"))
+}
+
+
+@pytest.mark.parametrize(
+    ("tier", "per_minute"),
+    [
+        ("start", (1_000, 2_000_000, 400_000)),
+        ("Build", (5_000, 5_000_000, 1_000_000)),
+        (1, (50, 40_000, 8_000)),
+        ("tier 4", (4_000, 400_000, 80_000)),
+    ],
+)
+def test_a_tier_has_the_limits_of_its_table(tier, per_minute):
+    """Today's names and the numbered tiers give the figures of their tables, and say so."""
+    limits = Limits.of(tier, "claude-haiku-5-5")
+    assert limits.per_minute == per_minute
+    assert "table" in limits.source
+    assert limits.checked
+
+
+def test_a_tier_without_published_limits_says_what_to_type():
+    """Evaluation and custom tiers have no figures: the error asks for Limits."""
+    with pytest.raises(UnknownTier, match="Limits"):
+        Limits.of("custom", "claude-haiku-5-5")
+
+
+def test_limits_pass_through():
+    """A Limits given as tier is used as it is."""
+    assert Limits.of(LIMITS, "claude-haiku-5-5") is LIMITS
+
+
+@pytest.mark.parametrize("value", [0, -1, None, "50", float("nan")])
+def test_a_limit_must_be_a_positive_number(value):
+    """Zero, negative and missing limits are refused before they can divide anything."""
+    with pytest.raises(PlanError, match="requests_per_minute"):
+        Limits(requests_per_minute=value, input_tokens_per_minute=1, output_tokens_per_minute=1)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5])
+def test_a_share_is_a_part(share):
+    """More than all, or nothing, is no share."""
+    with pytest.raises(PlanError, match="share"):
+        LIMITS.shared(share)
+
+
+def test_every_header_is_read():
+    """Limit, remaining and reset of all four groups, the time to wait, and headers not known yet."""
+    readings = read_headers({**HEADERS, "retry-after": "7", "anthropic-ratelimit-new-thing-limit": "3"})
+    moment = datetime(2026, 11, 22, 10, tzinfo=UTC)
+    for reading in (readings.requests, readings.input_tokens, readings.output_tokens, readings.tokens):
+        assert reading == (1_000, 900, moment)
+    assert readings.retry_after_seconds == 7
+    assert readings.others == {"anthropic-ratelimit-new-thing-limit": "3"}
+
+
+@given(st.dictionaries(st.sampled_from([*HEADERS, "retry-after"]), st.text(max_size=40)))
+def test_damaged_headers_never_raise(headers):
+    """Whatever a proxy makes of the headers reads as unknown or as a finite number."""
+    readings = read_headers(headers)
+    for reading in (*readings.buckets, readings.tokens):
+        assert reading.limit is None or 0 <= reading.limit < float("inf")
+
+
+def test_headers_that_agree_change_nothing():
+    """The same object comes back, so that nobody has to compare."""
+    readings = read_headers({"anthropic-ratelimit-requests-limit": "60"})
+    assert readings.limits(LIMITS) is LIMITS
+
+
+def test_headers_that_differ_beat_the_table():
+    """What the API says about the account is used, and the source says so."""
+    limits = read_headers({"anthropic-ratelimit-requests-limit": "4000"}).limits(LIMITS)
+    assert limits.per_minute == (4_000, 6_000, 600)
+    assert "headers" in limits.source
+
+
+@pytest.mark.parametrize(
+    ("requests", "input_tokens", "output_tokens", "latency", "concurrency", "seconds", "binding"),
+    [
+        (0, 0, 0, 3, None, 0, "nothing to send"),
+        (121, 100, 100, 2, None, 122, "requests"),
+        (10, 12_100, 10, 2, None, 122, "input_tokens"),
+        (10, 10, 1_210, 2, None, 122, "output_tokens"),
+        (1, 10, 10, 5, None, 5, "latency"),
+        (10, 10, 10, 60, 2, 300, "concurrency"),
+    ],
+)
+def test_the_slowest_limit_decides(
+    requests, input_tokens, output_tokens, latency, concurrency, seconds, binding
+):
+    """Each limit in turn binds, and the time is its closed form plus one latency."""
+    found = finish(
+        LIMITS,
+        **dict(zip(("requests", "input_tokens", "output_tokens"), totals, strict=True)),
+        latency_seconds=latency,
+        concurrency=concurrency,
+    )
+    assert (found.seconds, found.binding) == (pytest.approx(expected[0]), expected[1])
+
+
+def test_the_rate_limit_api_tells_an_accounts_own_limits():
+    """Through the real SDK: the figures of the account, the batch queue, and where they come from."""
+    with Simulator("start", speed=60, requests_per_minute=1_234) as simulator:
+
+        async def ask():
+            async with simulator.client() as client:
+                return await Limits.from_api(client, "claude-haiku-5-5")
+
+        limits = asyncio.run(ask())
+    assert limits.per_minute == (1_234, 2_000_000, 400_000)
+    assert limits.batch_queue_requests == 200_000
+    assert limits.source == "the rate-limit API"
