@@ -46,6 +46,7 @@ RESERVED = {
 # Distributions that are not named as what is imported from them, or come with another for certain.
 DISTRIBUTIONS = {
     "IPython": "ipywidgets",  # asked only where a kernel has imported it already
+    "opentelemetry": "anthropic",  # its calls can be traced
     "pydantic_core": "pydantic",
     "yaml": "pyyaml",
 }

@@ -1,7 +1,5 @@
 """Reply texts to typed columns: exact where they fit, an error of the row where they do not."""
 
-# ruff: noqa: D101, D102  # the models are material
-
 import enum
 import json
 from datetime import UTC, date, datetime, time, timedelta

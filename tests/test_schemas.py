@@ -1,7 +1,5 @@
 """returns= to a JSON schema the API takes, and to the Polars types of the columns."""
 
-# ruff: noqa: D101  # the models are material
-
 import enum
 import json
 from datetime import date, datetime, timedelta
