@@ -93,19 +93,17 @@ def test_headers_that_differ_beat_the_table():
 
 
 @pytest.mark.parametrize(
-    ("requests", "input_tokens", "output_tokens", "latency", "concurrency", "seconds", "binding"),
+    ("totals", "latency", "concurrency", "expected"),
     [
-        (0, 0, 0, 3, None, 0, "nothing to send"),
-        (121, 100, 100, 2, None, 122, "requests"),
-        (10, 12_100, 10, 2, None, 122, "input_tokens"),
-        (10, 10, 1_210, 2, None, 122, "output_tokens"),
-        (1, 10, 10, 5, None, 5, "latency"),
-        (10, 10, 10, 60, 2, 300, "concurrency"),
+        ((0, 0, 0), 3, None, (0, "nothing to send")),
+        ((121, 100, 100), 2, None, (122, "requests")),
+        ((10, 12_100, 10), 2, None, (122, "input_tokens")),
+        ((10, 10, 1_210), 2, None, (122, "output_tokens")),
+        ((1, 10, 10), 5, None, (5, "latency")),
+        ((10, 10, 10), 60, 2, (300, "concurrency")),
     ],
 )
-def test_the_slowest_limit_decides(
-    requests, input_tokens, output_tokens, latency, concurrency, seconds, binding
-):
+def test_the_slowest_limit_decides(totals, latency, concurrency, expected):
     """Each limit in turn binds, and the time is its closed form plus one latency."""
     found = finish(
         LIMITS,

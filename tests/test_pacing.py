@@ -31,7 +31,7 @@ def bucket(rate=10.0, capacity=10.0):
 @pytest.mark.parametrize("binding", ["requests", "input_tokens", "output_tokens"])
 @pytest.mark.parametrize("tier", ["2", "4", "start"])
 def test_a_run_alone_is_close_to_the_bound_and_hardly_ever_refused(tier, binding, bucket_seconds):
-    """At every tier and for every limit the last call goes within 6% of the bound, and 3 in 1,000 are refused."""
+    """At every tier, for every limit: the last call goes within 6% of the bound, 3 in 1,000 are refused."""
     limits = Limits.of(tier, "claude-haiku-4-5")
     calls = workload(limits, binding, 5, seed=1)
     outcome = virtual.run(study(limits, calls, bucket_seconds=bucket_seconds))

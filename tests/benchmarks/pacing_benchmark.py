@@ -71,9 +71,8 @@ def main():
             run, cases
         ):
             other = f"{hand:14.2f}  {hand_refused:,}" if share == 0 else ""
-            print(
-                f"{tier:6} {binding:14} {seconds:4.0f} s  {share:4.0%}  {rows:7,}  {ratio:16.3f}  {refused:4,}  {other}"
-            )
+            figures = f"{rows:7,}  {ratio:16.3f}  {refused:4,}"
+            print(f"{tier:6} {binding:14} {seconds:4.0f} s  {share:4.0%}  {figures}  {other}")
 
 
 if __name__ == "__main__":
