@@ -15,7 +15,6 @@ from claudescale.guards import Purse, Watch
 from claudescale.ledger import Attempt
 from claudescale.limits import read_headers
 from claudescale.verdicts import USAGE, Answer, Verdict, stop_reason_of, text_of, usage_of, verdict
-from claudescale.wire import Api, Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from claudescale.pacing import Pacer, Permit
 
 T = TypeVar("T")
-
-__all__ = ["Api", "Live", "Row", "Wire"]
 
 MOST_TRIES = 8
 """Of one row while others are answered, refusals for the limits not counted."""
@@ -293,7 +290,7 @@ class Live:
                 permit, input_tokens=used, output_tokens=usage["output_tokens"], readings=readings
             )
         elif found.outcome == "refused":
-            self.pacer.refuse(permit, readings)
+            self.pacer.refuse(permit, readings, ramp=found.error == "ramp_limit_exceeded")
         elif found.outcome == "overloaded":
             self.pacer.overload(permit, readings)
         else:

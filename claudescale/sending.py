@@ -16,9 +16,10 @@ from claudescale import bills, feasibility, loops
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError
 from claudescale.ledger import Ledger
-from claudescale.live import Live, Row, Wire
+from claudescale.live import Live, Row
 from claudescale.pacing import Pacer
 from claudescale.tallies import Tally
+from claudescale.wire import Wire
 from claudescale.work import Work, prepare
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.ledger import Attempt
-    from claudescale.live import Api
     from claudescale.plans import Plan
+    from claudescale.wire import Api
 
 _CLAIM_ROWS = 256
 _OTHERS_SECONDS = 1.0

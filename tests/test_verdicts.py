@@ -1,0 +1,258 @@
+"""What one answer means: tables of cases, and properties over any bytes."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from claudescale.verdicts import USAGE, Answer, stop_reason_of, text_of, usage_of, verdict
+
+OUTCOMES = {"answered", "failed", "refused", "overloaded", "again", "stop"}
+
+
+def error_body(kind="invalid_request_error", message="no", code=None):
+    error = {"type": kind, "message": message}
+    if code is not None:
+        error["details"] = {"error_code": code}
+    return json.dumps({"type": "error", "error": error, "request_id": "req_1"}).encode()
+
+
+def message_body(text="fine", **changes):
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "text", "text": text}],
+        "model": "claude-haiku-5-5",
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 3, "output_tokens": 2},
+    }
+    return json.dumps(message | changes).encode()
+
+
+HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
+CAP = "enforced_spend_limit_reached"
+CONTRACT = "contract_spend_limit_reached"
+RAMP = "ramp_limit_exceeded"
+WORKSPACE = (
+    "You have reached your specified workspace API usage limits. You will regain access on 2026-12-01."
+)
+ACCOUNT = "You have reached your specified API usage limits."
+BALANCE = "Your credit balance is too low to access the API."
+REASONS = ("refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use")
+
+# status, headers, body, outcome, error, final
+ERRORS = [
+    (400, {}, error_body(), "failed", "invalid_request_error", True),
+    (400, {}, error_body(message=WORKSPACE), "stop", "spend_limit_reached", False),
+    (400, {}, error_body(message=ACCOUNT), "stop", "spend_limit_reached", False),
+    (400, {}, error_body(message=BALANCE), "stop", "billing_error", False),
+    (400, {"x-should-retry": "true"}, error_body(), "again", "invalid_request_error", False),
+    (400, {}, HTML, "failed", "http_400", False),
+    (401, {}, error_body("authentication_error"), "stop", "authentication_error", False),
+    (402, {}, error_body("billing_error"), "stop", "billing_error", False),
+    (403, {}, error_body("permission_error"), "stop", "permission_error", False),
+    (403, {}, HTML, "failed", "http_403", False),
+    (404, {}, error_body("not_found_error"), "stop", "not_found_error", False),
+    (404, {"x-should-retry": "true"}, error_body("not_found_error"), "again", "not_found_error", False),
+    (407, {}, HTML, "failed", "http_407", False),
+    (408, {}, error_body("timeout_error"), "again", "timeout_error", False),
+    (409, {}, error_body("conflict_error"), "again", "conflict_error", False),
+    (409, {"x-should-retry": "false"}, error_body("conflict_error"), "failed", "conflict_error", True),
+    (413, {}, error_body("request_too_large"), "failed", "request_too_large", True),
+    (413, {}, HTML, "failed", "http_413", False),
+    (429, {"retry-after": "3"}, error_body("rate_limit_error"), "refused", "rate_limit_error", False),
+    (429, {}, error_body("rate_limit_error", code=RAMP), "refused", RAMP, False),
+    (429, {}, error_body("rate_limit_error", code=CAP), "stop", CAP, False),
+    (429, {"x-should-retry": "true"}, error_body("rate_limit_error", code=CAP), "stop", CAP, False),
+    (429, {}, error_body("rate_limit_error", code=CONTRACT), "stop", CONTRACT, False),
+    (429, {"x-should-retry": "false"}, error_body("rate_limit_error"), "stop", "rate_limit_error", False),
+    (429, {}, HTML, "refused", "http_429", False),
+    (500, {}, error_body("api_error"), "overloaded", "api_error", False),
+    (500, {"x-should-retry": "false"}, error_body("api_error"), "failed", "api_error", False),
+    (502, {}, HTML, "overloaded", "http_502", False),
+    (503, {}, error_body("api_error"), "overloaded", "api_error", False),
+    (504, {}, error_body("timeout_error"), "overloaded", "timeout_error", False),
+    (529, {}, error_body("overloaded_error"), "overloaded", "overloaded_error", False),
+    (302, {}, b"", "failed", "http_302", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "headers", "body", "outcome", "error", "final"), ERRORS)
+def test_errors(status, headers, body, outcome, error, final):
+    """Each status, with each thing a header or a body can add to it, has its one meaning."""
+    found = verdict(Answer(status, headers, body))
+    assert (found.outcome, found.error, found.final) == (outcome, error, final)
+    assert found.reply is None
+    assert not found.unseen
+
+
+@pytest.mark.parametrize(
+    ("failure", "sent", "outcome", "unseen"),
+    [
+        ("connection_error", True, "overloaded", True),
+        ("connection_error", False, "overloaded", False),
+        ("timeout_error", True, "overloaded", True),
+        ("authentication_error", False, "stop", False),
+        ("simulator_error", False, "stop", False),
+    ],
+)
+def test_silence(failure, sent, outcome, unseen):
+    """Where no answer came, a request that was sent may have been billed, and one that was not cannot."""
+    found = verdict(Answer(None, {}, b"", failure, sent))
+    assert (found.outcome, found.error, found.unseen) == (outcome, failure, unseen)
+    assert not found.final
+
+
+# body, error, unseen
+MESSAGES = [
+    (message_body(), None, False),
+    (message_body(stop_reason=None), None, False),
+    (message_body(stop_reason="a_reason_of_tomorrow"), None, False),
+    (message_body(stop_reason=7), None, False),
+    *((message_body(stop_reason=reason), reason, False) for reason in REASONS),
+    (message_body(content=[]), "empty_reply", False),
+    (message_body(content=[], stop_reason="max_tokens"), "max_tokens", False),
+    (message_body(content=[{"type": "thinking", "thinking": "hm", "signature": "x"}]), "empty_reply", False),
+    (message_body(content=[None, 3, "x", {"type": "text"}]), "empty_reply", False),
+    (message_body(content=[{"type": "text", "text": None}]), "empty_reply", False),
+    (message_body(content=[{"type": "hologram"}, {"type": "text", "text": "yes"}]), None, False),
+    (message_body(usage=None), None, True),
+    (message_body(usage=[]), None, True),
+    (message_body(usage={}), None, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "error", "unseen"), MESSAGES)
+def test_messages(body, error, unseen):
+    """Any Message is a paid answer, whole or not; without usage, its price is not seen."""
+    found = verdict(Answer(200, {}, body))
+    assert (found.outcome, found.error, found.final, found.unseen) == ("answered", error, True, unseen)
+    assert found.reply == json.loads(body)
+
+
+NO_MESSAGES = [
+    b"",
+    HTML,
+    message_body()[:60],
+    b"upstream said: " + message_body(),
+    b"[]",
+    b"null",
+    b"{}",
+    message_body(content=None),
+    message_body(content="text"),
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"content": ' + b"9" * 5_000 + b"}",
+]
+
+
+@pytest.mark.parametrize("body", NO_MESSAGES)
+def test_no_message(body):
+    """A 200 that is no Message was billed, perhaps, is not final, and is asked for again."""
+    found = verdict(Answer(200, {}, body))
+    assert (found.outcome, found.error, found.final, found.unseen) == (
+        "again",
+        "invalid_response",
+        False,
+        True,
+    )
+
+
+def test_an_error_under_200():
+    """An error envelope under status 200 keeps its type."""
+    found = verdict(Answer(200, {}, error_body("overloaded_error")))
+    assert (found.outcome, found.error) == ("again", "overloaded_error")
+
+
+def test_no_secret_in_words():
+    """A key that a server repeats in its words is not passed on, and endless words are cut."""
+    found = verdict(
+        Answer(400, {}, error_body(message="bad key sk-ant-api03-abcdefgh_12345678 " + "x" * 9_000))
+    )
+    assert "abcdefgh" not in found.message
+    assert found.message.startswith("bad key sk-...")
+    assert len(found.message) <= 500
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "hologram", "text": "b"}, {"type": "text", "text": "c"}], "ac"),
+        ([{"type": "text", "text": ""}], None),
+        ([{"type": "text", "text": ["a"]}], None),
+        ([{"text": "a"}], None),
+        ("text", None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_text_of(content, text):
+    """Only text blocks are the reply, in their order, whatever else stands among them."""
+    assert text_of({"content": content}) == text
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"input_tokens": 5, "output_tokens": 7}, (5, 0, 0, 0, 7, 0)),
+        ({"cache_creation_input_tokens": 30, "cache_read_input_tokens": 4}, (0, 30, 0, 4, 0, 0)),
+        (
+            {
+                "input_tokens": 1,
+                "cache_creation_input_tokens": 30,
+                "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20},
+                "output_tokens": 9,
+                "output_tokens_details": {"thinking_tokens": 6},
+            },
+            (1, 10, 20, 0, 9, 6),
+        ),
+        ({"cache_creation": {"ephemeral_1h_input_tokens": 20}}, (0, 0, 20, 0, 0, 0)),
+        ({"input_tokens": None, "cache_creation": None, "output_tokens_details": None}, (0,) * 6),
+        ({"input_tokens": "5", "output_tokens": True, "cache_read_input_tokens": -3}, (0,) * 6),
+        ({"input_tokens": 10**30, "cache_creation": 7, "output_tokens_details": []}, (0,) * 6),
+        ({}, (0,) * 6),
+        (None, (0,) * 6),
+        ("usage", (0,) * 6),
+    ],
+)  # fmt: skip
+def test_usage_of(usage, counts):
+    """Token counts come under the ledger's names, cache writes split by their lifetime, odd values as none."""
+    assert usage_of({"usage": usage}) == dict(zip(USAGE, counts, strict=True))
+
+
+def test_usage_of_nothing():
+    """Without a Message nothing was used."""
+    assert set(usage_of(None).values()) == {0}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("content", "usage", "stop_reason", "error", "type", "cache_creation", "details"), JSON
+    ),
+)
+BODIES = st.binary(max_size=60) | (JSON | FIELDS).map(lambda value: json.dumps(value).encode())
+HEADERS = st.dictionaries(
+    st.sampled_from(["x-should-retry", "retry-after", "request-id"]), st.text(max_size=8)
+)
+
+
+@given(status=st.none() | st.integers(100, 999), headers=HEADERS, body=BODIES, sent=st.booleans())
+@example(status=429, headers={}, body=b'{"error": {"type": [], "details": {"error_code": {}}}}', sent=True)
+def test_any_answer(status, headers, body, sent):
+    """Whatever comes back has a meaning: nothing raises, and only a paid answer or a failure is final."""
+    found = verdict(Answer(status, headers, body, None if status else "connection_error", sent))
+    assert found.outcome in OUTCOMES
+    assert (found.reply is not None) == (found.outcome == "answered")
+    assert not found.final or found.outcome in {"answered", "failed"}
+    counts = usage_of(found.reply)
+    assert all(type(count) is int and count >= 0 for count in counts.values())
+    assert found.reply is None or isinstance(text_of(found.reply), str | None)
+    assert found.reply is None or isinstance(stop_reason_of(found.reply), str | None)
+    assert found.outcome == "answered" or isinstance(found.error, str)
