@@ -9,6 +9,8 @@ WORD = re.compile(r"[^\W_]+")
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 STEM_CHARACTERS = 5
 FEW_CHARACTERS = 12
+FEW_WORDS = 3
+PROSE_SHARE = 0.9
 NEGATORS = frozenset(
     {"not", "no", "never", "hardly", "without", "isn", "wasn", "don", "didn", "doesn", "won"}
 )
@@ -60,16 +62,21 @@ _RELATED = {
 def label_stems(label: str) -> tuple[str, ...]:
     """Return the stems of a label's words; camelCase and snake_case count as separate words."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
-    return tuple(stem(word) for word in WORD.findall(spaced.replace("_", " ")))
+    parts = [stem(word) for word in WORD.findall(spaced.replace("_", " "))]
+    return (*parts, stem(label)) if spaced != label else tuple(parts)
 
 
 def subject(text: str) -> str:
-    """Return the part of a prompt that is its material: what follows the last instruction.
+    """Return the part of a prompt that is its material, without the instruction before or after it.
 
-    That is the last paragraph, or what stands after a colon in it, if enough is left.
+    Of several paragraphs that is what follows the first, or what precedes the last, whichever is longer; of
+    one it is what stands after a line break or a colon, if enough is left.
     """
     text = text.strip()
-    for mark in ("\n\n", "\n", ": "):
+    after, before = text.partition("\n\n")[2].strip(), text.rpartition("\n\n")[0].strip()
+    if max(len(after), len(before)) >= FEW_CHARACTERS:
+        return max(after, before, key=len)
+    for mark in ("\n", ": "):
         after = text.rpartition(mark)[2].strip()
         if len(after) >= FEW_CHARACTERS:
             text = after
@@ -118,6 +125,12 @@ class Subject:
         return score
 
     def sentences(self) -> list[str]:
-        """Return the sentences of the text, without white space around them."""
+        """Return the sentences of the text, those made of words if there are any."""
         found = [each.strip() for each in SENTENCE.findall(self.text[:20_000])]
-        return [each for each in found if each] or [self.text.strip() or "nothing"]
+        told = [each for each in found if len(WORD.findall(each)) > FEW_WORDS and _is_prose(each)]
+        return told or [each for each in found if each] or [self.text.strip() or "nothing"]
+
+
+def _is_prose(sentence: str) -> bool:
+    letters = sum(each.isalpha() or each == " " for each in sentence)
+    return letters >= PROSE_SHARE * len(sentence)
