@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale import loops
 from claudescale.errors import PlanError
+from claudescale.wire import LOOPBACK
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -39,25 +40,23 @@ def connect(
     simulate : bool, optional
         True starts a simulator even if there is a key; False never does.
     **simulator
-        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They ask for one.
+        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They say what it is like
+        if one is started; with a key they change nothing, so that the same cell works with and without.
     """
     import anthropic  # noqa: PLC0415 - slow to import
 
     credential = api_key or next((os.environ[name] for name in _KEYS if os.environ.get(name)), None)
     if simulate is None:
-        simulate = bool(simulator) or (
-            credential is None and base_url is None and "ANTHROPIC_BASE_URL" not in os.environ
-        )
+        simulate = credential is None and base_url is None and "ANTHROPIC_BASE_URL" not in os.environ
     if simulate:
         return _simulated(simulator)
-    if simulator:
-        msg = f"connect(simulate=False) takes no {next(iter(simulator))!r}: that is for the simulator"
-        raise TypeError(msg)
     client = anthropic.AsyncAnthropic(
         api_key=api_key, base_url=base_url, max_retries=0, http_client=anthropic.DefaultAioHttpClient()
     )
     check_client(client)
-    _say(f"Live: calls to {client.base_url.host} are paid for.")
+    host = client.base_url.host
+    here = host in LOOPBACK
+    _say(f"Calls go to {host}, on this machine." if here else f"LIVE: calls to {host} are paid for.")
     return client
 
 

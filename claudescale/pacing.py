@@ -25,8 +25,9 @@ _RATE_MARGIN = 0.99
 _BURST_SECONDS = 1.0
 """What a bucket is taken to hold at the start: the API may enforce the minute by the second."""
 _TRANSIT_SECONDS = 0.1
-_TRANSIT_REAL_SECONDS = 0.02
-"""Longest way of a request or an answer (the longer): what was sent since may be missing in a header."""
+"""Longest way of a request to the API: what was sent since may be missing from a header."""
+_WAY_REAL_SECONDS = 0.02
+"""Real seconds an answer is usually on its way."""
 _JITTER_SECONDS = 0.015
 """Real seconds by which two calls may arrive closer together than they were sent."""
 _INSTANT_SECONDS = 1e-6
@@ -89,7 +90,8 @@ class Pacer:
         self._share = share
         self._clock = clock
         self._random = random.Random(seed)  # noqa: S311 - jitter, not a secret
-        self._transit_seconds = max(_TRANSIT_SECONDS, _TRANSIT_REAL_SECONDS * clock.speed)
+        self._way_seconds = _WAY_REAL_SECONDS * clock.speed
+        self._transit_seconds = max(_TRANSIT_SECONDS, self._way_seconds)
         slop = _JITTER_SECONDS * clock.speed
         now = clock.seconds()
         rates = self._rates()
@@ -258,7 +260,11 @@ class Pacer:
                 # Zero may be any debt; and what is left of the whole account is not all this run's share.
                 known = reading.remaining and self._share == 1
                 low = reading.remaining - rounding if known else -math.inf
-                high = math.inf if bucket is self._buckets[2] else reading.remaining + max(rounding, 1.0)
+                # What refilled while the answer was on its way is in the level already.
+                on_the_way = bucket.rate * self._way_seconds
+                high = reading.remaining + max(rounding, 1.0) + on_the_way
+                if bucket is self._buckets[2]:
+                    high = math.inf
                 bucket.told(low, high, uncounted)
         self._production.told(self._buckets[2].capacity, readings.output_tokens.remaining)
         self._buckets[2].others = self._production.others

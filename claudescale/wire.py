@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import httpx2
     from anthropic import AsyncAnthropic
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+"""Hosts that are this machine: only they are asked whether they are a simulator."""
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
 _SIMULATOR_HEADER = "claudescale-simulator"
@@ -50,7 +51,7 @@ class Wire:
     ) -> None:
         import anthropic  # noqa: PLC0415 - slow to import
 
-        loopback = client.base_url.host in _LOOPBACK
+        loopback = client.base_url.host in LOOPBACK
         self._client = client.copy(
             http_client=anthropic.DefaultAioHttpClient(trust_env=not loopback), max_retries=0
         )
