@@ -131,8 +131,8 @@ def plan_card(plan: Plan) -> display.Card:
 def _option(option: Mapping[str, Any], chosen: str) -> tuple[str, ...]:
     return (
         option["mode"] + " ←" * (option["mode"] == chosen),
-        f"{display.dollars(option['dollars'])} to {display.dollars(option['dollars_p90'])}",
-        f"{display.duration(option['minutes'])} to {display.duration(option['minutes_p90'])}",
+        display.span(display.dollars(option["dollars"]), display.dollars(option["dollars_p90"])),
+        display.span(display.duration(option["minutes"]), display.duration(option["minutes_p90"])),
         display.dollars(option["dollars_saved"]),
         option["binding"],
     )

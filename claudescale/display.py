@@ -73,7 +73,13 @@ class Card:
 
 
 def _safe(text: str) -> str:
-    return html.escape(text)
+    # Two dollar signs in one run of text would be set as a formula by the notebook.
+    return html.escape(text).replace("$", "<span>$</span>")
+
+
+def span(low: str, high: str) -> str:
+    """Return two figures as a span, or as one where they read the same."""
+    return low if low == high else f"{low} to {high}"
 
 
 def dollars(value: float) -> str:
