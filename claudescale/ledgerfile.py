@@ -336,6 +336,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA cache_size = -16000")  # 16 MB
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA cache_size = -16000")  # 16 MB
+    except BaseException:
+        connection.close()  # a damaged file, or one that may not be read, says so only here
+        raise
     return connection
