@@ -99,6 +99,10 @@ class Pacer:
             Bucket(rate=rate, capacity=max(rate * _BURST_SECONDS, floor), slop_seconds=slop, at=now)
             for rate, floor in zip(rates, (1.0, 0.0, 0.0), strict=True)
         )
+        for bucket in self._buckets:
+            if bucket.capacity > 1:
+                # Half full at first: connections are opened now, and calls run into each other most.
+                bucket.level -= bucket.capacity / 2
         self._production = Production(rate=rates[2], capacity=rates[2] * _BURST_SECONDS, at=now)
         self._ratio = Average(1.0, squares=_FIRST_DEVIATION**2)
         self._output = Average(output_tokens)
