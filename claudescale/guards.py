@@ -17,8 +17,8 @@ SILENT_SECONDS = 600.0
 """How long an API that was reached may give nothing but failures."""
 UNREACHABLE_SECONDS = 60.0
 """How long an API may not be reached at all."""
-FEW_FAILURES = 3
-"""That many may come from one hung call and what was sent with it."""
+FEW_FAILURES = 8
+"""In a row: however long they took, they may be chance where few calls go at once."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Watch:
     def sees(self, found: Verdict, now: float, *, status: int | None, waiting: bool) -> bool:
         """Take one verdict, and return whether the run should end.
 
-        `waiting` is a refusal that says how long to wait: neither good nor bad.
+        `waiting` is a refusal that says how long to wait: no answer, but no silence either.
         """
         self.reached |= status is not None
         if found.outcome == "answered":
@@ -45,6 +45,7 @@ class Watch:
         if found.outcome == "stop":
             return True
         if waiting:
+            self.failing_since, self.failures = None, 0
             return False
         return self._is_hopeless(found, status) or self._is_silent(found, now)
 

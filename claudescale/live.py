@@ -30,6 +30,8 @@ MOST_TRIES = 8
 """Of one row while others are answered, refusals for the limits not counted."""
 MOST_TRIES_IN_SILENCE = 16
 """Of one row while nothing at all is answered: then it is hardly the row."""
+MOST_LOST_SECONDS = 1_800.0
+"""Of one row in calls that failed, as much as three hung calls take."""
 MOST_REFUSALS = 100
 """Of one row by the limits: past it something is wrong that waiting does not mend."""
 LONGEST_BACKOFF_SECONDS = 60.0
@@ -41,6 +43,14 @@ class Row(NamedTuple):
     key: str
     body: bytes
     input_tokens: float
+
+
+class Tried(NamedTuple):
+    """One try of a row: what came of it, how long it took, and how long the API says to wait."""
+
+    found: Verdict
+    seconds: float
+    retry_after_seconds: float | None
 
 
 class Live:
@@ -169,7 +179,7 @@ class Live:
             self._ended.set()
 
     async def _work(self) -> None:
-        while (row := await self._unless_stopped(self._next())) is not None:
+        while not self._stopping and (row := await self._unless_stopped(self._next())) is not None:
             await self._answer_row(row)
 
     async def _unless_stopped(self, waiting: Awaitable[T]) -> T | None:
@@ -196,22 +206,27 @@ class Live:
 
     async def _answer_row(self, row: Row) -> None:
         """Try a row until it is answered, fails for good, or the run stops."""
-        tries = refusals = 0
+        tries = blamed = refusals = 0
+        lost_seconds = 0.0
         answered = self.watch.answered
-        while (come := await self._try(row)) is not None:
-            found, retry_after = come
+        while (tried := await self._try(row)) is not None:
+            found = tried.found
             if found.outcome in {"answered", "failed", "stop"}:
                 return
-            waits = found.outcome == "refused" and retry_after is not None
-            refusals += waits
-            tries += not waits
-            most = MOST_TRIES if self.watch.answered > answered else MOST_TRIES_IN_SILENCE
-            if tries >= most or refusals >= MOST_REFUSALS:
+            if found.outcome == "refused" and tried.retry_after_seconds is not None:
+                refusals += 1
+                if refusals >= MOST_REFUSALS:
+                    return
+                continue  # the pacer knows how long to wait
+            tries += 1
+            blamed += self.watch.answered > answered  # others were answered meanwhile: it may be the row
+            answered = self.watch.answered
+            lost_seconds += tried.seconds
+            if blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE or lost_seconds >= MOST_LOST_SECONDS:
                 return
-            if not waits:
-                await self._back_off(tries, retry_after or 0.0)
+            await self._back_off(tries, tried.retry_after_seconds or 0.0)
 
-    async def _try(self, row: Row) -> tuple[Verdict, float | None] | None:
+    async def _try(self, row: Row) -> Tried | None:
         """Send a row once, when money and limits allow it; None where the run stops before that."""
         worst = self._worst_dollars(row)
         if not await self._afford(worst):
@@ -244,14 +259,15 @@ class Live:
             return None
         return permit
 
-    async def _attempt(self, row: Row, permit: Permit, worst: float) -> tuple[Verdict, float | None]:
-        """Send once, settle with the pacer, record; return the verdict and the ``retry-after``."""
+    async def _attempt(self, row: Row, permit: Permit, worst: float) -> Tried:
+        """Send once, settle with the pacer, record."""
         sent = self._clock.seconds()
         try:
             answer = await self._send(row.body)
         except BaseException:
             self.pacer.fail(permit, _NOTHING_READ)
             raise
+        seconds = self._clock.seconds() - sent
         found = verdict(answer)
         usage = usage_of(found.reply)
         readings = read_headers(answer.headers)
@@ -266,7 +282,7 @@ class Live:
             mode="live",
             batch_id=None,
             sent_at=sent,
-            seconds=self._clock.seconds() - sent,
+            seconds=seconds,
             status=answer.status,
             error=found.error,
             message=found.message,
@@ -277,7 +293,7 @@ class Live:
             **same,
         )
         self._record(attempt, final)
-        return found, readings.retry_after_seconds
+        return Tried(found, seconds, readings.retry_after_seconds)
 
     def _tell_pacer(
         self, permit: Permit, row: Row, found: Verdict, usage: dict[str, int], readings: Readings

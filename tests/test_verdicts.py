@@ -179,7 +179,7 @@ def test_no_secret_in_words():
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ([{"type": "text", "text": "a"}, {"type": "hologram", "text": "b"}, {"type": "text", "text": "c"}], "ac"),
+        ([{"type": "text", "text": "a"}, {"type": "hologram"}, {"type": "text", "text": "c"}], "ac"),
         ([{"type": "text", "text": ""}], None),
         ([{"type": "text", "text": ["a"]}], None),
         ([{"text": "a"}], None),
@@ -217,7 +217,7 @@ def test_text_of(content, text):
     ],
 )  # fmt: skip
 def test_usage_of(usage, counts):
-    """Token counts come under the ledger's names, cache writes split by their lifetime, odd values as none."""
+    """Token counts come under the ledger's names, cache writes by their lifetime, odd values as none."""
     assert usage_of({"usage": usage}) == dict(zip(USAGE, counts, strict=True))
 
 

@@ -1,0 +1,167 @@
+"""A live engine in virtual time: the real pacer, and the simulator's desk or a script as its network."""
+
+import asyncio
+import json
+
+import virtual
+
+from claudescale import bills
+from claudescale.limits import Limits
+from claudescale.live import Live, Row
+from claudescale.pacing import Pacer
+from claudescale.simulator import Desk
+from claudescale.simulator.wire import Answer as Told
+from claudescale.verdicts import Answer
+
+MODEL = "claude-haiku-5-5"
+MAX_TOKENS = 100
+HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21"}
+LIMITS = Limits(
+    requests_per_minute=1_000, input_tokens_per_minute=2_000_000, output_tokens_per_minute=400_000
+)
+TIMEOUT_SECONDS = 600.0
+PRICE = bills.price(MODEL)
+
+
+def body(number, text="The parcel came late and the box was broken.", **changes):
+    """Return the bytes of one small request."""
+    content = f"Row {number}. {text}"
+    fields = {"model": MODEL, "max_tokens": MAX_TOKENS, "messages": [{"role": "user", "content": content}]}
+    return json.dumps(fields | changes).encode()
+
+
+def rows(count, first=0, **changes):
+    """Return that many different rows."""
+    bodies = [body(number, **changes) for number in range(first, first + count)]
+    return [Row(f"{number:032x}", each, len(each) / 3) for number, each in enumerate(bodies, first)]
+
+
+def worst_dollars(row):
+    """Return more than a row can cost: no token is shorter than a byte."""
+    return PRICE.dollars(cache_write_5m_input_tokens=len(row.body), output_tokens=MAX_TOKENS)
+
+
+class DeskSend:
+    """Sends to a desk: virtual seconds pass as they would at the API."""
+
+    def __init__(self, clock, **options):
+        self.clock = clock
+        self.desk = Desk("start", now=clock.seconds(), **options)
+        self.most_under_way = self.under_way = 0
+
+    async def __call__(self, content):
+        """Return the desk's answer to one body."""
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            return await self._answer(content)
+        finally:
+            self.under_way -= 1
+
+    async def _answer(self, content):
+        found = self.desk.admit(self.clock.seconds(), content, HEADERS)
+        if not isinstance(found, Told):
+            await self.clock.sleep(found.done_at - self.clock.seconds())
+            found = self.desk.finish(self.clock.seconds(), found)
+        if found.fault == "hang":
+            await self.clock.sleep(TIMEOUT_SECONDS)
+            return Answer(None, {}, b"", "timeout_error")
+        if found.fault is not None:
+            return Answer(None, {}, b"", "connection_error")
+        return Answer(found.status, found.headers, found.body)
+
+
+class ScriptSend:
+    """Gives each body what a function of (body, number of this try) says, after some seconds."""
+
+    def __init__(self, script, seconds=1.0):
+        self.script, self.seconds = script, seconds
+        self.calls = []
+        self.tries = {}
+
+    async def __call__(self, content):
+        """Return the script's answer."""
+        self.calls.append(content)
+        self.tries[content] = self.tries.get(content, 0) + 1
+        await asyncio.sleep(self.seconds)
+        return self.script(content, self.tries[content])
+
+
+class Engine:
+    """A `Live` whose records are a list; `rows_given` counts what was pulled out of its rows."""
+
+    def __init__(self, send, clock, *, concurrency=None, **options):
+        self.send, self.clock = send, clock
+        self.attempts, self.finals = [], []
+        self.rows_given = 0
+        self.pacer = Pacer(LIMITS, clock=clock, concurrency=concurrency, output_tokens=MAX_TOKENS)
+        self.live = Live(
+            send=send,
+            pacer=self.pacer,
+            clock=clock,
+            record=self._record,
+            price=PRICE,
+            describe={"run": "run", "model": MODEL, "simulated": True},
+            **{"worst_dollars": worst_dollars, **options},
+        )
+
+    def _record(self, attempt, final):
+        self.attempts.append(attempt)
+        if final:
+            self.finals.append(attempt.key)
+
+    async def _given(self, some):
+        for row in some:
+            self.rows_given += 1
+            yield row
+
+    async def answer(self, some):
+        """Answer the rows; whatever happens, the pacer has nothing under way and no task is left after it."""
+        before = asyncio.all_tasks()
+        try:
+            await self.live.answer(self._given(some))
+        finally:
+            assert self.pacer.in_flight == 0
+            assert self.live.purse.calls == 0
+            assert asyncio.all_tasks() <= before
+        return self
+
+    @property
+    def dollars(self):
+        """Sum of the attempts."""
+        return sum(attempt.dollars for attempt in self.attempts)
+
+    @property
+    def errors(self):
+        """How many attempts had which error."""
+        found = {}
+        for attempt in self.attempts:
+            found[attempt.error] = found.get(attempt.error, 0) + 1
+        return found
+
+
+def through_desk(count, options=None, *, some=None, **desk):
+    """Return the engine after it answered that many rows at a desk, with the desk's account as `.stats`."""
+
+    async def go():
+        clock = virtual.clock()
+        engine = Engine(DeskSend(clock, **desk), clock, **(options or {}))
+        await engine.answer(rows(count) if some is None else some)
+        engine.stats = engine.send.desk.account.figures()
+        engine.seconds = clock.seconds() - 1_790_000_000.0
+        return engine
+
+    return virtual.run(go())
+
+
+def through_script(script, count=10, *, seconds=1.0, **options):
+    """Return the engine after it answered that many rows by a script."""
+
+    async def go():
+        clock = virtual.clock()
+        engine = Engine(ScriptSend(script, seconds), clock, **options)
+        await engine.answer(rows(count))
+        engine.seconds = clock.seconds() - 1_790_000_000.0
+        return engine
+
+    return virtual.run(go())
