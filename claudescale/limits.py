@@ -122,13 +122,20 @@ class Limits:
         )
 
     @classmethod
-    async def from_api(cls, client: AsyncAnthropic, model: str) -> Limits:
-        """Return the limits the organisation has for `model`, as the rate-limit API tells them.
+    async def from_api(cls, client: AsyncAnthropic, model: str | None = None) -> Limits:
+        """Return the limits the organisation has, as the rate-limit API tells them.
 
         It takes an Admin API key (or an ``org:admin`` token); an individual account has none. Where
         the key may not, nothing is lost: the first answer of a run says the limits in its headers.
 
         Spends: nothing (one free request a page).
+
+        Parameters
+        ----------
+        client : AsyncAnthropic
+            With an Admin API key.
+        model : str, optional
+            Whose limits; without it the smallest of any model's, which are safe for all of them.
 
         Raises
         ------
@@ -141,23 +148,24 @@ class Limits:
         -----
         Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the SDK's types.
         """
-        found: dict[str, float] = {}
+        groups: list[dict[str, float]] = []
         queue: int | None = None
         async for item in client.organization.rate_limits.list():
-            group = item.group.type
             values = {each.type: each.value for each in item.limits}
-            if group == "batch":
-                queue = (
-                    int(values["enqueued_batch_requests"]) if "enqueued_batch_requests" in values else None
+            if item.group.type == "batch" and "enqueued_batch_requests" in values:
+                queue = int(values["enqueued_batch_requests"])
+            elif item.group.type == "model_group" and (
+                model is None or catalog.same_model(model, item.models or ())
+            ):
+                groups.append(
+                    {_API_NAMES[name]: float(values[name]) for name in values if name in _API_NAMES}
                 )
-            elif group == "model_group" and catalog.same_model(model, item.models or ()):
-                found = {
-                    _API_NAMES[name]: float(value) for name, value in values.items() if name in _API_NAMES
-                }
-        if len(found) < len(BUCKETS):
-            msg = f"the rate-limit API tells no limits for {model!r}. "
+        told = {name: [group[name] for group in groups if name in group] for name in _API_NAMES.values()}
+        if not all(told.values()):
+            msg = f"the rate-limit API tells no limits for {model or 'any model'!r}. "
             msg += "Pass tier=cs.Limits(requests_per_minute=..., ...)"
             raise UnknownTier(msg)
+        found = {name: min(values) for name, values in told.items()}
         return cls(
             **found,
             batch_queue_requests=queue,

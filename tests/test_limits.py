@@ -126,3 +126,27 @@ def test_the_rate_limit_api_tells_an_accounts_own_limits():
     assert limits.per_minute == (1_234, 2_000_000, 400_000)
     assert limits.batch_queue_requests == 200_000
     assert limits.source == "the rate-limit API"
+
+
+def test_without_a_model_the_smallest_limits_of_any_are_told():
+    """Limits that are safe for every model of the account."""
+    with Simulator("start", speed=60) as simulator:
+
+        async def ask():
+            async with simulator.client() as client:
+                return [await Limits.from_api(client, model) for model in (None, "claude-fable-5-1")]
+
+        any_model, fable = asyncio.run(ask())
+    assert any_model.per_minute == fable.per_minute == (1_000, 500_000, 100_000)
+
+
+def test_a_model_the_api_tells_nothing_of_is_an_error():
+    """No figures, no guess: the error says what to type."""
+    with Simulator("start", speed=60) as simulator:
+
+        async def ask():
+            async with simulator.client() as client:
+                return await Limits.from_api(client, "claude-none")
+
+        with pytest.raises(UnknownTier, match="Limits"):
+            asyncio.run(ask())

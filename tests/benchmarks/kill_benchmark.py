@@ -1,6 +1,6 @@
 """Kill -9 at ten random moments of a run: what is lost, what is paid for again by the server's own count.
 
-Run: ``python tests/benchmarks/kill_benchmark.py [rows] [kills]`` with the package importable. The simulator
+Run: ``python tests/benchmarks/kill_benchmark.py [rows] [kills] [speed]``, the package importable. The simulator
 lives in a process of its own and counts what it billed; the run is a process that is killed and started
 again on the same ledger until it comes through.
 """
@@ -36,7 +36,7 @@ def stats(url):
         return json.load(answer)
 
 
-def main(rows, kills):
+def main(rows, kills, speed):
     rng = random.Random(1)
     command = [
         sys.executable,
@@ -80,4 +80,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "run":
         run(sys.argv[2], sys.argv[3], int(sys.argv[4]))
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 2_000, int(sys.argv[2]) if len(sys.argv) > 2 else 10)
+        given = dict(enumerate(sys.argv))
+        main(int(given.get(1, 2_000)), int(given.get(2, 10)), given.get(3, "4"))
