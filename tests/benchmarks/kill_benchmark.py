@@ -1,8 +1,8 @@
 """Kill -9 at ten random moments of a run: what is lost, what is paid for again by the server's own count.
 
-Run: ``python tests/benchmarks/kill_benchmark.py [rows] [kills] [speed]``, the package importable. The simulator
-lives in a process of its own and counts what it billed; the run is a process that is killed and started
-again on the same ledger until it comes through.
+Run: ``python tests/benchmarks/kill_benchmark.py [rows] [kills] [speed]`` with the package importable. The
+simulator lives in a process of its own, enforces the limits by the second and counts what it billed; the run
+is a process that is killed and started again on the same ledger until it comes through.
 """
 
 import json
