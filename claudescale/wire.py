@@ -85,7 +85,7 @@ class Wire:
             response = await self._client.get(
                 "/simulator", cast_to=httpx2.Response, options={"timeout": _CONNECT_SECONDS}
             )
-        except anthropic.APIError:
+        except (anthropic.AnthropicError, TypeError):  # TypeError: no key; the first call will say so
             return {}
         return read_object(response.content)
 
