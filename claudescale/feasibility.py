@@ -92,8 +92,8 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
     deadline = minutes_of(plan.deadline)
     if deadline is not None and minutes > deadline:
         msg = (
-            f"These rows take about {display.duration(minutes)} by mode={plan.mode!r} with the limits of the "
-            f"{plan.limits.source} (bound by {option['binding']}), and the deadline is "
+            f"These rows take about {display.duration(minutes)} in mode={plan.mode!r}, bound by "
+            f"{option['binding']} ({plan.limits.source}), and the deadline is "
             f"{display.duration(deadline)}. Allow deadline={math.ceil(minutes)} (minutes), a higher tier, or "
             "fewer rows: plan.head(n)."
         )
