@@ -415,7 +415,7 @@ def test_a_record_that_fails():
         return engine
 
     engine = virtual.run(go())
-    assert len(engine.attempts) == len(engine.send.calls) <= 28
+    assert len(engine.attempts) == len(engine.send.calls) <= 20 + 2 * 8
 
 
 def test_rows_that_fail():
