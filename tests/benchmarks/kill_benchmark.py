@@ -38,17 +38,8 @@ def stats(url):
 
 def main(rows, kills, speed):
     rng = random.Random(1)
-    command = [
-        sys.executable,
-        "-m",
-        "claudescale.simulator",
-        "--port",
-        "0",
-        "--tier",
-        "start",
-        "--speed",
-        "10",
-    ]
+    command = [sys.executable, "-m", "claudescale.simulator", "--port", "0", "--tier", "start"]
+    command += ["--bucket-seconds", "1", "--speed", speed]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
@@ -58,12 +49,16 @@ def main(rows, kills, speed):
             child = [sys.executable, __file__, "run", url, str(Path(folder) / "killed.ledger"), str(rows)]
             killed = under_way = 0
             while killed < kills:
-                with subprocess.Popen(child) as process:
-                    time.sleep(1.5 + rng.uniform(0.0, 1.2))
-                    if process.poll() is None:
-                        killed += 1
-                        under_way += stats(url)["in_flight"]
+                calls = stats(url)["calls"]
+                with subprocess.Popen(child, stdout=subprocess.DEVNULL) as process:
+                    while stats(url)["calls"] < calls + 50 and process.poll() is None:
+                        time.sleep(0.02)
+                    time.sleep(rng.uniform(0.0, 1.0))
+                    if process.poll() is not None:
+                        break
                     process.kill()
+                    killed += 1
+                    under_way += stats(url)["in_flight"]
             last = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
             answered = int(last.stdout)
             counted = stats(url)
