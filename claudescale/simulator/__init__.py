@@ -127,8 +127,16 @@ class Simulator:
             started.set()
         self._loop.run_forever()
         self._loop.run_until_complete(self._shell.stop())
+        self._loop.run_until_complete(self._abandon())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
+
+    async def _abandon(self) -> None:
+        """End the calls that are still being answered."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def client(self, **options: Any) -> AsyncAnthropic:
         """Return a client of this simulator that does not retry.
