@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from anyio.from_thread import BlockingPortal
-
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
@@ -28,7 +26,7 @@ EXIT_SECONDS = 60.0
 """How long the end of the process waits for what is in flight: it is paid for."""
 
 _opening = threading.Lock()
-_portal: list[tuple[BlockingPortal, int]] = []  # with its thread
+_opened: list[Background] = []
 _jobs: dict[concurrent.futures.Future[None], Callable[[], None]] = {}
 _tasks: set[asyncio.Task[None]] = set()  # a loop alone would let them be collected
 
@@ -47,32 +45,51 @@ class Job(NamedTuple):
     thread: int
 
 
-def portal() -> tuple[BlockingPortal, int]:
-    """Return the one background loop and its thread, started at the first call, ended with the process.
+class Background(NamedTuple):
+    """An event loop in a thread of its own."""
+
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+
+
+def background() -> Background:
+    """Return the one background loop, started at the first call and ended with the process.
 
     Spends: nothing.
     """
     with _opening:
-        if not _portal:
-            from anyio.from_thread import start_blocking_portal  # noqa: PLC0415 - not needed to plan
-
-            opened = start_blocking_portal("asyncio", name="claudescale")
-            entered = opened.__enter__()
-            _portal.append((entered, entered.call(threading.get_ident)))
-            atexit.register(_end, opened)
-        return _portal[0]
+        if not _opened:
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_turn, args=(loop,), name="claudescale", daemon=True)
+            thread.start()
+            _opened.append(Background(loop, thread))
+        return _opened[0]
 
 
-def _end(opened: Any) -> None:
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Turn the loop until it is stopped, then let every task end."""
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+def _end() -> None:
     """Stop all work at the end of the process, let what is in flight come in, then end the loop."""
-    if not _portal:
-        return
-    jobs = dict(_jobs)
-    for stop in jobs.values():
-        stop()
-    concurrent.futures.wait(jobs, timeout=EXIT_SECONDS)
-    cancelled = KeyboardInterrupt()  # told to the portal, it cancels what is left
-    opened.__exit__(type(cancelled), cancelled, None)
+    for loop, thread in _opened:
+        jobs = dict(_jobs)
+        for stop in jobs.values():
+            stop()
+        concurrent.futures.wait(jobs, timeout=EXIT_SECONDS)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(EXIT_SECONDS)
+    _opened.clear()
 
 
 def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]) -> Job:
@@ -82,11 +99,14 @@ def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], N
     """
     loop = running()
     if loop is None or _in_kernel():
-        background, thread = portal()
-        future = background.start_task_soon(work)
+        home, thread = background()
+        atexit.unregister(_end)  # the last one registered is the first one called: before ledgers close
+        atexit.register(_end)
+        future = asyncio.run_coroutine_threadsafe(work(), home)
         _jobs[future] = stop
         future.add_done_callback(_jobs.pop)
-        return Job(future, thread)
+        assert thread.ident is not None
+        return Job(future, thread.ident)
     future = concurrent.futures.Future()
     task = loop.create_task(work())
     _tasks.add(task)
@@ -176,17 +196,22 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
     """
     if nested:
         return _wait_nested(awaitable)
-    background, thread = portal()
-    if threading.get_ident() in {thread, getattr(awaitable, "home", None)}:
+    home, thread = background()
+    if threading.get_ident() in {thread.ident, getattr(awaitable, "home", None)}:
         msg = "cs.wait blocks the very loop that has to do the work: use await here."
         raise RuntimeError(msg)
 
-    async def waited() -> T:
-        return await awaitable
+    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
 
-    future = background.start_task_soon(waited)
+    async def waited() -> T:
+        try:
+            return await awaitable
+        finally:
+            ended.set_result(None)  # a future that is cancelled is done before its work is
+
+    future = asyncio.run_coroutine_threadsafe(waited(), home)
     try:
-        join(future, future.cancel)
+        join(ended, future.cancel)
     except KeyboardInterrupt:
         if in_notebook():
             text = "■ Interrupted. What was paid for is kept."
@@ -207,7 +232,7 @@ def _wait_nested(awaitable: Awaitable[T]) -> T:
 
 def _forget() -> None:
     """Open a new loop in a forked child: a fork takes no threads along."""
-    _portal.clear()
+    _opened.clear()
     _jobs.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from claudescale.runs import Run
 
 REFRESH_SECONDS = 0.5
+_SIZE = 90, 24
 
 
 class Progress:
@@ -34,13 +36,15 @@ class Progress:
         notebook = loops.in_notebook()
         stream = sys.stdout if notebook else sys.stderr
         stream.write(line + "\n")
+        # A terminal may say that it has no columns and no lines; tqdm would then show nothing.
+        size = shutil.get_terminal_size(_SIZE)
         counts = self._run.counts
         self._bar = tqdm(
             total=counts.sent,
             initial=counts.done,
             unit="row",
-            dynamic_ncols=not notebook,
-            ncols=90 if notebook else None,
+            ncols=_SIZE[0] if notebook else size.columns,
+            nrows=size.lines,
             file=stream,
             desc="simulated" if self._run.simulated else "claude",
             mininterval=0.0,
