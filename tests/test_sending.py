@@ -274,7 +274,8 @@ def test_another_question_is_another_reply(api, tmp_path):
     plan = a_plan(reviews(2))
     for other in (
         plan, plan.replace(prompt="Say: {text}"), plan.replace(system="Be brief."),
-        plan.replace(max_tokens=65), plan.replace(model="claude-sonnet-5-5"), plan.replace(returns=pl.Boolean()),
+        plan.replace(max_tokens=65), plan.replace(model="claude-sonnet-5-5"),
+        plan.replace(returns=pl.Boolean()),
     ):  # fmt: skip
         assert finished(other, api.client(), ledger=ledger).summary["requests"].item() == 2
 
