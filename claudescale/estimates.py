@@ -41,6 +41,9 @@ _GUESSED_DOUBT = 0.5
 """One standard deviation of a guess of many calls' mean: nothing is known of the replies' length."""
 _Z90 = 1.2816
 _BATCH_MINUTES = 60.0
+_FEWEST_FOR_A_LINE = 10
+_SAME_LENGTH = 0.05
+_STEEPEST = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,24 +52,27 @@ class Measured:
 
     Attributes
     ----------
-    input_ratio : float
-        Real input tokens for each one estimated from characters.
+    input_ratio, input_overhead_tokens : float
+        Real input tokens for each one estimated from characters, and what every call has besides.
+    input_deviation : float
+        Standard deviation of a call's real input tokens, relative to what this gives.
     output_tokens, output_deviation : float
         Mean of a call and standard deviation.
     seconds : float
         Latency of a call.
-    cached_share : float
-        The part of the input that is read from the prompt cache.
+    cached_tokens : float
+        The beginning of every call that is read from the prompt cache, but written by the first.
     calls : int
         How many this comes from; 0 is a guess.
     """
 
     input_ratio: float = 1.0
+    input_overhead_tokens: float = 0.0
     input_deviation: float = 0.15
     output_tokens: float = 0.0
     output_deviation: float = 0.0
     seconds: float = 3.0
-    cached_share: float = 0.0
+    cached_tokens: float = 0.0
     calls: int = 0
 
     @property
@@ -102,13 +108,15 @@ def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Ex
     return (characters + prompt.shared_characters) / facts.characters_per_token + FRAMING_TOKENS
 
 
-def guess(prompt: Prompt, facts: Model, max_tokens: int) -> Measured:
+def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False) -> Measured:
     """Return what a call takes before anything is known: short for typed replies, else 200 tokens."""
+    shared = prompt.shared_characters / facts.characters_per_token
+    cached = shared if cache and shared >= (facts.cache_minimum_tokens or math.inf) else 0.0
     output = 200 if prompt.returns is None else 10 + 15 * len(prompt.returns.columns)
     if facts.thinks_by_default and facts.thinking_off is None:
         output += 300
     tokens = float(min(output, max_tokens))
-    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80)
+    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80, cached_tokens=cached)
 
 
 def total(
@@ -123,13 +131,15 @@ def total(
     """
     sent = measures.filter(pl.col("characters").is_not_null())
     output = min(expected.output_tokens, float(max_tokens))
-    tokens = estimated_tokens(prompt, facts, pl.col("characters")) * expected.input_ratio
-    read = tokens * expected.cached_share
+    estimated = estimated_tokens(prompt, facts, pl.col("characters"))
+    tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
+    read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     live, batch = bills.price(facts.id, mode="live"), bills.price(facts.id, mode="batch")
     sums = (
         sent.lazy()
         .select(
             input_tokens=tokens.sum(),
+            read=read.sum(),
             live=_dollars(live, tokens - read, read, output).sum(),
             batch=_dollars(batch, tokens - read, read, output).sum(),
             plain=(_dollars(live, tokens, pl.lit(0.0), output) * pl.col("rows")).sum(),
@@ -143,12 +153,19 @@ def total(
         unsent=rows - sent_rows,
         requests=sent.height,
         input_tokens=sums["input_tokens"],
-        cache_read_tokens=sums["input_tokens"] * expected.cached_share,
+        cache_read_tokens=max(sums["read"] - expected.cached_tokens, 0.0),
         output_tokens=output * sent.height,
-        live_dollars=sums["live"],
-        batch_dollars=sums["batch"],
+        live_dollars=sums["live"] + (_write_dollars(live, expected) if sent.height else 0.0),
+        batch_dollars=sums["batch"] + (_write_dollars(batch, expected) if sent.height else 0.0),
         plain_dollars=sums["plain"],
     )
+
+
+def _write_dollars(price: bills.Price, expected: Measured) -> float:
+    """Return by how much the first call, which writes the cache, is dearer than one that reads it."""
+    cached = expected.cached_tokens
+    read = price.dollars(cache_read_input_tokens=cached)
+    return price.dollars(cache_write_5m_input_tokens=cached) - read
 
 
 def options(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> pl.DataFrame:
@@ -243,13 +260,33 @@ def measured(paid: pl.DataFrame) -> Measured:
     """
     cached = pl.col("cache_read_input_tokens")
     real = pl.sum_horizontal("input_tokens", pl.col("^cache_write.*$"), cached)
-    ratio = real / pl.col("estimated_tokens")
+    ratio, overhead = _line(paid.select("estimated_tokens", real=real))
+    expected = pl.col("estimated_tokens") * ratio + overhead
     told = paid.select(
-        input_ratio=ratio.mean(),
-        input_deviation=ratio.std().fill_null(0.0),
+        input_deviation=(real / expected).std().fill_null(0.0),
         output_tokens=pl.col("output_tokens").mean(),
         output_deviation=pl.col("output_tokens").std().fill_null(0.0),
         seconds=pl.col("seconds").mean(),
-        cached_share=cached.sum() / real.sum(),
+        cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
     ).row(0, named=True)
-    return Measured(**told, calls=paid.height)
+    return Measured(input_ratio=ratio, input_overhead_tokens=overhead, **told, calls=paid.height)
+
+
+def _line(sizes: pl.DataFrame) -> tuple[float, float]:
+    """Return slope and intercept of real tokens over estimated ones; through zero where that is no sense.
+
+    Rows of one length cannot tell the two apart, and few rows may tell them wrong.
+    """
+    estimated, real = pl.col("estimated_tokens"), pl.col("real")
+    means = sizes.select(
+        x=estimated.mean(),
+        y=real.mean(),
+        variance=estimated.var(),
+        covariance=pl.cov("estimated_tokens", "real"),
+    ).row(0, named=True)
+    if sizes.height >= _FEWEST_FOR_A_LINE and means["variance"] > (means["x"] * _SAME_LENGTH) ** 2:
+        slope = means["covariance"] / means["variance"]
+        overhead = means["y"] - slope * means["x"]
+        if 1 / _STEEPEST <= slope <= _STEEPEST and overhead >= 0:
+            return slope, overhead
+    return means["y"] / means["x"], 0.0

@@ -130,7 +130,7 @@ class Plan:
     @property
     def expected(self) -> Measured:
         """What a call takes: measured by a pilot, or guessed."""
-        return self.measured or estimates.guess(self.compiled, self.facts, self.max_tokens)
+        return self.measured or estimates.guess(self.compiled, self.facts, self.max_tokens, cache=self.cache)
 
     def compare(self, **lists: Iterable[Any]) -> pl.DataFrame:
         """Return `options` for every combination, with a column for each name given.
@@ -206,7 +206,8 @@ class Plan:
         Parameters
         ----------
         run : Run
-            Of a few rows of the same plan, such as ``await plan.head(20).run(client)``.
+            Of a few rows of the same plan, such as ``await plan.head(20).run(client)``; of
+            ``plan.sample(20)`` where the first rows are not like the rest.
 
         Raises
         ------
