@@ -107,9 +107,14 @@ class Wire:
             return Answer(None, {}, b"", "connection_error", sent=_was_sent(error))
         except (anthropic.AnthropicError, TypeError):  # the SDK finds no key, or none it can use
             return Answer(None, {}, b"", "authentication_error", sent=False)
-        if _SIMULATOR_HEADER in response.headers and not self._simulated:
+        # A plain dict, read once: the response's own takes 5 µs for each name that is looked up.
+        headers = {
+            name.decode("ascii", "replace").lower(): value.decode("latin-1")
+            for name, value in response.headers.raw
+        }
+        if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
-        return Answer(response.status_code, response.headers, response.content)
+        return Answer(response.status_code, headers, response.content)
 
     async def _post(self, body: bytes) -> httpx2.Response:
         """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
