@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from claudescale.prompts import Prompt, compile_prompt
 from claudescale.work import read, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from datetime import timedelta
     from pathlib import Path
     from types import EllipsisType
@@ -121,11 +122,14 @@ class Plan:
 
         Spends: nothing.
         """
+        return estimates.total(self._measures, self.compiled, self.facts, self.expected, self.max_tokens)
+
+    @cached_property
+    def _measures(self) -> pl.DataFrame:
         try:
-            measures = self.compiled.measure(self.frame)
+            return self.compiled.measure(self.frame)
         except pl.exceptions.PolarsError as error:
             raise unreadable(error) from error
-        return estimates.total(measures, self.compiled, self.facts, self.expected, self.max_tokens)
 
     @property
     def expected(self) -> Measured:
@@ -144,13 +148,17 @@ class Plan:
             ``model=["claude-haiku-5-5", "claude-sonnet-5-5"], tier=["start", "build"]``.
             ``mode=["live"]`` keeps only those modes.
         """
-        modes = list(lists.pop("mode", feasibility.MODES))
-        frames = []
-        for values in itertools.product(*lists.values()):
-            choice = dict(zip(lists, values, strict=True))
-            named = [pl.lit(_told(value)).alias(name) for name, value in choice.items()]
-            frames.append(self.replace(**choice).options.select(*named, pl.all()))
-        return pl.concat(frames).filter(pl.col("mode").is_in(modes))
+        modes = _several("mode", lists.pop("mode", feasibility.MODES))
+        tried = {name: _several(name, values) for name, values in lists.items()}
+        _ = self._measures  # read once, for all combinations
+        frames = [
+            self.replace(**dict(zip(tried, values, strict=True))).options
+            for values in itertools.product(*tried.values())
+        ]
+        named = zip(tried, zip(*itertools.product(*tried.values()), strict=True), strict=True)
+        choices = pl.DataFrame([_told(name, values) for name, values in named])
+        each = choices.select(pl.all().repeat_by(len(feasibility.MODES)).explode())
+        return pl.concat([each, pl.concat(frames)], how="horizontal").filter(pl.col("mode").is_in(modes))
 
     # what it would send
 
@@ -181,7 +189,10 @@ class Plan:
             raise PlanError(msg)
         if set(_VOIDING) & set(changes):
             changes.setdefault("measured", None)
-        return replace(self, **changes)
+        other = replace(self, **changes)
+        if "_measures" in vars(self) and not {"frame", "prompt"} & set(changes):
+            vars(other)["_measures"] = self._measures  # the same rows are not read again
+        return other
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows.
@@ -371,5 +382,18 @@ def _schema(frame: Frame) -> pl.Schema:
         raise unreadable(error) from error
 
 
-def _told(value: object) -> object:
-    return value if isinstance(value, str | int | float | bool) else repr(value)
+def _several(name: str, values: object) -> list[Any]:
+    """Return the values to compare as a list."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (several := list(values)):
+        msg = f"plan.compare({name}={values!r}): give a list of values to try, such as {name}=[...]."
+        raise PlanError(msg)
+    return several
+
+
+def _told(name: str, values: Iterable[object]) -> pl.Series:
+    """Return the values as a column: as they are where they are of one simple type, else as text."""
+    several = list(values)
+    kinds = {type(value) for value in several}
+    if kinds in ({str}, {int}, {bool}) or kinds <= {int, float, type(None)}:
+        return pl.Series(name, several, strict=False)
+    return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in several])
