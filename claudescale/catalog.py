@@ -155,7 +155,9 @@ def model(name: str, *, on: date | None = None) -> Model:
         msg = f"{name!r} was retired on {gone.retires_on}: requests to it fail. Use {gone.successor!r}."
         raise UnknownModel(msg)
     newest = ", ".join(each.id for each in MODELS.values() if each.lifecycle == "active")
-    msg = f"There is no model {name!r} in the catalog.{nearest(name, _BY_NAME)} Current models: {newest}."
+    ours = [each.id for each in MODELS.values() if each.lifecycle == "active" and each.line == name]
+    hint = f" Did you mean {ours[0]!r}?" if ours else nearest(name, _BY_NAME)
+    msg = f"There is no model {name!r} in the catalog.{hint} Current models: {newest}."
     raise UnknownModel(msg)
 
 

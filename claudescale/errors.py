@@ -110,8 +110,8 @@ class RunStopped(ClaudescaleError):
         self.run = run
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: object, names: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the likeliest of `names`, or an empty string."""
     lowered = {each.lower(): each for each in names}
-    found = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     return f" Did you mean {lowered[found[0]]!r}?" if found else ""

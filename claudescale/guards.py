@@ -15,7 +15,7 @@ HOPELESS_ROWS_LATER = 500
 """The same in a row, once some are answered: a frame may have many bad rows side by side."""
 SILENT_SECONDS = 600.0
 """How long an API that was reached may give nothing but failures."""
-UNREACHABLE_SECONDS = 60.0
+UNREACHABLE_SECONDS = 20.0
 """How long an API may not be reached at all."""
 FEW_FAILURES = 8
 """In a row: however long they took, they may be chance where few calls go at once."""

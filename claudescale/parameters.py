@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from claudescale.errors import PlanError
 from claudescale.templates import check_unicode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
 
     from claudescale.catalog import Model
     from claudescale.replies import Returns
@@ -124,7 +124,7 @@ def _thinking(
         known = f"It takes {', '.join(model.efforts)}." if model.efforts else "Leave effort= out."
         msg = f"{model.id} does not take effort={effort!r}. {known}"
         raise PlanError(msg)
-    kind = None if thinking is None else thinking.get("type")
+    kind = thinking.get("type") if isinstance(thinking, Mapping) else thinking
     if thinking is not None and kind not in model.thinking_types:
         known = ", ".join(f"{{'type': {each!r}}}" for each in model.thinking_types)
         msg = f"{model.id} does not take thinking of the type {kind!r}. It takes {known}."
