@@ -100,10 +100,11 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
         raise ImpossibleDeadline(msg)
     if plan.budget is not None and dollars * (1 - min(plan.expected.doubt, _TRUSTED_DOUBT)) > plan.budget:
         rows = int(plan.totals.rows * part * plan.budget / dollars)
+        basis = "" if plan.expected.calls else " (their length is guessed: calibrate with a pilot)"
+        fewer = f": enough for about {rows:,} rows. Use plan.head({rows}), or a" if rows else ". Use a"
         msg = (
-            f"These rows cost about {display.dollars(dollars)}, and the budget is "
-            f"{display.dollars(plan.budget)}: enough for about {rows:,} rows. Use plan.head({rows}), or a "
-            "larger budget."
+            f"These rows cost about {display.dollars(dollars)}{basis}, and the budget is "
+            f"{display.dollars(plan.budget)}{fewer} larger budget."
         )
         raise ImpossibleBudget(msg)
     scaled = ("dollars", "dollars_p90", "minutes", "minutes_p90", "input_tokens", "output_tokens")

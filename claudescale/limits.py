@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import catalog
@@ -231,9 +232,26 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
         input_tokens=_reading(headers, "input-tokens"),
         output_tokens=_reading(headers, "output-tokens"),
         tokens=_reading(headers, "tokens"),
-        retry_after_seconds=_number(headers.get("retry-after")),
+        retry_after_seconds=_retry_after(headers),
         others=_others(headers),
     )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait, told in milliseconds, in seconds or as a date."""
+    exact = _number(headers.get("retry-after-ms"))
+    if exact is not None:
+        return exact / 1_000
+    told = headers.get("retry-after")
+    seconds = _number(told)
+    if seconds is not None or told is None:
+        return seconds
+    try:
+        until = parsedate_to_datetime(told)
+    except ValueError:
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max((until - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 def _others(headers: Mapping[str, str]) -> dict[str, str]:

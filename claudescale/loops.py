@@ -66,11 +66,24 @@ def background() -> Background:
         return _opened[0]
 
 
+def _turned(loop: asyncio.AbstractEventLoop) -> bool:
+    """Turn the loop; False where an interrupt threw it out, which ends a task and not the loop.
+
+    Polars raises KeyboardInterrupt in whatever thread is collecting, and asyncio lets that out of a loop.
+    """
+    try:
+        loop.run_forever()
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     """Turn the loop until it is stopped, then let every task end."""
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        while not _turned(loop):
+            pass
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()

@@ -10,7 +10,6 @@ from claudescale.errors import PlanError
 from claudescale.templates import check_unicode
 
 if TYPE_CHECKING:
-
     from claudescale.catalog import Model
     from claudescale.replies import Returns
 
@@ -87,6 +86,11 @@ def as_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
+_LEAST_THINKING_TOKENS = 1_024
+_DEARER = {"speed": "fast", "inference_geo": "us"}
+"""Values at other prices than the list's. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
+
+
 def _checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
     for name in params:
         if name in _OWN_ARGUMENTS:
@@ -100,6 +104,12 @@ def _checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
             raise PlanError(msg)
         if name == "stream":
             msg = "params has 'stream': a run reads whole replies. Leave it out."
+            raise PlanError(msg)
+        if params[name] == _DEARER.get(name):
+            msg = (
+                f"params has {name}={params[name]!r}, which costs more and is not priced here: estimate, "
+                "bill and budget would be too low. Leave it out."
+            )
             raise PlanError(msg)
     try:
         check_unicode("params", as_json(dict(params)))
@@ -128,6 +138,13 @@ def _thinking(
     if thinking is not None and kind not in model.thinking_types:
         known = ", ".join(f"{{'type': {each!r}}}" for each in model.thinking_types)
         msg = f"{model.id} does not take thinking of the type {kind!r}. It takes {known}."
+        raise PlanError(msg)
+    budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    if kind == "enabled" and (not isinstance(budget, int) or budget < _LEAST_THINKING_TOKENS):
+        msg = (
+            f"thinking of the type 'enabled' needs budget_tokens from {_LEAST_THINKING_TOKENS:,} to below "
+            f"max_tokens: thinking={{'type': 'enabled', 'budget_tokens': {_LEAST_THINKING_TOKENS}}}."
+        )
         raise PlanError(msg)
     bound = model.thinking_off_up_to_effort
     off = model.thinking_off is not None and kind == model.thinking_off["type"]

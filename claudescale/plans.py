@@ -128,7 +128,7 @@ class Plan:
     def _measures(self) -> pl.DataFrame:
         try:
             return self.compiled.measure(self.frame)
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, OSError) as error:
             raise unreadable(error) from error
 
     @property
@@ -378,7 +378,7 @@ def plan(
 def _schema(frame: Frame) -> pl.Schema:
     try:
         return frame.lazy().collect_schema()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(error) from error
 
 

@@ -30,6 +30,15 @@ class Api:
     clock: Clock
 
 
+class _Unshown(bytes):
+    """A body that the SDK's debug log does not spell out: it is the user's text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} bytes>"
+
+
 class Wire:
     """Sends requests over a copy of a client, bound to the loop it is first used on.
 
@@ -125,7 +134,7 @@ class Wire:
             headers = {"content-type": "application/json"}
             return await self._client.post(
                 "/v1/messages",
-                content=body,
+                content=_Unshown(body),
                 cast_to=httpx2.Response,
                 options={"headers": headers, "timeout": timeout},
             )

@@ -52,7 +52,7 @@ def read(frame: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """
     try:
         return frame.lazy().collect()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(error) from error
 
 
