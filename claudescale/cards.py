@@ -29,6 +29,10 @@ _ADVICE = {
     "invalid_request_error": "The API turns every request down, so nothing more was sent. Change the plan.",
     "connection_error": "The API cannot be reached. Check the network and base_url.",
     "timeout_error": "The API has not answered for minutes. Try again later.",
+    "overloaded_error": "The API has been overloaded for minutes. Try again later.",
+    "api_error": "The API has failed for minutes. Try again later.",
+    "rate_limit_error": "The API refuses to be asked again. See the limits in the Console.",
+    "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which sets less aside.",
     "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
@@ -40,10 +44,10 @@ def why(run: Run) -> str:
     """Return what ended a run, what is kept, and what to do."""
     advice = _ADVICE.get(run.stopped_by or "", "The API cannot go on.")
     said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
-    return (
-        f"{advice} ({run.stopped_by}.{said}) {run.counts.answered:,} rows are answered and kept; the same "
-        "cell again sends only what is missing."
-    )
+    again = "the same cell again sends only what is missing"
+    if run.path is None:
+        again = "without a ledger they are in run.results alone, and the same cell again pays for them again"
+    return f"{advice} ({run.stopped_by}.{said}) {run.counts.answered:,} rows are answered and kept; {again}."
 
 
 def before(run: Run) -> str:

@@ -95,6 +95,8 @@ def dollars(value: float) -> str:
 
 def duration(minutes: float) -> str:
     """Return a time as ``2 m 14 s``, in the two largest units that matter."""
+    if not math.isfinite(minutes):
+        return "?"
     seconds = round(minutes * 60)
     if seconds < 60:  # noqa: PLR2004
         return f"{seconds} s" if minutes >= 1 / 60 or not minutes else f"{minutes * 60:.1f} s"
@@ -106,6 +108,6 @@ def duration(minutes: float) -> str:
 def tokens(count: float) -> str:
     """Return a count of tokens in three significant digits: ``12.4 k``."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
+        if count >= size * 0.9995:  # what would be shown as 1,000 of the smaller unit
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f}"
