@@ -1,7 +1,8 @@
 """Limits: tables, headers, the rate-limit API, the closed form of a run's duration."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,14 @@ def test_every_header_is_read():
         assert reading == (1_000, 900, moment)
     assert readings.retry_after_seconds == 7
     assert readings.others == {"anthropic-ratelimit-new-thing-limit": "3"}
+
+
+def test_the_time_to_wait_comes_in_three_ways():
+    """Milliseconds beat seconds, and a date is read as the seconds until then."""
+    assert read_headers({"retry-after-ms": "1500", "retry-after": "9"}).retry_after_seconds == 1.5
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 80 < read_headers({"retry-after": date}).retry_after_seconds <= 90
+    assert read_headers({"retry-after": "Sun, 22 Nov 2020 10:00:00 GMT"}).retry_after_seconds == 0
 
 
 @given(st.dictionaries(st.sampled_from([*HEADERS, "retry-after"]), st.text(max_size=40)))

@@ -265,6 +265,32 @@ def test_a_fork_opens_its_own_loop():
     assert done.stdout.strip() == "BOTH", done.stderr
 
 
+def test_an_interrupt_while_a_frame_is_read_leaves_the_loop_usable():
+    """Ctrl-C in the middle of a slow collect ends that run, and the next one in the process finishes."""
+    child = _started("""
+        import claudescale as cs, polars as pl
+        from running import a_plan, reviews, simulator
+        slow = pl.LazyFrame({"text": pl.int_range(3_000_000, eager=True)})
+        slow = slow.with_columns(pl.col("text").cast(pl.String)).sort("text").sort("text", descending=True)
+        with simulator() as api:
+            client = api.client()
+            print("READY", flush=True)
+            try:
+                cs.wait(a_plan(slow).run(client, ledger=None, progress=False))
+            except KeyboardInterrupt:
+                run = cs.wait(a_plan(reviews(3)).run(client, ledger=None, progress=False))
+                print(run.state, flush=True)
+    """)
+    try:
+        assert child.stdout.readline() == "READY\n"
+        time.sleep(0.5)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert out == "finished\n", err
+
+
 def _environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 

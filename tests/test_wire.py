@@ -185,10 +185,10 @@ def test_a_wrong_key_ends_a_run():
 
 
 def test_no_secret_is_kept(caplog):
-    """Neither the key nor the prompt stands in an attempt, in a verdict or in what this package logs."""
+    """Neither the key nor the prompt stands in an attempt, in a verdict or in a log, the SDK's included."""
     faults = dict.fromkeys([400, 500, "drop", "html_body", "not_json", "truncated_body"], 0.1)
-    caplog.set_level(logging.DEBUG, logger="claudescale")
-    caplog.set_level(logging.DEBUG, logger="asyncio")
+    for logger in ("claudescale", "asyncio", "anthropic"):
+        caplog.set_level(logging.DEBUG, logger=logger)
     with Simulator(speed=SPEED, faults=faults) as simulator:
         outcome = answered(simulator, rows(60), client=simulator.client(api_key=SECRET))
     kept = [attempt for attempt in outcome.attempts if attempt.error]
