@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 AnyFrame = TypeVar("AnyFrame", pl.DataFrame, pl.LazyFrame)
 
-OUTPUT_COLUMNS = ("reply", "error")
-"""What the results add to the user's frame, besides the typed columns of ``returns=``."""
+OUTPUT_COLUMNS = ("reply", "error", "simulated")
+"""What the results add to the user's frame, besides the typed columns of ``returns=``; the last one only
+where a simulator answered."""
 
 BODIES = pl.Schema({"row": pl.UInt32(), "body": pl.String()})
 """Columns of `Prompt.bodies`; a null body is a row that is not sent."""

@@ -237,7 +237,8 @@ class Run:
 
         `reply` is null where there is none. `error` is null where all went well, ``"not_sent"`` where
         the row has no answer yet, the API's error type where it failed, ``"invalid_reply"`` where a reply
-        breaks the `returns` schema. A row with a null in the prompt's columns has neither.
+        breaks the `returns` schema. A row with a null in the prompt's columns has neither. A simulator's
+        replies are marked by a last column, `simulated`; the API's results have none.
 
         Spends: nothing.
         """
@@ -246,7 +247,7 @@ class Run:
         if self._job.future.done():
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
             answers = pl.concat([answers, given_up])
-        return results(work, self.plan.compiled.returns, answers)
+        return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)
 
     @property
     def replies(self) -> pl.DataFrame:

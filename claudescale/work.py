@@ -78,7 +78,9 @@ def prepare(plan: Plan, api: str) -> Work:
     return Work(frame, keys, requests)
 
 
-def results(work: Work, returns: Returns | None, answers: pl.DataFrame) -> pl.DataFrame:
+def results(
+    work: Work, returns: Returns | None, answers: pl.DataFrame, *, simulated: bool = False
+) -> pl.DataFrame:
     """Return the user's frame, same rows in the same order, with typed columns, `reply` and `error`.
 
     Parameters
@@ -89,18 +91,21 @@ def results(work: Work, returns: Returns | None, answers: pl.DataFrame) -> pl.Da
         What makes typed columns of replies.
     answers : pl.DataFrame
         `key`, `reply`, `error`: at most one row per key.
+    simulated : bool
+        Mark every row as a simulator's, so that no file made of them can pass for the real thing.
     """
+    mark = [pl.Series("simulated", [True]).new_from_index(0, work.frame.height)] if simulated else []
     found = answers.select("key", "reply", "error", found=pl.lit(value=True))
     joined = work.keys.to_frame().join(found, on="key", how="left", maintain_order="left")
     waiting = pl.col("key").is_not_null() & pl.col("found").is_null()
     error = pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error").alias("error")
     joined = joined.select("reply", error)
     if returns is None:
-        return work.frame.hstack(joined)
+        return work.frame.hstack([*joined.get_columns(), *mark])
     typed, broken = returns.decode(joined["reply"])
     errors = joined.select(pl.coalesce("error", broken).alias("error"))
     reply = [] if returns.single else [joined["reply"]]
-    return work.frame.hstack([*typed.get_columns(), *reply, *errors.get_columns()])
+    return work.frame.hstack([*typed.get_columns(), *reply, *errors.get_columns(), *mark])
 
 
 def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:

@@ -38,7 +38,7 @@ def test_results_are_the_frame_with_reply_and_error(api):
     """The user's columns come back as they were, same rows, same order, each with its own reply."""
     frame = reviews(50).with_row_index("n").sample(fraction=1.0, shuffle=True, seed=3)
     run = finished(a_plan(frame, "{text}"), api.client())
-    assert_frame_equal(run.results.drop("reply", "error"), frame)
+    assert_frame_equal(run.results.drop("reply", "error", "simulated"), frame)
     assert run.results["reply"].to_list() == ["Re: " + text for text in frame["text"]]
     assert run.results["error"].null_count() == 50
     assert run.state == "finished"
@@ -64,7 +64,12 @@ def test_small_frames(counted, rows, lazy):
     frame = reviews(rows)
     run = finished(a_plan(frame.lazy() if lazy else frame), counted.client())
     assert run.results.height == rows
-    assert run.results.schema == {"text": pl.String, "reply": pl.String, "error": pl.String}
+    assert run.results.schema == {
+        "text": pl.String,
+        "reply": pl.String,
+        "error": pl.String,
+        "simulated": pl.Boolean,
+    }
     assert counted.stats["calls"] == rows
     assert run.summary["rows"].item() == rows
 
@@ -109,7 +114,7 @@ def test_every_dtype_of_the_frame_is_untouched(api):
         }
     )
     run = finished(a_plan(frame, "{n} {x} {tags} {point} {kind} {price}"), api.client())
-    assert_frame_equal(run.results.drop("reply", "error"), frame)
+    assert_frame_equal(run.results.drop("reply", "error", "simulated"), frame)
     assert run.results["reply"].to_list()[0].startswith("Re: 1 1.5 ")
 
 
@@ -140,7 +145,7 @@ def test_frame_columns_called_like_our_own(api):
         {name: [name] for name in ("key", "content", "row", "found", "body", "broken", "rows")}
     )
     run = finished(a_plan(frame, "{key} {row}"), api.client())
-    assert_frame_equal(run.results.drop("reply", "error"), frame)
+    assert_frame_equal(run.results.drop("reply", "error", "simulated"), frame)
     assert run.results["reply"].item() == "Re: key row"
 
 
@@ -181,7 +186,7 @@ class Review(pydantic.BaseModel):
 def test_typed_columns(counted, returns, schema, rows):
     """Structured outputs become columns of exactly the types asked for, with no row as with three."""
     run = finished(a_plan(reviews(rows), returns=returns, max_tokens=500), counted.client())
-    assert run.results.schema == {"text": pl.String, **schema, "error": pl.String}
+    assert run.results.schema == {"text": pl.String, **schema, "error": pl.String, "simulated": pl.Boolean}
     assert run.results["error"].null_count() == run.results.height == rows
     assert run.results.select(*schema).null_count().sum_horizontal().item() == 0
 
@@ -289,7 +294,9 @@ def test_every_frame_can_be_read_before_during_and_after():
     seen = asyncio.run(main())
     assert {state for state, _ in seen} == {"starting", "running", "finished"}
     for name in ("results", "summary", "throughput", "attempts", "batches", "savings", "bill"):
-        assert len({str(frames[name].schema) for _, frames in seen}) == 1, name
+        # Which API answers, and so the mark of a simulator's results, is known from the first call on.
+        schemas = {str(frames[name].drop("simulated", strict=False).schema) for _, frames in seen}
+        assert len(schemas) == 1, name
     schemas = {"summary": SUMMARY, "throughput": THROUGHPUT, "attempts": ATTEMPTS, "batches": BATCHES}
     assert {name: seen[0][1][name].schema for name in schemas} == schemas
     assert {frames["results"].height for _, frames in seen} == {40}

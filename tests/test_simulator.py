@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
+from random import Random
 
 import anthropic
 import genai_prices
@@ -26,6 +27,8 @@ from claudescale.simulator import Admission, Batches, Buckets, Desk, Simulator
 from claudescale.simulator.checks import found_model, problem
 from claudescale.simulator.replies import MARK
 from claudescale.simulator.schemas import schema_problem
+from claudescale.simulator.words import Subject
+from claudescale.simulator.writing import Writer
 
 NOW = 1_795_000_000.0  # November 2026
 HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21"}
@@ -1337,3 +1340,28 @@ def test_bulk_settings_of_the_catalog_are_accepted(name):
         assert problem(request(model=name, **off), model) is None
         for effort in model.efforts:
             assert problem(request(model=name, output_config={"effort": effort}), model) is None
+
+
+def test_bounds_told_in_words_are_obeyed():
+    """Where the API has no keyword for a bound it stands in the description, and the replies keep to it."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "score": {"type": "integer", "description": "(maximum: 5, minimum: 4)"},
+            "part": {"type": "number", "description": "(exclusive maximum: 1, exclusive minimum: 0)"},
+            "tag": {"type": "string", "description": "(max length: 4, min length: 2)"},
+            "few": {
+                "type": "array",
+                "items": {"type": "integer"},
+                "description": "(max items: 2, min items: 2)",
+            },
+        },
+        "required": ["score", "part", "tag", "few"],
+    }
+    for seed in range(20):
+        text = Subject(f"{seed} parcels of 300 were late, {seed * 7} came.")
+        written = Writer(text, schema, Random(seed), Random(seed), 1.0).write()
+        assert 4 <= written["score"] <= 5
+        assert 0 < written["part"] < 1
+        assert 2 <= len(written["tag"]) <= 4
+        assert len(written["few"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,29 @@ FORMATS = {
     "ipv6": "2001:db8::{day}",
     "uuid": "00000000-0000-4000-8000-0000000000{day:02d}",
 }
+
+
+TOLD = re.compile(
+    r"(exclusive minimum|exclusive maximum|m(?:ax|in) (?:items|length)|minimum|maximum): (-?[\d.]+)"
+)
+
+
+def told_bounds(schema: dict[str, Any]) -> dict[str, float]:
+    """Return the bounds that a description tells in words, where the API has no keyword for them."""
+    text = schema.get("description")
+    return (
+        {name: float(value.rstrip(".")) for name, value in TOLD.findall(text)}
+        if isinstance(text, str)
+        else {}
+    )
+
+
+def within(value: float, bounds: dict[str, float], *, whole: bool) -> float:
+    """Return the nearest number that the bounds allow."""
+    step = 1 if whole else 0.01
+    least = max(bounds.get("minimum", -math.inf), bounds.get("exclusive minimum", -math.inf) + step)
+    most = min(bounds.get("maximum", math.inf), bounds.get("exclusive maximum", math.inf) - step)
+    return min(max(value, least), most)
 
 
 class Writer:
@@ -95,13 +119,16 @@ class Writer:
     def _scalar(self, kind: Any, schema: dict[str, Any], name: str) -> Any:
         if kind == "boolean":
             return self._boolean(name)
+        bounds = told_bounds(schema)
         if kind == "integer":
-            return round(self._number(name, whole=True))
+            return round(within(self._number(name, whole=True), bounds, whole=True))
         if kind == "number":
-            return self._number(name, whole=False)
+            return within(self._number(name, whole=False), bounds, whole=False)
         if kind == "null":
             return None
-        return self._string(schema.get("format"), name)
+        text = self._string(schema.get("format"), name)
+        most = int(bounds.get("max length", len(text)))
+        return text[:most].ljust(int(bounds.get("min length", 0)), ".")
 
     def _resolve(self, reference: str) -> Any:
         found: Any = self._root
@@ -143,9 +170,11 @@ class Writer:
         return {key: self._value(properties[key], key, depth + 1) for key in [*required, *optional]}
 
     def _array(self, schema: dict[str, Any], name: str, depth: int) -> list[Any]:
-        least = int(schema.get("minItems", 0))
+        bounds = told_bounds(schema)
+        least = int(bounds.get("min items", schema.get("minItems", 0)))
+        many = max(least, self._fair.randrange(1, 4))
         found: list[Any] = []
-        for _ in range(max(least, self._fair.randrange(1, 4))):
+        for _ in range(min(many, int(bounds.get("max items", many)))):
             value = self._value(schema.get("items") or {"type": "string"}, name, depth + 1)
             if value not in found or len(found) < least:
                 found.append(value)
