@@ -1,6 +1,10 @@
 """What the tests of runs share: a generous simulator, a small frame, and a plan over it."""
 
 import asyncio
+import os
+import signal
+import threading
+import time
 
 import polars as pl
 
@@ -38,3 +42,14 @@ async def until(condition):
     """Return when `condition()` is true."""
     while not condition():  # noqa: ASYNC110 - what is waited for is another thread's
         await asyncio.sleep(0.01)
+
+
+def interrupt_when(condition):
+    """Interrupt this process, as Ctrl-C or a kernel's stop button does, once `condition()` is true."""
+
+    def watch():
+        while not condition():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()

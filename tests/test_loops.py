@@ -4,12 +4,10 @@ import asyncio
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import nbformat
 import pytest
@@ -193,38 +191,33 @@ INTERRUPTED = {
 @pytest.mark.parametrize("door", INTERRUPTED)
 def test_an_interrupt_keeps_what_is_in_flight(door):
     """Ctrl-C at every door: KeyboardInterrupt, all that was billed is in the results, and not a warning."""
-    script = f"""
-        import asyncio, gc, claudescale as cs
-        from running import a_plan, reviews, simulator
-        runs = []
-        import claudescale.plans
-        start = claudescale.plans.Plan.start
+    done = _python(
+        f"""
+        import asyncio, gc, claudescale as cs, claudescale.plans
+        from running import a_plan, interrupt_when, reviews, simulator
+        runs, start = [], cs.Plan.start
         def remembered(self, *args, **named):
             runs.append(start(self, *args, **named))
             return runs[-1]
-        claudescale.plans.Plan.start = remembered
+        cs.Plan.start = remembered
         with simulator() as api:
             client, plan = api.client(), a_plan(reviews(20_000), concurrency=20)
-            print("READY", flush=True)
+            interrupt_when(lambda: runs and runs[0].counts.answered > 50)
             try:
                 {INTERRUPTED[door]}
             except KeyboardInterrupt:
                 run = runs[0]
                 assert run.state == "stopped", run.state
-                assert 0 < run.results["reply"].count() == api.stats["billed_rows"], api.stats
-                print("KEPT", flush=True)
+                assert 50 < run.results["reply"].count() == api.stats["billed_rows"], api.stats
+                print("KEPT")
         gc.collect()
-    """
-    child = _started(script)
-    try:
-        assert child.stdout.readline() == "READY\n"
-        time.sleep(1.5)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
+        """,
+        "-X",
+        "dev",
+    )
+    out, err = done.stdout, done.stderr
     assert "KEPT" in out, err
-    assert child.returncode == 0
+    assert done.returncode == 0
     for word in ("Traceback", "destroyed", "never", "Warning", "Exception"):
         assert word not in err, err
 
@@ -235,7 +228,6 @@ def test_a_process_that_ends_keeps_what_is_in_flight(tmp_path):
         done = _python(f"""
             import time, anthropic, claudescale as cs
             from running import a_plan, reviews
-            cs.wait(cs.plan(reviews(1), "x", model="claude-haiku-5-5").sample(1).run) if False else None
             client = anthropic.AsyncAnthropic(api_key="simulated", base_url={api.url!r}, max_retries=0)
             plan = a_plan(reviews(20_000), concurrency=20)
             run = plan.start(client, ledger={str(tmp_path / "l")!r}, progress=False)
@@ -267,44 +259,33 @@ def test_a_fork_opens_its_own_loop():
 
 def test_an_interrupt_while_a_frame_is_read_leaves_the_loop_usable():
     """Ctrl-C in the middle of a slow collect ends that run, and the next one in the process finishes."""
-    child = _started("""
+    done = _python("""
         import claudescale as cs, polars as pl
-        from running import a_plan, reviews, simulator
-        slow = pl.LazyFrame({"text": pl.int_range(3_000_000, eager=True)})
+        from running import a_plan, interrupt_when, reviews, simulator
+        reading = []
+        slow = pl.LazyFrame({"text": pl.int_range(3_000_000, eager=True)}).map_batches(
+            lambda frame: reading.append(1) or frame
+        )
         slow = slow.with_columns(pl.col("text").cast(pl.String)).sort("text").sort("text", descending=True)
         with simulator() as api:
             client = api.client()
-            print("READY", flush=True)
+            interrupt_when(lambda: reading)
             try:
                 cs.wait(a_plan(slow).run(client, ledger=None, progress=False))
             except KeyboardInterrupt:
                 run = cs.wait(a_plan(reviews(3)).run(client, ledger=None, progress=False))
-                print(run.state, flush=True)
+                print(run.state)
     """)
-    try:
-        assert child.stdout.readline() == "READY\n"
-        time.sleep(0.5)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert out == "finished\n", err
+    assert done.stdout == "finished\n", done.stderr
 
 
 def _environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def _started(script):
-    return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "default::ResourceWarning", "-c", textwrap.dedent(script)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment(),
-    )  # fmt: skip
-
-
-def _python(script):
+def _python(script, *flags):
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=100,
+        [sys.executable, *flags, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=100,
         check=False, env=_environment(),
     )  # fmt: skip
 
@@ -397,13 +378,13 @@ def test_the_kernels_interrupt(door):
     """The kernel's interrupt gives one line, no traceback; what was billed is kept; the kernel lives on."""
     notebook, client = _kernel(
         """
-        import asyncio, os, signal, threading, claudescale as cs
-        from running import a_plan, reviews, simulator
+        import claudescale as cs
+        from running import a_plan, interrupt_when, reviews, simulator
         api = simulator()
         client, plan = api.client(), a_plan(reviews(20_000), concurrency=20)
         """,
-        "threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        f"run = plan.start(client, ledger=None, progress=False)\n{door}",
+        "run = plan.start(client, ledger=None, progress=False)\n"
+        f"interrupt_when(lambda: run.counts.answered > 50)\n{door}",
         "run.state, run.results['reply'].count() == api.stats['billed_rows']",
         "'still here'",
     )

@@ -339,7 +339,7 @@ def test_kills_lose_nothing(tmp_path):
             )  # fmt: skip
             child.stdout.readline()
             before = api.stats["calls"]
-            while api.stats["calls"] < before + draws.randint(1, 130) and child.poll() is None:
+            while api.stats["calls"] < before + draws.randint(40, 130) and child.poll() is None:
                 time.sleep(0.01)
             assert child.poll() is None, "it ended before it could be killed"
             child.send_signal(signal.SIGKILL)
