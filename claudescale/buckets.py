@@ -16,6 +16,10 @@ _STALE_SECONDS = 0.25
 """How long ago the last answer may have told what others take."""
 _OTHERS_SECONDS = 10.0
 """Over how long a steady loss is taken for the use of others."""
+_MOST_OTHERS = 0.9
+"""Others are never taken to use more of a limit than this part."""
+_TYPICAL_SHARE = 0.05
+"""How much one call changes what is taken for a typical one."""
 _BLAMED_SHARE = 0.01
 """What others are taken to write more, as part of the limit, for each refusal that only they explain."""
 _FORGETTING_SECONDS = 60.0
@@ -93,7 +97,7 @@ class Bucket:
         """Set `amount` aside, not known better than to `deviation`."""
         self.level = min(self.level, self.full) - amount
         self.variance += deviation**2
-        self.typical += (amount - self.typical) * 0.05
+        self.typical += (amount - self.typical) * _TYPICAL_SHARE
         return Taken(amount, deviation, self.fills)
 
     def settle(self, taken: Taken, amount: float) -> None:
@@ -118,7 +122,7 @@ class Bucket:
     def _move(self, level: float) -> None:
         """Take the level told; what is missing again and again, others must be taking."""
         self.others += (self.level - level) / _OTHERS_SECONDS
-        self.others = min(max(self.others, 0.0), 0.9 * self.rate)
+        self.others = min(max(self.others, 0.0), _MOST_OTHERS * self.rate)
         self.level = level
 
 
@@ -178,7 +182,7 @@ class Production:
     def refused(self) -> None:
         """Notice that the API is in debt where this picture was not: others must be writing too."""
         self.level = min(self.level, 0.0)
-        self.others = min(self.others + _BLAMED_SHARE * self.rate, 0.9 * self.rate)
+        self.others = min(self.others + _BLAMED_SHARE * self.rate, _MOST_OTHERS * self.rate)
 
     def end(self, now: float, seconds: float, tokens: float) -> None:
         """One call that was in flight for `seconds` has written `tokens`."""
