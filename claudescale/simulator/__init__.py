@@ -163,9 +163,10 @@ class Simulator:
 
         Spends: nothing.
 
-        Calls to the Messages API; `refused` by kind; `faults` that struck; `billed_rows` and
-        `distinct_rows_billed`; tokens; `dollars` at list price; the most in flight; the most requests,
-        input tokens and output tokens that fell in any one second and in any one minute.
+        Calls to the Messages API; `batches_created`; `refused` by kind; `faults` that struck;
+        `billed_rows` and `distinct_rows_billed`; tokens; `dollars` at list price; the most in flight;
+        the most requests, input tokens and output tokens that fell in any one second and in any one
+        minute.
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale.errors import UnknownTier
 from claudescale.simulator import Simulator
-from claudescale.simulator.faults import KINDS
+from claudescale.simulator.faults import KINDS, LEVELS, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,16 +26,22 @@ LIMITS = {
 
 
 def fault(text: str) -> tuple[str, Any]:
-    """Return a fault's kind and value from ``kind=value`` or ``kind=value@start-end``."""
-    kind, mark, rest = text.strip().partition("=")
-    value, window, span = rest.partition("@")
+    """Return a fault's kind and value from ``kind=value``, with ``@start-end`` or ``#try+try`` or both."""
+    rest, _, tries = text.strip().partition("#")
+    rest, _, span = rest.partition("@")
+    kind, _, value = rest.partition("=")
+    start, _, end = span.partition("-")
     try:
-        if not window:
-            return kind, float(value) if mark else 1.0
-        start, _, end = span.partition("-")
-        return kind, (float(value), float(start), float(end) if end else float("inf"))
+        if kind in LEVELS:
+            return kind, float(value)
+        return kind, Fault(
+            probability=float(value or 1),
+            starts=float(start or 0),
+            ends=float(end or "inf"),
+            tries=[int(each) for each in tries.split("+")] if tries else None,
+        )
     except ValueError:
-        msg = f"{text!r} is not kind=value or kind=value@start-end, such as 529=0.1@30-60"
+        msg = f"{text!r} is not kind=value[@start-end][#try], such as 529=0.1@30-60 or create_lost=1#1"
         raise argparse.ArgumentTypeError(msg) from None
 
 
@@ -60,8 +66,9 @@ def arguments() -> argparse.ArgumentParser:
         "--faults",
         type=faults,
         default={},
-        metavar="KIND=VALUE[@START-END],...",
-        help=f"probability (or level) by kind, between API seconds since the start: {', '.join(KINDS)}",
+        metavar="KIND=VALUE[@START-END][#TRY],...",
+        help="probability (or level) by kind, between API seconds since the start, at some tries: "
+        + ", ".join(KINDS),
     )
     parser.add_argument(
         "--bucket-seconds", type=float, default=60.0, help="of its limit a full bucket holds (default: 60)"

@@ -52,6 +52,7 @@ class Account:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.batches_created = 0
         self.refused: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.billed_rows: Counter[str] = Counter()
@@ -126,6 +127,7 @@ class Account:
         """Everything counted so far."""
         found: dict[str, Any] = {
             "calls": self.calls,
+            "batches_created": self.batches_created,
             "refused": dict(self.refused),
             "faults": dict(self.faults),
             "billed_rows": self.billed_rows.total(),

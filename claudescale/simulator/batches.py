@@ -16,7 +16,7 @@ from claudescale import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.buckets import Bucket, rfc3339
 from claudescale.simulator.checks import Problem, found_model, invalid, problem
-from claudescale.simulator.faults import BATCH
+from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, STATUSES
 from claudescale.simulator.listings import page
 from claudescale.simulator.tokens import measure
 
@@ -29,6 +29,8 @@ CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removes
 CANCEL_SECONDS = 20.0  # what is under way may still finish
 HOUR = 3600.0
 DAY = 24 * HOUR
+STUCK_SECONDS = 1e12
+ROWS = tuple(ROW)
 COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 SECONDS_PER_ROW = 0.02
 BASE_SECONDS = 180.0
@@ -39,6 +41,7 @@ class Batch:
     """One batch. Its rows are dropped once their results are written."""
 
     id: str
+    number: int
     created_at: float
     seconds: float
     version: str
@@ -101,6 +104,40 @@ class Batches:
         after = {"retry-after": str(max(1, math.ceil(wait)))}
         return self._desk.refuse(found, kind="batch_requests_per_minute", headers=after)
 
+    def submit(self, now: float, body: dict[str, Any], version: str) -> wire.Answer:
+        """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
+        attempt = self._desk.faults.attempt(b"create")
+        struck = self._struck(CREATE_BEFORE, b"create", attempt, now)
+        if struck is not None:
+            return self._failed(struck)
+        found = self.create(now, body, version)
+        if isinstance(found, Problem):
+            return self._desk.refuse(found)
+        struck = self._struck(CREATE_AFTER, b"create", attempt, now)
+        return self._desk.answer(found) if struck is None else self._failed(struck)
+
+    def _struck(self, kinds: Sequence[str], key: bytes, attempt: int, now: float) -> str | None:
+        struck = self._desk.faults.strikes(tuple(kinds), key, attempt, self._desk.elapsed(now))
+        if struck is not None:
+            self._desk.account.faults[struck] += 1
+        return struck
+
+    def _failed(self, kind: str) -> wire.Answer:
+        """Return a 500, or no answer at all."""
+        if kind in {"create_dropped", "create_lost"}:
+            return wire.Answer(status=0, headers={}, body=b"", fault="drop", kind=kind)
+        return self._desk.refuse(Problem(500, *STATUSES[500]))
+
+    def poll_failed(self, now: float) -> wire.Answer | None:
+        """Count one retrieve or list, and return the 500 that a fault makes of it."""
+        struck = self._struck(("poll_failed",), b"poll", self._desk.faults.attempt(b"poll"), now)
+        return None if struck is None else self._failed(struck)
+
+    def results_cut(self, now: float, batch: Batch) -> bool:
+        """Count one download of a batch's results, and return whether a fault breaks it off."""
+        key = f"results {batch.number}".encode()
+        return self._struck(("results_cut",), key, self._desk.faults.attempt(key), now) is not None
+
     def create(self, now: float, body: dict[str, Any], version: str) -> dict[str, Any] | Problem:
         """Return the new batch, or why it is refused. Each row's `params` are checked only later."""
         rows = body.get("requests")
@@ -113,10 +150,15 @@ class Batches:
             message = f"This batch would exceed your limit of {most:,} requests in the processing queue."
             return Problem(429, "rate_limit_error", message)
         name = self._desk.next_id("msgbatch")
+        account = self._desk.account
+        account.batches_created += 1
+        number = account.batches_created
+        stuck = self._struck(("batch_stuck",), b"batch", number, now)
         batch = Batch(
             id=name,
+            number=number,
             created_at=now,
-            seconds=self._duration(name, len(rows)),
+            seconds=STUCK_SECONDS if stuck else self._duration(name, len(rows)),
             version=version,
             total=len(rows),
             rows=rows,
@@ -206,16 +248,14 @@ class Batches:
         counts = dict.fromkeys(COUNTS, 0)
         for done, index in enumerate(order):
             row = batch.rows[index]
-            result = self._result(row["params"], batch, marks[index], moments[index], end)
+            result = self._result(row["params"], batch, moments[index], end)
             counts[result["type"]] += 1
             lines.append(wire.json_bytes({"custom_id": row["custom_id"], "result": result}) + b"\n")
             yield done
         replies.draws(blake2b(batch.id.encode()).digest(), "order").shuffle(lines)
         batch.lines, batch.counts, batch.rows, batch.settled_at = lines, counts, [], end
 
-    def _result(
-        self, params: dict[str, Any], batch: Batch, mark: bytes, moment: float, end: float
-    ) -> dict[str, Any]:
+    def _result(self, params: dict[str, Any], batch: Batch, moment: float, end: float) -> dict[str, Any]:
         if moment > end:
             return {"type": "expired" if batch.canceled_at is None or end >= batch.expires_at else "canceled"}
         wrong = self._refused(params, batch, moment)
@@ -225,12 +265,10 @@ class Batches:
         assert not isinstance(model, Problem)  # `_refused` has seen it
         desk = self._desk
         key = replies.digest(desk.seed, params)
-        struck = desk.faults.strikes(BATCH, mark, 1, desk.elapsed(moment))
+        struck = self._struck(ROWS, key, desk.faults.attempt(key), moment)
         if struck is not None:
-            desk.account.faults[struck] += 1
-            if struck == "batch_expired":
-                return {"type": "expired"}
-            return self._errored(Problem(500, "api_error", "Internal server error"))
+            error = ROW[struck]
+            return {"type": "expired"} if error is None else self._errored(Problem(500, *error))
         measured = measure(params, model)
         shares = desk.cache.shares(moment, measured, model.cache_minimum_tokens)
         desk.cache.keep(moment, moment + 1.0, measured, model.cache_minimum_tokens)

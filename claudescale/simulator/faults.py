@@ -10,7 +10,7 @@ from claudescale.errors import nearest
 from claudescale.simulator.replies import draws
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 STATUSES = {
     400: ("invalid_request_error", "The request was refused by a simulated fault."),
@@ -30,7 +30,15 @@ STATUSES = {
 BEFORE = (*(str(status) for status in STATUSES), "drop", "hang", "html_body")
 AFTER = ("drop_after", "truncated_body", "not_json")
 IN_REPLY = ("empty_content", "thinking_only", "refusal", "cut")
-BATCH = ("batch_errored", "batch_expired")
+ROW = {  # of a batch: the error that stands in the row's result, or None where it expires
+    "batch_errored": ("api_error", "Internal server error"),
+    "batch_overloaded": ("overloaded_error", "Overloaded"),
+    "batch_invalid": ("invalid_request_error", "The request was refused by a simulated fault."),
+    "batch_expired": None,
+}
+CREATE_BEFORE = ("create_dropped", "create_failed")
+CREATE_AFTER = ("create_lost", "create_failed_after")
+BATCH = (*CREATE_BEFORE, *CREATE_AFTER, "poll_failed", "results_cut", "batch_stuck", *ROW)
 LEVELS = ("spend_cap", "workspace_spend", "overload_above")
 KINDS = (*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)
 
@@ -45,16 +53,24 @@ class Fault:
         Chance that one call is struck.
     starts, ends : float
         Only between these, in API seconds since the simulator began.
+    tries : collection of int, optional
+        Only at these tries, the first of which is 1. ``Fault(tries=[1])`` strikes once and no more.
+        What counts as one try is said in `Faults`.
     """
 
     probability: float = 1.0
     starts: float = 0.0
     ends: float = math.inf
+    tries: Collection[int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             msg = f"a fault's probability is from 0 to 1, not {self.probability!r}"
             raise ValueError(msg)
+
+    def covers(self, attempt: int, elapsed: float) -> bool:
+        """Whether it may strike at this try and moment."""
+        return self.starts <= elapsed < self.ends and (self.tries is None or attempt in self.tries)
 
 
 class Faults:
@@ -68,13 +84,27 @@ class Faults:
         409, 413, 429 for the ramp limit, 500, 503, 504, 529); ``drop`` (the connection closes before
         anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` (never
         answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
-        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached);
-        and of a batch's rows ``batch_errored`` and ``batch_expired``.
+        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached).
+        Of message batches, which the others do not strike: ``create_dropped`` (the body is read, the
+        connection closes, there is no batch), ``create_failed`` (500, no batch), ``create_lost`` (there
+        is a batch, and the connection closes without an answer), ``create_failed_after`` (there is one,
+        and the answer is a 500), ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the
+        results break off half way), ``batch_stuck`` (none of its rows is done within its 24 hours); and
+        of its rows ``batch_errored`` (api_error), ``batch_overloaded``, ``batch_invalid`` and
+        ``batch_expired``.
         Three take a level instead: ``spend_cap``, ``workspace_spend`` (dollars after which every call is
         refused) and ``overload_above`` (529 while more calls than this are in flight).
     seed : int
         Decides which calls are struck. The same call is struck at the same one of its tries, whatever
         else goes on; what is in the reply (``refusal``, ``cut``, ...) is the same at every try.
+
+    Notes
+    -----
+    Tries are counted from 1: of a message or a batch's row, those of the same request, live and in
+    batches together; of a create, a retrieve or a list, those of the simulator; of results, the
+    downloads of one batch. So ``{"create_lost": Fault(tries=[1])}`` loses the first create and lets the
+    second through, and ``{"batch_overloaded": Fault(tries=[1, 2])}`` lets each row through in its
+    third batch.
     """
 
     def __init__(self, given: Mapping[Any, Any] | None, seed: int = 0) -> None:
@@ -110,10 +140,8 @@ class Faults:
             return None
         for kind in kinds:
             for place, fault in enumerate(self._faults.get(kind, ())):
-                if (
-                    fault.starts <= elapsed < fault.ends
-                    and draws(key, f"{self.seed}:{kind}:{place}:{attempt}").random() < fault.probability
-                ):
+                drawn = draws(key, f"{self.seed}:{kind}:{place}:{attempt}")
+                if fault.covers(attempt, elapsed) and drawn.random() < fault.probability:
                     return kind
         return None
 

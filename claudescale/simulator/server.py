@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from email.utils import formatdate
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -14,7 +16,7 @@ from claudescale.simulator.checks import Problem, version_problem
 from claudescale.simulator.wire import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from claudescale.clock import Clock
     from claudescale.simulator.batches import Batch, Batches
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 MAX_BYTES = catalog.BATCH.max_bytes + 1  # one more than any endpoint takes: enough to know it is too long
 HANG_CHECK_SECONDS = 0.2
 TURN_ROWS = 20  # of a batch, before other calls get their turn
+RESULT_LINES = 500  # of a batch, written at once
 SETTLE_WAIT_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
@@ -148,7 +151,7 @@ class Shell:
         try:
             await self.clock.sleep(admission.begins_at - self.clock.seconds())
             headers = self.desk.headers(self.clock.seconds(), admission)
-            response = web.StreamResponse(headers={"content-type": "text/event-stream", **headers})
+            response = web.StreamResponse(headers=self._headers("text/event-stream", headers))
             await response.prepare(request)
             parts = list(streams.events(admission))
             keep = len(parts) if admission.fault is None else len(parts) // 2
@@ -172,6 +175,10 @@ class Shell:
         if refused is not None:
             return await self._send(request, refused)
         await self._settle_due()
+        polls = request.method == "GET" and not request.path.endswith("/results")
+        failed = self.batches.poll_failed(self.clock.seconds()) if polls else None
+        if failed is not None:
+            return await self._send(request, failed)
         parts = [part for part in request.path.removeprefix("/v1/messages/batches").split("/") if part]
         if not parts:
             return await self._send(request, await self._all_batches(request))
@@ -194,7 +201,7 @@ class Shell:
         if wrong is not None:
             return self.desk.refuse(wrong)
         version = request.headers["anthropic-version"]
-        return self._value(self.batches.create(self.clock.seconds(), body, version))
+        return self.batches.submit(self.clock.seconds(), body, version)
 
     def _one_batch(self, method: str, rest: list[str], batch: Batch) -> dict[str, Any] | Problem:
         now = self.clock.seconds()
@@ -210,12 +217,18 @@ class Shell:
         lines = self.batches.results(self.clock.seconds(), batch)
         if isinstance(lines, Problem):
             return await self._send(request, self.desk.refuse(lines))
-        headers = {"content-type": "application/x-jsonl", **self.desk.answer({}).headers}
+        cut = self.batches.results_cut(self.clock.seconds(), batch)
+        headers = self._headers("application/x-jsonl", self.desk.answer({}).headers)
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        for start in range(0, len(lines), 500):
-            await response.write(b"".join(lines[start : start + 500]))
-        await response.write_eof()
+        whole = len(lines) // 2 if cut else len(lines)
+        for start in range(0, whole, RESULT_LINES):
+            await response.write(b"".join(lines[start : min(whole, start + RESULT_LINES)]))
+        if cut:
+            await response.write(lines[whole][: len(lines[whole]) // 2])
+            _cut_off(request)
+        else:
+            await response.write_eof()
         return response
 
     async def _settle_due(self) -> None:
@@ -233,6 +246,10 @@ class Shell:
             if done % TURN_ROWS == 0:
                 await asyncio.sleep(0)
 
+    def _headers(self, kind: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return the headers of an answer that begins now, with the date in API time."""
+        return {"content-type": kind, "date": _date(int(self.clock.seconds())), **headers}
+
     async def _send(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
         if answer.fault == "hang":
             while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
@@ -240,7 +257,7 @@ class Shell:
         if answer.fault in {"drop", "hang"}:
             _cut_off(request)
             return web.Response(status=499)
-        headers = {"content-type": "application/json", **answer.headers}
+        headers = self._headers("application/json", answer.headers)
         if answer.fault == "truncated_body":
             response = web.StreamResponse(status=answer.status, headers=headers)
             response.content_length = len(answer.body)
@@ -249,6 +266,11 @@ class Shell:
             _cut_off(request)
             return response
         return web.Response(status=answer.status, headers=headers, body=answer.body)
+
+
+@lru_cache(maxsize=64)
+def _date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def _cut_off(request: web.BaseRequest) -> None:
