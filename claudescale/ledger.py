@@ -1,44 +1,35 @@
 """The durable record of every attempt: what was paid for once is never paid for again.
 
-A `Ledger` keeps what this opening recorded as frames in memory, and one thread of its own writes it to
-the file it shares with other runs and processes (`ledgerfile`): every 50 ms or 50 rows, forced to the disk.
+A `Ledger` keeps what this opening recorded as frames in memory, and one thread of its own (`recorder`) writes
+it to the file it shares with other runs and processes (`ledgerfile`): every 50 ms or 50 rows, forced to the
+disk. Batches, which outlive the run that sent them, stand in the same file (`batchfile`).
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 import secrets
-import sys
-import threading
-import time
-from concurrent.futures import Future
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
-from claudescale import ledgerfile
-from claudescale.errors import LedgerError
+from claudescale import batchfile, ledgerfile, lines
+from claudescale.batchfile import Batch
 from claudescale.ledgerfile import ATTEMPTS, GROUP_ROWS, Attempt
+from claudescale.recorder import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["ATTEMPTS", "Attempt", "Ledger"]
+__all__ = ["ATTEMPTS", "Attempt", "Batch", "Ledger"]
 
-GROUP_SECONDS = 0.05
-BEAT_SECONDS = 10.0
+
 FOLD_ROWS = 5_000  # lines kept before they become a compact frame
 
 
-_OPEN: set[Ledger] = set()
-
-
-class Ledger:
+class Ledger(Recorder):
     """The record of what was sent and answered, shared by every run that names the same file.
 
     Parameters
@@ -64,30 +55,10 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path | None, *, run: str | None = None) -> None:
-        self.path = None if path is None else Path(path).expanduser().absolute()
-        self.run = run or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(3)}"
+        name = run or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(3)}"
+        super().__init__(None if path is None else Path(path).expanduser().absolute(), name)
         self._fresh = run is None
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._lines: list[str] = []  # this opening's newest attempts, not yet in a frame
-        self._frames: list[pl.DataFrame] = []  # the rest of this opening's
-        self._queue: list[tuple[bool, str, str]] = []  # what waits for the writer
-        self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
-        self._failure: LedgerError | None = None
-        self._closed = self._left = False
-        self._file: tuple[int, int] | None = None
-        self._beat_due: float | None = None  # from the first claim on
-        if self.path is not None:
-            with ledgerfile.explained(self.path):
-                # A plain handle, once closed, drops the locks this process's own connections hold on a file.
-                if ledgerfile.identity(self.path) not in {each._file for each in _OPEN}:  # noqa: SLF001
-                    ledgerfile.recognise(self.path)
-                self._connection, self._opening = ledgerfile.opened(self.path, self.run)
-                self._file = ledgerfile.identity(self.path)
-            self._thread = threading.Thread(target=self._write, name="claudescale-ledger", daemon=True)
-            self._thread.start()
-            _OPEN.add(self)
+        self._followed: set[str] = set()  # the nonces of batches
 
     def __repr__(self) -> str:
         where = "in memory, gone with this process" if self.path is None else repr(str(self.path))
@@ -131,6 +102,32 @@ class Ledger:
         if failure is not None:
             raise type(failure)(str(failure)) from failure
 
+    def extend(self, attempts: pl.DataFrame) -> None:
+        """Return when many attempts are on the disk, at a fraction of what `record` costs for each.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        attempts : polars.DataFrame
+            `ATTEMPTS` and a Boolean `final`. What is in `run` is taken as this ledger's.
+
+        Raises
+        ------
+        TypeError
+            These are no attempts. None of them is kept.
+        LedgerFull
+            Something could not be written. All are kept in memory; `sync` tries again.
+        """
+        self._stay()
+        kept = lines.checked(attempts, self.run)
+        made = zip(*(each.to_list() for each in (kept["final"], kept["key"], lines.lines(kept))), strict=True)
+        with self._lock:
+            self._fold(kept)
+            if self.path is not None:
+                self._queue += made
+        self._ask(lambda: None)
+
     def sync(self) -> None:
         """Return when everything recorded so far is on the disk.
 
@@ -163,11 +160,10 @@ class Ledger:
             The claim cannot be written, so nothing may be sent.
         """
         if self.path is None:
-            self.sync()
-            answered = self.answered(pl.Series(keys, dtype=pl.String))
-            return [key for key, known in zip(keys, answered, strict=True) if not known]
+            asked = pl.Series(keys, dtype=pl.String)
+            keys = asked.filter(~self.answered(asked)).to_list()
         won = self._ask(lambda: ledgerfile.claim(self._connection, self._opening, keys))
-        self._beat_due = self._beat_due or time.monotonic() + BEAT_SECONDS
+        self._begin_beats()
         return [key for key in keys if key in won]
 
     def release(self, keys: Sequence[str]) -> None:
@@ -177,27 +173,96 @@ class Ledger:
         """
         self._ask(lambda: ledgerfile.release(self._connection, self._opening, keys))
 
-    def close(self) -> None:
-        """Return when all is on the disk and this run's claims are given up; reading still works.
+    def intend(self, batch: Batch, keys: Sequence[str]) -> None:
+        """Return when a batch that is about to be sent is on the disk; it holds `keys` from now on.
+
+        This run follows it. No run may claim what it holds, whoever ends, until `end_batch`.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        batch : Batch
+            With a fresh `nonce`.
+        keys : sequence of str
+            Its rows, which this run has claimed.
+
+        Raises
+        ------
+        LedgerError
+            A key is not claimed by this run, or it cannot be written: then nothing may be sent.
+        """
+        self._ask(lambda: batchfile.intend(self._connection, self._opening, batch, keys))
+        self._followed.add(batch.nonce)
+
+    def note(self, batch: Batch) -> None:
+        """Return when what is known of an open batch now is on the disk, in place of what was.
 
         Spends: nothing.
 
         Raises
         ------
-        LedgerFull
-            Something cannot be written. The ledger stays open: make room and close again.
+        LedgerError
+            The batch is over (`end_batch` says that), or this run does not follow it.
         """
-        if os.getpid() != self._pid or self._closed:
-            return
-        try:
-            self._ask(self._leave)
-        except BaseException:
-            self._closed = self._left
-            raise
-        if self.path is not None:
-            self._thread.join()
-            self._connection.close()
-            _OPEN.discard(self)
+        self._ask(lambda: batchfile.note(self._connection, self._opening, batch))
+
+    def end_batch(self, batch: Batch) -> None:
+        """Return when a batch that is over holds nothing any more; what it left open can be claimed again.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        LedgerError
+            The batch is not over, or this run does not follow it.
+        """
+        self._ask(lambda: batchfile.close(self._connection, self._opening, batch))
+
+    def adopt(self, keys: pl.Series) -> list[Batch]:
+        """Return the open batches that hold one of `keys` and that no living run follows: this one does now.
+
+        Without those that this run follows already. When a run counts as living is said at `claim`.
+
+        Spends: nothing.
+        """
+        found: list[Batch] = self._ask(lambda: batchfile.adopt(self._connection, self._opening, keys))
+        self._followed.update(batch.nonce for batch in found)
+        self._begin_beats()
+        return found
+
+    def held(self, nonce: str) -> list[str]:
+        """Return the keys that the batch with this nonce holds and that have no final answer.
+
+        Spends: nothing.
+        """
+        with self._reading() as connection:
+            keys = batchfile.held(connection, nonce)
+        return keys.filter(~self.answered(keys)).to_list()
+
+    def recorded(self, batch: Batch) -> pl.Series:
+        """Return the keys of which this batch's result is on record, of this run or any other.
+
+        Spends: nothing.
+        """
+        after = "id > (SELECT after FROM batches WHERE nonce = :nonce)"
+        own = "opening != :me AND instr(line, :batch_id)"  # few are parsed that are another batch's
+        frames = [
+            self._stored(f"{after} AND {own}", nonce=batch.nonce, batch_id=f'"{batch.batch_id}"'),
+            self._memory(),
+        ]
+        its = pl.col("batch_id") == pl.lit(batch.batch_id, pl.String)
+        found = [frame.filter(its).get_column("key") for frame in frames]
+        return pl.concat(found).unique(maintain_order=True)
+
+    def batches(self, *, mine: bool = True) -> list[Batch]:
+        """Return the batches that this run follows or followed, or all of the file, in order of intent.
+
+        Spends: nothing.
+        """
+        with self._reading() as connection:
+            found = batchfile.batches(connection)
+        return [batch for batch in found if not mine or batch.nonce in self._followed]
 
     def answered(self, keys: pl.Series) -> pl.Series:
         """Return a Boolean mask of `keys`: which have a final answer, of this run or any other.
@@ -252,25 +317,12 @@ class Ledger:
         frame.write_parquet(target)
         return target
 
-    def _stay(self) -> None:
-        """Refuse to go on in a forked child: the writer, its connection and its locks stayed behind."""
-        if os.getpid() != self._pid:
-            msg = "a fork does not take its parent's ledger along: open it again with Ledger(path)"
-            raise LedgerError(msg)
-
-    def _memory(self) -> pl.DataFrame:
-        """Return the attempts of this opening, with `final`."""
-        self._stay()
-        with self._lock:
-            self._fold()
-            return pl.concat([ledgerfile.EMPTY, *self._frames])
-
-    def _stored(self, where: str, *, keys: pl.Series | None = None, run: str | None = None) -> pl.DataFrame:
+    def _stored(self, where: str, *, keys: pl.Series | None = None, **given: Any) -> pl.DataFrame:
         """Return attempts of the file, with `final`; given `keys`, at least the final ones of those."""
         frames = [ledgerfile.EMPTY]
         if self.path is None:
             return frames[0]
-        given: dict[str, Any] = {"me": self._opening, "run": run}
+        given["me"] = self._opening
         with ledgerfile.reading(self.path) as connection:
             if keys is not None:
                 found = ledgerfile.found(connection, keys.drop_nulls().to_list())
@@ -279,97 +331,3 @@ class Ledger:
                     given["ids"] = json.dumps(list(found.values()))
             frames += ledgerfile.records(connection, where, **given)
         return pl.concat(frames, rechunk=True)
-
-    def _fold(self) -> None:
-        """Turn the newest lines into a frame; join small frames of like size, so that they stay few."""
-        if self._lines:
-            self._frames.append(ledgerfile.frame("\n".join(self._lines).encode()))
-            self._lines = []
-        while len(self._frames) > 1 and self._frames[-2].height <= min(self._frames[-1].height, 50_000):
-            self._frames[-2:] = [pl.concat(self._frames[-2:], rechunk=True)]
-
-    def _ask(self, work: Callable[[], Any]) -> Any:
-        """Return what `work` returns on the writer thread, once all that was recorded before is written."""
-        self._stay()
-        future: Future[Any] = Future()
-        with self._lock:
-            if self._closed:
-                raise self._was_closed()
-            self._closed = work == self._leave
-            if self.path is None:
-                return None
-            self._jobs.append((work, future))
-            self._changed.notify_all()
-        return future.result()
-
-    def _was_closed(self) -> LedgerError:
-        return LedgerError(f"{self!r}: open it again with Ledger(path)")
-
-    # From here on: the writer thread, which owns the connection.
-
-    def _write(self) -> None:
-        """Write groups and do jobs, until the job that leaves."""
-        while not self._left:
-            with self._lock:
-                self._changed.wait_for(
-                    lambda: self._jobs or (self._queue and not self._failure), BEAT_SECONDS
-                )
-                if self._queue and not self._jobs:
-                    self._changed.wait_for(
-                        lambda: self._jobs or len(self._queue) >= GROUP_ROWS, GROUP_SECONDS
-                    )
-                group, self._queue = self._queue, []
-                jobs, self._jobs = self._jobs, []
-            _, self._failure = self._tried(partial(self._commit, group))
-            if self._failure is not None:
-                with self._lock:
-                    self._queue[:0] = group
-            for work, future in jobs:
-                answer, failure = (None, self._failure) if self._failure else self._tried(work)
-                if failure is None:
-                    future.set_result(answer)
-                else:
-                    future.set_exception(failure)
-
-    def _tried(self, work: Callable[[], Any]) -> tuple[Any, LedgerError | None]:
-        """Return what `work` returns, and why it could not be done."""
-        assert self.path is not None
-        if ledgerfile.identity(self.path) != self._file:
-            return None, LedgerError(
-                f"{self.path} was moved or deleted while in use: put it back, or `export`"
-            )
-        try:
-            with ledgerfile.explained(self.path):
-                return work(), None
-        except LedgerError as error:
-            return None, error
-        except Exception as error:  # noqa: BLE001  (a dead writer would be silent; raised by the next)
-            return None, LedgerError(f"{self.path}: the writer failed: {error!r}")
-
-    def _commit(self, group: list[tuple[bool, str, str]]) -> None:
-        beats = self._beat_due is not None and time.monotonic() >= self._beat_due
-        if not group and not beats:
-            return
-        with ledgerfile.transaction(self._connection):
-            ledgerfile.append(self._connection, self._opening, group)
-            if beats:
-                ledgerfile.beat(self._connection, self._opening)
-                self._beat_due = time.monotonic() + BEAT_SECONDS
-
-    def _leave(self) -> None:
-        with ledgerfile.transaction(self._connection):
-            ledgerfile.end(self._connection, self._opening)
-        self._left = True
-
-
-@atexit.register
-def _close_all() -> None:
-    for ledger in list(_OPEN):
-        try:
-            ledger.close()
-        except LedgerError as error:
-            sys.stderr.write(f"claudescale: {ledger!r} could not be closed: {error}\n")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_OPEN.clear)

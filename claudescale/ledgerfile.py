@@ -8,7 +8,8 @@
              and other threads run meanwhile
     answers  key -> its newest final record, merged in key order once enough have come: an index over
              random keys would cost four times the record itself. `sealed` says up to which record
-    claims   keys that an opening may be sending now
+    claims   keys that an opening may be sending now, or, below zero, that a batch holds (`batchfile`)
+    batches  one row per batch that was meant to be sent, and the opening that follows it
     csv      a view for people: ``sqlite3 reviews.ledger "select * from csv" > attempts.csv``
 
 SQLite's write-ahead log makes a group of rows whole or absent, whenever the process or the machine stops.
@@ -78,7 +79,13 @@ ATTEMPTS = pl.Schema(
 EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()
 _LINE = pl.Schema({**EMPTY.schema, "sent_at": pl.Int64()})  # microseconds since 1970
 
-_APPLICATION, _VERSION, _MAGIC = int.from_bytes(b"cldl"), 1, b"SQLite format 3\0"
+_APPLICATION, _VERSION, _MAGIC = int.from_bytes(b"cldl"), 2, b"SQLite format 3\0"
+_BATCHES = """
+CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs,
+    after INTEGER NOT NULL, nonce TEXT NOT NULL, api TEXT NOT NULL, model TEXT NOT NULL,
+    requests INTEGER NOT NULL, intended_at REAL NOT NULL, state TEXT NOT NULL, batch_id TEXT, created_at REAL,
+    expires_at REAL, ended_at REAL, succeeded INTEGER NOT NULL, errored INTEGER NOT NULL,
+    canceled INTEGER NOT NULL, expired INTEGER NOT NULL)"""
 _TABLES = f"""
 CREATE TABLE runs (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0,
     boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT,
@@ -88,10 +95,19 @@ CREATE TABLE records (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL REFERENCE
 CREATE TABLE answers (key TEXT PRIMARY KEY, record INTEGER NOT NULL REFERENCES records) WITHOUT ROWID;
 CREATE TABLE sealed (upto INTEGER NOT NULL);
 INSERT INTO sealed VALUES (0);
-CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs) WITHOUT ROWID;
+CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;{_BATCHES};
 CREATE VIEW csv AS SELECT '{",".join(EMPTY.columns)}' AS line UNION ALL SELECT line FROM records;
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION}"""
+# A process of version 1 that has the file open goes on beside this: its statements mean the same after it.
+_FROM_1 = f"""{_BATCHES};
+CREATE TABLE kept AS SELECT * FROM claims;
+DROP TABLE claims;
+CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO claims SELECT * FROM kept;
+DROP TABLE kept;
+PRAGMA user_version = {_VERSION}"""
+_MAKING = {0: _TABLES, 1: _FROM_1}
 _TAIL = "SELECT key, id FROM records WHERE final AND id > (SELECT upto FROM sealed)"
 _GIVEN = "IN (SELECT value FROM json_each(:keys))"
 _FOUND = f"""SELECT key, record FROM answers WHERE key {_GIVEN}
@@ -130,16 +146,20 @@ def frame(lines: bytes) -> pl.DataFrame:
     return read.with_columns(read.get_column("sent_at").cast(ATTEMPTS["sent_at"]))
 
 
-def opened(path: Path, run: str) -> tuple[sqlite3.Connection, int]:
-    """Return the connection that writes the ledger at `path`, made if need be, and this opening's id."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+def opened(path: Path | None, run: str) -> tuple[sqlite3.Connection, int]:
+    """Return the connection that writes the ledger at `path`, made if need be, and this opening's id.
+
+    Without a path it is a file in memory.
+    """
+    if path is not None:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = _connect(path)
     try:
         with transaction(connection):
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-                for statement in _TABLES.split(";"):
-                    connection.execute(statement)
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            for statement in _MAKING.get(version, "").split(";"):
+                connection.execute(statement)
             marks = ", ".join("?" * len(Presence._fields))
             insert = f"INSERT INTO runs (run, {', '.join(Presence._fields)}) VALUES (?, {marks})"
             opening = connection.execute(insert, [run, *Presence.here()]).lastrowid
@@ -328,9 +348,11 @@ def _joined(connection: sqlite3.Connection, source: str, after: Any, **given: ob
             yield lines
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path | None) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        f"{path.as_uri()}?mode=rw",  # makes no file: one that was deleted stays deleted
+        ":memory:"
+        if path is None
+        else f"{path.as_uri()}?mode=rw",  # makes no file: one that was deleted stays deleted
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from claudescale import ledger as ledger_module
-from claudescale import ledgerfile
+from claudescale import ledgerfile, recorder
 from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
 from claudescale.ledger import ATTEMPTS, Attempt, Ledger
 
@@ -247,6 +247,27 @@ def test_other_runs(path):
         assert later.replies(keys([1])).item(0, "reply") == "newer"
 
 
+def test_many_at_once(anywhere):
+    """A frame of attempts is kept as if recorded one by one, after those before and before those after."""
+    rows = [attempt(number, reply=None if number % 2 else f"{number}") for number in range(7)]
+    frame = expected(rows[1:6], "whoever").with_columns(final=pl.col("input_tokens") != 3)
+    anywhere.record(rows[0], final=True)
+    anywhere.extend(frame)
+    anywhere.record(rows[6], final=True)
+    anywhere.extend(frame.clear())
+    right = expected(rows, anywhere.run)
+    assert_frame_equal(anywhere.attempts(), right)
+    assert anywhere.answered(keys(range(7))).to_list() == [number != 3 for number in range(7)]
+    anywhere.close()
+    if anywhere.path:
+        with Ledger(anywhere.path) as again:
+            assert_frame_equal(again.attempts(), right)
+            assert again.answered(keys(range(7))).to_list() == [number != 3 for number in range(7)]
+    with pytest.raises(LedgerError, match="open it again"):
+        anywhere.extend(frame)
+    assert anywhere.attempts().height == 12
+
+
 def test_run_names_sort_by_time(path):
     """The names that ledgers give themselves are unique and in the order of opening."""
     names = [Ledger(None).run for _ in range(50)]
@@ -350,7 +371,7 @@ def test_sealing_ends_claims(monkeypatch, path):
 
 def test_heartbeat(monkeypatch, path):
     """The writer gives signs of life once something is claimed, and not before."""
-    monkeypatch.setattr(ledger_module, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(recorder, "BEAT_SECONDS", 0.01)
     with Ledger(path) as ledger:
 
         def beaten():
@@ -616,7 +637,7 @@ def torn(tmp_path_factory):
     """Make a ledger and kill its process, so that its write-ahead log is full: 60 groups of 5 rows."""
     path = tmp_path_factory.mktemp("torn") / "a.ledger"
     code = """
-t.ledger_module.GROUP_SECONDS = 1_000
+t.recorder.GROUP_SECONDS = 1_000
 ledger = Ledger(sys.argv[1])
 for number in range(300):
     ledger.record(t.attempt(number), final=True)

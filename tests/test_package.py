@@ -28,7 +28,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors clock facts catalog",
     "limits templates parameters schemas replies prompts bills estimates rates",
-    "buckets pacing presence ledgerfile ledger tallies loops",
+    "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
     "live wire verdicts guards connecting",
     "display cards shown marks charts",
     "progress plots work feasibility sending runs plans",
