@@ -23,7 +23,22 @@ USAGE = (
 )
 """The ledger's names of what `usage_of` counts. All but the last are priced: thinking is output."""
 
+STOPPING_ERRORS = frozenset(
+    {
+        "authentication_error",
+        "billing_error",
+        "permission_error",
+        "not_found_error",
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "spend_limit_reached",
+    }
+)
+"""Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
+
 _STOPPING = {401, 402, 403, 404}
+_FAILING_ERRORS = {"invalid_request_error", "request_too_large"}
+_NO_RESULT = "the line of the batch tells no result"
 _RETRIED = {408, 409, 429}
 _SPEND_CODES = {"enforced_spend_limit_reached", "contract_spend_limit_reached"}
 _SPEND_WORDS = "You have reached your specified"
@@ -124,9 +139,8 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     found = _error(body)
     error: str = found.type or f"http_{status}"
     told = headers.get("x-should-retry")
-    spent = found.code in _SPEND_CODES or found.message.startswith(_SPEND_WORDS)
-    if spent or _BALANCE_WORDS in found.message:
-        limit = (found.code or "spend_limit_reached") if spent else "billing_error"
+    limit = _limit_of_money(found)
+    if limit is not None:
         return Verdict(outcome="stop", error=limit, message=found.message)
     outcome = "failed"
     if told != "true" and status in _STOPPING:
@@ -138,6 +152,37 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
         outcome = "overloaded" if status >= 500 else "again"  # noqa: PLR2004
     final = outcome == "failed" and found.type is not None and status < 500  # noqa: PLR2004
     return Verdict(outcome=outcome, error=error, message=found.message or None, final=final)
+
+
+def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
+    """Decide what the result of one row of a batch means; the API bills only those that succeeded.
+
+    Parameters
+    ----------
+    result : mapping
+        What stands under ``result`` in a line of the batch's results, whatever it is.
+
+    Notes
+    -----
+    A row's error has no status: its type says whether sending the row again is of use. An error that
+    every row would meet, of the account or the model, is no row's last word, as with live answers.
+    Source: Anthropic, *Batch processing* and *Errors* (checked 2026-10-08).
+    """
+    kind = result.get("type")
+    if kind == "succeeded":
+        return _verdict_on_message(_dict(result, "message"))
+    if kind == "errored":
+        return _verdict_on_row_error(_dict(result, "error"))
+    if kind in ("expired", "canceled"):
+        return Verdict(outcome="again", error=kind)
+    return Verdict(outcome="again", error="invalid_response", message=_NO_RESULT, unseen=True)
+
+
+def _verdict_on_row_error(body: dict[str, Any]) -> Verdict:
+    found = _error(body)
+    error = _limit_of_money(found) or found.type or "invalid_response"
+    outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in _FAILING_ERRORS else "again"
+    return Verdict(outcome=outcome, error=error, message=found.message or None, final=outcome == "failed")
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
@@ -192,6 +237,13 @@ class _Error(NamedTuple):
     type: str | None
     message: str
     code: str | None
+
+
+def _limit_of_money(found: _Error) -> str | None:
+    """Return the name of the limit where no money is left to spend."""
+    if found.code in _SPEND_CODES or found.message.startswith(_SPEND_WORDS):
+        return found.code or "spend_limit_reached"
+    return "billing_error" if _BALANCE_WORDS in found.message else None
 
 
 def _error(body: dict[str, Any]) -> _Error:

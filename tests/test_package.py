@@ -29,7 +29,7 @@ LAYERS = (
     "errors clock facts catalog",
     "limits templates parameters schemas replies prompts bills estimates rates",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
-    "live wire verdicts guards connecting",
+    "live batchlines wire verdicts guards connecting",
     "display cards shown marks charts",
     "progress plots work feasibility sending runs plans",
 )
