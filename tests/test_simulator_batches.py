@@ -7,11 +7,15 @@ import json
 import time
 from email.utils import parsedate_to_datetime
 
+import aiohttp
 import anthropic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from claudescale.simulator import Batches, Desk, Fault, Simulator
 from claudescale.simulator.__main__ import arguments
+from claudescale.simulator.intake import Intake
 
 NOW = 1_795_000_000.0  # November 2026
 VERSION = "2026-10-21"
@@ -203,6 +207,300 @@ def test_every_answer_has_the_date_in_api_time():
     assert all(int(before) <= moment <= after for moment in moments)
     assert all(date.endswith(" GMT") for date in dates)
     assert moments[-1] > time.time() + 60
+
+
+# -------------------------------------------------------------------------------------------- intake
+
+
+def taken(raw, sizes=(), **options):
+    """Return what an intake says of a body that comes in parts, and the rows it keeps."""
+    intake = Intake(**options)
+    place = 0
+    for size in sizes:
+        intake.feed(raw[place : place + size])
+        place += size
+    intake.feed(raw[place:])
+    return intake.end(), [json.loads(row) for row in intake.rows]
+
+
+TEXTS = st.text('ab {}[]",:\\\nß漢🙂', max_size=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_size=8),
+    st.lists(st.integers(0, 40), max_size=30),
+    st.booleans(),
+    st.sampled_from([None, 2]),
+)
+def test_a_body_is_read_the_same_in_parts_of_any_size(params, sizes, ascii, indent):
+    """However it is cut, also within a character, the rows come out as they went in."""
+    rows = [{"custom_id": f"r{n}", "params": each} for n, each in enumerate(params)]
+    body = {"workspace_id": "w", "requests": rows}
+    raw = json.dumps(body, ensure_ascii=ascii, indent=indent).encode()
+    assert taken(raw, sizes) == (None, rows)
+
+
+@given(
+    st.lists(st.sampled_from(['{"', "{", "}", "[", "]", ",", ":", '"', "a", '"requests":[', "1", " ", "ß"])),
+    st.lists(st.integers(0, 9), max_size=9),
+)
+def test_what_is_no_json_is_refused_and_what_is_keeps_to_the_rules(parts, sizes):
+    """A body of any characters is refused exactly where it is no JSON object, or says what is missing."""
+    raw = "".join(parts).encode()
+    problem, rows = taken(raw, sizes)
+    try:
+        is_object = isinstance(json.loads(raw), dict)
+    except ValueError:
+        is_object = False
+    assert ("not valid JSON" in problem.message) == (not is_object)
+    assert rows == []
+
+
+ROW = b'{"custom_id":"a","params":{}}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "says"),
+    [
+        (b'{"requests":[%s,]}' % ROW, 400, "not valid JSON"),
+        (b'{"requests":[%s]' % ROW, 400, "not complete"),
+        (b'{"requests":[%s]}}' % ROW, 400, "not valid JSON"),
+        (b'{"requests":[%s %s]}' % (ROW, ROW), 400, "not valid JSON"),
+        (b'{"requests":[\xff]}', 400, "not valid JSON"),
+        (b"[" * 100_000, 400, "not valid JSON"),
+        (b"", 400, "not complete"),
+        (b'{"requests":{"a":1}}', 400, "at least 1 item"),
+        (b'{"requests":[1]}', 400, "requests.0: Input should be a valid dictionary"),
+        (b'{"requests":[{"custom_id":"a","params":{},"model":"m"}]}', 400, "requests.0.model: Extra inputs"),
+        (b'{"requests":[%s],"betas":[]}' % ROW, 400, "betas: Extra inputs"),
+        (b'{"requests":[%s,%s]}' % (ROW, ROW), 400, "requests.1.custom_id: duplicate"),
+        (b'{"requests":[' + b",".join([ROW] * 40) + b"]}", 413, "maximum allowed number of bytes"),
+    ],
+)
+def test_a_body_that_makes_no_batch_says_why(raw, status, says):
+    """What is wrong with a body is told with the place, and nothing of it is kept."""
+    problem, rows = taken(raw, max_bytes=1_000 if status == 413 else 10**9)
+    assert problem.status == status
+    assert says in problem.message
+    assert rows == []
+
+
+def test_an_upload_that_breaks_off_makes_no_batch():
+    """The client goes away in the middle of the body: there is no batch, and the next one is made."""
+
+    async def run():
+        with Simulator(speed=200) as simulator:
+            port = int(simulator.url.rpartition(":")[2])
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = (
+                "POST /v1/messages/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n"
+                "anthropic-version: 2026-10-21\r\nContent-Length: 9999\r\n\r\n"
+            )
+            writer.write(head.encode() + b'{"requests":[' + ROW)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            async with simulator.client() as client:
+                made = await client.messages.batches.create(**batch_of(1))
+                return made.id, [batch.id async for batch in client.messages.batches.list()], simulator.stats
+
+    name, listed, stats = asyncio.run(run())
+    assert listed == [name]
+    assert stats["batches_created"] == 1
+
+
+# -------------------------------------------------------------------------------------------- working
+
+
+def test_rows_are_done_one_by_one_and_their_requests_forgotten():
+    """Half way about half is billed and out of memory, while the batch still shows no counts."""
+    desk, batches = made(seconds=1000)
+    shown = batches.create(NOW, batch_of(400), VERSION)
+    batch = batches.find(shown["id"])
+    assert all(batch.rows)
+    worked = list(batches.work(batch, NOW + 500))
+    assert 150 < len(worked) < 250
+    assert desk.account.figures()["billed_rows"] == len(worked)
+    assert [row for row in range(400) if not batch.rows[row]] == sorted(worked)
+    counts = batches.show(batch, NOW + 500)["request_counts"]
+    assert counts == {"processing": 400, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
+    assert set(outcomes(batches, shown, NOW + 1000).values()) == {"succeeded"}
+    assert (batch.rows, batch.agenda, len(batch.lines)) == ([], [], 400)
+    assert desk.account.figures()["billed_rows"] == desk.account.figures()["distinct_rows_billed"] == 400
+
+
+def test_work_can_be_left_and_taken_up_at_any_row():
+    """Left after every single row, and with a cancel in between, each row has one result."""
+    desk, batches = made(seconds=1000)
+    shown = batches.create(NOW, batch_of(100), VERSION)
+    batch = batches.find(shown["id"])
+    for moment in range(0, 300, 10):
+        next(batches.work(batch, NOW + moment), None)
+    batches.cancel(NOW + 300, batch)
+    assert batch.next_at <= NOW + 320
+    found = outcomes(batches, shown, NOW + 320)
+    succeeded = list(found.values()).count("succeeded")
+    assert len(found) == len(batch.lines) == 100
+    assert set(found.values()) == {"succeeded", "canceled"}
+    assert desk.account.figures()["billed_rows"] == succeeded
+
+
+def test_a_large_batch_leaves_other_calls_their_turn():
+    """While thousands of overdue rows are worked off, live calls and polls are answered in between."""
+
+    async def run():
+        # The replies take no time, and all rows are due at once, long before they can be done.
+        with Simulator((1e9, 1e12, 1e12), speed=1e6, batch_seconds=1.0, latency=0.0) as simulator:
+            async with simulator.client() as client:
+                await client.messages.batches.create(**batch_of(8_000))
+                billed = []
+                while not billed or billed[-1]["batch"] < 8_000:
+                    await client.messages.create(**request(f"live {len(billed)}"))
+                    billed.append(simulator.stats["billed_rows_by_mode"])
+                return billed
+
+    billed = asyncio.run(run())
+    between = [each for each in billed if 0 < each["batch"] < 8_000]
+    assert len(between) > 20
+    assert [each["live"] for each in billed] == list(range(1, len(billed) + 1))
+
+
+# -------------------------------------------------------------------------------------------- caching
+
+LONG = "The parcel arrived late and the box was broken. " * 60
+
+
+def cached_batch(rows, ttl):
+    control = {"type": "ephemeral", "ttl": ttl}
+    return batch_of(rows, system=[{"type": "text", "text": LONG, "cache_control": control}])
+
+
+def read_share(desk, batches, rows, ttl, now):
+    """Return which part of the rows of a new batch read the cache."""
+    shown = batches.create(now, cached_batch(rows, ttl), VERSION)
+    assert set(outcomes(batches, shown, now + 600).values()) == {"succeeded"}
+    lines = [json.loads(line) for line in batches.results(now + 600, batches.find(shown["id"]))]
+    usages = [line["result"]["message"]["usage"] for line in lines]
+    read = [usage["cache_read_input_tokens"] for usage in usages]
+    written = [usage["cache_creation_input_tokens"] for usage in usages]
+    assert all((a > 512) != (b > 512) for a, b in zip(read, written, strict=True))
+    return sum(each > 0 for each in read) / rows
+
+
+@pytest.mark.parametrize(("ttl", "least", "most"), [("5m", 0.25, 0.70), ("1h", 0.57, 1.0)])
+def test_the_prompt_cache_is_best_effort_in_batches(ttl, least, most):
+    """From batch to batch 30 to 98 of 100 rows find the prefix, more of them with an hour than 5 minutes."""
+    found = []
+    for seed in range(12):
+        desk, batches = made(seed=seed)
+        found.append(read_share(desk, batches, 150, ttl, NOW))
+    assert least < min(found) < max(found) < most
+    assert max(found) - min(found) > 0.15
+
+
+def test_a_batch_of_one_primes_the_next():
+    """After a one-request batch with an hour's cache the next batch reads from its first row on."""
+    desk, batches = made()
+    assert read_share(desk, batches, 1, "1h", NOW) == 0
+    shown = batches.create(NOW + 700, cached_batch(50, "1h"), VERSION)
+    batch = batches.find(shown["id"])
+    first = batch.agenda[-12:]  # the first to be done
+    outcomes(batches, shown, NOW + 1300)
+    usages = {line["custom_id"]: line["result"]["message"]["usage"] for line in map(json.loads, batch.lines)}
+    assert sum(usages[f"row-{row}"]["cache_read_input_tokens"] > 512 for row in first) >= 4
+
+
+# ----------------------------------------------------------------------------------------- the rest
+
+
+def test_a_batch_over_the_spend_cap_is_refused():
+    """Once the dollars are spent no batch is made, as no message is answered."""
+    desk, batches = made(faults={"spend_cap": 0.0})
+    answer = batches.submit(NOW, batch_of(2), VERSION)
+    assert answer.status == 429
+    assert json.loads(answer.body)["error"]["details"]["error_code"] == "enforced_spend_limit_reached"
+    assert desk.account.figures()["batches_created"] == 0
+
+
+def test_the_endpoints_of_batches_have_a_rate_of_their_own():
+    """Beyond the rate every one of them is a 429 with a time to come back; messages are not."""
+
+    async def run():
+        with Simulator(speed=1, batch_requests_per_minute=3) as simulator:
+            async with simulator.client() as client:
+                batches = client.messages.batches
+                name = (await batches.create(**batch_of(1))).id
+                await batches.retrieve(name)
+                await batches.list()
+                calls = [batches.create(**batch_of(1)), batches.retrieve(name), batches.list()]
+                found = await asyncio.gather(*calls, return_exceptions=True)
+                await client.messages.create(**request())
+                return found, simulator.stats
+
+    found, stats = asyncio.run(run())
+    assert {type(each) for each in found} == {anthropic.RateLimitError}
+    assert all(1 <= int(each.response.headers["retry-after"]) <= 20 for each in found)
+    assert stats["refused"] == {"batch_requests_per_minute": 3}
+    assert stats["batches_created"] == 1
+
+
+def test_lists_go_forward_and_back_by_id():
+    """Newest first; after_id goes on to older ones, before_id back to newer ones; limits are checked."""
+
+    async def run():
+        with Simulator(speed=200) as simulator:
+            async with simulator.client(_strict_response_validation=True) as client:
+                batches = client.messages.batches
+                ids = [(await batches.create(**batch_of(1))).id for _ in range(5)][::-1]
+                first = await batches.list(limit=2)
+                second = await batches.list(limit=2, after_id=first.last_id)
+                back = await batches.list(limit=2, before_id=second.first_id)
+                for limit in (0, 1001):
+                    with pytest.raises(anthropic.BadRequestError):
+                        await batches.list(limit=limit)
+                return ids, first, second, back, [batch.id async for batch in batches.list(limit=1000)]
+
+    ids, first, second, back, every = asyncio.run(run())
+    assert [batch.id for batch in first.data] == ids[:2]
+    assert [batch.id for batch in second.data] == ids[2:4]
+    assert [batch.id for batch in back.data] == ids[:2]
+    assert (first.has_more, second.has_more, back.has_more) == (True, True, False)
+    assert every == ids
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "version", "status"),
+    [
+        ("PUT", "", VERSION, 405),
+        ("DELETE", "", VERSION, 405),
+        ("PATCH", "/msgbatch_none", VERSION, 404),
+        ("GET", "/msgbatch_none/results", VERSION, 404),
+        ("POST", "/msgbatch_none/cancel", VERSION, 404),
+        ("GET", "-other", VERSION, 404),
+        ("GET", "", "2020-01-01", 400),
+        ("GET", "", None, 400),
+    ],
+)
+def test_wrong_calls_to_the_batch_endpoints_are_refused(method, path, version, status):
+    """An unknown batch, path, method or API version is an error of the API's own shape."""
+    headers = {"authorization": "Bearer simulated", **({"anthropic-version": version} if version else {})}
+
+    async def run():
+        async with aiohttp.ClientSession() as session:
+            url = f"{simulator.url}/v1/messages/batches{path}"
+            async with session.request(method, url, headers=headers) as answer:
+                return answer.status, await answer.json()
+
+    with Simulator(speed=200) as simulator:
+        found, body = asyncio.run(run())
+    assert found == status
+    assert body["type"] == "error"
+    assert body["error"]["message"]
 
 
 # --------------------------------------------------------------------------------------- command line

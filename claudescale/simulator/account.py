@@ -102,7 +102,8 @@ class Account:
             if amount:
                 price = next(price for above, price in reversed(steps) if whole > above)
                 dollars += amount * price / PER_MILLION
-        self.tokens.update(dict(zip(TOKENS, (*amounts, reply.thinking_tokens), strict=True)))
+        for name, amount in zip(TOKENS, (*amounts, reply.thinking_tokens), strict=True):
+            self.tokens[name] += amount
         self.dollars[mode] += dollars
         self.billed_rows[mode] += 1
         self._keys.add(key)

@@ -1,36 +1,36 @@
 """Message batches of one account: created, worked off in simulated time, listed, canceled, read.
 
-Rows are worked off when somebody looks (`due`, `settle`), as of the simulated moment each was done.
-Until a batch has ended its counts say only how many it has, as on the API.
+Each row is done at a simulated moment of its own. `Batches.work` does those whose moment has come, and
+ends the batch in time; whoever calls it does the waiting. Until a batch has ended its counts say only
+how many rows it has, as on the API.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import re
+from array import array
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from claudescale import catalog
-from claudescale.simulator import replies, wire
+from claudescale.simulator import replies, rows, wire
 from claudescale.simulator.buckets import Bucket, rfc3339
-from claudescale.simulator.checks import Problem, found_model, invalid, problem
-from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, STATUSES
+from claudescale.simulator.checks import Problem, invalid
+from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, STATUSES
+from claudescale.simulator.intake import Intake
 from claudescale.simulator.listings import page
-from claudescale.simulator.tokens import measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from claudescale.simulator.desk import Desk
 
-CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))
 CANCEL_SECONDS = 20.0  # what is under way may still finish
 HOUR = 3600.0
 DAY = 24 * HOUR
 STUCK_SECONDS = 1e12
-ROWS = tuple(ROW)
 COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 SECONDS_PER_ROW = 0.02
 BASE_SECONDS = 180.0
@@ -38,7 +38,23 @@ BASE_SECONDS = 180.0
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """One batch. Its rows are dropped once their results are written."""
+    """One batch. A row's request is dropped when it is done, its result when the batch is archived.
+
+    Attributes
+    ----------
+    number : int
+        1 for the simulator's first.
+    seconds : float
+        API seconds from its creation until the last row would be done.
+    rows : list of bytes
+        The request of each row as JSON, in the order given.
+    moments : array of float
+        When each row is done.
+    agenda : list of int
+        Which rows are not done, the next one last.
+    luck : float
+        How well it does with the prompt cache, from 0 to 1.
+    """
 
     id: str
     number: int
@@ -46,7 +62,10 @@ class Batch:
     seconds: float
     version: str
     total: int
-    rows: list[dict[str, Any]]
+    rows: list[bytes]
+    moments: array[float]
+    agenda: list[int]
+    luck: float
     canceled_at: float | None = None
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -62,6 +81,16 @@ class Batch:
         """When it ends as things stand."""
         planned = min(self.created_at + self.seconds, self.expires_at)
         return planned if self.canceled_at is None else min(planned, self.canceled_at + CANCEL_SECONDS)
+
+    @property
+    def archived_at(self) -> float:
+        """When its results are gone."""
+        return self.created_at + catalog.BATCH.results_days * DAY
+
+    @property
+    def next_at(self) -> float:
+        """When there is something to do for it: a row, or its end."""
+        return min(self.ends_at, self.moments[self.agenda[-1]] if self.agenda else math.inf)
 
     def queued(self, now: float) -> int:
         """Return how many requests still wait at `now`."""
@@ -104,12 +133,15 @@ class Batches:
         after = {"retry-after": str(max(1, math.ceil(wait)))}
         return self._desk.refuse(found, kind="batch_requests_per_minute", headers=after)
 
-    def submit(self, now: float, body: dict[str, Any], version: str) -> wire.Answer:
+    def submit(self, now: float, body: dict[str, Any] | Intake, version: str) -> wire.Answer:
         """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
         attempt = self._desk.faults.attempt(b"create")
         struck = self._struck(CREATE_BEFORE, b"create", attempt, now)
         if struck is not None:
             return self._failed(struck)
+        stopped = self._desk.stopped(now)
+        if stopped is not None:
+            return stopped
         found = self.create(now, body, version)
         if isinstance(found, Problem):
             return self._desk.refuse(found)
@@ -138,33 +170,46 @@ class Batches:
         key = f"results {batch.number}".encode()
         return self._struck(("results_cut",), key, self._desk.faults.attempt(key), now) is not None
 
-    def create(self, now: float, body: dict[str, Any], version: str) -> dict[str, Any] | Problem:
+    def create(self, now: float, body: dict[str, Any] | Intake, version: str) -> dict[str, Any] | Problem:
         """Return the new batch, or why it is refused. Each row's `params` are checked only later."""
-        rows = body.get("requests")
-        wrong = _wrong(body, rows)
-        if wrong is not None or not isinstance(rows, list):
-            return wrong or invalid("requests: Field required")
+        if isinstance(body, dict):
+            given, body = body, Intake()
+            body.feed(wire.json_bytes(given))
+        wrong = body.end()
+        if wrong is not None:
+            return wrong
+        total = len(body.rows)
         waiting = sum(batch.queued(now) for batch in self._batches.values())
         most = self._desk.terms.batch_queue_requests
-        if waiting + len(rows) > most:
+        if waiting + total > most:
             message = f"This batch would exceed your limit of {most:,} requests in the processing queue."
             return Problem(429, "rate_limit_error", message)
+        batch = self._made(now, body.rows, version)
+        self._batches[batch.id] = batch
+        return self.show(batch, now)
+
+    def _made(self, now: float, given: list[bytes], version: str) -> Batch:
         name = self._desk.next_id("msgbatch")
-        account = self._desk.account
-        account.batches_created += 1
-        number = account.batches_created
+        self._desk.account.batches_created += 1
+        number = self._desk.account.batches_created
         stuck = self._struck(("batch_stuck",), b"batch", number, now)
-        batch = Batch(
+        seconds = STUCK_SECONDS if stuck else self._duration(name, len(given))
+        key = blake2b(name.encode(), digest_size=16).digest()
+        own = replies.draws(key, "moments")
+        # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
+        moments = array("d", (now + seconds * (1 - own.random()) for _ in given))
+        return Batch(
             id=name,
             number=number,
             created_at=now,
-            seconds=STUCK_SECONDS if stuck else self._duration(name, len(rows)),
+            seconds=seconds,
             version=version,
-            total=len(rows),
-            rows=rows,
+            total=len(given),
+            rows=given,
+            moments=moments,
+            agenda=sorted(range(len(given)), key=moments.__getitem__, reverse=True),
+            luck=replies.draws(key, "cache").random(),
         )
-        self._batches[name] = batch
-        return self.show(batch, now)
 
     def _duration(self, name: str, total: int) -> float:
         if self._seconds is not None:
@@ -176,7 +221,7 @@ class Batches:
     def show(self, batch: Batch, now: float, base_url: str = "") -> dict[str, Any]:
         """Return a batch as the API shows it at `now`."""
         ended = batch.settled_at is not None
-        archived = now >= batch.created_at + catalog.BATCH.results_days * DAY
+        archived = now >= batch.archived_at
         state = "ended" if ended else "in_progress" if batch.canceled_at is None else "canceling"
         counts = batch.counts if ended else {**dict.fromkeys(COUNTS, 0), "processing": batch.total}
         url = f"{base_url}/v1/messages/batches/{batch.id}/results" if ended and not archived else None
@@ -188,9 +233,7 @@ class Batches:
             "created_at": _instant(batch.created_at),
             "expires_at": _instant(batch.expires_at),
             "ended_at": _instant(batch.settled_at),
-            "archived_at": _instant(batch.created_at + catalog.BATCH.results_days * DAY)
-            if archived
-            else None,
+            "archived_at": _instant(batch.archived_at if archived else None),
             "cancel_initiated_at": _instant(batch.canceled_at),
             "results_url": url,
         }
@@ -224,103 +267,56 @@ class Batches:
         """Return the lines of a batch's results, in no order."""
         if batch.settled_at is None:
             return invalid(f"Message batch {batch.id} has no results yet: it has not ended")
-        if now >= batch.created_at + catalog.BATCH.results_days * DAY:
+        if now >= batch.archived_at:
+            batch.lines = []
             return Problem(404, "not_found_error", f"The results of message batch {batch.id} are archived")
         return batch.lines
 
+    def unsettled(self) -> list[Batch]:
+        """Return the batches that are still worked off."""
+        return [batch for batch in self._batches.values() if batch.settled_at is None]
+
     def due(self, now: float) -> list[Batch]:
         """Return the batches that have ended by `now` and are not worked off."""
-        return [
-            batch for batch in self._batches.values() if batch.settled_at is None and now >= batch.ends_at
-        ]
+        return [batch for batch in self.unsettled() if now >= batch.ends_at]
 
     def settle(self, batch: Batch) -> Iterator[int]:
-        """Work a batch off, as of its end; yields after every row so that others get their turn."""
-        end = batch.ends_at
-        marks = [
-            blake2b(f"{batch.id}{row['custom_id']}".encode(), digest_size=16).digest() for row in batch.rows
-        ]
-        moments = [
-            batch.created_at + batch.seconds * replies.draws(mark, "moment").random() for mark in marks
-        ]
-        order = sorted(range(batch.total), key=moments.__getitem__)
-        lines = []
-        counts = dict.fromkeys(COUNTS, 0)
-        for done, index in enumerate(order):
-            row = batch.rows[index]
-            result = self._result(row["params"], batch, moments[index], end)
-            counts[result["type"]] += 1
-            lines.append(wire.json_bytes({"custom_id": row["custom_id"], "result": result}) + b"\n")
-            yield done
-        replies.draws(blake2b(batch.id.encode()).digest(), "order").shuffle(lines)
-        batch.lines, batch.counts, batch.rows, batch.settled_at = lines, counts, [], end
+        """Work a batch off to its end; yields after every row."""
+        return self.work(batch, batch.ends_at)
 
-    def _result(self, params: dict[str, Any], batch: Batch, moment: float, end: float) -> dict[str, Any]:
-        if moment > end:
-            return {"type": "expired" if batch.canceled_at is None or end >= batch.expires_at else "canceled"}
-        wrong = self._refused(params, batch, moment)
-        if wrong is not None:
-            return self._errored(wrong)
-        model = found_model(params, moment)
-        assert not isinstance(model, Problem)  # `_refused` has seen it
-        desk = self._desk
-        key = replies.digest(desk.seed, params)
-        struck = self._struck(ROWS, key, desk.faults.attempt(key), moment)
-        if struck is not None:
-            error = ROW[struck]
-            return {"type": "expired"} if error is None else self._errored(Problem(500, *error))
-        measured = measure(params, model)
-        shares = desk.cache.shares(moment, measured, model.cache_minimum_tokens)
-        desk.cache.keep(moment, moment + 1.0, measured, model.cache_minimum_tokens)
-        reply = desk.reply(key, params, model, desk.elapsed(moment))
-        desk.account.bill(moment, model.id, "batch", key, shares, reply)
-        used = wire.usage(shares, reply, "batch")
-        return {"type": "succeeded", "message": wire.message(desk.next_id("msg"), model, reply, used)}
+    def work(self, batch: Batch, now: float) -> Iterator[int]:
+        """Do the rows that are due by `now`, and end the batch if it is over.
+
+        It yields after every row so that others get their turn, and may be left there and begun anew.
+        """
+        while batch.agenda and batch.moments[batch.agenda[-1]] <= min(now, batch.ends_at):
+            index = batch.agenda.pop()
+            row = json.loads(batch.rows[index])
+            own = rows.mark(batch.id, index)
+            moment = batch.moments[index]
+            self._close(
+                batch,
+                index,
+                row["custom_id"],
+                rows.outcome(self._desk, row["params"], batch.version, moment, own, batch.luck),
+            )
+            yield index
+        if now < batch.ends_at or batch.settled_at is not None:
+            return
+        late = batch.canceled_at is None or batch.ends_at >= batch.expires_at
+        left = {"type": "expired" if late else "canceled"}
+        while batch.agenda:
+            index = batch.agenda.pop()
+            self._close(batch, index, json.loads(batch.rows[index])["custom_id"], left)
+            yield index
+        replies.draws(blake2b(batch.id.encode()).digest(), "order").shuffle(batch.lines)
+        batch.rows, batch.moments, batch.settled_at = [], array("d"), batch.ends_at
 
     @staticmethod
-    def _refused(params: dict[str, Any], batch: Batch, moment: float) -> Problem | None:
-        for name in catalog.BATCH.refused_parameters:
-            if params.get(name):
-                return invalid(f"{name}: not supported in message batches")
-        if params.get("max_tokens") == 0:
-            return invalid("max_tokens: 0 is not supported in message batches")
-        model = found_model(params, moment)
-        if isinstance(model, Problem):
-            return model
-        wrong = problem(params, model, batch.version)
-        tokens = 0 if wrong else measure(params, model).input_tokens
-        if tokens > model.context_tokens:
-            return invalid(f"prompt is too long: {tokens} tokens > {model.context_tokens} maximum")
-        return wrong
-
-    def _errored(self, found: Problem) -> dict[str, Any]:
-        body = wire.error_body(found.type, found.message, self._desk.next_id("req"))
-        return {"type": "errored", "error": body}
-
-
-def _wrong(body: dict[str, Any], rows: Any) -> Problem | None:
-    """Return why a batch is refused at once."""
-    for name in body:
-        if name not in {"requests", "workspace_id"}:
-            return invalid(f"{name}: Extra inputs are not permitted")
-    if not isinstance(rows, list) or not rows:
-        return invalid("requests: List should have at least 1 item after validation, not 0")
-    if len(rows) > catalog.BATCH.max_requests:
-        message = f"requests: at most {catalog.BATCH.max_requests} requests fit into a batch, not {len(rows)}"
-        return Problem(413, "request_too_large", message)
-    seen: set[str] = set()
-    return next((found for index, row in enumerate(rows) if (found := _wrong_row(index, row, seen))), None)
-
-
-def _wrong_row(index: int, row: Any, seen: set[str]) -> Problem | None:
-    where = f"requests.{index}"
-    custom_id = row.get("custom_id") if isinstance(row, dict) else None
-    if not isinstance(custom_id, str) or not CUSTOM_ID.fullmatch(custom_id):
-        return invalid(f"{where}.custom_id: String should match pattern {catalog.BATCH.custom_id_pattern!r}")
-    if custom_id in seen:
-        return invalid(f"{where}.custom_id: duplicate custom_id {custom_id!r}")
-    seen.add(custom_id)
-    return None if isinstance(row.get("params"), dict) else invalid(f"{where}.params: Field required")
+    def _close(batch: Batch, index: int, custom_id: str, result: dict[str, Any]) -> None:
+        batch.rows[index] = b""
+        batch.counts[result["type"]] += 1
+        batch.lines.append(wire.json_bytes({"custom_id": custom_id, "result": result}) + b"\n")
 
 
 def _instant(seconds: float | None) -> str | None:

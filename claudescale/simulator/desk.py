@@ -153,7 +153,7 @@ class Desk:
             return self.refuse(Problem(413, "request_too_large", message))
         try:
             body = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return self.refuse(invalid(f"The request body is not valid JSON: {error}"))
         if not isinstance(body, dict):
             return self.refuse(invalid("Input should be a valid dictionary"))
@@ -207,7 +207,7 @@ class Desk:
         attempt = self.faults.attempt(key)
         elapsed = self.elapsed(now)
         buckets = self.buckets(model, now)
-        stopped = self._stopped(now, buckets.headers(now)) if self.faults.levels else None
+        stopped = self.stopped(now, buckets.headers(now)) if self.faults.levels else None
         if stopped is not None:
             return stopped
         struck = self.faults.strikes(BEFORE, key, attempt, elapsed)
@@ -238,7 +238,7 @@ class Desk:
             fault=self.faults.strikes(AFTER, key, attempt, elapsed),
         )
 
-    def _stopped(self, now: float, limits: Mapping[str, str]) -> Answer | None:
+    def stopped(self, now: float, limits: Mapping[str, str] | None = None) -> Answer | None:
         """Return the refusal once as much was spent as the faults allow."""
         spent = sum(self.account.dollars.values())
         levels = self.faults.levels

@@ -13,6 +13,7 @@ from aiohttp import web
 from claudescale import catalog
 from claudescale.simulator import listings, streams
 from claudescale.simulator.checks import Problem, version_problem
+from claudescale.simulator.intake import Intake
 from claudescale.simulator.wire import Answer
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from claudescale.simulator.batches import Batch, Batches
     from claudescale.simulator.desk import Admission, Desk
 
-MAX_BYTES = catalog.BATCH.max_bytes + 1  # one more than any endpoint takes: enough to know it is too long
+MAX_BYTES = catalog.MESSAGE.max_bytes + 1  # enough to know that a request is too long
+BATCHES = "/v1/messages/batches"
 HANG_CHECK_SECONDS = 0.2
-TURN_ROWS = 20  # of a batch, before other calls get their turn
+TURN_ROWS = 5  # of a batch, before other calls get their turn
+PAUSE_SECONDS = 0.02  # before its next rows
 RESULT_LINES = 500  # of a batch, written at once
-SETTLE_WAIT_SECONDS = 0.5
+CATCH_UP_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
 
@@ -50,7 +53,7 @@ class Shell:
         self.clock = clock
         self.url = ""
         self._runner: web.ServerRunner | None = None
-        self._settling: dict[str, asyncio.Task[None]] = {}
+        self._working: dict[str, asyncio.Task[None]] = {}
         self._routes: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             ("POST", "/v1/messages"): self._messages,
             ("POST", "/v1/messages/count_tokens"): self._count_tokens,
@@ -71,9 +74,9 @@ class Shell:
 
     async def stop(self) -> None:
         """Stop listening and close what is open."""
-        for task in self._settling.values():
+        for task in self._working.values():
             task.cancel()
-        await asyncio.gather(*self._settling.values(), return_exceptions=True)
+        await asyncio.gather(*self._working.values(), return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -81,7 +84,7 @@ class Shell:
         route = self._routes.get((request.method, request.path))
         if route is not None:
             return await route(request)
-        if request.path.startswith("/v1/messages/batches"):
+        if f"{request.path}/".startswith(f"{BATCHES}/"):
             return await self._batch(request)
         if request.method == "GET" and request.path.startswith("/v1/models"):
             return await self._models(request)
@@ -171,47 +174,58 @@ class Shell:
         return response
 
     async def _batch(self, request: web.BaseRequest) -> web.StreamResponse:
-        refused = self.desk.unauthorized(request.headers) or self.batches.limited(self.clock.seconds())
+        parts = [part for part in request.path.removeprefix(BATCHES).split("/") if part]
+        intake = Intake()
+        if request.method == "POST":  # whatever the answer: who is still writing does not listen
+            async for chunk in request.content.iter_any():
+                intake.feed(chunk)
+        refused = self._refused(request, parts)
         if refused is not None:
             return await self._send(request, refused)
-        await self._settle_due()
-        polls = request.method == "GET" and not request.path.endswith("/results")
-        failed = self.batches.poll_failed(self.clock.seconds()) if polls else None
-        if failed is not None:
-            return await self._send(request, failed)
-        parts = [part for part in request.path.removeprefix("/v1/messages/batches").split("/") if part]
-        if not parts:
-            return await self._send(request, await self._all_batches(request))
-        batch = self.batches.find(parts[0])
+        await self._catch_up()
+        now = self.clock.seconds()
+        if (request.method, parts) == ("POST", []):
+            answer = self.batches.submit(now, intake, request.headers["anthropic-version"])
+            self._work_off()
+            return await self._send(request, answer)
+        if (request.method, parts) == ("GET", []):
+            page = self.batches.page(now, _query(request), self.url)
+            return await self._send(request, self._value(page))
+        batch = self.batches.find(parts[0]) if parts else None
         if isinstance(batch, Problem):
             return await self._send(request, self.desk.refuse(batch))
-        if parts[1:] == ["results"] and request.method == "GET":
+        if batch is not None and (request.method, parts[1:]) == ("GET", ["results"]):
             return await self._results(request, batch)
         return await self._send(request, self._value(self._one_batch(request.method, parts[1:], batch)))
 
-    async def _all_batches(self, request: web.BaseRequest) -> Answer:
-        now = self.clock.seconds()
-        if request.method == "GET":
-            return self._value(self.batches.page(now, _query(request), self.url))
-        raw = await _read(request)
-        body = await asyncio.to_thread(self.desk.read, raw, catalog.BATCH.max_bytes)
-        if isinstance(body, Answer):
-            return body
+    def _refused(self, request: web.BaseRequest, parts: list[str]) -> Answer | None:
+        """Return the refusal of any call to the batch endpoints, for its key, version, rate or a fault."""
+        refused = self.desk.unauthorized(request.headers)
         wrong = version_problem(request.headers)
-        if wrong is not None:
-            return self.desk.refuse(wrong)
-        version = request.headers["anthropic-version"]
-        return self.batches.submit(self.clock.seconds(), body, version)
+        if refused is None and wrong is not None:
+            refused = self.desk.refuse(wrong)
+        refused = refused or self.batches.limited(self.clock.seconds())
+        if refused is None and request.method == "GET" and parts[1:] != ["results"]:
+            refused = self.batches.poll_failed(self.clock.seconds())
+        return refused
 
-    def _one_batch(self, method: str, rest: list[str], batch: Batch) -> dict[str, Any] | Problem:
+    def _one_batch(self, method: str, rest: list[str], batch: Batch | None) -> dict[str, Any] | Problem:
         now = self.clock.seconds()
+        if rest not in ([], ["cancel"], ["results"]):
+            return Problem(404, "not_found_error", "Not found")
+        if batch is None:
+            return Problem(405, "invalid_request_error", "Method Not Allowed")
         if (method, rest) == ("GET", []):
             return self.batches.show(batch, now, self.url)
         if (method, rest) == ("POST", ["cancel"]):
-            return self.batches.cancel(now, batch) or self.batches.show(batch, now, self.url)
+            refused = self.batches.cancel(now, batch)
+            if batch.id in self._working and refused is None:  # it ends sooner than its task thinks
+                self._working.pop(batch.id).cancel()
+                self._work_off()
+            return refused or self.batches.show(batch, now, self.url)
         if (method, rest) == ("DELETE", []):
             return self.batches.delete(batch)
-        return Problem(404, "not_found_error", "Not found")
+        return Problem(405, "invalid_request_error", "Method Not Allowed")
 
     async def _results(self, request: web.BaseRequest, batch: Batch) -> web.StreamResponse:
         lines = self.batches.results(self.clock.seconds(), batch)
@@ -231,20 +245,30 @@ class Shell:
             await response.write_eof()
         return response
 
-    async def _settle_due(self) -> None:
-        """Work off the batches whose time has come; one that takes long goes on in the background."""
-        for batch in self.batches.due(self.clock.seconds()):
-            if batch.id not in self._settling:
-                self._settling[batch.id] = asyncio.ensure_future(self._settle(batch))
-        if self._settling:
-            await asyncio.wait(self._settling.values(), timeout=SETTLE_WAIT_SECONDS)
-        for name in [name for name, task in self._settling.items() if task.done()]:
-            self._settling.pop(name).result()
+    def _work_off(self) -> None:
+        """See to it that every batch that has not ended is worked off in the background."""
+        for name in [name for name, task in self._working.items() if task.done()]:
+            self._working.pop(name).result()
+        for batch in self.batches.unsettled():
+            if batch.id not in self._working:
+                self._working[batch.id] = asyncio.ensure_future(self._work(batch))
 
-    async def _settle(self, batch: Batch) -> None:
-        for done in self.batches.settle(batch):
-            if done % TURN_ROWS == 0:
-                await asyncio.sleep(0)
+    async def _catch_up(self) -> None:
+        """Let batches end that have reached their end; one with much left to do goes on behind."""
+        due = {batch.id for batch in self.batches.due(self.clock.seconds())}
+        tasks = [task for name, task in self._working.items() if name in due]
+        if tasks:
+            await asyncio.wait(tasks, timeout=CATCH_UP_SECONDS)
+        self._work_off()
+
+    async def _work(self, batch: Batch) -> None:
+        while batch.settled_at is None:
+            for done, _ in enumerate(self.batches.work(batch, self.clock.seconds())):
+                if done % TURN_ROWS == 0:
+                    await asyncio.sleep(0)
+            if batch.settled_at is None:
+                wait = self.clock.real(batch.next_at - self.clock.seconds())
+                await asyncio.sleep(max(wait, PAUSE_SECONDS))
 
     def _headers(self, kind: str, headers: Mapping[str, str]) -> dict[str, str]:
         """Return the headers of an answer that begins now, with the date in API time."""

@@ -155,13 +155,15 @@ class PromptCache:
     def __init__(self) -> None:
         self._entries: dict[bytes, Entry] = {}
 
-    def shares(self, now: float, measured: Measured, minimum_tokens: int | None) -> Shares:
-        """How the request would be billed if it started now; changes nothing."""
+    def shares(
+        self, now: float, measured: Measured, minimum_tokens: int | None, *, found: bool = True
+    ) -> Shares:
+        """How the request would be billed if it started now; changes nothing. `found`: it may read."""
         if not measured.blocks:
             return Shares(input_tokens=measured.input_tokens)
         totals, digests = _prefixes(measured)
         marks = _marks(measured, totals, minimum_tokens)
-        hit = self._hit(now, marks, digests)
+        hit = self._hit(now, marks, digests) if found else None
         read = totals[hit] if hit is not None else 0
         written = {"5m": 0, "1h": 0}
         reached = read
