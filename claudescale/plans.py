@@ -168,8 +168,9 @@ class Plan:
 
         Spends: nothing.
         """
-        bodies = self.compiled.bodies(read(self.frame))["body"]
-        keys = Prompt.keys(bodies, "api.anthropic.com")
+        frame = read(self.frame)
+        bodies = self.compiled.bodies(frame)["body"]
+        keys = self.compiled.keys(self.compiled.contents(frame)["content"], "api.anthropic.com")
         frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
         return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
 

@@ -16,7 +16,7 @@ from claudescale.catalog import MESSAGE
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
 from claudescale.parameters import Cache, as_json, constant
 from claudescale.replies import Returns, compile_returns
-from claudescale.templates import content_of, json_string
+from claudescale.templates import content_of, json_string, named_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,6 +57,9 @@ class Prompt:
         Characters of every request besides the row's text: system prompt, schema, tools.
     notes : tuple of str
         What is worth knowing and no error.
+    columns : tuple of str or None
+        The columns a template names; None of an expression, which may look at many rows at once and so
+        cannot be rendered a slice at a time.
     """
 
     head: str
@@ -65,7 +68,9 @@ class Prompt:
     returns: Returns | None
     shared_characters: int
     notes: tuple[str, ...]
+    columns: tuple[str, ...] | None
     _length: pl.Expr = field(repr=False)
+    _key_head: str = field(repr=False)
 
     def bodies(self, frame: AnyFrame) -> AnyFrame:
         """Return the request bodies of a frame, one row per row of the frame, in its order.
@@ -180,28 +185,10 @@ class Prompt:
         # Sorted, so that sums over them are the same to the last digit every time.
         return distinct.select(*MEASURES).sort(*MEASURES).collect(engine="streaming")
 
-    @staticmethod
-    def keys(bodies: pl.Series, api: str) -> pl.Series:
-        """Return the key of each body: the same request to the same API has the same key, for ever.
+    def keys(self, contents: pl.Series, api: str) -> pl.Series:
+        """Return the key of each request: the same request to the same API has the same key, for ever.
 
-        Spends: nothing.
-
-        Parameters
-        ----------
-        bodies : pl.Series of String
-            From `bodies`.
-        api : str
-            Which API answers; a simulator's replies must have keys of their own.
-
-        Returns
-        -------
-        pl.Series
-            `key`: 32 hexadecimal characters, null where the body is null.
-        """
-        return _keys(bodies, api, "", "")
-
-    def content_keys(self, contents: pl.Series, api: str) -> pl.Series:
-        """Return the same keys as `keys` does, from `contents` instead of whole bodies.
+        Whether the prompt is cached changes the price and not the answer, so it does not change the key.
 
         Spends: nothing.
 
@@ -210,14 +197,25 @@ class Prompt:
         contents : pl.Series of String
             From `contents`.
         api : str
-            Which API answers.
+            Which API answers; a simulator's replies must have keys of their own.
 
         Returns
         -------
         pl.Series
             `key`: 32 hexadecimal characters, null where the content is null.
         """
-        return _keys(contents, api, self.head, self.tail)
+        # Polars' own hash is faster and changes between versions; a ledger must know its rows for ever.
+        start = hashlib.blake2b(f"{api}\0{self._key_head}".encode(), digest_size=16)
+        copy: Callable[[], Any] = start.copy
+        end = self.tail.encode()
+
+        def key(text: str) -> str:
+            state = copy()
+            state.update(text.encode() + end)
+            found: str = state.hexdigest()
+            return found
+
+        return pl.Series("key", [None if text is None else key(text) for text in contents], pl.String)
 
 
 def compile_prompt(
@@ -287,25 +285,24 @@ def compile_prompt(
     content, length = content_of(prompt, schema)
     typed = None if returns is None else _typed(returns, model)
     _check_names(schema, typed)
-    shared = constant(
-        model,
-        max_tokens=max_tokens,
-        system=system,
-        returns=typed,
-        effort=effort,
-        thinking=thinking,
-        cache=cache,
-        params=params,
-    )
+    given: dict[str, Any] = {"max_tokens": max_tokens, "system": system, "returns": typed, "effort": effort}
+    given |= {"thinking": thinking, "params": params}
+    shared, uncached = (constant(model, cache=each, **given) for each in (cache, False))
     return Prompt(
-        head=f'{as_json(shared.body)[:-1]},"messages":[{{"role":"user","content":',
+        head=_head(shared.body),
         tail="}]}",
         content=content,
         returns=typed,
         shared_characters=shared.shared_characters,
         notes=shared.notes,
+        columns=None if isinstance(prompt, pl.Expr) else named_columns(prompt, schema),
         _length=length,
+        _key_head=_head(uncached.body),
     )
+
+
+def _head(body: Mapping[str, Any]) -> str:
+    return f'{as_json(body)[:-1]},"messages":[{{"role":"user","content":'
 
 
 def _typed(returns: object, model: Model) -> Returns:
@@ -338,18 +335,3 @@ def _check_sizes(sizes: pl.DataFrame) -> None:
             f"out.{more}"
         )
         raise RequestTooLarge(msg)
-
-
-def _keys(texts: pl.Series, api: str, head: str, tail: str) -> pl.Series:
-    # Polars' own hash is faster and changes between versions; a ledger must know its rows for ever.
-    start = hashlib.blake2b(f"{api}\0{head}".encode(), digest_size=16)
-    copy: Callable[[], Any] = start.copy
-    end = tail.encode()
-
-    def key(text: str) -> str:
-        state = copy()
-        state.update(text.encode() + end)
-        found: str = state.hexdigest()
-        return found
-
-    return pl.Series("key", [None if text is None else key(text) for text in texts], pl.String)

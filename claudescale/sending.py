@@ -23,7 +23,7 @@ from claudescale.wire import Wire
 from claudescale.work import Work, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
@@ -144,7 +144,7 @@ class Sending:
         self.estimate = feasibility.check(replace(self._plan, frame=work.frame), part=part)
         self.tally.begin(work.keys)
         self.tally.found(found)
-        self.work = work.without_content()
+        self.work = work
         return missing
 
     async def _answer(self, wire: Wire, missing: pl.DataFrame, begin: Callable[[], None]) -> None:
@@ -222,10 +222,10 @@ class Sending:
                 except LedgerError as error:
                     self._fail(error)
                     return
-                for key, content, tokens in block.iter_rows():
-                    if key in won:
-                        yield self._row(key, content, tokens)
-                held.append(block.filter(~pl.col("key").is_in(list(won))))
+                mine = pl.col("key").is_in(list(won))
+                for row in self._rendered(block.filter(mine)):
+                    yield row
+                held.append(block.filter(~mine))
             waiting = await self._unanswered(pl.concat(held))
 
     async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
@@ -244,10 +244,13 @@ class Sending:
             slept += loops.SLICE_SECONDS
         return left
 
-    def _row(self, key: str, content: str, tokens: float) -> Row:
-        prompt = self._plan.compiled
-        cached = prompt.shared_characters / self._plan.facts.characters_per_token if self._plan.cache else 0.0
-        return Row(key, f"{prompt.head}{content}{prompt.tail}".encode(), max(tokens - cached, 1.0))
+    def _rendered(self, block: pl.DataFrame) -> Iterator[Row]:
+        assert self.work is not None
+        prompt, facts = self._plan.compiled, self._plan.facts
+        cached = prompt.shared_characters / facts.characters_per_token if self._plan.cache else 0.0
+        texts = self.work.texts.of(block["row"])
+        for key, text, tokens in zip(block["key"], texts, block["estimated_tokens"], strict=True):
+            yield Row(key, f"{prompt.head}{text}{prompt.tail}".encode(), max(tokens - cached, 1.0))
 
     def _end_state(self) -> str:
         found = self.live.stopped_by if self.live else None

@@ -39,6 +39,11 @@ def content_of(prompt: str | pl.Expr, schema: pl.Schema) -> tuple[pl.Expr, pl.Ex
     return pl.concat_str(parts), pl.sum_horizontal(lengths, ignore_nulls=False)
 
 
+def named_columns(template: str, schema: pl.Schema) -> tuple[str, ...]:
+    """Return the columns that a template names, each once."""
+    return tuple(dict.fromkeys(part for part, column in _parts(template, schema) if column))
+
+
 def _parts(template: str, schema: pl.Schema) -> list[tuple[str, bool]]:
     """Return the template as texts (False) and names of columns (True)."""
     parts: list[tuple[str, bool]] = []

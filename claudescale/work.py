@@ -13,9 +13,14 @@ from claudescale import estimates
 from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from claudescale.plans import Plan
+    from claudescale.prompts import Prompt
     from claudescale.replies import Returns
 
+SLICE_ROWS = 20_000
+"""How many rows are rendered at once."""
 NOT_SENT = "not_sent"
 """What `error` says of a row that has no answer yet."""
 
@@ -30,16 +35,38 @@ class Work(NamedTuple):
     keys : pl.Series
         Key of each row, null where it has nothing to send.
     requests : pl.DataFrame
-        `key`, `content` (JSON) and `estimated_tokens` of each distinct request, in the frame's order.
+        `REQUESTS`: each distinct request once, in the frame's order.
+    texts : Texts
+        What each request says.
     """
 
     frame: pl.DataFrame
     keys: pl.Series
     requests: pl.DataFrame
+    texts: Texts
 
-    def without_content(self) -> Work:
-        """Return the same, without the texts to send: they are no longer needed once the run is under way."""
-        return self._replace(requests=self.requests.drop("content"))
+
+REQUESTS = pl.Schema(
+    {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "estimated_tokens": pl.Float64()}
+)
+"""Columns of `Work.requests`: its first row in the frame, its key, the size of its body."""
+
+
+class Texts(NamedTuple):
+    """The texts of a frame's rows as JSON, rendered when they are needed: no second copy of the frame.
+
+    Where they come from an expression they are rendered at once, as it may look at many rows.
+    """
+
+    prompt: Prompt
+    frame: pl.DataFrame
+    rendered: pl.Series | None
+
+    def of(self, rows: pl.Series) -> pl.Series:
+        """Return the text of each of the rows."""
+        if self.rendered is not None:
+            return self.rendered.gather(rows)
+        return self.prompt.contents(self.frame.select(self.prompt.columns or ())[rows])["content"]
 
 
 def read(frame: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
@@ -66,16 +93,28 @@ def prepare(plan: Plan, api: str) -> Work:
     """Return the rows of a plan, with the keys they have at one API."""
     prompt = plan.compiled
     frame = read(plan.frame)
-    contents = prompt.contents(frame)["content"]
-    keys = prompt.content_keys(contents, api)
-    characters = pl.col("content").str.len_chars()
+    around = len(prompt.head.encode()) + len(prompt.tail.encode())
+    parts, rendered = [], None
+    for part in [frame] if prompt.columns is None else _slices(frame.select(prompt.columns)):
+        contents = prompt.contents(part)["content"]
+        rendered = contents if prompt.columns is None else None
+        characters = pl.Series("characters", contents.str.len_chars())
+        bytes_ = contents.str.len_bytes().cast(pl.Int64).alias("bytes") + around
+        parts.append(pl.DataFrame([prompt.keys(contents, api), bytes_, characters]))
+    rows = pl.concat(parts, rechunk=True).with_row_index("row")
+    tokens = estimates.estimated_tokens(prompt, plan.facts, pl.col("characters"))
     requests = (
-        pl.DataFrame([keys, contents])
-        .drop_nulls()
+        rows.drop_nulls()
         .unique("key", keep="first", maintain_order=True)
-        .with_columns(estimated_tokens=estimates.estimated_tokens(prompt, plan.facts, characters))
+        .with_columns(estimated_tokens=tokens)
+        .select(*REQUESTS)
     )
-    return Work(frame, keys, requests)
+    return Work(frame, rows["key"], requests, Texts(prompt, frame, rendered))
+
+
+def _slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield the frame in slices: at least one, as an empty frame has columns too."""
+    yield from (frame.slice(start, SLICE_ROWS) for start in range(0, max(frame.height, 1), SLICE_ROWS))
 
 
 def results(

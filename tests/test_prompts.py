@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from claudescale import catalog
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.prompts import BODIES, CONTENTS, Prompt, compile_prompt
+from claudescale.prompts import BODIES, CONTENTS, compile_prompt
 
 HAIKU = catalog.model("claude-haiku-5-5")
 REQUEST = TypeAdapter(wire.MessageCreateParamsNonStreaming)
@@ -71,8 +71,8 @@ def test_bodies_hold_what_python_would_format(rows, around):
 
 @settings(deadline=None)
 @given(cells=st.lists(st.none() | TEXT, max_size=10), api=TEXT)
-def test_contents_and_bodies_have_the_same_keys(cells, api):
-    """A key made from the varying part alone is the key of the whole body."""
+def test_a_key_made_from_the_text_is_that_of_the_whole_body(cells, api):
+    """A key made from the varying part alone is the hash of API and whole body."""
     frame = pl.DataFrame({"text": cells}, schema={"text": pl.String})
     prompt = compiled("Say {text}", frame, system="Briefly.")
     bodies, parts = prompt.bodies(frame), prompt.contents(frame)
@@ -80,17 +80,25 @@ def test_contents_and_bodies_have_the_same_keys(cells, api):
     assert parts.schema == CONTENTS
     whole = [None if part is None else prompt.head + part + prompt.tail for part in parts["content"]]
     assert bodies["body"].to_list() == whole
-    keys = Prompt.keys(bodies["body"], api)
-    assert keys.equals(prompt.content_keys(parts["content"], api))
-    assert keys.is_null().to_list() == [cell is None for cell in cells]
+    hashes = [hashlib.blake2b(f"{api}\0{body}".encode(), digest_size=16) for body in whole if body]
+    found = prompt.keys(parts["content"], api)
+    assert found.is_null().to_list() == [cell is None for cell in cells]
+    assert found.drop_nulls().to_list() == [each.hexdigest() for each in hashes]
 
 
 def test_a_key_never_changes():
     """The key is blake2b over the API's name, a NUL and the body: a ledger of years ago still fits."""
-    found = Prompt.keys(pl.Series(['{"a":"\u00e9"}', None]), "https://api.anthropic.com")
-    text = 'https://api.anthropic.com\0{"a":"\u00e9"}'
-    assert found.to_list() == [hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), None]
-    assert found[0] == "aeb81a3ff2e57be2d525feda87bf4139"
+    prompt = compiled("Say {text}", pl.DataFrame({"text": ["a"]}))
+    found = prompt.keys(pl.Series(['"\u00e9"', None]), "https://api.anthropic.com")
+    assert found.to_list() == ["0deef23a5ee4d527bae46a532fef1ca4", None]
+
+
+def test_caching_does_not_change_the_key():
+    """With and without a cache, for five minutes or an hour, a row is the same request to the ledger."""
+    frame = pl.DataFrame({"text": ["a", None]})
+    prompts = [compiled("{text}", frame, system="Briefly.", cache=each) for each in (False, True, "1h")]
+    assert len({prompt.head for prompt in prompts}) == 3
+    assert len({tuple(prompt.keys(prompt.contents(frame)["content"], "api")) for prompt in prompts}) == 1
 
 
 def test_the_key_depends_on_everything_that_may_change_the_answer():
@@ -101,17 +109,15 @@ def test_the_key_depends_on_everything_that_may_change_the_answer():
         compiled("Tell {text}", frame),
         compiled("Say {text}", frame, model=catalog.model("claude-sonnet-5-5")),
         compiled("Say {text}", frame, system="Briefly."),
-        compiled("Say {text}", frame, system="Briefly.", cache=True),
-        compiled("Say {text}", frame, system="Briefly.", cache="1h"),
         compiled("Say {text}", frame, returns=pl.Enum(["a"])),
         compiled("Say {text}", frame, max_tokens=5),
         compiled("Say {text}", frame, effort="low"),
         compiled("Say {text}", frame, thinking={"type": "adaptive"}),
         compiled("Say {text}", frame, params={"stop_sequences": ["."]}),
     ]
-    keys = {Prompt.keys(prompt.bodies(frame)["body"], "api")[0] for prompt in variants}
-    keys.add(Prompt.keys(variants[0].bodies(frame)["body"], "another")[0])
-    keys.add(Prompt.keys(variants[0].bodies(pl.DataFrame({"text": ["b"]}))["body"], "api")[0])
+    keys = {prompt.keys(prompt.contents(frame)["content"], "api")[0] for prompt in variants}
+    keys.add(variants[0].keys(variants[0].contents(frame)["content"], "another")[0])
+    keys.add(variants[0].keys(variants[0].contents(pl.DataFrame({"text": ["b"]}))["content"], "api")[0])
     assert len(keys) == len(variants) + 2
 
 
@@ -174,7 +180,7 @@ def test_an_empty_frame_gives_empty_frames():
         assert prompt.bodies(frame).schema == BODIES
         assert prompt.bodies(frame).height == 0
         assert prompt.characters(frame)[0].len() == 0
-        assert Prompt.keys(prompt.bodies(frame)["body"], "api").len() == 0
+        assert prompt.keys(prompt.contents(frame)["content"], "api").len() == 0
 
 
 def test_a_lazy_frame_stays_lazy_and_says_the_same():

@@ -1,12 +1,13 @@
 """Work: every row finds the answer to its own request."""
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from running import a_plan, reviews
 
-from claudescale.work import NOT_SENT, last_failures, prepare, results
+from claudescale.work import NOT_SENT, REQUESTS, last_failures, prepare, results
 
 _TEXTS = st.lists(st.text(max_size=5) | st.none(), max_size=20)
 
@@ -37,9 +38,21 @@ def test_keys_differ_by_api():
     assert prepare(plan, "a").keys.equals(prepare(plan, "a").keys)
 
 
-def test_texts_are_dropped_once_they_are_under_way():
-    """What a finished run holds of its requests is a key and a number each."""
-    assert prepare(a_plan(reviews(3)), "a").without_content().requests.columns == ["key", "estimated_tokens"]
+@pytest.mark.parametrize("prompt", ["About {text}", pl.format("About {}", "text")])
+@given(texts=_TEXTS, slice_rows=st.integers(1, 7))
+def test_texts_are_rendered_a_slice_at_a_time(prompt, texts, slice_rows):
+    """Whatever the slices, each request has text, size and key of its first row in the frame."""
+    frame = pl.DataFrame({"text": texts, "other": 1}, schema={"text": pl.String, "other": pl.Int64})
+    plan = a_plan(frame, prompt)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("claudescale.work.SLICE_ROWS", slice_rows)
+        work = prepare(plan, "test")
+    assert work.requests.schema == REQUESTS
+    whole = plan.compiled.contents(frame)["content"]
+    assert work.texts.of(work.requests["row"]).to_list() == list(dict.fromkeys(whole.drop_nulls()))
+    assert work.keys.equals(plan.compiled.keys(whole, "test"))
+    bodies = plan.compiled.bodies(frame)["body"].gather(work.requests["row"])
+    assert work.requests["bytes"].to_list() == bodies.str.len_bytes().to_list()
 
 
 def test_the_last_failure_of_rows_without_a_final_answer():
