@@ -23,6 +23,9 @@ USAGE = (
 )
 """The ledger's names of what `usage_of` counts. All but the last are priced: thinking is output."""
 
+CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
+"""Reasons to stop that are the error of the reply."""
+
 STOPPING_ERRORS = frozenset(
     {
         "authentication_error",
@@ -43,7 +46,6 @@ _RETRIED = {408, 409, 429}
 _SPEND_CODES = {"enforced_spend_limit_reached", "contract_spend_limit_reached"}
 _SPEND_WORDS = "You have reached your specified"
 _BALANCE_WORDS = "credit balance is too low"
-_CUT = {"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"}
 _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
@@ -129,7 +131,7 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
         error = _error(body).type or "invalid_response"
         return Verdict(outcome="again", error=error, message="the answer is no Message", unseen=True)
     stop_reason = stop_reason_of(body)
-    cut = stop_reason if stop_reason in _CUT else None
+    cut = stop_reason if stop_reason in CUT else None
     silent = None if text_of(body) else "empty_reply"
     unseen = not isinstance(body.get("usage"), dict)
     return Verdict(outcome="answered", error=cut or silent, reply=body, final=True, unseen=unseen)

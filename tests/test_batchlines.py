@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claudescale import batchlines
 from claudescale.batchlines import attempts, proves
 from claudescale.bills import price
 from claudescale.ledgerfile import EMPTY
@@ -323,6 +324,117 @@ def test_what_is_unreadable_or_of_another_is_left_out(line):
     for form in forms(line):
         assert read(form).height == 0
         assert shortly(read(SURROGATE_PAIR, form, SURROGATE_PAIR)) == [plainly(SURROGATE_PAIR)] * 2
+
+
+def both(line):
+    """Return what the quick way and the slow one make of a line; the quick one may leave it."""
+    quick, left = batchlines._quickly([line], NONCE)
+    slow = batchlines._slowly([(0, line)], nonce=NONCE, trusted=True)
+    return None if left else quick.rows(named=True), slow.rows(named=True)
+
+
+USUAL = [
+    succeeded(),
+    succeeded(""),
+    succeeded('quotes "a",\nnewline, \\ backslash, é \N{GRINNING FACE}\0'),
+    succeeded('"input_tokens":5,"text":"x"'),
+    succeeded("5", stop_reason="max_tokens"),
+    succeeded(
+        "a", stop_details={"type": "refusal", "category": "bio"}, container=None, stop_reason="refusal"
+    ),
+    succeeded("a", brand_new=[], more={"one": 1.5, "two": "b", "type": "c"}, text_tokens=-3),
+    succeeded(
+        "a", content=[OTHER_BLOCKS[0], OTHER_BLOCKS[1], {"type": "text", "text": "b", "citations": None}]
+    ),
+    succeeded("a", content=[OTHER_BLOCKS[0]]),
+    succeeded("a", usage={"input_tokens": 10**14, "output_tokens": 0}),
+    succeeded("a", usage={**message()["usage"], "brand_new": {"web_search_requests": 1}, "speed": None}),
+    {"type": "expired"},
+    {"type": "canceled"},
+]
+
+
+@pytest.mark.parametrize("result", USUAL)
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_usual_lines_go_the_quick_way(result, ascii_only):
+    """Replies with or without thinking, fields yet unknown, and rows without an answer need no parsing."""
+    line = json.dumps(row(result), ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    quick, slow = both(line)
+    assert quick == slow
+    assert len(slow) == 1
+
+
+@pytest.mark.parametrize("line", [*LINES, *NOT_OURS])
+def test_the_quick_way_differs_in_nothing(line):
+    """A line that the pattern knows gives the very row that parsing it gives."""
+    for form in forms(line):
+        quick, slow = both(form)
+        assert quick in (None, slow)
+
+
+NAMES = [*batchlines._PLACED, *batchlines._TOKENS, "stop_sequence", "id", "input", "output_tokens_detail", ""]
+NAMES = st.sampled_from([*NAMES, *(f"{name}_tokens" for name in batchlines._TOKENS)]) | st.text(max_size=3)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["text", "thinking", "succeeded", "expired", "max_tokens", '"text":"x"', "\ud83d", "\udc00"]
+    )
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def spoiled(draw):
+    """Draw a line that is nearly as usual: members changed, added or twice, bytes changed, lines joined."""
+    body = json.loads(json.dumps(row(draw(st.sampled_from(USUAL)))))
+    for _ in range(draw(st.integers(0, 2))):
+        place = body
+        while (inner := [each for each in places(place) if isinstance(each, dict | list)]) and draw(
+            st.booleans()
+        ):
+            place = draw(st.sampled_from(inner))
+        if isinstance(place, dict):
+            place[draw(NAMES | st.sampled_from([*place, "more"]))] = draw(VALUES)
+        else:
+            place.insert(draw(st.integers(0, len(place))), draw(VALUES))
+    separators = draw(st.sampled_from([(",", ":")] * 5 + [(", ", ": ")]))
+    text = json.dumps(body, ensure_ascii=draw(st.booleans()), separators=separators)
+    line = text.encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(line)))
+        stop = start + draw(st.sampled_from([0, 0, 1, 2, 20]))
+        member = f'"{draw(NAMES)}":{json.dumps(draw(VALUES))},'.encode("utf-8", "surrogatepass")
+        piece = draw(
+            st.sampled_from([b"", b'"', b"\\", b",", b"0", b"{", b"}", b"]", member]) | st.binary(max_size=3)
+        )
+        line = line[:start] + piece + line[stop:]
+    return line.replace(b"\n", b"")
+
+
+def places(place):
+    return list(place.values()) if isinstance(place, dict) else place
+
+
+@given(spoiled())
+def test_the_quick_way_differs_in_nothing_on_spoiled_lines(line):
+    """However a line is spoiled, the quick way gives the very row that parsing it gives, or leaves it."""
+    quick, slow = both(line)
+    assert quick in (None, slow)
+
+
+@given(st.lists(spoiled(), max_size=4))
+def test_spoiled_lines_do_not_spoil_their_neighbours(lines):
+    """A line gives the same rows alone and among others, in the order of the lines."""
+    alone = [each for line in lines for each in read(line).rows()]
+    assert read(*lines).rows() == alone
 
 
 @given(st.lists(st.binary(max_size=40)))
