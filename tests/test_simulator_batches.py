@@ -83,6 +83,7 @@ async def download(batches, name, into):
         ("create_dropped", anthropic.APIConnectionError, 0),
         ("create_failed", anthropic.InternalServerError, 0),
         ("create_lost", anthropic.APIConnectionError, 1),
+        ("create_hang", anthropic.APITimeoutError, 1),
         ("create_failed_after", anthropic.InternalServerError, 1),
     ],
 )
@@ -92,8 +93,9 @@ def test_the_first_create_fails_and_the_second_goes_through(kind, error, created
     async def run():
         with Simulator(speed=200, faults={kind: Fault(tries=[1])}) as simulator:
             async with simulator.client() as client:
+                impatient = client.with_options(timeout=1.0 if kind == "create_hang" else 60.0)
                 with pytest.raises(error):
-                    await client.messages.batches.create(**batch_of(3))
+                    await impatient.messages.batches.create(**batch_of(3))
                 left = [batch.id async for batch in client.messages.batches.list()]
                 second = await client.messages.batches.create(**batch_of(3))
                 now = [batch.id async for batch in client.messages.batches.list()]

@@ -47,7 +47,8 @@ class Simulator:
         API seconds of each reply, or ``latency(body, output_tokens)`` giving them. None draws plausible
         ones by model and length; they are invented, as no measured ones are published.
     faults : mapping or Faults, optional
-        What goes wrong and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``; see `Faults`.
+        What goes wrong and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``, or at which try,
+        such as ``{"create_lost": Fault(tries=[1])}``; see `Faults`.
     replies : callable, optional
         ``replies(body)`` gives the text, or a JSON value, of each reply. Called from the simulator's
         thread.

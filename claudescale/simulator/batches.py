@@ -156,8 +156,9 @@ class Batches:
 
     def _failed(self, kind: str) -> wire.Answer:
         """Return a 500, or no answer at all."""
-        if kind in {"create_dropped", "create_lost"}:
-            return wire.Answer(status=0, headers={}, body=b"", fault="drop", kind=kind)
+        broken = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}.get(kind)
+        if broken is not None:
+            return wire.Answer(status=0, headers={}, body=b"", fault=broken, kind=kind)
         return self._desk.refuse(Problem(500, *STATUSES[500]))
 
     def poll_failed(self, now: float) -> wire.Answer | None:

@@ -37,7 +37,7 @@ ROW = {  # of a batch: the error that stands in the row's result, or None where 
     "batch_expired": None,
 }
 CREATE_BEFORE = ("create_dropped", "create_failed")
-CREATE_AFTER = ("create_lost", "create_failed_after")
+CREATE_AFTER = ("create_lost", "create_hang", "create_failed_after")
 BATCH = (*CREATE_BEFORE, *CREATE_AFTER, "poll_failed", "results_cut", "batch_stuck", *ROW)
 LEVELS = ("spend_cap", "workspace_spend", "overload_above")
 KINDS = (*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)
@@ -87,8 +87,8 @@ class Faults:
         ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached).
         Of message batches, which the others do not strike: ``create_dropped`` (the body is read, the
         connection closes, there is no batch), ``create_failed`` (500, no batch), ``create_lost`` (there
-        is a batch, and the connection closes without an answer), ``create_failed_after`` (there is one,
-        and the answer is a 500), ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the
+        is a batch, and the connection closes without an answer), ``create_hang`` (there is one, and never
+        an answer), ``create_failed_after`` (there is one, and the answer is a 500), ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the
         results break off half way), ``batch_stuck`` (none of its rows is done within its 24 hours); and
         of its rows ``batch_errored`` (api_error), ``batch_overloaded``, ``batch_invalid`` and
         ``batch_expired``.
