@@ -87,11 +87,11 @@ class Faults:
         ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached).
         Of message batches, which the others do not strike: ``create_dropped`` (the body is read, the
         connection closes, there is no batch), ``create_failed`` (500, no batch), ``create_lost`` (there
-        is a batch, and the connection closes without an answer), ``create_hang`` (there is one, and never
-        an answer), ``create_failed_after`` (there is one, and the answer is a 500), ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the
-        results break off half way), ``batch_stuck`` (none of its rows is done within its 24 hours); and
-        of its rows ``batch_errored`` (api_error), ``batch_overloaded``, ``batch_invalid`` and
-        ``batch_expired``.
+        is a batch, and the connection closes without an answer), ``create_hang`` (there is one, and
+        never an answer), ``create_failed_after`` (there is one, and the answer is a 500),
+        ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the results break off half way),
+        ``batch_stuck`` (none of its rows is done within its 24 hours); and of its rows
+        ``batch_errored`` (api_error), ``batch_overloaded``, ``batch_invalid`` and ``batch_expired``.
         Three take a level instead: ``spend_cap``, ``workspace_spend`` (dollars after which every call is
         refused) and ``overload_above`` (529 while more calls than this are in flight).
     seed : int
