@@ -1,0 +1,227 @@
+"""Client processor time of a batch's rows, beside the SDK's own methods in the same run.
+
+Run: ``python tests/benchmarks/batch_benchmark.py [rows]`` with the package importable. A small server in a
+process of its own gives the same result lines to all. Each contender runs in a process of its own, twice,
+in turns, and the smaller figure counts: microseconds of CPU a row, kernel time and all threads included,
+and the most memory above what the process had before.
+"""
+
+import asyncio
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MODEL, BATCH, NONCE = "claude-haiku-5-5", "msgbatch_benchmark", "a1b2c3d4e5f6"
+SENT_AT = 1_795_000_000.0
+WORDS = ("the parcel came late", "its box was open", "“customer”", "said she wants", "her money back")
+
+
+def result_lines(rows):
+    """Yield results as the API writes them: 2% errored, 2% expired, 4% with thinking, the rest replies."""
+    drawn = random.Random(1)
+    for number in range(rows):
+        text = " ".join(drawn.choices(WORDS, k=drawn.randint(2, 20))) + ".\nEnd"
+        content = [{"type": "text", "text": text}]
+        if number % 25 == 3:
+            content.insert(0, {"type": "thinking", "thinking": "", "signature": "Q" * 500})
+        usage = {
+            "input_tokens": 812 + number % 100,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+            "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+            "output_tokens": 90 + number % 7,
+            "output_tokens_details": {"thinking_tokens": 0},
+            "service_tier": "batch",
+            "inference_geo": "global",
+        }
+        message = {"model": MODEL, "id": f"msg_{number:024d}", "type": "message", "role": "assistant",
+                   "content": content, "stop_reason": "end_turn", "stop_sequence": None,
+                   "stop_details": None, "usage": usage}  # fmt: skip
+        result = {"type": "succeeded", "message": message}
+        if number % 50 == 1:
+            error = {"type": "overloaded_error", "message": "Overloaded"}
+            result = {
+                "type": "errored",
+                "error": {"type": "error", "error": error, "request_id": f"req_{number:024d}"},
+            }
+        elif number % 50 == 2:
+            result = {"type": "expired"}
+        line = {"custom_id": f"{drawn.getrandbits(128):032x}-{NONCE}", "result": result}
+        yield json.dumps(line, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def serve(pipe, rows):
+    """Serve one batch that has ended, and its results, until the process is ended."""
+    from aiohttp import web  # noqa: PLC0415  # only this process
+
+    lines = b"".join(result_lines(rows))
+    counts = {"processing": 0, "succeeded": rows, "errored": 0, "canceled": 0, "expired": 0}
+    moment = "2026-11-20T00:00:00Z"
+    shown = {"id": BATCH, "type": "message_batch", "processing_status": "ended", "request_counts": counts,
+             "created_at": moment, "expires_at": moment, "ended_at": moment}  # fmt: skip
+
+    async def retrieve(request):
+        return web.json_response(shown | {"results_url": f"{request.url}/results"})
+
+    async def results(request):
+        response = web.StreamResponse(headers={"content-type": "application/x-jsonl"})
+        response.content_length = len(lines)
+        await response.prepare(request)
+        for start in range(0, len(lines), 1 << 18):
+            await response.write(lines[start : start + (1 << 18)])
+        return response
+
+    async def run():
+        app = web.Application()
+        app.router.add_get("/v1/messages/batches/{id}", retrieve)
+        app.router.add_get("/v1/messages/batches/{id}/results", results)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        pipe.send((f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}", len(lines) / rows))
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+async def sdk_collect(url, **options):
+    """Read every result by the SDK and keep what a table of replies needs."""
+    from anthropic import AsyncAnthropic  # noqa: PLC0415  # only this contender
+
+    rows = []
+    async with AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0, **options) as client:
+        async for line in await client.messages.batches.results(BATCH):
+            reply = line.result.message if line.result.type == "succeeded" else None
+            text, tokens = (reply.content[-1].text, reply.usage.output_tokens) if reply else (None, 0)
+            rows.append((line.custom_id, text, tokens))
+    return len(rows)
+
+
+async def sdk_collect_aiohttp(url):
+    """Do the same over the SDK's faster transport."""
+    from anthropic import DefaultAioHttpClient  # noqa: PLC0415  # only these contenders
+
+    return await sdk_collect(url, http_client=DefaultAioHttpClient())
+
+
+async def our_download(url):
+    """Read the blocks of lines, and no more."""
+    return await _streamed(url, lambda block: block.count(b"\n"))
+
+
+async def our_attempts(url):
+    """Read the blocks and make attempts of them."""
+    return await _streamed(url, lambda block: attempts_of(block).height)
+
+
+async def our_collect(url):
+    """Read the blocks, make attempts of them, and keep them in a ledger on the disk."""
+    from claudescale.ledger import Ledger  # noqa: PLC0415  # only this contender
+
+    def keep(block):
+        frame = attempts_of(block)
+        ledger.extend(frame)
+        return frame.height
+
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, Ledger(Path(folder) / "a.ledger") as ledger:
+        return await _streamed(url, keep)
+
+
+async def _streamed(url, take):
+    """Pass the body on in blocks of whole lines, about 4 MB each, and return how many rows were taken."""
+    from anthropic import AsyncAnthropic, DefaultAioHttpClient  # noqa: PLC0415  # only these contenders
+
+    rows, parts, size = 0, [], 0
+    transport = DefaultAioHttpClient()
+    async with AsyncAnthropic(base_url=url, api_key="simulated", http_client=transport) as client:
+        async with client.messages.batches.with_streaming_response.results(BATCH) as response:
+            async for part in response.iter_bytes(1 << 18):
+                parts.append(part)
+                size += len(part)
+                if size >= 1 << 22:
+                    lines, _, rest = b"".join(parts).rpartition(b"\n")
+                    rows += take(lines + b"\n")
+                    parts, size = [rest], len(rest)
+        return rows + take(b"".join(parts))
+
+
+def attempts_of(block):
+    from claudescale.batchlines import attempts  # noqa: PLC0415  # only our contenders
+    from claudescale.bills import price  # noqa: PLC0415
+
+    return attempts(
+        block, nonce=NONCE, batch_id=BATCH, model=MODEL, price=price(MODEL, mode="batch"), simulated=True,
+        run="run", sent_at=SENT_AT, seconds=1_800.0, trusted=True,
+    )  # fmt: skip
+
+
+COLLECT = {
+    "SDK results()": sdk_collect,
+    "SDK results(), aiohttp": sdk_collect_aiohttp,
+    "ours, to the ledger": our_collect,
+    "  without the ledger": our_attempts,
+    "  download alone": our_download,
+}
+
+
+def used():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def megabytes(what):
+    """Resident memory now (VmRSS) or at its highest (VmHWM)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split(f"{what}:")[1].split()[0]) / 1_024
+
+
+def measure(pipe, contender, small, url):
+    """Send rows, CPU seconds, wall seconds and memory of one contender, after one round of few rows."""
+    asyncio.run(contender(small))
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
+    memory, cpu, start = megabytes("VmRSS"), used(), time.perf_counter()
+    rows = asyncio.run(contender(url))
+    pipe.send((rows, used() - cpu, time.perf_counter() - start, megabytes("VmHWM") - memory))
+
+
+def started(context, work, *arguments):
+    """Return a process at work, and what it sends first."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(sender, *arguments), daemon=True)
+    process.start()
+    sender.close()
+    return process, receiver.recv()
+
+
+def collecting(context, rows):
+    """Print what it costs to turn the results of a batch into a table."""
+    servers = [started(context, serve, count) for count in (200, rows)]
+    (small, _), (url, size) = (found for _, found in servers)
+    best = {}
+    for name, contender in [*COLLECT.items()] * 2:
+        process, found = started(context, measure, contender, small, url)
+        process.join()
+        assert found[0] == rows, (name, found)
+        best[name] = min(best.get(name, found), found, key=lambda each: each[1])
+    for server, _ in servers:
+        server.terminate()
+    base = best["SDK results()"][1]
+    print(f"collecting {rows:,} results of {size:.0f} bytes: CPU us a row, wall s, memory MB")
+    for name, (_, cpu, wall, memory) in best.items():
+        ratio = f"{base / cpu:5.1f} x less than the SDK"
+        print(f"  {name:24} {cpu / rows * 1e6:6.1f} {wall:6.2f} {memory:+6.0f}   {ratio}")
+
+
+def main(rows):
+    context = multiprocessing.get_context("spawn")
+    collecting(context, rows)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1].replace("_", "")) if len(sys.argv) > 1 else 100_000)
