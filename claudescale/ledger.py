@@ -95,7 +95,7 @@ class Ledger(Recorder):
             if len(self._lines) >= FOLD_ROWS:
                 self._fold()
             if self.path is not None:
-                self._queue.append((final, attempt.key, line))
+                self._queue.append((int(final), attempt.key, line))
                 if len(self._queue) in {1, GROUP_ROWS}:
                     self._changed.notify_all()
         failure = self._failure or (self._was_closed() if self._closed else None)
@@ -121,7 +121,9 @@ class Ledger(Recorder):
         """
         self._stay()
         kept = lines.checked(attempts, self.run)
-        made = zip(*(each.to_list() for each in (kept["final"], kept["key"], lines.lines(kept))), strict=True)
+        made = zip(
+            kept["final"].cast(pl.Int8).to_list(), kept["key"].to_list(), lines.lines(kept), strict=True
+        )
         with self._lock:
             self._fold(kept)
             if self.path is not None:

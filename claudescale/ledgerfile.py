@@ -109,6 +109,13 @@ DROP TABLE kept;
 PRAGMA user_version = {_VERSION}"""
 _MAKING = {0: _TABLES, 1: _FROM_1}
 _TAIL = "SELECT key, id FROM records WHERE final AND id > (SELECT upto FROM sealed)"
+# Sorted once: what is then merged and deleted in the order of keys meets every page once.
+_SEAL = (
+    f"CREATE TEMP TABLE fresh AS {_TAIL} ORDER BY key, id",
+    "INSERT OR REPLACE INTO answers SELECT * FROM fresh",
+    "DELETE FROM claims WHERE key IN (SELECT key FROM fresh)",
+    "DROP TABLE fresh",
+)
 _GIVEN = "IN (SELECT value FROM json_each(:keys))"
 _FOUND = f"""SELECT key, record FROM answers WHERE key {_GIVEN}
     UNION ALL SELECT key, id FROM ({_TAIL}) WHERE key {_GIVEN}"""
@@ -251,8 +258,10 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def append(connection: sqlite3.Connection, opening: int, group: Sequence[tuple[bool, str, str]]) -> None:
-    """Write attempts (final, key, line)."""
+def append(
+    connection: sqlite3.Connection, opening: int, group: Sequence[tuple[int, str, str]], *, bulk: bool = False
+) -> None:
+    """Write attempts (final, key, line); in bulk, what can wait for the last of them waits."""
     for start in range(0, len(group), GROUP_ROWS):
         # One statement for many rows: after each, a thread waits for the interpreter.
         rows = group[start : start + GROUP_ROWS]
@@ -261,9 +270,11 @@ def append(connection: sqlite3.Connection, opening: int, group: Sequence[tuple[b
         connection.execute(insert, [value for row in rows for value in row])
     upto = connection.execute("SELECT upto FROM sealed").fetchone()[0]
     last = connection.execute("SELECT max(id) FROM records").fetchone()[0] or 0
-    if last - upto >= SEAL_ROWS + upto // 40:  # enough to touch most pages of `answers` only once each
-        connection.execute(f"DELETE FROM claims WHERE key IN (SELECT key FROM ({_TAIL}))")
-        connection.execute(f"INSERT OR REPLACE INTO answers {_TAIL} ORDER BY key, id")
+    # Enough to touch most pages of `answers` only once each.
+    enough = 10 * SEAL_ROWS + upto // 5 if bulk else SEAL_ROWS + upto // 40
+    if last - upto >= enough:
+        for statement in _SEAL:
+            connection.execute(statement)
         connection.execute("UPDATE sealed SET upto = ?", [last])
 
 
@@ -361,6 +372,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA cache_size = -16000")  # 16 MB
+        connection.execute("PRAGMA temp_store = MEMORY")
     except BaseException:
         connection.close()  # a damaged file, or one that may not be read, says so only here
         raise

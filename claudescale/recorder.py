@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 GROUP_SECONDS = 0.05
 BEAT_SECONDS = 10.0
+BULK_ROWS = 1_000  # from here on, the next such group is thought to come soon
 COMMIT_ROWS = 4_000  # in one transaction, so that other processes get their turn
 
 
@@ -47,7 +48,7 @@ class Recorder:
         self._changed = threading.Condition(self._lock)
         self._lines: list[str] = []  # this opening's newest attempts, not yet in a frame
         self._frames: list[pl.DataFrame] = []  # the rest of this opening's
-        self._queue: list[tuple[bool, str, str]] = []  # what waits for the writer
+        self._queue: list[tuple[int, str, str]] = []  # what waits for the writer
         self._jobs: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._failure: LedgerError | None = None
         self._closed = self._left = False
@@ -158,15 +159,14 @@ class Recorder:
                     )
                 group, self._queue = self._queue, []
                 jobs, self._jobs = self._jobs, []
-            written = 0
-            while True:
-                _, self._failure = self._tried(partial(self._commit, group[written : written + COMMIT_ROWS]))
-                written += 0 if self._failure else COMMIT_ROWS
-                if self._failure or written >= len(group):
+            bulk = len(group) >= BULK_ROWS
+            for start in range(0, len(group) or 1, COMMIT_ROWS):
+                part = group[start : start + COMMIT_ROWS]
+                _, self._failure = self._tried(partial(self._commit, part, bulk=bulk))
+                if self._failure is not None:
+                    with self._lock:
+                        self._queue[:0] = group[start:]
                     break
-            if self._failure is not None:
-                with self._lock:
-                    self._queue[:0] = group[written:]
             for work, future in jobs:
                 answer, failure = (None, self._failure) if self._failure else self._tried(work)
                 if failure is None:
@@ -189,18 +189,19 @@ class Recorder:
         except Exception as error:  # noqa: BLE001  (a dead writer would be silent; raised by the next)
             return None, LedgerError(f"{self.path}: the writer failed: {error!r}")
 
-    def _commit(self, group: list[tuple[bool, str, str]]) -> None:
+    def _commit(self, group: list[tuple[int, str, str]], *, bulk: bool) -> None:
         beats = self._beat_due is not None and time.monotonic() >= self._beat_due
         if not group and not beats:
             return
         with ledgerfile.transaction(self._connection):
-            ledgerfile.append(self._connection, self._opening, group)
+            ledgerfile.append(self._connection, self._opening, group, bulk=bulk)
             if beats:
                 ledgerfile.beat(self._connection, self._opening)
                 self._beat_due = time.monotonic() + BEAT_SECONDS
 
     def _leave(self) -> None:
         with ledgerfile.transaction(self._connection):
+            ledgerfile.append(self._connection, self._opening, [])  # seals what came in bulk
             ledgerfile.end(self._connection, self._opening)
         self._left = True
 

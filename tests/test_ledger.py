@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from claudescale import ledger as ledger_module
-from claudescale import ledgerfile, recorder
+from claudescale import ledgerfile, lines, recorder
 from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
 from claudescale.ledger import ATTEMPTS, Attempt, Ledger
 
@@ -215,6 +215,60 @@ def test_any_value_survives(tmp_path_factory, rows):
         assert_frame_equal(again.replies(keys(range(len(rows)))), right, check_exact=True)
 
 
+clean = st.text(st.characters(codec="utf-8") | st.sampled_from("\0\r\n\",\ufeff\\'"), max_size=6)
+small = st.floats(-1e-3, 1e-3) | st.floats() | st.sampled_from([-0.0, 1e-4, 9.999999e-5, 1e16, 1e15, 5e-324])
+several = st.lists(
+    st.fixed_dictionaries(
+        dict.fromkeys(("key", "mode", "model"), clean)
+        | dict.fromkeys(
+            ("batch_id", "error", "message", "request_id", "stop_reason", "reply"), st.none() | clean
+        )
+        | dict.fromkeys(("input_tokens", "output_tokens", "thinking_tokens"), whole)
+        | dict.fromkeys(("seconds", "dollars"), small)
+        | {"status": st.none() | whole, "sent_at": st.integers(-(2**51), 2**51), "simulated": st.booleans()}
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(rows=several, run=clean, data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_many_lines_are_the_lines_of_each(rows, run, data):
+    """A frame becomes the very lines that its attempts become one by one, and they read as that frame."""
+    attempts = [attempt(0, **row | {"sent_at": row["sent_at"] / 1e6}) for row in rows]
+    finals = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    frame = pl.DataFrame(attempts, schema=dict(ATTEMPTS) | {"sent_at": pl.Float64}, orient="row")
+    moments = pl.Series("sent_at", [round(each.sent_at * 1e6) for each in attempts], pl.Int64)
+    frame = frame.with_columns(moments.cast(ATTEMPTS["sent_at"]), pl.Series("final", finals, pl.Boolean))
+    kept = lines.checked(frame, run)
+    made = lines.lines(kept)
+    pairs = zip(attempts, finals, strict=True)
+    assert made == [ledgerfile.line(each, run, final=final) for each, final in pairs]
+    assert_frame_equal(ledgerfile.frame("\n".join(made).encode()), kept, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda frame: frame.drop("final"),
+        lambda frame: frame.with_columns(more=1),
+        lambda frame: frame.with_columns(pl.col("status").cast(pl.Int32)),
+        lambda frame: frame.select(pl.all().reverse(), pl.lit(1).alias("x")),
+        lambda frame: frame.with_columns(key=pl.lit(None, pl.String)),
+        lambda frame: frame.with_columns(dollars=pl.lit(None, pl.Float64)),
+        lambda frame: frame.with_columns(final=pl.lit(None, pl.Boolean)),
+    ],
+)
+def test_many_that_are_no_attempts(anywhere, spoil):
+    """A frame of other columns or types, or with a null where a value is needed, spoils no other row."""
+    frame = expected([attempt(1)], "").with_columns(final=True)
+    with pytest.raises(TypeError, match=r"ATTEMPTS|nulls in"):
+        anywhere.extend(spoil(frame))
+    anywhere.extend(frame.with_columns(run=pl.lit(None, pl.String)))
+    assert_frame_equal(anywhere.attempts(), expected([attempt(1)], anywhere.run))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"input_tokens": 2**63}, {"status": "200"}, {"reply": b"x"}, {"sent_at": 1e30}]
 )
@@ -367,6 +421,27 @@ def test_sealing_ends_claims(monkeypatch, path):
             10,
         )
         assert ledger.answered(keys(range(30))).sum() == 25
+
+
+def test_sealing_in_bulk_waits(monkeypatch, path):
+    """Many attempts are merged into the answers seldom, at the latest when the run closes, and are known."""
+    monkeypatch.setattr(ledgerfile, "SEAL_ROWS", 1_000)
+
+    def sealed():
+        with ledgerfile.reading(path) as connection:
+            return connection.execute("SELECT upto FROM sealed").fetchone()[0]
+
+    with Ledger(path) as ledger:
+        seals = set()
+        for start in range(0, 24_000, 1_200):
+            rows = expected([attempt(number) for number in range(start, start + 1_200)], "")
+            ledger.extend(rows.with_columns(final=True))
+            seals.add(sealed())
+        assert len(seals) == 3
+        with Ledger(path) as other:
+            assert other.answered(keys(range(24_001))).sum() == 24_000
+            assert other.claim(keys([0, 23_999, 24_000]).to_list()) == [key(24_000)]
+    assert sealed() == 24_000
 
 
 def test_heartbeat(monkeypatch, path):
@@ -854,6 +929,29 @@ def test_full_disk_loses_nothing(path):
         ledger._connection.execute("PRAGMA max_page_count = 100000")
         ledger.sync()
         assert ledger.claim([key(5_000)]) == [key(5_000)]
+    with Ledger(path) as again:
+        assert_frame_equal(again.attempts(), expected(right, ledger.run))
+
+
+def test_full_disk_loses_none_of_many(monkeypatch, path):
+    """Of many attempts that do not fit, whole transactions are on the disk, all in memory, in their order."""
+    monkeypatch.setattr(recorder, "COMMIT_ROWS", 50)
+    right = [attempt(each) for each in range(1_002)]
+    with Ledger(path) as ledger:
+        ledger.record(right[0], final=True)
+        ledger.sync()
+        ledger._ask(lambda: ledger._connection.execute("PRAGMA max_page_count = 40").fetchone())
+        with pytest.raises(LedgerFull, match="make room"):
+            ledger.extend(expected(right[1:1_001], "").with_columns(final=True))
+        with pytest.raises(LedgerFull):
+            ledger.extend(expected(right[1_001:], "").with_columns(final=True))
+        assert_frame_equal(ledger.attempts(), expected(right, ledger.run))
+        with Ledger(path) as other:
+            written = other.attempts()
+            assert written.height % 50 == 1
+            assert_frame_equal(written, expected(right[: written.height], ledger.run))
+        ledger._connection.execute("PRAGMA max_page_count = 100000")
+        ledger.sync()
     with Ledger(path) as again:
         assert_frame_equal(again.attempts(), expected(right, ledger.run))
 
