@@ -1224,15 +1224,15 @@ def test_the_sdk_takes_a_batch_through_its_life():
     """Create, retrieve, list, results, cancel and delete work in strict mode, with an absolute URL."""
 
     async def run():
-        with Simulator(speed=2000, batch_seconds=600) as made:
+        with Simulator(speed=2000, batch_seconds=lambda rows: 80_000 if rows == 40 else 600) as made:
             async with strict(made) as client:
                 batches = client.messages.batches
                 first = await batches.create(**batch_of(30))
                 second = await batches.create(**batch_of(2))
                 third = await batches.create(**batch_of(40))
-                canceling = await batches.cancel(third.id)
                 with pytest.raises(anthropic.BadRequestError):
                     await batches.delete(third.id)
+                canceling = await batches.cancel(third.id)
                 while (shown := await batches.retrieve(first.id)).processing_status != "ended":
                     assert shown.request_counts.processing == 30
                     await asyncio.sleep(0.05)
