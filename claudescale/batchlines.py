@@ -209,7 +209,7 @@ def _lines(block: bytes) -> Iterator[bytes]:
 def _slowly(lines: Iterator[tuple[int, bytes]], *, nonce: str, trusted: bool) -> pl.DataFrame:
     """Return `_READ` of the lines that are ours, and `at`: the number of each line."""
     found = ((at, *row) for at, line in lines if (row := _read(line, nonce, trusted=trusted)) is not None)
-    return pl.DataFrame(list(found), schema={"at": pl.UInt32(), **_READ}, orient="row")
+    return pl.DataFrame(list(found), schema={"at": pl.get_index_type(), **_READ}, orient="row")
 
 
 def _read(line: bytes, nonce: str, *, trusted: bool) -> tuple[object, ...] | None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
+from anthropic.types.messages import MessageBatchIndividualResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,10 +13,12 @@ from claudescale import batchlines
 from claudescale.batchlines import attempts, proves
 from claudescale.bills import price
 from claudescale.ledgerfile import EMPTY
+from claudescale.simulator import Batches, Desk
 from claudescale.verdicts import USAGE, Answer, verdict
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
 PRICE = price("claude-haiku-5-5", mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))
+NOW = 1_795_000_000.0
 CAP = "enforced_spend_limit_reached"
 
 
@@ -424,6 +427,12 @@ def places(place):
     return list(place.values()) if isinstance(place, dict) else place
 
 
+@given(VALUES)
+def test_any_result_is_one_row(result):
+    """Whatever JSON stands where the result should, the row is on record, unpaid where nothing is told."""
+    assert read(row(result)).height == 1
+
+
 @given(spoiled())
 def test_the_quick_way_differs_in_nothing_on_spoiled_lines(line):
     """However a line is spoiled, the quick way gives the very row that parsing it gives, or leaves it."""
@@ -465,3 +474,45 @@ def test_lines_keep_their_order():
     results = [succeeded("a"), succeeded("a", "b"), {"type": "expired"}, errored("api_error")]
     lines = [row(results[number % 4], f"{key}-{NONCE}") for number, key in enumerate(keys)]
     assert read(*lines)["key"].equals(pl.Series("key", keys))
+
+
+def test_what_the_simulator_writes_is_read_the_quick_way_and_adds_up_to_its_bill():
+    """Replies of every kind are as the SDK reads them, and their dollars are what the account is billed."""
+    desk = Desk((1e9, 1e12, 1e12), now=NOW, faults={"batch_expired": 0.1, "batch_overloaded": 0.1})
+    batches = Batches(desk, NOW, seconds=600)
+    system = [
+        {"type": "text", "text": "Sort it. " * 900, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    ]
+    rows = [
+        {
+            "custom_id": f"{number:032x}-{NONCE}",
+            "params": {
+                "model": "claude-haiku-5-5",
+                "max_tokens": 5 if number % 7 == 3 else 500,
+                "system": system,
+                "thinking": {"type": "disabled" if number % 3 else "adaptive"},
+                "messages": [{"role": "user", "content": f'Say "{number}" in Greek: \\u03b1\\n'}],
+            },
+        }
+        for number in range(200)
+    ]
+    shown = batches.create(NOW, {"requests": rows}, "2026-10-21")
+    for batch in batches.due(NOW + 600):
+        for _ in batches.settle(batch):
+            pass
+    lines = [line.rstrip(b"\n") for line in batches.results(NOW + 600, batches.find(shown["id"]))]
+    found = read(*lines)
+    assert (found.height, found["key"].n_unique()) == (200, 200)
+    errored = sum(b'"errored"' in line for line in lines)
+    assert len(batchlines._quickly(lines, NONCE)[1]) == errored > 0
+    for line, row in zip(lines, found.iter_rows(named=True), strict=True):
+        result = MessageBatchIndividualResponse.model_validate_json(line).result
+        if result.type == "succeeded":
+            texts = [block.text for block in result.message.content if block.type == "text"]
+            assert ("".join(texts) or None, result.message.stop_reason) == (row["reply"], row["stop_reason"])
+            assert row["final"]
+        else:
+            assert row["error"] == ("expired" if result.type == "expired" else "overloaded_error")
+    assert set(found["error"]) >= {None, "max_tokens", "expired", "overloaded_error"}
+    assert found["cache_read_input_tokens"].sum() > 0
+    assert found["dollars"].sum() == pytest.approx(desk.account.figures()["dollars"])
