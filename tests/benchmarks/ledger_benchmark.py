@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from claudescale import ledgerfile
-from claudescale.ledger import Attempt, Ledger
+from claudescale.ledger import ATTEMPTS, Attempt, Batch, Ledger
 
 GROUP = 50
 
@@ -87,6 +87,19 @@ def file_groups(opened, groups):
             ledgerfile.append(connection, opening, group)
 
 
+def frame_of(rows):
+    """Return attempts as `Ledger.extend` takes them."""
+    columns = [
+        pl.Series(name, values) for name, values in zip(Attempt._fields, zip(*rows, strict=True), strict=True)
+    ]
+    frame = pl.DataFrame(columns).with_columns(sent_at=(pl.col("sent_at") * 1e6).round().cast(pl.Int64))
+    return frame.cast(dict(ATTEMPTS)).with_columns(final=True)
+
+
+def ledger_frame(ledger, frame):
+    ledger.extend(frame)
+
+
 def ledger_groups(ledger, groups):
     for group in groups:
         for each in group:
@@ -99,6 +112,7 @@ def writing(folder, rows):
     ways = {
         "ledger": (Ledger(folder / "a.ledger"), ledger_groups),
         "  of which the file": (ledgerfile.opened(folder / "b.ledger", "run"), file_groups),
+        "ledger.extend": (Ledger(folder / "c.ledger"), ledger_frame),
         "plain SQLite, no key": (plain(folder / "plain"), plain_groups),
         "plain SQLite, key indexed": (plain(folder / "keyed", key="key PRIMARY KEY"), plain_groups),
         "ndjson + fdatasync": ((folder / "ndjson").open("wb"), ndjson_groups),
@@ -107,12 +121,13 @@ def writing(folder, rows):
     step = max(rows // 20 // GROUP, 1) * GROUP
     for start in range(0, rows, step):
         groups = list(itertools.batched(attempts(start, min(start + step, rows)), GROUP))
+        frame = frame_of(itertools.chain.from_iterable(groups))
         lines = [
             [(True, each.key, ledgerfile.line(each, "run", final=True)) for each in group] for group in groups
         ]
         for name, (target, write) in ways.items():
             before = used()
-            write(target, lines if write is file_groups else groups)
+            write(target, {file_groups: lines, ledger_frame: frame}.get(write, groups))
             spent[name] += used() - before
     for target, write in ways.values():
         (target[0] if write is file_groups else target).close()
@@ -120,6 +135,37 @@ def writing(folder, rows):
     print(f"\nwriting {rows:,} rows, on the disk every {GROUP}: CPU us a row")
     for name, seconds in spent.items():
         print(f"  {name:32} {seconds / rows * 1e6:6.1f}   {seconds / base:5.2f} x plain SQLite")
+
+
+def batches(folder, rows):
+    """Time what a batch asks of the ledger, from the intent to the end."""
+    wanted, path, spent = keys(rows), folder / "batch.ledger", {}
+    batch = Batch("0" * 12, "api", "claude-haiku-5-5", rows, 0.0, batch_id="msgbatch_1")
+
+    def timed(name, work):
+        before = used()
+        answer = work()
+        spent[name] = used() - before
+        return answer
+
+    with Ledger(path) as ledger:
+        for start in range(0, rows, 2_000):
+            assert len(ledger.claim(wanted[start : start + 2_000].to_list())) == 2_000
+        timed("intend", lambda: ledger.intend(batch, wanted.to_list()))
+        timed("note", lambda: ledger.note(batch))
+    with Ledger(path) as ledger:
+        assert timed("adopt", lambda: ledger.adopt(wanted)) == [batch]
+        for start in range(0, rows // 2, 5_000):
+            made = (each._replace(batch_id=batch.batch_id) for each in attempts(start, start + 5_000))
+            ledger.extend(frame_of(made))
+        assert len(timed("held, half answered", lambda: ledger.held(batch.nonce))) == rows // 2
+    with Ledger(path) as ledger:
+        ledger.adopt(wanted)
+        assert len(timed("recorded, half there", lambda: ledger.recorded(batch))) == rows // 2
+        timed("end_batch", lambda: ledger.end_batch(batch._replace(state="collected")))
+    print(f"\na batch of {rows:,} rows: CPU ms")
+    for name, seconds in spent.items():
+        print(f"  {name:32} {seconds * 1e3:6.0f}")
 
 
 def busy_writing(folder):
@@ -224,6 +270,7 @@ def main(rows):
         folder = Path(made)
         print(f"SQLite {sqlite3.sqlite_version}, Polars {pl.__version__}")
         writing(folder, min(rows, 200_000))
+        batches(folder, 100_000)
         busy_writing(folder)
         live_view(min(rows, 100_000))
         fill(folder / "full.ledger", rows)
