@@ -37,13 +37,14 @@ SAVINGS = pl.Schema(
 )
 """Columns of `savings`."""
 
-_COLUMNS = {
+COLUMNS = {
     "input": "input_tokens",
     "cache_write_5m": "cache_write_5m_input_tokens",
     "cache_write_1h": "cache_write_1h_input_tokens",
     "cache_read": "cache_read_input_tokens",
     "output": "output_tokens",
 }
+"""What is priced, and the column of an attempt that counts it."""
 _ROUNDING_DOLLARS = 1e-9  # for each row
 _PROMPT = (
     pl.col("input_tokens")
@@ -235,7 +236,7 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
         tokens, the dollars, their share of the whole, and how many of them went to replies that are of
         no use (see `waste`).
     """
-    columns = {part: (part, column) for part, column in _COLUMNS.items() if part != "output"}
+    columns = {part: (part, column) for part, column in COLUMNS.items() if part != "output"}
     columns |= {"reply": ("output", "reply_tokens"), "thinking": ("output", "thinking_tokens")}
     billed = _billed(
         attempts,
@@ -283,7 +284,7 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
     pl.DataFrame
         `WASTE`: attempts, how many of them were billed, their tokens and their dollars.
     """
-    every = pl.sum_horizontal(_COLUMNS.values())
+    every = pl.sum_horizontal(COLUMNS.values())
     return (
         attempts.lazy()
         .with_columns(kind=_waste_kind(attempts))
@@ -362,12 +363,12 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
 
 
 def _billed(attempts: pl.DataFrame, *columns: str, **derived: pl.Expr) -> pl.DataFrame:
-    needed = ("model", "mode", "sent_at", "dollars", *_COLUMNS.values(), *columns)
+    needed = ("model", "mode", "sent_at", "dollars", *COLUMNS.values(), *columns)
     return attempts.lazy().select(*needed, **derived).filter(pl.col("dollars") > 0).collect()
 
 
 def _row_dollars(price: Price) -> pl.Expr:
-    return dollars(price, **{column: pl.col(column) for column in _COLUMNS.values()})
+    return dollars(price, **{column: pl.col(column) for column in COLUMNS.values()})
 
 
 def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:

@@ -16,7 +16,7 @@ from claudescale.limits import finish
 
 if TYPE_CHECKING:
     from claudescale.catalog import Model
-    from claudescale.limits import Limits
+    from claudescale.limits import Finish, Limits
     from claudescale.prompts import Prompt
 
 OPTIONS = pl.Schema(
@@ -111,12 +111,18 @@ def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Ex
 def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False) -> Measured:
     """Return what a call takes before anything is known: short for typed replies, else 200 tokens."""
     shared = prompt.shared_characters / facts.characters_per_token
-    cached = shared if cache and shared >= (facts.cache_minimum_tokens or math.inf) else 0.0
+    cached = shared if cache and caches(prompt, facts) else 0.0
     output = 200 if prompt.returns is None else 10 + 15 * len(prompt.returns.columns)
     if facts.thinks_by_default and facts.thinking_off is None:
         output += 300
     tokens = float(min(output, max_tokens))
     return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80, cached_tokens=cached)
+
+
+def caches(prompt: Prompt, facts: Model) -> bool:
+    """Whether what all requests share is long enough for the prompt cache."""
+    shared = prompt.shared_characters / facts.characters_per_token
+    return shared >= (facts.cache_minimum_tokens or math.inf)
 
 
 def total(
@@ -155,21 +161,35 @@ def total(
         input_tokens=sums["input_tokens"],
         cache_read_tokens=max(sums["read"] - expected.cached_tokens, 0.0),
         output_tokens=output * sent.height,
-        live_dollars=sums["live"] + (_write_dollars(live, expected) if sent.height else 0.0),
-        batch_dollars=sums["batch"] + (_write_dollars(batch, expected) if sent.height else 0.0),
+        live_dollars=sums["live"] + (_write_dollars(live, expected, "5m") if sent.height else 0.0),
+        batch_dollars=sums["batch"] + _batch_write_dollars(batch, expected, sent.height),
         plain_dollars=sums["plain"],
     )
 
 
-def _write_dollars(price: bills.Price, expected: Measured) -> float:
-    """Return by how much the first call, which writes the cache, is dearer than one that reads it."""
+def _write_dollars(price: bills.Price, expected: Measured, kept: str) -> float:
+    """Return by how much a call that writes the cache is dearer than one that reads it."""
     cached = expected.cached_tokens
     read = price.dollars(cache_read_input_tokens=cached)
-    return price.dollars(cache_write_5m_input_tokens=cached) - read
+    return price.dollars(**{f"cache_write_{kept}_input_tokens": cached}) - read
 
 
-def options(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> pl.DataFrame:
+def _batch_write_dollars(price: bills.Price, expected: Measured, requests: int) -> float:
+    """Return the same for all the calls of a batch that find no cache: hits are best effort there."""
+    misses = requests * (1 - sum(catalog.BATCH.cache_hit_shares) / 2)
+    return max(misses, min(requests, 1)) * _write_dollars(price, expected, "1h")
+
+
+def options(
+    totals: Totals,
+    limits: Limits,
+    expected: Measured,
+    concurrency: int | None,
+    deadline_minutes: float | None = None,
+) -> pl.DataFrame:
     """Return one row per mode as `OPTIONS`: dollars, minutes, what limits it.
+
+    There is a row for ``"hybrid"`` where there is a deadline: without one it is a batch.
 
     Spends: nothing.
 
@@ -183,20 +203,25 @@ def options(totals: Totals, limits: Limits, expected: Measured, concurrency: int
         What a call takes.
     concurrency : int, optional
         Most calls in flight.
+    deadline_minutes : float, optional
+        Minutes the run may take.
     """
     rows = [_live(totals, limits, expected, concurrency), _batch(totals, limits, expected)]
+    if deadline_minutes is not None:
+        rows.append(_hybrid(totals, limits, expected, deadline_minutes))
     return pl.DataFrame(rows, schema=OPTIONS, orient="row")
 
 
 def _live(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> tuple[object, ...]:
     usual, slow = (
-        finish(
+        live_finish(
             limits,
+            expected,
             requests=totals.requests,
-            input_tokens=(totals.input_tokens - totals.cache_read_tokens) * more,
-            output_tokens=totals.output_tokens * more,
-            latency_seconds=expected.seconds,
+            input_tokens=totals.input_tokens - totals.cache_read_tokens,
+            output_tokens=totals.output_tokens,
             concurrency=concurrency,
+            more=more,
         )
         for more in (1.0, expected.more)
     )
@@ -204,13 +229,48 @@ def _live(totals: Totals, limits: Limits, expected: Measured, concurrency: int |
     return _option("live", totals, totals.live_dollars, expected, minutes)
 
 
+def live_finish(
+    limits: Limits,
+    expected: Measured,
+    *,
+    requests: float,
+    input_tokens: float,
+    output_tokens: float,
+    concurrency: int | None = None,
+    more: float = 1.0,
+) -> Finish:
+    """Return how long requests take live, and what limits them; `more` times the tokens for a percentile."""
+    return finish(
+        limits,
+        requests=requests,
+        input_tokens=input_tokens * more,
+        output_tokens=output_tokens * more,
+        latency_seconds=expected.seconds,
+        concurrency=concurrency,
+    )
+
+
+def _hybrid(
+    totals: Totals, limits: Limits, expected: Measured, deadline_minutes: float
+) -> tuple[object, ...]:
+    """As a batch if it ends before there must be switched to live calls, else as dear as these."""
+    usual = min(_BATCH_MINUTES * _waves(totals, limits), deadline_minutes)
+    minutes = usual, deadline_minutes, "deadline"
+    row = _option("hybrid", totals, totals.batch_dollars, expected, minutes)
+    return (*row[:2], totals.live_dollars * expected.more, *row[3:])
+
+
+def _waves(totals: Totals, limits: Limits) -> int:
+    queue = limits.batch_queue_requests or catalog.BATCH.max_requests
+    return math.ceil(totals.requests / queue)
+
+
 def _batch(totals: Totals, limits: Limits, expected: Measured) -> tuple[object, ...]:
     """Most batches end within an hour, and one that has not ended after a day expires.
 
     Source: Anthropic, *Batch processing* (checked 2026-08-14).
     """
-    queue = limits.batch_queue_requests or catalog.BATCH.max_requests
-    waves = math.ceil(totals.requests / queue)
+    waves = _waves(totals, limits)
     binding = "queue" if waves > 1 else "batch processing"
     minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves, binding
     return _option("batch", totals, totals.batch_dollars, expected, minutes)

@@ -194,6 +194,7 @@ class BatchFacts:
     results_days: int
     custom_id_pattern: str
     refused_parameters: tuple[str, ...]
+    cache_hit_shares: tuple[float, float]
     source: str
     checked: date
 

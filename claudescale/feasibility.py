@@ -14,9 +14,12 @@ from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
 if TYPE_CHECKING:
     from claudescale.plans import Plan
 
-MODES = ("live", "batch")
+MODES = ("live", "batch", "hybrid")
+CANCEL_MINUTES = 5.0
+"""What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 _FROM = {"pandas.DataFrame": "pl.from_pandas(frame)", "pyarrow.Table": "pl.from_arrow(frame)"}
 _TRUSTED_DOUBT = 0.5
+_SCALED = ("dollars", "dollars_p90", "minutes", "minutes_p90", "input_tokens", "output_tokens")
 
 
 def check_frame(frame: object) -> None:
@@ -45,6 +48,12 @@ def check_numbers(given: Plan) -> None:
     if minutes is not None and not minutes > 0:
         msg = f"deadline={given.deadline!r}: it is the minutes the run may take, above 0, or a timedelta."
         raise PlanError(msg)
+    if given.mode == "hybrid" and minutes is None:
+        msg = (
+            "mode='hybrid' is a batch until the deadline would be missed, so it needs one: deadline=90 "
+            "(minutes). Without a deadline use mode='batch'."
+        )
+        raise PlanError(msg)
 
 
 def _number(value: object) -> bool:
@@ -59,16 +68,6 @@ def minutes_of(deadline: float | timedelta | datetime | None) -> float | None:
         msg = f"deadline={deadline!r}: give the minutes the run may take, or a timedelta(hours=...)."
         raise PlanError(msg)
     return deadline  # type: ignore[return-value]  # a datetime was refused
-
-
-def check_mode(plan: Plan) -> None:
-    """Raise where this version cannot run what it can plan."""
-    if plan.mode != "live":
-        msg = (
-            f"mode={plan.mode!r} can be planned and compared, and this version runs mode='live'. "
-            "Use plan.replace(mode='live')."
-        )
-        raise PlanError(msg)
 
 
 def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
@@ -90,7 +89,9 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
     option = plan.options.row(by_predicate=pl.col("mode") == plan.mode, named=True)
     minutes, dollars = option["minutes"] * part, option["dollars"] * part
     deadline = minutes_of(plan.deadline)
-    if deadline is not None and minutes > deadline:
+    if plan.mode == "hybrid":
+        _check_hybrid(plan, part, deadline or 0.0)
+    elif deadline is not None and minutes > deadline:
         msg = (
             f"These rows take about {display.duration(minutes)} in mode={plan.mode!r}, bound by "
             f"{option['binding']} ({plan.limits.source}), and the deadline is "
@@ -107,5 +108,20 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
             f"{display.dollars(plan.budget)}{fewer} larger budget."
         )
         raise ImpossibleBudget(msg)
-    scaled = ("dollars", "dollars_p90", "minutes", "minutes_p90", "input_tokens", "output_tokens")
-    return option | {name: option[name] * part for name in scaled}
+    return option | {name: option[name] * part for name in _SCALED}
+
+
+def _check_hybrid(plan: Plan, part: float, deadline: float) -> None:
+    """Raise where the deadline leaves no time to send everything live, if the batch comes to nothing."""
+    live = plan.options.row(by_predicate=pl.col("mode") == "live", named=True)["minutes_p90"] * part
+    needed = live + CANCEL_MINUTES
+    if deadline >= needed:
+        return
+    alone = "mode='live', which is in time, " if live <= deadline else ""
+    msg = (
+        f"Live these rows take up to {display.duration(live)} ({plan.limits.source}), and a hybrid run keeps "
+        f"{display.duration(CANCEL_MINUTES)} for canceling the batch; the deadline is "
+        f"{display.duration(deadline)}. Use {alone}deadline={math.ceil(needed)} (minutes) or more, a higher "
+        "tier, or fewer rows: plan.head(n)."
+    )
+    raise ImpossibleDeadline(msg)

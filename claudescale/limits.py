@@ -44,6 +44,8 @@ class Limits:
         the prompt cache do not count.
     batch_queue_requests : int, optional
         Requests that may wait in the Message Batches queue, all models together.
+    batch_requests_per_minute : float, optional
+        Calls to all batch endpoints together.
     source : str
         Where the figures come from.
     checked : date or datetime, optional
@@ -63,6 +65,7 @@ class Limits:
     input_tokens_per_minute: float
     output_tokens_per_minute: float
     batch_queue_requests: int | None = None
+    batch_requests_per_minute: float | None = None
     source: str = "given by you"
     checked: date | datetime | None = None
 
@@ -118,6 +121,7 @@ class Limits:
             input_tokens_per_minute=input_tokens,
             output_tokens_per_minute=output_tokens,
             batch_queue_requests=facts.batch_queue_requests,
+            batch_requests_per_minute=facts.batch_requests_per_minute,
             source=f"table of tier {facts.name!r}",
             checked=facts.checked,
         )
@@ -150,11 +154,11 @@ class Limits:
         Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the SDK's types.
         """
         groups: list[dict[str, float]] = []
-        queue: int | None = None
+        batch: dict[str, float] = {}
         async for item in client.organization.rate_limits.list():
             values = {each.type: each.value for each in item.limits}
-            if item.group.type == "batch" and "enqueued_batch_requests" in values:
-                queue = int(values["enqueued_batch_requests"])
+            if item.group.type == "batch":
+                batch = {name: float(value) for name, value in values.items()}
             elif item.group.type == "model_group" and (
                 model is None or catalog.same_model(model, item.models or ())
             ):
@@ -169,7 +173,8 @@ class Limits:
         found = {name: min(values) for name, values in told.items()}
         return cls(
             **found,
-            batch_queue_requests=queue,
+            batch_queue_requests=int(batch.get("enqueued_batch_requests", 0)) or None,
+            batch_requests_per_minute=batch.get("requests_per_minute"),
             source="the rate-limit API",
             checked=datetime.now(UTC),
         )

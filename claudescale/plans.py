@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, estimates, feasibility
+from claudescale import catalog, comparing, estimates, feasibility
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
@@ -18,7 +16,7 @@ from claudescale.prompts import Prompt, compile_prompt
 from claudescale.work import read, unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from datetime import timedelta
     from pathlib import Path
     from types import EllipsisType
@@ -50,7 +48,7 @@ class Plan:
     model : str
         The model's id.
     mode : str
-        How `run` sends: ``"live"`` or ``"batch"``.
+        How `run` sends: ``"live"``, ``"batch"`` or ``"hybrid"``.
     limits : Limits
         What the account may do in a minute, by table until an answer's headers say better.
     measured : Measured
@@ -73,6 +71,7 @@ class Plan:
     budget: float | None = None
     concurrency: int | None = None
     share: float = 1.0
+    pay_twice: bool = False
     measured: Measured | None = None
     compiled: Prompt = field(init=False)
     limits: Limits = field(init=False)
@@ -97,7 +96,7 @@ class Plan:
             returns=self.returns,
             effort=self.effort,
             thinking=self.thinking,
-            cache="1h" if self.cache and self.mode == "batch" else self.cache,
+            cache="1h" if self.cache and self.mode != "live" else self.cache,
             params=self.params,
         )
 
@@ -114,7 +113,13 @@ class Plan:
         A batch's time is an honest range: most end within an hour, and one that has not ended after
         24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
         """
-        return estimates.options(self.totals, self.limits.shared(self.share), self.expected, self.concurrency)
+        return estimates.options(
+            self.totals,
+            self.limits.shared(self.share),
+            self.expected,
+            self.concurrency,
+            feasibility.minutes_of(self.deadline),
+        )
 
     @cached_property
     def totals(self) -> Totals:
@@ -148,17 +153,7 @@ class Plan:
             ``model=["claude-haiku-5-5", "claude-sonnet-5-5"], tier=["start", "build"]``.
             ``mode=["live"]`` keeps only those modes.
         """
-        modes = _several("mode", lists.pop("mode", feasibility.MODES))
-        tried = {name: _several(name, values) for name, values in lists.items()}
-        _ = self._measures  # read once, for all combinations
-        frames = [
-            self.replace(**dict(zip(tried, values, strict=True))).options
-            for values in itertools.product(*tried.values())
-        ]
-        named = zip(tried, zip(*itertools.product(*tried.values()), strict=True), strict=True)
-        choices = pl.DataFrame([_told(name, values) for name, values in named])
-        each = choices.select(pl.all().repeat_by(len(feasibility.MODES)).explode())
-        return pl.concat([each, pl.concat(frames)], how="horizontal").filter(pl.col("mode").is_in(modes))
+        return comparing.compare(self, lists)
 
     # what it would send
 
@@ -261,7 +256,6 @@ class Plan:
         """
         from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
 
-        feasibility.check_mode(self)
         return Run(self, client, ledger=ledger, progress=progress)
 
     async def run(
@@ -270,10 +264,12 @@ class Plan:
         *,
         ledger: str | Path | EllipsisType | None = ...,
         progress: bool = True,
+        wait: bool = True,
     ) -> Run:
         """Send what the ledger does not have yet, and return the finished run.
 
-        The same cell again is a resume: what was paid for is not paid for again.
+        The same cell again is a resume: what was paid for is not paid for again, and batches that are
+        out are waited for, not sent again.
 
         Spends: tokens.
 
@@ -281,13 +277,17 @@ class Plan:
         ----------
         client, ledger, progress
             As for `start`.
+        wait : bool
+            False returns as soon as the batches are submitted that the queue has room for: the kernel may
+            be closed then, and the same cell collects them tomorrow.
 
         Raises
         ------
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        return await self.start(client, ledger=ledger, progress=progress)
+        run = self.start(client, ledger=ledger, progress=progress)
+        return await run if wait else await run.submitted()
 
     # how it looks
 
@@ -320,6 +320,7 @@ def plan(
     budget: float | None = None,
     concurrency: int | None = None,
     share: float = 1.0,
+    pay_twice: bool = False,
 ) -> Plan:
     """Return what running Claude over a frame would cost and take. Nothing is sent.
 
@@ -337,7 +338,8 @@ def plan(
     tier : str, int or Limits
         The account's usage tier: ``"start"``, ``"build"``, ``"scale"``, a number 1-4, or `Limits`.
     mode : str
-        ``"live"`` or ``"batch"``.
+        ``"live"``; ``"batch"``, half the price within 24 hours; or ``"hybrid"``, a batch whose rest is sent
+        live in time for the `deadline`.
     system : str, optional
         Instructions that are the same for every row.
     returns : optional
@@ -359,6 +361,9 @@ def plan(
         Most calls in flight; by default found while running.
     share : float
         The part of the account's limits to use.
+    pay_twice : bool
+        In mode ``"hybrid"``, go live without waiting until the batch is canceled: in time for certain, and
+        what the batch still answers is paid for too.
 
     Raises
     ------
@@ -381,20 +386,3 @@ def _schema(frame: Frame) -> pl.Schema:
         return frame.lazy().collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise unreadable(error) from error
-
-
-def _several(name: str, values: object) -> list[Any]:
-    """Return the values to compare as a list."""
-    if isinstance(values, str) or not isinstance(values, Iterable) or not (several := list(values)):
-        msg = f"plan.compare({name}={values!r}): give a list of values to try, such as {name}=[...]."
-        raise PlanError(msg)
-    return several
-
-
-def _told(name: str, values: Iterable[object]) -> pl.Series:
-    """Return the values as a column: as they are where they are of one simple type, else as text."""
-    several = list(values)
-    kinds = {type(value) for value in several}
-    if kinds in ({str}, {int}, {bool}) or kinds <= {int, float, type(None)}:
-        return pl.Series(name, several, strict=False)
-    return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in several])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale import bills, cards, loops
+from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
 from claudescale.errors import LedgerError, RunStopped
 from claudescale.ledger import ATTEMPTS
@@ -22,6 +23,7 @@ from claudescale.plots import Plots
 from claudescale.progress import Progress
 from claudescale.rates import rates
 from claudescale.sending import Sending
+from claudescale.verdicts import verdict
 from claudescale.work import last_failures, prepare, results
 
 if TYPE_CHECKING:
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.batching import Expected
     from claudescale.limits import Limits
     from claudescale.plans import Plan
     from claudescale.tallies import Tally
     from claudescale.work import Work
 
 DEFAULT_LEDGER = "claudescale.ledger"
+
+_HTTP_OK = 200
 
 SUMMARY = pl.Schema(
     {
@@ -56,9 +61,6 @@ SUMMARY = pl.Schema(
     }
 )
 """Columns of `Run.summary`, one row: rows of the frame, then calls, tokens and dollars of this run."""
-
-BATCHES = pl.Schema({"batch_id": pl.String(), "requests": pl.Int64(), "status": pl.String()})
-"""Columns of `Run.batches`."""
 
 
 class Run:
@@ -91,7 +93,7 @@ class Run:
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._progress = Progress(self, shown=progress)
         self._sending = Sending(plan, client if client is not None else connect(), self.path)
-        self._job = loops.start(self._go, stop=self.stop)
+        self._job = loops.start(self._go, stop=self.leave)
         self.home = self._job.thread
 
     async def _go(self) -> None:
@@ -107,13 +109,52 @@ class Run:
     # the handle
 
     def stop(self) -> None:
-        """Send nothing more. What is in flight is awaited, for it is paid for; everything is kept.
+        """Send nothing more and cancel batches. What is answered by then is paid for, awaited and kept.
 
         Returns at once; ``await run`` for the end. Running the plan again sends what is missing.
 
         Spends: what is in flight.
         """
         self._sending.stop()
+
+    def leave(self) -> None:
+        """Send nothing more and let batches go on at the API: the same cell collects them, also tomorrow.
+
+        An interrupt and the end of the process do this too. Returns at once; ``await run`` for the end.
+
+        Spends: what is in flight; the batches, as they are answered.
+        """
+        self._sending.leave()
+
+    async def submitted(self) -> Run:
+        """Return this run once the batches are submitted that the queue has room for, or it has ended.
+
+        Spends: nothing by itself.
+        """
+        while not (self._job.future.done() or self._sending.submitted):  # noqa: ASYNC110 - another loop's
+            await asyncio.sleep(loops.SLICE_SECONDS)
+        return self._outcome() if self._job.future.done() else self
+
+    async def delete_batches(self) -> int:
+        """Return how many of this run's collected batches were deleted at the API, results and all.
+
+        The API keeps them for 29 days by itself; the ledger keeps the replies.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        RunStopped
+            The API would not delete one.
+        """
+        deleted = 0
+        for answer in await self._sending.delete_batches():
+            if answer.status != _HTTP_OK:
+                words = verdict(answer).message or "no answer"
+                msg = f"{deleted} batches are deleted, and then the API would not delete one: {words}"
+                raise RunStopped(msg, self)
+            deleted += 1
+        return deleted
 
     def __await__(self) -> Generator[Any, None, Run]:
         return self._wait().__await__()
@@ -122,7 +163,7 @@ class Run:
         try:
             await self._ended()
         except asyncio.CancelledError as cancelled:
-            self.stop()
+            self.leave()
             await self._ended(loops.EXIT_SECONDS)
             if loops.in_notebook():  # one line, where IPython would show a traceback
                 text = f"■ Interrupted. {cards.line(self)}"
@@ -158,7 +199,7 @@ class Run:
             msg = "run.result() blocks the very loop that has to do the work: use await run here."
             raise RuntimeError(msg)
         try:
-            loops.join(self._job.future, self.stop)
+            loops.join(self._job.future, self.leave)
         except KeyboardInterrupt:
             if loops.in_notebook():
                 text = f"■ Interrupted. {cards.line(self)}"
@@ -170,7 +211,10 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``"starting"``, ``"running"``, ``"finished"``, ``"stopped"`` or ``"failed"``."""
+        """``"starting"``, ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"``, ``"left"``.
+
+        Left is a run that has ended while batches of it go on at the API.
+        """
         return self._sending.state
 
     @property
@@ -197,6 +241,11 @@ class Run:
     def started_at(self) -> float:
         """API unix seconds at which the first call could go."""
         return self._sending.started_at
+
+    @property
+    def expected(self) -> Expected | None:
+        """When the last batch ends, as far as that can be told: the API says nothing of its progress."""
+        return self._sending.batches.expected() if self._sending.batches else None
 
     @property
     def estimate(self) -> dict[str, Any] | None:
@@ -272,11 +321,12 @@ class Run:
 
     @property
     def batches(self) -> pl.DataFrame:
-        """The batches of this run; none on a live run.
+        """The batches this run followed, of an earlier run too, as `claudescale.batchframe.BATCHES`.
 
         Spends: nothing.
         """
-        return BATCHES.to_frame()
+        ledger = self._sending.ledger
+        return BATCHES.to_frame() if ledger is None else batch_frame(ledger.batches(), ledger.attempts())
 
     @property
     def sizes(self) -> pl.DataFrame:

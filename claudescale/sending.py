@@ -7,35 +7,38 @@ is missing, then lets `Live` answer that. A run shows it; nothing here is shown.
 from __future__ import annotations
 
 import asyncio
+import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import bills, feasibility, loops
+from claudescale import engines, feasibility, loops
+from claudescale.batchwire import BatchWire
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError
 from claudescale.ledger import Ledger
-from claudescale.live import Live, Row
-from claudescale.pacing import Pacer
 from claudescale.tallies import Tally
 from claudescale.wire import Wire
 from claudescale.work import Work, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.batches import Batches
     from claudescale.ledger import Attempt
+    from claudescale.live import Live, Row
+    from claudescale.pacing import Pacer
     from claudescale.plans import Plan
+    from claudescale.verdicts import Answer
     from claudescale.wire import Api
 
 _CLAIM_ROWS = 256
 _OTHERS_SECONDS = 1.0
-_OVERHEAD_TOKENS = 1_000
-"""What the API may add to a request: the instructions that make structured outputs work."""
 
 
 class Sending:
@@ -44,7 +47,7 @@ class Sending:
     Attributes
     ----------
     state : str
-        ``"starting"``, ``"running"``, ``"finished"``, ``"stopped"`` or ``"failed"``.
+        ``"starting"``, ``"running"``, ``"finished"``, ``"stopped"``, ``"left"`` or ``"failed"``.
     stopped_by, message : str or None
         What ended it before its end: an API error type, ``"budget"`` or ``"ledger"``; and its words.
     ledger : Ledger or None
@@ -57,6 +60,8 @@ class Sending:
         The plan's live option, once it is computed.
     live : Live or None
         The calls, once they are made.
+    batches : Batches or None
+        The batches, once there are any.
     tally : Tally
         What was done so far.
     """
@@ -70,6 +75,7 @@ class Sending:
         self.work: Work | None = None
         self.estimate: dict[str, Any] | None = None
         self.live: Live | None = None
+        self.batches: Batches | None = None
         self.tally = Tally(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0)
         self._plan = plan
         self._client = client
@@ -77,7 +83,9 @@ class Sending:
         self._clock = Clock()
         self._started_at: float | None = None
         self._ended_at: float | None = None
-        self._stop_asked = False
+        self._stop_asked = self._leave_asked = False
+        self._following: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ledger_error: LedgerError | None = None
 
     @property
@@ -93,10 +101,28 @@ class Sending:
         return self._started_at or self._clock.seconds()
 
     def stop(self) -> None:
-        """Send nothing more, from whatever thread this is called; what is in flight comes in."""
+        """Send nothing more and cancel batches, from whatever thread; what is answered comes in."""
         self._stop_asked = True
-        if self.live is not None and self.state == "running":
-            self.live.stop_soon()
+        self._call_soon(self._end_soon)
+
+    def leave(self) -> None:
+        """Send nothing more, from whatever thread; what is in flight comes in, batches go on without this."""
+        self._leave_asked = True
+        self._call_soon(self._end_soon)
+
+    def _call_soon(self, work: Callable[[], None]) -> None:
+        if self._loop is not None and self.state == "running":
+            with suppress(RuntimeError):  # the loop is closed: the run has ended already
+                self._loop.call_soon_threadsafe(work)
+
+    def _end_soon(self) -> None:
+        """Pass on what was asked for."""
+        if self.live is not None and self._over:
+            self.live.stop()
+        if self.batches is not None and self._stop_asked:
+            self.batches.stop()
+        if self.batches is not None and (self._leave_asked or self._ledger_error):
+            self.batches.leave()
 
     async def go(self, begin: Callable[[], None]) -> None:
         """Answer every row that has no answer yet; `begin` is called before the first call.
@@ -109,13 +135,15 @@ class Sending:
             The record cannot be kept; what was paid for is in memory.
         """
         state = "failed"
-        wire = Wire(self._client, self._plan.max_tokens)
+        self._loop = asyncio.get_running_loop()
+        self._begin = begin
+        self._wire = Wire(self._client, self._plan.max_tokens)
         try:
             self.ledger = await loops.in_thread(Ledger, self._path)
-            self.api = await wire.api()
+            self.api = await self._wire.api()
             self._clock = self.api.clock
             missing = await loops.in_thread(self._prepare)
-            await self._answer(wire, missing, begin)
+            await self._answer(missing)
             state = self._end_state()
         except LedgerError as error:
             self._fail(error)
@@ -125,7 +153,7 @@ class Sending:
         finally:
             if self._started_at is not None:
                 self._ended_at = self._clock.seconds()
-            await wire.close()
+            await self._wire.close()
             state = self._close(state)
             self.tally.end()
             self.state = state
@@ -147,48 +175,128 @@ class Sending:
         self.work = work
         return missing
 
-    async def _answer(self, wire: Wire, missing: pl.DataFrame, begin: Callable[[], None]) -> None:
-        self.live = self._live(wire, missing)
+    async def _answer(self, missing: pl.DataFrame) -> None:
+        """Send what is missing in the plan's mode."""
+        ways = {"live": self._send_live, "batch": self._send_batches, "hybrid": self._send_hybrid}
+        if self._plan.mode == "live":
+            self.live = self._engine(missing.height)
         self._started_at = self._clock.seconds()
         self.state = "running"
-        begin()
-        if self._stop_asked:  # before there was anything to stop
+        self._begin()
+        if self._stop_asked or self._leave_asked:  # before there was anything to stop
             return
-        rows = self._rows(missing)
         try:
-            await self.live.answer(rows)
+            await ways[self._plan.mode](missing)
         finally:
-            await rows.aclose()
+            if self._following is not None:
+                self._end_soon()
+                await self._following
 
-    def _live(self, wire: Wire, missing: pl.DataFrame) -> Live:
-        plan, ledger = self._plan, self.ledger
-        assert ledger is not None
+    async def _send_live(self, rows: pl.DataFrame) -> None:
+        if self.live is None or self.live.stopped_by is not None:
+            self.live = self._engine(rows.height)
+        several = self._rows(rows)
+        try:
+            await self.live.answer(several)
+        finally:
+            await several.aclose()
+
+    async def _send_batches(self, rows: pl.DataFrame) -> None:
+        self.batches = self._batch_engine()
+        self._end_soon()  # what was asked for before there was anything to ask
+        await self.batches.answer(rows["key"])
+
+    async def _send_hybrid(self, rows: pl.DataFrame) -> None:
+        """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
+        await self._send_live(rows.head(1))
+        if self._over:
+            return
+        self.batches = self._batch_engine()
+        self._end_soon()
+        batches = asyncio.ensure_future(self.batches.answer(rows["key"].slice(1), until=self._latest_switch))
+        self._following = batches
+        if self._plan.pay_twice:
+            canceling = asyncio.ensure_future(self.batches.canceling.wait())
+            await asyncio.wait({batches, canceling}, return_when=asyncio.FIRST_COMPLETED)
+            canceling.cancel()
+        else:
+            await batches
+        if not self._over:
+            rest = await loops.in_thread(self._still_open, rows)
+            pacer = self.live.pacer if self.live else None
+            self.live = self._engine(rest.height, pacer)
+            await self._send_live(rest)
+
+    def _latest_switch(self) -> float:
+        """Return the API second from which on the rest would not be done live in time."""
+        assert self._started_at is not None
+        assert self.work is not None
+        tally, plan = self.tally, self._plan
+        part = tally.missing / tally.sent if tally.sent else 0.0
+        rest = self.work.requests.head(math.ceil(self.work.requests.height * part))
+        output = tally.output_tokens / tally.answered if tally.answered else plan.expected.output_tokens
+        seconds = engines.rest_seconds(plan, self.live, rest, min(output, float(plan.max_tokens)))
+        deadline = feasibility.minutes_of(plan.deadline) or 0.0
+        allowed = 0.0 if plan.pay_twice else feasibility.CANCEL_MINUTES
+        return self._started_at + (deadline - allowed) * 60 - seconds
+
+    def _still_open(self, rows: pl.DataFrame) -> pl.DataFrame:
+        assert self.ledger is not None
+        return rows.filter(~self.ledger.answered(rows["key"]))
+
+    def _engine(self, requests: int, pacer: Pacer | None = None) -> Live:
         assert self.api is not None
-        price = bills.price(plan.facts.id, mode="live")
-
-        def worst_dollars(row: Row) -> float:
-            # No token is shorter than a byte.
-            tokens = len(row.body) + _OVERHEAD_TOKENS
-            paid_as = "cache_write_5m_input_tokens" if plan.cache else "input_tokens"
-            return price.dollars(output_tokens=plan.max_tokens, **{paid_as: tokens})
-
-        return Live(
-            send=wire.send,
-            pacer=Pacer(
-                plan.limits,
-                clock=self.api.clock,
-                share=plan.share,
-                concurrency=plan.concurrency,
-                output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
-            ),
-            clock=self.api.clock,
+        assert self.ledger is not None
+        left = engines.left_of(self._plan.budget, self.tally.dollars)
+        return engines.live_engine(
+            self._plan,
+            api=self.api,
+            wire=self._wire,
+            ledger=self.ledger,
             record=self._record,
-            price=price,
-            describe={"run": ledger.run, "model": plan.facts.id, "simulated": self.api.simulated},
-            worst_dollars=worst_dollars,
-            budget_dollars=plan.budget,
-            warm=plan.cache and missing.height > 1,
+            dollars_left=None if self._plan.budget is None else left,
+            requests=requests,
+            pacer=pacer,
         )
+
+    def _batch_engine(self) -> Batches:
+        assert self.api is not None
+        assert self.ledger is not None
+        assert self.work is not None
+        return engines.batch_engine(
+            self._plan,
+            api=self.api,
+            wire=self._wire,
+            ledger=self.ledger,
+            work=self.work,
+            record=self._record_many,
+            found=self.tally.found,
+            dollars_left=lambda: engines.left_of(self._plan.budget, self.tally.dollars),
+        )
+
+    @property
+    def submitted(self) -> bool:
+        """Whether what can be submitted at once is."""
+        if self.state != "running":
+            return self.state != "starting"
+        return self._plan.mode == "live" or (self.batches is not None and self.batches.submitted.is_set())
+
+    async def delete_batches(self) -> list[Answer]:
+        """Return the answers to deleting the batches that are collected; on the caller's loop."""
+        assert self.ledger is not None
+        wire = Wire(self._client)
+        calls = BatchWire(wire, Clock(), 600)
+        try:
+            done = [batch.batch_id for batch in self.ledger.batches() if batch.state == "collected"]
+            return [await calls.delete(str(batch_id)) for batch_id in done]
+        finally:
+            await wire.close()
+
+    async def _record_many(self, attempts: pl.DataFrame) -> None:
+        """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
+        assert self.ledger is not None
+        await loops.in_thread(self.ledger.extend, attempts)
+        self.tally.extend(attempts)
 
     def _record(self, attempt: Attempt, final: bool) -> None:  # noqa: FBT001 - as Live calls it
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""
@@ -208,34 +316,47 @@ class Sending:
     def _over(self) -> bool:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
-        return self._stop_asked or ended or self._ledger_error is not None
+        refused = self.batches is not None and self.batches.stopped_by is not None
+        asked = self._stop_asked or self._leave_asked
+        return asked or ended or refused or self._ledger_error is not None
 
     async def _rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
         """Give each request that is this run's to send; wait for those another kernel is sending."""
         assert self.ledger is not None
+        assert self.work is not None
         waiting = missing
         while waiting.height:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
                 try:
-                    won = set(await loops.in_thread(self.ledger.claim, block["key"].to_list()))
+                    won = await loops.in_thread(self._claim, block["key"])
                 except LedgerError as error:
                     self._fail(error)
                     return
-                mine = pl.col("key").is_in(list(won))
-                for row in self._rendered(block.filter(mine)):
+                mine = pl.col("key").is_in(won)
+                for row in engines.rendered(self._plan, self.work.texts, block.filter(mine)):
                     yield row
                 held.append(block.filter(~mine))
             waiting = await self._unanswered(pl.concat(held))
+
+    def _claim(self, keys: pl.Series) -> list[str]:
+        """Return which requests are this run's to send; those of its own batches only if it may pay twice."""
+        assert self.ledger is not None
+        won = self.ledger.claim(keys.to_list())
+        if self._plan.pay_twice and self.batches is not None:
+            held = {key for nonce in list(self.batches.out.open) for key in self.ledger.held(nonce)}
+            won += [key for key in keys if key in held]
+        return won
 
     async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
         """Return which rows another run holds and has not answered, after a while if there are any."""
         if held.is_empty():
             return held
         assert self.ledger is not None
-        found = (await loops.in_thread(self.ledger.replies, held["key"])).select("key", "error")
-        self.tally.found(found)
-        left = held.join(found, on="key", how="anti", maintain_order="left")
+        await self._follow()
+        replies = await loops.in_thread(self.ledger.replies, held["key"])
+        self.tally.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
+        left = held.join(replies, on="key", how="anti", maintain_order="left")
         slept = 0.0
         while left.height and slept < _OTHERS_SECONDS:
             if self._over:
@@ -244,20 +365,23 @@ class Sending:
             slept += loops.SLICE_SECONDS
         return left
 
-    def _rendered(self, block: pl.DataFrame) -> Iterator[Row]:
-        assert self.work is not None
-        prompt, facts = self._plan.compiled, self._plan.facts
-        cached = prompt.shared_characters / facts.characters_per_token if self._plan.cache else 0.0
-        texts = self.work.texts.of(block["row"])
-        for key, text, tokens in zip(block["key"], texts, block["estimated_tokens"], strict=True):
-            yield Row(key, f"{prompt.head}{text}{prompt.tail}".encode(), max(tokens - cached, 1.0))
+    async def _follow(self) -> None:
+        """Collect batches of earlier runs that hold rows of this one."""
+        if self._following is None or self._following.done():
+            self.batches = self._batch_engine()
+            self._following = asyncio.ensure_future(self.batches.answer(pl.Series([], dtype=pl.String)))
+            await asyncio.sleep(0)
 
     def _end_state(self) -> str:
-        found = self.live.stopped_by if self.live else None
+        several = [engine.stopped_by for engine in (self.live, self.batches) if engine is not None]
+        found = next((each for each in several if each is not None), None)
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        return "stopped" if self._stop_asked else "finished"
+        if self._stop_asked:
+            return "stopped"
+        out = self.batches is not None and bool(self.batches.out.open)
+        return "left" if out else "stopped" if self._leave_asked else "finished"
 
     def _close(self, state: str) -> str:
         """Write what is left; on this thread, as no other may be there when the process ends."""

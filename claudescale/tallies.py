@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from claudescale.ledger import Attempt
 
 _REFUSED = 429
+CANCELED = "canceled"
+"""The `error` of a row whose batch was canceled before it was answered: it did not fail."""
 
 
 class Tally:
@@ -64,10 +66,9 @@ class Tally:
 
     def found(self, replies: pl.DataFrame) -> None:
         """Count final attempts that are not this run's: `key` and `error` of each."""
-        rows = pl.col("key").replace_strict(self._repeats, default=1, return_dtype=pl.Int64)
-        failed = int(replies.filter(pl.col("error").is_not_null()).select(rows.sum()).item())
+        failed = self._rows(replies.filter(pl.col("error").is_not_null())["key"])
         self.failed += failed
-        self.answered += int(replies.select(rows.sum()).item()) - failed
+        self.answered += self._rows(replies["key"]) - failed
         self.reused += replies.height
         self._open.difference_update(replies["key"])
 
@@ -89,11 +90,34 @@ class Tally:
         self._open.discard(attempt.key)
         self._close(attempt.key, failed=attempt.error is not None)
 
+    def extend(self, attempts: pl.DataFrame) -> None:
+        """Count many results of batches at once: `ATTEMPTS` and Boolean `final`, each key once."""
+        self.requests += attempts.height
+        kinds = ("input_tokens", "cache_write_5m_input_tokens", "cache_write_1h_input_tokens")
+        prompt = pl.sum_horizontal(*kinds, "cache_read_input_tokens")
+        sums = attempts.select(
+            input=prompt.sum(), output=pl.col("output_tokens").sum(), dollars=pl.col("dollars").sum()
+        )
+        input_tokens, output_tokens, dollars = sums.row(0)
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        self.dollars += dollars
+        final = attempts.filter("final")
+        failed = self._rows(final.filter(pl.col("error").is_not_null())["key"])
+        self.failed += failed
+        self.answered += self._rows(final["key"]) - failed
+        self._open.difference_update(final["key"])
+        self._open.update(attempts.filter(~pl.col("final") & (pl.col("error") != CANCELED))["key"])
+
     def end(self) -> None:
         """Count rows that were tried and given up as failed: nobody tries them any more."""
         for key in self._open:
             self._close(key, failed=True)
         self._open.clear()
+
+    def _rows(self, keys: pl.Series) -> int:
+        """Return how many rows of the frame the requests with these keys stand for."""
+        return sum(self._repeats.get(key, 1) for key in keys) if self._repeats else keys.len()
 
     def _close(self, key: str, *, failed: bool) -> None:
         rows = self._repeats.get(key, 1)

@@ -1,4 +1,4 @@
-"""The wire to the Messages API: one request, one answer, whatever happens. The SDK never retries here."""
+"""The wire to the API: one request, one answer, whatever happens. The SDK never retries here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from claudescale.clock import Clock
 from claudescale.verdicts import Answer, read_object
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+
     import httpx2
     from anthropic import AsyncAnthropic
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 """Hosts that are this machine: only they are asked whether they are a simulator."""
+CALL_SECONDS = 600.0
+"""Real seconds in which an endpoint that does not write a reply should have answered."""
+LONGEST_TRANSFER_SECONDS = 3_600.0
+"""Real seconds that a batch, or its results, may take on their way."""
+_STREAMED = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
+_PART_BYTES = 1 << 18
+_BLOCK_BYTES = 1 << 22
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
 _SIMULATOR_HEADER = "claudescale-simulator"
@@ -103,19 +112,74 @@ class Wire:
 
         Spends: tokens.
         """
+        return await self._answered(lambda: self._post(body), self._timeout_seconds)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | AsyncIterable[bytes] = b"",
+        length: int | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> Answer:
+        """Return what came back from any endpoint, whatever it is.
+
+        Spends: whatever the endpoint does.
+
+        Parameters
+        ----------
+        method, path : str
+            Such as ``"post"`` and ``"/v1/messages/batches"``.
+        body : bytes or async iterable of bytes
+            JSON; in parts it is sent as it comes, and never held whole.
+        length : int, optional
+            Bytes of a body that comes in parts.
+        seconds : float
+            Real seconds after which the call is given up.
+        """
+        return await self._answered(lambda: self._request(method, path, body, length), seconds)
+
+    async def stream(self, path: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
+        """Pass what an endpoint sends to `take`, in blocks of whole lines, and return how it ended.
+
+        Where the answer has no status it broke off: what was taken so far is good.
+
+        Spends: nothing.
+        """
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        opened: list[httpx2.Response] = []
+
+        async def open_it() -> httpx2.Response:
+            opened.append(await self._opened(path))
+            return opened[0]
+
+        answer = await self._answered(open_it, CALL_SECONDS)
+        try:
+            async with asyncio.timeout(LONGEST_TRANSFER_SECONDS):
+                if answer.status == httpx2.codes.OK:
+                    await _take_lines(opened[0], take)
+        except (TimeoutError, httpx2.TransportError) as error:
+            return _failed(error)
+        finally:
+            for response in opened:
+                await response.aclose()
+        return answer
+
+    async def _answered(
+        self, request: Callable[[], Coroutine[Any, Any, httpx2.Response]], seconds: float
+    ) -> Answer:
+        """Return what came back, whatever happens."""
         import anthropic  # noqa: PLC0415 - slow to import
 
         try:
-            async with asyncio.timeout(self._timeout_seconds + _CONNECT_SECONDS):
-                response = await self._post(body)
+            async with asyncio.timeout(seconds + _CONNECT_SECONDS):
+                response = await request()
         except anthropic.APIStatusError as error:
             response = error.response
-        except (anthropic.APITimeoutError, TimeoutError) as error:
-            return Answer(None, {}, b"", "timeout_error", sent=_was_sent(error))
-        except (anthropic.APIConnectionError, anthropic.RetryableError) as error:
-            return Answer(None, {}, b"", "connection_error", sent=_was_sent(error))
-        except (anthropic.AnthropicError, TypeError):  # the SDK finds no key, or none it can use
-            return Answer(None, {}, b"", "authentication_error", sent=False)
+        except (anthropic.AnthropicError, TimeoutError, TypeError) as error:
+            return _failed(error)
         # A plain dict, read once: the response's own takes 5 µs for each name that is looked up.
         headers = {
             name.decode("ascii", "replace").lower(): value.decode("latin-1")
@@ -123,7 +187,29 @@ class Wire:
         }
         if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
-        return Answer(response.status_code, headers, response.content)
+        return Answer(response.status_code, headers, response.content if response.is_closed else b"")
+
+    async def _request(
+        self, method: str, path: str, body: bytes | AsyncIterable[bytes], length: int | None
+    ) -> httpx2.Response:
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        headers = {"content-type": "application/json"} if body else {}
+        headers |= {} if length is None else {"content-length": str(length)}
+        timeout = httpx2.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS)
+        options: Any = {"headers": headers, "timeout": timeout}
+        content: Any = {"content": _Unshown(body) if isinstance(body, bytes) else body} if body else {}
+        ask: Any = getattr(self._client, method)
+        response: httpx2.Response = await ask(path, cast_to=httpx2.Response, options=options, **content)
+        return response
+
+    async def _opened(self, path: str) -> httpx2.Response:
+        """Return an answer whose body is not read yet."""
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        timeout = httpx2.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS)
+        options: Any = {"headers": {"accept": "application/binary", **_STREAMED}, "timeout": timeout}
+        return await self._client.get(path, cast_to=httpx2.Response, options=options)
 
     async def _post(self, body: bytes) -> httpx2.Response:
         """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
@@ -150,6 +236,36 @@ class Wire:
     async def close(self) -> None:
         """Close the copy's connections; the client it was made from is untouched."""
         await self._client.close()
+
+
+async def _take_lines(response: httpx2.Response, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Pass the body on in blocks of whole lines. The last line of a body that broke off is left out."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.aiter_bytes(_PART_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size < _BLOCK_BYTES:
+            continue
+        lines, newline, rest = b"".join(parts).rpartition(b"\n")
+        if newline:
+            await take(lines + newline)
+        parts, size = [rest], len(rest) if newline else 0
+    if last := b"".join(parts):
+        await take(last)
+
+
+def _failed(error: Exception) -> Answer:
+    """Return the answer that stands for none."""
+    import anthropic  # noqa: PLC0415 - slow to import
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
+        return Answer(None, {}, b"", "timeout_error", sent=_was_sent(error))
+    if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.TransportError):
+        return Answer(None, {}, b"", "connection_error", sent=_was_sent(error))
+    # The SDK finds no key, or none it can use: an AnthropicError, or a TypeError.
+    return Answer(None, {}, b"", "authentication_error", sent=False)
 
 
 def _was_sent(error: BaseException) -> bool:

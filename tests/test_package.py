@@ -27,11 +27,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
     "errors clock facts catalog",
-    "limits templates parameters schemas replies prompts bills estimates rates",
+    "limits templates parameters schemas replies prompts bills estimates rates batchframe",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
-    "live batchlines wire verdicts guards connecting",
+    "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "display cards shown marks charts",
-    "progress plots work feasibility sending runs plans",
+    "progress plots work feasibility comparing engines sending runs plans",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}

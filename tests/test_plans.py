@@ -197,12 +197,6 @@ def test_a_deadline_is_minutes_or_a_timedelta():
                 )
 
 
-def test_what_cannot_be_run_yet():
-    """Batches are planned and compared; running one says how to run this plan."""
-    with simulator() as api, pytest.raises(cs.PlanError, match=r"plan\.replace\(mode='live'\)"):
-        a_plan(reviews(1), mode="batch").start(api.client())
-
-
 def test_the_cards_hide_the_rows_and_escape_the_rest():
     """Neither text nor prompt is in a plan's card, and what could be markup is text."""
     names = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")

@@ -1,0 +1,206 @@
+"""What to do about batches: how much goes into one, what an answer means, when to look again.
+
+Pure functions. `batches` acts on what they decide.
+"""
+
+from __future__ import annotations
+
+import statistics
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from claudescale import catalog
+from claudescale.verdicts import Verdict, read_object, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from claudescale.batchfile import Batch
+    from claudescale.verdicts import Answer
+    from claudescale.work import Texts
+
+FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
+"""Bytes of a batch that is full: below the API's limit, which may count differently."""
+NONCE_BYTES = 6
+CLOCK_SECONDS = 3_600.0
+"""By how much the API's clock and this one may differ when a lost batch is looked for."""
+LOST_SECONDS = 300.0
+"""How long after a lost answer the API may still be making the batch."""
+FAILED_SECONDS = 60.0
+"""The same after an answer that says it failed."""
+LONGEST_UPLOAD_SECONDS = 3_600.0
+USUAL_SECONDS = 3_600.0
+"""Most batches end within an hour. Source: Anthropic, *Batch processing* (checked 2026-08-14)."""
+_PART_BYTES = 4_000_000
+_OPENING, _CLOSING, _ID, _PARAMS, _END = '{"requests":[', "]}", '{"custom_id":"', '","params":', "}"
+_ROW_BYTES = len(f"{_ID}-{_PARAMS}{_END},") + 32 + 2 * NONCE_BYTES
+_SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
+_HTTP_TOO_LARGE, _HTTP_OK, _HTTP_NOT_FOUND = 413, 200, 404
+
+
+# what goes into one
+
+
+def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float | None) -> int:
+    """Return how many of the first rows fit into one batch.
+
+    Parameters
+    ----------
+    rows : pl.DataFrame
+        With `bytes` and `worst_dollars` of each request.
+    requests, size_bytes : int
+        Most of them in the batch.
+    dollars : float or None
+        The most it may cost, whatever the replies; None is without end.
+    """
+    fits = (pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes
+    if dollars is not None:
+        fits &= pl.col("worst_dollars").cum_sum() <= dollars
+    return int(rows.head(max(requests, 0)).select(fits.sum()).item())
+
+
+def body_bytes(rows: pl.DataFrame) -> int:
+    """Return the size of the batch that `body` makes."""
+    return int(rows["bytes"].sum()) + rows.height * _ROW_BYTES - 1 + len(_OPENING + _CLOSING)
+
+
+def body(rows: pl.DataFrame, texts: Texts, nonce: str) -> Iterator[bytes]:
+    """Yield the body of a batch in parts of some megabytes, rendered as they are asked for."""
+    head, tail = texts.prompt.head, texts.prompt.tail
+    each = max(_PART_BYTES // max(int(rows["bytes"].mean() or 0), 1), 1)  # type: ignore[arg-type]
+    before = _OPENING
+    for part in rows.iter_slices(each):
+        requests = pl.select(
+            pl.concat_str(
+                pl.lit(_ID), part["key"], pl.lit(f"-{nonce}{_PARAMS}{head}"),
+                texts.of(part["row"]), pl.lit(f"{tail}{_END}"),
+            ).str.join(",")
+        ).item()  # fmt: skip
+        yield f"{before}{requests}".encode()
+        before = ","
+    yield _CLOSING.encode()
+
+
+# what an answer means
+
+
+class Made(NamedTuple):
+    """What became of a batch that was posted.
+
+    Attributes
+    ----------
+    outcome : str
+        ``"created"``; ``"absent"`` (surely not made, try again), ``"refused"`` (the limits),
+        ``"too_large"``, ``"stop"`` (none can be made); ``"unknown"``: it may be there, look for it.
+    shown : dict
+        The batch, where it was created.
+    found : Verdict
+        Otherwise, what the API says.
+    """
+
+    outcome: str
+    shown: dict[str, Any]
+    found: Verdict
+
+
+def made(answer: Answer) -> Made:
+    """Decide what became of a batch; after anything but a plain yes or no it may be there."""
+    found = verdict(answer)
+    if answer.status is None:
+        surely = "stop" if found.outcome == "stop" else "absent"
+        return Made("unknown" if answer.sent else surely, {}, found)
+    shown = read_object(answer.content)
+    if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
+        return Made("created" if is_batch(shown) else "unknown", shown, found)
+    if answer.status == _HTTP_TOO_LARGE:
+        return Made("too_large", {}, found)
+    outcomes = {"refused": "refused", "overloaded": "unknown", "again": "unknown"}
+    return Made(outcomes.get(found.outcome, "stop"), {}, found)
+
+
+def is_batch(shown: dict[str, Any]) -> bool:
+    """Whether an answer shows a batch."""
+    return isinstance(shown.get("id"), str) and isinstance(shown.get("processing_status"), str)
+
+
+def is_gone(answer: Answer) -> bool:
+    """Whether the API says that there is no such batch, or none any more."""
+    return answer.status == _HTTP_NOT_FOUND and verdict(answer).error == "not_found_error"
+
+
+def has_results(shown: dict[str, Any]) -> bool:
+    """Whether a batch that has ended still has results to read."""
+    return bool(shown.get("results_url")) and not shown.get("archived_at")
+
+
+def seen(batch: Batch, shown: dict[str, Any]) -> Batch:
+    """Return a batch as the API shows it now."""
+    counts = shown.get("request_counts")
+    counted = counts if isinstance(counts, dict) else {}
+    names = ("succeeded", "errored", "canceled", "expired")
+    changes: dict[str, Any] = {name: counted[name] for name in names if isinstance(counted.get(name), int)}
+    for name in ("created_at", "expires_at", "ended_at"):
+        changes[name] = seconds_of(shown.get(name)) or getattr(batch, name)
+    state = shown["processing_status"]
+    known = state if state in {"in_progress", "canceling", "ended"} else "in_progress"
+    return batch._replace(batch_id=shown["id"], state=known, **changes)
+
+
+def seconds_of(moment: object) -> float | None:
+    """Return an RFC 3339 moment as unix seconds; None where it is none."""
+    try:
+        return datetime.fromisoformat(str(moment)).timestamp()
+    except ValueError:
+        return None
+
+
+def may_be(batch: Batch, shown: dict[str, Any]) -> bool:
+    """Whether a batch that the API lists may be the one whose answer was lost: by time and size."""
+    counts = shown.get("request_counts")
+    created = seconds_of(shown.get("created_at"))
+    if not is_batch(shown) or not isinstance(counts, dict) or created is None:
+        return False
+    return created >= batch.intended_at - CLOCK_SECONDS and sum(counts.values()) == batch.requests
+
+
+def looked_far_enough(batch: Batch, shown: list[dict[str, Any]]) -> bool:
+    """Whether the list, newest first, has come to batches that are too old to be the lost one."""
+    created = seconds_of(shown[-1].get("created_at")) if shown else None
+    return created is None or created < batch.intended_at - CLOCK_SECONDS
+
+
+# when to look again
+
+
+def poll_seconds(age_seconds: float) -> float:
+    """Return how long to wait before looking at batches again: below 400 looks in 24 hours."""
+    return min(max(age_seconds * _GROWTH, _SHORTEST_SECONDS), _LONGEST_SECONDS)
+
+
+class Expected(NamedTuple):
+    """When the last batch ends, in API unix seconds; `usual_at` is None once it should have been."""
+
+    usual_at: float | None
+    latest_at: float
+
+
+def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
+    """Return when the open batches end: by how long those took that have ended, at the latest by expiry.
+
+    The API tells nothing of a batch's progress before its end. None where no batch is open.
+    """
+    several = list(batches)
+    waited = [each for each in several if each.ended_at is None and each.state != "absent"]
+    if not waited:
+        return None
+    took = [each.ended_at - each.created_at for each in several if each.ended_at and each.created_at]
+    usual = statistics.median(took) if took else USUAL_SECONDS
+    begun = [each.created_at or each.intended_at for each in waited]
+    usual_at = max(begun) + usual
+    latest = max(
+        each.expires_at or at + catalog.BATCH.expires_hours * 3600
+        for each, at in zip(waited, begun, strict=True)
+    )
+    return Expected(usual_at if usual_at > now else None, latest)

@@ -1,0 +1,135 @@
+"""The calls to the batch endpoints, paced to their own limit. They are free; what a batch answers is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from claudescale.batching import LONGEST_UPLOAD_SECONDS
+from claudescale.batchlines import proves
+from claudescale.verdicts import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable
+
+    from claudescale.clock import Clock
+    from claudescale.verdicts import Answer
+    from claudescale.wire import Wire
+
+_PATH = "/v1/messages/batches"
+_COUNTED = {
+    "messages",
+    "model",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "cache_control",
+}
+"""Fields that counting tokens takes. Source: anthropic 2.12.0 types/message_count_tokens_params.py."""
+_COUNT_SECONDS = 60.0
+
+
+class _Enough(Exception):
+    """The first lines were read."""
+
+
+class BatchWire:
+    """The endpoints of Message Batches.
+
+    Parameters
+    ----------
+    wire : Wire
+        What sends.
+    clock : Clock
+        API time.
+    requests_per_minute : float
+        Calls to all of these endpoints together.
+    """
+
+    def __init__(self, wire: Wire, clock: Clock, requests_per_minute: float) -> None:
+        self._wire = wire
+        self._clock = clock
+        self._gap_seconds = 60.0 / requests_per_minute
+        self._next_at = 0.0
+        self._turns = asyncio.Lock()
+
+    async def check(self, request: bytes) -> Answer:
+        """Return what the API says of one request: it counts its tokens, which costs nothing.
+
+        The rows of a batch are looked at only when they are worked off; a mistake would be told hours later.
+
+        Spends: nothing.
+        """
+        fields = {name: value for name, value in json.loads(request).items() if name in _COUNTED}
+        content = json.dumps(fields).encode()
+        return await self._wire.call(
+            "post", "/v1/messages/count_tokens", body=content, seconds=_COUNT_SECONDS
+        )
+
+    async def create(self, parts: AsyncIterable[bytes], length: int) -> Answer:
+        """Post a batch, once.
+
+        Spends: half of what its rows cost live.
+        """
+        await self._turn()
+        return await self._wire.call("post", _PATH, body=parts, length=length, seconds=LONGEST_UPLOAD_SECONDS)
+
+    async def retrieve(self, batch_id: str) -> Answer:
+        """Return the answer that shows one batch. Spends: nothing."""
+        await self._turn()
+        return await self._wire.call("get", f"{_PATH}/{batch_id}")
+
+    async def page(self, limit: int, after_id: str | None = None) -> Answer:
+        """Return the answer that shows the newest batches, or those after one. Spends: nothing."""
+        await self._turn()
+        after = f"&after_id={after_id}" if after_id else ""
+        return await self._wire.call("get", f"{_PATH}?limit={limit}{after}")
+
+    async def cancel(self, batch_id: str) -> Answer:
+        """Ask for the end of a batch; what is under way in it may still be answered and paid for.
+
+        Spends: nothing.
+        """
+        await self._turn()
+        return await self._wire.call("post", f"{_PATH}/{batch_id}/cancel")
+
+    async def delete(self, batch_id: str) -> Answer:
+        """Delete a batch that has ended, with its results. Spends: nothing."""
+        await self._turn()
+        return await self._wire.call("delete", f"{_PATH}/{batch_id}")
+
+    async def results(self, batch_id: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
+        """Pass the result lines to `take` in blocks; see `Wire.stream`. Spends: nothing."""
+        await self._turn()
+        return await self._wire.stream(f"{_PATH}/{batch_id}/results", take)
+
+    async def proves(self, batch_id: str, nonce: str) -> bool | None:
+        """Return whether the results of a batch have this nonce; None where they cannot be read now.
+
+        Spends: nothing.
+        """
+        proof: list[bool | None] = [None]
+
+        async def take(block: bytes) -> None:
+            proof[0] = proves(block, nonce)
+            raise _Enough
+
+        with suppress(_Enough):
+            await self.results(batch_id, take)
+        return proof[0]
+
+    async def _turn(self) -> None:
+        async with self._turns:
+            now = self._clock.seconds()
+            await self._clock.sleep(self._next_at - now)
+            self._next_at = max(self._next_at, now) + self._gap_seconds
+
+
+def listed(answer: Answer) -> list[dict[str, Any]]:
+    """Return the batches that a page shows."""
+    found = read_object(answer.content).get("data")
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

@@ -1,0 +1,157 @@
+"""From a plan to what sends it: a `Live` or a `Batches`, with its prices, limits and worst cases."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from claudescale import bills, catalog, estimates
+from claudescale.batches import Batches
+from claudescale.batchwire import BatchWire
+from claudescale.live import Live, Row
+from claudescale.pacing import Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from claudescale.ledger import Attempt, Ledger
+    from claudescale.plans import Plan
+    from claudescale.wire import Api, Wire
+    from claudescale.work import Texts, Work
+
+_OVERHEAD_TOKENS = 1_000
+"""What the API may add to a request: the instructions that make structured outputs work."""
+_BATCH_REQUESTS_PER_MINUTE = 50
+"""Calls to the batch endpoints where their limit is not known: that of the lowest tier."""
+
+
+def live_engine(
+    plan: Plan,
+    *,
+    api: Api,
+    wire: Wire,
+    ledger: Ledger,
+    record: Callable[[Attempt, bool], None],
+    dollars_left: float | None,
+    requests: int,
+    pacer: Pacer | None = None,
+) -> Live:
+    """Return what sends the rows of a plan live."""
+    price = bills.price(plan.facts.id, mode="live")
+    written = _written(plan, "5m")
+
+    def worst_dollars(row: Row) -> float:
+        # No token is shorter than a byte.
+        tokens = len(row.body) + _OVERHEAD_TOKENS
+        return price.dollars(output_tokens=plan.max_tokens, **{written: tokens})
+
+    return Live(
+        send=wire.send,
+        pacer=pacer or _pacer(plan, api),
+        clock=api.clock,
+        record=record,
+        price=price,
+        describe=_describe(plan, api, ledger),
+        worst_dollars=worst_dollars,
+        budget_dollars=dollars_left,
+        warm=plan.cache and requests > 1,
+    )
+
+
+def _pacer(plan: Plan, api: Api) -> Pacer:
+    return Pacer(
+        plan.limits,
+        clock=api.clock,
+        share=plan.share,
+        concurrency=plan.concurrency,
+        output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
+    )
+
+
+def batch_engine(
+    plan: Plan,
+    *,
+    api: Api,
+    wire: Wire,
+    ledger: Ledger,
+    work: Work,
+    record: Callable[[pl.DataFrame], Awaitable[None]],
+    found: Callable[[pl.DataFrame], None],
+    dollars_left: Callable[[], float],
+) -> Batches:
+    """Return what sends the rows of a plan by batches."""
+    price = bills.price(plan.facts.id, mode="batch")
+    calls = plan.limits.batch_requests_per_minute or _BATCH_REQUESTS_PER_MINUTE
+    paid = dict.fromkeys(bills.COLUMNS.values(), pl.lit(0.0)) | {
+        _written(plan, "1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
+        "output_tokens": pl.lit(float(plan.max_tokens)),
+    }
+    return Batches(
+        wire=BatchWire(wire, api.clock, calls),
+        ledger=ledger,
+        clock=api.clock,
+        texts=work.texts,
+        requests=work.requests.with_columns(worst_dollars=bills.dollars(price, **paid)),
+        record=record,
+        found=found,
+        price=price,
+        describe=_describe(plan, api, ledger),
+        api=api.name,
+        queue_requests=plan.limits.batch_queue_requests or catalog.BATCH.max_requests,
+        dollars_left=dollars_left,
+        prime=plan.cache and estimates.caches(plan.compiled, plan.facts),
+    )
+
+
+def rendered(plan: Plan, texts: Texts, block: pl.DataFrame) -> Iterator[Row]:
+    """Yield requests of `work.REQUESTS` as rows for a `Live`."""
+    prompt = plan.compiled
+    cached = prompt.shared_characters / plan.facts.characters_per_token if plan.cache else 0.0
+    told = texts.of(block["row"])
+    for key, text, tokens in zip(block["key"], told, block["estimated_tokens"], strict=True):
+        yield Row(key, f"{prompt.head}{text}{prompt.tail}".encode(), max(tokens - cached, 1.0))
+
+
+def rest_seconds(plan: Plan, live: Live | None, rest: pl.DataFrame, output_tokens: float) -> float:
+    """Return the seconds in which the rest of a plan is surely done live, by the limits as known now.
+
+    Parameters
+    ----------
+    live : Live or None
+        What has sent some of its rows live, and so knows the limits.
+    rest : pl.DataFrame
+        Of `work.REQUESTS`.
+    output_tokens : float
+        Mean of a reply.
+    """
+    if rest.is_empty():
+        return 0.0
+    limits = live.pacer.limits if live else plan.limits
+    expected = plan.expected
+    tokens = float(rest["estimated_tokens"].sum()) * expected.input_ratio
+    tokens += rest.height * (expected.input_overhead_tokens - expected.cached_tokens)
+    return estimates.live_finish(
+        limits.shared(plan.share),
+        expected,
+        requests=rest.height,
+        input_tokens=max(tokens, 0.0),
+        output_tokens=output_tokens * rest.height,
+        concurrency=plan.concurrency,
+        more=expected.more,
+    ).seconds
+
+
+def _written(plan: Plan, kept: str) -> str:
+    """Return what the prompt is paid as at worst."""
+    return f"cache_write_{kept}_input_tokens" if plan.cache else "input_tokens"
+
+
+def _describe(plan: Plan, api: Api, ledger: Ledger) -> dict[str, Any]:
+    return {"run": ledger.run, "model": plan.facts.id, "simulated": api.simulated}
+
+
+def left_of(budget: float | None, spent: float) -> float:
+    """Return what is left of a budget; infinite without one."""
+    return math.inf if budget is None else budget - spent

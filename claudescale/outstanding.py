@@ -1,0 +1,310 @@
+"""Batches that are out: find those whose answer was lost, see how they are, collect them, cancel them.
+
+`Outstanding` keeps the ledger's record of each batch true. What to submit is decided in `batches`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from claudescale import batching, loops
+from claudescale.batchlines import attempts
+from claudescale.batchwire import listed
+from claudescale.verdicts import STOPPING_ERRORS, Verdict, read_object, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from claudescale.batchfile import Batch
+    from claudescale.batchwire import BatchWire
+    from claudescale.bills import Price
+    from claudescale.clock import Clock
+    from claudescale.ledger import Ledger
+    from claudescale.verdicts import Answer
+
+SILENT_SECONDS = 6 * 3_600.0
+"""How long the API may not be reached while batches are out: they lose nothing by waiting."""
+_PAGE = 100
+_SEVERAL = 2
+_HTTP_OK = 200
+_STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
+
+
+class Looked(NamedTuple):
+    """Keys of requests that have no final answer though their batch is over.
+
+    Attributes
+    ----------
+    unanswered : list of str
+        Their batch was collected: they expired, failed or were canceled.
+    unsent : list of str
+        Their batch was never made.
+    """
+
+    unanswered: list[str]
+    unsent: list[str]
+
+
+class Outstanding:
+    """The batches that this run follows.
+
+    Parameters
+    ----------
+    wire : BatchWire
+        The endpoints.
+    ledger : Ledger
+        Whose batches these are.
+    clock : Clock
+        API time.
+    record : callable
+        Takes attempts and `final`; returns when they are on the disk.
+    price : Price
+        Of the model in a batch.
+    describe : dict
+        The columns of an attempt that are the same for all: run, model, simulated.
+
+    Attributes
+    ----------
+    open : dict
+        By nonce, those that are not closed yet.
+    closed : list of Batch
+        The others, in the order they were closed.
+    stopped_by : Verdict or None
+        Why nothing more can be learned, or should be submitted.
+    is_silent : bool
+        Nothing can be learned any more: the key is not accepted, or the API cannot be reached for hours.
+    changed_at : float
+        API unix seconds at which one was made or closed last.
+    """
+
+    def __init__(
+        self,
+        *,
+        wire: BatchWire,
+        ledger: Ledger,
+        clock: Clock,
+        record: Callable[[pl.DataFrame], Awaitable[None]],
+        price: Price,
+        describe: Mapping[str, Any],
+    ) -> None:
+        self.open: dict[str, Batch] = {}
+        self.closed: list[Batch] = []
+        self.stopped_by: Verdict | None = None
+        self.is_silent = False
+        self.changed_at = self._reached_at = clock.seconds()
+        self._wire = wire
+        self._ledger = ledger
+        self._clock = clock
+        self._record = record
+        self._price = price
+        self._describe = dict(describe)
+        self._lost: dict[str, float] = {}  # until when a batch without an answer may still appear
+        self._foreign: set[str] = set()  # batches that were looked at and are another's
+        self._canceled: set[str] = set()  # batches whose cancellation is not somebody else's doing now
+
+    @property
+    def known(self) -> list[Batch]:
+        """Those that surely are at the API."""
+        return [batch for batch in self.open.values() if batch.batch_id is not None]
+
+    async def adopt(self, keys: pl.Series) -> list[Batch]:
+        """Take over the batches that hold one of `keys` and that nobody follows any more."""
+        found = await loops.in_thread(self._ledger.adopt, keys)
+        now = self._clock.seconds()
+        for batch in found:
+            self.open[batch.nonce] = batch
+            self._canceled.add(batch.nonce)
+            if batch.batch_id is None:
+                sent_by = batch.intended_at + batching.LONGEST_UPLOAD_SECONDS
+                self._lost[batch.nonce] = min(now, sent_by) + batching.LOST_SECONDS
+        return found
+
+    async def intend(self, batch: Batch, keys: list[str]) -> None:
+        """Write down a batch that is about to be posted."""
+        await loops.in_thread(self._ledger.intend, batch, keys)
+        self.open[batch.nonce] = batch
+
+    async def posted(self, batch: Batch, answer: Answer) -> batching.Made:
+        """Write down what became of it; one that may be there is looked for."""
+        made = batching.made(answer)
+        self.changed_at = self._clock.seconds()
+        if made.outcome == "created":
+            await self._note(batching.seen(batch, made.shown))
+        elif made.outcome == "unknown":
+            answered = answer.status is not None
+            patience = batching.FAILED_SECONDS if answered else batching.LOST_SECONDS
+            self._lost[batch.nonce] = self._clock.seconds() + patience
+        else:
+            await self._close(batch, "absent")
+        return made
+
+    async def look(self) -> Looked:
+        """See how every batch is, and collect what has ended."""
+        looked = Looked([], [])
+        for batch in list(self.open.values()):
+            if batch.batch_id is None:
+                looked.unsent.extend(await self._search(batch))
+        await self._poll([batch for batch in self.known if batch.state != "ended"])
+        for batch in self.known:
+            if batch.state == "ended":
+                looked.unanswered.extend(await self._collect(batch))
+        return looked
+
+    async def cancel(self) -> None:
+        """Ask for the end of every batch that is known to be there."""
+        for batch in self.known:
+            if batch.state == "in_progress":
+                if batch.nonce not in self._canceled:
+                    self.changed_at = self._clock.seconds()
+                    self._canceled.add(batch.nonce)
+                answer = await self._wire.cancel(str(batch.batch_id))
+                await self._look_at(batch, answer)
+
+    # one that may be there
+
+    async def _search(self, batch: Batch) -> list[str]:
+        """Look for a batch whose answer was lost: the nonce in its results proves it."""
+        shown = await self._candidates(batch)
+        if shown is None:
+            return []
+        waiting = False
+        for each in shown:
+            ended = each["processing_status"] == "ended"
+            ours = await self._wire.proves(each["id"], batch.nonce) if ended else None
+            if ours:
+                del self._lost[batch.nonce]
+                await self._note(batching.seen(batch, each))
+                return []
+            if ours is False or (ended and not batching.has_results(each)):
+                self._foreign.add(each["id"])
+            else:
+                waiting = True
+        if waiting or self._clock.seconds() < self._lost[batch.nonce]:
+            return []
+        return await self._close(batch, "absent")
+
+    async def _candidates(self, batch: Batch) -> list[dict[str, Any]] | None:
+        """Return the listed batches that may be this one; None where the list cannot be read now."""
+        others = await loops.in_thread(lambda: self._ledger.batches(mine=False))
+        known = {each.batch_id for each in others} | self._foreign
+        found: list[dict[str, Any]] = []
+        after = None
+        while True:
+            answer = await self._wire.page(_PAGE, after)
+            self._hear(answer)
+            if answer.status != _HTTP_OK:
+                return None
+            shown = listed(answer)
+            found += [each for each in shown if batching.may_be(batch, each) and each["id"] not in known]
+            if batching.looked_far_enough(batch, shown) or len(shown) < _PAGE:
+                return found
+            after = str(shown[-1].get("id"))
+
+    # one that is there
+
+    async def _poll(self, batches: list[Batch]) -> None:
+        left = {str(batch.batch_id): batch for batch in batches}
+        if len(left) >= _SEVERAL:
+            answer = await self._wire.page(min(_PAGE, 2 * len(left)))
+            for shown in listed(answer) if answer.status == _HTTP_OK else []:
+                if batching.is_batch(shown) and shown["id"] in left:
+                    await self._see(left.pop(shown["id"]), shown)
+        for batch_id, batch in left.items():
+            await self._look_at(batch, await self._wire.retrieve(batch_id))
+
+    async def _look_at(self, batch: Batch, answer: Answer) -> None:
+        """Take in an answer that shows one batch."""
+        self._hear(answer)
+        shown = read_object(answer.content)
+        if answer.status == _HTTP_OK and batching.is_batch(shown):
+            await self._see(batch, shown)
+        elif batching.is_gone(answer):
+            await self._lose(batch)
+
+    async def _see(self, batch: Batch, shown: dict[str, Any]) -> None:
+        now = batching.seen(batch, shown)
+        if now != batch:
+            await self._note(now)
+        if now.state == "ended" and not batching.has_results(shown):
+            await self._lose(now)
+
+    def _hear(self, answer: Answer) -> None:
+        """Notice an API that has nothing to say any more."""
+        now = self._clock.seconds()
+        if answer.status is not None and answer.status < 500:  # noqa: PLR2004 - HTTP's own number
+            self._reached_at = now
+        if answer.status == _HTTP_OK or batching.is_gone(answer):
+            return
+        found = verdict(answer)
+        if found.outcome == "stop" or now - self._reached_at > SILENT_SECONDS:
+            self.is_silent = True
+            self.stopped_by = self.stopped_by or found
+
+    # one that has ended
+
+    async def _collect(self, batch: Batch) -> list[str]:
+        """Bring the results of a batch to the disk, those that are not there yet, and close it."""
+        recorded = await loops.in_thread(self._ledger.recorded, batch)
+        canceled: list[str] = []
+
+        async def take(block: bytes) -> None:
+            nonlocal recorded
+            frame = await loops.in_thread(self._read, block, batch, recorded)
+            await self._record(frame)
+            recorded = recorded.append(frame["key"])
+            canceled.extend(frame.filter(pl.col("error") == "canceled")["key"])
+            for error, message in frame.filter(_STOPS).select("error", "message").rows()[:1]:
+                self.stopped_by = self.stopped_by or Verdict(outcome="stop", error=error, message=message)
+
+        answer = await self._wire.results(str(batch.batch_id), take)
+        self._hear(answer)
+        if batching.is_gone(answer):
+            await self._lose(batch)
+        if answer.status != _HTTP_OK:
+            return []
+        if canceled and batch.nonce not in self._canceled:
+            words = f"{len(canceled):,} rows of batch {batch.batch_id} were canceled, and not by this run"
+            self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="canceled", message=words)
+        return await self._close(batch, "collected")
+
+    def _read(self, block: bytes, batch: Batch, recorded: pl.Series) -> pl.DataFrame:
+        begun = batch.created_at or batch.intended_at
+        frame = attempts(
+            block,
+            nonce=batch.nonce,
+            batch_id=str(batch.batch_id),
+            price=self._price,
+            sent_at=begun,
+            seconds=(batch.ended_at or begun) - begun,
+            trusted=batch.succeeded > 0,
+            **self._describe,
+        )
+        return frame.unique("key", keep="first", maintain_order=True).filter(
+            ~pl.col("key").is_in(recorded.implode())
+        )
+
+    async def _lose(self, batch: Batch) -> None:
+        """Close a batch whose results cannot be read any more, and stop: its rows would be paid for again."""
+        await self._close(batch, "gone")
+        words = (
+            f"batch {batch.batch_id} was deleted, or its results are older than 29 days and gone. What it "
+            "answered was paid for. Nothing was sent again; the same cell again sends its rows anew"
+        )
+        self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="results_gone", message=words)
+
+    async def _close(self, batch: Batch, state: str) -> list[str]:
+        """Close a batch, and return which of its rows have no final answer."""
+        left = await loops.in_thread(self._ledger.held, batch.nonce)
+        done = batch._replace(state=state)
+        await loops.in_thread(self._ledger.end_batch, done)
+        self.open.pop(batch.nonce, None)
+        self._lost.pop(batch.nonce, None)
+        self.closed.append(done)
+        self.changed_at = self._clock.seconds()
+        return left
+
+    async def _note(self, batch: Batch) -> None:
+        await loops.in_thread(self._ledger.note, batch)
+        self.open[batch.nonce] = batch
