@@ -433,15 +433,15 @@ def test_sealing_in_bulk_waits(monkeypatch, path):
 
     with Ledger(path) as ledger:
         seals = set()
-        for start in range(0, 24_000, 1_200):
+        for start in range(0, 26_400, 1_200):
             rows = expected([attempt(number) for number in range(start, start + 1_200)], "")
             ledger.extend(rows.with_columns(final=True))
             seals.add(sealed())
         assert len(seals) == 3
         with Ledger(path) as other:
-            assert other.answered(keys(range(24_001))).sum() == 24_000
-            assert other.claim(keys([0, 23_999, 24_000]).to_list()) == [key(24_000)]
-    assert sealed() == 24_000
+            assert other.answered(keys(range(26_401))).sum() == 26_400
+            assert other.claim(keys([0, 26_399, 26_400]).to_list()) == [key(26_400)]
+    assert sealed() == 26_400
 
 
 def test_heartbeat(monkeypatch, path):
@@ -702,6 +702,29 @@ def test_threads(path):
     with Ledger(path) as ledger:
         for (_,), part in ledger.attempts().group_by(["mode"], maintain_order=True):
             assert part.get_column("input_tokens").to_list() == list(range(200))
+
+
+def test_many_beside_single_ones(path):
+    """Attempts that two threads bring, one by one and in frames, are all kept, each thread's in its order."""
+    with Ledger(path) as ledger:
+
+        def record():
+            for number in range(2_000):
+                ledger.record(attempt(number, mode="single"), final=True)
+
+        thread = threading.Thread(target=record)
+        thread.start()
+        for start in range(2_000, 8_000, 1_500):
+            frame = expected([attempt(number, mode="many") for number in range(start, start + 1_500)], "")
+            ledger.extend(frame.with_columns(final=True))
+        thread.join()
+        held = ledger.attempts()
+    with Ledger(path) as again:
+        found = again.attempts()
+        assert_frame_equal(found, held)
+        assert found.filter(mode="single").get_column("input_tokens").to_list() == list(range(2_000))
+        assert found.filter(mode="many").get_column("input_tokens").to_list() == list(range(2_000, 8_000))
+        assert again.answered(keys(range(8_000))).all()
 
 
 # Files that are no ledgers any more, or never were.
