@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale import catalog
+from claudescale.batchfile import OPEN
 from claudescale.verdicts import Verdict, read_object, verdict
 
 if TYPE_CHECKING:
@@ -180,27 +181,36 @@ def poll_seconds(age_seconds: float) -> float:
 
 
 class Expected(NamedTuple):
-    """When the last batch ends, in API unix seconds; `usual_at` is None once it should have been."""
+    """How batches stand, and when the last of them ends.
 
-    usual_at: float | None
-    latest_at: float
+    Attributes
+    ----------
+    open, ended : int
+        Batches that are out, and those that have ended.
+    usual_seconds : float or None
+        After which the last one has usually ended: as long as those took that have, else an hour. None
+        once that is over.
+    latest_seconds : float
+        After which it has expired.
+    """
+
+    open: int
+    ended: int
+    usual_seconds: float | None
+    latest_seconds: float
 
 
 def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
-    """Return when the open batches end: by how long those took that have ended, at the latest by expiry.
+    """Return when the open batches end; None where there are none.
 
-    The API tells nothing of a batch's progress before its end. None where no batch is open.
+    The API tells nothing of a batch before its end.
     """
-    several = list(batches)
-    waited = [each for each in several if each.ended_at is None and each.state != "absent"]
+    made = [batch for batch in batches if batch.state != "absent"]
+    waited = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
     if not waited:
         return None
-    took = [each.ended_at - each.created_at for each in several if each.ended_at and each.created_at]
-    usual = statistics.median(took) if took else USUAL_SECONDS
-    begun = [each.created_at or each.intended_at for each in waited]
-    usual_at = max(begun) + usual
-    latest = max(
-        each.expires_at or at + catalog.BATCH.expires_hours * 3600
-        for each, at in zip(waited, begun, strict=True)
-    )
-    return Expected(usual_at if usual_at > now else None, latest)
+    took = [batch.ended_at - batch.created_at for batch in made if batch.ended_at and batch.created_at]
+    begun_at = max(batch.created_at or batch.intended_at for batch in waited)
+    usual = begun_at + (statistics.median(took) if took else USUAL_SECONDS) - now
+    latest = begun_at + catalog.BATCH.expires_hours * 3_600 - now
+    return Expected(len(waited), len(made) - len(waited), usual if usual > 0 else None, max(latest, 0.0))

@@ -33,11 +33,14 @@ _ADVICE = {
     "api_error": "The API has failed for minutes. Try again later.",
     "rate_limit_error": "The API refuses to be asked again. See the limits in the Console.",
     "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
+    "canceled": "Somebody canceled a batch. Nothing of it was sent again.",
+    "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which sets less aside.",
     "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
 }
 _MOST_MESSAGE = 300
+_WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
 
 
 def why(run: Run) -> str:
@@ -56,9 +59,27 @@ def before(run: Run) -> str:
     reused = f" ({counts.reused:,} requests are in the ledger)" if counts.reused else ""
     about = ""
     if option is not None and counts.missing:
-        about = f": about {display.dollars(option['dollars'])}, {display.duration(option['minutes'])}"
+        time = display.span(display.duration(option["minutes"]), display.duration(option["minutes_p90"]))
+        about = f": about {display.dollars(option['dollars'])}, {time}"
     simulated = "SIMULATED, nothing is paid. " if run.simulated else ""
-    return f"{simulated}{counts.missing:,} rows live on {plan.facts.id}{reused}{about}."
+    out = (
+        f" Batches of earlier runs that are out are collected first: {run.batches_out}."
+        if run.batches_out
+        else ""
+    )
+    return f"{simulated}{counts.missing:,} rows {_WAYS[plan.mode]} on {plan.facts.id}{reused}{about}.{out}"
+
+
+def waiting(run: Run) -> tuple[str, str] | None:
+    """Return how many batches have ended, and when the rest will have; None where none is out."""
+    out = run.expected
+    if out is None:
+        return None
+    usual = ""
+    if out.usual_seconds is not None:
+        usual = f"usually within {display.duration(out.usual_seconds / 60)}, "
+    latest = f"at the latest in {display.duration(out.latest_seconds / 60)}"
+    return f"{out.ended} of {out.open + out.ended} batches ended", usual + latest
 
 
 def line(run: Run) -> str:
@@ -71,7 +92,10 @@ def line(run: Run) -> str:
         *([f"{counts.missing:,} missing"] if counts.missing else []),
         *([f"{counts.reused:,} requests reused from the ledger"] if counts.reused else []),
     ]
-    calls = f"{counts.requests:,} calls in {display.duration(run.minutes)}, {display.dollars(counts.dollars)}"
+    kind = "calls" if run.plan.mode == "live" else "requests"
+    calls = (
+        f"{counts.requests:,} {kind} in {display.duration(run.minutes)}, {display.dollars(counts.dollars)}"
+    )
     return f"{'SIMULATED ' * run.simulated}Run {run.state}{by}: {', '.join(parts)}; {calls}."
 
 
@@ -92,12 +116,22 @@ def run_card(run: Run) -> display.Card:
         for name, (show, value) in measured.items()
     ]
     limit = f"limit {run.limits.requests_per_minute * run.plan.share:,.0f}"
-    rows[2:2] = [("requests/min", limit, f"{rate:,.0f}")]
+    if run.plan.mode != "batch":
+        rows[2:2] = [("requests/min", limit, f"{rate:,.0f}")]
+        rows.append(("refused (429)", "0", f"{counts.refused:,}"))
+    out = waiting(run)
+    told = f"{', the rest '.join(out)}: the API tells nothing of a batch before its end." if out else ""
+    if out and run.state == "left":
+        told = f"{out[0]} when this run left. The rest goes on at the API: the same cell collects it."
     return display.Card(
         title=line(run),
         header=("", "estimated", "measured"),
-        rows=[*rows, ("refused (429)", "0", f"{counts.refused:,}")],
-        notes=(f"{kept} Limits: {run.limits.source}.", *([why(run)] if run.stopped_by else [])),
+        rows=rows,
+        notes=(
+            f"{kept} Limits: {run.limits.source}.",
+            *([told] if out else []),
+            *([why(run)] if run.stopped_by else []),
+        ),
         next="await run" if run.state in {"starting", "running"} else "run.results",
     )
 

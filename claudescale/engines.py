@@ -12,13 +12,18 @@ from claudescale.batches import Batches
 from claudescale.batchwire import BatchWire
 from claudescale.live import Live, Row
 from claudescale.pacing import Pacer
+from claudescale.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+    from anthropic import AsyncAnthropic
+
+    from claudescale.batchfile import Batch
     from claudescale.ledger import Attempt, Ledger
     from claudescale.plans import Plan
-    from claudescale.wire import Api, Wire
+    from claudescale.verdicts import Answer
+    from claudescale.wire import Api
     from claudescale.work import Texts, Work
 
 _OVERHEAD_TOKENS = 1_000
@@ -141,6 +146,17 @@ def rest_seconds(plan: Plan, live: Live | None, rest: pl.DataFrame, output_token
         concurrency=plan.concurrency,
         more=expected.more,
     ).seconds
+
+
+async def delete_batches(client: AsyncAnthropic, batches: Iterable[Batch]) -> list[Answer]:
+    """Return the answers to deleting those of the batches that are collected."""
+    wire = Wire(client)
+    try:
+        calls = BatchWire(wire, (await wire.api()).clock, _BATCH_REQUESTS_PER_MINUTE)
+        done = [str(batch.batch_id) for batch in batches if batch.state == "collected"]
+        return [await calls.delete(batch_id) for batch_id in done]
+    finally:
+        await wire.close()
 
 
 def _written(plan: Plan, kept: str) -> str:

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from claudescale import display, loops
+from claudescale import cards, display, loops
 
 if TYPE_CHECKING:
     from claudescale.runs import Run
@@ -59,7 +59,9 @@ class Progress:
     def _show(self) -> None:
         counts, minutes = self._run.counts, self._run.minutes
         rate = counts.requests / minutes if minutes else 0.0
-        self._bar.set_postfix_str(f"{rate:,.0f}/min, {display.dollars(counts.dollars)}", refresh=False)
+        out = cards.waiting(self._run)
+        how = f"{rate:,.0f}/min, {display.dollars(counts.dollars)}" if out is None else out[0]
+        self._bar.set_postfix_str(how, refresh=False)
         self._bar.n = counts.done
         self._bar.refresh()
 

@@ -243,6 +243,11 @@ class Run:
         return self._sending.started_at
 
     @property
+    def batches_out(self) -> int:
+        """Batches of earlier runs in the ledger that were out when this run began."""
+        return self._sending.batches_out
+
+    @property
     def expected(self) -> Expected | None:
         """When the last batch ends, as far as that can be told: the API says nothing of its progress."""
         return self._sending.batches.expected() if self._sending.batches else None

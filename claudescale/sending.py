@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale import engines, feasibility, loops
-from claudescale.batchwire import BatchWire
+from claudescale.batchfile import OPEN
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError
 from claudescale.ledger import Ledger
@@ -62,6 +62,8 @@ class Sending:
         The calls, once they are made.
     batches : Batches or None
         The batches, once there are any.
+    batches_out : int
+        Batches of earlier runs that were out at the beginning.
     tally : Tally
         What was done so far.
     """
@@ -76,6 +78,7 @@ class Sending:
         self.estimate: dict[str, Any] | None = None
         self.live: Live | None = None
         self.batches: Batches | None = None
+        self.batches_out = 0
         self.tally = Tally(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0)
         self._plan = plan
         self._client = client
@@ -170,6 +173,7 @@ class Sending:
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
         self.estimate = feasibility.check(replace(self._plan, frame=work.frame), part=part)
+        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches(mine=False))
         self.tally.begin(work.keys)
         self.tally.found(found)
         self.work = work
@@ -283,14 +287,8 @@ class Sending:
 
     async def delete_batches(self) -> list[Answer]:
         """Return the answers to deleting the batches that are collected; on the caller's loop."""
-        assert self.ledger is not None
-        wire = Wire(self._client)
-        calls = BatchWire(wire, Clock(), 600)
-        try:
-            done = [batch.batch_id for batch in self.ledger.batches() if batch.state == "collected"]
-            return [await calls.delete(str(batch_id)) for batch_id in done]
-        finally:
-            await wire.close()
+        done = self.ledger.batches() if self.ledger else []
+        return await engines.delete_batches(self._client, done)
 
     async def _record_many(self, attempts: pl.DataFrame) -> None:
         """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
