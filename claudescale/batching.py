@@ -69,18 +69,16 @@ def body_bytes(rows: pl.DataFrame) -> int:
 
 def body(rows: pl.DataFrame, texts: Texts, nonce: str) -> Iterator[bytes]:
     """Yield the body of a batch in parts of some megabytes, rendered as they are asked for."""
-    head, tail = texts.prompt.head, texts.prompt.tail
+    prompt = texts.prompt
     each = max(_PART_BYTES // max(int(rows["bytes"].mean() or 0), 1), 1)  # type: ignore[arg-type]
-    before = _OPENING
+    before = _OPENING.encode()
     for part in rows.iter_slices(each):
-        requests = pl.select(
-            pl.concat_str(
-                pl.lit(_ID), part["key"], pl.lit(f"-{nonce}{_PARAMS}{head}"),
-                texts.of(part["row"]), pl.lit(f"{tail}{_END}"),
-            ).str.join(",")
-        ).item()  # fmt: skip
-        yield f"{before}{requests}".encode()
-        before = ","
+        head, key = pl.lit(f"-{nonce}{_PARAMS}{prompt.head}"), part["key"]
+        requests = pl.concat_str(
+            pl.lit(_ID), key, head, texts.of(part["row"]), pl.lit(f"{prompt.tail}{_END}")
+        )
+        yield before + b",".join(pl.select(requests.cast(pl.Binary)).to_series().to_list())
+        before = b","
     yield _CLOSING.encode()
 
 

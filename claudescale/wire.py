@@ -24,7 +24,7 @@ LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 _STREAMED = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _PART_BYTES = 1 << 18
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 23
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
 _SIMULATOR_HEADER = "claudescale-simulator"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from claudescale.prompts import Prompt
     from claudescale.replies import Returns
 
-SLICE_ROWS = 20_000
+SLICE_ROWS = 4_000
 """How many rows are rendered at once."""
 NOT_SENT = "not_sent"
 """What `error` says of a row that has no answer yet."""

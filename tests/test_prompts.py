@@ -89,8 +89,11 @@ def test_a_key_made_from_the_text_is_that_of_the_whole_body(cells, api):
 def test_a_key_never_changes():
     """The key is blake2b over the API's name, a NUL and the body: a ledger of years ago still fits."""
     prompt = compiled("Say {text}", pl.DataFrame({"text": ["a"]}))
-    found = prompt.keys(pl.Series(['"\u00e9"', None]), "https://api.anthropic.com")
-    assert found.to_list() == ["0deef23a5ee4d527bae46a532fef1ca4", None]
+    message = '{"role":"user","content":"Say \u00e9"}'
+    found = prompt.keys(pl.Series([message, None]), "https://api.anthropic.com")
+    text = f"https://api.anthropic.com\0{prompt.head}{message}{prompt.tail}"
+    assert found.to_list() == [hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), None]
+    assert found[0] == "KEY"
 
 
 def test_caching_does_not_change_the_key():
@@ -209,7 +212,8 @@ def test_a_request_over_32_mb_is_named_by_row_and_size(text):
     """Size counts bytes as sent; the message has the row and the size and not the text."""
     frame = pl.DataFrame({"text": ["short", None, text, text]})
     prompt = compiled("{text}", frame)
-    size = len(prompt.head) + len(json.dumps(text)) + len(prompt.tail)
+    message = json.dumps({"role": "user", "content": text}, separators=(",", ":"))
+    size = len(prompt.head) + len(message) + len(prompt.tail)
     for act in (prompt.bodies, prompt.characters, lambda frame: prompt.characters(frame.lazy())):
         with pytest.raises(RequestTooLarge, match=rf"row 2 .* is {size:,} bytes.* 2 rows are") as raised:
             act(frame)

@@ -76,8 +76,16 @@ def serve(pipe, rows):
             await response.write(lines[start : start + (1 << 18)])
         return response
 
+    async def create(request):
+        size = 0
+        async for part in request.content.iter_any():
+            size += len(part)
+        assert size == request.content_length or request.content_length is None, size
+        return web.json_response(shown | {"id": f"msgbatch_{size}", "processing_status": "in_progress"})
+
     async def run():
         app = web.Application()
+        app.router.add_post("/v1/messages/batches", create)
         app.router.add_get("/v1/messages/batches/{id}", retrieve)
         app.router.add_get("/v1/messages/batches/{id}/results", results)
         runner = web.AppRunner(app, access_log=None)
@@ -134,7 +142,7 @@ async def our_collect(url):
 
 
 async def _streamed(url, take):
-    """Pass the body on in blocks of whole lines, about 4 MB each, and return how many rows were taken."""
+    """Pass the body on in blocks of whole lines, about 8 MB each, and return how many rows were taken."""
     from anthropic import AsyncAnthropic, DefaultAioHttpClient  # noqa: PLC0415  # only these contenders
 
     rows, parts, size = 0, [], 0
@@ -144,7 +152,7 @@ async def _streamed(url, take):
             async for part in response.iter_bytes(1 << 18):
                 parts.append(part)
                 size += len(part)
-                if size >= 1 << 22:
+                if size >= 1 << 23:
                     lines, _, rest = b"".join(parts).rpartition(b"\n")
                     rows += take(lines + b"\n")
                     parts, size = [rest], len(rest)
@@ -168,6 +176,67 @@ COLLECT = {
     "  without the ledger": our_attempts,
     "  download alone": our_download,
 }
+
+
+def texts(rows):
+    """Return a frame of texts of 2.4 KB, so that 100,000 make a batch of 253 MB."""
+    import polars as pl  # noqa: PLC0415  # only the contenders
+
+    passage = " ".join(WORDS) + "\n"
+    return pl.DataFrame({"text": [f"Row {number}. " + passage * 28 for number in range(rows)]})
+
+
+async def sdk_create(url, frame):
+    """Make the requests in Python and post them by the SDK."""
+    from anthropic import AsyncAnthropic  # noqa: PLC0415  # only this contender
+
+    requests = [
+        {"custom_id": f"{number:032x}-{NONCE}",
+         "params": {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": f"Name it: {text}"}]}}
+        for number, text in enumerate(frame["text"])
+    ]  # fmt: skip
+    async with AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0) as client:
+        made = await client.messages.batches.create(requests=requests)
+    return int(made.id.removeprefix("msgbatch_"))
+
+
+async def our_create(url, frame):
+    """Do what a run does: key, claim and write down every row, then post them as they are rendered."""
+    import claudescale as cs  # noqa: PLC0415  # only this contender
+    from claudescale import batching  # noqa: PLC0415
+    from claudescale.batches import Batches  # noqa: PLC0415
+    from claudescale.batchfile import Batch  # noqa: PLC0415
+    from claudescale.batchwire import BatchWire  # noqa: PLC0415
+    from claudescale.clock import Clock  # noqa: PLC0415
+    from claudescale.ledger import Ledger  # noqa: PLC0415
+    from claudescale.verdicts import read_object  # noqa: PLC0415
+    from claudescale.wire import Wire  # noqa: PLC0415
+    from claudescale.work import prepare  # noqa: PLC0415
+
+    plan = cs.plan(frame, "Name it: {text}", model=MODEL, max_tokens=64, thinking={"type": "disabled"})
+    client = cs.connect(api_key="simulated", base_url=url)
+    wire = Wire(client)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, Ledger(Path(folder) / "a.ledger") as ledger:
+        work = prepare(plan, "benchmark")
+        keys = ledger.claim(work.requests["key"].to_list())
+        ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)
+        body = Batches.parts(work.requests, work.texts, NONCE)
+        answer = await BatchWire(wire, Clock(), 1_000).create(body, batching.body_bytes(work.requests))
+    await wire.close()
+    return int(read_object(answer.content)["id"].removeprefix("msgbatch_"))
+
+
+CREATE = {"SDK create()": sdk_create, "ours, through the ledger": our_create}
+
+
+def measure_create(pipe, contender, url, rows):
+    """Send bytes, CPU seconds, wall seconds and memory of one contender, after one round of few rows."""
+    asyncio.run(contender(url, texts(200)))
+    frame = texts(rows)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    memory, cpu, start = megabytes("VmRSS"), used(), time.perf_counter()
+    size = asyncio.run(contender(url, frame))
+    pipe.send((size, used() - cpu, time.perf_counter() - start, megabytes("VmHWM") - memory))
 
 
 def used():
@@ -218,8 +287,25 @@ def collecting(context, rows):
         print(f"  {name:24} {cpu / rows * 1e6:6.1f} {wall:6.2f} {memory:+6.0f}   {ratio}")
 
 
+def creating(context, rows):
+    """Print what it costs to make a batch of a frame."""
+    server, (url, _) = started(context, serve, 1)
+    best = {}
+    for name, contender in [*CREATE.items()] * 2:
+        process, found = started(context, measure_create, contender, url, rows)
+        process.join()
+        best[name] = min(best.get(name, found), found, key=lambda each: each[1])
+    server.terminate()
+    base = best["SDK create()"][1]
+    print(f"creating a batch of {rows:,} requests: MB, CPU us a row, wall s, memory MB")
+    for name, (size, cpu, wall, memory) in best.items():
+        ratio = f"{base / cpu:5.1f} x less than the SDK"
+        print(f"  {name:24} {size / 1e6:5.0f} {cpu / rows * 1e6:6.1f} {wall:6.2f} {memory:+6.0f}   {ratio}")
+
+
 def main(rows):
     context = multiprocessing.get_context("spawn")
+    creating(context, rows)
     collecting(context, rows)
 
 
