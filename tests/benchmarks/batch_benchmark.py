@@ -190,11 +190,12 @@ async def sdk_create(url, frame):
     """Make the requests in Python and post them by the SDK."""
     from anthropic import AsyncAnthropic  # noqa: PLC0415  # only this contender
 
+    same = {"model": MODEL, "max_tokens": 64}
+    messages = ([{"role": "user", "content": f"Name it: {text}"}] for text in frame["text"])
     requests = [
-        {"custom_id": f"{number:032x}-{NONCE}",
-         "params": {"model": MODEL, "max_tokens": 64, "messages": [{"role": "user", "content": f"Name it: {text}"}]}}
-        for number, text in enumerate(frame["text"])
-    ]  # fmt: skip
+        {"custom_id": f"{number:032x}-{NONCE}", "params": same | {"messages": each}}
+        for number, each in enumerate(messages)
+    ]
     async with AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0) as client:
         made = await client.messages.batches.create(requests=requests)
     return int(made.id.removeprefix("msgbatch_"))
