@@ -200,9 +200,11 @@ class Batches:
         """Wait until it is time to look again, or something was asked of this."""
         now = self._clock.seconds()
         due = [now + batching.poll_seconds(now - self.out.changed_at)] if self.out.open else []
-        due += [self._hold_until] if self._left.height and self._hold_until > now else []
+        if self._left.height and (self._hold_until > now or not self.out.open):
+            due.append(max(self._hold_until, now))
         due += [now + _OTHERS_SECONDS] if self._others.height else []
-        seconds = min([*due, until], default=now) - now
+        due += [] if self.canceling.is_set() else [until]
+        seconds = min(due, default=now) - now
         with suppress(TimeoutError):
             async with asyncio.timeout(self._clock.real(max(seconds, 0.0))):
                 await self._woken.wait()
