@@ -101,7 +101,7 @@ class Outstanding:
         self._price = price
         self._describe = dict(describe)
         self._lost: dict[str, float] = {}  # until when a batch without an answer may still appear
-        self._foreign: set[str] = set()  # batches that were looked at and are another's
+        self._foreign: dict[str, set[str]] = {}  # by nonce, batches that were looked at and are not this one
         self._canceled: set[str] = set()  # batches whose cancellation is not somebody else's doing now
 
     @property
@@ -178,7 +178,7 @@ class Outstanding:
                 await self._note(batching.seen(batch, each))
                 return []
             if ours is False or (ended and not batching.has_results(each)):
-                self._foreign.add(each["id"])
+                self._foreign.setdefault(batch.nonce, set()).add(each["id"])
             else:
                 waiting = True
         if waiting or self._clock.seconds() < self._lost[batch.nonce]:
@@ -188,7 +188,7 @@ class Outstanding:
     async def _candidates(self, batch: Batch) -> list[dict[str, Any]] | None:
         """Return the listed batches that may be this one; None where the list cannot be read now."""
         others = await loops.in_thread(lambda: self._ledger.batches(mine=False))
-        known = {each.batch_id for each in others} | self._foreign
+        known = {each.batch_id for each in others} | self._foreign.get(batch.nonce, set())
         found: list[dict[str, Any]] = []
         after = None
         while True:
