@@ -38,7 +38,7 @@ MOST_FAILURES = 8
 _PIPELINE = 4
 """Into how many batches the queue is cut where the rows do not fit into it at once."""
 _OTHERS_SECONDS = 5.0
-_SMALLEST_BYTES = 1_000_000
+_SMALLEST_BYTES = catalog.MESSAGE.max_bytes + 1_000  # so that any request fits
 
 
 class Batches:
@@ -297,9 +297,11 @@ class Batches:
             self._failures = 0
         elif made.outcome != "unknown":
             self._give_back(rows)
-            self._failed(made.found, read_headers(answer.headers).retry_after_seconds)
-        if made.outcome == "too_large":
-            self._most_bytes = max(batching.body_bytes(rows) // 2, _SMALLEST_BYTES)
+            if made.outcome == "too_large" and rows.height > 1 and self._failures < MOST_FAILURES:
+                self._failures += 1
+                self._most_bytes = max(batching.body_bytes(rows) // 2, _SMALLEST_BYTES)
+            else:
+                self._failed(made.found, read_headers(answer.headers).retry_after_seconds)
 
     @staticmethod
     async def parts(rows: pl.DataFrame, texts: Texts, nonce: str) -> AsyncIterator[bytes]:
