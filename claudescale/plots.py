@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from claudescale import feasibility
+
 if TYPE_CHECKING:
     from claudescale.charts import Shown
     from claudescale.runs import Run
@@ -86,4 +88,18 @@ class Plots:
         )
         return charts.progress(
             pl.DataFrame(states, schema={"state": pl.String, "rows": pl.Int64}, orient="row")
+        )
+
+    def batches(self) -> Shown:
+        """Return when each batch was out and what came of it, with a hybrid's deadline. Spends: nothing."""
+        from claudescale import batchcharts
+
+        run = self._run
+        hybrid = run.plan.mode == "hybrid"
+        return batchcharts.batches(
+            run.batches,
+            started_at=run.started_at,
+            now=run.started_at + run.minutes * 60,
+            deadline_minutes=feasibility.minutes_of(run.plan.deadline) if hybrid else None,
+            live=run.attempts.filter(pl.col("batch_id").is_null()) if hybrid else None,
         )

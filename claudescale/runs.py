@@ -384,7 +384,7 @@ class Run:
 
     @property
     def plot(self) -> Plots:
-        """Pictures: ``throughput``, ``tokens``, ``latency``, ``spending``, ``savings``, ``progress``."""
+        """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
         return Plots(self)
 
     def __repr__(self) -> str:

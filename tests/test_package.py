@@ -30,7 +30,7 @@ LAYERS = (
     "limits templates parameters schemas replies prompts bills estimates rates batchframe",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
-    "display cards shown marks charts",
+    "display cards shown marks charts batchcharts",
     "progress plots work feasibility comparing engines sending runs plans",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
@@ -38,7 +38,7 @@ SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
-    "altair": {"marks", "charts"},
+    "altair": {"marks", "charts", "batchcharts"},
     "vl_convert": {"shown"},
     "ipywidgets": set(),
     "nest_asyncio": {"loops"},
