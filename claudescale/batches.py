@@ -18,12 +18,13 @@ import polars as pl
 
 from claudescale import batching, catalog, loops
 from claudescale.batchfile import Batch
+from claudescale.batchwire import parts
 from claudescale.limits import read_headers
 from claudescale.outstanding import Outstanding
-from claudescale.verdicts import Verdict, verdict
+from claudescale.verdicts import STOPPING_ERRORS, Answer, Verdict, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from claudescale.batchwire import BatchWire
     from claudescale.bills import Price
@@ -37,8 +38,11 @@ MOST_FAILURES = 8
 """Posts in a row that surely made no batch, before the run ends."""
 _PIPELINE = 4
 """Into how many batches the queue is cut where the rows do not fit into it at once."""
-_OTHERS_SECONDS = 5.0
-_SMALLEST_BYTES = catalog.MESSAGE.max_bytes + 1_000  # so that any request fits
+_FAILURES_LATER = 100
+"""The same once a batch was made: with the waits between them, some hours."""
+_LONGEST_HOLD = 300.0
+_MOST_REFUSALS = 3
+_GRACE_SECONDS = 10.0  # real ones
 
 
 class Batches:
@@ -72,8 +76,22 @@ class Batches:
         How many may wait at the API.
     dollars_left : callable, optional
         What is left of the budget; the worst case of every batch is set aside.
+    hands_over : bool
+        Where no batch can be made for a reason that live calls may not share, let them do the rest.
     prime : bool
         Send one row alone first, so that the others find its prefix in the cache.
+
+    Attributes
+    ----------
+    out : Outstanding
+        What was submitted.
+    requests : pl.DataFrame
+        As given.
+    adopted : set of str
+        Keys of rows that a batch of an earlier run held.
+    submitted, switched, freed : asyncio.Event
+        All is submitted that the queue has room for; nothing more will be, as the time is up; and what
+        was out is canceled and collected too.
     """
 
     def __init__(
@@ -91,18 +109,21 @@ class Batches:
         api: str,
         queue_requests: int,
         dollars_left: Callable[[], float] = lambda: math.inf,
+        hands_over: bool = False,
         prime: bool = False,
     ) -> None:
         self.out = Outstanding(
             wire=wire, ledger=ledger, clock=clock, record=record, price=price, describe=describe
         )
-        self.canceling = asyncio.Event()
+        self.requests = requests
+        self.adopted: set[str] = set()
+        self.switched = asyncio.Event()
+        self.freed = asyncio.Event()
         self.submitted = asyncio.Event()
         self._wire = wire
         self._ledger = ledger
         self._clock = clock
         self._texts = texts
-        self.requests = requests
         self._found = found
         self._model = str(describe["model"])
         self._api = api
@@ -115,9 +136,11 @@ class Batches:
         self._rounds: dict[str, int] = {}
         self._worst_dollars: dict[str, float] = {}
         self._hold_until = 0.0
-        self._failures = 0
+        self._failures = self._refusals = 0
         self._stopped_by: Verdict | None = None
-        self._leaving = False
+        self._hands_over = hands_over
+        self._submits = self._stopping = self._leaving = False
+        self._others_at = 0.0
         self._woken = asyncio.Event()
 
     # the handle
@@ -127,12 +150,24 @@ class Batches:
         """Why nothing more was submitted."""
         return self._stopped_by or self.out.stopped_by
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is a reason to stop, which live calls would meet as well."""
+        found = self._stopped_by
+        shared = found is not None and (found.error in STOPPING_ERRORS or found.error == "budget")
+        return self.out.stopped_by is not None or (found is not None and (shared or not self._hands_over))
+
+    @property
+    def reserved_dollars(self) -> float:
+        """The worst case of what is out."""
+        return sum(self._worst_dollars.get(nonce, 0.0) for nonce in self.out.open)
+
     def stop(self) -> None:
         """Submit nothing more and cancel what is out; what was answered comes in. From the loop's thread.
 
         Spends: what the API has answered by then.
         """
-        self.canceling.set()
+        self._stopping = True
         self._woken.set()
 
     def leave(self) -> None:
@@ -164,32 +199,51 @@ class Batches:
         until : callable, optional
             Gives the API second at which to stop; asked again each time the batches are looked at.
         """
+        self._submits = True
         self._left = self.requests.filter(pl.col("key").is_in(keys.implode()))
-        if self._left.height > self._queue_requests:
-            self._most_requests = min(self._most_requests, max(self._queue_requests // _PIPELINE, 1))
+        await self.adopt()
+        await self._check()
+        await self._go(until)
+
+    async def follow(self) -> None:
+        """Collect batches of earlier runs that hold one of `requests`; submit none.
+
+        Spends: nothing more.
+        """
+        await self._go(lambda: math.inf)
+
+    async def _go(self, until: Callable[[], float]) -> None:
         try:
-            await self._adopt()
-            await self._check()
             while not self._leaving:
-                await self._submit()
+                await self._submit(until)
                 self.submitted.set()
-                if self._clock.seconds() >= until():
-                    self.canceling.set()
-                if self.canceling.is_set():
+                self._hand_over(until)
+                if self._is_canceling:
                     await self.out.cancel()
                 await self._look()
+                if self._is_canceling and not self.out.known:
+                    self.freed.set()
                 if self._is_done():
                     break
                 await self._wait(until())
         finally:
-            self.submitted.set()
+            for event in (self.submitted, self.switched, self.freed):
+                event.set()
+
+    def _hand_over(self, until: Callable[[], float]) -> None:
+        """Leave the rest to live calls where the time is up, or no batch can be made."""
+        ill = self._hands_over and self._stopped_by is not None and not self.is_refused
+        if self._submits and (ill or self._clock.seconds() >= until()):
+            self.switched.set()
+            self._submits = False
+            self._left, self._others = self._left.clear(), self._others.clear()
 
     @property
-    def _over(self) -> bool:
-        return self.canceling.is_set() or self._leaving
+    def _is_canceling(self) -> bool:
+        return self._stopping or self.switched.is_set()
 
     def _is_done(self) -> bool:
-        if self.canceling.is_set():
+        if self._stopping:
             return not self.out.known
         if self.out.is_silent:
             return True
@@ -202,8 +256,9 @@ class Batches:
         due = [now + batching.poll_seconds(now - self.out.changed_at)] if self.out.open else []
         if self._left.height and (self._hold_until > now or not self.out.open):
             due.append(max(self._hold_until, now))
-        due += [now + _OTHERS_SECONDS] if self._others.height else []
-        due += [] if self.canceling.is_set() else [until]
+        if self._others.height:
+            due.append(now + batching.poll_seconds(now - self._others_at))
+        due += [until] if self._submits else []
         seconds = min(due, default=now) - now
         with suppress(TimeoutError):
             async with asyncio.timeout(self._clock.real(max(seconds, 0.0))):
@@ -212,11 +267,15 @@ class Batches:
 
     # rows that are in a batch, or another run's
 
-    async def _adopt(self) -> None:
-        """Take over batches that nobody follows; what they hold is not this run's to send now."""
+    async def adopt(self) -> None:
+        """Take over batches that nobody follows; what they hold is not this run's to send now.
+
+        Spends: nothing.
+        """
         for batch in await self.out.adopt(self.requests["key"]):
             held = await loops.in_thread(self._ledger.held, batch.nonce)
             its = pl.col("key").is_in(held)
+            self.adopted.update(held)
             self._worst_dollars[batch.nonce] = float(self.requests.filter(its)["worst_dollars"].sum())
             self._left, self._others = self._left.filter(~its), self._others.filter(~its)
 
@@ -226,46 +285,58 @@ class Batches:
             self._rounds[key] = self._rounds.get(key, 0) + 1
         again = [key for key in looked.unanswered if self._rounds[key] < MOST_ROUNDS]
         self._give_back(self.requests.filter(pl.col("key").is_in(again + looked.unsent)))
-        if looked.unsent:
+        if looked.unsent and self._submits:
             self._failed(Verdict(outcome="again", error="api_error", message="a batch was not made"))
         if self._others.height:
             await self._look_at_others()
+        elif not self._submits:
+            await self.adopt()  # the run that held what live calls wait for may have ended
 
     def _give_back(self, rows: pl.DataFrame) -> None:
-        self._left = pl.concat([rows, self._left])
+        """Send rows again; where nothing is submitted they are free, and live calls may claim them."""
+        if self._submits:
+            self._left = pl.concat([rows, self._left])
 
     async def _look_at_others(self) -> None:
         """Take what another run has answered meanwhile, and try again for what it does not hold any more."""
         answered = await loops.in_thread(self._ledger.replies, self._others["key"])
         self._found(answered.filter(pl.col("run") != self._ledger.run).select("key", "error"))
-        await self._adopt()
+        await self.adopt()
         self._give_back(self._others.join(answered, on="key", how="anti", maintain_order="left"))
         self._others = self._others.clear()
 
     # submit
 
     async def _check(self) -> None:
-        """Have the API look at one row, free: what is wrong with all of them would be told hours later."""
-        if self._left.is_empty() or self._over:
-            return
-        prompt, text = self._texts.prompt, self._texts.of(self._left["row"].head(1)).item()
-        answer = await self._wire.check(f"{prompt.head}{text}{prompt.tail}".encode())
-        found = verdict(answer)
-        if found.outcome == "stop" or (found.outcome == "failed" and found.final):
-            self._stopped_by = found
+        """Have the API look at some rows, free: what is wrong with all would be told hours later."""
+        rows = self._left["row"]
+        found: list[Verdict] = []
+        for row in rows.gather(sorted({0, rows.len() // 2, rows.len() - 1})) if rows.len() else ():
+            prompt, text = self._texts.prompt, self._texts.of(pl.Series([row], dtype=pl.UInt32)).item()
+            found.append(verdict(await self._wire.check(f"{prompt.head}{text}{prompt.tail}".encode())))
+            if self._stopping or self._leaving or not batching.is_wrong(found[-1], self._model):
+                return
+        self._stopped_by = found[-1] if found else None
 
-    async def _submit(self) -> None:
-        """Submit as much as queue and budget allow."""
-        while not (self._over or self.stopped_by or self._clock.seconds() < self._hold_until):
-            rows = self._next()
+    async def _submit(self, until: Callable[[], float]) -> None:
+        """Submit as much as queue, budget and time allow."""
+        while self._submits and not (self._stopping or self._leaving or self.stopped_by):
+            now = self._clock.seconds()
+            rows = self._next() if self._hold_until <= now < until() else self._left.clear()
             if rows.is_empty():
                 break
             self._left = self._left.slice(rows.height)
-            won = await loops.in_thread(self._ledger.claim, rows["key"].to_list())
-            mine = pl.col("key").is_in(won)
-            self._others = pl.concat([self._others, rows.filter(~mine)])
-            if won:
-                await self._post(rows.filter(mine))
+            mine, others = await loops.in_thread(self._claimed, rows)
+            if others.height:
+                self._others = pl.concat([self._others, others])
+                self._others_at = max(self._others_at, self.out.changed_at)
+            if mine.height:
+                await self._post(mine, until)
+
+    def _claimed(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return the rows that are this run's to send, and the others."""
+        mine = pl.col("key").is_in(self._ledger.claim(rows["key"].to_list()))
+        return rows.filter(mine), rows.filter(~mine)
 
     def _next(self) -> pl.DataFrame:
         """Return the rows of the next batch; none where they have to wait."""
@@ -273,13 +344,13 @@ class Batches:
         most = min(self._most_requests, self._queue_requests - sum(batch.requests for batch in out.values()))
         if self._prime and not self.out.closed:
             most = 0 if out else 1
-        dollars = self._dollars_left() - sum(self._worst_dollars[nonce] for nonce in out)
+        dollars = self._dollars_left() - self.reserved_dollars
         count = batching.fitting(self._left, requests=most, size_bytes=self._most_bytes, dollars=dollars)
         if not count and self._left.height and not out:
             self._stopped_by = Verdict(outcome="stop", error="budget")
         return self._left.head(count)
 
-    async def _post(self, rows: pl.DataFrame) -> None:
+    async def _post(self, rows: pl.DataFrame, until: Callable[[], float]) -> None:
         """Post one batch, once: the intent before, the id after."""
         nonce = secrets.token_hex(batching.NONCE_BYTES)
         batch = Batch(
@@ -291,36 +362,35 @@ class Batches:
         )
         await self.out.intend(batch, rows["key"].to_list())
         self._worst_dollars[nonce] = float(rows["worst_dollars"].sum())
-        answer = await self._wire.create(self.parts(rows, self._texts, nonce), batching.body_bytes(rows))
+        size_bytes = batching.body_bytes(rows)
+        answer = await self._created(self._wire.create(parts(rows, self._texts, nonce), size_bytes), until)
         made = await self.out.posted(batch, answer)
         if made.outcome == "created":
-            self._failures = 0
+            self._failures = self._refusals = 0
+        elif made.outcome == "too_large" and rows.height > 1:
+            self._give_back(rows)
+            self._most_bytes = size_bytes // 2
         elif made.outcome != "unknown":
             self._give_back(rows)
-            if made.outcome == "too_large" and rows.height > 1 and self._failures < MOST_FAILURES:
-                self._failures += 1
-                self._most_bytes = max(batching.body_bytes(rows) // 2, _SMALLEST_BYTES)
-            else:
-                self._failed(made.found, read_headers(answer.headers).retry_after_seconds)
+            self._failed(made.found, read_headers(answer.headers).retry_after_seconds)
 
-    @staticmethod
-    async def parts(rows: pl.DataFrame, texts: Texts, nonce: str) -> AsyncIterator[bytes]:
-        """Yield the body of a batch as it is rendered, in a thread: the loop goes on.
-
-        Spends: nothing.
-        """
-        rendered = batching.body(rows, texts, nonce)
-        while (part := await loops.in_thread(next, rendered, None)) is not None:
-            yield part
+    async def _created(self, create: Coroutine[Any, Any, Answer], until: Callable[[], float]) -> Answer:
+        """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
+        seconds = self._clock.real(max(until() - self._clock.seconds(), 0.0))
+        answer = await loops.in_time(create, seconds, self._woken, _GRACE_SECONDS)
+        return answer or Answer(None, {}, b"", "timeout_error")
 
     def _failed(self, found: Verdict, retry_after_seconds: float | None = None) -> None:
-        """Wait before the next post; a queue that is full may be full for long, the rest is bounded."""
-        self._failures += found.outcome != "refused"
-        if (
-            found.outcome == "stop"
-            or self._failures >= MOST_FAILURES
-            or (found.outcome == "failed" and found.final)
-        ):
+        """Wait before the next post, or give up; a queue that is full may be full for long."""
+        now = self._clock.seconds()
+        refused = found.outcome == "refused"
+        self._refusals, self._failures = self._refusals + refused, self._failures + (not refused)
+        if refused and not self.out.open and self._refusals % _MOST_REFUSALS == 0:
+            self._most_requests = max(self._most_requests // 2, 1)  # the queue is smaller than was thought
+        made = self.out.known or any(batch.state == "collected" for batch in self.out.closed)
+        patience = _FAILURES_LATER if made else MOST_FAILURES
+        hopeless = found.outcome == "stop" or (found.outcome == "failed" and found.final)
+        if hopeless or self._failures >= patience:
             self._stopped_by = found
-        wait = batching.poll_seconds(self._clock.seconds() - self.out.changed_at)
-        self._hold_until = self._clock.seconds() + (retry_after_seconds or max(wait, 2.0**self._failures))
+        wait = min(max(batching.poll_seconds(now - self.out.changed_at), 2.0**self._failures), _LONGEST_HOLD)
+        self._hold_until = now + (retry_after_seconds or wait)

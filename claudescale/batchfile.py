@@ -131,6 +131,20 @@ def adopt(connection: sqlite3.Connection, opening: int, keys: pl.Series) -> list
         return _batches(connection, chosen, given)
 
 
+def forget(connection: sqlite3.Connection, opening: int, batch_id: str) -> int:
+    """Close an open batch that can never be collected; return how many rows it held."""
+    states = ", ".join(f"'{state}'" for state in sorted(OPEN))
+    with transaction(connection):
+        found = connection.execute(
+            f"SELECT id FROM batches WHERE batch_id = ? AND state IN ({states})", [batch_id]
+        ).fetchone()
+        if found is None:
+            msg = f"the ledger has no open batch {batch_id}: see `batches(mine=False)`"
+            raise LedgerError(msg)
+        connection.execute("UPDATE batches SET state = 'gone', opening = ? WHERE id = ?", [opening, *found])
+        return connection.execute("DELETE FROM claims WHERE opening = ?", [-found[0]]).rowcount
+
+
 def held(connection: sqlite3.Connection, nonce: str) -> pl.Series:
     """Return the keys that a batch holds, answered or not."""
     claims = "SELECT key FROM claims WHERE opening = (SELECT -id FROM batches WHERE nonce = ?)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -26,7 +27,9 @@ FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
 """Bytes of a batch that is full: below the API's limit, which may count differently."""
 NONCE_BYTES = 6
 CLOCK_SECONDS = 3_600.0
-"""By how much the API's clock and this one may differ when a lost batch is looked for."""
+"""By how much the API's clock and this one may differ, where its answers do not tell the time."""
+DATE_SECONDS = 120.0
+"""The same where they do."""
 LOST_SECONDS = 300.0
 """How long after a lost answer the API may still be making the batch."""
 FAILED_SECONDS = 60.0
@@ -56,7 +59,8 @@ def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: floa
     dollars : float or None
         The most it may cost, whatever the replies; None is without end.
     """
-    fits = (pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes
+    alone = pl.int_range(pl.len()) == 0  # whatever its size, it goes
+    fits = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
     if dollars is not None:
         fits &= pl.col("worst_dollars").cum_sum() <= dollars
     return int(rows.head(max(requests, 0)).select(fits.sum()).item())
@@ -70,9 +74,8 @@ def body_bytes(rows: pl.DataFrame) -> int:
 def body(rows: pl.DataFrame, texts: Texts, nonce: str) -> Iterator[bytes]:
     """Yield the body of a batch in parts of some megabytes, rendered as they are asked for."""
     prompt = texts.prompt
-    each = max(_PART_BYTES // max(int(rows["bytes"].mean() or 0), 1), 1)  # type: ignore[arg-type]
     before = _OPENING.encode()
-    for part in rows.iter_slices(each):
+    for part in _parts(rows):
         head, key = pl.lit(f"-{nonce}{_PARAMS}{prompt.head}"), part["key"]
         requests = pl.concat_str(
             pl.lit(_ID), key, head, texts.of(part["row"]), pl.lit(f"{prompt.tail}{_END}")
@@ -80,6 +83,14 @@ def body(rows: pl.DataFrame, texts: Texts, nonce: str) -> Iterator[bytes]:
         yield before + b",".join(pl.select(requests.cast(pl.Binary)).to_series().to_list())
         before = b","
     yield _CLOSING.encode()
+
+
+def _parts(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield the rows in slices of some megabytes, whatever the sizes of single rows."""
+    start = 0
+    for length in (rows["bytes"].cum_sum() // _PART_BYTES).rle().struct.field("len"):
+        yield rows.slice(start, length)
+        start += length
 
 
 # what an answer means
@@ -119,6 +130,16 @@ def made(answer: Answer) -> Made:
     return Made(outcomes.get(found.outcome, "stop"), {}, found)
 
 
+def is_wrong(found: Verdict, model: str) -> bool:
+    """Whether a look at one row tells that no row will do.
+
+    A gateway that does not count tokens says so with a 404, as the API does of a model it does not know.
+    """
+    if found.error == "not_found_error":
+        return model in (found.message or "")
+    return found.outcome == "stop" or (found.outcome == "failed" and found.final)
+
+
 def is_batch(shown: dict[str, Any]) -> bool:
     """Whether an answer shows a batch."""
     return isinstance(shown.get("id"), str) and isinstance(shown.get("processing_status"), str)
@@ -155,19 +176,38 @@ def seconds_of(moment: object) -> float | None:
         return None
 
 
-def may_be(batch: Batch, shown: dict[str, Any]) -> bool:
-    """Whether a batch that the API lists may be the one whose answer was lost: by time and size."""
+def clock_offset(answer: Answer, now: float) -> tuple[float, float]:
+    """Return by how many seconds the API's clock is ahead of `now`, and how well that is known."""
+    try:
+        told = parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return 0.0, CLOCK_SECONDS
+    return told - now, DATE_SECONDS
+
+
+def may_be(batch: Batch, shown: dict[str, Any], until: float, offset: tuple[float, float]) -> bool:
+    """Whether a batch that the API lists may be the one whose answer was lost: by time and size.
+
+    Parameters
+    ----------
+    until : float
+        When the API has surely stopped making it, by this clock.
+    offset : tuple
+        Of `clock_offset`.
+    """
     counts = shown.get("request_counts")
     created = seconds_of(shown.get("created_at"))
     if not is_batch(shown) or not isinstance(counts, dict) or created is None:
         return False
-    return created >= batch.intended_at - CLOCK_SECONDS and sum(counts.values()) == batch.requests
+    ahead, doubt = offset
+    in_time = batch.intended_at - doubt <= created - ahead <= until + doubt
+    return in_time and sum(counts.values()) == batch.requests
 
 
-def looked_far_enough(batch: Batch, shown: list[dict[str, Any]]) -> bool:
+def looked_far_enough(batch: Batch, shown: list[dict[str, Any]], offset: tuple[float, float]) -> bool:
     """Whether the list, newest first, has come to batches that are too old to be the lost one."""
     created = seconds_of(shown[-1].get("created_at")) if shown else None
-    return created is None or created < batch.intended_at - CLOCK_SECONDS
+    return created is None or created - offset[0] < batch.intended_at - offset[1]
 
 
 # when to look again

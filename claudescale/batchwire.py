@@ -7,16 +7,19 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from claudescale.batching import LONGEST_UPLOAD_SECONDS
+from claudescale import batching, loops
 from claudescale.batchlines import proves
 from claudescale.verdicts import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+
+    import polars as pl
 
     from claudescale.clock import Clock
     from claudescale.verdicts import Answer
     from claudescale.wire import Wire
+    from claudescale.work import Texts
 
 _PATH = "/v1/messages/batches"
 _COUNTED = {
@@ -76,7 +79,9 @@ class BatchWire:
         Spends: half of what its rows cost live.
         """
         await self._turn()
-        return await self._wire.call("post", _PATH, body=parts, length=length, seconds=LONGEST_UPLOAD_SECONDS)
+        return await self._wire.call(
+            "post", _PATH, body=parts, length=length, seconds=batching.LONGEST_UPLOAD_SECONDS
+        )
 
     async def retrieve(self, batch_id: str) -> Answer:
         """Return the answer that shows one batch. Spends: nothing."""
@@ -133,3 +138,13 @@ def listed(answer: Answer) -> list[dict[str, Any]]:
     """Return the batches that a page shows."""
     found = read_object(answer.content).get("data")
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+async def parts(rows: pl.DataFrame, texts: Texts, nonce: str) -> AsyncIterator[bytes]:
+    """Yield the body of a batch as it is rendered, in a thread: the loop goes on.
+
+    Spends: nothing.
+    """
+    rendered = batching.body(rows, texts, nonce)
+    while (part := await loops.in_thread(next, rendered, None)) is not None:
+        yield part

@@ -34,6 +34,8 @@ _ADVICE = {
     "rate_limit_error": "The API refuses to be asked again. See the limits in the Console.",
     "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
     "canceled": "Somebody canceled a batch. Nothing of it was sent again.",
+    "batch_not_found": "The API does not show a batch. Use the key that sent it, or see the advice below.",
+    "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
     "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which sets less aside.",

@@ -39,7 +39,7 @@ def live_engine(
     wire: Wire,
     ledger: Ledger,
     record: Callable[[Attempt, bool], None],
-    dollars_left: float | None,
+    dollars_elsewhere: Callable[[], float],
     requests: int,
     pacer: Pacer | None = None,
 ) -> Live:
@@ -60,7 +60,8 @@ def live_engine(
         price=price,
         describe=_describe(plan, api, ledger),
         worst_dollars=worst_dollars,
-        budget_dollars=dollars_left,
+        budget_dollars=plan.budget,
+        elsewhere_dollars=dollars_elsewhere,
         warm=plan.cache and requests > 1,
     )
 
@@ -106,6 +107,7 @@ def batch_engine(
         api=api.name,
         queue_requests=plan.limits.batch_queue_requests or catalog.BATCH.max_requests,
         dollars_left=dollars_left,
+        hands_over=plan.mode == "hybrid",
         prime=plan.cache and estimates.caches(plan.compiled, plan.facts),
     )
 

@@ -326,7 +326,10 @@ def measured(paid: pl.DataFrame) -> Measured:
         input_deviation=(real / expected).std().fill_null(0.0),
         output_tokens=pl.col("output_tokens").mean(),
         output_deviation=pl.col("output_tokens").std().fill_null(0.0),
-        seconds=pl.col("seconds").mean(),
+        seconds=pl.col("seconds")
+        .filter(mode="live")
+        .mean()
+        .fill_null(1.0 + pl.col("output_tokens").mean() / 80),
         cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
     ).row(0, named=True)
     return Measured(input_ratio=ratio, input_overhead_tokens=overhead, **told, calls=paid.height)

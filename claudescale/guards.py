@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from claudescale.verdicts import Verdict
 
 HOPELESS_ROWS = 20
@@ -77,12 +79,17 @@ class Purse:
     ----------
     budget_dollars : float or None
         None is without end.
+    elsewhere_dollars : callable
+        Gives what is spent, or may still be, by other means than these calls.
     """
 
-    def __init__(self, budget_dollars: float | None) -> None:
+    def __init__(
+        self, budget_dollars: float | None, elsewhere_dollars: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.calls = 0
         self.changed = asyncio.Event()
         self._budget_dollars = budget_dollars
+        self._elsewhere_dollars = elsewhere_dollars
         self._gone_dollars = 0.0
         self._reserved_dollars = 0.0
 
@@ -90,7 +97,8 @@ class Purse:
         """Whether one more call can be sent, whatever becomes of those under way."""
         if self._budget_dollars is None:
             return True
-        return self._gone_dollars + self._reserved_dollars + worst_dollars <= self._budget_dollars
+        gone = self._gone_dollars + self._reserved_dollars + self._elsewhere_dollars()
+        return gone + worst_dollars <= self._budget_dollars
 
     def reserve(self, worst_dollars: float) -> None:
         """Set the worst case of a call aside."""

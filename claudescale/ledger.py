@@ -233,6 +233,21 @@ class Ledger(Recorder):
         self._begin_beats()
         return found
 
+    def forget(self, batch_id: str) -> int:
+        """Return how many rows are free again that an open batch held, which is at the API no more.
+
+        For a batch that was deleted there, or whose key is lost: its rows are sent, and paid for, anew.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        LedgerError
+            There is no open batch with this id.
+        """
+        count: int = self._ask(lambda: batchfile.forget(self._connection, self._opening, batch_id))
+        return count
+
     def held(self, nonce: str) -> list[str]:
         """Return the keys that the batch with this nonce holds and that have no final answer.
 

@@ -75,6 +75,8 @@ class Live:
     budget_dollars : float, optional
         Nothing is sent once what was spent, what may have been billed unseen and the worst case of what
         is in flight reach it.
+    elsewhere_dollars : callable
+        Gives what is spent, or may still be, by other means: it counts against the budget.
     worst_dollars : callable
         Takes a row, gives the most one answer to it can cost.
     warm : bool
@@ -94,13 +96,14 @@ class Live:
         describe: Mapping[str, Any],
         worst_dollars: Callable[[Row], float],
         budget_dollars: float | None = None,
+        elsewhere_dollars: Callable[[], float] = lambda: 0.0,
         warm: bool = False,
         seed: int = 0,
     ) -> None:
         self.pacer = pacer
         self.stopped_by: Verdict | None = None
         self.watch = Watch()
-        self.purse = Purse(budget_dollars)
+        self.purse = Purse(budget_dollars, elsewhere_dollars)
         self._send = send
         self._clock = clock
         self._record = record

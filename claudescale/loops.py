@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import math
 import os
 import sys
 import threading
@@ -170,6 +171,35 @@ async def in_thread(work: Callable[..., T], *given: Any) -> T:
     from anyio import to_thread  # noqa: PLC0415 - not needed to plan
 
     return await to_thread.run_sync(work, *given)
+
+
+async def in_time(
+    work: Coroutine[Any, Any, T], seconds: float, woken: asyncio.Event, grace_seconds: float
+) -> T | None:
+    """Return what `work` gives; None, with it canceled, after `seconds` or a moment after `woken`."""
+    task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(woken.wait())
+    timeout = None if math.isinf(seconds) else seconds
+    try:
+        await asyncio.wait([task, waiting], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            await asyncio.wait([task], timeout=grace_seconds)
+        return task.result() if task.done() else None
+    finally:
+        waiting.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def either(task: asyncio.Future[None], event: asyncio.Event) -> None:
+    """Return when the task has ended, raising its error, or the event has come."""
+    waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if task.done():
+        task.result()
 
 
 def join(future: concurrent.futures.Future[Any], stop: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from claudescale import batching, loops
+from claudescale import batching, catalog, loops
 from claudescale.batchlines import attempts
 from claudescale.batchwire import listed
 from claudescale.verdicts import STOPPING_ERRORS, Verdict, read_object, verdict
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from claudescale.ledger import Ledger
     from claudescale.verdicts import Answer
 
+MOST_READS = 5
+"""Times that results which end too soon are read."""
 SILENT_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
 _PAGE = 100
@@ -102,6 +104,7 @@ class Outstanding:
         self._describe = dict(describe)
         self._lost: dict[str, float] = {}  # until when a batch without an answer may still appear
         self._foreign: dict[str, set[str]] = {}  # by nonce, batches that were looked at and are not this one
+        self._reads: dict[str, int] = {}
         self._canceled: set[str] = set()  # batches whose cancellation is not somebody else's doing now
 
     @property
@@ -196,9 +199,11 @@ class Outstanding:
             self._hear(answer)
             if answer.status != _HTTP_OK:
                 return None
-            shown = listed(answer)
-            found += [each for each in shown if batching.may_be(batch, each) and each["id"] not in known]
-            if batching.looked_far_enough(batch, shown) or len(shown) < _PAGE:
+            shown, offset = listed(answer), batching.clock_offset(answer, self._clock.seconds())
+            until = self._lost[batch.nonce]
+            may_be = [each for each in shown if batching.may_be(batch, each, until, offset)]
+            found += [each for each in may_be if each["id"] not in known]
+            if batching.looked_far_enough(batch, shown, offset) or len(shown) < _PAGE:
                 return found
             after = str(shown[-1].get("id"))
 
@@ -221,7 +226,7 @@ class Outstanding:
         if answer.status == _HTTP_OK and batching.is_batch(shown):
             await self._see(batch, shown)
         elif batching.is_gone(answer):
-            await self._lose(batch)
+            self._miss(batch)
 
     async def _see(self, batch: Batch, shown: dict[str, Any]) -> None:
         now = batching.seen(batch, shown)
@@ -261,8 +266,11 @@ class Outstanding:
         answer = await self._wire.results(str(batch.batch_id), take)
         self._hear(answer)
         if batching.is_gone(answer):
-            await self._lose(batch)
+            self._miss(batch)
         if answer.status != _HTTP_OK:
+            return []
+        if recorded.n_unique() < batch.requests:
+            self._read_again(batch, recorded.n_unique())
             return []
         if canceled and batch.nonce not in self._canceled:
             words = f"{len(canceled):,} rows of batch {batch.batch_id} were canceled, and not by this run"
@@ -285,14 +293,34 @@ class Outstanding:
             ~pl.col("key").is_in(recorded.implode())
         )
 
+    def _read_again(self, batch: Batch, count: int) -> None:
+        """Read results again that ended too soon, but not for ever; their rows are not sent again."""
+        self._reads[batch.nonce] = self._reads.get(batch.nonce, 0) + 1
+        if self._reads[batch.nonce] < MOST_READS:
+            return
+        words = f"batch {batch.batch_id} has {batch.requests:,} results, and only {count:,} can be read"
+        self._end("results_incomplete", words)
+
+    def _miss(self, batch: Batch) -> None:
+        """Stop at a batch that the API does not show: it stays in the ledger, for another key may see it."""
+        words = (
+            f"batch {batch.batch_id} is not shown to this key. It may be another workspace's. If it was "
+            f"deleted, cs.Ledger(...).forget({batch.batch_id!r}) frees its rows, to be sent and paid for anew"
+        )
+        self._end("batch_not_found", words)
+
     async def _lose(self, batch: Batch) -> None:
         """Close a batch whose results cannot be read any more, and stop: its rows would be paid for again."""
         await self._close(batch, "gone")
         words = (
-            f"batch {batch.batch_id} was deleted, or its results are older than 29 days and gone. What it "
-            "answered was paid for. Nothing was sent again; the same cell again sends its rows anew"
+            f"the results of batch {batch.batch_id} are over {catalog.BATCH.results_days} days old and gone. "
+            "What it answered was paid for. Nothing was sent again; the same cell again sends its rows anew"
         )
-        self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="results_gone", message=words)
+        self._end("results_gone", words)
+
+    def _end(self, error: str, words: str) -> None:
+        self.is_silent = self.is_silent or error != "results_gone"
+        self.stopped_by = self.stopped_by or Verdict(outcome="stop", error=error, message=words)
 
     async def _close(self, batch: Batch, state: str) -> list[str]:
         """Close a batch, and return which of its rows have no final answer."""

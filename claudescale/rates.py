@@ -41,7 +41,7 @@ def rates(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataF
     """
     width = _slice_seconds(minutes)
     sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
-    calls = attempts.select(
+    calls = attempts.filter(sent > -width).select(  # batches of an earlier run were sent then
         _slice(sent, width), requests=1, refused=(pl.col("status") == _REFUSED).cast(pl.Int64)
     )
     answers = attempts.select(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LEDGER = "claudescale.ledger"
 
-_HTTP_OK = 200
+_HTTP_OK, _HTTP_NOT_FOUND = 200, 404
 
 SUMMARY = pl.Schema(
     {
@@ -149,7 +149,7 @@ class Run:
         """
         deleted = 0
         for answer in await self._sending.delete_batches():
-            if answer.status != _HTTP_OK:
+            if answer.status not in {_HTTP_OK, _HTTP_NOT_FOUND}:  # deleted already is deleted
                 words = verdict(answer).message or "no answer"
                 msg = f"{deleted} batches are deleted, and then the API would not delete one: {words}"
                 raise RunStopped(msg, self)
@@ -298,7 +298,7 @@ class Run:
         """
         work = self._work
         answers = self._replies(work).select("key", "reply", "error")
-        if self._job.future.done():
+        if self._job.future.done() and self.state != "left":
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
             answers = pl.concat([answers, given_up])
         return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)

@@ -7,7 +7,6 @@ is missing, then lets `Live` answer that. A run shows it; nothing here is shown.
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,26 +18,24 @@ from claudescale.batchfile import OPEN
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError
 from claudescale.ledger import Ledger
+from claudescale.supply import Supply
 from claudescale.tallies import Tally
 from claudescale.wire import Wire
 from claudescale.work import Work, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
 
     from claudescale.batches import Batches
     from claudescale.ledger import Attempt
-    from claudescale.live import Live, Row
+    from claudescale.live import Live
     from claudescale.pacing import Pacer
     from claudescale.plans import Plan
     from claudescale.verdicts import Answer
     from claudescale.wire import Api
-
-_CLAIM_ROWS = 256
-_OTHERS_SECONDS = 1.0
 
 
 class Sending:
@@ -79,7 +76,8 @@ class Sending:
         self.live: Live | None = None
         self.batches: Batches | None = None
         self.batches_out = 0
-        self.tally = Tally(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0)
+        rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
+        self.tally = Tally(rows, twice=plan.pay_twice)
         self._plan = plan
         self._client = client
         self._path = path
@@ -88,6 +86,9 @@ class Sending:
         self._ended_at: float | None = None
         self._stop_asked = self._leave_asked = False
         self._following: asyncio.Future[None] | None = None
+        self._supply: Supply | None = None
+        self._rest = pl.DataFrame()
+        self._batch_dollars = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ledger_error: LedgerError | None = None
 
@@ -158,7 +159,8 @@ class Sending:
                 self._ended_at = self._clock.seconds()
             await self._wire.close()
             state = self._close(state)
-            self.tally.end()
+            if state != "left":  # then nothing was given up
+                self.tally.end()
             self.state = state
         if self._ledger_error is not None:
             raise self._ledger_error
@@ -181,7 +183,20 @@ class Sending:
 
     async def _answer(self, missing: pl.DataFrame) -> None:
         """Send what is missing in the plan's mode."""
+        assert self.work is not None
+        assert self.ledger is not None
         ways = {"live": self._send_live, "batch": self._send_batches, "hybrid": self._send_hybrid}
+        self._rest = missing
+        self._supply = Supply(
+            self._plan,
+            self.work,
+            self.ledger,
+            self.tally,
+            over=lambda: self._over,
+            follow=self._follow,
+            own=self._held_twice,
+            fail=self._fail,
+        )
         if self._plan.mode == "live":
             self.live = self._engine(missing.height)
         self._started_at = self._clock.seconds()
@@ -192,18 +207,18 @@ class Sending:
         try:
             await ways[self._plan.mode](missing)
         finally:
-            if self._following is not None:
-                self._end_soon()
+            if self.batches is not None and self._following is not None:
+                self.batches.leave()
                 await self._following
 
     async def _send_live(self, rows: pl.DataFrame) -> None:
-        if self.live is None or self.live.stopped_by is not None:
-            self.live = self._engine(rows.height)
-        several = self._rows(rows)
+        assert self.live is not None
+        assert self._supply is not None
+        supplied = self._supply.rows(rows)
         try:
-            await self.live.answer(several)
+            await self.live.answer(supplied)
         finally:
-            await several.aclose()
+            await supplied.aclose()
 
     async def _send_batches(self, rows: pl.DataFrame) -> None:
         self.batches = self._batch_engine()
@@ -212,34 +227,39 @@ class Sending:
 
     async def _send_hybrid(self, rows: pl.DataFrame) -> None:
         """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
-        await self._send_live(rows.head(1))
-        if self._over:
-            return
         self.batches = self._batch_engine()
         self._end_soon()
-        batches = asyncio.ensure_future(self.batches.answer(rows["key"].slice(1), until=self._latest_switch))
-        self._following = batches
-        if self._plan.pay_twice:
-            canceling = asyncio.ensure_future(self.batches.canceling.wait())
-            await asyncio.wait({batches, canceling}, return_when=asyncio.FIRST_COMPLETED)
-            canceling.cancel()
-        else:
-            await batches
+        await self.batches.adopt()
+        await self._scout(rows.filter(~pl.col("key").is_in(self.batches.adopted)))
+        if self._over:
+            return
+        self._following = asyncio.ensure_future(self.batches.answer(rows["key"], until=self._latest_switch))
+        freed = self.batches.switched if self._plan.pay_twice else self.batches.freed
+        await loops.either(self._following, freed)
+        rest = await loops.in_thread(self._still_open, rows)
+        if self._over or rest.is_empty():
+            return
+        self.live = self._engine(rest.height, self.live.pacer if self.live else None)
+        await self._send_live(rest)
         if not self._over:
-            rest = await loops.in_thread(self._still_open, rows)
-            pacer = self.live.pacer if self.live else None
-            self.live = self._engine(rest.height, pacer)
-            await self._send_live(rest)
+            await loops.either(self._following, self.batches.freed)  # with `pay_twice` it may be out still
+
+    async def _scout(self, free: pl.DataFrame) -> None:
+        """Send one row that nobody holds."""
+        if free.is_empty() or self._over:
+            return
+        assert self._supply is not None
+        self.live = self._engine(1)
+        await self.live.answer(self._supply.first(free))
 
     def _latest_switch(self) -> float:
         """Return the API second from which on the rest would not be done live in time."""
         assert self._started_at is not None
         assert self.work is not None
-        tally, plan = self.tally, self._plan
-        part = tally.missing / tally.sent if tally.sent else 0.0
-        rest = self.work.requests.head(math.ceil(self.work.requests.height * part))
-        output = tally.output_tokens / tally.answered if tally.answered else plan.expected.output_tokens
-        seconds = engines.rest_seconds(plan, self.live, rest, min(output, float(plan.max_tokens)))
+        plan = self._plan
+        answered = self.tally.requests - self.tally.refused
+        output = self.tally.output_tokens / answered if answered else plan.expected.output_tokens
+        seconds = engines.rest_seconds(plan, self.live, self._rest, min(output, float(plan.max_tokens)))
         deadline = feasibility.minutes_of(plan.deadline) or 0.0
         allowed = 0.0 if plan.pay_twice else feasibility.CANCEL_MINUTES
         return self._started_at + (deadline - allowed) * 60 - seconds
@@ -248,20 +268,44 @@ class Sending:
         assert self.ledger is not None
         return rows.filter(~self.ledger.answered(rows["key"]))
 
+    def _held_twice(self, keys: pl.Series) -> list[str]:
+        """Return which of the keys may be sent although a batch of this run may answer them."""
+        if not self._plan.pay_twice or self.batches is None:
+            return []
+        assert self.ledger is not None
+        held = {key for nonce in list(self.batches.out.open) for key in self.ledger.held(nonce)}
+        return [key for key in keys if key in held]
+
+    async def _follow(self) -> None:
+        """See to it that batches of earlier runs which hold rows of this one are collected."""
+        if self._following is not None:
+            if not self._following.done():
+                return
+            self._following.result()
+        if self.batches is None:
+            self.batches = self._batch_engine()
+        self._following = asyncio.ensure_future(self.batches.follow())
+        await asyncio.sleep(0)
+
     def _engine(self, requests: int, pacer: Pacer | None = None) -> Live:
         assert self.api is not None
         assert self.ledger is not None
-        left = engines.left_of(self._plan.budget, self.tally.dollars)
+        earlier = self.tally.dollars - self._batch_dollars
         return engines.live_engine(
             self._plan,
             api=self.api,
             wire=self._wire,
             ledger=self.ledger,
             record=self._record,
-            dollars_left=None if self._plan.budget is None else left,
+            dollars_elsewhere=lambda: earlier + self._batch_dollars + self._reserved_dollars,
             requests=requests,
             pacer=pacer,
         )
+
+    @property
+    def _reserved_dollars(self) -> float:
+        """What batches that are out may still cost."""
+        return self.batches.reserved_dollars if self.batches else 0.0
 
     def _batch_engine(self) -> Batches:
         assert self.api is not None
@@ -294,7 +338,15 @@ class Sending:
         """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
         assert self.ledger is not None
         await loops.in_thread(self.ledger.extend, attempts)
-        self.tally.extend(attempts)
+        self._batch_dollars += float(attempts["dollars"].sum())
+        self._rest = await loops.in_thread(self._counted, attempts)
+
+    def _counted(self, attempts: pl.DataFrame) -> pl.DataFrame:
+        """Count the results of a batch, which may have rows of another frame too; return what is left."""
+        assert self.work is not None
+        its = attempts.join(self.work.requests, on="key", how="semi", maintain_order="left")
+        self.tally.extend(attempts, its)
+        return self._rest.join(its.filter("final"), on="key", how="anti", maintain_order="left")
 
     def _record(self, attempt: Attempt, final: bool) -> None:  # noqa: FBT001 - as Live calls it
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""
@@ -314,72 +366,20 @@ class Sending:
     def _over(self) -> bool:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
-        refused = self.batches is not None and self.batches.stopped_by is not None
+        refused = self.batches is not None and self.batches.is_refused
         asked = self._stop_asked or self._leave_asked
         return asked or ended or refused or self._ledger_error is not None
 
-    async def _rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
-        """Give each request that is this run's to send; wait for those another kernel is sending."""
-        assert self.ledger is not None
-        assert self.work is not None
-        waiting = missing
-        while waiting.height:
-            held = []
-            for block in waiting.iter_slices(_CLAIM_ROWS):
-                try:
-                    won = await loops.in_thread(self._claim, block["key"])
-                except LedgerError as error:
-                    self._fail(error)
-                    return
-                mine = pl.col("key").is_in(won)
-                for row in engines.rendered(self._plan, self.work.texts, block.filter(mine)):
-                    yield row
-                held.append(block.filter(~mine))
-            waiting = await self._unanswered(pl.concat(held))
-
-    def _claim(self, keys: pl.Series) -> list[str]:
-        """Return which requests are this run's to send; those of its own batches only if it may pay twice."""
-        assert self.ledger is not None
-        won = self.ledger.claim(keys.to_list())
-        if self._plan.pay_twice and self.batches is not None:
-            held = {key for nonce in list(self.batches.out.open) for key in self.ledger.held(nonce)}
-            won += [key for key in keys if key in held]
-        return won
-
-    async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
-        """Return which rows another run holds and has not answered, after a while if there are any."""
-        if held.is_empty():
-            return held
-        assert self.ledger is not None
-        await self._follow()
-        replies = await loops.in_thread(self.ledger.replies, held["key"])
-        self.tally.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
-        left = held.join(replies, on="key", how="anti", maintain_order="left")
-        slept = 0.0
-        while left.height and slept < _OTHERS_SECONDS:
-            if self._over:
-                return left.clear()
-            await asyncio.sleep(loops.SLICE_SECONDS)
-            slept += loops.SLICE_SECONDS
-        return left
-
-    async def _follow(self) -> None:
-        """Collect batches of earlier runs that hold rows of this one."""
-        if self._following is None or self._following.done():
-            self.batches = self._batch_engine()
-            self._following = asyncio.ensure_future(self.batches.answer(pl.Series([], dtype=pl.String)))
-            await asyncio.sleep(0)
-
     def _end_state(self) -> str:
-        several = [engine.stopped_by for engine in (self.live, self.batches) if engine is not None]
-        found = next((each for each in several if each is not None), None)
+        found = self.live.stopped_by if self.live else None
+        if found is None and self.batches is not None and self.batches.is_refused:
+            found = self.batches.stopped_by
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        if self._stop_asked:
-            return "stopped"
-        out = self.batches is not None and bool(self.batches.out.open)
-        return "left" if out else "stopped" if self._leave_asked else "finished"
+        if self.batches is not None and self.batches.out.open:
+            return "left"
+        return "stopped" if self._stop_asked or self._leave_asked else "finished"
 
     def _close(self, state: str) -> str:
         """Write what is left; on this thread, as no other may be there when the process ends."""

@@ -20,6 +20,13 @@ CANCELED = "canceled"
 class Tally:
     """Rows, calls, tokens and dollars of one run. Written by the run's loop, readable from any thread.
 
+    Parameters
+    ----------
+    rows : int
+        Of the frame, before it is read.
+    twice : bool
+        A row may be answered more than once, and counts as one.
+
     Attributes
     ----------
     rows, sent : int
@@ -37,7 +44,7 @@ class Tally:
         Paid by this run.
     """
 
-    def __init__(self, rows: int = 0) -> None:
+    def __init__(self, rows: int = 0, *, twice: bool = False) -> None:
         self.rows = rows
         self.sent = 0
         self.answered = self.failed = self.reused = 0
@@ -46,6 +53,7 @@ class Tally:
         self.dollars = 0.0
         self._repeats: dict[str, int] = {}
         self._open: set[str] = set()
+        self._finals: set[str] | None = set() if twice else None
 
     @property
     def done(self) -> int:
@@ -88,10 +96,17 @@ class Tally:
             self._open.add(attempt.key)
             return
         self._open.discard(attempt.key)
+        if self._finals is not None:
+            if attempt.key in self._finals:
+                return
+            self._finals.add(attempt.key)
         self._close(attempt.key, failed=attempt.error is not None)
 
-    def extend(self, attempts: pl.DataFrame) -> None:
-        """Count many results of batches at once: `ATTEMPTS` and Boolean `final`, each key once."""
+    def extend(self, attempts: pl.DataFrame, its: pl.DataFrame) -> None:
+        """Count many results of batches at once: `ATTEMPTS` and Boolean `final`, each key once.
+
+        `its` are those of the frame's rows; a batch of an earlier run may have others.
+        """
         self.requests += attempts.height
         kinds = ("input_tokens", "cache_write_5m_input_tokens", "cache_write_1h_input_tokens")
         prompt = pl.sum_horizontal(*kinds, "cache_read_input_tokens")
@@ -102,12 +117,15 @@ class Tally:
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens
         self.dollars += dollars
-        final = attempts.filter("final")
+        final = its.filter("final")
+        if self._finals is not None:
+            final = final.filter(~pl.col("key").is_in(list(self._finals)))
+            self._finals.update(final["key"])
         failed = self._rows(final.filter(pl.col("error").is_not_null())["key"])
         self.failed += failed
         self.answered += self._rows(final["key"]) - failed
         self._open.difference_update(final["key"])
-        self._open.update(attempts.filter(~pl.col("final") & (pl.col("error") != CANCELED))["key"])
+        self._open.update(its.filter(~pl.col("final") & (pl.col("error") != CANCELED))["key"])
 
     def end(self) -> None:
         """Count rows that were tried and given up as failed: nobody tries them any more."""

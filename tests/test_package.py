@@ -31,7 +31,7 @@ LAYERS = (
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "display cards shown marks charts batchcharts",
-    "progress plots work feasibility comparing engines sending runs plans",
+    "progress plots work feasibility comparing engines supply sending runs plans",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}

@@ -205,9 +205,8 @@ async def our_create(url, frame):
     """Do what a run does: key, claim and write down every row, then post them as they are rendered."""
     import claudescale as cs  # noqa: PLC0415  # only this contender
     from claudescale import batching  # noqa: PLC0415
-    from claudescale.batches import Batches  # noqa: PLC0415
     from claudescale.batchfile import Batch  # noqa: PLC0415
-    from claudescale.batchwire import BatchWire  # noqa: PLC0415
+    from claudescale.batchwire import BatchWire, parts  # noqa: PLC0415
     from claudescale.clock import Clock  # noqa: PLC0415
     from claudescale.ledger import Ledger  # noqa: PLC0415
     from claudescale.verdicts import read_object  # noqa: PLC0415
@@ -221,7 +220,7 @@ async def our_create(url, frame):
         work = prepare(plan, "benchmark")
         keys = ledger.claim(work.requests["key"].to_list())
         ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)
-        body = Batches.parts(work.requests, work.texts, NONCE)
+        body = parts(work.requests, work.texts, NONCE)
         answer = await BatchWire(wire, Clock(), 1_000).create(body, batching.body_bytes(work.requests))
     await wire.close()
     return int(read_object(answer.content)["id"].removeprefix("msgbatch_"))

@@ -1,0 +1,104 @@
+"""Which rows are a run's to send live: claimed a block at a time, those of others waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from claudescale import engines, loops
+from claudescale.errors import LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from claudescale.ledger import Ledger
+    from claudescale.live import Row
+    from claudescale.plans import Plan
+    from claudescale.tallies import Tally
+    from claudescale.work import Work
+
+_CLAIM_ROWS = 256
+_OTHERS_SECONDS = 1.0  # real ones
+
+
+class Supply:
+    """Gives rows to a `Live`.
+
+    Parameters
+    ----------
+    plan, work, ledger, tally
+        Of the run.
+    over : callable
+        Whether nothing more is to be sent.
+    follow : callable
+        Sees to it that batches which hold rows are collected.
+    own : callable
+        Takes keys, gives those that may be sent although a batch of this run holds them.
+    fail : callable
+        Takes the error of a ledger that cannot be written.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        work: Work,
+        ledger: Ledger,
+        tally: Tally,
+        *,
+        over: Callable[[], bool],
+        follow: Callable[[], Awaitable[None]],
+        own: Callable[[pl.Series], list[str]],
+        fail: Callable[[LedgerError], None],
+    ) -> None:
+        self._plan = plan
+        self._work = work
+        self._ledger = ledger
+        self._tally = tally
+        self._over = over
+        self._follow = follow
+        self._own = own
+        self._fail = fail
+
+    async def rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
+        """Give each request that is this run's to send; wait for those that others hold."""
+        waiting = missing
+        while waiting.height:
+            held = []
+            for block in waiting.iter_slices(_CLAIM_ROWS):
+                try:
+                    mine = await loops.in_thread(self._claimed, block)
+                except LedgerError as error:
+                    self._fail(error)
+                    return
+                for row in engines.rendered(self._plan, self._work.texts, mine):
+                    yield row
+                held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
+            waiting = await self._unanswered(pl.concat(held))
+
+    async def first(self, free: pl.DataFrame) -> AsyncGenerator[Row, None]:
+        """Give the first request, if it is this run's to send."""
+        mine = await loops.in_thread(self._claimed, free.head(1))
+        for row in engines.rendered(self._plan, self._work.texts, mine):
+            yield row
+
+    def _claimed(self, block: pl.DataFrame) -> pl.DataFrame:
+        won = self._ledger.claim(block["key"].to_list())
+        return block.filter(pl.col("key").is_in(won + self._own(block["key"])))
+
+    async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
+        """Return which rows others hold and have not answered, after a while if there are any."""
+        if held.is_empty():
+            return held
+        await self._follow()
+        replies = await loops.in_thread(self._ledger.replies, held["key"])
+        self._tally.found(replies.filter(pl.col("run") != self._ledger.run).select("key", "error"))
+        left = held.join(replies, on="key", how="anti", maintain_order="left")
+        slept = 0.0
+        while left.height and slept < _OTHERS_SECONDS:
+            if self._over():
+                return left.clear()
+            await asyncio.sleep(loops.SLICE_SECONDS)
+            slept += loops.SLICE_SECONDS
+        return left
