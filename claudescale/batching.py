@@ -225,6 +225,8 @@ class Expected(NamedTuple):
     ----------
     open, ended : int
         Batches that are out, and those that have ended.
+    requests : int
+        In those that are out.
     usual_seconds : float or None
         After which the last one has usually ended: as long as those took that have, else an hour. None
         once that is over.
@@ -234,6 +236,7 @@ class Expected(NamedTuple):
 
     open: int
     ended: int
+    requests: int
     usual_seconds: float | None
     latest_seconds: float
 
@@ -251,4 +254,7 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     begun_at = max(batch.created_at or batch.intended_at for batch in waited)
     usual = begun_at + (statistics.median(took) if took else USUAL_SECONDS) - now
     latest = begun_at + catalog.BATCH.expires_hours * 3_600 - now
-    return Expected(len(waited), len(made) - len(waited), usual if usual > 0 else None, max(latest, 0.0))
+    requests = sum(batch.requests for batch in waited)
+    return Expected(
+        len(waited), len(made) - len(waited), requests, usual if usual > 0 else None, max(latest, 0.0)
+    )

@@ -9,7 +9,7 @@ from claudescale import display
 from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from claudescale.plans import Plan
     from claudescale.runs import Run
@@ -42,6 +42,7 @@ _ADVICE = {
     "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
 }
 _MOST_MESSAGE = 300
+_NEXT = {"starting": "await run", "running": "await run", "left": "run = await plan.run(client)"}
 _WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
 
 
@@ -79,9 +80,10 @@ def waiting(run: Run) -> tuple[str, str] | None:
         return None
     usual = ""
     if out.usual_seconds is not None:
-        usual = f"usually within {display.duration(out.usual_seconds / 60)}, "
-    latest = f"at the latest in {display.duration(out.latest_seconds / 60)}"
-    return f"{out.ended} of {out.open + out.ended} batches ended", usual + latest
+        usual = f"usually within {display.coarse(out.usual_seconds / 60)}, "
+    latest = f"at the latest in {display.coarse(out.latest_seconds / 60)}"
+    ended = f"{out.ended} of {out.open + out.ended} batches ended"
+    return ended, f"the other {out.requests:,} requests {usual}{latest}"
 
 
 def line(run: Run) -> str:
@@ -114,7 +116,7 @@ def run_card(run: Run) -> display.Card:
     }
     names = {"minutes": "time", "input_tokens": "input tokens", "output_tokens": "output tokens"}
     rows = [
-        (names.get(name, name), show(run.estimate[name]) if run.estimate else "", show(value))
+        (names.get(name, name), _estimated(run, name, show), show(value))
         for name, (show, value) in measured.items()
     ]
     limit = f"limit {run.limits.requests_per_minute * run.plan.share:,.0f}"
@@ -122,9 +124,9 @@ def run_card(run: Run) -> display.Card:
         rows[2:2] = [("requests/min", limit, f"{rate:,.0f}")]
         rows.append(("refused (429)", "0", f"{counts.refused:,}"))
     out = waiting(run)
-    told = f"{', the rest '.join(out)}: the API tells nothing of a batch before its end." if out else ""
+    told = f"{', '.join(out)}: the API tells nothing of a batch before its end." if out else ""
     if out and run.state == "left":
-        told = f"{out[0]} when this run left. The rest goes on at the API: the same cell collects it."
+        told = f"{out[0]} when this run left. The others go on at the API: the same cell collects them."
     return display.Card(
         title=line(run),
         header=("", "estimated", "measured"),
@@ -134,8 +136,15 @@ def run_card(run: Run) -> display.Card:
             *([told] if out else []),
             *([why(run)] if run.stopped_by else []),
         ),
-        next="await run" if run.state in {"starting", "running"} else "run.results",
+        next=_NEXT.get(run.state, "run.results"),
     )
+
+
+def _estimated(run: Run, name: str, show: Callable[[float], str]) -> str:
+    if run.estimate is None:
+        return ""
+    usual = show(run.estimate[name])
+    return display.span(usual, show(run.estimate["minutes_p90"])) if name == "minutes" else usual
 
 
 def plan_card(plan: Plan) -> display.Card:
@@ -148,6 +157,7 @@ def plan_card(plan: Plan) -> display.Card:
     same = f", {saved:,} identical rows sent once" if saved else ""
     null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
     calls = plan.expected.calls
+    live = "" if plan.mode == "live" else ".replace(mode='live')"
     checked = f", checked {plan.limits.checked:%Y-%m-%d}" if plan.limits.checked else ""
     basis = f"measured on {calls:,} calls" if calls else _GUESS
     tokens = (
@@ -164,7 +174,7 @@ def plan_card(plan: Plan) -> display.Card:
             *plan.compiled.notes,
             *([plan.facts.notice] if plan.facts.notice else []),
         ),
-        next="run = await plan.run(client)" if calls else "pilot = await plan.head(20).run(client)",
+        next="run = await plan.run(client)" if calls else f"pilot = await plan.head(20){live}.run(client)",
     )
 
 

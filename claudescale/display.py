@@ -105,6 +105,13 @@ def duration(minutes: float) -> str:
     return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} m"
 
 
+def coarse(minutes: float) -> str:
+    """Return a time that is not known well as ``40 min`` or ``24 h``."""
+    if minutes < 90:  # noqa: PLR2004 - where hours say enough
+        return f"{math.ceil(minutes)} min"
+    return f"{math.ceil(minutes / 60):,} h"
+
+
 def tokens(count: float) -> str:
     """Return a count of tokens in three significant digits: ``12.4 k``."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

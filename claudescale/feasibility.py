@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 MODES = ("live", "batch", "hybrid")
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
+SPARE_MINUTES = 1.0
+"""What it keeps back where it does not wait for that, as it may pay twice."""
 _FROM = {"pandas.DataFrame": "pl.from_pandas(frame)", "pyarrow.Table": "pl.from_arrow(frame)"}
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("minutes", "minutes_p90", "dollars", "dollars_p90", "input_tokens", "output_tokens")
@@ -114,16 +116,22 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
     return option
 
 
+def spare_minutes(plan: Plan) -> float:
+    """Return how long before its deadline a hybrid run should have sent the rest live."""
+    return SPARE_MINUTES if plan.pay_twice else CANCEL_MINUTES
+
+
 def _check_hybrid(plan: Plan, part: float, deadline: float) -> None:
     """Raise where the deadline leaves no time to send everything live, if the batch comes to nothing."""
     live = plan.options.row(by_predicate=pl.col("mode") == "live", named=True)["minutes_p90"] * part
-    needed = live + CANCEL_MINUTES
+    spare = spare_minutes(plan)
+    needed = live + spare
     if deadline >= needed:
         return
     alone = "mode='live', which is in time, " if live <= deadline else ""
     msg = (
         f"Live these rows take up to {display.duration(live)} ({plan.limits.source}), and a hybrid run keeps "
-        f"{display.duration(CANCEL_MINUTES)} for canceling the batch; the deadline is "
+        f"{display.duration(spare)} for canceling the batch; the deadline is "
         f"{display.duration(deadline)}. Use {alone}deadline={math.ceil(needed)} (minutes) or more, a higher "
         "tier, or fewer rows: plan.head(n)."
     )

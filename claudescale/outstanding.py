@@ -42,7 +42,7 @@ class Looked(NamedTuple):
     unanswered : list of str
         Their batch was collected: they expired, failed or were canceled.
     unsent : list of str
-        Their batch was never made.
+        Their batch was never made, or ended with its simulator.
     """
 
     unanswered: list[str]
@@ -104,6 +104,7 @@ class Outstanding:
         self._describe = dict(describe)
         self._lost: dict[str, float] = {}  # until when a batch without an answer may still appear
         self._foreign: dict[str, set[str]] = {}  # by nonce, batches that were looked at and are not this one
+        self._unsent: list[str] = []
         self._reads: dict[str, int] = {}
         self._canceled: set[str] = set()  # batches whose cancellation is not somebody else's doing now
 
@@ -153,6 +154,8 @@ class Outstanding:
         for batch in self.known:
             if batch.state == "ended":
                 looked.unanswered.extend(await self._collect(batch))
+        looked.unsent.extend(self._unsent)
+        self._unsent.clear()
         return looked
 
     async def cancel(self) -> None:
@@ -226,7 +229,7 @@ class Outstanding:
         if answer.status == _HTTP_OK and batching.is_batch(shown):
             await self._see(batch, shown)
         elif batching.is_gone(answer):
-            self._miss(batch)
+            await self._miss(batch)
 
     async def _see(self, batch: Batch, shown: dict[str, Any]) -> None:
         now = batching.seen(batch, shown)
@@ -266,7 +269,7 @@ class Outstanding:
         answer = await self._wire.results(str(batch.batch_id), take)
         self._hear(answer)
         if batching.is_gone(answer):
-            self._miss(batch)
+            await self._miss(batch)
         if answer.status != _HTTP_OK:
             return []
         if recorded.n_unique() < batch.requests:
@@ -301,8 +304,14 @@ class Outstanding:
         words = f"batch {batch.batch_id} has {batch.requests:,} results, and only {count:,} can be read"
         self._end("results_incomplete", words)
 
-    def _miss(self, batch: Batch) -> None:
-        """Stop at a batch that the API does not show: it stays in the ledger, for another key may see it."""
+    async def _miss(self, batch: Batch) -> None:
+        """Stop at a batch that the API does not show: it stays in the ledger, for another key may see it.
+
+        A simulator's ended with it, and its rows cost nothing.
+        """
+        if self._describe["simulated"]:
+            self._unsent += await self._close(batch, "gone")
+            return
         words = (
             f"batch {batch.batch_id} is not shown to this key. It may be another workspace's. If it was "
             f"deleted, cs.Ledger(...).forget({batch.batch_id!r}) frees its rows, to be sent and paid for anew"

@@ -362,8 +362,8 @@ def plan(
     share : float
         The part of the account's limits to use.
     pay_twice : bool
-        In mode ``"hybrid"``, go live without waiting until the batch is canceled: in time for certain, and
-        what the batch still answers is paid for too.
+        In mode ``"hybrid"``, go live without waiting until the batch is canceled: later, and what the batch
+        still answers is paid for too.
 
     Raises
     ------

@@ -111,7 +111,8 @@ class Run:
     def stop(self) -> None:
         """Send nothing more and cancel batches. What is answered by then is paid for, awaited and kept.
 
-        Returns at once; ``await run`` for the end. Running the plan again sends what is missing.
+        Returns at once; ``await run`` for the end. Running the plan again sends what is missing. A batch
+        whose answer was lost cannot be canceled before it is found: it is left, and the next run finds it.
 
         Spends: what is in flight.
         """

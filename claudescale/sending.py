@@ -261,8 +261,7 @@ class Sending:
         output = self.tally.output_tokens / answered if answered else plan.expected.output_tokens
         seconds = engines.rest_seconds(plan, self.live, self._rest, min(output, float(plan.max_tokens)))
         deadline = feasibility.minutes_of(plan.deadline) or 0.0
-        allowed = 0.0 if plan.pay_twice else feasibility.CANCEL_MINUTES
-        return self._started_at + (deadline - allowed) * 60 - seconds
+        return self._started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
 
     def _still_open(self, rows: pl.DataFrame) -> pl.DataFrame:
         assert self.ledger is not None
@@ -379,7 +378,8 @@ class Sending:
             return "stopped" if found.error == "budget" else "failed"
         if self.batches is not None and self.batches.out.open:
             return "left"
-        return "stopped" if self._stop_asked or self._leave_asked else "finished"
+        asked = self._stop_asked or self._leave_asked
+        return "stopped" if asked and self.tally.missing else "finished"
 
     def _close(self, state: str) -> str:
         """Write what is left; on this thread, as no other may be there when the process ends."""

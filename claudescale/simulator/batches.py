@@ -44,6 +44,8 @@ class Batch:
     ----------
     number : int
         1 for the simulator's first.
+    mark : bytes
+        What its luck is drawn from: the simulator's seed and the number.
     seconds : float
         API seconds from its creation until the last row would be done.
     rows : list of bytes
@@ -58,6 +60,7 @@ class Batch:
 
     id: str
     number: int
+    mark: bytes
     created_at: float
     seconds: float
     version: str
@@ -194,14 +197,15 @@ class Batches:
         self._desk.account.batches_created += 1
         number = self._desk.account.batches_created
         stuck = self._struck(("batch_stuck",), b"batch", number, now)
-        seconds = STUCK_SECONDS if stuck else self._duration(name, len(given))
-        key = blake2b(name.encode(), digest_size=16).digest()
+        key = blake2b(f"{self._desk.seed} {number}".encode(), digest_size=16).digest()
+        seconds = STUCK_SECONDS if stuck else self._duration(key, len(given))
         own = replies.draws(key, "moments")
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
         moments = array("d", (now + seconds * (1 - own.random()) for _ in given))
         return Batch(
             id=name,
             number=number,
+            mark=key,
             created_at=now,
             seconds=seconds,
             version=version,
@@ -212,10 +216,9 @@ class Batches:
             luck=replies.draws(key, "cache").random(),
         )
 
-    def _duration(self, name: str, total: int) -> float:
+    def _duration(self, key: bytes, total: int) -> float:
         if self._seconds is not None:
             return float(self._seconds(total) if callable(self._seconds) else self._seconds)
-        key = blake2b(name.encode(), digest_size=16).digest()
         drawn = replies.draws(key, "batch").lognormvariate(0.0, 0.4)
         return (BASE_SECONDS + SECONDS_PER_ROW * total) * drawn
 
@@ -293,7 +296,7 @@ class Batches:
         while batch.agenda and batch.moments[batch.agenda[-1]] <= min(now, batch.ends_at):
             index = batch.agenda.pop()
             row = json.loads(batch.rows[index])
-            own = rows.mark(batch.id, index)
+            own = rows.mark(batch.mark, index)
             moment = batch.moments[index]
             self._close(
                 batch,
@@ -310,7 +313,7 @@ class Batches:
             index = batch.agenda.pop()
             self._close(batch, index, json.loads(batch.rows[index])["custom_id"], left)
             yield index
-        replies.draws(blake2b(batch.id.encode()).digest(), "order").shuffle(batch.lines)
+        replies.draws(batch.mark, "order").shuffle(batch.lines)
         batch.rows, batch.moments, batch.settled_at = [], array("d"), batch.ends_at
 
     @staticmethod

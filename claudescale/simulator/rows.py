@@ -20,9 +20,9 @@ FEWEST_HITS, MOST_HITS = 0.30, 0.98  # of the prompt cache in batches: best effo
 SECONDS_TO_BEGIN = 1.0  # of a reply: only then others can read what it wrote to the cache
 
 
-def mark(name: str, index: int) -> bytes:
-    """Return what a row's own luck is drawn from."""
-    return blake2b(f"{name} {index}".encode(), digest_size=16).digest()
+def mark(batch: bytes, index: int) -> bytes:
+    """Return what a row's own luck is drawn from: the mark of its batch, and its place in it."""
+    return blake2b(batch + f" {index}".encode(), digest_size=16).digest()
 
 
 def hit_chance(luck: float, measured: Measured) -> float:

@@ -177,8 +177,11 @@ class Shell:
         parts = [part for part in request.path.removeprefix(BATCHES).split("/") if part]
         intake = Intake()
         if request.method == "POST":  # whatever the answer: who is still writing does not listen
-            async for chunk in request.content.iter_any():
-                intake.feed(chunk)
+            try:
+                async for chunk in request.content.iter_any():
+                    intake.feed(chunk)
+            except ConnectionError:  # the client has gone half way: nothing is created
+                return web.Response(status=499)
         refused = self._refused(request, parts)
         if refused is not None:
             return await self._send(request, refused)
