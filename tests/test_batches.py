@@ -12,7 +12,7 @@ from crash_child import LIMITS, most_requests, the_plan
 from running import interrupt_when, until
 
 import claudescale as cs
-from claudescale import batching
+from claudescale import batching, engines
 from claudescale.batches import MOST_ROUNDS
 from claudescale.batchframe import BATCHES
 from claudescale.ledger import Ledger
@@ -323,36 +323,68 @@ def test_a_batch_that_is_stuck_expires_and_is_sent_again():
         assert len(calls) < 500
 
 
-@pytest.mark.parametrize("how", ["deleted", "archived"])
-def test_results_that_are_gone(tmp_path, how):
-    """A batch that is deleted, or older than 29 days, ends the run; nothing is sent again by itself."""
+def _ended_without_us(api, ledger, what):
+    """Submit a batch, leave it, and do `what` at the API once it has ended."""
+
+    async def prepare():
+        run = await the_plan(20).run(api.client(), ledger=ledger, progress=False, wait=False)
+        run.leave()
+        await run
+        assert run.state == "left"
+        batch_id = run.batches["batch_id"].item()
+        async with api.client() as client:
+            while api.batches._batches[batch_id].settled_at is None:
+                await client.messages.batches.retrieve(batch_id)
+            if what == "deleted":
+                await client.messages.batches.delete(batch_id)
+            else:
+                api.batches._batches[batch_id].created_at -= 30 * 86_400
+        return batch_id
+
+    return asyncio.run(prepare())
+
+
+def test_results_older_than_29_days_end_the_run(tmp_path):
+    """What was answered is gone, and that is said; nothing is sent again by itself, but by the same cell."""
     with simulator(batch_seconds=900.0) as api:
-
-        async def prepare():
-            run = await the_plan(20).run(api.client(), ledger=tmp_path / "l", progress=False, wait=False)
-            run.leave()
-            await run
-            assert run.state == "left"
-            batch_id = run.batches["batch_id"].item()
-            async with api.client() as client:
-                while api.batches._batches[batch_id].settled_at is None:
-                    await client.messages.batches.retrieve(batch_id)
-                if how == "deleted":
-                    await client.messages.batches.delete(batch_id)
-                else:
-                    api.batches._batches[batch_id].created_at -= 30 * 86_400
-
-        asyncio.run(prepare())
-        with pytest.raises(cs.RunStopped, match=r"29 days|delete") as stopped:
+        _ended_without_us(api, tmp_path / "l", "archived")
+        with pytest.raises(cs.RunStopped, match="29 days") as stopped:
             ended(the_plan(20), api, tmp_path / "l")
+        assert stopped.value.run.stopped_by == "results_gone"
+        assert stopped.value.run.batches["state"].to_list() == ["gone"]
         assert api.stats["batches_created"] == 1
-        if how == "archived":
-            assert stopped.value.run.stopped_by == "results_gone"
-            assert stopped.value.run.batches["state"].to_list() == ["gone"]
-            again = ended(the_plan(20), api, tmp_path / "l")
-            assert again.state == "finished"
-            assert again.results["reply"].null_count() == 0
-            assert api.stats["batches_created"] == 2
+        again = ended(the_plan(20), api, tmp_path / "l")
+        assert again.results["reply"].null_count() == 0
+        assert api.stats["batches_created"] == 2
+
+
+def test_a_batch_that_the_api_does_not_show_stays_held(tmp_path, monkeypatch):
+    """It may be another key's: nothing is sent again until the user says that it is to be forgotten."""
+    describe = engines._describe
+    with simulator(batch_seconds=900.0) as api:
+        batch_id = _ended_without_us(api, tmp_path / "l", "deleted")
+        with monkeypatch.context() as real:
+            real.setattr(engines, "_describe", lambda *given: describe(*given) | {"simulated": False})
+            for _ in range(2):
+                with pytest.raises(cs.RunStopped, match=r"forget\('msgbatch_") as stopped:
+                    ended(the_plan(20), api, tmp_path / "l")
+                assert stopped.value.run.stopped_by == "batch_not_found"
+        assert api.stats["batches_created"] == 1
+        with cs.Ledger(tmp_path / "l") as ledger:
+            assert ledger.forget(batch_id) == 20
+            with pytest.raises(cs.ClaudescaleError, match="no open batch"):
+                ledger.forget(batch_id)
+        assert ended(the_plan(20), api, tmp_path / "l").results["reply"].null_count() == 0
+
+
+def test_a_simulated_batch_ends_with_its_simulator(tmp_path):
+    """The next kernel has another simulator, which knows nothing of the batch: its rows are sent anew."""
+    with simulator(batch_seconds=900.0) as api:
+        _ended_without_us(api, tmp_path / "l", "deleted")
+    with simulator(batch_seconds=900.0) as api:
+        run = ended(the_plan(20), api, tmp_path / "l")
+        assert run.results["reply"].null_count() == 0
+        assert run.batches["state"].to_list() == ["gone", "collected"]
 
 
 def test_a_wrong_key(api):

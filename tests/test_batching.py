@@ -247,12 +247,16 @@ def test_nothing_is_expected_where_nothing_is_out(batches):
 @pytest.mark.parametrize(
     ("batches", "now", "expected"),
     [
-        ([_made(10_000.0)], 10_100.0, (1, 0, 3_500.0, 86_300.0)),
-        ([_made(10_000.0), _made(10_050.0)], 10_100.0, (2, 0, 3_550.0, 86_350.0)),
-        ([_made(10_000.0, 10_600.0, "collected"), _made(10_600.0)], 10_700.0, (1, 1, 500.0, 86_300.0)),
-        ([_made(10_000.0)], 15_000.0, (1, 0, None, 81_400.0)),
-        ([_made(10_000.0)], 100_000.0, (1, 0, None, 0.0)),
-        ([BATCH], 1_000.0, (1, 0, 3_600.0, 86_400.0)),
+        ([_made(10_000.0)], 10_100.0, (1, 0, 1 * BATCH.requests, 3_500.0, 86_300.0)),
+        ([_made(10_000.0), _made(10_050.0)], 10_100.0, (2, 0, 2 * BATCH.requests, 3_550.0, 86_350.0)),
+        (
+            [_made(10_000.0, 10_600.0, "collected"), _made(10_600.0)],
+            10_700.0,
+            (1, 1, 1 * BATCH.requests, 500.0, 86_300.0),
+        ),
+        ([_made(10_000.0)], 15_000.0, (1, 0, 1 * BATCH.requests, None, 81_400.0)),
+        ([_made(10_000.0)], 100_000.0, (1, 0, 1 * BATCH.requests, None, 0.0)),
+        ([BATCH], 1_000.0, (1, 0, 1 * BATCH.requests, 3_600.0, 86_400.0)),
     ],
 )
 def test_when_the_last_batch_ends(batches, now, expected):

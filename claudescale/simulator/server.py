@@ -173,15 +173,15 @@ class Shell:
             self.desk.settle(self.clock.seconds(), admission)
         return response
 
-    async def _batch(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _batch(self, request: web.BaseRequest) -> web.StreamResponse:  # noqa: PLR0911 - one a kind
         parts = [part for part in request.path.removeprefix(BATCHES).split("/") if part]
         intake = Intake()
-        if request.method == "POST":  # whatever the answer: who is still writing does not listen
-            try:
+        try:
+            if request.method == "POST":  # whatever the answer: who is still writing does not listen
                 async for chunk in request.content.iter_any():
                     intake.feed(chunk)
-            except ConnectionError:  # the client has gone half way: nothing is created
-                return web.Response(status=499)
+        except ConnectionError:  # the client has gone half way: nothing is created
+            return web.Response(status=499)
         refused = self._refused(request, parts)
         if refused is not None:
             return await self._send(request, refused)
