@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +21,6 @@ if TYPE_CHECKING:
     from claudescale.work import Texts
 
 _PATH = "/v1/messages/batches"
-_COUNTED = {
-    "messages",
-    "model",
-    "system",
-    "tools",
-    "tool_choice",
-    "thinking",
-    "output_config",
-    "cache_control",
-}
-"""Fields that counting tokens takes. Source: anthropic 2.12.0 types/message_count_tokens_params.py."""
-_COUNT_SECONDS = 60.0
 
 
 class _Enough(Exception):
@@ -67,11 +54,7 @@ class BatchWire:
 
         Spends: nothing.
         """
-        fields = {name: value for name, value in json.loads(request).items() if name in _COUNTED}
-        content = json.dumps(fields).encode()
-        return await self._wire.call(
-            "post", "/v1/messages/count_tokens", body=content, seconds=_COUNT_SECONDS
-        )
+        return await self._wire.count_tokens(request)
 
     async def create(self, parts: AsyncIterable[bytes], length: int) -> Answer:
         """Post a batch, once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from claudescale import display
+from claudescale import choosing, display
 from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from claudescale.plans import Plan
     from claudescale.runs import Run
 
+_COUNTED = "input counted on {:,} requests, output guessed: calibrate with a pilot"
 _GUESS = "estimated from characters, output guessed: calibrate with a pilot"
 
 _ADVICE = {
@@ -151,15 +152,18 @@ def plan_card(plan: Plan) -> display.Card:
     """Return what is shown of a plan."""
     try:
         totals, options = plan.totals, plan.options
+        chosen = choosing.resolved(plan).mode
     except PlanError as error:
         return display.Card(title=f"Plan that cannot be run: {error}", header=(), rows=())
     saved = totals.rows - totals.unsent - totals.requests
     same = f", {saved:,} identical rows sent once" if saved else ""
     null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
     calls = plan.expected.calls
-    live = "" if plan.mode == "live" else ".replace(mode='live')"
+    live = "" if chosen == "live" else ".replace(mode='live')"
     checked = f", checked {plan.limits.checked:%Y-%m-%d}" if plan.limits.checked else ""
-    basis = f"measured on {calls:,} calls" if calls else _GUESS
+    counted = plan.expected.counted
+    guess = _COUNTED.format(counted) if counted else _GUESS
+    basis = f"measured on {calls:,} calls" if calls else guess
     tokens = (
         f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens"
     )
@@ -168,7 +172,7 @@ def plan_card(plan: Plan) -> display.Card:
         title=f"Plan: {totals.rows:,} rows on {plan.facts.id}, {totals.requests:,} requests{same}{null}. "
         "Nothing is sent yet.",
         header=("mode", "dollars", "time", "saved", "limited by"),
-        rows=[_option(option, plan.mode) for option in options.iter_rows(named=True)],
+        rows=[_option(option, chosen) for option in options.iter_rows(named=True)],
         notes=(
             f"{tokens}, {basis}. {sources}",
             *plan.compiled.notes,

@@ -35,6 +35,9 @@ OPTIONS = pl.Schema(
 )
 """Columns of `Plan.options`: dollars and minutes as median and 90th percentile."""
 
+_MINUTES_P90 = list(OPTIONS).index("minutes_p90")
+CANCEL_MINUTES = 5.0
+"""What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 FRAMING_TOKENS = 10.0
 """What a request has around its text: roles, turns."""
 _GUESSED_DOUBT = 0.5
@@ -64,6 +67,12 @@ class Measured:
         The beginning of every call that is read from the prompt cache, but written by the first.
     calls : int
         How many this comes from; 0 is a guess.
+    counted : int
+        Requests whose input tokens the API has counted.
+    limits : Limits or None
+        What a pilot learned of them, where it was run on `tier`.
+    tier : str, int, Limits or None
+        As the pilot's plan had it.
     """
 
     input_ratio: float = 1.0
@@ -74,6 +83,9 @@ class Measured:
     seconds: float = 3.0
     cached_tokens: float = 0.0
     calls: int = 0
+    counted: int = 0
+    limits: Limits | None = None
+    tier: str | int | Limits | None = None
 
     @property
     def doubt(self) -> float:
@@ -208,7 +220,9 @@ def options(
     """
     rows = [_live(totals, limits, expected, concurrency), _batch(totals, limits, expected)]
     if deadline_minutes is not None:
-        rows.append(_hybrid(totals, limits, expected, deadline_minutes))
+        live_minutes = rows[0][_MINUTES_P90]
+        assert isinstance(live_minutes, float)
+        rows.append(_hybrid(totals, limits, expected, deadline_minutes, live_minutes))
     return pl.DataFrame(rows, schema=OPTIONS, orient="row")
 
 
@@ -251,12 +265,14 @@ def live_finish(
 
 
 def _hybrid(
-    totals: Totals, limits: Limits, expected: Measured, deadline_minutes: float
+    totals: Totals, limits: Limits, expected: Measured, deadline_minutes: float, live_minutes: float
 ) -> tuple[object, ...]:
-    """As a batch if it ends before there must be switched to live calls, else as dear as these."""
-    usual = min(_BATCH_MINUTES * _waves(totals, limits), deadline_minutes)
-    minutes = usual, deadline_minutes, "deadline"
-    row = _option("hybrid", totals, totals.batch_dollars, expected, minutes)
+    """As a batch if that usually ends before the rest must go live, else as dear as live calls."""
+    usual = _BATCH_MINUTES * _waves(totals, limits)
+    in_time = usual <= deadline_minutes - live_minutes - CANCEL_MINUTES
+    minutes = usual if in_time else deadline_minutes, deadline_minutes, "deadline"
+    dollars = totals.batch_dollars if in_time else totals.live_dollars
+    row = _option("hybrid", totals, dollars, expected, minutes)
     return (*row[:2], totals.live_dollars * expected.more, *row[3:])
 
 
@@ -320,7 +336,7 @@ def measured(paid: pl.DataFrame) -> Measured:
     """
     cached = pl.col("cache_read_input_tokens")
     real = pl.sum_horizontal("input_tokens", pl.col("^cache_write.*$"), cached)
-    ratio, overhead = _line(paid.select("estimated_tokens", real=real))
+    ratio, overhead = line(paid.select("estimated_tokens", real=real))
     expected = pl.col("estimated_tokens") * ratio + overhead
     told = paid.select(
         input_deviation=(real / expected).std().fill_null(0.0),
@@ -335,7 +351,7 @@ def measured(paid: pl.DataFrame) -> Measured:
     return Measured(input_ratio=ratio, input_overhead_tokens=overhead, **told, calls=paid.height)
 
 
-def _line(sizes: pl.DataFrame) -> tuple[float, float]:
+def line(sizes: pl.DataFrame) -> tuple[float, float]:
     """Return slope and intercept of real tokens over estimated ones; through zero where that is no sense.
 
     Rows of one length cannot tell the two apart, and few rows may tell them wrong.

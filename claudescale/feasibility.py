@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import display
+from claudescale import display, estimates
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
 
 if TYPE_CHECKING:
     from claudescale.plans import Plan
 
 MODES = ("live", "batch", "hybrid")
-CANCEL_MINUTES = 5.0
-"""What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
+AUTO = "auto"
+"""The cheapest mode that meets deadline and budget; see `choosing`."""
 SPARE_MINUTES = 1.0
 """What it keeps back where it does not wait for that, as it may pay twice."""
 _FROM = {"pandas.DataFrame": "pl.from_pandas(frame)", "pyarrow.Table": "pl.from_arrow(frame)"}
@@ -37,8 +37,8 @@ def check_frame(frame: object) -> None:
 
 def check_numbers(given: Plan) -> None:
     """Raise what is wrong with a plan's numbers."""
-    if given.mode not in MODES:
-        msg = f"mode={given.mode!r} is not one of {', '.join(map(repr, MODES))}."
+    if given.mode not in {*MODES, AUTO}:
+        msg = f"mode={given.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}."
         raise PlanError(msg)
     if given.budget is not None and not (_number(given.budget) and given.budget > 0):
         msg = f"budget={given.budget!r}: it is in dollars and above 0, such as budget=5.0."
@@ -118,7 +118,7 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
 
 def spare_minutes(plan: Plan) -> float:
     """Return how long before its deadline a hybrid run should have sent the rest live."""
-    return SPARE_MINUTES if plan.pay_twice else CANCEL_MINUTES
+    return SPARE_MINUTES if plan.pay_twice else estimates.CANCEL_MINUTES
 
 
 def _check_hybrid(plan: Plan, part: float, deadline: float) -> None:

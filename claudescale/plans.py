@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, comparing, estimates, feasibility
+from claudescale import catalog, choosing, comparing, estimates, feasibility, measuring
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
+from claudescale.planplots import PlanPlots
 from claudescale.prompts import Prompt, compile_prompt
-from claudescale.work import read, unreadable
+from claudescale.work import read, schema_of, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,14 +83,14 @@ class Plan:
         feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
-        object.__setattr__(self, "limits", Limits.of(self.tier, facts.id))
+        object.__setattr__(self, "limits", self._limits(facts))
         object.__setattr__(self, "compiled", self._compile(facts))
         self.limits.shared(self.share)
 
     def _compile(self, facts: catalog.Model) -> Prompt:
         return compile_prompt(
             self.prompt,
-            _schema(self.frame),
+            schema_of(self.frame),
             model=facts,
             max_tokens=self.max_tokens,
             system=self.system,
@@ -99,6 +100,12 @@ class Plan:
             cache="1h" if self.cache and self.mode != "live" else self.cache,
             params=self.params,
         )
+
+    def _limits(self, facts: catalog.Model) -> Limits:
+        known = self.measured
+        if known is not None and known.limits is not None and known.tier == self.tier:
+            return known.limits
+        return Limits.of(self.tier, facts.id)
 
     # what it would take
 
@@ -221,15 +228,21 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        mine = (pl.col("dollars") > 0) & (pl.col("model") == self.facts.id)
-        paid = run.sizes.join(run.replies.filter(mine), on="key", how="inner")
-        if paid.is_empty():
-            msg = (
-                f"The run has no paid replies of {self.facts.id} to learn from. "
-                "Use pilot = await plan.head(20).run(client) first."
-            )
-            raise PlanError(msg)
-        return replace(self, measured=estimates.measured(paid))
+        return replace(self, measured=measuring.learned(self, run))
+
+    async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
+        """Return the same plan with its input tokens counted by the API on `n` sampled requests.
+
+        What a reply takes stays a guess: a pilot tells both. Without a cache or a schema's hidden instructions.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        PlanError
+            The API would not count: what it says.
+        """
+        return replace(self, measured=await measuring.counted(self, client, n, seed))
 
     # the one verb that spends
 
@@ -256,7 +269,7 @@ class Plan:
         """
         from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
 
-        return Run(self, client, ledger=ledger, progress=progress)
+        return Run(choosing.resolved(self), client, ledger=ledger, progress=progress)
 
     async def run(
         self,
@@ -290,6 +303,11 @@ class Plan:
         return await run if wait else await run.submitted()
 
     # how it looks
+
+    @property
+    def plot(self) -> PlanPlots:
+        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
+        return PlanPlots(self)
 
     def __repr__(self) -> str:
         return plan_card(self).text()
@@ -338,8 +356,9 @@ def plan(
     tier : str, int or Limits
         The account's usage tier: ``"start"``, ``"build"``, ``"scale"``, a number 1-4, or `Limits`.
     mode : str
-        ``"live"``; ``"batch"``, half the price within 24 hours; or ``"hybrid"``, a batch whose rest is sent
-        live in time for the `deadline`.
+        ``"live"``; ``"batch"``, half the price within 24 hours; ``"hybrid"``, a batch whose rest is sent
+        live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline and budget
+        nine times in ten.
     system : str, optional
         Instructions that are the same for every row.
     returns : optional
@@ -379,10 +398,3 @@ def plan(
     """
     given = {name: value for name, value in locals().items() if name in PARAMETERS}
     return Plan(**given)
-
-
-def _schema(frame: Frame) -> pl.Schema:
-    try:
-        return frame.lazy().collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(error) from error

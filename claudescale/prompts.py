@@ -39,7 +39,8 @@ MEASURES = pl.Schema({"characters": pl.UInt32(), "rows": pl.Int64()})
 """Columns of `Prompt.measure`."""
 
 _MOST_BYTES_PER_CHARACTER = 6  # a control character as \u001f
-_MESSAGE_BYTES = len('{"role":"user","content":""}')
+FRAME_CHARACTERS = len('{"role":"user","content":""}')
+"""What a message has around its text, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,7 +156,7 @@ class Prompt:
             engine="streaming"
         )
         around = len(self.head.encode()) + len(self.tail.encode())
-        possible = pl.col("characters").cast(pl.Int64) * _MOST_BYTES_PER_CHARACTER + around + _MESSAGE_BYTES
+        possible = pl.col("characters").cast(pl.Int64) * _MOST_BYTES_PER_CHARACTER + around + FRAME_CHARACTERS
         suspects = found.filter(possible > MESSAGE.max_bytes)["row"]
         if suspects.len():
             sizes = self.bodies(lazy).filter(pl.col("row").is_in(suspects.implode()))

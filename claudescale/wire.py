@@ -23,6 +23,18 @@ CALL_SECONDS = 600.0
 LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 _STREAMED = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
+_COUNTED = {
+    "messages",
+    "model",
+    "system",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "cache_control",
+}
+"""Fields that counting takes. Source: anthropic 2.12.0 types/message_count_tokens_params.py."""
+_COUNT_SECONDS = 60.0
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
 _CONNECT_SECONDS = 10.0
@@ -139,6 +151,15 @@ class Wire:
             Real seconds after which the call is given up.
         """
         return await self._answered(lambda: self._request(method, path, body, length), seconds)
+
+    async def count_tokens(self, request: bytes) -> Answer:
+        """Return what the API says of the input tokens of one request.
+
+        Spends: nothing.
+        """
+        fields = {name: value for name, value in json.loads(request).items() if name in _COUNTED}
+        content = json.dumps(fields).encode()
+        return await self.call("post", "/v1/messages/count_tokens", body=content, seconds=_COUNT_SECONDS)
 
     async def stream(self, path: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
         """Pass what an endpoint sends to `take`, in blocks of whole lines, and return how it ended.

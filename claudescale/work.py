@@ -11,6 +11,7 @@ import polars as pl
 
 from claudescale import estimates
 from claudescale.errors import PlanError
+from claudescale.prompts import FRAME_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,14 @@ def read(frame: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
         raise unreadable(error) from error
 
 
+def schema_of(frame: pl.DataFrame | pl.LazyFrame) -> pl.Schema:
+    """Return the columns of a frame that need not be read for it; PlanError where it cannot be."""
+    try:
+        return frame.lazy().collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(error) from error
+
+
 def unreadable(error: Exception) -> PlanError:
     """Return what is wrong with a LazyFrame that fails; its own message may quote data, so it is linked."""
     msg = f"The frame cannot be read: {type(error).__name__}. See what it says with frame.collect()."
@@ -98,7 +107,7 @@ def prepare(plan: Plan, api: str) -> Work:
     for part in [frame] if prompt.columns is None else _slices(frame.select(prompt.columns)):
         contents = prompt.contents(part)["content"]
         rendered = contents if prompt.columns is None else None
-        characters = pl.Series("characters", contents.str.len_chars())
+        characters = pl.Series("characters", contents.str.len_chars() - FRAME_CHARACTERS)
         bytes_ = contents.str.len_bytes().cast(pl.Int64).alias("bytes") + around
         parts.append(pl.DataFrame([prompt.keys(contents, api), bytes_, characters]))
     rows = pl.concat(parts, rechunk=True).with_row_index("row")

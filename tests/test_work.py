@@ -60,3 +60,10 @@ def test_the_last_failure_of_rows_without_a_final_answer():
     attempts = pl.DataFrame({"key": ["a", "b", "a", "b", "c"], "error": ["1", "2", "3", None, "4"]})
     found = last_failures(attempts, pl.DataFrame({"key": ["b"]}))
     assert found.rows() == [("a", "3"), ("c", "4")]
+
+
+def test_a_request_is_as_long_in_a_run_as_in_its_plan():
+    """What a pilot's tokens are held against is what the plan counts: the characters of the text."""
+    plan = a_plan(reviews(7), system="Briefly.")
+    run, planned = prepare(plan, "test").requests["estimated_tokens"].sum(), plan.totals.input_tokens
+    assert run == pytest.approx(planned)
