@@ -20,6 +20,7 @@ from claudescale.errors import (
     LedgerError,
     LedgerFull,
     NameTaken,
+    NotEnoughEvidence,
     PlanError,
     RequestTooLarge,
     RunStopped,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from claudescale.plans import Plan, plan
     from claudescale.runs import Run
     from claudescale.simulator import Simulator
+    from claudescale.trials import Trial, trial
 
 _HOMES = {
     "Ledger": "ledger",
@@ -44,10 +46,12 @@ _HOMES = {
     "Plan": "plans",
     "Run": "runs",
     "Simulator": "simulator",
+    "Trial": "trials",
     "connect": "connecting",
     "models": "catalog",
     "plan": "plans",
     "tiers": "catalog",
+    "trial": "trials",
     "wait": "loops",
 }
 
@@ -64,12 +68,14 @@ __all__ = [
     "LedgerFull",
     "Limits",
     "NameTaken",
+    "NotEnoughEvidence",
     "Plan",
     "PlanError",
     "RequestTooLarge",
     "Run",
     "RunStopped",
     "Simulator",
+    "Trial",
     "UnknownColumn",
     "UnknownModel",
     "UnknownTier",
@@ -77,6 +83,7 @@ __all__ = [
     "models",
     "plan",
     "tiers",
+    "trial",
     "wait",
 ]
 

@@ -17,6 +17,7 @@
     │   ├── ForeignLedger           the file is something else
     │   ├── DamagedLedger           the file was a ledger and is broken
     │   └── LedgerFull              no room on the disk, or no right to write
+    ├── NotEnoughEvidence           a trial does not show that any model is good enough
     └── RunStopped                  the run cannot go on; ``.run`` keeps what was paid for
 
 A row that fails raises nothing: its error is data, in the ``error`` column of the results.
@@ -91,6 +92,21 @@ class DamagedLedger(LedgerError):
 
 class LedgerFull(LedgerError):
     """A reply could not be written: the disk is full or the file is read-only."""
+
+
+class NotEnoughEvidence(ClaudescaleError):
+    """No model of a trial is good enough for certain: too few rows, or none reaches the score.
+
+    Attributes
+    ----------
+    rows_more : int or None
+        About how many rows more would settle it; None where every model is too bad for certain, or no
+        sample in reach would do.
+    """
+
+    def __init__(self, message: str, rows_more: int | None = None) -> None:
+        super().__init__(message)
+        self.rows_more = rows_more
 
 
 class RunStopped(ClaudescaleError):

@@ -139,9 +139,9 @@ def interval(scores: pl.Series, confidence: float = 0.95, *, seed: int = 0) -> I
 def chance(scores: pl.Series, gate: float, *, seed: int = 0) -> float:
     """Return at most how likely scores so high are by luck, if the true mean is below `gate`.
 
-    Exact for shares. For numbers between 0 and 1 it is the inverse of what a bet on the scores against
-    the gate would have won, which holds for every distribution and size. For other numbers it is read
-    off the BCa bootstrap: good for a hundred rows, approximate for twenty.
+    Exact for shares. For other scores whose worst is 0 it is the inverse of what bets on the scores against
+    the gate would have won, which holds for every distribution and size. Where scores are negative, and it
+    is not known how bad they can be, it is read off the BCa bootstrap: too low with few or skewed scores.
 
     Spends: nothing.
 
@@ -157,12 +157,10 @@ def chance(scores: pl.Series, gate: float, *, seed: int = 0) -> float:
     """
     if scores.is_empty():
         return 1.0
-    if _is_bounded(scores) and (gate <= 0 or gate > 1):
-        return 0.0 if gate <= 0 else 1.0
     if _is_share(scores):
         return _binomial_tail(round(float(scores.sum())), scores.len(), gate)
-    if _is_bounded(scores):
-        return min(1.0, math.exp(-_winnings(scores, gate)))
+    if (scores >= 0).all():
+        return min(1.0, math.exp(-_winnings(scores, gate))) if gate > 0 else 0.0
     if scores.n_unique() == 1:
         return 1.0  # nothing is known of how far such scores may vary
     means = _resampled(scores, seed)

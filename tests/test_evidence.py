@@ -87,7 +87,7 @@ def test_chances_are_chances(scores, gate):
     lower, higher = evidence.chance(series, gate), evidence.chance(series, min(1.0, gate + 0.1))
     assert 0 <= lower <= higher + 1e-9 <= 1 + 1e-9
     assert evidence.chance(pl.Series([], dtype=pl.Float64), gate) == 1
-    assert evidence.chance(pl.Series([7.0] * 50), 3.0) == 1
+    assert evidence.chance(pl.Series([-7.0] * 50), -8.0) == 1
 
 
 def test_holm_is_the_textbook_example():
@@ -157,7 +157,7 @@ def test_what_the_others_are_compared_with_is_certain():
 
 
 def test_a_number_instead_of_right_or_wrong():
-    """Scores from 0 to 1 and on any other scale are chosen by their means."""
+    """Scores from 0 to 1 and on any other scale, also below 0, are chosen by their means."""
     chance = random.Random(7)
     good = [min(1.0, chance.uniform(0.85, 1.05)) for _ in range(100)]
     poor = [each - 0.3 for each in good]
@@ -165,6 +165,8 @@ def test_a_number_instead_of_right_or_wrong():
     scaled = {"poor": [20 * each for each in poor], "good": [20 * each for each in good]}
     assert evidence.pick(candidates(**scaled), 16).model == "good"
     assert evidence.pick(candidates(**scaled), 16).verdicts["below"].to_list() == [True, False]
+    losses = {name: [each - 1 for each in scores] for name, scores in {"poor": poor, "good": good}.items()}
+    assert evidence.pick(candidates(**losses), -0.2).model == "good"
 
 
 @pytest.mark.parametrize(
@@ -212,3 +214,15 @@ def test_a_model_below_the_gate_is_chosen_no_more_often_than_said(seed, gate, ro
             several[f"m{number}"] = [float(each < gate - 1e-6) for each in own]
         wrong += evidence.pick(candidates(**several), gate).model is not None
     assert wrong / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.parametrize("worst", [0.0, 1.0])
+def test_skewed_numbers_below_the_gate_are_chosen_no_more_often_than_said(worst):
+    """Most scores perfect, few bad: 20 rows often look better than they are, and are not believed."""
+    chance = random.Random(8)
+    top, gate = worst + 1.0, worst + 0.9
+    wrong = 0
+    for _ in range(500):
+        scores = [top if chance.random() > 0.202 else worst + chance.random() for _ in range(20)]
+        wrong += evidence.pick(candidates(one=scores), gate).model is not None
+    assert wrong / 500 <= 0.05

@@ -30,15 +30,16 @@ LAYERS = (
     "limits templates parameters schemas replies prompts bills estimates rates batchframe evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
-    "display cards shown marks charts batchcharts",
+    "display cards shown marks charts batchcharts trialcharts",
     "progress plots work feasibility comparing engines supply sending runs plans",
+    "scoring trialframe trialcards trials",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
-    "altair": {"marks", "charts", "batchcharts"},
+    "altair": {"marks", "charts", "batchcharts", "trialcharts"},
     "vl_convert": {"shown"},
     "ipywidgets": set(),
     "nest_asyncio": {"loops"},

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MARK = "[simulated] "
 ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_control", "diagnostics"})
+# Invented, like `PACE`: how often a label or a flag is the one that the seed and the text make right.
 SKILL = {"haiku": 0.90, "sonnet": 0.95, "opus": 0.97, "fable": 0.98, "mythos": 0.98}
 OLD_SKILL_LOSS = 0.03  # of the models with the older tokenizer
 THINKING_TOKENS = {"low": 60, "medium": 160, "high": 380, "xhigh": 900, "max": 2200}
