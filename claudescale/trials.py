@@ -35,7 +35,7 @@ _FEWEST = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Trial:
-    """The same sampled rows through several models, not sent yet. Make one with `trial`.
+    """The same sampled rows through several models. Make one with `trial`; nothing is sent before `run`.
 
     `run` is the one verb that spends; `table` then has what was measured, `pick` the plan with the cheapest
     model that is good enough.
@@ -74,7 +74,8 @@ class Trial:
         """Send the sampled rows to each model, the cheapest first, and return this trial.
 
         The same cell again is a resume: with the same ledger nothing is paid for twice, also if `n` has
-        grown. With a budget each model may spend its share of it, by estimate, and what others left over.
+        grown, nor when the plan that was picked is run. With a budget each model may spend its share of it,
+        by estimate, and what others left over.
 
         Spends: tokens.
 
@@ -229,7 +230,7 @@ class Trial:
             return ""
         n, there = self.sample.height + rows_more, self._rows_there
         if n > there:
-            return f" The frame has {there:,}."
+            return f" There are only {there:,} rows: ask for a lower min_score, or for less confidence."
         return f" Use cs.trial(..., n={n}): with the same ledger the rows of this one are not paid for again."
 
     @cached_property
@@ -318,7 +319,8 @@ def trial(
     if not isinstance(n, int) or isinstance(n, bool) or n < _FEWEST:
         msg = f"n={n!r}: it is how many rows every model is given, a whole number from {_FEWEST} on."
         raise PlanError(msg)
-    if budget is not None and not (isinstance(budget, int | float) and 0 < budget < math.inf):
+    dollars_given = isinstance(budget, int | float) and not isinstance(budget, bool)
+    if budget is not None and not (dollars_given and 0 < budget < math.inf):
         msg = f"budget={budget!r}: it is in dollars and above 0, such as budget=5.0."
         raise PlanError(msg)
     named = _several(models)

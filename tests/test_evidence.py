@@ -216,6 +216,22 @@ def test_a_model_below_the_gate_is_chosen_no_more_often_than_said(seed, gate, ro
     assert wrong / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
 
 
+@pytest.mark.parametrize(("mean", "gate", "scale"), [(0.9, 0.8, 1), (0.8, 0.7, 5), (0.85, 0.75, -1)])
+def test_the_rows_asked_for_settle_a_mean_more_often_than_not(mean, gate, scale):
+    """Of numbers, too: what the median sample asks for is enough three times of five, if not always."""
+    chance = random.Random(9)
+
+    def sample(rows):
+        drawn = [chance.betavariate(5 * mean, 5 * (1 - mean)) for _ in range(rows)]
+        return [scale * each if scale > 0 else each - 1 for each in drawn]
+
+    aim = scale * gate if scale > 0 else gate - 1
+    asked = sorted(evidence.pick(candidates(one=sample(15)), aim).rows_more or 0 for _ in range(61))
+    rows = 15 + asked[30]
+    cleared = sum(evidence.pick(candidates(one=sample(rows)), aim).model is not None for _ in range(200))
+    assert 0.6 < cleared / 200 < 0.99
+
+
 @pytest.mark.parametrize("worst", [0.0, 1.0])
 def test_skewed_numbers_below_the_gate_are_chosen_no_more_often_than_said(worst):
     """Most scores perfect, few bad: 20 rows often look better than they are, and are not believed."""

@@ -27,7 +27,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
     "errors clock facts catalog",
-    "limits templates parameters schemas replies prompts bills estimates rates batchframe evidence",
+    "limits templates parameters schemas replies prompts bills estimates rates batchframe intervals evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "display cards shown marks charts batchcharts trialcharts",

@@ -62,7 +62,7 @@ def main():
         for case, truths in CASES.items():
             for n in (20, 50, 200):
                 chance = random.Random(f"{kind} {case} {n}")
-                several = trials if kind == KINDS[0] else trials // 4
+                several = trials if kind == KINDS[0] else trials // 8
                 picks = [chosen(scores_of(chance, kind, truths, n), gate) for _ in range(several)]
                 wrong = [
                     sum(each is not None and truths[each] < GATE for each in way) / several
