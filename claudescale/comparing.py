@@ -1,8 +1,9 @@
-"""Plans side by side: the options of every combination of choices."""
+"""Plans side by side: the options of every combination of choices, and which of them are worth a look."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,41 @@ def compare(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
     heights = pl.Series([frame.height for frame in frames])
     each = choices.select(pl.all().repeat_by(heights).explode())
     return pl.concat([each, pl.concat(frames)], how="horizontal").filter(pl.col("mode").is_in(modes))
+
+
+def frontier(options: pl.DataFrame) -> pl.DataFrame:
+    """Return the options with a column `frontier`: no other is as cheap and as fast and better in one.
+
+    Options of the same dollars and minutes are on it together; one whose figures are unknown is not.
+
+    Parameters
+    ----------
+    options : pl.DataFrame
+        Of `Plan.compare`, or anything else with `dollars` and `minutes`.
+
+    Examples
+    --------
+    >>> options = pl.DataFrame({"dollars": [1.0, 2.0, 2.0], "minutes": [60.0, 5.0, 90.0]})
+    >>> frontier(options)["frontier"].to_list()
+    [True, True, False]
+    """
+    alike = options.select(_rounded("dollars"), _rounded("minutes"))
+    known = (
+        alike.drop_nulls().group_by("dollars").agg(pl.col("minutes").min().alias("fastest")).sort("dollars")
+    )
+    known = known.with_columns(cheaper=pl.col("fastest").cum_min().shift().fill_null(math.inf))
+    best = (pl.col("minutes") == pl.col("fastest")) & (pl.col("minutes") < pl.col("cheaper"))
+    found = alike.join(known, on="dollars", how="left", maintain_order="left").select(
+        frontier=best.fill_null(value=False)
+    )
+    return options.with_columns(found["frontier"])
+
+
+def _rounded(name: str) -> pl.Expr:
+    """Return a figure such that what only rounding tells apart is the same."""
+    figure = pl.col(name).cast(pl.Float64)
+    figure = pl.when(figure.is_finite()).then(figure)
+    return pl.when(figure == 0).then(0.0).otherwise(figure.round_sig_figs(9)).alias(name)
 
 
 def _several(name: str, values: object) -> list[Any]:

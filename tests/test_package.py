@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import claudescale as cs
+from claudescale.planplots import PlanPlots
 from claudescale.plots import Plots
 from claudescale.shown import Shown
 
@@ -30,8 +31,9 @@ LAYERS = (
     "limits templates parameters schemas replies prompts bills estimates rates batchframe intervals evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
-    "display cards shown marks charts batchcharts trialcharts",
-    "progress plots work feasibility comparing engines supply sending runs plans",
+    "display shown marks placing charts batchcharts frontiercharts plancharts trialcharts",
+    "cards progress plots work feasibility comparing choosing measuring engines supply sending",
+    "whatif planplots runs plans",
     "scoring trialframe trialcards trials",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
@@ -39,7 +41,7 @@ SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
-    "altair": {"marks", "charts", "batchcharts", "trialcharts"},
+    "altair": {"marks", "charts", "batchcharts", "trialcharts", "frontiercharts", "plancharts"},
     "vl_convert": {"shown"},
     "ipywidgets": set(),
     "nest_asyncio": {"loops"},
@@ -159,7 +161,7 @@ def vars_doc(thing):
 def public_face():
     """Return what a user can call: public functions, and the public methods of the classes one meets."""
     seen = {}
-    for thing in [*(getattr(cs, name) for name in cs.__all__), Plots, Shown]:
+    for thing in [*(getattr(cs, name) for name in cs.__all__), Plots, PlanPlots, Shown]:
         if not isinstance(thing, type):
             seen[thing.__name__] = thing
         elif not issubclass(thing, BaseException):

@@ -1,0 +1,262 @@
+"""What would be otherwise: on another tier, with another model, without what a plan saves."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from claudescale import bills, catalog, choosing, estimates, feasibility
+from claudescale.errors import PlanError
+from claudescale.limits import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from claudescale.plans import Plan
+
+TIERS = pl.Schema(
+    {
+        "tier": pl.String(),
+        "minutes": pl.Float64(),
+        "minutes_p90": pl.Float64(),
+        "binding": pl.String(),
+        "gain": pl.Float64(),
+        "note": pl.String(),
+    }
+)
+"""Columns of `tiers`; `gain` is how many times faster than on the plan's own tier."""
+
+_NO_GAIN = 1.1
+"""Less than so many times faster is nothing to pay for."""
+_WHY = {
+    "latency": "the latency of a call limits it",
+    "batch processing": "a batch takes its time",
+    "deadline": "a hybrid takes what its deadline leaves",
+    "queue": "the batch queue limits it there too",
+    "nothing to send": "there is nothing to send",
+}
+
+
+def tiers(plan: Plan, tier: Iterable[str | int | Limits] | None = None) -> pl.DataFrame:
+    """Return how long a plan would take on each usage tier, and what that gains for this workload (`TIERS`).
+
+    Times are those of the plan's mode. Nothing is gained where something else than the tier is in the way:
+    the latency of a call, `concurrency`, the batch itself. The note says so.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    plan : Plan
+        Any.
+    tier : list of str, int or Limits, optional
+        The tiers to try. The default is all those of the family of the plan's own (named or numbered) whose
+        limits are published.
+
+    Raises
+    ------
+    UnknownTier
+        There is no such tier, or its limits are not published.
+
+    Examples
+    --------
+    >>> import claudescale as cs
+    >>> frame = pl.DataFrame({"text": [f"Review {n}" for n in range(5_000)]})
+    >>> plan = cs.plan(frame, "Name the complaint in: {text}", model="claude-haiku-5-5", tier="start")
+    >>> tiers(plan)["note"][1]
+    '4... times faster, still limited by requests'
+    """
+    own = _option(plan, plan.tier)
+    several = list(family(plan) if tier is None else tier)
+    rows: list[tuple[object, ...]] = []
+    before: list[tuple[str, float]] = []
+    for each in several:
+        name, option = tier_name(each), _option(plan, each)
+        gain = own["minutes"] / option["minutes"] if option["minutes"] else 1.0
+        if name == tier_name(plan.tier):
+            note = f"this plan's tier; {upgrade(plan)}"
+        else:
+            note = _note(plan, option, own, gain, before)
+        note += _spend_limit(each, option["dollars"])
+        rows.append((name, option["minutes"], option["minutes_p90"], option["binding"], gain, note))
+        before.append((name, option["minutes"]))
+    return pl.DataFrame(rows, schema=TIERS, orient="row")
+
+
+def upgrade(plan: Plan) -> str:
+    """Return in a few words what the next tier would gain for this workload, or why it gains nothing.
+
+    Spends: nothing.
+    """
+    above = higher(plan)
+    if above is None:
+        return "no higher tier has published limits"
+    own, option = _option(plan, plan.tier), _option(plan, above)
+    gain = own["minutes"] / option["minutes"] if option["minutes"] else 1.0
+    return f"{above}: {_note(plan, option, own, gain, [])}"
+
+
+def family(plan: Plan) -> list[str | Limits]:
+    """Return the tiers a plan may be compared on: its own and those of its family with published limits.
+
+    Spends: nothing.
+    """
+    own = plan.tier
+    kind = "today" if isinstance(own, Limits) else catalog.tier(own).family
+    group = plan.facts.rate_group
+    named = [each.name for each in catalog.TIERS.values() if each.family == kind and group in each.limits]
+    return [own, *named] if isinstance(own, Limits) else [*named]
+
+
+def higher(plan: Plan) -> str | None:
+    """Return the name of the next tier of a plan's family; None where none is known.
+
+    Spends: nothing.
+    """
+    if isinstance(plan.tier, Limits):
+        return None
+    names = [tier_name(each) for each in family(plan)]
+    place = names.index(tier_name(plan.tier)) + 1
+    return names[place] if place < len(names) else None
+
+
+def tier_name(tier: str | int | Limits) -> str:
+    """Return a tier's one name; of limits of one's own, where they come from.
+
+    Spends: nothing.
+    """
+    if isinstance(tier, Limits):
+        return "your limits" if tier.source == "given by you" else tier.source
+    return catalog.tier(tier).name
+
+
+def savings(plan: Plan, model: str | Iterable[str] = ()) -> pl.DataFrame:
+    """Return what each strategy of a plan saves, against the same rows without it, as `bills.SAVINGS`.
+
+    Read it downward, like `Run.savings`: the first row begins with every row sent by itself, live, nothing
+    cached; the last ends with what the plan costs. A strategy that costs more than it saves says so.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    plan : Plan
+        Any.
+    model : str or list of str
+        Models to begin with, the dearest first, such as ``"claude-opus-5-5"``: what it saves not to use them
+        is then a step too. Of a calibrated plan, their replies count as long as those measured.
+    """
+    names = [model] if isinstance(model, str) else list(model)
+    same = {"measured": plan.measured} if plan.measured else {}
+    others = [plan.replace(model=name, **same) for name in names]
+    uncached = plan.replace(measured=replace(plan.expected, cached_tokens=0.0))
+    steps = [
+        ("model", f"the same on {other.facts.id}", other.totals.plain_dollars)
+        for other in others
+        if other.facts.id != plan.facts.id
+    ]
+    steps += [
+        ("deduplication", "every row sent by itself", plan.totals.plain_dollars),
+        ("cache", "nothing cached", uncached.totals.live_dollars),
+        ("batch", "everything sent live", plan.totals.live_dollars),
+    ]
+    dollars = [*(each for _, _, each in steps), _option(plan, plan.tier)["dollars"]]
+    rows = []
+    for (strategy, against, without), left in zip(steps, dollars[1:], strict=True):
+        share = (without - left) / dollars[0] if dollars[0] else 0.0
+        rows.append((strategy, against, without, left, without - left, share))
+    return pl.DataFrame(rows, schema=bills.SAVINGS, orient="row")
+
+
+def current_models(plan: Plan, tiers: Iterable[str | int | Limits] = ()) -> list[str]:
+    """Return a plan's model and the current one of every other line that could take its place.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    plan : Plan
+        Any.
+    tiers : list of str, int or Limits
+        Where the models' limits have to be published.
+    """
+    found = {plan.facts.line: plan.facts.id}
+    for each in catalog.MODELS.values():
+        if each.line in found or catalog.lifecycle(each) != "active" or each.verified_only:
+            continue
+        with suppress(PlanError):  # no price, no limits on one of the tiers, or it cannot do what is asked
+            other = plan.replace(model=each.id)
+            bills.price(each.id, mode="live"), bills.price(each.id, mode="batch")
+            for tier in tiers:
+                Limits.of(tier, each.id)
+            found[each.line] = other.facts.id
+    return list(found.values())
+
+
+def mode_of(plan: Plan) -> str:
+    """Return how a plan sends; of ``"auto"`` what it stands for, or the cheapest mode where none will do.
+
+    Spends: nothing.
+    """
+    if plan.mode != feasibility.AUTO:
+        return plan.mode
+    with suppress(PlanError):
+        return choosing.chosen(plan)
+    return str(plan.options.sort("dollars", "minutes")["mode"][0])
+
+
+def _option(plan: Plan, tier: str | int | Limits) -> dict[str, Any]:
+    """Return the option of a plan's mode on a tier: what it takes and costs is the same on all of them."""
+    own = tier_name(tier) == tier_name(plan.tier)
+    options = estimates.options(
+        plan.totals,
+        (plan.limits if own else Limits.of(tier, plan.facts.id)).shared(plan.share),
+        plan.expected,
+        plan.concurrency,
+        feasibility.minutes_of(plan.deadline),
+    )
+    return options.row(by_predicate=pl.col("mode") == mode_of(plan), named=True)
+
+
+def _note(
+    plan: Plan,
+    option: dict[str, Any],
+    own: dict[str, Any],
+    gain: float,
+    before: list[tuple[str, float]],
+) -> str:
+    """Return what a tier gains against the plan's own, and against those before it."""
+    binding = option["binding"]
+    if gain >= _NO_GAIN:
+        still = "still limited by" if binding == own["binding"] else "then limited by"
+        alike = [name for name, minutes in before if minutes < option["minutes"] * _NO_GAIN]
+        as_on = f" as on {alike[0]}" if alike else ""
+        return f"{gain:,.1f} times faster{as_on}, {still} {binding_words(binding)}"
+    if gain > 1 / _NO_GAIN:
+        return f"gains nothing: {_why(plan, binding)}"
+    return f"{1 / gain:,.1f} times slower, limited by {binding_words(binding)}"
+
+
+def _why(plan: Plan, binding: str) -> str:
+    if binding == "concurrency":
+        return f"concurrency={plan.concurrency} limits it"
+    return _WHY.get(binding, f"it allows no more {binding_words(binding)}")
+
+
+def binding_words(binding: str) -> str:
+    """Return what limits a run as words.
+
+    Spends: nothing.
+    """
+    return binding.replace("_", " ")
+
+
+def _spend_limit(tier: str | int | Limits, dollars: float) -> str:
+    """Return a warning where a tier's monthly spend limit does not reach."""
+    limit = None if isinstance(tier, Limits) else catalog.tier(tier).spend_dollars_per_month
+    if limit is None or dollars <= limit:
+        return ""
+    return f"; its ${limit:,.0f} a month are less than this costs"

@@ -1,0 +1,169 @@
+"""Plans as they are not: on another tier, with another model, without their savings."""
+
+import polars as pl
+import pytest
+from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
+
+import claudescale as cs
+from claudescale import bills, whatif
+
+TEXTS = reviews(5_000)
+
+
+def plan(frame=TEXTS, **options):
+    return a_plan(frame, **{"tier": "start", "max_tokens": 1024, **options})
+
+
+def test_each_tier_takes_what_a_plan_on_it_would_take():
+    """Minutes and what limits them are those of `Plan.options`, and the gain is their ratio."""
+    mine = plan(tier=2)
+    found = whatif.tiers(mine)
+    assert found.schema == whatif.TIERS
+    assert found["tier"].to_list() == ["tier 1", "tier 2", "tier 3", "tier 4"]
+    for row in found.iter_rows(named=True):
+        option = mine.replace(tier=row["tier"]).options.row(0, named=True)
+        assert row["minutes"] == pytest.approx(option["minutes"])
+        assert row["minutes_p90"] == pytest.approx(option["minutes_p90"])
+        assert row["binding"] == option["binding"]
+        assert row["gain"] == pytest.approx(mine.options["minutes"][0] / row["minutes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "tier", "note"),
+    [
+        ({}, "build", r"\d\.\d times faster, still limited by requests"),
+        ({"tier": "build"}, "start", r"\d\.\d times slower, limited by requests"),
+        (
+            {"tier": "build"},
+            "build",
+            r"this plan's tier; scale: 1\.9 times faster, still limited by requests",
+        ),
+        ({"tier": "scale"}, "scale", r"this plan's tier; no higher tier has published limits"),
+        ({"frame": reviews(20)}, "scale", r"gains nothing: the latency of a call limits it"),
+        ({"concurrency": 2}, "scale", r"gains nothing: concurrency=2 limits it"),
+        ({"mode": "batch"}, "scale", r"gains nothing: a batch takes its time"),
+        (
+            {"mode": "hybrid", "deadline": 90},
+            "scale",
+            r"gains nothing: a hybrid takes what its deadline leaves",
+        ),
+        ({"frame": reviews(0)}, "scale", r"gains nothing: there is nothing to send"),
+        ({"tier": WIDE_LIMITS}, "your limits", r"this plan's tier; no higher tier has published limits"),
+        ({"frame": reviews(40), "concurrency": 9}, "scale", r"gains nothing: concurrency=9 limits it"),
+    ],
+)
+def test_the_note_says_what_a_tier_gains_or_why_it_gains_nothing(options, tier, note):
+    """A tier gains where a bucket of this workload binds, and nothing where something else does."""
+    options = {"frame": TEXTS, **options}
+    found = whatif.tiers(plan(options.pop("frame"), **options))
+    assert found.filter(tier=tier).height == 1
+    assert pl.Series([found.filter(tier=tier)["note"].item()]).str.contains(f"^{note}$").item()
+
+
+def test_a_tier_that_is_no_faster_than_one_below_it_says_so():
+    """What latency bounds from the second tier on does not get better on the third."""
+    notes = whatif.tiers(plan(reviews(60), tier="start"))["note"]
+    assert notes[2] == f"{notes[2].split()[0]} times faster as on build, still limited by latency"
+
+
+def test_a_plan_that_costs_more_than_a_tier_allows_in_a_month_is_told():
+    """The spend limit of the tier is part of what it allows."""
+    dear = plan(reviews(200_000), model="claude-opus-5-5")
+    notes = whatif.tiers(dear)["note"]
+    assert dear.options["dollars"][0] > 1_000
+    assert notes[0].endswith("; its $500 a month are less than this costs")
+    assert notes[1].endswith("; its $1,000 a month are less than this costs")
+    assert "a month" not in notes[2]
+
+
+def test_limits_that_were_learned_are_those_of_the_own_tier():
+    """Of the plan's own tier its limits count, not the table; others may be named in any way."""
+    mine = plan()
+    own = whatif.tiers(mine, [1, "Start", WIDE_LIMITS])
+    assert own["tier"].to_list() == ["tier 1", "start", "your limits"]
+    assert own["minutes"][1] == mine.options["minutes"][0]
+    with pytest.raises(cs.UnknownTier, match="not published"):
+        whatif.tiers(mine, ["custom"])
+
+
+def test_the_next_tier_in_a_few_words():
+    """For the card of a plan: what it gains, or why not, or that there is none."""
+    assert whatif.upgrade(plan()).startswith("build: ")
+    assert "times faster" in whatif.upgrade(plan())
+    assert whatif.upgrade(plan(concurrency=1)) == "build: gains nothing: concurrency=1 limits it"
+    assert whatif.higher(plan(tier="scale")) is None
+
+
+SYSTEM = "You read complaints of customers and answer in one word. " * 400
+REPEATED = pl.concat([reviews(50), reviews(30)])
+
+
+@pytest.mark.parametrize("mode", ["live", "batch"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode, cache):
+    """Every step begins where the one before ended; the last ends with the price of the plan's mode."""
+    mine = plan(REPEATED, mode=mode, system=SYSTEM, cache=cache)
+    found = whatif.savings(mine, model=["claude-opus-5-5", "claude-sonnet-5-5", MODEL])
+    assert found.schema == bills.SAVINGS
+    assert found["strategy"].to_list() == ["model", "model", "deduplication", "cache", "batch"]
+    assert found["dollars_without"][1:].to_list() == found["dollars_with"][:-1].to_list()
+    saved = found["dollars_without"] - found["dollars_with"]
+    assert found["dollars_saved"].to_list() == pytest.approx(saved.to_list())
+    assert found["share"].sum() == pytest.approx(1 - found["dollars_with"][-1] / found["dollars_without"][0])
+    option = mine.options.row(by_predicate=pl.col("mode") == mode, named=True)
+    assert found["dollars_with"][-1] == pytest.approx(option["dollars"])
+    plain = plan(REPEATED, model="claude-opus-5-5", system=SYSTEM).totals.plain_dollars
+    assert found["dollars_without"][0] == pytest.approx(plain)
+    assert found["dollars_without"][2] - found["dollars_with"][-1] == pytest.approx(option["dollars_saved"])
+
+
+def test_what_is_not_used_saves_nothing():
+    """Of different rows, live, without a cache, the plain price is the price."""
+    found = whatif.savings(plan())
+    assert found["dollars_saved"].to_list() == pytest.approx([0, 0, 0])
+    assert found["dollars_with"][-1] == pytest.approx(plan().options["dollars"][0])
+
+
+def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
+    """A calibrated plan says before what the run says after: same strategies, same counterfactuals."""
+    with simulator() as api:
+        mine = plan(REPEATED, tier=WIDE_LIMITS, system=SYSTEM, cache=True)
+        run = finished(mine, api.client())
+        planned = whatif.savings(mine.calibrate(run))
+    assert planned["strategy"].to_list() == run.savings["strategy"].to_list()
+    assert planned["counterfactual"].to_list() == run.savings["counterfactual"].to_list()
+    for name in ("dollars_without", "dollars_with"):
+        assert planned[name].to_list() == pytest.approx(run.savings[name].to_list(), rel=0.1)
+
+
+def test_the_replies_of_a_calibrated_plan_are_as_long_on_another_model():
+    """What a model saves is its price then, not another guess of the length of its replies."""
+    with simulator() as api:
+        mine = plan(reviews(30), tier=WIDE_LIMITS)
+        mine = mine.calibrate(finished(mine, api.client()))
+    row = whatif.savings(mine, "claude-opus-5-5").row(0, named=True)
+    assert row["counterfactual"] == "the same on claude-opus-5-5"
+    other = mine.replace(model="claude-opus-5-5", measured=mine.measured)
+    assert row["dollars_without"] == pytest.approx(other.totals.plain_dollars)
+
+
+def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():
+    """The current one of each line that is for anyone, priced, and able to do what is asked."""
+    found = whatif.current_models(plan(model="claude-sonnet-4-6"), ["start"])
+    lines = cs.models().filter(pl.col("model").is_in(found))
+    assert found[0] == "claude-sonnet-4-6"
+    assert len(found) == lines["line"].n_unique() == lines.height
+    assert not any("mythos" in name for name in found)
+    assert lines.filter(pl.col("model") != found[0])["lifecycle"].unique().to_list() == ["active"]
+
+
+def test_a_plan_that_leaves_its_mode_open_is_taken_the_cheapest_way():
+    """So that a picture of it can be drawn."""
+    assert [whatif.mode_of(plan(mode=mode)) for mode in ("live", "batch", "auto")] == [
+        "live",
+        "batch",
+        "batch",
+    ]
+    assert whatif.mode_of(plan(mode="auto", deadline=600)) == "hybrid"
+    assert whatif.mode_of(plan(mode="auto", deadline=0.001)) == "batch"
+    assert "batch" in plan(mode="auto").plot.minutes().text
