@@ -40,8 +40,8 @@ class Scoring:
         """Return the score of each row by model, Float64: true is 1, null where a row cannot be judged.
 
         A row that failed scores 0 where the score of it is null. Not judged are rows with nothing to send,
-        rows that were not sent, a null on a row that did not fail, and, where models are compared with
-        one of them, rows on which that one failed.
+        rows that were not sent or were given up, a null on a row that did not fail, and, where models are
+        compared with one of them, rows on which that one failed.
         """
         against = results.get(self.reference) if self.reference else None
         if self.reference and against is None:

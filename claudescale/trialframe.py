@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale.replies import INVALID_REPLY
 from claudescale.work import NOT_SENT
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ def estimated(model: str, plan: Plan) -> dict[str, Any]:
     return {"model": model, "rows": rows, **each, "dollars": takes["dollars"], "minutes": takes["minutes"]}
 
 
+def answered(run: Run) -> pl.DataFrame:
+    """Return the results of a run; rows that were given up, which tells nothing of a model, as not sent."""
+    results = run.results
+    own = {*run.replies["error"].drop_nulls(), INVALID_REPLY}
+    given_up = pl.col("error").is_not_null() & ~pl.col("error").is_in(list(own))
+    return results.with_columns(error=pl.when(given_up).then(pl.lit(NOT_SENT)).otherwise("error"))
+
+
 def measured(model: str, run: Run, scores: pl.Series, unsent: pl.Series) -> dict[str, Any]:
     """Return the row of a model that has run, without the interval of its score.
 
@@ -54,7 +63,8 @@ def measured(model: str, run: Run, scores: pl.Series, unsent: pl.Series) -> dict
     """
     error, replies = run.results["error"], run.replies
     waiting = (error == NOT_SENT).fill_null(value=False)
-    answered = int((~unsent & ~waiting).sum())
+    open_ = (answered(run)["error"] == NOT_SENT).fill_null(value=False)
+    done = int((~unsent & ~open_).sum())
     truncated, refused = int(error.is_in(_CUT).sum()), int((error == "refusal").sum())
     live = replies.filter(mode="live", status=200)
     dollars, seconds = float(replies["dollars"].sum()), float(live["seconds"].sum())
@@ -62,7 +72,7 @@ def measured(model: str, run: Run, scores: pl.Series, unsent: pl.Series) -> dict
         "model": model,
         "rows": scores.count(),
         "score": scores.mean(),
-        "dollars_per_1000_rows": dollars / answered * 1_000 if answered else None,
+        "dollars_per_1000_rows": dollars / done * 1_000 if done else None,
         "seconds": live["seconds"].median(),
         "seconds_p90": live["seconds"].quantile(0.9, "linear"),
         "output_tokens_per_second": int(live["output_tokens"].sum()) / seconds if seconds else None,

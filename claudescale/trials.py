@@ -145,7 +145,8 @@ class Trial:
 
         Spends: nothing.
         """
-        return self.scoring.scores({model: run.results for model, run in self.runs.items()}, self._unsent)
+        results = {model: trialframe.answered(run) for model, run in self.runs.items()}
+        return self.scoring.scores(results, self._unsent)
 
     @property
     def sample(self) -> pl.DataFrame:

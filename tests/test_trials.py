@@ -378,11 +378,24 @@ def test_stronger_simulated_models_are_right_more_often():
     frame = pl.DataFrame({"text": [f"Customer {n} wrote about order {n * 7}." for n in range(600)]})
     models = ["claude-haiku-4-5", CHEAP, MIDDLE, "claude-fable-5-1"]
     plan = cs.plan(frame, "Topic of: {text}", model=CHEAP, tier=WIDE_LIMITS, returns=labels, max_tokens=4000)
-    scores = []
-    for _ in range(2):
-        with simulator(seed=3, speed=50) as api:
-            trial = run(cs.trial(plan, models, n=600), api.client())
-            scores.append(trial.table["score"].to_list())
-    assert scores[0] == scores[1]
-    assert scores[0] == pytest.approx([0.87 * 0.98, 0.9 * 0.98, 0.95 * 0.98, 1.0], abs=0.04)
-    assert scores[0] == sorted(scores[0])
+    with simulator(seed=3, speed=50) as api:
+        scores = run(cs.trial(plan, models, n=600), api.client()).table["score"].to_list()
+    assert scores == pytest.approx([0.87 * 0.98, 0.9 * 0.98, 0.95 * 0.98, 1.0], abs=0.04)
+    assert scores == sorted(scores)
+
+
+def test_a_run_that_cannot_go_on_ends_the_trial_and_is_sent_again_by_the_same_cell(counted, tmp_path):
+    """A wrong key raises as for any run and is no model's failure; the trial can be run again."""
+    trial = cs.trial(a_plan(), [CHEAP, DEAR], n=10, score="truth")
+    with pytest.raises(cs.PlanError, match="AsyncAnthropic"):
+        run(trial, "key")
+    with simulator(faults={401: 1.0}) as refusing, pytest.raises(cs.RunStopped, match="authentication_error"):
+        run(trial, refusing.client(), tmp_path / "trial.ledger")
+    assert list(trial.runs) == [CHEAP]
+    assert trial.table["rows"].to_list() == [0, 10]  # what was judged, and what would be sent
+    assert trial.table["dollars_per_1000_rows"].null_count() == 1
+    with pytest.raises(cs.NotEnoughEvidence, match="no row has a score"):
+        trial.pick(min_score=0.5)
+    assert "claude-opus-5-5. The same cell again" in repr(trial)
+    run(trial, counted.client(), tmp_path / "trial.ledger")
+    assert trial.table["rows"].to_list() == [10, 10]
