@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 GROUPS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
 SHAPES = {"live": "circle", "batch": "square", "hybrid": "diamond"}
-HEIGHT, LINE, FEW, LONGEST_TITLE = 300, 18, 12, 84
+HEIGHT, LINE, LONGEST_TITLE = 300, 18, 84
+# So many points all have names; of more, those up to this rank: the best of their colour.
+FEW, BEST = 12, 2
 MOST_TICKS, MOST_DECADES = 7, 300
 FAR = 12  # a deadline or a budget that many times beyond the choices is named, not drawn
 CLOCK = (
@@ -302,11 +304,16 @@ def _labels(points: pl.DataFrame, picture: Picture) -> list[alt.Chart]:
     import altair as alt
 
     few = points.height <= FEW
-    place_of = pl.when("chosen").then(0).when("frontier").then(1).when("best").then(2).otherwise(3)
-    told = points.with_columns(order=place_of).filter((pl.col("order") < 3) | few)  # noqa: PLR2004 - see above
-    told = told.sort("order", maintain_order=True)
+    rank = pl.when("chosen").then(0).when("frontier").then(1).when("best").then(2).otherwise(3)
+    told = points.with_columns(rank=rank).filter((pl.col("rank") <= BEST) | few)
+    # The plan's own, then both ends of the frontier; only these are led to where there are many.
+    on_it = pl.col("frontier").cum_sum()
+    end = pl.col("frontier") & ((on_it == 1) | (on_it == on_it.max()))
+    told = told.with_columns(leads=end | pl.col("chosen") | few).sort(
+        "rank", pl.col("leads").not_(), maintain_order=True
+    )
     wanted = [
-        (row["choice"], picture.x.pixel(row["minutes"]), picture.y.pixel(row["dollars"]), row["order"] < 3)  # noqa: PLR2004
+        (row["choice"], picture.x.pixel(row["minutes"]), picture.y.pixel(row["dollars"]), row["leads"])
         for row in told.iter_rows(named=True)
     ]
     layers = []

@@ -36,8 +36,8 @@ def many(count):
         "group",
         "mode",
         "binding",
-        dollars=50.0 - pl.col("n"),
-        dollars_p90=60.0,
+        dollars=90.0 - pl.col("n"),
+        dollars_p90=99.0,
         minutes=10.0 + pl.col("n") / 10,
         minutes_p90=20.0,
         frontier=True,
@@ -62,7 +62,7 @@ FRONTIERS = {
     "values": lambda: plan(system=SYSTEM).plot.frontier(cache=[True, False], max_tokens=[50, 1024]),
     "long values": lambda: plan().plot.frontier(system=[None, SYSTEM, "Be brief."]),
     "concurrency": lambda: plan().plot.frontier(concurrency=[1, 2, 4, 8, 16, 32, None], mode=["live"]),
-    "a heap": lambda: frontiercharts.frontier(many(60), deadline_minutes=12, budget_dollars=30),
+    "a heap": lambda: frontiercharts.frontier(many(60), deadline_minutes=12, budget_dollars=60),
     "weeks": lambda: plan(reviews(1_000_000)).plot.frontier(tier=[1]),
 }
 DRAWN = FRONTIERS | {
