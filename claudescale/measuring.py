@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 8
 _MOST_TRIES = 8
 _COUNTS_PER_MINUTE = 2_000
-"""Where the tier's is not known: that of the lowest. Source: Anthropic, *Rate limits* (checked 2026-08-22)."""
+"""Where the tier's is not known: the lowest's. Source: Anthropic, *Rate limits* (checked 2026-08-22)."""
 
 
 def learned(plan: Plan, run: Run) -> Measured:
@@ -119,7 +119,8 @@ async def _counted(wire: Wire, clock: Clock, request: bytes) -> int:
         if found.outcome in {"stop", "failed"}:
             break
         await clock.sleep(read_headers(answer.headers).retry_after_seconds or 2.0**tries)
-    msg = f"The API does not count tokens ({found.error}): {found.message or 'no reason given'}. Nothing was paid."
+    reason = found.message or "no reason given"
+    msg = f"The API does not count tokens ({found.error}): {reason}. Nothing was paid."
     raise PlanError(msg)
 
 

@@ -233,7 +233,7 @@ class Plan:
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
         """Return the same plan with its input tokens counted by the API on `n` sampled requests.
 
-        What a reply takes stays a guess: a pilot tells both. Without a cache or a schema's hidden instructions.
+        What a reply takes stays a guess: a pilot tells both.
 
         Spends: nothing.
 

@@ -41,7 +41,7 @@ def test_what_is_chosen_meets_both(deadline, budget):
     plan = auto(deadline=deadline, budget=budget)
     try:
         mode = chosen(plan)
-    except (cs.PlanError,):
+    except cs.PlanError:
         return
     rows = {row["mode"]: row for row in plan.options.iter_rows(named=True)}
     assert rows[mode]["minutes_p90"] <= deadline
