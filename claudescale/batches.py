@@ -64,8 +64,8 @@ class Batches:
         `work.REQUESTS` with `worst_dollars`: all that this run may have answered.
     record : callable
         Takes attempts and `final`; returns when they are on the disk.
-    found : callable
-        Takes `key` and `error` of final attempts that another run has made.
+    unanswered : callable
+        Takes rows that others hold, counts those that were answered meanwhile, and gives the rest.
     price : Price
         Of the model in a batch.
     describe : dict
@@ -103,7 +103,7 @@ class Batches:
         texts: Texts,
         requests: pl.DataFrame,
         record: Callable[[pl.DataFrame], Awaitable[None]],
-        found: Callable[[pl.DataFrame], None],
+        unanswered: Callable[[pl.DataFrame], Awaitable[pl.DataFrame]],
         price: Price,
         describe: Mapping[str, Any],
         api: str,
@@ -124,7 +124,7 @@ class Batches:
         self._ledger = ledger
         self._clock = clock
         self._texts = texts
-        self._found = found
+        self._unanswered = unanswered
         self._model = str(describe["model"])
         self._api = api
         self._queue_requests = queue_requests
@@ -284,7 +284,8 @@ class Batches:
         for key in looked.unanswered:
             self._rounds[key] = self._rounds.get(key, 0) + 1
         again = [key for key in looked.unanswered if self._rounds[key] < MOST_ROUNDS]
-        self._give_back(self.requests.filter(pl.col("key").is_in(again + looked.unsent)))
+        if again or looked.unsent:
+            self._give_back(self.requests.filter(pl.col("key").is_in(again + looked.unsent)))
         if looked.unsent and self._submits:
             self._failed(Verdict(outcome="again", error="api_error", message="a batch was not made"))
         if self._others.height:
@@ -299,10 +300,9 @@ class Batches:
 
     async def _look_at_others(self) -> None:
         """Take what another run has answered meanwhile, and try again for what it does not hold any more."""
-        answered = await loops.in_thread(self._ledger.replies, self._others["key"])
-        self._found(answered.filter(pl.col("run") != self._ledger.run).select("key", "error"))
+        self._others = await self._unanswered(self._others)
         await self.adopt()
-        self._give_back(self._others.join(answered, on="key", how="anti", maintain_order="left"))
+        self._give_back(self._others)
         self._others = self._others.clear()
 
     # submit
@@ -312,8 +312,8 @@ class Batches:
         rows = self._left["row"]
         found: list[Verdict] = []
         for row in rows.gather(sorted({0, rows.len() // 2, rows.len() - 1})) if rows.len() else ():
-            prompt, text = self._texts.prompt, self._texts.of(pl.Series([row], dtype=pl.UInt32)).item()
-            found.append(verdict(await self._wire.check(f"{prompt.head}{text}{prompt.tail}".encode())))
+            (request,) = self._texts.bodies(pl.Series([row], dtype=pl.UInt32))
+            found.append(verdict(await self._wire.check(request)))
             if self._stopping or self._leaving or not batching.is_wrong(found[-1], self._model):
                 return
         self._stopped_by = found[-1] if found else None
@@ -389,8 +389,7 @@ class Batches:
             self._most_requests = max(self._most_requests // 2, 1)  # the queue is smaller than was thought
         made = self.out.known or any(batch.state == "collected" for batch in self.out.closed)
         patience = _FAILURES_LATER if made else MOST_FAILURES
-        hopeless = found.outcome == "stop" or (found.outcome == "failed" and found.final)
-        if hopeless or self._failures >= patience:
+        if batching.is_hopeless(found) or self._failures >= patience:
             self._stopped_by = found
         wait = min(max(batching.poll_seconds(now - self.out.changed_at), 2.0**self._failures), _LONGEST_HOLD)
         self._hold_until = now + (retry_after_seconds or wait)

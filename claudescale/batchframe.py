@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import catalog
+from claudescale.batchfile import Batch
+from claudescale.ledgerfile import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from claudescale.batchfile import Batch
 
 _MOMENT = pl.Datetime("us", "UTC")
 BATCHES = pl.Schema(
@@ -47,12 +47,6 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
     attempts : pl.DataFrame
         Of `claudescale.ledger.ATTEMPTS`, with those of these batches.
     """
-    known = [batch._asdict() for batch in batches]
-    frame = pl.DataFrame(
-        known, schema={name: _TYPES.get(name, pl.Float64) for name in known[0]} if known else None
-    )
-    if not known:
-        return BATCHES.to_frame()
     read = pl.col("cache_read_input_tokens").sum()
     written = pl.sum_horizontal(pl.col("^cache_write.*$").sum())
     paid = (
@@ -70,7 +64,8 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
         "results_until": pl.col("created_at") + kept,
     }
     return (
-        frame.join(paid, on="batch_id", how="left", maintain_order="left")
+        pl.DataFrame(batches, schema=columns_of(Batch), orient="row")
+        .join(paid, on="batch_id", how="left", maintain_order="left")
         .with_columns(
             minutes=(pl.col("ended_at") - pl.col("created_at")) / 60,
             **{name: (seconds * 1e6).cast(pl.Int64).cast(_MOMENT) for name, seconds in at.items()},
@@ -78,12 +73,3 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
         .select(*BATCHES)
         .cast(BATCHES)
     )
-
-
-_TYPES = {
-    "nonce": pl.String,
-    "api": pl.String,
-    "model": pl.String,
-    "state": pl.String,
-    "batch_id": pl.String,
-} | dict.fromkeys(("requests", "succeeded", "errored", "canceled", "expired"), pl.Int64)

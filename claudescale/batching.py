@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -41,7 +42,6 @@ _PART_BYTES = 4_000_000
 _OPENING, _CLOSING, _ID, _PARAMS, _END = '{"requests":[', "]}", '{"custom_id":"', '","params":', "}"
 _ROW_BYTES = len(f"{_ID}-{_PARAMS}{_END},") + 32 + 2 * NONCE_BYTES
 _SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
-_HTTP_TOO_LARGE, _HTTP_OK, _HTTP_NOT_FOUND = 413, 200, 404
 
 
 # what goes into one
@@ -124,7 +124,7 @@ def made(answer: Answer) -> Made:
     shown = read_object(answer.content)
     if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
         return Made("created" if is_batch(shown) else "unknown", shown, found)
-    if answer.status == _HTTP_TOO_LARGE:
+    if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return Made("too_large", {}, found)
     outcomes = {"refused": "refused", "overloaded": "unknown", "again": "unknown"}
     return Made(outcomes.get(found.outcome, "stop"), {}, found)
@@ -137,6 +137,11 @@ def is_wrong(found: Verdict, model: str) -> bool:
     """
     if found.error == "not_found_error":
         return model in (found.message or "")
+    return is_hopeless(found)
+
+
+def is_hopeless(found: Verdict) -> bool:
+    """Whether asking again would get the same answer."""
     return found.outcome == "stop" or (found.outcome == "failed" and found.final)
 
 
@@ -147,7 +152,7 @@ def is_batch(shown: dict[str, Any]) -> bool:
 
 def is_gone(answer: Answer) -> bool:
     """Whether the API says that there is no such batch, or none any more."""
-    return answer.status == _HTTP_NOT_FOUND and verdict(answer).error == "not_found_error"
+    return answer.status == HTTPStatus.NOT_FOUND and verdict(answer).error == "not_found_error"
 
 
 def has_results(shown: dict[str, Any]) -> bool:

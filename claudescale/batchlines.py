@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.bills import dollars
+from claudescale.bills import COLUMNS, dollars
+from claudescale.facts import USAGE
 from claudescale.ledgerfile import ATTEMPTS
 from claudescale.verdicts import (
     CUT,
-    USAGE,
     Verdict,
     read_object,
     stop_reason_of,
@@ -119,7 +119,7 @@ def attempts(
     if left:
         slow = _slowly(((at, lines[at]) for at in left), nonce=nonce, trusted=trusted)
         read = pl.concat([read, slow]).sort("at")
-    paid = {name: pl.col(name) for name in USAGE if name != "thinking_tokens"}
+    paid = {name: pl.col(name) for name in COLUMNS.values()}
     same = {"run": run, "mode": "batch", "batch_id": batch_id, "model": model, "seconds": seconds}
     moment = pl.lit(round(sent_at * 1e6), pl.Int64)
     return read.select(

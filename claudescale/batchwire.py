@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from claudescale import batching, loops
 from claudescale.batchlines import proves
+from claudescale.pacing import Turns
 from claudescale.verdicts import read_object
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ class BatchWire:
 
     def __init__(self, wire: Wire, clock: Clock, requests_per_minute: float) -> None:
         self._wire = wire
-        self._clock = clock
-        self._gap_seconds = 60.0 / requests_per_minute
-        self._next_at = 0.0
-        self._turns = asyncio.Lock()
+        self._turns = Turns(clock, requests_per_minute)
 
     async def check(self, request: bytes) -> Answer:
         """Return what the API says of one request: it counts its tokens, which costs nothing.
@@ -61,19 +58,19 @@ class BatchWire:
 
         Spends: half of what its rows cost live.
         """
-        await self._turn()
+        await self._turns.next()
         return await self._wire.call(
             "post", _PATH, body=parts, length=length, seconds=batching.LONGEST_UPLOAD_SECONDS
         )
 
     async def retrieve(self, batch_id: str) -> Answer:
         """Return the answer that shows one batch. Spends: nothing."""
-        await self._turn()
+        await self._turns.next()
         return await self._wire.call("get", f"{_PATH}/{batch_id}")
 
     async def page(self, limit: int, after_id: str | None = None) -> Answer:
         """Return the answer that shows the newest batches, or those after one. Spends: nothing."""
-        await self._turn()
+        await self._turns.next()
         after = f"&after_id={after_id}" if after_id else ""
         return await self._wire.call("get", f"{_PATH}?limit={limit}{after}")
 
@@ -82,17 +79,17 @@ class BatchWire:
 
         Spends: nothing.
         """
-        await self._turn()
+        await self._turns.next()
         return await self._wire.call("post", f"{_PATH}/{batch_id}/cancel")
 
     async def delete(self, batch_id: str) -> Answer:
         """Delete a batch that has ended, with its results. Spends: nothing."""
-        await self._turn()
+        await self._turns.next()
         return await self._wire.call("delete", f"{_PATH}/{batch_id}")
 
     async def results(self, batch_id: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
         """Pass the result lines to `take` in blocks; see `Wire.stream`. Spends: nothing."""
-        await self._turn()
+        await self._turns.next()
         return await self._wire.stream(f"{_PATH}/{batch_id}/results", take)
 
     async def proves(self, batch_id: str, nonce: str) -> bool | None:
@@ -109,12 +106,6 @@ class BatchWire:
         with suppress(_Enough):
             await self.results(batch_id, take)
         return proof[0]
-
-    async def _turn(self) -> None:
-        async with self._turns:
-            now = self._clock.seconds()
-            await self._clock.sleep(self._next_at - now)
-            self._next_at = max(self._next_at, now) + self._gap_seconds
 
 
 def listed(answer: Answer) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ COLUMNS = {
 }
 """What is priced, and the column of an attempt that counts it."""
 _ROUNDING_DOLLARS = 1e-9  # for each row
-_PROMPT = (
+PROMPT = (
     pl.col("input_tokens")
     + pl.col("cache_write_5m_input_tokens")
     + pl.col("cache_write_1h_input_tokens")
@@ -249,7 +249,7 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
         priced = frame.lazy().select(
             "wasted",
             *(pl.col(column) for _, column in columns.values()),
-            **{part: pl.col(column) * _rate(own, of, _PROMPT) for part, (of, column) in columns.items()},
+            **{part: pl.col(column) * _rate(own, of, PROMPT) for part, (of, column) in columns.items()},
         )
         for sums in priced.group_by("wasted").sum().collect().iter_rows(named=True):
             for part, (_, column) in columns.items():
@@ -338,8 +338,8 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
         billed = billed.with_columns(pl.col("repeats").fill_null(0) * pl.col("kept"))
     sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
     for frame, own, live in _by_price(billed):
-        plain = _PROMPT * _rate(live, "input", _PROMPT)
-        plain += pl.col("output_tokens") * _rate(live, "output", _PROMPT)
+        plain = PROMPT * _rate(live, "input", PROMPT)
+        plain += pl.col("output_tokens") * _rate(live, "output", PROMPT)
         priced = frame.lazy().select(
             own=_row_dollars(own),
             live=_row_dollars(live),

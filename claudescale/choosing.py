@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import display, feasibility
+from claudescale import display, estimates, feasibility
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def chosen(plan: Plan) -> str:
 
 
 def _in_time(plan: Plan, options: pl.DataFrame, deadline: float) -> pl.DataFrame:
-    live = _row(options, "live")["minutes_p90"]
+    live = estimates.option(options, "live")["minutes_p90"]
     hybrid = pl.col("mode") == "hybrid"
     fits = pl.when(hybrid).then(live + feasibility.spare_minutes(plan) <= deadline)
     found = options.filter(fits.otherwise(pl.col("minutes_p90") <= deadline))
@@ -71,7 +71,3 @@ def _within(options: pl.DataFrame, budget: float) -> pl.DataFrame:
         )
         raise ImpossibleBudget(msg)
     return found
-
-
-def _row(options: pl.DataFrame, mode: str) -> dict[str, Any]:
-    return options.row(by_predicate=pl.col("mode") == mode, named=True)

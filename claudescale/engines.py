@@ -84,7 +84,7 @@ def batch_engine(
     ledger: Ledger,
     work: Work,
     record: Callable[[pl.DataFrame], Awaitable[None]],
-    found: Callable[[pl.DataFrame], None],
+    unanswered: Callable[[pl.DataFrame], Awaitable[pl.DataFrame]],
     dollars_left: Callable[[], float],
 ) -> Batches:
     """Return what sends the rows of a plan by batches."""
@@ -101,7 +101,7 @@ def batch_engine(
         texts=work.texts,
         requests=work.requests.with_columns(worst_dollars=bills.dollars(price, **paid)),
         record=record,
-        found=found,
+        unanswered=unanswered,
         price=price,
         describe=_describe(plan, api, ledger),
         api=api.name,
@@ -114,11 +114,10 @@ def batch_engine(
 
 def rendered(plan: Plan, texts: Texts, block: pl.DataFrame) -> Iterator[Row]:
     """Yield requests of `work.REQUESTS` as rows for a `Live`."""
-    prompt = plan.compiled
-    cached = prompt.shared_characters / plan.facts.characters_per_token if plan.cache else 0.0
-    told = texts.of(block["row"])
-    for key, text, tokens in zip(block["key"], told, block["estimated_tokens"], strict=True):
-        yield Row(key, f"{prompt.head}{text}{prompt.tail}".encode(), max(tokens - cached, 1.0))
+    cached = plan.compiled.shared_characters / plan.facts.characters_per_token if plan.cache else 0.0
+    bodies = texts.bodies(block["row"])
+    for key, body, tokens in zip(block["key"], bodies, block["estimated_tokens"], strict=True):
+        yield Row(key, body, max(tokens - cached, 1.0))
 
 
 def rest_seconds(plan: Plan, live: Live | None, rest: pl.DataFrame, output_tokens: float) -> float:

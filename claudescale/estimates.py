@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -192,6 +192,11 @@ def _batch_write_dollars(price: bills.Price, expected: Measured, requests: int) 
     return max(misses, min(requests, 1)) * _write_dollars(price, expected, "1h")
 
 
+def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
+    """Return the row of one mode of `OPTIONS`."""
+    return options.row(by_predicate=pl.col("mode") == mode, named=True)
+
+
 def options(
     totals: Totals,
     limits: Limits,
@@ -335,11 +340,10 @@ def measured(paid: pl.DataFrame) -> Measured:
         Of `claudescale.ledger.ATTEMPTS`, one row per paid reply, with `estimated_tokens`.
     """
     cached = pl.col("cache_read_input_tokens")
-    real = pl.sum_horizontal("input_tokens", pl.col("^cache_write.*$"), cached)
-    ratio, overhead = line(paid.select("estimated_tokens", real=real))
+    ratio, overhead = line(paid.select("estimated_tokens", real=bills.PROMPT))
     expected = pl.col("estimated_tokens") * ratio + overhead
     told = paid.select(
-        input_deviation=(real / expected).std().fill_null(0.0),
+        input_deviation=(bills.PROMPT / expected).std().fill_null(0.0),
         output_tokens=pl.col("output_tokens").mean(),
         output_deviation=pl.col("output_tokens").std().fill_null(0.0),
         seconds=pl.col("seconds")

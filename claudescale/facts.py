@@ -19,6 +19,17 @@ Mode: TypeAlias = Literal["live", "batch"]
 Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
 
 
+USAGE = (
+    "input_tokens",
+    "cache_write_5m_input_tokens",
+    "cache_write_1h_input_tokens",
+    "cache_read_input_tokens",
+    "output_tokens",
+    "thinking_tokens",
+)
+"""What an answer's usage is counted as. All but the last are priced: thinking is output."""
+
+
 class Rates(NamedTuple):
     """What a tier allows one group of models in a minute."""
 

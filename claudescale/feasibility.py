@@ -89,7 +89,7 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
         Nothing was sent.
     """
     plan.compiled.characters(plan.frame)
-    option = plan.options.row(by_predicate=pl.col("mode") == plan.mode, named=True)
+    option = estimates.option(plan.options, plan.mode)
     scaled = _SCALED if plan.mode == "live" else _SCALED[2:]
     option |= {name: option[name] * part for name in scaled}
     minutes, dollars = option["minutes"], option["dollars"]
@@ -123,7 +123,7 @@ def spare_minutes(plan: Plan) -> float:
 
 def _check_hybrid(plan: Plan, part: float, deadline: float) -> None:
     """Raise where the deadline leaves no time to send everything live, if the batch comes to nothing."""
-    live = plan.options.row(by_predicate=pl.col("mode") == "live", named=True)["minutes_p90"] * part
+    live = estimates.option(plan.options, "live")["minutes_p90"] * part
     spare = spare_minutes(plan)
     needed = live + spare
     if deadline >= needed:

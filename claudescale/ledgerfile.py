@@ -69,11 +69,15 @@ class Attempt(NamedTuple):
 
 
 _DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
-_DTYPES |= {str | None: pl.String(), int | None: pl.Int64()}
-ATTEMPTS = pl.Schema(
-    {name: _DTYPES[kind] for name, kind in get_type_hints(Attempt).items()}
-    | {"sent_at": pl.Datetime("us", "UTC")}
-)
+_DTYPES |= {kind | None: dtype for kind, dtype in _DTYPES.items()}
+
+
+def columns_of(record: type[tuple[Any, ...]]) -> pl.Schema:
+    """Return the columns that the fields of a NamedTuple become."""
+    return pl.Schema({name: _DTYPES[kind] for name, kind in get_type_hints(record).items()})
+
+
+ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": pl.Datetime("us", "UTC")})
 """One row per answer or failure of the API: the fields of `Attempt`, `sent_at` as a UTC datetime."""
 
 EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()

@@ -46,6 +46,8 @@ class Limits:
         Requests that may wait in the Message Batches queue, all models together.
     batch_requests_per_minute : float, optional
         Calls to all batch endpoints together.
+    count_tokens_per_minute : float, optional
+        Calls that count tokens.
     source : str
         Where the figures come from.
     checked : date or datetime, optional
@@ -66,6 +68,7 @@ class Limits:
     output_tokens_per_minute: float
     batch_queue_requests: int | None = None
     batch_requests_per_minute: float | None = None
+    count_tokens_per_minute: float | None = None
     source: str = "given by you"
     checked: date | datetime | None = None
 
@@ -122,6 +125,7 @@ class Limits:
             output_tokens_per_minute=output_tokens,
             batch_queue_requests=facts.batch_queue_requests,
             batch_requests_per_minute=facts.batch_requests_per_minute,
+            count_tokens_per_minute=facts.count_tokens_per_minute,
             source=f"table of tier {facts.name!r}",
             checked=facts.checked,
         )

@@ -11,10 +11,11 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from claudescale.bills import COLUMNS
 from claudescale.guards import Purse, Watch
 from claudescale.ledger import Attempt
 from claudescale.limits import read_headers
-from claudescale.verdicts import USAGE, Answer, Verdict, stop_reason_of, text_of, usage_of, verdict
+from claudescale.verdicts import Answer, Verdict, stop_reason_of, text_of, usage_of, verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -275,7 +276,7 @@ class Live:
         usage = usage_of(found.reply)
         readings = read_headers(answer.headers)
         self._tell_pacer(permit, row, found, usage, readings)
-        dollars = self._price.dollars(**{name: usage[name] for name in USAGE if name != "thinking_tokens"})
+        dollars = self._price.dollars(**{name: usage[name] for name in COLUMNS.values()})
         self.purse.pay(worst if found.unseen else dollars)
         self._look(found, answer, readings)
         final = found.final and (found.outcome == "answered" or self.watch.answered > 0)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import catalog, estimates
-from claudescale.errors import PlanError, UnknownTier
+from claudescale import estimates
+from claudescale.errors import PlanError
 from claudescale.limits import read_headers
+from claudescale.pacing import Turns
 from claudescale.verdicts import read_object, verdict
 from claudescale.wire import Wire
 from claudescale.work import prepare
@@ -18,7 +20,6 @@ from claudescale.work import prepare
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-    from claudescale.clock import Clock
     from claudescale.estimates import Measured
     from claudescale.plans import Plan
     from claudescale.runs import Run
@@ -63,15 +64,15 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
         The API would not count: what it says.
     """
     work = prepare(plan.sample(n, seed), "count")
-    prompt, texts = plan.compiled, work.texts.of(work.requests["row"])
-    requests = [f"{prompt.head}{text}{prompt.tail}".encode() for text in texts]
+    requests = list(work.texts.bodies(work.requests["row"]))
     if not requests:
         msg = "The plan has no row to count: every row has a null in the prompt's columns."
         raise PlanError(msg)
     wire = Wire(client)
     try:
         clock = (await wire.api()).clock
-        tokens = await _all_counted(wire, clock, requests, 60 / _per_minute(plan))
+        per_minute = plan.limits.count_tokens_per_minute or _COUNTS_PER_MINUTE
+        tokens = await _all_counted(wire, Turns(clock, per_minute), requests)
     finally:
         await wire.close()
     sizes = work.requests.select("estimated_tokens", real=pl.Series(tokens, dtype=pl.Float64))
@@ -87,18 +88,14 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
     )
 
 
-async def _all_counted(wire: Wire, clock: Clock, requests: list[bytes], gap_seconds: float) -> list[int]:
+async def _all_counted(wire: Wire, turns: Turns, requests: list[bytes]) -> list[int]:
     """Count all, a few at once, no sooner than the limit allows."""
     found = [0] * len(requests)
     left = iter(enumerate(requests))
-    next_at = clock.seconds()
 
     async def work() -> None:
-        nonlocal next_at
         for place, request in left:
-            next_at = max(next_at, clock.seconds()) + gap_seconds
-            await clock.sleep(next_at - gap_seconds - clock.seconds())
-            found[place] = await _counted(wire, clock, request)
+            found[place] = await _counted(wire, turns, request)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(_AT_ONCE, len(requests)))]
     try:
@@ -109,24 +106,17 @@ async def _all_counted(wire: Wire, clock: Clock, requests: list[bytes], gap_seco
     return found
 
 
-async def _counted(wire: Wire, clock: Clock, request: bytes) -> int:
+async def _counted(wire: Wire, turns: Turns, request: bytes) -> int:
     for tries in range(_MOST_TRIES):
+        await turns.next()
         answer = await wire.count_tokens(request)
         tokens = read_object(answer.content).get("input_tokens")
-        if answer.status == 200 and isinstance(tokens, int):  # noqa: PLR2004 - HTTP's own number
+        if answer.status == HTTPStatus.OK and isinstance(tokens, int):
             return tokens
         found = verdict(answer)
         if found.outcome in {"stop", "failed"}:
             break
-        await clock.sleep(read_headers(answer.headers).retry_after_seconds or 2.0**tries)
+        await turns.clock.sleep(read_headers(answer.headers).retry_after_seconds or 2.0**tries)
     reason = found.message or "no reason given"
     msg = f"The API does not count tokens ({found.error}): {reason}. Nothing was paid."
     raise PlanError(msg)
-
-
-def _per_minute(plan: Plan) -> float:
-    try:
-        known = catalog.tier(plan.tier).count_tokens_per_minute if isinstance(plan.tier, str | int) else None
-    except UnknownTier:
-        known = None
-    return known or _COUNTS_PER_MINUTE

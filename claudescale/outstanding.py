@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -30,7 +31,6 @@ SILENT_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
 _PAGE = 100
 _SEVERAL = 2
-_HTTP_OK = 200
 _STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
 
 
@@ -200,7 +200,7 @@ class Outstanding:
         while True:
             answer = await self._wire.page(_PAGE, after)
             self._hear(answer)
-            if answer.status != _HTTP_OK:
+            if answer.status != HTTPStatus.OK:
                 return None
             shown, offset = listed(answer), batching.clock_offset(answer, self._clock.seconds())
             until = self._lost[batch.nonce]
@@ -216,7 +216,7 @@ class Outstanding:
         left = {str(batch.batch_id): batch for batch in batches}
         if len(left) >= _SEVERAL:
             answer = await self._wire.page(min(_PAGE, 2 * len(left)))
-            for shown in listed(answer) if answer.status == _HTTP_OK else []:
+            for shown in listed(answer) if answer.status == HTTPStatus.OK else []:
                 if batching.is_batch(shown) and shown["id"] in left:
                     await self._see(left.pop(shown["id"]), shown)
         for batch_id, batch in left.items():
@@ -226,7 +226,7 @@ class Outstanding:
         """Take in an answer that shows one batch."""
         self._hear(answer)
         shown = read_object(answer.content)
-        if answer.status == _HTTP_OK and batching.is_batch(shown):
+        if answer.status == HTTPStatus.OK and batching.is_batch(shown):
             await self._see(batch, shown)
         elif batching.is_gone(answer):
             await self._miss(batch)
@@ -241,9 +241,9 @@ class Outstanding:
     def _hear(self, answer: Answer) -> None:
         """Notice an API that has nothing to say any more."""
         now = self._clock.seconds()
-        if answer.status is not None and answer.status < 500:  # noqa: PLR2004 - HTTP's own number
+        if answer.status is not None and answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
             self._reached_at = now
-        if answer.status == _HTTP_OK or batching.is_gone(answer):
+        if answer.status == HTTPStatus.OK or batching.is_gone(answer):
             return
         found = verdict(answer)
         if found.outcome == "stop" or now - self._reached_at > SILENT_SECONDS:
@@ -270,7 +270,7 @@ class Outstanding:
         self._hear(answer)
         if batching.is_gone(answer):
             await self._miss(batch)
-        if answer.status != _HTTP_OK:
+        if answer.status != HTTPStatus.OK:
             return []
         if recorded.n_unique() < batch.requests:
             self._read_again(batch, recorded.n_unique())

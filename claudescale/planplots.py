@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, comparing, feasibility, frontiercharts, plancharts, whatif
+from claudescale import catalog, comparing, estimates, feasibility, frontiercharts, plancharts, whatif
 from claudescale.limits import Limits
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class PlanPlots:
             Models to begin with, such as ``"claude-opus-5-5"``: then not to use them is a step too.
         """
         plan = self._plan
-        by_batch = plan.options.row(by_predicate=pl.col("mode") == "batch", named=True)["dollars"]
+        by_batch = estimates.option(plan.options, "batch")["dollars"]
         return plancharts.savings(
             whatif.savings(plan, model),
             model=plan.facts.id,

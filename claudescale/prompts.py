@@ -289,7 +289,8 @@ def compile_prompt(
     _check_names(schema, typed)
     given: dict[str, Any] = {"max_tokens": max_tokens, "system": system, "returns": typed, "effort": effort}
     given |= {"thinking": thinking, "params": params}
-    shared, uncached = (constant(model, cache=each, **given) for each in (cache, False))
+    shared = constant(model, cache=cache, **given)
+    uncached = constant(model, cache=False, **given) if cache else shared
     return Prompt(
         head=_head(shared.body),
         tail="]}",

@@ -9,6 +9,7 @@ import asyncio
 import math
 import threading
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from claudescale.work import Work
 
 DEFAULT_LEDGER = "claudescale.ledger"
-
-_HTTP_OK, _HTTP_NOT_FOUND = 200, 404
 
 SUMMARY = pl.Schema(
     {
@@ -150,7 +149,7 @@ class Run:
         """
         deleted = 0
         for answer in await self._sending.delete_batches():
-            if answer.status not in {_HTTP_OK, _HTTP_NOT_FOUND}:  # deleted already is deleted
+            if answer.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:  # deleted already is deleted
                 words = verdict(answer).message or "no answer"
                 msg = f"{deleted} batches are deleted, and then the API would not delete one: {words}"
                 raise RunStopped(msg, self)

@@ -191,7 +191,7 @@ class Sending:
             self._plan,
             self.work,
             self.ledger,
-            self.tally,
+            unanswered=self._unanswered,
             over=lambda: self._over,
             follow=self._follow,
             own=self._held_twice,
@@ -236,7 +236,8 @@ class Sending:
         self._following = asyncio.ensure_future(self.batches.answer(rows["key"], until=self._latest_switch))
         freed = self.batches.switched if self._plan.pay_twice else self.batches.freed
         await loops.either(self._following, freed)
-        rest = await loops.in_thread(self._still_open, rows)
+        assert self.ledger is not None
+        rest = rows.filter(~await loops.in_thread(self.ledger.answered, rows["key"]))
         if self._over or rest.is_empty():
             return
         self.live = self._engine(rest.height, self.live.pacer if self.live else None)
@@ -263,9 +264,12 @@ class Sending:
         deadline = feasibility.minutes_of(plan.deadline) or 0.0
         return self._started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
 
-    def _still_open(self, rows: pl.DataFrame) -> pl.DataFrame:
+    async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
+        """Count which of the rows that others hold they have answered, and return the rest."""
         assert self.ledger is not None
-        return rows.filter(~self.ledger.answered(rows["key"]))
+        replies = await loops.in_thread(self.ledger.replies, held["key"])
+        self.tally.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
+        return held.join(replies, on="key", how="anti", maintain_order="left")
 
     def _held_twice(self, keys: pl.Series) -> list[str]:
         """Return which of the keys may be sent although a batch of this run may answer them."""
@@ -290,21 +294,20 @@ class Sending:
         assert self.api is not None
         assert self.ledger is not None
         earlier = self.tally.dollars - self._batch_dollars
+
+        def reserved_dollars() -> float:
+            return self.batches.reserved_dollars if self.batches else 0.0
+
         return engines.live_engine(
             self._plan,
             api=self.api,
             wire=self._wire,
             ledger=self.ledger,
             record=self._record,
-            dollars_elsewhere=lambda: earlier + self._batch_dollars + self._reserved_dollars,
+            dollars_elsewhere=lambda: earlier + self._batch_dollars + reserved_dollars(),
             requests=requests,
             pacer=pacer,
         )
-
-    @property
-    def _reserved_dollars(self) -> float:
-        """What batches that are out may still cost."""
-        return self.batches.reserved_dollars if self.batches else 0.0
 
     def _batch_engine(self) -> Batches:
         assert self.api is not None
@@ -317,7 +320,7 @@ class Sending:
             ledger=self.ledger,
             work=self.work,
             record=self._record_many,
-            found=self.tally.found,
+            unanswered=self._unanswered,
             dollars_left=lambda: engines.left_of(self._plan.budget, self.tally.dollars),
         )
 
@@ -338,14 +341,17 @@ class Sending:
         assert self.ledger is not None
         await loops.in_thread(self.ledger.extend, attempts)
         self._batch_dollars += float(attempts["dollars"].sum())
-        self._rest = await loops.in_thread(self._counted, attempts)
+        await loops.in_thread(self._count, attempts)
 
-    def _counted(self, attempts: pl.DataFrame) -> pl.DataFrame:
-        """Count the results of a batch, which may have rows of another frame too; return what is left."""
+    def _count(self, attempts: pl.DataFrame) -> None:
+        """Count the results of a batch. One of an earlier run may have rows of another frame, too."""
         assert self.work is not None
-        its = attempts.join(self.work.requests, on="key", how="semi", maintain_order="left")
+        its = attempts
+        if self.batches is not None and self.batches.adopted:
+            its = attempts.join(self.work.requests, on="key", how="semi", maintain_order="left")
         self.tally.extend(attempts, its)
-        return self._rest.join(its.filter("final"), on="key", how="anti", maintain_order="left")
+        if self._plan.mode == "hybrid":  # only then it matters how long the rest takes live
+            self._rest = self._rest.join(its.filter("final"), on="key", how="anti", maintain_order="left")
 
     def _record(self, attempt: Attempt, final: bool) -> None:  # noqa: FBT001 - as Live calls it
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""

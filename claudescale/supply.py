@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from claudescale.ledger import Ledger
     from claudescale.live import Row
     from claudescale.plans import Plan
-    from claudescale.tallies import Tally
     from claudescale.work import Work
 
 _CLAIM_ROWS = 256
@@ -28,8 +27,10 @@ class Supply:
 
     Parameters
     ----------
-    plan, work, ledger, tally
+    plan, work, ledger
         Of the run.
+    unanswered : callable
+        Takes rows that others hold, counts those that were answered meanwhile, and gives the rest.
     over : callable
         Whether nothing more is to be sent.
     follow : callable
@@ -45,8 +46,8 @@ class Supply:
         plan: Plan,
         work: Work,
         ledger: Ledger,
-        tally: Tally,
         *,
+        unanswered: Callable[[pl.DataFrame], Awaitable[pl.DataFrame]],
         over: Callable[[], bool],
         follow: Callable[[], Awaitable[None]],
         own: Callable[[pl.Series], list[str]],
@@ -55,7 +56,7 @@ class Supply:
         self._plan = plan
         self._work = work
         self._ledger = ledger
-        self._tally = tally
+        self._unanswered = unanswered
         self._over = over
         self._follow = follow
         self._own = own
@@ -75,7 +76,7 @@ class Supply:
                 for row in engines.rendered(self._plan, self._work.texts, mine):
                     yield row
                 held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
-            waiting = await self._unanswered(pl.concat(held))
+            waiting = await self._waited(pl.concat(held))
 
     async def first(self, free: pl.DataFrame) -> AsyncGenerator[Row, None]:
         """Give the first request, if it is this run's to send."""
@@ -87,14 +88,12 @@ class Supply:
         won = self._ledger.claim(block["key"].to_list())
         return block.filter(pl.col("key").is_in(won + self._own(block["key"])))
 
-    async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
+    async def _waited(self, held: pl.DataFrame) -> pl.DataFrame:
         """Return which rows others hold and have not answered, after a while if there are any."""
         if held.is_empty():
             return held
         await self._follow()
-        replies = await loops.in_thread(self._ledger.replies, held["key"])
-        self._tally.found(replies.filter(pl.col("run") != self._ledger.run).select("key", "error"))
-        left = held.join(replies, on="key", how="anti", maintain_order="left")
+        left = await self._unanswered(held)
         slept = 0.0
         while left.height and slept < _OTHERS_SECONDS:
             if self._over():

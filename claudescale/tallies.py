@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from claudescale.bills import PROMPT
+
 if TYPE_CHECKING:
     from claudescale.ledger import Attempt
 
@@ -108,11 +110,7 @@ class Tally:
         `its` are those of the frame's rows; a batch of an earlier run may have others.
         """
         self.requests += attempts.height
-        kinds = ("input_tokens", "cache_write_5m_input_tokens", "cache_write_1h_input_tokens")
-        prompt = pl.sum_horizontal(*kinds, "cache_read_input_tokens")
-        sums = attempts.select(
-            input=prompt.sum(), output=pl.col("output_tokens").sum(), dollars=pl.col("dollars").sum()
-        )
+        sums = attempts.select(PROMPT.sum().alias("input"), pl.col("output_tokens", "dollars").sum())
         input_tokens, output_tokens, dollars = sums.row(0)
         self.input_tokens += input_tokens
         self.output_tokens += output_tokens

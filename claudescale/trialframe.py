@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale import estimates
 from claudescale.replies import INVALID_REPLY
 from claudescale.work import NOT_SENT
 
@@ -33,7 +34,7 @@ def option(plan: Plan, mode: str = "live") -> dict[str, Any]:
     """Return what a plan takes in a mode; live where the mode is still to be chosen."""
     options = plan.options
     known = mode if mode in options["mode"] else "live"
-    return options.row(by_predicate=pl.col("mode") == known, named=True)
+    return estimates.option(options, known)
 
 
 def estimated(model: str, plan: Plan) -> dict[str, Any]:

@@ -13,15 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-USAGE = (
-    "input_tokens",
-    "cache_write_5m_input_tokens",
-    "cache_write_1h_input_tokens",
-    "cache_read_input_tokens",
-    "output_tokens",
-    "thinking_tokens",
-)
-"""The ledger's names of what `usage_of` counts. All but the last are priced: thinking is output."""
 
 CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
 """Reasons to stop that are the error of the reply."""

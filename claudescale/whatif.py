@@ -218,7 +218,7 @@ def _option(plan: Plan, tier: str | int | Limits) -> dict[str, Any]:
         plan.concurrency,
         feasibility.minutes_of(plan.deadline),
     )
-    return options.row(by_predicate=pl.col("mode") == mode_of(plan), named=True)
+    return estimates.option(options, mode_of(plan))
 
 
 def _note(

@@ -69,6 +69,10 @@ class Texts(NamedTuple):
             return self.rendered.gather(rows)
         return self.prompt.contents(self.frame.select(self.prompt.columns or ())[rows])["content"]
 
+    def bodies(self, rows: pl.Series) -> Iterator[bytes]:
+        """Yield the whole request of each of the rows."""
+        return (f"{self.prompt.head}{text}{self.prompt.tail}".encode() for text in self.of(rows))
+
 
 def read(frame: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """Return the rows of a frame.

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+from claudescale.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 for name in [name for name in os.environ if name.startswith("ANTHROPIC_")]:
     del os.environ[name]  # the kernels of notebooks inherit this: nothing here can spend money
@@ -42,3 +48,16 @@ def _no_network() -> Any:
         patch.setattr(socket.socket, "connect", connect_here)
         patch.setattr(socket, "getaddrinfo", look_up_here)
         yield
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a test keeps its ledger."""
+    return tmp_path / "a.ledger"
+
+
+@pytest.fixture(params=["file", "memory"])
+def anywhere(request: pytest.FixtureRequest, path: Path) -> Iterator[Ledger]:
+    """Open a ledger in a file, and one in memory."""
+    with Ledger(path if request.param == "file" else None) as ledger:
+        yield ledger

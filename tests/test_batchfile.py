@@ -40,17 +40,6 @@ def some(start, stop):
     return [key(number) for number in range(start, stop)]
 
 
-@pytest.fixture(params=["file", "memory"])
-def anywhere(request, tmp_path):
-    with Ledger(tmp_path / "a.ledger" if request.param == "file" else None) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.ledger"
-
-
 def test_the_life_of_a_batch(anywhere):
     """From the intent to the end: what is noted is read, what it holds is nobody's, what is left is free."""
     anywhere.claim(some(0, 5))

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from claudescale import batchlines
 from claudescale.batchlines import attempts, proves
 from claudescale.bills import price
+from claudescale.facts import USAGE
 from claudescale.ledgerfile import EMPTY
 from claudescale.simulator import Batches, Desk
-from claudescale.verdicts import USAGE, Answer, verdict
+from claudescale.verdicts import Answer, verdict
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
 PRICE = price("claude-haiku-5-5", mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))

@@ -95,17 +95,6 @@ def told(code, *arguments):
     return out.split()
 
 
-@pytest.fixture(params=["file", "memory"])
-def anywhere(request, tmp_path):
-    with Ledger(tmp_path / "a.ledger" if request.param == "file" else None) as ledger:
-        yield ledger
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "a.ledger"
-
-
 # What is recorded is what is read.
 
 

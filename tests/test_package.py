@@ -28,8 +28,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
     "errors clock facts catalog",
-    "limits templates parameters schemas replies prompts bills estimates rates batchframe intervals evidence",
-    "buckets pacing presence ledgerfile lines batchfile recorder ledger tallies loops",
+    "limits templates parameters schemas replies prompts bills estimates rates intervals evidence",
+    "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "display shown marks placing charts batchcharts frontiercharts plancharts trialcharts",
     "cards progress plots work feasibility comparing choosing measuring engines supply sending",

@@ -9,6 +9,7 @@ import re
 import polars as pl
 import pytest
 import vl_convert
+from drawing import labels_of_what_fits
 from running import MODEL, WIDE_LIMITS, a_plan, reviews
 
 import claudescale as cs
@@ -119,11 +120,7 @@ def test_every_chart_is_drawn_by_old_and_new_vega_lite_and_fits_the_page(name):
     """No picture is cut off at 640 pixels, nothing is black or a computer's number, and it stays the same."""
     shown = DRAWN[name]()
     drawing = specification(shown)
-    for version in ("5.8", None):
-        png = vl_convert.vegalite_to_png(drawing, vl_version=version)
-        assert 300 < int.from_bytes(png[16:20], "big") <= 640, version
-    drawn = vl_convert.vegalite_to_svg(drawing, vl_version="5.8")
-    labels = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    labels = labels_of_what_fits(drawing)
     assert [
         label for label in labels if re.search(r"\de[+-]?\d|NaN|null|undefined|_tokens\b(?!=)", label)
     ] == []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale.catalog import Mode, list_price
 from claudescale.errors import PlanError
+from claudescale.facts import USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,14 +16,6 @@ if TYPE_CHECKING:
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
 
-TOKENS = (
-    "input_tokens",
-    "cache_write_5m_input_tokens",
-    "cache_write_1h_input_tokens",
-    "cache_read_input_tokens",
-    "output_tokens",
-    "thinking_tokens",
-)
 PER_MILLION = 1_000_000
 
 
@@ -56,7 +49,7 @@ class Account:
         self.refused: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.billed_rows: Counter[str] = Counter()
-        self.tokens: Counter[str] = Counter(dict.fromkeys(TOKENS, 0))
+        self.tokens: Counter[str] = Counter(dict.fromkeys(USAGE, 0))
         self.dollars: dict[Mode, float] = {"live": 0.0, "batch": 0.0}
         self.in_flight = 0
         self.peak_in_flight = 0
@@ -102,7 +95,7 @@ class Account:
             if amount:
                 price = next(price for above, price in reversed(steps) if whole > above)
                 dollars += amount * price / PER_MILLION
-        for name, amount in zip(TOKENS, (*amounts, reply.thinking_tokens), strict=True):
+        for name, amount in zip(USAGE, (*amounts, reply.thinking_tokens), strict=True):
             self.tokens[name] += amount
         self.dollars[mode] += dollars
         self.billed_rows[mode] += 1
@@ -134,7 +127,7 @@ class Account:
             "billed_rows": self.billed_rows.total(),
             "billed_rows_by_mode": {mode: self.billed_rows[mode] for mode in self.dollars},
             "distinct_rows_billed": len(self._keys),
-            **{name: self.tokens[name] for name in TOKENS},
+            **{name: self.tokens[name] for name in USAGE},
             "dollars": sum(self.dollars.values()),
             "dollars_by_mode": dict(self.dollars),
             "in_flight": self.in_flight,

@@ -10,11 +10,11 @@ import asyncio
 import json
 import multiprocessing
 import random
-import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from measured import measured
 
 MODEL, BATCH, NONCE = "claude-haiku-5-5", "msgbatch_benchmark", "a1b2c3d4e5f6"
 SENT_AT = 1_795_000_000.0
@@ -233,30 +233,13 @@ def measure_create(pipe, contender, url, rows):
     """Send bytes, CPU seconds, wall seconds and memory of one contender, after one round of few rows."""
     asyncio.run(contender(url, texts(200)))
     frame = texts(rows)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    memory, cpu, start = megabytes("VmRSS"), used(), time.perf_counter()
-    size = asyncio.run(contender(url, frame))
-    pipe.send((size, used() - cpu, time.perf_counter() - start, megabytes("VmHWM") - memory))
-
-
-def used():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def megabytes(what):
-    """Resident memory now (VmRSS) or at its highest (VmHWM)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split(f"{what}:")[1].split()[0]) / 1_024
+    pipe.send(measured(lambda: asyncio.run(contender(url, frame))))
 
 
 def measure(pipe, contender, small, url):
     """Send rows, CPU seconds, wall seconds and memory of one contender, after one round of few rows."""
     asyncio.run(contender(small))
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
-    memory, cpu, start = megabytes("VmRSS"), used(), time.perf_counter()
-    rows = asyncio.run(contender(url))
-    pipe.send((rows, used() - cpu, time.perf_counter() - start, megabytes("VmHWM") - memory))
+    pipe.send(measured(lambda: asyncio.run(contender(url))))
 
 
 def started(context, work, *arguments):
@@ -268,16 +251,22 @@ def started(context, work, *arguments):
     return process, receiver.recv()
 
 
+def best_of_two(context, measure, contenders, *given):
+    """Return the reading of each contender with the least CPU, of two in turns."""
+    best = {}
+    for name, contender in [*contenders.items()] * 2:
+        process, found = started(context, measure, contender, *given)
+        process.join()
+        best[name] = min(best.get(name, found), found, key=lambda each: each[1])
+    return best
+
+
 def collecting(context, rows):
     """Print what it costs to turn the results of a batch into a table."""
     servers = [started(context, serve, count) for count in (200, rows)]
     (small, _), (url, size) = (found for _, found in servers)
-    best = {}
-    for name, contender in [*COLLECT.items()] * 2:
-        process, found = started(context, measure, contender, small, url)
-        process.join()
-        assert found[0] == rows, (name, found)
-        best[name] = min(best.get(name, found), found, key=lambda each: each[1])
+    best = best_of_two(context, measure, COLLECT, small, url)
+    assert {found[0] for found in best.values()} == {rows}, best
     for server, _ in servers:
         server.terminate()
     base = best["SDK results()"][1]
@@ -290,11 +279,7 @@ def collecting(context, rows):
 def creating(context, rows):
     """Print what it costs to make a batch of a frame."""
     server, (url, _) = started(context, serve, 1)
-    best = {}
-    for name, contender in [*CREATE.items()] * 2:
-        process, found = started(context, measure_create, contender, url, rows)
-        process.join()
-        best[name] = min(best.get(name, found), found, key=lambda each: each[1])
+    best = best_of_two(context, measure_create, CREATE, url, rows)
     server.terminate()
     base = best["SDK create()"][1]
     print(f"creating a batch of {rows:,} requests: MB, CPU us a row, wall s, memory MB")

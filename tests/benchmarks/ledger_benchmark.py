@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-import resource
 import sqlite3
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 import polars as pl
+from measured import measured, used
 
 from claudescale import ledgerfile
 from claudescale.ledger import ATTEMPTS, Attempt, Batch, Ledger
@@ -40,17 +40,6 @@ def attempts(start, stop):
 
 def keys(rows):
     return pl.Series("key", [each.key for each in attempts(0, rows)])
-
-
-def used():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def megabytes(what):
-    """Resident memory now (VmRSS) or at its highest (VmHWM)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split(f"{what}:")[1].split()[0]) / 1_024
 
 
 def plain(path, name="FULL", key="key"):
@@ -236,10 +225,8 @@ def claim(path, wanted):
 
 def measure(pipe, work, path, rows):
     wanted = keys(rows)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest so far is forgotten
-    memory, cpu, start = megabytes("VmRSS"), used(), time.perf_counter()
-    work(path, wanted)
-    pipe.send((time.perf_counter() - start, used() - cpu, megabytes("VmHWM") - memory))
+    _, cpu, wall, memory = measured(lambda: work(path, wanted))
+    pipe.send((wall, cpu, memory))
 
 
 def alone(work, path, rows):
