@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, comparing, estimates, feasibility, frontiercharts, plancharts, whatif
+from claudescale import (
+    catalog,
+    comparing,
+    estimates,
+    feasibility,
+    frontiercharts,
+    inflight,
+    pacecharts,
+    plancharts,
+    whatif,
+)
 from claudescale.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from claudescale.plans import Plan
+    from claudescale.runs import Run
     from claudescale.shown import Shown
 
 _FIGURES = ("dollars", "dollars_p90", "minutes", "minutes_p90")
@@ -88,6 +100,45 @@ class PlanPlots:
             model=plan.facts.id,
             batch_dollars=by_batch if whatif.mode_of(plan) == "live" else None,
         )
+
+    def concurrency(self, runs: Iterable[Run] = ()) -> Shown:
+        """Return what a minute gets done by the calls in flight, with the runs that tried it as points.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        runs : list of Run
+            Live ones of the same plan, each with its own ``concurrency``.
+        """
+        plan = self._plan
+        most, binding = inflight.allowed(plan)
+        enough = inflight.needed(plan)
+        tried = [_tried(run) for run in runs]
+        highest = max([2 * enough, 16.0, *(row[1] for row in tried)])
+        several = [2.0 ** (step / 8) for step in range(8 * math.ceil(math.log2(highest)) + 1)]
+        schema = {
+            "run": pl.String,
+            "concurrency": pl.Float64,
+            "requests_per_minute": pl.Float64,
+            "refused": pl.Int64,
+        }
+        return pacecharts.concurrency(
+            inflight.throughput(plan, sorted([*several, enough])),
+            requests_per_minute=most,
+            binding=binding,
+            needed=enough,
+            measured=pl.DataFrame(tried, schema=schema, orient="row"),
+        )
+
+
+def _tried(run: Run) -> tuple[str, float, float, int]:
+    """Return what a run got done, and with how many calls in flight on average."""
+    counts, minutes = run.counts, run.minutes
+    busy = run.attempts.select(pl.col("seconds").sum()).item() / 60
+    flight = run.plan.concurrency or (busy / minutes if minutes else 0.0)
+    name, done = f"concurrency={run.plan.concurrency}", counts.requests - counts.refused
+    return name, float(flight), done / minutes if minutes else 0.0, counts.refused
 
 
 def _usual(plan: Plan) -> dict[str, Iterable[Any]]:

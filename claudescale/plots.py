@@ -41,6 +41,21 @@ class Plots:
             output_tokens_per_minute=limits.output_tokens_per_minute,
         )
 
+    def buckets(self, bucket_seconds: float = 60.0) -> Shown:
+        """Return how full the three token buckets were. Spends: nothing.
+
+        Parameters
+        ----------
+        bucket_seconds : float
+            How many seconds' refill a full one holds.
+        """
+        from claudescale import pacecharts
+        from claudescale.levels import levels
+
+        run = self._run
+        limits = run.limits.shared(run.plan.share)
+        return pacecharts.buckets(levels(run.attempts, limits, run.started_at, bucket_seconds))
+
     def latency(self) -> Shown:
         """Return the seconds of each answer. Spends: nothing."""
         from claudescale import charts

@@ -27,13 +27,13 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
-    "errors clock facts catalog",
-    "limits templates parameters schemas replies prompts bills estimates rates intervals evidence",
+    "errors clock facts catalog accountlimits",
+    "limits templates parameters schemas replies prompts bills estimates rates levels intervals evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
-    "display shown marks placing charts batchcharts frontiercharts plancharts trialcharts",
-    "cards progress plots work feasibility comparing choosing measuring engines supply sending",
-    "whatif planplots runs plans",
+    "display standing shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
+    "cards whatif progress plots work feasibility comparing choosing learning measuring engines supply sending",
+    "inflight planplots runs plans",
     "scoring trialframe trialcards trials",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
@@ -41,7 +41,7 @@ SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
-    "altair": {"marks", "charts", "batchcharts", "trialcharts", "frontiercharts", "plancharts"},
+    "altair": {"marks", "charts", "batchcharts", "trialcharts", "frontiercharts", "plancharts", "pacecharts"},
     "vl_convert": {"shown"},
     "ipywidgets": set(),
     "nest_asyncio": {"loops"},
