@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from claudescale import choosing, display
+from claudescale import catalog, choosing, display, estimates, standing, whatif
 from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from claudescale.limits import Limits
     from claudescale.plans import Plan
     from claudescale.runs import Run
 
@@ -133,12 +134,18 @@ def run_card(run: Run) -> display.Card:
         header=("", "estimated", "measured"),
         rows=rows,
         notes=(
-            f"{kept} Limits: {run.limits.source}.",
+            f"{kept} Limits: {run.limits.provenance}.",
+            *_differs(run.limits, run.plan),
             *([told] if out else []),
             *([why(run)] if run.stopped_by else []),
         ),
         next=_NEXT.get(run.state, "run.results"),
     )
+
+
+def _differs(limits: Limits, plan: Plan) -> list[str]:
+    told = standing.differs(limits, plan.tier, plan.facts)
+    return [told] if told else []
 
 
 def _estimated(run: Run, name: str, show: Callable[[float], str]) -> str:
@@ -160,14 +167,13 @@ def plan_card(plan: Plan) -> display.Card:
     null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
     calls = plan.expected.calls
     live = "" if chosen == "live" else ".replace(mode='live')"
-    checked = f", checked {plan.limits.checked:%Y-%m-%d}" if plan.limits.checked else ""
     counted = plan.expected.counted
     guess = _COUNTED.format(counted) if counted else _GUESS
     basis = f"measured on {calls:,} calls" if calls else guess
     tokens = (
         f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens"
     )
-    sources = f"Prices: genai-prices {version('genai-prices')}. Limits: {plan.limits.source}{checked}."
+    sources = f"Prices: genai-prices {version('genai-prices')}. Limits: {plan.limits.provenance}."
     return display.Card(
         title=f"Plan: {totals.rows:,} rows on {plan.facts.id}, {totals.requests:,} requests{same}{null}. "
         "Nothing is sent yet.",
@@ -175,11 +181,29 @@ def plan_card(plan: Plan) -> display.Card:
         rows=[_option(option, chosen) for option in options.iter_rows(named=True)],
         notes=(
             f"{tokens}, {basis}. {sources}",
+            *_differs(plan.limits, plan),
+            *_upgrade(plan),
+            *_assumed(plan, chosen),
             *plan.compiled.notes,
             *([plan.facts.notice] if plan.facts.notice else []),
         ),
         next="run = await plan.run(client)" if calls else f"pilot = await plan.head(20){live}.run(client)",
     )
+
+
+def _upgrade(plan: Plan) -> list[str]:
+    """Return what the next tier gains; nothing where the limits are no tier's: something else sets them."""
+    own = standing.tiers_with(plan.limits, plan.facts)
+    return [f"The next tier, {whatif.upgrade(plan)}."] if own and whatif.higher(plan) else []
+
+
+def _assumed(plan: Plan, chosen: str) -> list[str]:
+    """Return what is assumed of the cache in batches, where the price depends on it."""
+    if chosen == "live" or not plan.expected.cached_tokens:
+        return []
+    low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
+    share = f"{estimates.BATCH_HIT_SHARE:.0%}"
+    return [f"In a batch {share} of the requests are taken to find the cache: {low} to {high} are usual."]
 
 
 def _option(option: Mapping[str, Any], chosen: str) -> tuple[str, ...]:

@@ -38,6 +38,8 @@ OPTIONS = pl.Schema(
 _MINUTES_P90 = list(OPTIONS).index("minutes_p90")
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
+BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
+"""The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
 FRAMING_TOKENS = 10.0
 """What a request has around its text: roles, turns."""
 _GUESSED_DOUBT = 0.5
@@ -69,10 +71,6 @@ class Measured:
         How many this comes from; 0 is a guess.
     counted : int
         Requests whose input tokens the API has counted.
-    limits : Limits or None
-        What a pilot learned of them, where it was run on `tier`.
-    tier : str, int, Limits or None
-        As the pilot's plan had it.
     """
 
     input_ratio: float = 1.0
@@ -84,8 +82,6 @@ class Measured:
     cached_tokens: float = 0.0
     calls: int = 0
     counted: int = 0
-    limits: Limits | None = None
-    tier: str | int | Limits | None = None
 
     @property
     def doubt(self) -> float:
@@ -188,7 +184,7 @@ def _write_dollars(price: bills.Price, expected: Measured, kept: str) -> float:
 
 def _batch_write_dollars(price: bills.Price, expected: Measured, requests: int) -> float:
     """Return the same for all the calls of a batch that find no cache: hits are best effort there."""
-    misses = requests * (1 - sum(catalog.BATCH.cache_hit_shares) / 2)
+    misses = requests * (1 - BATCH_HIT_SHARE)
     return max(misses, min(requests, 1)) * _write_dollars(price, expected, "1h")
 
 

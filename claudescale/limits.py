@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import catalog
+from claudescale.accountlimits import account_limits
 from claudescale.errors import PlanError, UnknownTier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from anthropic import AsyncAnthropic
 
@@ -20,12 +21,11 @@ BUCKETS = ("requests", "input_tokens", "output_tokens")
 
 _PREFIX = "anthropic-ratelimit-"
 _GROUPS = ("requests", "tokens", "input-tokens", "output-tokens")
-_API_NAMES = {
-    "requests_per_minute": "requests_per_minute",
-    "input_tokens_per_minute": "input_tokens_per_minute",
-    "input_tokens_per_minute_cache_aware": "input_tokens_per_minute",
-    "output_tokens_per_minute": "output_tokens_per_minute",
-}
+HEADERS = "the headers of the API's answers"
+_FRESH = timedelta(minutes=1)
+"""How long headers need not be noted again that say the same."""
+_OLD_TABLE = timedelta(days=180)
+_OLD_ANSWER = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +83,13 @@ class Limits:
         """Say the three limits and where they come from, in one line."""
         return (
             f"Limits({self.requests_per_minute:,.0f} requests, {self.input_tokens_per_minute:,.0f} input and "
-            f"{self.output_tokens_per_minute:,.0f} output tokens a minute, {self.source})"
+            f"{self.output_tokens_per_minute:,.0f} output tokens a minute, {self.provenance})"
         )
+
+    @property
+    def provenance(self) -> str:
+        """Where the figures come from and how old they are; what has become old says so."""
+        return f"{self.source}{age(self.checked, datetime.now(UTC))}"
 
     @property
     def per_minute(self) -> tuple[float, float, float]:
@@ -110,11 +115,13 @@ class Limits:
         )
 
     @classmethod
-    def of(cls, tier: str | int | Limits, model: str) -> Limits:
-        """Return the limits of a usage tier for a model, from the dated tables.
+    def of(cls, tier: str | int | Limits, model: str, learned: Learned | None = None) -> Limits:
+        """Return the limits of a usage tier for a model: those learned for just these, else the table's.
 
         Spends: nothing.
         """
+        if learned is not None and learned.stands_for(tier, model):
+            return learned.limits
         if isinstance(tier, Limits):
             return tier
         facts = catalog.tier(tier)
@@ -157,31 +164,60 @@ class Limits:
         -----
         Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the SDK's types.
         """
-        groups: list[dict[str, float]] = []
-        batch: dict[str, float] = {}
-        async for item in client.organization.rate_limits.list():
-            values = {each.type: each.value for each in item.limits}
-            if item.group.type == "batch":
-                batch = {name: float(value) for name, value in values.items()}
-            elif item.group.type == "model_group" and (
-                model is None or catalog.same_model(model, item.models or ())
-            ):
-                groups.append(
-                    {_API_NAMES[name]: float(values[name]) for name in values if name in _API_NAMES}
-                )
-        told = {name: [group[name] for group in groups if name in group] for name in _API_NAMES.values()}
-        if not all(told.values()):
+        items = [item.to_dict() async for item in client.organization.rate_limits.list()]
+        return cls.read(items, model)
+
+    @classmethod
+    def read(cls, items: Iterable[Any], model: str | None = None) -> Limits:
+        """Return the limits that entries of the rate-limit API tell, given as JSON objects.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        UnknownTier
+            They tell none of this model.
+        """
+        found: dict[str, Any] = account_limits(items, model)
+        if not {f"{name}_per_minute" for name in BUCKETS} <= set(found):
             msg = f"the rate-limit API tells no limits for {model or 'any model'!r}. "
             msg += "Pass tier=cs.Limits(requests_per_minute=..., ...)"
             raise UnknownTier(msg)
-        found = {name: min(values) for name, values in told.items()}
-        return cls(
-            **found,
-            batch_queue_requests=int(batch.get("enqueued_batch_requests", 0)) or None,
-            batch_requests_per_minute=batch.get("requests_per_minute"),
-            source="the rate-limit API",
-            checked=datetime.now(UTC),
-        )
+        if "batch_queue_requests" in found:
+            found["batch_queue_requests"] = int(found["batch_queue_requests"])
+        return cls(**found, source="the rate-limit API", checked=datetime.now(UTC))
+
+
+class Learned(NamedTuple):
+    """Limits that stand in the place of a tier's table, and for whom: the tier named, the models' group."""
+
+    limits: Limits
+    tier: str | int | Limits
+    rate_group: str
+
+    def stands_for(self, tier: str | int | Limits, model: str) -> bool:
+        """Whether these are the limits of a plan for that tier and model."""
+        return (_one_name(tier), catalog.model(model).rate_group) == (_one_name(self.tier), self.rate_group)
+
+
+def _one_name(tier: str | int | Limits) -> str | Limits:
+    return tier if isinstance(tier, Limits) else catalog.tier(tier).name
+
+
+def age(checked: date | datetime | None, now: datetime) -> str:
+    """Return how old something is as words to follow its source: ``", 3 minutes ago"``."""
+    if checked is None:
+        return ""
+    if not isinstance(checked, datetime):
+        days = (now.date() - checked).days
+        return f", checked {checked}" + (f" (old: {days:,} days)" if days > _OLD_TABLE.days else "")
+    past = now - (checked if checked.tzinfo else checked.replace(tzinfo=UTC))
+    if past > _OLD_ANSWER:
+        days = past.days
+        return f", {checked:%Y-%m-%d} (old: {days:,} day{'s' * (days > 1)})"
+    minutes = int(past.total_seconds() // 60)
+    count, unit = (minutes, "minute") if minutes < 60 else (minutes // 60, "hour")  # noqa: PLR2004 - of an hour
+    return f", {count} {unit}{'s' * (count > 1)} ago" if minutes >= 1 else ", just now"
 
 
 class Reading(NamedTuple):
@@ -209,20 +245,21 @@ class Readings:
         return (self.requests, self.input_tokens, self.output_tokens)
 
     def limits(self, before: Limits) -> Limits:
-        """Return `before` with every limit these headers tell; the same object if they agree."""
-        told = {
+        """Return `before` with every limit these headers tell; the same object if it says so just now."""
+        told: dict[str, Any] = {
             f"{name}_per_minute": reading.limit
             for name, reading in zip(BUCKETS, self.buckets, strict=True)
-            if reading.limit and reading.limit != getattr(before, f"{name}_per_minute")
+            if reading.limit
         }
-        if not told:
+        now = datetime.now(UTC)
+        agree = all(getattr(before, name) == limit for name, limit in told.items())
+        if not told or (agree and before.source == HEADERS and _is_fresh(before.checked, now)):
             return before
-        changes: dict[str, Any] = {
-            **told,
-            "source": "the headers of the API's answers",
-            "checked": datetime.now(UTC),
-        }
-        return replace(before, **changes)
+        return replace(before, **told, source=HEADERS, checked=now)
+
+
+def _is_fresh(checked: date | datetime | None, now: datetime) -> bool:
+    return isinstance(checked, datetime) and now - checked < _FRESH
 
 
 def read_headers(headers: Mapping[str, str]) -> Readings:

@@ -31,7 +31,7 @@ _COUNTS_PER_MINUTE = 2_000
 
 
 def learned(plan: Plan, run: Run) -> Measured:
-    """Return what a plan's calls take, by a run of some of its rows, and the limits that run met.
+    """Return what a plan's calls take, by a run of some of its rows.
 
     Spends: nothing.
 
@@ -48,9 +48,7 @@ def learned(plan: Plan, run: Run) -> Measured:
             "Use pilot = await plan.head(20).run(client) first."
         )
         raise PlanError(msg)
-    known = estimates.measured(paid)
-    same = run.plan.tier == plan.tier and run.plan.facts.rate_group == plan.facts.rate_group
-    return replace(known, limits=run.limits, tier=plan.tier) if same else known
+    return estimates.measured(paid)
 
 
 async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Measured:

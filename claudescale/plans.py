@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, choosing, comparing, estimates, feasibility, measuring
+from claudescale import catalog, choosing, comparing, estimates, feasibility, learning, measuring
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.estimates import Measured, Totals
+    from claudescale.limits import Learned
     from claudescale.runs import Run
 
 Frame = pl.DataFrame | pl.LazyFrame
@@ -34,6 +35,7 @@ REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 
 _VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
 """Changes after which a pilot's measurements no longer hold."""
+_SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "pay_twice", "learned"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -44,16 +46,10 @@ class Plan:
 
     Attributes
     ----------
-    frame : pl.DataFrame or pl.LazyFrame
-        The rows.
-    model : str
-        The model's id.
-    mode : str
-        How `run` sends: ``"live"``, ``"batch"`` or ``"hybrid"``.
     limits : Limits
-        What the account may do in a minute, by table until an answer's headers say better.
-    measured : Measured
-        What the estimates rest on.
+        What the account may do in a minute, by the table of its `tier` until the API says better.
+    measured, learned
+        What `calibrate`, `count_tokens` and `learn_limits` found out.
     """
 
     frame: Frame
@@ -74,6 +70,7 @@ class Plan:
     share: float = 1.0
     pay_twice: bool = False
     measured: Measured | None = None
+    learned: Learned | None = None
     compiled: Prompt = field(init=False)
     limits: Limits = field(init=False)
     facts: catalog.Model = field(init=False)
@@ -83,29 +80,15 @@ class Plan:
         feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
-        object.__setattr__(self, "limits", self._limits(facts))
+        object.__setattr__(self, "limits", Limits.of(self.tier, facts.id, self.learned))
         object.__setattr__(self, "compiled", self._compile(facts))
         self.limits.shared(self.share)
 
     def _compile(self, facts: catalog.Model) -> Prompt:
-        return compile_prompt(
-            self.prompt,
-            schema_of(self.frame),
-            model=facts,
-            max_tokens=self.max_tokens,
-            system=self.system,
-            returns=self.returns,
-            effort=self.effort,
-            thinking=self.thinking,
-            cache="1h" if self.cache and self.mode != "live" else self.cache,
-            params=self.params,
-        )
-
-    def _limits(self, facts: catalog.Model) -> Limits:
-        known = self.measured
-        if known is not None and known.limits is not None and known.tier == self.tier:
-            return known.limits
-        return Limits.of(self.tier, facts.id)
+        names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
+        return compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
 
     # what it would take
 
@@ -162,8 +145,6 @@ class Plan:
         """
         return comparing.compare(self, lists)
 
-    # what it would send
-
     @property
     def requests(self) -> pl.DataFrame:
         """The distinct requests this plan would send, as `REQUESTS`.
@@ -195,6 +176,8 @@ class Plan:
         other = replace(self, **changes)
         if "_measures" in vars(self) and not {"frame", "prompt"} & set(changes):
             vars(other)["_measures"] = self._measures  # the same rows are not read again
+        if "totals" in vars(self) and set(changes) <= _SAME_TOTALS:
+            vars(other)["totals"] = self.totals
         return other
 
     def head(self, n: int = 20) -> Plan:
@@ -213,7 +196,7 @@ class Plan:
         return replace(self, frame=frame.sample(min(n, frame.height), seed=seed))
 
     def calibrate(self, run: Run) -> Plan:
-        """Return the same plan with estimates measured on a pilot.
+        """Return the same plan with estimates measured on a pilot, and the limits that it met.
 
         Spends: nothing.
 
@@ -228,7 +211,7 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        return replace(self, measured=measuring.learned(self, run))
+        return replace(self, measured=measuring.learned(self, run), learned=learning.taken_over(self, run))
 
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
         """Return the same plan with its input tokens counted by the API on `n` sampled requests.
@@ -243,6 +226,21 @@ class Plan:
             The API would not count: what it says.
         """
         return replace(self, measured=await measuring.counted(self, client, n, seed))
+
+    async def learn_limits(self, client: AsyncAnthropic) -> Plan:
+        """Return the same plan with the organization's limits as the rate-limit API tells them.
+
+        It takes an Admin API key. Where the key may not, the limits stay as they are and say so: a pilot
+        learns them from the headers of its answers, those of a workspace too.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        PlanError
+            The API cannot be reached, or fails.
+        """
+        return replace(self, learned=await learning.asked(self, client))
 
     # the one verb that spends
 
@@ -301,8 +299,6 @@ class Plan:
         """
         run = self.start(client, ledger=ledger, progress=progress)
         return await run if wait else await run.submitted()
-
-    # how it looks
 
     @property
     def plot(self) -> PlanPlots:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import bills, catalog, choosing, estimates, feasibility
+from claudescale import bills, catalog, choosing, display, estimates, feasibility, standing
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
 
@@ -75,7 +75,7 @@ def tiers(plan: Plan, tier: Iterable[str | int | Limits] | None = None) -> pl.Da
     before: list[tuple[str, float]] = []
     for each in several:
         name, option = tier_name(each), _option(plan, each)
-        gain = own["minutes"] / option["minutes"] if option["minutes"] else 1.0
+        gain = _gain(own, option)
         if name == tier_name(plan.tier):
             note = f"this plan's tier; {upgrade(plan)}"
         else:
@@ -94,9 +94,32 @@ def upgrade(plan: Plan) -> str:
     above = higher(plan)
     if above is None:
         return "no higher tier has published limits"
-    own, option = _option(plan, plan.tier), _option(plan, above)
-    gain = own["minutes"] / option["minutes"] if option["minutes"] else 1.0
-    return f"{above}: {_note(plan, option, own, gain, [])}"
+    own = _option(plan, plan.tier)
+    other = plan.replace(tier=above)
+    option = _option(other, above)
+    note = _cheaper(own, option) or _note(plan, option, own, _gain(own, option), [])
+    return f"{above}: {note}{_enough(plan.tier, above, option['dollars'])}"
+
+
+def _gain(own: dict[str, Any], option: dict[str, Any]) -> float:
+    """Return how many times faster an option is than the plan's own."""
+    return own["minutes"] / option["minutes"] if option["minutes"] else 1.0
+
+
+def _cheaper(own: dict[str, Any], option: dict[str, Any]) -> str:
+    """Return what ``mode="auto"`` saves where another mode is in time there."""
+    if option["mode"] == own["mode"] or option["dollars"] >= own["dollars"]:
+        return ""
+    saved = display.dollars(own["dollars"] - option["dollars"])
+    return f"mode={option['mode']!r} is in time there and costs {saved} less"
+
+
+def _enough(tier: str | int | Limits, above: str, dollars: float) -> str:
+    """Return that the next tier's monthly spend limit reaches, where this one's does not."""
+    still = _spend_limit(above, dollars)
+    if still or not _spend_limit(tier, dollars):
+        return still
+    return f"; its spend limit is enough, that of {tier_name(tier)} is not"
 
 
 def family(plan: Plan) -> list[str | Limits]:
@@ -112,14 +135,20 @@ def family(plan: Plan) -> list[str | Limits]:
 
 
 def higher(plan: Plan) -> str | None:
-    """Return the name of the next tier of a plan's family; None where none is known.
+    """Return the name of the tier above a plan's own; None where none is known.
+
+    Its own is the one whose limits it has, whatever was named: the API may have told better.
 
     Spends: nothing.
     """
     if isinstance(plan.tier, Limits):
         return None
-    names = [tier_name(each) for each in family(plan)]
-    place = names.index(tier_name(plan.tier)) + 1
+    named, group = catalog.tier(plan.tier), plan.facts.rate_group
+    own = catalog.tier(next(iter(standing.tiers_with(plan.limits, plan.facts)), named.name))
+    names = [
+        each.name for each in catalog.TIERS.values() if each.family == own.family and group in each.limits
+    ]
+    place = names.index(own.name) + 1
     return names[place] if place < len(names) else None
 
 

@@ -1,7 +1,8 @@
 """Limits: tables, headers, the rate-limit API, the closed form of a run's duration."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 
 from claudescale import Simulator
 from claudescale.errors import PlanError, UnknownTier
-from claudescale.limits import Limits, finish, read_headers
+from claudescale.limits import HEADERS, Learned, Limits, age, finish, read_headers
 
 LIMITS = Limits(requests_per_minute=60, input_tokens_per_minute=6_000, output_tokens_per_minute=600)
-HEADERS = {
+ANSWERED = {
     f"anthropic-ratelimit-{group}-{what}": value
     for group in ("requests", "tokens", "input-tokens", "output-tokens")
     for what, value in (("limit", "1000"), ("remaining", "900"), ("reset", "2026-11-22T10:00:00Z"))
@@ -64,7 +65,7 @@ def test_a_share_is_a_part(share):
 
 def test_every_header_is_read():
     """Limit, remaining and reset of all four groups, the time to wait, and headers not known yet."""
-    readings = read_headers({**HEADERS, "retry-after": "7", "anthropic-ratelimit-new-thing-limit": "3"})
+    readings = read_headers({**ANSWERED, "retry-after": "7", "anthropic-ratelimit-new-thing-limit": "3"})
     moment = datetime(2026, 11, 22, 10, tzinfo=UTC)
     for reading in (readings.requests, readings.input_tokens, readings.output_tokens, readings.tokens):
         assert reading == (1_000, 900, moment)
@@ -80,7 +81,7 @@ def test_the_time_to_wait_comes_in_three_ways():
     assert read_headers({"retry-after": "Sun, 22 Nov 2020 10:00:00 GMT"}).retry_after_seconds == 0
 
 
-@given(st.dictionaries(st.sampled_from([*HEADERS, "retry-after"]), st.text(max_size=40)))
+@given(st.dictionaries(st.sampled_from([*ANSWERED, "retry-after"]), st.text(max_size=40)))
 def test_damaged_headers_never_raise(headers):
     """Whatever a proxy makes of the headers reads as unknown or as a finite number."""
     readings = read_headers(headers)
@@ -88,10 +89,15 @@ def test_damaged_headers_never_raise(headers):
         assert reading.limit is None or 0 <= reading.limit < float("inf")
 
 
-def test_headers_that_agree_change_nothing():
-    """The same object comes back, so that nobody has to compare."""
+def test_headers_that_agree_are_noted_once_a_minute():
+    """They are the newer evidence; after that the same object comes back, so that nobody has to compare."""
     readings = read_headers({"anthropic-ratelimit-requests-limit": "60"})
-    assert readings.limits(LIMITS) is LIMITS
+    first = readings.limits(LIMITS)
+    assert (first.per_minute, first.source) == (LIMITS.per_minute, HEADERS)
+    assert readings.limits(first) is first
+    stale = replace(first, checked=datetime.now(UTC) - timedelta(minutes=2))
+    assert readings.limits(stale).checked > stale.checked
+    assert read_headers({"retry-after": "1"}).limits(LIMITS) is LIMITS
 
 
 def test_headers_that_differ_beat_the_table():
@@ -134,7 +140,8 @@ def test_the_rate_limit_api_tells_an_accounts_own_limits():
         limits = asyncio.run(ask())
     assert limits.per_minute == (1_234, 2_000_000, 400_000)
     assert limits.batch_queue_requests == 200_000
-    assert limits.source == "the rate-limit API"
+    assert (limits.batch_requests_per_minute, limits.count_tokens_per_minute) == (1_000, 2_000)
+    assert limits.provenance == "the rate-limit API, just now"
 
 
 def test_without_a_model_the_smallest_limits_of_any_are_told():
@@ -159,3 +166,49 @@ def test_a_model_the_api_tells_nothing_of_is_an_error():
 
         with pytest.raises(UnknownTier, match="Limits"):
             asyncio.run(ask())
+
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("checked", "words"),
+    [
+        (None, ""),
+        (date(2026, 10, 8), ", checked 2026-10-08"),
+        (date(2026, 5, 27), ", checked 2026-05-27"),
+        (date(2026, 5, 26), ", checked 2026-05-26 (old: 181 days)"),
+        (NOW - timedelta(seconds=59), ", just now"),
+        (NOW + timedelta(seconds=59), ", just now"),
+        (NOW - timedelta(seconds=61), ", 1 minute ago"),
+        (NOW - timedelta(minutes=59, seconds=59), ", 59 minutes ago"),
+        (NOW - timedelta(hours=1), ", 1 hour ago"),
+        (NOW - timedelta(hours=24), ", 24 hours ago"),
+        (NOW - timedelta(hours=25), ", 2026-11-22 (old: 1 day)"),
+        (datetime(2026, 11, 20, 12), ", 2026-11-20 (old: 3 days)"),  # noqa: DTZ001 - as a user may give it
+    ],
+)
+def test_how_old_limits_are(checked, words):
+    """A day is told for a table, the time since for an answer, and both are called old in the end."""
+    assert age(checked, NOW) == words
+
+
+def test_limits_say_where_they_come_from_and_how_old_they_are():
+    """The repr of a table has its day, that of an answer its age, that of one's own figures neither."""
+    table = Limits.of("start", "claude-haiku-5-5")
+    assert f"table of tier 'start', checked {table.checked}" in repr(table)
+    assert repr(read_headers(ANSWERED).limits(table)).endswith(f"{HEADERS}, just now)")
+    assert repr(LIMITS).endswith("a minute, given by you)")
+
+
+def test_what_was_learned_holds_for_the_tier_and_the_models_it_was_learned_for():
+    """However the tier is written, and for every model of the group; else the table counts."""
+    learned = Learned(LIMITS, "start", "sonnet-4")
+    for tier, model, holds in (
+        ("Start", "claude-sonnet-4-6", True),
+        ("build", "claude-sonnet-4-6", False),
+        ("start", "claude-haiku-5-5", False),
+        (LIMITS, "claude-sonnet-4-6", False),
+    ):
+        assert (Limits.of(tier, model, learned) is LIMITS) is (holds or tier is LIMITS)
+        assert learned.stands_for(tier, model) is holds

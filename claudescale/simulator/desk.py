@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 WRONG_KEYS = ("wrong", "sk-wrong")
+ORDINARY_KEYS = ("sk-ant-api",)
 LIMIT_NAMES = ("requests", "input tokens", "output tokens")
 RAMP_SECONDS = 5
 
@@ -136,13 +137,18 @@ class Desk:
         body = wire.error_body(found.type, found.message, request_id, details)
         return Answer(status=found.status, headers=sent, body=wire.json_bytes(body), kind=name)
 
-    def unauthorized(self, headers: Mapping[str, str]) -> Answer | None:
-        """Return the 401 to a call without a key, or with a wrong one."""
+    def unauthorized(self, headers: Mapping[str, str], *, admin: bool = False) -> Answer | None:
+        """Return the 401 to a call without a key, or with a wrong one; the 403 where an `admin` is asked for.
+
+        Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
+        """
         key = headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
         if not key.strip():
             return self.refuse(Problem(401, "authentication_error", "x-api-key header is required"))
         if key.startswith(WRONG_KEYS):
             return self.refuse(Problem(401, "authentication_error", "invalid x-api-key"))
+        if admin and key.startswith(ORDINARY_KEYS):
+            return self.refuse(Problem(403, "permission_error", "This endpoint requires an Admin API key."))
         return None
 
     def read(self, raw: bytes, max_bytes: int = catalog.MESSAGE.max_bytes) -> dict[str, Any] | Answer:

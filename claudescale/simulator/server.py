@@ -111,7 +111,7 @@ class Shell:
     async def _rate_limits(self, request: web.BaseRequest) -> web.StreamResponse:
         now = self.clock.seconds()
         return await self._look_up(
-            request, lambda: listings.rate_limits(self.desk.terms, now, _query(request))
+            request, lambda: listings.rate_limits(self.desk.terms, now, _query(request)), admin=True
         )
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -122,9 +122,9 @@ class Shell:
         return await self._look_up(request, lambda: listings.models_page(now, _query(request)))
 
     async def _look_up(
-        self, request: web.BaseRequest, look: Callable[[], dict[str, Any] | Problem]
+        self, request: web.BaseRequest, look: Callable[[], dict[str, Any] | Problem], *, admin: bool = False
     ) -> web.StreamResponse:
-        refused = self.desk.unauthorized(request.headers)
+        refused = self.desk.unauthorized(request.headers, admin=admin)
         return await self._send(request, refused or self._value(look()))
 
     def _value(self, found: dict[str, Any] | Problem) -> Answer:
