@@ -31,9 +31,9 @@ LAYERS = (
     "limits templates parameters schemas replies prompts bills estimates rates levels intervals evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
-    "display standing shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
-    "cards whatif progress plots work feasibility comparing choosing learning measuring engines supply sending",
-    "inflight planplots runs plans",
+    "display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
+    "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
+    "progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
