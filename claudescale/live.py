@@ -307,7 +307,11 @@ class Live:
             uncached += usage["cache_write_1h_input_tokens"]
             used = row.input_tokens if found.unseen else uncached
             self.pacer.settle(
-                permit, input_tokens=used, output_tokens=usage["output_tokens"], readings=readings
+                permit,
+                input_tokens=used,
+                output_tokens=usage["output_tokens"],
+                readings=readings,
+                typical=not (self._warm and self.watch.answered == 0),  # it wrote what the others read
             )
         elif found.outcome == "refused":
             self.pacer.refuse(permit, readings, ramp=found.error == "ramp_limit_exceeded")

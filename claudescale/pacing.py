@@ -207,14 +207,22 @@ class Pacer:
     # after a call
 
     def settle(
-        self, permit: Permit, *, input_tokens: float, output_tokens: float, readings: Readings
+        self,
+        permit: Permit,
+        *,
+        input_tokens: float,
+        output_tokens: float,
+        readings: Readings,
+        typical: bool = True,
     ) -> None:
         """Replace what was set aside by what the answer really used: uncached input, all output.
+
+        Of a call that is not `typical` nothing is learned about the input of others.
 
         Spends: nothing.
         """
         self._hand_back(permit, (1.0, input_tokens, output_tokens))
-        if permit.estimate:
+        if typical and permit.estimate:
             self._ratio.add(input_tokens / permit.estimate)
         self._output.add(output_tokens)
         self._learn(readings)

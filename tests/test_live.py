@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import virtual
-from engine import Engine, ScriptSend, body, rows, through_desk, through_script, worst_dollars
+from engine import LIMITS, Engine, ScriptSend, body, rows, through_desk, through_script, worst_dollars
 
 from claudescale import guards, live
 from claudescale.guards import Purse, Watch
@@ -237,6 +237,17 @@ def test_warming_saves_writes():
     ]
     assert written[0] == 1
     assert written[1] > 5
+
+
+def test_the_call_that_writes_the_cache_is_not_taken_for_a_typical_one():
+    """What only the first call takes of the input limit does not slow down those that read the cache."""
+    system = [
+        {"type": "text", "text": "Name the complaint. " * 4_000, "cache_control": {"type": "ephemeral"}}
+    ]
+    own = [row._replace(input_tokens=30.0) for row in rows(600, system=system)]
+    engine = through_desk(0, {"warm": True}, some=own, bucket_seconds=1)
+    assert sum(attempt.cache_write_5m_input_tokens > 0 for attempt in engine.attempts) == 1
+    assert engine.seconds < 1.1 * 60 * 600 / LIMITS.requests_per_minute
 
 
 # money
