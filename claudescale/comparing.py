@@ -5,29 +5,95 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import feasibility
+from claudescale import catalog, display, estimates, feasibility
 from claudescale.errors import PlanError
+from claudescale.limits import Limits
 
 if TYPE_CHECKING:
     from claudescale.plans import Plan
 
 
+CACHE_HIT_SHARE = "cache_hit_share"
+"""Column of `compare` where ``cache`` is varied: the part of the requests taken to find the cache; null in a
+hybrid, which may end either way."""
+SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "pay_twice", "learned"}
+"""What does not change the tokens of a plan, nor what they cost."""
+_CARRIED = {"model", "cache"}
+"""What may vary such that a pilot's replies still say how long others are."""
+
+
 def compare(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
     """Return the options of a plan for every combination of choices, with a column for each that is named."""
-    modes = _several("mode", lists.pop("mode", feasibility.MODES))
+    modes = _modes(_several("mode", lists.pop("mode", feasibility.MODES)))
     tried = {name: _several(name, values) for name, values in lists.items()}
     _ = plan.totals  # read once, for all combinations
     combinations = list(itertools.product(*tried.values()))
-    frames = [plan.replace(**dict(zip(tried, values, strict=True))).options for values in combinations]
+    plans = _plans(plan, [dict(zip(tried, values, strict=True)) for values in combinations])
+    frames = [each.options for each in plans]
     columns = zip(tried, zip(*combinations, strict=True), strict=True)
     choices = pl.DataFrame([_told(name, values) for name, values in columns])
     heights = pl.Series([frame.height for frame in frames])
     each = choices.select(pl.all().repeat_by(heights).explode())
-    return pl.concat([each, pl.concat(frames)], how="horizontal").filter(pl.col("mode").is_in(modes))
+    if "cache" in tried:
+        frames = [_with_hits(other, frame) for other, frame in zip(plans, frames, strict=True)]
+    found = pl.concat([each, pl.concat(frames)], how="horizontal").filter(pl.col("mode").is_in(modes))
+    if found.is_empty():
+        msg = "plan.compare(mode=['hybrid']): a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
+        raise PlanError(msg)
+    return found
+
+
+def _plans(plan: Plan, combinations: list[dict[str, Any]]) -> list[Plan]:
+    """Return a plan for each combination; those that send the same share their totals."""
+    found, sending = [], {}
+    for changes in combinations:
+        others = {name: value for name, value in changes.items() if name not in SAME_TOTALS}
+        key = tuple(id(value) for value in others.values())
+        if key not in sending:
+            sending[key] = varied(plan, others)
+            _ = sending[key].totals
+        found.append(sending[key].replace(**{name: changes[name] for name in changes if name in SAME_TOTALS}))
+    return found
+
+
+def varied(plan: Plan, changes: dict[str, Any]) -> Plan:
+    """Return a plan that differs in some choices, on the same evidence as far as that holds.
+
+    A pilot's measurements stay where nothing they depend on is another. Another model's replies count as
+    long as the measured ones, plus what it thinks more by default, with the doubt of a guess.
+    """
+    new = {
+        name: value for name, value in changes.items() if not _same(value, getattr(plan, name, None), name)
+    }
+    other = plan.replace(**new)
+    known = plan.measured
+    if known is None or other.measured is not None or not set(new) & _CARRIED:
+        return other
+    if plan.replace(**{name: value for name, value in new.items() if name not in _CARRIED}).measured is None:
+        return other
+    guess = other.expected
+    before = estimates.guess(plan.compiled, plan.facts, plan.max_tokens, cache=plan.cache)
+    more, times = guess.output_tokens - before.output_tokens, guess.output_tokens / before.output_tokens
+    output = known.output_tokens + more if more > 0 else known.output_tokens * times
+    told = replace(known, cached_tokens=guess.cached_tokens, output_tokens=output)
+    if "model" in new:
+        told = replace(told, calls=0, counted=0, seconds=guess.seconds * output / guess.output_tokens)
+    return other.replace(measured=told)
+
+
+def _with_hits(plan: Plan, options: pl.DataFrame) -> pl.DataFrame:
+    """Return options with the part of the requests that are taken to read the cache."""
+    requests = plan.totals.requests
+    live = (requests - 1) / requests if requests else 0.0
+    shares = {"live": live, "batch": min(live, estimates.BATCH_HIT_SHARE)}
+    shares = shares if plan.expected.cached_tokens else dict.fromkeys(feasibility.MODES, 0.0)
+    hits = pl.col("mode").replace_strict(shares, default=None, return_dtype=pl.Float64)
+    return options.with_columns(hits.alias(CACHE_HIT_SHARE))
 
 
 def frontier(options: pl.DataFrame) -> pl.DataFrame:
@@ -73,10 +139,42 @@ def _several(name: str, values: object) -> list[Any]:
     return several
 
 
+def _modes(modes: list[Any]) -> list[Any]:
+    """Return the modes to compare, which are none but those that send."""
+    for mode in modes:
+        if mode == feasibility.AUTO:
+            msg = (
+                "plan.compare(mode=['auto']): auto is the cheapest of these that is in time; leave mode out."
+            )
+            raise PlanError(msg)
+        if mode not in feasibility.MODES:
+            msg = f"plan.compare(mode=[{mode!r}]): there is {', '.join(map(repr, feasibility.MODES))}."
+            raise PlanError(msg)
+    return modes
+
+
+def _same(value: object, own: object, name: str) -> bool:
+    """Whether a value is the plan's own; of what is not simple, whether it is the same object."""
+    if name == "model" and isinstance(value, str):
+        return catalog.model(value).id == catalog.model(str(own)).id
+    simple = str | int | float | None
+    return value is own or (isinstance(value, simple) and isinstance(own, simple) and value == own)
+
+
 def _told(name: str, values: Iterable[object]) -> pl.Series:
     """Return the values as a column: as they are where they are of one simple type, else as text."""
-    several = list(values)
+    several = [_shown(name, value) for value in values]
     kinds = {type(value) for value in several}
     if kinds in ({str}, {int}, {bool}) or kinds <= {int, float, type(None)}:
         return pl.Series(name, several, strict=False)
     return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in several])
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return a value as its column has it: a tier's one name, limits in short, a deadline in minutes."""
+    if name == "tier" and isinstance(value, Limits):
+        figures = ", ".join(display.tokens(each) for each in value.per_minute)
+        return f"Limits({figures})"
+    if name == "tier":
+        return catalog.tier(value).name
+    return feasibility.minutes_of(value) if name == "deadline" else value

@@ -35,7 +35,6 @@ REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 
 _VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
 """Changes after which a pilot's measurements no longer hold."""
-_SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "pay_twice", "learned"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -90,8 +89,6 @@ class Plan:
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
         return compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
 
-    # what it would take
-
     @cached_property
     def options(self) -> pl.DataFrame:
         """One row per mode: dollars, minutes, what limits it. Schema `OPTIONS`.
@@ -142,6 +139,12 @@ class Plan:
             Names of `plan`'s parameters, each with the values to try, such as
             ``model=["claude-haiku-5-5", "claude-sonnet-5-5"], tier=["start", "build"]``.
             ``mode=["live"]`` keeps only those modes.
+
+        Notes
+        -----
+        The plan's own tier has the limits that were learned. After a pilot other models' replies count as
+        long as those measured. Where ``cache`` varies, `cache_hit_share` is the part of the requests taken to
+        find it: in batches the middle of 30% to 98%. Source: *Batch processing* (checked 2026-08-14).
         """
         return comparing.compare(self, lists)
 
@@ -176,7 +179,7 @@ class Plan:
         other = replace(self, **changes)
         if "_measures" in vars(self) and not {"frame", "prompt"} & set(changes):
             vars(other)["_measures"] = self._measures  # the same rows are not read again
-        if "totals" in vars(self) and set(changes) <= _SAME_TOTALS:
+        if "totals" in vars(self) and set(changes) <= comparing.SAME_TOTALS:
             vars(other)["totals"] = self.totals
         return other
 

@@ -1,12 +1,15 @@
 """Which of several options nothing beats."""
 
+from datetime import timedelta
+
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from running import MODEL, a_plan, reviews
+from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
-from claudescale.comparing import frontier
+from claudescale import estimates
+from claudescale.comparing import CACHE_HIT_SHARE, frontier
 from claudescale.errors import PlanError
 
 
@@ -45,3 +48,80 @@ def test_what_is_to_be_compared_is_a_list():
     """A word alone is refused, with what to type."""
     with pytest.raises(PlanError, match=r"model=\[\.\.\.\]"):
         a_plan(reviews(1)).compare(model=MODEL)
+
+
+@pytest.mark.parametrize(
+    ("modes", "words"),
+    [
+        (["bath"], "'live', 'batch', 'hybrid'"),
+        (["auto"], "leave mode out"),
+        (["hybrid"], r"deadline=\[60, 90\]"),
+    ],
+)
+def test_a_mode_that_would_leave_nothing_is_told(modes, words):
+    """A misspelt mode, auto, and a hybrid without a deadline: an error, not an empty table."""
+    with pytest.raises(PlanError, match=words):
+        a_plan(reviews(1)).compare(mode=modes)
+
+
+def test_choices_can_be_read_in_their_columns():
+    """Tiers have one name however they are given, limits of one's own are short, deadlines are minutes."""
+    plan = a_plan(reviews(3), tier="start")
+    table = plan.compare(tier=[1, "Build", WIDE_LIMITS], mode=["live"])
+    assert table["tier"].to_list() == ["tier 1", "build", "Limits(60 k, 100 M, 100 M)"]
+    times = plan.compare(deadline=[None, 30, timedelta(hours=2)], mode=["hybrid"])
+    assert times["deadline"].to_list() == [30, 120]
+
+
+SYSTEM = "You read complaints of customers and answer in one word. " * 400
+
+
+def test_where_the_cache_varies_its_hits_are_told():
+    """All but the first live, the middle of the documented range in batches, none where nothing is cached."""
+    plan = a_plan(reviews(100), system=SYSTEM)
+    table = plan.compare(model=[MODEL, "claude-haiku-4-5"], cache=[False, True], deadline=[90])
+    hits = {row[:3]: row[3] for row in table.select("model", "cache", "mode", CACHE_HIT_SHARE).rows()}
+    assert hits[MODEL, True, "live"] == 0.99
+    assert hits[MODEL, True, "batch"] == estimates.BATCH_HIT_SHARE == 0.64
+    assert hits[MODEL, True, "hybrid"] is None
+    assert {hits[MODEL, False, mode] for mode in ("live", "batch", "hybrid")} == {0.0}
+    short = plan.replace(system="Be brief.").compare(cache=[True])
+    assert short[CACHE_HIT_SHARE].to_list() == [0.0, 0.0]
+    assert CACHE_HIT_SHARE not in plan.compare(tier=["start"]).columns
+
+
+def test_combinations_are_what_the_changed_plan_says():
+    """Every row is that of `replace` and `options`, though totals are shared between tiers."""
+    plan = a_plan(reviews(50), system=SYSTEM)
+    lists = {
+        "tier": [1, "build"],
+        "model": [MODEL, "claude-opus-5-5"],
+        "cache": [True, False],
+        "share": [0.5, 1.0],
+    }
+    table = plan.compare(**lists)
+    assert table.height == 32
+    names = list(lists)
+    for row in table.iter_rows(named=True):
+        other = plan.replace(**{name: row[name] for name in names})
+        assert {name: row[name] for name in estimates.OPTIONS} == pytest.approx(
+            estimates.option(other.options, row["mode"])
+        )
+
+
+def test_a_pilot_speaks_for_what_it_was_run_on_and_tells_how_long_other_replies_are():
+    """The own model stays calibrated; another's replies are as long, in doubt, and think in addition."""
+    with simulator() as api:
+        plan = a_plan(reviews(60), system=SYSTEM, max_tokens=1024)
+        plan = plan.calibrate(finished(plan.head(20), api.client()))
+    models = [MODEL, "claude-sonnet-5-5", "claude-opus-5-5"]
+    table = plan.compare(model=models, cache=[False, True], mode=["live"])
+    own, cached, sonnet, _, opus, _ = table.iter_rows(named=True)
+    assert own["dollars"] == pytest.approx(plan.options["dollars"][0])
+    assert own["dollars_p90"] == pytest.approx(plan.options["dollars_p90"][0])
+    assert cached["output_tokens"] == own["output_tokens"] == sonnet["output_tokens"]
+    assert cached["dollars"] < own["dollars"] / 2
+    assert opus["output_tokens"] == pytest.approx(own["output_tokens"] + 60 * 300, abs=1)
+    assert sonnet["dollars_p90"] / sonnet["dollars"] > own["dollars_p90"] / own["dollars"]
+    brief = plan.compare(model=["claude-sonnet-5-5"], system=["Be brief."], mode=["live"])
+    assert brief["output_tokens"][0] == 60 * 200

@@ -149,7 +149,7 @@ def test_compare_names_its_choices():
     table = plan.compare(model=[MODEL, "claude-sonnet-5-5"], tier=["start", 2], budget=[None, 1.0])
     assert table.columns == ["model", "tier", "budget", *OPTIONS]
     assert table["model"].to_list() == [MODEL] * 8 + ["claude-sonnet-5-5"] * 8
-    assert table["tier"].to_list() == (["start"] * 4 + ["2"] * 4) * 2
+    assert table["tier"].to_list() == (["start"] * 4 + ["tier 2"] * 4) * 2
     assert table["budget"].to_list() == [None, None, 1.0, 1.0] * 4
     assert table["mode"].to_list() == ["live", "batch"] * 8
     sonnet = plan.replace(model="claude-sonnet-5-5", tier=2).options
