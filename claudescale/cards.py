@@ -183,7 +183,7 @@ def plan_card(plan: Plan) -> display.Card:
             f"{tokens}, {basis}. {sources}",
             *_differs(plan.limits, plan),
             *_upgrade(plan),
-            *_assumed(plan, chosen),
+            *_assumed(plan),
             *plan.compiled.notes,
             *([plan.facts.notice] if plan.facts.notice else []),
         ),
@@ -197,9 +197,9 @@ def _upgrade(plan: Plan) -> list[str]:
     return [f"The next tier, {whatif.upgrade(plan)}."] if own and whatif.higher(plan) else []
 
 
-def _assumed(plan: Plan, chosen: str) -> list[str]:
+def _assumed(plan: Plan) -> list[str]:
     """Return what is assumed of the cache in batches, where the price depends on it."""
-    if chosen == "live" or not plan.expected.cached_tokens:
+    if not plan.expected.cached_tokens:
         return []
     low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
     share = f"{estimates.BATCH_HIT_SHARE:.0%}"

@@ -26,9 +26,11 @@ UNTOLD = "this key may not read the account's limits: a pilot tells them"
 
 
 def taken_over(plan: Plan, run: Run) -> Learned | None:
-    """Return the limits of a plan after a run of it: those the run met, if it was on this tier and model."""
-    same = run.plan.tier == plan.tier and run.plan.facts.rate_group == plan.facts.rate_group
-    return Learned(run.limits, plan.tier, plan.facts.rate_group) if same else plan.learned
+    """Return what is learned of a plan's limits after a run: what the API told it, if it was of this tier."""
+    told = Learned(run.limits, run.plan.tier, run.plan.facts.rate_group)
+    if not told.stands_for(plan.tier, plan.facts.id):
+        return plan.learned
+    return told if run.limits is not run.plan.limits else plan.learned or run.plan.learned
 
 
 async def asked(plan: Plan, client: AsyncAnthropic) -> Learned:
@@ -64,9 +66,7 @@ def known_better(plan: Plan, items: list[Any] | None) -> Limits:
 
 def _untold(known: Limits, why: str) -> Limits:
     """Return limits that say why they are no better known; those of the API's own answers are as good."""
-    if known.source == HEADERS or why in known.source:
-        return known
-    return replace(known, source=f"{known.source} ({why})")
+    return known if known.source == HEADERS else replace(known, note=why)
 
 
 async def _entries(wire: Wire, clock: Clock) -> list[Any] | None:

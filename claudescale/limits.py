@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import catalog
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
 
+FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
+"""Calls in flight at the start of a run, and at most, where nothing else is asked for."""
+RATE_MARGIN = 0.99
+"""The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
+
+_NORMAL = NormalDist()
 _PREFIX = "anthropic-ratelimit-"
 _GROUPS = ("requests", "tokens", "input-tokens", "output-tokens")
 HEADERS = "the headers of the API's answers"
@@ -48,10 +56,16 @@ class Limits:
         Calls to all batch endpoints together.
     count_tokens_per_minute : float, optional
         Calls that count tokens.
+    spend_dollars_per_month : float, optional
+        What the account may spend in a month; then the API turns every call down.
+    burst_seconds : float, optional
+        So many seconds' worth of each limit may be taken at once; None where that is not known.
     source : str
         Where the figures come from.
     checked : date or datetime, optional
         When that was so.
+    note : str
+        Why nothing better is known, where that is so.
 
     Notes
     -----
@@ -69,8 +83,11 @@ class Limits:
     batch_queue_requests: int | None = None
     batch_requests_per_minute: float | None = None
     count_tokens_per_minute: float | None = None
+    spend_dollars_per_month: float | None = None
+    burst_seconds: float | None = None
     source: str = "given by you"
     checked: date | datetime | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         for name in ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"):
@@ -89,7 +106,8 @@ class Limits:
     @property
     def provenance(self) -> str:
         """Where the figures come from and how old they are; what has become old says so."""
-        return f"{self.source}{age(self.checked, datetime.now(UTC))}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.source}{age(self.checked, datetime.now(UTC))}{note}"
 
     @property
     def per_minute(self) -> tuple[float, float, float]:
@@ -111,6 +129,7 @@ class Limits:
             requests_per_minute=self.requests_per_minute * share,
             input_tokens_per_minute=self.input_tokens_per_minute * share,
             output_tokens_per_minute=self.output_tokens_per_minute * share,
+            burst_seconds=1.0,  # what is left of the whole account's minute is not all this run's
             source=f"{self.source}, times {share:g}",
         )
 
@@ -133,6 +152,7 @@ class Limits:
             batch_queue_requests=facts.batch_queue_requests,
             batch_requests_per_minute=facts.batch_requests_per_minute,
             count_tokens_per_minute=facts.count_tokens_per_minute,
+            spend_dollars_per_month=facts.spend_dollars_per_month,
             source=f"table of tier {facts.name!r}",
             checked=facts.checked,
         )
@@ -141,8 +161,9 @@ class Limits:
     async def from_api(cls, client: AsyncAnthropic, model: str | None = None) -> Limits:
         """Return the limits the organisation has, as the rate-limit API tells them.
 
-        It takes an Admin API key (or an ``org:admin`` token); an individual account has none. Where
-        the key may not, nothing is lost: the first answer of a run says the limits in its headers.
+        It takes an Admin API key (or an ``org:admin`` token); an individual account has none, and a
+        workspace may have less than is told here. Where the key may not, nothing is lost: the first answer
+        of a run says the limits in its headers. `Plan.learn_limits` asks for a plan.
 
         Spends: nothing (one free request a page).
 
@@ -162,7 +183,7 @@ class Limits:
 
         Notes
         -----
-        Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the SDK's types.
+        Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the types of anthropic 2.12.0.
         """
         items = [item.to_dict() async for item in client.organization.rate_limits.list()]
         return cls.read(items, model)
@@ -251,11 +272,14 @@ class Readings:
             for name, reading in zip(BUCKETS, self.buckets, strict=True)
             if reading.limit
         }
+        left = [reading.remaining / reading.limit for reading in self.buckets if reading.limit and reading.remaining]
+        if left:
+            told["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
         now = datetime.now(UTC)
         agree = all(getattr(before, name) == limit for name, limit in told.items())
         if not told or (agree and before.source == HEADERS and _is_fresh(before.checked, now)):
             return before
-        return replace(before, **told, source=HEADERS, checked=now)
+        return replace(before, **told, source=HEADERS, checked=now, note="")
 
 
 def _is_fresh(checked: date | datetime | None, now: datetime) -> bool:
@@ -349,14 +373,18 @@ def finish(
     input_tokens: float,
     output_tokens: float,
     latency_seconds: float,
+    latency_deviation: float = 0.0,
     concurrency: float | None = None,
+    first_concurrency: float | None = None,
     burst_seconds: float = 1.0,
+    quantile: float = 0.5,
 ) -> Finish:
     """Return the closed form of a live run's duration: the slowest bucket, or the latency.
 
     A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
     a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
-    law. Each is a lower bound, and a first-come pacer reaches the largest of them.
+    law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
+    are still under way: the slowest of them is waited for.
 
     Spends: nothing.
 
@@ -364,12 +392,16 @@ def finish(
     ----------
     requests, input_tokens, output_tokens : float
         Totals of the run; input tokens without reads from the prompt cache.
-    latency_seconds : float
-        Of one call, from sending to the whole answer.
+    latency_seconds, latency_deviation : float
+        Of one call, from sending to the whole answer: mean and standard deviation.
     concurrency : float, optional
         Most calls in flight.
+    first_concurrency : float, optional
+        How many of them at the start, where that doubles with each latency until it is `concurrency`.
     burst_seconds : float
         How much of a minute a bucket holds when full: the API may enforce the minute by the second.
+    quantile : float
+        Of the slowest of the last calls.
     """
     if not requests:
         return Finish(0.0, "nothing to send")
@@ -379,8 +411,17 @@ def finish(
         for name, total, limit in zip(BUCKETS, totals, limits.per_minute, strict=True)
     }
     if concurrency:
-        sending["concurrency"] = max(requests / concurrency - 1, 0.0) * latency_seconds
+        first = min(first_concurrency or concurrency, concurrency)
+        rounds = _rounds(requests, first, concurrency)
+        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
     binding = max(sending, key=lambda name: sending[name])
-    if sending[binding] < latency_seconds:
-        return Finish(sending[binding] + latency_seconds, "latency")
-    return Finish(sending[binding] + latency_seconds, binding)
+    seconds = sending[binding]
+    last = min(requests * latency_seconds / (seconds + latency_seconds), concurrency or requests)
+    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / max(last, 1.0)))
+    return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+
+
+def _rounds(requests: float, first: float, most: float) -> float:
+    """Return after how many latencies all calls are answered, where those in flight double until `most`."""
+    doubling = min(requests, most - first)
+    return math.log2(doubling / first + 1) + (requests - doubling) / most

@@ -1,5 +1,6 @@
 """Cards: what is shown of plans and runs tells the truth, and what to do next."""
 
+import polars as pl
 import pytest
 from running import a_plan, finished, reviews, simulator
 
@@ -58,3 +59,51 @@ def test_every_end_of_a_run_has_an_advice():
     """Whatever the verdicts call an end is explained, with something to do."""
     for error, advice in cards._ADVICE.items():
         assert advice.count(". ") + advice.endswith(".") >= 2, error
+
+
+def test_a_plan_card_says_what_the_next_tier_gains():
+    """One line, where there is a next tier; none for limits that are no tier's: something else sets them."""
+    assert "\nThe next tier, build: gains nothing: the latency of a call limits it.\n" in repr(
+        a_plan(reviews(5), tier="start")
+    )
+    for none in (a_plan(reviews(5), tier="scale"), a_plan(reviews(5))):
+        assert "next tier" not in repr(none)
+    with simulator(tier="start", requests_per_minute=500) as api:
+        slow = cs.wait(a_plan(reviews(5), tier="start").learn_limits(api.client()))
+    assert "next tier" not in repr(slow)
+    assert "The API allows 500 requests a minute, not 1,000 as tier 'start' has" in repr(slow)
+
+
+def test_a_tier_that_does_not_fit_the_answers_is_told_on_both_cards():
+    """Of a run and of the plan it calibrates; where tier and answers agree nothing is said."""
+    told = "those are the limits of tier='build'."
+    for tier, shown in (("start", True), ("build", False)):
+        with simulator(tier="build", speed=60) as api:
+            plan = a_plan(reviews(5), tier=tier)
+            run = finished(plan, api.client())
+        for card in (repr(run), repr(plan.calibrate(run)), run._repr_html_()):
+            assert ("The API allows" in card) is shown
+        assert (told in repr(run)) is shown
+        assert "Limits: the headers of the API&#x27;s answers, just now." in run._repr_html_()
+
+
+def test_a_plan_card_is_short_whatever_there_is_to_tell():
+    """At most twelve lines, with a deadline, a cache, a mismatch and a next tier."""
+    system = "You read complaints of customers and answer in one word. " * 400
+    plan = a_plan(reviews(50), tier="start", system=system, cache=True, mode="auto", deadline=90)
+    with simulator(tier="build", speed=60) as api:
+        lines = repr(cs.wait(plan.learn_limits(api.client()))).splitlines()
+    assert len(lines) <= 12
+    assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines
+    assert lines[-1].startswith("pilot = ")
+    assert "In a batch" not in repr(plan.replace(cache=False))
+
+
+def test_a_card_reads_no_row_again():
+    """What the next tier gains is computed from totals that are known."""
+    reads = []
+    frame = reviews(5).lazy().map_batches(lambda read: reads.append(1) or read, schema={"text": pl.String})
+    plan = a_plan(frame, tier="start", mode="auto", deadline=90)
+    first, again = repr(plan), repr(plan)
+    assert first == again
+    assert len(reads) == 1

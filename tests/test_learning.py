@@ -34,7 +34,9 @@ def test_a_key_that_may_not_is_no_error():
         piloted = plan.calibrate(finished(plan.head(2), client))
         after = learned(piloted, client)
     assert plan.limits.per_minute == cs.Limits.of("start", MODEL).per_minute
-    assert plan.limits.source == again.limits.source == f"table of tier 'start' ({learning.UNTOLD})"
+    assert plan.limits == again.limits
+    assert plan.limits.source == "table of tier 'start'"
+    assert f"checked {plan.limits.checked} ({learning.UNTOLD})." in repr(plan)
     assert piloted.limits.requests_per_minute == 70
     assert after.limits == piloted.limits
     assert after.limits.source == HEADERS
@@ -67,9 +69,23 @@ def test_an_api_that_cannot_be_reached_is_an_error():
 def test_what_the_api_leaves_out_stays_as_it_is_known():
     """An answer without the plan's model changes nothing; one without a queue keeps the table's."""
     plan = a_plan(reviews(3), tier="start")
-    assert "tells nothing of" in learning.known_better(plan, []).source
+    assert "tells nothing of" in learning.known_better(plan, []).note
     told = [{"type": name, "value": 9} for name in ("requests_per_minute", "output_tokens_per_minute")]
     told.append({"type": "input_tokens_per_minute_cache_aware", "value": 90})
     items = [{"group": {"type": "model_group"}, "models": [MODEL], "limits": told}]
     limits = learning.known_better(plan, items)
     assert (limits.per_minute, limits.batch_queue_requests) == ((9, 90, 9), 200_000)
+
+
+def test_a_run_that_asked_nothing_teaches_nothing(tmp_path):
+    """A pilot that is all in the ledger met no limits: what was learned before stays."""
+    with simulator(tier=(70, 900_000, 90_000), speed=60) as api:
+        plan = a_plan(reviews(30), tier="start")
+        first = finished(plan.head(2), api.client(), ledger=tmp_path / "l")
+        again = finished(plan.head(2), api.client(), ledger=tmp_path / "l")
+        known = learned(plan, api.client())
+    assert plan.calibrate(first).limits.source == HEADERS
+    assert plan.calibrate(again).limits == cs.Limits.of("start", MODEL)
+    assert known.calibrate(again).limits == known.limits
+    assert known.calibrate(first).limits == first.limits
+    assert plan.replace(tier="build").calibrate(first).limits == cs.Limits.of("build", MODEL)

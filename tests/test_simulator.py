@@ -1220,6 +1220,19 @@ def test_rate_limits_can_be_read(simulator):
     assert {limit.type: limit.value for limit in batch[0].limits}["enqueued_batch_requests"] == 200_000
 
 
+def test_rate_limits_are_for_admin_keys():
+    """A key that looks like an ordinary one is turned down there, and nowhere else."""
+
+    async def ask(simulator):
+        async with simulator.client(api_key="sk-ant-api03-ordinary") as client:
+            assert (await client.models.retrieve(HAIKU)).id == HAIKU
+            with pytest.raises(anthropic.PermissionDeniedError, match="Admin API key"):
+                await client.organization.rate_limits.list()
+
+    with Simulator(speed=60) as made:
+        asyncio.run(ask(made))
+
+
 def test_the_sdk_takes_a_batch_through_its_life():
     """Create, retrieve, list, results, cancel and delete work in strict mode, with an absolute URL."""
 

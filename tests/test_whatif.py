@@ -6,6 +6,7 @@ from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale import bills, whatif
+from claudescale.limits import Learned
 
 TEXTS = reviews(5_000)
 
@@ -68,7 +69,7 @@ def test_a_tier_that_is_no_faster_than_one_below_it_says_so():
 
 def test_a_plan_that_costs_more_than_a_tier_allows_in_a_month_is_told():
     """The spend limit of the tier is part of what it allows."""
-    dear = plan(reviews(200_000), model="claude-opus-5-5")
+    dear = plan(reviews(150_000), model="claude-opus-5-5")
     notes = whatif.tiers(dear)["note"]
     assert dear.options["dollars"][0] > 1_000
     assert notes[0].endswith("; its $500 a month are less than this costs")
@@ -92,6 +93,50 @@ def test_the_next_tier_in_a_few_words():
     assert "times faster" in whatif.upgrade(plan())
     assert whatif.upgrade(plan(concurrency=1)) == "build: gains nothing: concurrency=1 limits it"
     assert whatif.higher(plan(tier="scale")) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "batch"}, "build: gains nothing: a batch takes its time"),
+        ({"mode": "hybrid", "deadline": 90}, "build: gains nothing: a hybrid takes what its deadline leaves"),
+        ({"mode": "auto"}, "build: gains nothing: a batch takes its time"),
+        (
+            {"mode": "auto", "deadline": 600, "tier": 1},
+            "tier 2: gains nothing: a hybrid takes what its deadline leaves",
+        ),
+    ],
+)
+def test_the_next_tier_of_a_mode_that_does_not_wait_for_it(options, words):
+    """A batch takes its time on every tier, and auto means the mode that it chooses."""
+    assert whatif.upgrade(plan(**options)) == words
+
+
+def test_a_tier_on_which_auto_finds_a_cheaper_mode_says_so():
+    """Where only live calls are in time here, and there a hybrid is too, the gain is in dollars."""
+    live = plan(tier=1).options["minutes_p90"][0]
+    mine = plan(tier=1, mode="auto", deadline=live + 2)
+    above = mine.replace(tier=2)
+    assert [whatif.mode_of(each) for each in (mine, above)] == ["live", "hybrid"]
+    assert whatif.upgrade(mine).startswith("tier 2: mode='hybrid' is in time there and costs $")
+    saved = mine.options["dollars"][0] - above.options["dollars"][2]
+    assert whatif.upgrade(mine).endswith(f"costs ${saved:.2f} less")
+
+
+def test_the_next_tier_is_that_above_the_limits_which_the_api_told():
+    """Who has the limits of build gains from scale, whatever was named; with no tier's, the name counts."""
+    learned = Learned(cs.Limits.of("build", MODEL), "start", plan().facts.rate_group)
+    assert whatif.higher(plan(tier="start").replace(learned=learned)) == "scale"
+    assert whatif.higher(plan(tier="start").replace(learned=learned._replace(limits=WIDE_LIMITS))) == "build"
+
+
+def test_the_next_tier_may_be_worth_it_for_its_spend_limit_alone():
+    """What a tier's dollars a month do not reach for, the next one may allow; or neither does."""
+    dear = plan(reviews(150_000), model="claude-opus-5-5", mode="batch")
+    assert 500 < dear.options["dollars"][1] < 1_000
+    assert whatif.upgrade(dear).endswith("; its spend limit is enough, that of start is not")
+    live = whatif.upgrade(dear.replace(mode="live"))
+    assert live.endswith("; its $1,000 a month are less than this costs")
 
 
 SYSTEM = "You read complaints of customers and answer in one word. " * 400
