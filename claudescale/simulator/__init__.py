@@ -30,7 +30,8 @@ class Simulator:
     """A Claude API on this machine, for any client; it costs nothing and answers nonsense that fits.
 
     It listens on 127.0.0.1 only, in a thread of its own. Limits, headers, errors, token counts,
-    caching and time behave as on the API; the replies are synthetic, and free text says so.
+    caching and time behave as on the API; the replies are synthetic, and free text says so. Any key will do;
+    one that looks like an ordinary key (``sk-ant-api...``) may not read the account's rate limits.
 
     Spends: nothing.
 
