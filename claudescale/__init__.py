@@ -30,6 +30,7 @@ from claudescale.errors import (
 )
 
 if TYPE_CHECKING:
+    from claudescale.cascades import Cascade, cascade
     from claudescale.catalog import models, tiers
     from claudescale.connecting import connect
     from claudescale.ledger import Ledger
@@ -41,12 +42,14 @@ if TYPE_CHECKING:
     from claudescale.trials import Trial, trial
 
 _HOMES = {
+    "Cascade": "cascades",
     "Ledger": "ledger",
     "Limits": "limits",
     "Plan": "plans",
     "Run": "runs",
     "Simulator": "simulator",
     "Trial": "trials",
+    "cascade": "cascades",
     "connect": "connecting",
     "models": "catalog",
     "plan": "plans",
@@ -58,6 +61,7 @@ _HOMES = {
 __all__ = [
     "BadReturns",
     "BadTemplate",
+    "Cascade",
     "ClaudescaleError",
     "DamagedLedger",
     "ForeignLedger",
@@ -79,6 +83,7 @@ __all__ = [
     "UnknownColumn",
     "UnknownModel",
     "UnknownTier",
+    "cascade",
     "connect",
     "models",
     "plan",

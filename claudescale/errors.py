@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from claudescale.cascaderuns import CascadeRun
     from claudescale.runs import Run
 
 
@@ -117,11 +118,11 @@ class RunStopped(ClaudescaleError):
 
     Attributes
     ----------
-    run : Run
+    run : Run or CascadeRun
         The run as far as it came.
     """
 
-    def __init__(self, message: str, run: Run | None = None) -> None:
+    def __init__(self, message: str, run: Run | CascadeRun | None = None) -> None:
         super().__init__(message)
         self.run = run
 

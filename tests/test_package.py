@@ -29,12 +29,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors clock facts catalog accountlimits",
     "limits templates parameters schemas replies prompts bills estimates rates levels intervals evidence",
-    "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops",
+    "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops handles",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
     "progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
+    "acceptance cascadeframe passing cascadecards cascaderuns cascades",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
