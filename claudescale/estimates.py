@@ -1,23 +1,23 @@
-"""What the calls of a plan take together, and what that means in dollars and minutes for each mode.
-
-From characters at first, from what a pilot measured later.
-"""
+"""What the calls of a plan take together, and what that means in dollars and minutes for each mode."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
 from claudescale import bills, catalog
-from claudescale.limits import finish
+from claudescale.calls import P90, Measured, caches, guess, line, measured
+from claudescale.finishing import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN, finish
 
 if TYPE_CHECKING:
     from claudescale.catalog import Model
-    from claudescale.limits import Finish, Limits
+    from claudescale.finishing import Finish
+    from claudescale.limits import Limits
     from claudescale.prompts import Prompt
+
+__all__ = ["Measured", "caches", "guess", "line", "measured"]
 
 OPTIONS = pl.Schema(
     {
@@ -33,72 +33,34 @@ OPTIONS = pl.Schema(
         "output_tokens": pl.Int64(),
     }
 )
-"""Columns of `Plan.options`: dollars and minutes as median and 90th percentile."""
+"""Columns of `Plan.options`: dollars and minutes as median and 90th percentile.
+
+`binding` is what keeps a run from being quicker; ``"spend limit"`` where its dollars are more than the
+account may spend in a month, so that the API would end it: the minutes are then those without that limit.
+"""
 
 _MINUTES_P90 = list(OPTIONS).index("minutes_p90")
+SPEND_LIMIT = "spend limit"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 """The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
 FRAMING_TOKENS = 10.0
 """What a request has around its text: roles, turns."""
-_GUESSED_DOUBT = 0.5
-"""One standard deviation of a guess of many calls' mean: nothing is known of the replies' length."""
-_Z90 = 1.2816
 _BATCH_MINUTES = 60.0
-_FEWEST_FOR_A_LINE = 10
-_SAME_LENGTH = 0.05
-_STEEPEST = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a call takes, and how that is known.
-
-    Attributes
-    ----------
-    input_ratio, input_overhead_tokens : float
-        Real input tokens for each one estimated from characters, and what every call has besides.
-    input_deviation : float
-        Standard deviation of a call's real input tokens, relative to what this gives.
-    output_tokens, output_deviation : float
-        Mean of a call and standard deviation.
-    seconds : float
-        Latency of a call.
-    cached_tokens : float
-        The beginning of every call that is read from the prompt cache, but written by the first.
-    calls : int
-        How many this comes from; 0 is a guess.
-    counted : int
-        Requests whose input tokens the API has counted.
-    """
-
-    input_ratio: float = 1.0
-    input_overhead_tokens: float = 0.0
-    input_deviation: float = 0.15
-    output_tokens: float = 0.0
-    output_deviation: float = 0.0
-    seconds: float = 3.0
-    cached_tokens: float = 0.0
-    calls: int = 0
-    counted: int = 0
-
-    @property
-    def doubt(self) -> float:
-        """The part by which the mean of many calls may be off: one standard deviation."""
-        if not self.calls:
-            return _GUESSED_DOUBT
-        spread = self.output_deviation / self.output_tokens if self.output_tokens else 0.0
-        return max(spread, self.input_deviation) / math.sqrt(self.calls)
-
-    @property
-    def more(self) -> float:
-        """By how much the 90th percentile is above the median."""
-        return 1 + _Z90 * self.doubt
+_PACING_MORE = 1.01
+"""The 90th percentile of what pacing takes longer than the closed form, over seeded workloads."""
+_OVERLOADED_CONCURRENCY = 2.0
+"""A quarter of the calls in flight is given up at each overload, and one more is won in each latency without:
+so many, divided by the root of the error rate, are in flight in the long run."""
 
 
 class Totals(NamedTuple):
-    """What all the requests of a plan take together."""
+    """What all the requests of a plan take together.
+
+    What ends in `more` is the part by which the 90th percentile is above the median; that of input tokens
+    is a part of those that are not read from the cache. `seconds` is the latency of a mean call.
+    """
 
     rows: int
     unsent: int
@@ -109,6 +71,12 @@ class Totals(NamedTuple):
     live_dollars: float
     batch_dollars: float
     plain_dollars: float
+    seconds: float
+    input_more: float
+    output_more: float
+    seconds_more: float
+    live_more: float
+    batch_more: float
 
 
 def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Expr:
@@ -116,63 +84,83 @@ def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Ex
     return (characters + prompt.shared_characters) / facts.characters_per_token + FRAMING_TOKENS
 
 
-def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False) -> Measured:
-    """Return what a call takes before anything is known: short for typed replies, else 200 tokens."""
-    shared = prompt.shared_characters / facts.characters_per_token
-    cached = shared if cache and caches(prompt, facts) else 0.0
-    output = 200 if prompt.returns is None else 10 + 15 * len(prompt.returns.columns)
-    if facts.thinks_by_default and facts.thinking_off is None:
-        output += 300
-    tokens = float(min(output, max_tokens))
-    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80, cached_tokens=cached)
-
-
-def caches(prompt: Prompt, facts: Model) -> bool:
-    """Whether what all requests share is long enough for the prompt cache."""
-    shared = prompt.shared_characters / facts.characters_per_token
-    return shared >= (facts.cache_minimum_tokens or math.inf)
-
-
-def total(
-    measures: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured, max_tokens: int
-) -> Totals:
-    """Return what all requests take together: each priced by itself, then summed.
+def sizes(measures: pl.DataFrame) -> pl.DataFrame:
+    """Return how many requests, answering how many rows, there are of each length: few, of however many rows.
 
     Parameters
     ----------
     measures : pl.DataFrame
         From `Prompt.measure`.
     """
-    sent = measures.filter(pl.col("characters").is_not_null())
-    output = min(expected.output_tokens, float(max_tokens))
+    each = measures.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
+    return each.sort("characters")
+
+
+def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured, max_tokens: int) -> Totals:
+    """Return what all requests take together: each priced by itself, then summed.
+
+    Parameters
+    ----------
+    sizes : pl.DataFrame
+        From `sizes`.
+    """
+    sent = sizes.filter(pl.col("characters").is_not_null())
     estimated = estimated_tokens(prompt, facts, pl.col("characters"))
     tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
+    output = expected.output_of(estimated).clip(0.0, float(max_tokens))
     live, batch = bills.price(facts.id, mode="live"), bills.price(facts.id, mode="batch")
+    nothing, times = pl.lit(0.0), pl.col("requests")
     sums = (
         sent.lazy()
         .select(
-            input_tokens=tokens.sum(),
-            read=read.sum(),
-            live=_dollars(live, tokens - read, read, output).sum(),
-            batch=_dollars(batch, tokens - read, read, output).sum(),
-            plain=(_dollars(live, tokens, pl.lit(0.0), output) * pl.col("rows")).sum(),
+            estimated=(estimated * times).sum(),
+            input_tokens=(tokens * times).sum(),
+            read=(read * times).sum(),
+            output=(output * times).sum(),
+            live=(_dollars(live, tokens - read, read, output) * times).sum(),
+            batch=(_dollars(batch, tokens - read, read, output) * times).sum(),
+            plain=(_dollars(live, tokens, nothing, output) * pl.col("rows")).sum(),
+            uncached=(_dollars(live, tokens, nothing, nothing) * times).sum(),
+            silent=(_dollars(live, tokens - read, read, nothing) * times).sum(),
         )
         .collect()
         .row(0, named=True)
     )
-    rows, sent_rows = int(measures["rows"].sum()), int(sent["rows"].sum())
+    rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
+    mean = sums["estimated"] / requests if requests else 0.0
+    given = max(requests, 1), mean
+    input_more, output_more = expected.input_more(*given), expected.output_more(*given)
+    written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
+    read_tokens = max(sums["read"] - expected.cached_tokens * written, 0.0)
+    more = math.hypot(input_more * sums["uncached"], output_more * (sums["live"] - sums["silent"]))
+    live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
+    missed, most_missed = _misses(requests)
+    hour = _write_dollars(batch, expected, "1h")
+    batch_dollars = sums["batch"] + missed * hour
+    in_batch = more * (sums["batch"] / sums["live"] if sums["live"] else 0.0)
+    limited = sums["input_tokens"] - read_tokens
     return Totals(
         rows=rows,
-        unsent=rows - sent_rows,
-        requests=sent.height,
+        unsent=rows - int(sent["rows"].sum()),
+        requests=requests,
         input_tokens=sums["input_tokens"],
-        cache_read_tokens=max(sums["read"] - expected.cached_tokens, 0.0),
-        output_tokens=output * sent.height,
-        live_dollars=sums["live"] + (_write_dollars(live, expected, "5m") if sent.height else 0.0),
-        batch_dollars=sums["batch"] + _batch_write_dollars(batch, expected, sent.height),
+        cache_read_tokens=read_tokens,
+        output_tokens=sums["output"],
+        live_dollars=live_dollars,
+        batch_dollars=batch_dollars,
         plain_dollars=sums["plain"],
+        seconds=expected.seconds_of(mean),
+        input_more=_part(input_more * sums["input_tokens"], limited),
+        output_more=output_more,
+        seconds_more=expected.seconds_more(*given),
+        live_more=_part(more, live_dollars),
+        batch_more=_part(math.hypot(in_batch, (most_missed - missed) * hour), batch_dollars),
     )
+
+
+def _part(of: float, whole: float) -> float:
+    return of / whole if whole else 0.0
 
 
 def _write_dollars(price: bills.Price, expected: Measured, kept: str) -> float:
@@ -182,10 +170,15 @@ def _write_dollars(price: bills.Price, expected: Measured, kept: str) -> float:
     return price.dollars(**{f"cache_write_{kept}_input_tokens": cached}) - read
 
 
-def _batch_write_dollars(price: bills.Price, expected: Measured, requests: int) -> float:
-    """Return the same for all the calls of a batch that find no cache: hits are best effort there."""
-    misses = requests * (1 - BATCH_HIT_SHARE)
-    return max(misses, min(requests, 1)) * _write_dollars(price, expected, "1h")
+def _misses(requests: int) -> tuple[float, float]:
+    """Return how many calls of a batch find no cache, usually and at most nine times in ten.
+
+    Hits are best effort there: any share in the documented range is taken to be as likely as any other.
+    """
+    low, high = catalog.BATCH.cache_hit_shares
+    shares = 1 - BATCH_HIT_SHARE, 1 - (low + (1 - P90) * (high - low))
+    usual, most = (max(requests * share, min(requests, 1)) for share in shares)
+    return usual, most
 
 
 def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
@@ -219,29 +212,49 @@ def options(
     deadline_minutes : float, optional
         Minutes the run may take.
     """
-    rows = [_live(totals, limits, expected, concurrency), _batch(totals, limits, expected)]
+    rows = [_live(totals, limits, expected, concurrency), _batch(totals, limits)]
     if deadline_minutes is not None:
         live_minutes = rows[0][_MINUTES_P90]
         assert isinstance(live_minutes, float)
-        rows.append(_hybrid(totals, limits, expected, deadline_minutes, live_minutes))
+        rows.append(_hybrid(totals, limits, deadline_minutes, live_minutes))
     return pl.DataFrame(rows, schema=OPTIONS, orient="row")
 
 
 def _live(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> tuple[object, ...]:
-    usual, slow = (
-        live_finish(
-            limits,
-            expected,
-            requests=totals.requests,
-            input_tokens=totals.input_tokens - totals.cache_read_tokens,
-            output_tokens=totals.output_tokens,
-            concurrency=concurrency,
-            more=more,
-        )
-        for more in (1.0, expected.more)
+    usual, slow = (_live_finish(totals, limits, expected, concurrency, slow=slow) for slow in (False, True))
+    minutes = usual.seconds / 60, slow.seconds / 60 * _PACING_MORE, usual.binding
+    return _option("live", totals, (totals.live_dollars, totals.live_more), limits, minutes)
+
+
+def _live_finish(
+    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, *, slow: bool
+) -> Finish:
+    """Return how long a whole run takes live from its start on, usually or where it is slow."""
+    input_more, output_more, more = (
+        (totals.input_more, totals.output_more, totals.seconds_more) if slow else (0.0, 0.0, 0.0)
     )
-    minutes = usual.seconds / 60, slow.seconds / 60, usual.binding
-    return _option("live", totals, totals.live_dollars, expected, minutes)
+    error_rate = expected.errors_more() if slow else expected.error_rate
+    errors = error_rate / expected.error_rate if error_rate else 1.0
+    latency = totals.seconds * (1 + more)
+    most = float(concurrency or MOST_CONCURRENCY)
+    if error_rate:
+        most = min(most, _OVERLOADED_CONCURRENCY / math.sqrt(error_rate))
+    found = finish(
+        limits.shared(RATE_MARGIN),
+        requests=totals.requests,
+        input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
+        output_tokens=totals.output_tokens * (1 + output_more),
+        latency_seconds=latency + expected.lost_seconds * errors,
+        latency_deviation=expected.seconds_deviation,
+        concurrency=most,
+        first_concurrency=FIRST_CONCURRENCY,
+        burst_seconds=limits.burst_seconds or expected.burst_seconds,
+        quantile=P90 if slow else 0.5,
+    )
+    warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
+    at_once = "concurrency" if most == concurrency else "latency"
+    binding = at_once if found.binding == "concurrency" else found.binding
+    return found._replace(seconds=found.seconds + warming, binding=binding)
 
 
 def live_finish(
@@ -254,9 +267,12 @@ def live_finish(
     concurrency: int | None = None,
     more: float = 1.0,
 ) -> Finish:
-    """Return how long requests take live, and what limits them; `more` times the tokens for a percentile."""
+    """Return how long requests take live in a run that is under way, and what limits them.
+
+    `more` times the tokens for a percentile. No bucket is taken to be full.
+    """
     return finish(
-        limits,
+        limits.shared(RATE_MARGIN),
         requests=requests,
         input_tokens=input_tokens * more,
         output_tokens=output_tokens * more,
@@ -266,15 +282,15 @@ def live_finish(
 
 
 def _hybrid(
-    totals: Totals, limits: Limits, expected: Measured, deadline_minutes: float, live_minutes: float
+    totals: Totals, limits: Limits, deadline_minutes: float, live_minutes: float
 ) -> tuple[object, ...]:
     """As a batch if that usually ends before the rest must go live, else as dear as live calls."""
     usual = _BATCH_MINUTES * _waves(totals, limits)
     in_time = usual <= deadline_minutes - live_minutes - CANCEL_MINUTES
     minutes = usual if in_time else deadline_minutes, deadline_minutes, "deadline"
     dollars = totals.batch_dollars if in_time else totals.live_dollars
-    row = _option("hybrid", totals, dollars, expected, minutes)
-    return (*row[:2], totals.live_dollars * expected.more, *row[3:])
+    row = _option("hybrid", totals, (dollars, 0.0), limits, minutes)
+    return (*row[:2], totals.live_dollars * (1 + totals.live_more), *row[3:])
 
 
 def _waves(totals: Totals, limits: Limits) -> int:
@@ -282,7 +298,7 @@ def _waves(totals: Totals, limits: Limits) -> int:
     return math.ceil(totals.requests / queue)
 
 
-def _batch(totals: Totals, limits: Limits, expected: Measured) -> tuple[object, ...]:
+def _batch(totals: Totals, limits: Limits) -> tuple[object, ...]:
     """Most batches end within an hour, and one that has not ended after a day expires.
 
     Source: Anthropic, *Batch processing* (checked 2026-08-14).
@@ -290,21 +306,24 @@ def _batch(totals: Totals, limits: Limits, expected: Measured) -> tuple[object, 
     waves = _waves(totals, limits)
     binding = "queue" if waves > 1 else "batch processing"
     minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves, binding
-    return _option("batch", totals, totals.batch_dollars, expected, minutes)
+    return _option("batch", totals, (totals.batch_dollars, totals.batch_more), limits, minutes)
 
 
 def _option(
     mode: str,
     totals: Totals,
-    dollars: float,
-    expected: Measured,
+    price: tuple[float, float],
+    limits: Limits,
     minutes: tuple[float, float, str],
 ) -> tuple[object, ...]:
+    dollars, more = price
     usual, slow, binding = minutes if totals.requests else (0.0, 0.0, "nothing to send")
+    if limits.spend_dollars_per_month is not None and dollars > limits.spend_dollars_per_month:
+        binding = SPEND_LIMIT
     return (
         mode,
         dollars,
-        dollars * expected.more,
+        dollars * (1 + more),
         usual,
         slow,
         binding,
@@ -315,7 +334,7 @@ def _option(
     )
 
 
-def _dollars(price: bills.Price, uncached: pl.Expr, read: pl.Expr, output: float) -> pl.Expr:
+def _dollars(price: bills.Price, uncached: pl.Expr, read: pl.Expr, output: pl.Expr) -> pl.Expr:
     nothing = pl.lit(0.0)
     return bills.dollars(
         price,
@@ -323,49 +342,5 @@ def _dollars(price: bills.Price, uncached: pl.Expr, read: pl.Expr, output: float
         cache_write_5m_input_tokens=nothing,
         cache_write_1h_input_tokens=nothing,
         cache_read_input_tokens=read,
-        output_tokens=pl.lit(output),
+        output_tokens=output,
     )
-
-
-def measured(paid: pl.DataFrame) -> Measured:
-    """Return what the calls of a pilot took.
-
-    Parameters
-    ----------
-    paid : pl.DataFrame
-        Of `claudescale.ledger.ATTEMPTS`, one row per paid reply, with `estimated_tokens`.
-    """
-    cached = pl.col("cache_read_input_tokens")
-    ratio, overhead = line(paid.select("estimated_tokens", real=bills.PROMPT))
-    expected = pl.col("estimated_tokens") * ratio + overhead
-    told = paid.select(
-        input_deviation=(bills.PROMPT / expected).std().fill_null(0.0),
-        output_tokens=pl.col("output_tokens").mean(),
-        output_deviation=pl.col("output_tokens").std().fill_null(0.0),
-        seconds=pl.col("seconds")
-        .filter(mode="live")
-        .mean()
-        .fill_null(1.0 + pl.col("output_tokens").mean() / 80),
-        cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
-    ).row(0, named=True)
-    return Measured(input_ratio=ratio, input_overhead_tokens=overhead, **told, calls=paid.height)
-
-
-def line(sizes: pl.DataFrame) -> tuple[float, float]:
-    """Return slope and intercept of real tokens over estimated ones; through zero where that is no sense.
-
-    Rows of one length cannot tell the two apart, and few rows may tell them wrong.
-    """
-    estimated, real = pl.col("estimated_tokens"), pl.col("real")
-    means = sizes.select(
-        x=estimated.mean(),
-        y=real.mean(),
-        variance=estimated.var(),
-        covariance=pl.cov("estimated_tokens", "real"),
-    ).row(0, named=True)
-    if sizes.height >= _FEWEST_FOR_A_LINE and means["variance"] > (means["x"] * _SAME_LENGTH) ** 2:
-        slope = means["covariance"] / means["variance"]
-        overhead = means["y"] - slope * means["x"]
-        if 1 / _STEEPEST <= slope <= _STEEPEST and overhead >= 0:
-            return slope, overhead
-    return means["y"] / means["x"], 0.0

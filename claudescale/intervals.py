@@ -51,6 +51,30 @@ def wilson(right: float, rows: int, confidence: float = 0.95) -> Interval:
     return Interval(low if right else 0.0, high if right < rows else 1.0)
 
 
+def student(level: float, freedom: float) -> float:
+    """Return a quantile of Student's distribution: what few observations add to the normal one.
+
+    Spends: nothing.
+
+    Notes
+    -----
+    Cornish and Fisher's expansion, within 1% from 3 degrees of freedom on at 90%. Source: M. Abramowitz and
+    I. Stegun, *Handbook of Mathematical Functions* (1964), 26.7.5.
+
+    Examples
+    --------
+    >>> f"{student(0.9, 4):.2f}, {student(0.9, 49):.2f}, {student(0.9, math.inf):.2f}"
+    '1.53, 1.30, 1.28'
+    """
+    z = _NORMAL.inv_cdf(level)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+
+
 def bootstrap(
     scores: pl.Series,
     confidence: float = 0.95,

@@ -1,12 +1,10 @@
-"""Rate limits: what they allow, which one binds, and what the API's own answers say of them."""
+"""Rate limits: what they allow, and what the API's own answers say of them."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import catalog
@@ -21,12 +19,6 @@ if TYPE_CHECKING:
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
 
-FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
-"""Calls in flight at the start of a run, and at most, where nothing else is asked for."""
-RATE_MARGIN = 0.99
-"""The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
-
-_NORMAL = NormalDist()
 _PREFIX = "anthropic-ratelimit-"
 _GROUPS = ("requests", "tokens", "input-tokens", "output-tokens")
 HEADERS = "the headers of the API's answers"
@@ -272,8 +264,8 @@ class Readings:
             for name, reading in zip(BUCKETS, self.buckets, strict=True)
             if reading.limit
         }
-        left = [reading.remaining / reading.limit for reading in self.buckets if reading.limit and reading.remaining]
-        if left:
+        left = [each.remaining / each.limit for each in self.buckets if each.limit and each.remaining]
+        if left:  # what a bucket is told to hold is there to be taken at once
             told["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
         now = datetime.now(UTC)
         agree = all(getattr(before, name) == limit for name, limit in told.items())
@@ -357,71 +349,3 @@ def _moment(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-class Finish(NamedTuple):
-    """When the last of a run's rows is answered, and what keeps it from being sooner."""
-
-    seconds: float
-    binding: str
-
-
-def finish(
-    limits: Limits,
-    *,
-    requests: float,
-    input_tokens: float,
-    output_tokens: float,
-    latency_seconds: float,
-    latency_deviation: float = 0.0,
-    concurrency: float | None = None,
-    first_concurrency: float | None = None,
-    burst_seconds: float = 1.0,
-    quantile: float = 0.5,
-) -> Finish:
-    """Return the closed form of a live run's duration: the slowest bucket, or the latency.
-
-    A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
-    a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
-    law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
-    are still under way: the slowest of them is waited for.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    requests, input_tokens, output_tokens : float
-        Totals of the run; input tokens without reads from the prompt cache.
-    latency_seconds, latency_deviation : float
-        Of one call, from sending to the whole answer: mean and standard deviation.
-    concurrency : float, optional
-        Most calls in flight.
-    first_concurrency : float, optional
-        How many of them at the start, where that doubles with each latency until it is `concurrency`.
-    burst_seconds : float
-        How much of a minute a bucket holds when full: the API may enforce the minute by the second.
-    quantile : float
-        Of the slowest of the last calls.
-    """
-    if not requests:
-        return Finish(0.0, "nothing to send")
-    totals = (requests, input_tokens, output_tokens)
-    sending = {
-        name: max(total / (limit / 60) - burst_seconds, 0.0)
-        for name, total, limit in zip(BUCKETS, totals, limits.per_minute, strict=True)
-    }
-    if concurrency:
-        first = min(first_concurrency or concurrency, concurrency)
-        rounds = _rounds(requests, first, concurrency)
-        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
-    binding = max(sending, key=lambda name: sending[name])
-    seconds = sending[binding]
-    last = min(requests * latency_seconds / (seconds + latency_seconds), concurrency or requests)
-    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / max(last, 1.0)))
-    return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
-
-
-def _rounds(requests: float, first: float, most: float) -> float:
-    """Return after how many latencies all calls are answered, where those in flight double until `most`."""
-    doubling = min(requests, most - first)
-    return math.log2(doubling / first + 1) + (requests - doubling) / most

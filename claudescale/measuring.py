@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import estimates
+from claudescale import calls
 from claudescale.errors import PlanError
 from claudescale.limits import read_headers
 from claudescale.pacing import Turns
@@ -20,7 +20,7 @@ from claudescale.work import prepare
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
-    from claudescale.estimates import Measured
+    from claudescale.calls import Measured
     from claudescale.plans import Plan
     from claudescale.runs import Run
 
@@ -48,7 +48,8 @@ def learned(plan: Plan, run: Run) -> Measured:
             "Use pilot = await plan.head(20).run(client) first."
         )
         raise PlanError(msg)
-    return estimates.measured(paid)
+    known = calls.measured(paid, run.attempts)
+    return replace(known, burst_seconds=run.limits.burst_seconds or known.burst_seconds)
 
 
 async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Measured:
@@ -74,9 +75,9 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
     finally:
         await wire.close()
     sizes = work.requests.select("estimated_tokens", real=pl.Series(tokens, dtype=pl.Float64))
-    ratio, overhead = estimates.line(sizes)
-    expected = pl.col("estimated_tokens") * ratio + overhead
-    deviation = sizes.select((pl.col("real") / expected).std().fill_null(0.0)).item()
+    ratio, overhead = calls.line(sizes)
+    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
+    deviation = sizes.select(away.std().fill_null(0.0) / pl.col("real").mean()).item()
     return replace(
         plan.expected,
         input_ratio=ratio,

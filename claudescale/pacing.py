@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from claudescale.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
+from claudescale.finishing import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN
 
 if TYPE_CHECKING:
     from claudescale.clock import Clock
     from claudescale.limits import Limits, Readings
 
-_RATE_MARGIN = 0.99
-"""The part of a limit that is used: the picture then runs behind the truth, never ahead."""
 _BURST_SECONDS = 1.0
 """What a bucket is taken to hold at the start: the API may enforce the minute by the second."""
 _TRANSIT_SECONDS = 0.1
@@ -38,8 +37,6 @@ _FIRST_DEVIATION = 0.2
 """Of an estimate of input tokens, relative, until answers teach better."""
 _FIRST_HOLD_SECONDS = 1.0
 """After a 429 that does not say how long."""
-_FIRST_CONCURRENCY = 16
-_MOST_CONCURRENCY = 1_000
 
 
 class Turns:
@@ -136,8 +133,8 @@ class Pacer:
         self._held_until = -math.inf
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._most = concurrency or _MOST_CONCURRENCY
-        self._window = float(min(_FIRST_CONCURRENCY, self._most))
+        self._most = concurrency or MOST_CONCURRENCY
+        self._window = float(min(FIRST_CONCURRENCY, self._most))
         self._slow_start = True
         self._cut_at = -math.inf
 
@@ -279,7 +276,7 @@ class Pacer:
 
     def _rates(self) -> tuple[float, ...]:
         """Return what each bucket refills in a second, as far as this run may use it."""
-        return tuple(limit / 60 * _RATE_MARGIN for limit in self.limits.shared(self._share).per_minute)
+        return tuple(limit / 60 * RATE_MARGIN for limit in self.limits.shared(self._share).per_minute)
 
     def _learn(self, readings: Readings) -> None:
         """Correct limits and levels by the headers of an answer."""

@@ -119,7 +119,7 @@ class Plan:
     @cached_property
     def _measures(self) -> pl.DataFrame:
         try:
-            return self.compiled.measure(self.frame)
+            return estimates.sizes(self.compiled.measure(self.frame))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise unreadable(error) from error
 

@@ -88,12 +88,12 @@ def test_one_call_is_a_pilot_too():
     assert estimates.measured(_paid([100], [120])).input_ratio == pytest.approx(1.2)
 
 
-@given(st.integers(1, 1_000))
+@given(st.integers(3, 1_000))
 def test_more_calls_less_doubt(calls):
     """The doubt of a mean falls with the calls it comes from, and a guess has the most."""
     few, many = (Measured(output_tokens=50, output_deviation=20, calls=n) for n in (calls, calls * 4))
-    assert many.doubt == pytest.approx(few.doubt / 2)
-    assert Measured().doubt >= few.doubt or calls == 1
+    assert few.doubt / 4 < many.doubt <= few.doubt / 2, "few calls have Student's tails too"
+    assert Measured().doubt >= few.doubt
     assert many.more > 1
 
 

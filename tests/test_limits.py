@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from claudescale import Simulator
 from claudescale.errors import PlanError, UnknownTier
-from claudescale.limits import HEADERS, Learned, Limits, age, finish, read_headers
+from claudescale.finishing import finish
+from claudescale.limits import HEADERS, Learned, Limits, age, read_headers
 
 LIMITS = Limits(requests_per_minute=60, input_tokens_per_minute=6_000, output_tokens_per_minute=600)
 ANSWERED = {

@@ -27,8 +27,8 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
-    "errors clock facts catalog accountlimits",
-    "limits templates parameters schemas replies prompts bills estimates rates levels intervals evidence",
+    "errors clock facts catalog accountlimits intervals",
+    "limits finishing templates parameters schemas replies prompts bills calls estimates rates levels evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops handles",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",

@@ -1,0 +1,304 @@
+"""What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from claudescale import bills
+from claudescale.intervals import student, wilson
+
+if TYPE_CHECKING:
+    from claudescale.catalog import Model
+    from claudescale.prompts import Prompt
+
+P90 = 0.9
+"""What the 90th percentile of an estimate is not above, nine times in ten."""
+_GUESSED_INPUT_DOUBT = 0.15
+"""One standard deviation of a guess of many calls' mean: how long a token is depends on the text."""
+_GUESSED_OUTPUT_DOUBT = 0.5
+"""The same of replies: nothing is known of their length."""
+_FEWEST_FOR_A_LINE = 10
+_SAME_LENGTH = 0.05
+_STEEPEST = 3.0
+_SURE_TREND = 3.0
+"""So many standard errors from zero is a trend."""
+_PAST_REFUSALS = 429
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a call takes, and how that is known.
+
+    Attributes
+    ----------
+    input_ratio, input_overhead_tokens : float
+        Real input tokens for each one estimated from characters, and what every call has besides.
+    input_deviation : float
+        Standard deviation of a call's real input tokens around these, for each token of the mean call.
+    output_tokens, output_deviation : float
+        Mean of a call and standard deviation, thinking included, refusals and cut replies too.
+    output_slope : float
+        By how much a reply is longer for each token that a request is estimated longer than the mean of
+        those measured; 0 where that is not certain. The deviation is then the one around this line.
+    seconds, seconds_deviation, seconds_slope : float
+        The same of the latency of a call.
+    estimated_tokens, estimated_deviation : float
+        Of the requests measured, from their characters.
+    cached_tokens : float
+        The beginning of every call that is read from the prompt cache, but written by the first.
+    cache_hit_share : float
+        Of the live calls after the first, how many found it.
+    tokens_per_second : float
+        Output tokens for each second that a call is under way.
+    error_rate : float
+        The part of the calls that fail and are sent again, those not counted that the limits turn down.
+    lost_seconds : float
+        What a row loses to that on average: failed calls, and waiting before the next.
+    refusal_rate : float
+        The part of the replies in which the model refuses.
+    burst_seconds : float
+        So many seconds' worth of a limit may be taken at once, as the headers of answers tell.
+    calls : int
+        How many this comes from; 0 is a guess.
+    counted : int
+        Requests whose input tokens the API has counted.
+    """
+
+    input_ratio: float = 1.0
+    input_overhead_tokens: float = 0.0
+    input_deviation: float = 0.15
+    output_tokens: float = 0.0
+    output_deviation: float = 0.0
+    output_slope: float = 0.0
+    seconds: float = 3.0
+    seconds_deviation: float = 0.0
+    seconds_slope: float = 0.0
+    estimated_tokens: float = 0.0
+    estimated_deviation: float = 0.0
+    cached_tokens: float = 0.0
+    cache_hit_share: float = 1.0
+    tokens_per_second: float = 80.0
+    error_rate: float = 0.0
+    lost_seconds: float = 0.0
+    refusal_rate: float = 0.0
+    burst_seconds: float = 1.0
+    calls: int = 0
+    counted: int = 0
+
+    def output_of(self, estimated_tokens: pl.Expr) -> pl.Expr:
+        """Return the output tokens of requests of so many estimated ones."""
+        slope = self.output_slope if self.calls else 0.0
+        return self.output_tokens + slope * (estimated_tokens - self.estimated_tokens)
+
+    def seconds_of(self, estimated_tokens: float) -> float:
+        """Return the latency of a mean call of such requests."""
+        return max(self.seconds + self.seconds_slope * self._away(estimated_tokens), self.seconds / _STEEPEST)
+
+    def _away(self, estimated_tokens: float) -> float:
+        return estimated_tokens - self.estimated_tokens if self.calls else 0.0
+
+    def input_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return how far the 90th percentile of many calls' input is above the median, as a part of it.
+
+        Parameters
+        ----------
+        requests : float
+            How many calls.
+        estimated_tokens : float, optional
+            Their mean; where it is far from that of the calls measured, less is known.
+        """
+        known = self.calls or self.counted
+        if not known or (known == 1 and not self.input_deviation):
+            return _z(0) * _GUESSED_INPUT_DOUBT
+        away = 0.0 if estimated_tokens is None else self._away(estimated_tokens)
+        return self.input_deviation * self._spread(known, requests, away)
+
+    def output_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return the same of their output."""
+        if self.calls <= 1 or not self.output_tokens:
+            return _z(0) * _GUESSED_OUTPUT_DOUBT
+        away = self._away(estimated_tokens) if estimated_tokens is not None and self.output_slope else 0.0
+        return self.output_deviation / self.output_tokens * self._spread(self.calls, requests, away)
+
+    def seconds_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return the same of their mean latency."""
+        if self.calls <= 1 or not self.seconds:
+            return _z(0) * _GUESSED_OUTPUT_DOUBT
+        away = self._away(estimated_tokens) if estimated_tokens is not None and self.seconds_slope else 0.0
+        return self.seconds_deviation / self.seconds * self._spread(self.calls, requests, away)
+
+    def _spread(self, known: int, requests: float, away: float) -> float:
+        """Return the 90th percentile of the mean of calls to come, in deviations of one call.
+
+        Those measured are a sample and those to come are another: both differ from what is usual.
+        """
+        variance = 1 / known + 1 / requests
+        if self.estimated_deviation and known > 1:
+            variance += (away / self.estimated_deviation) ** 2 / (known - 1)
+        return _z(known - 1) * math.sqrt(variance)
+
+    def errors_more(self) -> float:
+        """Return the 90th percentile of `error_rate`; what was not met at all is not looked for."""
+        if not self.error_rate or not self.calls:
+            return self.error_rate
+        tries = self.calls / (1 - self.error_rate)
+        return wilson(self.error_rate * tries, round(tries), 2 * P90 - 1).high
+
+    @property
+    def doubt(self) -> float:
+        """The part by which the mean of many calls may be off: one standard deviation."""
+        return max(self.input_more(), self.output_more()) / _z(0)
+
+    @property
+    def more(self) -> float:
+        """How many times the median the 90th percentile of the tokens of many calls is, at most."""
+        return 1 + max(self.input_more(), self.output_more())
+
+
+def _z(freedom: int) -> float:
+    return student(P90, freedom or math.inf)
+
+
+def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False) -> Measured:
+    """Return what a call takes before anything is known: short for typed replies, else 200 tokens."""
+    shared = prompt.shared_characters / facts.characters_per_token
+    cached = shared if cache and caches(prompt, facts) else 0.0
+    output = 200 if prompt.returns is None else 10 + 15 * len(prompt.returns.columns)
+    if facts.thinks_by_default and facts.thinking_off is None:
+        output += 300
+    tokens = float(min(output, max_tokens))
+    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80, cached_tokens=cached)
+
+
+def caches(prompt: Prompt, facts: Model) -> bool:
+    """Whether what all requests share is long enough for the prompt cache."""
+    shared = prompt.shared_characters / facts.characters_per_token
+    return shared >= (facts.cache_minimum_tokens or math.inf)
+
+
+def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measured:
+    """Return what the calls of a pilot took.
+
+    Parameters
+    ----------
+    paid : pl.DataFrame
+        Of `claudescale.ledger.ATTEMPTS`, one row per paid reply, with `estimated_tokens`.
+    attempts : pl.DataFrame, optional
+        All calls of the pilot, those that failed too.
+    """
+    cached = pl.col("cache_read_input_tokens")
+    sizes = paid.select("estimated_tokens", real=bills.PROMPT.cast(pl.Float64))
+    ratio, overhead = line(sizes)
+    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
+    output = trend(paid["estimated_tokens"], paid["output_tokens"])
+    live = paid.filter(mode="live")
+    seconds = trend(live["estimated_tokens"], live["seconds"])
+    if live.is_empty():
+        seconds = seconds._replace(mean=1.0 + output.mean / 80)
+    error_rate, lost_seconds = _failures(attempts, live)
+    told = paid.select(
+        estimated_tokens=pl.col("estimated_tokens").mean(),
+        estimated_deviation=pl.col("estimated_tokens").std().fill_null(0.0),
+        cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
+        refusal_rate=_share(pl.col("error") == "refusal") if "error" in paid.columns else pl.lit(0.0),
+    ).row(0, named=True)
+    return Measured(
+        input_ratio=ratio,
+        input_overhead_tokens=overhead,
+        input_deviation=_number(sizes.select(away.std() / pl.col("real").mean()).item()),
+        output_tokens=output.mean,
+        output_deviation=output.deviation,
+        output_slope=output.slope,
+        seconds=seconds.mean,
+        seconds_deviation=seconds.deviation,
+        seconds_slope=seconds.slope,
+        cache_hit_share=_hits(live) if told["cached_tokens"] else 1.0,
+        tokens_per_second=output.mean / seconds.mean if seconds.mean else 0.0,
+        error_rate=error_rate,
+        lost_seconds=lost_seconds,
+        **told,
+        calls=paid.height,
+    )
+
+
+def _share(of: pl.Expr) -> pl.Expr:
+    return of.fill_null(value=False).mean()
+
+
+def _hits(live: pl.DataFrame) -> float:
+    """Return how many of the live calls after the first found the cache."""
+    if live.height <= 1:
+        return 1.0
+    hits = int((live["cache_read_input_tokens"] > 0).sum())
+    return min(hits / (live.height - 1), 1.0)
+
+
+def _failures(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float, float]:
+    """Return the part of a pilot's live calls that failed and were sent again, and what a row loses to it."""
+    if attempts is None or live.is_empty():
+        return 0.0, 0.0
+    tries = attempts.filter(pl.col("mode") == "live", pl.col("status").ne_missing(_PAST_REFUSALS))
+    rows = tries.group_by("key").agg(
+        failed=(pl.col("dollars") == 0).sum(),
+        seconds=(pl.col("sent_at").last() - pl.col("sent_at").first()).dt.total_milliseconds() / 1_000,
+    )
+    failed = int(rows["failed"].sum())
+    if not failed:
+        return 0.0, 0.0
+    return failed / tries.height, float(rows["seconds"].sum()) / live.height
+
+
+class Trend(NamedTuple):
+    """A mean, what is added for each token of the request more, and the deviation around that."""
+
+    mean: float
+    slope: float
+    deviation: float
+
+
+def trend(estimated: pl.Series, values: pl.Series) -> Trend:
+    """Return how values go with the estimated tokens of their requests; flat where that is not certain."""
+    found = pl.DataFrame([estimated.alias("x"), values.cast(pl.Float64).alias("y")]).select(
+        mean=pl.mean("y"),
+        deviation=pl.std("y"),
+        slope=pl.cov("x", "y") / pl.var("x"),
+        fit=pl.corr("x", "y"),
+        flat=(pl.std("x") <= pl.mean("x") * _SAME_LENGTH),
+    )
+    mean, deviation, slope, fit, flat = (_number(each) for each in found.row(0))
+    freedom = values.len() - 2
+    if flat or values.len() < _FEWEST_FOR_A_LINE or fit <= 0:
+        return Trend(mean, 0.0, deviation)
+    left = max(1 - fit**2, 1e-12)
+    if fit * math.sqrt(freedom / left) < _SURE_TREND:
+        return Trend(mean, 0.0, deviation)
+    return Trend(mean, slope, deviation * math.sqrt(left * (freedom + 1) / freedom))
+
+
+def _number(value: float | None) -> float:
+    """Return a figure, 0 where rows are too few to tell it."""
+    return 0.0 if value is None or not math.isfinite(value) else float(value)
+
+
+def line(sizes: pl.DataFrame) -> tuple[float, float]:
+    """Return slope and intercept of real tokens over estimated ones; through zero where that is no sense.
+
+    Rows of one length cannot tell the two apart, and few rows may tell them wrong.
+    """
+    estimated, real = pl.col("estimated_tokens"), pl.col("real")
+    means = sizes.select(
+        x=estimated.mean(),
+        y=real.mean(),
+        variance=estimated.var(),
+        covariance=pl.cov("estimated_tokens", "real"),
+    ).row(0, named=True)
+    if sizes.height >= _FEWEST_FOR_A_LINE and means["variance"] > (means["x"] * _SAME_LENGTH) ** 2:
+        slope = means["covariance"] / means["variance"]
+        overhead = means["y"] - slope * means["x"]
+        if 1 / _STEEPEST <= slope <= _STEEPEST and overhead >= 0:
+            return slope, overhead
+    return means["y"] / means["x"], 0.0

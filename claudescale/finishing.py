@@ -1,0 +1,97 @@
+"""How long a live run takes: the closed form of its limits, of which one binds."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+from claudescale.limits import BUCKETS
+
+if TYPE_CHECKING:
+    from claudescale.limits import Limits
+
+FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
+"""Calls in flight at the start of a run, and at most, where nothing else is asked for."""
+RATE_MARGIN = 0.99
+"""The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
+OPEN_MARGIN = 0.3
+"""The part of the bucket of output tokens that a run leaves: what is under way draws on it unseen."""
+
+_NORMAL = NormalDist()
+
+
+class Finish(NamedTuple):
+    """When the last of a run's rows is answered, and what keeps it from being sooner."""
+
+    seconds: float
+    binding: str
+
+
+def finish(
+    limits: Limits,
+    *,
+    requests: float,
+    input_tokens: float,
+    output_tokens: float,
+    latency_seconds: float,
+    latency_deviation: float = 0.0,
+    concurrency: float | None = None,
+    first_concurrency: float | None = None,
+    burst_seconds: float = 1.0,
+    quantile: float = 0.5,
+) -> Finish:
+    """Return the closed form of a live run's duration: the slowest bucket, or the latency.
+
+    A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
+    a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
+    law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
+    are still under way: the slowest of them is waited for.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    requests, input_tokens, output_tokens : float
+        Totals of the run; input tokens without reads from the prompt cache.
+    latency_seconds, latency_deviation : float
+        Of one call, from sending to the whole answer: mean and standard deviation.
+    concurrency : float, optional
+        Most calls in flight.
+    first_concurrency : float, optional
+        How many of them at the start, where that doubles with each latency until it is `concurrency`.
+    burst_seconds : float
+        How much of a minute a bucket holds when full: the API may enforce the minute by the second.
+    quantile : float
+        Of the slowest of the last calls.
+    """
+    if not requests:
+        return Finish(0.0, "nothing to send")
+    totals = (requests, input_tokens, output_tokens)
+    alone = {
+        name: total / (limit / 60)
+        for name, total, limit in zip(BUCKETS, totals, limits.per_minute, strict=True)
+    }
+    open_at_once = 1 - OPEN_MARGIN if burst_seconds > 1 else 1.0
+    bursts = (burst_seconds, burst_seconds, burst_seconds * open_at_once)
+    sending = {
+        name: max(seconds - burst, 0.0) for (name, seconds), burst in zip(alone.items(), bursts, strict=True)
+    }
+    if concurrency:
+        first = min(first_concurrency or concurrency, concurrency)
+        rounds = _rounds(requests, first, concurrency)
+        if first_concurrency and burst_seconds > 1:
+            # Until an answer has told what the limits hold, calls go as they refill.
+            rounds += max(1 - requests / max(alone.values()) * latency_seconds / first, 0.0)
+        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
+    binding = max(sending, key=lambda name: sending[name])
+    seconds = sending[binding]
+    last = min(requests * latency_seconds / (seconds + latency_seconds), concurrency or requests)
+    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / max(last, 1.0)))
+    return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+
+
+def _rounds(requests: float, first: float, most: float) -> float:
+    """Return after how many latencies all calls are answered, where those in flight double until `most`."""
+    doubling = min(requests, most - first)
+    return math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / most

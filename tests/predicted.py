@@ -1,0 +1,166 @@
+"""Predictions held against what then happens: a pilot, its plan, and the whole run, in virtual time.
+
+The real engine, pacer and ledger, with the simulator's desk in the place of the network: minutes are exact,
+whatever else the machine does.
+"""
+
+import random
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import polars as pl
+import virtual
+from engine import DeskSend
+
+import claudescale as cs
+from claudescale import bills, engines, estimates
+from claudescale.ledger import Ledger
+from claudescale.wire import Api
+from claudescale.work import prepare
+
+STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour size
+small large sent back money waited days week shop friendly quick thanks good great bad price label torn wet lid"""
+WORDS = STORY.split()
+PILOT_ROWS = 50
+HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
+LONG_SYSTEM = "You judge complaints of a mail-order house. Be exact and be short. " * 90
+
+
+def words(draws, count):
+    """Return sentences of so many words in all."""
+    found = []
+    while count > 0:
+        length = min(count, draws.randrange(4, 14))
+        found.append(" ".join(draws.choices(WORDS, k=length)).capitalize() + ".")
+        count -= length
+    return " ".join(found)
+
+
+def lengths(shape, rows, draws, median=40):
+    """Return how many words each row has."""
+    if shape == "constant":
+        return [median] * rows
+    if shape == "bimodal":
+        return [draws.choice((median // 4, median * 4)) for _ in range(rows)]
+    counts = [max(2, int(draws.lognormvariate(0, 0.8) * median)) for _ in range(rows)]
+    return sorted(counts) if shape == "sorted" else counts
+
+
+def texts(shape, rows, seed, *, median=40, repeated=0.0):
+    """Return a frame of texts whose lengths have a shape; `repeated` is the share of rows that repeat one."""
+    draws = random.Random(seed)
+    distinct = max(1, round(rows * (1 - repeated)))
+    found = [
+        f"{number}: {words(draws, count)}"
+        for number, count in enumerate(lengths(shape, distinct, draws, median))
+    ]
+    again = [draws.choice(found) for _ in range(rows - distinct)]
+    return pl.DataFrame({"text": found + again})
+
+
+def table(requests, input_tokens, output_tokens):
+    """Limits by hand."""
+    return cs.Limits(
+        requests_per_minute=requests,
+        input_tokens_per_minute=input_tokens,
+        output_tokens_per_minute=output_tokens,
+    )
+
+
+WIDE = table(60_000, 1e9, 1e9)
+BINDS = {
+    "requests": table(300, 1e8, 1e8),
+    "input_tokens": table(60_000, 30_000, 1e8),
+    "output_tokens": table(60_000, 1e8, 12_000),
+}
+
+
+class Workload(NamedTuple):
+    """A plan and the API it meets."""
+
+    kind: str
+    plan: cs.Plan
+    api: dict[str, Any]
+
+
+class Past(NamedTuple):
+    """What a run leaves behind for `Plan.calibrate`, and what it took."""
+
+    plan: cs.Plan
+    sizes: pl.DataFrame
+    replies: pl.DataFrame
+    attempts: pl.DataFrame
+    limits: cs.Limits
+    minutes: float
+
+    @property
+    def dollars(self):
+        """What was paid."""
+        return float(self.attempts["dollars"].sum())
+
+    @property
+    def batch_dollars(self):
+        """What the same replies cost by batch, without a cache."""
+        price = bills.price(self.plan.facts.id, mode="batch")
+        each = {name: pl.col(name) for name in bills.COLUMNS.values()}
+        return self.replies.select(bills.dollars(price, **each).sum()).item()
+
+
+def ran(plan, **api):
+    """Return what a live run of a plan leaves behind."""
+    limits = dict(zip(("requests", "input_tokens", "output_tokens"), plan.limits.per_minute, strict=True))
+
+    async def go():
+        clock = virtual.clock()
+        send = DeskSend(clock, **{f"{name}_per_minute": limit for name, limit in limits.items()}, **api)
+        work = prepare(plan, "simulator")
+        with Ledger(None) as ledger:
+            live = engines.live_engine(
+                plan,
+                api=Api(name="simulator", simulated=True, clock=clock),
+                wire=SimpleNamespace(send=send),
+                ledger=ledger,
+                record=lambda attempt, final: ledger.record(attempt, final=final),
+                dollars_elsewhere=lambda: 0.0,
+                requests=work.requests.height,
+            )
+            started = clock.seconds()
+
+            async def rows():
+                for row in engines.rendered(plan, work.texts, work.requests):
+                    yield row
+
+            await live.answer(rows())
+            minutes = (clock.seconds() - started) / 60
+            sizes = work.requests.select("key", "estimated_tokens")
+            found = ledger.replies(sizes["key"]), ledger.attempts(run=ledger.run)
+            return Past(plan, sizes, *found, live.pacer.limits, minutes)
+
+    return virtual.run(go())
+
+
+def held(workload, pilots=1, seed=0):
+    """Return, of each of some pilots, what was predicted after it beside what the whole run then took."""
+    plan, api = workload.plan, workload.api
+    whole = ran(plan, **api)
+    rows = []
+    for number in range(pilots):
+        pilot = ran(plan.sample(PILOT_ROWS, seed=seed * 100 + number), **api)
+        told = plan.calibrate(pilot)
+        live, batch = (estimates.option(told.options, mode) for mode in ("live", "batch"))
+        rows.append(
+            {
+                "kind": workload.kind,
+                "binding": live["binding"],
+                "rows": plan.totals.requests,
+                "minutes": live["minutes"] / whole.minutes,
+                "minutes_p90": live["minutes_p90"] / whole.minutes,
+                "dollars": live["dollars"] / whole.dollars,
+                "dollars_p90": live["dollars_p90"] / whole.dollars,
+                "batch": batch["dollars"] / whole.batch_dollars if not plan.cache else None,
+                "whole_minutes": whole.minutes,
+                "whole_dollars": whole.dollars,
+                "attempts": whole.attempts.height,
+            }
+        )
+    return pl.DataFrame(rows)
