@@ -16,6 +16,7 @@ from claudescale.facts import USAGE
 from claudescale.ledgerfile import ATTEMPTS
 from claudescale.verdicts import (
     CUT,
+    WORDS,
     Verdict,
     read_object,
     stop_reason_of,
@@ -170,13 +171,14 @@ def _quickly(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence
     reply = pl.when(pl.col("reply") != "").then("reply")
     cut = pl.when(pl.col("stop_reason").is_in(CUT)).then("stop_reason")
     silent = pl.when(reply.is_null()).then(pl.lit("empty_reply"))
+    error = pl.coalesce("without", cut, silent)
     hour = pl.col("ephemeral_1h_input")
     read = unread.select(
         "at",
         "stop_reason",
         key=pl.col("custom_id").str.strip_suffix(f"-{nonce}"),
-        error=pl.coalesce("without", cut, silent),
-        message=pl.lit(None, pl.String),
+        error=error,
+        message=error.replace_strict(WORDS, default=None, return_dtype=pl.String),
         request_id=pl.lit(None, pl.String),
         reply=reply,
         input_tokens="input",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
 """Reasons to stop that are the error of the reply."""
+
+WORDS = {
+    "max_tokens": "The reply was cut off at max_tokens, and paid for. Raise it: thinking counts in it.",
+    "refusal": "The model declined to answer, and the reply is paid for.",
+    "model_context_window_exceeded": "Prompt and reply are longer than the model can hold. Shorten the text.",
+    "pause_turn": "The model paused a long turn, which a row cannot go on with.",
+    "tool_use": "The model called a tool, and a row has nobody to answer it. Leave the tools out.",
+    "empty_reply": "The reply has no text, and is paid for. Where the model thinks, raise max_tokens.",
+    "expired": "The batch ended after its 24 hours, before this row was worked off. Nothing was paid.",
+    "canceled": "The batch was canceled before this row was worked off. Nothing was paid.",
+}
+"""What is said of an answer that has no words of its own, by its error."""
 
 STOPPING_ERRORS = frozenset(
     {
@@ -42,8 +55,13 @@ _UNSENDABLE = {
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
 }
 """Failures that another try or another row would meet again."""
+_SILENCE = {
+    True: "no answer came; the API may have done, and billed, what it was asked",
+    False: "no connection was made, so nothing was asked and nothing billed",
+}
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
+_MOST_KIND = 40
 _MOST_TOKENS = 2**53
 
 
@@ -114,7 +132,8 @@ def _verdict_on_silence(answer: Answer) -> Verdict:
     words = _UNSENDABLE.get(answer.failure or "")
     if words is not None:
         return Verdict(outcome="stop", error=answer.failure, message=words)
-    return Verdict(outcome="overloaded", error=answer.failure, message="no answer came", unseen=answer.sent)
+    words = _SILENCE[answer.sent]
+    return Verdict(outcome="overloaded", error=answer.failure, message=words, unseen=answer.sent)
 
 
 def _verdict_on_message(body: dict[str, Any]) -> Verdict:
@@ -125,7 +144,9 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
     cut = stop_reason if stop_reason in CUT else None
     silent = None if text_of(body) else "empty_reply"
     unseen = not isinstance(body.get("usage"), dict)
-    return Verdict(outcome="answered", error=cut or silent, reply=body, final=True, unseen=unseen)
+    error = cut or silent
+    words = WORDS.get(error or "")
+    return Verdict(outcome="answered", error=error, message=words, reply=body, final=True, unseen=unseen)
 
 
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
@@ -144,7 +165,16 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     elif told == "true" or (told != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004
         outcome = "overloaded" if status >= 500 else "again"  # noqa: PLR2004
     final = outcome == "failed" and found.type is not None and status < 500  # noqa: PLR2004
-    return Verdict(outcome=outcome, error=error, message=found.message or None, final=final)
+    words = found.message or _no_words(status, headers)
+    return Verdict(outcome=outcome, error=error, message=words, final=final)
+
+
+def _no_words(status: int, headers: Mapping[str, str]) -> str:
+    """Return what is said of an answer without words of the API. Nothing of a page: anything may stand there."""
+    names = {each.value: f" {each.phrase}" for each in HTTPStatus}
+    kind = headers.get("content-type", "").partition(";")[0].strip()[:_MOST_KIND]
+    as_what = f" as {kind}" if kind else ""
+    return f"status {status}{names.get(status, '')}{as_what}, no words of the API: a proxy may have answered"
 
 
 def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
@@ -167,7 +197,7 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     if kind == "errored":
         return _verdict_on_row_error(_dict(result, "error"))
     if kind in ("expired", "canceled"):
-        return Verdict(outcome="again", error=kind)
+        return Verdict(outcome="again", error=kind, message=WORDS[kind])
     return Verdict(outcome="again", error="invalid_response", message=_NO_RESULT, unseen=True)
 
 
@@ -175,7 +205,8 @@ def _verdict_on_row_error(body: dict[str, Any]) -> Verdict:
     found = _error(body)
     error = _limit_of_money(found) or found.type or "invalid_response"
     outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in _FAILING_ERRORS else "again"
-    return Verdict(outcome=outcome, error=error, message=found.message or None, final=outcome == "failed")
+    words = found.message or "The API tells no more than the kind of the error."
+    return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
