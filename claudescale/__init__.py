@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from claudescale.ledger import Ledger
     from claudescale.limits import Limits
     from claudescale.loops import wait
+    from claudescale.picking import Picker, pick
     from claudescale.plans import Plan, plan
     from claudescale.runs import Run
     from claudescale.simulator import Simulator
@@ -45,6 +46,7 @@ _HOMES = {
     "Cascade": "cascades",
     "Ledger": "ledger",
     "Limits": "limits",
+    "Picker": "picking",
     "Plan": "plans",
     "Run": "runs",
     "Simulator": "simulator",
@@ -52,6 +54,7 @@ _HOMES = {
     "cascade": "cascades",
     "connect": "connecting",
     "models": "catalog",
+    "pick": "picking",
     "plan": "plans",
     "tiers": "catalog",
     "trial": "trials",
@@ -73,6 +76,7 @@ __all__ = [
     "Limits",
     "NameTaken",
     "NotEnoughEvidence",
+    "Picker",
     "Plan",
     "PlanError",
     "RequestTooLarge",
@@ -86,6 +90,7 @@ __all__ = [
     "cascade",
     "connect",
     "models",
+    "pick",
     "plan",
     "tiers",
     "trial",

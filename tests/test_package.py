@@ -36,6 +36,7 @@ LAYERS = (
     "progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
     "acceptance cascadeframe passing cascadecards cascaderuns cascades",
+    "picks redrawing pickpanel asking picking",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
@@ -44,7 +45,7 @@ RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
     "altair": {"marks", "charts", "batchcharts", "trialcharts", "frontiercharts", "plancharts", "pacecharts"},
     "vl_convert": {"shown"},
-    "ipywidgets": set(),
+    "ipywidgets": {"pickpanel"},
     "nest_asyncio": {"loops"},
 }
 # Distributions that are not named as what is imported from them, or come with another for certain.
