@@ -38,6 +38,13 @@ _FIRST_DEVIATION = 0.2
 _FIRST_HOLD_SECONDS = 1.0
 """After a 429 that does not say how long."""
 
+_REGAINED = 0.25
+"""By how much a success widens a window that was cut, up to where it was."""
+_MEMORY = 0.05
+"""How much one answer changes what is taken for the share of calls that fail."""
+_OVERLOADED = 0.1
+"""The share from which on the API is taken to be overloaded: three in a row, or more than one in ten."""
+
 
 class Turns:
     """Lets calls go one after the other, so many a minute: for endpoints that are asked seldom.
@@ -137,6 +144,9 @@ class Pacer:
         self._window = float(min(FIRST_CONCURRENCY, self._most))
         self._slow_start = True
         self._cut_at = -math.inf
+        self._borne = 0.0
+        self._most_in_flight = 1
+        self._trouble = 0.0
 
     # what a run and its charts may ask
 
@@ -199,6 +209,7 @@ class Pacer:
         self._production.writing += 1
         self._recent.append(permit)
         self.in_flight += 1
+        self._most_in_flight = max(self._most_in_flight, self.in_flight)
         return permit
 
     # after a call
@@ -222,6 +233,7 @@ class Pacer:
         if typical and permit.estimate:
             self._ratio.add(input_tokens / permit.estimate)
         self._output.add(output_tokens)
+        self._trouble *= 1 - _MEMORY
         self._learn(readings)
         self._grow()
 
@@ -242,12 +254,16 @@ class Pacer:
         self._hold(_FIRST_HOLD_SECONDS if seconds is None else seconds)
 
     def overload(self, permit: Permit, readings: Readings) -> None:
-        """After a 5xx or a lost connection: take nothing as used, and let fewer go at once.
+        """After a 5xx or a lost connection: take nothing as used; where they add up, let fewer go at once.
+
+        A single one says nothing of how many calls the API bears.
 
         Spends: nothing.
         """
         self.fail(permit, readings)
-        self._cut(permit)
+        self._trouble += _MEMORY * (1 - self._trouble)
+        if self._trouble > _OVERLOADED:
+            self._cut(permit)
         self._hold(readings.retry_after_seconds or 0.0)
 
     def fail(self, permit: Permit, readings: Readings) -> None:
@@ -316,10 +332,13 @@ class Pacer:
     # how many at once
 
     def _grow(self) -> None:
-        """One more for each success at first, later one more for each round of successes."""
+        """One more for each success at first, later one more for each round of successes.
+
+        What was borne before the last cut is tried again within a round or two.
+        """
         if self.in_flight + 1 >= self._window / 2:
-            step = 1.0 if self._slow_start else 1.0 / self._window
-            self._window = min(self._window + step, self._most)
+            known = _REGAINED if self._window < self._borne else 1.0 / self._window
+            self._window = min(self._window + (1.0 if self._slow_start else known), self._most)
 
     def _cut(self, permit: Permit) -> None:
         """Three quarters, once for all the calls that were under way together."""
@@ -327,4 +346,7 @@ class Pacer:
             return
         self._cut_at = self._clock.seconds()
         self._slow_start = False
-        self._window = max(min(self._window, self.in_flight + 1.0) * 0.75, 1.0)
+        self._borne = min(self._window, float(self._most_in_flight))
+        self._window = max(self._borne * 0.75, 1.0)
+        self._most_in_flight = self.in_flight
+        self._trouble = 0.0
