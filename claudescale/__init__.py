@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from claudescale.runs import Run
     from claudescale.simulator import Simulator
     from claudescale.trials import Trial, trial
+    from claudescale.watching import watch
 
 _HOMES = {
     "Cascade": "cascades",
@@ -59,6 +60,7 @@ _HOMES = {
     "tiers": "catalog",
     "trial": "trials",
     "wait": "loops",
+    "watch": "watching",
 }
 
 __all__ = [
@@ -95,6 +97,7 @@ __all__ = [
     "tiers",
     "trial",
     "wait",
+    "watch",
 ]
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import feasibility
+from claudescale.rates import rates
 
 if TYPE_CHECKING:
     from claudescale.charts import Shown
@@ -20,13 +21,17 @@ class Plots:
     def __init__(self, run: Run) -> None:
         self._run = run
 
+    @property
+    def _rates(self) -> pl.DataFrame:
+        return rates(self._run.attempts, self._run.started_at, self._run.minutes)
+
     def throughput(self) -> Shown:
         """Return requests per minute over the run, with the limit drawn. Spends: nothing."""
         from claudescale import charts
 
         run = self._run
         return charts.throughput(
-            run.throughput, requests_per_minute=run.limits.requests_per_minute * run.plan.share
+            self._rates, requests_per_minute=run.limits.requests_per_minute * run.plan.share
         )
 
     def tokens(self) -> Shown:
@@ -36,7 +41,7 @@ class Plots:
         run = self._run
         limits = run.limits.shared(run.plan.share)
         return charts.tokens(
-            run.throughput,
+            self._rates,
             input_tokens_per_minute=limits.input_tokens_per_minute,
             output_tokens_per_minute=limits.output_tokens_per_minute,
         )

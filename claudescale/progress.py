@@ -1,4 +1,4 @@
-"""The progress of a run as it is shown: one line before it, and a tqdm bar told twice a second."""
+"""The progress of a run as it is shown: one line before it, a tqdm bar told twice a second, and a log."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from claudescale import cards, display, loops
+from claudescale.minutes import Minutes
 
 if TYPE_CHECKING:
     from claudescale.runs import Run
@@ -18,16 +19,19 @@ _SIZE = 90, 24
 
 
 class Progress:
-    """Shows how far a run is; hidden, it shows nothing."""
+    """Shows how far a run is; hidden, it shows nothing. The log, where one is asked for, is kept anyway."""
 
     def __init__(self, run: Run, *, shown: bool) -> None:
         self._run = run
         self._shown = shown
         self._bar: Any = None
         self._ticker: asyncio.Task[None] | None = None
+        self._minutes = Minutes(run)
+        self._log: asyncio.Task[None] | None = None
 
     def start(self, line: str) -> None:
         """Say what is going to be sent, show the bar and keep it up to date."""
+        self._log = asyncio.create_task(self._minutes.follow())
         if not self._shown:
             return
         from tqdm import tqdm  # noqa: PLC0415 - only where it is shown
@@ -67,11 +71,19 @@ class Progress:
 
     async def close(self) -> None:
         """Show the last figures and end the bar."""
+        if self._log is not None:
+            await _ended(self._log)
+            self._minutes.tell()
+            self._log = None
         if self._ticker is None:
             return
-        self._ticker.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._ticker
+        await _ended(self._ticker)
         self._show()
         self._bar.close()
         self._ticker = None
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

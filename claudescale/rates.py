@@ -14,19 +14,31 @@ THROUGHPUT = pl.Schema(
         "refused": pl.Int64(),
     }
 )
-"""Columns of `Run.throughput`: slices of API time, rates per minute."""
-
+"""Columns of `Run.throughput`, and of `rates`: slices of API time, rates per minute."""
 
 _SLICE_SECONDS = (1, 2, 5, 10, 15, 30, 60)
 _MOST_SLICES = 60
 _REFUSED = 429
 
 
-def rates(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataFrame:
+def by_minute(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataFrame:
+    """Return the same as `rates`, one row per minute. The last is as long as the run has lasted in it.
+
+    Spends: nothing.
+    """
+    frame = rates(attempts, started_at, minutes, slice_seconds=60)
+    lasted = (minutes - pl.col("minute")).clip(upper_bound=1.0)
+    length = pl.when(lasted > 0).then(lasted).otherwise(1.0)  # results of batches may be told of later
+    per_minute = pl.col("^.*_per_minute$") / length
+    return frame.with_columns(per_minute, slice_minutes=length)
+
+
+def rates(
+    attempts: pl.DataFrame, started_at: float, minutes: float, *, slice_seconds: int | None = None
+) -> pl.DataFrame:
     """Return requests and tokens per minute over a run, as `THROUGHPUT`.
 
-    A request counts when it was sent, its tokens when it was answered. A slice is at least a second
-    and at most a sixtieth of the run; above an hour it is a number of whole minutes.
+    A request counts when it was sent, its tokens when it was answered.
 
     Spends: nothing.
 
@@ -38,8 +50,11 @@ def rates(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataF
         API unix seconds at which the run started.
     minutes : float
         API minutes it has lasted.
+    slice_seconds : int, optional
+        How long a slice is. The default is at least a second and at most a sixtieth of the run; above an
+        hour a number of whole minutes.
     """
-    width = _slice_seconds(minutes)
+    width = slice_seconds or _slice_seconds(minutes)
     sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
     calls = attempts.filter(sent > -width).select(  # batches of an earlier run were sent then
         _slice(sent, width), requests=1, refused=(pl.col("status") == _REFUSED).cast(pl.Int64)

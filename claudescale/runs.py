@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import bills, cards, loops
+from claudescale import bills, cards, loops, pulses
 from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
 from claudescale.errors import LedgerError, RunStopped
 from claudescale.ledger import ATTEMPTS
 from claudescale.plots import Plots
 from claudescale.progress import Progress
-from claudescale.rates import rates
+from claudescale.rates import by_minute
 from claudescale.sending import Sending
 from claudescale.verdicts import verdict
 from claudescale.work import last_failures, prepare, results
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from claudescale.batching import Expected
     from claudescale.limits import Limits
+    from claudescale.meters import Meter
     from claudescale.plans import Plan
-    from claudescale.tallies import Tally
     from claudescale.work import Work
 
 DEFAULT_LEDGER = "claudescale.ledger"
@@ -228,9 +228,14 @@ class Run:
         return self._sending.message
 
     @property
-    def counts(self) -> Tally:
+    def counts(self) -> Meter:
         """Rows, calls, tokens and dollars so far."""
         return self._sending.tally
+
+    @property
+    def pulse(self) -> pulses.Pulse:
+        """How it goes right now, at a cost that does not grow with the rows."""
+        return pulses.read(self.plan, self._sending)
 
     @property
     def minutes(self) -> float:
@@ -343,13 +348,13 @@ class Run:
 
     @property
     def throughput(self) -> pl.DataFrame:
-        """Rates per minute in slices of API time, as `claudescale.rates.THROUGHPUT`.
+        """One row per API minute, as `claudescale.rates.THROUGHPUT`; the last is as long as it has lasted.
 
         Requests count when sent, tokens when answered.
 
         Spends: nothing.
         """
-        return rates(self.attempts, self.started_at, self.minutes)
+        return by_minute(self.attempts, self.started_at, self.minutes)
 
     @property
     def savings(self) -> pl.DataFrame:

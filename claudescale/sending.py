@@ -18,8 +18,8 @@ from claudescale.batchfile import OPEN
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError
 from claudescale.ledger import Ledger
+from claudescale.meters import Meter
 from claudescale.supply import Supply
-from claudescale.tallies import Tally
 from claudescale.wire import Wire
 from claudescale.work import Work, prepare
 
@@ -61,7 +61,9 @@ class Sending:
         The batches, once there are any.
     batches_out : int
         Batches of earlier runs that were out at the beginning.
-    tally : Tally
+    rest : pl.DataFrame
+        Of `work.REQUESTS`: what was missing, in the order of sending.
+    tally : Meter
         What was done so far.
     """
 
@@ -77,7 +79,7 @@ class Sending:
         self.batches: Batches | None = None
         self.batches_out = 0
         rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
-        self.tally = Tally(rows, twice=plan.pay_twice)
+        self.tally = Meter(rows, twice=plan.pay_twice, model=plan.facts.id)
         self._plan = plan
         self._client = client
         self._path = path
@@ -87,7 +89,7 @@ class Sending:
         self._stop_asked = self._leave_asked = False
         self._following: asyncio.Future[None] | None = None
         self._supply: Supply | None = None
-        self._rest = pl.DataFrame()
+        self.rest = pl.DataFrame()
         self._batch_dollars = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ledger_error: LedgerError | None = None
@@ -114,6 +116,11 @@ class Sending:
         self._leave_asked = True
         self._call_soon(self._end_soon)
 
+    @property
+    def asked(self) -> str:
+        """``"stop"`` or ``"leave"`` where that was asked for."""
+        return "stop" if self._stop_asked else "leave" if self._leave_asked else ""
+
     def _call_soon(self, work: Callable[[], None]) -> None:
         if self._loop is not None and self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
@@ -131,12 +138,7 @@ class Sending:
     async def go(self, begin: Callable[[], None]) -> None:
         """Answer every row that has no answer yet; `begin` is called before the first call.
 
-        Raises
-        ------
-        PlanError
-            Nothing was sent.
-        LedgerError
-            The record cannot be kept; what was paid for is in memory.
+        A PlanError says that nothing was sent, a LedgerError that the record cannot be kept.
         """
         state = "failed"
         self._loop = asyncio.get_running_loop()
@@ -186,7 +188,7 @@ class Sending:
         assert self.work is not None
         assert self.ledger is not None
         ways = {"live": self._send_live, "batch": self._send_batches, "hybrid": self._send_hybrid}
-        self._rest = missing
+        self.rest = missing
         self._supply = Supply(
             self._plan,
             self.work,
@@ -199,10 +201,10 @@ class Sending:
         )
         if self._plan.mode == "live":
             self.live = self._engine(missing.height)
-        self._started_at = self._clock.seconds()
+        self._started_at = self.tally.started_at = self._clock.seconds()
         self.state = "running"
         self._begin()
-        if self._stop_asked or self._leave_asked:  # before there was anything to stop
+        if self.asked:  # before there was anything to stop
             return
         try:
             await ways[self._plan.mode](missing)
@@ -260,7 +262,7 @@ class Sending:
         plan = self._plan
         answered = self.tally.requests - self.tally.refused
         output = self.tally.output_tokens / answered if answered else plan.expected.output_tokens
-        seconds = engines.rest_seconds(plan, self.live, self._rest, min(output, float(plan.max_tokens)))
+        seconds = engines.rest_seconds(plan, self.live, self.rest, min(output, float(plan.max_tokens)))
         deadline = feasibility.minutes_of(plan.deadline) or 0.0
         return self._started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
 
@@ -351,7 +353,7 @@ class Sending:
             its = attempts.join(self.work.requests, on="key", how="semi", maintain_order="left")
         self.tally.extend(attempts, its)
         if self._plan.mode == "hybrid":  # only then it matters how long the rest takes live
-            self._rest = self._rest.join(its.filter("final"), on="key", how="anti", maintain_order="left")
+            self.rest = self.rest.join(its.filter("final"), on="key", how="anti", maintain_order="left")
 
     def _record(self, attempt: Attempt, final: bool) -> None:  # noqa: FBT001 - as Live calls it
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""
@@ -372,8 +374,7 @@ class Sending:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
         refused = self.batches is not None and self.batches.is_refused
-        asked = self._stop_asked or self._leave_asked
-        return asked or ended or refused or self._ledger_error is not None
+        return bool(self.asked) or ended or refused or self._ledger_error is not None
 
     def _end_state(self) -> str:
         found = self.live.stopped_by if self.live else None
@@ -384,8 +385,7 @@ class Sending:
             return "stopped" if found.error == "budget" else "failed"
         if self.batches is not None and self.batches.out.open:
             return "left"
-        asked = self._stop_asked or self._leave_asked
-        return "stopped" if asked and self.tally.missing else "finished"
+        return "stopped" if self.asked and self.tally.missing else "finished"
 
     def _close(self, state: str) -> str:
         """Write what is left; on this thread, as no other may be there when the process ends."""

@@ -28,24 +28,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
     "errors clock facts catalog accountlimits intervals",
-    "limits finishing templates parameters schemas replies prompts bills calls estimates rates levels evidence",
+    "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops handles",
     "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
-    "display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
+    "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
-    "progress plots inflight planplots runs plans",
+    "rates pulses minutes progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
     "acceptance cascadeframe passing cascadecards cascaderuns cascades",
-    "picks redrawing pickpanel asking picking",
+    "picks redrawing pickpanel watchcharts watchframe watchpanel watching asking picking",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
-    "altair": {"marks", "charts", "batchcharts", "trialcharts", "frontiercharts", "plancharts", "pacecharts"},
+    "altair": {"marks", *(name for name in LAYER if name.endswith("charts"))},
     "vl_convert": {"shown"},
-    "ipywidgets": {"pickpanel"},
+    "ipywidgets": {"pickpanel", "watchpanel"},
     "nest_asyncio": {"loops"},
 }
 # Distributions that are not named as what is imported from them, or come with another for certain.
