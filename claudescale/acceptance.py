@@ -49,7 +49,7 @@ class Acceptance:
             return fails
         if isinstance(self.accept, pl.Expr):
             return f"{fails}, and what your expression does not accept"
-        return f"{fails}, and what {getattr(self.accept, '__name__', 'your function')} does not accept"
+        return f"{fails}, and what {_name(self.accept)} does not accept"
 
     def is_same(self, other: Acceptance) -> bool:
         """Whether it accepts by the same expression or function."""
@@ -141,7 +141,7 @@ def _height_of_nulls(accept: pl.Expr, schema: pl.Schema) -> int | None:
 
 def _check_function(accept: Callable[[pl.DataFrame], object], schema: pl.Schema) -> None:
     """Raise what is wrong with a function, found out on no rows."""
-    name = getattr(accept, "__name__", "the function")
+    name = _name(accept)
     try:
         _checked(accept(pl.DataFrame(schema=schema)), 0)
     except pl.exceptions.ColumnNotFoundError as error:
@@ -153,6 +153,11 @@ def _check_function(accept: Callable[[pl.DataFrame], object], schema: pl.Schema)
             f"there it fails: {type(error).__name__}: {error}. {_WHAT_THERE_IS}"
         )
         raise PlanError(msg) from error
+
+
+def _name(function: object) -> str:
+    name = getattr(function, "__name__", "")
+    return name if name.isidentifier() else "your function"  # a lambda has none
 
 
 def _checked(found: object, rows: int) -> pl.Series:

@@ -91,18 +91,14 @@ def _breaking_even(row: Mapping[str, Any], cascade: Cascade) -> list[str]:
     last, share = cascade.models[-1], row["break_even"]
     if share is None:
         return [f"It is never cheaper than every row on {last}."]
-    at = "" if len(cascade.models) == 2 else " at each model"  # noqa: PLR2004 - then there is one share
-    return [f"Break-even: as dear as every row on {last} where {share:.0%} of the rows go on{at}."]
+    at = f"from {cascade.models[0]}" if cascade.passings[0].asked else "from each model"
+    return [f"Break-even: as dear as every row on {last} where {share:.0%} of the rows go on {at}."]
 
 
 def _budget(first: Plan, cascade: Cascade, mode: str) -> list[str]:
     if first.budget is None:
         return []
-    each = [
-        passing.takes(plan, mode, 1.0, of.weight)["dollars"]
-        for plan, of in zip(cascade.priced, cascade.passings, strict=True)
-    ]
-    share = passing.even_share(each, first.budget)
+    share = passing.budget_share(cascade.priced, cascade.passings, mode, first.budget)
     enough = "not enough for the first model" if share is None else f"enough while at most {share:.0%} go on"
     return [f"Budget: {display.dollars(first.budget)} for all models together, {enough}."]
 
@@ -134,9 +130,9 @@ def no_time(deadline: float, kept: float, cascade: Cascade) -> str:
     )
 
 
-def step_line(number: int, model: str, run: CascadeRun) -> str:
+def step_line(number: int, run: CascadeRun) -> str:
     """Return which model is asked next, and why."""
-    of = f"Model {number + 1} of {len(run.cascade.models)}, {model}"
+    of = f"Model {number + 1} of {len(run.cascade.models)}, {run.cascade.models[number]}"
     if not number:
         return f"{of}: every row."
     row = run.table.row(-1, named=True)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import polars as pl
 
-from claudescale import cascadecards, cascadeframe, display, feasibility, loops, passing
+from claudescale import cascadecards, cascadeframe, choosing, display, feasibility, loops, passing
 from claudescale.cascadeframe import TABLE, Step
+from claudescale.cascadeplots import CascadeRunPlots
 from claudescale.connecting import check_client, connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError, RunStopped
 from claudescale.handles import Handle
@@ -68,6 +69,8 @@ class CascadeRun(Handle):
         plan = self._handed(0, 1.0)
         self._client = client if client is not None else connect()
         self._steps: list[Step] = []
+        if progress:
+            self._say(0)
         self._begin(plan, None, ledger)
         self._ledger = self.runs[cascade.models[0]].path
         self._start(self._go)
@@ -94,7 +97,8 @@ class CascadeRun(Handle):
             if rows.is_empty() or self._asked or self._steps[-1].run.state != "finished":
                 return
             try:
-                self._begin(await loops.in_thread(self._plan, number, rows), rows, self._ledger)
+                plan = await loops.in_thread(self._plan, number, rows)
+                self._begin(plan, rows, self._ledger)
                 await self._answered()
             except (ImpossibleBudget, ImpossibleDeadline) as error:  # this model was asked nothing
                 if self._steps[-1].reasons is None:
@@ -107,11 +111,8 @@ class CascadeRun(Handle):
 
     def _begin(self, plan: Plan, rows: pl.Series | None, ledger: str | Path | EllipsisType | None) -> None:
         """Start the run of the next model."""
-        model = plan.facts.id
-        if self._progress:
-            self._say(len(self._steps), model)
         run = plan.start(self._client, ledger=ledger, progress=self._progress)
-        self._steps.append(Step(model, run, rows))
+        self._steps.append(Step(plan.facts.id, run, rows))
         self._pass_on()  # what was asked for meanwhile
 
     async def _answered(self) -> None:
@@ -156,12 +157,14 @@ class CascadeRun(Handle):
         """Return what is asked of a later model: the rows that go on, with what is left of money and time."""
         assert self._frame is not None
         assert self._texts is not None
+        if self._progress:
+            self._say(number)
         plan = self._handed(number, rows.len() / self._frame.height)
         frame = self._frame[rows]
         if plan.compiled.columns is not None:
-            return plan.replace(frame=frame, measured=plan.measured)
-        texts = self._texts.gather(rows)
-        return plan.replace(frame=frame.with_columns(texts), prompt=pl.col(_TEXT), measured=plan.measured)
+            return choosing.resolved(plan.replace(frame=frame))
+        frame = frame.with_columns(self._texts.gather(rows))
+        return choosing.resolved(plan.replace(frame=frame, prompt=pl.col(_TEXT), measured=plan.measured))
 
     def _handed(self, number: int, part: float) -> Plan:
         """Return the plan of a model over all rows, with what is left of money and time."""
@@ -203,9 +206,9 @@ class CascadeRun(Handle):
         models = self.cascade.models
         return f"Model {number + 1} of {len(models)}, {models[number]}: {error}"
 
-    def _say(self, number: int, model: str) -> None:
+    def _say(self, number: int) -> None:
         stream = sys.stdout if loops.in_notebook() else sys.stderr
-        stream.write(cascadecards.step_line(number, model, self) + "\n")
+        stream.write(cascadecards.step_line(number, self) + "\n")
 
     # the handle
 
@@ -327,6 +330,11 @@ class CascadeRun(Handle):
         if self._frame is None:
             return self.cascade.priced
         return self.cascade.replace(frame=self._frame).priced
+
+    @property
+    def plot(self) -> CascadeRunPlots:
+        """The picture: ``bill``."""
+        return CascadeRunPlots(self)
 
     def __repr__(self) -> str:
         return cascadecards.run_card(self).text()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale import cascadecards, passing
 from claudescale.acceptance import MODEL, acceptance
+from claudescale.cascadeplots import CascadePlots
 from claudescale.cascaderuns import CascadeRun
 from claudescale.errors import NameTaken, PlanError
 from claudescale.passing import Passing
@@ -215,6 +216,11 @@ class Cascade:
         return await self.start(client, ledger=ledger, progress=progress)
 
     # how it looks
+
+    @property
+    def plot(self) -> CascadePlots:
+        """The picture: ``shares``."""
+        return CascadePlots(self)
 
     def __repr__(self) -> str:
         return cascadecards.cascade_card(self).text()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 CASCADE = "cascade"
 CONFIDENCE = 0.95
 """Of the intervals of the shares that go on."""
-NOTHING_GOES_ON, ALL_GOES_ON = 0.0, 1.0
 
 _NUMBER = pl.Float64()
 OPTIONS = pl.Schema(
@@ -39,8 +38,9 @@ OPTIONS = pl.Schema(
 
 A way is the cascade, or every row on one of its models. Low is as few rows going on as may be, high is as
 many as may be, at the 90th percentile of tokens and of time; what is between is null while the share that
-goes on is not known. `break_even` is the share going on, the same at each model, at which the cascade is as
-dear as every row on the last model; null where it is never cheaper."""
+goes on is not known. `break_even` is the share going on from the first model at which the cascade is as dear
+as every row on the last one; null where it is never cheaper. From later models goes on what a pilot measured
+of them; before a pilot, the same share as from the first."""
 
 BILL = pl.Schema(
     {"way": pl.String(), "rows": pl.Int64(), "dollars": _NUMBER, "share": _NUMBER}
@@ -49,8 +49,11 @@ BILL = pl.Schema(
 """Columns of `CascadeRun.bill`: the cascade, then every row on each of its models. `dollars` are those of the
 replies, also where an earlier run paid for them; `share` is that of every row on the last model."""
 
+CURVE = pl.Schema({"share": _NUMBER, "dollars": _NUMBER})
+"""Columns of `curve`."""
+
 _BISECTIONS = 60
-_FEWEST_FOR_A_LINE = 10
+_CURVE_POINTS = 101
 
 
 class Passing(NamedTuple):
@@ -118,8 +121,8 @@ def _cascade(plans: Sequence[Plan], passings: Sequence[Passing], mode: str) -> d
     low = reaching(passings, lambda each: each.interval.low)
     usual = reaching(passings, lambda each: each.share)
     high = reaching(passings, lambda each: each.interval.high)
-    each = [estimates.option(plan.options, mode)["dollars"] for plan in plans]
-    weighed = [dollars * weight for dollars, weight in zip(each, weights, strict=True)]
+    each = _weighed(plans, passings, mode)
+    last = estimates.option(plans[-1].options, mode)["dollars"]
     return {
         "way": CASCADE,
         "mode": mode,
@@ -129,8 +132,44 @@ def _cascade(plans: Sequence[Plan], passings: Sequence[Passing], mode: str) -> d
         "minutes_low": _sum(plans, low, weights, mode, "minutes"),
         "minutes": _sum(plans, usual, weights, mode, "minutes"),
         "minutes_high": _sum(plans, high, weights, mode, "minutes_p90"),
-        "break_even": even_share(weighed, each[-1]),
+        "break_even": even_share(each, last, _later(passings)),
     }
+
+
+def _weighed(plans: Sequence[Plan], passings: Sequence[Passing], mode: str) -> list[float]:
+    """Return the dollars of each model, if every row reached it and were as long as those that do."""
+    pairs = zip(plans, passings, strict=True)
+    return [float(takes(plan, mode, 1.0, each.weight)["dollars"]) for plan, each in pairs]
+
+
+def curve(plans: Sequence[Plan], passings: Sequence[Passing], mode: str) -> pl.DataFrame:
+    """Return a cascade's dollars by the share that goes on from its first model, as `CURVE`."""
+    each = _weighed(plans, passings, mode)
+    points = [number / (_CURVE_POINTS - 1) for number in range(_CURVE_POINTS)]
+    later = _later(passings)
+    return pl.DataFrame([(share, _cost(each, share, later)) for share in points], schema=CURVE, orient="row")
+
+
+def budget_share(
+    plans: Sequence[Plan], passings: Sequence[Passing], mode: str, budget: float
+) -> float | None:
+    """Return up to which share going on from the first model a budget is enough; None if never."""
+    return even_share(_weighed(plans, passings, mode), budget, _later(passings))
+
+
+def _later(passings: Sequence[Passing]) -> list[float | None]:
+    """Return the shares going on from the models after the first, None where a pilot has not told them."""
+    return [passing.share for passing in passings[1:-1]]
+
+
+def _cost(dollars: Sequence[float], share: float, later: Sequence[float | None]) -> float:
+    """Return what a cascade costs by the share going on from its first model, from later ones if known."""
+    first, *others = dollars
+    cost, part = first, share
+    for each, on in zip_longest(others, later):
+        cost += each * part
+        part *= share if on is None else on
+    return cost
 
 
 def _sum(
@@ -168,13 +207,15 @@ def takes(plan: Plan, mode: str, part: float, weight: float = 1.0) -> dict[str, 
     return estimates.option(found, mode)
 
 
-def even_share(dollars: Sequence[float], target: float) -> float | None:
-    """Return the share going on at each model at which a cascade costs `target`; None if it is dearer anyway.
+def even_share(dollars: Sequence[float], target: float, later: Sequence[float | None] = ()) -> float | None:
+    """Return the share going on from the first model at which a cascade costs `target`; None if it is dearer.
 
     Parameters
     ----------
     dollars : sequence of float
         Of every row on each model, in the order they are asked.
+    later : sequence of float or None
+        The shares going on from the models after the first; None is the same as from the first.
 
     Examples
     --------
@@ -183,18 +224,14 @@ def even_share(dollars: Sequence[float], target: float) -> float | None:
     >>> even_share([4.0, 1.0], 1.0) is None
     True
     """
-
-    def costs(share: float) -> float:
-        return sum(each * share**number for number, each in enumerate(dollars))
-
-    if costs(NOTHING_GOES_ON) >= target:
+    low, high = 0.0, 1.0
+    if _cost(dollars, low, later) >= target:
         return None
-    low, high = NOTHING_GOES_ON, ALL_GOES_ON
-    if costs(high) <= target:
+    if _cost(dollars, high, later) <= target:
         return high
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if costs(middle) < target else (low, middle)
+        low, high = (middle, high) if _cost(dollars, middle, later) < target else (low, middle)
     return low
 
 
@@ -220,44 +257,17 @@ def reserve_minutes(plans: Sequence[Plan], passings: Sequence[Passing], number: 
 # -------------------------------------------------------------------------------------- after it was run
 
 
-def corrected(whole: Plan, run: Run) -> Plan:
-    """Return a plan over all rows, measured on a run of those that reached its model.
-
-    The rows that go on may be longer than the others: input is estimated for each row by its own characters,
-    and the mean reply is moved along the line of replies over input to the mean of all rows.
-
-    Raises
-    ------
-    PlanError
-        The run has no paid replies of the model.
-    """
-    measured = whole.calibrate(run)
-    known = measured.expected
-    paid = run.sizes.join(run.replies.filter(pl.col("dollars") > 0), on="key", how="inner")
-    plain = whole.replace(measured=None).totals
-    moved = plain.input_tokens / max(plain.requests, 1) - paid.select(pl.mean("estimated_tokens")).item()
-    output = min(max(known.output_tokens + _slope(paid) * moved, 1.0), float(whole.max_tokens))
-    return measured.replace(measured=replace(known, output_tokens=output))
-
-
-def _slope(paid: pl.DataFrame) -> float:
-    """Return how many tokens longer a reply is for each one more of input; 0 where rows are too few."""
-    if paid.height < _FEWEST_FOR_A_LINE:
-        return 0.0
-    found = paid.select(pl.cov("estimated_tokens", "output_tokens") / pl.var("estimated_tokens")).item()
-    return max(float(found), 0.0) if found is not None and math.isfinite(found) else 0.0
-
-
 def learned(whole: Plan, run: Run | None, asked: int, went_on: int) -> tuple[Plan, Passing]:
     """Return a plan over all rows of a pilot, measured, and how many of the pilot's rows went on.
 
-    The plan is as it was where the pilot has no replies of its model.
+    The plan is as it was where the pilot has no replies of its model. What reaches a model may be longer than
+    the rest: its input and its reply are estimated for each row by the row's own length.
     """
     passing = Passing(asked, went_on)
     if run is None:
         return whole, passing
     try:
-        measured = corrected(whole, run)
+        measured = whole.calibrate(run)
     except PlanError:
         return whole, passing
     paid = run.replies.filter(pl.col("dollars") > 0)
@@ -288,7 +298,7 @@ def bill(wholes: Sequence[Plan], runs: Sequence[Run], *, so_far: str = "") -> pl
     rows = totals.rows - totals.unsent
     ways: list[tuple[str, float, bool, str]] = [(CASCADE, sum(paid), False, f"paid{so_far}")]
     for number, whole in enumerate(wholes):
-        if not number and not runs[0].counts.missing:
+        if not number and runs[0].state == "finished":
             ways.append((all_on(whole), paid[0], False, "paid: it was asked about every row"))
         else:
             run = runs[number] if number < len(runs) else None
@@ -305,6 +315,8 @@ def _estimated(whole: Plan, run: Run | None, first: Run) -> tuple[float, bool, s
         basis = "guessed from characters: no row has reached it"
     if run is not None:
         with suppress(PlanError):  # it has no replies to learn from
-            whole = corrected(whole, run)
-            basis = f"estimated from its {whole.expected.calls:,} replies and each row's length"
+            whole = whole.calibrate(run)
+            calls = whole.expected.calls
+            replies = "one reply" if calls == 1 else f"{calls:,} replies"
+            basis = f"estimated from its {replies} and each row's length"
     return dollars_as(whole.totals, first.replies), True, basis

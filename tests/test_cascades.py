@@ -2,17 +2,20 @@
 
 import asyncio
 import datetime as dt
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
+import vl_convert
 from cascade_child import MODELS, docstrings, the_cascade
 from polars.testing import assert_frame_equal
-from running import WIDE_LIMITS, simulator, until
+from running import WIDE_LIMITS, interrupt_when, simulator, until
 
 import claudescale as cs
+from claudescale import cascadecharts
 from claudescale.cascadeframe import TABLE
 from claudescale.cascaderuns import CascadeRun
 from claudescale.passing import BILL, OPTIONS, Passing, even_share, reaching
@@ -76,6 +79,7 @@ def test_before_anything_is_known_the_price_is_a_range_with_its_break_even(api):
     assert options["way"].unique(maintain_order=True).to_list() == [
         "cascade", f"all on {CHEAP}", f"all on {MIDDLE}", f"all on {DEAR}",
     ]  # fmt: skip
+    assert {row["break_even"] for row in options.filter(pl.col("way") != "cascade").to_dicts()} == {None}
     for mode in ("live", "batch"):
         own, cheap, middle, dear = options.filter(mode=mode).iter_rows(named=True)
         assert own["dollars"] is own["minutes"] is None
@@ -89,7 +93,7 @@ def test_before_anything_is_known_the_price_is_a_range_with_its_break_even(api):
     text = repr(cascade)
     assert "Nothing is sent yet" in text
     assert "not known yet" in text
-    assert f"{options['break_even'][0]:.0%} of the rows" in text
+    assert f"{options['break_even'][0]:.0%} of the rows go on from each model" in text
     assert "cascade.calibrate(pilot)" in cascade._repr_html_()
     assert api.stats["calls"] == 0
 
@@ -99,8 +103,9 @@ def test_before_anything_is_known_the_price_is_a_range_with_its_break_even(api):
     [([1, 4], 4, 0.75), ([4, 1], 1, None), ([1, 1], 1, None), ([1, 1], 9, 1.0), ([1, 2, 4], 4, 0.6513878)],
 )
 def test_the_break_even_is_where_both_cost_the_same(dollars, target, share):
-    """It solves for the share going on; none where the first model alone is as dear."""
+    """It solves for the share going on; none where the first alone is as dear; later shares may be known."""
     assert even_share(dollars, target) == (None if share is None else pytest.approx(share))
+    assert even_share([1, 2, 4], 4, [0.5]) == pytest.approx(0.75)
 
 
 def test_a_share_that_nobody_has_seen_is_not_made_up():
@@ -518,6 +523,12 @@ def test_a_pilot_tells_the_share_that_goes_on_and_the_price(tmp_path):
         assert own["dollars_high"] < whole.options["dollars_high"][0]
         assert "as a pilot measured it" in repr(cascade)
         assert repr(cascade).endswith("run = await cascade.run(client)")
+        share = own["break_even"]  # from the first model, while from the second goes on what was measured
+        at_even = cascade.plot.shares().text
+        assert (
+            f"at most {share:.0%} of the rows go on; a pilot measured {cascade.passings[0].share:.0%}"
+            in at_even
+        )
         done = run(cascade, api.client(), tmp_path / "a.ledger")
         paid = done.bill["dollars"][0]
         assert own["dollars_low"] <= paid <= own["dollars_high"]
@@ -570,6 +581,7 @@ def test_where_no_row_reaches_the_strongest_its_price_is_called_a_guess(api):
     done = run(a_cascade(20, models=[CHEAP, DEAR], accept=pl.lit(value=True) | pl.col("number").is_null(),
                          frame=numbers(20).filter(pl.col("number") % 7 != 0)), api.client())  # fmt: skip
     assert list(done.runs) == [CHEAP]
+    assert done.plot.bill().text.endswith(f"rows accepted: {CHEAP} 17")
     assert done.bill["basis"][2] == "guessed from characters: no row has reached it"
     assert done.state == "finished"
 
@@ -610,3 +622,84 @@ def test_one_fault_of_the_whole_account_in_a_later_model_keeps_the_first_models_
         assert stopped.stopped_by == "enforced_spend_limit_reached"
         assert stopped.dollars == pytest.approx(api.stats["dollars"], abs=1e-9)
         assert stopped.results["reply"].null_count() == 15
+
+
+def test_an_interrupt_leaves_a_cascade_and_the_next_run_pays_for_the_rest(tmp_path):
+    """Ctrl-C stops sending, what is in flight comes in, no model is asked any more, and it resumes."""
+    path = tmp_path / "a.ledger"
+    with simulator(replies=answer, latency=1.0) as api:
+        going = a_cascade(400).start(api.client(), ledger=path, progress=False)
+        interrupt_when(lambda: api.stats["billed_rows"] > 20)
+        with pytest.raises(KeyboardInterrupt):
+            going.result()
+        assert going.state == "stopped"
+        assert list(going.runs) == [CHEAP]
+        done = run(a_cascade(400), api.client(), path)
+        assert going.dollars + done.dollars == pytest.approx(api.stats["dollars"], abs=1e-9)
+        assert api.stats["billed_rows"] == api.stats["distinct_rows_billed"]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_frames_with_hardly_a_row_are_cascades_too(api, rows):
+    """No row, or one and one with nothing to send: cards, frames and pictures are there."""
+    frame = pl.DataFrame({"number": [*[3][:rows], None], "truth": [*["odd"][:rows], "even"]})
+    cascade = a_cascade(frame=frame.cast({"number": pl.Int64}), accept=pl.lit(value=False))
+    assert "Nothing is sent yet" in repr(cascade)
+    done = run(cascade, api.client())
+    assert done.state == "finished"
+    assert done.results["error"].to_list() == [*["not_accepted"][:rows], None]
+    assert done.results["model"].to_list() == [*[DEAR][:rows], None]
+    assert done.bill["way"].len() == 4
+    assert len(done.runs) == (3 if rows else 1)
+    assert done.plot.bill().text
+    assert cascade.plot.shares().text
+    assert "rows accepted" in done._repr_html_()
+
+
+def one_bill(*dollars, estimated=True):
+    """Return the frames of a picture: a cascade of two models, and each of them alone."""
+    bill = pl.DataFrame(
+        {
+            "way": ["cascade", f"all on {CHEAP}", f"all on {DEAR}"],
+            "dollars": dollars,
+            "share": [each / dollars[-1] if dollars[-1] else None for each in dollars],
+            "estimated": [False, False, estimated],
+        }
+    )
+    table = pl.DataFrame({"model": [CHEAP, DEAR], "rows": [100, 20], "accepted": [80, None]})
+    return bill, table.with_columns(dollars=pl.Series([dollars[1], dollars[0] - dollars[1]]))
+
+
+@pytest.mark.parametrize("dollars", [(1.5, 0.1, 7.0), (2e-5, 1e-6, 1e-5), (9e5, 1.0, 2e6), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("simulated", [True, False])
+def test_the_picture_of_a_bill_is_drawn(dollars, simulated):
+    """By old and new Vega-Lite, no wider than a page, with estimates and the simulator named."""
+    shown = cascadecharts.bill(*one_bill(*dollars), simulated=simulated)
+    drawing = shown._repr_mimebundle_()["application/vnd.vegalite.v5+json"]
+    for version in ("5.8", None):
+        png = vl_convert.vegalite_to_png(drawing, vl_version=version)
+        assert int.from_bytes(png[16:20], "big") <= 800
+    text = json.dumps(drawing)
+    if dollars[0]:
+        assert ("SIMULATED" in text) == ("SIMULATED" in shown.text) == simulated
+        assert "(estimated)" in text
+        assert "80 of 100 accepted" in text
+    else:
+        assert shown.text == "nothing sent yet"
+
+
+@pytest.mark.parametrize("measured", [(), (0.0, 0.0, 0.1), (0.4, 0.5, 0.6)])
+def test_the_picture_of_shares_names_every_way(measured):
+    """Each model alone is a labelled line, the pilot's interval a band, and the title the break-even."""
+    curve = pl.DataFrame({"share": [0.0, 0.5, 1.0], "dollars": [1.0, 3.0, 5.0]})
+    ways = pl.DataFrame({"way": [f"all on {CHEAP}", f"all on {DEAR}"], "dollars": [1.0, 4.0]})
+    shown = cascadecharts.shares(curve, ways, measured=measured)
+    drawing = shown._repr_mimebundle_()["application/vnd.vegalite.v5+json"]
+    text = json.dumps(drawing)
+    assert f"all on {CHEAP}: $1.00" in text
+    assert f"all on {DEAR}: $4.00" in text
+    assert shown.text.startswith(f"Cheaper than all on {DEAR} while at most 50% of the rows go on")
+    assert ("a pilot measured" in shown.text) == bool(measured)
+    assert ('"rect"' in text) == bool(measured)
+    assert "Never cheaper" in cascadecharts.shares(curve, ways.reverse()).text
+    assert cascadecharts.shares(curve * 0, ways.with_columns(dollars=0.0)).text == "nothing sent yet"

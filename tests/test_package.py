@@ -35,7 +35,7 @@ LAYERS = (
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
     "rates pulses minutes progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
-    "acceptance cascadeframe passing cascadecards cascaderuns cascades",
+    "acceptance cascadeframe passing cascadecharts cascadecards cascadeplots cascaderuns cascades",
     "picks redrawing pickpanel watchcharts watchframe watchpanel watching asking picking",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
