@@ -50,6 +50,8 @@ _WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where th
 
 def why(run: Run) -> str:
     """Return what ended a run, what is kept, and what to do."""
+    if run.stopped_by == "ledger" and not run.counts.requests:
+        return f"Nothing was sent: {run.message}."
     advice = _ADVICE.get(run.stopped_by or "", "The API cannot go on.")
     said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
     again = "the same cell again sends only what is missing"
@@ -187,7 +189,7 @@ def plan_card(plan: Plan) -> display.Card:
             *plan.compiled.notes,
             *([plan.facts.notice] if plan.facts.notice else []),
         ),
-        next="run = await plan.run(client)" if calls else f"pilot = await plan.head(20){live}.run(client)",
+        next="run = await plan.run(client)" if calls else f"pilot = await plan.sample(20){live}.run(client)",
     )
 
 

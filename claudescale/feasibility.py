@@ -19,7 +19,13 @@ AUTO = "auto"
 """The cheapest mode that meets deadline and budget; see `choosing`."""
 SPARE_MINUTES = 1.0
 """What it keeps back where it does not wait for that, as it may pay twice."""
-_FROM = {"pandas.DataFrame": "pl.from_pandas(frame)", "pyarrow.Table": "pl.from_arrow(frame)"}
+_FROM = {
+    "pandas.DataFrame": "pl.from_pandas(frame)",
+    "pyarrow.Table": "pl.from_arrow(frame)",
+    "polars.Series": "frame.to_frame()",
+    "builtins.list": "pl.DataFrame(frame), or pl.DataFrame({'text': frame}) where it is one of texts",
+    "builtins.dict": "pl.DataFrame(frame)",
+}
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("minutes", "minutes_p90", "dollars", "dollars_p90", "input_tokens", "output_tokens")
 """What is less when a part of the rows is left; a batch takes its time whatever its size."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale import catalog, choosing, comparing, estimates, feasibility, learning, measuring
+from claudescale.awaiting import awaited
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
@@ -100,13 +101,8 @@ class Plan:
         A batch's time is an honest range: most end within an hour, and one that has not ended after
         24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
         """
-        return estimates.options(
-            self.totals,
-            self.limits.shared(self.share),
-            self.expected,
-            self.concurrency,
-            feasibility.minutes_of(self.deadline),
-        )
+        limits, minutes = self.limits.shared(self.share), feasibility.minutes_of(self.deadline)
+        return estimates.options(self.totals, limits, self.expected, self.concurrency, minutes)
 
     @cached_property
     def totals(self) -> Totals:
@@ -206,8 +202,7 @@ class Plan:
         Parameters
         ----------
         run : Run
-            Of a few rows of the same plan, such as ``await plan.head(20).run(client)``; of
-            ``plan.sample(20)`` where the first rows are not like the rest.
+            Of a few rows of the same plan, such as ``await plan.sample(20).run(client)``.
 
         Raises
         ------
@@ -253,6 +248,7 @@ class Plan:
         *,
         ledger: str | Path | EllipsisType | None = ...,
         progress: bool = True,
+        on: Any = None,
     ) -> Run:
         """Return a run that has been started and is not waited for.
 
@@ -267,11 +263,14 @@ class Plan:
             directory; None keeps them in memory alone.
         progress : bool
             Show a progress bar.
+        on : optional
+            More than this process: a Dask client, or ``"redis://..."``; see `claudescale.cluster`.
         """
         from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
 
-        return Run(choosing.resolved(self), client, ledger=ledger, progress=progress)
+        return Run(choosing.resolved(self), client, ledger=ledger, progress=progress, on=on)
 
+    @awaited("run = await plan.run(client)")
     async def run(
         self,
         client: AsyncAnthropic | None = None,
@@ -279,17 +278,17 @@ class Plan:
         ledger: str | Path | EllipsisType | None = ...,
         progress: bool = True,
         wait: bool = True,
+        on: Any = None,
     ) -> Run:
         """Send what the ledger does not have yet, and return the finished run.
 
-        The same cell again is a resume: what was paid for is not paid for again, and batches that are
-        out are waited for, not sent again.
+        The same cell again is a resume: what was paid for is not paid for again, batches are waited for.
 
         Spends: tokens.
 
         Parameters
         ----------
-        client, ledger, progress
+        client, ledger, progress, on
             As for `start`.
         wait : bool
             False returns as soon as the batches are submitted that the queue has room for: the kernel may
@@ -300,7 +299,7 @@ class Plan:
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        run = self.start(client, ledger=ledger, progress=progress)
+        run = self.start(client, ledger=ledger, progress=progress, on=on)
         return await run if wait else await run.submitted()
 
     @property

@@ -297,11 +297,18 @@ def compile_prompt(
         content=content,
         returns=typed,
         shared_characters=shared.shared_characters,
-        notes=shared.notes,
+        notes=(*shared.notes, *_system_notes(system, schema)),
         columns=None if isinstance(prompt, pl.Expr) else named_columns(prompt, schema),
         _length=length,
         _key_head=_head(uncached.body),
     )
+
+
+def _system_notes(system: str | None, schema: pl.Schema) -> tuple[str, ...]:
+    """Return a warning where the system prompt seems to name a column."""
+    named = [f"{{{name}}}" for name in schema if f"{{{name}}}" in (system or "")]
+    note = "is text there: the system prompt is the same for every row. Columns belong in the prompt."
+    return (f"{named[0]} {note}",) if named else ()
 
 
 def _head(body: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import bills, display, evidence, trialcards, trialframe
+from claudescale.awaiting import awaited
 from claudescale.connecting import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.scoring import scoring
@@ -64,6 +65,7 @@ class Trial:
 
     # the one verb that spends
 
+    @awaited("await trial.run(client)")
     async def run(
         self,
         client: AsyncAnthropic | None = None,

@@ -1,0 +1,190 @@
+"""The likely mistakes: each is told before a cent is spent, in words that say what to type next."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+
+import anthropic
+import polars as pl
+import pytest
+from running import a_plan, finished, simulator
+
+import claudescale as cs
+
+FRAME = pl.DataFrame(
+    {"text": ["late again", "works", None], "stars": [1, 5, 3], "when": [None, None, None]},
+    schema={"text": pl.String, "stars": pl.Int64, "when": pl.Date},
+)
+TEMPLATE, MODEL = "Name the complaint: {text}", "claude-haiku-5-5"
+THINKING = {"type": "enabled", "budget_tokens": 2_000}
+
+
+class DataFrame:
+    """Looks like one of pandas, which need not be installed for this."""
+
+    __module__ = "pandas.core.frame"
+
+
+def plan(frame=FRAME, prompt=TEMPLATE, **options):
+    return cs.plan(frame, prompt, **{"model": MODEL, **options})
+
+
+# What somebody types, and what the message has to say: what is wrong, and what to type.
+MISTAKES = {
+    "a column that is not there": (lambda: plan(prompt="Read {txt}"), ["'txt'", "Did you mean 'text'?"]),
+    "JSON in the prompt": (lambda: plan(prompt='As {"label": 1}: {text}'), ["line 1", "{{ and }}"]),
+    "an f-string that filled the braces": (
+        lambda: plan(prompt="Read late again"),
+        ["{text}", "same for every"],
+    ),
+    "messages instead of a prompt": (lambda: plan(prompt=[{"role": "user"}]), ["a list", "'Name the topic"]),
+    "an expression of numbers": (lambda: plan(prompt=pl.col("stars")), ["Int64", ".cast(pl.String)"]),
+    "an expression of one text": (lambda: plan(prompt=pl.col("text").first()), ["one per row", ".filter("]),
+    "a pandas frame": (lambda: plan(DataFrame()), ["pandas.DataFrame", "pl.from_pandas(frame)"]),
+    "a dict": (lambda: plan({"text": ["late"]}), ["builtins.dict", "pl.DataFrame(frame)"]),
+    "a list of texts": (lambda: plan(["late"]), ["builtins.list", "pl.DataFrame({'text': frame})"]),
+    "a Series": (lambda: plan(FRAME["text"]), ["polars.Series", "frame.to_frame()"]),
+    "a model's short name": (lambda: plan(model="claude-haiku"), ["Did you mean 'claude-haiku-5-5'?"]),
+    "a retired model": (lambda: plan(model="claude-3-opus-20240229"), ["retired", "Use 'claude-"]),
+    "somebody else's model": (lambda: plan(model="gpt-5"), ["no model 'gpt-5'", "claude-sonnet-5-5"]),
+    "a tier that is not there": (lambda: plan(tier="pro"), ["no usage tier 'pro'", "build", "cs.Limits("]),
+    "a mode that is not there": (lambda: plan(mode="batches"), ["'batches'", "'batch'"]),
+    "a hybrid without a deadline": (lambda: plan(mode="hybrid").options, ["deadline=90", "mode='batch'"]),
+    "a deadline in words": (lambda: plan(deadline="1h"), ["minutes", "timedelta(hours="]),
+    "a budget in words": (lambda: plan(budget="5"), ["dollars", "budget=5.0"]),
+    "a budget too small": (lambda: finished(plan(budget=1e-9), None), ["larger budget", "$0.00"]),
+    "no room for a reply": (lambda: plan(max_tokens=0), ["max_tokens=0", "1 to"]),
+    "no room for thinking": (
+        lambda: plan(model="claude-sonnet-4-5", max_tokens=1_024, thinking=THINKING),
+        ["budget_tokens=2,000", "Raise max_tokens="],
+    ),
+    "a temperature": (lambda: plan(params={"temperature": 0}), ["no sampling parameters", "pl.Enum("]),
+    "labels as a list": (lambda: plan(returns=["good", "bad"]), ["returns=pl.Enum([...])"]),
+    "a Python type": (lambda: plan(returns=str), ["returns=pl.String"]),
+    "a column of the results taken": (
+        lambda: plan(FRAME.rename({"text": "reply"}), "Read {reply}"),
+        ["'reply'", "frame.rename("],
+    ),
+    "a row that is too long": (
+        lambda: finished(plan(pl.DataFrame({"text": ["x" * 33_000_000]})), None),
+        ["row 0", ".str.head("],
+    ),
+    "no share at all": (lambda: plan(share=2), ["share=2", "at most 1"]),
+    "no calls at once": (lambda: plan(concurrency=0), ["concurrency=0", "from 1 on"]),
+    "a parameter that is none": (lambda: plan().replace(temperature=0), ["'temperature'", "max_tokens"]),
+    "one value to compare": (lambda: plan().compare(model=MODEL), ["model=[...]"]),
+    "results to calibrate with": (lambda: plan().calibrate(FRAME), ["a DataFrame", "pilot = await plan."]),
+    "no key": (lambda: cs.connect(simulate=False), ["ANTHROPIC_API_KEY", "simulate=True"]),
+    "a client that does not wait": (
+        lambda: finished(plan(), anthropic.Anthropic(api_key="none")),
+        ["AsyncAnthropic", "cs.connect()"],
+    ),
+    "a key instead of a client": (lambda: finished(plan(), "none"), ["a str", "cs.connect()"]),
+    "a trial of one model's name": (lambda: cs.trial(plan(), models=MODEL), ["models=["]),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch):
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE", "ANTHROPIC_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_what_to_type(mistake):
+    """Nothing is sent; the error is one of ours, says what is wrong and what to type."""
+    make, words = MISTAKES[mistake]
+    with pytest.raises(cs.PlanError) as error:
+        make()
+    told = str(error.value)
+    assert [word for word in words if word not in told] == []
+    assert len(told) < 400
+
+
+LEDGERS = {
+    "a file of something else": (
+        "rows.csv",
+        "text\nlate\n" * 50,
+        ["rows.csv is not a ledger", "ledger='replies.ledger'"],
+    ),
+    "a folder": (".", None, ["is a folder", "replies.ledger"]),
+    "a folder that is not there": ("missing/replies.ledger", None, ["no folder", "mkdir"]),
+}
+
+
+@pytest.mark.parametrize("mistake", LEDGERS)
+def test_a_ledger_that_cannot_be_one(mistake, tmp_path):
+    """The run stops before it sends, the file is left as it was, and the message says what to name."""
+    name, content, words = LEDGERS[mistake]
+    path = tmp_path / name
+    if content:
+        path.write_text(content)
+    with simulator() as api:
+        with pytest.raises(cs.RunStopped) as error:
+            finished(a_plan(FRAME), api.client(), ledger=path)
+        assert api.stats["calls"] == 0
+    told = str(error.value)
+    assert [word for word in ["Nothing was sent", *words] if word not in told] == []
+    assert not content or path.read_text() == content
+
+
+@pytest.mark.parametrize("ask", [lambda run: run.results, lambda run: run.summary, repr])
+def test_a_forgotten_await_says_so(ask):
+    """What was not awaited has no results, and says what to type; nothing is sent."""
+    with simulator() as api, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        waiting = a_plan(FRAME).run(api.client(), ledger=None, progress=False)
+        try:
+            told = ask(waiting)
+        except AttributeError as error:
+            told = str(error)
+        waiting.close()
+        assert api.stats["calls"] == 0
+    assert "await is missing" in told
+    assert "run = await plan.run(client)" in told
+
+
+def test_what_is_awaited_is_a_coroutine_like_any_other():
+    """``asyncio.run``, ``await`` and `wait` take it; so do tasks."""
+
+    async def both(client):
+        task = asyncio.create_task(a_plan(FRAME).run(client, ledger=None, progress=False))
+        return await task
+
+    with simulator() as api:
+        whole = asyncio.run(a_plan(FRAME).run(api.client(), ledger=None, progress=False))
+        again = asyncio.run(both(api.client()))
+    assert whole.state == again.state == "finished"
+
+
+def test_a_column_in_the_system_prompt_is_told():
+    """Braces there are text; the card of the plan says so, with the name."""
+    assert "{stars} is text there" in repr(plan(system="They gave {stars}."))
+    assert "is text there" not in repr(plan(system="Answer with {braces}."))
+
+
+@pytest.mark.parametrize("prompt", ["Read {text} {stars} {when}", pl.format("Read {} {}", "text", "stars")])
+def test_columns_that_are_no_text_are_written_as_text(prompt):
+    """Numbers and dates need no cast; a null still keeps its row from being sent."""
+    rows = FRAME.with_columns(when=pl.date(2026, 11, 1))
+    with simulator() as api:
+        results = finished(a_plan(rows, prompt), api.client()).results
+    assert results["error"].null_count() == rows.height
+    assert results["reply"].null_count() == 1
+
+
+def test_a_lazy_frame_is_a_frame():
+    """It is read when it is needed."""
+    with simulator() as api:
+        results = finished(a_plan(FRAME.lazy()), api.client()).results
+    assert results.height == FRAME.height
+
+
+def test_labels_come_back_as_they_were_written():
+    """The case of a label is kept: the API may only answer with one of them."""
+    labels = pl.Enum(["Late", "WORKS"])
+    with simulator() as api:
+        reply = finished(a_plan(FRAME, returns=labels), api.client()).results["reply"]
+    assert reply.dtype == labels
+    assert reply.null_count() == 1
