@@ -26,7 +26,7 @@ _SAME_LENGTH = 0.05
 _STEEPEST = 3.0
 _SURE_TREND = 3.0
 """So many standard errors from zero is a trend."""
-_PAST_REFUSALS = 429
+_REFUSED = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class Measured:
         The part of the calls that fail and are sent again, those not counted that the limits turn down.
     lost_seconds : float
         What a row loses to that on average: failed calls, and waiting before the next.
+    stop_rate, stop_seconds : float
+        How often, for each call, the limits stopped all calls at once, and for how long each time.
     refusal_rate : float
         The part of the replies in which the model refuses.
     burst_seconds : float
@@ -84,6 +86,8 @@ class Measured:
     tokens_per_second: float = 80.0
     error_rate: float = 0.0
     lost_seconds: float = 0.0
+    stop_rate: float = 0.0
+    stop_seconds: float = 0.0
     refusal_rate: float = 0.0
     burst_seconds: float = 1.0
     calls: int = 0
@@ -148,6 +152,12 @@ class Measured:
         tries = self.calls / (1 - self.error_rate)
         return wilson(self.error_rate * tries, round(tries), 2 * P90 - 1).high
 
+    def stopped_seconds(self, requests: float, *, slow: bool = False) -> float:
+        """Return how long so many calls are stopped, usually or nine times in ten at most."""
+        seen = self.stop_rate * self.calls
+        more = 1 + _z(0) * math.sqrt(1 / seen + 1 / (self.stop_rate * requests)) if slow and seen else 1.0
+        return self.stop_rate * requests * self.stop_seconds * more
+
     @property
     def doubt(self) -> float:
         """The part by which the mean of many calls may be off: one standard deviation."""
@@ -200,6 +210,7 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
     if live.is_empty():
         seconds = seconds._replace(mean=1.0 + output.mean / 80)
     error_rate, lost_seconds = _failures(attempts, live)
+    stop_rate, stop_seconds = _stops(attempts, live)
     told = paid.select(
         estimated_tokens=pl.col("estimated_tokens").mean(),
         estimated_deviation=pl.col("estimated_tokens").std().fill_null(0.0),
@@ -220,6 +231,8 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         tokens_per_second=output.mean / seconds.mean if seconds.mean else 0.0,
         error_rate=error_rate,
         lost_seconds=lost_seconds,
+        stop_rate=stop_rate,
+        stop_seconds=stop_seconds,
         **told,
         calls=paid.height,
     )
@@ -241,7 +254,7 @@ def _failures(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float,
     """Return the part of a pilot's live calls that failed and were sent again, and what a row loses to it."""
     if attempts is None or live.is_empty():
         return 0.0, 0.0
-    tries = attempts.filter(pl.col("mode") == "live", pl.col("status").ne_missing(_PAST_REFUSALS))
+    tries = attempts.filter(pl.col("mode") == "live", pl.col("status").ne_missing(_REFUSED))
     rows = tries.group_by("key").agg(
         failed=(pl.col("dollars") == 0).sum(),
         seconds=(pl.col("sent_at").last() - pl.col("sent_at").first()).dt.total_milliseconds() / 1_000,
@@ -250,6 +263,26 @@ def _failures(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float,
     if not failed:
         return 0.0, 0.0
     return failed / tries.height, float(rows["seconds"].sum()) / live.height
+
+
+def _stops(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float, float]:
+    """Return how often, for each call, the limits stopped a pilot, and for how long on average."""
+    if attempts is None or live.is_empty():
+        return 0.0, 0.0
+    again = pl.col("sent_at").shift(-1).over("key", order_by="sent_at")
+    refused = (
+        attempts.filter(mode="live")
+        .select("sent_at", "status", again=again)
+        .filter(pl.col("status") == _REFUSED)
+        .drop_nulls()
+    )
+    # Calls that were under way together are turned down together: that is one stop.
+    ends = pl.col("again").cum_max().shift().fill_null(pl.datetime(1970, 1, 1, time_zone="UTC"))
+    stops = refused.sort("sent_at").filter(pl.col("sent_at") >= ends)
+    if stops.is_empty():
+        return 0.0, 0.0
+    seconds = stops.select((pl.col("again") - pl.col("sent_at")).dt.total_milliseconds().mean()).item()
+    return stops.height / live.height, seconds / 1_000
 
 
 class Trend(NamedTuple):

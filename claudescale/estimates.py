@@ -238,7 +238,7 @@ def _live_finish(
     latency = totals.seconds * (1 + more)
     most = float(concurrency or MOST_CONCURRENCY)
     if error_rate:
-        most = min(most, _OVERLOADED_CONCURRENCY / math.sqrt(error_rate))
+        most = max(1 / math.hypot(1 / most, math.sqrt(error_rate) / _OVERLOADED_CONCURRENCY), 1.0)
     found = finish(
         limits.shared(RATE_MARGIN),
         requests=totals.requests,
@@ -249,6 +249,7 @@ def _live_finish(
         concurrency=most,
         first_concurrency=FIRST_CONCURRENCY,
         burst_seconds=limits.burst_seconds or expected.burst_seconds,
+        stopped_seconds=expected.stopped_seconds(totals.requests, slow=slow),
         quantile=P90 if slow else 0.5,
     )
     warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0

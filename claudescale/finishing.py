@@ -39,6 +39,7 @@ def finish(
     concurrency: float | None = None,
     first_concurrency: float | None = None,
     burst_seconds: float = 1.0,
+    stopped_seconds: float = 0.0,
     quantile: float = 0.5,
 ) -> Finish:
     """Return the closed form of a live run's duration: the slowest bucket, or the latency.
@@ -62,33 +63,39 @@ def finish(
         How many of them at the start, where that doubles with each latency until it is `concurrency`.
     burst_seconds : float
         How much of a minute a bucket holds when full: the API may enforce the minute by the second.
+    stopped_seconds : float
+        How long nothing is sent in between; a limit that binds refills meanwhile.
     quantile : float
         Of the slowest of the last calls.
     """
     if not requests:
         return Finish(0.0, "nothing to send")
     totals = (requests, input_tokens, output_tokens)
-    alone = {
-        name: total / (limit / 60)
-        for name, total, limit in zip(BUCKETS, totals, limits.per_minute, strict=True)
-    }
-    open_at_once = 1 - OPEN_MARGIN if burst_seconds > 1 else 1.0
-    bursts = (burst_seconds, burst_seconds, burst_seconds * open_at_once)
-    sending = {
-        name: max(seconds - burst, 0.0) for (name, seconds), burst in zip(alone.items(), bursts, strict=True)
-    }
+    alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
+    sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+    most = concurrency or math.inf
     if concurrency:
         first = min(first_concurrency or concurrency, concurrency)
         rounds = _rounds(requests, first, concurrency)
         if first_concurrency and burst_seconds > 1:
             # Until an answer has told what the limits hold, calls go as they refill.
-            rounds += max(1 - requests / max(alone.values()) * latency_seconds / first, 0.0)
-        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
+            rounds += max(1 - requests / max(alone) * latency_seconds / first, 0.0)
+        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds + stopped_seconds
+    others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
+    written = alone[2] * (1 - _last(requests, others, latency_seconds, most) / requests)
+    if burst_seconds > 1 and written > others + burst_seconds * (1 - OPEN_MARGIN):
+        sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - OPEN_MARGIN), 0.0)
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
-    last = min(requests * latency_seconds / (seconds + latency_seconds), concurrency or requests)
-    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / max(last, 1.0)))
+    last = _last(requests, seconds, latency_seconds, most)
+    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / last))
     return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+
+
+def _last(requests: float, sending_seconds: float, latency_seconds: float, most: float) -> float:
+    """Return how many calls are under way when the last one goes: Little's law, over the whole run."""
+    found = requests * latency_seconds / (sending_seconds + latency_seconds)
+    return min(max(found, 1.0), most, requests)
 
 
 def _rounds(requests: float, first: float, most: float) -> float:

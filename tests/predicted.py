@@ -18,8 +18,8 @@ from claudescale.ledger import Ledger
 from claudescale.wire import Api
 from claudescale.work import prepare
 
-STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour size
-small large sent back money waited days week shop friendly quick thanks good great bad price label torn wet lid"""
+STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour
+size small large sent back money waited days week shop friendly quick thanks good great bad price label"""
 WORDS = STORY.split()
 PILOT_ROWS = 50
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
@@ -81,6 +81,53 @@ class Workload(NamedTuple):
     kind: str
     plan: cs.Plan
     api: dict[str, Any]
+
+
+def _echo(body):
+    """Answer with the whole prompt: replies as long as texts, as of a translation."""
+    return body["messages"][-1]["content"]
+
+
+NAME, TRANSLATE = "Name the complaint: {text}", "Translate: {text}"
+TYPED = {"who": pl.String, "stars": pl.Int64}
+_LONG = {"prompt": TRANSLATE, "max_tokens": 2_000, "api": {"written": _echo}}
+KINDS = {
+    # Requests bind.
+    "requests, one length": {"shape": "constant"},
+    "requests, Sonnet": {"model": SONNET},
+    "requests, enum, sorted": {"shape": "sorted", "returns": pl.Enum(["yes", "no", "other"])},
+    "requests, repeated rows": {"shape": "bimodal", "repeated": 0.3},
+    "requests, tier start": {"tier": "start"},
+    "requests, refusals and cuts": {"api": {"faults": {"refusal": 0.05, "cut": 0.1}}},
+    # Input tokens bind.
+    "input, Opus, two lengths": {"tier": BINDS["input_tokens"], "shape": "bimodal", "model": OPUS},
+    "input, typed": {"tier": BINDS["input_tokens"], "returns": TYPED},
+    "input, cached system": {"tier": BINDS["input_tokens"], "system": LONG_SYSTEM, "cache": True},
+    "input, limits by the second": {"tier": BINDS["input_tokens"], "api": {"bucket_seconds": 1.0}},
+    # Output tokens bind.
+    "output": {"tier": BINDS["output_tokens"]},
+    "output, translated": {"tier": BINDS["output_tokens"], **_LONG},
+    "output, Sonnet thinks": {"tier": BINDS["output_tokens"], "model": SONNET, "effort": "medium"},
+    "output, cut at 40": {"tier": BINDS["output_tokens"], "max_tokens": 40},
+    # Latency binds.
+    "8 at once": {"tier": WIDE, "concurrency": 8},
+    "8 at once, translated": {"tier": WIDE, "concurrency": 8, **_LONG},
+    "latency, Opus": {"tier": WIDE, "model": OPUS},
+    # The API fails.
+    "overloaded, 5%": {"api": {"faults": {529: 0.05}}},
+    "overloaded, 5%, 8 at once": {"tier": WIDE, "concurrency": 8, "api": {"faults": {529: 0.05}}},
+    "answers lost, 3%": {"tier": BINDS["output_tokens"], "api": {"faults": {"drop_after": 0.03, 500: 0.02}}},
+    "ramp limit, 1%": {"api": {"faults": {429: 0.01}}},
+}
+"""What a plan and the API it meets are, where they are not as `workload` has them."""
+
+
+def workload(kind, rows, seed):
+    """Return a workload of so many rows."""
+    given = {"prompt": NAME, "model": HAIKU, "tier": BINDS["requests"], "max_tokens": 600, **KINDS[kind]}
+    frame = texts(given.pop("shape", "lognormal"), rows, seed, repeated=given.pop("repeated", 0.0))
+    api = {"seed": seed, **given.pop("api", {})}
+    return Workload(kind, cs.plan(frame, given.pop("prompt"), **given), api)
 
 
 class Past(NamedTuple):
