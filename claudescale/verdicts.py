@@ -129,9 +129,9 @@ def verdict(answer: Answer) -> Verdict:
 
 
 def _verdict_on_silence(answer: Answer) -> Verdict:
-    words = _UNSENDABLE.get(answer.failure or "")
-    if words is not None:
-        return Verdict(outcome="stop", error=answer.failure, message=words)
+    unsendable = _UNSENDABLE.get(answer.failure or "")
+    if unsendable is not None:
+        return Verdict(outcome="stop", error=answer.failure, message=unsendable)
     words = _SILENCE[answer.sent]
     return Verdict(outcome="overloaded", error=answer.failure, message=words, unseen=answer.sent)
 
@@ -170,7 +170,7 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
 
 
 def _no_words(status: int, headers: Mapping[str, str]) -> str:
-    """Return what is said of an answer without words of the API. Nothing of a page: anything may stand there."""
+    """Return what is said of an answer without words of the API: nothing of a page, it may say anything."""
     names = {each.value: f" {each.phrase}" for each in HTTPStatus}
     kind = headers.get("content-type", "").partition(";")[0].strip()[:_MOST_KIND]
     as_what = f" as {kind}" if kind else ""

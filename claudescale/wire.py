@@ -40,6 +40,7 @@ _BLOCK_BYTES = 1 << 23
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
 _SIMULATOR_HEADER = "claudescale-simulator"
+_SHORTEST_SECRET = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class Wire:
         self._simulated = False
         self._timeout_seconds = timeout_seconds or max(600.0, max_tokens * 3600 / 128_000)
         self._traced = _is_traced(client)
+        self._secrets = _secrets(client)
 
     async def api(self) -> Api:
         """Return which API answers there: one free request, and only to this machine itself.
@@ -181,7 +183,7 @@ class Wire:
             async with asyncio.timeout(LONGEST_TRANSFER_SECONDS):
                 if answer.status == httpx2.codes.OK:
                     await _take_lines(opened[0], take)
-        except (TimeoutError, httpx2.TransportError) as error:
+        except (TimeoutError, httpx2.RequestError) as error:
             return _failed(error)
         finally:
             for response in opened:
@@ -208,7 +210,11 @@ class Wire:
         }
         if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
-        return Answer(response.status_code, headers, response.content if response.is_closed else b"")
+        content = response.content if response.is_closed else b""
+        if response.is_error:  # a gateway's may repeat what it was sent
+            for secret in self._secrets:
+                content = content.replace(secret, b"...")
+        return Answer(response.status_code, headers, content)
 
     async def _request(
         self, method: str, path: str, body: bytes | AsyncIterable[bytes], length: int | None
@@ -283,7 +289,7 @@ def _failed(error: Exception) -> Answer:
 
     if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
         return Answer(None, {}, b"", "timeout_error", sent=_was_sent(error))
-    if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.TransportError):
+    if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
         return Answer(None, {}, b"", "connection_error", sent=_was_sent(error))
     # The SDK finds no key, or none it can use: an AnthropicError, or a TypeError.
     return Answer(None, {}, b"", "authentication_error", sent=False)
@@ -301,6 +307,14 @@ def _was_sent(error: BaseException) -> bool:
             return False
         cause = cause.__cause__
     return True
+
+
+def _secrets(client: AsyncAnthropic) -> list[bytes]:
+    """Return what a client signs in with, whatever its form. What is too short to be a key is none."""
+    sent = {name.lower(): value for name, value in client.default_headers.items() if isinstance(value, str)}
+    given = (client.api_key, client.auth_token, sent.get("x-api-key"), sent.get("authorization"))
+    bare = {key.removeprefix("Bearer ").strip() for key in given if key}
+    return [key.encode() for key in bare if len(key) >= _SHORTEST_SECRET]
 
 
 def _is_traced(client: AsyncAnthropic) -> bool:
