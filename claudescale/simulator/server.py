@@ -6,7 +6,7 @@ import asyncio
 from email.utils import formatdate
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
@@ -32,6 +32,7 @@ RESULT_LINES = 500  # of a batch, written at once
 CATCH_UP_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
+LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 
 class Shell:
@@ -81,6 +82,10 @@ class Shell:
             await self._runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        host = request.headers.get("host", "")
+        if not _is_local(host):
+            words = f"This simulator is for this machine, as 127.0.0.1 or localhost, not as {host[:80]!r}."
+            return await self._send(request, self.desk.refuse(Problem(403, "permission_error", words)))
         route = self._routes.get((request.method, request.path))
         if route is not None:
             return await route(request)
@@ -298,6 +303,17 @@ class Shell:
 @lru_cache(maxsize=64)
 def _date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this machine.
+
+    A page in a browser may have a name of its own lead to 127.0.0.1; its requests come with that name.
+    """
+    try:
+        return urlsplit(f"//{host}").hostname in LOCAL
+    except ValueError:
+        return False
 
 
 def _cut_off(request: web.BaseRequest) -> None:
