@@ -45,9 +45,10 @@ def connect(
     """
     import anthropic  # noqa: PLC0415 - slow to import
 
-    credential = api_key or next((os.environ[name] for name in _KEYS if os.environ.get(name)), None)
+    # Only whether: a traceback that shows the values of names has no key to show.
+    has_key = bool(api_key) or any(os.environ.get(name) for name in _KEYS)
     if simulate is None:
-        simulate = credential is None and base_url is None and "ANTHROPIC_BASE_URL" not in os.environ
+        simulate = not has_key and base_url is None and "ANTHROPIC_BASE_URL" not in os.environ
     if simulate:
         return _simulated(simulator)
     client = anthropic.AsyncAnthropic(
