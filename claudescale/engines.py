@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.batchfile import Batch
+    from claudescale.facts import Model
     from claudescale.ledger import Attempt, Ledger
     from claudescale.plans import Plan
     from claudescale.verdicts import Answer
@@ -30,6 +31,19 @@ _OVERHEAD_TOKENS = 1_000
 """What the API may add to a request: the instructions that make structured outputs work."""
 _BATCH_REQUESTS_PER_MINUTE = 50
 """Calls to the batch endpoints where their limit is not known: that of the lowest tier."""
+
+
+class Calls(Protocol):
+    """What is the same for all calls of a run: a `Plan`, or what a worker was told of one."""
+
+    @property
+    def facts(self) -> Model: ...  # noqa: D102
+    @property
+    def max_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def cache(self) -> bool: ...  # noqa: D102
+    @property
+    def budget(self) -> float | None: ...  # noqa: D102
 
 
 def live_engine(
@@ -44,26 +58,56 @@ def live_engine(
     pacer: Pacer | None = None,
 ) -> Live:
     """Return what sends the rows of a plan live."""
-    price = bills.price(plan.facts.id, mode="live")
-    written = _written(plan, "5m")
-
-    def worst_dollars(row: Row) -> float:
-        # No token is shorter than a byte.
-        tokens = len(row.body) + _OVERHEAD_TOKENS
-        return price.dollars(output_tokens=plan.max_tokens, **{written: tokens})
-
-    return Live(
-        send=wire.send,
+    return sender(
+        plan,
+        api=api,
+        wire=wire,
+        ledger=ledger,
+        record=record,
+        dollars_elsewhere=dollars_elsewhere,
+        warm=plan.cache and requests > 1,
         pacer=pacer or _pacer(plan, api),
+    )
+
+
+def sender(
+    calls: Calls,
+    *,
+    api: Api,
+    wire: Wire,
+    ledger: Ledger,
+    record: Callable[[Attempt, bool], None],
+    dollars_elsewhere: Callable[[], float],
+    warm: bool,
+    pacer: Pacer,
+    make: type[Live] = Live,
+) -> Live:
+    """Return what sends rows live at the pace of a pacer."""
+    return make(
+        send=wire.send,
+        pacer=pacer,
         clock=api.clock,
         record=record,
-        price=price,
-        describe=_describe(plan, api, ledger),
-        worst_dollars=worst_dollars,
-        budget_dollars=plan.budget,
+        price=bills.price(calls.facts.id, mode="live"),
+        describe=_describe(calls, api, ledger),
+        worst_dollars=worst_dollars(calls),
+        budget_dollars=calls.budget,
         elsewhere_dollars=dollars_elsewhere,
-        warm=plan.cache and requests > 1,
+        warm=warm,
     )
+
+
+def worst_dollars(calls: Calls) -> Callable[[Row], float]:
+    """Return what tells the most one answer to a row can cost."""
+    price = bills.price(calls.facts.id, mode="live")
+    written = _written(calls, "5m")
+
+    def worst(row: Row) -> float:
+        # No token is shorter than a byte.
+        tokens = len(row.body) + _OVERHEAD_TOKENS
+        return price.dollars(output_tokens=calls.max_tokens, **{written: tokens})
+
+    return worst
 
 
 def _pacer(plan: Plan, api: Api) -> Pacer:
@@ -160,12 +204,12 @@ async def delete_batches(client: AsyncAnthropic, batches: Iterable[Batch]) -> li
         await wire.close()
 
 
-def _written(plan: Plan, kept: str) -> str:
+def _written(plan: Calls, kept: str) -> str:
     """Return what the prompt is paid as at worst."""
     return f"cache_write_{kept}_input_tokens" if plan.cache else "input_tokens"
 
 
-def _describe(plan: Plan, api: Api, ledger: Ledger) -> dict[str, Any]:
+def _describe(plan: Calls, api: Api, ledger: Ledger) -> dict[str, Any]:
     return {"run": ledger.run, "model": plan.facts.id, "simulated": api.simulated}
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import bills, cards, loops, pulses
+from claudescale import bills, cards, cluster, loops, pulses
 from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
 from claudescale.errors import LedgerError, RunStopped
@@ -84,14 +84,15 @@ class Run:
         *,
         ledger: str | Path | EllipsisType | None,
         progress: bool,
+        on: Any = None,
     ) -> None:
-        if client is not None:
-            check_client(client)
+        client = connect() if client is None else client
+        check_client(client)
         given = DEFAULT_LEDGER if ledger is ... else ledger
         self.plan = plan
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._progress = Progress(self, shown=progress)
-        self._sending = Sending(plan, client if client is not None else connect(), self.path)
+        self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
         self._job = loops.start(self._go, stop=self.leave)
         self.home = self._job.thread
 

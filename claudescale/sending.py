@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import engines, feasibility, loops
+from claudescale import engines, feasibility, gathering, loops
 from claudescale.batchfile import OPEN
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError
@@ -67,7 +67,7 @@ class Sending:
         What was done so far.
     """
 
-    def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None) -> None:
+    def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None, engine: Any = None) -> None:
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
@@ -80,9 +80,8 @@ class Sending:
         self.batches_out = 0
         rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
         self.tally = Meter(rows, twice=plan.pay_twice, model=plan.facts.id)
-        self._plan = plan
-        self._client = client
-        self._path = path
+        self._plan, self._client, self._path = plan, client, path
+        self._live_engine: Callable[..., Live] = engine or engines.live_engine
         self._clock = Clock()
         self._started_at: float | None = None
         self._ended_at: float | None = None
@@ -146,6 +145,7 @@ class Sending:
         self._wire = Wire(self._client, self._plan.max_tokens)
         try:
             self.ledger = await loops.in_thread(Ledger, self._path)
+            await gathering.collect(self.ledger, lambda: bool(self.asked))
             self.api = await self._wire.api()
             self._clock = self.api.clock
             missing = await loops.in_thread(self._prepare)
@@ -300,7 +300,7 @@ class Sending:
         def reserved_dollars() -> float:
             return self.batches.reserved_dollars if self.batches else 0.0
 
-        return engines.live_engine(
+        return self._live_engine(
             self._plan,
             api=self.api,
             wire=self._wire,

@@ -28,12 +28,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
     "errors clock facts catalog accountlimits intervals",
-    "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
+    "awaiting limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops handles",
-    "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
+    "live books leases gathering batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
-    "rates pulses minutes progress plots inflight planplots runs plans",
+    "daskbook daskworker daskhome redishome cluster rates pulses minutes progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
     "acceptance cascadeframe passing cascadecharts cascadecards cascadeplots cascaderuns cascades",
     "picks redrawing pickpanel watchcharts watchframe watchpanel watching asking picking",
@@ -42,11 +42,14 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.s
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
-    "anthropic": {*LAYERS[3].split(), "simulator"},  # the simulator hands out a client of its own
+    # The simulator hands out a client of its own, and a worker has to make one.
+    "anthropic": {*LAYERS[3].split(), "simulator", "daskworker"},
     "altair": {"marks", *(name for name in LAYER if name.endswith("charts"))},
     "vl_convert": {"shown"},
     "ipywidgets": {"pickpanel", "watchpanel"},
     "nest_asyncio": {"loops"},
+    "distributed": {"daskbook", "daskworker", "daskhome"},
+    "redis": {"redishome"},
 }
 # Distributions that are not named as what is imported from them, or come with another for certain.
 DISTRIBUTIONS = {
@@ -244,7 +247,8 @@ def test_whatever_is_imported_is_asked_for(folder, extra):
     foreign = names - sys.stdlib_module_names - own
     asked = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
     asked = {"vl-convert-python" if name == "vl-convert" else name for name in asked}
-    assert asked - requirements(extra) == set()
+    optional = requirements("dask") | requirements("redis")
+    assert asked - requirements(extra) - optional == set()
 
 
 def test_conda_and_pip_install_the_same():
