@@ -144,9 +144,9 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
     cut = stop_reason if stop_reason in CUT else None
     silent = None if text_of(body) else "empty_reply"
     unseen = not isinstance(body.get("usage"), dict)
-    error = cut or silent
-    words = WORDS.get(error or "")
-    return Verdict(outcome="answered", error=error, message=words, reply=body, final=True, unseen=unseen)
+    flaw = cut or silent
+    words = WORDS.get(flaw or "")
+    return Verdict(outcome="answered", error=flaw, message=words, reply=body, final=True, unseen=unseen)
 
 
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
