@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from claudescale.finishing import OPEN_MARGIN
-
 DEVIATIONS = 3.0
 """How sure a level must be."""
 TOKEN_ROUNDING = 500.0
 """How far a ``remaining`` header of tokens may be from the truth."""
+_OPEN_MARGIN = 0.3
+"""The part of the output bucket that is left when the next call goes."""
 _STALE_SECONDS = 0.25
 """How long ago the last answer may have told what others take."""
 _OTHERS_SECONDS = 10.0
@@ -167,7 +167,7 @@ class Production:
 
     def seconds_until_open(self) -> float:
         """Seconds until the bucket is out of debt, with a margin; infinite until an answer ends."""
-        missing = self.capacity * OPEN_MARGIN - self.level
+        missing = self.capacity * _OPEN_MARGIN - self.level
         if missing <= 0:
             return 0.0
         return missing / self.net if self.net > 0 else math.inf

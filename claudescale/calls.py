@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -44,6 +44,8 @@ class Measured:
     output_slope : float
         By how much a reply is longer for each token that a request is estimated longer than the mean of
         those measured; 0 where that is not certain. The deviation is then the one around this line.
+    output_skew : float
+        Skewness around the mean or line: a few long replies that a small sample tends to miss.
     seconds, seconds_deviation, seconds_slope : float
         The same of the latency of a call.
     estimated_tokens, estimated_deviation : float
@@ -76,6 +78,7 @@ class Measured:
     output_tokens: float = 0.0
     output_deviation: float = 0.0
     output_slope: float = 0.0
+    output_skew: float = 0.0
     seconds: float = 3.0
     seconds_deviation: float = 0.0
     seconds_slope: float = 0.0
@@ -126,7 +129,11 @@ class Measured:
         if self.calls <= 1 or not self.output_tokens:
             return _z(0) * _GUESSED_OUTPUT_DOUBT
         away = self._away(estimated_tokens) if estimated_tokens is not None and self.output_slope else 0.0
-        return self.output_deviation / self.output_tokens * self._spread(self.calls, requests, away)
+        return (
+            self.output_deviation
+            / self.output_tokens
+            * self._spread(self.calls, requests, away, self.output_skew)
+        )
 
     def seconds_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
         """Return the same of their mean latency."""
@@ -135,15 +142,18 @@ class Measured:
         away = self._away(estimated_tokens) if estimated_tokens is not None and self.seconds_slope else 0.0
         return self.seconds_deviation / self.seconds * self._spread(self.calls, requests, away)
 
-    def _spread(self, known: int, requests: float, away: float) -> float:
+    def _spread(self, known: int, requests: float, away: float, skew: float = 0.0) -> float:
         """Return the 90th percentile of the mean of calls to come, in deviations of one call.
 
-        Those measured are a sample and those to come are another: both differ from what is usual.
+        Those measured are a sample and those to come are another: both differ from what is usual. Where
+        values are skewed upward, a sample whose mean is low has a low deviation too. Source: N. J. Johnson,
+        *Modified t tests*, JASA 73 (1978).
         """
         variance = 1 / known + 1 / requests
         if self.estimated_deviation and known > 1:
             variance += (away / self.estimated_deviation) ** 2 / (known - 1)
-        return _z(known - 1) * math.sqrt(variance)
+        z = _z(known - 1)
+        return (z + max(skew, 0.0) * (1 + 2 * z**2) / (6 * math.sqrt(known))) * math.sqrt(variance)
 
     def errors_more(self) -> float:
         """Return the 90th percentile of `error_rate`; what was not met at all is not looked for."""
@@ -224,6 +234,7 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         output_tokens=output.mean,
         output_deviation=output.deviation,
         output_slope=output.slope,
+        output_skew=output.skew,
         seconds=seconds.mean,
         seconds_deviation=seconds.deviation,
         seconds_slope=seconds.slope,
@@ -286,33 +297,37 @@ def _stops(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float, fl
 
 
 class Trend(NamedTuple):
-    """A mean, what is added for each token of the request more, and the deviation around that."""
+    """A mean, what is added for each token of the request more, and deviation and skewness around that."""
 
     mean: float
     slope: float
     deviation: float
+    skew: float
 
 
 def trend(estimated: pl.Series, values: pl.Series) -> Trend:
     """Return how values go with the estimated tokens of their requests; flat where that is not certain."""
-    found = pl.DataFrame([estimated.alias("x"), values.cast(pl.Float64).alias("y")]).select(
-        mean=pl.mean("y"),
-        deviation=pl.std("y"),
-        slope=pl.cov("x", "y") / pl.var("x"),
-        fit=pl.corr("x", "y"),
-        flat=(pl.std("x") <= pl.mean("x") * _SAME_LENGTH),
+    both = pl.DataFrame([estimated.alias("x"), values.cast(pl.Float64).alias("y")])
+    mean, around, slope, fit, same = (
+        _number(each)
+        for each in both.select(
+            pl.mean("x"),
+            y=pl.mean("y"),
+            slope=pl.cov("x", "y") / pl.var("x"),
+            fit=pl.corr("x", "y"),
+            same=pl.std("x") <= pl.mean("x") * _SAME_LENGTH,
+        ).row(0)
     )
-    mean, deviation, slope, fit, flat = (_number(each) for each in found.row(0))
     freedom = values.len() - 2
-    if flat or values.len() < _FEWEST_FOR_A_LINE or fit <= 0:
-        return Trend(mean, 0.0, deviation)
     left = max(1 - fit**2, 1e-12)
-    if fit * math.sqrt(freedom / left) < _SURE_TREND:
-        return Trend(mean, 0.0, deviation)
-    return Trend(mean, slope, deviation * math.sqrt(left * (freedom + 1) / freedom))
+    sure = values.len() >= _FEWEST_FOR_A_LINE and fit * math.sqrt(freedom / left) >= _SURE_TREND
+    slope = slope if sure and not same else 0.0
+    rest = both.select(pl.col("y") - slope * (pl.col("x") - mean)).to_series()
+    wider = math.sqrt((freedom + 1) / freedom) if slope else 1.0
+    return Trend(around, slope, _number(rest.std()) * wider, _number(rest.skew()))
 
 
-def _number(value: float | None) -> float:
+def _number(value: Any) -> float:
     """Return a figure, 0 where rows are too few to tell it."""
     return 0.0 if value is None or not math.isfinite(value) else float(value)
 

@@ -50,9 +50,9 @@ FRAMING_TOKENS = 10.0
 _BATCH_MINUTES = 60.0
 _PACING_MORE = 1.01
 """The 90th percentile of what pacing takes longer than the closed form, over seeded workloads."""
-_OVERLOADED_CONCURRENCY = 2.0
-"""A quarter of the calls in flight is given up at each overload, and one more is won in each latency without:
-so many, divided by the root of the error rate, are in flight in the long run."""
+_OVERLOADED_CONCURRENCY = 4.5
+"""So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
+quarter of them away, each round of successes adds one. Measured at the simulator."""
 
 
 class Totals(NamedTuple):
@@ -238,7 +238,7 @@ def _live_finish(
     latency = totals.seconds * (1 + more)
     most = float(concurrency or MOST_CONCURRENCY)
     if error_rate:
-        most = max(1 / math.hypot(1 / most, math.sqrt(error_rate) / _OVERLOADED_CONCURRENCY), 1.0)
+        most = max(min(most, _OVERLOADED_CONCURRENCY / math.sqrt(error_rate)), 1.0)
     found = finish(
         limits.shared(RATE_MARGIN),
         requests=totals.requests,
@@ -248,7 +248,7 @@ def _live_finish(
         latency_deviation=expected.seconds_deviation,
         concurrency=most,
         first_concurrency=FIRST_CONCURRENCY,
-        burst_seconds=limits.burst_seconds or expected.burst_seconds,
+        burst_seconds=(limits.burst_seconds or expected.burst_seconds) / RATE_MARGIN,
         stopped_seconds=expected.stopped_seconds(totals.requests, slow=slow),
         quantile=P90 if slow else 0.5,
     )

@@ -15,9 +15,9 @@ FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
 """Calls in flight at the start of a run, and at most, where nothing else is asked for."""
 RATE_MARGIN = 0.99
 """The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
-OPEN_MARGIN = 0.3
-"""The part of the bucket of output tokens that a run leaves: what is under way draws on it unseen."""
-
+_OUTPUT_LEFT = 0.15
+"""The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
+unseen, so the pacer keeps up to twice as much."""
 _NORMAL = NormalDist()
 
 
@@ -83,8 +83,8 @@ def finish(
         sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds + stopped_seconds
     others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
     written = alone[2] * (1 - _last(requests, others, latency_seconds, most) / requests)
-    if burst_seconds > 1 and written > others + burst_seconds * (1 - OPEN_MARGIN):
-        sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - OPEN_MARGIN), 0.0)
+    if burst_seconds > 1 and written > others + burst_seconds * (1 - _OUTPUT_LEFT):
+        sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
     last = _last(requests, seconds, latency_seconds, most)
