@@ -1,50 +1,71 @@
-"""A million rows planned: seconds and peak memory; and what importing the package takes.
+"""A million rows planned, once and for 12 choices: seconds and peak memory; and what importing takes.
 
-Run: ``python tests/benchmarks/plan_benchmark.py [rows]`` with the package importable. The baseline in the
-same run is one pass of Polars over the same text: its length in characters, summed.
+Run: ``python tests/benchmarks/plan_benchmark.py [rows]`` with the package importable. Every text is another:
+nothing is saved by identical rows. The baseline in the same run is what any plan has to do: Polars tells the
+distinct texts apart and sums their lengths. The choices are 3 models on 2 tiers, live and by batch.
 """
 
 import resource
 import subprocess
 import sys
-import time
 
 import polars as pl
+from measured import measured
 
 import claudescale as cs
 
-
-def seconds_of(work):
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+MODELS = ["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"]
+TIERS = ["start", "build"]
+ROUNDS = 3
 
 
-def megabytes():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def best(work):
+    """Return the least wall seconds of some rounds, the CPU seconds of that one, the most memory in MB."""
+    rounds = [measured(work)[1:] for _ in range(ROUNDS)]
+    cpu, wall, _ = min(rounds, key=lambda each: each[1])
+    return wall, cpu, max(memory for *_, memory in rounds)
+
+
+def texts(rows):
+    """Return that many different texts."""
+    number = pl.int_range(rows, eager=True).cast(pl.String)
+    words = " the parcel came late, the box was open, and nobody answers the phone. "
+    return pl.DataFrame({"text": "Order " + number + words * 4})
 
 
 def main():
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    number = pl.int_range(rows, eager=True).cast(pl.String)
-    words = " the parcel came late, the box was open, and nobody answers the phone. "
-    frame = pl.DataFrame({"text": "Order " + number + words * 4})
-    cs.plan(frame.head(10), "Name it: {text}", model="claude-haiku-5-5").options  # noqa: B018  # loads the prices
-    before = megabytes()
-    baseline = min(seconds_of(lambda: frame["text"].str.len_chars().sum()) for _ in range(3))
-    plan = min(
-        seconds_of(lambda: cs.plan(frame, "Name it: {text}", model="claude-haiku-5-5", tier="start").options)
-        for _ in range(3)
-    )
+    frame = texts(rows)
+
+    def plan():
+        return cs.plan(frame, "Name it: {text}", model=MODELS[0], tier=TIERS[0])
+
+    def lengths():
+        text = pl.col("text")
+        distinct = frame.lazy().select(text=text.hash(), characters=text.str.len_chars()).unique()
+        return distinct.select(pl.col("characters").sum()).collect(engine="streaming")
+
+    cs.plan(frame.head(10), "Name it: {text}", model=MODELS[0]).compare(model=MODELS)  # loads the prices
     length = frame["text"].str.len_chars().mean()
     print(f"{rows:,} rows of {length:.0f} characters, {frame.estimated_size('mb'):.0f} MB")
-    more = megabytes() - before
-    print(f"plan.options {plan:.2f} s ({plan / baseline:.1f} x summing the lengths), +{more:.0f} MB at most")
+    base = best(lengths)
+    known = plan()
+    _ = known.options
+    for name, work in (
+        ("distinct lengths (baseline)", lengths),
+        ("plan.options", lambda: plan().options),
+        ("12 choices, rows unread", lambda: plan().compare(model=MODELS, tier=TIERS, mode=["live", "batch"])),
+        ("12 choices, rows read", lambda: known.compare(model=MODELS, tier=TIERS, mode=["live", "batch"])),
+    ):
+        wall, cpu, memory = base if work is lengths else best(work)
+        figures = f"{wall:6.3f} s  {cpu:6.3f} s CPU  {wall / base[0]:5.2f} x baseline  +{memory:4.0f} MB"
+        print(f"{name:28} {figures}")
     for module in ("polars", "claudescale"):
         timed = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
         command = [sys.executable, "-c", timed]
         took = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5)]
         print(f"import {module} {min(float(each.stdout) for each in took):.2f} s")
+    print(f"peak of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":
