@@ -8,7 +8,7 @@ kernel sets, and ``heard``, the number of the state that the page has drawn, whi
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from claudescale import marks, shown
 from claudescale.marks import BLUE, ORANGE, WIDTH
@@ -49,17 +49,30 @@ def live() -> alt.JupyterChart:
 
     Spends: nothing.
     """
+    return _offline()(_template(), embed_options={"actions": False})
+
+
+@lru_cache(maxsize=1)
+def _template() -> alt.VConcatChart:
+    """Return the chart that every live picture shows. It is checked once: Altair takes half a second."""
     import altair as alt
 
     panels = [_panel(name, color, height) for name, color, height in PANELS]
-    chart = alt.vconcat(*panels, spacing=_SPACING)
-    made = shown.specification(chart, _TEXT)
-
+    made = shown.specification(alt.vconcat(*panels, spacing=_SPACING), _TEXT)
     made["config"] = {**made["config"], "axis": {**made["config"]["axis"], **_READABLE}}
     made["$schema"] = "https://vega.github.io/schema/vega-lite/v6.json"  # that of the scripts it brings along
     state = _EMPTY | {name: _NONE for name, _, _ in PANELS}
     made["params"] = [{"name": "state", "value": state}, {"name": "heard", "expr": "state.number"}]
-    return _offline()(alt.VConcatChart.from_dict(made), embed_options={"actions": False})
+
+    class Template(alt.VConcatChart):
+        """A chart that is a finished specification."""
+
+        def to_dict(self, *_: object, **__: object) -> dict[str, Any]:
+            return made
+
+    template = Template(vconcat=[])
+    template.params = [alt.VariableParameter(**each) for each in made["params"]]
+    return template
 
 
 def _panel(name: str, color: str, height: int) -> alt.LayerChart | alt.FacetChart:

@@ -213,12 +213,12 @@ class Watch:
         begun = time.thread_time()
         self.refreshes += 1
         self._shown_at = time.monotonic()
-        if self._panel.heard is not None and self._unheard_since is None:
-            self._unheard_since = self._shown_at
         pulse = self.run.pulse
         limits = self.run.limits.shared(self.run.plan.share)
         slices = self.run.counts.slices()
-        self._panel.show(pulse, watchframe.drawn(pulse, *slices, limits, number=self.refreshes))
+        drawn = watchframe.drawn(pulse, *slices, limits, number=self.refreshes)
+        if self._panel.show(pulse, drawn) and self._unheard_since is None:
+            self._unheard_since = self._shown_at
         self.busy_seconds += time.thread_time() - begun
 
     def _card(self) -> Card:

@@ -5,6 +5,7 @@ They are made once and then only told new values: nothing is displayed anew, so 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from claudescale import watchcharts, watchframe
@@ -18,6 +19,9 @@ _STOP = "Send nothing more. What is in flight is awaited and kept; the same plan
 _STOP_BATCHES = "Send nothing more and cancel the batches. What is answered by then is paid for and kept."
 _LEAVE = "Send nothing more and let the batches go on at the API. The same plan run again collects them."
 _WIDTH = "700px"
+EMBED_SECONDS, LONGEST_EMBED_SECONDS = 0.5, 5.0
+"""After a page has made the live picture it needs that long before it can be told anything; and how long to
+wait for it to be made, where the kernel is too busy to hear of that."""
 
 
 class Panel:
@@ -55,8 +59,10 @@ class Panel:
         if mode != "live":
             self._buttons["leave"] = _button(widgets, "Leave", _LEAVE, leave)
         self._chart: Any = None if mode == "batch" else watchcharts.live()
+        self._made_at = time.monotonic()
+        self._embedded_at: float | None = None
         if self._chart is not None:
-            self._chart.params.observe(lambda _: heard(), "heard")
+            self._chart.params.observe(lambda _: self._hear(heard), "heard")
         head = widgets.HBox(
             [self._bar, *self._buttons.values()], layout=widgets.Layout(align_items="center", grid_gap="6px")
         )
@@ -65,23 +71,35 @@ class Panel:
         self.box = widgets.VBox([head, *chart, self._figures, self._batches], layout=layout)
 
     @property
-    def heard(self) -> int | None:
-        """The number of the picture that a page has drawn last; None where pages do not tell."""
-        if self._chart is None:
-            return None
-        number: int = self._chart.params.heard or 0
-        return number
+    def heard(self) -> int:
+        """The number of the picture that a page has drawn last; 0 where none has yet."""
+        return self._chart.params.heard or 0 if self._chart is not None else 0
 
-    def show(self, pulse: Pulse, drawn: dict[str, Any]) -> None:
-        """Tell the widgets how the run goes. What reads the same is not sent again."""
+    def _hear(self, heard: Callable[[], None]) -> None:
+        if not self._chart.params.heard:  # a page has just made it
+            self._embedded_at = time.monotonic()
+        else:
+            heard()
+
+    def show(self, pulse: Pulse, drawn: dict[str, Any]) -> bool:
+        """Tell the widgets how the run goes, and return whether the picture was told, too.
+
+        What reads the same is not sent again.
+        """
         self._bar.value = _close_set(watchframe.bar(pulse))
         self._figures.value = _close_set(watchframe.figures(pulse).html())
         card = watchframe.batches(pulse)
         self._batches.value = _close_set(card.html()) if card else ""
         for asked, button in self._buttons.items():
             button.disabled = pulse.asked in {"stop", asked}
-        if self._chart is not None:
-            self._chart.params.state = drawn
+        now = time.monotonic()
+        ready_at = self._made_at + LONGEST_EMBED_SECONDS
+        if self._embedded_at is not None:
+            ready_at = self._embedded_at + EMBED_SECONDS
+        if self._chart is None or now < ready_at:
+            return False
+        self._chart.params.state = drawn
+        return True
 
     def close(self) -> None:
         """Take the widgets off the page, and out of the page's and the kernel's memory."""

@@ -158,6 +158,10 @@ class Page:
         """Press the kernel's stop button."""
         self.page.evaluate(f"() => {_KERNEL}.interrupt()")
 
+    def clear(self, cell):
+        """Clear what a cell shows."""
+        self.page.evaluate(_RUN, ["notebook:clear-cell-output", cell])
+
     def output(self, cell):
         """Return the Playwright locator of what a cell shows."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".jp-Cell-outputWrapper")

@@ -581,7 +581,7 @@ def test_a_watcher_can_be_closed(page):
     async def go(client):
         run = long_run(client)
         watcher = Watch(run, 0.05)
-        await until(lambda: watcher.refreshes > 1)
+        await until(lambda: watcher.refreshes > 1 and run.state == "running")
         watcher.close()
         await until(lambda: not followers())
         state = run.state
@@ -629,17 +629,20 @@ def test_a_minute_is_a_line_of_rates():
 
 
 def test_a_run_is_logged_by_the_minute_for_whoever_asks(caplog):
-    """At the level INFO there is a line per API minute and one at the end, with no text and no key."""
+    """At the level INFO there is a line a minute and one at the end, with no text and no key.
+
+    A machine that is busy may be late with a line: it then tells of more than a minute.
+    """
     limits = replace(WIDE_LIMITS, requests_per_minute=200)
     with simulator(speed=60, tier=(200, 10**8, 10**8)) as server:
         with caplog.at_level(logging.INFO, logger="claudescale"):
-            run = finished(a_plan(reviews(600), tier=limits), server.client())
+            run = finished(a_plan(reviews(300), tier=limits), server.client())
         lines = [record.getMessage() for record in caplog.records if record.name == "claudescale"]
         caplog.clear()
         finished(a_plan(reviews(5)), server.client())
-    assert len(lines) >= math.floor(run.minutes)
-    assert lines[0].startswith("minute 1.")
-    assert lines[-1].endswith("600 of 600 rows done")
+    assert 1 < len(lines) <= math.floor(run.minutes) + 1
+    assert all(line.startswith("minute ") for line in lines)
+    assert lines[-1].endswith("300 of 300 rows done")
     assert not any("parcel" in line or "key" in line for line in lines)
     assert [record for record in caplog.records if record.name == "claudescale"] == []
 
@@ -648,7 +651,7 @@ def test_throughput_is_a_row_per_minute():
     """`Run.throughput` has one row per API minute, and its rates add up to the calls made."""
     with simulator(speed=60, tier=(200, 10**8, 10**8)) as server:
         run = finished(
-            a_plan(reviews(500), tier=replace(WIDE_LIMITS, requests_per_minute=200)), server.client()
+            a_plan(reviews(300), tier=replace(WIDE_LIMITS, requests_per_minute=200)), server.client()
         )
         frame = run.throughput
     assert frame["minute"].to_list() == [float(minute) for minute in range(frame.height)]

@@ -1,0 +1,123 @@
+"""What watching a run costs: of the kernel for a refresh, and of the run's own pace.
+
+Run: ``python tests/benchmarks/watch_benchmark.py [rows]`` with the package importable, ipykernel too.
+
+First a run is made to look as if 1,000, 10,000 and 100,000 of its rows were done, and the widgets are told so
+a hundred times, by a kernel that sends every message; no page is there to draw them. Then the same run, bound
+by the processor alone, is made in that kernel with no watcher and with one, in turns, against a
+simulator in a process of its own. Ratios are taken within a round; the medians are printed.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+
+ROUNDS = 3
+REFRESH = """
+import json, statistics, time, types
+import polars as pl
+import claudescale as cs
+from claudescale import bills, watchframe, watchpanel
+from claudescale.ledger import Attempt
+from claudescale.meters import Meter
+from claudescale.pulses import Ends, Pulse
+from claudescale.watchpanel import Panel
+
+MODEL = "claude-haiku-5-5"
+limits = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=90_000, output_tokens_per_minute=90_000)
+one = dict.fromkeys(Attempt._fields) | dict(mode="live", model=MODEL, status=200, dollars=1e-5, seconds=1.3)
+one |= {name: 70 for name in Attempt._fields if name.endswith("tokens")}
+meter, added, found = Meter(model=MODEL), 0, {}
+meter.begin(pl.Series("key", [str(n) for n in range(100_000)]))
+watchpanel.LONGEST_EMBED_SECONDS = 0.0
+panel = Panel("live", stop=print, leave=print, heard=lambda: None)
+for rows in (1_000, 10_000, 100_000):
+    begun = time.thread_time()
+    while added < rows:
+        meter.add(Attempt(**one | {"key": str(added), "sent_at": added * 0.06}), final=True)
+        added += 1
+    meter_us = (time.thread_time() - begun) / (rows * 0.9 if rows > 1_000 else rows) * 1e6
+    took = []
+    for number in range(100):
+        start = time.thread_time()
+        pulse = Pulse(
+            state="running", errors=dict(meter.errors), refusals={}, rows=100_000, done=meter.done + number,
+            minutes=rows * 0.001, in_flight=20, most_in_flight=40, median_seconds=meter.latency(0.5),
+            slow_seconds=meter.latency(0.95), dollars=meter.dollars, ends=Ends(rows * 0.01, rows * 0.011),
+        )
+        panel.show(pulse, watchframe.drawn(pulse, *meter.slices(), limits, number=number + 1))
+        took.append((time.thread_time() - start) * 1e3)
+    took = sorted(took)
+    found[rows] = [statistics.median(took), took[-5], meter_us]
+print("FOUND", json.dumps(found))
+"""
+PACE = """
+import json, time
+import polars as pl
+import claudescale as cs
+from claudescale import watchcharts, watchframe, watchpanel
+watchcharts.live()
+# As if a page confirmed every picture at once.
+watchpanel.LONGEST_EMBED_SECONDS = 0.0
+watchframe.pause_seconds = lambda unheard, every: every
+wide = cs.Limits(requests_per_minute=1e7, input_tokens_per_minute=1e10, output_tokens_per_minute=1e10)
+texts = pl.DataFrame({{"text": [f"Order {{n}}: the parcel came late. " * 4 for n in range({rows})]}})
+plan = cs.plan(texts, "Why? {{text}}", model="claude-haiku-5-5", max_tokens=64, concurrency=50, tier=wide)
+client = cs.connect(base_url={url!r}, api_key="simulated")
+async def rate(watchers):
+    begun, spent = time.perf_counter(), time.process_time()
+    run = plan.start(client, ledger=None, progress=False)
+    made = [cs.watch(run) for _ in range(watchers)]
+    await run
+    took = time.perf_counter() - begun, time.process_time() - spent
+    for each in made:
+        each.drop()
+    shown = sum(each.refreshes for each in made)
+    return {rows} / took[0], took[1] / {rows} * 1e3, shown, sum(each.busy_seconds for each in made)
+await rate(0)
+found = {{watchers: [] for watchers in (0, 1)}}
+for turn in range({rounds}):
+    for watchers in (sorted(found) if turn % 2 else sorted(found, reverse=True)):
+        found[watchers].append(await rate(watchers))
+print("FOUND", json.dumps(found))
+"""
+
+
+def in_kernel(code):
+    """Return what code printed that ran as a cell of a fresh kernel."""
+    import nbformat  # noqa: PLC0415  # only here
+    from nbclient import NotebookClient  # noqa: PLC0415
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=1_800, kernel_name="python3").execute()
+    printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs)
+    return json.loads(printed.split("FOUND", 1)[1].splitlines()[0])
+
+
+def main():
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 6_000
+    for done, (median, slow, meter_us) in in_kernel(REFRESH).items():
+        told = f"{median:.2f} ms of the kernel's processor for a refresh, 95 of 100 within {slow:.2f}"
+        print(f"{int(done):7,} rows done: {told}; {meter_us:.1f} us to count a row")
+    unlimited = ["--requests-per-minute", "10000000", "--input-tokens-per-minute", "10000000000",
+                 "--output-tokens-per-minute", "10000000000"]  # fmt: skip
+    command = [sys.executable, "-m", "claudescale.simulator", "--port", "0", "--latency", "0.1", *unlimited]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = "http" + server.stdout.readline().split("http", 1)[1].split()[0].rstrip(".,;")
+            found = in_kernel(PACE.format(rows=rows, url=url, rounds=ROUNDS))
+        finally:
+            server.terminate()
+    print(f"{rows:,} rows, 50 in flight, {ROUNDS} rounds")
+    for watchers, rounds in found.items():
+        rate, cpu, shown, busy = (statistics.median(each) for each in zip(*rounds, strict=True))
+        pace = statistics.median(one[0] / none[0] for one, none in zip(rounds, found["0"], strict=True))
+        processor = statistics.median(one[1] / none[1] for one, none in zip(rounds, found["0"], strict=True))
+        each = f"; {shown:.0f} refreshes of {busy / shown * 1e3:.2f} ms" if shown else ""
+        told = f"{rate:5.0f} rows/s ({pace:.3f} x unwatched), {cpu:.2f} ms CPU a row ({processor:.3f} x)"
+        print(f"{watchers} watchers: {told}{each}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A watched run as a person sees it in JupyterLab: while it goes on, stopped, saved, reopened, exported."""
+
+import subprocess
+import sys
+
+import pytest
+from browser import lab
+
+SETUP = """import polars as pl, claudescale as cs
+limits = cs.Limits(requests_per_minute=900, input_tokens_per_minute=60_000, output_tokens_per_minute=40_000)
+simulator = cs.Simulator((900, 60_000, 40_000), speed=6, latency=1.2)
+texts = pl.DataFrame({"text": [f"Review {n}: the parcel was late, and the box open." for n in range(9_000)]})
+plan = cs.plan(texts, "Name the complaint: {text}", model="claude-haiku-5-5", tier=limits, max_tokens=64)"""
+START = "run = plan.start(simulator.client(), ledger=None, progress=False)"
+WATCH = "watcher = cs.watch(run)\nwatcher"
+FOLLOWERS = """import threading
+print("followers:", sum(each.name == "claudescale-watch" for each in threading.enumerate()))"""
+REFRESHES = 'print("refreshes:", watcher.refreshes)'
+SLEEP = "import time; time.sleep(60)"
+SETUP_CELL, START_CELL, WATCHED, SECOND, FOLLOWERS_CELL, REFRESHES_CELL, SLEEPING = range(7)
+CELLS = [SETUP, START, WATCH, "cs.watch(run)", FOLLOWERS, REFRESHES, SLEEP]
+NOTHING_CUT_OFF = """area => [...area.querySelectorAll('.jp-OutputArea-output')].every(
+    output => output.scrollWidth <= output.clientWidth + 1)"""
+DRAWN = "area => [...area.querySelectorAll('canvas, svg.marks')].some(each => each.clientHeight > 100)"
+
+
+def number(page, cell):
+    """Return the number that a cell prints after a colon."""
+    page.run(cell)
+    return int(page.text_of(cell).split(":")[1])
+
+
+def is_stopped(page, cell):
+    """Wait until a cell shows what stays of a stopped run, and return whether all of it is there."""
+    page.wait_for(cell, "Run stopped")
+    output = page.output(cell)
+    output.locator("canvas, svg.marks").first.wait_for()
+    return output.locator("table").count() == 1 and output.evaluate(NOTHING_CUT_OFF)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """Watch a run in JupyterLab once; give what was seen, and the saved notebook."""
+    folder, found = tmp_path_factory.mktemp("watch"), {}
+    with lab(CELLS, folder) as page:
+        for cell in (SETUP_CELL, START_CELL, WATCHED):
+            page.run(cell)
+        page.wait_for(WATCHED, " left, ")
+        output = page.output(WATCHED)
+        page.page.wait_for_function("() => document.querySelector('.jp-Notebook progress').value > 20")
+        found["live"] = output.evaluate(DRAWN), output.evaluate(NOTHING_CUT_OFF), page.text_of(WATCHED)
+        page.run(SECOND)
+        page.wait_for(SECOND, " left, ")
+        found["two"] = number(page, FOLLOWERS_CELL)
+        page.run(SLEEPING, wait=False)
+        page.page.wait_for_function(
+            "seen => document.querySelector('.jp-Notebook progress').value > seen",
+            arg=output.locator("progress").evaluate("bar => bar.value"),
+        )
+        found["while another cell runs"] = page.ended(SLEEPING)
+        page.interrupt()
+        page.page.wait_for_function("cell => window.ended[cell]", arg=SLEEPING)
+        before = number(page, REFRESHES_CELL)
+        page.page.wait_for_timeout(3_000)
+        found["after an interrupt"] = number(page, REFRESHES_CELL) - before
+        page.run(WATCHED)
+        page.wait_for(WATCHED, " left, ")
+        found["the same cell again"] = number(page, FOLLOWERS_CELL)
+        page.clear(WATCHED)
+        page.page.wait_for_timeout(2_500)
+        before = number(page, REFRESHES_CELL)
+        page.page.wait_for_timeout(6_000)
+        found["while nobody looks"] = number(page, REFRESHES_CELL) - before
+        page.run(WATCHED)
+        stop = output.get_by_role("button", name="Stop")
+        found["tooltip"] = stop.get_attribute("title")
+        stop.focus()
+        page.page.keyboard.press("Enter")
+        found["stopped"] = is_stopped(page, WATCHED), is_stopped(page, SECOND)
+        page.run(SECOND)
+        found["finished"] = is_stopped(page, SECOND), number(page, FOLLOWERS_CELL)
+        found["saved"] = page.save()
+    found["problems"] = page.problems()
+    return found
+
+
+def test_the_run_is_seen_while_it_goes_on(seen):
+    """Progress, time left, rates against limits and figures are there, and nothing is cut off at 900 px."""
+    drawn, whole, text = seen["live"]
+    assert (drawn, whole) == (True, True)
+    for told in ("SIMULATED Run running", "of about $", "in flight", "latency", "Errors: none"):
+        assert told in text
+
+
+def test_other_cells_run_meanwhile_and_an_interrupt_ends_only_them(seen):
+    """The progress moves while another cell blocks the kernel, and goes on after its interrupt."""
+    assert seen["while another cell runs"] is False
+    assert seen["after an interrupt"] > 1
+
+
+def test_there_is_a_follower_for_each_picture(seen):
+    """Two watchers follow one run; a cell that is run again replaces its own; ended, none is left."""
+    assert seen["two"] == 2
+    assert seen["the same cell again"] == 2
+    assert seen["finished"] == (True, 0)
+
+
+def test_a_watcher_whose_output_was_cleared_hardly_costs(seen):
+    """Where nobody confirms what is drawn there is a refresh in two seconds, where there were four."""
+    assert seen["while nobody looks"] <= 5
+
+
+def test_the_run_is_stopped_by_keyboard(seen):
+    """Enter on the Stop button stops the run; both watchers give way to a table and a picture."""
+    assert "Send nothing more" in seen["tooltip"]
+    assert seen["stopped"] == (True, True)
+
+
+def test_nothing_goes_wrong_and_no_other_machine_is_asked(seen):
+    """But for the interrupt that was asked for, no error in cells, callbacks or console, and no request."""
+    assert [each for each in seen["problems"] if "KeyboardInterrupt" not in each] == []
+
+
+def test_the_saved_notebook_shows_it_without_a_kernel(seen, tmp_path):
+    """Reopened by somebody else, in dark, with no kernel and no trust, table and picture are there."""
+    with lab(seen["saved"], tmp_path, theme="dark", kernel=False) as page:
+        assert is_stopped(page, WATCHED)
+        assert is_stopped(page, SECOND)
+        assert page.output(WATCHED).get_by_role("button", name="Stop").count() == 0
+    assert [each for each in page.problems() if "KeyboardInterrupt" not in each] == []
+
+
+def test_the_exported_page_has_the_picture(seen, tmp_path):
+    """`nbconvert --to html`, without running it, has the table and the picture of the run in it."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(tmp_path)]
+    subprocess.run([*command, str(seen["saved"])], check=True, capture_output=True, timeout=120)
+    (page,) = tmp_path.glob("*.html")
+    text = page.read_text(encoding="utf-8")
+    assert "Run stopped" in text
+    assert text.count('<div class="jp-RenderedImage') == 2
