@@ -10,7 +10,8 @@ import polars as pl
 
 from claudescale import marks
 from claudescale.marks import BLUE, HEIGHT, ORANGE, WIDTH
-from claudescale.shown import Shown
+from claudescale.placing import TALL, Box, place
+from claudescale.shown import GREY, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 X_TITLE, Y_TITLE = "Dollars per 1,000 rows", "Score"
-LETTER, LINE, AWAY = 6.2, 13, 9  # pixels: of a letter, from line to line, from a dot to its name
+DOT = 5.0  # pixels
 LEFT, RIGHT = 3.0, 1.6  # how far a log scale goes on; on the left stands the name of the line
 WIDE = 8  # a log scale from so many times the cheapest on
 
@@ -132,23 +133,37 @@ def _dollar_axis(known: pl.DataFrame) -> alt.Axis:
 
 
 def _labels(known: pl.DataFrame, low: float, high: float, min_score: float | None) -> list[alt.Chart]:
-    """Return the name of each model beside its dot, moved down where it would lie upon another or a line."""
+    """Return the name of each model near its dot, clear of the others, of their intervals and of a line."""
+    import altair as alt
+
     least, most = _span(known["dollars_per_1000_rows"])
     log = least > 0 and most / least >= WIDE
-    taken = [] if min_score is None else [(0.0, float(WIDTH), (high - min_score) / (high - low) * HEIGHT)]
-    notes = []
-    for row in known.sort("score", descending=True, maintain_order=True).iter_rows(named=True):
-        dollars, words = row["dollars_per_1000_rows"], row["model"]
+
+    def across(dollars: float) -> float:
         part = dollars / (most * 1.15 or 1.0)
         if log:
             part = math.log(dollars / least * LEFT) / math.log(most / least * LEFT * RIGHT)
-        x, y, wide = part * WIDTH, (high - row["score"]) / (high - low) * HEIGHT, len(words) * LETTER
-        left = x + AWAY + wide > WIDTH
-        start = x - AWAY - wide if left else x + AWAY
-        while any(start < end and begin < start + wide and abs(y - at) < LINE for begin, end, at in taken):
-            y += 1
-        taken.append((start, start + wide, y))
-        notes.append(marks.note(words, x - AWAY if left else x + AWAY, y, align="right" if left else "left"))
+        return part * WIDTH
+
+    def up(score: float) -> float:
+        return (high - score) / (high - low) * HEIGHT
+
+    taken = [] if min_score is None else [Box(0.0, up(min_score) - TALL, WIDTH, up(min_score) + 1)]
+    points = []
+    for row in known.sort("score", descending=True, maintain_order=True).iter_rows(named=True):
+        x = across(row["dollars_per_1000_rows"])
+        ends = [row["score"] if row[name] is None else row[name] for name in ("score_high", "score_low")]
+        taken.append(Box(x - DOT, up(row["score"]) - DOT, x + DOT, up(row["score"]) + DOT))
+        taken.append(Box(x - 1, up(ends[0]), x + 1, up(ends[1])))
+        points.append((row["model"], x, up(row["score"]), True))
+    notes = []
+    for label in place(points, Box(0.0, 0.0, WIDTH, HEIGHT), taken):
+        notes.append(marks.note(label.text, label.x, label.y, align=label.align))
+        if label.leads:
+            rule = marks.chart_of().mark_rule(color=GREY, strokeWidth=0.7)
+            (x, y), (x2, y2) = label.point, (label.x, label.y)
+            ends = {"x": alt.value(x), "y": alt.value(y), "x2": alt.value(x2), "y2": alt.value(y2)}
+            notes.append(rule.encode(**ends))
     return notes
 
 
