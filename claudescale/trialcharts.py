@@ -152,9 +152,11 @@ def _labels(known: pl.DataFrame, low: float, high: float, min_score: float | Non
     points = []
     for row in known.sort("score", descending=True, maintain_order=True).iter_rows(named=True):
         x = across(row["dollars_per_1000_rows"])
-        ends = [row["score"] if row[name] is None else row[name] for name in ("score_high", "score_low")]
+        top, bottom = (
+            row["score"] if row[name] is None else row[name] for name in ("score_high", "score_low")
+        )
         taken.append(Box(x - DOT, up(row["score"]) - DOT, x + DOT, up(row["score"]) + DOT))
-        taken.append(Box(x - 1, up(ends[0]), x + 1, up(ends[1])))
+        taken.append(Box(x - 1, up(top), x + 1, up(bottom)))
         points.append((row["model"], x, up(row["score"]), True))
     notes = []
     for label in place(points, Box(0.0, 0.0, WIDTH, HEIGHT), taken):
