@@ -192,20 +192,31 @@ class Asking:
     async def _spend(self, spending: Spending) -> None:
         """Run a plan, or a pilot of it, and show how far it is; the kernel stays free."""
         run = await loops.in_thread(self._started, spending)
-        pilot = spending.pilot_rows is not None
-        if not pilot:
-            self.run = run
-            self._panel.below(*_watched(run))
         self._become(busy=True, active=run)
+        if spending.pilot_rows is None:
+            self.run = run
+            await self._followed(run)
+            self._panel.say("The run is picker.run, its answers are picker.run.results.")
+            return
         ended = asyncio.ensure_future(_end_of(run))
         while not ended.done():
-            self._panel.say(f"{'Pilot. ' * pilot}{cards.line(run)}")
+            self._panel.say(f"Pilot. {cards.line(run)}")
             await asyncio.wait([ended], timeout=REFRESH_SECONDS)
         ended.result()
-        if pilot:
-            self._measured(run)
-        else:
-            self._panel.say(f"{cards.line(run)} It is picker.run, its answers picker.run.results.")
+        self._measured(run)
+
+    async def _followed(self, run: Run) -> None:
+        """Show a run below while it goes on, and what it came to; raise what ended it."""
+        from claudescale.following import Following  # noqa: PLC0415 - it imports widgets and charts
+
+        ended = asyncio.ensure_future(_end_of(run))
+        self._panel.say("The run is followed below.")
+        following = await loops.in_thread(Following, run, self._panel)
+        while not ended.done():
+            await loops.in_thread(following.show)
+            await asyncio.wait([ended], timeout=REFRESH_SECONDS)
+        await loops.in_thread(following.end)
+        ended.result()
 
     def _started(self, spending: Spending) -> Run:
         rows = spending.pilot_rows
@@ -223,8 +234,3 @@ class Asking:
 
 async def _end_of(run: Run) -> None:
     await run
-
-
-def _watched(run: Run) -> tuple[Any, ...]:
-    del run
-    return ()

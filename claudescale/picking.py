@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.asking import Spending
     from claudescale.picks import Pick
     from claudescale.runs import Run
 
@@ -82,8 +83,8 @@ class Picker:
         )
         self._drawing = Redrawing(_drawn, self._panel.draw, self._asking.failed)
         acts = {
-            "pilot": lambda: self._asking.ask(pilot_spending(self.plan, self.controls["rows"].value)),
-            "run": lambda: self._asking.ask(run_spending(self.plan)),
+            "pilot": lambda: self._spend(lambda: pilot_spending(self.plan, self.controls["rows"].value)),
+            "run": lambda: self._spend(lambda: run_spending(self.plan)),
             "stop": self._asking.stop,
             "yes": self._asking.yes,
             "no": self._asking.no,
@@ -128,15 +129,19 @@ class Picker:
                 plan = self._made(pick)
                 card = picks.card(plan)
             except PlanError as error:
-                self._possible = False
-                self._panel.figures(_impossible(error))
+                self._possible, card = False, _impossible(error)
             else:
                 self._possible, self.plan = True, plan
-                self._panel.figures(card)
                 self._panel.code(self.code)
                 self._panel.hint(picks.cache_hint(plan))
                 self._drawing.ask(plan)
-            self._label()
+            self._label()  # before the figures: whoever has read them finds the buttons as they should be
+            self._panel.figures(card)
+
+    def _spend(self, spending: Callable[[], Spending]) -> None:
+        with self._lock:
+            if self._possible:  # a click may come before the page has heard that the button is disabled
+                self._asking.ask(spending())
 
     def _made(self, pick: Pick) -> Plan:
         """Return the plan of a pick, measured where there is a pilot; the rows are not read again."""

@@ -39,6 +39,9 @@ _BUTTONS = {
     "yes": ("Yes", "Spend it.", "warning"),
     "no": ("No", "Spend nothing.", ""),
 }
+_GONE = (
+    "<div><small>A picker, as it was when it was shown. Run the cell again for its controls.</small></div>"
+)
 _LABEL = {"description_width": "82px"}
 _UNIT = {"deadline": "minutes, or none", "budget": "dollars, or none"}
 
@@ -100,8 +103,8 @@ class Panel:
             name: w.HTML(layout=w.Layout(max_width="100%"))
             for name in ("hint", "figures", "code", "terms", "question", "said")
         }
-        self._chart = w.Output()
-        self._below = w.Output()
+        self._chart, self._below = w.Output(), w.Output()
+        self.draw({"text/plain": "Drawing the choices ..."})
         wrapped = w.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 14px")
         c, b, t = self.controls, self.buttons, self._texts
         self._question = w.HBox([t["question"], b["yes"], b["no"]], layout=w.Layout(flex_flow="row wrap"))
@@ -198,16 +201,14 @@ class Panel:
         """Show a picture in place of the one before."""
         self._chart.outputs = (_output(bundle),)
 
-    def below(self, *shown: Any) -> None:
-        """Show something below everything."""
-        self._below.outputs = ()
-        for one in shown:
-            self._below.append_display_data(one)
+    def below(self, *bundles: dict[str, Any]) -> None:
+        """Show something below everything, in place of what was there."""
+        self._below.outputs = tuple(_output(bundle) for bundle in bundles)
 
     def bundle(self, text: str, card: Card, line: str) -> dict[str, Any]:
         """Return what a notebook shows, and what is left of it where there is no kernel."""
         views: dict[str, Any] = self.box._repr_mimebundle_()
-        return {**views, "text/plain": text, "text/html": f"{card.html()}{_code(line)}"}
+        return {**views, "text/plain": text, "text/html": f"{_GONE}{card.html()}{_code(line)}"}
 
 
 def _close(page: str) -> str:

@@ -1,4 +1,4 @@
-"""A picker as a person uses it, in JupyterLab: picked, piloted, run, stopped, run again."""
+"""A picker as a person uses it, in JupyterLab: picked, piloted, run, watched, stopped, run again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SETUP = """
 import polars as pl
 import claudescale as cs
 reviews = pl.DataFrame({"text": [f"Review {n}: the parcel was late." for n in range(600)]})
-client = cs.connect(simulate=True, speed=10, tier="build")
+client = cs.connect(simulate=True, speed=4, tier="start")
 plan = cs.plan(reviews, "Name the complaint: {text}", model="claude-haiku-5-5", tier="start")
 """
 CELLS = [SETUP, 'picker = cs.pick(plan, client, ledger="a.ledger", confirm_dollars=0.05)\npicker', "picker"]
@@ -22,13 +22,18 @@ def until_enabled(output, name):
     output.get_by_role("button", name=re.compile(name)).and_(output.locator(":enabled")).first.wait_for()
 
 
+def problems_of(page):
+    """Return what went wrong, but for what a page says to a kernel that has no widgets (any more) for it."""
+    return [each for each in page.problems() if not each.startswith("No such comm: ")]
+
+
 def chart_of(output):
     """Return the sentence of the picture that is drawn."""
     return output.locator(".vega-embed svg, .vega-embed canvas").first
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_plan_is_picked_piloted_run_stopped_and_run_again(tmp_path, theme):
+def test_a_plan_is_picked_piloted_run_watched_stopped_and_run_again(tmp_path, theme):
     """Everything by mouse and keyboard, with no error anywhere and no other machine asked."""
     with lab(CELLS[:2], tmp_path, theme=theme, width=WIDE) as page:
         page.run_all()
@@ -59,9 +64,8 @@ def test_a_plan_is_picked_piloted_run_stopped_and_run_again(tmp_path, theme):
         output.get_by_role("button", name=re.compile("^Run: about ")).click()
         page.wait_for(1, re.compile("Spend about .* on 600 rows on claude-sonnet-5-5"))
         output.get_by_role("button", name="Yes").click()
-        until_enabled(output, "^Stop")
-        page.picture(tmp_path / "running.png")
-        output.get_by_role("button", name="Stop").last.click()
+        page.wait_for(1, re.compile("Run running: .* of 600 rows done"))  # as cs.watch shows it
+        output.get_by_role("button", name="Stop").first.click()
         page.wait_for(1, re.compile("Run stopped: "))
         until_enabled(output, "^Run: about ")
         output.get_by_role("button", name=re.compile("^Run: about ")).click()
@@ -76,7 +80,7 @@ def test_a_plan_is_picked_piloted_run_stopped_and_run_again(tmp_path, theme):
             )
             == 0
         )
-    assert page.problems() == []
+    assert problems_of(page) == []
 
 
 def test_a_picker_shown_twice_is_one_and_is_reached_by_keyboard(tmp_path):
@@ -98,8 +102,8 @@ def test_a_picker_shown_twice_is_one_and_is_reached_by_keyboard(tmp_path):
         assert [name for name in reached if name in order] == order
         saved = page.save()
         page.page.wait_for_timeout(500)
-    assert page.problems() == []
+    assert problems_of(page) == []
     with lab(saved, tmp_path, kernel=False) as reader:
         reader.wait_for(1, re.compile("The same in code: "))
-        assert "1,000" in reader.text_of(1) or "mode" in reader.text_of(1)
-    assert reader.problems() == []
+        assert "Run the cell again for its controls." in reader.text_of(1)
+    assert problems_of(reader) == []

@@ -36,7 +36,7 @@ LAYERS = (
     "daskbook daskworker daskhome redishome cluster rates pulses minutes progress plots inflight planplots runs plans",
     "scoring trialframe trialcards trials",
     "acceptance cascadeframe passing cascadecharts cascadecards cascadeplots cascaderuns cascades",
-    "picks redrawing pickpanel watchcharts watchframe watchpanel watching asking picking",
+    "picks redrawing pickpanel watchcharts watchframe watchpanel watching following asking picking",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}

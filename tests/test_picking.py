@@ -404,11 +404,12 @@ def test_what_cannot_be_is_said_in_place_of_figures(picker):
         assert picker.plan is before
         assert [picker.buttons[each].disabled for each in ("pilot", "run")] == [True, True]
         assert picker.controls[name].value == value
+        picker.buttons["run"].click()  # on its way before the page knew
         picker.controls[name].value = back
         assert seen(picker.plan) == seen(before)
         before = picker.plan
         assert [picker.buttons[each].disabled for each in ("pilot", "run")] == [False, False]
-    settled(picker)
+    assert settled(picker).run is None
 
 
 def test_the_sample_changes_the_pilot_alone(picker):
@@ -456,6 +457,9 @@ def test_what_the_pilot_paid_for_the_run_does_not_pay_again(picker):
     press(picker, "run")
     assert (picker.run.state, picker.run.counts.reused, picker.run.counts.requests) == ("finished", 10, 30)
     assert "picker.run.results" in text_of(picker, "said")
+    card, picture = picker._panel._below.outputs
+    assert "Run finished: 40 of 40 rows answered" in card["data"]["text/plain"]
+    assert "image/png" in picture["data"]
 
 
 @pytest.mark.parametrize("most", [0.0, 1e9])
@@ -490,7 +494,7 @@ def test_a_run_is_stopped_and_the_next_one_sends_the_rest(path):
         assert not picker.buttons["stop"].disabled
         first = picker.run
         picker.buttons["run"].click()  # a program may click what a person cannot
-        assert text_of(picker, "said").startswith(("One thing at a time", "SIMULATED Run running"))
+        assert text_of(picker, "said").startswith(("One thing at a time", "The run is followed below"))
         press(picker, "stop")
         assert (picker.run, first.state) == (first, "stopped")
         assert 0 < first.counts.answered < 300
@@ -563,6 +567,7 @@ def test_what_is_left_without_a_kernel_is_the_line_of_code(picker):
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == picker._panel.box.model_id
     assert 'plan.replace(tier="build")' in bundle["text/plain"] == repr(picker)
     assert 'plan.replace(tier="build")' in html.unescape(bundle["text/html"])
+    assert "Run the cell again for its controls." in bundle["text/html"]
     assert not re.search(r"<(style|script|svg)|var\(", bundle["text/html"])
     assert picker._repr_mimebundle_()["application/vnd.jupyter.widget-view+json"]["model_id"] == (
         picker._panel.box.model_id
