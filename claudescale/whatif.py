@@ -33,6 +33,7 @@ _NO_GAIN = 1.1
 """Less than so many times faster is nothing to pay for."""
 _WHY = {
     "latency": "the latency of a call limits it",
+    estimates.SPEND_LIMIT: "its monthly spend limit ends it",
     "batch processing": "a batch takes its time",
     "deadline": "a hybrid takes what its deadline leaves",
     "queue": "the batch queue limits it there too",
