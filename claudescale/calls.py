@@ -169,6 +169,21 @@ class Measured:
         return self.stop_rate * requests * self.stop_seconds * more
 
     @property
+    def basis(self) -> str:
+        """What this rests on, in a line: a guess, a count, or a pilot and what it told."""
+        if not self.calls:
+            known = f"input counted on {self.counted:,} requests, output guessed"
+            return known if self.counted else "estimated from characters, output guessed"
+        told = [
+            f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each",
+            f"{self.tokens_per_second:,.0f} output tokens/s",
+            *([f"cache found by {self.cache_hit_share:.0%}"] if self.cached_tokens else []),
+            *([f"{self.refusal_rate:.1%} refused"] if self.refusal_rate else []),
+            *([f"{self.error_rate:.1%} of calls sent again"] if self.error_rate else []),
+        ]
+        return f"measured on {self.calls:,} calls: {', '.join(told)}"
+
+    @property
     def doubt(self) -> float:
         """The part by which the mean of many calls may be off: one standard deviation."""
         return max(self.input_more(), self.output_more()) / _z(0)

@@ -1,10 +1,11 @@
 """Predictions after a pilot of 50 rows, held against what the whole run then took."""
 
 import random
+from dataclasses import replace
 
 import polars as pl
 import pytest
-from predicted import HAIKU, KINDS, PILOT_ROWS, WIDE, held, texts, workload
+from predicted import HAIKU, KINDS, PILOT_ROWS, WIDE, held, ran, texts, workload
 
 import claudescale as cs
 from claudescale import bills, calls, estimates
@@ -68,6 +69,30 @@ def test_calls_that_fail_are_in_the_estimate(kind):
     """What a pilot loses to failed calls is in the minutes; their 90th percentile covers a bad day."""
     found = held(workload(kind, 600, SEED), 3, SEED)
     assert found.filter(pl.col("minutes_p90") < 1).height <= 1
+
+
+def test_a_pilot_says_what_it_measured():
+    """What an estimate rests on is told with the rates behind it; a guess says that it is one."""
+    spec = workload("requests, refusals and cuts", 60, SEED)
+    faults = {"faults": {"refusal": 0.1, 529: 0.1}}
+    known = spec.plan.calibrate(ran(spec.plan, **faults)).expected
+    assert known.calls == 60
+    assert known.tokens_per_second == pytest.approx(known.output_tokens / known.seconds)
+    assert known.refusal_rate == pytest.approx(0.1, abs=0.08)
+    assert known.error_rate == pytest.approx(0.1, abs=0.08)
+    assert known.lost_seconds > 0
+    for words in ("measured on 60 calls", "output tokens/s", "refused", "of calls sent again"):
+        assert words in known.basis
+    assert spec.plan.expected.basis == "estimated from characters, output guessed"
+
+
+def test_a_cache_that_is_seldom_found_is_paid_for():
+    """Where a pilot found the cache by half, the others of the run write it, and the dollars say so."""
+    plan = workload("input, cached system", 300, SEED).plan
+    always = plan.expected
+    seldom = plan.replace(measured=replace(always, cache_hit_share=0.5)).totals
+    assert seldom.cache_read_tokens == pytest.approx(plan.totals.cache_read_tokens / 2, rel=0.01)
+    assert seldom.live_dollars > 1.5 * plan.totals.live_dollars
 
 
 def replies(estimated, draws, kind):
