@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError, UnknownColumn, nearest
+from claudescale.work import results_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +87,7 @@ def acceptance(accept: Any, plan: Plan) -> Acceptance:
     """
     if accept is None:
         return Acceptance(accept=None)
-    schema = _schema_of_results(plan)
+    schema = pl.Schema({**results_schema(plan), MODEL: pl.String()})
     if isinstance(accept, pl.Expr):
         _check_expression(accept, schema)
     elif callable(accept):
@@ -95,15 +96,6 @@ def acceptance(accept: Any, plan: Plan) -> Acceptance:
         msg = f"accept={accept!r:.60} cannot be used. {_WHAT_THERE_IS}"
         raise PlanError(msg)
     return Acceptance(accept=accept)
-
-
-def _schema_of_results(plan: Plan) -> pl.Schema:
-    """Return the columns that `accept` is given."""
-    given = plan.frame.lazy().collect_schema()
-    typed = {} if plan.compiled.returns is None else plan.compiled.returns.columns
-    return pl.Schema(
-        {**given, **typed, "reply": pl.String(), "error": pl.String(), **typed, MODEL: pl.String()}
-    )
 
 
 def _check_expression(accept: pl.Expr, schema: pl.Schema) -> None:

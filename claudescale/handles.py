@@ -77,7 +77,7 @@ class Handle:
         """
         done = self._job.future.done()
         if not done and threading.get_ident() == self.home:
-            msg = "result() blocks the very loop that has to do the work: use await here."
+            msg = "result() blocks the very loop that has to do the work: use await here, as in await run."
             raise RuntimeError(msg)
         try:
             loops.join(self._job.future, self.leave)

@@ -6,9 +6,6 @@ A run owns no replies: the ledger has them. It owns the rows' keys, which join r
 from __future__ import annotations
 
 import asyncio
-import math
-import threading
-import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,7 @@ from claudescale import bills, cards, cluster, loops, pulses
 from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
 from claudescale.errors import LedgerError, RunStopped
+from claudescale.handles import Handle
 from claudescale.ledger import ATTEMPTS
 from claudescale.plots import Plots
 from claudescale.progress import Progress
@@ -28,7 +26,6 @@ from claudescale.verdicts import verdict
 from claudescale.work import last_failures, prepare, results
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from types import EllipsisType
 
     from anthropic import AsyncAnthropic
@@ -62,7 +59,7 @@ SUMMARY = pl.Schema(
 """Columns of `Run.summary`, one row: rows of the frame, then calls, tokens and dollars of this run."""
 
 
-class Run:
+class Run(Handle):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
     `Plan.run` and `Plan.start` make one.
@@ -93,8 +90,7 @@ class Run:
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._progress = Progress(self, shown=progress)
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
-        self._job = loops.start(self._go, stop=self.leave)
-        self.home = self._job.thread
+        self._start(self._go)
 
     async def _go(self) -> None:
         try:
@@ -157,56 +153,8 @@ class Run:
             deleted += 1
         return deleted
 
-    def __await__(self) -> Generator[Any, None, Run]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Run:
-        try:
-            await self._ended()
-        except asyncio.CancelledError as cancelled:
-            self.leave()
-            await self._ended(loops.EXIT_SECONDS)
-            if loops.in_notebook():  # one line, where IPython would show a traceback
-                text = f"■ Interrupted. {cards.line(self)}"
-                cancelled._render_traceback_ = lambda: [text]  # type: ignore[attr-defined]
-            raise
-        return self._outcome()
-
-    async def _ended(self, seconds: float = math.inf) -> None:
-        """Wait in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
-        until = time.monotonic() + seconds
-        while not self._job.future.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
-            await asyncio.sleep(loops.SLICE_SECONDS)
-
-    def _outcome(self) -> Run:
-        if not self._job.future.cancelled():
-            self._job.future.result()
-        return self
-
-    def result(self) -> Run:
-        """Return this run when it has ended, blocking this thread: a door for scripts.
-
-        Spends: nothing by itself.
-
-        Raises
-        ------
-        RunStopped
-            The run could not go on.
-        RuntimeError
-            This thread's loop has to do the work: use ``await run``.
-        """
-        done = self._job.future.done()
-        if not done and threading.get_ident() == self.home:
-            msg = "run.result() blocks the very loop that has to do the work: use await run here."
-            raise RuntimeError(msg)
-        try:
-            loops.join(self._job.future, self.leave)
-        except KeyboardInterrupt:
-            if loops.in_notebook():
-                text = f"■ Interrupted. {cards.line(self)}"
-                raise loops.Interrupted(text) from None
-            raise
-        return self._outcome()
+    def _line(self) -> str:
+        return cards.line(self)
 
     # how far it is: cheap, at any time, from any thread
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError, UnknownColumn, nearest
-from claudescale.work import NOT_SENT, read
+from claudescale.work import NOT_SENT, read, results_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ def scoring(score: Any, plan: Plan, dearest: str) -> Scoring:
     PlanError
         It cannot be a score.
     """
-    schema = _schema_of_results(plan)
+    schema = results_schema(plan)
     if score is None:
         columns = _comparable(plan)
         return Scoring(
@@ -107,13 +107,6 @@ def scoring(score: Any, plan: Plan, dearest: str) -> Scoring:
         )
     msg = f"score={score!r:.60} cannot be used. {_WHAT_THERE_IS}"
     raise PlanError(msg)
-
-
-def _schema_of_results(plan: Plan) -> pl.Schema:
-    """Return the columns that the results of a plan have."""
-    given = plan.frame.lazy().collect_schema()
-    typed = {} if plan.compiled.returns is None else plan.compiled.returns.columns
-    return pl.Schema({**given, "reply": pl.String(), "error": pl.String(), **typed})
 
 
 def _check(score: pl.Expr, schema: pl.Schema) -> None:

@@ -96,6 +96,12 @@ def schema_of(frame: pl.DataFrame | pl.LazyFrame) -> pl.Schema:
         raise unreadable(error) from error
 
 
+def results_schema(plan: Plan) -> pl.Schema:
+    """Return the columns that the results of a plan have."""
+    typed = {} if plan.compiled.returns is None else plan.compiled.returns.columns
+    return pl.Schema({**schema_of(plan.frame), **typed, "reply": pl.String(), "error": pl.String(), **typed})
+
+
 def unreadable(error: Exception) -> PlanError:
     """Return what is wrong with a LazyFrame that fails; its own message may quote data, so it is linked."""
     msg = f"The frame cannot be read: {type(error).__name__}. See what it says with frame.collect()."
