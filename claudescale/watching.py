@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 REFRESHES_PER_SECOND, MOST_REFRESHES_PER_SECOND = 2.0, 4.0
 LINE_SECONDS = 10.0
 """Between two lines where there is no notebook."""
+LINGER_SECONDS = 2.0
+"""From the end on until the widgets are closed. Where a page may still tell something they are left open: a
+kernel complains of words for what is closed."""
 _LOOK_SECONDS = 0.5
 _PLACEHOLDER = "Watching a run. Run this cell again to see where it stands."
 
@@ -194,7 +197,9 @@ class Watch:
                         handle.update(each, raw=True)
                     break
                 self._show()
-        self._panel.close()
+        time.sleep(LINGER_SECONDS)
+        if self._unheard_since is None and self._panel.embedded:
+            self._panel.close()
 
     def _wait(self) -> None:
         """Return when it is time to show the run again, or it has ended."""
@@ -217,8 +222,11 @@ class Watch:
         limits = self.run.limits.shared(self.run.plan.share)
         slices = self.run.counts.slices()
         drawn = watchframe.drawn(pulse, *slices, limits, number=self.refreshes)
-        if self._panel.show(pulse, drawn) and self._unheard_since is None:
+        first = self._unheard_since is None
+        if first:  # before it is told: the answer comes on another thread
             self._unheard_since = self._shown_at
+        if not self._panel.show(pulse, drawn) and first:
+            self._unheard_since = None
         self.busy_seconds += time.thread_time() - begun
 
     def _card(self) -> Card:

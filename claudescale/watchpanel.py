@@ -71,6 +71,11 @@ class Panel:
         self.box = widgets.VBox([head, *chart, self._figures, self._batches], layout=layout)
 
     @property
+    def embedded(self) -> bool:
+        """Whether a page has made all that it is going to make."""
+        return self._chart is None or self._embedded_at is not None
+
+    @property
     def heard(self) -> int:
         """The number of the picture that a page has drawn last; 0 where none has yet."""
         return self._chart.params.heard or 0 if self._chart is not None else 0

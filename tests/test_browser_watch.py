@@ -30,6 +30,15 @@ def number(page, cell):
     return int(page.text_of(cell).split(":")[1])
 
 
+def followers(page, wanted):
+    """Return how many threads watch, once they are as many as `wanted`, or after half a minute."""
+    for _ in range(30):
+        if (found := number(page, FOLLOWERS_CELL)) == wanted:
+            break
+        page.page.wait_for_timeout(1_000)
+    return found
+
+
 def is_stopped(page, cell):
     """Wait until a cell shows what stays of a stopped run, and return whether all of it is there."""
     page.wait_for(cell, "Run stopped")
@@ -65,7 +74,7 @@ def seen(tmp_path_factory):
         found["after an interrupt"] = number(page, REFRESHES_CELL) - before
         page.run(WATCHED)
         page.wait_for(WATCHED, " left, ")
-        found["the same cell again"] = number(page, FOLLOWERS_CELL)
+        found["the same cell again"] = followers(page, 2)
         page.clear(WATCHED)
         page.page.wait_for_timeout(2_500)
         before = number(page, REFRESHES_CELL)
@@ -78,7 +87,7 @@ def seen(tmp_path_factory):
         page.page.keyboard.press("Enter")
         found["stopped"] = is_stopped(page, WATCHED), is_stopped(page, SECOND)
         page.run(SECOND)
-        found["finished"] = is_stopped(page, SECOND), number(page, FOLLOWERS_CELL)
+        found["finished"] = is_stopped(page, SECOND), followers(page, 0)
         found["saved"] = page.save()
     found["problems"] = page.problems()
     return found

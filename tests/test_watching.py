@@ -21,7 +21,17 @@ from hypothesis import strategies as st
 from running import WIDE_LIMITS, a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
-from claudescale import bills, estimates, meters, minutes, pulses, watchcharts, watchframe, watching
+from claudescale import (
+    bills,
+    estimates,
+    meters,
+    minutes,
+    pulses,
+    watchcharts,
+    watchframe,
+    watching,
+    watchpanel,
+)
 from claudescale.batchfile import Batch
 from claudescale.batching import Expected
 from claudescale.ledger import ATTEMPTS, Attempt
@@ -31,6 +41,7 @@ from claudescale.pulses import Ends, Pulse
 from claudescale.rates import THROUGHPUT
 from claudescale.shown import specification
 from claudescale.watching import Cell, Watch
+from claudescale.watchpanel import Panel
 
 MODEL = "claude-haiku-5-5"
 PULSE = Pulse(state="running", errors={}, refusals={})
@@ -425,8 +436,20 @@ class Page:
         monkeypatch.setattr(watching.loops, "in_notebook", lambda: True)
         monkeypatch.setattr(watching, "_cell", lambda: self.cell)
         monkeypatch.setattr(watching, "_display", self._display)
-        # Nobody confirms what was drawn.
-        monkeypatch.setattr(watchframe, "pause_seconds", lambda unheard, every: every)
+        monkeypatch.setattr(watching, "LINGER_SECONDS", 0.0)
+        for name in ("EMBED_SECONDS", "LONGEST_EMBED_SECONDS"):
+            monkeypatch.setattr(watchpanel, name, 0.0)
+        told = Panel.show
+
+        def show(panel, pulse, drawn):
+            if not panel.embedded:
+                panel._chart.params.heard = 0  # the page has made the picture
+            sent = told(panel, pulse, drawn)
+            if sent:
+                panel._chart.params.heard = drawn["number"]
+            return sent
+
+        monkeypatch.setattr(Panel, "show", show)
 
     def _display(self, shown, *, text=""):
         self.shown.append(shown)
