@@ -186,12 +186,14 @@ class Remote:
         }
         ask = self._dask.scheduler.claudescale_exchange(book=self._terms.book, message=message)
         reply = await on_loop(self._dask.loop.asyncio_loop, ask)
+        borrowers: int = reply["borrowers"]
+        if over:  # the book may be a new one already
+            return borrowers
         self.pacer.limits = limits_of(reply["limits"])
         self.pacer.in_flight, self.pacer.window = reply["in_flight"], reply["window"]
         self.pacer.expected_output_tokens = reply["output_tokens"]
         self._workers = reply["workers"]
         self._changed.set()
-        borrowers: int = reply["borrowers"]
         return borrowers
 
     async def _say_safely(self) -> None:

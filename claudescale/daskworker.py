@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import gc
+import importlib
 import os
 import secrets
 import signal
 import socket
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +139,13 @@ _sessions: dict[str, asyncio.Task[Session]] = {}
 
 
 def dask_setup(_worker: Any) -> None:
-    """Let a terminal's or a kernel's interrupt pass: it goes to the driver, which lets workers finish."""
+    """Get a worker's process ready; Dask calls this before the worker begins.
+
+    A terminal's or a kernel's interrupt goes to every process: the driver hears it, and lets workers finish.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # It takes seconds: not when the first rows are there.
+    threading.Thread(target=importlib.import_module, args=("anthropic",), daemon=True).start()
     atexit.register(gc.freeze)  # else a last sweep takes seconds, and Dask kills a worker after four
 
 

@@ -1,0 +1,76 @@
+"""Inputs larger than memory: slices in, Parquet files out, one ledger for all."""
+
+import polars as pl
+import pytest
+from running import a_plan, reviews, simulator
+
+import claudescale as cs
+from claudescale.partitions import run_parts
+
+
+def parts(plan, tmp_path, client, **options):
+    """Return the scan, without a bar."""
+    given = {"ledger": tmp_path / "l", "progress": False, "rows": 40, **options}
+    return cs.wait(run_parts(plan, tmp_path / "out", client, **given))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Plan over a Parquet file of 100 rows, of which 90 differ."""
+    frame = pl.concat([reviews(90), reviews(10)])
+    frame.write_parquet(tmp_path / "in.parquet")
+    return a_plan(pl.scan_parquet(tmp_path / "in.parquet"))
+
+
+def test_slices_give_what_the_whole_gives(plan, tmp_path):
+    """The files together are the results of one run, and rows that are alike are paid for once."""
+    with simulator() as api:
+        found = parts(plan, tmp_path, api.client())
+        assert api.stats["billed_rows"] == 90
+        whole = cs.wait(plan.run(api.client(), ledger=None, progress=False)).results
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "part-000000.parquet",
+        "part-000001.parquet",
+        "part-000002.parquet",
+    ]
+    assert found.drop("row").collect().equals(whole)
+    shuffled = found.collect().sample(fraction=1, shuffle=True, seed=1)
+    assert shuffled.sort("row").drop("row").equals(whole)
+
+
+def test_the_same_call_again_pays_nothing(plan, tmp_path):
+    """A second call, with other slices, sends nothing and leaves no file of the first."""
+    with simulator() as api:
+        first = parts(plan, tmp_path, api.client()).collect()
+        again = parts(plan, tmp_path, api.client(), rows=60).collect()
+        assert api.stats["calls"] == 90
+    assert again.equals(first)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_budget_holds_for_all_slices(plan, tmp_path):
+    """What one slice spent, the next cannot spend again; the files of finished slices stand."""
+    plan = plan.replace(frame=reviews(400))
+    with simulator() as api:
+        plan = plan.calibrate(cs.wait(plan.head(20).run(api.client(), ledger=None, progress=False)))
+        spent, budget = api.stats["dollars"], 1.03 * plan.options["dollars"][0]
+        with pytest.raises(cs.RunStopped, match=r"rows from 320 .*budget") as stopped:
+            parts(plan.replace(budget=budget), tmp_path, api.client(), rows=160)
+        assert 0.7 * budget < api.stats["dollars"] - spent <= budget
+    assert stopped.value.run.state == "stopped"
+    assert (tmp_path / "out" / "part-000000.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": pl.col("text").shift(1)}, "other slices"),
+        ({"frame": reviews(3).with_row_index("row")}, "column 'row'"),
+    ],
+)
+def test_what_cannot_be_sliced_is_refused(plan, tmp_path, changes, words):
+    """A prompt that may look at other rows, and a column of the same name, are told before sending."""
+    with simulator() as api:
+        with pytest.raises(cs.PlanError, match=words):
+            parts(plan.replace(**changes), tmp_path, api.client())
+        assert api.stats["calls"] == 0
