@@ -27,11 +27,12 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
-    "errors clock facts catalog accountlimits intervals",
-    "awaiting limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
+    "errors clock facts catalog accountlimits intervals awaiting",
+    "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
     "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops handles",
-    "live books leases gathering batchlines wire verdicts guards connecting batching batchwire outstanding batches",
+    "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
+    "books leases gathering",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
     "daskbook daskworker daskhome redishome cluster",
     "rates pulses minutes progress plots inflight planplots runs plans partitions",
