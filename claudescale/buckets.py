@@ -107,7 +107,8 @@ class Bucket:
             self.variance = max(self.variance - taken.deviation**2, 0.0)
 
     def rescale(self, rate: float) -> None:
-        """Take a new rate; the capacity keeps its seconds."""
+        """Take a new rate; the capacity keeps its seconds, and others their part of it."""
+        self.others *= rate / self.rate
         self.capacity = max(self.capacity * rate / self.rate, min(self.capacity, 1.0))
         self.rate = rate
 
@@ -171,6 +172,11 @@ class Production:
         if missing <= 0:
             return 0.0
         return missing / self.net if self.net > 0 else math.inf
+
+    def rescale(self, rate: float) -> None:
+        """Take a new rate; others keep their part of it."""
+        self.others *= rate / self.rate
+        self.rate = rate
 
     def told(self, capacity: float, remaining: float | None) -> None:
         """Take the level that a header tells; zero may be any debt."""

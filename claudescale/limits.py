@@ -26,6 +26,10 @@ _FRESH = timedelta(minutes=1)
 """How long headers need not be noted again that say the same."""
 _OLD_TABLE = timedelta(days=180)
 _OLD_ANSWER = timedelta(days=1)
+_MOST = 1e12
+"""No account's limit is higher: a header that tells more is damaged, as is a limit below 1."""
+_LONGEST_WAIT_SECONDS = 86_400.0
+"""No refusal asks for a longer wait: a run that took a damaged header's word would hang for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +304,13 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait, told in milliseconds, in seconds or as a date."""
+    """Return the seconds to wait; what is longer than a day is damaged."""
+    seconds = _told_seconds(headers)
+    return None if seconds is None or seconds > _LONGEST_WAIT_SECONDS else seconds
+
+
+def _told_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds to wait as told: in milliseconds, in seconds or as a date."""
     exact = _number(headers.get("retry-after-ms"))
     if exact is not None:
         return exact / 1_000
@@ -323,22 +333,23 @@ def _others(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _reading(headers: Mapping[str, str], group: str) -> Reading:
     prefix = f"{_PREFIX}{group}-"
+    limit = _number(headers.get(prefix + "limit"))
     return Reading(
-        limit=_number(headers.get(prefix + "limit")),
+        limit=limit if limit is not None and limit >= 1 else None,
         remaining=_number(headers.get(prefix + "remaining")),
         reset=_moment(headers.get(prefix + "reset")),
     )
 
 
 def _number(text: str | None) -> float | None:
-    """Return a finite number that is not negative, or None."""
+    """Return a number that can be one of an account, or None."""
     if text is None:
         return None
     try:
         value = float(text)
     except ValueError:
         return None
-    return value if 0 <= value < float("inf") else None
+    return value if 0 <= value <= _MOST else None
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -301,7 +301,7 @@ class Pacer:
             self.limits = limits
             for bucket, rate in zip(self._buckets, self._rates(), strict=True):
                 bucket.rescale(rate)
-            self._production.rate = self._buckets[2].rate
+            self._production.rescale(self._buckets[2].rate)
         now = self._clock.seconds()
         told = zip(self._buckets, readings.buckets, self._uncounted(now), _ROUNDING, strict=True)
         for bucket, reading, uncounted, rounding in told:
