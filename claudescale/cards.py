@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from claudescale.plans import Plan
     from claudescale.runs import Run
 
-_COUNTED = "input counted on {:,} requests, output guessed: calibrate with a pilot"
-_GUESS = "estimated from characters, output guessed: calibrate with a pilot"
 
 _ADVICE = {
     "authentication_error": "The API does not accept the key. Set ANTHROPIC_API_KEY, or use "
@@ -169,9 +167,7 @@ def plan_card(plan: Plan) -> display.Card:
     null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
     calls = plan.expected.calls
     live = "" if chosen == "live" else ".replace(mode='live')"
-    counted = plan.expected.counted
-    guess = _COUNTED.format(counted) if counted else _GUESS
-    basis = f"measured on {calls:,} calls" if calls else guess
+    basis = plan.expected.basis + ("" if calls else ": calibrate with a pilot")
     tokens = (
         f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens"
     )
@@ -182,14 +178,15 @@ def plan_card(plan: Plan) -> display.Card:
         header=("mode", "dollars", "time", "saved", "limited by"),
         rows=[_option(option, chosen) for option in options.iter_rows(named=True)],
         notes=(
-            f"{tokens}, {basis}. {sources}",
+            f"{tokens}, {basis}.",
+            sources,
             *_differs(plan.limits, plan),
             *_upgrade(plan),
             *_assumed(plan),
             *plan.compiled.notes,
             *([plan.facts.notice] if plan.facts.notice else []),
         ),
-        next="run = await plan.run(client)" if calls else f"pilot = await plan.sample(20){live}.run(client)",
+        next="run = await plan.run(client)" if calls else f"pilot = await plan.sample(50){live}.run(client)",
     )
 
 

@@ -42,14 +42,14 @@ def learned(plan: Plan, run: Run) -> Measured:
     """
     if not hasattr(run, "sizes"):
         kind = type(run).__name__
-        msg = f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(20).run(client)."
+        msg = f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client)."
         raise PlanError(msg)
     mine = (pl.col("dollars") > 0) & (pl.col("model") == plan.facts.id)
     paid = run.sizes.join(run.replies.filter(mine), on="key", how="inner")
     if paid.is_empty():
         msg = (
             f"The run has no paid replies of {plan.facts.id} to learn from. "
-            "Use pilot = await plan.sample(20).run(client) first."
+            "Use pilot = await plan.sample(50).run(client) first."
         )
         raise PlanError(msg)
     known = calls.measured(paid, run.attempts)

@@ -202,7 +202,7 @@ class Plan:
         Parameters
         ----------
         run : Run
-            Of a few rows of the same plan, such as ``await plan.sample(20).run(client)``.
+            Of a few rows of the same plan, such as ``await plan.sample(50).run(client)``.
 
         Raises
         ------

@@ -139,7 +139,7 @@ def test_calibrating_on_nothing():
     with simulator(faults={400: 1.0}) as api:
         plan = a_plan(reviews(3))
         run = finished(plan, api.client())
-    with pytest.raises(cs.PlanError, match=r"plan\.sample\(20\)"):
+    with pytest.raises(cs.PlanError, match=r"plan\.sample\(50\)"):
         plan.calibrate(run)
 
 
@@ -208,7 +208,7 @@ def test_the_cards_hide_the_rows_and_escape_the_rest():
     assert "&lt;b&gt;me&lt;/b&gt;" in plan._repr_html_()
     assert "<b>" not in plan._repr_html_()
     assert len(repr(plan).splitlines()) <= 12
-    assert repr(plan).splitlines()[-1] == "pilot = await plan.sample(20).run(client)"
+    assert repr(plan).splitlines()[-1] == "pilot = await plan.sample(50).run(client)"
 
 
 def test_a_wrong_client_is_refused_before_anything_is_sent():
