@@ -25,6 +25,8 @@ TICK_SECONDS, SHORTEST_TICK_SECONDS = 0.15, 0.03
 """Real seconds between two words of a borrower; shorter where a simulator's time runs faster."""
 LOST_SECONDS = 10.0
 """Real seconds of silence after which a borrower, or a driver, is taken for dead."""
+_LATE_SECONDS, _LATEST_SECONDS = 0.4, 1.0
+"""Real seconds between the loan of a right and its use, usually at most, and at the very most."""
 _WAITED_SECONDS = 1.0
 """So long a borrower may get nothing while others do; then it is its turn."""
 _PLAIN = ("in_flight", "_reserved_output", "_held_until", "_most", "_window", "_slow_start", "_cut_at")
@@ -39,16 +41,16 @@ def tick_seconds(speed: float) -> float:
 
 
 class Central(Pacer):
-    """The pacer a book keeps: it hears of calls up to two ticks late, and leaves room for that."""
+    """The pacer a book keeps: it hears of calls late, and what it lends is used late; it leaves room."""
 
     def __init__(self, limits: Limits, *, clock: Clock, share: float, output_tokens: float) -> None:
         super().__init__(limits, clock=clock, share=share, output_tokens=output_tokens)
-        late = 2 * tick_seconds(clock.speed) * clock.speed
-        self._transit_seconds += late
-        self._way_seconds += late / 2
+        self._transit_seconds += _LATEST_SECONDS * clock.speed
+        self._way_seconds += 2 * TICK_SECONDS * clock.speed
         for bucket in self._buckets:
-            bucket.slop_seconds += late
-            bucket.capacity = max(bucket.capacity, 2 * bucket.rate * late)
+            bucket.slop_seconds += _LATE_SECONDS * clock.speed
+            # Less than what refills between two words of a borrower would be lost to it.
+            bucket.capacity = max(bucket.capacity, 2 * bucket.rate * tick_seconds(clock.speed) * clock.speed)
 
     def lend(self, estimates: Sequence[float]) -> list[Permit]:
         """Return permits for the first of these calls, as many as may go now."""
