@@ -305,11 +305,12 @@ class Live:
         if found.outcome == "answered":
             uncached = usage["input_tokens"] + usage["cache_write_5m_input_tokens"]
             uncached += usage["cache_write_1h_input_tokens"]
-            used = row.input_tokens if found.unseen else uncached
+            usual = (row.input_tokens, self.pacer.expected_output_tokens)
+            used = usual if found.unseen else (uncached, usage["output_tokens"])
             self.pacer.settle(
                 permit,
-                input_tokens=used,
-                output_tokens=usage["output_tokens"],
+                input_tokens=used[0],
+                output_tokens=used[1],
                 readings=readings,
                 typical=not (self._warm and self.watch.answered == 0),  # it wrote what the others read
             )

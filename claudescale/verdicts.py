@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -143,7 +143,8 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
     stop_reason = stop_reason_of(body)
     cut = stop_reason if stop_reason in CUT else None
     silent = None if text_of(body) else "empty_reply"
-    unseen = not isinstance(body.get("usage"), dict)
+    usage = _dict(body, "usage")
+    unseen = not all(_is_count(usage.get(name)) for name in ("input_tokens", "output_tokens"))
     flaw = cut or silent
     words = WORDS.get(flaw or "")
     return Verdict(outcome="answered", error=flaw, message=words, reply=body, final=True, unseen=unseen)
@@ -245,7 +246,11 @@ def _dict(parent: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _count(parent: Mapping[str, Any], name: str) -> int:
     found = parent.get(name)
-    return found if type(found) is int and 0 <= found <= _MOST_TOKENS else 0
+    return found if _is_count(found) else 0
+
+
+def _is_count(found: object) -> TypeGuard[int]:
+    return type(found) is int and 0 <= found <= _MOST_TOKENS
 
 
 def read_object(content: bytes) -> dict[str, Any]:

@@ -121,7 +121,11 @@ MESSAGES = [
     (message_body(content=[{"type": "hologram"}, {"type": "text", "text": "yes"}]), None, False),
     (message_body(usage=None), None, True),
     (message_body(usage=[]), None, True),
-    (message_body(usage={}), None, False),
+    (message_body(usage={}), None, True),
+    (message_body(usage={"requests": 1, "tokens": 21}), None, True),
+    (message_body(usage={"input_tokens": 5}), None, True),
+    (message_body(usage={"input_tokens": 5, "output_tokens": -1}), None, True),
+    (message_body(usage={"input_tokens": 0, "output_tokens": 0}), None, False),
 ]  # fmt: skip
 
 
