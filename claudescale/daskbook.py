@@ -30,13 +30,13 @@ class Keeper(SchedulerPlugin):  # type: ignore[misc]  # distributed is typed as 
         scheduler.handlers["claudescale_exchange"] = self.exchange
 
     async def exchange(self, book: str, message: Message) -> Message:
-        """Return a book's answer; a driver is told the workers' addresses, too."""
+        """Return a book's answer; a driver is told how many workers there are, too."""
         now = time.monotonic()
         kept = self.books.get(book)
         if kept is None or kept.idle:
             kept = self.books[book] = Book(message["terms"], now)
         reply = kept.exchange(message, now)
-        return reply | {"workers": list(self._scheduler.workers)} if "driver" in message else reply
+        return reply | {"workers": len(self._scheduler.workers)} if "driver" in message else reply
 
 
 async def on_loop(loop: asyncio.AbstractEventLoop, work: Any) -> Any:

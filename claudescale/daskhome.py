@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,11 +127,10 @@ class Remote:
         self.stopped_by: Verdict | None = None
         self._stopping = False
         self._dirty = False  # whether a worker may have answers that its part did not tell
-        self._workers: list[str] = []
-        self._load: Counter[str] = Counter()  # rows out at each worker
+        self._workers = 0
+        self._rows_out = 0
         self._out: set[asyncio.Task[None]] = set()
         self._again: deque[list[Row]] = deque()
-        self._deaths: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -266,9 +265,9 @@ class Remote:
             self._primes = False
 
     def _has_room(self) -> bool:
-        out, workers = sum(self._load.values()), max(len(self._workers), 1)
+        workers = max(self._workers, 1)
         most = self.pacer.window + 2 * workers * self._part_rows
-        return out < most and len(self._out) < _MOST_PARTS * workers
+        return self._rows_out < most and len(self._out) < _MOST_PARTS * workers
 
     @property
     def _part_rows(self) -> int:
@@ -278,7 +277,7 @@ class Remote:
             limits.requests_per_minute,
             limits.output_tokens_per_minute / max(self.pacer.expected_output_tokens, 1),
         )
-        share = per_minute / 60 * self._clock.speed / max(len(self._workers), 1)
+        share = per_minute / 60 * self._clock.speed / max(self._workers, 1)
         return max(1, min(math.ceil(share), MOST_ROWS, plan.concurrency or MOST_ROWS))
 
     async def _next(self, rows: AsyncIterator[Row]) -> list[Row]:
@@ -305,14 +304,13 @@ class Remote:
     def _submit(self, rows: list[Row]) -> None:
         worst = sum(map(self._worst_dollars, rows))
         self.purse.reserve(worst)
-        worker = min(self._workers, key=lambda each: self._load[each]) if self._workers else ""
-        self._load[worker] += len(rows)
-        task = asyncio.create_task(self._follow(rows, worst, worker))
+        self._rows_out += len(rows)
+        task = asyncio.create_task(self._follow(rows, worst))
         self._out.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._out.discard(task)
-            self._load[worker] -= len(rows)
+            self._rows_out -= len(rows)
             self.purse.release(worst)
             if not task.cancelled() and (failure := task.exception()) is not None:
                 self._failure = self._failure or failure
@@ -321,7 +319,7 @@ class Remote:
 
         task.add_done_callback(ended)
 
-    async def _follow(self, rows: list[Row], worst: float, worker: str) -> None:
+    async def _follow(self, rows: list[Row], worst: float) -> None:
         """See one part through."""
         before, after = self._around
         part = Part(
@@ -331,7 +329,7 @@ class Remote:
             input_tokens=[row.input_tokens for row in rows],
             budget=None if self._plan.budget is None else worst,
         )
-        told = await self._told(part, worker)
+        told = await self._told(part)
         if told is None:
             return
         if told.again:  # what the worker that is gone had in flight may be billed
@@ -349,7 +347,7 @@ class Remote:
             done = {attempt.key for attempt, final in told.attempts if final}
             self._again.append([row for row in rows if row.key not in done])
 
-    async def _told(self, part: Part, worker: str) -> Told | None:
+    async def _told(self, part: Part) -> Told | None:
         """Return what came of a part, whatever becomes of its workers; None where the cluster is gone."""
         from distributed import KilledWorker  # noqa: PLC0415 - its place differs between versions
 
@@ -360,8 +358,6 @@ class Remote:
                 part,
                 key=f"claudescale-{part.number}-{secrets.token_hex(2)}",
                 pure=False,
-                workers=[worker] if worker else None,
-                allow_other_workers=bool(worker),
             )
             try:
                 return await self._result(future)

@@ -234,8 +234,10 @@ class Session:
     async def answer(self, part: Part, told: Told) -> None:
         """Answer the rows of a part that no worker has answered; what came is on the disk at the end."""
         names = await loops.in_thread(self._mark, part.number)
-        told.again = bool(names)
-        told.attempts += await loops.in_thread(gathering.answers, self._folder, names, part.keys)
+        if names:
+            told.again = True
+            await loops.in_thread(self._ledger.sync)  # it may be among them
+            told.attempts += await loops.in_thread(gathering.answers, self._folder, names, part.keys)
         done = {attempt.key for attempt, _ in told.attempts}
 
         def record(attempt: Attempt, final: bool) -> None:  # noqa: FBT001 - as Live calls it
@@ -275,13 +277,13 @@ class Session:
                 yield Row(key, f"{self._terms.head}{text}{self._terms.tail}".encode(), tokens)
 
     def _mark(self, number: str) -> list[str]:
-        """Return which ledgers may have answers of a part, and add this one."""
+        """Return which ledgers may have answers of a part already, and add this one."""
         assert self._ledger.path is not None
         with (self._folder / f"part-{number}").open("a+") as file:
             file.seek(0)
             names = file.read().split()
             file.write(f"{self._ledger.path.name}\n")
-        return [name for name in dict.fromkeys(names) if name != self._ledger.path.name]
+        return list(dict.fromkeys(names))
 
     def _end(self, why: str) -> None:
         """Send nothing more; what is in flight comes in, then all is closed."""
