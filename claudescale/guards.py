@@ -21,6 +21,8 @@ UNREACHABLE_SECONDS = 20.0
 """How long an API may not be reached at all."""
 FEW_FAILURES = 8
 """In a row: however long they took, they may be chance where few calls go at once."""
+ASLEEP_SECONDS = 7_200.0
+"""Between two failures: no call and no wait takes so long, so it was this process that stood still."""
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class Watch:
     answered: int = 0
     reached: bool = False
     failing_since: float | None = None
+    failed_at: float = 0.0
     failures: int = 0
     words: str | None = None
     repeats: int = 0
@@ -65,8 +68,9 @@ class Watch:
         if found.outcome == "failed":
             self.failing_since, self.failures = None, 0
             return False
-        if self.failing_since is None:
-            self.failing_since = now
+        if self.failing_since is None or now - self.failed_at > ASLEEP_SECONDS:
+            self.failing_since, self.failures = now, 0
+        self.failed_at = now
         self.failures += 1
         patience = SILENT_SECONDS if self.reached else UNREACHABLE_SECONDS
         return self.failures > FEW_FAILURES and now - self.failing_since > patience

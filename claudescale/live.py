@@ -225,7 +225,7 @@ class Live:
             tries += 1
             blamed += self.watch.answered > answered  # others were answered meanwhile: it may be the row
             answered = self.watch.answered
-            lost_seconds += tried.seconds
+            lost_seconds += min(tried.seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
             if blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE or lost_seconds >= MOST_LOST_SECONDS:
                 return
             await self._back_off(tries, tried.retry_after_seconds or 0.0)

@@ -29,6 +29,8 @@ MOST_READS = 5
 """Times that results which end too soon are read."""
 SILENT_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
+FEW_LOOKS = 8
+"""In vain in a row, however long ago the last good one is: a computer that wakes has no network at first."""
 _PAGE = 100
 _SEVERAL = 2
 _STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
@@ -96,6 +98,7 @@ class Outstanding:
         self.stopped_by: Verdict | None = None
         self.is_silent = False
         self.changed_at = self._reached_at = clock.seconds()
+        self._looks_in_vain = 0
         self._wire = wire
         self._ledger = ledger
         self._clock = clock
@@ -241,12 +244,14 @@ class Outstanding:
     def _hear(self, answer: Answer) -> None:
         """Notice an API that has nothing to say any more."""
         now = self._clock.seconds()
+        self._looks_in_vain += 1
         if answer.status is not None and answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._reached_at = now
+            self._reached_at, self._looks_in_vain = now, 0
         if answer.status == HTTPStatus.OK or batching.is_gone(answer):
             return
         found = verdict(answer)
-        if found.outcome == "stop" or now - self._reached_at > SILENT_SECONDS:
+        silent = now - self._reached_at > SILENT_SECONDS and self._looks_in_vain > FEW_LOOKS
+        if found.outcome == "stop" or silent:
             self.is_silent = True
             self.stopped_by = self.stopped_by or found
 
