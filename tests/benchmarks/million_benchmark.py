@@ -1,7 +1,7 @@
 """A million rows in one process, stage by stage, and half as many: seconds, memory, and what doubling costs.
 
 Run: ``python tests/benchmarks/million_benchmark.py [rows] [--markdown]`` with the package importable. Nothing
-is sent: calls are recorded as a run records them, from a million answers and one refusal in a hundred made here.
+is sent: calls are recorded as a run records them, a million answers and a refusal for every hundred, made here.
 Each stage stands beside a baseline in the same process: what anybody would write for it in plain Polars,
 hashlib or SQLite. CPU is kernel time and all threads included; memory is the most above what there was before
 the stage. A stage without a quadratic step takes about twice the CPU for twice the rows.
@@ -12,7 +12,6 @@ The last stage has its input in a Parquet file that is never read as a whole: `r
 
 import argparse
 import asyncio
-import datetime
 import hashlib
 import itertools
 import json
@@ -23,6 +22,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -277,7 +277,7 @@ def main():
     (half, _), (whole, last) = taken(given.rows // 2), taken(given.rows)
     size = frame_of(given.rows).estimated_size("mb")
     print(
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python {platform.python_version()}, "
+        f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: {given.rows:,} rows, {size:.0f} MB, "
         f"a ledger of {last['ledger']:.0f} MB"
     )

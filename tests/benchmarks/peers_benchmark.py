@@ -394,14 +394,14 @@ def table(found, versions):
     """Return the rows of the table, its head first."""
     head = ["peer", "ms CPU a row", "rows/s", "peak MB", "requests bind: time / bound", "429s", "lost",
             "input binds: time / bound", "429s", "lost", "faults: lost", "billed twice",
-            "15 s outage: lost", "seconds"]  # fmt: skip
+            "seconds", "15 s outage: lost", "seconds"]  # fmt: skip
     rows = [head]
     for name, by in found.items():
         free, calls, tokens, faults, outage = (by[each] for each in SCENARIOS)
         cells = [f"{free['ms']:.2f}", f"{free['rows/s']:.0f}", f"{free['MB']:.0f}"]
         for each in (calls, tokens):
             cells += [f"{each['ratio']:.2f}", f"{each['429s']:.0f}", f"{each['lost']:.0f}"]
-        cells += [f"{faults['lost']:.0f}", f"{faults['twice']:.0f}"]
+        cells += [f"{faults['lost']:.0f}", f"{faults['twice']:.0f}", f"{faults['seconds']:.0f}"]
         cells += [f"{outage['lost']:.0f}", f"{outage['seconds']:.0f}"]
         label = f"{PEERS[name][1]} {versions[name]}: {PEERS[name][2]}"
         rows.append([label, *cells])
