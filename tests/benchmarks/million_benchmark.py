@@ -1,7 +1,7 @@
 """A million rows in one process, stage by stage, and half as many: seconds, memory, and what doubling costs.
 
 Run: ``python tests/benchmarks/million_benchmark.py [rows] [--markdown]`` with the package importable. Nothing
-is sent: calls are recorded as a run records them, a million answers and a refusal for every hundred, made here.
+is sent: calls are recorded as a run records them, a million answers and a refusal for every hundred.
 Each stage stands beside a baseline in the same process: what anybody would write for it in plain Polars,
 hashlib or SQLite. CPU is kernel time and all threads included; memory is the most above what there was before
 the stage. A stage without a quadratic step takes about twice the CPU for twice the rows.
