@@ -207,6 +207,15 @@ def test_failures_are_met_by_the_workers(dask):
     assert {"overloaded_error", "connection_error", "invalid_request_error"} <= set(runs[0].attempts["error"])
 
 
+def test_one_row_writes_the_cache_and_the_others_read_it(dask):
+    """With a cached prompt one row goes first, whatever the number of workers."""
+    with simulator(speed=1, latency=0.1) as api:
+        on_cluster(the_plan(reviews(60), system="You are kind. " * 400, cache=True), api, dask)
+        stats = api.stats
+    assert stats["cache_write_5m_input_tokens"] > 0
+    assert stats["cache_read_input_tokens"] == 59 * stats["cache_write_5m_input_tokens"]
+
+
 def test_the_accounts_error_ends_the_run(dask):
     """What no row can help, such as a spend limit, ends the run with the API's words."""
     with (
