@@ -140,7 +140,7 @@ class Batches:
         self._stopped_by: Verdict | None = None
         self._hands_over = hands_over
         self._submits = self._stopping = self._leaving = False
-        self._others_at = 0.0
+        self._others_at = self._ahead_seconds = 0.0
         self._woken = asyncio.Event()
 
     # the handle
@@ -313,7 +313,9 @@ class Batches:
         found: list[Verdict] = []
         for row in rows.gather(sorted({0, rows.len() // 2, rows.len() - 1})) if rows.len() else ():
             (request,) = self._texts.bodies(pl.Series([row], dtype=pl.UInt32))
-            found.append(verdict(await self._wire.check(request)))
+            answer = await self._wire.check(request)
+            self._ahead_seconds = batching.ahead_seconds(answer, self._clock.seconds())
+            found.append(verdict(answer))
             if self._stopping or self._leaving or not batching.is_wrong(found[-1], self._model):
                 return
         self._stopped_by = found[-1] if found else None
@@ -358,7 +360,7 @@ class Batches:
             api=self._api,
             model=self._model,
             requests=rows.height,
-            intended_at=self._clock.seconds(),
+            intended_at=self._clock.seconds() + self._ahead_seconds,
         )
         await self.out.intend(batch, rows["key"].to_list())
         self._worst_dollars[nonce] = float(rows["worst_dollars"].sum())

@@ -190,6 +190,12 @@ def clock_offset(answer: Answer, now: float) -> tuple[float, float]:
     return told - now, DATE_SECONDS
 
 
+def ahead_seconds(answer: Answer, now: float) -> float:
+    """Return by how much the API's clock is ahead of one that is wrong; 0 where they agree, or who knows."""
+    ahead, doubt = clock_offset(answer, now)
+    return ahead if abs(ahead) > doubt else 0.0
+
+
 def may_be(batch: Batch, shown: dict[str, Any], until: float, offset: tuple[float, float]) -> bool:
     """Whether a batch that the API lists may be the one whose answer was lost: by time and size.
 
@@ -205,14 +211,18 @@ def may_be(batch: Batch, shown: dict[str, Any], until: float, offset: tuple[floa
     if not is_batch(shown) or not isinstance(counts, dict) or created is None:
         return False
     ahead, doubt = offset
-    in_time = batch.intended_at - doubt <= created - ahead <= until + doubt
+    # The intent is in API time as it was known then: in this clock's where it was not. Either may be right.
+    earliest, latest = batch.intended_at - doubt, until + doubt
+    in_time = earliest <= created - ahead <= latest or earliest <= created <= latest + ahead
+    if abs(ahead) > doubt:  # this clock is wrong, and so may `until` be
+        in_time |= earliest <= created <= batch.intended_at + LONGEST_UPLOAD_SECONDS + LOST_SECONDS + doubt
     return in_time and sum(counts.values()) == batch.requests
 
 
 def looked_far_enough(batch: Batch, shown: list[dict[str, Any]], offset: tuple[float, float]) -> bool:
     """Whether the list, newest first, has come to batches that are too old to be the lost one."""
     created = seconds_of(shown[-1].get("created_at")) if shown else None
-    return created is None or created - offset[0] < batch.intended_at - offset[1]
+    return created is None or max(created, created - offset[0]) < batch.intended_at - offset[1]
 
 
 # when to look again

@@ -6,10 +6,11 @@ import time
 
 import pytest
 import virtual
-from breaking import Break
+from breaking import Break, Breaker, http
 from crash_child import the_plan
 from engine import Engine, ScriptSend, rows
-from test_matrix import broken, check, run_of
+from running import until
+from test_matrix import broken, check, run_of, simulator
 
 from claudescale.clock import Clock, elapsed
 from claudescale.guards import SILENT_SECONDS, Watch
@@ -91,6 +92,47 @@ def test_a_pause_while_an_api_fails_is_no_silence():
     assert not any(watch.sees(failed, HOURS + now, status=None, waiting=False) for now in range(20))
     night = [watch.sees(failed, HOURS + now, status=503, waiting=False) for now in range(0, 2_000, 30)]
     assert night.index(True) * 30 == pytest.approx(SILENT_SECONDS, abs=60)
+
+
+def unmarked(answer):
+    """Return an answer of a simulator as the API's own."""
+    return answer.replace(b"claudescale-simulator: 1\r\n", b"").replace(b"Claudescale-Simulator: 1\r\n", b"")
+
+
+@pytest.mark.parametrize(("first", "second"), [(5.0, 0.0), (-5.0, 0.0), (0.0, 5.0), (0.0, -5.0), (5.0, 5.0)])
+def test_the_clock_is_set_between_two_runs(tmp_path, monkeypatch, first, second):
+    """A batch whose answer was lost under a wrong time of day is found under the right one: paid for once."""
+    monkeypatch.setattr("claudescale.batching.LOST_SECONDS", 4.0)
+    monkeypatch.setattr("claudescale.batching._SHORTEST_SECONDS", 0.2)
+    real, shift = time.time, [0.0]
+
+    def strikes(called, number):
+        if called == "other":  # who answers does not say that it is a simulator
+            return Break("after", http(404))
+        lost = called == "create" and number == 1
+        return Break("back", b"") if lost else Break("back", unmarked)
+
+    async def left(run):
+        await until(lambda: any(name == "create" for name, _ in breaker.struck))
+        run.leave()
+        await run
+
+    async def go():
+        monkeypatch.setattr(time, "time", lambda: real() + shift[0])
+        for hours in (first, second):
+            shift[0] = hours * 3_600
+            client = api.client(base_url=breaker.url)
+            run = the_plan(12).start(client, ledger=tmp_path / "l", progress=False)
+            async with asyncio.timeout(60):
+                await (left(run) if hours is first and not runs else run)
+            runs.append(run)
+
+    runs = []
+    with simulator(batch_seconds=1.0, speed=1.0) as api, Breaker(api.url, strikes) as breaker:
+        asyncio.run(go())
+        assert not runs[-1].simulated
+        assert runs[-1].results["reply"].null_count() == 0
+        assert api.stats["billed_rows"] == api.stats["distinct_rows_billed"] == 12
 
 
 @pytest.mark.parametrize("name", ["create", "retrieve", "results"])
