@@ -7,7 +7,6 @@ disk. Batches, which outlive the run that sent them, stand in the same file (`ba
 
 from __future__ import annotations
 
-import json
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -341,10 +340,9 @@ class Ledger(Recorder):
             return frames[0]
         given["me"] = self._opening
         with ledgerfile.reading(self.path) as connection:
-            if keys is not None:
-                found = ledgerfile.found(connection, keys.drop_nulls().to_list())
-                if found is not None:
-                    where += " AND id IN (SELECT value FROM json_each(:ids))"
-                    given["ids"] = json.dumps(list(found.values()))
-            frames += ledgerfile.records(connection, where, **given)
+            found = None if keys is None else ledgerfile.found(connection, keys.drop_nulls().to_list())
+            if found is None:
+                frames += ledgerfile.records(connection, where, **given)
+            else:
+                frames += ledgerfile.picked(connection, where, found.values(), **given)
         return pl.concat(frames, rechunk=True)

@@ -40,6 +40,7 @@ BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
 GROUP_ROWS = 50
 SEAL_ROWS = 4_000
 LINES_AT_ONCE = 10_000
+LOOKED_UP_COST = 4  # processor time of one record looked up, in records read one after the other
 
 
 class Attempt(NamedTuple):
@@ -323,7 +324,7 @@ def end(connection: sqlite3.Connection, opening: int) -> None:
 
 def found(connection: sqlite3.Connection, keys: Collection[str]) -> dict[str, int] | None:
     """Return the final records of `keys` by looking each up; None where reading all of the file is faster."""
-    if len(keys) * 64 > connection.execute("SELECT upto FROM sealed").fetchone()[0] + SEAL_ROWS:
+    if len(keys) * LOOKED_UP_COST > connection.execute("SELECT upto FROM sealed").fetchone()[0] + SEAL_ROWS:
         return None
     return dict(connection.execute(_FOUND, {"keys": json.dumps(list(keys))}).fetchall())
 
@@ -342,6 +343,16 @@ def records(connection: sqlite3.Connection, where: str, **given: object) -> Iter
             yield frame(lines)
         except pl.exceptions.PolarsError as error:
             raise sqlite3.DatabaseError(str(error)) from error
+
+
+def picked(
+    connection: sqlite3.Connection, where: str, ids: Collection[int], **given: object
+) -> Iterator[pl.DataFrame]:
+    """Yield those of the attempts that have one of `ids`, in the order of writing."""
+    where += " AND id IN (SELECT value FROM json_each(:ids))"
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), LINES_AT_ONCE):  # SQLite reads all of a list for each statement
+        yield from records(connection, where, ids=json.dumps(ordered[start : start + LINES_AT_ONCE]), **given)
 
 
 def _joined(connection: sqlite3.Connection, source: str, after: Any, **given: object) -> Iterator[bytes]:
