@@ -6,8 +6,8 @@ Each stage stands beside a baseline in the same process: what anybody would writ
 hashlib or SQLite. CPU is kernel time and all threads included; memory is the most above what there was before
 the stage. A stage without a quadratic step takes about twice the CPU for twice the rows.
 
-The last stage has its input in a Parquet file that is never read as a whole: `run_parts` over
-`pl.scan_parquet`, with every answer in the ledger.
+The last stages have their input in a Parquet file and a process of its own: a plan over `pl.scan_parquet`,
+and `run_parts` over it with every answer in the ledger. What they keep must be less than two inputs.
 """
 
 import argparse
@@ -203,19 +203,40 @@ class Stages:
         )
         return [len(json.dumps(each._repr_mimebundle_(), default=len)) for each in shown]
 
-    def lazy_plan(self):
-        return self.planned(pl.scan_parquet(self.parquet)).options
 
-    def parts(self):
-        """Run slice by slice over a file, everything answered, into files."""
-        plan = self.planned(pl.scan_parquet(self.parquet))
+def planned_from(folder):
+    """Return a plan over the file of rows."""
+    return Stages.planned(pl.scan_parquet(Path(folder) / "million.parquet"))
 
-        async def run(client):
-            return await run_parts(plan, self.folder / "parts", client, ledger=self.path, progress=False)
 
-        with cs.Simulator() as simulator:
-            written = asyncio.run(run(simulator.client()))
-        assert written.select(pl.col("reply").count()).collect().item() == self.frame_height
+def plan_of_file(folder):
+    """Plan it, as far as price and time."""
+    return planned_from(folder).options
+
+
+def whole_of_file(folder):
+    """Read all of it at once: the baseline."""
+    return pl.read_parquet(Path(folder) / "million.parquet").select(pl.col("text").hash().n_unique())
+
+
+def parts_of_file(folder):
+    """Run it slice by slice into files, with every answer in the ledger."""
+
+    async def run(client):
+        path = Path(folder)
+        return await run_parts(
+            planned_from(path), path / "parts", client, ledger=path / "million.ledger", progress=False
+        )
+
+    with cs.Simulator() as simulator:
+        return asyncio.run(run(simulator.client())).select(pl.col("reply").count()).collect()
+
+
+FROM_FILE = {  # by name: what is done in a process of its own, which never sees more than the file
+    "plan over `scan_parquet`": plan_of_file,
+    "`run_parts` over `scan_parquet`, all answered": parts_of_file,
+    "(the file read at once)": whole_of_file,
+}
 
 
 STAGES = {  # by name: what is done, and the baseline beside it
@@ -229,8 +250,6 @@ STAGES = {  # by name: what is done, and the baseline beside it
     "attempts from the ledger": ("read_attempts", "plain_read"),
     "bill, waste, savings": ("bills", "by_minute"),
     "five pictures, PNG and all": ("pictures", "by_minute"),
-    "plan over `scan_parquet`": ("lazy_plan", "distinct_lengths"),
-    "`run_parts` over `scan_parquet`": ("parts", None),
 }
 
 
@@ -238,16 +257,18 @@ def take(rows):
     """Print a line of JSON for each stage."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         stages = Stages(rows, Path(folder))
-        stages.frame_height = rows
         for name, (stage, baseline) in STAGES.items():
-            if stage == "parts":  # the input is in the file only
-                for each in ("frame", "plan_made", "work", "replies", "attempts"):
-                    delattr(stages, each)
             found = measured(getattr(stages, stage))[1:]
             beside = measured(getattr(stages, baseline))[1:] if baseline else None
             print(json.dumps({"stage": name, "ours": found, "baseline": beside}), flush=True)
-        size = stages.path.stat().st_size / 1e6
-        print(json.dumps({"peak": megabytes("VmHWM"), "ledger": size}), flush=True)
+        last = {"peak": megabytes("VmHWM"), "ledger": stages.path.stat().st_size / 1e6}
+        del stages
+        for name in FROM_FILE:
+            command = [sys.executable, __file__, "--from-file", name, folder]
+            found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            ours = json.loads(found.splitlines()[-1])
+            print(json.dumps({"stage": name, "ours": ours, "baseline": None}), flush=True)
+        print(json.dumps(last), flush=True)
 
 
 def taken(rows):
@@ -270,7 +291,13 @@ def main():
     parser.add_argument("rows", nargs="?", type=int, default=1_000_000)
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--take", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--from-file", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.from_file:
+        name, folder = given.from_file
+        _ = Stages.planned(frame_of(10)).options  # loads what is loaded once
+        print(json.dumps(measured(lambda: FROM_FILE[name](folder))[1:]))
+        return
     if given.take:
         take(given.take)
         return
@@ -279,7 +306,8 @@ def main():
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: {given.rows:,} rows, {size:.0f} MB, "
-        f"a ledger of {last['ledger']:.0f} MB"
+        f"a ledger of {last['ledger']:.0f} MB; "
+        f"at most {last['peak']:.0f} MB in the process of the stages before the file's"
     )
     head = ("stage", "CPU s", "wall s", "memory MB", "CPU over the baseline's", "CPU over half the rows'")
     table = [head]

@@ -107,14 +107,12 @@ async def ours(url, rows, told):
 
 async def langchain(url, rows, told):
     """Ask by ``abatch``, with its rate limiter where there is a limit."""
-    from langchain_anthropic import ChatAnthropic  # noqa: PLC0415
-    from langchain_core.rate_limiters import InMemoryRateLimiter  # noqa: PLC0415
-
+    of_core = importlib.import_module("langchain_core.rate_limiters")
     per_second = told["paced_per_minute"] and told["paced_per_minute"] / 60
-    limiter = per_second and InMemoryRateLimiter(
+    limiter = per_second and of_core.InMemoryRateLimiter(
         requests_per_second=per_second, check_every_n_seconds=0.05, max_bucket_size=per_second
     )
-    model = ChatAnthropic(
+    model = importlib.import_module("langchain_anthropic").ChatAnthropic(
         model=MODEL, base_url=url, api_key="simulated", max_tokens=MAX_TOKENS, thinking=THINKING,
         max_retries=RETRIES, rate_limiter=limiter or None,
     )  # fmt: skip
@@ -126,8 +124,7 @@ async def langchain(url, rows, told):
 
 async def litellm(url, rows, told):
     """Ask through a semaphore around ``acompletion``."""
-    import litellm as client  # noqa: PLC0415
-
+    client = importlib.import_module("litellm")
     client.suppress_debug_info = True
 
     async def ask(prompt):
@@ -166,14 +163,15 @@ async def chatlas(url, rows, told):
 async def pydantic_ai(url, rows, told):
     """Ask through a semaphore around ``Agent.run``."""
     from anthropic import AsyncAnthropic  # noqa: PLC0415
-    from pydantic_ai import Agent  # noqa: PLC0415
-    from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415
-    from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415
 
+    agents = importlib.import_module("pydantic_ai")
+    models = importlib.import_module("pydantic_ai.models.anthropic")
+    providers = importlib.import_module("pydantic_ai.providers.anthropic")
     async with AsyncAnthropic(base_url=url, api_key="simulated", max_retries=RETRIES) as client:
-        model = AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
+        provider = providers.AnthropicProvider(anthropic_client=client)
+        model = models.AnthropicModel(MODEL, provider=provider)
         settings = {"max_tokens": MAX_TOKENS, "anthropic_thinking": THINKING}
-        return await _gathered(Agent(model, model_settings=settings).run, rows)
+        return await _gathered(agents.Agent(model, model_settings=settings).run, rows)
 
 
 PEERS = {  # by name: what asks, the distribution whose version counts, and how it is used
