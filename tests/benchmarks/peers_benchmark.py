@@ -388,21 +388,23 @@ def measured_all(arguments):
     return found, versions
 
 
+COLUMNS = {  # a column's head; its scenario; what stands in it
+    "CPU ms a row": ("unthrottled", "{ms:.2f}"),
+    "rows/s": ("unthrottled", "{rows/s:.0f}"),
+    "peak MB": ("unthrottled", "{MB:.0f}"),
+    "requests bind: time over the bound; 429s; lost": ("requests", "{ratio:.2f}; {429s:.0f}; {lost:.0f}"),
+    "input tokens bind": ("input tokens", "{ratio:.2f}; {429s:.0f}; {lost:.0f}"),
+    "faults: seconds; lost; billed twice": ("faults", "{seconds:.0f}; {lost:.0f}; {twice:.0f}"),
+    "outage: seconds; lost": ("outage", "{seconds:.0f}; {lost:.0f}"),
+}
+
+
 def table(found, versions):
     """Return the rows of the table, its head first."""
-    head = ["peer", "ms CPU a row", "rows/s", "peak MB", "requests bind: time / bound", "429s", "lost",
-            "input binds: time / bound", "429s", "lost", "faults: lost", "billed twice",
-            "seconds", "15 s outage: lost", "seconds"]  # fmt: skip
-    rows = [head]
+    rows = [["peer", *COLUMNS]]
     for name, by in found.items():
-        free, calls, tokens, faults, outage = (by[each] for each in SCENARIOS)
-        cells = [f"{free['ms']:.2f}", f"{free['rows/s']:.0f}", f"{free['MB']:.0f}"]
-        for each in (calls, tokens):
-            cells += [f"{each['ratio']:.2f}", f"{each['429s']:.0f}", f"{each['lost']:.0f}"]
-        cells += [f"{faults['lost']:.0f}", f"{faults['twice']:.0f}", f"{faults['seconds']:.0f}"]
-        cells += [f"{outage['lost']:.0f}", f"{outage['seconds']:.0f}"]
-        label = f"{PEERS[name][1]} {versions[name]}: {PEERS[name][2]}"
-        rows.append([label, *cells])
+        cells = [words.format_map(by[scenario]) for scenario, words in COLUMNS.values()]
+        rows.append([f"{PEERS[name][1]} {versions[name]}: {PEERS[name][2]}", *cells])
     return rows
 
 
