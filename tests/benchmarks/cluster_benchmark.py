@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -114,31 +113,32 @@ def kills(rows=10_000, times=10, per_minute=6_000):
     on = cluster.local(2)
     chance, under_way = random.Random(1), []
 
-    def murder():
-        for _ in range(times):
-            calls = stats(url)["calls"]
-            while stats(url)["calls"] < calls + 250 or len(on.nthreads()) < 2:
+    def murder(run):
+        while len(under_way) < times:
+            calls = run.counts.requests
+            while run.counts.requests < calls + 250 or len(on.nthreads()) < 2:
+                if run.state != "running":
+                    return
                 time.sleep(0.02)
             time.sleep(chance.uniform(0.0, 1.0))
-            alive = list(on.run(os.getpid).values())
-            before = stats(url)["in_flight"]
-            os.kill(chance.choice(alive), signal.SIGKILL)
-            under_way.append(max(before, stats(url)["in_flight"]))
+            victim = chance.choice(list(on.run(os.getpid).values()))
+            under_way.append(run.pulse.in_flight)
+            os.kill(victim, signal.SIGKILL)
 
     with served(per_minute) as url, tempfile.TemporaryDirectory() as folder:
         warm(url, on)
         before = stats(url)
-        killer = threading.Thread(target=murder, daemon=True)
-        killer.start()
-        run = finished(url, rows, per_minute, Path(folder) / "l", on)
-        ended, lost = not killer.is_alive(), run.results["reply"].null_count()
+        client = cs.connect(base_url=url, api_key="simulated")
+        run = plan(rows, per_minute).start(client, ledger=Path(folder) / "l", progress=False, on=on)
+        while run.state == "starting":
+            time.sleep(0.02)
+        murder(run)
+        lost = run.result().results["reply"].null_count()
         counted = stats(url)
     distinct = counted["distinct_rows_billed"] - before["distinct_rows_billed"]
     again = counted["billed_rows"] - before["billed_rows"] - distinct
-    print(
-        f"{rows:,} rows, {len(under_way)} kills{'' if ended else ' so far'}: lost {lost}, paid again {again}"
-    )
-    print(f"in flight at the kills, both workers, by the server's count: {sum(under_way)}")
+    print(f"{rows:,} rows, {len(under_way)} kills: lost {lost}, paid again {again}")
+    print(f"in flight at the kills, both workers together: {sum(under_way)}")
     print(f"seconds: {run.minutes * 60:.0f}, at the limit it would be {rows / per_minute * 60:.0f}")
     on.close()
 
