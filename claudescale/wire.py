@@ -195,13 +195,15 @@ class Wire:
     ) -> Answer:
         """Return what came back, whatever happens."""
         import anthropic  # noqa: PLC0415 - slow to import
+        import httpx2  # noqa: PLC0415 - comes with anthropic
 
         try:
             async with asyncio.timeout(seconds + _CONNECT_SECONDS):
                 response = await request()
         except anthropic.APIStatusError as error:
             response = error.response
-        except (anthropic.AnthropicError, TimeoutError, TypeError) as error:
+        # The last one: the words of an error break off, which the SDK reads by itself.
+        except (anthropic.AnthropicError, TimeoutError, TypeError, httpx2.RequestError) as error:
             return _failed(error)
         # A plain dict, read once: the response's own takes 5 µs for each name that is looked up.
         headers = {
