@@ -324,6 +324,8 @@ class Ledger(Recorder):
     def export(self, path: str | Path) -> Path:
         """Return the Parquet file, for its owner only, to which all attempts were written.
 
+        Before a spreadsheet opens a CSV file of it, see the note at `Run.results`.
+
         Spends: nothing.
         """
         target = Path(path).expanduser().absolute()

@@ -241,7 +241,7 @@ class Run(Handle):
 
     @property
     def results(self) -> pl.DataFrame:
-        """The frame, same rows in the same order, with the typed columns, `reply` and `error`.
+        r"""The frame, same rows in the same order, with the typed columns, `reply` and `error`.
 
         `reply` is null where there is none. `error` is null where all went well, ``"not_sent"`` where
         the row has no answer yet, the API's error type where it failed, ``"invalid_reply"`` where a reply
@@ -249,6 +249,12 @@ class Run(Handle):
         replies are marked by a last column, `simulated`; the API's results have none.
 
         Spends: nothing.
+
+        Notes
+        -----
+        Replies are text that whoever wrote a row may have steered. A spreadsheet that opens a CSV file runs a
+        cell that begins with ``=``, ``+``, ``-`` or ``@``. ``write_excel`` writes texts as texts; before
+        ``write_csv``: ``pl.col(pl.String).str.replace(r"^([=+@\t\r-])", "'$1")``.
         """
         work = self._work
         answers = self._replies(work).select("key", "reply", "error")
