@@ -108,7 +108,7 @@ def overhead():
     print(f"ratio: {found[2] / found[0]:.2f}")
 
 
-def kills(rows=10_000, times=10, per_minute=6_000):
+def kills(rows=5_000, times=10, per_minute=6_000):
     """Kill -9 a worker ten times in one run, each time when both are at work."""
     on = cluster.local(2)
     chance, under_way = random.Random(1), []
