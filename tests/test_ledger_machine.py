@@ -8,7 +8,14 @@ import polars as pl
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from test_ledger import attempt, key, keys
 
 from claudescale import batchfile, ledgerfile, recorder
@@ -155,5 +162,6 @@ class Kept(RuleBasedStateMachine):
         assert isinstance(self.ledger.attempts(), pl.DataFrame)
 
 
-TestKept = Kept.TestCase
-TestKept.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+def test_what_was_confirmed_is_there():
+    """Whatever is claimed, recorded and sent, and however suddenly it ends: what was confirmed is there."""
+    run_state_machine_as_test(Kept, settings=settings(max_examples=40, stateful_step_count=25))

@@ -7,7 +7,14 @@ import math
 import virtual
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from claudescale.limits import Limits, read_headers
 from claudescale.pacing import Pacer
@@ -220,7 +227,11 @@ class LiedTo(Paced):
     lies = True
 
 
-TestTruth = Paced.TestCase
-TestTruth.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
-TestLies = LiedTo.TestCase
-TestLies.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+def test_the_api_refuses_none_of_what_the_pacer_lets_go():
+    """Whatever happens, no limit is passed, no wait is cut short, and everybody gets a turn."""
+    run_state_machine_as_test(Paced, settings=settings(max_examples=120, stateful_step_count=30))
+
+
+def test_spoiled_headers_break_nothing():
+    """Whatever the headers say, every figure stays one, and everybody gets a turn."""
+    run_state_machine_as_test(LiedTo, settings=settings(max_examples=120, stateful_step_count=30))
