@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,8 @@ async def run_parts(
             left = max(left - run.counts.dollars, 0.0)
         written.append(target / f"part-{start // rows:06}.parquet")
         await loops.in_thread(_write, run.results.with_row_index(ROW, start), written[-1])
+        del run
+        gc.collect()  # a run and what follows it hold each other; what Polars keeps there makes none due
     for path in set(target.glob(_NAMES)) - set(written):
         path.unlink()
     return pl.scan_parquet(target / _NAMES)
