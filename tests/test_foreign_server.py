@@ -22,7 +22,7 @@ import claudescale as cs
 
 pytest.importorskip("mocklimit", reason="pip install -e '.[test,foreign]' brings it")
 
-KEY = "sk-ant-api03-foreign_server_0123456789"
+KEY = "sk-ant-api03-not_a_real_key_of_a_foreign_server"
 PREFIX = "anthropic-ratelimit"
 START_SECONDS = 60.0
 PATIENCE = 120.0
