@@ -657,7 +657,7 @@ def test_a_run_is_logged_by_the_minute_for_whoever_asks(caplog):
     A machine that is busy may be late with a line: it then tells of more than a minute.
     """
     limits = replace(WIDE_LIMITS, requests_per_minute=200)
-    with simulator(speed=60, tier=(200, 10**8, 10**8)) as server:
+    with simulator(speed=60, bucket_seconds=1, tier=(200, 10**8, 10**8)) as server:
         with caplog.at_level(logging.INFO, logger="claudescale"):
             run = finished(a_plan(reviews(300), tier=limits), server.client())
         lines = [record.getMessage() for record in caplog.records if record.name == "claudescale"]
