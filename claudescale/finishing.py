@@ -79,7 +79,7 @@ def finish(
         rounds = _rounds(requests, first, concurrency)
         if first_concurrency and burst_seconds > 1:
             # Until an answer has told what the limits hold, calls go as they refill.
-            rounds += max(1 - requests / max(alone) * latency_seconds / first, 0.0)
+            rounds += max(min(requests, first) - requests / max(alone) * latency_seconds, 0.0) / first
         sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds + stopped_seconds
     others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
     written = alone[2] * (1 - _last(requests, others, latency_seconds, most) / requests)
