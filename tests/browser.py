@@ -39,6 +39,7 @@ from playwright.sync_api import sync_playwright  # noqa: E402 - only where it is
 START_SECONDS, CELL_SECONDS = 120, 120
 _HERE = {"127.0.0.1", "localhost", None}
 _NO_KERNEL = "none-is-started"
+_TOO_EARLY = "No such comm target registered: jupyter.widget.control"
 _TRACKER = "@jupyterlab/notebook-extension/tracker"
 _SETTINGS = {
     _TRACKER: {"windowingMode": "none", "scrollPastEnd": False},  # cells out of sight are drawn too
@@ -191,7 +192,7 @@ class Page:
     def look(self):
         """Take note of errors in cells and in what ran behind them."""
         self._problems += self.page.evaluate(_ERRORS)
-        self._problems += self.page.evaluate("() => (window.heard || []).splice(0)")
+        self._problems += _unharmed(self.page.evaluate("() => (window.heard || []).splice(0)"))
 
     def problems(self):
         """Return what went wrong: errors of cells, callbacks and scripts; requests to other machines."""
@@ -216,6 +217,19 @@ class Page:
     def _said(self, message):
         if message.type == "error":
             self._problems.append(f"console: {message.text} {message.location.get('url', '').split('?')[0]}")
+
+
+def _unharmed(heard):
+    """Return what a kernel said without JupyterLab's question for widgets, asked before any cell has run.
+
+    A kernel that has not imported ipywidgets says twice that it knows no such comm, if it is slow enough to
+    be heard: harmless (ipywidgets issue 3525).
+    """
+    lines = [line for text in heard for line in text.splitlines()]
+    for place in reversed([n for n, line in enumerate(lines) if line == _TOO_EARLY]):
+        answers = place + 1 < len(lines) and lines[place + 1].startswith("No such comm: ")
+        del lines[place : place + 1 + answers]
+    return lines
 
 
 def _notebook(source, folder, *, kernel):
