@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import catalog
+from claudescale.attempts import columns_of
 from claudescale.batchfile import Batch
-from claudescale.ledgerfile import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

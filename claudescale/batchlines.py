@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale.attempts import ATTEMPTS
 from claudescale.bills import COLUMNS, dollars
 from claudescale.facts import USAGE
-from claudescale.ledgerfile import ATTEMPTS
 from claudescale.verdicts import (
     CUT,
     WORDS,

@@ -46,12 +46,11 @@ COLUMNS = {
 }
 """What is priced, and the column of an attempt that counts it."""
 _ROUNDING_DOLLARS = 1e-9  # for each row
-PROMPT = (
-    pl.col("input_tokens")
-    + pl.col("cache_write_5m_input_tokens")
-    + pl.col("cache_write_1h_input_tokens")
-    + pl.col("cache_read_input_tokens")
+UNCACHED = (
+    pl.col("input_tokens") + pl.col("cache_write_5m_input_tokens") + pl.col("cache_write_1h_input_tokens")
 )
+"""Input that counts against the limits: what is read from the cache does not."""
+PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,8 +29,8 @@ _LATE_SECONDS, _LATEST_SECONDS = 0.4, 1.0
 """Real seconds between the loan of a right and its use, usually at most, and at the very most."""
 _WAITED_SECONDS = 1.0
 """So long a borrower may get nothing while others do; then it is its turn."""
-_PLAIN = ("in_flight", "_reserved_output", "_held_until", "_most", "_window", "_slow_start", "_cut_at")
-_PICTURE = ("_production", "_ratio", "_output")
+_PLAIN = ("in_flight", "_reserved_output", "_held_until")
+_PICTURE = ("_production", "_ratio", "_output", "_window")
 
 Message = dict[str, Any]
 
@@ -277,13 +277,13 @@ def terms_of(limits: Limits, *, share: float, output_tokens: float, clock: Clock
 
 def permit_out(permit: Permit) -> list[Any]:
     """Return a permit as JSON."""
-    return [permit.sent, permit.estimate, [list(taken) for taken in permit.taken]]
+    return [permit.sent, permit.nth, permit.estimate, [list(taken) for taken in permit.taken]]
 
 
 def permit_in(told: Sequence[Any]) -> Permit:
     """Return the permit that a message tells."""
-    sent, estimate, (requests, input_tokens, output_tokens) = told
-    return Permit(sent, estimate, (Taken(*requests), Taken(*input_tokens), Taken(*output_tokens)))
+    sent, nth, estimate, (requests, input_tokens, output_tokens) = told
+    return Permit(sent, nth, estimate, (Taken(*requests), Taken(*input_tokens), Taken(*output_tokens)))
 
 
 def readings_out(readings: Readings) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -26,7 +27,6 @@ _SAME_LENGTH = 0.05
 _STEEPEST = 3.0
 _SURE_TREND = 3.0
 """So many standard errors from zero is a trend."""
-_REFUSED = 429
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,11 @@ class Measured:
     burst_seconds: float = 1.0
     calls: int = 0
     counted: int = 0
+
+    def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
+        """Return the input that the limits count, of so many requests and estimated tokens in all."""
+        each = self.input_overhead_tokens - self.cached_tokens
+        return max(estimated_tokens * self.input_ratio + requests * each, 0.0)
 
     def output_of(self, estimated_tokens: pl.Expr) -> pl.Expr:
         """Return the output tokens of requests of so many estimated ones."""
@@ -280,7 +285,9 @@ def _failures(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float,
     """Return the part of a pilot's live calls that failed and were sent again, and what a row loses to it."""
     if attempts is None or live.is_empty():
         return 0.0, 0.0
-    tries = attempts.filter(pl.col("mode") == "live", pl.col("status").ne_missing(_REFUSED))
+    tries = attempts.filter(
+        pl.col("mode") == "live", pl.col("status").ne_missing(HTTPStatus.TOO_MANY_REQUESTS)
+    )
     rows = tries.group_by("key").agg(
         failed=(pl.col("dollars") == 0).sum(),
         seconds=(pl.col("sent_at").last() - pl.col("sent_at").first()).dt.total_milliseconds() / 1_000,
@@ -299,7 +306,7 @@ def _stops(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float, fl
     refused = (
         attempts.filter(mode="live")
         .select("sent_at", "status", again=again)
-        .filter(pl.col("status") == _REFUSED)
+        .filter(pl.col("status") == HTTPStatus.TOO_MANY_REQUESTS)
         .drop_nulls()
     )
     # Calls that were under way together are turned down together: that is one stop.

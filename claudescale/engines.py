@@ -180,13 +180,11 @@ def rest_seconds(plan: Plan, live: Live | None, rest: pl.DataFrame, output_token
         return 0.0
     limits = live.pacer.limits if live else plan.limits
     expected = plan.expected
-    tokens = float(rest["estimated_tokens"].sum()) * expected.input_ratio
-    tokens += rest.height * (expected.input_overhead_tokens - expected.cached_tokens)
     return estimates.live_finish(
         limits.shared(plan.share),
         expected,
         requests=rest.height,
-        input_tokens=max(tokens, 0.0),
+        input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
         output_tokens=output_tokens * rest.height,
         concurrency=plan.concurrency,
         more=expected.more,

@@ -43,7 +43,7 @@ class Leased(Permit):
     def of(cls, told: Sequence[Any], borrower: str) -> Leased:
         """Return the permit that a message tells."""
         permit = permit_in(told)
-        return cls(permit.sent, permit.estimate, permit.taken, borrower)
+        return cls(permit.sent, permit.nth, permit.estimate, permit.taken, borrower)
 
 
 class Borrower(Pacer):

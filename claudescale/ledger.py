@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 import polars as pl
 
 from claudescale import batchfile, ledgerfile, lines
+from claudescale.attempts import ATTEMPTS, Attempt
 from claudescale.batchfile import Batch
-from claudescale.ledgerfile import ATTEMPTS, GROUP_ROWS, Attempt
+from claudescale.ledgerfile import GROUP_ROWS
 from claudescale.recorder import Recorder
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ import sqlite3
 from array import array
 from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale.attempts import ATTEMPTS, Attempt
 from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
 from claudescale.presence import Presence, may_live
 
@@ -41,45 +42,6 @@ GROUP_ROWS = 50
 SEAL_ROWS = 4_000
 LINES_AT_ONCE = 10_000
 LOOKED_UP_COST = 4  # processor time of one record looked up, in records read one after the other
-
-
-class Attempt(NamedTuple):
-    """One answer or failure of the API; `sent_at` in API unix seconds."""
-
-    key: str
-    run: str
-    mode: str
-    batch_id: str | None
-    model: str
-    sent_at: float
-    seconds: float
-    status: int | None
-    error: str | None
-    message: str | None
-    request_id: str | None
-    stop_reason: str | None
-    reply: str | None
-    input_tokens: int
-    cache_write_5m_input_tokens: int
-    cache_write_1h_input_tokens: int
-    cache_read_input_tokens: int
-    output_tokens: int
-    thinking_tokens: int
-    dollars: float
-    simulated: bool
-
-
-_DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
-_DTYPES |= {kind | None: dtype for kind, dtype in _DTYPES.items()}
-
-
-def columns_of(record: type[tuple[Any, ...]]) -> pl.Schema:
-    """Return the columns that the fields of a NamedTuple become."""
-    return pl.Schema({name: _DTYPES[kind] for name, kind in get_type_hints(record).items()})
-
-
-ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": pl.Datetime("us", "UTC")})
-"""One row per answer or failure of the API: the fields of `Attempt`, `sent_at` as a UTC datetime."""
 
 EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()
 _LINE = pl.Schema({**EMPTY.schema, "sent_at": pl.Int64()})  # microseconds since 1970

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale.bills import PROMPT
+from claudescale.bills import UNCACHED
 from claudescale.limits import BUCKETS
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ LEVELS = pl.Schema(
     {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
 )
 """Columns of `levels`: what a bucket holds just after a call took from it; negative is a debt."""
-
-_UNCACHED = PROMPT - pl.col("cache_read_input_tokens")
 
 
 def levels(
@@ -48,7 +46,7 @@ def levels(
     calls = attempts.filter(pl.col("batch_id").is_null(), pl.col("status") == HTTPStatus.OK, sent >= 0)
     taken = {
         "requests": (sent, pl.lit(1.0)),
-        "input_tokens": (sent, _UNCACHED),
+        "input_tokens": (sent, UNCACHED),
         "output_tokens": (sent + pl.col("seconds"), pl.col("output_tokens")),
     }
     frames = []

@@ -6,7 +6,8 @@ from typing import get_type_hints
 
 import polars as pl
 
-from claudescale.ledgerfile import EMPTY, Attempt
+from claudescale.attempts import Attempt
+from claudescale.ledgerfile import EMPTY
 
 _TYPES = get_type_hints(Attempt) | {"final": bool}
 _NEVER_NULL = [name for name, kind in _TYPES.items() if kind in {str, int, float, bool} and name != "run"]

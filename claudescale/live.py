@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from claudescale.bills import COLUMNS
-from claudescale.guards import Purse, Watch
+from claudescale.guards import FEW_FAILURES, Purse, Watch
 from claudescale.ledger import Attempt
 from claudescale.limits import read_headers
 from claudescale.verdicts import Answer, Verdict, stop_reason_of, text_of, usage_of, verdict
@@ -119,6 +120,8 @@ class Live:
         self._pull = asyncio.Lock()
         self._waits: set[asyncio.Timeout] = set()
         self._workers: set[asyncio.Task[None]] = set()
+        self._resting = 0
+        self._waiting_for_life: dict[asyncio.Event, None] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -165,11 +168,16 @@ class Live:
 
     # workers
 
+    @property
+    def _active(self) -> int:
+        """Workers that have, or wait for, a call; of those between two tries as many again may rest."""
+        return len(self._workers) - min(self._resting, self.pacer.window)
+
     def _spawn(self) -> None:
         """One more worker, while one more call could be under way."""
         warming = self._warm and not self.watch.answered and self._workers
         done = self._stopping or self._exhausted
-        if len(self._workers) < self.pacer.window and not warming and not done:
+        if self._active < self.pacer.window and not warming and not done:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._finished)
@@ -185,6 +193,8 @@ class Live:
     async def _work(self) -> None:
         while not self._stopping and (row := await self._unless_stopped(self._next())) is not None:
             await self._answer_row(row)
+            if self._active > self.pacer.window:  # others took this one's place while it rested
+                return
 
     async def _unless_stopped(self, waiting: Awaitable[T]) -> T | None:
         """Return what it gives, or None as soon as the run is stopped."""
@@ -303,6 +313,7 @@ class Live:
         self, permit: Permit, row: Row, found: Verdict, usage: dict[str, int], readings: Readings
     ) -> None:
         if found.outcome == "answered":
+            self._call_back()
             uncached = usage["input_tokens"] + usage["cache_write_5m_input_tokens"]
             uncached += usage["cache_write_1h_input_tokens"]
             usual = (row.input_tokens, self.pacer.expected_output_tokens)
@@ -329,9 +340,34 @@ class Live:
             self.stop()
 
     async def _back_off(self, tries: int, at_least_seconds: float) -> None:
-        """Wait twice as long after each failure, with jitter, or until the run stops."""
-        seconds = min(2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
-        await self._unless_stopped(self._clock.sleep(max(seconds, at_least_seconds)))
+        """Wait twice as long after each failure, with jitter, or until the run stops.
+
+        A row that waits because nothing at all is answered need not wait longer than that: each answer
+        calls two of them, so that after an outage the calls come back as fast as they are borne.
+        """
+        seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
+        called = asyncio.Event()
+        if self.watch.failures > FEW_FAILURES:
+            self._waiting_for_life[called] = None
+        self._resting += 1
+        self._spawn()
+        try:
+            await self._unless_stopped(self._rest(seconds, at_least_seconds, called))
+        finally:
+            self._resting -= 1
+            self._waiting_for_life.pop(called, None)
+
+    async def _rest(self, seconds: float, at_least_seconds: float, called: asyncio.Event) -> None:
+        await self._clock.sleep(at_least_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
+                await called.wait()
+
+    def _call_back(self) -> None:
+        """Let two of those go that wait for a sign of life."""
+        for called in list(itertools.islice(self._waiting_for_life, 2)):
+            del self._waiting_for_life[called]
+            called.set()
 
 
 _NOTHING_READ = read_headers({})

@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
 from claudescale import bills
+from claudescale.marks import MOST_SLICES
 from claudescale.tallies import Tally
 
 if TYPE_CHECKING:
     from claudescale.ledger import Attempt
 
-MOST_SLICES = 280
-_REFUSED = 429
 _STEP = math.log(1.05)  # latencies are kept as classes, each so much wider than the one before
 _SHORTEST_SECONDS = 1e-3
 
@@ -89,9 +89,8 @@ class Meter(Tally):
     def add(self, attempt: Attempt, *, final: bool) -> None:
         """Count one call of this run."""
         super().add(attempt, final=final)
-        written = attempt.cache_write_5m_input_tokens + attempt.cache_write_1h_input_tokens
-        uncached = attempt.input_tokens + written
-        refused = attempt.status == _REFUSED
+        uncached = attempt.uncached_tokens
+        refused = attempt.status == HTTPStatus.TOO_MANY_REQUESTS
         with self._lock:
             self.open_requests -= final
             sent, ended = attempt.sent_at - self.started_at, attempt.seconds
@@ -107,9 +106,10 @@ class Meter(Tally):
                 self.reply_seconds += ended
                 self._latencies[math.floor(math.log(max(ended, _SHORTEST_SECONDS)) / _STEP)] += 1
                 rows = self._repeats.get(attempt.key, 1) if attempt.error is None else 1
-                prompt = uncached + attempt.cache_read_input_tokens
                 assert self._price is not None
-                plain = self._price.dollars(input_tokens=prompt, output_tokens=attempt.output_tokens)
+                plain = self._price.dollars(
+                    input_tokens=attempt.prompt_tokens, output_tokens=attempt.output_tokens
+                )
                 self.plain_dollars += plain * rows
 
     def extend(self, attempts: pl.DataFrame, its: pl.DataFrame) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from claudescale.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
-from claudescale.finishing import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN
+from claudescale.finishing import MOST_CONCURRENCY, RATE_MARGIN
+from claudescale.windows import Window
 
 if TYPE_CHECKING:
     from claudescale.clock import Clock
@@ -37,13 +38,6 @@ _FIRST_DEVIATION = 0.2
 """Of an estimate of input tokens, relative, until answers teach better."""
 _FIRST_HOLD_SECONDS = 1.0
 """After a 429 that does not say how long."""
-
-_REGAINED = 0.25
-"""By how much a success widens a window that was cut, up to where it was."""
-_MEMORY = 0.05
-"""How much one answer changes what is taken for the share of calls that fail."""
-_OVERLOADED = 0.1
-"""The share from which on the API is taken to be overloaded: three in a row, or more than one in ten."""
 
 
 class Turns:
@@ -73,9 +67,10 @@ class Turns:
 
 @dataclass(slots=True)
 class Permit:
-    """The right to send one call, and what was set aside for it."""
+    """The right to send one call, as the nth in flight, and what was set aside for it."""
 
     sent: float
+    nth: int
     estimate: float
     taken: tuple[Taken, Taken, Taken]
 
@@ -140,20 +135,14 @@ class Pacer:
         self._held_until = -math.inf
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._most = concurrency or MOST_CONCURRENCY
-        self._window = float(min(FIRST_CONCURRENCY, self._most))
-        self._slow_start = True
-        self._cut_at = -math.inf
-        self._borne = 0.0
-        self._most_in_flight = 1
-        self._trouble = 0.0
+        self._window = Window(concurrency or MOST_CONCURRENCY)
 
     # what a run and its charts may ask
 
     @property
     def window(self) -> int:
         """Most calls in flight right now."""
-        return max(int(self._window), 1)
+        return self._window.calls
 
     @property
     def expected_output_tokens(self) -> float:
@@ -204,12 +193,12 @@ class Pacer:
             input_tokens.take(estimate * self._ratio.mean, estimate * self._ratio.deviation),
             output_tokens.take(self._output.mean, 0.0),
         )
-        permit = Permit(self._clock.seconds(), estimate, taken)
+        self.in_flight += 1
+        permit = Permit(self._clock.seconds(), self.in_flight, estimate, taken)
         self._reserved_output += taken[2].amount
         self._production.writing += 1
         self._recent.append(permit)
-        self.in_flight += 1
-        self._most_in_flight = max(self._most_in_flight, self.in_flight)
+        self._window.went(self.in_flight)
         return permit
 
     # after a call
@@ -233,9 +222,8 @@ class Pacer:
         if typical and permit.estimate:
             self._ratio.add(input_tokens / permit.estimate)
         self._output.add(output_tokens)
-        self._trouble *= 1 - _MEMORY
+        self._window.succeeded(permit.nth, permit.sent, self.in_flight)
         self._learn(readings)
-        self._grow()
 
     def refuse(self, permit: Permit, readings: Readings, *, ramp: bool = False) -> None:
         """After a 429: take nothing as used, and let nobody go before ``retry-after`` has passed.
@@ -249,7 +237,7 @@ class Pacer:
         if output_tokens == 0 and requests and input_tokens:
             self._production.refused()
         if ramp:
-            self._cut(permit)
+            self._window.grew_too_fast(permit.sent, self._clock.seconds(), self.in_flight)
         seconds = readings.retry_after_seconds
         self._hold(_FIRST_HOLD_SECONDS if seconds is None else seconds)
 
@@ -261,9 +249,7 @@ class Pacer:
         Spends: nothing.
         """
         self.fail(permit, readings)
-        self._trouble += _MEMORY * (1 - self._trouble)
-        if self._trouble > _OVERLOADED:
-            self._cut(permit)
+        self._window.failed(permit.nth, permit.sent, self._clock.seconds(), self.in_flight)
         self._hold(readings.retry_after_seconds or 0.0)
 
     def fail(self, permit: Permit, readings: Readings) -> None:
@@ -328,25 +314,3 @@ class Pacer:
             sum(permit.taken[1].amount for permit in self._recent),
             self._reserved_output,
         )
-
-    # how many at once
-
-    def _grow(self) -> None:
-        """One more for each success at first, later one more for each round of successes.
-
-        What was borne before the last cut is tried again within a round or two.
-        """
-        if self.in_flight + 1 >= self._window / 2:
-            known = _REGAINED if self._window < self._borne else 1.0 / self._window
-            self._window = min(self._window + (1.0 if self._slow_start else known), self._most)
-
-    def _cut(self, permit: Permit) -> None:
-        """Three quarters, once for all the calls that were under way together."""
-        if permit.sent <= self._cut_at:
-            return
-        self._cut_at = self._clock.seconds()
-        self._slow_start = False
-        self._borne = min(self._window, float(self._most_in_flight))
-        self._window = max(self._borne * 0.75, 1.0)
-        self._most_in_flight = self.in_flight
-        self._trouble = 0.0

@@ -152,8 +152,7 @@ def live_ends(plan: Plan, live: Live, rest: pl.DataFrame, meter: Meter, minutes:
     tokens = float(estimated.tail(left).sum())
     sent_tokens = float(estimated.sum()) - tokens
     expected = plan.expected
-    input_tokens = tokens * expected.input_ratio
-    input_tokens += left * (expected.input_overhead_tokens - expected.cached_tokens)
+    input_tokens = expected.uncached_tokens(tokens, left)
     output_tokens = min(expected.output_tokens, float(plan.max_tokens))
     concurrency = plan.concurrency
     if meter.replies >= ENOUGH_REPLIES and sent_tokens > 0:
@@ -168,7 +167,7 @@ def live_ends(plan: Plan, live: Live, rest: pl.DataFrame, meter: Meter, minutes:
             live.pacer.limits.shared(plan.share),
             expected,
             requests=left,
-            input_tokens=max(input_tokens, 0.0),
+            input_tokens=input_tokens,
             output_tokens=output_tokens * left,
             concurrency=concurrency,
             more=more,

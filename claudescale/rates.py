@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import polars as pl
+
+from claudescale import bills
 
 THROUGHPUT = pl.Schema(
     {
@@ -18,7 +22,6 @@ THROUGHPUT = pl.Schema(
 
 _SLICE_SECONDS = (1, 2, 5, 10, 15, 30, 60)
 _MOST_SLICES = 60
-_REFUSED = 429
 
 
 def by_minute(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataFrame:
@@ -57,11 +60,13 @@ def rates(
     width = slice_seconds or _slice_seconds(minutes)
     sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
     calls = attempts.filter(sent > -width).select(  # batches of an earlier run were sent then
-        _slice(sent, width), requests=1, refused=(pl.col("status") == _REFUSED).cast(pl.Int64)
+        _slice(sent, width),
+        requests=1,
+        refused=(pl.col("status") == HTTPStatus.TOO_MANY_REQUESTS).cast(pl.Int64),
     )
     answers = attempts.select(
         _slice(sent + pl.col("seconds"), width),
-        input=pl.sum_horizontal("input_tokens", pl.col("^cache_write.*$")),
+        input=bills.UNCACHED,
         output="output_tokens",
     )
     slices = [frame.group_by("slice").sum() for frame in (calls, answers)]

@@ -5,6 +5,7 @@ Asked four times a second during 100,000 rows, it must not add up all attempts e
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -14,7 +15,6 @@ from claudescale.bills import PROMPT
 if TYPE_CHECKING:
     from claudescale.ledger import Attempt
 
-_REFUSED = 429
 CANCELED = "canceled"
 """The `error` of a row whose batch was canceled before it was answered: it did not fail."""
 
@@ -85,13 +85,8 @@ class Tally:
     def add(self, attempt: Attempt, *, final: bool) -> None:
         """Count one call of this run."""
         self.requests += 1
-        self.refused += attempt.status == _REFUSED
-        self.input_tokens += (
-            attempt.input_tokens
-            + attempt.cache_write_5m_input_tokens
-            + attempt.cache_write_1h_input_tokens
-            + attempt.cache_read_input_tokens
-        )
+        self.refused += attempt.status == HTTPStatus.TOO_MANY_REQUESTS
+        self.input_tokens += attempt.prompt_tokens
         self.output_tokens += attempt.output_tokens
         self.dollars += attempt.dollars
         if not final:

@@ -160,7 +160,7 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     outcome = "failed"
     if told != "true" and status in _STOPPING:
         outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
-    elif status == 429:  # noqa: PLR2004 - HTTP's own number
+    elif status == HTTPStatus.TOO_MANY_REQUESTS:
         error = found.code or error
         outcome = "stop" if told == "false" else "refused"  # no row is to blame for a limit
     elif told == "true" or (told != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004

@@ -46,7 +46,7 @@ class DeskSend:
 
     def __init__(self, clock, **options):
         self.clock = clock
-        self.desk = Desk("start", now=clock.seconds(), **options)
+        self.desk = Desk(options.pop("tier", "start"), now=clock.seconds(), **options)
         self.most_under_way = self.under_way = 0
 
     async def __call__(self, content):

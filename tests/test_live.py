@@ -186,11 +186,11 @@ def test_retry_after(status):
 
 def test_gaps_grow():
     """Between the tries of a row the gaps double, up to a minute."""
-    engine = through_script(lambda _, number: answer(500) if number <= 9 else GOOD, 1, seconds=0.0)
+    engine = through_script(lambda _, number: answer(500) if number <= 10 else GOOD, 1, seconds=0.0)
     sent = [attempt.sent_at for attempt in engine.attempts]
     gaps = [after - before for before, after in itertools.pairwise(sent)]
     for number, gap in enumerate(gaps):
-        most = min(2.0**number, live.LONGEST_BACKOFF_SECONDS)
+        most = min(0.5 * 2.0**number, live.LONGEST_BACKOFF_SECONDS)
         assert most / 2 <= gap <= most * 1.01
 
 
@@ -524,6 +524,15 @@ def test_an_outage_is_waited_out():
     assert len(engine.finals) == 1_000
     assert engine.live.stopped_by is None
     assert engine.seconds > 302
+
+
+def test_after_an_outage_each_answer_calls_others_back():
+    """Rows that wait for a sign of life need not sit out their minute: all are under way within seconds."""
+    engine = through_desk(1_000, seed=2, faults={529: (1.0, 2.0, 302.0)})
+    sent = [row.sent_at - 1_790_000_000.0 for row in engine.attempts if row.error is None]
+    first, *_ = back = [seconds for seconds in sent if seconds > 302]
+    assert first < 320
+    assert sum(seconds < first + 8 for seconds in back) > 50
 
 
 def test_an_outage_without_end():

@@ -142,60 +142,11 @@ def test_a_refusal_without_retry_after_still_waits():
     assert virtual.run(waited()) >= 1
 
 
-def test_overload_cuts_once_for_all_that_were_under_way():
-    """Ten failures of calls sent together lower the concurrency once, three later ones again."""
-
-    async def windows():
-        paced = pacer(table(1e6, 1e9, 1e9))
-        permits = [await paced.acquire(1) for _ in range(12)]
-        await asyncio.sleep(1)
-        seen = [paced.window]
-        for permit in permits[:10]:
-            paced.overload(permit, NOTHING)
-            seen.append(paced.window)
-        await asyncio.sleep(1)
-        for _ in range(3):
-            paced.overload(await paced.acquire(1), NOTHING)
-        return seen, paced.window
-
-    seen, last = virtual.run(windows())
-    assert seen[3] < seen[0]
-    assert seen[0] == seen[1] == seen[2]
-    assert len(set(seen[3:])) == 1
-    assert last < seen[-1]
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_errors_that_come_singly_hardly_slow_a_run_down(seed):
     """Two calls in a hundred that fail by chance do not narrow the window for good."""
     engine = through_desk(1_500, seed=seed, faults={500: 0.02}, bucket_seconds=1, latency=3.0)
     assert engine.seconds < 1.5 * 60 * 1_500 / engine.pacer.limits.requests_per_minute
-
-
-def test_what_was_borne_before_a_cut_is_tried_again_soon():
-    """After a cut the window is back where it was within two rounds of successes, and then grows slowly."""
-
-    async def windows():
-        paced = pacer(table(1e6, 1e9, 1e9))
-        permits = [await paced.acquire(1) for _ in range(paced.window)]
-        before = paced.window
-        await asyncio.sleep(1)
-        for permit in permits[:3]:
-            paced.overload(permit, NOTHING)
-        seen = [paced.window]
-        for permit in permits[3:]:
-            paced.settle(permit, input_tokens=1, output_tokens=1, readings=NOTHING)
-        for _ in range(2):
-            again = [await paced.acquire(1) for _ in range(paced.window)]
-            for permit in again:
-                paced.settle(permit, input_tokens=1, output_tokens=1, readings=NOTHING)
-            seen.append(paced.window)
-        return before, seen
-
-    before, seen = virtual.run(windows())
-    assert seen[0] == before * 3 // 4
-    assert before <= seen[1] + 1
-    assert before <= seen[2] <= before + 2
 
 
 def test_a_ramp_refusal_lowers_the_concurrency():

@@ -29,8 +29,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors clock facts catalog accountlimits intervals awaiting",
     "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
-    "buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies loops handles",
-    "live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
+    "windows buckets pacing attempts presence ledgerfile lines batchfile recorder ledger batchframe tallies",
+    "loops handles live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "books leases gathering",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
