@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from claudescale.batchfile import Batch
     from claudescale.batching import Expected
-    from claudescale.live import Live
     from claudescale.meters import Meter, Slice
+    from claudescale.pacing import Pacer
     from claudescale.plans import Plan
     from claudescale.sending import Sending
 
@@ -102,12 +102,12 @@ class Pulse:
 
 def read(plan: Plan, sending: Sending) -> Pulse:
     """Return how a run goes. Its cost does not grow with the rows done."""
-    meter, live, batches = sending.tally, sending.live, sending.batches
+    meter, pacer, batches = sending.tally, sending.pacer, sending.batches
     known: dict[str, Any] = {}
-    if live is not None:
-        known = {"in_flight": live.pacer.in_flight, "most_in_flight": live.pacer.window}
-    if sending.state == "running" and live is not None and plan.mode != "batch":
-        known["ends"] = live_ends(plan, live, sending.rest, meter, sending.minutes)
+    if pacer is not None:
+        known = {"in_flight": pacer.in_flight, "most_in_flight": pacer.window}
+    if sending.state == "running" and pacer is not None and plan.mode != "batch":
+        known["ends"] = live_ends(plan, pacer, sending.rest, meter, sending.minutes)
     if batches is not None:
         known["batches"] = [*batches.out.closed, *batches.out.open.values()]
         known["expected"] = batches.expected()
@@ -135,7 +135,7 @@ def read(plan: Plan, sending: Sending) -> Pulse:
     )
 
 
-def live_ends(plan: Plan, live: Live, rest: pl.DataFrame, meter: Meter, minutes: float) -> Ends:
+def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minutes: float) -> Ends:
     """Return when the live calls end, by the arithmetic of plans with what was measured so far.
 
     Parameters
@@ -160,11 +160,11 @@ def live_ends(plan: Plan, live: Live, rest: pl.DataFrame, meter: Meter, minutes:
         output_tokens = meter.reply_output_tokens / meter.replies
         seconds = meter.reply_seconds / meter.replies
         expected = replace(expected, seconds=seconds, calls=max(meter.replies, expected.calls))
-        if live.pacer.in_flight >= live.pacer.window:  # it is what holds the run back
-            concurrency = concurrency or live.pacer.window
+        if pacer.in_flight >= pacer.window:  # it is what holds the run back
+            concurrency = concurrency or pacer.window
     usual, slow = (
         estimates.live_finish(
-            live.pacer.limits.shared(plan.share),
+            pacer.limits.shared(plan.share),
             expected,
             requests=left,
             input_tokens=input_tokens,

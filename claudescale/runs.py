@@ -88,17 +88,18 @@ class Run(Handle):
         given = DEFAULT_LEDGER if ledger is ... else ledger
         self.plan = plan
         self.path = None if given is None else Path(given).expanduser().absolute()
-        self._progress = Progress(self, shown=progress)
+        self._shown = progress
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
         self._start(self._go)
 
     async def _go(self) -> None:
+        progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         try:
-            await self._sending.go(lambda: self._progress.start(cards.before(self)))
+            await self._sending.go(lambda: progress.start(cards.before(self)))
         except LedgerError as error:
             raise RunStopped(cards.why(self), self) from error
         finally:
-            await self._progress.close()
+            await progress.close()
         if self.state == "failed":
             raise RunStopped(cards.why(self), self)
 
@@ -220,8 +221,8 @@ class Run(Handle):
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or what the API's answers told."""
-        live = self._sending.live
-        return live.pacer.limits if live else self.plan.limits
+        pacer = self._sending.pacer
+        return pacer.limits if pacer else self.plan.limits
 
     @property
     def summary(self) -> pl.DataFrame:

@@ -55,12 +55,10 @@ class Sending:
         The rows, once they are read.
     estimate : dict or None
         The plan's live option, once it is computed.
-    live : Live or None
-        The calls, once they are made.
-    batches : Batches or None
-        The batches, once there are any.
-    batches_out : int
-        Batches of earlier runs that were out at the beginning.
+    live, pacer : Live or None, Pacer or None
+        The calls, while they are made, and what paces them, once there are any.
+    batches, batches_out : Batches or None, int
+        The batches, once there are any, and how many of earlier runs were out at the beginning.
     rest : pl.DataFrame
         Of `work.REQUESTS`: what was missing, in the order of sending.
     tally : Meter
@@ -76,6 +74,7 @@ class Sending:
         self.work: Work | None = None
         self.estimate: dict[str, Any] | None = None
         self.live: Live | None = None
+        self.pacer: Pacer | None = None
         self.batches: Batches | None = None
         self.batches_out = 0
         rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
@@ -141,7 +140,6 @@ class Sending:
         """
         state = "failed"
         self._loop = asyncio.get_running_loop()
-        self._begin = begin
         self._wire = Wire(self._client, self._plan.max_tokens)
         try:
             self.ledger = await loops.in_thread(Ledger, self._path)
@@ -149,7 +147,7 @@ class Sending:
             self.api = await self._wire.api()
             self._clock = self.api.clock
             missing = await loops.in_thread(self._prepare)
-            await self._answer(missing)
+            await self._answer(missing, begin)
             state = self._end_state()
         except LedgerError as error:
             self._fail(error)
@@ -161,6 +159,7 @@ class Sending:
                 self._ended_at = self._clock.seconds()
             await self._wire.close()
             state = self._close(state)
+            self.live = self._supply = None  # they know this: it goes with its last name
             if state != "left":  # then nothing was given up
                 self.tally.end()
             self.state = state
@@ -183,7 +182,7 @@ class Sending:
         self.work = work
         return missing
 
-    async def _answer(self, missing: pl.DataFrame) -> None:
+    async def _answer(self, missing: pl.DataFrame, begin: Callable[[], None]) -> None:
         """Send what is missing in the plan's mode."""
         assert self.work is not None
         assert self.ledger is not None
@@ -203,7 +202,7 @@ class Sending:
             self.live = self._engine(missing.height)
         self._started_at = self.tally.started_at = self._clock.seconds()
         self.state = "running"
-        self._begin()
+        begin()
         if self.asked:  # before there was anything to stop
             return
         try:
@@ -296,20 +295,20 @@ class Sending:
         assert self.api is not None
         assert self.ledger is not None
         earlier = self.tally.dollars - self._batch_dollars
-
-        def reserved_dollars() -> float:
-            return self.batches.reserved_dollars if self.batches else 0.0
-
-        return self._live_engine(
+        live = self._live_engine(
             self._plan,
             api=self.api,
             wire=self._wire,
             ledger=self.ledger,
             record=self._record,
-            dollars_elsewhere=lambda: earlier + self._batch_dollars + reserved_dollars(),
+            dollars_elsewhere=lambda: (
+                earlier + self._batch_dollars + (self.batches.reserved_dollars if self.batches else 0.0)
+            ),
             requests=requests,
             pacer=pacer,
         )
+        self.pacer = live.pacer
+        return live
 
     def _batch_engine(self) -> Batches:
         assert self.api is not None

@@ -4,7 +4,9 @@ import asyncio
 import datetime as dt
 import decimal
 import enum
+import gc
 import logging
+import weakref
 
 import polars as pl
 import pydantic
@@ -42,6 +44,19 @@ def test_results_are_the_frame_with_reply_and_error(api):
     assert run.results["reply"].to_list() == ["Re: " + text for text in frame["text"]]
     assert run.results["error"].null_count() == 50
     assert run.state == "finished"
+
+
+def test_a_run_that_is_over_goes_with_its_last_name(api):
+    """Nothing keeps frame, texts and replies until the garbage collector comes round."""
+    run = finished(a_plan(reviews(5)), api.client())
+    gone = weakref.ref(run), weakref.ref(run._sending)
+    gc.collect()
+    gc.disable()
+    try:
+        del run
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 @settings(max_examples=12)

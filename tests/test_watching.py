@@ -165,10 +165,9 @@ def test_many_threads_read_and_write_one_meter():
 # when it ends
 
 
-def live(limits=LIMITS, *, in_flight=0, window=16):
-    """Return as much of what sends live calls as the time left is reckoned from."""
-    pacer = types.SimpleNamespace(limits=limits, in_flight=in_flight, window=window)
-    return types.SimpleNamespace(pacer=pacer)
+def pacer(limits=LIMITS, *, in_flight=0, window=16):
+    """Return as much of a pacer as the time left is reckoned from."""
+    return types.SimpleNamespace(limits=limits, in_flight=in_flight, window=window)
 
 
 def rest(rows, tokens=50.0):
@@ -185,7 +184,7 @@ def test_before_any_answer_the_time_left_is_that_of_the_plan():
     wanted = estimates.live_finish(
         LIMITS, expected, requests=600, input_tokens=tokens, output_tokens=output
     ).seconds
-    ends = pulses.live_ends(plan, live(), rest(600), meter(600), 0.0)
+    ends = pulses.live_ends(plan, pacer(), rest(600), meter(600), 0.0)
     assert ends.usual_minutes == pytest.approx(wanted / 60)
     assert ends.latest_minutes > ends.usual_minutes
 
@@ -195,7 +194,7 @@ def test_what_was_measured_replaces_what_was_guessed():
     made = meter(600)
     for number in range(100):
         made.add(attempt(number, tokens=90, seconds=2.0), final=True)
-    ends = pulses.live_ends(a_plan(reviews(600), tier=LIMITS), live(), rest(600), made, 0.0)
+    ends = pulses.live_ends(a_plan(reviews(600), tier=LIMITS), pacer(), rest(600), made, 0.0)
     output = {"requests": 500, "input_tokens": 0, "output_tokens": 500 * 90}
     wanted = estimates.live_finish(LIMITS, estimates.Measured(seconds=2.0), **output)
     assert ends.usual_minutes == pytest.approx(wanted.seconds / 60)
@@ -207,7 +206,7 @@ def test_rows_that_are_left_count_by_their_length():
     for number in range(100):
         made.add(attempt(number, tokens=10, seconds=0.5), final=True)
     frame = pl.concat([rest(100, 10.0), rest(100, 10_000.0)])
-    ends = pulses.live_ends(a_plan(reviews(200), tier=LIMITS), live(), frame, made, 0.0)
+    ends = pulses.live_ends(a_plan(reviews(200), tier=LIMITS), pacer(), frame, made, 0.0)
     assert ends.usual_minutes == pytest.approx(100 * 10_000 / 60_000, rel=0.03)
 
 
@@ -217,8 +216,8 @@ def test_a_window_that_is_full_holds_the_run_back():
     for number in range(100):
         made.add(attempt(number, tokens=10, seconds=30.0), final=True)
     plan = a_plan(reviews(600), tier=LIMITS)
-    full = pulses.live_ends(plan, live(in_flight=4, window=4), rest(600), made, 0.0)
-    free = pulses.live_ends(plan, live(in_flight=3, window=4), rest(600), made, 0.0)
+    full = pulses.live_ends(plan, pacer(in_flight=4, window=4), rest(600), made, 0.0)
+    free = pulses.live_ends(plan, pacer(in_flight=3, window=4), rest(600), made, 0.0)
     assert full.usual_minutes == pytest.approx((500 / 4) * 30 / 60)
     assert free.usual_minutes < 2
 
@@ -228,11 +227,11 @@ def test_a_run_that_is_slower_than_its_limits_says_so():
     plan, made = a_plan(reviews(600), tier=LIMITS), meter(600)
     for number in range(60):
         made.add(attempt(number, sent=float(number), seconds=0.5, tokens=10), final=True)
-    slow = pulses.live_ends(plan, live(), rest(600), made, 1.0)
+    slow = pulses.live_ends(plan, pacer(), rest(600), made, 1.0)
     assert slow.latest_minutes == pytest.approx(540 / 60)
     assert slow.usual_minutes < 1
-    assert pulses.live_ends(plan, live(), rest(600), made, 10.0).latest_minutes == math.inf
-    assert pulses.live_ends(plan, live(), rest(600), meter(0), 1.0) == Ends(0.0, 0.0)
+    assert pulses.live_ends(plan, pacer(), rest(600), made, 10.0).latest_minutes == math.inf
+    assert pulses.live_ends(plan, pacer(), rest(600), meter(0), 1.0) == Ends(0.0, 0.0)
 
 
 @pytest.mark.parametrize(
