@@ -14,6 +14,7 @@ versions than this package gets an environment of its own: ``pip install litellm
   average, although for tokens a user would have to work that out.
 - faults: 5% of the calls answered 500, 2% answered 529, 2% billed and then dropped, no limits.
 - outage: every call is answered 529 from the third second to the eighteenth.
+- batches: built and collected as `batch_benchmark` does it, beside the SDK's own methods.
 
 All run at real speed, as peers wait in real seconds; 32 in flight where that is theirs to choose. All peers
 get 8 retries, more than their defaults, except "SDK loop", which keeps the SDK's 2. Rounds interleave the
@@ -38,6 +39,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import batch_benchmark
 from measured import megabytes, used
 
 IN_FLIGHT, RETRIES = 32, 8
@@ -416,6 +418,7 @@ def arguments():
     parser.add_argument("--at-once", type=int, default=2, help="peers in the runs that mostly wait")
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--batches", type=int, default=100_000, help="rows of a batch; 0 leaves it out")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--child", choices=PEERS, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -437,10 +440,12 @@ def main():
         print(
             *("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])), sep="\n"
         )
-        return
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    else:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    if given.batches:
+        batch_benchmark.main(given.batches)
 
 
 if __name__ == "__main__":
