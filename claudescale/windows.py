@@ -20,6 +20,8 @@ _MEMORY = 0.05
 """How much one answer changes what is taken for the share of calls that fail."""
 _OVERLOADED = 0.1
 """The share from which on the API is taken to be overloaded: three in a row, or more than one in ten."""
+_ENOUGH = 0.25
+"""So many answers to each call in flight tell what the API bears: failures come back before answers do."""
 _MOSTLY = 0.75
 """The share from which on fewer go at once, whichever they are that fail."""
 
@@ -48,8 +50,10 @@ class Window:
         Most of them at once.
     answered : int
         How many of them were answered.
-    answered_of, failed_of : float
-        The nth of an answered one at most, and of a failed one at least.
+    answered_of : float
+        Of these the one that went as the nth with the largest n.
+    failures, failed_of_few : int
+        How many of them failed, and how many of these went when clearly fewer were in flight than that.
     """
 
     most: int
@@ -61,7 +65,8 @@ class Window:
     most_in_flight: int = 1
     answered: int = 0
     answered_of: float = 0.0
-    failed_of: float = math.inf
+    failures: int = 0
+    failed_of_few: int = 0
 
     def __post_init__(self) -> None:
         self.size = self.size or float(min(FIRST_CONCURRENCY, self.most))
@@ -94,12 +99,14 @@ class Window:
         self.trouble += _MEMORY * (1 - self.trouble)
         if sent <= self.judged_at:
             return
-        self.failed_of = min(self.failed_of, float(nth))
+        self.failures += 1
+        self.failed_of_few += nth < _FEWER * self.answered_of
         judged_before = self.judged_at > -math.inf
-        if self.trouble > _OVERLOADED and (self.answered or not judged_before):
-            borne = self.answered_of if self.trouble < _MOSTLY else 0.0
-            if self.failed_of >= _FEWER * borne:
-                self._cut(borne)
+        if self.trouble > _OVERLOADED and (self._is_known or not judged_before):
+            if self.trouble >= _MOSTLY:
+                self._cut(0.0)
+            elif not self._is_chance:
+                self._cut(self.answered_of)
             self._begin(now, in_flight)
 
     def grew_too_fast(self, sent: float, now: float, in_flight: int) -> None:
@@ -108,15 +115,29 @@ class Window:
             self._cut(0.0)
             self._begin(now, in_flight)
 
+    @property
+    def _most(self) -> float:
+        """How many really went at once: a window may be wider than the calls need."""
+        return min(self.size, float(self.most_in_flight))
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether enough was answered to tell what the API bears."""
+        return self.answered >= max(_ENOUGH * self._most, 1)
+
+    @property
+    def _is_chance(self) -> bool:
+        """Whether as many are borne as went, or most calls that failed went when fewer were in flight."""
+        return self.answered_of >= self._most or 2 * self.failed_of_few >= self.failures
+
     def _cut(self, borne: float) -> None:
         """Leave three quarters of those that went at once, and no fewer than are borne."""
-        most = min(self.size, float(self.most_in_flight))
-        self.borne = self.answered_of or most
-        self.size = min(self.size, max(_FEWER * most, borne, 1.0))
-        self.slow_start = self.slow_start and not self.answered
+        self.borne = self.answered_of or self._most
+        self.size = min(self.size, max(_FEWER * self._most, borne, 1.0))
+        self.slow_start = self.slow_start and not self._is_known
 
     def _begin(self, now: float, in_flight: int) -> None:
         """Judge calls that go from now on; what is known of those before fades."""
         self.judged_at, self.most_in_flight = now, in_flight
-        self.answered, self.answered_of, self.failed_of = 0, self.answered_of * _FEWER, math.inf
-        self.trouble = 0.0
+        self.answered, self.failures, self.failed_of_few, self.trouble = 0, 0, 0, 0.0
+        self.answered_of *= _FEWER
