@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale import cascadecards, passing
 from claudescale.acceptance import MODEL, acceptance
+from claudescale.awaiting import awaited
 from claudescale.cascadeplots import CascadePlots
 from claudescale.cascaderuns import CascadeRun
 from claudescale.errors import NameTaken, PlanError
@@ -186,6 +187,7 @@ class Cascade:
         """
         return CascadeRun(self, client, ledger=ledger, progress=progress)
 
+    @awaited("run = await cascade.run(client)")
     async def run(
         self,
         client: AsyncAnthropic | None = None,

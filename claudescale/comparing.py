@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, display, estimates, feasibility
+from claudescale import calls, catalog, display, estimates, feasibility
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
 
@@ -77,7 +77,7 @@ def varied(plan: Plan, changes: dict[str, Any]) -> Plan:
     if plan.replace(**{name: value for name, value in new.items() if name not in _CARRIED}).measured is None:
         return other
     guess = other.expected
-    before = estimates.guess(plan.compiled, plan.facts, plan.max_tokens, cache=plan.cache)
+    before = calls.guess(plan.compiled, plan.facts, plan.max_tokens, cache=plan.cache)
     more, times = guess.output_tokens - before.output_tokens, guess.output_tokens / before.output_tokens
     output = known.output_tokens + more if more > 0 else known.output_tokens * times
     told = replace(known, cached_tokens=guess.cached_tokens, output_tokens=output)

@@ -10,6 +10,7 @@ import polars as pl
 from claudescale import bills, catalog, estimates
 from claudescale.batches import Batches
 from claudescale.batchwire import BatchWire
+from claudescale.calls import caches
 from claudescale.live import Live, Row
 from claudescale.pacing import Pacer
 from claudescale.wire import Wire
@@ -152,7 +153,7 @@ def batch_engine(
         queue_requests=plan.limits.batch_queue_requests or catalog.BATCH.max_requests,
         dollars_left=dollars_left,
         hands_over=plan.mode == "hybrid",
-        prime=plan.cache and estimates.caches(plan.compiled, plan.facts),
+        prime=plan.cache and caches(plan.compiled, plan.facts),
     )
 
 

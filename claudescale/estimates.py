@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale import bills, catalog
-from claudescale.calls import P90, Measured, caches, guess, line, measured
+from claudescale.calls import P90, Measured
 from claudescale.finishing import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN, finish
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from claudescale.finishing import Finish
     from claudescale.limits import Limits
     from claudescale.prompts import Prompt
-
-__all__ = ["Measured", "caches", "guess", "line", "measured"]
 
 OPTIONS = pl.Schema(
     {

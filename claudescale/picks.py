@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from claudescale import bills, cards, catalog, choosing, display, estimates, feasibility, whatif
+from claudescale import bills, calls, cards, catalog, choosing, display, estimates, feasibility, whatif
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
 from claudescale.limits import Limits
 
@@ -211,7 +211,7 @@ def cache_hint(plan: Plan) -> str:
         return "no system prompt to cache"
     if least is None:
         return f"from how many tokens on {plan.facts.id} caches is not known"
-    enough = estimates.caches(plan.compiled, plan.facts)
+    enough = calls.caches(plan.compiled, plan.facts)
     return (
         "long enough to be cached"
         if enough

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import catalog, choosing, comparing, estimates, feasibility, learning, measuring
+from claudescale import calls, catalog, choosing, comparing, estimates, feasibility, learning, measuring
 from claudescale.awaiting import awaited
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-    from claudescale.estimates import Measured, Totals
+    from claudescale.calls import Measured
+    from claudescale.estimates import Totals
     from claudescale.limits import Learned
     from claudescale.runs import Run
 
@@ -122,7 +123,7 @@ class Plan:
     @property
     def expected(self) -> Measured:
         """What a call takes: measured by a pilot, or guessed."""
-        return self.measured or estimates.guess(self.compiled, self.facts, self.max_tokens, cache=self.cache)
+        return self.measured or calls.guess(self.compiled, self.facts, self.max_tokens, cache=self.cache)
 
     def compare(self, **lists: Iterable[Any]) -> pl.DataFrame:
         """Return `options` for every combination, with a column for each name given.
@@ -211,6 +212,7 @@ class Plan:
         """
         return replace(self, measured=measuring.learned(self, run), learned=learning.taken_over(self, run))
 
+    @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
         """Return the same plan with its input tokens counted by the API on `n` sampled requests.
 
@@ -225,11 +227,11 @@ class Plan:
         """
         return replace(self, measured=await measuring.counted(self, client, n, seed))
 
+    @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
         """Return the same plan with the organization's limits as the rate-limit API tells them.
 
-        It takes an Admin API key. Where the key may not, the limits stay as they are and say so: a pilot
-        learns them from the headers of its answers, those of a workspace too.
+        It takes an Admin API key; without one they stay, and say so. A pilot's headers tell them, too.
 
         Spends: nothing.
 

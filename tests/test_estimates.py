@@ -10,8 +10,9 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, simulator
 
 import claudescale as cs
-from claudescale import estimates
-from claudescale.estimates import OPTIONS, Measured
+from claudescale import calls
+from claudescale.calls import Measured
+from claudescale.estimates import OPTIONS
 
 WORDS = ["the", "parcel", "was", "late", "box", "broken", "again", "never", "order", "refund", "please"]
 
@@ -65,10 +66,10 @@ def test_a_pilot_learns_the_overhead_of_typed_replies():
 def test_measured_finds_the_line(slope, overhead, sizes):
     """Real tokens on a line over the estimate give that line; where all are alike, their ratio."""
     paid = _paid(sizes, [size * slope + overhead for size in sizes])
-    found = estimates.measured(paid)
+    found = calls.measured(paid)
     given_back = [size * found.input_ratio + found.input_overhead_tokens for size in sizes]
     assert sum(given_back) == pytest.approx(paid["input_tokens"].sum(), rel=1e-3)
-    alike = estimates.measured(_paid([100.0] * 12, [100 * slope + overhead] * 12))
+    alike = calls.measured(_paid([100.0] * 12, [100 * slope + overhead] * 12))
     assert alike.input_ratio == pytest.approx(round(100 * slope + overhead) / 100)
     assert alike.input_overhead_tokens == 0
 
@@ -85,7 +86,7 @@ def _paid(estimated, real):
 
 def test_one_call_is_a_pilot_too():
     """A single reply teaches its ratio; nothing is divided by nothing."""
-    assert estimates.measured(_paid([100], [120])).input_ratio == pytest.approx(1.2)
+    assert calls.measured(_paid([100], [120])).input_ratio == pytest.approx(1.2)
 
 
 @given(st.integers(3, 1_000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import warnings
 
 import anthropic
@@ -143,6 +144,26 @@ def test_a_forgotten_await_says_so(ask):
         assert api.stats["calls"] == 0
     assert "await is missing" in told
     assert "run = await plan.run(client)" in told
+
+
+@pytest.mark.parametrize(
+    ("ask", "line"),
+    [
+        (lambda plan, client: plan.count_tokens(client).options, "plan = await plan.count_tokens(client)"),
+        (lambda plan, client: plan.learn_limits(client).options, "plan = await plan.learn_limits(client)"),
+        (
+            lambda plan, client: cs.cascade(plan, models=[MODEL, "claude-opus-5-5"]).run(client).results,
+            "run = await cascade.run(client)",
+        ),
+    ],
+)
+def test_every_other_await_that_is_forgotten_says_so(ask, line):
+    """What has to be awaited names itself; nothing is asked of the API."""
+    with simulator() as api, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(AttributeError, match=re.escape(line)):
+            ask(a_plan(FRAME), api.client())
+        assert api.stats["calls"] == 0
 
 
 def test_what_is_awaited_is_a_coroutine_like_any_other():

@@ -34,6 +34,7 @@ from claudescale import (
 )
 from claudescale.batchfile import Batch
 from claudescale.batching import Expected
+from claudescale.calls import Measured
 from claudescale.ledger import ATTEMPTS, Attempt
 from claudescale.meters import MOST_SLICES, Meter, Slice
 from claudescale.minutes import Sums
@@ -196,7 +197,7 @@ def test_what_was_measured_replaces_what_was_guessed():
         made.add(attempt(number, tokens=90, seconds=2.0), final=True)
     ends = pulses.live_ends(a_plan(reviews(600), tier=LIMITS), pacer(), rest(600), made, 0.0)
     output = {"requests": 500, "input_tokens": 0, "output_tokens": 500 * 90}
-    wanted = estimates.live_finish(LIMITS, estimates.Measured(seconds=2.0), **output)
+    wanted = estimates.live_finish(LIMITS, Measured(seconds=2.0), **output)
     assert ends.usual_minutes == pytest.approx(wanted.seconds / 60)
 
 
