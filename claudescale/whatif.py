@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale import bills, catalog, choosing, display, estimates, feasibility, standing
+from claudescale.comparing import varied
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
 
@@ -177,11 +178,10 @@ def savings(plan: Plan, model: str | Iterable[str] = ()) -> pl.DataFrame:
         Any.
     model : str or list of str
         Models to begin with, the dearest first, such as ``"claude-opus-5-5"``: what it saves not to use them
-        is then a step too. Of a calibrated plan, their replies count as long as those measured.
+        is then a step too. Of a calibrated plan their replies are taken for as long as in `Plan.compare`.
     """
     names = [model] if isinstance(model, str) else list(model)
-    same = {"measured": plan.measured} if plan.measured else {}
-    others = [plan.replace(model=name, **same) for name in names]
+    others = [varied(plan, {"model": name}) for name in names]
     uncached = plan.replace(measured=replace(plan.expected, cached_tokens=0.0))
     steps = [
         ("model", f"the same on {other.facts.id}", other.totals.plain_dollars)

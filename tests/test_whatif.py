@@ -181,15 +181,15 @@ def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
         assert planned[name].to_list() == pytest.approx(run.savings[name].to_list(), rel=0.1)
 
 
-def test_the_replies_of_a_calibrated_plan_are_as_long_on_another_model():
-    """What a model saves is its price then, not another guess of the length of its replies."""
+def test_what_another_model_would_cost_is_what_a_comparison_says():
+    """One figure for the same rows on the same model: measured replies, and what it thinks by default."""
     with simulator() as api:
         mine = plan(reviews(30), tier=WIDE_LIMITS)
         mine = mine.calibrate(finished(mine, api.client()))
     row = whatif.savings(mine, "claude-opus-5-5").row(0, named=True)
     assert row["counterfactual"] == "the same on claude-opus-5-5"
-    other = mine.replace(model="claude-opus-5-5", measured=mine.measured)
-    assert row["dollars_without"] == pytest.approx(other.totals.plain_dollars)
+    other = mine.compare(model=["claude-opus-5-5"], mode=["live"])
+    assert row["dollars_without"] == pytest.approx(other["dollars"].item())
 
 
 def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():
