@@ -93,7 +93,7 @@ def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
 
     simulator = Simulator(**options)
     _simulators.append(simulator)
-    speed = f", {simulator.clock.speed:g} times as fast as real time" if simulator.clock.speed != 1 else ""
+    speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""
     _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")
     return simulator.client()
 

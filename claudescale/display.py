@@ -99,7 +99,7 @@ def duration(minutes: float) -> str:
         return "?"
     seconds = round(minutes * 60)
     if seconds < 60:  # noqa: PLR2004
-        return f"{seconds} s" if minutes >= 1 / 60 or not minutes else f"{minutes * 60:.1f} s"
+        return f"{minutes * 60:.1f} s".replace(".0", "") if minutes < 2 / 60 else f"{seconds} s"
     if seconds < 3600:  # noqa: PLR2004
         return f"{seconds // 60} m {seconds % 60:02d} s"
     return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} m"
