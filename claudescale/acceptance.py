@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.errors import PlanError, UnknownColumn, nearest
-from claudescale.work import results_schema
+from claudescale.errors import PlanError, UnknownColumn
+from claudescale.work import one_column, results_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,22 +100,12 @@ def acceptance(accept: Any, plan: Plan) -> Acceptance:
 
 def _check_expression(accept: pl.Expr, schema: pl.Schema) -> None:
     """Raise what is wrong with an expression, found out on no rows and on rows of nulls."""
-    names = accept.meta.root_names()
-    try:
-        found = pl.DataFrame(schema=schema).select(accept)
-    except pl.exceptions.ColumnNotFoundError as error:
-        raise _unknown(next((name for name in names if name not in schema), "?"), schema) from error
-    except pl.exceptions.PolarsError as error:
-        msg = f"accept= cannot be computed: {error}. {_WHAT_THERE_IS}"
-        raise PlanError(msg) from error
-    if found.width != 1:
-        msg = f"accept= is one column, and the expression gives {found.width}: {', '.join(found.columns)}."
-        raise PlanError(msg)
+    found = one_column(accept, schema, "accept=", _WHAT_THERE_IS)
     dtype = found.dtypes[0]
     if dtype != pl.Boolean:
         msg = f"accept= is {dtype}; it has to be Boolean: is a reply good enough? {_WHAT_THERE_IS}"
         raise PlanError(msg)
-    if names and (found.height or _height_of_nulls(accept, schema) not in {None, 2}):
+    if accept.meta.root_names() and (found.height or _height_of_nulls(accept, schema) not in {None, 2}):
         msg = (
             "accept= has to say of every row whether it is accepted, and this expression gives another "
             f"number of values, as mean(), any() or filter() do. {_WHAT_THERE_IS}"
@@ -137,7 +127,8 @@ def _check_function(accept: Callable[[pl.DataFrame], object], schema: pl.Schema)
     try:
         _checked(accept(pl.DataFrame(schema=schema)), 0)
     except pl.exceptions.ColumnNotFoundError as error:
-        msg = f"accept= is {name}, which names a column that is not there: {error}. {_there_are(schema)}"
+        there_are = f"The results have: {', '.join(schema)}."
+        msg = f"accept= is {name}, which names a column that is not there: {error}. {there_are}"
         raise UnknownColumn(msg) from error
     except Exception as error:
         msg = (
@@ -161,11 +152,3 @@ def _checked(found: object, rows: int) -> pl.Series:
         msg = f"it gives {found.dtype}, and has to give Boolean"
         raise ValueError(msg)
     return found
-
-
-def _unknown(name: str, schema: pl.Schema) -> UnknownColumn:
-    return UnknownColumn(f"accept= names the column {name!r}.{nearest(name, schema)} {_there_are(schema)}")
-
-
-def _there_are(schema: pl.Schema) -> str:
-    return f"The results have: {', '.join(schema)}."

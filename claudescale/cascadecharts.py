@@ -21,6 +21,7 @@ COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION)
 DOLLARS, ROWS, SHARE = "Dollars", "Rows", "Share of the rows that goes on"
 BAR, ROOM = 24, 1.32  # pixels of a bar; how far the axis goes beyond the longest, for words
 NEAR = 0.08  # of the height: two names would touch
+_BARS_WIDTH = WIDTH - 70  # names of models stand beside them
 _ESTIMATED = 0.4
 
 
@@ -88,7 +89,7 @@ def _dollars(
         tooltip=[marks.word("way"), marks.word("model"), marks.tip("dollars", DOLLARS, "$,.4~r")],
     )
     named = marks.chart_of(ends).mark_text(align="left", dx=6).encode(alt.X("dollars:Q"), y, text="words:N")
-    return alt.layer(drawn, named).properties(width=WIDTH, height=BAR * bill.height)
+    return alt.layer(drawn, named).properties(width=_BARS_WIDTH, height=BAR * bill.height)
 
 
 def _piece(way: str, model: str, start: float, end: float, colors: dict[str, str]) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _rows(table: pl.DataFrame, colors: dict[str, str]) -> alt.LayerChart | alt.F
         .encode(alt.X("accepted:Q"), y, color=alt.Color("color:N", scale=None), tooltip=tips),
         drawn.mark_text(align="left", dx=6).encode(alt.X("rows:Q"), y, text="words:N"),
     ]  # fmt: skip
-    return alt.layer(*layers).properties(width=WIDTH, height=BAR * table.height)
+    return alt.layer(*layers).properties(width=_BARS_WIDTH, height=BAR * table.height)
 
 
 def shares(curve: pl.DataFrame, ways: pl.DataFrame, *, measured: Sequence[float] = ()) -> Shown:

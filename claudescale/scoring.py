@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.errors import PlanError, UnknownColumn, nearest
-from claudescale.work import NOT_SENT, read, results_schema
+from claudescale.errors import PlanError
+from claudescale.work import NOT_SENT, one_column, read, results_schema, unknown_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Score = pl.Expr | str | None
 
+_SUBJECT = "The score"
 _WHAT_THERE_IS = (
     "score= takes an expression over the results such as pl.col('label') == pl.col('truth'), a function of "
     "the results frame, the name of a column with the right answers, or None: agreement with the dearest."
@@ -111,31 +112,13 @@ def scoring(score: Any, plan: Plan, dearest: str) -> Scoring:
 
 def _check(score: pl.Expr, schema: pl.Schema) -> None:
     """Raise what is wrong with an expression, found out on no rows."""
-    try:
-        found = pl.DataFrame(schema=schema).select(score).schema
-    except pl.exceptions.ColumnNotFoundError as error:
-        missing = next((name for name in score.meta.root_names() if name not in schema), "?")
-        raise _unknown(missing, schema) from error
-    except pl.exceptions.PolarsError as error:
-        msg = f"The score cannot be computed: {error}. {_WHAT_THERE_IS}"
-        raise PlanError(msg) from error
-    if len(found) != 1:
-        msg = f"The score is one column, and the expression gives {len(found)}: {', '.join(found)}."
-        raise PlanError(msg)
-    _check_type(next(iter(found.dtypes())))
+    _check_type(one_column(score, schema, _SUBJECT, _WHAT_THERE_IS).dtypes[0])
 
 
 def _check_type(dtype: pl.DataType) -> None:
     if not (isinstance(dtype, pl.Boolean) or dtype.is_numeric()):
         msg = f"The score is {dtype}; it has to be right or wrong (Boolean), or a number. {_WHAT_THERE_IS}"
         raise PlanError(msg)
-
-
-def _unknown(name: str, schema: pl.Schema) -> UnknownColumn:
-    msg = (
-        f"The score names the column {name!r}.{nearest(name, schema)} The results have: {', '.join(schema)}."
-    )
-    return UnknownColumn(msg)
 
 
 def _truth(name: str, plan: Plan, schema: pl.Schema) -> pl.Expr:
@@ -145,7 +128,7 @@ def _truth(name: str, plan: Plan, schema: pl.Schema) -> pl.Expr:
         if name in schema:
             msg = f"The column {name!r} is what the model replies. Name one with the right answers."
             raise PlanError(msg)
-        raise _unknown(name, given)
+        raise unknown_column(name, given, _SUBJECT)
     typed = list(plan.compiled.returns.columns) if plan.compiled.returns is not None else ["reply"]
     if len(typed) > 1:
         msg = (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from claudescale import estimates
-from claudescale.errors import PlanError
+from claudescale.errors import PlanError, UnknownColumn, nearest
 from claudescale.prompts import FRAME_CHARACTERS
 
 if TYPE_CHECKING:
@@ -100,6 +100,31 @@ def results_schema(plan: Plan) -> pl.Schema:
     """Return the columns that the results of a plan have."""
     typed = {} if plan.compiled.returns is None else plan.compiled.returns.columns
     return pl.Schema({**schema_of(plan.frame), **typed, "reply": pl.String(), "error": pl.String(), **typed})
+
+
+def one_column(expression: pl.Expr, schema: pl.Schema, subject: str, advice: str) -> pl.DataFrame:
+    """Return the one column that an expression gives of no rows; raise what is wrong with it.
+
+    Messages begin with `subject`, such as ``"The score"``, and end with `advice`.
+    """
+    try:
+        found = pl.DataFrame(schema=schema).select(expression)
+    except pl.exceptions.ColumnNotFoundError as error:
+        missing = next((name for name in expression.meta.root_names() if name not in schema), "?")
+        raise unknown_column(missing, schema, subject) from error
+    except pl.exceptions.PolarsError as error:
+        msg = f"{subject} cannot be computed: {error}. {advice}"
+        raise PlanError(msg) from error
+    if found.width != 1:
+        msg = f"{subject} is one column, and the expression gives {found.width}: {', '.join(found.columns)}."
+        raise PlanError(msg)
+    return found
+
+
+def unknown_column(name: str, schema: pl.Schema, subject: str) -> UnknownColumn:
+    """Return the error that says which column is meant, and which there are."""
+    there_are = f"The results have: {', '.join(schema)}."
+    return UnknownColumn(f"{subject} names the column {name!r}.{nearest(name, schema)} {there_are}")
 
 
 def unreadable(error: Exception) -> PlanError:
