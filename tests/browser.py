@@ -124,6 +124,7 @@ class Page:
         self.page = page
         self.path = path
         self._problems = []
+        self._unknown_comms = []
 
     def open(self, url, *, kernel):
         page = self.page
@@ -192,13 +193,26 @@ class Page:
     def look(self):
         """Take note of errors in cells and in what ran behind them."""
         self._problems += self.page.evaluate(_ERRORS)
-        self._problems += _unharmed(self.page.evaluate("() => (window.heard || []).splice(0)"))
+        for text in self.page.evaluate("() => (window.heard || []).splice(0)"):
+            self._problems += [line for line in text.splitlines() if not self._is_too_early(line)]
 
     def problems(self):
         """Return what went wrong: errors of cells, callbacks and scripts; requests to other machines."""
         with suppress(Exception):  # it may be closed
             self.look()
         return list(dict.fromkeys(self._problems))
+
+    def _is_too_early(self, line):
+        """Whether it is said of JupyterLab's question for widgets, asked before any cell has run.
+
+        A kernel that has not imported ipywidgets does not know that comm, and says so at every message to
+        it, if it is slow enough to be heard: harmless (ipywidgets issue 3525).
+        """
+        if line == _TOO_EARLY:
+            self._unknown_comms.append(None)  # its name comes with the next line
+        elif line.startswith("No such comm: ") and self._unknown_comms[-1:] == [None]:
+            self._unknown_comms[-1] = line
+        return line == _TOO_EARLY or line in self._unknown_comms
 
     def _until(self, condition, seconds):
         self.page.wait_for_function(condition, timeout=seconds * 1_000)
@@ -217,19 +231,6 @@ class Page:
     def _said(self, message):
         if message.type == "error":
             self._problems.append(f"console: {message.text} {message.location.get('url', '').split('?')[0]}")
-
-
-def _unharmed(heard):
-    """Return what a kernel said without JupyterLab's question for widgets, asked before any cell has run.
-
-    A kernel that has not imported ipywidgets says twice that it knows no such comm, if it is slow enough to
-    be heard: harmless (ipywidgets issue 3525).
-    """
-    lines = [line for text in heard for line in text.splitlines()]
-    for place in reversed([n for n, line in enumerate(lines) if line == _TOO_EARLY]):
-        answers = place + 1 < len(lines) and lines[place + 1].startswith("No such comm: ")
-        del lines[place : place + 1 + answers]
-    return lines
 
 
 def _notebook(source, folder, *, kernel):

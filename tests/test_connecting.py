@@ -15,7 +15,7 @@ def test_without_a_key_it_is_a_simulator(capsys):
     assert client.base_url.host == "127.0.0.1"
     line = capsys.readouterr().err
     assert line.startswith("SIMULATED: ")
-    assert "20 times as fast" in line
+    assert "20 times real time" in line
     assert finished(cs.plan(reviews(2), "{text}", model=MODEL, tier=2), client).simulated
 
 
