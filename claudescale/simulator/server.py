@@ -27,6 +27,9 @@ MAX_BYTES = catalog.MESSAGE.max_bytes + 1  # enough to know that a request is to
 BATCHES = "/v1/messages/batches"
 HANG_CHECK_SECONDS = 0.2
 TURN_ROWS = 5  # of a batch, before other calls get their turn
+# A thread that drops the interpreter's lock often and takes it back at once starves the others of its process.
+REST_ROWS = 50  # of a batch, before other threads get their turn
+REST_SECONDS = 0.001
 PAUSE_SECONDS = 0.02  # before its next rows
 RESULT_LINES = 500  # of a batch, written at once
 CATCH_UP_SECONDS = 0.5
@@ -273,7 +276,7 @@ class Shell:
         while batch.settled_at is None:
             for done, _ in enumerate(self.batches.work(batch, self.clock.seconds())):
                 if done % TURN_ROWS == 0:
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0 if done % REST_ROWS else REST_SECONDS)
             if batch.settled_at is None:
                 wait = self.clock.real(batch.next_at - self.clock.seconds())
                 await asyncio.sleep(max(wait, PAUSE_SECONDS))
