@@ -100,7 +100,7 @@ def nothing_sent(
     """Return the axes of a chart that has nothing to show yet, and the words for it."""
     import altair as alt
 
-    text, axis, scale = "nothing sent yet", alt.Axis(labels=False), alt.Scale(domain=[0, 1])
+    text, axis, scale = "nothing sent", alt.Axis(labels=False), alt.Scale(domain=[0, 1])
     axes = chart_of(pl.DataFrame({"x": [0.0], "y": [0.0]})).mark_point(opacity=0)
     y = alt.Y("y:Q", title=y_title, scale=scale, axis=axis if y_title else None)
     words = note(text, WIDTH / 2, height / 2, align="center", fontSize=14)

@@ -107,7 +107,7 @@ def test_every_chart_is_drawn_by_old_and_new_vega_lite_and_fits_the_page(name):
 @pytest.mark.parametrize("rows", [frame(), frame(batch(1, None, state="absent"))])
 def test_without_a_batch_it_says_that_nothing_was_sent(rows):
     """A live run, and one whose only batch was never made, have no bar to show."""
-    assert draw(rows).text == "nothing sent yet"
+    assert draw(rows).text == "nothing sent"
 
 
 def test_a_bar_is_where_and_as_long_as_its_batch_was():

@@ -711,7 +711,7 @@ def test_the_picture_of_a_bill_is_drawn(dollars, simulated):
         assert "(estimated)" in text
         assert "80 of 100 accepted" in text
     else:
-        assert shown.text == "nothing sent yet"
+        assert shown.text == "nothing sent"
 
 
 @pytest.mark.parametrize("measured", [(), (0.0, 0.0, 0.1), (0.4, 0.5, 0.6)])
@@ -728,4 +728,4 @@ def test_the_picture_of_shares_names_every_way(measured):
     assert ("a pilot measured" in shown.text) == bool(measured)
     assert ('"rect"' in text) == bool(measured)
     assert "Never cheaper" in cascadecharts.shares(curve, ways.reverse()).text
-    assert cascadecharts.shares(curve * 0, ways.with_columns(dollars=0.0)).text == "nothing sent yet"
+    assert cascadecharts.shares(curve * 0, ways.with_columns(dollars=0.0)).text == "nothing sent"

@@ -150,8 +150,8 @@ def test_no_label_shows_how_computers_write_numbers(name):
 def test_an_empty_frame_says_that_nothing_was_sent(name):
     """A run that has not begun shows axes and the words for it."""
     shown = EMPTY[name]()
-    assert shown.text == "nothing sent yet"
-    assert '"text": "nothing sent yet"' in json.dumps(specification(shown))
+    assert shown.text == "nothing sent"
+    assert '"text": "nothing sent"' in json.dumps(specification(shown))
 
 
 @pytest.mark.parametrize("name", DRAWN)

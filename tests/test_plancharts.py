@@ -228,7 +228,7 @@ def test_the_sentence_of_the_frontier_names_its_ends_and_where_the_plan_stands()
 def test_nothing_to_send_is_said():
     """A plan without rows has axes and words."""
     empty = plan(reviews(0))
-    assert empty.plot.frontier(mode=["live"]).text == empty.plot.minutes().text == "nothing sent yet"
+    assert empty.plot.frontier(mode=["live"]).text == empty.plot.minutes().text == "nothing sent"
     assert empty.plot.savings().text.startswith("$0.00")
 
 

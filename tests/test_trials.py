@@ -366,7 +366,7 @@ def test_the_picture_of_any_trial_is_drawn(name, gate):
 def test_the_picture_of_a_trial_names_who_reaches_the_gate(api):
     """What `pick` would allow is what the picture says; before the run there is nothing to show."""
     trial = cs.trial(a_plan(), MODELS, n=100, score="truth")
-    assert trial.plot.quality().text == "nothing sent yet"
+    assert trial.plot.quality().text == "nothing sent"
     run(trial, api.client())
     assert "2 of 3 models reach 0.85, 95% confident" in trial.plot.quality(min_score=0.85).text
     assert "Spends: nothing" in TrialPlots.quality.__doc__

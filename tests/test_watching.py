@@ -378,7 +378,7 @@ def test_the_picture_that_stays():
         assert wanted in labels
     assert "limit 1,000 requests/min" in labels
     assert "Seconds since the start" in labels
-    assert watchcharts.still(THROUGHPUT.to_frame(), LIMITS).text == "nothing sent yet"
+    assert watchcharts.still(THROUGHPUT.to_frame(), LIMITS).text == "nothing sent"
 
 
 # the lifecycle

@@ -27,7 +27,7 @@ MAX_BYTES = catalog.MESSAGE.max_bytes + 1  # enough to know that a request is to
 BATCHES = "/v1/messages/batches"
 HANG_CHECK_SECONDS = 0.2
 TURN_ROWS = 5  # of a batch, before other calls get their turn
-# A thread that drops the interpreter's lock often and takes it back at once starves the others of its process.
+# A thread that often drops the interpreter's lock and takes it back at once starves the others.
 REST_ROWS = 50  # of a batch, before other threads get their turn
 REST_SECONDS = 0.001
 PAUSE_SECONDS = 0.02  # before its next rows
