@@ -52,9 +52,11 @@ _PANEL = "window.jupyterapp?.shell?.currentWidget"
 _KERNEL = f"{_PANEL}.context.sessionContext.session?.kernel"
 _LISTEN = """() => {
     window.heard = [];
+    window.opened = [];
     window.ended = {};
     window.jupyterapp.shell.currentWidget.context.sessionContext.iopubMessage.connect((_, message) => {
         const parent = (message.parent_header || {}).msg_type, content = message.content;
+        if (message.header.msg_type === 'comm_open') window.opened.push(content.comm_id);
         if (parent === 'execute_request') return;  // shown below its cell
         if (message.header.msg_type === 'error') window.heard.push(`${content.ename}: ${content.evalue}`);
         if (content.name === 'stderr') window.heard.push(content.text);
@@ -128,7 +130,6 @@ class Page:
         self.page = page
         self.path = path
         self._problems = []
-        self._unknown_comms = []
 
     def open(self, url, *, kernel):
         page = self.page
@@ -198,26 +199,15 @@ class Page:
     def look(self):
         """Take note of errors in cells and in what ran behind them."""
         self._problems += self.page.evaluate(_ERRORS)
-        for text in self.page.evaluate("() => (window.heard || []).splice(0)"):
-            self._problems += [line for line in text.splitlines() if not self._is_too_early(line)]
+        heard, opened = self.page.evaluate("() => [(window.heard || []).splice(0), window.opened || []]")
+        lines = [line for text in heard for line in text.splitlines()]
+        self._problems += [line for line in lines if not _is_too_early(line, opened)]
 
     def problems(self):
         """Return what went wrong: errors of cells, callbacks and scripts; requests to other machines."""
         with suppress(Exception):  # it may be closed
             self.look()
         return list(dict.fromkeys(self._problems))
-
-    def _is_too_early(self, line):
-        """Whether it is said of JupyterLab's question for widgets, asked before any cell has run.
-
-        A kernel that has not imported ipywidgets does not know that comm, and says so at every message to
-        it, if it is slow enough to be heard: harmless (ipywidgets issue 3525).
-        """
-        if line == _TOO_EARLY:
-            self._unknown_comms.append(None)  # its name comes with the next line
-        elif line.startswith("No such comm: ") and self._unknown_comms[-1:] == [None]:
-            self._unknown_comms[-1] = line
-        return line == _TOO_EARLY or line in self._unknown_comms
 
     def _until(self, condition, seconds):
         self.page.wait_for_function(condition, timeout=seconds * 1_000)
@@ -236,6 +226,16 @@ class Page:
     def _said(self, message):
         if message.type == "error":
             self._problems.append(f"console: {message.text} {message.location.get('url', '').split('?')[0]}")
+
+
+def _is_too_early(line, opened):
+    """Whether the kernel says of a comm that it does not know it, and never opened it.
+
+    JupyterLab asks a kernel for its widgets before any cell has run; one that has not imported ipywidgets
+    says so, at every message, if it is slow enough to be heard: harmless (ipywidgets issue 3525).
+    """
+    unknown = line.removeprefix("No such comm: ")
+    return line == _TOO_EARLY or (unknown != line and unknown not in opened)
 
 
 def _notebook(source, folder, *, kernel):
