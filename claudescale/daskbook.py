@@ -13,6 +13,9 @@ from claudescale.books import Book
 if TYPE_CHECKING:
     from claudescale.books import Message
 
+SILENCE_SECONDS = 60.0
+"""After so long without a word, a scheduler that keeps its connections counts as out of reach."""
+
 
 class Keeper(SchedulerPlugin):  # type: ignore[misc]  # distributed is typed as Any where it is not installed
     """Keeps the books on Dask's scheduler: one for each API and group of models."""
@@ -40,12 +43,16 @@ class Keeper(SchedulerPlugin):  # type: ignore[misc]  # distributed is typed as 
 
 
 async def on_loop(loop: asyncio.AbstractEventLoop, work: Any) -> Any:
-    """Return what a coroutine gives on Dask's own loop; what went wrong on its way is a ConnectionError."""
+    """Return what a coroutine gives on Dask's own loop; what went wrong on its way is a ConnectionError.
+
+    So is a long silence.
+    """
 
     async def waited() -> Any:
-        return await work
+        async with asyncio.timeout(SILENCE_SECONDS):
+            return await work
 
     try:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(waited(), loop))
     except OSError as error:  # Dask's CommClosedError is one
-        raise ConnectionError(str(error)) from error
+        raise ConnectionError(str(error) or type(error).__name__) from error

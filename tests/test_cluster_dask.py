@@ -1,5 +1,6 @@
 """The same plan on a Dask cluster of two workers: killed, frozen, interrupted, left by its driver."""
 
+import asyncio
 import contextlib
 import os
 import pickle
@@ -21,7 +22,7 @@ from claudescale.gathering import workers_of
 from claudescale.ledger import Ledger
 
 pytest.importorskip("distributed", reason="pip install 'claudescale[dask]'")
-from claudescale import daskworker
+from claudescale import daskbook, daskworker
 
 LIMITS = cs.Limits(
     requests_per_minute=12_000, input_tokens_per_minute=100_000_000, output_tokens_per_minute=100_000_000
@@ -272,6 +273,17 @@ def test_a_worker_without_a_key_says_what_to_set(monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     with pytest.raises(cs.PlanError, match="ANTHROPIC_API_KEY"):
         daskworker._client(terms(simulated=False))
+
+
+def test_a_scheduler_that_stands_still_is_not_waited_for(monkeypatch):
+    """Its connections stay open; after a long silence it counts as out of reach."""
+    monkeypatch.setattr(daskbook, "SILENCE_SECONDS", 0.05)
+
+    async def asked():
+        await daskbook.on_loop(asyncio.get_running_loop(), asyncio.sleep(30))
+
+    with pytest.raises(ConnectionError, match="Timeout"):
+        asyncio.run(asked())
 
 
 def test_what_a_run_cannot_go_on():
