@@ -45,8 +45,9 @@ def test_a_plan_is_picked_piloted_run_watched_stopped_and_run_again(tmp_path, th
         output.get_by_label("Tier").select_option(index=2)
         page.wait_for(1, 'plan = plan.replace(model="claude-sonnet-5-5", tier="build")')
         output.get_by_label("Tier").focus()
-        for key in ("Space", "ArrowDown", "Enter"):  # a list that is closed leaves arrows to JupyterLab
-            page.page.keyboard.press(key)
+        page.page.keyboard.press("n")  # the first that begins so; arrows on a closed list are JupyterLab's
+        page.wait_for(1, 'plan = plan.replace(model="claude-sonnet-5-5", tier=1)')
+        output.get_by_label("Tier").select_option(index=3)
         page.wait_for(1, 'plan = plan.replace(model="claude-sonnet-5-5", tier="scale")')
         output.get_by_label("Mode", exact=True).select_option(index=2)
         page.wait_for(1, re.compile("Not possible"))
