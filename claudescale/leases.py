@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from claudescale import loops
 from claudescale.books import Message, limits_of, permit_in, permit_out, readings_out, tick_seconds
 from claudescale.limits import read_headers
 from claudescale.live import Live
@@ -112,6 +113,7 @@ class Borrower(Pacer):
         """
         if self._ticker is None:
             self._ticker = asyncio.create_task(self._tick())
+            self._ticker.add_done_callback(self._ticked)
 
     async def close(self) -> None:
         """Hand back everything and say goodbye.
@@ -119,8 +121,7 @@ class Borrower(Pacer):
         Spends: nothing.
         """
         if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
+            await loops.cancel(self._ticker)
             self._ticker = None
             try:
                 await self._ask(self._message(bye=True))
@@ -242,10 +243,18 @@ class Borrower(Pacer):
         if (reply["lost"] or reply["stop"]) and self._ended_because is not None:
             self._ended_because("lost" if reply["lost"] else "stop")
 
-    def _refuse_all(self, error: ConnectionError) -> None:
+    def _ticked(self, ticker: asyncio.Task[None]) -> None:
+        """Let nobody wait for a ticker that an error has ended."""
+        if not ticker.cancelled() and (error := ticker.exception()) is not None:
+            self._ticker = None
+            self._refuse_all(error)
+
+    def _refuse_all(self, error: BaseException) -> None:
         for waiter in self._waiting:
             if not waiter.done():
-                waiter.set_exception(ConnectionError(f"the shared limit does not answer: {error}"))
+                refused = ConnectionError(f"the shared limit does not answer: {error}")
+                refused.__cause__ = error
+                waiter.set_exception(refused)
 
 
 class LeasedLive(Live):

@@ -19,11 +19,11 @@ NOTHING = read_headers({})
 USED = {"input_tokens": 100.0, "output_tokens": 20.0, "readings": NOTHING}
 
 
-def borrowers(home, count=2, limits=LIMITS, **options):
+def borrowers(exchange, count=2, limits=LIMITS, **options):
     """Return that many borrowers of one book."""
-    clock = Clock(1.0, 0.0, home.loop.time)
+    clock = Clock(1.0, 0.0, asyncio.get_running_loop().time)
     terms = terms_of(limits, share=1.0, output_tokens=20.0, clock=clock)
-    return [Borrower(home, terms, clock=clock, **options) for _ in range(count)]
+    return [Borrower(exchange, terms, clock=clock, **options) for _ in range(count)]
 
 
 @pytest.mark.parametrize("binding", ["requests", "input_tokens", "output_tokens"])
@@ -283,3 +283,44 @@ def test_a_small_limit_is_lent_too():
     assert api.arrivals[-1][0] == pytest.approx(20 * 12, rel=0.06)
     assert api.refused == 0
     assert math.isfinite(api.seconds)
+
+
+def test_a_borrower_ends_although_its_home_swallows_a_cancellation():
+    """As Redis's client does now and then on Python 3.11: the lease is ended, and the run with it."""
+
+    async def go():
+        home, swallowed = Home(), []
+
+        async def exchange(message):
+            try:
+                await asyncio.sleep(1.0)
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed.append(message)
+            return await home(message)
+
+        (one,) = borrowers(exchange, 1)
+        one.settle(await one.acquire(10.0), **USED)
+        await asyncio.sleep(0.5)  # in the midst of the next message
+        await one.close()
+        return len(swallowed), home.book.idle
+
+    assert virtual.run(go()) == (1, True)
+
+
+def test_an_error_of_the_home_reaches_who_waits():
+    """What is neither an answer nor silence ends the wait with its cause, now and at the next call."""
+
+    async def go():
+        async def exchange(message):
+            return message["no book"]
+
+        (one,) = borrowers(exchange, 1)
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match=r"does not answer: 'no book'") as raised:
+                await one.acquire(10.0)
+            assert isinstance(raised.value.__cause__, KeyError)
+        await one.close()
+
+    virtual.run(go())

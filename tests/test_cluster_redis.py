@@ -63,6 +63,14 @@ def test_a_run_is_the_same_with_its_limit_elsewhere(server, path):
     assert state["pacer"]["plain"][0] == 0  # in flight
 
 
+def test_runs_end_with_their_last_row(server):
+    """Run after run, each with a lease of its own, however soon after its last message it ends."""
+    with simulator(speed=4) as api:
+        for count in range(1, 11):
+            run = cs.wait(a_plan(reviews(count)).run(api.client(), ledger=None, progress=False, on=server))
+            assert (run.state, run.counts.answered) == ("finished", count)
+
+
 def test_two_processes_stay_within_one_limit(server):
     """Two processes that each know the whole limit share it: they are hardly ever refused."""
     with simulator(tier=LIMITS.per_minute, speed=1, latency=0.2, bucket_seconds=1) as api:
