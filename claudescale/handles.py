@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Self
 
 from claudescale import loops
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
 
 
-class Handle:
+class Handle(ABC):
     """Work that has been started. ``await`` it for its end; an interrupt leaves it and waits for what is out.
 
     Attributes
@@ -29,13 +30,13 @@ class Handle:
         self._job = loops.start(work, stop=self.leave)
         self.home = self._job.thread
 
+    @abstractmethod
     def leave(self) -> None:
         """Send nothing more. Spends: what is in flight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _line(self) -> str:
         """Return the one line of truth about it."""
-        raise NotImplementedError
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._wait().__await__()

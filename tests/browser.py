@@ -68,10 +68,6 @@ _RUN = """([command, index]) => {
     window.ended[index] = false;
     window.jupyterapp.commands.execute(command).finally(() => { window.ended[index] = true; });
 }"""
-_SAVE = f"""() => {{
-    window.saved = false;
-    {_PANEL}.context.save().finally(() => {{ window.saved = true; }});
-}}"""
 _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap((cell, index) =>
     (cell.model.toJSON().outputs || []).filter(output => output.output_type === 'error')
         .map(output => `cell ${index}: ${output.ename}: ${output.evalue}`))"""
@@ -183,8 +179,7 @@ class Page:
 
     def save(self):
         """Save the notebook, and return its path."""
-        self.page.evaluate(_SAVE)
-        self._until("() => window.saved", CELL_SECONDS)
+        self._until(f"() => {_PANEL}.context.save().then(() => true)", CELL_SECONDS)
         return self.path
 
     def picture(self, path):

@@ -91,15 +91,11 @@ def workers(dask):
 
 
 def signalled(dask, api, name):
-    """Send one worker a signal; return its process id and how many calls may have been in flight.
-
-    Twice what the server saw in flight on all workers: to a worker of a busy machine an answer that it has
-    not read yet is in flight, too.
-    """
+    """Send one worker a signal; return its process id and how many calls were in flight."""
     pid = workers(dask)[0]
     under_way = api.stats["in_flight"]
     os.kill(pid, name)
-    return pid, 2 * max(under_way, api.stats["in_flight"])
+    return pid, max(under_way, api.stats["in_flight"])
 
 
 def test_the_result_is_that_of_one_process(dask, api, path):
