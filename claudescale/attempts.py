@@ -8,7 +8,11 @@ import polars as pl
 
 
 class Attempt(NamedTuple):
-    """One answer or failure of the API; `sent_at` in API unix seconds."""
+    """One answer or failure of the API; `sent_at` in API unix seconds.
+
+    `model` is the one that was asked. `answering_model`, `inference_geo`, `speed` and `web_search_requests` are what
+    the answer says of itself, and what `dollars` is reckoned by; `refusal_category` is why the model declined.
+    """
 
     key: str
     run: str
@@ -31,6 +35,11 @@ class Attempt(NamedTuple):
     thinking_tokens: int
     dollars: float
     simulated: bool
+    answering_model: str | None = None
+    inference_geo: str | None = None
+    speed: str | None = None
+    web_search_requests: int = 0
+    refusal_category: str | None = None
 
     @property
     def uncached_tokens(self) -> int:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale import bills
 from claudescale.attempts import ATTEMPTS
-from claudescale.bills import COLUMNS, dollars
-from claudescale.facts import USAGE
+from claudescale.facts import ANSWERED, USAGE
 from claudescale.verdicts import (
     CUT,
     WORDS,
     Verdict,
+    answer_of,
+    is_free,
     read_object,
     stop_reason_of,
     text_of,
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
     from claudescale.bills import Price
 
-_COLUMNS = ("key", "error", "message", "request_id", "stop_reason", "reply", *USAGE, "final")
+_SAID = (*ANSWERED, "refusal_category")
+_COLUMNS = ("key", "error", "message", "request_id", "stop_reason", "reply", *USAGE, *_SAID, "final", "free")
 _READ = pl.Schema({name: ATTEMPTS.get(name, pl.Boolean()) for name in _COLUMNS})
 
 
@@ -45,7 +48,8 @@ def _other_than(words: Iterable[str]) -> str:
 
 
 # Polars' patterns take any text in one pass, without looking ahead or back.
-_PLACED = ("content", "stop_reason", "usage", "cache_creation", "output_tokens_details", "type", "text")
+_PLACED = ("content", "stop_reason", "usage", "cache_creation", "output_tokens_details", "type", "text", "model")
+_PLACED += ("inference_geo", "speed", "web_search_requests")
 _COUNTED = ("input", "cache_creation_input", "cache_read_input", "ephemeral_1h_input", "output", "thinking")
 _NAME = f'"{_other_than({*_PLACED, *(f"{name}_tokens" for name in _COUNTED)})}"'
 _HEX = "[0-9A-Fa-f]"
@@ -62,16 +66,23 @@ _THINKING = (
 )
 _TEXT = rf'\{{(?:"citations":null,)?"type":"text","text":{_STRING}(?:,"citations":(?:null|\[\]))?\}}'
 _CONTENT = rf'"content":\[(?:(?:{_THINKING},)*(?:{_THINKING}|{_TEXT}))?\]'
-_REASON = '"stop_reason":(?:null|"[a-z_]+")'
+_REASON = f'"stop_reason":(?:null|"{_other_than({"refusal"})}")'
+_MODEL = '"model":"[A-Za-z0-9._:/@-]+"'
 _TOKENS = {name: f'"{name}_tokens":(?:{_COUNT}|null)' for name in (*_COUNTED, "ephemeral_5m_input")}
 _CREATION = f"{_TOKENS['ephemeral_5m_input']},{_TOKENS['ephemeral_1h_input']}"
+_GEO, _SPEED = (f'"{name}":(?:null|"[a-z_-]+")' for name in ("inference_geo", "speed"))
 _USAGE = (
     rf'"usage":\{{{_TOKENS["input"]}'
     f"(?:,{_TOKENS['cache_creation_input']})?(?:,{_TOKENS['cache_read_input']})?"
     rf'(?:,"cache_creation":(?:null|\{{{_CREATION}\}}))?,{_TOKENS["output"]}'
-    rf'(?:,"output_tokens_details":(?:null|\{{{_TOKENS["thinking"]}\}}))?(?:,{_FREE})*\}}'
+    rf'(?:,"output_tokens_details":(?:null|\{{{_TOKENS["thinking"]}\}}))?(?:,{_FREE})*'
+    rf"(?:,(?:{_GEO}|{_SPEED})(?:,{_FREE})*|,{_GEO}(?:,{_FREE})*,{_SPEED}(?:,{_FREE})*"
+    rf"|,{_SPEED}(?:,{_FREE})*,{_GEO}(?:,{_FREE})*)?\}}"
 )
-_MESSAGE = rf"\{{(?:{_TYPED},)*{_CONTENT}(?:,{_TYPED})*,{_REASON}(?:,{_TYPED})*,{_USAGE}(?:,{_TYPED})*\}}"
+_MESSAGE = (
+    rf"\{{(?:{_TYPED},)*(?:{_MODEL},(?:{_TYPED},)*)?{_CONTENT}"
+    rf"(?:,{_TYPED})*,{_REASON}(?:,{_TYPED})*,{_USAGE}(?:,{_TYPED})*\}}"
+)
 _START = r'^\{"custom_id":"[A-Za-z0-9_-]*","result":\{"type":'
 _KNOWN = rf'{_START}(?:"succeeded","message":{_MESSAGE}|"expired"|"canceled")\}}\}}$'
 
@@ -120,12 +131,13 @@ def attempts(
     if left:
         slow = _slowly(((at, lines[at]) for at in left), nonce=nonce, trusted=trusted)
         read = pl.concat([read, slow]).sort("at")
-    paid = {name: pl.col(name) for name in COLUMNS.values()}
+    message = pl.coalesce("message", _unpriced(read["answering_model"], price))
+    cost = pl.when("free").then(0.0).otherwise(bills.answers_dollars(price, read))
     same = {"run": run, "mode": "batch", "batch_id": batch_id, "model": model, "seconds": seconds}
     moment = pl.lit(round(sent_at * 1e6), pl.Int64)
-    return read.select(
+    return read.with_columns(message.alias("message")).select(
         *_READ,
-        dollars=dollars(price, **paid),
+        dollars=cost,
         sent_at=moment.cast(ATTEMPTS["sent_at"]),
         status=pl.lit(None, pl.Int64),
         simulated=pl.lit(simulated),
@@ -164,7 +176,10 @@ def _quickly(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence
         "at",
         custom_id=line.extract(r'^\{"custom_id":"([A-Za-z0-9_-]*)"'),
         without=line.extract(r'"(expired|canceled)"\}\}$'),
-        stop_reason=line.extract('"stop_reason":"([a-z_]+)"'),
+        stop_reason=line.extract('"stop_reason":"([A-Za-z0-9_]+)"'),
+        answering_model=line.extract('"model":"([^"]+)"'),
+        inference_geo=line.extract('"inference_geo":"([^"]+)"'),
+        speed=line.extract('"speed":"([^"]+)"'),
         reply=quoted.str.json_decode(pl.String),
         **counts,
     ).filter(pl.col("custom_id").str.ends_with(f"-{nonce}"))
@@ -176,6 +191,7 @@ def _quickly(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence
     read = unread.select(
         "at",
         "stop_reason",
+        *ANSWERED[:-1],
         key=pl.col("custom_id").str.strip_suffix(f"-{nonce}"),
         error=error,
         message=error.replace_strict(WORDS, default=None, return_dtype=pl.String),
@@ -187,9 +203,19 @@ def _quickly(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence
         cache_read_input_tokens="cache_read_input",
         output_tokens="output",
         thinking_tokens="thinking",
+        web_search_requests=pl.lit(0, pl.Int64),
+        refusal_category=pl.lit(None, pl.String),
         final=pl.col("without").is_null(),
+        free=pl.lit(value=False),
     ).select("at", *_READ)
     return read, left
+
+
+def _unpriced(models: pl.Series, price: Price) -> pl.Expr:
+    """Return what is said where a model answered whose price is not known, null elsewhere."""
+    unknown = [name for name in models.unique().drop_nulls() if not bills.is_priced(price, name)]
+    words = {name: bills.unpriced_words(price.model, name) for name in unknown}
+    return pl.col("answering_model").replace_strict(words, default=None, return_dtype=pl.String)
 
 
 def _decoded(line: bytes) -> str | None:
@@ -233,7 +259,8 @@ def _read(line: bytes, nonce: str, *, trusted: bool) -> tuple[object, ...] | Non
         text_of(message),
     )
     final = found.final and (found.outcome == "answered" or trusted)
-    return *map(_storable, texts), *usage_of(message).values(), final
+    said = (_storable(each) if isinstance(each, str) else each for each in answer_of(message).values())
+    return *map(_storable, texts), *usage_of(message).values(), *said, final, is_free(message)
 
 
 def _request_id(result: dict[str, Any], found: Verdict) -> str | None:

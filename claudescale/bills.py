@@ -6,7 +6,7 @@ request depends on the length of its prompt, so summed tokens would be priced wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import catalog
+from claudescale.attempts import ATTEMPTS, Attempt
+from claudescale.errors import PlanError
+from claudescale.facts import ANSWERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +54,8 @@ UNCACHED = (
 )
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
+_FEES = pl.col("web_search_requests") * catalog.CHARGES.web_search_dollars
+_UNSAID = {name: pl.lit(Attempt._field_defaults[name], ATTEMPTS[name]) for name in ANSWERED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,7 @@ class Price:
     model: str
     mode: catalog.Mode
     steps: tuple[PriceStep, ...]
+    day: date = field(compare=False)
 
     def dollars(
         self,
@@ -87,6 +93,7 @@ class Price:
         cache_write_1h_input_tokens: float = 0,
         cache_read_input_tokens: float = 0,
         output_tokens: float = 0,
+        web_search_requests: float = 0,
     ) -> float:
         """Return the dollars of one request, the same as the function `dollars` gives for a row.
 
@@ -102,10 +109,17 @@ class Price:
             + cache_write_1h_input_tokens * step.cache_write_1h
             + cache_read_input_tokens * step.cache_read
             + output_tokens * step.output
+            + web_search_requests * catalog.CHARGES.web_search_dollars
         )
 
 
-def price(model_id: str, *, mode: catalog.Mode = "live", at: datetime | None = None) -> Price:
+def price(
+    model_id: str,
+    *,
+    mode: catalog.Mode = "live",
+    at: datetime | None = None,
+    inference_geo: str | None = None,
+) -> Price:
     """Return the list price of a model, as genai-prices has it.
 
     Spends: nothing.
@@ -118,6 +132,8 @@ def price(model_id: str, *, mode: catalog.Mode = "live", at: datetime | None = N
         How the requests are sent.
     at : datetime, optional
         When they are sent; the default is now. Prices change by UTC day.
+    inference_geo : str, optional
+        Where they are answered; ``"us"`` costs more on the models that have it.
 
     Raises
     ------
@@ -133,12 +149,69 @@ def price(model_id: str, *, mode: catalog.Mode = "live", at: datetime | None = N
     [0, 100000]
     """
     moment = datetime.now(UTC) if at is None else at
-    return _price(model_id, mode, (moment.astimezone(UTC) if moment.tzinfo else moment).date())
+    found = _price(model_id, mode, (moment.astimezone(UTC) if moment.tzinfo else moment).date())
+    return answered(found, inference_geo=inference_geo)
+
+
+def answered(
+    asked: Price,
+    *,
+    answering_model: str | None = None,
+    inference_geo: str | None = None,
+    speed: str | None = None,
+) -> Price:
+    """Return the price of what an answer says it is, where a model was asked at a price.
+
+    An answering model whose price is unknown is taken to cost what the asked one does (`is_priced` tells).
+
+    Spends: nothing.
+    """
+    if answering_model in (None, asked.model) and inference_geo != "us" and speed != "fast":
+        return asked
+    return _answered(asked, asked.day, answering_model or asked.model, inference_geo, speed)
 
 
 @lru_cache(maxsize=1024)
-def _price(model_id: str, mode: catalog.Mode, day: date) -> Price:
-    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC))
+def _answered(asked: Price, day: date, model: str, inference_geo: str | None, speed: str | None) -> Price:
+    found = asked
+    if not catalog.same_model(model, [asked.model]) or speed == "fast":
+        try:
+            found = _price(model, asked.mode, day, speed)
+        except PlanError:  # it is paid for all the same: never the end of a run
+            pass
+    if inference_geo != "us" or catalog.same_model(found.model, catalog.CHARGES.no_inference_geo):
+        return found
+    factor = catalog.CHARGES.us_factor
+    parts = [{part: getattr(step, part) * factor for part in COLUMNS} for step in found.steps]
+    steps = [replace(step, **part) for step, part in zip(found.steps, parts, strict=True)]
+    return replace(found, steps=tuple(steps))
+
+
+def is_priced(asked: Price, answering_model: str | None) -> bool:
+    """Whether the price of the model that answered is known.
+
+    Spends: nothing.
+    """
+    if answering_model is None or catalog.same_model(answering_model, [asked.model]):
+        return True
+    try:
+        _price(answering_model, asked.mode, asked.day)
+    except PlanError:
+        return False
+    return True
+
+
+def unpriced_words(asked: str, answering_model: str) -> str:
+    """Return what is said of a row whose answering model has no known price.
+
+    Spends: nothing.
+    """
+    return f"Answered by {answering_model}, whose price is not known: reckoned at the price of {asked}."
+
+
+@lru_cache(maxsize=1024)
+def _price(model_id: str, mode: catalog.Mode, day: date, speed: str | None = None) -> Price:
+    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC), speed=speed)
     thresholds = sorted({above for steps in parts.values() for above, _ in steps})
     steps = [
         PriceStep(
@@ -150,7 +223,7 @@ def _price(model_id: str, mode: catalog.Mode, day: date) -> Price:
         )
         for threshold in thresholds
     ]
-    return Price(model=model_id, mode=mode, steps=tuple(steps))
+    return Price(model=model_id, mode=mode, steps=tuple(steps), day=day)
 
 
 def dollars(
@@ -233,7 +306,8 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
     pl.DataFrame
         `BILL`: the parts input, cache_write_5m, cache_write_1h, cache_read, reply, thinking; of each the
         tokens, the dollars, their share of the whole, and how many of them went to replies that are of
-        no use (see `waste`).
+        no use (see `waste`). Where the web was searched there is a part web_search for the fees, without
+        tokens: what was found is input.
     """
     columns = {part: (part, column) for part, column in COLUMNS.items() if part != "output"}
     columns |= {"reply": ("output", "reply_tokens"), "thinking": ("output", "thinking_tokens")}
@@ -255,9 +329,12 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
                 tokens[part] += sums[column]
                 paid[part] += sums[part]
                 lost[part] += sums[part] if sums["wasted"] else 0.0
+    searched, in_vain = billed.select(_FEES.sum(), _FEES.filter("wasted").sum().alias("wasted")).row(0)
     whole = float(billed["dollars"].sum())
-    rest = whole - sum(paid.values())
+    rest = whole - sum(paid.values()) - searched
     rows = [(part, tokens[part], paid[part], lost[part]) for part in columns]
+    if searched:
+        rows.append(("web_search", 0, searched, in_vain))
     if abs(rest) > _ROUNDING_DOLLARS * billed.height:
         rows.append(("price changed since", 0, rest, 0.0))
     per_dollar = 1 / whole if whole else 0.0
@@ -338,7 +415,7 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
     sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
     for frame, own, live in _by_price(billed):
         plain = PROMPT * _rate(live, "input", PROMPT)
-        plain += pl.col("output_tokens") * _rate(live, "output", PROMPT)
+        plain += pl.col("output_tokens") * _rate(live, "output", PROMPT) + _FEES
         priced = frame.lazy().select(
             own=_row_dollars(own),
             live=_row_dollars(live),
@@ -362,12 +439,29 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
 
 
 def _billed(attempts: pl.DataFrame, *columns: str, **derived: pl.Expr) -> pl.DataFrame:
-    needed = ("model", "mode", "sent_at", "dollars", *COLUMNS.values(), *columns)
-    return attempts.lazy().select(*needed, **derived).filter(pl.col("dollars") > 0).collect()
+    needed = ("model", "mode", "sent_at", "dollars", *COLUMNS.values(), *columns, *ANSWERED)
+    # Frames of attempts may be older than what answers say of themselves.
+    absent = {name: _UNSAID[name] for name in ANSWERED if name not in attempts.columns}
+    lazy = attempts.lazy().with_columns(**absent).select(*needed, **derived)
+    return lazy.filter(pl.col("dollars") > 0).collect()
 
 
 def _row_dollars(price: Price) -> pl.Expr:
-    return dollars(price, **{column: pl.col(column) for column in COLUMNS.values()})
+    return dollars(price, **{column: pl.col(column) for column in COLUMNS.values()}) + _FEES
+
+
+def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
+    """Return the dollars of answers, each priced by what it says of itself: `COLUMNS` and `ANSWERED` of each.
+
+    Spends: nothing.
+    """
+    said = ANSWERED[:-1]
+    found: pl.Expr | None = None
+    for each in answers.select(said).unique(maintain_order=True).iter_rows(named=True):
+        these = _row_dollars(answered(asked, **each))
+        those = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in each.items())
+        found = these if found is None else pl.when(those).then(these).otherwise(found)
+    return answers.select((_row_dollars(asked) if found is None else found).alias("dollars")).to_series()
 
 
 def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
@@ -383,12 +477,15 @@ def _by_price(attempts: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Price, Pri
     """Split the attempts by price; with each, that price and the live one of the same days."""
     day = pl.col("sent_at").dt.date()
     groups: dict[tuple[Price, Price], list[pl.Expr]] = {}
-    for model, mode in attempts.select("model", "mode").unique().sort(pl.all()).iter_rows():
-        of = (pl.col("model") == model) & (pl.col("mode") == mode)
+    kinds = ("model", "mode", *ANSWERED[:-1])
+    for kind in attempts.select(kinds).unique().sort(pl.all()).iter_rows(named=True):
+        of = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in kind.items())
         days: dict[tuple[Price, Price], list[date]] = {}
+        model, mode = kind.pop("model"), kind.pop("mode")
         for sent in attempts.filter(of).select(day).to_series().unique().sort():
             at = datetime.combine(sent, time(12), UTC)
-            days.setdefault((price(model, mode=mode, at=at), price(model, at=at)), []).append(sent)
+            own, live = (answered(price(model, mode=each, at=at), **kind) for each in (mode, "live"))
+            days.setdefault((own, live), []).append(sent)
         for prices, those in days.items():
             only = of if len(days) == 1 else of & day.is_in(those)
             groups.setdefault(prices, []).append(only)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "CHARGES",
     "MESSAGE",
     "MODELS",
     "MODELS_SCHEMA",
@@ -98,9 +99,9 @@ TIERS_SCHEMA = pl.Schema(
 )
 """Columns of `tiers`."""
 
-MODELS, RETIRED, TIERS, MESSAGE, BATCH = read_facts()
+MODELS, RETIRED, TIERS, MESSAGE, BATCH, CHARGES = read_facts()
 """Every model that was not retired when last checked, the retired ones, the usage tiers (all by name,
-see `model` and `tier`), and what one request to the Messages API and one batch may be."""
+see `model` and `tier`), what one request to the Messages API and one batch may be, and what costs besides tokens."""
 
 _BY_NAME = {name: found for found in MODELS.values() for name in (found.id, found.snapshot)}
 _RETIRED_BY_NAME = {name: found for found in RETIRED.values() for name in (found.id, found.snapshot)}
@@ -250,7 +251,7 @@ _tier, _model = tier, model
 
 
 def list_price(
-    model_id: str, *, mode: Mode = "live", at: datetime | None = None
+    model_id: str, *, mode: Mode = "live", at: datetime | None = None, speed: str | None = None
 ) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
     """Return the list price by part (`PARTS`), in dollars per million tokens, as genai-prices has it.
 
@@ -268,13 +269,15 @@ def list_price(
         How the request is sent.
     at : datetime, optional
         When it is sent; the default is now. Prices change by UTC day.
+    speed : str, optional
+        ``"fast"`` for fast mode, which only live requests have.
 
     Raises
     ------
     UnknownModel
         The model, or its price, is unknown.
     PlanError
-        The price for that mode at that time is unknown.
+        The price for that mode or speed at that time is unknown.
     """
     if mode not in ("live", "batch"):
         msg = f"mode must be 'live' or 'batch', not {mode!r}"
@@ -282,21 +285,24 @@ def list_price(
     moment = datetime.now(UTC) if at is None else at
     day = moment.astimezone(UTC).date() if moment.tzinfo else moment.date()
     found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id)
-    return _list_price(found.id if found else model(model_id).id, mode, day)
+    return _list_price(found.id if found else model(model_id).id, mode, day, speed)
 
 
 @lru_cache(maxsize=1024)
-def _list_price(model_id: str, mode: Mode, day: date) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
+def _list_price(
+    model_id: str, mode: Mode, day: date, speed: str | None
+) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
     moment = datetime.combine(day, time(12), UTC)
     info = _priced(model_id)
-    prices = info.get_prices(moment, {"processing": "batch"} if mode == "batch" else None)
-    if mode == "batch" and not any(
-        variant.when == {"processing": "batch"}
-        and (variant.constraint is None or variant.constraint.active(moment))
+    when = {"processing": "batch"} if mode == "batch" else {"speed": "fast"} if speed == "fast" else None
+    prices = info.get_prices(moment, when)
+    if when and not any(
+        variant.when == when and (variant.constraint is None or variant.constraint.active(moment))
         for variant in info.price_variants or ()
     ):
         # genai-prices then answers with the full price, silently.
-        msg = f"genai-prices has no batch price of {model_id} on {day}; its batch prices begin on 2026-10-14."
+        kind = f"{mode} price of {model_id} on {day}; its batch prices begin on 2026-10-14."
+        msg = f"genai-prices has no {kind if mode == 'batch' else f'price of fast mode of {model_id} on {day}.'}"
         raise PlanError(msg)
     return MappingProxyType({part: _steps(prices, model_id, part) for part in PARTS})
 

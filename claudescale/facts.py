@@ -29,6 +29,9 @@ USAGE = (
 )
 """What an answer's usage is counted as. All but the last are priced: thinking is output."""
 
+ANSWERED = ("answering_model", "inference_geo", "speed", "web_search_requests")
+"""What an answer says besides, and what it is priced by: which model answered, where, how fast, with how many searches."""
+
 
 class Rates(NamedTuple):
     """What a tier allows one group of models in a minute."""
@@ -210,6 +213,37 @@ class BatchFacts:
     checked: date
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeFacts:
+    """What costs, or does not cost, besides the tokens at their list price.
+
+    Attributes
+    ----------
+    web_search_dollars : float
+        The fee of one search; what it finds counts as input besides.
+    us_factor : float
+        What US geography multiplies the price of every token with.
+    geographies : tuple of str
+        What ``inference_geo`` may be, on models that are not in `no_inference_geo`.
+    billed_refusals : tuple of str
+        Categories of refusals that are billed although nothing was written.
+    server_tool_turns : int
+        Most turns of the model in one answer with server tools.
+    no_forced_tool : tuple of str
+        Models that cannot be made to call a tool.
+    """
+
+    web_search_dollars: float
+    us_factor: float
+    geographies: tuple[str, ...]
+    no_inference_geo: tuple[str, ...]
+    billed_refusals: tuple[str, ...]
+    server_tool_turns: int
+    no_forced_tool: tuple[str, ...]
+    source: str
+    checked: date
+
+
 _Row = TypeVar("_Row")
 
 
@@ -239,9 +273,9 @@ def _tiers_of(data: Mapping[str, Any]) -> dict[str, Tier]:
 
 
 def read_facts() -> tuple[
-    Mapping[str, Model], Mapping[str, RetiredModel], Mapping[str, Tier], MessageFacts, BatchFacts
+    Mapping[str, Model], Mapping[str, RetiredModel], Mapping[str, Tier], MessageFacts, BatchFacts, ChargeFacts
 ]:
-    """Return the models, the retired models, the tiers and the limits of `catalog.toml`.
+    """Return the models, the retired models, the tiers, the limits and the charges of `catalog.toml`.
 
     Spends: nothing.
     """
@@ -254,4 +288,5 @@ def read_facts() -> tuple[
         MappingProxyType(_tiers_of(data)),
         _row(MessageFacts, data["message"]),
         _row(BatchFacts, data["batch"]),
+        _row(ChargeFacts, data["charges"]),
     )

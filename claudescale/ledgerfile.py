@@ -44,15 +44,22 @@ LINES_AT_ONCE = 10_000
 LOOKED_UP_COST = 4  # processor time of one record looked up, in records read one after the other
 
 EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()
-_LINE = pl.Schema({**EMPTY.schema, "sent_at": pl.Int64()})  # microseconds since 1970
+_ADDED = tuple(Attempt._field_defaults)
+LINE = (*(name for name in EMPTY.columns if name not in _ADDED), *_ADDED)
+"""The columns of a line: what version 3 added stands last, so that the shorter lines before it are still read."""
+_LINE = pl.Schema({**{name: EMPTY.schema[name] for name in LINE}, "sent_at": pl.Int64()})  # microseconds since 1970
+_MISSING = [
+    pl.col(name).fill_null(value) for name, value in Attempt._field_defaults.items() if value is not None
+]
 
-_APPLICATION, _VERSION, _MAGIC = int.from_bytes(b"cldl"), 2, b"SQLite format 3\0"
+_APPLICATION, _VERSION, _MAGIC = int.from_bytes(b"cldl"), 3, b"SQLite format 3\0"
 _BATCHES = """
 CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs,
     after INTEGER NOT NULL, nonce TEXT NOT NULL, api TEXT NOT NULL, model TEXT NOT NULL,
     requests INTEGER NOT NULL, intended_at REAL NOT NULL, state TEXT NOT NULL, batch_id TEXT, created_at REAL,
     expires_at REAL, ended_at REAL, succeeded INTEGER NOT NULL, errored INTEGER NOT NULL,
     canceled INTEGER NOT NULL, expired INTEGER NOT NULL)"""
+_CSV = f"CREATE VIEW csv AS SELECT '{','.join(LINE)}' AS line UNION ALL SELECT line FROM records"
 _TABLES = f"""
 CREATE TABLE runs (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0,
     boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT,
@@ -63,8 +70,11 @@ CREATE TABLE answers (key TEXT PRIMARY KEY, record INTEGER NOT NULL REFERENCES r
 CREATE TABLE sealed (upto INTEGER NOT NULL);
 INSERT INTO sealed VALUES (0);
 CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;{_BATCHES};
-CREATE VIEW csv AS SELECT '{",".join(EMPTY.columns)}' AS line UNION ALL SELECT line FROM records;
+{_CSV};
 PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_VERSION}"""
+_FROM_2 = f"""DROP VIEW csv;
+{_CSV};
 PRAGMA user_version = {_VERSION}"""
 # A process of version 1 that has the file open goes on beside this: its statements mean the same after it.
 _FROM_1 = f"""{_BATCHES};
@@ -73,8 +83,8 @@ DROP TABLE claims;
 CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO claims SELECT * FROM kept;
 DROP TABLE kept;
-PRAGMA user_version = {_VERSION}"""
-_MAKING = {0: _TABLES, 1: _FROM_1}
+{_FROM_2}"""
+_MAKING = {0: _TABLES, 1: _FROM_1, 2: _FROM_2}
 _TAIL = "SELECT key, id FROM records WHERE final AND id > (SELECT upto FROM sealed)"
 # Sorted once: what is then merged and deleted in the order of keys meets every page once.
 _SEAL = (
@@ -92,13 +102,16 @@ def line(attempt: Attempt, run: str, *, final: bool) -> str:
     """Return an attempt as CSV with every text quoted: an empty field is null, an empty text is not."""
     key, _, mode, batch_id, model, sent_at, seconds, status, error, message = attempt[:10]
     request_id, stop_reason, reply, *tokens = attempt[10:19]
+    answering, geo, speed, searches, category = attempt[21:]
     # An array refuses here what 64 bits cannot hold, and what is no number.
-    microseconds, status_number, *tokens = array("q", (round(sent_at * 1e6), status or 0, *tokens))
+    numbers = (round(sent_at * 1e6), status or 0, searches, *tokens)
+    microseconds, status_number, searches, *tokens = array("q", numbers)
     names = map(_often, (run, mode, batch_id, model))
     result = (_often(error), _quoted(message), _quoted(request_id), _often(stop_reason), _quoted(reply))
     moment = (str(microseconds), str(seconds + 0.0), "" if status is None else str(status_number))
     ends = (str(attempt.dollars + 0.0), str(attempt.simulated), str(final))
-    text = ",".join((_quoted(key), *names, *moment, *result, *map(str, tokens), *ends))
+    said = (_often(answering), _often(geo), _often(speed), str(searches), _often(category))
+    text = ",".join((_quoted(key), *names, *moment, *result, *map(str, tokens), *ends, *said))
     if not text.isascii():
         try:
             text.encode()
@@ -116,8 +129,10 @@ _often = lru_cache(maxsize=1_000)(_quoted)
 
 def frame(lines: bytes) -> pl.DataFrame:
     """Return lines as `ATTEMPTS` and `final`."""
-    read = pl.read_csv(lines, has_header=False, schema=_LINE)
-    return read.with_columns(read.get_column("sent_at").cast(ATTEMPTS["sent_at"]))
+    read = pl.read_csv(lines, has_header=False, schema=_LINE, missing_columns="insert")
+    return read.with_columns(read.get_column("sent_at").cast(ATTEMPTS["sent_at"]), *_MISSING).select(
+        EMPTY.columns
+    )
 
 
 def opened(path: Path | None, run: str) -> tuple[sqlite3.Connection, int]:

@@ -7,7 +7,7 @@ from typing import get_type_hints
 import polars as pl
 
 from claudescale.attempts import Attempt
-from claudescale.ledgerfile import EMPTY
+from claudescale.ledgerfile import EMPTY, LINE
 
 _TYPES = get_type_hints(Attempt) | {"final": bool}
 _NEVER_NULL = [name for name, kind in _TYPES.items() if kind in {str, int, float, bool} and name != "run"]
@@ -43,9 +43,9 @@ def lines(attempts: pl.DataFrame) -> list[str]:
     if attempts.is_empty():
         return []
     frame = attempts.with_columns(_floats(attempts.get_column(name)) for name in _FLOATS)
-    nulls = frame.null_count().row(0)
+    nulls = frame.select(LINE).null_count().row(0)
     pieces: list[pl.Expr | str] = []
-    for name, missing in zip(EMPTY.columns, nulls, strict=True):
+    for name, missing in zip(LINE, nulls, strict=True):
         pieces += ["," if pieces else "", *_field(name, missing, frame.height)]
     joined = [pl.lit(piece) if isinstance(piece, str) else piece for piece in _merged(pieces)]
     return frame.select(pl.concat_str(joined).alias("line")).to_series().to_list()

@@ -12,11 +12,21 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from claudescale import bills
 from claudescale.bills import COLUMNS
 from claudescale.guards import FEW_FAILURES, Purse, Watch
 from claudescale.ledger import Attempt
 from claudescale.limits import read_headers
-from claudescale.verdicts import Answer, Verdict, stop_reason_of, text_of, usage_of, verdict
+from claudescale.verdicts import (
+    Answer,
+    Verdict,
+    answer_of,
+    is_free,
+    stop_reason_of,
+    text_of,
+    usage_of,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -286,11 +296,12 @@ class Live:
         usage = usage_of(found.reply)
         readings = read_headers(answer.headers)
         self._tell_pacer(permit, row, found, usage, readings)
-        dollars = self._price.dollars(**{name: usage[name] for name in COLUMNS.values()})
+        said = answer_of(found.reply)
+        dollars = 0.0 if is_free(found.reply) else self._dollars(usage, **said)
         self.purse.pay(worst if found.unseen else dollars)
         self._look(found, answer, readings)
         final = found.final and (found.outcome == "answered" or self.watch.answered > 0)
-        same: dict[str, Any] = {**usage, **self._describe}
+        same: dict[str, Any] = {**usage, **said, **self._describe}
         attempt = Attempt(
             key=row.key,
             mode="live",
@@ -299,7 +310,7 @@ class Live:
             seconds=seconds,
             status=answer.status,
             error=found.error,
-            message=found.message,
+            message=found.message or self._unpriced(said["answering_model"]),
             request_id=answer.headers.get("request-id"),
             stop_reason=stop_reason_of(found.reply or {}),
             reply=text_of(found.reply or {}),
@@ -308,6 +319,19 @@ class Live:
         )
         self._record(attempt, final)
         return Tried(found, seconds, readings.retry_after_seconds)
+
+    def _dollars(self, usage: dict[str, int], *, web_search_requests: int, **said: str | None) -> float:
+        """Return what an answer costs, by what it says of itself."""
+        said.pop("refusal_category")
+        price = bills.answered(self._price, **said)
+        tokens = {name: usage[name] for name in COLUMNS.values()}
+        return price.dollars(**tokens, web_search_requests=web_search_requests)
+
+    def _unpriced(self, model: str | None) -> str | None:
+        """Return what is said where a model answered whose price is not known."""
+        if model is None or bills.is_priced(self._price, model):
+            return None
+        return bills.unpriced_words(self._price.model, model)
 
     def _tell_pacer(
         self, permit: Permit, row: Row, found: Verdict, usage: dict[str, int], readings: Readings

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
+from claudescale.catalog import CHARGES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,6 +23,7 @@ CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "paus
 WORDS = {
     "max_tokens": "The reply was cut off at max_tokens, and paid for. Raise it: thinking counts in it.",
     "refusal": "The model declined to answer, and the reply is paid for.",
+    "free_refusal": "The model declined to answer before it wrote anything. Nothing was paid.",
     "model_context_window_exceeded": "Prompt and reply are longer than the model can hold. Shorten the text.",
     "pause_turn": "The model paused a long turn, which a row cannot go on with.",
     "tool_use": "The model called a tool, and a row has nobody to answer it. Leave the tools out.",
@@ -141,12 +144,13 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
         error = _error(body).type or "invalid_response"
         return Verdict(outcome="again", error=error, message="the answer is no Message", unseen=True)
     stop_reason = stop_reason_of(body)
-    cut = stop_reason if stop_reason in CUT else None
+    called = stop_reason == "tool_use" and _tool_input(body) is not None
+    cut = stop_reason if stop_reason in CUT and not called else None
     silent = None if text_of(body) else "empty_reply"
     usage = _dict(body, "usage")
     unseen = not all(_is_count(usage.get(name)) for name in ("input_tokens", "output_tokens"))
     flaw = cut or silent
-    words = WORDS.get(flaw or "")
+    words = WORDS.get("free_refusal" if is_free(body) else flaw or "")
     return Verdict(outcome="answered", error=flaw, message=words, reply=body, final=True, unseen=unseen)
 
 
@@ -211,11 +215,24 @@ def _verdict_on_row_error(body: dict[str, Any]) -> Verdict:
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
-    """Return the text blocks of a Message, joined; None where it has none."""
+    """Return the text blocks of a Message, joined, or the input of the tool it calls; None where it has neither."""
+    given = _tool_input(message)
+    if given is not None:
+        return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
+    texts = [block.get("text") for block in _blocks(message, "text")]
+    return "".join(text for text in texts if isinstance(text, str)) or None
+
+
+def _tool_input(message: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the input of the first client tool that a Message calls: a forced call is a reply as JSON."""
+    inputs = [block.get("input") for block in _blocks(message, "tool_use")]
+    return next((each for each in inputs if isinstance(each, dict)), None)
+
+
+def _blocks(message: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
     content = message.get("content")
     blocks = content if isinstance(content, list) else []
-    texts = [block.get("text") for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
-    return "".join(text for text in texts if isinstance(text, str)) or None
+    return [block for block in blocks if isinstance(block, dict) and block.get("type") == kind]
 
 
 def stop_reason_of(message: Mapping[str, Any]) -> str | None:
@@ -237,6 +254,32 @@ def usage_of(message: Mapping[str, Any] | None) -> dict[str, int]:
         "output_tokens": _count(usage, "output_tokens"),
         "thinking_tokens": _count(_dict(usage, "output_tokens_details"), "thinking_tokens"),
     }
+
+
+def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a Message says of itself that its price depends on, and why the model declined."""
+    body = message or {}
+    usage = _dict(body, "usage")
+    return {
+        "answering_model": _text(body, "model"),
+        "inference_geo": _text(usage, "inference_geo"),
+        "speed": _text(usage, "speed"),
+        "web_search_requests": _count(_dict(usage, "server_tool_use"), "web_search_requests"),
+        "refusal_category": _text(_dict(body, "stop_details"), "category"),
+    }
+
+
+def is_free(message: Mapping[str, Any] | None) -> bool:
+    """Whether an answer is not billed though tokens stand in it: a refusal before any output, of most kinds."""
+    body = message or {}
+    if stop_reason_of(body) != "refusal" or _dict(body, "usage").get("output_tokens") != 0:
+        return False
+    return _text(_dict(body, "stop_details"), "category") not in CHARGES.billed_refusals
+
+
+def _text(parent: Mapping[str, Any], name: str) -> str | None:
+    found = parent.get(name)
+    return found if isinstance(found, str) else None
 
 
 def _dict(parent: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
         "input_tokens": 11, "cache_write_5m_input_tokens": 100, "cache_write_1h_input_tokens": 600,
         "cache_read_input_tokens": 50, "output_tokens": 9, "thinking_tokens": 4,
         "dollars": pytest.approx(dollars), "simulated": True, "final": True,
+        "answering_model": "claude-haiku-5-5", "inference_geo": None, "speed": None, "web_search_requests": 0,
+        "refusal_category": None,
     }  # fmt: skip
 
 
