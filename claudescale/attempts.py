@@ -10,8 +10,9 @@ import polars as pl
 class Attempt(NamedTuple):
     """One answer or failure of the API; `sent_at` in API unix seconds.
 
-    `model` is the one that was asked. `answering_model`, `inference_geo`, `speed` and `web_search_requests` are what
-    the answer says of itself, and what `dollars` is reckoned by; `refusal_category` is why the model declined.
+    `model` is the one that was asked. `answering_model`, `inference_geo`, `speed` and `web_search_requests`
+    are what the answer says of itself, and what `dollars` comes from. `refusal_category` is why the model
+    declined, where it says so.
     """
 
     key: str

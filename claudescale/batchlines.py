@@ -48,10 +48,10 @@ def _other_than(words: Iterable[str]) -> str:
 
 
 # Polars' patterns take any text in one pass, without looking ahead or back.
-_PLACED = ("content", "stop_reason", "usage", "cache_creation", "output_tokens_details", "type", "text", "model")
-_PLACED += ("inference_geo", "speed", "web_search_requests")
+_PLACED = ("content", "stop_reason", "usage", "cache_creation", "output_tokens_details", "type", "text")
+_SAYS = ("model", "inference_geo", "speed", "web_search_requests")
 _COUNTED = ("input", "cache_creation_input", "cache_read_input", "ephemeral_1h_input", "output", "thinking")
-_NAME = f'"{_other_than({*_PLACED, *(f"{name}_tokens" for name in _COUNTED)})}"'
+_NAME = f'"{_other_than({*_PLACED, *_SAYS, *(f"{name}_tokens" for name in _COUNTED)})}"'
 _HEX = "[0-9A-Fa-f]"
 _PAIR = rf"[Dd][89ABab]{_HEX}{{2}}\\u[Dd][C-Fc-f]{_HEX}{{2}}"  # of surrogates; one half alone is no text
 _ESCAPE = rf'\\(?:["\\/bfnrt]|u(?:[0-9A-CE-Fa-ce-f]{_HEX}{{3}}|[Dd][0-7]{_HEX}{{2}}|{_PAIR}))'
@@ -71,13 +71,15 @@ _MODEL = '"model":"[A-Za-z0-9._:/@-]+"'
 _TOKENS = {name: f'"{name}_tokens":(?:{_COUNT}|null)' for name in (*_COUNTED, "ephemeral_5m_input")}
 _CREATION = f"{_TOKENS['ephemeral_5m_input']},{_TOKENS['ephemeral_1h_input']}"
 _GEO, _SPEED = (f'"{name}":(?:null|"[a-z_-]+")' for name in ("inference_geo", "speed"))
+_NO_SEARCH = r'"server_tool_use":\{"web_(?:search|fetch)_requests":0(?:,"web_(?:search|fetch)_requests":0)?\}'
+_USED = f"(?:{_FREE}|{_NO_SEARCH})"
 _USAGE = (
     rf'"usage":\{{{_TOKENS["input"]}'
     f"(?:,{_TOKENS['cache_creation_input']})?(?:,{_TOKENS['cache_read_input']})?"
     rf'(?:,"cache_creation":(?:null|\{{{_CREATION}\}}))?,{_TOKENS["output"]}'
-    rf'(?:,"output_tokens_details":(?:null|\{{{_TOKENS["thinking"]}\}}))?(?:,{_FREE})*'
-    rf"(?:,(?:{_GEO}|{_SPEED})(?:,{_FREE})*|,{_GEO}(?:,{_FREE})*,{_SPEED}(?:,{_FREE})*"
-    rf"|,{_SPEED}(?:,{_FREE})*,{_GEO}(?:,{_FREE})*)?\}}"
+    rf'(?:,"output_tokens_details":(?:null|\{{{_TOKENS["thinking"]}\}}))?(?:,{_USED})*'
+    rf"(?:,(?:{_GEO}|{_SPEED})(?:,{_USED})*|,{_GEO}(?:,{_USED})*,{_SPEED}(?:,{_USED})*"
+    rf"|,{_SPEED}(?:,{_USED})*,{_GEO}(?:,{_USED})*)?\}}"
 )
 _MESSAGE = (
     rf"\{{(?:{_TYPED},)*(?:{_MODEL},(?:{_TYPED},)*)?{_CONTENT}"
@@ -135,14 +137,18 @@ def attempts(
     cost = pl.when("free").then(0.0).otherwise(bills.answers_dollars(price, read))
     same = {"run": run, "mode": "batch", "batch_id": batch_id, "model": model, "seconds": seconds}
     moment = pl.lit(round(sent_at * 1e6), pl.Int64)
-    return read.with_columns(message.alias("message")).select(
-        *_READ,
-        dollars=cost,
-        sent_at=moment.cast(ATTEMPTS["sent_at"]),
-        status=pl.lit(None, pl.Int64),
-        simulated=pl.lit(simulated),
-        **{name: pl.lit(value, ATTEMPTS[name]) for name, value in same.items()},
-    ).select(*ATTEMPTS, "final")
+    return (
+        read.with_columns(message.alias("message"))
+        .select(
+            *_READ,
+            dollars=cost,
+            sent_at=moment.cast(ATTEMPTS["sent_at"]),
+            status=pl.lit(None, pl.Int64),
+            simulated=pl.lit(simulated),
+            **{name: pl.lit(value, ATTEMPTS[name]) for name, value in same.items()},
+        )
+        .select(*ATTEMPTS, "final")
+    )
 
 
 def proves(block: bytes, nonce: str) -> bool | None:

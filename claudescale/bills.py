@@ -6,6 +6,7 @@ request depends on the length of its prompt, so summed tokens would be priced wr
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
@@ -20,6 +21,8 @@ from claudescale.facts import ANSWERED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from claudescale.parameters import Charges
 
 _TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
 
@@ -174,17 +177,42 @@ def answered(
 @lru_cache(maxsize=1024)
 def _answered(asked: Price, day: date, model: str, inference_geo: str | None, speed: str | None) -> Price:
     found = asked
-    if not catalog.same_model(model, [asked.model]) or speed == "fast":
-        try:
-            found = _price(model, asked.mode, day, speed)
-        except PlanError:  # it is paid for all the same: never the end of a run
-            pass
+    with suppress(PlanError):  # it is paid for all the same: never the end of a run
+        found = asked if catalog.same_model(model, [asked.model]) else _price(model, asked.mode, day)
+    if speed == "fast":
+        with suppress(PlanError):
+            found = _price(found.model, asked.mode, day, speed)
     if inference_geo != "us" or catalog.same_model(found.model, catalog.CHARGES.no_inference_geo):
         return found
     factor = catalog.CHARGES.us_factor
     parts = [{part: getattr(step, part) * factor for part in COLUMNS} for step in found.steps]
     steps = [replace(step, **part) for step, part in zip(found.steps, parts, strict=True)]
     return replace(found, steps=tuple(steps))
+
+
+def worst_geography(asked: str | None) -> str:
+    """Return where a request may be answered at worst: a workspace can set US geography by itself.
+
+    Spends: nothing.
+    """
+    return "global" if asked == "global" else "us"
+
+
+def most_with_tools(price: Price, facts: catalog.Model, max_tokens: int, charges: Charges) -> float | None:
+    """Return the most a row can cost whose tools the API runs, whatever its text; None without such tools.
+
+    Each turn of the model reads all that came before it, as far as it can hold, and may write `max_tokens`.
+
+    Spends: nothing.
+    """
+    if charges.turns <= 1:
+        return None
+    written = "cache_write_1h_input_tokens" if charges.caches else "cache_write_5m_input_tokens"
+    return price.dollars(
+        output_tokens=charges.turns * max_tokens,
+        web_search_requests=charges.searches or 0,
+        **{written: charges.turns * facts.context_tokens},
+    )
 
 
 def is_priced(asked: Price, answering_model: str | None) -> bool:

@@ -64,6 +64,10 @@ class Measured:
         How often, for each call, the limits stopped all calls at once, and for how long each time.
     refusal_rate : float
         The part of the replies in which the model refuses.
+    web_search_requests : float
+        Web searches of a call; one is assumed where there is such a tool and nothing is known.
+    inference_geo : str or None
+        Where the calls were answered.
     burst_seconds : float
         So many seconds' worth of a limit may be taken at once, as the headers of answers tell.
     calls : int
@@ -92,6 +96,8 @@ class Measured:
     stop_rate: float = 0.0
     stop_seconds: float = 0.0
     refusal_rate: float = 0.0
+    web_search_requests: float = 0.0
+    inference_geo: str | None = None
     burst_seconds: float = 1.0
     calls: int = 0
     counted: int = 0
@@ -211,7 +217,12 @@ def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False)
     if facts.thinks_by_default and facts.thinking_off is None:
         output += 300
     tokens = float(min(output, max_tokens))
-    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80, cached_tokens=cached)
+    return Measured(
+        output_tokens=tokens,
+        seconds=1.0 + tokens / 80,
+        cached_tokens=cached,
+        web_search_requests=float(prompt.charges.searches != 0),
+    )
 
 
 def caches(prompt: Prompt, facts: Model) -> bool:
@@ -246,6 +257,14 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         estimated_deviation=pl.col("estimated_tokens").std().fill_null(0.0),
         cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
         refusal_rate=_share(pl.col("error") == "refusal") if "error" in paid.columns else pl.lit(0.0),
+        **{
+            name: each
+            for name, each in {
+                "web_search_requests": pl.col("web_search_requests").mean(),
+                "inference_geo": pl.col("inference_geo").drop_nulls().first(),
+            }.items()
+            if name in paid.columns
+        },
     ).row(0, named=True)
     return Measured(
         input_ratio=ratio,
@@ -289,7 +308,7 @@ def _failures(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float,
         pl.col("mode") == "live", pl.col("status").ne_missing(HTTPStatus.TOO_MANY_REQUESTS)
     )
     rows = tries.group_by("key").agg(
-        failed=(pl.col("dollars") == 0).sum(),
+        failed=((pl.col("dollars") == 0) & pl.col("error").ne_missing("refusal")).sum(),
         seconds=(pl.col("sent_at").last() - pl.col("sent_at").first()).dt.total_milliseconds() / 1_000,
     )
     failed = int(rows["failed"].sum())

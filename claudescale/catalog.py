@@ -101,7 +101,8 @@ TIERS_SCHEMA = pl.Schema(
 
 MODELS, RETIRED, TIERS, MESSAGE, BATCH, CHARGES = read_facts()
 """Every model that was not retired when last checked, the retired ones, the usage tiers (all by name,
-see `model` and `tier`), what one request to the Messages API and one batch may be, and what costs besides tokens."""
+see `model` and `tier`), what one request to the Messages API and one batch may be, and what costs
+besides tokens."""
 
 _BY_NAME = {name: found for found in MODELS.values() for name in (found.id, found.snapshot)}
 _RETIRED_BY_NAME = {name: found for found in RETIRED.values() for name in (found.id, found.snapshot)}
@@ -301,8 +302,8 @@ def _list_price(
         for variant in info.price_variants or ()
     ):
         # genai-prices then answers with the full price, silently.
-        kind = f"{mode} price of {model_id} on {day}; its batch prices begin on 2026-10-14."
-        msg = f"genai-prices has no {kind if mode == 'batch' else f'price of fast mode of {model_id} on {day}.'}"
+        begin = "; its batch prices begin on 2026-10-14" if mode == "batch" else ""
+        msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {model_id} on {day}{begin}."
         raise PlanError(msg)
     return MappingProxyType({part: _steps(prices, model_id, part) for part in PARTS})
 

@@ -117,10 +117,11 @@ class Remote:
             concurrency=plan.concurrency,
             head=plan.compiled.head,
             tail=plan.compiled.tail,
+            charges=plan.compiled.charges,
             connect=connect,
         )
         self._around = len(plan.compiled.head.encode()), len(plan.compiled.tail.encode())
-        self._worst_dollars = engines.worst_dollars(plan)
+        self._worst_dollars = engines.worst_dollars(plan, plan.compiled.charges)
         self._primes = plan.cache and requests > 1
         self.pacer = View(plan.limits, output_tokens)
         self.purse = Purse(plan.budget, dollars_elsewhere)

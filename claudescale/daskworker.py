@@ -25,6 +25,7 @@ from claudescale.guards import Purse, Watch
 from claudescale.leases import Borrower, LeasedLive
 from claudescale.ledger import Attempt, Ledger
 from claudescale.live import Live, Row
+from claudescale.parameters import NO_CHARGES, Charges
 from claudescale.wire import Wire
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Terms:
         Where workers keep their ledgers; all of them and the driver see it.
     head, tail : str
         What stands before and after each row's text in a request.
+    charges : claudescale.parameters.Charges
+        What a request may cost besides its tokens.
     budget : float or None
         Of one part.
     connect : callable, optional
@@ -74,6 +77,7 @@ class Terms:
     concurrency: int | None
     head: str
     tail: str
+    charges: Charges = NO_CHARGES
     budget: float | None = None
     connect: Callable[[], AsyncAnthropic] | None = None
 
@@ -251,6 +255,7 @@ class Session:
             ledger=self._ledger,
             record=record,
             dollars_elsewhere=lambda: 0.0,
+            charges=self._terms.charges,
             warm=False,
             pacer=self._pacer,
             make=LeasedLive,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from claudescale.batchfile import Batch
     from claudescale.facts import Model
     from claudescale.ledger import Attempt, Ledger
+    from claudescale.parameters import Charges
     from claudescale.plans import Plan
     from claudescale.verdicts import Answer
     from claudescale.wire import Api
@@ -66,6 +67,7 @@ def live_engine(
         ledger=ledger,
         record=record,
         dollars_elsewhere=dollars_elsewhere,
+        charges=plan.compiled.charges,
         warm=plan.cache and requests > 1,
         pacer=pacer or _pacer(plan, api),
     )
@@ -79,6 +81,7 @@ def sender(
     ledger: Ledger,
     record: Callable[[Attempt, bool], None],
     dollars_elsewhere: Callable[[], float],
+    charges: Charges,
     warm: bool,
     pacer: Pacer,
     make: type[Live] = Live,
@@ -91,19 +94,23 @@ def sender(
         record=record,
         price=bills.price(calls.facts.id, mode="live"),
         describe=_describe(calls, api, ledger),
-        worst_dollars=worst_dollars(calls),
+        worst_dollars=worst_dollars(calls, charges),
         budget_dollars=calls.budget,
         elsewhere_dollars=dollars_elsewhere,
         warm=warm,
     )
 
 
-def worst_dollars(calls: Calls) -> Callable[[Row], float]:
+def worst_dollars(calls: Calls, charges: Charges) -> Callable[[Row], float]:
     """Return what tells the most one answer to a row can cost."""
-    price = bills.price(calls.facts.id, mode="live")
-    written = _written(calls, "5m")
+    geography = bills.worst_geography(charges.inference_geo)
+    price = bills.price(calls.facts.id, mode="live", inference_geo=geography)
+    written = _written(calls, charges, "5m")
+    most = bills.most_with_tools(price, calls.facts, calls.max_tokens, charges)
 
     def worst(row: Row) -> float:
+        if most is not None:
+            return most
         # No token is shorter than a byte.
         tokens = len(row.body) + _OVERHEAD_TOKENS
         return price.dollars(output_tokens=calls.max_tokens, **{written: tokens})
@@ -134,9 +141,12 @@ def batch_engine(
 ) -> Batches:
     """Return what sends the rows of a plan by batches."""
     price = bills.price(plan.facts.id, mode="batch")
+    charges = plan.compiled.charges
+    dearest = bills.answered(price, inference_geo=bills.worst_geography(charges.inference_geo))
+    most = bills.most_with_tools(dearest, plan.facts, plan.max_tokens, charges)
     calls = plan.limits.batch_requests_per_minute or _BATCH_REQUESTS_PER_MINUTE
     paid = dict.fromkeys(bills.COLUMNS.values(), pl.lit(0.0)) | {
-        _written(plan, "1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
+        _written(plan, charges, "1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
         "output_tokens": pl.lit(float(plan.max_tokens)),
     }
     return Batches(
@@ -144,7 +154,9 @@ def batch_engine(
         ledger=ledger,
         clock=api.clock,
         texts=work.texts,
-        requests=work.requests.with_columns(worst_dollars=bills.dollars(price, **paid)),
+        requests=work.requests.with_columns(
+            worst_dollars=bills.dollars(dearest, **paid) if most is None else pl.lit(most)
+        ),
         record=record,
         unanswered=unanswered,
         price=price,
@@ -203,8 +215,10 @@ async def delete_batches(client: AsyncAnthropic, batches: Iterable[Batch]) -> li
         await wire.close()
 
 
-def _written(plan: Calls, kept: str) -> str:
+def _written(plan: Calls, charges: Charges, kept: str) -> str:
     """Return what the prompt is paid as at worst."""
+    if charges.caches:
+        return "cache_write_1h_input_tokens"
     return f"cache_write_{kept}_input_tokens" if plan.cache else "input_tokens"
 
 

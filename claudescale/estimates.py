@@ -107,7 +107,9 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
     tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.output_of(estimated).clip(0.0, float(max_tokens))
-    live, batch = bills.price(facts.id, mode="live"), bills.price(facts.id, mode="batch")
+    geography = prompt.charges.inference_geo or expected.inference_geo
+    live = bills.price(facts.id, mode="live", inference_geo=geography)
+    batch = bills.price(facts.id, mode="batch", inference_geo=geography)
     nothing, times = pl.lit(0.0), pl.col("requests")
     sums = (
         sent.lazy()
@@ -126,6 +128,9 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
         .row(0, named=True)
     )
     rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
+    fee = expected.web_search_requests * catalog.CHARGES.web_search_dollars
+    sums |= {name: sums[name] + fee * requests for name in ("live", "batch", "silent")}
+    sums["plain"] += fee * int(sent["rows"].sum())
     mean = sums["estimated"] / requests if requests else 0.0
     given = max(requests, 1), mean
     input_more, output_more = expected.input_more(*given), expected.output_more(*given)

@@ -30,7 +30,7 @@ USAGE = (
 """What an answer's usage is counted as. All but the last are priced: thinking is output."""
 
 ANSWERED = ("answering_model", "inference_geo", "speed", "web_search_requests")
-"""What an answer says besides, and what it is priced by: which model answered, where, how fast, with how many searches."""
+"""What an answer says of itself besides, which decides its price."""
 
 
 class Rates(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import display, estimates
+from claudescale import bills, catalog, display, estimates
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
 
 if TYPE_CHECKING:
@@ -63,6 +63,31 @@ def check_numbers(given: Plan) -> None:
             "(minutes). Without a deadline use mode='batch'."
         )
         raise PlanError(msg)
+
+
+def check_charges(plan: Plan) -> None:
+    """Raise what is wrong with a budget where the API runs tools: its worst case has to be known and fit."""
+    charges = plan.compiled.charges
+    if plan.budget is None:
+        return
+    if charges.searches is None:
+        msg = (
+            "a budget needs to know the most searches of a row: give the web_search tool a 'max_uses', "
+            "such as 'max_uses': 3."
+        )
+        raise PlanError(msg)
+    geography = bills.worst_geography(charges.inference_geo)
+    mode: catalog.Mode = "live" if plan.mode == "live" else "batch"
+    price = bills.price(plan.facts.id, mode=mode, inference_geo=geography)
+    most = bills.most_with_tools(price, plan.facts, plan.max_tokens, charges)
+    if most is not None and most > plan.budget:
+        msg = (
+            f"With these tools one row can cost up to {display.dollars(most)} ({charges.turns} turns of the "
+            f"model, each with up to {plan.facts.context_tokens:,} input tokens), and the budget is "
+            f"{display.dollars(plan.budget)}. No row could be sent. Use a larger budget, a smaller "
+            "'max_uses' with 'allowed_callers': ['direct'], or no budget."
+        )
+        raise ImpossibleBudget(msg)
 
 
 def _number(value: object) -> bool:

@@ -46,8 +46,10 @@ LOOKED_UP_COST = 4  # processor time of one record looked up, in records read on
 EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()
 _ADDED = tuple(Attempt._field_defaults)
 LINE = (*(name for name in EMPTY.columns if name not in _ADDED), *_ADDED)
-"""The columns of a line: what version 3 added stands last, so that the shorter lines before it are still read."""
-_LINE = pl.Schema({**{name: EMPTY.schema[name] for name in LINE}, "sent_at": pl.Int64()})  # microseconds since 1970
+"""The columns of a line. What version 3 added stands last, so that shorter lines are still read."""
+_LINE = pl.Schema(
+    {**{name: EMPTY.schema[name] for name in LINE}, "sent_at": pl.Int64()}
+)  # microseconds since 1970
 _MISSING = [
     pl.col(name).fill_null(value) for name, value in Attempt._field_defaults.items() if value is not None
 ]

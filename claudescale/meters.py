@@ -107,8 +107,16 @@ class Meter(Tally):
                 self._latencies[math.floor(math.log(max(ended, _SHORTEST_SECONDS)) / _STEP)] += 1
                 rows = self._repeats.get(attempt.key, 1) if attempt.error is None else 1
                 assert self._price is not None
-                plain = self._price.dollars(
-                    input_tokens=attempt.prompt_tokens, output_tokens=attempt.output_tokens
+                price = bills.answered(
+                    self._price,
+                    answering_model=attempt.answering_model,
+                    inference_geo=attempt.inference_geo,
+                    speed=attempt.speed,
+                )
+                plain = price.dollars(
+                    input_tokens=attempt.prompt_tokens,
+                    output_tokens=attempt.output_tokens,
+                    web_search_requests=attempt.web_search_requests,
                 )
                 self.plain_dollars += plain * rows
 

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import calls, catalog, choosing, comparing, estimates, feasibility, learning, measuring
+from claudescale import (
+    calls,
+    catalog,
+    choosing,
+    comparing,
+    estimates,
+    feasibility,
+    learning,
+    measuring,
+    parameters,
+)
 from claudescale.awaiting import awaited
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
@@ -83,6 +93,8 @@ class Plan:
         object.__setattr__(self, "facts", facts)
         object.__setattr__(self, "limits", Limits.of(self.tier, facts.id, self.learned))
         object.__setattr__(self, "compiled", self._compile(facts))
+        parameters.check_mode(self.params, self.mode)
+        feasibility.check_charges(self)
         self.limits.shared(self.share)
 
     def _compile(self, facts: catalog.Model) -> Prompt:
@@ -371,7 +383,8 @@ def plan(
     cache : bool
         Cache the system prompt, warmed by one call.
     params : dict, optional
-        Further fields of the API.
+        Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
+        the reply, as JSON.
     deadline : float or timedelta, optional
         Minutes the run may take.
     budget : float, optional

@@ -14,7 +14,7 @@ import polars as pl
 
 from claudescale.catalog import MESSAGE
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.parameters import Cache, as_json, constant
+from claudescale.parameters import Cache, Charges, as_json, constant
 from claudescale.replies import Returns, compile_returns
 from claudescale.templates import content_of, named_columns
 
@@ -59,6 +59,8 @@ class Prompt:
         Characters of every request besides the row's text: system prompt, schema, tools.
     notes : tuple of str
         What is worth knowing and no error.
+    charges : claudescale.parameters.Charges
+        What a request may cost besides its tokens.
     columns : tuple of str or None
         The columns a template names; None of an expression, which may look at many rows at once and so
         cannot be rendered a slice at a time.
@@ -70,6 +72,7 @@ class Prompt:
     returns: Returns | None
     shared_characters: int
     notes: tuple[str, ...]
+    charges: Charges
     columns: tuple[str, ...] | None
     _length: pl.Expr = field(repr=False)
     _key_head: str = field(repr=False)
@@ -297,6 +300,7 @@ def compile_prompt(
         content=content,
         returns=typed,
         shared_characters=shared.shared_characters,
+        charges=shared.charges,
         notes=(*shared.notes, *_system_notes(system, schema)),
         columns=None if isinstance(prompt, pl.Expr) else named_columns(prompt, schema),
         _length=length,

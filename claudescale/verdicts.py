@@ -215,7 +215,7 @@ def _verdict_on_row_error(body: dict[str, Any]) -> Verdict:
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
-    """Return the text blocks of a Message, joined, or the input of the tool it calls; None where it has neither."""
+    """Return the text of a Message, or the input of the tool it calls as JSON; None where it has neither."""
     given = _tool_input(message)
     if given is not None:
         return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
@@ -265,16 +265,20 @@ def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
         "inference_geo": _text(usage, "inference_geo"),
         "speed": _text(usage, "speed"),
         "web_search_requests": _count(_dict(usage, "server_tool_use"), "web_search_requests"),
-        "refusal_category": _text(_dict(body, "stop_details"), "category"),
+        "refusal_category": _refusal_category(body) if stop_reason_of(body) == "refusal" else None,
     }
 
 
 def is_free(message: Mapping[str, Any] | None) -> bool:
-    """Whether an answer is not billed though tokens stand in it: a refusal before any output, of most kinds."""
+    """Whether an answer is not billed though it has tokens: most refusals before any output."""
     body = message or {}
     if stop_reason_of(body) != "refusal" or _dict(body, "usage").get("output_tokens") != 0:
         return False
-    return _text(_dict(body, "stop_details"), "category") not in CHARGES.billed_refusals
+    return _refusal_category(body) not in CHARGES.billed_refusals
+
+
+def _refusal_category(body: Mapping[str, Any]) -> str | None:
+    return _text(_dict(body, "stop_details"), "category")
 
 
 def _text(parent: Mapping[str, Any], name: str) -> str | None:

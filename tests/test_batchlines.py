@@ -290,6 +290,10 @@ def plainly(line):
         each for each in reply.get("content", []) if isinstance(each, dict) and each.get("type") == "text"
     ]
     text = "".join(each["text"] for each in blocks if isinstance(each.get("text"), str))
+    dicts = [each for each in reply.get("content", []) if isinstance(each, dict)]
+    calls = [each for each in dicts if each.get("type") == "tool_use"]
+    if calls:
+        text = json.dumps(calls[0]["input"], separators=(",", ":"))
     usage = counts(reply.get("usage"))
     dollars = PRICE.dollars(**dict(zip(USAGE[:-1], usage, strict=False)))
     return storable(custom_id[:-13]), storable(text) or None, usage, pytest.approx(dollars, rel=1e-12)
@@ -345,16 +349,24 @@ USUAL = [
     succeeded('quotes "a",\nnewline, \\ backslash, é \N{GRINNING FACE}\0'),
     succeeded('"input_tokens":5,"text":"x"'),
     succeeded("5", stop_reason="max_tokens"),
-    succeeded(
-        "a", stop_details={"type": "refusal", "category": "bio"}, container=None, stop_reason="refusal"
-    ),
+    succeeded("a", stop_details={"type": "refusal", "category": "bio"}, container=None),
     succeeded("a", brand_new=[], more={"one": 1.5, "two": "b", "type": "c"}, text_tokens=-3),
     succeeded(
         "a", content=[OTHER_BLOCKS[0], OTHER_BLOCKS[1], {"type": "text", "text": "b", "citations": None}]
     ),
     succeeded("a", content=[OTHER_BLOCKS[0]]),
     succeeded("a", usage={"input_tokens": 10**14, "output_tokens": 0}),
-    succeeded("a", usage={**message()["usage"], "brand_new": {"web_search_requests": 1}, "speed": None}),
+    succeeded("a", usage={**message()["usage"], "brand_new": {"brand_new_requests": 1}, "speed": None}),
+    succeeded("a", usage={**message()["usage"], "speed": "standard", "inference_geo": "us"}),
+    succeeded("a", usage={**message()["usage"], "inference_geo": "global", "later": 1, "speed": "fast"}),
+    succeeded(
+        "a",
+        usage={
+            **message()["usage"],
+            "server_tool_use": {"web_search_requests": 0, "web_fetch_requests": 0},
+            "inference_geo": "global",
+        },
+    ),
     {"type": "expired"},
     {"type": "canceled"},
 ]
@@ -378,7 +390,16 @@ def test_the_quick_way_differs_in_nothing(line):
         assert quick in (None, slow)
 
 
-NAMES = [*batchlines._PLACED, *batchlines._TOKENS, "stop_sequence", "id", "input", "output_tokens_detail", ""]
+NAMES = [
+    *batchlines._PLACED,
+    *batchlines._SAYS,
+    *batchlines._TOKENS,
+    "stop_sequence",
+    "id",
+    "input",
+    "output_tokens_detail",
+    "",
+]
 NAMES = st.sampled_from([*NAMES, *(f"{name}_tokens" for name in batchlines._TOKENS)]) | st.text(max_size=3)
 NEW = st.sampled_from(["more", "stop_sequence", "id", "output_tokens_detail", "text_", "types", "inputs"])
 SCALARS = (
