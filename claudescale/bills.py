@@ -57,7 +57,7 @@ UNCACHED = (
 )
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
-_FEES = pl.col("web_search_requests") * catalog.CHARGES.web_search_dollars
+_SEARCH = "web_search"
 _UNSAID = {name: pl.lit(Attempt._field_defaults[name], ATTEMPTS[name]) for name in ANSWERED}
 
 
@@ -81,11 +81,13 @@ class Price:
     """The list price of one model in one mode.
 
     `steps` rise by `PriceStep.above_tokens`; the last one that a prompt exceeds prices its whole request.
+    `search` is the fee of one web search, where it is known.
     """
 
     model: str
     mode: catalog.Mode
     steps: tuple[PriceStep, ...]
+    search: float | None
     day: date = field(compare=False)
 
     def dollars(
@@ -112,7 +114,7 @@ class Price:
             + cache_write_1h_input_tokens * step.cache_write_1h
             + cache_read_input_tokens * step.cache_read
             + output_tokens * step.output
-            + web_search_requests * catalog.CHARGES.web_search_dollars
+            + web_search_requests * (self.search or 0.0)
         )
 
 
@@ -251,7 +253,8 @@ def _price(model_id: str, mode: catalog.Mode, day: date, speed: str | None = Non
         )
         for threshold in thresholds
     ]
-    return Price(model=model_id, mode=mode, steps=tuple(steps), day=day)
+    search = catalog.search_dollars(model_id, day)
+    return Price(model=model_id, mode=mode, steps=tuple(steps), search=search, day=day)
 
 
 def dollars(
@@ -345,24 +348,26 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
         reply_tokens=pl.col("output_tokens") - pl.col("thinking_tokens"),
         wasted=_waste_kind(attempts).is_not_null(),
     )
-    tokens, paid, lost = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0.0), dict.fromkeys(columns, 0.0)
+    tokens = dict.fromkeys(columns, 0)
+    paid, lost = (dict.fromkeys((*columns, _SEARCH), 0.0) for _ in range(2))
     for frame, own, _ in _by_price(billed):
         priced = frame.lazy().select(
             "wasted",
             *(pl.col(column) for _, column in columns.values()),
             **{part: pl.col(column) * _rate(own, of, PROMPT) for part, (of, column) in columns.items()},
+            **{_SEARCH: _fees(own)},
         )
         for sums in priced.group_by("wasted").sum().collect().iter_rows(named=True):
             for part, (_, column) in columns.items():
                 tokens[part] += sums[column]
+            for part in paid:
                 paid[part] += sums[part]
                 lost[part] += sums[part] if sums["wasted"] else 0.0
-    searched, in_vain = billed.select(_FEES.sum(), _FEES.filter("wasted").sum().alias("wasted")).row(0)
     whole = float(billed["dollars"].sum())
-    rest = whole - sum(paid.values()) - searched
+    rest = whole - sum(paid.values())
     rows = [(part, tokens[part], paid[part], lost[part]) for part in columns]
-    if searched:
-        rows.append(("web_search", 0, searched, in_vain))
+    if paid[_SEARCH]:
+        rows.append((_SEARCH, 0, paid[_SEARCH], lost[_SEARCH]))
     if abs(rest) > _ROUNDING_DOLLARS * billed.height:
         rows.append(("price changed since", 0, rest, 0.0))
     per_dollar = 1 / whole if whole else 0.0
@@ -443,7 +448,7 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
     sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
     for frame, own, live in _by_price(billed):
         plain = PROMPT * _rate(live, "input", PROMPT)
-        plain += pl.col("output_tokens") * _rate(live, "output", PROMPT) + _FEES
+        plain += pl.col("output_tokens") * _rate(live, "output", PROMPT) + _fees(live)
         priced = frame.lazy().select(
             own=_row_dollars(own),
             live=_row_dollars(live),
@@ -475,7 +480,11 @@ def _billed(attempts: pl.DataFrame, *columns: str, **derived: pl.Expr) -> pl.Dat
 
 
 def _row_dollars(price: Price) -> pl.Expr:
-    return dollars(price, **{column: pl.col(column) for column in COLUMNS.values()}) + _FEES
+    return dollars(price, **{column: pl.col(column) for column in COLUMNS.values()}) + _fees(price)
+
+
+def _fees(price: Price) -> pl.Expr:
+    return pl.col("web_search_requests") * (price.search or 0.0)
 
 
 def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:

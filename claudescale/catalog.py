@@ -10,6 +10,7 @@ import itertools
 from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,6 @@ from claudescale.facts import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from decimal import Decimal
-
     from genai_prices.types import ModelInfo, ModelPrice
 
 __all__ = [
@@ -58,6 +57,7 @@ __all__ = [
     "model",
     "models",
     "same_model",
+    "search_dollars",
     "tier",
     "tier_rates",
     "tiers",
@@ -306,6 +306,18 @@ def _list_price(
         msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {model_id} on {day}{begin}."
         raise PlanError(msg)
     return MappingProxyType({part: _steps(prices, model_id, part) for part in PARTS})
+
+
+@lru_cache(maxsize=1024)
+def search_dollars(model_id: str, day: date) -> float | None:
+    """Return what a web search costs with a model, live or in a batch, as genai-prices has it.
+
+    Spends: nothing.
+    """
+    found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id)
+    prices = _priced(found.id if found else model_id).get_prices(datetime.combine(day, time(12), UTC), None)
+    thousand = prices.web_searches_kcount
+    return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
 
 
 def _priced(model_id: str) -> ModelInfo:

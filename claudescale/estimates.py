@@ -128,7 +128,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
         .row(0, named=True)
     )
     rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
-    fee = expected.web_search_requests * catalog.CHARGES.web_search_dollars
+    fee = expected.web_search_requests * (live.search or 0.0)
     sums |= {name: sums[name] + fee * requests for name in ("live", "batch", "silent")}
     sums["plain"] += fee * int(sent["rows"].sum())
     mean = sums["estimated"] / requests if requests else 0.0

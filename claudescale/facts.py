@@ -219,8 +219,6 @@ class ChargeFacts:
 
     Attributes
     ----------
-    web_search_dollars : float
-        The fee of one search; what it finds counts as input besides.
     us_factor : float
         What US geography multiplies the price of every token with.
     geographies : tuple of str
@@ -233,7 +231,6 @@ class ChargeFacts:
         Models that cannot be made to call a tool.
     """
 
-    web_search_dollars: float
     us_factor: float
     geographies: tuple[str, ...]
     no_inference_geo: tuple[str, ...]

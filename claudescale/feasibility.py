@@ -68,6 +68,9 @@ def check_numbers(given: Plan) -> None:
 def check_charges(plan: Plan) -> None:
     """Raise what is wrong with a budget where the API runs tools: its worst case has to be known and fit."""
     charges = plan.compiled.charges
+    if charges.searches != 0 and bills.price(plan.facts.id).search is None:
+        msg = f"What a web search costs with {plan.facts.id} is not known. Leave the web_search tool out."
+        raise PlanError(msg)
     if plan.budget is None:
         return
     if charges.searches is None:

@@ -385,7 +385,7 @@ def _server_charges(
     )
     calls = _sum(uses) if direct else None
     turns = CHARGES.server_tool_turns if calls is None else min(calls + 1, CHARGES.server_tool_turns)
-    fee = f"A web search costs {CHARGES.web_search_dollars * 100:.0f} cent. " if searches else ""
+    fee = "Each web search has a fee, and one a row is assumed. " if searches else ""
     note = f"{fee}What web tools find is paid for as input. A pilot shows how much that is."
     return Charges(searches=_sum(searches), turns=turns), (note,)
 

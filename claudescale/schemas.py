@@ -7,9 +7,19 @@ Polars types and pydantic models take one way: pydantic's own JSON schema, its r
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import is_dataclass
 from functools import lru_cache
-from types import UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args
+from types import MappingProxyType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NoReturn,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import polars as pl
 
@@ -39,6 +49,7 @@ _SCALARS: dict[str, pl.DataType] = {
     "string": pl.String(),
 }
 _TEMPORAL: dict[str, pl.DataType] = {"date": pl.Date(), "time": pl.Time(), "duration": pl.Duration("us")}
+_WITH_FIELDS = frozenset({"model-fields", "dataclass-args", "typed-dict"})
 _BINARY = frozenset({"binary", "base64", "base64url"})
 _DTYPE = "x-claudescale-dtype"
 _DECIMAL_SCALE = 10
@@ -171,6 +182,8 @@ def of_model(model: type[BaseModel]) -> Typed:
     except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
         msg = f"returns=: {path} has no JSON schema: {error.message}"
         raise BadReturns(msg) from error
+    _check_fields(model.__pydantic_core_schema__, path)
+    _check_annotation(model, path, set())
     tree = _resolved(named, named.get("$defs", {}), ())
     if tree.get("type") != "object" or not tree.get("properties"):
         refuse(path, "has no named fields, so there would be no columns. Give it a field.")
@@ -178,9 +191,86 @@ def of_model(model: type[BaseModel]) -> Typed:
     return _wire(wire), pl.Schema(columns), model.model_validate_json
 
 
+def _check_fields(core: Any, path: str, config: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Refuse fields whose value cannot come out of a reply, by pydantic's schema, in models inside too."""
+    if isinstance(core, list | tuple):
+        for each in core:
+            _check_fields(each, path, config)
+    if not isinstance(core, dict):
+        return
+    config = core.get("config") or config
+    path = f"the model {core['cls'].__name__}" if core.get("type") in {"model", "dataclass"} else path
+    for computed in core.get("computed_fields", ()):
+        what = "is computed, so it is no column. Take it off, and compute it from the results."
+        refuse(f"{path}.{computed['property_name']}", what)
+    fields = core.get("fields", ()) if core.get("type") in _WITH_FIELDS else ()
+    named = fields.items() if isinstance(fields, dict) else [(each["name"], each) for each in fields]
+    for name, each in named:
+        _check_field(each, f"{path}.{name}", config)
+    for key, each in core.items():
+        if key not in {"metadata", "serialization", "config", "cls", "computed_fields"}:
+            _check_fields(each, path, config)
+
+
+def _check_field(field: Json, path: str, config: Mapping[str, Any]) -> None:
+    alias = field.get("validation_alias")
+    # A list of lists has several ways to the value, a plain list is one way; the reply knows only names.
+    ways = alias if isinstance(alias, list) and isinstance(alias[0], list) else []
+    if isinstance(alias, list) and not any(len(way) == 1 for way in ways):
+        refuse(path, "is read from inside another field (AliasPath). Make that field a nested model instead.")
+    if alias is not None and config.get("validate_by_alias") is False:
+        refuse(path, "has an alias, which validate_by_alias=False does not read. Leave the alias out.")
+    if field.get("init") is False:
+        refuse(path, "has init=False, so it is never read from a reply. Take it off.")
+
+
+def _check_annotation(hint: Any, path: str, seen: set[Any]) -> None:
+    """Refuse types whose value is not what a column would show, in models inside too."""
+    origin: Any = get_origin(hint) or hint
+    marks = getattr(hint, "__metadata__", ())
+    for each in (*marks, origin):
+        what = _unreadable(each)
+        if what:
+            refuse(path, what)
+    for each in get_args(hint):
+        _check_annotation(each, path, seen)
+    if not isinstance(origin, type) or origin in seen:
+        return
+    seen.add(origin)
+    for name, each in _hints(origin):
+        _check_annotation(each, f"the model {origin.__name__}.{name}", seen)
+
+
+def _hints(kind: Any) -> list[tuple[str, Any]]:
+    """Return the fields of a model, a dataclass or a TypedDict, each with its annotation."""
+    fields = getattr(kind, "model_fields", None)
+    if isinstance(fields, dict):
+        return [(name, each) for name, of in fields.items() for each in (of.annotation, *of.metadata)]
+    if is_dataclass(kind) or hasattr(kind, "__total__"):
+        return [*get_type_hints(kind, include_extras=True).items()]
+    return []
+
+
+def _unreadable(kind: Any) -> str | None:
+    """Return what is wrong with a type, or a mark on one, whose value no column can show."""
+    from pydantic import ImportString, Json, types  # noqa: PLC0415
+
+    if isinstance(kind, type) and issubclass(kind, types._SecretBase):  # noqa: SLF001 - of all secrets
+        return f"is a {kind.__name__}, which hides its value: the column would hold stars. Use str."
+    if kind is ImportString or isinstance(kind, ImportString):
+        return "is an ImportString: a reply must not choose what is imported. Use str."
+    if kind is Json or isinstance(kind, Json):
+        return "is JSON inside a text. Give the type itself, without Json."
+    if kind in (re.Pattern, complex):
+        return f"is a {kind.__name__}, which no column holds. Use str."
+    return None
+
+
 @lru_cache(maxsize=1)
-def _generator() -> type[GenerateJsonSchema]:
+def _generator() -> type[GenerateJsonSchema]:  # noqa: C901  # a class of small methods
+    from pydantic.errors import PydanticInvalidForJsonSchema  # noqa: PLC0415
     from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
+    from pydantic_core import PydanticOmit  # noqa: PLC0415
 
     class Generator(GenerateJsonSchema):
         """Pydantic's JSON schema, with a mark where it does not tell the Polars type."""
@@ -207,6 +297,27 @@ def _generator() -> type[GenerateJsonSchema]:
 
         def bytes_schema(self, schema: Any) -> Json:  # noqa: ARG002
             return {"type": "string", "format": "binary"}
+
+        def model_field_schema(self, schema: Any) -> Json:
+            return self._kept(super().model_field_schema, schema)
+
+        def dataclass_field_schema(self, schema: Any) -> Json:
+            return self._kept(super().dataclass_field_schema, schema)
+
+        def typed_dict_field_schema(self, schema: Any) -> Json:
+            return self._kept(super().typed_dict_field_schema, schema)
+
+        def _kept(self, of_field: Callable[[Any], Json], schema: Any) -> Json:
+            """Return a field's schema; one that is left out (SkipJsonSchema) would never be answered."""
+            try:
+                return of_field(schema)
+            except PydanticOmit as error:
+                if schema["schema"]["type"] == "default":
+                    raise
+                words = (
+                    "a field without a default is left out of it (SkipJsonSchema), so no reply could have it"
+                )
+                raise PydanticInvalidForJsonSchema(words) from error
 
     return Generator
 

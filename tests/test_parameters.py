@@ -98,7 +98,6 @@ def test_a_prefix_too_short_to_cache_is_noted():
         ("claude-haiku-5-5", {"params": {"top_k": 1}}, "no sampling parameters"),
         ("claude-haiku-5-5", {"params": {"stream": True}}, "Leave it out"),
         ("claude-opus-5-5", {"params": {"speed": "fast"}}, "not priced here"),
-        ("claude-haiku-5-5", {"params": {"inference_geo": "us"}}, "not priced here"),
         ("claude-haiku-5-5", {"thinking": True}, "It takes {'type': 'adaptive'}"),
         ("claude-haiku-4-5", {"thinking": {"type": "enabled"}}, "needs budget_tokens"),
         ("claude-haiku-4-5", {"thinking": {"type": "enabled", "budget_tokens": 10}}, "from 1,024"),

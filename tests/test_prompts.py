@@ -145,6 +145,7 @@ def test_bodies_do_not_depend_on_the_order_of_params():
                 "metadata": {"user_id": "u"},
                 "service_tier": "standard_only",
                 "tools": [{"name": "look", "input_schema": {"type": "object", "properties": {}}}],
+                "tool_choice": {"type": "none"},
             }
         },
     ],
@@ -251,7 +252,9 @@ def test_shared_characters_count_what_every_request_repeats():
     """System prompt, tools and schema are shared; the row's text is not."""
     frame = pl.DataFrame({"text": ["four"]})
     tools = [{"name": "look", "input_schema": {"type": "object"}}]
-    bare = compiled("{text}", frame, system="Briefly.", params={"tools": tools})
+    bare = compiled(
+        "{text}", frame, system="Briefly.", params={"tools": tools, "tool_choice": {"type": "none"}}
+    )
     lengths, shared = bare.characters(frame)
     assert lengths.to_list() == [4]
     assert shared == len("Briefly.") + len(json.dumps(tools, separators=(",", ":")))
