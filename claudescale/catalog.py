@@ -32,6 +32,7 @@ from claudescale.facts import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
     from genai_prices.types import ModelInfo, ModelPrice
 
 __all__ = [

@@ -255,11 +255,13 @@ def _unreadable(kind: Any) -> str | None:
     """Return what is wrong with a type, or a mark on one, whose value no column can show."""
     from pydantic import ImportString, Json, types  # noqa: PLC0415
 
-    if isinstance(kind, type) and issubclass(kind, types._SecretBase):  # noqa: SLF001 - of all secrets
+    secret: Any = types._SecretBase  # noqa: SLF001 - of all secrets
+    json_mark: Any = Json
+    if isinstance(kind, type) and issubclass(kind, secret):
         return f"is a {kind.__name__}, which hides its value: the column would hold stars. Use str."
     if kind is ImportString or isinstance(kind, ImportString):
         return "is an ImportString: a reply must not choose what is imported. Use str."
-    if kind is Json or isinstance(kind, Json):
+    if kind is json_mark or isinstance(kind, json_mark):
         return "is JSON inside a text. Give the type itself, without Json."
     if kind in (re.Pattern, complex):
         return f"is a {kind.__name__}, which no column holds. Use str."

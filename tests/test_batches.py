@@ -412,7 +412,7 @@ def test_a_spend_limit(tmp_path, cap):
 def test_a_mistake_in_every_request_is_told_at_once(api):
     """What the API would refuse in each row is found before a batch is made, not hours later."""
     with pytest.raises(cs.RunStopped):
-        ended(the_plan(5, params={"tool_choice": {"type": "nonsense"}}), api)
+        ended(the_plan(5, params={"output_config": {"format": {"type": "nonsense"}}}), api)
     assert api.stats["batches_created"] == 0
 
 
