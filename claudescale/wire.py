@@ -343,7 +343,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         # What it came from alone, not what was handled meanwhile: that may be the user's own trouble.
-        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        elif type(cause).__module__.startswith("httpcore2"):  # it leaves its cause as its context
+            cause = cause.__cause__ or cause.__context__
+        else:
+            cause = cause.__cause__
 
 
 def _unsendable(error: BaseException) -> str:
@@ -391,7 +396,8 @@ def _reason(error: BaseException, host: str) -> str:
             host = f"{cause.host}:{cause.port}"
         if isinstance(cause, aiohttp.ClientProxyConnectionError):
             host = f"the proxy {host}"
-    return next(filter(None, (_words(cause, host) for cause in reversed(causes))), "")
+    found = next(filter(None, (_words(cause, host) for cause in reversed(causes))), "")
+    return found or type(causes[-1]).__name__  # not its own words: they may be anything
 
 
 def _words(cause: BaseException, host: str) -> str:
@@ -477,7 +483,10 @@ def _signs_bodies(client: AsyncAnthropic) -> bool:
     """Whether a client's class looks at requests before they go, as AWS's does: it needs the body whole."""
     import anthropic  # noqa: PLC0415 - slow to import
 
-    return type(client)._prepare_request is not anthropic.AsyncAnthropic._prepare_request  # noqa: SLF001
+    hook = type(client)._prepare_request  # noqa: SLF001 - the SDK's hook for a class of one's own
+    # Google Cloud's only adds a header.
+    known = (anthropic.AsyncAnthropic, anthropic.AsyncAnthropicGoogleCloud)
+    return all(hook is not kind._prepare_request for kind in known)  # noqa: SLF001
 
 
 def _time_out(client: AsyncAnthropic) -> tuple[float | None, float]:
