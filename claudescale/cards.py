@@ -33,6 +33,7 @@ _ADVICE = {
     "api_error": "The API has failed for minutes. Try again later.",
     "rate_limit_error": "The API refuses to be asked again. See the limits in the Console.",
     "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
+    "unsendable_error": "Requests cannot be sent as they are. Change the client.",
     "canceled": "Somebody canceled a batch. Nothing of it was sent again.",
     "batch_not_found": "The API does not show a batch. Use the key that sent it, or see the advice below.",
     "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",

@@ -67,6 +67,11 @@ def background() -> Background:
         return _opened[0]
 
 
+def is_background(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop is the background one, on which no client was used before."""
+    return any(loop is opened.loop for opened in _opened)
+
+
 def _turned(loop: asyncio.AbstractEventLoop) -> bool:
     """Turn the loop; False where an interrupt threw it out, which ends a task and not the loop.
 

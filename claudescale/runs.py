@@ -84,7 +84,7 @@ class Run(Handle):
         on: Any = None,
     ) -> None:
         client = connect() if client is None else client
-        check_client(client)
+        check_client(client, plan.mode)
         given = DEFAULT_LEDGER if ledger is ... else ledger
         self.plan = plan
         self.path = None if given is None else Path(given).expanduser().absolute()

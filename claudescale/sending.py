@@ -16,7 +16,7 @@ import polars as pl
 from claudescale import engines, feasibility, gathering, loops
 from claudescale.batchfile import OPEN
 from claudescale.clock import Clock
-from claudescale.errors import LedgerError
+from claudescale.errors import LedgerError, PlanError
 from claudescale.ledger import Ledger
 from claudescale.meters import Meter
 from claudescale.supply import Supply
@@ -140,7 +140,11 @@ class Sending:
         """
         state = "failed"
         self._loop = asyncio.get_running_loop()
-        self._wire = Wire(self._client, self._plan.max_tokens)
+        try:
+            self._wire = Wire(self._client, self._plan.max_tokens)
+        except PlanError:
+            self.state = "failed"
+            raise
         try:
             self.ledger = await loops.in_thread(Ledger, self._path)
             await gathering.collect(self.ledger, lambda: bool(self.asked))

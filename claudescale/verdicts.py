@@ -56,11 +56,12 @@ _BALANCE_WORDS = "credit balance is too low"
 _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
+    "unsendable_error": "Nothing could be sent, so nothing is paid",
 }
 """Failures that another try or another row would meet again."""
 _SILENCE = {
     True: "no answer came; the API may have done, and billed, what it was asked",
-    False: "no connection was made, so nothing was asked and nothing billed",
+    False: "no connection was made, so nothing was sent and nothing is paid",
 }
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
@@ -77,6 +78,8 @@ class Answer(NamedTuple):
         None where no answer came: `failure` then says what did, in the words of an error type.
     sent : bool
         False where the request surely never reached the API.
+    reason : str
+        Why no answer came, in words, as far as that is known; never a key.
     """
 
     status: int | None
@@ -84,6 +87,7 @@ class Answer(NamedTuple):
     content: bytes
     failure: str | None = None
     sent: bool = True
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +136,11 @@ def verdict(answer: Answer) -> Verdict:
 
 
 def _verdict_on_silence(answer: Answer) -> Verdict:
+    because = f": {answer.reason}" if answer.reason else ""
     unsendable = _UNSENDABLE.get(answer.failure or "")
     if unsendable is not None:
-        return Verdict(outcome="stop", error=answer.failure, message=unsendable)
-    words = _SILENCE[answer.sent]
+        return Verdict(outcome="stop", error=answer.failure, message=f"{unsendable}{because}")
+    words = f"{_SILENCE[answer.sent]}{because}"
     return Verdict(outcome="overloaded", error=answer.failure, message=words, unseen=answer.sent)
 
 

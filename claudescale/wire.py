@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
+import inspect
 import json
+import math
+import os
+import socket
+import ssl
+import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from claudescale import loops
 from claudescale.clock import Clock
+from claudescale.errors import PlanError
 from claudescale.verdicts import Answer, read_object
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterator
 
     import httpx2
     from anthropic import AsyncAnthropic
@@ -41,6 +51,8 @@ _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
 _SIMULATOR_HEADER = "claudescale-simulator"
 _SHORTEST_SECRET = 12
+_PROXY_407 = "the proxy wants a user name and password (407): HTTPS_PROXY=http://user:password@host:port"
+_homes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the loop a user's transport is on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,26 +81,34 @@ class Wire:
     Parameters
     ----------
     client : AsyncAnthropic
-        Whose key, address, headers and middleware are used. Its own transport is not: a client works on
-        one loop only.
+        Whose key, address, headers, hooks, time-out and middleware are used. A transport of the SDK's is
+        made anew, as one works on one loop only; an ``http_client`` of the user's is used as it is.
     max_tokens : int
         Longest reply; very long ones get more than the SDK's ten minutes.
     timeout_seconds : float, optional
         API seconds after which a call is given up, instead of that.
+
+    Raises
+    ------
+    PlanError
+        The user's ``http_client`` is closed, or belongs to another event loop.
     """
 
     def __init__(
         self, client: AsyncAnthropic, max_tokens: int = 1024, *, timeout_seconds: float | None = None
     ) -> None:
-        import anthropic  # noqa: PLC0415 - slow to import
-
         loopback = client.base_url.host in LOOPBACK
-        self._client = client.copy(
-            http_client=anthropic.DefaultAioHttpClient(trust_env=not loopback), max_retries=0
-        )
+        own = own_transport(client)
+        if own is not None:
+            _settle(own)
+        self._made = transport(here=loopback) if own is None else None
+        self._client = _copied(client, own or self._made)
+        self._signs_bodies = _signs_bodies(client)
         self._loopback = loopback
         self._simulated = False
-        self._timeout_seconds = timeout_seconds or max(600.0, max_tokens * 3600 / 128_000)
+        given, self._connect_seconds = _time_out(client)
+        self._given_seconds = given
+        self._timeout_seconds = timeout_seconds or given or max(600.0, max_tokens * 3600 / 128_000)
         self._traced = _is_traced(client)
         self._secrets = _secrets(client)
 
@@ -99,13 +119,16 @@ class Wire:
         """
         url = self._client.base_url
         port = f":{url.port}" if url.port else ""
-        name = f"{url.host}{port}{url.path.rstrip('/')}"
+        host = url.host or type(self._client).__name__  # Google Cloud's is known at the first call
+        name = f"{host}{port}{url.path.rstrip('/')}"
         about = await self._about() if self._loopback else {}
         if about.get("simulator") != "claudescale":
             return Api(name=name, simulated=False, clock=Clock())
         self._simulated = True
         clock = Clock(float(about["speed"]), float(about["now"]))
         self._timeout_seconds = max(clock.real(self._timeout_seconds), _SHORTEST_TIMEOUT_SECONDS)
+        if self._given_seconds is not None:
+            self._given_seconds = max(clock.real(self._given_seconds), _SHORTEST_TIMEOUT_SECONDS)
         return Api(name=f"simulator seed={about.get('seed')}", simulated=True, clock=clock)
 
     async def _about(self) -> dict[str, Any]:
@@ -184,7 +207,7 @@ class Wire:
                 if answer.status == httpx2.codes.OK:
                     await _take_lines(opened[0], take)
         except (TimeoutError, httpx2.RequestError) as error:
-            return _failed(error)
+            return _failed(error, self._client.base_url.host)
         finally:
             for response in opened:
                 await response.aclose()
@@ -198,13 +221,23 @@ class Wire:
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
         try:
-            async with asyncio.timeout(seconds + _CONNECT_SECONDS):
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds + self._connect_seconds):
                 response = await request()
         except anthropic.APIStatusError as error:
             response = error.response
-        # The last one: the words of an error break off, which the SDK reads by itself.
-        except (anthropic.AnthropicError, TimeoutError, TypeError, httpx2.RequestError) as error:
-            return _failed(error)
+        # RequestError: the words of an error break off, which the SDK reads by itself.
+        # ValueError, InvalidURL: a header or an address that cannot be sent.
+        except (
+            anthropic.AnthropicError,
+            TimeoutError,
+            TypeError,
+            ValueError,
+            httpx2.RequestError,
+            httpx2.InvalidURL,
+        ) as error:
+            return _failed(error, self._client.base_url.host)
+        if response.status_code == httpx2.codes.PROXY_AUTHENTICATION_REQUIRED:
+            return Answer(None, {}, b"", "connection_error", sent=False, reason=_PROXY_407)
         # A plain dict, read once: the response's own takes 5 µs for each name that is looked up.
         headers = {
             name.decode("ascii", "replace").lower(): value.decode("latin-1")
@@ -225,8 +258,11 @@ class Wire:
 
         headers = {"content-type": "application/json"} if body else {}
         headers |= {} if length is None else {"content-length": str(length)}
-        timeout = httpx2.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS)
+        seconds = CALL_SECONDS if length is not None else self._given_seconds or CALL_SECONDS
+        timeout = _time_outs(seconds, self._connect_seconds)
         options: Any = {"headers": headers, "timeout": timeout}
+        if self._signs_bodies and not isinstance(body, bytes):
+            body = b"".join([part async for part in body])
         content: Any = {"content": _Unshown(body) if isinstance(body, bytes) else body} if body else {}
         ask: Any = getattr(self._client, method)
         response: httpx2.Response = await ask(path, cast_to=httpx2.Response, options=options, **content)
@@ -244,7 +280,7 @@ class Wire:
         """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
-        timeout = httpx2.Timeout(self._timeout_seconds, connect=_CONNECT_SECONDS)
+        timeout = _time_outs(self._timeout_seconds, self._connect_seconds)
         if not self._traced:
             headers = {"content-type": "application/json"}
             return await self._client.post(
@@ -263,8 +299,9 @@ class Wire:
         return response
 
     async def close(self) -> None:
-        """Close the copy's connections; the client it was made from is untouched."""
-        await self._client.close()
+        """Close the connections that were made here; the client stays as it is, and what it signs in with."""
+        if self._made is not None:
+            await self._made.aclose()
 
 
 async def _take_lines(response: httpx2.Response, take: Callable[[bytes], Awaitable[None]]) -> None:
@@ -284,31 +321,196 @@ async def _take_lines(response: httpx2.Response, take: Callable[[bytes], Awaitab
         await take(last)
 
 
-def _failed(error: Exception) -> Answer:
-    """Return the answer that stands for none."""
+def _failed(error: Exception, host: str) -> Answer:
+    """Return the answer that stands for none, with the innermost reason in words."""
     import anthropic  # noqa: PLC0415 - slow to import
     import httpx2  # noqa: PLC0415 - comes with anthropic
 
+    if flaw := _unsendable(error):
+        return Answer(None, {}, b"", "unsendable_error", sent=False, reason=flaw)
+    sent, reason = _was_sent(error), _reason(error, host)
     if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
-        return Answer(None, {}, b"", "timeout_error", sent=_was_sent(error))
+        return Answer(None, {}, b"", "timeout_error", sent=sent, reason=reason)
     if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
-        return Answer(None, {}, b"", "connection_error", sent=_was_sent(error))
+        return Answer(None, {}, b"", "connection_error", sent=sent, reason=reason)
     # The SDK finds no key, or none it can use: an AnthropicError, or a TypeError.
     return Answer(None, {}, b"", "authentication_error", sent=False)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it came from, the innermost last."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        # What it came from alone, not what was handled meanwhile: that may be the user's own trouble.
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        elif type(cause).__module__.startswith("httpcore2"):  # it leaves its cause as its context
+            cause = cause.__cause__ or cause.__context__
+        else:
+            cause = cause.__cause__
+
+
+def _unsendable(error: BaseException) -> str:
+    """Return why no try can send it, in words that show no key; nothing where one might."""
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    for cause in _chain(error):
+        if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
+            return "base_url is no address that begins with https:// or http://"
+        # The words of these may show the header, and so the key.
+        if isinstance(cause, UnicodeError) or (
+            isinstance(cause, ValueError | httpx2.LocalProtocolError) and "header" in str(cause).lower()
+        ):
+            return (
+                "a header has a character that cannot be sent, such as a newline: look at the key, the "
+                "credentials and default_headers"
+            )
+    return ""
 
 
 def _was_sent(error: BaseException) -> bool:
     """Whether a request may have reached the API: not if no connection was made for it."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
+    import httpcore2  # noqa: PLC0415 - comes with httpx2
     import httpx2  # noqa: PLC0415 - comes with anthropic
 
-    unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, aiohttp.ClientConnectorError)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, unsent):
-            return False
-        cause = cause.__cause__
-    return True
+    # aiohttp's transport calls a lost connection ConnectError as well; httpx2's own does not.
+    unsent = (
+        httpx2.ConnectTimeout,
+        httpx2.PoolTimeout,
+        httpx2.ProxyError,
+        httpcore2.ConnectError,
+        aiohttp.ClientConnectorError,
+    )
+    return not any(isinstance(cause, unsent) for cause in _chain(error))
+
+
+def _reason(error: BaseException, host: str) -> str:
+    """Return the innermost cause in words; nothing of a key, a password or a text is in them."""
+    import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
+
+    causes = list(_chain(error))
+    for cause in causes:
+        if isinstance(cause, aiohttp.ClientConnectorError):  # it may be a proxy that was called
+            host = f"{cause.host}:{cause.port}"
+        if isinstance(cause, aiohttp.ClientProxyConnectionError):
+            host = f"the proxy {host}"
+    found = next(filter(None, (_words(cause, host) for cause in reversed(causes))), "")
+    return found or type(causes[-1]).__name__  # not its own words: they may be anything
+
+
+def _words(cause: BaseException, host: str) -> str:
+    """Return what one cause means; nothing where it means nothing by itself."""
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    words = ""
+    if isinstance(cause, httpx2.ProxyError):
+        words = _PROXY_407 if "407" in str(cause) else "the proxy does not connect"
+    elif isinstance(cause, ssl.SSLCertVerificationError):
+        why = f"the certificate of {host} is not trusted ({cause.verify_message})"
+        words = f"{why}: set SSL_CERT_FILE to a file of the certificates to trust"
+    elif isinstance(cause, ssl.SSLError):
+        kind = (cause.reason or "TLS").lower().replace("_", " ")
+        words = f"{host} does not speak TLS ({kind}): is it http:// instead of https://?"
+    elif isinstance(cause, socket.gaierror):
+        words = f"the name of {host} cannot be looked up"
+    elif isinstance(cause, httpx2.ConnectTimeout):
+        words = f"{host} does not take the connection in time"
+    elif isinstance(cause, OSError) and cause.errno is not None:
+        words = f"{host}: {os.strerror(cause.errno).lower()}"
+    return words
+
+
+def transport(*, here: bool = False) -> httpx2.AsyncClient:
+    """Return the SDK's aiohttp transport; `here` uses no proxy, so that nothing leaves this machine."""
+    import anthropic  # noqa: PLC0415 - slow to import
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    # Without the environment's proxies, but with its certificates.
+    options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
+    made: Any = anthropic.DefaultAioHttpClient(**options)
+    made.claudescale = True  # not the user's own: a run may make itself another
+    return cast("httpx2.AsyncClient", made)
+
+
+def own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
+    """Return the ``http_client`` that the user gave a client; None where it has the SDK's, or ours."""
+    from anthropic._base_client import AsyncHttpxClientWrapper  # noqa: PLC0415 - the SDK's own kind
+
+    http: httpx2.AsyncClient = client._client  # noqa: SLF001 - there is no public name
+    return None if isinstance(http, AsyncHttpxClientWrapper) or hasattr(http, "claudescale") else http
+
+
+def _settle(http: httpx2.AsyncClient) -> None:
+    """Take the user's transport to this loop; PlanError where it is closed or works on another."""
+    here, home = asyncio.get_running_loop(), _homes.get(http)
+    fresh = "Give the client one of its own for runs: AsyncAnthropic(http_client=...)."
+    if http.is_closed:
+        msg = f"The client's http_client is closed. {fresh}"
+        raise PlanError(msg)
+    used = http._state.name != "UNOPENED"  # noqa: SLF001 - there is no public name
+    elsewhere = loops.is_background(here) if home is None else home() is not here
+    if used and elsewhere:
+        msg = f"The client's http_client has been used on another event loop, and works on one only. {fresh}"
+        raise PlanError(msg)
+    _homes[http] = weakref.ref(here)
+
+
+def _copied(client: AsyncAnthropic, http: httpx2.AsyncClient | None) -> AsyncAnthropic:
+    """Return the client with another transport and no retries; all else of it is kept.
+
+    A class of the user's may have an `__init__` of its own, which the SDK's `copy` would call.
+    """
+    assert http is not None
+    kind = type(client)
+    if kind.__module__.partition(".")[0] == "anthropic":
+        copied = client.copy(http_client=http, max_retries=0)
+        copied._strict_response_validation = client._strict_response_validation  # noqa: SLF001
+        return copied
+    copied = copy.copy(client)
+    kept = vars(copied)
+    for name in list(kept):
+        theirs = getattr(kind, name, None)
+        if isinstance(theirs, functools.cached_property) or inspect.isfunction(theirs):
+            del kept[name]  # it knows the original, and would send over its transport
+    copied._client, copied.max_retries = http, 0  # noqa: SLF001
+    copied._middleware_chain = copied._build_middleware_chain()  # noqa: SLF001 - the one there knows it too
+    return copied
+
+
+def _signs_bodies(client: AsyncAnthropic) -> bool:
+    """Whether a client's class looks at requests before they go, as AWS's does: it needs the body whole."""
+    import anthropic  # noqa: PLC0415 - slow to import
+
+    hook = type(client)._prepare_request  # noqa: SLF001 - the SDK's hook for a class of one's own
+    # Google Cloud's only adds a header.
+    known = (anthropic.AsyncAnthropic, anthropic.AsyncAnthropicGoogleCloud)
+    return all(hook is not kind._prepare_request for kind in known)  # noqa: SLF001
+
+
+def _time_out(client: AsyncAnthropic) -> tuple[float | None, float]:
+    """Return the seconds after which the user wants a call given up, and those for a connection.
+
+    None where nothing was said; infinite where it is never to be given up.
+    """
+    import anthropic  # noqa: PLC0415 - slow to import
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    given = client.timeout
+    if given == anthropic.DEFAULT_TIMEOUT:
+        return None, _CONNECT_SECONDS
+    if isinstance(given, httpx2.Timeout):
+        connect = _CONNECT_SECONDS if given.connect is None else given.connect
+        return math.inf if given.read is None else given.read, connect
+    return (math.inf, _CONNECT_SECONDS) if given is None else (float(given), min(given, _CONNECT_SECONDS))
+
+
+def _time_outs(seconds: float, connect_seconds: float) -> httpx2.Timeout:
+    """Return the time-outs of one call."""
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    return httpx2.Timeout(None if math.isinf(seconds) else seconds, connect=connect_seconds)
 
 
 def _secrets(client: AsyncAnthropic) -> list[bytes]:

@@ -28,7 +28,7 @@ def test_with_a_key_it_is_live(monkeypatch, capsys, name):
     assert client.base_url.host == "api.anthropic.com"
     assert line.startswith("LIVE: calls to api.anthropic.com are paid for.")
     assert "secret" not in line
-    assert client.max_retries == 0
+    assert client.max_retries == anthropic.DEFAULT_MAX_RETRIES
     asyncio.run(client.close())
 
 

@@ -241,10 +241,7 @@ def closed_port():
 
 def client_of(url, **options):
     """Return a client of any address on this machine."""
-    transport = anthropic.DefaultAioHttpClient(trust_env=False)
-    return anthropic.AsyncAnthropic(
-        **{"api_key": SECRET, "base_url": url, "http_client": transport, **options}
-    )
+    return anthropic.AsyncAnthropic(**{"api_key": SECRET, "base_url": url, **options})
 
 
 def test_nobody_there():

@@ -148,7 +148,7 @@ class Simulator:
         await asyncio.gather(*left, return_exceptions=True)
 
     def client(self, **options: Any) -> AsyncAnthropic:
-        """Return a client of this simulator that does not retry.
+        """Return a client of this simulator; a run works on a copy of it that does not retry.
 
         Spends: nothing.
 
@@ -161,10 +161,10 @@ class Simulator:
 
         if "http_client" not in options:
             # No proxy from the environment: nothing of a simulation leaves this machine.
-            options["http_client"] = anthropic.DefaultAioHttpClient(trust_env=False)
-        return anthropic.AsyncAnthropic(
-            **{"base_url": self.url, "api_key": "simulated", "max_retries": 0, **options}
-        )
+            http: Any = anthropic.DefaultAioHttpClient(trust_env=False)
+            http.claudescale = True  # so that a run makes itself one of its own
+            options["http_client"] = http
+        return anthropic.AsyncAnthropic(**{"base_url": self.url, "api_key": "simulated", **options})
 
     @property
     def stats(self) -> dict[str, Any]:
