@@ -498,7 +498,7 @@ def _tools(body: Mapping[str, Any], call: Call) -> Iterator[str]:
 
 
 def _tool(where: str, tool: dict[str, Any], call: Call) -> Iterator[str]:
-    kind, name = tool.get("type") or "custom", tool.get("name")
+    kind, name, most = tool.get("type") or "custom", tool.get("name"), tool.get("max_uses")
     if kind != "custom":
         yield from _tag(where, kind, ["custom", *TOOLS], call)
         wanted = TOOLS.get(kind) if isinstance(kind, str) else None
@@ -506,7 +506,7 @@ def _tool(where: str, tool: dict[str, Any], call: Call) -> Iterator[str]:
             yield f"{where}.{kind}.name: Input should be {wanted!r}"
         if "input_schema" in tool:
             yield f"{where}.{kind}.input_schema: Extra inputs are not permitted"
-        if not isinstance(tool.get("max_uses", 1), (int, type(None))) or (tool.get("max_uses") or 1) < 1:
+        if most is not None and (not isinstance(most, int) or most < 1):
             yield f"{where}.{kind}.max_uses: Input should be greater than 0"
     elif not isinstance(name, str):
         yield f"{where}.custom.name: Field required"
