@@ -269,7 +269,7 @@ def test_models_of_one_group_share_their_limits_and_others_do_not():
         ({"nonsense": 1}, 400, "nonsense: Extra inputs"),
         ({"messages": []}, 400, "at least one message"),
         ({"messages": [{"role": "user", "content": ""}]}, 400, "non-empty content"),
-        ({"messages": [{"role": "narrator", "content": "x"}]}, 400, "Input should be 'user' or 'assistant'"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, 400, "Input should be 'user', 'assistant' or 'system'"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, 'must use the "user" role'),
         (
             {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{"}]},
@@ -801,18 +801,20 @@ def test_overload_above_a_number_in_flight():
     ("kind", "stop_reason", "types"),
     [
         ("refusal", "refusal", []),
+        ("refusal_midway", "refusal", ["text"]),
         ("empty_content", "end_turn", []),
         ("thinking_only", "max_tokens", ["thinking"]),
         ("cut", "max_tokens", ["text"]),
     ],
 )
 def test_replies_can_be_spoiled(kind, stop_reason, types):
-    """Status 200, billed, and not what one wanted."""
+    """Status 200, billed (but for most refusals), and not what one wanted."""
     at = desk(faults={kind: 1.0})
     status, _, message = answered(at, request(thinking={"type": "disabled"}))
     assert (status, message["stop_reason"]) == (200, stop_reason)
     assert [block["type"] for block in message["content"]] == types
-    assert at.account.figures()["billed_rows"] == 1
+    figures = at.account.figures()
+    assert figures["billed_rows"] + figures["free_refusals"] == 1
 
 
 def test_an_unknown_fault_names_the_nearest():
@@ -1021,7 +1023,8 @@ def test_spoiled_replies_pass_strict_mode_too():
             async with strict(made) as client:
                 return await client.messages.create(**request())
 
-    assert asyncio.run(run("refusal")).stop_details.category == "general_harms"
+    refused = asyncio.run(run("refusal")).stop_details
+    assert refused.category in {"general_harms", "cyber", "bio", "frontier_llm"}
     assert asyncio.run(run("thinking_only")).content[0].type == "thinking"
 
 

@@ -426,7 +426,7 @@ def test_a_batch_over_the_spend_cap_is_refused():
     desk, batches = made(faults={"spend_cap": 0.0})
     answer = batches.submit(NOW, batch_of(2), VERSION)
     assert answer.status == 429
-    assert json.loads(answer.body)["error"]["details"]["error_code"] == "enforced_spend_limit_reached"
+    assert json.loads(answer.body)["error"]["message"].startswith("You have reached your API usage limits")
     assert desk.account.figures()["batches_created"] == 0
 
 

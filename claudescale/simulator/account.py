@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from claudescale.simulator.tokens import Shares
 
 PER_MILLION = 1_000_000
+WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
+US_FACTOR = 1.1  # of every token
+FAST_FACTOR = 2.0
 
 
 class Peak:
@@ -45,6 +48,8 @@ class Account:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.free_refusals = 0
+        self.web_searches = 0
         self.batches_created = 0
         self.refused: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -80,7 +85,7 @@ class Account:
     def bill(  # noqa: PLR0917  # what a bill is made of
         self, now: float, model_id: str, mode: Mode, key: bytes, shares: Shares, reply: Reply
     ) -> float:
-        """Add one reply to the bill, and return its dollars."""
+        """Add one reply to the bill, and return its dollars: none for most refusals, whose tokens count."""
         amounts = (
             shares.input_tokens,
             shares.cache_write_5m_input_tokens,
@@ -97,6 +102,13 @@ class Account:
                 dollars += amount * price / PER_MILLION
         for name, amount in zip(USAGE, (*amounts, reply.thinking_tokens), strict=True):
             self.tokens[name] += amount
+        if not reply.billed:
+            self.free_refusals += 1
+            return 0.0
+        dollars *= US_FACTOR if reply.geo == "us" else 1.0
+        dollars *= FAST_FACTOR if reply.speed == "fast" else 1.0
+        dollars += WEB_SEARCH_DOLLARS * (reply.searches or 0)
+        self.web_searches += reply.searches or 0
         self.dollars[mode] += dollars
         self.billed_rows[mode] += 1
         self._keys.add(key)
@@ -127,6 +139,8 @@ class Account:
             "billed_rows": self.billed_rows.total(),
             "billed_rows_by_mode": {mode: self.billed_rows[mode] for mode in self.dollars},
             "distinct_rows_billed": len(self._keys),
+            "free_refusals": self.free_refusals,
+            "web_searches": self.web_searches,
             **{name: self.tokens[name] for name in USAGE},
             "dollars": sum(self.dollars.values()),
             "dollars_by_mode": dict(self.dollars),

@@ -18,7 +18,7 @@ from claudescale import catalog
 from claudescale.simulator import replies, rows, wire
 from claudescale.simulator.buckets import Bucket, rfc3339
 from claudescale.simulator.checks import Problem, invalid
-from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, STATUSES
+from claudescale.simulator.faults import ACCOUNT, CREATE_AFTER, CREATE_BEFORE, STATUSES
 from claudescale.simulator.intake import Intake
 from claudescale.simulator.listings import page
 
@@ -64,6 +64,7 @@ class Batch:
     created_at: float
     seconds: float
     version: str
+    betas: str
     total: int
     rows: list[bytes]
     moments: array[float]
@@ -136,16 +137,16 @@ class Batches:
         after = {"retry-after": str(max(1, math.ceil(wait)))}
         return self._desk.refuse(found, kind="batch_requests_per_minute", headers=after)
 
-    def submit(self, now: float, body: dict[str, Any] | Intake, version: str) -> wire.Answer:
+    def submit(self, now: float, body: dict[str, Any] | Intake, version: str, betas: str = "") -> wire.Answer:
         """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
         attempt = self._desk.faults.attempt(b"create")
         struck = self._struck(CREATE_BEFORE, b"create", attempt, now)
         if struck is not None:
             return self._failed(struck)
-        stopped = self._desk.stopped(now)
+        stopped = self._desk.stopped(now, coded=False)
         if stopped is not None:
             return stopped
-        found = self.create(now, body, version)
+        found = self.create(now, body, version, betas)
         if isinstance(found, Problem):
             return self._desk.refuse(found)
         struck = self._struck(CREATE_AFTER, b"create", attempt, now)
@@ -158,11 +159,12 @@ class Batches:
         return struck
 
     def _failed(self, kind: str) -> wire.Answer:
-        """Return a 500, or no answer at all."""
+        """Return an error, or no answer at all."""
         broken = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}.get(kind)
         if broken is not None:
             return wire.Answer(status=0, headers={}, body=b"", fault=broken, kind=kind)
-        return self._desk.refuse(Problem(500, *STATUSES[500]))
+        found = Problem(400, *ACCOUNT[kind]) if kind in ACCOUNT else Problem(500, *STATUSES[500])
+        return self._desk.refuse(found)
 
     def poll_failed(self, now: float) -> wire.Answer | None:
         """Count one retrieve or list, and return the 500 that a fault makes of it."""
@@ -174,7 +176,9 @@ class Batches:
         key = f"results {batch.number}".encode()
         return self._struck(("results_cut",), key, self._desk.faults.attempt(key), now) is not None
 
-    def create(self, now: float, body: dict[str, Any] | Intake, version: str) -> dict[str, Any] | Problem:
+    def create(
+        self, now: float, body: dict[str, Any] | Intake, version: str, betas: str = ""
+    ) -> dict[str, Any] | Problem:
         """Return the new batch, or why it is refused. Each row's `params` are checked only later."""
         if isinstance(body, dict):
             given, body = body, Intake()
@@ -188,11 +192,11 @@ class Batches:
         if waiting + total > most:
             message = f"This batch would exceed your limit of {most:,} requests in the processing queue."
             return Problem(429, "rate_limit_error", message)
-        batch = self._made(now, body.rows, version)
+        batch = self._made(now, body.rows, version, betas)
         self._batches[batch.id] = batch
         return self.show(batch, now)
 
-    def _made(self, now: float, given: list[bytes], version: str) -> Batch:
+    def _made(self, now: float, given: list[bytes], version: str, betas: str) -> Batch:
         name = self._desk.next_id("msgbatch")
         self._desk.account.batches_created += 1
         number = self._desk.account.batches_created
@@ -209,6 +213,7 @@ class Batches:
             created_at=now,
             seconds=seconds,
             version=version,
+            betas=betas,
             total=len(given),
             rows=given,
             moments=moments,
@@ -302,7 +307,7 @@ class Batches:
                 batch,
                 index,
                 row["custom_id"],
-                rows.outcome(self._desk, row["params"], batch.version, moment, own, batch.luck),
+                rows.outcome(self._desk, row["params"], batch.version, moment, own, batch.luck, batch.betas),
             )
             yield index
         if now < batch.ends_at or batch.settled_at is not None:

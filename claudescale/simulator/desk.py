@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Account
 from claudescale.simulator.buckets import Bucket, Buckets
 from claudescale.simulator.checks import Problem, found_model, invalid, problem, version_problem
-from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, STATUSES, Faults
+from claudescale.simulator.faults import ACCOUNT, AFTER, BEFORE, IN_REPLY, STATUSES, Faults
 from claudescale.simulator.terms import terms
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
 from claudescale.simulator.wire import Answer
@@ -29,6 +29,7 @@ WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
 LIMIT_NAMES = ("requests", "input tokens", "output tokens")
 RAMP_SECONDS = 5
+MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +46,13 @@ class Admission:
     done_at: float
     request_id: str
     message_id: str
+    diagnostics: dict[str, Any] | None = None
     fault: str | None = None
 
     def message(self) -> dict[str, Any]:
         """Return the Message that answers the call."""
-        used = wire.usage(self.shares, self.reply, "standard", self.body.get("speed") or "standard")
-        return wire.message(self.message_id, self.model, self.reply, used)
+        used = wire.usage(self.shares, self.reply, "standard")
+        return wire.message(self.message_id, self.model, self.reply, used, self.diagnostics)
 
 
 class Desk:
@@ -102,6 +104,7 @@ class Desk:
         per_minute = self.terms.count_tokens_per_minute
         self._counting = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
+        self._diagnosed: dict[str, dict[str, Any]] = {}
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
@@ -127,14 +130,13 @@ class Desk:
         *,
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
-        details: dict[str, Any] | None = None,
     ) -> Answer:
         """Return the answer to a call that is not let in, and count it."""
         name = kind or found.type
         self.account.refused[name] += 1
         request_id = self.next_id("req")
         sent = {**wire.MARKS, "request-id": request_id, **(headers or {})}
-        body = wire.error_body(found.type, found.message, request_id, details)
+        body = wire.error_body(found.type, found.message, request_id, found.details)
         return Answer(status=found.status, headers=sent, body=wire.json_bytes(body), kind=name)
 
     def unauthorized(self, headers: Mapping[str, str], *, admin: bool = False) -> Answer | None:
@@ -201,7 +203,8 @@ class Desk:
         model = found_model(read, now)
         if wrong is not None or isinstance(model, Problem):
             return self.refuse(wrong or model)  # type: ignore[arg-type]  # one of them is a Problem
-        wrong = problem(read, model, headers["anthropic-version"], counting=counting)
+        betas = headers.get("anthropic-beta", "")
+        wrong = problem(read, model, headers["anthropic-version"], betas=betas, counting=counting)
         if wrong is not None:
             return self.refuse(wrong, headers=None if counting else self.buckets(model, now).headers(now))
         return read, model
@@ -226,6 +229,9 @@ class Desk:
         if not buckets.admit(now, input_tokens=shares.limited_input_tokens):
             return self._limited(now, buckets, shares.limited_input_tokens)
         reply = self.reply(key, body, model, elapsed)
+        shares = replace(shares, input_tokens=shares.input_tokens + reply.found_tokens)
+        buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
+        name = self.next_id("msg")
         begins, ends = self._seconds(key, body, model, reply, shares)
         self.cache.keep(now, now + begins, measured, model.cache_minimum_tokens)
         buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
@@ -240,25 +246,53 @@ class Desk:
             begins_at=now + begins,
             done_at=now + ends,
             request_id=self.next_id("req"),
-            message_id=self.next_id("msg"),
+            message_id=name,
+            diagnostics=self.diagnosed(body, name, shares),
             fault=self.faults.strikes(AFTER, key, attempt, elapsed),
         )
 
-    def stopped(self, now: float, limits: Mapping[str, str] | None = None) -> Answer | None:
-        """Return the refusal once as much was spent as the faults allow."""
+    def stopped(
+        self, now: float, limits: Mapping[str, str] | None = None, *, coded: bool = True
+    ) -> Answer | None:
+        """Return the refusal once as much was spent as the faults allow; only the Messages API has a code."""
         spent = sum(self.account.dollars.values())
         levels = self.faults.levels
+        first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
+        until = f"You will regain access on {first:%Y-%m-%d} at 00:00 UTC."
         if spent >= levels.get("spend_cap", float("inf")):
-            message = "This organization has reached the monthly API usage threshold of its tier."
+            threshold = "your organization has crossed its monthly API usage threshold"
+            message = f"You have reached your API usage limits: {threshold}. {until}"
             code = "enforced_spend_limit_reached"
-            found = Problem(429, "rate_limit_error", message)
-            return self.refuse(found, kind=code, headers=limits, details={"error_code": code})
+            details = {"error_code": code} if coded else None
+            return self.refuse(Problem(429, "rate_limit_error", message, details), kind=code, headers=limits)
         if spent >= levels.get("workspace_spend", float("inf")):
-            first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
-            message = "You have reached your specified workspace API usage limits. You will regain access on "
-            found = invalid(f"{message}{first:%Y-%m-%d} at 00:00 UTC.")
+            found = invalid(f"You have reached your specified workspace API usage limits. {until}")
             return self.refuse(found, kind="workspace_spend", headers=limits)
         return None
+
+    def diagnosed(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
+        """Return why the prompt cache missed what an earlier message had, where a request asks for it."""
+        asked = body.get("diagnostics")
+        if not asked:
+            return None
+        parts: dict[str, Any] = {"model": [body["model"], body.get("speed")]}
+        parts |= {part: body.get(part) for part in ("system", "tools", "messages")}
+        parts["unavailable"] = [body.get(part) for part in ("thinking", "tool_choice", "output_config")]
+        self._diagnosed[name] = parts
+        while len(self._diagnosed) > MOST_DIAGNOSED:
+            del self._diagnosed[next(iter(self._diagnosed))]
+        if asked.get("previous_message_id") is None:
+            return None
+        before = self._diagnosed.get(asked["previous_message_id"])
+        if before is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        same = {**parts, "messages": parts["messages"][: len(before["messages"])]}
+        changed = next((part for part in parts if same[part] != before[part]), None)
+        missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
+        if changed is None:
+            return None
+        reason = {"type": changed} if changed == "unavailable" else {"type": f"{changed}_changed", **missed}
+        return {"cache_miss_reason": reason}
 
     def _struck(self, kind: str, limits: Mapping[str, str]) -> Answer:
         self.account.faults[kind] += 1
@@ -268,12 +302,14 @@ class Desk:
             return Answer(
                 status=502, headers={"content-type": "text/html"}, body=wire.HTML.encode(), kind=kind
             )
+        if kind in ACCOUNT:
+            return self.refuse(Problem(400, *ACCOUNT[kind]), kind=kind, headers=limits)
         status = int(kind)
         found = Problem(status, *STATUSES[status])
         if status == 429:  # noqa: PLR2004
             code = "ramp_limit_exceeded"
             sent = {**limits, "retry-after": str(RAMP_SECONDS)}
-            return self.refuse(found, kind=code, headers=sent, details={"error_code": code})
+            return self.refuse(found._replace(details={"error_code": code}), kind=code, headers=sent)
         return self.refuse(found, headers=limits)
 
     def _limited(self, now: float, buckets: Buckets, input_tokens: int) -> Answer:
@@ -298,7 +334,7 @@ class Desk:
         if struck is None:
             return reply
         self.account.faults[struck] += 1
-        return replies.spoiled(struck, reply, key)
+        return replies.spoiled(struck, reply, key, body)
 
     def _seconds(
         self, key: bytes, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares

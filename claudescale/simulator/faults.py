@@ -27,20 +27,31 @@ STATUSES = {
     504: ("timeout_error", "The request took too long and was ended."),
     529: ("overloaded_error", "Overloaded"),
 }
-BEFORE = (*(str(status) for status in STATUSES), "drop", "hang", "html_body")
+_CODES = {  # the account's own trouble, which comes as status 400; its code, where there is one
+    "organization_on_hold": "This organization is on hold.",
+    "workspace_human_review_disabled": "This operation needs a workspace with human review turned on.",
+    "cmek_key_disabled": "The encryption key of this workspace is disabled or revoked.",
+    "cmek_key_network_blocked": "The key management service refused the request for this workspace's key.",
+}
+ACCOUNT: dict[str, tuple[Any, ...]] = {
+    **{code: ("invalid_request_error", text, {"error_code": code}) for code, text in _CODES.items()},
+    "organization_disabled": ("invalid_request_error", "This organization has been disabled."),
+}
+BEFORE = (*(str(status) for status in STATUSES), *ACCOUNT, "drop", "hang", "html_body")
 AFTER = ("drop_after", "truncated_body", "not_json")
-IN_REPLY = ("empty_content", "thinking_only", "refusal", "cut")
+IN_REPLY = ("empty_content", "thinking_only", "refusal", "refusal_midway", "cut")
 ROW = {  # of a batch: the error that stands in the row's result, or None where it expires
     "batch_errored": ("api_error", "Internal server error"),
     "batch_overloaded": ("overloaded_error", "Overloaded"),
     "batch_invalid": ("invalid_request_error", "The request was refused by a simulated fault."),
     "batch_expired": None,
+    **ACCOUNT,
 }
-CREATE_BEFORE = ("create_dropped", "create_failed")
+CREATE_BEFORE = ("create_dropped", "create_failed", *ACCOUNT)
 CREATE_AFTER = ("create_lost", "create_hang", "create_failed_after")
 BATCH = (*CREATE_BEFORE, *CREATE_AFTER, "poll_failed", "results_cut", "batch_stuck", *ROW)
 LEVELS = ("spend_cap", "workspace_spend", "overload_above")
-KINDS = (*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)
+KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +95,11 @@ class Faults:
         409, 413, 429 for the ramp limit, 500, 503, 504, 529); ``drop`` (the connection closes before
         anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` (never
         answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
-        ``empty_content``, ``thinking_only``, ``refusal``, ``cut`` (as if ``max_tokens`` were reached).
+        ``empty_content``, ``thinking_only``, ``refusal`` (before any output: billed only in some
+        categories, which the seed chooses), ``refusal_midway`` (billed), ``cut`` (as if ``max_tokens``
+        were reached). Troubles of the account, which strike calls, creates of batches and rows alike:
+        ``organization_on_hold``, ``workspace_human_review_disabled``, ``cmek_key_disabled``,
+        ``cmek_key_network_blocked``, ``organization_disabled`` (without a code).
         Of message batches, which the others do not strike: ``create_dropped`` (the body is read, the
         connection closes, there is no batch), ``create_failed`` (500, no batch), ``create_lost`` (there
         is a batch, and the connection closes without an answer), ``create_hang`` (there is one, and

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from claudescale.simulator.checks import GEO_FROM, generation
 from claudescale.simulator.tokens import pieces, tokens_in
 from claudescale.simulator.words import Subject, subject
 from claudescale.simulator.writing import Writer
@@ -41,6 +42,11 @@ READING_TOKENS_PER_SECOND = 60_000.0
 WORDS_ASKED = re.compile(r"\b(\d{1,4})[ -]words?\b")
 MAX_WORDS = 3_000
 SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
+REFUSALS = ("general_harms", "cyber", "bio", "frontier_llm")
+BILLED_REFUSALS = frozenset({"bio", "frontier_llm", "reasoning_extraction"})
+REASONING = re.compile(r'"(?:reasoning|thinking|trace)": \{')  # as a field of a schema
+MOST_SEARCHES = 3
+SEARCH_TOKENS = 40  # of output, to ask for one
 BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 
@@ -54,6 +60,16 @@ class Reply:
     thinking_tokens: int = 0
     stop_sequence: str | None = None
     stop_details: dict[str, Any] | None = field(default=None)
+    geo: str = "global"
+    speed: str = "standard"
+    searches: int | None = None  # of the web; None where they are not offered
+    found_tokens: int = 0  # of what they found, which is input
+
+    @property
+    def billed(self) -> bool:
+        """Whether it costs anything: a refusal before any output does only in some categories."""
+        category = (self.stop_details or {}).get("category")
+        return self.stop_reason != "refusal" or self.output_tokens > 0 or category in BILLED_REFUSALS
 
 
 def digest(seed: int, body: dict[str, Any]) -> bytes:
@@ -105,8 +121,10 @@ def compose(
     written : callable, optional
         Gives the text (or the JSON value) instead of the simulator's own.
     """
+    geo = body.get("inference_geo") or ("global" if generation(model.id) >= GEO_FROM else "not_available")
+    placed: dict[str, Any] = {"geo": geo, "speed": body.get("speed") or "standard"}
     if body["max_tokens"] == 0:
-        return Reply(content=[], stop_reason="max_tokens", output_tokens=0)
+        return Reply(content=[], stop_reason="max_tokens", output_tokens=0, **placed)
     own = draws(key)
     thought = thinking_tokens(body, model, own)
     tool = _forced_tool(body)
@@ -120,12 +138,42 @@ def compose(
         )
     else:
         text = _text(seed, body, model, own)
-    reply = Reply(content=[], stop_reason="end_turn", output_tokens=0, thinking_tokens=thought)
+    reply = Reply(content=[], stop_reason="end_turn", output_tokens=0, thinking_tokens=thought, **placed)
     for stop in body.get("stop_sequences") or ():
         if stop and stop in text and tool is None:
             text = text.partition(stop)[0]
             reply = replace(reply, stop_reason="stop_sequence", stop_sequence=stop)
-    return _cut(reply, text, tool, body, model, key)
+    return _searched(_cut(reply, text, tool, body, model, key), body, key)
+
+
+def _searched(reply: Reply, body: dict[str, Any], key: bytes) -> Reply:
+    """Return the reply after a few searches of the web, or none, where the request offers them."""
+    tools = (tool for tool in body.get("tools") or () if str(tool.get("type")).startswith("web_search_"))
+    tool = next(tools, None)
+    if tool is None:
+        return reply
+    own = draws(key, "search")
+    room = (body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS
+    count = min(room, own.randint(0, min(MOST_SEARCHES, tool.get("max_uses") or MOST_SEARCHES)))
+    if (body.get("tool_choice") or {}).get("type") == "none" or reply.stop_reason == "max_tokens":
+        count = 0
+    blocks: list[dict[str, Any]] = []
+    for number in range(count):
+        name = f"srvtoolu_sim{key.hex()[:16]}{number:02d}"
+        asked = {"id": name, "name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
+        page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
+        found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key.hex()}"}]
+        caller = {"caller": {"type": "direct"}}
+        blocks.append({"type": "server_tool_use", **asked, **caller})
+        blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
+    at = len([block for block in reply.content[:1] if block["type"] == "thinking"])
+    return replace(
+        reply,
+        content=[*reply.content[:at], *blocks, *reply.content[at:]],
+        searches=count,
+        found_tokens=sum(own.randint(500, 2_000) for _ in range(count)),
+        output_tokens=reply.output_tokens + SEARCH_TOKENS * count,
+    )
 
 
 def _cut(  # noqa: PLR0917
@@ -218,7 +266,7 @@ def seconds(
     return begins, begins + reply.output_tokens / (pace * own.lognormvariate(0.0, 0.2))
 
 
-def spoiled(kind: str, reply: Reply, key: bytes) -> Reply:
+def spoiled(kind: str, reply: Reply, key: bytes, body: dict[str, Any]) -> Reply:
     """Return what becomes of a reply by a fault: empty, thinking alone, refused or cut short."""
     text = next((block["text"] for block in reply.content if block["type"] == "text"), "")
     if kind == "empty_content":
@@ -231,18 +279,17 @@ def spoiled(kind: str, reply: Reply, key: bytes) -> Reply:
         return replace(
             reply, content=[thought], stop_reason="max_tokens", output_tokens=tokens, thinking_tokens=tokens
         )
+    schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
+    category = draws(key, "category").choice(REFUSALS)
+    if REASONING.search(json.dumps(schema)):  # a reply that is asked for its reasoning
+        category = "reasoning_extraction"
+    details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
+    refused: dict[str, Any] = {"stop_reason": "refusal", "stop_sequence": None, "stop_details": details}
     if kind == "refusal":
-        details = {"type": "refusal", "category": "general_harms", "explanation": "A simulated refusal."}
-        return replace(
-            reply,
-            content=[],
-            stop_reason="refusal",
-            stop_sequence=None,
-            stop_details=details,
-            output_tokens=1,
-            thinking_tokens=0,
-        )
+        refused |= {"output_tokens": 0, "thinking_tokens": 0, "found_tokens": 0}
+        return replace(reply, content=[], searches=reply.searches and 0, **refused)
     half = text[: len(text) // 2]
     kept = [{**block, "text": half} if block["type"] == "text" else block for block in reply.content]
     shorter = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
-    return replace(reply, content=kept, stop_reason="max_tokens", stop_sequence=None, output_tokens=shorter)
+    end = refused if kind == "refusal_midway" else {"stop_reason": "max_tokens", "stop_sequence": None}
+    return replace(reply, content=kept, output_tokens=shorter, **end)

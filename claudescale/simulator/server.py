@@ -196,7 +196,9 @@ class Shell:
         await self._catch_up()
         now = self.clock.seconds()
         if (request.method, parts) == ("POST", []):
-            answer = self.batches.submit(now, intake, request.headers["anthropic-version"])
+            headers = request.headers
+            betas = headers.get("anthropic-beta", "")
+            answer = self.batches.submit(now, intake, headers["anthropic-version"], betas)
             self._work_off()
             return await self._send(request, answer)
         if (request.method, parts) == ("GET", []):

@@ -46,7 +46,9 @@ def events(admission: Admission) -> Iterator[tuple[float, bytes]]:
             "cache_read_input_tokens",
             "output_tokens",
             "output_tokens_details",
+            "server_tool_use",
         )
+        if key in usage
     }
     yield admission.done_at, event({"type": "message_delta", "delta": delta, "usage": counted})
     yield admission.done_at, event({"type": "message_stop"})
@@ -69,7 +71,7 @@ def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
             }
         signed = {"type": "signature_delta", "signature": block["signature"]}
         yield {"type": "content_block_delta", **where, "delta": signed}
-    elif block["type"] == "tool_use":
+    elif block["type"] in {"tool_use", "server_tool_use"}:
         for piece in _pieces(json_bytes(block["input"]).decode()):
             delta = {"type": "input_json_delta", "partial_json": piece}
             yield {"type": "content_block_delta", **where, "delta": delta}

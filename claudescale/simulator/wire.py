@@ -53,8 +53,9 @@ def error_body(
     return {"type": "error", "error": error, "request_id": request_id}
 
 
-def usage(shares: Shares, reply: Reply, tier: str, speed: str = "standard") -> dict[str, Any]:
+def usage(shares: Shares, reply: Reply, tier: str) -> dict[str, Any]:
     """Return the ``usage`` of a message."""
+    tools = {"server_tool_use": {"web_fetch_requests": 0, "web_search_requests": reply.searches}}
     return {
         "input_tokens": shares.input_tokens,
         "cache_creation_input_tokens": shares.cache_write_5m_input_tokens
@@ -67,12 +68,15 @@ def usage(shares: Shares, reply: Reply, tier: str, speed: str = "standard") -> d
         "output_tokens": reply.output_tokens,
         "output_tokens_details": {"thinking_tokens": reply.thinking_tokens},
         "service_tier": tier,
-        "speed": speed,
-        "inference_geo": "global",
+        "speed": reply.speed,
+        "inference_geo": reply.geo,
+        **(tools if reply.searches is not None else {}),
     }
 
 
-def message(message_id: str, model: Model, reply: Reply, used: dict[str, Any]) -> dict[str, Any]:
+def message(
+    message_id: str, model: Model, reply: Reply, used: dict[str, Any], diagnostics: dict[str, Any] | None
+) -> dict[str, Any]:
     """Return a Message."""
     return {
         "id": message_id,
@@ -83,5 +87,6 @@ def message(message_id: str, model: Model, reply: Reply, used: dict[str, Any]) -
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
         "stop_details": reply.stop_details,
+        "diagnostics": diagnostics,
         "usage": used,
     }
