@@ -5,6 +5,7 @@ Pure functions from frames to frames. The replies themselves are the ledger's.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from claudescale.plans import Plan
     from claudescale.prompts import Prompt
     from claudescale.replies import Returns
+    from claudescale.runs import Run
 
 SLICE_ROWS = 4_000
 """How many rows are rendered at once."""
@@ -51,6 +53,55 @@ REQUESTS = pl.Schema(
     {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "estimated_tokens": pl.Float64()}
 )
 """Columns of `Work.requests`: its first row in the frame, its key, the size of its body."""
+
+
+class Kept(NamedTuple):
+    """What a retry takes over from a run.
+
+    Attributes
+    ----------
+    keys : pl.Series
+        Of each row, the key of the final attempt that stays its last word; null where it is sent (again).
+    again : pl.Series
+        Of each row with a final attempt that will not do, the key under which the same request is sent again.
+    attempts : pl.DataFrame
+        `ATTEMPTS`: the final attempts that are taken over, one for each key.
+    prompt : Prompt
+        What the run asked: `again` is for the very same.
+    """
+
+    keys: pl.Series
+    again: pl.Series
+    attempts: pl.DataFrame
+    prompt: Prompt
+
+    @property
+    def open(self) -> pl.Series:
+        """Numbers of the rows that are not taken over."""
+        return self.keys.is_null().arg_true()
+
+    def at(self, rows: pl.Series) -> Kept:
+        """Return this for some rows that are not taken over."""
+        return self._replace(
+            keys=self.keys.gather(rows), again=self.again.gather(rows), attempts=self.attempts.clear()
+        )
+
+    def applied(self, keys: pl.Series, prompt: Prompt) -> pl.Series:
+        """Return the key of each row, given those that the requests of a plan have by themselves."""
+        again = pl.coalesce("again", "key") if not prompt.changed(self.prompt) else pl.col("key")
+        found = pl.select(pl.lit(keys).alias("key"), kept=self.keys, again=self.again)
+        return found.select(pl.coalesce("kept", again).alias("key"))["key"]
+
+    def check(self, *, simulated: bool) -> None:
+        """Raise where replies of a simulator would stand beside real ones."""
+        if (self.attempts["simulated"] != simulated).any():
+            took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
+            msg = (
+                f"The run to retry was answered by {took}, and this client calls {sends}: their replies are "
+                "not mixed. Nothing was sent. Use the client of that run, or run the plan anew: "
+                "run = await plan.run(client)."
+            )
+            raise PlanError(msg)
 
 
 class Texts(NamedTuple):
@@ -147,8 +198,12 @@ def prepare(plan: Plan, api: str) -> Work:
         parts.append(pl.DataFrame([prompt.keys(contents, api), bytes_, characters]))
     rows = pl.concat(parts, rechunk=True).with_row_index("row")
     tokens = estimates.estimated_tokens(prompt, plan.facts, pl.col("characters"))
+    sent = rows
+    if plan.kept is not None:
+        rows = rows.with_columns(plan.kept.applied(rows["key"], prompt))
+        sent = rows[plan.kept.open]
     requests = (
-        rows.drop_nulls()
+        sent.drop_nulls()
         .unique("key", keep="first", maintain_order=True)
         .with_columns(estimated_tokens=tokens)
         .select(*REQUESTS)
@@ -189,6 +244,88 @@ def results(
     errors = joined.select(pl.coalesce("error", broken).alias("error"))
     reply = [] if returns.single else [joined["reply"]]
     return work.frame.hstack([*typed.get_columns(), *reply, *errors.get_columns(), *mark])
+
+
+def taken_over(plan: Plan, run: Run) -> Kept:
+    """Return what a plan takes over from a run of the same rows and the same prompt.
+
+    Raises
+    ------
+    PlanError
+        It is no such run, or not all that it sent is answered yet.
+    """
+    _check_retried(plan, run)
+    returns, before = plan.compiled.returns, run.plan.compiled
+    replies = run.replies
+    error = replies["error"]
+    if _form(returns) != _form(before.returns) and error.null_count():
+        msg = (
+            "plan.retry(run, returns=...): the replies of the run have another form, so they cannot stand "
+            "beside new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
+        )
+        raise PlanError(msg)
+    fits = error.is_null()
+    if returns is not None:
+        fits &= returns.decode(replies["reply"])[1].is_null()
+    stays = fits | error.is_in(_met_again(plan, run.plan)).fill_null(value=False)
+    kept, rest = replies.filter(stays), replies.filter(~stays)
+    # Which attempt is made good is part of the key, so that the same cell again is a resume.
+    names = zip(rest["key"], rest["sent_at"].dt.epoch("us"), strict=True)
+    again = [hashlib.blake2b(f"{key}\0{at}".encode(), digest_size=16).hexdigest() for key, at in names]
+    known = pl.concat(
+        [
+            kept.select("key", kept="key", again=pl.lit(None, pl.String)),
+            rest.select("key", kept=pl.lit(None, pl.String), again=pl.Series(again, dtype=pl.String)),
+        ]
+    )
+    rows = run.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+    return Kept(rows["kept"], rows["again"], kept, before)
+
+
+def _check_retried(plan: Plan, run: Run) -> None:
+    if not hasattr(run, "sizes"):
+        kind = type(run).__name__
+        msg = f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client)."
+        raise PlanError(msg)
+    if run.state in {"starting", "running"}:
+        msg = "The run is still going, so nobody knows yet what fails. Wait for it first: run = await run."
+        raise PlanError(msg)
+    if run.state == "left":
+        msg = (
+            "Batches of the run are still at the API and will be paid for. Collect them first with the same "
+            "cell: run = await plan.run(client)."
+        )
+        raise PlanError(msg)
+    rows, theirs = plan.frame.lazy().select(pl.len()).collect().item(), run.work.frame.height
+    if rows != theirs:
+        msg = (
+            f"The run has {theirs:,} rows and the plan {rows:,}: plan.retry() takes a run of the same rows. "
+            "Use run.plan.retry(run)."
+        )
+        raise PlanError(msg)
+    if not plan.compiled.contents(read(plan.frame))["content"].equals(
+        run.plan.compiled.contents(run.work.frame)["content"]
+    ):
+        msg = (
+            "The run asks something else of these rows: plan.retry() takes a run with the same texts in the "
+            "same order. Use run.plan.retry(run), or ask all rows: run = await plan.run(client)."
+        )
+        raise PlanError(msg)
+
+
+def _form(returns: Returns | None) -> object:
+    return returns and (returns.json_schema, returns.columns, returns.single)
+
+
+def _met_again(plan: Plan, before: Plan) -> list[str]:
+    """Return the final errors that requests of `plan` would surely meet again where `before` met them."""
+    changed = plan.compiled.changed(before.compiled)
+    found = [] if changed - {"max_tokens"} else ["refusal"]
+    if not changed:
+        found += ["model_context_window_exceeded", "tool_use"]
+    if not changed and plan.mode == before.mode:  # a batch takes less than a live call
+        found += ["invalid_request_error", "request_too_large"]
+    return found
 
 
 def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
