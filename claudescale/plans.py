@@ -159,7 +159,7 @@ class Plan:
         bodies = self.compiled.bodies(frame)["body"]
         keys = self.compiled.keys(self.compiled.contents(frame)["content"], "api.anthropic.com")
         if self.kept is not None:
-            keys = self.kept.applied(keys, self.compiled)
+            keys = self.kept.applied(keys)
         frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
         frame = frame if self.kept is None else frame[self.kept.open]
         return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
@@ -228,7 +228,8 @@ class Plan:
             raise PlanError(msg)
         frame = read(self.frame)
         other = replace(self, frame=frame, kept=None).replace(**changes)
-        return replace(other, kept=taken_over(other, run))
+        typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
+        return replace(other, kept=taken_over(other, run, f"plan.retry({typed})"))
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows; of a retry, of those that it sends.

@@ -201,7 +201,7 @@ class Prompt:
 
         Spends: nothing.
         """
-        heads = self._key_head, other._key_head  # noqa: SLF001 - the same class
+        heads = self._key_head, other._key_head
         mine, theirs = (json.loads(f"{head}]}}") for head in heads)
         return {name for name in mine | theirs if mine.get(name) != theirs.get(name)}
 

@@ -23,7 +23,7 @@ from claudescale.progress import Progress
 from claudescale.rates import by_minute
 from claudescale.sending import Sending
 from claudescale.verdicts import verdict
-from claudescale.work import last_failures, prepare, results
+from claudescale.work import NOT_SENT, last_failures, prepare, results
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -90,6 +90,7 @@ class Run(Handle):
         self.plan = plan
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._shown = progress
+        self._failures: dict[str, int] | None = None
         self._watchable = watchable and plan.mode != "batch" and loops.in_notebook()
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
         self._start(self._go)
@@ -267,6 +268,21 @@ class Run(Handle):
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
             answers = pl.concat([answers, given_up])
         return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many rows have which error, once the run has ended; those not sent are not among them.
+
+        Spends: nothing.
+        """
+        typed = self.plan.compiled.returns is not None
+        if not self._job.future.done() or self.state == "left" or not (typed or self.counts.failed):
+            return {}
+        if self._failures is None:  # the rows of a run that has ended stay as they are
+            errors = self.results["error"].drop_nulls()
+            counted = errors.filter(errors != NOT_SENT).value_counts(sort=True)
+            self._failures = dict(counted.iter_rows())
+        return self._failures
 
     @property
     def replies(self) -> pl.DataFrame:

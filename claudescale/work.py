@@ -61,19 +61,22 @@ class Kept(NamedTuple):
     Attributes
     ----------
     keys : pl.Series
-        Of each row, the key of the final attempt that stays its last word; null where it is sent (again).
-    again : pl.Series
-        Of each row with a final attempt that will not do, the key under which the same request is sent again.
+        Of each row, the key of the attempt that stays its last word; null where it is sent (again).
+    tried_at : pl.Series
+        Of each row that has a final attempt which will not do, when the last of these was sent.
+    spent : pl.Series
+        Keys with a final attempt that will not do: the same request gets another key.
     attempts : pl.DataFrame
-        `ATTEMPTS`: the final attempts that are taken over, one for each key.
-    prompt : Prompt
-        What the run asked: `again` is for the very same.
+        `ATTEMPTS`: those that are taken over, one for each key.
+    typed : str
+        What was typed to get it.
     """
 
     keys: pl.Series
-    again: pl.Series
+    tried_at: pl.Series
+    spent: pl.Series
     attempts: pl.DataFrame
-    prompt: Prompt
+    typed: str
 
     @property
     def open(self) -> pl.Series:
@@ -82,15 +85,26 @@ class Kept(NamedTuple):
 
     def at(self, rows: pl.Series) -> Kept:
         """Return this for some rows that are not taken over."""
-        return self._replace(
-            keys=self.keys.gather(rows), again=self.again.gather(rows), attempts=self.attempts.clear()
-        )
+        keys, tried_at = self.keys.gather(rows), self.tried_at.gather(rows)
+        return self._replace(keys=keys, tried_at=tried_at, attempts=self.attempts.clear())
 
-    def applied(self, keys: pl.Series, prompt: Prompt) -> pl.Series:
-        """Return the key of each row, given those that the requests of a plan have by themselves."""
-        again = pl.coalesce("again", "key") if not prompt.changed(self.prompt) else pl.col("key")
-        found = pl.select(pl.lit(keys).alias("key"), kept=self.keys, again=self.again)
-        return found.select(pl.coalesce("kept", again).alias("key"))["key"]
+    def applied(self, keys: pl.Series) -> pl.Series:
+        """Return the key of each row, given those that the requests of a plan have by themselves.
+
+        When it failed is part of the key of a request that is sent again, so the same cell is a resume.
+        """
+        again = (keys.is_in(self.spent.implode()) & self.keys.is_null()).fill_null(value=False).arg_true()
+        names = zip(keys.gather(again), self.tried_at.gather(again), strict=True)
+        fresh = [hashlib.blake2b(f"{key}\0{at}".encode(), digest_size=16).hexdigest() for key, at in names]
+        own = keys.scatter(again, fresh) if fresh else keys
+        return pl.select(pl.coalesce(self.keys, own).alias("key")).to_series()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many of the rows taken over keep which error."""
+        errors = self.attempts.select("key", "error").drop_nulls()
+        rows = self.keys.alias("key").to_frame().join(errors, on="key", how="inner")
+        return dict(rows["error"].value_counts(sort=True).iter_rows())
 
     def check(self, *, simulated: bool) -> None:
         """Raise where replies of a simulator would stand beside real ones."""
@@ -200,7 +214,7 @@ def prepare(plan: Plan, api: str) -> Work:
     tokens = estimates.estimated_tokens(prompt, plan.facts, pl.col("characters"))
     sent = rows
     if plan.kept is not None:
-        rows = rows.with_columns(plan.kept.applied(rows["key"], prompt))
+        rows = rows.with_columns(plan.kept.applied(rows["key"]))
         sent = rows[plan.kept.open]
     requests = (
         sent.drop_nulls()
@@ -246,7 +260,7 @@ def results(
     return work.frame.hstack([*typed.get_columns(), *reply, *errors.get_columns(), *mark])
 
 
-def taken_over(plan: Plan, run: Run) -> Kept:
+def taken_over(plan: Plan, run: Run, typed: str) -> Kept:
     """Return what a plan takes over from a run of the same rows and the same prompt.
 
     Raises
@@ -267,19 +281,25 @@ def taken_over(plan: Plan, run: Run) -> Kept:
     fits = error.is_null()
     if returns is not None:
         fits &= returns.decode(replies["reply"])[1].is_null()
-    stays = fits | error.is_in(_met_again(plan, run.plan)).fill_null(value=False)
+    met_again = _met_again(plan, run.plan)
+    stays = fits | error.is_in(met_again).fill_null(value=False)
     kept, rest = replies.filter(stays), replies.filter(~stays)
-    # Which attempt is made good is part of the key, so that the same cell again is a resume.
-    names = zip(rest["key"], rest["sent_at"].dt.epoch("us"), strict=True)
-    again = [hashlib.blake2b(f"{key}\0{at}".encode(), digest_size=16).hexdigest() for key, at in names]
+    if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
+        given_up = last_failures(run.attempts, replies).filter(pl.col("error").is_in(met_again))
+        kept = pl.concat([kept, given_up])
+    never = pl.lit(None, pl.Int64)
     known = pl.concat(
         [
-            kept.select("key", kept="key", again=pl.lit(None, pl.String)),
-            rest.select("key", kept=pl.lit(None, pl.String), again=pl.Series(again, dtype=pl.String)),
+            kept.select("key", kept="key", tried_at=never),
+            rest.select("key", kept=pl.lit(None, pl.String), tried_at=pl.col("sent_at").dt.epoch("us")),
         ]
     )
     rows = run.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
-    return Kept(rows["kept"], rows["again"], kept, before)
+    tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.kept
+    if earlier is not None:
+        tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
+        spent = pl.concat([earlier.spent, spent])
+    return Kept(rows["kept"], tried_at, spent, kept, typed)
 
 
 def _check_retried(plan: Plan, run: Run) -> None:
