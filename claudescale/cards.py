@@ -263,7 +263,7 @@ def _kept(plan: Plan) -> list[str]:
         return []
     rows, failed = plan.kept.keys.count(), plan.kept.failed
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
-    out = f" {kinds} are left out: the same request would fail again." if failed else ""
+    out = f" Left out, as the same request would fail again: {kinds}." if failed else ""
     return [f"{rows - sum(failed.values()):,} answered rows are taken over at no cost.{out}"]
 
 

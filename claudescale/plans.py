@@ -180,7 +180,7 @@ class Plan:
             raise PlanError(msg)
         fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self.kept else []
         if fixed:
-            msg = f"A retry keeps the {fixed[0]} of its run. Change that of a plan which is no retry."
+            msg = f"A retry keeps the {fixed[0]} of its run. Use replace({fixed[0]}=...) on the plan itself."
             raise PlanError(msg)
         if set(_VOIDING) & set(changes):
             changes.setdefault("measured", None)

@@ -287,6 +287,8 @@ def test_what_is_no_run_of_the_plan_is_told():
         with pytest.raises(cs.PlanError, match=f"changes no '{name}'"):
             plan.retry(run, **{name: 1})
     again = plan.retry(run)
+    with pytest.raises(cs.PlanError, match="Give it the plan itself"):
+        cs.cascade(again, models=[MODEL, "claude-sonnet-5-5"], accept=pl.lit(value=True))
     for name in ("frame", "prompt", "returns"):
         with pytest.raises(cs.PlanError, match=f"keeps the {name}"):
             again.replace(**{name: getattr(plan, name)})
