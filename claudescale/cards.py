@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog, choosing, display, estimates, standing, whatif
-from claudescale.errors import PlanError
+from claudescale import catalog, choosing, display, estimates, loops, standing, whatif
+from claudescale.errors import LedgerError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,6 +47,63 @@ _NEXT = {"starting": "await run", "running": "await run", "left": "run = await p
 _WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
 
 
+_FAILED = {
+    "max_tokens": "cut off at max_tokens={run.plan.max_tokens:,}",
+    "refusal": "refused by the model",
+    "model_context_window_exceeded": "too long for the model",
+    "empty_reply": "without any text in the reply",
+    "invalid_reply": "with a reply that breaks returns",
+    "pause_turn": "ended in a pause",
+    "tool_use": "ended in a tool call",
+    "invalid_request_error": "rejected as invalid",
+    "request_too_large": "too large",
+    "overloaded_error": "given up as the API was overloaded",
+    "api_error": "given up as the API failed",
+    "timeout_error": "given up without an answer",
+    "connection_error": "given up without a connection",
+    "rate_limit_error": "given up at the rate limit",
+    "expired": "expired in their batch",
+    "canceled": "canceled with their batch",
+}
+"""How a row failed, by its error."""
+_HOPELESS = {"refusal", "model_context_window_exceeded", "tool_use", "invalid_request_error"}
+_HOPELESS |= {"request_too_large"}
+"""What the same request would meet again."""
+_TOO_SHORT = {"max_tokens", "empty_reply"}
+_LONGER = 4
+"""How many times `max_tokens` is proposed where it was too small."""
+
+
+def awaited(call: str) -> str:
+    """Return what to type for the result of a call: in a script nothing can be awaited."""
+    return f"run = await {call}" if loops.in_notebook() else f"run = cs.wait({call})"
+
+
+def failures(run: Run) -> tuple[str, str]:
+    """Return what failed in a run that has ended, by kind, and the line that helps; empty where nothing."""
+    try:
+        rows = run.failures
+    except LedgerError as error:
+        return f"The ledger cannot be read: {error}", ""
+    if not rows:
+        return "", ""
+    kinds = [f"{count:,} {_FAILED.get(kind, f'with {kind}').format(run=run)}" for kind, count in rows.items()]
+    told = f"Failed: {'; '.join(kinds)}."
+    hopeless = sorted(_HOPELESS & set(rows))
+    if hopeless:
+        kept = " and ".join(hopeless)
+        told += (
+            f" Retrying unchanged is of no use for {kept}: change the model, the system prompt or the text."
+        )
+    plan = run.plan
+    longer = min(plan.max_tokens * _LONGER, plan.facts.max_output_tokens)
+    more = f", max_tokens={longer}" if _TOO_SHORT & set(rows) and longer > plan.max_tokens else ""
+    if set(rows) <= _HOPELESS or run.state != "finished":
+        return told, ""
+    named = "plan" if plan.kept is None else "run.plan"
+    return told, awaited(f"{named}.retry(run{more}).run(client)")
+
+
 def why(run: Run) -> str:
     """Return what ended a run, what is kept, and what to do."""
     if run.stopped_by == "ledger" and not run.counts.requests:
@@ -62,7 +119,8 @@ def why(run: Run) -> str:
 def before(run: Run) -> str:
     """Return what is going to be sent, in one line."""
     counts, option, plan = run.counts, run.estimate, run.plan
-    reused = f" ({counts.reused:,} requests are in the ledger)" if counts.reused else ""
+    where = "in the ledger" if plan.kept is None else "taken over"
+    reused = f" ({counts.reused:,} requests are {where})" if counts.reused else ""
     about = ""
     if option is not None and counts.missing:
         time = display.span(display.duration(option["minutes"]), display.duration(option["minutes_p90"]))
@@ -93,11 +151,12 @@ def line(run: Run) -> str:
     """Return the one line of truth about a run."""
     counts = run.counts
     by = f" ({run.stopped_by})" if run.stopped_by else ""
+    where = "reused from the ledger" if run.plan.kept is None else "taken over"
     parts = [
         f"{counts.answered:,} of {counts.rows:,} rows answered",
         *([f"{counts.failed:,} failed"] if counts.failed else []),
         *([f"{counts.missing:,} missing"] if counts.missing else []),
-        *([f"{counts.reused:,} requests reused from the ledger"] if counts.reused else []),
+        *([f"{counts.reused:,} requests {where}"] if counts.reused else []),
     ]
     kind = "calls" if run.plan.mode == "live" else "requests"
     calls = (
@@ -107,7 +166,7 @@ def line(run: Run) -> str:
 
 
 def run_card(run: Run) -> display.Card:
-    """Return what is shown of a run. Cheap, and it never raises."""
+    """Return what is shown of a run. It never raises, and is cheap until the run has ended."""
     counts, minutes = run.counts, run.minutes
     kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, replies are kept in memory only."
     rate = counts.requests / minutes if minutes else 0.0
@@ -130,6 +189,7 @@ def run_card(run: Run) -> display.Card:
     told = f"{', '.join(out)}: the API tells nothing of a batch before its end." if out else ""
     if out and run.state == "left":
         told = f"{out[0]} when this run left. The others go on at the API: the same cell collects them."
+    failed, retry = failures(run)
     return display.Card(
         title=line(run),
         header=("", "estimated", "measured"),
@@ -138,9 +198,10 @@ def run_card(run: Run) -> display.Card:
             f"{kept} Limits: {run.limits.provenance}.",
             *_differs(run.limits, run.plan),
             *([told] if out else []),
+            *([failed] if failed else []),
             *([why(run)] if run.stopped_by else []),
         ),
-        next=_NEXT.get(run.state, "run.results"),
+        next=retry or _NEXT.get(run.state, "run.results"),
     )
 
 
@@ -173,6 +234,11 @@ def plan_card(plan: Plan) -> display.Card:
         f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens"
     )
     sources = f"Prices: genai-prices {version('genai-prices')}. Limits: {plan.limits.provenance}."
+    following = (
+        "run = await plan.run(client)" if calls else f"pilot = await plan.sample(50){live}.run(client)"
+    )
+    if plan.kept is not None:
+        following = awaited(f"{plan.kept.typed}.run(client)")
     return display.Card(
         title=f"Plan: {totals.rows:,} rows on {plan.facts.id}, {totals.requests:,} requests{same}{null}. "
         "Nothing is sent yet.",
@@ -181,14 +247,25 @@ def plan_card(plan: Plan) -> display.Card:
         notes=(
             f"{tokens}, {basis}.",
             sources,
+            *_kept(plan),
             *_differs(plan.limits, plan),
             *_upgrade(plan),
             *_assumed(plan),
             *plan.compiled.notes,
             *([plan.facts.notice] if plan.facts.notice else []),
         ),
-        next="run = await plan.run(client)" if calls else f"pilot = await plan.sample(50){live}.run(client)",
+        next=following,
     )
+
+
+def _kept(plan: Plan) -> list[str]:
+    """Return what a retry takes over."""
+    if plan.kept is None or not plan.kept.keys.count():
+        return []
+    rows, failed = plan.kept.keys.count(), plan.kept.failed
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
+    out = f" Left out, as the same request would fail again: {kinds}." if failed else ""
+    return [f"{rows - sum(failed.values()):,} answered rows are taken over at no cost.{out}"]
 
 
 def _upgrade(plan: Plan) -> list[str]:

@@ -291,7 +291,10 @@ def _several(models: object) -> list[str]:
 
 
 def _check_name(plan: Plan) -> None:
-    """Raise where the results have a column `model` already."""
+    """Raise where the results have a column `model` already, or the plan has rows of another run."""
+    if plan.kept is not None:
+        msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
+        raise PlanError(msg)
     if MODEL in schema_of(plan.frame):
         msg = (
             f"The frame has a column {MODEL!r}, and a cascade's results get one of that name. Use "

@@ -316,8 +316,10 @@ class Ledger(Recorder):
 
         Spends: nothing.
         """
-        others = self._stored("final AND opening != :me", keys=keys)
-        frame = pl.concat([others, self._memory().filter("final")]).drop("final")
+        mine = self._memory().filter("final")
+        rest = keys.filter(~keys.is_in(mine.get_column("key").implode()))
+        others = self._stored("final AND opening != :me", keys=rest) if rest.len() else mine.clear()
+        frame = pl.concat([others, mine]).drop("final")
         key = frame.get_column("key")
         wanted = key.is_in(keys.implode()) & key.is_last_distinct()
         return frame if wanted.all() else frame.filter(wanted)

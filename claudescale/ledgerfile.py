@@ -237,6 +237,9 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Lend a connection that sees one moment of the file, whatever is written meanwhile."""
+    if not path.exists():
+        msg = f"{path} is gone, and with it what was paid for. Put it back, or the rows are paid for again."
+        raise LedgerError(msg)
     with explained(path), closing(_connect(path)) as connection:
         connection.execute("BEGIN")
         yield connection

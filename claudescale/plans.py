@@ -25,7 +25,7 @@ from claudescale.errors import PlanError
 from claudescale.limits import Limits
 from claudescale.planplots import PlanPlots
 from claudescale.prompts import Prompt, compile_prompt
-from claudescale.work import read, schema_of, unreadable
+from claudescale.work import Kept, read, schema_of, taken_over, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,6 +61,8 @@ class Plan:
         What the account may do in a minute, by the table of its `tier` until the API says better.
     measured, learned
         What `calibrate`, `count_tokens` and `learn_limits` found out.
+    kept
+        What `retry` takes over from a run.
     """
 
     frame: Frame
@@ -82,6 +84,7 @@ class Plan:
     pay_twice: bool = False
     measured: Measured | None = None
     learned: Learned | None = None
+    kept: Kept | None = None
     compiled: Prompt = field(init=False)
     limits: Limits = field(init=False)
     facts: catalog.Model = field(init=False)
@@ -128,7 +131,8 @@ class Plan:
     @cached_property
     def _measures(self) -> pl.DataFrame:
         try:
-            return estimates.sizes(self.compiled.measure(self.frame))
+            only = None if self.kept is None else self.kept.open
+            return estimates.sizes(self.compiled.measure(self.frame, only))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise unreadable(error) from error
 
@@ -166,7 +170,10 @@ class Plan:
         frame = read(self.frame)
         bodies = self.compiled.bodies(frame)["body"]
         keys = self.compiled.keys(self.compiled.contents(frame)["content"], "api.anthropic.com")
+        if self.kept is not None:
+            keys = self.kept.applied(keys)
         frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
+        frame = frame if self.kept is None else frame[self.kept.open]
         return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
 
     # another plan
@@ -183,6 +190,10 @@ class Plan:
         if unknown:
             msg = f"plan.replace() knows no {unknown[0]!r}. There is: {', '.join(PARAMETERS)}."
             raise PlanError(msg)
+        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self.kept else []
+        if fixed:
+            msg = f"A retry keeps the {fixed[0]} of its run. Use replace({fixed[0]}=...) on the plan itself."
+            raise PlanError(msg)
         if set(_VOIDING) & set(changes):
             changes.setdefault("measured", None)
         other = replace(self, **changes)
@@ -192,11 +203,53 @@ class Plan:
             vars(other)["totals"] = self.totals
         return other
 
+    def retry(self, run: Run, **changes: Any) -> Plan:
+        """Return the plan that sends only the rows which failed in a run, with what you change.
+
+        Its run has *every* row in its `results`: what was answered is taken over at no cost, wherever the
+        ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
+        break `returns` among them. Left out is what the same request would meet again: a refusal while the
+        request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
+        `options`, `requests`, `head` and `sample`; the `budget` is that of the new run.
+
+        The same cells again are a resume, as ever: nothing is paid for twice.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        run : Run
+            Of this plan or of another retry of it, and ended.
+        **changes
+            As for `replace`, but for ``frame`` and ``prompt``, such as ``max_tokens=4000``, ``model=...``,
+            ``mode="batch"`` or ``budget=1.0``.
+
+        Raises
+        ------
+        PlanError
+            The run is of other rows, is still going, or its replies have another form.
+
+        Examples
+        --------
+        ``run = await plan.retry(run, max_tokens=4000).run(client)``
+        """
+        names = [name for name in PARAMETERS if name not in {"frame", "prompt"}]
+        unknown = sorted(set(changes) - set(names))
+        if unknown:
+            msg = f"plan.retry() changes no {unknown[0]!r}. There is: {', '.join(names)}."
+            raise PlanError(msg)
+        frame = read(self.frame)
+        other = replace(self, frame=frame, kept=None).replace(**changes)
+        typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
+        return replace(other, kept=taken_over(other, run, f"plan.retry({typed})"))
+
     def head(self, n: int = 20) -> Plan:
-        """Return the plan for the first `n` rows.
+        """Return the plan for the first `n` rows; of a retry, of those that it sends.
 
         Spends: nothing.
         """
+        if self.kept is not None:
+            return self._of(self.kept.open.head(n))
         return replace(self, frame=self.frame.head(n))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
@@ -204,8 +257,15 @@ class Plan:
 
         Spends: nothing.
         """
+        if self.kept is not None:
+            return self._of(self.kept.open.sample(min(n, self.kept.open.len()), seed=seed))
         frame = read(self.frame)
         return replace(self, frame=frame.sample(min(n, frame.height), seed=seed))
+
+    def _of(self, rows: pl.Series) -> Plan:
+        """Return a retry of some of the rows that it sends."""
+        assert self.kept is not None
+        return replace(self, frame=read(self.frame)[rows], kept=self.kept.at(rows))
 
     def calibrate(self, run: Run) -> Plan:
         """Return the same plan with estimates measured on a pilot, and the limits that it met.
@@ -313,7 +373,10 @@ class Plan:
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        run = self.start(client, ledger=ledger, progress=progress, on=on)
+        from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
+
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": not wait}
+        run = Run(choosing.resolved(self), client, **given)
         return await run if wait else await run.submitted()
 
     @property
@@ -328,7 +391,9 @@ class Plan:
         return plan_card(self).html()
 
 
-PARAMETERS = tuple(name for name in Plan.__dataclass_fields__ if name not in {"compiled", "limits", "facts"})
+PARAMETERS = tuple(
+    name for name in Plan.__dataclass_fields__ if name not in {"kept", "compiled", "limits", "facts"}
+)
 """What `plan` takes and `Plan.replace` changes."""
 
 

@@ -7,6 +7,7 @@ hash the keys.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -166,13 +167,20 @@ class Prompt:
             _check_sizes(sizes.select("row", bytes=pl.col("body").str.len_bytes()).collect())
         return found["characters"], self.shared_characters
 
-    def measure(self, frame: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
+    def measure(self, frame: pl.DataFrame | pl.LazyFrame, only: pl.Series | None = None) -> pl.DataFrame:
         """Return the distinct requests of a frame: how long each is, and how many rows it answers.
 
         For estimates: identical rows are sent once. Nothing is rendered whole, and the frame is read as
         a stream.
 
         Spends: nothing.
+
+        Parameters
+        ----------
+        frame : pl.DataFrame or pl.LazyFrame
+            With the columns the prompt was compiled for.
+        only : pl.Series of UInt32, optional
+            Numbers of the rows to count; by default all.
 
         Returns
         -------
@@ -185,9 +193,20 @@ class Prompt:
             self.content.hash().alias("text"),
             self._length.cast(pl.UInt32).alias("characters"),
         )
+        if only is not None:
+            rows = rows.join(only.alias("row").to_frame().lazy(), on="row", how="semi")
         distinct = rows.group_by("text", "characters").agg(rows=pl.len().cast(pl.Int64))
         # Sorted, so that sums over them are the same to the last digit every time.
         return distinct.select(*MEASURES).sort(*MEASURES).collect(engine="streaming")
+
+    def changed(self, other: Prompt) -> set[str]:
+        """Return which fields of the requests differ from another prompt's, of those that keys depend on.
+
+        Spends: nothing.
+        """
+        heads = self._key_head, other._key_head
+        mine, theirs = (json.loads(f"{head}]}}") for head in heads)
+        return {name for name in mine | theirs if mine.get(name) != theirs.get(name)}
 
     def keys(self, contents: pl.Series, api: str) -> pl.Series:
         """Return the key of each request: the same request to the same API has the same key, for ever.

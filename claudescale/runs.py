@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import bills, cards, cluster, loops, pulses
+from claudescale import bills, cards, cluster, loops, pulses, watchcharts
 from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
 from claudescale.errors import LedgerError, RunStopped
@@ -23,7 +23,7 @@ from claudescale.progress import Progress
 from claudescale.rates import by_minute
 from claudescale.sending import Sending
 from claudescale.verdicts import verdict
-from claudescale.work import last_failures, prepare, results
+from claudescale.work import NOT_SENT, last_failures, prepare, results
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -82,6 +82,7 @@ class Run(Handle):
         ledger: str | Path | EllipsisType | None,
         progress: bool,
         on: Any = None,
+        watchable: bool = True,
     ) -> None:
         client = connect() if client is None else client
         check_client(client, plan.mode)
@@ -89,12 +90,16 @@ class Run(Handle):
         self.plan = plan
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._shown = progress
+        self._failures: dict[str, int] | None = None
+        self._watchable = watchable and plan.mode != "batch" and loops.in_notebook()
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
         self._start(self._go)
 
     async def _go(self) -> None:
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         try:
+            if self._watchable:  # `watch` would do it in the middle of the run, and nothing is sent meanwhile
+                await loops.in_thread(watchcharts.prepare)
             await self._sending.go(lambda: progress.start(cards.before(self)))
         except LedgerError as error:
             raise RunStopped(cards.why(self), self) from error
@@ -257,7 +262,7 @@ class Run(Handle):
         cell that begins with ``=``, ``+``, ``-`` or ``@``. ``write_excel`` writes texts as texts; before
         ``write_csv``: ``pl.col(pl.String).str.replace(r"^([=+@\t\r-])", "'$1")``.
         """
-        work = self._work
+        work = self.work
         answers = self._replies(work).select("key", "reply", "error")
         if self._job.future.done() and self.state != "left":
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
@@ -265,16 +270,32 @@ class Run(Handle):
         return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)
 
     @property
+    def failures(self) -> dict[str, int]:
+        """How many rows have which error, once the run has ended; those not sent are not among them.
+
+        Spends: nothing.
+        """
+        typed = self.plan.compiled.returns is not None
+        if not self._job.future.done() or self.state == "left" or not (typed or self.counts.failed):
+            return {}
+        if self._failures is None:  # the rows of a run that has ended stay as they are
+            errors = self.results["error"].drop_nulls()
+            counted = errors.filter(errors != NOT_SENT).value_counts(sort=True)
+            self._failures = dict(counted.iter_rows())
+        return self._failures
+
+    @property
     def replies(self) -> pl.DataFrame:
         """The final attempt of every distinct request that has one, of this run or an earlier one.
 
         Spends: nothing.
         """
-        return self._replies(self._work)
+        return self._replies(self.work)
 
     def _replies(self, work: Work) -> pl.DataFrame:
-        ledger = self._sending.ledger
-        return ATTEMPTS.to_frame() if ledger is None else ledger.replies(work.requests["key"])
+        ledger, kept = self._sending.ledger, self.plan.kept
+        found = ATTEMPTS.to_frame() if ledger is None else ledger.replies(work.requests["key"])
+        return found if kept is None else pl.concat([kept.attempts, found])
 
     @property
     def attempts(self) -> pl.DataFrame:
@@ -300,7 +321,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return self._work.requests.select("key", "estimated_tokens")
+        return self.work.requests.select("key", "estimated_tokens")
 
     @property
     def throughput(self) -> pl.DataFrame:
@@ -318,7 +339,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        rows = self._work.keys.drop_nulls().value_counts(name="rows")
+        rows = self.work.keys.drop_nulls().value_counts(name="rows")
         repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
         return bills.savings(self.attempts, duplicates=repeats)
 
@@ -339,8 +360,11 @@ class Run(Handle):
         return bills.waste(self.attempts)
 
     @property
-    def _work(self) -> Work:
-        """The rows; before the run has read them, they are read here, with keys that nothing has answered."""
+    def work(self) -> Work:
+        """The rows; before the run has read them, they are read here, with keys that nothing has answered.
+
+        Spends: nothing.
+        """
         return self._sending.work or prepare(self.plan, "not known yet")
 
     @property

@@ -174,6 +174,9 @@ class Sending:
         """Read the frame, find what is missing, and whether that is possible."""
         assert self.api is not None
         assert self.ledger is not None
+        kept = self._plan.kept
+        if kept is not None:
+            kept.check(simulated=self.api.simulated)
         work = prepare(self._plan, self.api.name)
         found = self.ledger.replies(work.requests["key"]).select("key", "error")
         missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
@@ -183,6 +186,8 @@ class Sending:
         self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches(mine=False))
         self.tally.begin(work.keys)
         self.tally.found(found)
+        if kept is not None:
+            self.tally.found(kept.attempts.select("key", "error"))
         self.work = work
         return missing
 

@@ -7,6 +7,7 @@ kernel sets, and ``heard``, the number of the state that the page has drawn, whi
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ _LABEL = "datum.value >= 20000 ? format(datum.value, '.3~s') : format(datum.valu
 _TEXT = "Requests, input tokens and output tokens per minute against their limits, while the run goes on"
 # The page may be light or dark and the kernel does not know: a mid tone is read on both.
 _READABLE = {"labelColor": GREY, "titleColor": GREY}
+_preparing = threading.Lock()
 
 
 @lru_cache(maxsize=1)
@@ -44,11 +46,32 @@ def _offline() -> type[alt.JupyterChart]:
     return OfflineChart
 
 
+def prepare() -> None:
+    """Do, once in a process, what would stop all other threads for seconds while calls are in flight.
+
+    Spends: nothing.
+    """
+    with _preparing:  # `lru_cache` alone would let two threads do it at the same time
+        _prepared()
+
+
+@lru_cache(maxsize=1)
+def _prepared() -> None:
+    """Import, bundle scripts, draw a first PNG: vl-convert keeps the interpreter's lock all the while."""
+    import altair as alt
+    import ipywidgets  # noqa: F401
+
+    _offline()
+    _template()
+    shown.bundle(alt.Chart(alt.sequence(2)).mark_point(), "")
+
+
 def live() -> alt.JupyterChart:
     """Return the live picture, empty. Set ``params.state`` to what `watchframe.drawn` gives.
 
     Spends: nothing.
     """
+    prepare()
     return _offline()(_template(), embed_options={"actions": False})
 
 

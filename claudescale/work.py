@@ -5,6 +5,7 @@ Pure functions from frames to frames. The replies themselves are the ledger's.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from claudescale.plans import Plan
     from claudescale.prompts import Prompt
     from claudescale.replies import Returns
+    from claudescale.runs import Run
 
 SLICE_ROWS = 4_000
 """How many rows are rendered at once."""
@@ -51,6 +53,69 @@ REQUESTS = pl.Schema(
     {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "estimated_tokens": pl.Float64()}
 )
 """Columns of `Work.requests`: its first row in the frame, its key, the size of its body."""
+
+
+class Kept(NamedTuple):
+    """What a retry takes over from a run.
+
+    Attributes
+    ----------
+    keys : pl.Series
+        Of each row, the key of the attempt that stays its last word; null where it is sent (again).
+    tried_at : pl.Series
+        Of each row that has a final attempt which will not do, when the last of these was sent.
+    spent : pl.Series
+        Keys with a final attempt that will not do: the same request gets another key.
+    attempts : pl.DataFrame
+        `ATTEMPTS`: those that are taken over, one for each key.
+    typed : str
+        What was typed to get it.
+    """
+
+    keys: pl.Series
+    tried_at: pl.Series
+    spent: pl.Series
+    attempts: pl.DataFrame
+    typed: str
+
+    @property
+    def open(self) -> pl.Series:
+        """Numbers of the rows that are not taken over."""
+        return self.keys.is_null().arg_true()
+
+    def at(self, rows: pl.Series) -> Kept:
+        """Return this for some rows that are not taken over."""
+        keys, tried_at = self.keys.gather(rows), self.tried_at.gather(rows)
+        return self._replace(keys=keys, tried_at=tried_at, attempts=self.attempts.clear())
+
+    def applied(self, keys: pl.Series) -> pl.Series:
+        """Return the key of each row, given those that the requests of a plan have by themselves.
+
+        When it failed is part of the key of a request that is sent again, so the same cell is a resume.
+        """
+        again = (keys.is_in(self.spent.implode()) & self.keys.is_null()).fill_null(value=False).arg_true()
+        names = zip(keys.gather(again), self.tried_at.gather(again), strict=True)
+        fresh = [hashlib.blake2b(f"{key}\0{at}".encode(), digest_size=16).hexdigest() for key, at in names]
+        own = keys.scatter(again, fresh) if fresh else keys
+        return pl.select(pl.coalesce(self.keys, own).alias("key")).to_series()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many of the rows taken over keep which error."""
+        errors = self.attempts.select("key", "error").drop_nulls()
+        rows = self.keys.alias("key").to_frame().join(errors, on="key", how="inner")
+        return dict(rows["error"].value_counts(sort=True).iter_rows())
+
+    def check(self, *, simulated: bool) -> None:
+        """Raise where replies of a simulator would stand beside real ones."""
+        if (self.attempts["simulated"] != simulated).any():
+            took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
+            msg = (
+                f"The run to retry was answered by {took}, and this client calls {sends}: their replies are "
+                "not mixed. Nothing was sent. Use the client of that run, or run the plan anew: "
+                "run = await plan.run(client)."
+            )
+            raise PlanError(msg)
 
 
 class Texts(NamedTuple):
@@ -147,8 +212,12 @@ def prepare(plan: Plan, api: str) -> Work:
         parts.append(pl.DataFrame([prompt.keys(contents, api), bytes_, characters]))
     rows = pl.concat(parts, rechunk=True).with_row_index("row")
     tokens = estimates.estimated_tokens(prompt, plan.facts, pl.col("characters"))
+    sent = rows
+    if plan.kept is not None:
+        rows = rows.with_columns(plan.kept.applied(rows["key"]))
+        sent = rows[plan.kept.open]
     requests = (
-        rows.drop_nulls()
+        sent.drop_nulls()
         .unique("key", keep="first", maintain_order=True)
         .with_columns(estimated_tokens=tokens)
         .select(*REQUESTS)
@@ -189,6 +258,94 @@ def results(
     errors = joined.select(pl.coalesce("error", broken).alias("error"))
     reply = [] if returns.single else [joined["reply"]]
     return work.frame.hstack([*typed.get_columns(), *reply, *errors.get_columns(), *mark])
+
+
+def taken_over(plan: Plan, run: Run, typed: str) -> Kept:
+    """Return what a plan takes over from a run of the same rows and the same prompt.
+
+    Raises
+    ------
+    PlanError
+        It is no such run, or not all that it sent is answered yet.
+    """
+    _check_retried(plan, run)
+    returns, before = plan.compiled.returns, run.plan.compiled
+    replies = run.replies
+    error = replies["error"]
+    if _form(returns) != _form(before.returns) and error.null_count():
+        msg = (
+            "plan.retry(run, returns=...): the replies of the run have another form, so they cannot stand "
+            "beside new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
+        )
+        raise PlanError(msg)
+    fits = error.is_null()
+    if returns is not None:
+        fits &= returns.decode(replies["reply"])[1].is_null()
+    met_again = _met_again(plan, run.plan)
+    stays = fits | error.is_in(met_again).fill_null(value=False)
+    kept, rest = replies.filter(stays), replies.filter(~stays)
+    if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
+        given_up = last_failures(run.attempts, replies).filter(pl.col("error").is_in(met_again))
+        kept = pl.concat([kept, given_up])
+    never = pl.lit(None, pl.Int64)
+    known = pl.concat(
+        [
+            kept.select("key", kept="key", tried_at=never),
+            rest.select("key", kept=pl.lit(None, pl.String), tried_at=pl.col("sent_at").dt.epoch("us")),
+        ]
+    )
+    rows = run.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+    tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.kept
+    if earlier is not None:
+        tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
+        spent = pl.concat([earlier.spent, spent])
+    return Kept(rows["kept"], tried_at, spent, kept, typed)
+
+
+def _check_retried(plan: Plan, run: Run) -> None:
+    if not hasattr(run, "sizes"):
+        kind = type(run).__name__
+        msg = f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client)."
+        raise PlanError(msg)
+    if run.state in {"starting", "running"}:
+        msg = "The run is still going, so nobody knows yet what fails. Wait for it first: run = await run."
+        raise PlanError(msg)
+    if run.state == "left":
+        msg = (
+            "Batches of the run are still at the API and will be paid for. Collect them first with the same "
+            "cell: run = await plan.run(client)."
+        )
+        raise PlanError(msg)
+    rows, theirs = plan.frame.lazy().select(pl.len()).collect().item(), run.work.frame.height
+    if rows != theirs:
+        msg = (
+            f"The run has {theirs:,} rows and the plan {rows:,}: plan.retry() takes a run of the same rows. "
+            "Use run.plan.retry(run)."
+        )
+        raise PlanError(msg)
+    if not plan.compiled.contents(read(plan.frame))["content"].equals(
+        run.plan.compiled.contents(run.work.frame)["content"]
+    ):
+        msg = (
+            "The run asks something else of these rows: plan.retry() takes a run with the same texts in the "
+            "same order. Use run.plan.retry(run), or ask all rows: run = await plan.run(client)."
+        )
+        raise PlanError(msg)
+
+
+def _form(returns: Returns | None) -> object:
+    return returns and (returns.json_schema, returns.columns, returns.single)
+
+
+def _met_again(plan: Plan, before: Plan) -> list[str]:
+    """Return the final errors that requests of `plan` would surely meet again where `before` met them."""
+    changed = plan.compiled.changed(before.compiled)
+    found = [] if changed - {"max_tokens"} else ["refusal"]
+    if not changed:
+        found += ["model_context_window_exceeded", "tool_use"]
+    if not changed and plan.mode == before.mode:  # a batch takes less than a live call
+        found += ["invalid_request_error", "request_too_large"]
+    return found
 
 
 def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:

@@ -32,13 +32,13 @@ LAYERS = (
     "windows buckets pacing attempts presence ledgerfile lines batchfile recorder ledger batchframe tallies",
     "loops handles live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
-    "books leases gathering",
+    "books leases gathering watchcharts",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
     "daskbook daskworker daskhome redishome cluster",
     "rates pulses minutes progress plots inflight planplots runs plans partitions",
     "scoring trialframe trialcards trials",
     "acceptance cascadeframe passing cascadecharts cascadecards cascadeplots cascaderuns cascades",
-    "picks redrawing pickpanel watchcharts watchframe watchpanel watching following asking picking",
+    "picks redrawing pickpanel watchframe watchpanel watching following asking picking",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 SIMULATOR_MAY_IMPORT = {"errors", "clock", "facts", "catalog"}
@@ -48,7 +48,7 @@ RESERVED = {
     "anthropic": {*LAYERS[3].split(), "simulator", "daskworker"},
     "altair": {"marks", *(name for name in LAYER if name.endswith("charts"))},
     "vl_convert": {"shown"},
-    "ipywidgets": {"pickpanel", "watchpanel"},
+    "ipywidgets": {"pickpanel", "watchpanel", "watchcharts"},
     "nest_asyncio": {"loops"},
     "distributed": {"daskbook", "daskworker", "daskhome"},
     "redis": {"redishome"},
