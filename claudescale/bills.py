@@ -6,24 +6,29 @@ request depends on the length of its prompt, so summed tokens would be priced wr
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import catalog
+from claudescale import catalog, clock
+from claudescale.errors import PlanError, UnknownModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
 
 BILL = pl.Schema(
     {"part": _TEXT, "tokens": _COUNT, "dollars": _DOLLARS, "share": pl.Float64(), "wasted_dollars": _DOLLARS}
+    | {"prices": _TEXT}
 )
-"""Columns of `bill`."""
+"""Columns of `bill`; `prices` says where those come from that the dollars are made of."""
 
 WASTE = pl.Schema(
     {"kind": _TEXT} | dict.fromkeys(("attempts", "billed_attempts", "tokens"), _COUNT) | {"dollars": _DOLLARS}
@@ -78,6 +83,25 @@ class Price:
     model: str
     mode: catalog.Mode
     steps: tuple[PriceStep, ...]
+    given: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known at all: of a model that the user named without its prices it is not."""
+        return not math.isnan(self.steps[0].input)
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, in a few words."""
+        if not self.is_known:
+            return "not known"
+        return "given by you" if self.given else f"genai-prices {version('genai-prices')}"
+
+    def at(self, moment: datetime) -> Price:
+        """Return the price of another day, or this one where that day's is not known."""
+        with suppress(PlanError):
+            return self if self.given or not self.is_known else price(self.model, mode=self.mode, at=moment)
+        return self
 
     def dollars(
         self,
@@ -95,6 +119,8 @@ class Price:
         prompt = (
             input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
         )
+        if not prompt and not output_tokens:
+            return 0.0  # of an unknown price, too
         step = [step for step in self.steps if prompt > step.above_tokens or not step.above_tokens][-1]
         return (
             input_tokens * step.input
@@ -105,15 +131,15 @@ class Price:
         )
 
 
-def price(model_id: str, *, mode: catalog.Mode = "live", at: datetime | None = None) -> Price:
-    """Return the list price of a model, as genai-prices has it.
+def price(model: str | catalog.Model, *, mode: catalog.Mode = "live", at: datetime | None = None) -> Price:
+    """Return the list price of a model, as genai-prices has it, or the price that the user gave.
 
     Spends: nothing.
 
     Parameters
     ----------
-    model_id : str
-        A model of the catalog, retired ones included.
+    model : str or Model
+        A model of the catalog, retired ones included; or the facts of any.
     mode : {"live", "batch"}
         How the requests are sent.
     at : datetime, optional
@@ -132,8 +158,25 @@ def price(model_id: str, *, mode: catalog.Mode = "live", at: datetime | None = N
     >>> [step.above_tokens for step in cheap.steps]
     [0, 100000]
     """
-    moment = datetime.now(UTC) if at is None else at
+    if isinstance(model, catalog.Model) and model.given:
+        return _given(model.id, mode, model.given_dollars)
+    moment = clock.now() if at is None else at
+    model_id = model if isinstance(model, str) else model.id
     return _price(model_id, mode, (moment.astimezone(UTC) if moment.tzinfo else moment).date())
+
+
+_TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
+"""What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
+
+
+@lru_cache(maxsize=1024)
+def _given(model_id: str, mode: catalog.Mode, dollars: tuple[float, float] | None) -> Price:
+    """Return a price made of what the user said; of nothing that is a number where nothing was said."""
+    times = (0.5 if mode == "batch" else 1.0) / 1_000_000
+    tokens, output = ((each * times) for each in dollars or (math.nan, math.nan))
+    cached = {part: tokens * more for part, more in _TIMES.items()}
+    step = PriceStep(above_tokens=0, input=tokens, output=output, **cached)
+    return Price(model=model_id, mode=mode, steps=(step,), given=dollars is not None)
 
 
 @lru_cache(maxsize=1024)
@@ -197,6 +240,8 @@ def dollars(
     prompt = (
         input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
     )
+    if not price.is_known:
+        return pl.when(prompt + output_tokens > 0).then(math.nan).otherwise(0.0)
     return (
         input_tokens * _rate(price, "input", prompt)
         + cache_write_5m_input_tokens * _rate(price, "cache_write_5m", prompt)
@@ -214,12 +259,13 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
     return rate
 
 
-def bill(attempts: pl.DataFrame) -> pl.DataFrame:
+def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.DataFrame:
     """Return what was paid for: one row per part, whose dollars sum to what was billed.
 
     Only attempts with `dollars` above zero are on the bill. The parts are priced at the list price of
     the day each was sent. Should that not add up to the recorded dollars, because a price list has
-    changed since, one more row "price changed since" holds the difference.
+    changed since, one more row "price changed since" holds the difference. What models took whose price is
+    not known here, whole as it was recorded, is in a row "price not known".
 
     Spends: nothing.
 
@@ -227,6 +273,8 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
     ----------
     attempts : pl.DataFrame
         One row per answer or failure of the API, as a run and its ledger have them.
+    models : iterable of Model
+        Facts of models that the catalog does not have.
 
     Returns
     -------
@@ -244,7 +292,15 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
         wasted=_waste_kind(attempts).is_not_null(),
     )
     tokens, paid, lost = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0.0), dict.fromkeys(columns, 0.0)
-    for frame, own, _ in _by_price(billed):
+    sources: dict[str, None] = {}
+    unknown: list[pl.DataFrame] = []
+    recorded = 0.0
+    for frame, own, _ in _by_price(billed, models):
+        if not own.is_known:
+            unknown.append(frame)
+            continue
+        sources[own.source] = None
+        recorded += float(frame["dollars"].sum())
         priced = frame.lazy().select(
             "wasted",
             *(pl.col(column) for _, column in columns.values()),
@@ -256,13 +312,20 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
                 paid[part] += sums[part]
                 lost[part] += sums[part] if sums["wasted"] else 0.0
     whole = float(billed["dollars"].sum())
-    rest = whole - sum(paid.values())
-    rows = [(part, tokens[part], paid[part], lost[part]) for part in columns]
+    rest = recorded - sum(paid.values())
+    of = ", ".join(sources) or f"genai-prices {version('genai-prices')}"
+    rows = [(part, tokens[part], paid[part], lost[part], of) for part in columns]
     if abs(rest) > _ROUNDING_DOLLARS * billed.height:
-        rows.append(("price changed since", 0, rest, 0.0))
+        rows.append(("price changed since", 0, rest, 0.0, of))
+    if unknown:
+        count = sum(int(frame.select(pl.sum_horizontal(COLUMNS.values()).sum()).item()) for frame in unknown)
+        dollars = sum(float(frame["dollars"].sum()) for frame in unknown)
+        wasted = sum(float(frame.filter("wasted")["dollars"].sum()) for frame in unknown)
+        rows.append(("price not known", count, dollars, wasted, "not known"))
     per_dollar = 1 / whole if whole else 0.0
-    shared = [(part, count, dollars, dollars * per_dollar, wasted) for part, count, dollars, wasted in rows]
-    return pl.DataFrame(shared, schema=BILL, orient="row")
+    shared = [(part, count, paid, paid * per_dollar, wasted, of) for part, count, paid, wasted, of in rows]
+    # Nothing is no guess: what is not known is null.
+    return pl.DataFrame(shared, schema=BILL, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def waste(attempts: pl.DataFrame) -> pl.DataFrame:
@@ -301,7 +364,12 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl.DataFrame:
+def savings(
+    attempts: pl.DataFrame,
+    *,
+    duplicates: int | pl.DataFrame = 0,
+    models: Iterable[catalog.Model] = (),
+) -> pl.DataFrame:
     """Return what each strategy saved, against the same rows at the same model without it.
 
     Read it downward: `dollars_without` of the first row is the whole plan done plainly (every row sent by
@@ -318,6 +386,8 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
     duplicates : int or pl.DataFrame
         Rows that were answered with the reply to an identical row. As a frame with the columns `key` and
         `duplicates` each is priced as the row it repeats; as a number, at the mean of the paid replies.
+    models : iterable of Model
+        Facts of models that the catalog does not have.
 
     Returns
     -------
@@ -336,7 +406,7 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
         )
         billed = billed.with_columns(pl.col("repeats").fill_null(0) * pl.col("kept"))
     sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
-    for frame, own, live in _by_price(billed):
+    for frame, own, live in _by_price(billed, models):
         plain = PROMPT * _rate(live, "input", PROMPT)
         plain += pl.col("output_tokens") * _rate(live, "output", PROMPT)
         priced = frame.lazy().select(
@@ -379,18 +449,30 @@ def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
     return pl.when(good & ~first).then(pl.lit("repeated")).otherwise("error")
 
 
-def _by_price(attempts: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Price, Price]]:
+def _by_price(
+    attempts: pl.DataFrame, models: Iterable[catalog.Model]
+) -> Iterator[tuple[pl.DataFrame, Price, Price]]:
     """Split the attempts by price; with each, that price and the live one of the same days."""
     day = pl.col("sent_at").dt.date()
+    given = {each.id: each for each in models if each.given}
     groups: dict[tuple[Price, Price], list[pl.Expr]] = {}
     for model, mode in attempts.select("model", "mode").unique().sort(pl.all()).iter_rows():
         of = (pl.col("model") == model) & (pl.col("mode") == mode)
         days: dict[tuple[Price, Price], list[date]] = {}
         for sent in attempts.filter(of).select(day).to_series().unique().sort():
             at = datetime.combine(sent, time(12), UTC)
-            days.setdefault((price(model, mode=mode, at=at), price(model, at=at)), []).append(sent)
+            prices = tuple(_known(given.get(model, model), each, at) for each in (mode, "live"))
+            days.setdefault((prices[0], prices[1]), []).append(sent)
         for prices, those in days.items():
             only = of if len(days) == 1 else of & day.is_in(those)
             groups.setdefault(prices, []).append(only)
     for (own, live), masks in groups.items():
         yield (attempts if len(groups) == 1 else attempts.filter(pl.any_horizontal(masks))), own, live
+
+
+def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:
+    """Return a price; one that is not known where the model is not: a ledger is readable for ever."""
+    try:
+        return price(model, mode=mode, at=at)
+    except UnknownModel:
+        return _given(model if isinstance(model, str) else model.id, mode, None)

@@ -89,7 +89,7 @@ def sender(
         pacer=pacer,
         clock=api.clock,
         record=record,
-        price=bills.price(calls.facts.id, mode="live"),
+        price=bills.price(calls.facts, mode="live"),
         describe=_describe(calls, api, ledger),
         worst_dollars=worst_dollars(calls),
         budget_dollars=calls.budget,
@@ -100,7 +100,7 @@ def sender(
 
 def worst_dollars(calls: Calls) -> Callable[[Row], float]:
     """Return what tells the most one answer to a row can cost."""
-    price = bills.price(calls.facts.id, mode="live")
+    price = bills.price(calls.facts, mode="live")
     written = _written(calls, "5m")
 
     def worst(row: Row) -> float:
@@ -133,7 +133,7 @@ def batch_engine(
     dollars_left: Callable[[], float],
 ) -> Batches:
     """Return what sends the rows of a plan by batches."""
-    price = bills.price(plan.facts.id, mode="batch")
+    price = bills.price(plan.facts, mode="batch")
     calls = plan.limits.batch_requests_per_minute or _BATCH_REQUESTS_PER_MINUTE
     paid = dict.fromkeys(bills.COLUMNS.values(), pl.lit(0.0)) | {
         _written(plan, "1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
@@ -153,6 +153,7 @@ def batch_engine(
         queue_requests=plan.limits.batch_queue_requests or catalog.BATCH.max_requests,
         dollars_left=dollars_left,
         hands_over=plan.mode == "hybrid",
+        refusal=lambda: catalog.refusal(plan.facts, api.clock.now()),
         prime=plan.cache and caches(plan.compiled, plan.facts),
     )
 

@@ -107,7 +107,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
     tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.output_of(estimated).clip(0.0, float(max_tokens))
-    live, batch = bills.price(facts.id, mode="live"), bills.price(facts.id, mode="batch")
+    live, batch = bills.price(facts, mode="live"), bills.price(facts, mode="batch")
     nothing, times = pl.lit(0.0), pl.col("requests")
     sums = (
         sent.lazy()

@@ -65,6 +65,20 @@ def check_numbers(given: Plan) -> None:
         raise PlanError(msg)
 
 
+def check_prices(given: Plan) -> None:
+    """Raise where a plan asks for something that takes prices, and its model has none."""
+    facts = given.facts
+    if not facts.given or facts.given_dollars is not None:
+        return
+    asked = f"budget={given.budget!r}" if given.budget is not None else f"mode={given.mode!r}"
+    if given.budget is not None or given.mode == AUTO:
+        msg = (
+            f"{asked} needs the prices of {facts.id!r}, dollars per million tokens: "
+            f"model=cs.Model({facts.id!r}, input_dollars=..., output_dollars=...)."
+        )
+        raise PlanError(msg)
+
+
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
