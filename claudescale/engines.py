@@ -144,7 +144,8 @@ def batch_engine(
         ledger=ledger,
         clock=api.clock,
         texts=work.texts,
-        requests=work.requests.with_columns(worst_dollars=bills.dollars(price, **paid)),
+        # Of an unknown price there is no worst case, nor a budget to keep.
+        requests=work.requests.with_columns(worst_dollars=bills.dollars(price, **paid).fill_nan(0.0)),
         record=record,
         unanswered=unanswered,
         price=price,

@@ -224,8 +224,8 @@ class Limits:
         return cls(**found, source="the rate-limit API", checked=datetime.now(UTC))
 
 
-_LEAST = 1e-6
-"""No limit is lower, nor higher than `_MOST`: a figure in minutes would be none."""
+_LEAST = 1e-30
+"""No limit is lower, nor higher than `_MOST`: minutes would be no figure."""
 
 
 def _limit(name: str, value: Any) -> float:
