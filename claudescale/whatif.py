@@ -288,6 +288,6 @@ def binding_words(binding: str) -> str:
 def _spend_limit(tier: str | int | Limits, dollars: float) -> str:
     """Return a warning where a tier's monthly spend limit does not reach."""
     limit = None if isinstance(tier, Limits) else catalog.tier(tier).spend_dollars_per_month
-    if limit is None or dollars <= limit:
+    if limit is None or not dollars > limit:
         return ""
     return f"; its ${limit:,.0f} a month are less than this costs"
