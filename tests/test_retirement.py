@@ -47,7 +47,7 @@ def left_alone(api, path):
 
 @pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
 def test_a_batch_is_collected_after_its_model_has_retired(mode, path, monkeypatch):
-    """Whatever the plan's mode, what a batch answered comes in at half the price of its day; no call is made."""
+    """In every mode what a batch answered comes in at half the price of its day; no call is made."""
     with simulator(speed=600, batch_seconds=3_600) as api:
         left_alone(api, path)
         later(api, monkeypatch, DAY)
@@ -63,7 +63,7 @@ def test_a_batch_is_collected_after_its_model_has_retired(mode, path, monkeypatc
 
 
 def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
-    """The batch is collected first, what it answered is kept, and then the run ends: nothing is sent again."""
+    """The batch is collected first, what it answered is kept, and the run ends: nothing is sent again."""
     with simulator(speed=600, batch_seconds=40 * 3_600) as api:
         api.clock._epoch -= 2 * DAY
         left_alone(api, path)
@@ -80,7 +80,7 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
 def test_what_is_answered_is_read_and_the_rest_is_refused(mode, path, monkeypatch):
-    """A full ledger answers a plan of a retired model; a row more is an UnknownModel before anything is sent."""
+    """A full ledger answers a plan of a retired model; a row more is an UnknownModel before it is sent."""
     with simulator(speed=600) as api:
         finished(the_plan("live"), api.client(), ledger=path)
         calls = api.stats["calls"]
