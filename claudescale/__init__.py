@@ -31,11 +31,13 @@ from claudescale.errors import (
 
 if TYPE_CHECKING:
     from claudescale.cascades import Cascade, cascade
-    from claudescale.catalog import models, tiers
+    from claudescale.catalog import tiers
     from claudescale.connecting import connect
+    from claudescale.learning import models
     from claudescale.ledger import Ledger
     from claudescale.limits import Limits
     from claudescale.loops import wait
+    from claudescale.ownmodels import Model
     from claudescale.picking import Picker, pick
     from claudescale.plans import Plan, plan
     from claudescale.runs import Run
@@ -47,6 +49,7 @@ _HOMES = {
     "Cascade": "cascades",
     "Ledger": "ledger",
     "Limits": "limits",
+    "Model": "ownmodels",
     "Picker": "picking",
     "Plan": "plans",
     "Run": "runs",
@@ -54,7 +57,7 @@ _HOMES = {
     "Trial": "trials",
     "cascade": "cascades",
     "connect": "connecting",
-    "models": "catalog",
+    "models": "learning",
     "pick": "picking",
     "plan": "plans",
     "tiers": "catalog",
@@ -76,6 +79,7 @@ __all__ = [
     "LedgerError",
     "LedgerFull",
     "Limits",
+    "Model",
     "NameTaken",
     "NotEnoughEvidence",
     "Picker",

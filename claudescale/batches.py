@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from claudescale.ledger import Ledger
     from claudescale.work import Texts
 
+RETIRED = "model_retired"
+"""The `error` of a run whose model can be called no more."""
 MOST_ROUNDS = 3
 """Batches that one row goes into, if it expires or fails in each."""
 MOST_FAILURES = 8
@@ -80,6 +82,8 @@ class Batches:
         Where no batch can be made for a reason that live calls may not share, let them do the rest.
     prime : bool
         Send one row alone first, so that the others find its prefix in the cache.
+    refusal : callable
+        Gives the words where the model can be called no more: then what is out is collected, and no more.
 
     Attributes
     ----------
@@ -111,6 +115,7 @@ class Batches:
         dollars_left: Callable[[], float] = lambda: math.inf,
         hands_over: bool = False,
         prime: bool = False,
+        refusal: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.out = Outstanding(
             wire=wire, ledger=ledger, clock=clock, record=record, price=price, describe=describe
@@ -130,6 +135,7 @@ class Batches:
         self._queue_requests = queue_requests
         self._dollars_left = dollars_left
         self._prime = prime
+        self._refusal = refusal
         self._left = self._others = requests.clear()
         self._most_requests = catalog.BATCH.max_requests
         self._most_bytes = batching.FULL_BYTES
@@ -154,7 +160,7 @@ class Batches:
     def is_refused(self) -> bool:
         """Whether there is a reason to stop, which live calls would meet as well."""
         found = self._stopped_by
-        shared = found is not None and (found.error in STOPPING_ERRORS or found.error == "budget")
+        shared = found is not None and (found.error in STOPPING_ERRORS or found.error in {"budget", RETIRED})
         return self.out.stopped_by is not None or (found is not None and (shared or not self._hands_over))
 
     @property
@@ -309,6 +315,8 @@ class Batches:
 
     async def _check(self) -> None:
         """Have the API look at some rows, free: what is wrong with all would be told hours later."""
+        if self._refusal() is not None:  # nothing will be sent
+            return
         rows = self._left["row"]
         found: list[Verdict] = []
         for row in rows.gather(sorted({0, rows.len() // 2, rows.len() - 1})) if rows.len() else ():
@@ -332,7 +340,9 @@ class Batches:
             if others.height:
                 self._others = pl.concat([self._others, others])
                 self._others_at = max(self._others_at, self.out.changed_at)
-            if mine.height:
+            if mine.height and (words := self._refusal()) is not None:
+                self._stopped_by = Verdict(outcome="stop", error=RETIRED, message=words)
+            elif mine.height:
                 await self._post(mine, until)
 
     def _claimed(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

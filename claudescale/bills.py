@@ -6,21 +6,23 @@ request depends on the length of its prompt, so summed tokens would be priced wr
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import catalog
+from claudescale import catalog, clock
 from claudescale.attempts import ATTEMPTS, Attempt
-from claudescale.errors import PlanError
+from claudescale.errors import PlanError, UnknownModel
 from claudescale.facts import ANSWERED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from claudescale.parameters import Charges
 
@@ -28,8 +30,9 @@ _TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
 
 BILL = pl.Schema(
     {"part": _TEXT, "tokens": _COUNT, "dollars": _DOLLARS, "share": pl.Float64(), "wasted_dollars": _DOLLARS}
+    | {"prices": _TEXT}
 )
-"""Columns of `bill`."""
+"""Columns of `bill`; `prices` says where those come from that the dollars are made of."""
 
 WASTE = pl.Schema(
     {"kind": _TEXT} | dict.fromkeys(("attempts", "billed_attempts", "tokens"), _COUNT) | {"dollars": _DOLLARS}
@@ -89,6 +92,25 @@ class Price:
     steps: tuple[PriceStep, ...]
     search: float | None
     day: date = field(compare=False)
+    given: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known at all: of a model that the user named without its prices it is not."""
+        return not math.isnan(self.steps[0].input)
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, in a few words."""
+        if not self.is_known:
+            return "not known"
+        return "given by you" if self.given else f"genai-prices {version('genai-prices')}"
+
+    def at(self, moment: datetime) -> Price:
+        """Return the price of another day, or this one where that day's is not known."""
+        with suppress(PlanError):
+            return self if self.given or not self.is_known else price(self.model, mode=self.mode, at=moment)
+        return self
 
     def dollars(
         self,
@@ -107,6 +129,8 @@ class Price:
         prompt = (
             input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
         )
+        if not prompt and not output_tokens:
+            return 0.0  # of an unknown price, too
         step = [step for step in self.steps if prompt > step.above_tokens or not step.above_tokens][-1]
         return (
             input_tokens * step.input
@@ -119,20 +143,20 @@ class Price:
 
 
 def price(
-    model_id: str,
+    model: str | catalog.Model,
     *,
     mode: catalog.Mode = "live",
     at: datetime | None = None,
     inference_geo: str | None = None,
 ) -> Price:
-    """Return the list price of a model, as genai-prices has it.
+    """Return the list price of a model, as genai-prices has it, or the price that the user gave.
 
     Spends: nothing.
 
     Parameters
     ----------
-    model_id : str
-        A model of the catalog, retired ones included.
+    model : str or Model
+        A model of the catalog, retired ones included; or the facts of any.
     mode : {"live", "batch"}
         How the requests are sent.
     at : datetime, optional
@@ -153,8 +177,12 @@ def price(
     >>> [step.above_tokens for step in cheap.steps]
     [0, 100000]
     """
-    moment = datetime.now(UTC) if at is None else at
-    found = _price(model_id, mode, (moment.astimezone(UTC) if moment.tzinfo else moment).date())
+    moment = clock.now() if at is None else at
+    day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
+    if isinstance(model, catalog.Model) and model.given:
+        found = _given(model.id, mode, model.given_dollars, day)
+    else:
+        found = _price(model if isinstance(model, str) else model.id, mode, day)
     return answered(found, inference_geo=inference_geo)
 
 
@@ -171,9 +199,25 @@ def answered(
 
     Spends: nothing.
     """
+    if asked.given or not asked.is_known:
+        return asked
     if answering_model in (None, asked.model) and inference_geo != "us" and speed != "fast":
         return asked
     return _answered(asked, asked.day, answering_model or asked.model, inference_geo, speed)
+
+
+_TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
+"""What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
+
+
+@lru_cache(maxsize=1024)
+def _given(model_id: str, mode: catalog.Mode, dollars: tuple[float, float] | None, day: date) -> Price:
+    """Return a price made of what the user said; of nothing that is a number where nothing was said."""
+    times = (0.5 if mode == "batch" else 1.0) / 1_000_000
+    tokens, output = ((each * times) for each in dollars or (math.nan, math.nan))
+    cached = {part: tokens * more for part, more in _TIMES.items()}
+    step = PriceStep(above_tokens=0, input=tokens, output=output, **cached)
+    return Price(model=model_id, mode=mode, steps=(step,), search=None, day=day, given=dollars is not None)
 
 
 @lru_cache(maxsize=1024)
@@ -301,6 +345,8 @@ def dollars(
     prompt = (
         input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
     )
+    if not price.is_known:
+        return pl.when(prompt + output_tokens > 0).then(math.nan).otherwise(0.0)
     return (
         input_tokens * _rate(price, "input", prompt)
         + cache_write_5m_input_tokens * _rate(price, "cache_write_5m", prompt)
@@ -318,12 +364,13 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
     return rate
 
 
-def bill(attempts: pl.DataFrame) -> pl.DataFrame:
+def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.DataFrame:
     """Return what was paid for: one row per part, whose dollars sum to what was billed.
 
     Only attempts with `dollars` above zero are on the bill. The parts are priced at the list price of
     the day each was sent. Should that not add up to the recorded dollars, because a price list has
-    changed since, one more row "price changed since" holds the difference.
+    changed since, one more row "price changed since" holds the difference. What models took whose price is
+    not known here, whole as it was recorded, is in a row "price not known".
 
     Spends: nothing.
 
@@ -331,6 +378,8 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
     ----------
     attempts : pl.DataFrame
         One row per answer or failure of the API, as a run and its ledger have them.
+    models : iterable of Model
+        Facts of models that the catalog does not have.
 
     Returns
     -------
@@ -350,7 +399,15 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
     )
     tokens = dict.fromkeys(columns, 0)
     paid, lost = (dict.fromkeys((*columns, _SEARCH), 0.0) for _ in range(2))
-    for frame, own, _ in _by_price(billed):
+    sources: dict[str, None] = {}
+    unknown: list[pl.DataFrame] = []
+    recorded = 0.0
+    for frame, own, _ in _by_price(billed, models):
+        if not own.is_known:
+            unknown.append(frame)
+            continue
+        sources[own.source] = None
+        recorded += float(frame["dollars"].sum())
         priced = frame.lazy().select(
             "wasted",
             *(pl.col(column) for _, column in columns.values()),
@@ -364,15 +421,22 @@ def bill(attempts: pl.DataFrame) -> pl.DataFrame:
                 paid[part] += sums[part]
                 lost[part] += sums[part] if sums["wasted"] else 0.0
     whole = float(billed["dollars"].sum())
-    rest = whole - sum(paid.values())
-    rows = [(part, tokens[part], paid[part], lost[part]) for part in columns]
+    rest = recorded - sum(paid.values())
+    of = ", ".join(sources) or f"genai-prices {version('genai-prices')}"
+    rows = [(part, tokens[part], paid[part], lost[part], of) for part in columns]
     if paid[_SEARCH]:
-        rows.append((_SEARCH, 0, paid[_SEARCH], lost[_SEARCH]))
+        rows.append((_SEARCH, 0, paid[_SEARCH], lost[_SEARCH], of))
     if abs(rest) > _ROUNDING_DOLLARS * billed.height:
-        rows.append(("price changed since", 0, rest, 0.0))
+        rows.append(("price changed since", 0, rest, 0.0, of))
+    if unknown:
+        count = sum(int(frame.select(pl.sum_horizontal(COLUMNS.values()).sum()).item()) for frame in unknown)
+        dollars = sum(float(frame["dollars"].sum()) for frame in unknown)
+        wasted = sum(float(frame.filter("wasted")["dollars"].sum()) for frame in unknown)
+        rows.append(("price not known", count, dollars, wasted, "not known"))
     per_dollar = 1 / whole if whole else 0.0
-    shared = [(part, count, dollars, dollars * per_dollar, wasted) for part, count, dollars, wasted in rows]
-    return pl.DataFrame(shared, schema=BILL, orient="row")
+    shared = [(part, count, paid, paid * per_dollar, wasted, of) for part, count, paid, wasted, of in rows]
+    # Nothing is no guess: what is not known is null.
+    return pl.DataFrame(shared, schema=BILL, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def waste(attempts: pl.DataFrame) -> pl.DataFrame:
@@ -411,7 +475,12 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl.DataFrame:
+def savings(
+    attempts: pl.DataFrame,
+    *,
+    duplicates: int | pl.DataFrame = 0,
+    models: Iterable[catalog.Model] = (),
+) -> pl.DataFrame:
     """Return what each strategy saved, against the same rows at the same model without it.
 
     Read it downward: `dollars_without` of the first row is the whole plan done plainly (every row sent by
@@ -428,6 +497,8 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
     duplicates : int or pl.DataFrame
         Rows that were answered with the reply to an identical row. As a frame with the columns `key` and
         `duplicates` each is priced as the row it repeats; as a number, at the mean of the paid replies.
+    models : iterable of Model
+        Facts of models that the catalog does not have.
 
     Returns
     -------
@@ -446,7 +517,7 @@ def savings(attempts: pl.DataFrame, *, duplicates: int | pl.DataFrame = 0) -> pl
         )
         billed = billed.with_columns(pl.col("repeats").fill_null(0) * pl.col("kept"))
     sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
-    for frame, own, live in _by_price(billed):
+    for frame, own, live in _by_price(billed, models):
         plain = PROMPT * _rate(live, "input", PROMPT)
         plain += pl.col("output_tokens") * _rate(live, "output", PROMPT) + _fees(live)
         priced = frame.lazy().select(
@@ -510,9 +581,12 @@ def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
     return pl.when(good & ~first).then(pl.lit("repeated")).otherwise("error")
 
 
-def _by_price(attempts: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Price, Price]]:
+def _by_price(
+    attempts: pl.DataFrame, models: Iterable[catalog.Model]
+) -> Iterator[tuple[pl.DataFrame, Price, Price]]:
     """Split the attempts by price; with each, that price and the live one of the same days."""
     day = pl.col("sent_at").dt.date()
+    given = {each.id: each for each in models if each.given}
     groups: dict[tuple[Price, Price], list[pl.Expr]] = {}
     kinds = ("model", "mode", *ANSWERED[:-1])
     for kind in attempts.select(kinds).unique().sort(pl.all()).iter_rows(named=True):
@@ -521,10 +595,19 @@ def _by_price(attempts: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, Price, Pri
         model, mode = kind.pop("model"), kind.pop("mode")
         for sent in attempts.filter(of).select(day).to_series().unique().sort():
             at = datetime.combine(sent, time(12), UTC)
-            own, live = (answered(price(model, mode=each, at=at), **kind) for each in (mode, "live"))
+            asked = (_known(given.get(model, model), each, at) for each in (mode, "live"))
+            own, live = (answered(each, **kind) for each in asked)
             days.setdefault((own, live), []).append(sent)
         for prices, those in days.items():
             only = of if len(days) == 1 else of & day.is_in(those)
             groups.setdefault(prices, []).append(only)
     for (own, live), masks in groups.items():
         yield (attempts if len(groups) == 1 else attempts.filter(pl.any_horizontal(masks))), own, live
+
+
+def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:
+    """Return a price; one that is not known where the model is not: a ledger is readable for ever."""
+    try:
+        return price(model, mode=mode, at=at)
+    except UnknownModel:
+        return _given(model if isinstance(model, str) else model.id, mode, None)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog, choosing, display, estimates, loops, standing, whatif
+from claudescale import bills, catalog, choosing, display, estimates, loops, standing, whatif
 from claudescale.errors import LedgerError, PlanError
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ _ADVICE = {
     "batch_not_found": "The API does not show a batch. Use the key that sent it, or see the advice below.",
     "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
     "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
+    "model_retired": "The model is retired: what its batches had answered is collected.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which sets less aside.",
     "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
@@ -233,7 +233,8 @@ def plan_card(plan: Plan) -> display.Card:
     tokens = (
         f"{display.tokens(totals.input_tokens)} input + {display.tokens(totals.output_tokens)} output tokens"
     )
-    sources = f"Prices: genai-prices {version('genai-prices')}. Limits: {plan.limits.provenance}."
+    sources = f"Prices: {bills.price(plan.facts).source}. Limits: {plan.limits.provenance}."
+    batch = estimates.option(options, "batch")
     following = (
         "run = await plan.run(client)" if calls else f"pilot = await plan.sample(50){live}.run(client)"
     )
@@ -252,7 +253,7 @@ def plan_card(plan: Plan) -> display.Card:
             *_upgrade(plan),
             *_assumed(plan),
             *plan.compiled.notes,
-            *([plan.facts.notice] if plan.facts.notice else []),
+            *catalog.notices(plan.facts, batch_minutes=batch["minutes_p90"]),
         ),
         next=following,
     )

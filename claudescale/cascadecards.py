@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from claudescale import choosing, display, passing
+from claudescale import bills, choosing, display, passing
 from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def _way(row: Mapping[str, Any], last: float) -> tuple[str, ...]:
     if row["way"] == passing.CASCADE and row["dollars"] is not None:
         shown = f"{display.dollars(row['dollars'])} ({shown})"
         times = f"{display.duration(row['minutes'])} ({times})"
-    share = "" if row["dollars"] is None or not last else f"{row['dollars'] / last:.0%}"
+    known = row["dollars"] is not None and math.isfinite(row["dollars"]) and math.isfinite(last) and last
+    share = f"{row['dollars'] / last:.0%}" if known else ""
     return row["way"], shown, times, share
 
 
@@ -88,6 +90,9 @@ def _shares(cascade: Cascade) -> str:
 
 
 def _breaking_even(row: Mapping[str, Any], cascade: Cascade) -> list[str]:
+    unknown = [plan.facts.id for plan in cascade.priced if not bills.price(plan.facts).is_known]
+    if unknown:
+        return [f"Where it breaks even is not known without the prices of {unknown[0]}."]
     last, share = cascade.models[-1], row["break_even"]
     if share is None:
         return [f"It is never cheaper than every row on {last}."]

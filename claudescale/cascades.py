@@ -13,6 +13,7 @@ from claudescale.awaiting import awaited
 from claudescale.cascadeplots import CascadePlots
 from claudescale.cascaderuns import CascadeRun
 from claudescale.errors import NameTaken, PlanError
+from claudescale.ownmodels import Model
 from claudescale.passing import Passing
 from claudescale.work import schema_of
 
@@ -232,7 +233,9 @@ class Cascade:
 
 
 def cascade(
-    plan: Plan, models: Iterable[str], accept: pl.Expr | Callable[[pl.DataFrame], pl.Series] | None = None
+    plan: Plan,
+    models: Iterable[str | Model],
+    accept: pl.Expr | Callable[[pl.DataFrame], pl.Series] | None = None,
 ) -> Cascade:
     """Return a plan over several models: the first is asked about every row, each next about what is left.
 
@@ -279,9 +282,9 @@ def cascade(
     return Cascade(plans=of_each, acceptance=acceptance(accept, plan), passings=(_VOID,) * len(of_each))
 
 
-def _several(models: object) -> list[str]:
+def _several(models: object) -> list[str | Model]:
     named = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else []
-    if len(named) < _FEWEST or not all(isinstance(each, str) for each in named):
+    if len(named) < _FEWEST or not all(isinstance(each, str | Model) for each in named):
         msg = (
             f"models={models!r:.60}: give two or more, the cheap one first, such as "
             "models=['claude-haiku-5-5', 'claude-opus-5-5']."

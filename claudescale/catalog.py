@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from contextlib import suppress
 from dataclasses import fields
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale import clock
 from claudescale.errors import PlanError, UnknownModel, UnknownTier, nearest
 from claudescale.facts import (
     BatchFacts,
@@ -53,10 +54,14 @@ __all__ = [
     "Rates",
     "RetiredModel",
     "Tier",
+    "callable_model",
     "lifecycle",
     "list_price",
     "model",
     "models",
+    "models_row",
+    "notices",
+    "refusal",
     "same_model",
     "search_dollars",
     "tier",
@@ -109,59 +114,151 @@ _BY_NAME = {name: found for found in MODELS.values() for name in (found.id, foun
 _RETIRED_BY_NAME = {name: found for found in RETIRED.values() for name in (found.id, found.snapshot)}
 
 
-def lifecycle(model: Model, on: date | None = None) -> Lifecycle:
-    """Return where a model stands in its life on a day.
+_NOTICE_DAYS = 60
+"""How long before a model retires a plan says so: Anthropic's own notice is no shorter."""
+_HALF = 2  # batches are billed at half the price. Source: Anthropic, *Batch processing* (2026-08-14)
+
+
+def lifecycle(model: Model | RetiredModel, at: datetime | None = None) -> Lifecycle:
+    """Return where a model stands in its life at a moment.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    model : Model or RetiredModel
+        From `MODELS` or `RETIRED`. It counts as retired from the announced moment on.
+    at : datetime, optional
+        The moment asked about; the default is now.
+    """
+    retires_at = model.retires_at
+    if isinstance(model, RetiredModel) or (retires_at and (at or clock.now()) >= retires_at):
+        return "retired"
+    return model.lifecycle
+
+
+def refusal(model: Model, at: datetime | None = None) -> str | None:
+    """Return why a model cannot be called at a moment, and what to use; None where it can be.
+
+    Spends: nothing.
+    """
+    if lifecycle(model, at) != "retired":
+        return None
+    return f"{model.id!r} was retired on {model.retires_on}: requests to it fail. Use {model.successor!r}."
+
+
+def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
+    """Return what to know before choosing a model: that it goes away, or that few may call it.
 
     Spends: nothing.
 
     Parameters
     ----------
     model : Model
-        From `model` or `MODELS`. It counts as retired from the announced day on.
-    on : date, optional
-        The day asked about; the default is today (UTC).
+        From `model`.
+    at : datetime, optional
+        When its calls would begin; the default is now.
+    batch_minutes : float
+        What its batches may take at most.
     """
-    day = on or datetime.now(UTC).date()
-    return "retired" if model.retires_on and day >= model.retires_on else model.lifecycle
+    moment, retires_at = at or clock.now(), model.retires_at
+    use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
+    if retires_at is not None and moment >= retires_at:
+        return [f"{model.id} was retired on {model.retires_on}: what is answered stays readable. {use}"]
+    found = []
+    if retires_at is not None and retires_at - moment <= timedelta(days=_NOTICE_DAYS):
+        left = (retires_at.date() - moment.date()).days
+        days = f"in {left} days" if left > 1 else "tomorrow" if left == 1 else "today"
+        found.append(f"{model.id} retires {days}, on {retires_at:%Y-%m-%d at %H:%M} UTC. {use}")
+    elif model.lifecycle == "deprecated":
+        when = f" and retires on {model.retires_on}" if retires_at else ""
+        found.append(f"{model.id} is deprecated{when}. {use}")
+    if retires_at is not None and moment + timedelta(minutes=batch_minutes) > retires_at:
+        hours = batch_minutes / 60
+        found.append(f"A batch may take {hours:,.0f} hours, which is past that: its open rows would fail.")
+    if model.verified_only:
+        found.append(f"{model.id} is offered only to organizations that Anthropic has verified.")
+    return found
 
 
-def model(name: str, *, on: date | None = None) -> Model:
-    """Return the facts about a model that can be called.
+def model(name: object) -> Model:
+    """Return the facts about a model, also of one that has been retired since it was last checked.
 
-    A dated id and its short alias give the same `Model`, so that both are one model everywhere. One
-    that is about to go has a `Model.notice`.
+    A dated id and its short alias give the same `Model`, so that both are one model everywhere. Whether
+    it can be called is `refusal`'s to say: who only reads need not know.
 
     Spends: nothing.
 
     Parameters
     ----------
-    name : str
-        The model's id, as the API takes it.
-    on : date, optional
-        The day it is to be called; the default is today (UTC).
+    name : str, claudescale.Model or Model
+        The model's id, as the API takes it; or the facts themselves, which come back.
 
     Raises
     ------
     UnknownModel
-        There is no such model in the catalog, or it is retired on that day.
+        There is no such model in the catalog, or it was retired before the catalog knew it.
+    PlanError
+        It is no name at all.
 
     Examples
     --------
     >>> model("claude-haiku-4-5-20251001").id
     'claude-haiku-4-5'
     """
+    facts = name if isinstance(name, Model) else getattr(name, "facts", None)
+    if isinstance(facts, Model):
+        return facts
+    if not isinstance(name, str):
+        raise PlanError(_no_name(name))
     found = _BY_NAME.get(name)
-    if found is not None and lifecycle(found, on) != "retired":
+    if found is not None:
         return found
-    gone = found or _RETIRED_BY_NAME.get(name)
+    gone = _RETIRED_BY_NAME.get(name)
     if gone is not None:
         msg = f"{name!r} was retired on {gone.retires_on}: requests to it fail. Use {gone.successor!r}."
         raise UnknownModel(msg)
     newest = ", ".join(each.id for each in MODELS.values() if each.lifecycle == "active")
     ours = [each.id for each in MODELS.values() if each.lifecycle == "active" and each.line == name]
     hint = f" Did you mean {ours[0]!r}?" if ours else nearest(name, _BY_NAME)
-    msg = f"There is no model {name!r} in the catalog.{hint} Current models: {newest}."
+    msg = (
+        f"There is no model {name!r} in the catalog.{hint} Current models: {newest}. "
+        f"A newer one, or a gateway's: model=cs.Model({name!r}, like=...)."
+    )
     raise UnknownModel(msg)
+
+
+def _no_name(name: object) -> str:
+    """Return what to type instead of something that is no model's name."""
+    if name is None:
+        return "model=None: there is no default, as it decides the price. Such as model='claude-haiku-5-5'."
+    if isinstance(name, pl.Expr | pl.Series):
+        return (
+            "model= is one name for all rows, not a column. Use one plan for each model: "
+            "cs.plan(frame.filter(pl.col('model') == 'claude-haiku-5-5'), ..., model='claude-haiku-5-5')."
+        )
+    if isinstance(name, list | tuple | set | dict):
+        return (
+            f"model={name!r:.60}: a plan has one model. To compare the price of several use "
+            "plan.compare(model=[...]), to try them cs.trial(plan, models=[...])."
+        )
+    return f"model={name!r:.60}: it is a name, such as model='claude-haiku-5-5'; cs.models() lists them."
+
+
+def callable_model(name: object, at: datetime | None = None) -> Model:
+    """Return the facts about a model that can be called at a moment.
+
+    Spends: nothing.
+
+    Raises
+    ------
+    UnknownModel
+        There is no such model, or it is retired by then.
+    """
+    found = model(name)
+    if (words := refusal(found, at)) is not None:
+        raise UnknownModel(words)
+    return found
 
 
 def same_model(name: str, names: Iterable[str]) -> bool:
@@ -228,7 +325,7 @@ def tier_rates(tier: Tier | str | int, model: Model | str) -> Rates:
     UnknownTier
         There is no such tier, or its limits for this model are not published.
     UnknownModel
-        There is no such model, or it is retired.
+        There is no such model.
 
     Examples
     --------
@@ -284,17 +381,18 @@ def list_price(
     if mode not in ("live", "batch"):
         msg = f"mode must be 'live' or 'batch', not {mode!r}"
         raise PlanError(msg)
-    moment = datetime.now(UTC) if at is None else at
+    moment = clock.now() if at is None else at
     day = moment.astimezone(UTC).date() if moment.tzinfo else moment.date()
-    found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id)
-    return _list_price(found.id if found else model(model_id).id, mode, day, speed)
+    found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id) or model(model_id)
+    return _list_price(found, mode, day, speed)
 
 
 @lru_cache(maxsize=1024)
 def _list_price(
-    model_id: str, mode: Mode, day: date, speed: str | None
+    model: Model | RetiredModel, mode: Mode, day: date, speed: str | None
 ) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
     moment = datetime.combine(day, time(12), UTC)
+    model_id = (isinstance(model, Model) and model.prices_of) or model.id
     info = _priced(model_id)
     when = {"processing": "batch"} if mode == "batch" else {"speed": "fast"} if speed == "fast" else None
     prices = info.get_prices(moment, when)
@@ -302,7 +400,13 @@ def _list_price(
         variant.when == when and (variant.constraint is None or variant.constraint.active(moment))
         for variant in info.price_variants or ()
     ):
-        # genai-prices then answers with the full price, silently.
+        # genai-prices then answers with the full price, silently. Of a model that retires it drops the batch
+        # price, which what was sent before still has.
+        if mode == "batch" and model.retires_on is not None:
+            live = _list_price(model, "live", day, None)
+            return MappingProxyType(
+                {part: tuple((above, each / _HALF) for above, each in steps) for part, steps in live.items()}
+            )
         begin = "; its batch prices begin on 2026-10-14" if mode == "batch" else ""
         msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {model_id} on {day}{begin}."
         raise PlanError(msg)
@@ -377,17 +481,16 @@ def models(*, at: datetime | None = None) -> pl.DataFrame:
     >>> models().select("model", "line").head(1).row(0)
     ('claude-haiku-5-5', 'haiku')
     """
-    moment = at or datetime.now(UTC)
-    rows = []
-    for each in MODELS.values():
-        stands = lifecycle(each, moment.date())
-        if stands == "retired":
-            continue
-        row = {name.name: getattr(each, name.name) for name in fields(each)}
-        rows.append(row | _prices_row(each.id, moment) | {"model": each.id, "lifecycle": stands})
-    return pl.DataFrame(
-        [{column: row.get(column) for column in MODELS_SCHEMA} for row in rows], schema=MODELS_SCHEMA
-    )
+    moment = at or clock.now()
+    known = [each for each in MODELS.values() if lifecycle(each, moment) != "retired"]
+    return pl.DataFrame([models_row(each, moment) for each in known], schema=MODELS_SCHEMA)
+
+
+def models_row(model: Model | RetiredModel, at: datetime) -> dict[str, Any]:
+    """Return what the catalog has of a model at a moment, as a row of `MODELS_SCHEMA`."""
+    row = {name.name: getattr(model, name.name) for name in fields(model)}
+    row |= _prices_row(model.id, at) | {"model": model.id, "lifecycle": lifecycle(model, at)}
+    return {column: row.get(column) for column in MODELS_SCHEMA}
 
 
 def tiers(model: Model | str | None = None) -> pl.DataFrame:

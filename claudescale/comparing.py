@@ -155,8 +155,8 @@ def _modes(modes: list[Any]) -> list[Any]:
 
 def _same(value: object, own: object, name: str) -> bool:
     """Whether a value is the plan's own; of what is not simple, whether it is the same object."""
-    if name == "model" and isinstance(value, str):
-        return catalog.model(value).id == catalog.model(str(own)).id
+    if name == "model":
+        return value == own or (isinstance(own, str) and catalog.model(value).id == catalog.model(own).id)
     simple = str | int | float | None
     return value is own or (isinstance(value, simple) and isinstance(own, simple) and value == own)
 
@@ -177,4 +177,6 @@ def _shown(name: str, value: Any) -> Any:
         return f"Limits({figures})"
     if name == "tier":
         return catalog.tier(value).name
+    if name == "model" and not isinstance(value, str):
+        return catalog.model(value).id
     return feasibility.minutes_of(value) if name == "deadline" else value

@@ -111,7 +111,7 @@ class Remote:
             base_url=base_url,
             lease=terms_of(plan.limits, share=plan.share, output_tokens=output_tokens, clock=api.clock),
             folder=str(self._folder),
-            model=plan.facts.id,
+            facts=plan.facts,
             max_tokens=plan.max_tokens,
             cache=plan.cache,
             concurrency=plan.concurrency,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog, engines, gathering, loops
+from claudescale import engines, gathering, loops
 from claudescale.daskbook import on_loop
 from claudescale.errors import ClaudescaleError, PlanError
 from claudescale.guards import Purse, Watch
@@ -71,7 +71,7 @@ class Terms:
     base_url: str
     lease: dict[str, Any]
     folder: str
-    model: str
+    facts: Model
     max_tokens: int
     cache: bool
     concurrency: int | None
@@ -80,11 +80,6 @@ class Terms:
     charges: Charges = NO_CHARGES
     budget: float | None = None
     connect: Callable[[], AsyncAnthropic] | None = None
-
-    @property
-    def facts(self) -> Model:
-        """What is known of the model."""
-        return catalog.model(self.model)
 
     def __repr__(self) -> str:
         return f"<Terms of {self.run}>"

@@ -92,7 +92,7 @@ def sender(
         pacer=pacer,
         clock=api.clock,
         record=record,
-        price=bills.price(calls.facts.id, mode="live"),
+        price=bills.price(calls.facts, mode="live"),
         describe=_describe(calls, api, ledger),
         worst_dollars=worst_dollars(calls, charges),
         budget_dollars=calls.budget,
@@ -104,7 +104,7 @@ def sender(
 def worst_dollars(calls: Calls, charges: Charges) -> Callable[[Row], float]:
     """Return what tells the most one answer to a row can cost."""
     geography = bills.worst_geography(charges.inference_geo)
-    price = bills.price(calls.facts.id, mode="live", inference_geo=geography)
+    price = bills.price(calls.facts, mode="live", inference_geo=geography)
     written = _written(calls, charges, "5m")
     most = bills.most_with_tools(price, calls.facts, calls.max_tokens, charges)
 
@@ -140,7 +140,7 @@ def batch_engine(
     dollars_left: Callable[[], float],
 ) -> Batches:
     """Return what sends the rows of a plan by batches."""
-    price = bills.price(plan.facts.id, mode="batch")
+    price = bills.price(plan.facts, mode="batch")
     charges = plan.compiled.charges
     dearest = bills.answered(price, inference_geo=bills.worst_geography(charges.inference_geo))
     most = bills.most_with_tools(dearest, plan.facts, plan.max_tokens, charges)
@@ -154,8 +154,9 @@ def batch_engine(
         ledger=ledger,
         clock=api.clock,
         texts=work.texts,
+        # Of an unknown price there is no worst case, nor a budget to keep.
         requests=work.requests.with_columns(
-            worst_dollars=bills.dollars(dearest, **paid) if most is None else pl.lit(most)
+            worst_dollars=bills.dollars(dearest, **paid).fill_nan(0.0) if most is None else pl.lit(most)
         ),
         record=record,
         unanswered=unanswered,
@@ -165,6 +166,7 @@ def batch_engine(
         queue_requests=plan.limits.batch_queue_requests or catalog.BATCH.max_requests,
         dollars_left=dollars_left,
         hands_over=plan.mode == "hybrid",
+        refusal=lambda: catalog.refusal(plan.facts, api.clock.now()),
         prime=plan.cache and caches(plan.compiled, plan.facts),
     )
 

@@ -108,8 +108,8 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.output_of(estimated).clip(0.0, float(max_tokens))
     geography = prompt.charges.inference_geo or expected.inference_geo
-    live = bills.price(facts.id, mode="live", inference_geo=geography)
-    batch = bills.price(facts.id, mode="batch", inference_geo=geography)
+    live = bills.price(facts, mode="live", inference_geo=geography)
+    batch = bills.price(facts, mode="batch", inference_geo=geography)
     nothing, times = pl.lit(0.0), pl.col("requests")
     sums = (
         sent.lazy()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import date
 
 Mode: TypeAlias = Literal["live", "batch"]
 Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
@@ -41,9 +41,28 @@ class Rates(NamedTuple):
     output_tokens_per_minute: int
 
 
+_RETIRES = 9
+"""The hour, in California, at which a model retires. Source: Anthropic, *Model deprecations* (2026-11-29)."""
+_MARCH, _NOVEMBER = 3, 11
+
+
+def retirement(day: date | None) -> datetime | None:
+    """Return the moment a model retires on a day: 9 AM Pacific, in UTC. No table of time zones is needed."""
+    if day is None:
+        return None
+    # Daylight saving time: from the second Sunday of March to the first of November.
+    begins, ends = _sunday(day.year, _MARCH, 8), _sunday(day.year, _NOVEMBER, 1)
+    return datetime.combine(day, time(_RETIRES + (7 if begins <= day < ends else 8)), UTC)
+
+
+def _sunday(year: int, month: int, first: int) -> date:
+    """Return the first Sunday of a month from a day on."""
+    return date(year, month, first + 6 - date(year, month, first).weekday())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What is known about one model that can be called.
+    """What is known about one model that can be called, or could be once.
 
     Attributes
     ----------
@@ -54,7 +73,7 @@ class Model:
     lifecycle : str
         As of `checked`: "active", "legacy", "deprecated".
     retires_on : date or None
-        The announced day from which requests fail; None if none is announced.
+        The announced day on which requests begin to fail (see `retires_at`); None if none is announced.
     retires_not_before : date or None
         The day up to which Anthropic promised to keep it, where no retirement is announced.
     successor : str or None
@@ -84,6 +103,12 @@ class Model:
         The effort without the parameter.
     effort_for_bulk : str or None
         The effort that keeps thinking small where it cannot be turned off.
+    prices_of : str or None
+        The twin that costs the same, where genai-prices has only that one.
+    given : bool
+        The user described it, see `claudescale.ownmodels.Model`: no catalog and no price list has it.
+    given_dollars : tuple of float or None
+        What the user says that a million input and output tokens cost; None of one that is given is unknown.
     """
 
     id: str
@@ -111,18 +136,16 @@ class Model:
     sampling_allowed: bool
     structured_outputs: bool
     batch: bool
+    prices_of: str | None = None
+    given: bool = False
+    given_dollars: tuple[float, float] | None = None
     source: str
     checked: date
 
     @property
-    def notice(self) -> str | None:
-        """What to know before choosing it: that it goes away, or that few may call it."""
-        if self.lifecycle == "deprecated":
-            when = f" and retires on {self.retires_on}" if self.retires_on else ""
-            return f"{self.id} is deprecated{when}. Use {self.successor!r}."
-        if self.verified_only:
-            return f"{self.id} is offered only to organizations that Anthropic has verified."
-        return None
+    def retires_at(self) -> datetime | None:
+        """The moment from which requests fail, in UTC; None if none is announced."""
+        return retirement(self.retires_on)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +169,13 @@ class RetiredModel:
     successor: str
     source: str
     checked: date
+
+    @property
+    def retires_at(self) -> datetime:
+        """The moment from which requests fail, in UTC."""
+        found = retirement(self.retires_on)
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

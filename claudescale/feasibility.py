@@ -68,7 +68,7 @@ def check_numbers(given: Plan) -> None:
 def check_charges(plan: Plan) -> None:
     """Raise what is wrong with a budget where the API runs tools: its worst case has to be known and fit."""
     charges = plan.compiled.charges
-    if charges.searches != 0 and bills.price(plan.facts.id).search is None:
+    if charges.searches != 0 and bills.price(plan.facts).search is None:
         msg = f"What a web search costs with {plan.facts.id} is not known. Leave the web_search tool out."
         raise PlanError(msg)
     if plan.budget is None:
@@ -81,7 +81,7 @@ def check_charges(plan: Plan) -> None:
         raise PlanError(msg)
     geography = bills.worst_geography(charges.inference_geo)
     mode: catalog.Mode = "live" if plan.mode == "live" else "batch"
-    price = bills.price(plan.facts.id, mode=mode, inference_geo=geography)
+    price = bills.price(plan.facts, mode=mode, inference_geo=geography)
     most = bills.most_with_tools(price, plan.facts, plan.max_tokens, charges)
     if most is not None and most > plan.budget:
         msg = (
@@ -91,6 +91,20 @@ def check_charges(plan: Plan) -> None:
             "'max_uses' with 'allowed_callers': ['direct'], or no budget."
         )
         raise ImpossibleBudget(msg)
+
+
+def check_prices(given: Plan) -> None:
+    """Raise where a plan asks for something that takes prices, and its model has none."""
+    facts = given.facts
+    if not facts.given or facts.given_dollars is not None:
+        return
+    asked = f"budget={given.budget!r}" if given.budget is not None else f"mode={given.mode!r}"
+    if given.budget is not None or given.mode == AUTO:
+        msg = (
+            f"{asked} needs the prices of {facts.id!r}, dollars per million tokens: "
+            f"model=cs.Model({facts.id!r}, input_dollars=..., output_dollars=...)."
+        )
+        raise PlanError(msg)
 
 
 def _number(value: object) -> bool:

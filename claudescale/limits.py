@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import catalog
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from anthropic import AsyncAnthropic
+
+    from claudescale.catalog import Model
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
@@ -30,6 +35,7 @@ _MOST = 1e12
 """No account's limit is higher: a header that tells more is damaged, as is a limit below 1."""
 _LONGEST_WAIT_SECONDS = 86_400.0
 """No refusal asks for a longer wait: a run that took a damaged header's word would hang for ever."""
+_MISSING = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +79,9 @@ class Limits:
     Limits(50 requests, 40,000 input and 8,000 output tokens a minute, given by you)
     """
 
-    requests_per_minute: float
-    input_tokens_per_minute: float
-    output_tokens_per_minute: float
+    requests_per_minute: float = _MISSING
+    input_tokens_per_minute: float = _MISSING
+    output_tokens_per_minute: float = _MISSING
     batch_queue_requests: int | None = None
     batch_requests_per_minute: float | None = None
     count_tokens_per_minute: float | None = None
@@ -86,11 +92,24 @@ class Limits:
     note: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
-                msg = f"Limits({name}={value!r}): a limit is a number above 0"
-                raise PlanError(msg)
+        names = [f"{name}_per_minute" for name in BUCKETS]
+        missing = [name for name in names if getattr(self, name) is _MISSING]
+        if missing:
+            known = [f"{name}={getattr(self, name)!r:.40}" for name in names if name not in missing]
+            typed = ", ".join([*known, *(f"{name}=..." for name in missing)])
+            msg = (
+                f"Limits() needs all three limits: tier=cs.Limits({typed}). The Console's limits page shows "
+                "them; where there is none, give a large number such as 1e9."
+            )
+            raise PlanError(msg)
+        for name in names:
+            object.__setattr__(self, name, _limit(name, getattr(self, name)))
+        for name in ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute",
+                     "spend_dollars_per_month", "burst_seconds"):  # fmt: skip
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _limit(name, value))
+        if self.batch_queue_requests is not None:
+            object.__setattr__(self, "batch_queue_requests", max(int(self.batch_queue_requests), 1))
 
     def __repr__(self) -> str:
         """Say the three limits and where they come from, in one line."""
@@ -130,7 +149,7 @@ class Limits:
         )
 
     @classmethod
-    def of(cls, tier: str | int | Limits, model: str, learned: Learned | None = None) -> Limits:
+    def of(cls, tier: str | int | Limits, model: str | Model, learned: Learned | None = None) -> Limits:
         """Return the limits of a usage tier for a model: those learned for just these, else the table's.
 
         Spends: nothing.
@@ -140,7 +159,7 @@ class Limits:
         if isinstance(tier, Limits):
             return tier
         facts = catalog.tier(tier)
-        requests, input_tokens, output_tokens = catalog.tier_rates(facts, catalog.model(model))
+        requests, input_tokens, output_tokens = catalog.tier_rates(facts, model)
         return cls(
             requests_per_minute=requests,
             input_tokens_per_minute=input_tokens,
@@ -205,6 +224,20 @@ class Limits:
         return cls(**found, source="the rate-limit API", checked=datetime.now(UTC))
 
 
+_LEAST = 1e-30
+"""No limit is lower, nor higher than `_MOST`: minutes would be no figure."""
+
+
+def _limit(name: str, value: Any) -> float:
+    """Return a limit as a number; raise what is wrong with it."""
+    real = isinstance(value, Real | Decimal) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not _LEAST <= value <= _MOST:
+        none = " Where there is no limit, give a large number such as 1e9." if value == math.inf else ""
+        msg = f"Limits({name}={value!r:.40}): a limit is a number above 0, such as {name}=1_000.{none}"
+        raise PlanError(msg)
+    return value if isinstance(value, int | float) else float(value)
+
+
 class Learned(NamedTuple):
     """Limits that stand in the place of a tier's table, and for whom: the tier named, the models' group."""
 
@@ -212,7 +245,7 @@ class Learned(NamedTuple):
     tier: str | int | Limits
     rate_group: str
 
-    def stands_for(self, tier: str | int | Limits, model: str) -> bool:
+    def stands_for(self, tier: str | int | Limits, model: str | Model) -> bool:
         """Whether these are the limits of a plan for that tier and model."""
         return (_one_name(tier), catalog.model(model).rate_group) == (_one_name(self.tier), self.rate_group)
 

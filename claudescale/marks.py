@@ -188,6 +188,8 @@ def significant(value: float) -> str:
 
 def dollars(value: float) -> str:
     """Return dollars with cents, or with three significant digits where they are less than ten cents."""
+    if not math.isfinite(value):
+        return "?"
     cents = abs(value) >= 0.1 or not value  # noqa: PLR2004 - below ten cents, cents say too little
     return (
         f"{'-' if value < 0 else ''}${abs(value):,.2f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import calls
+from claudescale import calls, catalog
 from claudescale.errors import PlanError
 from claudescale.limits import read_headers
 from claudescale.pacing import Turns
@@ -64,7 +64,7 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
     Raises
     ------
     PlanError
-        The API would not count: what it says.
+        The model is retired, or the API would not count: what it says.
     """
     work = prepare(plan.sample(n, seed), "count")
     requests = list(work.texts.bodies(work.requests["row"]))
@@ -74,6 +74,7 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
     wire = Wire(client)
     try:
         clock = (await wire.api()).clock
+        catalog.callable_model(plan.facts, clock.now())
         per_minute = plan.limits.count_tokens_per_minute or _COUNTS_PER_MINUTE
         tokens = await _all_counted(wire, Turns(clock, per_minute), requests)
     finally:

@@ -18,6 +18,7 @@ from claudescale.marks import MOST_SLICES
 from claudescale.tallies import Tally
 
 if TYPE_CHECKING:
+    from claudescale.facts import Model
     from claudescale.ledger import Attempt
 
 _STEP = math.log(1.05)  # latencies are kept as classes, each so much wider than the one before
@@ -41,7 +42,7 @@ class Meter(Tally):
     ----------
     rows, twice
         As for `Tally`.
-    model : str
+    model : str or Model
         Whose live price the counterfactual is reckoned by.
 
     Attributes
@@ -59,7 +60,7 @@ class Meter(Tally):
         What the rows answered so far would have cost live, each sent by itself, nothing cached.
     """
 
-    def __init__(self, rows: int = 0, *, twice: bool = False, model: str = "") -> None:
+    def __init__(self, rows: int = 0, *, twice: bool = False, model: str | Model = "") -> None:
         super().__init__(rows, twice=twice)
         self.started_at = 0.0
         self.errors: Counter[str] = Counter()
@@ -95,7 +96,7 @@ class Meter(Tally):
             self.open_requests -= final
             sent, ended = attempt.sent_at - self.started_at, attempt.seconds
             self._count(sent, Slice(requests=1, refused=int(refused)))
-            paid = attempt.dollars > 0
+            paid = attempt.dollars != 0  # of an unknown price it is no number
             self._count(sent + ended, Slice(0, 0, int(paid), uncached, attempt.output_tokens))
             if attempt.error is not None:
                 (self.refusals if refused else self.errors)[attempt.error] += 1
@@ -127,7 +128,9 @@ class Meter(Tally):
         if self._repeats:
             more = [self._repeats.get(key, 1) - 1 for key in attempts["key"]]
             duplicates = attempts.select("key", duplicates=pl.Series(more, dtype=pl.Int64))
-        plain = bills.savings(attempts.drop("final"), duplicates=duplicates)["dollars_without"][0]
+        models = () if isinstance(self._model, str) else (self._model,)
+        saved = bills.savings(attempts.drop("final"), duplicates=duplicates, models=models)
+        plain = saved["dollars_without"][0]
         failed = attempts["error"].drop_nulls().value_counts(name="calls")
         with self._lock:
             self.open_requests -= int(its["final"].sum())

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Outstanding:
     record : callable
         Takes attempts and `final`; returns when they are on the disk.
     price : Price
-        Of the model in a batch.
+        Of the model in a batch, on any day: a batch is billed as on the day it was made.
     describe : dict
         The columns of an attempt that are the same for all: run, model, simulated.
 
@@ -291,7 +292,7 @@ class Outstanding:
             block,
             nonce=batch.nonce,
             batch_id=str(batch.batch_id),
-            price=self._price,
+            price=self._price.at(datetime.fromtimestamp(begun, UTC)),
             sent_at=begun,
             seconds=(batch.ended_at or begun) - begun,
             trusted=batch.succeeded > 0,

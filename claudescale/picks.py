@@ -152,6 +152,8 @@ def typed(value: float | None) -> str:
 def models(given: Plan, pick: Pick) -> list[tuple[str, str]]:
     """Return the label and the id of every model that is not retired; one that will not do is marked."""
     usable = [each for each in catalog.MODELS.values() if catalog.lifecycle(each) != "retired"]
+    if given.facts not in usable:  # the user's own, or one that was retired
+        usable.insert(0, given.facts)
     return [(_model_label(each, _refusal(given, pick, each)), each.id) for each in usable]
 
 
@@ -159,7 +161,7 @@ def _model_label(model: Model, refusal: str | None) -> str:
     parts = [model.id, model.line.capitalize()]
     if refusal is not None:
         return _NEXT_TO.join([f"\N{MULTIPLICATION SIGN} {model.id}", *parts[1:], refusal])
-    price = bills.price(model.id).steps[0]
+    price = bills.price(model).steps[0]
     per_million = [display.dollars(each * 1e6) for each in (price.input, price.output)]
     parts.append(f"{per_million[0]} in / {per_million[1]} out per million tokens")
     stage = catalog.lifecycle(model)
@@ -177,7 +179,7 @@ def _refusal(given: Plan, pick: Pick, model: Model) -> str | None:
     other = replace(pick, model=model.id, mode="live", deadline=None, budget=None)
     try:
         made(given, other)
-        bills.price(model.id, mode="live"), bills.price(model.id, mode="batch")
+        bills.price(model, mode="live"), bills.price(model, mode="batch")
     except UnknownTier:
         return "limits on this tier not published"
     except UnknownModel:
@@ -189,7 +191,7 @@ def _refusal(given: Plan, pick: Pick, model: Model) -> str | None:
 
 def tiers(given: Plan, model: str) -> list[tuple[str, str | Limits]]:
     """Return the label and the name of every tier for a model, today's first; limits of one's own above."""
-    group = catalog.model(model).rate_group
+    group = (given.facts if model == given.facts.id else catalog.model(model)).rate_group
     own: list[tuple[str, str | Limits]] = []
     if isinstance(given.tier, Limits):
         label = whatif.tier_name(given.tier).capitalize()

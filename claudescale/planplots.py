@@ -211,7 +211,8 @@ def _text(column: pl.Expr) -> pl.Expr:
 def _named(name: str, value: Any) -> Any:
     """Return a value under its one name, so that the plan's own is found among those given."""
     if name == "model":
-        return catalog.model(value).id
+        found = catalog.model(value)
+        return value if found.given else found.id
     return catalog.tier(value).name if name == "tier" and not isinstance(value, Limits) else value
 
 

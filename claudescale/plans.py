@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from claudescale.calls import Measured
     from claudescale.estimates import Totals
     from claudescale.limits import Learned
+    from claudescale.ownmodels import Model
     from claudescale.runs import Run
 
 Frame = pl.DataFrame | pl.LazyFrame
@@ -67,7 +68,7 @@ class Plan:
 
     frame: Frame
     prompt: str | pl.Expr
-    model: str
+    model: str | Model
     tier: str | int | Limits = "start"
     mode: str = "live"
     system: str | None = None
@@ -94,7 +95,8 @@ class Plan:
         feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
-        object.__setattr__(self, "limits", Limits.of(self.tier, facts.id, self.learned))
+        feasibility.check_prices(self)
+        object.__setattr__(self, "limits", Limits.of(self.tier, facts, self.learned))
         object.__setattr__(self, "compiled", self._compile(facts))
         parameters.check_mode(self.params, self.mode)
         feasibility.check_charges(self)
@@ -104,6 +106,7 @@ class Plan:
         names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
+        given["sent"] = self.model if isinstance(self.model, str) else facts.id
         return compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
 
     @cached_property
@@ -401,7 +404,7 @@ def plan(
     frame: Frame,
     prompt: str | pl.Expr,
     *,
-    model: str,
+    model: str | Model,
     tier: str | int | Limits = "start",
     mode: str = "live",
     system: str | None = None,
@@ -428,8 +431,9 @@ def plan(
     prompt : str or pl.Expr
         A template with ``{column}``, or an expression that gives one String per row. A null makes
         that row null and unsent.
-    model : str
-        Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price.
+    model : str or Model
+        Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price. One
+        that is not listed is a `claudescale.Model`.
     tier : str, int or Limits
         The account's usage tier: ``"start"``, ``"build"``, ``"scale"``, a number 1-4, or `Limits`.
     mode : str

@@ -254,6 +254,7 @@ def compile_prompt(
     thinking: Mapping[str, Any] | None = None,
     cache: Cache = False,
     params: Mapping[str, Any] | None = None,
+    sent: str | None = None,
 ) -> Prompt:
     """Return what is asked about every row of frames of one schema.
 
@@ -285,6 +286,9 @@ def compile_prompt(
         Cache the system prompt, and the tools before it; True is five minutes.
     params : dict, optional
         Further fields of the API: ``stop_sequences``, ``tools``, ``service_tier``, ...
+    sent : str, optional
+        The model's name as it was typed and is sent; the default is its id. A dated id and its alias are one
+        model, so keys have the id.
 
     Returns
     -------
@@ -314,7 +318,7 @@ def compile_prompt(
     shared = constant(model, cache=cache, **given)
     uncached = constant(model, cache=False, **given) if cache else shared
     return Prompt(
-        head=_head(shared.body),
+        head=_head(shared.body | {"model": sent or model.id}),
         tail="]}",
         content=content,
         returns=typed,

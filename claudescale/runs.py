@@ -341,7 +341,7 @@ class Run(Handle):
         """
         rows = self.work.keys.drop_nulls().value_counts(name="rows")
         repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        return bills.savings(self.attempts, duplicates=repeats)
+        return bills.savings(self.attempts, duplicates=repeats, models=(self.plan.facts,))
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -349,7 +349,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return bills.bill(self.attempts)
+        return bills.bill(self.attempts, models=(self.plan.facts,))
 
     @property
     def waste(self) -> pl.DataFrame:

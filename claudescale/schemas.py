@@ -38,7 +38,7 @@ Typed: TypeAlias = "tuple[Json, pl.Schema, Callable[[str], Any]]"
 """The API's JSON schema, the columns, and what validates the text of a reply."""
 
 _FORMATS = frozenset(
-    # Source: the set in anthropic 2.12.0, lib/_parse/_transform.py (checked 2026-11-22).
+    # Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
     {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
 )
 _SILENT = frozenset({"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly"})

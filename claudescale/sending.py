@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import engines, feasibility, gathering, loops
+from claudescale import catalog, engines, feasibility, gathering, loops
 from claudescale.batchfile import OPEN
 from claudescale.clock import Clock
-from claudescale.errors import LedgerError, PlanError
+from claudescale.errors import LedgerError, PlanError, UnknownModel
 from claudescale.ledger import Ledger
 from claudescale.meters import Meter
 from claudescale.supply import Supply
@@ -78,7 +78,7 @@ class Sending:
         self.batches: Batches | None = None
         self.batches_out = 0
         rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
-        self.tally = Meter(rows, twice=plan.pay_twice, model=plan.facts.id)
+        self.tally = Meter(rows, twice=plan.pay_twice, model=plan.facts)
         self._plan, self._client, self._path = plan, client, path
         self._live_engine: Callable[..., Live] = engine or engines.live_engine
         self._clock = Clock()
@@ -89,6 +89,7 @@ class Sending:
         self._supply: Supply | None = None
         self.rest = pl.DataFrame()
         self._batch_dollars = 0.0
+        self._only_collects = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ledger_error: LedgerError | None = None
 
@@ -180,6 +181,7 @@ class Sending:
         work = prepare(self._plan, self.api.name)
         found = self.ledger.replies(work.requests["key"]).select("key", "error")
         missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
+        self._check_model(missing)
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
         self.estimate = feasibility.check(replace(self._plan, frame=work.frame), part=part)
@@ -190,6 +192,18 @@ class Sending:
             self.tally.found(kept.attempts.select("key", "error"))
         self.work = work
         return missing
+
+    def _check_model(self, missing: pl.DataFrame) -> None:
+        """Raise where rows would be sent to a model that is retired and no batch of it is left to collect."""
+        assert self.ledger is not None
+        words = catalog.refusal(self._plan.facts, self._clock.now())
+        if words is None or missing.is_empty():
+            return
+        out = [batch.nonce for batch in self.ledger.batches(mine=False) if batch.state in OPEN]
+        held = [key for nonce in out for key in self.ledger.held(nonce)]
+        if missing.filter(pl.col("key").is_in(held)).is_empty():
+            raise UnknownModel(words)
+        self._only_collects = True
 
     async def _answer(self, missing: pl.DataFrame, begin: Callable[[], None]) -> None:
         """Send what is missing in the plan's mode."""
@@ -207,7 +221,8 @@ class Sending:
             own=self._held_twice,
             fail=self._fail,
         )
-        if self._plan.mode == "live":
+        mode = "batch" if self._only_collects else self._plan.mode
+        if mode == "live":
             self.live = self._engine(missing.height)
         self._started_at = self.tally.started_at = self._clock.seconds()
         self.state = "running"
@@ -215,7 +230,7 @@ class Sending:
         if self.asked:  # before there was anything to stop
             return
         try:
-            await ways[self._plan.mode](missing)
+            await ways[mode](missing)
         finally:
             if self.batches is not None and self._following is not None:
                 self.batches.leave()

@@ -49,7 +49,7 @@ def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | Non
     The API allows 2,000 requests a minute, not 5,000 as tier 'build' has: a workspace or a contract
     may set less.
     """
-    named = Limits.of(tier, model.id)
+    named = Limits.of(tier, model)
     pairs = [
         (unit, allowed, told)
         for unit, allowed, told in zip(_UNITS.values(), limits.per_minute, named.per_minute, strict=True)

@@ -14,6 +14,7 @@ from claudescale import bills, display, evidence, trialcards, trialframe
 from claudescale.awaiting import awaited
 from claudescale.connecting import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
+from claudescale.ownmodels import Model
 from claudescale.scoring import scoring
 from claudescale.trialframe import TRIAL
 from claudescale.work import read
@@ -207,7 +208,7 @@ class Trial:
         return self._any.compiled.contents(self.sample)["content"].is_null()
 
     def _calibrated(self, model: str) -> Plan:
-        return self.plan.replace(model=model).calibrate(self.runs[model])
+        return self.plan.replace(model=self.plans[model].model).calibrate(self.runs[model])
 
     def _choice(self, min_score: float, by: By) -> Choice:
         evidence.check_gate(min_score, self.confidence, by)
@@ -269,7 +270,7 @@ class TrialPlots:
 
 def trial(
     plan: Plan,
-    models: Iterable[str],
+    models: Iterable[str | Model],
     *,
     n: int = 50,
     score: pl.Expr | Callable[[pl.DataFrame], pl.Series] | str | None = None,
@@ -332,14 +333,21 @@ def trial(
     if len(of_each) < len(named):
         msg = f"models={named!r} names a model twice. A trial is of different ones."
         raise PlanError(msg)
-    scored = scoring(score, plan, max(of_each, key=_price))
+    unknown = next((each for each in of_each.values() if not bills.price(each.facts).is_known), None)
+    if unknown is not None and budget is not None:
+        msg = (
+            f"budget={budget!r} needs the prices of {unknown.facts.id!r}, dollars per million tokens: "
+            f"cs.Model({unknown.facts.id!r}, input_dollars=..., output_dollars=...)."
+        )
+        raise PlanError(msg)
+    scored = scoring(score, plan, max(of_each, key=lambda name: _price(of_each[name])))
     rows = _judged(plan, scored.truth)
     sampled = rows[pl.int_range(rows.height, eager=True).shuffle(seed).head(n)]
     sample = whole.replace(frame=sampled, measured=whole.measured)
     if sample.totals.rows - sample.totals.unsent < _FEWEST:
         msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
         raise PlanError(msg)
-    plans = {model: _with(sample, model) for model in of_each}
+    plans = {name: _with(sample, each.model) for name, each in of_each.items()}
     dollars = sum(trialframe.option(each)["dollars"] for each in plans.values())
     if budget is not None and dollars > budget:
         fewer = int(sample.totals.rows * budget / dollars)
@@ -352,9 +360,9 @@ def trial(
     return Trial(plan=plan, plans=plans, confidence=confidence, seed=seed, budget=budget, scoring=scored)
 
 
-def _several(models: object) -> list[str]:
+def _several(models: object) -> list[str | Model]:
     named = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else []
-    if len(named) < _FEWEST or not all(isinstance(each, str) for each in named):
+    if len(named) < _FEWEST or not all(isinstance(each, str | Model) for each in named):
         msg = (
             f"models={models!r:.60}: give two or more to compare, such as "
             "models=['claude-haiku-5-5', 'claude-sonnet-5-5']."
@@ -363,14 +371,16 @@ def _several(models: object) -> list[str]:
     return named
 
 
-def _with(plan: Plan, model: str) -> Plan:
+def _with(plan: Plan, model: str | Model) -> Plan:
     """Return the plan with another model; its own keeps what a pilot has measured."""
     return plan if model in {plan.model, plan.facts.id} else plan.replace(model=model)
 
 
-def _price(model: str) -> tuple[float, float]:
-    step = bills.price(model).steps[0]
-    return step.output, step.input
+def _price(plan: Plan) -> tuple[float, float]:
+    """Return what a model costs; nothing is known to cost least."""
+    price = bills.price(plan.facts)
+    step = price.steps[0]
+    return (step.output, step.input) if price.is_known else (0.0, 0.0)
 
 
 def _judged(plan: Plan, truth: str | None) -> pl.DataFrame:

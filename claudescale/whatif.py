@@ -16,6 +16,7 @@ from claudescale.limits import Limits
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from claudescale.ownmodels import Model
     from claudescale.plans import Plan
 
 TIERS = pl.Schema(
@@ -201,7 +202,7 @@ def savings(plan: Plan, model: str | Iterable[str] = ()) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=bills.SAVINGS, orient="row")
 
 
-def current_models(plan: Plan, tiers: Iterable[str | int | Limits] = ()) -> list[str]:
+def current_models(plan: Plan, tiers: Iterable[str | int | Limits] = ()) -> list[str | Model]:
     """Return a plan's model and the current one of every other line that could take its place.
 
     Spends: nothing.
@@ -213,7 +214,7 @@ def current_models(plan: Plan, tiers: Iterable[str | int | Limits] = ()) -> list
     tiers : list of str, int or Limits
         Where the models' limits have to be published.
     """
-    found = {plan.facts.line: plan.facts.id}
+    found: dict[str, str | Model] = {plan.facts.line: plan.model if plan.facts.given else plan.facts.id}
     for each in catalog.MODELS.values():
         if each.line in found or catalog.lifecycle(each) != "active" or each.verified_only:
             continue
@@ -243,7 +244,7 @@ def _option(plan: Plan, tier: str | int | Limits) -> dict[str, Any]:
     own = tier_name(tier) == tier_name(plan.tier)
     options = estimates.options(
         plan.totals,
-        (plan.limits if own else Limits.of(tier, plan.facts.id)).shared(plan.share),
+        (plan.limits if own else Limits.of(tier, plan.facts)).shared(plan.share),
         plan.expected,
         plan.concurrency,
         feasibility.minutes_of(plan.deadline),
@@ -287,6 +288,6 @@ def binding_words(binding: str) -> str:
 def _spend_limit(tier: str | int | Limits, dollars: float) -> str:
     """Return a warning where a tier's monthly spend limit does not reach."""
     limit = None if isinstance(tier, Limits) else catalog.tier(tier).spend_dollars_per_month
-    if limit is None or dollars <= limit:
+    if limit is None or not dollars > limit:
         return ""
     return f"; its ${limit:,.0f} a month are less than this costs"

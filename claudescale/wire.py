@@ -43,7 +43,7 @@ _COUNTED = {
     "output_config",
     "cache_control",
 }
-"""Fields that counting takes. Source: anthropic 2.12.0 types/message_count_tokens_params.py."""
+"""Fields that counting takes. Source: anthropic 2.14.0 types/message_count_tokens_params.py."""
 _COUNT_SECONDS = 60.0
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23

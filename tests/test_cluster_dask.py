@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import cluster
+from claudescale import catalog, cluster
 from claudescale.gathering import workers_of
 from claudescale.ledger import Ledger
 
@@ -252,7 +252,12 @@ def terms(**changes):
         "base_url": "http://127.0.0.1:1",
         "lease": {},
     }
-    given |= {"folder": "/nowhere", "model": "claude-haiku-5-5", "max_tokens": 64, "cache": False}
+    given |= {
+        "folder": "/nowhere",
+        "facts": catalog.model("claude-haiku-5-5"),
+        "max_tokens": 64,
+        "cache": False,
+    }
     return daskworker.Terms(**(given | {"concurrency": None, "head": "HEAD", "tail": "TAIL"} | changes))
 
 

@@ -49,6 +49,18 @@ MISTAKES = {
     "a model's short name": (lambda: plan(model="claude-haiku"), ["Did you mean 'claude-haiku-5-5'?"]),
     "a retired model": (lambda: plan(model="claude-3-opus-20240229"), ["retired", "Use 'claude-"]),
     "somebody else's model": (lambda: plan(model="gpt-5"), ["no model 'gpt-5'", "claude-sonnet-5-5"]),
+    "no model": (lambda: plan(model=None), ["no default", "model='claude-haiku-5-5'"]),
+    "a model for each row": (lambda: plan(model=pl.col("model")), ["one name for all rows", ".filter("]),
+    "several models": (
+        lambda: plan(model=["claude-haiku-5-5", "claude-opus-5-5"]),
+        ["cs.trial(plan, models="],
+    ),
+    "a number as a model": (lambda: plan(model=5), ["model=5", "model='claude-haiku-5-5'"]),
+    "one limit of three": (
+        lambda: plan(tier=cs.Limits(requests_per_minute=300)),
+        ["requests_per_minute=300, input_tokens_per_minute=..., output_tokens_per_minute=...", "1e9"],
+    ),
+    "no limits at all": (cs.Limits, ["needs all three", "requests_per_minute=..."]),
     "a tier that is not there": (lambda: plan(tier="pro"), ["no usage tier 'pro'", "build", "cs.Limits("]),
     "a mode that is not there": (lambda: plan(mode="batches"), ["'batches'", "'batch'"]),
     "a hybrid without a deadline": (lambda: plan(mode="hybrid").options, ["deadline=90", "mode='batch'"]),
@@ -57,7 +69,7 @@ MISTAKES = {
     "a budget too small": (lambda: finished(plan(budget=1e-9), None), ["larger budget", "$0.00"]),
     "no room for a reply": (lambda: plan(max_tokens=0), ["max_tokens=0", "1 to"]),
     "no room for thinking": (
-        lambda: plan(model="claude-sonnet-4-5", max_tokens=1_024, thinking=THINKING),
+        lambda: plan(model="claude-haiku-4-5", max_tokens=1_024, thinking=THINKING),
         ["budget_tokens=2,000", "Raise max_tokens="],
     ),
     "a temperature": (lambda: plan(params={"temperature": 0}), ["no sampling parameters", "pl.Enum("]),

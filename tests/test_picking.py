@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from running import MODEL, WIDE_LIMITS, a_plan, reviews, simulator
 
 import claudescale as cs
-from claudescale import asking, catalog, picks
+from claudescale import asking, bills, catalog, picks
 from claudescale.pickpanel import CONTROLS
 from claudescale.plans import PARAMETERS
 from claudescale.prompts import Prompt
@@ -145,12 +145,17 @@ def test_models_on_their_way_out_are_marked(monkeypatch):
     assert "claude-sonnet-5" not in labels(BEGINNINGS["plain"])
 
 
-def test_models_that_will_not_do_are_marked():
+def test_models_that_will_not_do_are_marked(monkeypatch):
     """The mark tells why: no limits on this tier, no price, or something the plan asks for."""
     asks = a_plan(ROWS, tier="start", effort="high")
     found = labels(asks)
     assert found["claude-haiku-4-5"] == f"{MARK} claude-haiku-4-5 · Haiku · will not do this plan"
-    assert labels(BEGINNINGS["own limits"])["claude-mythos-5-1"].endswith("· price not known")
+    twin = replace(catalog.MODELS["claude-mythos-5-1"], prices_of=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "MODELS", {**catalog.MODELS, twin.id: twin})
+        patch.setitem(catalog._BY_NAME, twin.id, twin)
+        bills._price.cache_clear()
+        assert labels(BEGINNINGS["own limits"])[twin.id].endswith("· price not known")
     assert found["claude-fable-5-2"].endswith("· limits on this tier not published")
     assert labels(BEGINNINGS["plain"], max_tokens=100_000)["claude-haiku-4-5"].startswith(MARK)
     assert not labels(BEGINNINGS["plain"], mode="hybrid")[MODEL].startswith(MARK)  # no fault of the model

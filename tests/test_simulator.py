@@ -306,10 +306,10 @@ def test_what_the_api_refuses_is_refused(changes, status, says):
     assert at.account.figures()["billed_rows"] == 1
 
 
-def test_a_model_is_gone_from_the_day_it_retires():
-    """Sonnet 4.5 answers until November 30 2026, then it is not found."""
+def test_a_model_is_gone_from_the_moment_it_retires():
+    """Sonnet 4.5 answers until 9 AM Pacific of November 30 2026, then it is not found."""
     body = request(model="claude-sonnet-4-5")
-    before = datetime(2026, 11, 29, 23, tzinfo=UTC).timestamp()
+    before = datetime(2026, 11, 30, 16, tzinfo=UTC).timestamp()
     assert answered(desk(), body, before)[0] == 200
     assert answered(desk(), body, before + 7200)[0] == 404
 

@@ -165,7 +165,7 @@ def found_model(body: Mapping[str, Any], now: float) -> catalog.Model | Problem:
     if not isinstance(name, str):
         return invalid("model: Input should be a valid string")
     try:
-        found = catalog.model(name, on=datetime.fromtimestamp(now, UTC).date())
+        found = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
     except UnknownModel:
         return Problem(404, "not_found_error", f"model: {name}")
     if found.verified_only:

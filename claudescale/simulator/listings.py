@@ -33,8 +33,8 @@ def _midnight(day: date | None) -> str | None:
     return None if day is None else f"{day.isoformat()}T00:00:00Z"
 
 
-def model_info(model: Known, on: date) -> dict[str, Any]:
-    """Return a model as the Models API shows it on a day."""
+def model_info(model: Known, at: datetime) -> dict[str, Any]:
+    """Return a model as the Models API shows it at a moment."""
     dated = SNAPSHOT_DATE.search(model.snapshot)
     version = model.id.removeprefix("claude-").replace("-latest", "")
     line, *numbers = SNAPSHOT_DATE.sub("", version).split("-")
@@ -45,7 +45,7 @@ def model_info(model: Known, on: date) -> dict[str, Any]:
         "created_at": "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME,
         "line": model.line,
         "deprecated_at": None,
-        "retires_at": _midnight(model.retires_on),
+        "retires_at": f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None,
         "lifecycle": "retired",
         "max_input_tokens": None,
         "max_tokens": None,
@@ -53,7 +53,7 @@ def model_info(model: Known, on: date) -> dict[str, Any]:
     }
     if isinstance(model, catalog.RetiredModel):
         return info
-    stands = catalog.lifecycle(model, on)
+    stands = catalog.lifecycle(model, at)
     return {
         **info,
         "lifecycle": "active" if stands == "legacy" else stands,
@@ -90,19 +90,19 @@ def _known() -> list[Known]:
 
 def models_page(now: float, query: Mapping[str, Sequence[str]]) -> dict[str, Any] | Problem:
     """Return the answer to ``GET /v1/models``."""
-    on = datetime.fromtimestamp(now, UTC).date()
+    at = datetime.fromtimestamp(now, UTC)
     asked = [*query.get("lifecycle[]", ()), *query.get("lifecycle", ())]
     wanted = {each for value in asked for each in value.split(",")} or {"active", "deprecated"}
-    infos = [model_info(model, on) for model in _known()]
+    infos = [model_info(model, at) for model in _known()]
     return page([info for info in infos if info["lifecycle"] in wanted], query)
 
 
 def one_model(now: float, name: str) -> dict[str, Any] | Problem:
     """Return the answer to ``GET /v1/models/{id}``."""
-    on = datetime.fromtimestamp(now, UTC).date()
+    at = datetime.fromtimestamp(now, UTC)
     for model in _known():
         if name in {model.id, model.snapshot}:
-            return model_info(model, on)
+            return model_info(model, at)
     return Problem(404, "not_found_error", f"model: {name}")
 
 
@@ -133,10 +133,10 @@ def page(items: Sequence[dict[str, Any]], query: Mapping[str, Sequence[str]]) ->
 
 def rate_limits(terms: Terms, now: float, query: Mapping[str, Sequence[str]]) -> dict[str, Any] | Problem:
     """Return the answer to ``GET /v1/organizations/rate_limits``."""
-    on = datetime.fromtimestamp(now, UTC).date()
+    at = datetime.fromtimestamp(now, UTC)
     groups: dict[str, list[catalog.Model]] = {}
     for model in catalog.MODELS.values():
-        if not model.verified_only and catalog.lifecycle(model, on) != "retired":
+        if not model.verified_only and catalog.lifecycle(model, at) != "retired":
             groups.setdefault(model.rate_group, []).append(model)
     items = [_model_group(terms, name, models) for name, models in groups.items()]
     queue, calls = terms.batch_queue_requests, terms.batch_requests_per_minute

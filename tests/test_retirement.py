@@ -1,0 +1,114 @@
+"""A model that retires: what was paid for stays readable, and only sending asks whether it can be called."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+
+import pytest
+from running import a_plan, finished, reviews, simulator
+
+import claudescale as cs
+from claudescale import clock
+from claudescale.clock import Clock
+
+MODEL = "claude-sonnet-4-5"
+EVE = datetime(2026, 11, 29, 20, tzinfo=UTC)
+"""Some hours before it retires, on 2026-11-30 at 17:00 UTC."""
+DAY = 86_400.0
+ROWS = 12
+
+
+@pytest.fixture(autouse=True)
+def _today(monkeypatch):
+    """Let it be the eve of the model's retirement, for the catalog as for the API."""
+    monkeypatch.setattr(clock, "now", lambda: EVE)
+    monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=EVE.timestamp()))
+
+
+def later(api, monkeypatch, seconds):
+    """Let time pass, for the catalog as for the API."""
+    api.clock._epoch += seconds
+    monkeypatch.setattr(clock, "now", lambda: datetime.fromtimestamp(EVE.timestamp() + seconds, UTC))
+
+
+def the_plan(mode="batch", **options):
+    if mode == "hybrid":
+        options["deadline"] = 90
+    return a_plan(reviews(ROWS), model=MODEL, mode=mode, **options)
+
+
+def left_alone(api, path):
+    """Submit a batch and leave, as somebody does who closes the lid."""
+    run = cs.wait(the_plan().run(api.client(), ledger=path, progress=False, wait=False))
+    run.leave()
+    assert cs.wait(run).state == "left"
+
+
+@pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
+def test_a_batch_is_collected_after_its_model_has_retired(mode, path, monkeypatch):
+    """In every mode what a batch answered comes in at half the price of its day; no call is made."""
+    with simulator(speed=600, batch_seconds=3_600) as api:
+        left_alone(api, path)
+        later(api, monkeypatch, DAY)
+        plan = the_plan(mode)
+        run = finished(plan, api.client(), ledger=path)
+        assert run.state == "finished"
+        assert run.results["reply"].null_count() == 0
+        assert api.stats["calls"] == 0
+        assert api.stats["batches_created"] == 1
+        assert run.counts.dollars == pytest.approx(api.stats["dollars"], abs=1e-9)
+        full = run.attempts["input_tokens"].sum() * 3e-6 + run.attempts["output_tokens"].sum() * 15e-6
+        assert run.bill["dollars"].sum() == pytest.approx(full / 2, abs=1e-9)
+
+
+def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
+    """The batch is collected first, what it answered is kept, and the run ends: nothing is sent again."""
+    with simulator(speed=600, batch_seconds=40 * 3_600) as api:
+        api.clock._epoch -= 2 * DAY
+        left_alone(api, path)
+        later(api, monkeypatch, 3 * DAY)
+        with pytest.raises(cs.RunStopped, match="retired on 2026-11-30") as error:
+            finished(the_plan(), api.client(), ledger=path)
+        run = error.value.run
+        assert run.stopped_by == "model_retired"
+        assert run.batches["state"].to_list() == ["collected"]
+        assert run.batches["expired"].item() > 0
+        assert api.stats["batches_created"] == 1
+        assert api.stats["calls"] == 0
+
+
+@pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
+def test_what_is_answered_is_read_and_the_rest_is_refused(mode, path, monkeypatch):
+    """A full ledger answers a plan of a retired model; a row more is an UnknownModel before it is sent."""
+    with simulator(speed=600) as api:
+        finished(the_plan("live"), api.client(), ledger=path)
+        calls = api.stats["calls"]
+        later(api, monkeypatch, DAY)
+        plan = the_plan(mode)
+        assert "was retired on 2026-11-30" in repr(plan)
+        assert "Use 'claude-sonnet-5-5'" in repr(plan)
+        run = finished(plan, api.client(), ledger=path)
+        assert run.results["reply"].null_count() == 0
+        assert run.counts.reused == ROWS
+        more = plan.replace(frame=reviews(ROWS + 1))
+        with pytest.raises(cs.UnknownModel, match="retired on 2026-11-30"):
+            finished(more, api.client(), ledger=path)
+        with pytest.raises(cs.UnknownModel, match="retired on 2026-11-30"):
+            cs.wait(more.count_tokens(api.client()))
+        assert api.stats["calls"] == calls
+        assert api.stats["batches_created"] == 0
+
+
+def test_a_retirement_is_announced_by_the_card():
+    """A plan of a model that retires within its batches' 24 hours says both."""
+    text = repr(the_plan())
+    assert "retires tomorrow, on 2026-11-30 at 17:00 UTC" in text
+    assert "A batch may take 24 hours" in text
+
+
+def test_a_model_can_be_called_until_its_moment(monkeypatch):
+    """On its last day, before 9 AM Pacific, a run goes as ever; past it the API itself says no."""
+    with simulator() as api:
+        later(api, monkeypatch, 20.9 * 3_600)
+        assert finished(the_plan("live"), api.client()).state == "finished"
