@@ -218,6 +218,12 @@ class Run(Handle):
         return self._sending.estimate
 
     @property
+    def api_name(self) -> str:
+        """Host and path of the API that answers; empty until that is known."""
+        api = self._sending.api
+        return "" if api is None else api.name
+
+    @property
     def simulated(self) -> bool:
         """Whether the replies are a simulator's."""
         api = self._sending.api
