@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 HOPELESS_ROWS = 20
 """Answers of no use with the same words before any row is answered: the request is wrong, not the row."""
 HOPELESS_ROWS_LATER = 100
-"""The same in a row, once some are answered. Among them are rows from all over the frame (`supply.spread`)."""
+"""The same in a row, once some are answered; rows from all over the frame are among them."""
 DOUBTS = 5
 """So many 401s, 403s or 404s in a row, `DOUBT_SECONDS` long, end a run in which others were answered."""
 DOUBT_SECONDS = 5.0
