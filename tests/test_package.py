@@ -27,9 +27,9 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
-    "errors clock facts catalog accountlimits intervals awaiting",
+    "errors clock facts catalog attempts accountlimits intervals awaiting",
     "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
-    "windows buckets pacing attempts presence ledgerfile lines batchfile recorder ledger batchframe tallies",
+    "windows buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies",
     "loops handles live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "books leases gathering",
@@ -140,15 +140,6 @@ def test_importing_the_package_loads_nothing_slow():
     slow = {"anthropic", "altair", "ipywidgets", "pydantic", "aiohttp", "genai_prices", "anyio", "tqdm"}
     code = f"import sys, claudescale; print(sorted({slow!r} & set(sys.modules)))"
     assert python("-c", code) == "[]\n"
-
-
-@pytest.mark.parametrize("name", TREES)
-def test_no_module_is_longer_than_400_lines(name):
-    """A module has one reason to exist, and can be read in one sitting."""
-    path = PACKAGE / name.replace(".", "/")
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    lines = len(path.read_text().splitlines())
-    assert lines <= 400
 
 
 def test_public_names_are_there_and_explained():

@@ -32,7 +32,7 @@ def body(params, **options):
 
 
 def test_every_field_of_the_sdk_is_known():
-    """Each parameter that the SDK's types have is taken, an argument of the plan, or refused with a reason."""
+    """Each parameter of the SDK's types is taken, an argument of the plan, or refused with a reason."""
     known = {*parameters._TAKEN, *parameters._OWN_ARGUMENTS, *parameters._REFUSED, *parameters._NO_FIELD}
     found = {name for kind in (Known, Beta) for base in (kind, *kind.__orig_bases__) for name in fields(base)}
     assert len(found) > 20
@@ -98,7 +98,7 @@ def test_every_tool_of_the_sdk_is_known():
     ],
 )
 def test_what_cannot_be_sent_or_priced_is_refused_before(params, words):
-    """A field that the API would refuse in every row, or that no bill could count, is a PlanError that says why."""
+    """What the API would refuse in every row, or no bill could count, is a PlanError that says why."""
     with pytest.raises(PlanError, match=words):
         plan(params)
 
