@@ -39,7 +39,8 @@ def answer(input_tokens, output_tokens, *, model=ASKED, searches=0, geo="global"
 
 
 # By hand, dollars per million tokens: the asked model 0.10 in and 0.50 out, above 100,000 tokens of
-# prompt 0.50 and 2.50; the other 4 in and 20 out; US geography 1.1 times; a search 0.01. Batches: half, but searches.
+# prompt 0.50 and 2.50; the other 4 in and 20 out; US geography 1.1 times; a search 0.01.
+# In batches half of that, but for searches.
 ACCOUNT = {
     "plain": (answer(50_000, 10_000), 0.010, 0.005),
     "five searches": (answer(60_000, 4_000, searches=5), 0.058, 0.054),
