@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from claudescale.errors import PlanError
 from claudescale.templates import check_unicode
@@ -24,6 +26,24 @@ _OWN_ARGUMENTS = {
     "cache_control": "cache=True, which marks the shared prefix and not the row",
 }
 _SAMPLING = ("temperature", "top_p", "top_k")
+
+
+def plain(value: Any, *, whole: bool = False) -> Any:
+    """Return a number of NumPy's, a Decimal or a Fraction as Python's own; anything else as it is.
+
+    `whole` takes 5.0 as 5.
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        return value
+    try:
+        number = float(value)
+        if isinstance(value, numbers.Integral) or (whole and number == int(number)):
+            return int(cast("int", value))
+    except (ValueError, OverflowError):  # no number, or none that can be held
+        return value
+    return number
 
 
 class Constant(NamedTuple):
@@ -62,7 +82,13 @@ def constant(
     PlanError
         The API would refuse every row.
     """
+    if params is not None and not isinstance(params, Mapping):
+        msg = f"params={params!r}: it is a dict of the API's own fields, such as params={{'metadata': ...}}."
+        raise PlanError(msg)
     extra = _checked_params(params or {})
+    max_tokens = plain(max_tokens, whole=True)
+    if isinstance(thinking, Mapping):
+        thinking = {name: plain(value, whole=True) for name, value in thinking.items()}
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
         msg = f"max_tokens={max_tokens!r}: it is a whole number, and {model.id} writes 1 to {most} tokens."
@@ -93,6 +119,9 @@ _DEARER = {"speed": "fast", "inference_geo": "us"}
 
 def _checked_params(params: Mapping[str, Any]) -> dict[str, Any]:
     for name in params:
+        if not isinstance(name, str):
+            msg = f"params has {name!r}, which is no name: it is a dict of the API's own fields."
+            raise PlanError(msg)
         if name in _OWN_ARGUMENTS:
             msg = f"params has {name!r}. Use {_OWN_ARGUMENTS[name]} instead."
             raise PlanError(msg)

@@ -13,6 +13,7 @@ from claudescale.awaiting import awaited
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
+from claudescale.parameters import plain
 from claudescale.planplots import PlanPlots
 from claudescale.prompts import Prompt, compile_prompt
 from claudescale.work import read, schema_of, unreadable
@@ -78,6 +79,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         feasibility.check_frame(self.frame)
+        for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
+            whole = name in {"max_tokens", "concurrency"}
+            object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
         feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
@@ -185,7 +189,7 @@ class Plan:
 
         Spends: nothing.
         """
-        return replace(self, frame=self.frame.head(n))
+        return replace(self, frame=self.frame.head(feasibility.rows_of(n)))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
         """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
@@ -193,7 +197,8 @@ class Plan:
         Spends: nothing.
         """
         frame = read(self.frame)
-        return replace(self, frame=frame.sample(min(n, frame.height), seed=seed))
+        rows, seed = min(feasibility.rows_of(n), frame.height), feasibility.rows_of(seed, "seed")
+        return replace(self, frame=frame.sample(rows, seed=seed))
 
     def calibrate(self, run: Run) -> Plan:
         """Return the same plan with estimates measured on a pilot, and the limits that it met.
