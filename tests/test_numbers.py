@@ -1,8 +1,8 @@
-"""Numbers as data frames give them, and arguments of a wrong kind: taken as plain numbers, or told what to type."""
+"""Numbers as data frames give them are taken; arguments of a wrong kind are told what to type."""
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import functools
 import math
 import numbers
@@ -62,8 +62,8 @@ def test_numpys_own():
     numpy = pytest.importorskip("numpy")
     assert type(plan(max_tokens=numpy.int64(5)).max_tokens) is int
     assert type(plan(share=numpy.float32(0.5)).share) is float
-    assert plan(deadline=numpy.timedelta64(2, "h")).deadline == datetime.timedelta(hours=2)
-    for value in (numpy.bool_(True), numpy.array([1, 2]), numpy.float64("nan")):
+    assert plan(deadline=numpy.timedelta64(2, "h")).deadline == dt.timedelta(hours=2)
+    for value in (numpy.bool_(1), numpy.array([1, 2]), numpy.float64("nan")):
         with pytest.raises(cs.PlanError, match="budget="):
             plan(budget=value)
 
@@ -84,7 +84,7 @@ WRONG = {
     "max_tokens": ["5", True, 5.5, None, math.nan, -1, Decimal("NaN")],
     "concurrency": [2.5, "3", True, math.inf, 0],
     "budget": [True, math.inf, -1, [5], 10**400, Decimal("sNaN"), 5j],
-    "deadline": [datetime.datetime(2026, 1, 1), math.nan, -3, True, datetime.timedelta(-1)],
+    "deadline": [dt.datetime(2026, 1, 1, tzinfo=dt.UTC), math.nan, -3, True, dt.timedelta(-1)],
     "share": ["1", True, None, math.nan, 0],
     "mode": ["Batch", None, ["live"]],
     "model": [None, 5, ["claude-haiku-5-5"]],
