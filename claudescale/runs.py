@@ -161,6 +161,11 @@ class Run(Handle):
     def _line(self) -> str:
         return cards.line(self)
 
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves, in one sentence. Spends: nothing."""
+        return cards.kept(self)
+
     # how far it is: cheap, at any time, from any thread
 
     @property
