@@ -134,6 +134,17 @@ def _no_endpoint(name: str, mode: str) -> str:
     return f"{name}/v1/messages is answered with 404. Check base_url{batches}."
 
 
+def kept(run: Run) -> str:
+    """Return what an interrupt leaves of a run, and how to resume it, in one sentence."""
+    counts = run.counts
+    told = f"Interrupted: {counts.answered:,} of {counts.rows:,} rows are answered"
+    if run.path is None:
+        return f"{told}, but not kept, as there is no ledger; ledger='replies.ledger' keeps them."
+    going = run.state == "left"
+    batches = " and collects the batches, which go on at the API" if going else ""
+    return f"{told} and kept in {run.path}; the same command sends only what is missing{batches}."
+
+
 def before(run: Run) -> str:
     """Return what is going to be sent, in one line."""
     counts, option, plan = run.counts, run.estimate, run.plan

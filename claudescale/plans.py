@@ -23,6 +23,7 @@ from claudescale.awaiting import awaited
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
+from claudescale.parameters import plain
 from claudescale.planplots import PlanPlots
 from claudescale.prompts import Prompt, compile_prompt
 from claudescale.work import Kept, read, schema_of, taken_over, unreadable
@@ -92,6 +93,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         feasibility.check_frame(self.frame)
+        for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
+            whole = name in {"max_tokens", "concurrency"}
+            object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
         feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
@@ -251,19 +255,21 @@ class Plan:
 
         Spends: nothing.
         """
+        rows = feasibility.rows_of(n)
         if self.kept is not None:
-            return self._of(self.kept.open.head(n))
-        return replace(self, frame=self.frame.head(n))
+            return self._of(self.kept.open.head(rows))
+        return replace(self, frame=self.frame.head(rows))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
         """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
 
         Spends: nothing.
         """
+        rows, seed = feasibility.rows_of(n), feasibility.rows_of(seed, "seed")
         if self.kept is not None:
-            return self._of(self.kept.open.sample(min(n, self.kept.open.len()), seed=seed))
+            return self._of(self.kept.open.sample(min(rows, self.kept.open.len()), seed=seed))
         frame = read(self.frame)
-        return replace(self, frame=frame.sample(min(n, frame.height), seed=seed))
+        return replace(self, frame=frame.sample(min(rows, frame.height), seed=seed))
 
     def _of(self, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""

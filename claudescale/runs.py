@@ -6,6 +6,7 @@ A run owns no replies: the ledger has them. It owns the rows' keys, which join r
 from __future__ import annotations
 
 import asyncio
+import os
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import polars as pl
 from claudescale import bills, cards, cluster, loops, pulses, watchcharts
 from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
-from claudescale.errors import LedgerError, RunStopped
+from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
 from claudescale.ledger import ATTEMPTS
 from claudescale.plots import Plots
@@ -88,6 +89,9 @@ class Run(Handle):
         check_client(client, plan.mode)
         given = DEFAULT_LEDGER if ledger is ... else ledger
         self.plan = plan
+        if given is not None and not isinstance(given, str | os.PathLike):
+            msg = f"ledger={given!r}: it is the path of a file, such as ledger='replies.ledger', or None."
+            raise PlanError(msg)
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._shown = progress
         self._failures: dict[str, int] | None = None
@@ -161,6 +165,11 @@ class Run(Handle):
 
     def _line(self) -> str:
         return cards.line(self)
+
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves, in one sentence. Spends: nothing."""
+        return cards.kept(self)
 
     # how far it is: cheap, at any time, from any thread
 
