@@ -332,8 +332,11 @@ class Plan:
         ledger: str | Path | EllipsisType | None = ...,
         progress: bool = True,
         on: Any = None,
+        _watchable: bool = True,
     ) -> Run:
         """Return a run that has been started and is not waited for.
+
+        In a notebook the first one imports what `watch` needs, which takes seconds and would stop its calls.
 
         Spends: tokens.
 
@@ -351,7 +354,8 @@ class Plan:
         """
         from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
 
-        return Run(choosing.resolved(self), client, ledger=ledger, progress=progress, on=on)
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
+        return Run(choosing.resolved(self), client, **given)
 
     @awaited("run = await plan.run(client)")
     async def run(
@@ -382,10 +386,7 @@ class Plan:
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
-
-        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": not wait}
-        run = Run(choosing.resolved(self), client, **given)
+        run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
         return await run if wait else await run.submitted()
 
     @property

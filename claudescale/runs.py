@@ -95,15 +95,14 @@ class Run(Handle):
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._shown = progress
         self._failures: dict[str, int] | None = None
-        self._watchable = watchable and plan.mode != "batch" and loops.in_notebook()
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
+        if watchable and plan.mode != "batch" and loops.in_cell():
+            watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
         self._start(self._go)
 
     async def _go(self) -> None:
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         try:
-            if self._watchable:  # `watch` would do it in the middle of the run, and nothing is sent meanwhile
-                await loops.in_thread(watchcharts.prepare)
             await self._sending.go(lambda: progress.start(cards.before(self)))
         except LedgerError as error:
             raise RunStopped(cards.why(self), self) from error
