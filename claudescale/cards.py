@@ -45,7 +45,7 @@ _ADVICE = {
     "batch_not_found": "The API does not show a batch. Use the key that sent it, or see the advice below.",
     "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
     "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
-    "model_retired": "The model is retired: what its batches had answered is collected.",
+    "model_retired": "The model is retired. What its batches had answered is collected.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which sets less aside.",
     "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
