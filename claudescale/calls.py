@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -13,6 +16,8 @@ from claudescale import bills
 from claudescale.intervals import student, wilson
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from claudescale.catalog import Model
     from claudescale.prompts import Prompt
 
@@ -28,6 +33,32 @@ _STEEPEST = 3.0
 _SURE_TREND = 3.0
 """So many standard errors from zero is a trend."""
 
+# How long replies are is published nowhere: these are assumptions (checked 2026-11-29), told as such wherever
+# a price rests on them, and replaced by the first pilot.
+_TEXT_CHARACTERS, _FIELD_CHARACTERS = 500.0, 50.0
+"""Of a reply in free text, and of a string among other fields, where the prompt asks for no length."""
+_ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 500.0})
+"""Of each word, sentence or paragraph that the prompt asks for."""
+_ASKED = re.compile(
+    r"\b(one|a|an|a single|two|three|four|five|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)s?\b",
+    re.IGNORECASE,
+)
+_COUNTS = MappingProxyType({"two": 2, "three": 3, "four": 4, "five": 5})
+_FORMAT_CHARACTERS = MappingProxyType(
+    {"date": 10, "time": 9, "date-time": 20, "duration": 5, "email": 22, "hostname": 18}
+    | {"uri": 45, "ipv4": 12, "ipv6": 24, "uuid": 36}
+)
+_SCALAR_CHARACTERS = MappingProxyType({"boolean": 4.5, "integer": 2.0, "number": 4.0, "null": 4.0})
+_ITEMS = 3
+_TOLD_BOUND = re.compile(r"(max length|min items|max items): (\d+)")
+_REPLY_TOKENS = 3.0
+"""Around the text of a reply: its end is a token too."""
+_THINKING_TOKENS = MappingProxyType(
+    {"low": 50.0, "medium": 200.0, "high": 600.0, "xhigh": 1_500.0, "max": 3_000.0}
+)
+"""Of a row by effort, where a model thinks. Only the order is documented. Source: Anthropic, *Effort*."""
+_THINKS_NOT = frozenset({"disabled", "between_tools"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
@@ -39,6 +70,9 @@ class Measured:
         Real input tokens for each one estimated from characters, and what every call has besides.
     input_deviation : float
         Standard deviation of a call's real input tokens around these, for each token of the mean call.
+    billed_ratio : float
+        Dollars billed for each dollar that these figures make of the calls measured: what is not billed
+        (refusals), what costs besides tokens, steps of the price.
     output_tokens, output_deviation : float
         Mean of a call and standard deviation, thinking included, refusals and cut replies too.
     output_slope : float
@@ -54,8 +88,10 @@ class Measured:
         The beginning of every call that is read from the prompt cache, but written by the first.
     cache_hit_share : float
         Of the live calls after the first, how many found it.
-    tokens_per_second : float
-        Output tokens for each second that a call is under way.
+    batch_hit_share : float or None
+        Of the calls in batches, how many found it; None is not known.
+    thinking_tokens : float
+        Of the output tokens, those of thinking.
     error_rate : float
         The part of the calls that fail and are sent again, those not counted that the limits turn down.
     lost_seconds : float
@@ -70,11 +106,14 @@ class Measured:
         How many this comes from; 0 is a guess.
     counted : int
         Requests whose input tokens the API has counted.
+    requests : int
+        How many requests there are of which those measured are a part; 0 is not known.
     """
 
     input_ratio: float = 1.0
     input_overhead_tokens: float = 0.0
     input_deviation: float = 0.15
+    billed_ratio: float = 1.0
     output_tokens: float = 0.0
     output_deviation: float = 0.0
     output_slope: float = 0.0
@@ -86,7 +125,8 @@ class Measured:
     estimated_deviation: float = 0.0
     cached_tokens: float = 0.0
     cache_hit_share: float = 1.0
-    tokens_per_second: float = 80.0
+    batch_hit_share: float | None = None
+    thinking_tokens: float = 0.0
     error_rate: float = 0.0
     lost_seconds: float = 0.0
     stop_rate: float = 0.0
@@ -95,6 +135,12 @@ class Measured:
     burst_seconds: float = 1.0
     calls: int = 0
     counted: int = 0
+    requests: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens for each second that a call is under way."""
+        return self.output_tokens / self.seconds if self.seconds else 0.0
 
     def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
         """Return the input that the limits count, of so many requests and estimated tokens in all."""
@@ -150,11 +196,15 @@ class Measured:
     def _spread(self, known: int, requests: float, away: float, skew: float = 0.0) -> float:
         """Return the 90th percentile of the mean of calls to come, in deviations of one call.
 
-        Those measured are a sample and those to come are another: both differ from what is usual. Where
-        values are skewed upward, a sample whose mean is low has a low deviation too. Source: N. J. Johnson,
-        *Modified t tests*, JASA 73 (1978).
+        Those measured are some of all: only the others are unknown, none if all were measured. Of other
+        requests, both samples differ from what is usual. Where values are skewed upward, a sample whose mean
+        is low has a low deviation too. Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
         """
-        variance = 1 / known + 1 / requests
+        variance = (
+            max(1 / known - 1 / requests, 0.0) if requests == self.requests else 1 / known + 1 / requests
+        )
+        if not variance:
+            return 0.0
         if self.estimated_deviation and known > 1:
             variance += (away / self.estimated_deviation) ** 2 / (known - 1)
         z = _z(known - 1)
@@ -177,8 +227,12 @@ class Measured:
     def basis(self) -> str:
         """What this rests on, in a line: a guess, a count, or a pilot and what it told."""
         if not self.calls:
-            known = f"input counted on {self.counted:,} requests, output guessed"
-            return known if self.counted else "estimated from characters, output guessed"
+            known = (
+                f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
+            )
+            thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
+            reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
+            return f"{known}, output assumed ({reply})"
         told = [
             f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each",
             f"{self.tokens_per_second:,.0f} output tokens/s",
@@ -204,14 +258,62 @@ def _z(freedom: int) -> float:
 
 
 def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False) -> Measured:
-    """Return what a call takes before anything is known: short for typed replies, else 200 tokens."""
+    """Return what a call takes before anything is known: assumed, by what the reply must look like."""
     shared = prompt.shared_characters / facts.characters_per_token
     cached = shared if cache and caches(prompt, facts) else 0.0
-    output = 200 if prompt.returns is None else 10 + 15 * len(prompt.returns.columns)
-    if facts.thinks_by_default and facts.thinking_off is None:
-        output += 300
-    tokens = float(min(output, max_tokens))
-    return Measured(output_tokens=tokens, seconds=1.0 + tokens / 80, cached_tokens=cached)
+    asked = _asked_characters(prompt)
+    if prompt.returns is None:
+        characters = asked or _TEXT_CHARACTERS
+    else:
+        characters = _json_characters(prompt.returns.json_schema, asked or _FIELD_CHARACTERS)
+    thinking = min(_thinking_tokens(prompt.constant, facts), float(max_tokens))
+    tokens = min(_REPLY_TOKENS + characters / facts.characters_per_token + thinking, float(max_tokens))
+    return Measured(
+        output_tokens=tokens, thinking_tokens=thinking, seconds=1.0 + tokens / 80, cached_tokens=cached
+    )
+
+
+def _asked_characters(prompt: Prompt) -> float:
+    """Return the most characters of text that the prompt asks for, as in "one sentence"; 0 if it does not."""
+    system = prompt.constant.get("system") or ""
+    texts = [system] if isinstance(system, str) else [block["text"] for block in system]
+    found = _ASKED.findall(" ".join([prompt.template or "", *texts]))
+    counts = [
+        (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1), unit) for count, unit in found
+    ]
+    return max((count * _ASKED_CHARACTERS[unit.lower()] for count, unit in counts), default=0.0)
+
+
+def _json_characters(schema: Mapping[str, Any], text: float) -> float:
+    """Return how long JSON of a schema is, written densely, with so many characters in each free string."""
+    if labels := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return sum(len(json.dumps(label, ensure_ascii=False)) for label in labels) / len(labels)
+    if kinds := [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]:
+        return max(_json_characters(kind, text) for kind in kinds)
+    told = {name: int(value) for name, value in _TOLD_BOUND.findall(schema.get("description", ""))}
+    if (fields := schema.get("properties")) is not None:
+        parts = [
+            len(json.dumps(name, ensure_ascii=False)) + 2 + _json_characters(each, text)
+            for name, each in fields.items()
+        ]
+        return sum(parts) + 1
+    if schema.get("type") == "array":
+        items = max(min(_ITEMS, told.get("max items", _ITEMS)), told.get("min items", 0))
+        return items * (1 + _json_characters(schema["items"], text)) + 1
+    if schema.get("type") == "string":
+        length = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
+        return min(length, told.get("max length", length)) + 2
+    return _SCALAR_CHARACTERS[schema["type"]]
+
+
+def _thinking_tokens(constant: Mapping[str, Any], facts: Model) -> float:
+    """Return how many tokens of thinking are assumed of a request."""
+    thinking = constant.get("thinking") or {}
+    kind = thinking.get("type", "adaptive" if facts.thinks_by_default else "disabled")
+    if kind in _THINKS_NOT:
+        return 0.0
+    effort = constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
+    return min(_THINKING_TOKENS[effort], thinking.get("budget_tokens", math.inf))
 
 
 def caches(prompt: Prompt, facts: Model) -> bool:
@@ -230,12 +332,11 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
     attempts : pl.DataFrame, optional
         All calls of the pilot, those that failed too.
     """
-    cached = pl.col("cache_read_input_tokens")
+    cached = bills.PROMPT - pl.col("input_tokens")  # written or read
     sizes = paid.select("estimated_tokens", real=bills.PROMPT.cast(pl.Float64))
     ratio, overhead = line(sizes)
-    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
     output = trend(paid["estimated_tokens"], paid["output_tokens"])
-    live = paid.filter(mode="live")
+    live, batch = (paid.filter(mode=mode) for mode in ("live", "batch"))
     seconds = trend(live["estimated_tokens"], live["seconds"])
     if live.is_empty():
         seconds = seconds._replace(mean=1.0 + output.mean / 80)
@@ -246,11 +347,15 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         estimated_deviation=pl.col("estimated_tokens").std().fill_null(0.0),
         cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
         refusal_rate=_share(pl.col("error") == "refusal") if "error" in paid.columns else pl.lit(0.0),
+        thinking_tokens=pl.col("thinking_tokens").mean()
+        if "thinking_tokens" in paid.columns
+        else pl.lit(0.0),
     ).row(0, named=True)
+    caching = told["cached_tokens"] > 0
     return Measured(
         input_ratio=ratio,
         input_overhead_tokens=overhead,
-        input_deviation=_number(sizes.select(away.std() / pl.col("real").mean()).item()),
+        input_deviation=around(sizes, ratio, overhead),
         output_tokens=output.mean,
         output_deviation=output.deviation,
         output_slope=output.slope,
@@ -258,8 +363,8 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         seconds=seconds.mean,
         seconds_deviation=seconds.deviation,
         seconds_slope=seconds.slope,
-        cache_hit_share=_hits(live) if told["cached_tokens"] else 1.0,
-        tokens_per_second=output.mean / seconds.mean if seconds.mean else 0.0,
+        cache_hit_share=_hits(live, 1) if caching and live.height > 1 else 1.0,
+        batch_hit_share=_hits(batch, 0) if caching and batch.height else None,
         error_rate=error_rate,
         lost_seconds=lost_seconds,
         stop_rate=stop_rate,
@@ -273,12 +378,10 @@ def _share(of: pl.Expr) -> pl.Expr:
     return of.fill_null(value=False).mean()
 
 
-def _hits(live: pl.DataFrame) -> float:
-    """Return how many of the live calls after the first found the cache."""
-    if live.height <= 1:
-        return 1.0
-    hits = int((live["cache_read_input_tokens"] > 0).sum())
-    return min(hits / (live.height - 1), 1.0)
+def _hits(calls: pl.DataFrame, first: int) -> float:
+    """Return how many of the calls found the cache, but for those that come first."""
+    hits = int((calls["cache_read_input_tokens"] > 0).sum())
+    return min(hits / (calls.height - first), 1.0)
 
 
 def _failures(attempts: pl.DataFrame | None, live: pl.DataFrame) -> tuple[float, float]:
@@ -352,6 +455,15 @@ def trend(estimated: pl.Series, values: pl.Series) -> Trend:
 def _number(value: Any) -> float:
     """Return a figure, 0 where rows are too few to tell it."""
     return 0.0 if value is None or not math.isfinite(value) else float(value)
+
+
+def around(sizes: pl.DataFrame, ratio: float, overhead: float) -> float:
+    """Return the deviation of real tokens around a line of the estimated ones, for each token of the mean."""
+    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
+    freedom = max(sizes.height - 2, 1)
+    return _number(sizes.select(away.std() / pl.col("real").mean()).item()) * math.sqrt(
+        (freedom + 1) / freedom
+    )
 
 
 def line(sizes: pl.DataFrame) -> tuple[float, float]:

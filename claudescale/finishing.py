@@ -34,6 +34,7 @@ def finish(
     requests: float,
     input_tokens: float,
     output_tokens: float,
+    input_deviation: float = 0.0,
     latency_seconds: float,
     latency_deviation: float = 0.0,
     concurrency: float | None = None,
@@ -55,6 +56,8 @@ def finish(
     ----------
     requests, input_tokens, output_tokens : float
         Totals of the run; input tokens without reads from the prompt cache.
+    input_deviation : float
+        Standard deviation of a request's input tokens.
     latency_seconds, latency_deviation : float
         Of one call, from sending to the whole answer: mean and standard deviation.
     concurrency : float, optional
@@ -73,6 +76,10 @@ def finish(
     totals = (requests, input_tokens, output_tokens)
     alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
     sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+    slower = "requests" if alone[0] >= alone[1] else "input_tokens"
+    sending[slower] = max(
+        _together(requests, alone, input_deviation, limits, burst_seconds) - burst_seconds, 0.0
+    )
     most = concurrency or math.inf
     if concurrency:
         first = min(first_concurrency or concurrency, concurrency)
@@ -88,8 +95,35 @@ def finish(
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
     last = _last(requests, seconds, latency_seconds, most)
-    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / last))
+    slowest = _slowest(latency_seconds, latency_deviation, quantile ** (1 / last))
     return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+
+
+def _slowest(mean: float, deviation: float, quantile: float) -> float:
+    """Return a quantile of latencies, lognormal: a few long replies are what a run waits for at its end."""
+    if not mean or not deviation:
+        return mean
+    variance = math.log1p((deviation / mean) ** 2)
+    return mean * math.exp(math.sqrt(variance) * _NORMAL.inv_cdf(quantile) - variance / 2)
+
+
+def _together(
+    requests: float, alone: list[float], input_deviation: float, limits: Limits, burst_seconds: float
+) -> float:
+    """Return the seconds in which requests and their input pass both limits.
+
+    Of calls that fit a full bucket at once, the slower limit holds them up; where those are few, long requests
+    wait for tokens and short ones for requests. The mean of the larger of the two is Clark's, of a normal
+    distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, Oper. Res. 9 (1961).
+    """
+    count = max(burst_seconds * requests / max(alone), 1.0)
+    each, tokens = (seconds * count / requests for seconds in alone[:2])
+    deviation = math.sqrt(count) * input_deviation / (limits.input_tokens_per_minute / 60)
+    if not deviation or count >= requests:
+        return max(alone[:2])
+    away = (tokens - each) / deviation
+    both = each + deviation * (_NORMAL.pdf(away) + away * _NORMAL.cdf(away))
+    return both * requests / count
 
 
 def _last(requests: float, sending_seconds: float, latency_seconds: float, most: float) -> float:

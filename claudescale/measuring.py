@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import calls
+from claudescale import calls, estimates
 from claudescale.errors import PlanError
 from claudescale.limits import read_headers
 from claudescale.pacing import Turns
@@ -45,15 +45,39 @@ def learned(plan: Plan, run: Run) -> Measured:
         msg = f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client)."
         raise PlanError(msg)
     mine = (pl.col("dollars") > 0) & (pl.col("model") == plan.facts.id)
-    paid = run.sizes.join(run.replies.filter(mine), on="key", how="inner")
+    done = run.sizes.join(run.replies.filter(pl.col("model") == plan.facts.id), on="key", how="inner")
+    paid = done.filter(mine)
     if paid.is_empty():
         msg = (
             f"The run has no paid replies of {plan.facts.id} to learn from. "
             "Use pilot = await plan.sample(50).run(client) first."
         )
         raise PlanError(msg)
-    known = calls.measured(paid, run.attempts)
-    return replace(known, burst_seconds=run.limits.burst_seconds or known.burst_seconds)
+    attempts = run.attempts
+    known = replace(
+        calls.measured(paid, attempts),
+        refusal_rate=float((done["error"] == "refusal").mean() or 0.0),
+        requests=plan.totals.requests,
+    )
+    return replace(
+        known,
+        billed_ratio=_billed_ratio(plan, known, done, attempts),
+        burst_seconds=run.limits.burst_seconds or known.burst_seconds,
+    )
+
+
+def _billed_ratio(plan: Plan, known: Measured, done: pl.DataFrame, attempts: pl.DataFrame) -> float:
+    """Return what a pilot's requests were billed, for each dollar that they are estimated at."""
+    tried = attempts.group_by("key").agg(paid=pl.col("dollars").sum())
+    # A reply that an earlier run has paid for is among no attempts of this one.
+    paid = pl.max_horizontal("dollars", pl.col("paid").fill_null(0.0))
+    billed = float(done.join(tried, on="key", how="left").select(paid.sum()).item())
+    each = done.select("mode", "estimated_tokens", requests=pl.lit(1), rows=pl.lit(1))
+    live, batch = (
+        estimates.total(each.filter(mode=mode), plan.facts, known, plan.max_tokens)
+        for mode in ("live", "batch")
+    )
+    return billed / (live.live_dollars + batch.batch_dollars)
 
 
 async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Measured:
@@ -80,14 +104,13 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
         await wire.close()
     sizes = work.requests.select("estimated_tokens", real=pl.Series(tokens, dtype=pl.Float64))
     ratio, overhead = calls.line(sizes)
-    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
-    deviation = sizes.select(away.std().fill_null(0.0) / pl.col("real").mean()).item()
     return replace(
         plan.expected,
         input_ratio=ratio,
         input_overhead_tokens=overhead,
-        input_deviation=deviation,
+        input_deviation=calls.around(sizes, ratio, overhead),
         counted=len(tokens),
+        requests=plan.totals.requests,
     )
 
 
