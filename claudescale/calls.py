@@ -28,7 +28,7 @@ _GUESSED_INPUT_DOUBT = 0.15
 _GUESSED_OUTPUT_DOUBT = 0.5
 """The same of replies: nothing is known of their length."""
 _FEWEST_FOR_A_LINE = 10
-_SAME_LENGTH = 0.05
+_SAME_LENGTH = 1e-9
 _STEEPEST = 3.0
 _SURE_TREND = 3.0
 """So many standard errors from zero is a trend."""
@@ -77,13 +77,13 @@ class Measured:
         Mean of a call and standard deviation, thinking included, refusals and cut replies too.
     output_slope : float
         By how much a reply is longer for each token that a request is estimated longer than the mean of
-        those measured; 0 where that is not certain. The deviation is then the one around this line.
+        those measured; 0 where that is not certain.
     output_skew : float
         Skewness around the mean or line: a few long replies that a small sample tends to miss.
     seconds, seconds_deviation, seconds_slope : float
         The same of the latency of a call.
-    estimated_tokens, estimated_deviation : float
-        Of the requests measured, from their characters.
+    estimated_tokens, estimated_harmonic : float
+        Arithmetic and harmonic mean of the requests measured, from their characters.
     cached_tokens : float
         The beginning of every call that is read from the prompt cache, but written by the first.
     cache_hit_share : float
@@ -122,7 +122,7 @@ class Measured:
     seconds_deviation: float = 0.0
     seconds_slope: float = 0.0
     estimated_tokens: float = 0.0
-    estimated_deviation: float = 0.0
+    estimated_harmonic: float = 0.0
     cached_tokens: float = 0.0
     cache_hit_share: float = 1.0
     batch_hit_share: float | None = None
@@ -172,43 +172,70 @@ class Measured:
         known = self.calls or self.counted
         if not known or (known == 1 and not self.input_deviation):
             return _z(0) * _GUESSED_INPUT_DOUBT
-        away = 0.0 if estimated_tokens is None else self._away(estimated_tokens)
-        return self.input_deviation * self._spread(known, requests, away)
+        size = self._size(estimated_tokens)
+        mean = size * self.estimated_tokens * self.input_ratio + self.input_overhead_tokens
+        measured = self.estimated_tokens * self.input_ratio + self.input_overhead_tokens
+        spread = self._spread(known, requests, size, through_zero=not self.input_overhead_tokens)
+        return self.input_deviation * spread * (measured / mean if mean else 1.0)
 
     def output_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
         """Return the same of their output."""
         if self.calls <= 1 or not self.output_tokens:
             return _z(0) * _GUESSED_OUTPUT_DOUBT
-        away = self._away(estimated_tokens) if estimated_tokens is not None and self.output_slope else 0.0
-        return (
-            self.output_deviation
-            / self.output_tokens
-            * self._spread(self.calls, requests, away, self.output_skew)
-        )
+        size = self._size(estimated_tokens) if self.output_slope else 1.0
+        mean = self.output_tokens + self.output_slope * (size - 1) * self.estimated_tokens
+        spread = self._spread(self.calls, requests, size, self.output_skew)
+        return self.output_deviation * spread / max(mean, 1.0)
 
     def seconds_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
         """Return the same of their mean latency."""
         if self.calls <= 1 or not self.seconds:
             return _z(0) * _GUESSED_OUTPUT_DOUBT
-        away = self._away(estimated_tokens) if estimated_tokens is not None and self.seconds_slope else 0.0
-        return self.seconds_deviation / self.seconds * self._spread(self.calls, requests, away)
+        size = self._size(estimated_tokens) if self.seconds_slope else 1.0
+        spread = self._spread(self.calls, requests, size, self.output_skew)
+        return self.seconds_deviation * spread / self.seconds_of(size * self.estimated_tokens)
 
-    def _spread(self, known: int, requests: float, away: float, skew: float = 0.0) -> float:
+    def slow_deviation(self) -> float:
+        """Return the 90th percentile of `seconds_deviation`: few calls seldom have the longest among them."""
+        if self.calls <= 1:
+            return self.seconds_deviation
+        doubt = math.sqrt((1 + max(self.output_skew, 0.0) ** 2) / (2 * self.calls))
+        return self.seconds_deviation * (1 + _z(self.calls - 1) * doubt)
+
+    def _size(self, estimated_tokens: float | None) -> float:
+        """Return how many times as long as the requests measured others are."""
+        known = self.estimated_tokens if self.calls or self.counted else 0.0
+        return estimated_tokens / known if known and estimated_tokens else 1.0
+
+    def _spread(
+        self, known: int, requests: float, size: float, skew: float = 0.0, *, through_zero: bool = False
+    ) -> float:
         """Return the 90th percentile of the mean of calls to come, in deviations of one call.
 
         Those measured are some of all: only the others are unknown, none if all were measured. Of other
         requests, both samples differ from what is usual. Where values are skewed upward, a sample whose mean
-        is low has a low deviation too. Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
+        is low has a low deviation too: twice Johnson's term, as a small sample tends to miss the long ones.
+        Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
+
+        Parameters
+        ----------
+        size : float
+            How many times as long as those measured the requests are; 1 where length does not matter.
         """
-        variance = (
-            max(1 / known - 1 / requests, 0.0) if requests == self.requests else 1 / known + 1 / requests
-        )
-        if not variance:
-            return 0.0
-        if self.estimated_deviation and known > 1:
-            variance += (away / self.estimated_deviation) ** 2 / (known - 1)
+        if requests == self.requests:
+            if requests <= known:
+                return 0.0
+            part = 1 - known / requests
+            size = max((size - known / requests) / part, 0.0)  # of those that are not measured
+        else:
+            part = 1.0
+        uneven = self.estimated_tokens / self.estimated_harmonic - 1 if self.estimated_harmonic else 0.0
+        line = size**2
+        if not through_zero and size != 1 and uneven:
+            line = (size**2 * (1 + uneven) - 2 * size + 1) / uneven
+        variance = part * size / requests + part**2 * line / known
         z = _z(known - 1)
-        return (z + max(skew, 0.0) * (1 + 2 * z**2) / (6 * math.sqrt(known))) * math.sqrt(variance)
+        return (z + max(skew, 0.0) * (1 + 2 * z**2) / (3 * math.sqrt(known))) * math.sqrt(variance)
 
     def errors_more(self) -> float:
         """Return the 90th percentile of `error_rate`; what was not met at all is not looked for."""
@@ -344,7 +371,7 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
     stop_rate, stop_seconds = _stops(attempts, live)
     told = paid.select(
         estimated_tokens=pl.col("estimated_tokens").mean(),
-        estimated_deviation=pl.col("estimated_tokens").std().fill_null(0.0),
+        estimated_harmonic=1 / (1 / pl.col("estimated_tokens")).mean(),
         cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
         refusal_rate=_share(pl.col("error") == "refusal") if "error" in paid.columns else pl.lit(0.0),
         thinking_tokens=pl.col("thinking_tokens").mean()
@@ -433,23 +460,30 @@ class Trend(NamedTuple):
 def trend(estimated: pl.Series, values: pl.Series) -> Trend:
     """Return how values go with the estimated tokens of their requests; flat where that is not certain."""
     both = pl.DataFrame([estimated.alias("x"), values.cast(pl.Float64).alias("y")])
-    mean, around, slope, fit, same = (
-        _number(each)
-        for each in both.select(
-            pl.mean("x"),
-            y=pl.mean("y"),
-            slope=pl.cov("x", "y") / pl.var("x"),
-            fit=pl.corr("x", "y"),
-            same=pl.std("x") <= pl.mean("x") * _SAME_LENGTH,
-        ).row(0)
-    )
-    freedom = values.len() - 2
-    left = max(1 - fit**2, 1e-12)
-    sure = values.len() >= _FEWEST_FOR_A_LINE and fit * math.sqrt(freedom / left) >= _SURE_TREND
-    slope = slope if sure and not same else 0.0
+    mean, around = (_number(value) for value in both.mean().row(0))
+    slope = _sure_slope(both) or 0.0
     rest = both.select(pl.col("y") - slope * (pl.col("x") - mean)).to_series()
+    freedom = max(values.len() - 2, 1)
     wider = math.sqrt((freedom + 1) / freedom) if slope else 1.0
-    return Trend(around, slope, _number(rest.std()) * wider, _number(rest.skew()))
+    return Trend(around, slope, _number(rest.std()) * wider, _number(rest.skew(bias=freedom == 1)))
+
+
+def _sure_slope(both: pl.DataFrame) -> float | None:
+    """Return how y rises with x where that is certain, by a line whose rows deviate with the root of x.
+
+    The line goes through the means, so that it gives the sum of y for the very rows it comes from; long rows,
+    which deviate most, do not turn it.
+    """
+    x, y, n = pl.col("x"), pl.col("y"), both.height
+    if n < _FEWEST_FOR_A_LINE:
+        return None
+    moment = both.select(x.sum() - n**2 / (1 / x).sum()).item()
+    if moment <= both["x"].sum() * _SAME_LENGTH:
+        return None
+    slope = both.select(y.sum() - n * (y / x).sum() / (1 / x).sum()).item() / moment
+    rest = y - y.mean() - slope * (x - x.mean())
+    doubt = math.sqrt(both.select((rest**2 / x).sum()).item() / (n - 2) / moment)
+    return float(slope) if slope >= _SURE_TREND * doubt else None
 
 
 def _number(value: Any) -> float:
@@ -461,9 +495,7 @@ def around(sizes: pl.DataFrame, ratio: float, overhead: float) -> float:
     """Return the deviation of real tokens around a line of the estimated ones, for each token of the mean."""
     away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
     freedom = max(sizes.height - 2, 1)
-    return _number(sizes.select(away.std() / pl.col("real").mean()).item()) * math.sqrt(
-        (freedom + 1) / freedom
-    )
+    return _number(sizes.select(away.std() / pl.mean("real")).item()) * math.sqrt((freedom + 1) / freedom)
 
 
 def line(sizes: pl.DataFrame) -> tuple[float, float]:
@@ -471,16 +503,11 @@ def line(sizes: pl.DataFrame) -> tuple[float, float]:
 
     Rows of one length cannot tell the two apart, and few rows may tell them wrong.
     """
-    estimated, real = pl.col("estimated_tokens"), pl.col("real")
-    means = sizes.select(
-        x=estimated.mean(),
-        y=real.mean(),
-        variance=estimated.var(),
-        covariance=pl.cov("estimated_tokens", "real"),
-    ).row(0, named=True)
-    if sizes.height >= _FEWEST_FOR_A_LINE and means["variance"] > (means["x"] * _SAME_LENGTH) ** 2:
-        slope = means["covariance"] / means["variance"]
-        overhead = means["y"] - slope * means["x"]
-        if 1 / _STEEPEST <= slope <= _STEEPEST and overhead >= 0:
+    both = sizes.select(x="estimated_tokens", y=pl.col("real").cast(pl.Float64))
+    x, y = both.mean().row(0)
+    slope = _sure_slope(both)
+    if slope is not None and 1 / _STEEPEST <= slope <= _STEEPEST:
+        overhead = y - slope * x
+        if overhead + slope * both["x"].min() > 0:
             return slope, overhead
-    return means["y"] / means["x"], 0.0
+    return y / x, 0.0

@@ -260,18 +260,20 @@ def _live_finish(
         output_tokens=totals.output_tokens * (1 + output_more),
         input_deviation=totals.input_deviation,
         latency_seconds=latency + expected.lost_seconds * errors,
-        latency_deviation=expected.seconds_deviation,
+        latency_deviation=expected.slow_deviation() if slow else expected.seconds_deviation,
         concurrency=most,
         first_concurrency=FIRST_CONCURRENCY,
         burst_seconds=(limits.burst_seconds or expected.burst_seconds) / margin,
         stopped_seconds=expected.stopped_seconds(totals.requests, slow=slow),
+        error_rate=error_rate,
+        lost_seconds=expected.lost_seconds / expected.error_rate if expected.error_rate else 0.0,
         quantile=P90 if slow else 0.5,
     )
     warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
     at_once = "concurrency" if most == concurrency else "latency"
     binding = at_once if found.binding == "concurrency" else found.binding
     # Its start and its end may take half a round more: calls are sent when others are answered.
-    uneven = latency / 2 if slow else 0.0
+    uneven = latency / 4 if slow else 0.0
     return found._replace(seconds=found.seconds + warming + uneven, binding=binding)
 
 

@@ -18,6 +18,9 @@ RATE_MARGIN = 0.99
 _OUTPUT_LEFT = 0.15
 """The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 unseen, so the pacer keeps up to twice as much."""
+_ROUND, _FAR, _HALVINGS = 100.0, 1_000.0, 40
+_RAMP = 1.0
+"""The part that a run really loses of what it would lose at its start if calls in flight doubled evenly."""
 _NORMAL = NormalDist()
 
 
@@ -41,6 +44,8 @@ def finish(
     first_concurrency: float | None = None,
     burst_seconds: float = 1.0,
     stopped_seconds: float = 0.0,
+    error_rate: float = 0.0,
+    lost_seconds: float = 0.0,
     quantile: float = 0.5,
 ) -> Finish:
     """Return the closed form of a live run's duration: the slowest bucket, or the latency.
@@ -68,6 +73,8 @@ def finish(
         How much of a minute a bucket holds when full: the API may enforce the minute by the second.
     stopped_seconds : float
         How long nothing is sent in between; a limit that binds refills meanwhile.
+    error_rate, lost_seconds : float
+        The part of the calls that fail and are sent again, and what each of these loses.
     quantile : float
         Of the slowest of the last calls.
     """
@@ -88,23 +95,51 @@ def finish(
             # Until an answer has told what the limits hold, calls go as they refill.
             rounds += max(min(requests, first) - requests / max(alone) * latency_seconds, 0.0) / first
         sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds + stopped_seconds
+        needed = requests / max(alone) * latency_seconds
+        for name in ("requests", "input_tokens"):
+            sending[name] += _RAMP * _ramp(first, min(needed, concurrency)) * latency_seconds
     others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
     written = alone[2] * (1 - _last(requests, others, latency_seconds, most) / requests)
     if burst_seconds > 1 and written > others + burst_seconds * (1 - _OUTPUT_LEFT):
         sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
-    last = _last(requests, seconds, latency_seconds, most)
-    slowest = _slowest(latency_seconds, latency_deviation, quantile ** (1 / last))
+    slowest = _slowest(requests, seconds, latency_seconds, latency_deviation, quantile)
+    again = error_rate * lost_seconds * requests / max(seconds, latency_seconds) / -math.log(quantile)
+    if again > 1:  # some of the last calls fail, and wait before they are sent again
+        slowest = max(slowest, latency_seconds + lost_seconds * math.log(again))
     return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
 
 
-def _slowest(mean: float, deviation: float, quantile: float) -> float:
-    """Return a quantile of latencies, lognormal: a few long replies are what a run waits for at its end."""
+def _ramp(first: float, needed: float) -> float:
+    """Return how many latencies are lost while calls in flight double with each, up to those needed."""
+    if needed <= first:
+        return 0.0
+    return math.log2(needed / first) - (1 - first / needed) / math.log(2)
+
+
+def _slowest(requests: float, sending: float, mean: float, deviation: float, quantile: float) -> float:
+    """Return how long after the last call is sent all are answered: a quantile, for lognormal latencies.
+
+    A few long replies are what a run waits for. Calls go evenly, so how many are under way some seconds later
+    is told by how far latencies exceed these.
+    """
     if not mean or not deviation:
         return mean
-    variance = math.log1p((deviation / mean) ** 2)
-    return mean * math.exp(math.sqrt(variance) * _NORMAL.inv_cdf(quantile) - variance / 2)
+    wide = math.sqrt(math.log1p((deviation / mean) ** 2))
+
+    def excess(seconds: float) -> float:
+        away = (math.log(mean / seconds) + wide**2 / 2) / wide
+        return mean * _NORMAL.cdf(away) - seconds * _NORMAL.cdf(away - wide)
+
+    evenly = max(sending, mean / _ROUND)
+    wanted = -math.log(quantile)
+    low, high = mean / _FAR, mean * _FAR
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(low * high)
+        left = requests / evenly * (excess(middle) - excess(middle + evenly))
+        low, high = (middle, high) if left > wanted else (low, middle)
+    return high
 
 
 def _together(
@@ -112,9 +147,9 @@ def _together(
 ) -> float:
     """Return the seconds in which requests and their input pass both limits.
 
-    Of calls that fit a full bucket at once, the slower limit holds them up; where those are few, long requests
+    Of calls that fit a full bucket at once, the slower limit holds them up; where they are few, long requests
     wait for tokens and short ones for requests. The mean of the larger of the two is Clark's, of a normal
-    distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, Oper. Res. 9 (1961).
+    distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, OR 9 (1961).
     """
     count = max(burst_seconds * requests / max(alone), 1.0)
     each, tokens = (seconds * count / requests for seconds in alone[:2])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import calls, estimates
+from claudescale import bills, calls
 from claudescale.errors import PlanError
 from claudescale.limits import read_headers
 from claudescale.pacing import Turns
@@ -72,12 +72,18 @@ def _billed_ratio(plan: Plan, known: Measured, done: pl.DataFrame, attempts: pl.
     # A reply that an earlier run has paid for is among no attempts of this one.
     paid = pl.max_horizontal("dollars", pl.col("paid").fill_null(0.0))
     billed = float(done.join(tried, on="key", how="left").select(paid.sum()).item())
-    each = done.select("mode", "estimated_tokens", requests=pl.lit(1), rows=pl.lit(1))
-    live, batch = (
-        estimates.total(each.filter(mode=mode), plan.facts, known, plan.max_tokens)
-        for mode in ("live", "batch")
-    )
-    return billed / (live.live_dollars + batch.batch_dollars)
+    unread = pl.when(pl.col("dollars") > 0).then("cache_read_input_tokens").otherwise(known.cached_tokens)
+    tokens = pl.col("estimated_tokens") * known.input_ratio + known.input_overhead_tokens
+    usage = {name: pl.col(name).cast(pl.Float64) for name in bills.COLUMNS.values()}
+    output = known.output_of(pl.col("estimated_tokens")).clip(0.0, float(plan.max_tokens))
+    usage |= {"cache_read_input_tokens": unread, "output_tokens": output}
+    written = usage["cache_write_5m_input_tokens"] + usage["cache_write_1h_input_tokens"]
+    usage["input_tokens"] = tokens - unread - written
+    estimated = 0.0
+    for mode in ("live", "batch"):
+        price = bills.price(plan.facts.id, mode=mode)
+        estimated += done.filter(mode=mode).select(bills.dollars(price, **usage).sum()).item()
+    return billed / estimated
 
 
 async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Measured:
