@@ -80,7 +80,7 @@ class Measured:
         those measured; 0 where that is not certain.
     output_skew : float
         Skewness around the mean or line: a few long replies that a small sample tends to miss.
-    seconds, seconds_deviation, seconds_slope : float
+    seconds, seconds_deviation, seconds_slope, seconds_skew : float
         The same of the latency of a call.
     estimated_tokens, estimated_harmonic : float
         Arithmetic and harmonic mean of the requests measured, from their characters.
@@ -121,6 +121,7 @@ class Measured:
     seconds: float = 3.0
     seconds_deviation: float = 0.0
     seconds_slope: float = 0.0
+    seconds_skew: float = 0.0
     estimated_tokens: float = 0.0
     estimated_harmonic: float = 0.0
     cached_tokens: float = 0.0
@@ -192,14 +193,14 @@ class Measured:
         if self.calls <= 1 or not self.seconds:
             return _z(0) * _GUESSED_OUTPUT_DOUBT
         size = self._size(estimated_tokens) if self.seconds_slope else 1.0
-        spread = self._spread(self.calls, requests, size, self.output_skew)
+        spread = self._spread(self.calls, requests, size, self.seconds_skew)
         return self.seconds_deviation * spread / self.seconds_of(size * self.estimated_tokens)
 
     def slow_deviation(self) -> float:
         """Return the 90th percentile of `seconds_deviation`: few calls seldom have the longest among them."""
         if self.calls <= 1:
             return self.seconds_deviation
-        doubt = math.sqrt((1 + max(self.output_skew, 0.0) ** 2) / (2 * self.calls))
+        doubt = math.sqrt((1 + 3 * max(self.seconds_skew, 0.0) ** 2) / (2 * self.calls))
         return self.seconds_deviation * (1 + _z(self.calls - 1) * doubt)
 
     def _size(self, estimated_tokens: float | None) -> float:
@@ -390,6 +391,7 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         seconds=seconds.mean,
         seconds_deviation=seconds.deviation,
         seconds_slope=seconds.slope,
+        seconds_skew=seconds.skew,
         cache_hit_share=_hits(live, 1) if caching and live.height > 1 else 1.0,
         batch_hit_share=_hits(batch, 0) if caching and batch.height else None,
         error_rate=error_rate,

@@ -96,16 +96,18 @@ def _with_hits(plan: Plan, options: pl.DataFrame) -> pl.DataFrame:
     return options.with_columns(hits.alias(CACHE_HIT_SHARE))
 
 
-FELT_SHARE, FELT_MINUTES = 0.01, 5 / 60
-"""What nobody feels: a price higher by less than this part, a time longer by less than this."""
+FELT_SHARE, FELT_MINUTES, FELT_SLOW = 0.01, 5 / 60, 0.5
+"""What nobody feels: a price higher by less than this part, a time longer by less than this, a 90th percentile
+of the time longer by less than this part."""
 
 
 def frontier(options: pl.DataFrame) -> pl.DataFrame:
     """Return the options with a column `frontier`: no other is as cheap and as fast and better in one.
 
-    Only a difference that can be felt counts. Prices are alike up to 1%. Times are alike up to five seconds,
-    and as long as they differ by less than either may vary, from `minutes` to `minutes_p90`. Options that are
-    alike in all are on it together; one whose figures are unknown is not.
+    Only a difference that can be felt counts. Prices are alike up to 1%. Times are alike up to five seconds
+    and where they differ by less than both may vary, from `minutes` to `minutes_p90`; what they may take, where
+    one is not half as long again as the other. Options that are alike in all are on it together; one whose
+    figures are unknown is not.
 
     Parameters
     ----------
@@ -133,7 +135,8 @@ def frontier(options: pl.DataFrame) -> pl.DataFrame:
     span, other_span = (pl.col(f"slow{of}") - pl.col(f"usual{of}") for of in ("", "_other"))
     minutes = pl.max_horizontal(pl.min_horizontal(span, other_span), FELT_MINUTES)
     dollars = FELT_SHARE * pl.min_horizontal("dollars", "dollars_other")
-    felt = {"dollars": dollars, "usual": minutes, "slow": minutes}
+    slow = pl.max_horizontal(minutes, FELT_SLOW * pl.min_horizontal("slow", "slow_other"))
+    felt = {"dollars": dollars, "usual": minutes, "slow": slow}
     more = [pl.col(name) - pl.col(f"{name}_other") > least for name, least in felt.items()]
     less = [pl.col(f"{name}_other") - pl.col(name) > least for name, least in felt.items()]
     beaten = pl.any_horizontal(more) & ~pl.any_horizontal(less)

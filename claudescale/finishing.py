@@ -19,8 +19,6 @@ _OUTPUT_LEFT = 0.15
 """The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 unseen, so the pacer keeps up to twice as much."""
 _ROUND, _FAR, _HALVINGS = 100.0, 1_000.0, 40
-_RAMP = 1.0
-"""The part that a run really loses of what it would lose at its start if calls in flight doubled evenly."""
 _NORMAL = NormalDist()
 
 
@@ -95,15 +93,15 @@ def finish(
             # Until an answer has told what the limits hold, calls go as they refill.
             rounds += max(min(requests, first) - requests / max(alone) * latency_seconds, 0.0) / first
         sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds + stopped_seconds
-        needed = requests / max(alone) * latency_seconds
-        for name in ("requests", "input_tokens"):
-            sending[name] += _RAMP * _ramp(first, min(needed, concurrency)) * latency_seconds
     others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
     written = alone[2] * (1 - _last(requests, others, latency_seconds, most) / requests)
     if burst_seconds > 1 and written > others + burst_seconds * (1 - _OUTPUT_LEFT):
         sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
+    if first_concurrency and binding in {"requests", "input_tokens"} and seconds > latency_seconds:
+        needed = min(requests / max(alone) * latency_seconds, most)
+        seconds += _ramp(first_concurrency, needed) * latency_seconds
     slowest = _slowest(requests, seconds, latency_seconds, latency_deviation, quantile)
     again = error_rate * lost_seconds * requests / max(seconds, latency_seconds) / -math.log(quantile)
     if again > 1:  # some of the last calls fail, and wait before they are sent again

@@ -15,7 +15,8 @@ def texts(mark, rows=80, seed=1):
     """Return texts of different lengths, more or less full of a mark, some of them repeated."""
     draws = random.Random(seed)
     found = [
-        f"{row} " + "".join(draws.choice(["the parcel ", "was late ", mark]) for _ in range(draws.randrange(1, 60)))
+        f"{row} "
+        + "".join(draws.choice(["the parcel ", "was late ", mark]) for _ in range(draws.randrange(1, 60)))
         for row in range(rows)
     ]
     return pl.DataFrame({"text": found + found[:9]})

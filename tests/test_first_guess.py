@@ -64,7 +64,7 @@ def test_longer_labels_and_more_fields_are_longer_replies():
 
 
 def test_free_text_is_as_long_as_is_asked_for():
-    """Words, sentences and paragraphs that the prompt or the system prompt asks for; never above max_tokens."""
+    """Words, sentences and paragraphs that prompt or system prompt ask for; never above max_tokens."""
     asked = ["Name it in one word: {text}", "In one sentence: {text}", "Three sentences on {text}", "{text}"]
     assert sorted(asked, key=guessed) == asked
     assert guessed(system="Answer with a single word.") == guessed(asked[0]) < 10
@@ -77,8 +77,11 @@ def test_thinking_is_assumed_where_a_model_thinks():
     """By effort, where it cannot be off or is asked for; none where it is off."""
     plain = guessed()
     assert guessed(model=SONNET) == plain, "off in bulk"
-    efforts = [guessed(effort=effort, max_tokens=8_000) for effort in ("low", "medium", "high", "xhigh", "max")]
-    assert plain < efforts[0] and efforts == sorted(efforts)
+    efforts = [
+        guessed(effort=effort, max_tokens=8_000) for effort in ("low", "medium", "high", "xhigh", "max")
+    ]
+    assert plain < efforts[0]
+    assert efforts == sorted(efforts)
     assert plain < guessed(model=OPUS) < guessed(model=OPUS, effort="high")
     budget = {"type": "enabled", "budget_tokens": 1_024}
     assert guessed(model="claude-haiku-4-5", thinking=budget, max_tokens=4_000) > 500

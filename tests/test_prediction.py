@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from predicted import HAIKU, KINDS, PILOT_ROWS, WIDE, held, ran, texts, workload
+from predicted import (
+    HAIKU,
+    KINDS,
+    PILOT_ROWS,
+    WIDE,
+    held,
+    notebooks,
+    ran,
+    resampled,
+    texts,
+    workload,
+)
 
 import claudescale as cs
 from claudescale import bills, calls, estimates
@@ -57,11 +68,24 @@ def test_dollars_are_within_3_percent(found):
     assert off(found, "dollars").max() < 0.15
 
 
-def test_what_is_told_as_p90_is_seldom_exceeded(found):
-    """Dollars and minutes are rarely above their 90th percentile, which is not far above the median."""
-    for name in ("dollars", "minutes"):
-        assert (found[f"{name}_p90"] >= 1).mean() >= 0.75
-        assert (found[f"{name}_p90"] / found[name]).median() < 1.1
+PROMISED = ("1 guess and summary", "4 level, tier 1", "6 kind, Opus", "8 guess, build", "long tail")
+
+
+@pytest.mark.parametrize("rows", [20, PILOT_ROWS])
+@pytest.mark.parametrize("name", PROMISED)
+def test_the_p90_holds_nine_times_in_ten(name, rows):
+    """Over seeded pilots of notebooks' plans and a long tail: dollars in 85% to 95%, minutes in most.
+
+    Bounds are wider by what 160 pilots leave open. A run that a limit paces takes the same time each time:
+    its minutes are all below a 90th percentile that is hardly above them.
+    """
+    found = resampled(notebooks()[name], 4, 40, rows)
+    dollars, minutes = ((found[f"{figure}_p90"] >= 1).mean() for figure in ("dollars", "minutes"))
+    assert 0.78 <= dollars <= 0.98
+    assert minutes >= 0.7
+    assert minutes <= 0.98 or found["minutes_p90"].median() < 1.15
+    assert (found["dollars_p90"] / found["dollars"]).median() < (1.4 if name == "long tail" else 1.15)
+    assert found["dollars"].median() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ["overloaded, 5%, 8 at once", "answers lost, 3%"])
@@ -83,7 +107,7 @@ def test_a_pilot_says_what_it_measured():
     assert known.lost_seconds > 0
     for words in ("measured on 60 calls", "output tokens/s", "refused", "of calls sent again"):
         assert words in known.basis
-    assert spec.plan.expected.basis == "estimated from characters, output guessed"
+    assert spec.plan.expected.basis.startswith("estimated from characters, output assumed")
 
 
 def test_a_cache_that_is_seldom_found_is_paid_for():
