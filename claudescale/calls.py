@@ -329,7 +329,7 @@ def _json_characters(schema: Mapping[str, Any], text: float) -> float:
         items = max(min(_ITEMS, told.get("max items", _ITEMS)), told.get("min items", 0))
         return items * (1 + _json_characters(schema["items"], text)) + 1
     if schema.get("type") == "string":
-        length = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
+        length: float = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
         return min(length, told.get("max length", length)) + 2
     return _SCALAR_CHARACTERS[schema["type"]]
 
@@ -341,7 +341,7 @@ def _thinking_tokens(constant: Mapping[str, Any], facts: Model) -> float:
     if kind in _THINKS_NOT:
         return 0.0
     effort = constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
-    return min(_THINKING_TOKENS[effort], thinking.get("budget_tokens", math.inf))
+    return min(_THINKING_TOKENS[effort], float(thinking.get("budget_tokens", math.inf)))
 
 
 def caches(prompt: Prompt, facts: Model) -> bool:
@@ -374,7 +374,6 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         estimated_tokens=pl.col("estimated_tokens").mean(),
         estimated_harmonic=1 / (1 / pl.col("estimated_tokens")).mean(),
         cached_tokens=cached.filter(cached > 0).mean().fill_null(0.0),
-        refusal_rate=_share(pl.col("error") == "refusal") if "error" in paid.columns else pl.lit(0.0),
         thinking_tokens=pl.col("thinking_tokens").mean()
         if "thinking_tokens" in paid.columns
         else pl.lit(0.0),
@@ -401,10 +400,6 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
         **told,
         calls=paid.height,
     )
-
-
-def _share(of: pl.Expr) -> pl.Expr:
-    return of.fill_null(value=False).mean()
 
 
 def _hits(calls: pl.DataFrame, first: int) -> float:
@@ -479,8 +474,8 @@ def _sure_slope(both: pl.DataFrame) -> float | None:
     x, y, n = pl.col("x"), pl.col("y"), both.height
     if n < _FEWEST_FOR_A_LINE:
         return None
-    moment = both.select(x.sum() - n**2 / (1 / x).sum()).item()
-    if moment <= both["x"].sum() * _SAME_LENGTH:
+    total, moment = both.select(x.sum(), moment=x.sum() - n**2 / (1 / x).sum()).row(0)
+    if moment <= total * _SAME_LENGTH:
         return None
     slope = both.select(y.sum() - n * (y / x).sum() / (1 / x).sum()).item() / moment
     rest = y - y.mean() - slope * (x - x.mean())
@@ -510,6 +505,6 @@ def line(sizes: pl.DataFrame) -> tuple[float, float]:
     slope = _sure_slope(both)
     if slope is not None and 1 / _STEEPEST <= slope <= _STEEPEST:
         overhead = y - slope * x
-        if overhead + slope * both["x"].min() > 0:
+        if overhead + slope * both.select(pl.min("x")).item() > 0:
             return slope, overhead
     return y / x, 0.0

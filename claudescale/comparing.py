@@ -97,17 +97,17 @@ def _with_hits(plan: Plan, options: pl.DataFrame) -> pl.DataFrame:
 
 
 FELT_SHARE, FELT_MINUTES, FELT_SLOW = 0.01, 5 / 60, 0.5
-"""What nobody feels: a price higher by less than this part, a time longer by less than this, a 90th percentile
-of the time longer by less than this part."""
+"""What nobody feels: a price higher by less than this part, a time longer by less than this, and a 90th
+percentile of a time longer by less than this part."""
 
 
 def frontier(options: pl.DataFrame) -> pl.DataFrame:
     """Return the options with a column `frontier`: no other is as cheap and as fast and better in one.
 
     Only a difference that can be felt counts. Prices are alike up to 1%. Times are alike up to five seconds
-    and where they differ by less than both may vary, from `minutes` to `minutes_p90`; what they may take, where
-    one is not half as long again as the other. Options that are alike in all are on it together; one whose
-    figures are unknown is not.
+    and where they differ by less than both may vary, from `minutes` to `minutes_p90`; what they may take is
+    alike where one is not half as long again as the other. Options that are alike in all are on it together;
+    one whose figures are unknown is not.
 
     Parameters
     ----------

@@ -56,7 +56,7 @@ def learned(plan: Plan, run: Run) -> Measured:
     attempts = run.attempts
     known = replace(
         calls.measured(paid, attempts),
-        refusal_rate=float((done["error"] == "refusal").mean() or 0.0),
+        refusal_rate=done.select((pl.col("error") == "refusal").fill_null(value=False).mean()).item(),
         requests=plan.totals.requests,
     )
     return replace(

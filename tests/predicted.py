@@ -309,15 +309,13 @@ def resampled(workload, worlds, pilots, rows, seed=0):
     found = []
     for world in range(worlds):
         whole = ran(workload.plan, **({"seed": seed + world} | workload.api))
-        found += [
-            foretold(workload, whole, whole.pilot(rows, seed * 10_000 + number)) for number in range(pilots)
-        ]
+        found += [foretold(whole, whole.pilot(rows, seed * 10_000 + number)) for number in range(pilots)]
     return pl.DataFrame(found)
 
 
-def foretold(workload, whole, pilot):
+def foretold(whole, pilot):
     """Return what a plan says after a pilot, as parts of what the whole run took."""
-    live = estimates.option(workload.plan.calibrate(pilot).options, "live")
+    live = estimates.option(whole.plan.calibrate(pilot).options, "live")
     figures = {"dollars": whole.dollars, "minutes": whole.minutes}
     return {
         name: live[name] / figures[name.removesuffix("_p90")]

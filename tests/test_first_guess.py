@@ -1,6 +1,6 @@
 """What a plan assumes of replies before anything is known: from their form, from what is asked, and told."""
 
-import datetime
+import datetime as dt
 from typing import Literal
 
 import polars as pl
@@ -23,7 +23,7 @@ class Order(BaseModel):
 
     number: int
     kind: Literal["refund", "exchange"]
-    when: datetime.date
+    when: dt.date
     note: str = Field(max_length=10)
     tags: list[str]
 
