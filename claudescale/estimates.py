@@ -46,8 +46,6 @@ BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 FRAMING_TOKENS = 10.0
 """What a request has around its text: roles, turns."""
 _BATCH_MINUTES = 60.0
-_USUAL_MARGIN = (1 + RATE_MARGIN) / 2
-"""The part of a limit that a run reaches in the end: headers give back half of what its margin leaves."""
 _OVERLOADED_CONCURRENCY = 4.5
 """So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
 quarter of them away, each round of successes adds one. Measured at the simulator."""
@@ -252,9 +250,8 @@ def _live_finish(
     most = float(concurrency or MOST_CONCURRENCY)
     if error_rate:
         most = max(min(most, _OVERLOADED_CONCURRENCY / math.sqrt(error_rate)), 1.0)
-    margin = RATE_MARGIN if slow else _USUAL_MARGIN
     found = finish(
-        limits.shared(margin),
+        limits.shared(RATE_MARGIN),
         requests=totals.requests,
         input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
         output_tokens=totals.output_tokens * (1 + output_more),
@@ -263,7 +260,7 @@ def _live_finish(
         latency_deviation=expected.slow_deviation() if slow else expected.seconds_deviation,
         concurrency=most,
         first_concurrency=FIRST_CONCURRENCY,
-        burst_seconds=(limits.burst_seconds or expected.burst_seconds) / margin,
+        burst_seconds=(limits.burst_seconds or expected.burst_seconds) / RATE_MARGIN,
         stopped_seconds=expected.stopped_seconds(totals.requests, slow=slow),
         error_rate=error_rate,
         lost_seconds=expected.lost_seconds / expected.error_rate if expected.error_rate else 0.0,

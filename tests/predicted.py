@@ -302,15 +302,21 @@ def ran(plan, **api):
 
 
 def resampled(workload, worlds, pilots, rows, seed=0):
-    """Return, for pilots of so many rows, what each predicts as a part of what its whole run took.
+    """Return, for some pilots of each of several sizes, what they predict as a part of what their run took.
 
     Each world is a run of all rows with replies and latencies of its own; a pilot is some rows of it.
     """
-    found = []
-    for world in range(worlds):
-        whole = ran(workload.plan, **({"seed": seed + world} | workload.api))
-        found += [foretold(whole, whole.pilot(rows, seed * 10_000 + number)) for number in range(pilots)]
-    return pl.DataFrame(found)
+    wholes = [ran(workload.plan, **({"seed": seed + world} | workload.api)) for world in range(worlds)]
+    return [
+        pl.DataFrame(
+            [
+                foretold(whole, whole.pilot(count, world * 10_000 + number))
+                for world, whole in enumerate(wholes)
+                for number in range(pilots)
+            ]
+        )
+        for count in rows
+    ]
 
 
 def foretold(whole, pilot):
