@@ -269,8 +269,8 @@ def _live_finish(
     warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
     at_once = "concurrency" if most == concurrency else "latency"
     binding = at_once if found.binding == "concurrency" else found.binding
-    # Its start and its end may take half a round more: calls are sent when others are answered.
-    uneven = latency / 4 if slow else 0.0
+    # Its start and its end take a part of a round more: calls are sent when others are answered.
+    uneven = latency / 4
     return found._replace(seconds=found.seconds + warming + uneven, binding=binding)
 
 

@@ -72,15 +72,16 @@ def test_dollars_are_within_3_percent(found):
 def test_the_p90_holds_nine_times_in_ten(name):
     """Over seeded pilots of 20 and of 50 rows of notebooks' plans and a long tail: dollars in 85% to 95%.
 
-    Bounds are wider by what so few pilots leave open; the benchmark has 400. A run that a limit paces takes the same time each time:
-    its minutes are all below a 90th percentile, which then is hardly above them.
+    Bounds are wider by what so few pilots leave open; the benchmark has 400. A run that a limit paces takes
+    the same time each time: its minutes are all below a 90th percentile, which then is hardly above them.
     """
     for found in resampled(notebooks()[name], 4, 12, (20, PILOT_ROWS)):
         dollars, minutes = ((found[f"{figure}_p90"] >= 1).mean() for figure in ("dollars", "minutes"))
         assert dollars >= 0.75
         assert minutes >= 0.75
-        assert minutes <= 0.98 or found["minutes_p90"].median() < 1.15
-        assert (found["dollars_p90"] / found["dollars"]).median() < (1.5 if name == "long tail" else 1.15)
+        widest = 1.5 if name == "long tail" else 1.15
+        assert found["minutes_p90"].median() < widest
+        assert (found["dollars_p90"] / found["dollars"]).median() < widest
         assert found["dollars"].median() == pytest.approx(1, abs=0.05)
 
 
@@ -182,7 +183,7 @@ def test_the_doubt_of_input_and_output_is_told_by_price():
 
 def test_a_spend_limit_binds_where_the_dollars_are_above_it():
     """A mode that costs more than the tier may spend in a month says so; one that costs less does not."""
-    frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 16_000), pl.int_range(15_000)))
+    frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 20_000), pl.int_range(15_000)))
     plan = cs.plan(frame, "{text}", model="claude-opus-5-5", tier="start")
     options = plan.options
     limit = plan.limits.spend_dollars_per_month
