@@ -133,7 +133,9 @@ class Plan:
 
         Spends: nothing.
         """
-        return estimates.total(self._measures, self.compiled, self.facts, self.expected, self.max_tokens)
+        tokens = estimates.estimated_tokens(self.compiled, self.facts, pl.col("characters"))
+        sizes = self._measures.with_columns(estimated_tokens=tokens)
+        return estimates.total(sizes, self.facts, self.expected, self.max_tokens)
 
     @cached_property
     def _measures(self) -> pl.DataFrame:
@@ -291,7 +293,7 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        return replace(self, measured=measuring.learned(self, run), learned=learning.taken_over(self, run))
+        return self.replace(measured=measuring.learned(self, run), learned=learning.taken_over(self, run))
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -306,7 +308,7 @@ class Plan:
         PlanError
             The API would not count: what it says.
         """
-        return replace(self, measured=await measuring.counted(self, client, n, seed))
+        return self.replace(measured=await measuring.counted(self, client, n, seed))
 
     @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
