@@ -308,6 +308,7 @@ def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False)
         seconds=1.0 + tokens / 80,
         cached_tokens=cached,
         web_search_requests=float(prompt.charges.searches != 0),
+        inference_geo=prompt.charges.inference_geo,
     )
 
 

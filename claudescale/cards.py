@@ -31,7 +31,7 @@ _ADVICE = {
     "cmek_key_disabled": "The workspace's own encryption key is disabled. Enable it in your key management.",
     "cmek_key_network_blocked": "Your key management blocks the API from the workspace's encryption key. "
     "Let it through there.",
-    "endpoint_not_found": "There is no such address.",
+    "endpoint_not_found": "There is no such address. Check base_url.",
     "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
     "invalid_request_error": "The API turns every request down, so nothing more was sent. Change the plan.",
     "connection_error": "The API cannot be reached. Check the network and base_url.",

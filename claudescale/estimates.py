@@ -111,9 +111,8 @@ def total(sizes: pl.DataFrame, facts: Model, expected: Measured, max_tokens: int
     tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.output_of(estimated).clip(0.0, float(max_tokens))
-    geography = prompt.charges.inference_geo or expected.inference_geo
-    live = bills.price(facts, mode="live", inference_geo=geography)
-    batch = bills.price(facts, mode="batch", inference_geo=geography)
+    live = bills.price(facts, mode="live", inference_geo=expected.inference_geo)
+    batch = bills.price(facts, mode="batch", inference_geo=expected.inference_geo)
     nothing, times = pl.lit(0.0), pl.col("requests")
     sums = (
         sent.lazy()

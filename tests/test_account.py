@@ -130,7 +130,7 @@ def test_a_live_run_costs_what_the_account_says(tmp_path):
     """Searches, geography, fallbacks and refusals are priced to the cent; the ledger's file keeps it so."""
     run = ran({name: message for name, (message, _, _) in ACCOUNT.items()}, tmp_path / "l")
     by_key = dict(run.attempts.select("key", "dollars").iter_rows())
-    found = dict(zip(ACCOUNT, (by_key[key] for key in run._work.keys), strict=True))
+    found = dict(zip(ACCOUNT, (by_key[key] for key in run.work.keys), strict=True))
     assert found == {name: pytest.approx(live, abs=1e-12) for name, (_, live, _) in ACCOUNT.items()}
     assert run.counts.dollars == pytest.approx(LIVE)
     bill, refused = check(run.attempts, LIVE)
