@@ -35,9 +35,9 @@ _SURE_TREND = 3.0
 
 # How long replies are is published nowhere: these are assumptions (checked 2026-11-29), told as such wherever
 # a price rests on them, and replaced by the first pilot.
-_TEXT_CHARACTERS, _FIELD_CHARACTERS = 500.0, 50.0
+_TEXT_CHARACTERS, _FIELD_CHARACTERS = 480.0, 50.0
 """Of a reply in free text, and of a string among other fields, where the prompt asks for no length."""
-_ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 500.0})
+_ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 480.0})
 """Of each word, sentence or paragraph that the prompt asks for."""
 _ASKED = re.compile(
     r"\b(one|a|an|a single|two|three|four|five|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)s?\b",

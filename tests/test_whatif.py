@@ -69,7 +69,7 @@ def test_a_tier_that_is_no_faster_than_one_below_it_says_so():
 
 def test_a_plan_that_costs_more_than_a_tier_allows_in_a_month_is_told():
     """The spend limit of the tier is part of what it allows."""
-    dear = plan(reviews(150_000), model="claude-opus-5-5")
+    dear = plan(reviews(220_000), model="claude-opus-5-5")
     notes = whatif.tiers(dear)["note"]
     assert dear.options["dollars"][0] > 1_000
     assert notes[0].endswith("; its $500 a month are less than this costs")
@@ -132,7 +132,7 @@ def test_the_next_tier_is_that_above_the_limits_which_the_api_told():
 
 def test_the_next_tier_may_be_worth_it_for_its_spend_limit_alone():
     """What a tier's dollars a month do not reach for, the next one may allow; or neither does."""
-    dear = plan(reviews(150_000), model="claude-opus-5-5", mode="batch")
+    dear = plan(reviews(220_000), model="claude-opus-5-5", mode="batch")
     assert 500 < dear.options["dollars"][1] < 1_000
     assert whatif.upgrade(dear).endswith("; its spend limit is enough, that of start is not")
     live = whatif.upgrade(dear.replace(mode="live"))
