@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from claudescale import loops
 from claudescale.clock import Clock
 from claudescale.errors import PlanError
-from claudescale.verdicts import Answer, read_object
+from claudescale.verdicts import NOT_FOLLOWED, Answer, read_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterator
@@ -49,6 +49,10 @@ _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
+_MOST_REDIRECTS = 3
+_SAME_METHOD = {307, 308}
+"""Redirects after which a POST is still one: after others it becomes a GET, without its body."""
+_HARMLESS = {"accept", "accept-encoding", "host", "user-agent"}
 _SIMULATOR_HEADER = "claudescale-simulator"
 _SHORTEST_SECRET = 12
 _PROXY_407 = "the proxy wants a user name and password (407): HTTPS_PROXY=http://user:password@host:port"
@@ -328,6 +332,8 @@ def _failed(error: Exception, host: str) -> Answer:
 
     if flaw := _unsendable(error):
         return Answer(None, {}, b"", "unsendable_error", sent=False, reason=flaw)
+    if any(isinstance(cause, httpx2.TooManyRedirects) for cause in _chain(error)):
+        return Answer(None, {}, b"", "redirect_error", sent=False, reason="it goes round in a circle")
     sent, reason = _was_sent(error), _reason(error, host)
     if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
         return Answer(None, {}, b"", "timeout_error", sent=sent, reason=reason)
@@ -429,9 +435,37 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
 
     # Without the environment's proxies, but with its certificates.
     options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
-    made: Any = anthropic.DefaultAioHttpClient(**options)
+    hooks = {"response": [_see_redirect]}
+    made: Any = anthropic.DefaultAioHttpClient(max_redirects=_MOST_REDIRECTS, event_hooks=hooks, **options)
     made.claudescale = True  # not the user's own: a run may make itself another
     return cast("httpx2.AsyncClient", made)
+
+
+async def _see_redirect(response: httpx2.Response) -> None:
+    """Let a redirect be followed that sends the same request again to the same place, with the key; no other.
+
+    Results of a batch may lie elsewhere: they are fetched there without the key.
+    """
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    if not response.has_redirect_location:
+        return
+    request = response.request
+    try:
+        led = request.url.join(response.headers["location"])
+    except httpx2.InvalidURL:
+        return
+    here = request.url
+    secured = led.host == here.host and (here.scheme, led.scheme) == ("http", "https")
+    at_home = led.origin == here.origin or secured
+    if at_home and (request.method == "GET" or response.status_code in _SAME_METHOD):
+        return
+    if request.method == "GET" and here.path.endswith("/results"):
+        for name in set(request.headers) - _HARMLESS:
+            del request.headers[name]
+        return
+    response.headers[NOT_FOLLOWED] = response.headers["location"]
+    del response.headers["location"]
 
 
 def own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
