@@ -18,10 +18,11 @@ import polars as pl
 
 from claudescale import batching, catalog, loops
 from claudescale.batchfile import Batch
-from claudescale.batchwire import parts
+from claudescale.batchlines import answered
+from claudescale.batchwire import Parts
 from claudescale.limits import read_headers
-from claudescale.outstanding import Outstanding
-from claudescale.verdicts import STOPPING_ERRORS, Answer, Verdict, verdict
+from claudescale.outstanding import MISSED_LOOKS, Outstanding
+from claudescale.verdicts import STOPPING_ERRORS, Answer, Verdict, read_object, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from claudescale.bills import Price
     from claudescale.clock import Clock
     from claudescale.ledger import Ledger
+    from claudescale.outstanding import Refusals
     from claudescale.work import Texts
 
 RETIRED = "model_retired"
@@ -84,6 +86,13 @@ class Batches:
         Send one row alone first, so that the others find its prefix in the cache.
     refusal : callable
         Gives the words where the model can be called no more: then what is out is collected, and no more.
+    known_good : callable
+        Whether a row of the plan has an answer: then nothing is wrong with all of them.
+    live_price : Price, optional
+        Of the model live. With it one short message is sent before the first batch, as only that has the API
+        look at all of a request.
+    message_dollars : callable
+        Takes the bytes of a message and the tokens of its longest reply, gives the most it can cost.
 
     Attributes
     ----------
@@ -116,9 +125,18 @@ class Batches:
         hands_over: bool = False,
         prime: bool = False,
         refusal: Callable[[], str | None] = lambda: None,
+        known_good: Callable[[], bool] = lambda: False,
+        live_price: Price | None = None,
+        message_dollars: Callable[[int, int], float] = lambda *_: 0.0,
     ) -> None:
         self.out = Outstanding(
-            wire=wire, ledger=ledger, clock=clock, record=record, price=price, describe=describe
+            wire=wire,
+            ledger=ledger,
+            clock=clock,
+            record=record,
+            price=price,
+            describe=describe,
+            known_good=known_good,
         )
         self.requests = requests
         self.adopted: set[str] = set()
@@ -136,6 +154,13 @@ class Batches:
         self._dollars_left = dollars_left
         self._prime = prime
         self._refusal = refusal
+        self._known_good = known_good
+        self._live_price = live_price
+        self._message_dollars = message_dollars
+        self._record = record
+        self._describe = dict(describe)
+        self._maybe_dollars = 0.0  # what may have been billed without a word of it
+        self._alike: list[Refusals] = []  # of the last batches, in which nearly all rows were refused
         self._left = self._others = requests.clear()
         self._most_requests = catalog.BATCH.max_requests
         self._most_bytes = batching.FULL_BYTES
@@ -165,8 +190,9 @@ class Batches:
 
     @property
     def reserved_dollars(self) -> float:
-        """The worst case of what is out."""
-        return sum(self._worst_dollars.get(nonce, 0.0) for nonce in self.out.open)
+        """The worst case of what is out, and of what may have been billed unseen."""
+        out = sum(self._worst_dollars.get(nonce, 0.0) for nonce in self.out.open)
+        return out + self._maybe_dollars
 
     def stop(self) -> None:
         """Submit nothing more and cancel what is out; what was answered comes in. From the loop's thread.
@@ -189,7 +215,7 @@ class Batches:
 
         Spends: nothing.
         """
-        return batching.expected_end([*self.out.closed, *self.out.open.values()], self._clock.seconds())
+        return batching.expected_end([*self.out.closed, *self.out.waited], self._clock.seconds())
 
     async def answer(self, keys: pl.Series, *, until: Callable[[], float] = lambda: math.inf) -> None:
         """Return when every row has its answer or was given up, or this was stopped.
@@ -254,13 +280,13 @@ class Batches:
         if self.out.is_silent:
             return True
         waiting = 0 if self.stopped_by else self._left.height + self._others.height
-        return not self.out.open and not waiting
+        return not self.out.waited and not waiting
 
     async def _wait(self, until: float) -> None:
         """Wait until it is time to look again, or something was asked of this."""
         now = self._clock.seconds()
-        due = [now + batching.poll_seconds(now - self.out.changed_at)] if self.out.open else []
-        if self._left.height and (self._hold_until > now or not self.out.open):
+        due = [now + batching.poll_seconds(now - self.out.changed_at)] if self.out.waited else []
+        if self._left.height and (self._hold_until > now or not self.out.waited):
             due.append(max(self._hold_until, now))
         if self._others.height:
             due.append(now + batching.poll_seconds(now - self._others_at))
@@ -290,14 +316,38 @@ class Batches:
         for key in looked.unanswered:
             self._rounds[key] = self._rounds.get(key, 0) + 1
         again = [key for key in looked.unanswered if self._rounds[key] < MOST_ROUNDS]
+        unclear = self.requests.filter(pl.col("key").is_in(looked.unclear))
+        self._maybe_dollars += float(unclear["worst_dollars"].sum())
         if again or looked.unsent:
             self._give_back(self.requests.filter(pl.col("key").is_in(again + looked.unsent)))
         if looked.unsent and self._submits:
             self._failed(Verdict(outcome="again", error="api_error", message="a batch was not made"))
+        self._weigh(looked.refusals)
         if self._others.height:
             await self._look_at_others()
         elif not self._submits:
             await self.adopt()  # the run that held what live calls wait for may have ended
+
+    def _weigh(self, refusals: list[Refusals]) -> None:
+        """Stop where whole batches are refused alike: it is the request, or the account, and not a row."""
+        for each in refusals:
+            known = [*self._alike[:1], each]
+            alike = len({(kind.error, kind.message) for kind in known}) == 1
+            if each.rows < batching.NEARLY_ALL * each.batch.requests:
+                self._alike = [] if each.batch.succeeded else self._alike
+            else:
+                self._alike = [*self._alike, each] if alike else [each]
+        if not self._alike:
+            return
+        rows = sum(each.rows for each in self._alike)
+        answered = any(batch.succeeded for batch in self.out.closed)
+        several = rows >= batching.ALIKE_ROWS and (len(self._alike) > 1 or not answered)
+        nothing_else = not (answered or self._known_good() or self._left.height or self.out.waited)
+        if several or nothing_else:
+            found = self._alike[-1]
+            count = f"{found.rows:,} of {found.batch.requests:,} rows"
+            message = f"{count} of batch {found.batch.batch_id} were refused alike: {found.message}"
+            self._stopped_by = Verdict(outcome="stop", error=found.error, message=message)
 
     def _give_back(self, rows: pl.DataFrame) -> None:
         """Send rows again; where nothing is submitted they are free, and live calls may claim them."""
@@ -314,19 +364,50 @@ class Batches:
     # submit
 
     async def _check(self) -> None:
-        """Have the API look at some rows, free: what is wrong with all would be told hours later."""
-        if self._refusal() is not None:  # nothing will be sent
-            return
+        """Have the API look at some rows: what is wrong with all would be told hours later.
+
+        At most three, from all over the frame, as a row may be to blame itself.
+        """
         rows = self._left["row"]
+        if self._refusal() is not None or self._known_good():  # nothing will be sent, or all is well
+            return
         found: list[Verdict] = []
         for row in rows.gather(sorted({0, rows.len() // 2, rows.len() - 1})) if rows.len() else ():
             (request,) = self._texts.bodies(pl.Series([row], dtype=pl.UInt32))
-            answer = await self._wire.check(request)
+            answer = await self._looked_at(request, row)
             self._ahead_seconds = batching.ahead_seconds(answer, self._clock.seconds())
             found.append(verdict(answer))
-            if self._stopping or self._leaving or not batching.is_wrong(found[-1], self._model):
+            if self._stopping or self._leaving or not batching.is_wrong(answer, self._model):
                 return
-        self._stopped_by = found[-1] if found else None
+        if len({(each.error, each.message) for each in found}) == 1:
+            self._stopped_by = found[-1]
+
+    async def _looked_at(self, request: bytes, row: int) -> Answer:
+        """Return what the API says of a row: to a short message, or to a count where the budget has no room.
+
+        A simulator counts as well: its account is what the plan says, and its batches are not long.
+        """
+        message, longest = batching.dry_run(request)
+        worst = self._message_dollars(len(message), longest)
+        if self._live_price is None or not worst <= self._dollars_left() - self.reserved_dollars:
+            return await self._wire.check(request)
+        sent_at = self._clock.seconds()
+        answer = await self._wire.message(message)
+        found = verdict(answer)
+        self._maybe_dollars += worst if found.unseen else 0.0
+        if found.outcome == "answered":
+            (key,) = self.requests.filter(pl.col("row") == row)["key"]
+            attempt = answered(
+                key,
+                read_object(answer.content),
+                price=self._live_price.at(self._clock.now()),
+                request_id=answer.headers.get("request-id"),
+                sent_at=sent_at,
+                seconds=self._clock.seconds() - sent_at,
+                **self._describe,
+            )
+            await self._record(attempt)
+        return answer
 
     async def _submit(self, until: Callable[[], float]) -> None:
         """Submit as much as queue, budget and time allow."""
@@ -352,8 +433,8 @@ class Batches:
 
     def _next(self) -> pl.DataFrame:
         """Return the rows of the next batch; none where they have to wait."""
-        out = self.out.open
-        most = min(self._most_requests, self._queue_requests - sum(batch.requests for batch in out.values()))
+        out = self.out.waited
+        most = min(self._most_requests, self._queue_requests - sum(batch.requests for batch in out))
         if self._prime and not self.out.closed:
             most = 0 if out else 1
         dollars = self._dollars_left() - self.reserved_dollars
@@ -375,7 +456,7 @@ class Batches:
         await self.out.intend(batch, rows["key"].to_list())
         self._worst_dollars[nonce] = float(rows["worst_dollars"].sum())
         size_bytes = batching.body_bytes(rows)
-        answer = await self._created(self._wire.create(parts(rows, self._texts, nonce), size_bytes), until)
+        answer = await self._created(self._wire.create(Parts(rows, self._texts, nonce), size_bytes), until)
         made = await self.out.posted(batch, answer)
         if made.outcome == "created":
             self._failures = self._refusals = 0
@@ -397,11 +478,14 @@ class Batches:
         now = self._clock.seconds()
         refused = found.outcome == "refused"
         self._refusals, self._failures = self._refusals + refused, self._failures + (not refused)
-        if refused and not self.out.open and self._refusals % _MOST_REFUSALS == 0:
+        if refused and not self.out.waited and self._refusals % _MOST_REFUSALS == 0:
             self._most_requests = max(self._most_requests // 2, 1)  # the queue is smaller than was thought
         made = self.out.known or any(batch.state == "collected" for batch in self.out.closed)
         patience = _FAILURES_LATER if made else MOST_FAILURES
-        if batching.is_hopeless(found) or self._failures >= patience:
+        hopeless = batching.is_hopeless(found)
+        if hopeless and made and found.error in batching.DOUBTED:  # a key and a model that were good
+            hopeless = self._failures >= MISSED_LOOKS
+        if hopeless or self._failures >= patience:
             self._stopped_by = found
         wait = min(max(batching.poll_seconds(now - self.out.changed_at), 2.0**self._failures), _LONGEST_HOLD)
         self._hold_until = now + (retry_after_seconds or wait)

@@ -5,6 +5,7 @@ Pure functions. `batches` acts on what they decide.
 
 from __future__ import annotations
 
+import json
 import statistics
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -35,6 +36,13 @@ LOST_SECONDS = 300.0
 """How long after a lost answer the API may still be making the batch."""
 FAILED_SECONDS = 60.0
 """The same after an answer that says it failed."""
+DOUBTED = frozenset({"authentication_error", "permission_error", "not_found_error", "endpoint_not_found"})
+"""Errors that a key and a model which have made batches may meet once by mistake."""
+ALIKE_ROWS = 20
+"""So many rows that are refused alike, and none answered: it is the request, not the rows."""
+NEARLY_ALL = 0.95
+_MOST_ERRORED = 19
+"""Rows refused for each that was answered; past it hardly any was."""
 LONGEST_UPLOAD_SECONDS = 3_600.0
 USUAL_SECONDS = 3_600.0
 """Most batches end within an hour. Source: Anthropic, *Batch processing* (checked 2026-08-14)."""
@@ -130,14 +138,37 @@ def made(answer: Answer) -> Made:
     return Made(outcomes.get(found.outcome, "stop"), {}, found)
 
 
-def is_wrong(found: Verdict, model: str) -> bool:
+def is_wrong(answer: Answer, model: str) -> bool:
     """Whether a look at one row tells that no row will do.
 
-    A gateway that does not count tokens says so with a 404, as the API does of a model it does not know.
+    A gateway that has less than the API says so with a 404, as the API does of a model it does not know.
     """
-    if found.error == "not_found_error":
+    found = verdict(answer)
+    if answer.status == HTTPStatus.NOT_FOUND:
         return model in (found.message or "")
     return is_hopeless(found)
+
+
+def dry_run(request: bytes) -> tuple[bytes, int]:
+    """Return a request with the shortest reply that the API allows, and its length in tokens."""
+    fields = json.loads(request)
+    thinking = fields.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    longest = fields["max_tokens"] = budget + 1 if isinstance(budget, int) else 1
+    return json.dumps(fields).encode(), longest
+
+
+def trusts(batch: Batch, *, known_good: bool) -> bool:
+    """Whether a row that was refused in a batch is to blame for it, as others were answered.
+
+    Parameters
+    ----------
+    known_good : bool
+        Rows of the plan were answered before this batch.
+    """
+    if batch.succeeded:
+        return batch.errored <= _MOST_ERRORED * batch.succeeded
+    return known_good and batch.requests < ALIKE_ROWS
 
 
 def is_hopeless(found: Verdict) -> bool:

@@ -7,6 +7,7 @@ each name that is looked for stands once and in its place, so that it can be fou
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -16,6 +17,7 @@ from claudescale.attempts import ATTEMPTS
 from claudescale.facts import ANSWERED, USAGE
 from claudescale.verdicts import (
     CUT,
+    DRY_RUN,
     WORDS,
     Verdict,
     answer_of,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from claudescale.bills import Price
 
+_MISSING = "The batch has no result for this row. It may have been paid for."
 _SAID = (*ANSWERED, "refusal_category")
 _COLUMNS = ("key", "error", "message", "request_id", "stop_reason", "reply", *USAGE, *_SAID, "final", "free")
 _READ = pl.Schema({name: ATTEMPTS.get(name, pl.Boolean()) for name in _COLUMNS})
@@ -161,6 +164,51 @@ def proves(block: bytes, nonce: str) -> bool | None:
         if isinstance(custom_id, str):
             return custom_id.endswith(f"-{nonce}")
     return None
+
+
+def answered(
+    key: str,
+    message: dict[str, Any],
+    *,
+    model: str,
+    price: Price,
+    simulated: bool,
+    run: str,
+    request_id: str | None,
+    sent_at: float,
+    seconds: float,
+) -> pl.DataFrame:
+    """Return the attempt of a message that only had the API look at a request: as `attempts`, never final."""
+    line = {"custom_id": f"{key}-", "result": {"type": "succeeded", "message": message}}
+    read = attempts(
+        json.dumps(line).encode(),
+        nonce="",
+        batch_id="",
+        model=model,
+        price=price,
+        simulated=simulated,
+        run=run,
+        sent_at=sent_at,
+        seconds=seconds,
+        trusted=False,
+    )
+    return read.with_columns(
+        mode=pl.lit("live"),
+        batch_id=pl.lit(None, pl.String),
+        status=pl.lit(200, pl.Int64),
+        error=pl.lit(DRY_RUN),
+        message=pl.lit(WORDS[DRY_RUN]),
+        request_id=pl.lit(request_id, pl.String),
+        reply=pl.lit(None, pl.String),
+        final=pl.lit(value=False),
+    )
+
+
+def missing_lines(keys: Iterable[str], nonce: str) -> bytes:
+    """Return a line for each key that the results of a batch lack, which says just that."""
+    error = {"type": "error", "error": {"type": "result_missing", "message": _MISSING}}
+    result = json.dumps({"type": "errored", "error": error})
+    return "\n".join(f'{{"custom_id":"{key}-{nonce}","result":{result}}}' for key in keys).encode()
 
 
 def _quickly(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence[int]]:

@@ -53,6 +53,10 @@ class BatchWire:
         """
         return await self._wire.count_tokens(request)
 
+    async def message(self, request: bytes) -> Answer:
+        """Send one request live. Spends: what it costs."""
+        return await self._wire.send(request)
+
     async def create(self, parts: AsyncIterable[bytes], length: int) -> Answer:
         """Post a batch, once.
 
@@ -114,11 +118,16 @@ def listed(answer: Answer) -> list[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
-async def parts(rows: pl.DataFrame, texts: Texts, nonce: str) -> AsyncIterator[bytes]:
-    """Yield the body of a batch as it is rendered, in a thread: the loop goes on.
+class Parts:
+    """The body of a batch, rendered part by part, in a thread: the loop goes on. Each iteration begins anew.
 
     Spends: nothing.
     """
-    rendered = batching.body(rows, texts, nonce)
-    while (part := await loops.in_thread(next, rendered, None)) is not None:
-        yield part
+
+    def __init__(self, rows: pl.DataFrame, texts: Texts, nonce: str) -> None:
+        self._given = rows, texts, nonce
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        rendered = batching.body(*self._given)
+        while (part := await loops.in_thread(next, rendered, None)) is not None:
+            yield part

@@ -42,8 +42,10 @@ _ADVICE = {
     "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
     "unsendable_error": "Requests cannot be sent as they are. Change the client.",
     "canceled": "Somebody canceled a batch. Nothing of it was sent again.",
-    "batch_not_found": "The API does not show a batch. Use the key that sent it, or see the advice below.",
+    "redirect_error": "The address sends requests elsewhere, and they are not sent on. Change base_url.",
+    "batch_not_found": "The API does not show a batch. The key that sent it collects it.",
     "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
+    "result_missing": "Results of a batch lack rows. The same cell sends them again.",
     "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
     "model_retired": "The model is retired. What its batches had answered is collected.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "

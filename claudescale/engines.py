@@ -108,17 +108,23 @@ def sender(
 
 def worst_dollars(calls: Calls, charges: Charges) -> Callable[[Row], float]:
     """Return what tells the most one answer to a row can cost."""
+    of = _message_dollars(calls, charges)
+    return lambda row: of(len(row.body), calls.max_tokens)
+
+
+def _message_dollars(calls: Calls, charges: Charges) -> Callable[[int, int], float]:
+    """Return what tells the most a live message of so many bytes, and with so long a reply, can cost."""
     geography = bills.worst_geography(charges.inference_geo)
     price = bills.price(calls.facts, mode="live", inference_geo=geography)
     written = _written(calls, charges, "5m")
     most = bills.most_with_tools(price, calls.facts, calls.max_tokens, charges)
 
-    def worst(row: Row) -> float:
+    def worst(size_bytes: int, max_tokens: int) -> float:
         if most is not None:
             return most
         # No token is shorter than a byte.
-        tokens = len(row.body) + _OVERHEAD_TOKENS
-        return price.dollars(output_tokens=calls.max_tokens, **{written: tokens})
+        tokens = size_bytes + _OVERHEAD_TOKENS
+        return price.dollars(output_tokens=max_tokens, **{written: tokens})
 
     return worst
 
@@ -143,6 +149,7 @@ def batch_engine(
     record: Callable[[pl.DataFrame], Awaitable[None]],
     unanswered: Callable[[pl.DataFrame], Awaitable[pl.DataFrame]],
     dollars_left: Callable[[], float],
+    known_good: Callable[[], bool],
 ) -> Batches:
     """Return what sends the rows of a plan by batches."""
     price = bills.price(plan.facts, mode="batch")
@@ -150,6 +157,7 @@ def batch_engine(
     dearest = bills.answered(price, inference_geo=bills.worst_geography(charges.inference_geo))
     most = bills.most_with_tools(dearest, plan.facts, plan.max_tokens, charges)
     calls = plan.limits.batch_requests_per_minute or _BATCH_REQUESTS_PER_MINUTE
+    describe = _describe(plan, api, ledger)
     paid = dict.fromkeys(bills.COLUMNS.values(), pl.lit(0.0)) | {
         _written(plan, charges, "1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
         "output_tokens": pl.lit(float(plan.max_tokens)),
@@ -166,12 +174,15 @@ def batch_engine(
         record=record,
         unanswered=unanswered,
         price=price,
-        describe=_describe(plan, api, ledger),
+        describe=describe,
         api=api.name,
         queue_requests=plan.limits.batch_queue_requests or catalog.BATCH.max_requests,
         dollars_left=dollars_left,
         hands_over=plan.mode == "hybrid",
         refusal=lambda: catalog.refusal(plan.facts, api.clock.now()),
+        known_good=known_good,
+        live_price=None if describe["simulated"] else bills.price(plan.facts, mode="live"),
+        message_dollars=_message_dollars(plan, charges),
         prime=plan.cache and caches(plan.compiled, plan.facts),
     )
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale import batching, catalog, loops
-from claudescale.batchlines import attempts
+from claudescale.batchlines import attempts, missing_lines
 from claudescale.batchwire import listed
 from claudescale.verdicts import STOPPING_ERRORS, Verdict, read_object, verdict
 
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from claudescale.verdicts import Answer
 
 MOST_READS = 5
-"""Times that results which end too soon are read."""
+"""Times that results are read to their end which lack lines."""
+MOST_MISSING = 20
+MOST_MISSING_SHARE = 0.05
+"""Where more lines are missing than both of these it is no slip, and their rows are not sent again."""
+MISSED_LOOKS = 5
+MISSED_SECONDS = 300.0
+"""So often in a row, and for so long, must a batch not be shown, or a key that was good be refused."""
 SILENT_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
 FEW_LOOKS = 8
@@ -35,6 +42,20 @@ FEW_LOOKS = 8
 _PAGE = 100
 _SEVERAL = 2
 _STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
+_REFUSALS = pl.col("error").is_in(["invalid_request_error", "request_too_large"]) & ~pl.col("final")
+_UNCLEAR = pl.col("error").is_in(["invalid_response", "result_missing"])
+
+
+class Refusals(NamedTuple):
+    """How many rows of a batch were refused alike, for a reason that another try would meet again.
+
+    Only those that count as no last word, as hardly a row of their batch was answered.
+    """
+
+    batch: Batch
+    rows: int
+    error: str | None
+    message: str | None
 
 
 class Looked(NamedTuple):
@@ -46,10 +67,16 @@ class Looked(NamedTuple):
         Their batch was collected: they expired, failed or were canceled.
     unsent : list of str
         Their batch was never made, or ended with its simulator.
+    unclear : list of str
+        Of the unanswered, those that may have been billed all the same.
+    refusals : list of Refusals
+        Of each batch that was collected; its rows are not among the unanswered.
     """
 
     unanswered: list[str]
     unsent: list[str]
+    unclear: list[str]
+    refusals: list[Refusals]
 
 
 class Outstanding:
@@ -69,11 +96,15 @@ class Outstanding:
         Of the model in a batch, on any day: a batch is billed as on the day it was made.
     describe : dict
         The columns of an attempt that are the same for all: run, model, simulated.
+    known_good : callable
+        Whether a row of the plan has an answer: then a few that are refused are to blame for it themselves.
 
     Attributes
     ----------
     open : dict
         By nonce, those that are not closed yet.
+    stuck : dict
+        By nonce, why this run cannot bring in some of those; they go on holding their rows.
     closed : list of Batch
         The others, in the order they were closed.
     stopped_by : Verdict or None
@@ -93,8 +124,10 @@ class Outstanding:
         record: Callable[[pl.DataFrame], Awaitable[None]],
         price: Price,
         describe: Mapping[str, Any],
+        known_good: Callable[[], bool] = lambda: False,
     ) -> None:
         self.open: dict[str, Batch] = {}
+        self.stuck: dict[str, Verdict] = {}
         self.closed: list[Batch] = []
         self.stopped_by: Verdict | None = None
         self.is_silent = False
@@ -108,14 +141,36 @@ class Outstanding:
         self._describe = dict(describe)
         self._lost: dict[str, float] = {}  # until when a batch without an answer may still appear
         self._foreign: dict[str, set[str]] = {}  # by nonce, batches that were looked at and are not this one
+        self._known_good = known_good
         self._unsent: list[str] = []
+        self._missed: dict[str, tuple[float, int]] = {}  # by nonce, since when and how often it was not shown
+        self._accepted = False
+        self._doubts, self._doubted_at = 0, 0.0
         self._reads: dict[str, int] = {}
+        self._refused: dict[str, dict[str, tuple[str, str]]] = {}  # by nonce and key, error and message
+        self._unclear: dict[str, list[str]] = {}
         self._canceled: set[str] = set()  # batches whose cancellation is not somebody else's doing now
 
     @property
+    def waited(self) -> list[Batch]:
+        """Those that are still to come in."""
+        return [batch for nonce, batch in self.open.items() if nonce not in self.stuck]
+
+    @property
     def known(self) -> list[Batch]:
-        """Those that surely are at the API."""
-        return [batch for batch in self.open.values() if batch.batch_id is not None]
+        """Those of them that surely are at the API."""
+        return [batch for batch in self.waited if batch.batch_id is not None]
+
+    @property
+    def why_stuck(self) -> Verdict | None:
+        """What to say of batches that could not be brought in."""
+        if not self.stuck:
+            return None
+        first, *more = self.stuck.values()
+        if not more:
+            return first
+        words = f"this is so of {len(self.stuck)} batches, one of them: {first.message}"
+        return Verdict(outcome="stop", error=first.error, message=words)
 
     async def adopt(self, keys: pl.Series) -> list[Batch]:
         """Take over the batches that hold one of `keys` and that nobody follows any more."""
@@ -150,14 +205,14 @@ class Outstanding:
 
     async def look(self) -> Looked:
         """See how every batch is, and collect what has ended."""
-        looked = Looked([], [])
+        looked = Looked([], [], [], [])
         for batch in list(self.open.values()):
             if batch.batch_id is None:
                 looked.unsent.extend(await self._search(batch))
         await self._poll([batch for batch in self.known if batch.state != "ended"])
         for batch in self.known:
             if batch.state == "ended":
-                looked.unanswered.extend(await self._collect(batch))
+                await self._collect(batch, looked)
         looked.unsent.extend(self._unsent)
         self._unsent.clear()
         return looked
@@ -232,10 +287,11 @@ class Outstanding:
         shown = read_object(answer.content)
         if answer.status == HTTPStatus.OK and batching.is_batch(shown):
             await self._see(batch, shown)
-        elif batching.is_gone(answer):
-            await self._miss(batch)
+        else:
+            await self._miss(batch, answer)
 
     async def _see(self, batch: Batch, shown: dict[str, Any]) -> None:
+        self._missed.pop(batch.nonce, None)
         now = batching.seen(batch, shown)
         if now != batch:
             await self._note(now)
@@ -243,22 +299,58 @@ class Outstanding:
             await self._lose(now)
 
     def _hear(self, answer: Answer) -> None:
-        """Notice an API that has nothing to say any more."""
+        """Notice an API that has nothing to say any more, or not to this key."""
         now = self._clock.seconds()
         self._looks_in_vain += 1
         if answer.status is not None and answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
             self._reached_at, self._looks_in_vain = now, 0
+        if answer.status == HTTPStatus.OK:
+            self._accepted, self._doubts = True, 0
         if answer.status == HTTPStatus.OK or batching.is_gone(answer):
             return
         found = verdict(answer)
         silent = now - self._reached_at > SILENT_SECONDS and self._looks_in_vain > FEW_LOOKS
-        if found.outcome == "stop" or silent:
+        if silent or (found.outcome == "stop" and self._is_believed(now)):
             self.is_silent = True
             self.stopped_by = self.stopped_by or found
 
+    def _is_believed(self, now: float) -> bool:
+        """Count an answer that the account is in trouble, and return whether to believe it of a good key."""
+        self._doubted_at = self._doubted_at if self._doubts else now
+        self._doubts += 1
+        lasting = self._doubts >= MISSED_LOOKS and now - self._doubted_at >= MISSED_SECONDS
+        return lasting or not self._accepted
+
+    async def _miss(self, batch: Batch, answer: Answer) -> None:
+        """Count an answer that does not show a batch. One 404 may be another replica's, of a batch just made.
+
+        When it is to be believed the batch stays in the ledger, for another key may see it. A simulator's
+        ended with it, and its rows cost nothing.
+        """
+        now, gone = self._clock.seconds(), batching.is_gone(answer)
+        since, looks = self._missed.get(batch.nonce, (now, 0))
+        self._missed[batch.nonce] = since, looks + 1
+        patience = MISSED_SECONDS if gone else SILENT_SECONDS
+        if looks + 1 < MISSED_LOOKS or now - since < patience:
+            return
+        if gone and self._describe["simulated"]:
+            self._unsent += await self._close(batch, "gone")
+            return
+        if gone:
+            words = (
+                f"batch {batch.batch_id} is not shown to this key: another workspace's, or deleted. Its rows "
+                f"stay held, as they may be paid for. After cs.Ledger(...).forget({batch.batch_id!r}) they are "
+                "sent, and paid for, again"
+            )
+            self.stuck[batch.nonce] = Verdict(outcome="stop", error="batch_not_found", message=words)
+        else:
+            found = verdict(answer)
+            words = f"batch {batch.batch_id} could not be seen for hours: {found.message}"
+            self.stuck[batch.nonce] = Verdict(outcome="stop", error=found.error, message=words)
+
     # one that has ended
 
-    async def _collect(self, batch: Batch) -> list[str]:
+    async def _collect(self, batch: Batch, looked: Looked) -> None:
         """Bring the results of a batch to the disk, those that are not there yet, and close it."""
         recorded = await loops.in_thread(self._ledger.recorded, batch)
         canceled: list[str] = []
@@ -266,25 +358,43 @@ class Outstanding:
         async def take(block: bytes) -> None:
             nonlocal recorded
             frame = await loops.in_thread(self._read, block, batch, recorded)
-            await self._record(frame)
+            await self._keep(batch, frame)
             recorded = recorded.append(frame["key"])
             canceled.extend(frame.filter(pl.col("error") == "canceled")["key"])
-            for error, message in frame.filter(_STOPS).select("error", "message").rows()[:1]:
-                self.stopped_by = self.stopped_by or Verdict(outcome="stop", error=error, message=message)
 
         answer = await self._wire.results(str(batch.batch_id), take)
         self._hear(answer)
-        if batching.is_gone(answer):
-            await self._miss(batch)
         if answer.status != HTTPStatus.OK:
-            return []
-        if recorded.n_unique() < batch.requests:
-            self._read_again(batch, recorded.n_unique())
-            return []
+            await self._miss(batch, answer)
+            return
+        self._missed.pop(batch.nonce, None)
+        held = pl.Series(await loops.in_thread(self._ledger.held, batch.nonce), dtype=pl.String)
+        missing = held.filter(~held.is_in(recorded.implode())).to_list()
+        if missing:
+            if not self._gives_up(batch, len(missing), readable=not recorded.is_empty()):
+                return
+            block = missing_lines(missing, batch.nonce)
+            await self._keep(batch, await loops.in_thread(self._read, block, batch, recorded))
         if canceled and batch.nonce not in self._canceled:
             words = f"{len(canceled):,} rows of batch {batch.batch_id} were canceled, and not by this run"
             self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="canceled", message=words)
-        return await self._close(batch, "collected")
+        left = await self._close(batch, "collected")
+        refused = self._refused.pop(batch.nonce, {})
+        looked.unanswered.extend(key for key in left if key not in refused)
+        looked.unclear.extend(self._unclear.pop(batch.nonce, []))
+        (why, rows), *_ = [*Counter(refused.values()).most_common(1), ((None, None), 0)]
+        looked.refusals.append(Refusals(self.closed[-1], rows, *why))
+
+    async def _keep(self, batch: Batch, frame: pl.DataFrame) -> None:
+        """Bring results to the disk, and note what they say of more than their rows."""
+        await self._record(frame)
+        refused = frame.filter(_REFUSALS).select("key", "error", "message").rows()
+        self._refused.setdefault(batch.nonce, {}).update(
+            {key: (error, words) for key, error, words in refused}
+        )
+        self._unclear.setdefault(batch.nonce, []).extend(frame.filter(_UNCLEAR)["key"])
+        for error, message in frame.filter(_STOPS).select("error", "message").rows()[:1]:
+            self.stopped_by = self.stopped_by or Verdict(outcome="stop", error=error, message=message)
 
     def _read(self, block: bytes, batch: Batch, recorded: pl.Series) -> pl.DataFrame:
         begun = batch.created_at or batch.intended_at
@@ -295,34 +405,27 @@ class Outstanding:
             price=self._price.at(datetime.fromtimestamp(begun, UTC)),
             sent_at=begun,
             seconds=(batch.ended_at or begun) - begun,
-            trusted=batch.succeeded > 0,
+            trusted=batching.trusts(batch, known_good=self._known_good()),
             **self._describe,
         )
         return frame.unique("key", keep="first", maintain_order=True).filter(
             ~pl.col("key").is_in(recorded.implode())
         )
 
-    def _read_again(self, batch: Batch, count: int) -> None:
-        """Read results again that ended too soon, but not for ever; their rows are not sent again."""
-        self._reads[batch.nonce] = self._reads.get(batch.nonce, 0) + 1
-        if self._reads[batch.nonce] < MOST_READS:
-            return
-        words = f"batch {batch.batch_id} has {batch.requests:,} results, and only {count:,} can be read"
-        self._end("results_incomplete", words)
-
-    async def _miss(self, batch: Batch) -> None:
-        """Stop at a batch that the API does not show: it stays in the ledger, for another key may see it.
-
-        A simulator's ended with it, and its rows cost nothing.
-        """
-        if self._describe["simulated"]:
-            self._unsent += await self._close(batch, "gone")
-            return
+    def _gives_up(self, batch: Batch, missing: int, *, readable: bool) -> bool:
+        """Whether results that lack lines were read often enough, so that their rows go to another batch."""
+        reads = self._reads[batch.nonce] = self._reads.get(batch.nonce, 0) + 1
+        if reads < MOST_READS:
+            return False
+        if readable and missing <= max(MOST_MISSING, MOST_MISSING_SHARE * batch.requests):
+            return True
         words = (
-            f"batch {batch.batch_id} is not shown to this key. It may be another workspace's. If it was "
-            f"deleted, cs.Ledger(...).forget({batch.batch_id!r}) frees its rows, to be sent and paid for anew"
+            f"of batch {batch.batch_id} {missing:,} of {batch.requests:,} results cannot be read. Their rows "
+            f"stay held, as they may be paid for. After cs.Ledger(...).forget({batch.batch_id!r}) they are sent, "
+            "and paid for, again"
         )
-        self._end("batch_not_found", words)
+        self.stuck[batch.nonce] = Verdict(outcome="stop", error="results_incomplete", message=words)
+        return False
 
     async def _lose(self, batch: Batch) -> None:
         """Close a batch whose results cannot be read any more, and stop: its rows would be paid for again."""
@@ -331,11 +434,7 @@ class Outstanding:
             f"the results of batch {batch.batch_id} are over {catalog.BATCH.results_days} days old and gone. "
             "What it answered was paid for. Nothing was sent again; the same cell again sends its rows anew"
         )
-        self._end("results_gone", words)
-
-    def _end(self, error: str, words: str) -> None:
-        self.is_silent = self.is_silent or error != "results_gone"
-        self.stopped_by = self.stopped_by or Verdict(outcome="stop", error=error, message=words)
+        self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="results_gone", message=words)
 
     async def _close(self, batch: Batch, state: str) -> list[str]:
         """Close a batch, and return which of its rows have no final answer."""

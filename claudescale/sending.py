@@ -290,8 +290,14 @@ class Sending:
         return self._started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
 
     async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
-        """Count which of the rows that others hold they have answered, and return the rest."""
+        """Count which of the rows that others hold they have answered, and return the rest.
+
+        Without those that nobody can wait for, as their batch cannot be brought in.
+        """
         assert self.ledger is not None
+        for nonce in list(self.batches.out.stuck) if self.batches else ():
+            stuck = await loops.in_thread(self.ledger.held, nonce)
+            held = held.filter(~pl.col("key").is_in(stuck))
         replies = await loops.in_thread(self.ledger.replies, held["key"])
         self.tally.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
         return held.join(replies, on="key", how="anti", maintain_order="left")
@@ -348,6 +354,8 @@ class Sending:
             record=self._record_many,
             unanswered=self._unanswered,
             dollars_left=lambda: engines.left_of(self._plan.budget, self.tally.dollars),
+            # What a retry takes over may be answers to other requests than it sends.
+            known_good=lambda: self._plan.kept is None and self.tally.answered > 0,
         )
 
     @property
@@ -404,6 +412,8 @@ class Sending:
         found = self.live.stopped_by if self.live else None
         if found is None and self.batches is not None and self.batches.is_refused:
             found = self.batches.stopped_by
+        if found is None and self.batches is not None:
+            found = self.batches.out.why_stuck
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
 """Reasons to stop that are the error of the reply."""
 
+DRY_RUN = "dry_run"
+"""The error of a message that only had the API look at a request, before a batch of such was made."""
+
 WORDS = {
     "max_tokens": "The reply was cut off at max_tokens, and paid for. Raise it: thinking counts in it.",
     "refusal": "The model declined to answer, and the reply is paid for.",
@@ -30,6 +33,7 @@ WORDS = {
     "empty_reply": "The reply has no text, and is paid for. Where the model thinks, raise max_tokens.",
     "expired": "The batch ended after its 24 hours, before this row was worked off. Nothing was paid.",
     "canceled": "The batch was canceled before this row was worked off. Nothing was paid.",
+    DRY_RUN: "One short message before the first batch, so that the API looks at the request.",
 }
 """What is said of an answer that has no words of its own, by its error."""
 
@@ -92,12 +96,16 @@ _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
     "unsendable_error": "Nothing could be sent, so nothing is paid",
+    "redirect_error": "The address redirects, and leads nowhere",
 }
 """Failures that another try or another row would meet again."""
 _SILENCE = {
     True: "no answer came; the API may have done, and billed, what it was asked",
     False: "no connection was made, so nothing was sent and nothing is paid",
 }
+NOT_FOLLOWED = "claudescale-not-followed"
+"""The header that stands for ``location`` in an answer whose redirect must not be followed."""
+_USER_OF_URL = re.compile(r"^(\w*:?//)[^/@]*@")
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
 _MOST_KIND = 40
@@ -200,6 +208,8 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
     found = _error(body)
     error: str = found.type or f"http_{status}"
+    if 300 <= status < 400 and (led := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
+        return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, led))
     told = headers.get("x-should-retry")
     trouble = _account_trouble(found)
     if trouble is not None:
@@ -219,6 +229,13 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     final = outcome == "failed" and found.type is not None and status < 500  # noqa: PLR2004
     words = found.message or _no_words(status, headers)
     return Verdict(outcome=outcome, error=error, message=words, final=final)
+
+
+def _redirect_words(status: int, led: str) -> str:
+    """Return what is said of an answer that sends the request elsewhere, where it was not sent on."""
+    bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", led.partition("?")[0]))[:_MOST_CHARACTERS]
+    there = bare.partition("/v1/")[0] or "/"
+    return f"status {status}: the address redirects to {bare}. Set base_url to {there}"
 
 
 def _no_words(status: int, headers: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from claudescale import loops
 from claudescale.clock import Clock
 from claudescale.errors import PlanError
 from claudescale.streamed import StreamedMessage
-from claudescale.verdicts import Answer, read_object
+from claudescale.verdicts import NOT_FOLLOWED, Answer, read_object
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterator
@@ -61,6 +61,10 @@ _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0
+_MOST_REDIRECTS = 3
+_SAME_METHOD = {307, 308}
+"""Redirects after which a POST is still one: after others it becomes a GET, without its body."""
+_HARMLESS = {"accept", "accept-encoding", "host", "user-agent"}
 _SIMULATOR_HEADER = "claudescale-simulator"
 _SHORTEST_SECRET = 12
 _PROXY_407 = "the proxy wants a user name and password (407): HTTPS_PROXY=http://user:password@host:port"
@@ -380,6 +384,8 @@ def _failed(error: Exception, host: str) -> Answer:
 
     if flaw := _unsendable(error):
         return Answer(None, {}, b"", "unsendable_error", sent=False, reason=flaw)
+    if any(isinstance(cause, httpx2.TooManyRedirects) for cause in _chain(error)):
+        return Answer(None, {}, b"", "redirect_error", sent=False, reason="it goes round in a circle")
     sent, reason = _was_sent(error), _reason(error, host)
     if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
         return Answer(None, {}, b"", "timeout_error", sent=sent, reason=reason)
@@ -481,7 +487,8 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
 
     # Without the environment's proxies, but with its certificates.
     options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
-    made: Any = anthropic.DefaultAioHttpClient(**options)
+    hooks = {"response": [_see_redirect]}
+    made: Any = anthropic.DefaultAioHttpClient(max_redirects=_MOST_REDIRECTS, event_hooks=hooks, **options)
     parts = (made._transport, *made._mounts.values())  # noqa: SLF001 - there are no public names
     for part in filter(None, parts):
         part.client = functools.partial(_session, part)  # made when it is needed, on the loop that needs it
@@ -517,6 +524,33 @@ def _kept_alive(address: Any) -> socket.socket:
 def streams(max_tokens: int) -> bool:
     """Whether replies of up to so many tokens are streamed."""
     return max_tokens > LONGEST_PLAIN_TOKENS
+
+
+async def _see_redirect(response: httpx2.Response) -> None:
+    """Let a redirect be followed that sends the same request again to the same place, with the key; no other.
+
+    Results of a batch may lie elsewhere: they are fetched there without the key.
+    """
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    if not response.has_redirect_location:
+        return
+    request = response.request
+    try:
+        led = request.url.join(response.headers["location"])
+    except httpx2.InvalidURL:
+        return
+    here = request.url
+    secured = led.host == here.host and (here.scheme, led.scheme) == ("http", "https")
+    at_home = led.origin == here.origin or secured
+    if at_home and (request.method == "GET" or response.status_code in _SAME_METHOD):
+        return
+    if request.method == "GET" and here.path.endswith("/results"):
+        for name in set(request.headers) - _HARMLESS:
+            del request.headers[name]
+        return
+    response.headers[NOT_FOLLOWED] = response.headers["location"]
+    del response.headers["location"]
 
 
 def own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
