@@ -37,7 +37,7 @@ def test_each_tier_takes_what_a_plan_on_it_would_take():
         (
             {"tier": "build"},
             "build",
-            r"this plan's tier; scale: 1\.\d times faster, (still|then) limited by (requests|latency)",
+            r"this plan's tier; scale: [12]\.\d times faster, (still|then) limited by (requests|latency)",
         ),
         ({"tier": "scale"}, "scale", r"this plan's tier; no higher tier has published limits"),
         ({"frame": reviews(20)}, "scale", r"gains nothing: the latency of a call limits it"),
