@@ -1079,7 +1079,7 @@ def test_broken_answers_break_as_they_do_on_the_wire():
 
     async def caught(kind):
         with Simulator(speed=200, faults={kind: 1.0}) as made:
-            async with made.client(timeout=1.0) as client:
+            async with made.client(timeout=1.0, max_retries=0) as client:
                 try:
                     message = await client.messages.create(**request())
                 except Exception as error:  # noqa: BLE001
@@ -1107,7 +1107,7 @@ def test_the_limits_hold_over_http_and_headers_come_with_every_answer():
     async def run():
         with Simulator((20, 1e6, 1e6), latency=0.1) as made:
             began = made.clock.seconds()
-            async with made.client() as client:
+            async with made.client(max_retries=0) as client:
                 calls = [client.messages.with_raw_response.create(**request(f"row {n}")) for n in range(40)]
                 found = await asyncio.gather(*calls, return_exceptions=True)
             return found, made.stats, made.clock.seconds() - began
@@ -1129,7 +1129,7 @@ def test_latency_is_api_time():
     with Simulator(speed=200, latency=10.0) as made:
 
         async def run():
-            async with made.client() as client:
+            async with made.client(max_retries=0) as client:
                 before = made.clock.seconds()
                 await client.messages.create(**request())
                 return made.clock.seconds() - before

@@ -92,7 +92,7 @@ def test_the_first_create_fails_and_the_second_goes_through(kind, error, created
 
     async def run():
         with Simulator(speed=200, faults={kind: Fault(tries=[1])}) as simulator:
-            async with simulator.client() as client:
+            async with simulator.client(max_retries=0) as client:
                 impatient = client.with_options(timeout=1.0 if kind == "create_hang" else 60.0)
                 with pytest.raises(error):
                     await impatient.messages.batches.create(**batch_of(3))
@@ -114,7 +114,7 @@ def test_polls_fail_and_results_break_off_at_the_tries_that_are_told():
     async def run():
         faults = {"poll_failed": Fault(tries=[1]), "results_cut": Fault(tries=[1])}
         with Simulator(speed=2000, batch_seconds=60, faults=faults) as simulator:
-            async with simulator.client() as client:
+            async with simulator.client(max_retries=0) as client:
                 batches = client.messages.batches
                 first, second = [(await batches.create(**batch_of(41))).id for _ in range(2)]
                 with pytest.raises(anthropic.InternalServerError):
@@ -187,7 +187,7 @@ def test_every_answer_has_the_date_in_api_time():
 
     async def run():
         with Simulator(speed=20_000, batch_seconds=60) as simulator:
-            async with simulator.client() as client:
+            async with simulator.client(max_retries=0) as client:
                 messages = client.messages
                 batch = await messages.batches.create(**batch_of(2))
                 await ended(client, batch.id)
@@ -307,7 +307,7 @@ def test_an_upload_that_breaks_off_makes_no_batch():
             await writer.drain()
             writer.close()
             await writer.wait_closed()
-            async with simulator.client() as client:
+            async with simulator.client(max_retries=0) as client:
                 made = await client.messages.batches.create(**batch_of(1))
                 return made.id, [batch.id async for batch in client.messages.batches.list()], simulator.stats
 
@@ -358,7 +358,7 @@ def test_a_large_batch_leaves_other_calls_their_turn():
     async def run():
         # The replies take no time, and all rows are due at once, long before they can be done.
         with Simulator((1e9, 1e12, 1e12), speed=1e6, batch_seconds=1.0, latency=0.0) as simulator:
-            async with simulator.client() as client:
+            async with simulator.client(max_retries=0) as client:
                 await client.messages.create(**request())  # the SDK's first call takes long
                 await client.messages.batches.create(**batch_of(8_000))
                 billed = []
@@ -435,7 +435,7 @@ def test_the_endpoints_of_batches_have_a_rate_of_their_own():
 
     async def run():
         with Simulator(speed=1, batch_requests_per_minute=3) as simulator:
-            async with simulator.client() as client:
+            async with simulator.client(max_retries=0) as client:
                 batches = client.messages.batches
                 name = (await batches.create(**batch_of(1))).id
                 await batches.retrieve(name)
@@ -457,7 +457,7 @@ def test_lists_go_forward_and_back_by_id():
 
     async def run():
         with Simulator(speed=200) as simulator:
-            async with simulator.client(_strict_response_validation=True) as client:
+            async with simulator.client(max_retries=0, _strict_response_validation=True) as client:
                 batches = client.messages.batches
                 ids = [(await batches.create(**batch_of(1))).id for _ in range(5)][::-1]
                 first = await batches.list(limit=2)

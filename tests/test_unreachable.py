@@ -252,7 +252,8 @@ WAYS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")  # the SDK's transport, of a proxy's password
+# The SDK's transport hands a proxy's password on in aiohttp's older way.
+@pytest.mark.filterwarnings("ignore:BasicAuth is deprecated", "ignore:The 'proxy_auth' parameter")
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
