@@ -16,7 +16,7 @@ import polars as pl
 
 from claudescale import catalog
 from claudescale.batchfile import OPEN
-from claudescale.verdicts import Verdict, read_object, verdict
+from claudescale.verdicts import NO_ENDPOINT, Verdict, read_object, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,8 +36,6 @@ LOST_SECONDS = 300.0
 """How long after a lost answer the API may still be making the batch."""
 FAILED_SECONDS = 60.0
 """The same after an answer that says it failed."""
-DOUBTED = frozenset({"authentication_error", "permission_error", "not_found_error", "endpoint_not_found"})
-"""Errors that a key and a model which have made batches may meet once by mistake."""
 ALIKE_ROWS = 20
 """So many rows that are refused alike, and none answered: it is the request, not the rows."""
 NEARLY_ALL = 0.95
@@ -183,7 +181,7 @@ def is_batch(shown: dict[str, Any]) -> bool:
 
 def is_gone(answer: Answer) -> bool:
     """Whether the API says that there is no such batch, or none any more."""
-    return answer.status == HTTPStatus.NOT_FOUND and verdict(answer).error == "not_found_error"
+    return answer.status == HTTPStatus.NOT_FOUND and verdict(answer).error in {"not_found_error", NO_ENDPOINT}
 
 
 def has_results(shown: dict[str, Any]) -> bool:
@@ -208,7 +206,7 @@ def seconds_of(moment: object) -> float | None:
     """Return an RFC 3339 moment as unix seconds; None where it is none."""
     try:
         return datetime.fromisoformat(str(moment)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         return None
 
 
@@ -216,7 +214,7 @@ def clock_offset(answer: Answer, now: float) -> tuple[float, float]:
     """Return by how many seconds the API's clock is ahead of `now`, and how well that is known."""
     try:
         told = parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError, OSError, TypeError, IndexError):
         return 0.0, CLOCK_SECONDS
     return told - now, DATE_SECONDS
 

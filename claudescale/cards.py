@@ -24,6 +24,14 @@ _ADVICE = {
     "enforced_spend_limit_reached": "The tier's monthly spend limit is reached. It ends at 00:00 UTC on the "
     "1st, or with a higher tier.",
     "contract_spend_limit_reached": "The contract's spend limit is reached. Have it raised.",
+    "account_disabled": "The account or its key is disabled. See the Console, or ask Anthropic's support.",
+    "organization_on_hold": "Anthropic has put the organization on hold. See the Console for how to appeal.",
+    "workspace_human_review_disabled": "The workspace has human review off, and this needs it. Use a key of "
+    "another workspace.",
+    "cmek_key_disabled": "The workspace's own encryption key is disabled. Enable it in your key management.",
+    "cmek_key_network_blocked": "Your key management blocks the API from the workspace's encryption key. "
+    "Let it through there.",
+    "endpoint_not_found": "There is no such address. Check base_url.",
     "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
     "invalid_request_error": "The API turns every request down, so nothing more was sent. Change the plan.",
     "connection_error": "The API cannot be reached. Check the network and base_url.",
@@ -39,7 +47,7 @@ _ADVICE = {
     "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
     "result_missing": "Results of a batch lack rows. The same cell sends them again.",
     "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
-    "model_retired": "The model is retired: what its batches had answered is collected.",
+    "model_retired": "The model is retired. What its batches had answered is collected.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which sets less aside.",
     "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
@@ -111,11 +119,32 @@ def why(run: Run) -> str:
     if run.stopped_by == "ledger" and not run.counts.requests:
         return f"Nothing was sent: {run.message}."
     advice = _ADVICE.get(run.stopped_by or "", "The API cannot go on.")
+    if run.stopped_by == "endpoint_not_found":
+        advice = _no_endpoint(run.api_name, run.plan.mode)
     said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
     again = "the same cell again sends only what is missing"
     if run.path is None:
         again = "without a ledger they are in run.results alone, and the same cell again pays for them again"
     return f"{advice} ({run.stopped_by}.{said}) {run.counts.answered:,} rows are answered and kept; {again}."
+
+
+def _no_endpoint(name: str, mode: str) -> str:
+    """Return what to do about a 404 that does not speak of the model."""
+    if name.endswith("/v1"):
+        return f"There is no {name}/v1/messages: take the /v1 off base_url, as the SDK adds it."
+    batches = "" if mode == "live" else "; a gateway may have no batches: mode='live' does without"
+    return f"{name}/v1/messages is answered with 404. Check base_url{batches}."
+
+
+def kept(run: Run) -> str:
+    """Return what an interrupt leaves of a run, and how to resume it, in one sentence."""
+    counts = run.counts
+    told = f"Interrupted: {counts.answered:,} of {counts.rows:,} rows are answered"
+    if run.path is None:
+        return f"{told}, but not kept, as there is no ledger; ledger='replies.ledger' keeps them."
+    going = run.state == "left"
+    batches = " and collects the batches, which go on at the API" if going else ""
+    return f"{told} and kept in {run.path}; the same command sends only what is missing{batches}."
 
 
 def before(run: Run) -> str:

@@ -142,12 +142,12 @@ class Cascade:
         """
         if not isinstance(pilot, CascadeRun) or pilot.cascade.models != self.models:
             told = (
-                f"of {' → '.join(pilot.cascade.models)}"
+                f"of {' -> '.join(pilot.cascade.models)}"
                 if isinstance(pilot, CascadeRun)
                 else "no cascade's run"
             )
             msg = (
-                f"The pilot is {told}; this cascade is of {' → '.join(self.models)}. "
+                f"The pilot is {told}; this cascade is of {' -> '.join(self.models)}. "
                 "Use pilot = await cascade.sample(50).run(client)."
             )
             raise PlanError(msg)

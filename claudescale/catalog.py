@@ -420,7 +420,8 @@ def search_dollars(model_id: str, day: date) -> float | None:
     Spends: nothing.
     """
     found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id)
-    prices = _priced(found.id if found else model_id).get_prices(datetime.combine(day, time(12), UTC), None)
+    priced_as = (isinstance(found, Model) and found.prices_of) or (found.id if found else model_id)
+    prices = _priced(priced_as).get_prices(datetime.combine(day, time(12), UTC), None)
     thousand = prices.web_searches_kcount
     return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import display, estimates, feasibility
+from claudescale import comparing, display, estimates, feasibility
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def chosen(plan: Plan) -> str:
     if budget is not None:
         options = _within(options, budget)
     # Of two that cost the same the quicker one.
-    return str(options.sort("dollars", "minutes")["mode"][0])
+    return str(comparing.frontier(options).filter("frontier").sort("dollars", "minutes_p90")["mode"][0])
 
 
 def _in_time(plan: Plan, options: pl.DataFrame, deadline: float) -> pl.DataFrame:

@@ -7,10 +7,15 @@ second is a minute in every figure.
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from datetime import UTC, datetime
+from decimal import Decimal
+from numbers import Real
 from typing import TYPE_CHECKING
+
+from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,10 +58,11 @@ class Clock:
         now: float | None = None,
         monotonic: Callable[[], float] = elapsed,
     ) -> None:
-        if not speed > 0:
+        number = isinstance(speed, Real | Decimal) and not isinstance(speed, bool)
+        if not number or not 0 < float(speed) < math.inf:
             msg = f"speed must be above 0, not {speed!r}: 1 is real time, 60 passes a minute in a second"
-            raise ValueError(msg)
-        self.speed = speed
+            raise PlanError(msg)
+        self.speed = float(speed)
         self._monotonic = monotonic
         self._origin = monotonic()
         self._epoch = time.time() if now is None else now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -82,7 +81,8 @@ def varied(plan: Plan, changes: dict[str, Any]) -> Plan:
     output = known.output_tokens + more if more > 0 else known.output_tokens * times
     told = replace(known, cached_tokens=guess.cached_tokens, output_tokens=output)
     if "model" in new:
-        told = replace(told, calls=0, counted=0, seconds=guess.seconds * output / guess.output_tokens)
+        told = replace(told, calls=0, counted=0, requests=0, billed_ratio=1.0)
+        told = replace(told, seconds=guess.seconds * output / guess.output_tokens)
     return other.replace(measured=told)
 
 
@@ -96,15 +96,23 @@ def _with_hits(plan: Plan, options: pl.DataFrame) -> pl.DataFrame:
     return options.with_columns(hits.alias(CACHE_HIT_SHARE))
 
 
+FELT_SHARE, FELT_MINUTES, FELT_SLOW = 0.01, 5 / 60, 0.5
+"""What nobody feels: a price higher by less than this part, a time longer by less than this, and a 90th
+percentile of a time longer by less than this part."""
+
+
 def frontier(options: pl.DataFrame) -> pl.DataFrame:
     """Return the options with a column `frontier`: no other is as cheap and as fast and better in one.
 
-    Options of the same dollars and minutes are on it together; one whose figures are unknown is not.
+    Only a difference that can be felt counts. Prices are alike up to 1%. Times are alike up to five seconds
+    and where they differ by less than both may vary, from `minutes` to `minutes_p90`; what they may take is
+    alike where one is not half as long again as the other. Options that are alike in all are on it together;
+    one whose figures are unknown is not.
 
     Parameters
     ----------
     options : pl.DataFrame
-        Of `Plan.compare`, or anything else with `dollars` and `minutes`.
+        Of `Plan.compare`, or anything else with `dollars`, `minutes` and perhaps `minutes_p90`.
 
     Examples
     --------
@@ -112,23 +120,29 @@ def frontier(options: pl.DataFrame) -> pl.DataFrame:
     >>> frontier(options)["frontier"].to_list()
     [True, True, False]
     """
-    alike = options.select(_rounded("dollars"), _rounded("minutes"))
-    known = (
-        alike.drop_nulls().group_by("dollars").agg(pl.col("minutes").min().alias("fastest")).sort("dollars")
-    )
-    known = known.with_columns(cheaper=pl.col("fastest").cum_min().shift().fill_null(math.inf))
-    best = (pl.col("minutes") == pl.col("fastest")) & (pl.col("minutes") < pl.col("cheaper"))
-    found = alike.join(known, on="dollars", how="left", maintain_order="left").select(
-        frontier=best.fill_null(value=False)
-    )
-    return options.with_columns(found["frontier"])
-
-
-def _rounded(name: str) -> pl.Expr:
-    """Return a figure such that what only rounding tells apart is the same."""
-    figure = pl.col(name).cast(pl.Float64)
-    figure = pl.when(figure.is_finite()).then(figure)
-    return pl.when(figure == 0).then(0.0).otherwise(figure.round_sig_figs(9)).alias(name)
+    slow = pl.col("minutes_p90" if "minutes_p90" in options.columns else "minutes").cast(pl.Float64)
+    usual = pl.col("minutes").cast(pl.Float64)
+    figures = {
+        "dollars": pl.col("dollars").cast(pl.Float64),
+        "usual": usual,
+        "slow": pl.max_horizontal(usual, slow),
+    }
+    known = pl.all_horizontal(pl.col(*figures).is_finite())
+    # Choices that differ in name alone are many: each is held against the others once.
+    distinct = options.select(**figures).with_row_index().filter(known)
+    one = distinct.unique([*figures], maintain_order=True).drop("index")
+    pairs = one.join(one, how="cross", suffix="_other")
+    span, other_span = (pl.col(f"slow{of}") - pl.col(f"usual{of}") for of in ("", "_other"))
+    minutes = pl.max_horizontal(pl.min_horizontal(span, other_span), FELT_MINUTES)
+    dollars = FELT_SHARE * pl.min_horizontal("dollars", "dollars_other")
+    slow = pl.max_horizontal(minutes, FELT_SLOW * pl.min_horizontal("slow", "slow_other"))
+    felt = {"dollars": dollars, "usual": minutes, "slow": slow}
+    more = [pl.col(name) - pl.col(f"{name}_other") > least for name, least in felt.items()]
+    less = [pl.col(f"{name}_other") - pl.col(name) > least for name, least in felt.items()]
+    beaten = pl.any_horizontal(more) & ~pl.any_horizontal(less)
+    on_it = one.join(pairs.filter(beaten).select(*figures), on=[*figures], how="anti")
+    found = distinct.join(on_it, on=[*figures], how="semi")["index"]
+    return options.with_columns(frontier=pl.int_range(pl.len(), dtype=pl.UInt32).is_in(found.implode()))
 
 
 def _several(name: str, values: object) -> list[Any]:

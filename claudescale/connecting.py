@@ -77,6 +77,9 @@ def _found(api_key: str | None, base_url: str | None) -> AsyncAnthropic:
 
     if api_key is not None:
         _check_key("api_key", api_key)
+    if base_url is not None and not isinstance(base_url, str | httpx2.URL):
+        msg = f"base_url is a {type(base_url).__name__}; it is a str, such as base_url='https://...'."
+        raise PlanError(msg)
     try:
         return anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=wire.transport())
     except httpx2.InvalidURL:

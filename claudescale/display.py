@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from claudescale.errors import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,7 +44,7 @@ class Card:
 
     def text(self) -> str:
         """Return the facts as plain text, columns aligned."""
-        table = [self.header, *self.rows] if self.rows else []
+        table = [[_plain(cell) for cell in row] for row in ([self.header, *self.rows] if self.rows else [])]
         widths = [max(len(row[i]) for row in table) for i in range(len(self.header))] if table else []
         lines = [
             "  "
@@ -51,9 +53,10 @@ class Card:
             )
             for row in table
         ]
-        return "\n".join(
+        text = "\n".join(
             [self.title, *(line.rstrip() for line in lines), *self.notes, *([self.next] * bool(self.next))]
         )
+        return printable(_plain(text))
 
     def html(self) -> str:
         """Return the facts as HTML."""
@@ -70,6 +73,11 @@ class Card:
         notes = "".join(f"<div><small>{_safe(note)}</small></div>" for note in self.notes)
         following = f"<div><small>Next: <code>{_safe(self.next)}</code></small></div>" if self.next else ""
         return f"<div><strong>{_safe(self.title)}</strong>{table}{notes}{following}</div>"
+
+
+def _plain(text: str) -> str:
+    """Return a text with the arrows that every encoding has."""
+    return text.replace("←", "<-").replace("→", "->")
 
 
 def _safe(text: str) -> str:

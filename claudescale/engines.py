@@ -13,7 +13,7 @@ from claudescale.batchwire import BatchWire
 from claudescale.calls import caches
 from claudescale.live import Live, Row
 from claudescale.pacing import Pacer
-from claudescale.wire import Wire
+from claudescale.wire import Wire, streams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -57,6 +57,7 @@ def live_engine(
     record: Callable[[Attempt, bool], None],
     dollars_elsewhere: Callable[[], float],
     requests: int,
+    known_good: bool = False,
     pacer: Pacer | None = None,
 ) -> Live:
     """Return what sends the rows of a plan live."""
@@ -69,6 +70,7 @@ def live_engine(
         dollars_elsewhere=dollars_elsewhere,
         charges=plan.compiled.charges,
         warm=plan.cache and requests > 1,
+        known_good=known_good,
         pacer=pacer or _pacer(plan, api),
     )
 
@@ -84,6 +86,7 @@ def sender(
     charges: Charges,
     warm: bool,
     pacer: Pacer,
+    known_good: bool = False,
     make: type[Live] = Live,
 ) -> Live:
     """Return what sends rows live at the pace of a pacer."""
@@ -97,6 +100,8 @@ def sender(
         worst_dollars=worst_dollars(calls, charges),
         budget_dollars=calls.budget,
         elsewhere_dollars=dollars_elsewhere,
+        max_tokens=None if streams(calls.max_tokens) else calls.max_tokens,
+        known_good=known_good,
         warm=warm,
     )
 

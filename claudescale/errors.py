@@ -26,6 +26,7 @@ A row that fails raises nothing: its error is data, in the ``error`` column of t
 from __future__ import annotations
 
 import difflib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -132,3 +133,9 @@ def nearest(name: object, names: Iterable[str]) -> str:
     lowered = {each.lower(): each for each in names}
     found = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     return f" Did you mean {lowered[found[0]]!r}?" if found else ""
+
+
+def printable(text: str) -> str:
+    """Return a text as standard output can show it, whatever its encoding: what it cannot is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding, "replace")

@@ -46,8 +46,6 @@ BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 FRAMING_TOKENS = 10.0
 """What a request has around its text: roles, turns."""
 _BATCH_MINUTES = 60.0
-_PACING_MORE = 1.01
-"""The 90th percentile of what pacing takes longer than the closed form, over seeded workloads."""
 _OVERLOADED_CONCURRENCY = 4.5
 """So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
 quarter of them away, each round of successes adds one. Measured at the simulator."""
@@ -57,7 +55,8 @@ class Totals(NamedTuple):
     """What all the requests of a plan take together.
 
     What ends in `more` is the part by which the 90th percentile is above the median; that of input tokens
-    is a part of those that are not read from the cache. `seconds` is the latency of a mean call.
+    is a part of those that are not read from the cache. `input_deviation` is of a request's input tokens,
+    `seconds` the latency of a mean call.
     """
 
     rows: int
@@ -66,6 +65,7 @@ class Totals(NamedTuple):
     input_tokens: float
     cache_read_tokens: float
     output_tokens: float
+    input_deviation: float
     live_dollars: float
     batch_dollars: float
     plain_dollars: float
@@ -78,7 +78,10 @@ class Totals(NamedTuple):
 
 
 def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Expr:
-    """Return an expression of the input tokens of each request, all of its input, from its characters."""
+    """Return an expression of the input tokens of each request, all of its input, from its characters.
+
+    Characters are those that the model reads, not those of the body, which has some escaped.
+    """
     return (characters + prompt.shared_characters) / facts.characters_per_token + FRAMING_TOKENS
 
 
@@ -94,28 +97,29 @@ def sizes(measures: pl.DataFrame) -> pl.DataFrame:
     return each.sort("characters")
 
 
-def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured, max_tokens: int) -> Totals:
+def total(sizes: pl.DataFrame, facts: Model, expected: Measured, max_tokens: int) -> Totals:
     """Return what all requests take together: each priced by itself, then summed.
 
     Parameters
     ----------
     sizes : pl.DataFrame
-        From `sizes`.
+        `estimated_tokens` of requests, null of what is not sent; how many `requests` there are of that size,
+        and how many `rows` they answer.
     """
-    sent = sizes.filter(pl.col("characters").is_not_null())
-    estimated = estimated_tokens(prompt, facts, pl.col("characters"))
+    sent = sizes.filter(pl.col("estimated_tokens").is_not_null())
+    estimated = pl.col("estimated_tokens")
     tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.output_of(estimated).clip(0.0, float(max_tokens))
-    geography = prompt.charges.inference_geo or expected.inference_geo
-    live = bills.price(facts, mode="live", inference_geo=geography)
-    batch = bills.price(facts, mode="batch", inference_geo=geography)
+    live = bills.price(facts, mode="live", inference_geo=expected.inference_geo)
+    batch = bills.price(facts, mode="batch", inference_geo=expected.inference_geo)
     nothing, times = pl.lit(0.0), pl.col("requests")
     sums = (
         sent.lazy()
         .select(
             estimated=(estimated * times).sum(),
             input_tokens=(tokens * times).sum(),
+            squares=((tokens - read) ** 2 * times).sum(),
             read=(read * times).sum(),
             output=(output * times).sum(),
             live=(_dollars(live, tokens - read, read, output) * times).sum(),
@@ -138,7 +142,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
     read_tokens = max(sums["read"] - expected.cached_tokens * written, 0.0)
     more = math.hypot(input_more * sums["uncached"], output_more * (sums["live"] - sums["silent"]))
     live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
-    missed, most_missed = _misses(requests)
+    missed, most_missed = _misses(requests, expected)
     hour = _write_dollars(batch, expected, "1h")
     batch_dollars = sums["batch"] + missed * hour
     in_batch = more * (sums["batch"] / sums["live"] if sums["live"] else 0.0)
@@ -150,9 +154,10 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
         input_tokens=sums["input_tokens"],
         cache_read_tokens=read_tokens,
         output_tokens=sums["output"],
-        live_dollars=live_dollars,
-        batch_dollars=batch_dollars,
-        plain_dollars=sums["plain"],
+        input_deviation=_deviation(requests, limited, sums["squares"]),
+        live_dollars=live_dollars * expected.billed_ratio,
+        batch_dollars=batch_dollars * expected.billed_ratio,
+        plain_dollars=sums["plain"] * expected.billed_ratio,
         seconds=expected.seconds_of(mean),
         input_more=_part(input_more * sums["input_tokens"], limited),
         output_more=output_more,
@@ -160,6 +165,10 @@ def total(sizes: pl.DataFrame, prompt: Prompt, facts: Model, expected: Measured,
         live_more=_part(more, live_dollars),
         batch_more=_part(math.hypot(in_batch, (most_missed - missed) * hour), batch_dollars),
     )
+
+
+def _deviation(count: int, total: float, squares: float) -> float:
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
 
 
 def _part(of: float, whole: float) -> float:
@@ -173,15 +182,18 @@ def _write_dollars(price: bills.Price, expected: Measured, kept: str) -> float:
     return price.dollars(**{f"cache_write_{kept}_input_tokens": cached}) - read
 
 
-def _misses(requests: int) -> tuple[float, float]:
+def _misses(requests: int, expected: Measured) -> tuple[float, float]:
     """Return how many calls of a batch find no cache, usually and at most nine times in ten.
 
-    Hits are best effort there: any share in the documented range is taken to be as likely as any other.
+    Hits are best effort there: any share in the documented range is taken to be as likely as any other, and
+    what one batch found may not be what the next finds.
     """
     low, high = catalog.BATCH.cache_hit_shares
-    shares = 1 - BATCH_HIT_SHARE, 1 - (low + (1 - P90) * (high - low))
-    usual, most = (max(requests * share, min(requests, 1)) for share in shares)
-    return usual, most
+    found = BATCH_HIT_SHARE if expected.batch_hit_share is None else expected.batch_hit_share
+    usual = max(requests * (1 - found), min(requests, 1))
+    if expected.batch_hit_share is not None and expected.calls >= requests:
+        return usual, usual
+    return usual, max(usual, requests * (1 - low - (1 - P90) * (high - low)))
 
 
 def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
@@ -225,7 +237,7 @@ def options(
 
 def _live(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> tuple[object, ...]:
     usual, slow = (_live_finish(totals, limits, expected, concurrency, slow=slow) for slow in (False, True))
-    minutes = usual.seconds / 60, slow.seconds / 60 * _PACING_MORE, usual.binding
+    minutes = usual.seconds / 60, slow.seconds / 60, usual.binding
     return _option("live", totals, (totals.live_dollars, totals.live_more), limits, minutes)
 
 
@@ -247,19 +259,22 @@ def _live_finish(
         requests=totals.requests,
         input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
         output_tokens=totals.output_tokens * (1 + output_more),
+        input_deviation=totals.input_deviation,
         latency_seconds=latency + expected.lost_seconds * errors,
-        latency_deviation=expected.seconds_deviation,
+        latency_deviation=expected.slow_deviation() if slow else expected.seconds_deviation,
         concurrency=most,
         first_concurrency=FIRST_CONCURRENCY,
         burst_seconds=(limits.burst_seconds or expected.burst_seconds) / RATE_MARGIN,
         stopped_seconds=expected.stopped_seconds(totals.requests, slow=slow),
+        error_rate=error_rate,
+        lost_seconds=expected.lost_seconds / expected.error_rate if expected.error_rate else 0.0,
         quantile=P90 if slow else 0.5,
     )
     warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
     at_once = "concurrency" if most == concurrency else "latency"
     binding = at_once if found.binding == "concurrency" else found.binding
-    # In a run of few rounds it may take half a round more: calls are sent when others are answered.
-    uneven = latency / 2 if slow and binding == "latency" else 0.0
+    # Its start and its end take a part of a round more: calls are sent when others are answered.
+    uneven = latency / 4
     return found._replace(seconds=found.seconds + warming + uneven, binding=binding)
 
 

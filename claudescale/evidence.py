@@ -9,6 +9,7 @@ import polars as pl
 
 from claudescale.errors import PlanError
 from claudescale.intervals import bootstrap, chance, interval, mean_of, mirrored, rows_more, wilson
+from claudescale.parameters import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +95,7 @@ def pick(
     PlanError
         There is nothing to choose from, or no such `by`.
     """
+    min_score = plain(min_score)
     check_gate(min_score, confidence, by)
     if table.is_empty():
         msg = "There are no scores to choose by."

@@ -10,6 +10,7 @@ import polars as pl
 
 from claudescale import bills, catalog, display, estimates
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
+from claudescale.parameters import plain
 
 if TYPE_CHECKING:
     from claudescale.plans import Plan
@@ -26,6 +27,7 @@ _FROM = {
     "builtins.list": "pl.DataFrame(frame), or pl.DataFrame({'text': frame}) where it is one of texts",
     "builtins.dict": "pl.DataFrame(frame)",
 }
+_MOST = 1e15  # no plan has a larger number
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("minutes", "minutes_p90", "dollars", "dollars_p90", "input_tokens", "output_tokens")
 """What is less when a part of the rows is left; a batch takes its time whatever its size."""
@@ -43,8 +45,14 @@ def check_frame(frame: object) -> None:
 
 def check_numbers(given: Plan) -> None:
     """Raise what is wrong with a plan's numbers."""
-    if given.mode not in {*MODES, AUTO}:
+    if not isinstance(given.mode, str) or given.mode not in {*MODES, AUTO}:
         msg = f"mode={given.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}."
+        raise PlanError(msg)
+    if not _number(given.share):
+        msg = f"share={given.share!r}: it is the part of the limits this run may use, such as share=0.5."
+        raise PlanError(msg)
+    if not isinstance(given.pay_twice, bool):
+        msg = f"pay_twice={given.pay_twice!r}: it is True or False."
         raise PlanError(msg)
     if given.budget is not None and not (_number(given.budget) and given.budget > 0):
         msg = f"budget={given.budget!r}: it is in dollars and above 0, such as budget=5.0."
@@ -107,8 +115,17 @@ def check_prices(given: Plan) -> None:
         raise PlanError(msg)
 
 
+def rows_of(n: object, name: str = "n") -> int:
+    """Return how many rows are asked for; PlanError where that is no number of rows."""
+    rows = plain(n, whole=True)
+    if type(rows) is not int or rows < 0:
+        msg = f"{name}={n!r}: it is how many rows, a whole number from 0 on, such as int(...)."
+        raise PlanError(msg)
+    return rows
+
+
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
 
 
 def minutes_of(deadline: float | timedelta | datetime | None) -> float | None:

@@ -18,6 +18,7 @@ RATE_MARGIN = 0.99
 _OUTPUT_LEFT = 0.15
 """The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 unseen, so the pacer keeps up to twice as much."""
+_ROUND, _FAR, _HALVINGS = 100.0, 1_000.0, 40
 _NORMAL = NormalDist()
 
 
@@ -34,12 +35,15 @@ def finish(
     requests: float,
     input_tokens: float,
     output_tokens: float,
+    input_deviation: float = 0.0,
     latency_seconds: float,
     latency_deviation: float = 0.0,
     concurrency: float | None = None,
     first_concurrency: float | None = None,
     burst_seconds: float = 1.0,
     stopped_seconds: float = 0.0,
+    error_rate: float = 0.0,
+    lost_seconds: float = 0.0,
     quantile: float = 0.5,
 ) -> Finish:
     """Return the closed form of a live run's duration: the slowest bucket, or the latency.
@@ -55,6 +59,8 @@ def finish(
     ----------
     requests, input_tokens, output_tokens : float
         Totals of the run; input tokens without reads from the prompt cache.
+    input_deviation : float
+        Standard deviation of a request's input tokens.
     latency_seconds, latency_deviation : float
         Of one call, from sending to the whole answer: mean and standard deviation.
     concurrency : float, optional
@@ -65,6 +71,8 @@ def finish(
         How much of a minute a bucket holds when full: the API may enforce the minute by the second.
     stopped_seconds : float
         How long nothing is sent in between; a limit that binds refills meanwhile.
+    error_rate, lost_seconds : float
+        The part of the calls that fail and are sent again, and what each of these loses.
     quantile : float
         Of the slowest of the last calls.
     """
@@ -73,6 +81,10 @@ def finish(
     totals = (requests, input_tokens, output_tokens)
     alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
     sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+    slower = "requests" if alone[0] >= alone[1] else "input_tokens"
+    sending[slower] = max(
+        _together(requests, alone, input_deviation, limits, burst_seconds) - burst_seconds, 0.0
+    )
     most = concurrency or math.inf
     if concurrency:
         first = min(first_concurrency or concurrency, concurrency)
@@ -87,9 +99,64 @@ def finish(
         sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
-    last = _last(requests, seconds, latency_seconds, most)
-    slowest = latency_seconds + latency_deviation * _NORMAL.inv_cdf(quantile ** (1 / last))
+    if first_concurrency and binding in {"requests", "input_tokens"} and seconds > latency_seconds:
+        needed = min(requests / max(alone) * latency_seconds, most)
+        seconds += _ramp(first_concurrency, needed) * latency_seconds
+    slowest = _slowest(requests, seconds, latency_seconds, latency_deviation, quantile)
+    again = error_rate * lost_seconds * requests / max(seconds, latency_seconds) / -math.log(quantile)
+    if again > 1:  # some of the last calls fail, and wait before they are sent again
+        slowest = max(slowest, latency_seconds + lost_seconds * math.log(again))
     return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+
+
+def _ramp(first: float, needed: float) -> float:
+    """Return how many latencies are lost while calls in flight double with each, up to those needed."""
+    if needed <= first:
+        return 0.0
+    return math.log2(needed / first) - (1 - first / needed) / math.log(2)
+
+
+def _slowest(requests: float, sending: float, mean: float, deviation: float, quantile: float) -> float:
+    """Return how long after the last call is sent all are answered: a quantile, for lognormal latencies.
+
+    A few long replies are what a run waits for. Calls go evenly, so how many are under way some seconds later
+    is told by how far latencies exceed these.
+    """
+    if not mean or not deviation:
+        return mean
+    wide = math.sqrt(math.log1p((deviation / mean) ** 2))
+
+    def excess(seconds: float) -> float:
+        away = (math.log(mean / seconds) + wide**2 / 2) / wide
+        return mean * _NORMAL.cdf(away) - seconds * _NORMAL.cdf(away - wide)
+
+    evenly = max(sending, mean / _ROUND)
+    wanted = -math.log(quantile)
+    low, high = mean / _FAR, mean * _FAR
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(low * high)
+        left = requests / evenly * (excess(middle) - excess(middle + evenly))
+        low, high = (middle, high) if left > wanted else (low, middle)
+    return high
+
+
+def _together(
+    requests: float, alone: list[float], input_deviation: float, limits: Limits, burst_seconds: float
+) -> float:
+    """Return the seconds in which requests and their input pass both limits.
+
+    Of calls that fit a full bucket at once, the slower limit holds them up; where they are few, long requests
+    wait for tokens and short ones for requests. The mean of the larger of the two is Clark's, of a normal
+    distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, OR 9 (1961).
+    """
+    count = max(burst_seconds * requests / max(alone), 1.0)
+    each, tokens = (seconds * count / requests for seconds in alone[:2])
+    deviation = math.sqrt(count) * input_deviation / (limits.input_tokens_per_minute / 60)
+    if not deviation or count >= requests:
+        return max(alone[:2])
+    away = (tokens - each) / deviation
+    both = each + deviation * (_NORMAL.pdf(away) + away * _NORMAL.cdf(away))
+    return both * requests / count
 
 
 def _last(requests: float, sending_seconds: float, latency_seconds: float, most: float) -> float:

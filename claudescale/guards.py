@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from claudescale.verdicts import DOUBTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,8 +15,11 @@ if TYPE_CHECKING:
 
 HOPELESS_ROWS = 20
 """Answers of no use with the same words before any row is answered: the request is wrong, not the row."""
-HOPELESS_ROWS_LATER = 500
-"""The same in a row, once some are answered: a frame may have many bad rows side by side."""
+HOPELESS_ROWS_LATER = 100
+"""The same in a row, once some are answered; rows from all over the frame are among them."""
+DOUBTS = 5
+"""So many 401s, 403s or 404s in a row, `DOUBT_SECONDS` long, end a run in which others were answered."""
+DOUBT_SECONDS = 5.0
 SILENT_SECONDS = 600.0
 """How long an API that was reached may give nothing but failures."""
 UNREACHABLE_SECONDS = 20.0
@@ -29,6 +34,7 @@ ASLEEP_SECONDS = 7_200.0
 class Watch:
     """What the answers so far say of the run and not of single rows."""
 
+    known_good: bool = False
     answered: int = 0
     reached: bool = False
     failing_since: float | None = None
@@ -36,16 +42,27 @@ class Watch:
     failures: int = 0
     words: str | None = None
     repeats: int = 0
+    doubts: int = 0
+    doubted_since: float = 0.0
+
+    def judged(self, found: Verdict, now: float) -> Verdict:
+        """Return a verdict in the light of what was answered: one 401 does not make a good key wrong."""
+        if found.outcome != "stop" or found.error not in DOUBTED or not self.answered:
+            return found
+        self.doubted_since = self.doubted_since if self.doubts else now
+        self.doubts += 1
+        lasting = self.doubts >= DOUBTS and now - self.doubted_since >= DOUBT_SECONDS
+        return found if lasting else replace(found, outcome="again")
 
     def sees(self, found: Verdict, now: float, *, status: int | None, waiting: bool) -> bool:
         """Take one verdict, and return whether the run should end.
 
-        `waiting` is a refusal that says how long to wait: no answer, but no silence either.
+        `waiting` is a refusal with a wait that means something: no answer, but no silence either.
         """
         self.reached |= status is not None
         if found.outcome == "answered":
             self.answered += 1
-            self.failing_since, self.failures, self.words, self.repeats = None, 0, None, 0
+            self.failing_since, self.failures, self.words, self.repeats, self.doubts = None, 0, None, 0, 0
             return False
         if found.outcome == "stop":
             return True
@@ -61,7 +78,17 @@ class Watch:
         words = f"{found.error}: {found.message}"
         self.repeats = self.repeats + 1 if words == self.words else 1
         self.words = words
-        return self.repeats >= (HOPELESS_ROWS_LATER if self.answered else HOPELESS_ROWS)
+        return self.is_hopeless
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many rows failed alike that it is the request, or the account, and not they."""
+        return self.repeats >= (HOPELESS_ROWS_LATER if self.answered or self.known_good else HOPELESS_ROWS)
+
+    @property
+    def blames_rows(self) -> bool:
+        """Whether a row that failed is to blame for it: others are answered, and not all fail alike."""
+        return (self.known_good or self.answered > 0) and self.repeats < HOPELESS_ROWS
 
     def _is_silent(self, found: Verdict, now: float) -> bool:
         """Whether there have been nothing but failures for too long."""

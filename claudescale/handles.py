@@ -38,6 +38,11 @@ class Handle(ABC):
     def _line(self) -> str:
         """Return the one line of truth about it."""
 
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves, in one sentence."""
+        return f"Interrupted. {self._line()}"
+
     def __await__(self) -> Generator[Any, None, Self]:
         return self._wait().__await__()
 
@@ -50,6 +55,8 @@ class Handle(ABC):
             if loops.in_notebook():  # one line, where IPython would show a traceback
                 text = f"■ Interrupted. {self._line()}"
                 cancelled._render_traceback_ = lambda: [text]  # type: ignore[attr-defined]
+            else:
+                loops.show_as(cancelled, self.kept)
             raise
         return self._outcome()
 
@@ -86,5 +93,7 @@ class Handle(ABC):
             if loops.in_notebook():
                 text = f"■ Interrupted. {self._line()}"
                 raise loops.Interrupted(text) from None
-            raise
+            interrupted = loops.Interrupted(self.kept)
+            loops.show_as(interrupted, self.kept)
+            raise interrupted from None
         return self._outcome()

@@ -17,6 +17,7 @@ import polars as pl
 from claudescale import batchfile, ledgerfile, lines
 from claudescale.attempts import ATTEMPTS, Attempt
 from claudescale.batchfile import Batch
+from claudescale.errors import printable
 from claudescale.ledgerfile import GROUP_ROWS
 from claudescale.recorder import Recorder
 
@@ -62,7 +63,7 @@ class Ledger(Recorder):
 
     def __repr__(self) -> str:
         where = "in memory, gone with this process" if self.path is None else repr(str(self.path))
-        return f"<Ledger {where}, run {self.run}{', closed' if self._closed else ''}>"
+        return printable(f"<Ledger {where}, run {self.run}{', closed' if self._closed else ''}>")
 
     def __enter__(self) -> Self:
         return self

@@ -18,8 +18,11 @@ SQLite's write-ahead log makes a group of rows whole or absent, whenever the pro
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
+import secrets
 import shlex
 import sqlite3
 from array import array
@@ -86,6 +89,15 @@ CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROW
 INSERT INTO claims SELECT * FROM kept;
 DROP TABLE kept;
 {_FROM_2}"""
+_LOCKS = (
+    "SQLITE_IOERR_LOCK",
+    "SQLITE_IOERR_RDLOCK",
+    "SQLITE_IOERR_UNLOCK",
+    "SQLITE_IOERR_CHECKRESERVEDLOCK",
+    "SQLITE_IOERR_SHM",
+    "SQLITE_PROTOCOL",
+)
+"""What SQLite says where a file cannot be locked, or its memory not be shared."""
 _MAKING = {0: _TABLES, 1: _FROM_1, 2: _FROM_2}
 _TAIL = "SELECT key, id FROM records WHERE final AND id > (SELECT upto FROM sealed)"
 # Sorted once: what is then merged and deleted in the order of keys meets every page once.
@@ -143,6 +155,7 @@ def opened(path: Path | None, run: str) -> tuple[sqlite3.Connection, int]:
     Without a path it is a file in memory.
     """
     if path is not None:
+        _check_locks(path)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     connection = _connect(path)
@@ -160,6 +173,41 @@ def opened(path: Path | None, run: str) -> tuple[sqlite3.Connection, int]:
         raise
     assert opening is not None
     return connection, opening
+
+
+def _check_locks(path: Path) -> None:
+    """Refuse a file system without the locks and the shared memory that SQLite needs: it would wait for long.
+
+    A file of its own is tried: closing the ledger here would drop the locks that this process has on it.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return
+    tried = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        file = os.open(tried, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except OSError:  # the ledger itself will tell
+        return
+    try:
+        os.truncate(file, mmap.PAGESIZE)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mmap.mmap(file, mmap.PAGESIZE).close()
+    except OSError as error:
+        if error.errno not in {errno.EAGAIN, errno.EACCES, errno.ENOSPC, errno.EDQUOT}:
+            raise LedgerError(_unfit(path, error.strerror or str(error))) from error
+    finally:
+        os.close(file)
+        tried.unlink()
+
+
+def _unfit(path: Path, why: str) -> str:
+    home = os.path.expanduser("~")  # noqa: PTH111 - it never raises
+    local = "/var/tmp" if path.is_relative_to(home) else home  # noqa: S108 - it is only named
+    return (
+        f"{path}: that folder's file system cannot hold a ledger, as it does not lock files ({why}). It may "
+        f"be a network drive. Name a file on a local disk: ledger={os.path.join(local, path.name)!r}"  # noqa: PTH118
+    )
 
 
 def recognise(path: Path) -> None:
@@ -204,8 +252,10 @@ def explained(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_BUSY"):
-            msg = f"{path}: another program keeps it locked. End that program, then run this again."
+            msg = f"{path}: another program keeps it locked. End that program, then run this again"
             raise LedgerError(msg) from error
+        if name.startswith(_LOCKS):
+            raise LedgerError(_unfit(path, name)) from error
         full = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
         if isinstance(error, OSError) or name.startswith(full):
             msg = f"{path} cannot be used ({error}): make room, or get the right to write, and try again"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import random
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from claudescale import bills
@@ -46,7 +48,17 @@ MOST_LOST_SECONDS = 1_800.0
 """Of one row in calls that failed, as much as three hung calls take."""
 MOST_REFUSALS = 100
 """Of one row by the limits: past it something is wrong that waiting does not mend."""
+LEAST_WAIT_SECONDS = 1.0
+"""What a refusal says to wait at least, if it says anything: less is no wait."""
 LONGEST_BACKOFF_SECONDS = 60.0
+FEW_ANSWERS = 20
+"""So many tell how long an answer takes."""
+LEAST_TIMEOUT_SECONDS = 60.0
+_PATIENCE = 3.0
+"""So many times as long as the slowest answers so far, at their longest, a call may take."""
+_FEWEST_OUTPUT_TOKENS = 20
+_SLOWEST_TOKENS_PER_SECOND = 20.0
+"""Where no answer was long enough to tell."""
 
 
 class Row(NamedTuple):
@@ -62,7 +74,7 @@ class Tried(NamedTuple):
 
     found: Verdict
     seconds: float
-    retry_after_seconds: float | None
+    retry_after_seconds: float
 
 
 class Live:
@@ -91,6 +103,11 @@ class Live:
         Gives what is spent, or may still be, by other means: it counts against the budget.
     worst_dollars : callable
         Takes a row, gives the most one answer to it can cost.
+    max_tokens : int, optional
+        Longest reply: a call that takes far longer than that should, as the answers so far tell, is given up
+        and sent again. Without it the wire alone decides.
+    known_good : bool
+        Rows of this plan were answered before: what fails now is hardly the request.
     warm : bool
         Send one row alone until one is answered, so that the others find its prefix in the cache.
     seed : int
@@ -109,12 +126,19 @@ class Live:
         worst_dollars: Callable[[Row], float],
         budget_dollars: float | None = None,
         elsewhere_dollars: Callable[[], float] = lambda: 0.0,
+        max_tokens: int | None = None,
+        known_good: bool = False,
         warm: bool = False,
         seed: int = 0,
     ) -> None:
         self.pacer = pacer
         self.stopped_by: Verdict | None = None
-        self.watch = Watch()
+        self.watch = Watch(known_good=known_good)
+        self._max_tokens = max_tokens
+        self._slowest_seconds = 0.0
+        self._slowest_rate = math.inf
+        self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # when each was sent, and its patience
+        self._doubted: list[Attempt] = []  # of rows that failed since the last answer
         self.purse = Purse(budget_dollars, elsewhere_dollars)
         self._send = send
         self._clock = clock
@@ -173,6 +197,7 @@ class Live:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+            self._settle_doubted()
         if self._failure is not None:
             raise self._failure
 
@@ -230,27 +255,28 @@ class Live:
 
     async def _answer_row(self, row: Row) -> None:
         """Try a row until it is answered, fails for good, or the run stops."""
-        tries = blamed = refusals = 0
+        tries = blamed = refusals = hung = 0
         lost_seconds = 0.0
         answered = self.watch.answered
-        while (tried := await self._try(row)) is not None:
+        while (tried := await self._try(row, 2.0**hung)) is not None:
             found = tried.found
             if found.outcome in {"answered", "failed", "stop"}:
                 return
-            if found.outcome == "refused" and tried.retry_after_seconds is not None:
-                refusals += 1
+            if found.outcome == "refused":
+                refusals += tried.retry_after_seconds >= LEAST_WAIT_SECONDS
                 if refusals >= MOST_REFUSALS:
                     return
                 continue  # the pacer knows how long to wait
+            hung += found.error == "timeout_error"
             tries += 1
             blamed += self.watch.answered > answered  # others were answered meanwhile: it may be the row
             answered = self.watch.answered
             lost_seconds += min(tried.seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
             if blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE or lost_seconds >= MOST_LOST_SECONDS:
                 return
-            await self._back_off(tries, tried.retry_after_seconds or 0.0)
+            await self._back_off(tries, tried.retry_after_seconds)
 
-    async def _try(self, row: Row) -> Tried | None:
+    async def _try(self, row: Row, patience: float) -> Tried | None:
         """Send a row once, when money and limits allow it; None where the run stops before that."""
         worst = self._worst_dollars(row)
         if not await self._afford(worst):
@@ -261,7 +287,7 @@ class Live:
             if permit is None:
                 return None
             self._spawn()
-            return await self._attempt(row, permit, worst)
+            return await self._attempt(row, permit, worst, patience)
         finally:
             self.purse.release(worst)
 
@@ -283,24 +309,27 @@ class Live:
             return None
         return permit
 
-    async def _attempt(self, row: Row, permit: Permit, worst: float) -> Tried:
+    async def _attempt(self, row: Row, permit: Permit, worst: float, patience: float) -> Tried:
         """Send once, settle with the pacer, record."""
         sent = self._clock.seconds()
         try:
-            answer = await self._send(row.body)
+            answer = await self._answer_in_time(row, sent, patience)
         except BaseException:
             self.pacer.fail(permit, _NOTHING_READ)
             raise
-        seconds = self._clock.seconds() - sent
-        found = verdict(answer)
-        usage = usage_of(found.reply)
+        now = self._clock.seconds()
+        seconds = now - sent
+        found = self.watch.judged(verdict(answer), now)
+        seen = found.reply or answer.partial
+        usage = usage_of(seen)
         readings = read_headers(answer.headers)
         self._tell_pacer(permit, row, found, usage, readings)
-        said = answer_of(found.reply)
+        said = answer_of(seen)
         dollars = 0.0 if is_free(found.reply) else self._dollars(usage, **said)
         self.purse.pay(worst if found.unseen else dollars)
         self._look(found, answer, readings)
-        final = found.final and (found.outcome == "answered" or self.watch.answered > 0)
+        if found.outcome == "answered":
+            self._learn_times(seconds, usage["output_tokens"])
         same: dict[str, Any] = {**usage, **said, **self._describe}
         attempt = Attempt(
             key=row.key,
@@ -317,8 +346,57 @@ class Live:
             dollars=dollars,
             **same,
         )
-        self._record(attempt, final)
-        return Tried(found, seconds, readings.retry_after_seconds)
+        if found.outcome == "failed" and found.final:
+            self._doubted.append(attempt)  # until it is known whether the row is to blame
+        else:
+            self._record(attempt, found.final and found.outcome == "answered")
+        if found.outcome == "answered":
+            self._settle_doubted()
+        return Tried(found, seconds, readings.retry_after_seconds or 0.0)
+
+    def _settle_doubted(self) -> None:
+        """Record rows that failed: for good where others were answered beside them."""
+        doubted, self._doubted = self._doubted, []
+        for attempt in doubted:
+            self._record(attempt, self.watch.blames_rows)
+
+    async def _answer_in_time(self, row: Row, sent: float, patience: float) -> Answer:
+        """Return what comes back, or a lost answer once it takes far longer than others did."""
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._calls[wait] = sent, patience
+                self._limit(wait)
+                return await self._send(row.body)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            waited = self._clock.seconds() - sent
+            slowest = f"the slowest so far took {self._slowest_seconds:,.1f} s"
+            return Answer(None, {}, b"", "timeout_error", reason=f"none in {waited:,.0f} s, and {slowest}")
+        finally:
+            self._calls.pop(wait, None)
+
+    def _learn_times(self, seconds: float, output_tokens: int) -> None:
+        """Note how slow answers are; calls under way have as long as what is known by now says."""
+        slowest = self._slowest_seconds, self._slowest_rate
+        self._slowest_seconds = max(self._slowest_seconds, seconds)
+        if output_tokens >= _FEWEST_OUTPUT_TOKENS and seconds > 0:
+            self._slowest_rate = min(self._slowest_rate, output_tokens / seconds)
+        if self.watch.answered == FEW_ANSWERS or slowest != (self._slowest_seconds, self._slowest_rate):
+            for wait in self._calls:
+                self._limit(wait)
+
+    def _limit(self, wait: asyncio.Timeout) -> None:
+        """Set how long a call may take: never below a minute, nor less than its longest reply would."""
+        if self._max_tokens is None or self.watch.answered < FEW_ANSWERS:
+            return
+        sent, patience = self._calls[wait]
+        rate = self._slowest_rate if self._slowest_rate < math.inf else _SLOWEST_TOKENS_PER_SECOND
+        usual = _PATIENCE * (self._slowest_seconds + self._max_tokens / rate)
+        left = sent + max(usual, LEAST_TIMEOUT_SECONDS) * patience - self._clock.seconds()
+        if not wait.expired():
+            wait.reschedule(self._loop.time() + self._clock.real(max(left, 0.0)))
 
     def _dollars(self, usage: dict[str, int], *, web_search_requests: int, **said: str | None) -> float:
         """Return what an answer costs, by what it says of itself."""
@@ -358,8 +436,12 @@ class Live:
 
     def _look(self, found: Verdict, answer: Answer, readings: Readings) -> None:
         """Stop the run where the answers so far say so."""
-        waiting = found.outcome == "refused" and readings.retry_after_seconds is not None
+        told = readings.retry_after_seconds or 0.0
+        waiting = found.outcome == "refused" and told >= LEAST_WAIT_SECONDS
         if self.watch.sees(found, self._clock.seconds(), status=answer.status, waiting=waiting):
+            if self.stopped_by is None and self.watch.is_hopeless:
+                words = f"{self.watch.repeats:,} rows in a row, from all over the frame, got the same answer"
+                found = replace(found, message=f"{words}: {found.message}")
             self.stopped_by = self.stopped_by or found
             self.stop()
 

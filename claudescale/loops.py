@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -32,11 +33,48 @@ _jobs: dict[concurrent.futures.Future[None], Callable[[], None]] = {}
 _tasks: set[asyncio.Task[None]] = set()  # a loop alone would let them be collected
 
 
+_KEPT = "Interrupted. What was answered by now is kept."
+_INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
+_in_a_hurry = threading.Event()
+
+
 class Interrupted(KeyboardInterrupt):
-    """The kernel's interrupt, shown as one line and not as a traceback."""
+    """An interrupt that is shown as one line, in a notebook and where it ends a script."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
+
+
+def show_as(error: BaseException, line: str) -> None:
+    """Have one line shown and no traceback where this error, or an interrupt after it, ends a script."""
+    error.claudescale_line = line  # type: ignore[attr-defined]
+    if not hasattr(sys.excepthook, "claudescale"):
+        sys.excepthook = _hook(sys.excepthook)
+
+
+def line_of(error: BaseException | None) -> str:
+    """Return the line that an error, or what it came from, is to be shown as."""
+    while error is not None:
+        if line := getattr(error, "claudescale_line", ""):
+            return str(line)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what shows an uncaught error: an interrupt of ours in one line, all else as before."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        line = line_of(error) if issubclass(kind, KeyboardInterrupt) else ""
+        if not line:
+            before(kind, error, trace)
+            return
+        sys.stderr.write(f"\n{line}\n")
+        if not hasattr(sys, "ps1"):  # a prompt goes on
+            raise SystemExit(_INTERRUPTED_STATUS)
+
+    hook.claudescale = True  # type: ignore[attr-defined]
+    return hook
 
 
 class Job(NamedTuple):
@@ -105,9 +143,11 @@ def _end() -> None:
         jobs = dict(_jobs)
         for stop in jobs.values():
             stop()
-        concurrent.futures.wait(jobs, timeout=EXIT_SECONDS)
+        with suppress(KeyboardInterrupt):  # whoever interrupts again waits for no answer any more
+            concurrent.futures.wait(jobs, timeout=0 if _in_a_hurry.is_set() else EXIT_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(EXIT_SECONDS)
+        with suppress(KeyboardInterrupt):
+            thread.join(EXIT_SECONDS)
     _opened.clear()
 
 
@@ -154,6 +194,11 @@ def running() -> asyncio.AbstractEventLoop | None:
 def _in_kernel() -> bool:
     """Whether this thread's loop is a Jupyter kernel's."""
     return threading.current_thread() is threading.main_thread() and in_notebook()
+
+
+def in_cell() -> bool:
+    """Whether this thread is a notebook's to wait for: no loop of ours is stopped where it is kept busy."""
+    return in_notebook() and (running() is None or _in_kernel())
 
 
 def in_notebook() -> bool:
@@ -225,7 +270,10 @@ def join(future: concurrent.futures.Future[Any], stop: Callable[[], object]) -> 
             concurrent.futures.wait([future], timeout=SLICE_SECONDS)
     except KeyboardInterrupt:
         stop()
-        concurrent.futures.wait([future], timeout=EXIT_SECONDS)
+        try:
+            concurrent.futures.wait([future], timeout=EXIT_SECONDS)
+        except KeyboardInterrupt:  # again: what is in flight is not waited for
+            _in_a_hurry.set()
         raise
 
 
@@ -261,10 +309,14 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         raise RuntimeError(msg)
 
     ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+    lines: list[str] = []
 
     async def waited() -> T:
         try:
             return await awaitable
+        except asyncio.CancelledError as cancelled:
+            lines.append(line_of(cancelled))
+            raise
         finally:
             ended.set_result(None)  # a future that is cancelled is done before its work is
 
@@ -275,8 +327,16 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         if in_notebook():
             text = "■ Interrupted. What was paid for is kept."
             raise Interrupted(text) from None
-        raise
+        interrupted = Interrupted("".join(lines) or _kept())
+        show_as(interrupted, str(interrupted))
+        raise interrupted from None
     return future.result()
+
+
+def _kept() -> str:
+    """Return what the one job that is under way keeps, where an interrupt does not wait for its end."""
+    kept = [getattr(getattr(stop, "__self__", None), "kept", "") for stop in dict(_jobs).values()]
+    return kept[0] if len(kept) == 1 and kept[0] else _KEPT
 
 
 def _wait_nested(awaitable: Awaitable[T]) -> T:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale import calls, catalog
+from claudescale import bills, calls, catalog
 from claudescale.errors import PlanError
 from claudescale.limits import read_headers
 from claudescale.pacing import Turns
@@ -45,15 +45,45 @@ def learned(plan: Plan, run: Run) -> Measured:
         msg = f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client)."
         raise PlanError(msg)
     mine = (pl.col("dollars") > 0) & (pl.col("model") == plan.facts.id)
-    paid = run.sizes.join(run.replies.filter(mine), on="key", how="inner")
+    done = run.sizes.join(run.replies.filter(pl.col("model") == plan.facts.id), on="key", how="inner")
+    paid = done.filter(mine)
     if paid.is_empty():
         msg = (
             f"The run has no paid replies of {plan.facts.id} to learn from. "
             "Use pilot = await plan.sample(50).run(client) first."
         )
         raise PlanError(msg)
-    known = calls.measured(paid, run.attempts)
-    return replace(known, burst_seconds=run.limits.burst_seconds or known.burst_seconds)
+    attempts = run.attempts
+    known = replace(
+        calls.measured(paid, attempts),
+        refusal_rate=done.select((pl.col("error") == "refusal").fill_null(value=False).mean()).item(),
+        requests=plan.totals.requests,
+    )
+    return replace(
+        known,
+        billed_ratio=_billed_ratio(plan, known, done, attempts),
+        burst_seconds=run.limits.burst_seconds or known.burst_seconds,
+    )
+
+
+def _billed_ratio(plan: Plan, known: Measured, done: pl.DataFrame, attempts: pl.DataFrame) -> float:
+    """Return what a pilot's requests were billed, for each dollar that they are estimated at."""
+    tried = attempts.group_by("key").agg(paid=pl.col("dollars").sum())
+    # A reply that an earlier run has paid for is among no attempts of this one.
+    paid = pl.max_horizontal("dollars", pl.col("paid").fill_null(0.0))
+    billed = float(done.join(tried, on="key", how="left").select(paid.sum()).item())
+    unread = pl.when(pl.col("dollars") > 0).then("cache_read_input_tokens").otherwise(known.cached_tokens)
+    tokens = pl.col("estimated_tokens") * known.input_ratio + known.input_overhead_tokens
+    usage = {name: pl.col(name).cast(pl.Float64) for name in bills.COLUMNS.values()}
+    output = known.output_of(pl.col("estimated_tokens")).clip(0.0, float(plan.max_tokens))
+    usage |= {"cache_read_input_tokens": unread, "output_tokens": output}
+    written = usage["cache_write_5m_input_tokens"] + usage["cache_write_1h_input_tokens"]
+    usage["input_tokens"] = tokens - unread - written
+    estimated = 0.0
+    for mode in ("live", "batch"):
+        price = bills.price(plan.facts.id, mode=mode)
+        estimated += done.filter(mode=mode).select(bills.dollars(price, **usage).sum()).item()
+    return billed / estimated
 
 
 async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Measured:
@@ -81,14 +111,13 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
         await wire.close()
     sizes = work.requests.select("estimated_tokens", real=pl.Series(tokens, dtype=pl.Float64))
     ratio, overhead = calls.line(sizes)
-    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
-    deviation = sizes.select(away.std().fill_null(0.0) / pl.col("real").mean()).item()
     return replace(
         plan.expected,
         input_ratio=ratio,
         input_overhead_tokens=overhead,
-        input_deviation=deviation,
+        input_deviation=calls.around(sizes, ratio, overhead),
         counted=len(tokens),
+        requests=plan.totals.requests,
     )
 
 

@@ -37,7 +37,8 @@ _ROUNDING = (0.0, TOKEN_ROUNDING, TOKEN_ROUNDING)
 _FIRST_DEVIATION = 0.2
 """Of an estimate of input tokens, relative, until answers teach better."""
 _FIRST_HOLD_SECONDS = 1.0
-"""After a 429 that does not say how long."""
+"""After a 429 that does not say how long, or less than this; twice as long each time it goes on."""
+_LONGEST_HOLD_SECONDS = 60.0
 
 
 class Turns:
@@ -132,7 +133,8 @@ class Pacer:
         self._output = Average(output_tokens)
         self._reserved_output = 0.0
         self._recent: deque[Permit] = deque()
-        self._held_until = -math.inf
+        self._held_until = self._refused_at = -math.inf
+        self._refusals = 0  # in a row, of calls that went after the one before
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
         self._window = Window(concurrency or MOST_CONCURRENCY)
@@ -218,6 +220,7 @@ class Pacer:
 
         Spends: nothing.
         """
+        self._refusals = 0
         self._hand_back(permit, (1.0, input_tokens, output_tokens))
         if typical and permit.estimate:
             self._ratio.add(input_tokens / permit.estimate)
@@ -238,8 +241,12 @@ class Pacer:
             self._production.refused()
         if ramp:
             self._window.grew_too_fast(permit.sent, self._clock.seconds(), self.in_flight)
-        seconds = readings.retry_after_seconds
-        self._hold(_FIRST_HOLD_SECONDS if seconds is None else seconds)
+        if permit.sent > self._refused_at:
+            self._refusals += 1
+            self._refused_at = self._clock.seconds()
+        usual = min(_FIRST_HOLD_SECONDS * 2.0 ** (self._refusals - 1), _LONGEST_HOLD_SECONDS)
+        seconds = readings.retry_after_seconds or 0.0
+        self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual)
 
     def overload(self, permit: Permit, readings: Readings) -> None:
         """After a 5xx or a lost connection: take nothing as used; where they add up, let fewer go at once.

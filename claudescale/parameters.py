@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import numbers
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from claudescale import catalog
 from claudescale.catalog import BATCH, CHARGES
@@ -103,6 +105,24 @@ class Charges(NamedTuple):
 NO_CHARGES = Charges()
 
 
+def plain(value: Any, *, whole: bool = False) -> Any:
+    """Return a number of NumPy's, a Decimal or a Fraction as Python's own; anything else as it is.
+
+    `whole` takes 5.0 as 5.
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        return value
+    try:
+        number = float(value)
+        if isinstance(value, numbers.Integral) or (whole and number == int(number)):
+            return int(cast("int", value))
+    except (ValueError, OverflowError):  # no number, or none that can be held
+        return value
+    return number
+
+
 class Constant(NamedTuple):
     """What every request of a prompt shares.
 
@@ -143,6 +163,9 @@ def constant(
         The API would refuse every row.
     """
     extra = _checked_params(params or {}, model)
+    max_tokens = plain(max_tokens, whole=True)
+    if isinstance(thinking, Mapping):
+        thinking = {name: plain(value, whole=True) for name, value in thinking.items()}
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
         msg = f"max_tokens={max_tokens!r}: it is a whole number, and {model.id} writes 1 to {most} tokens."
@@ -190,6 +213,9 @@ def _checked_params(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
         raise PlanError(msg)
     given = {name: value for name, value in params.items() if value is not None}
     for name in given:
+        if not isinstance(name, str):
+            msg = f"params has {name!r}, which is no name: it is a dict of the API's own fields."
+            raise PlanError(msg)
         _check_name(name)
     try:
         check_unicode("params", as_json(given))

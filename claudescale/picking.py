@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from claudescale import cards, display, picks
 from claudescale.asking import Asking, pilot_spending, run_spending
 from claudescale.connecting import check_client
-from claudescale.errors import PlanError
+from claudescale.errors import PlanError, printable
+from claudescale.parameters import plain
 from claudescale.plans import Plan
 from claudescale.redrawing import Redrawing
 from claudescale.shown import specification
@@ -197,7 +198,7 @@ class Picker:
     # how it looks
 
     def __repr__(self) -> str:
-        return f"Picker: {cards.plan_card(self.plan).title} The same in code: {self.code}"
+        return printable(f"Picker: {cards.plan_card(self.plan).title} The same in code: {self.code}")
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         del include, exclude  # IPython itself leaves out what was not asked for
@@ -254,6 +255,7 @@ def pick(
         raise PlanError(msg)
     if client is not None:
         check_client(client)
+    confirm_dollars = plain(confirm_dollars)
     if not isinstance(confirm_dollars, int | float) or not confirm_dollars >= 0:
         msg = f"confirm_dollars={confirm_dollars!r}: above so many dollars Run asks first, such as 1.0."
         raise PlanError(msg)

@@ -23,6 +23,7 @@ from claudescale.awaiting import awaited
 from claudescale.cards import plan_card
 from claudescale.errors import PlanError
 from claudescale.limits import Limits
+from claudescale.parameters import plain
 from claudescale.planplots import PlanPlots
 from claudescale.prompts import Prompt, compile_prompt
 from claudescale.work import Kept, read, schema_of, taken_over, unreadable
@@ -92,6 +93,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         feasibility.check_frame(self.frame)
+        for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
+            whole = name in {"max_tokens", "concurrency"}
+            object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
         feasibility.check_numbers(self)
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
@@ -129,7 +133,9 @@ class Plan:
 
         Spends: nothing.
         """
-        return estimates.total(self._measures, self.compiled, self.facts, self.expected, self.max_tokens)
+        tokens = estimates.estimated_tokens(self.compiled, self.facts, pl.col("characters"))
+        sizes = self._measures.with_columns(estimated_tokens=tokens)
+        return estimates.total(sizes, self.facts, self.expected, self.max_tokens)
 
     @cached_property
     def _measures(self) -> pl.DataFrame:
@@ -251,19 +257,21 @@ class Plan:
 
         Spends: nothing.
         """
+        rows = feasibility.rows_of(n)
         if self.kept is not None:
-            return self._of(self.kept.open.head(n))
-        return replace(self, frame=self.frame.head(n))
+            return self._of(self.kept.open.head(rows))
+        return replace(self, frame=self.frame.head(rows))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
         """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
 
         Spends: nothing.
         """
+        rows, seed = feasibility.rows_of(n), feasibility.rows_of(seed, "seed")
         if self.kept is not None:
-            return self._of(self.kept.open.sample(min(n, self.kept.open.len()), seed=seed))
+            return self._of(self.kept.open.sample(min(rows, self.kept.open.len()), seed=seed))
         frame = read(self.frame)
-        return replace(self, frame=frame.sample(min(n, frame.height), seed=seed))
+        return replace(self, frame=frame.sample(min(rows, frame.height), seed=seed))
 
     def _of(self, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
@@ -285,7 +293,7 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        return replace(self, measured=measuring.learned(self, run), learned=learning.taken_over(self, run))
+        return self.replace(measured=measuring.learned(self, run), learned=learning.taken_over(self, run))
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -300,7 +308,7 @@ class Plan:
         PlanError
             The API would not count: what it says.
         """
-        return replace(self, measured=await measuring.counted(self, client, n, seed))
+        return self.replace(measured=await measuring.counted(self, client, n, seed))
 
     @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
@@ -326,8 +334,11 @@ class Plan:
         ledger: str | Path | EllipsisType | None = ...,
         progress: bool = True,
         on: Any = None,
+        _watchable: bool = True,
     ) -> Run:
         """Return a run that has been started and is not waited for.
+
+        In a notebook the first one imports what `watch` needs, which takes seconds and would stop its calls.
 
         Spends: tokens.
 
@@ -345,7 +356,8 @@ class Plan:
         """
         from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
 
-        return Run(choosing.resolved(self), client, ledger=ledger, progress=progress, on=on)
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
+        return Run(choosing.resolved(self), client, **given)
 
     @awaited("run = await plan.run(client)")
     async def run(
@@ -376,10 +388,7 @@ class Plan:
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        from claudescale.runs import Run  # noqa: PLC0415 - a run knows plans
-
-        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": not wait}
-        run = Run(choosing.resolved(self), client, **given)
+        run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
         return await run if wait else await run.submitted()
 
     @property

@@ -33,8 +33,9 @@ where a simulator answered."""
 BODIES = pl.Schema({"row": pl.UInt32(), "body": pl.String()})
 """Columns of `Prompt.bodies`; a null body is a row that is not sent."""
 
-CONTENTS = pl.Schema({"row": pl.UInt32(), "content": pl.String()})
-"""Columns of `Prompt.contents`: what varies of a body, as JSON; null is a row that is not sent."""
+CONTENTS = pl.Schema({"row": pl.UInt32(), "characters": pl.UInt32(), "content": pl.String()})
+"""Columns of `Prompt.contents`: what varies of a body, as JSON, and the characters of its text, which is what
+the model reads; null is a row that is not sent."""
 
 MEASURES = pl.Schema({"characters": pl.UInt32(), "rows": pl.Int64()})
 """Columns of `Prompt.measure`."""
@@ -65,6 +66,10 @@ class Prompt:
     columns : tuple of str or None
         The columns a template names; None of an expression, which may look at many rows at once and so
         cannot be rendered a slice at a time.
+    constant : dict
+        The request without its messages.
+    template : str or None
+        The prompt; None of an expression.
     """
 
     head: str
@@ -75,6 +80,8 @@ class Prompt:
     notes: tuple[str, ...]
     charges: Charges
     columns: tuple[str, ...] | None
+    constant: Mapping[str, Any] = field(repr=False)
+    template: str | None = field(repr=False)
     _length: pl.Expr = field(repr=False)
     _key_head: str = field(repr=False)
 
@@ -128,7 +135,11 @@ class Prompt:
         # The row number in the same select holds the height: an expression that drops or adds rows fails.
         text = frame.lazy().select(row=pl.int_range(pl.len(), dtype=pl.UInt32), content=self.content)
         message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
-        found = text.select("row", content=pl.when(pl.col("content").is_not_null()).then(message))
+        found = text.select(
+            "row",
+            characters=pl.col("content").str.len_chars(),
+            content=pl.when(pl.col("content").is_not_null()).then(message),
+        )
         return found if isinstance(frame, pl.LazyFrame) else found.collect()
 
     def characters(self, frame: pl.DataFrame | pl.LazyFrame) -> tuple[pl.Series, int]:
@@ -326,6 +337,8 @@ def compile_prompt(
         charges=shared.charges,
         notes=(*shared.notes, *_system_notes(system, schema)),
         columns=None if isinstance(prompt, pl.Expr) else named_columns(prompt, schema),
+        constant=shared.body,
+        template=None if isinstance(prompt, pl.Expr) else prompt,
         _length=length,
         _key_head=_head(uncached.body),
     )

@@ -6,6 +6,7 @@ A run owns no replies: the ledger has them. It owns the rows' keys, which join r
 from __future__ import annotations
 
 import asyncio
+import os
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import polars as pl
 from claudescale import bills, cards, cluster, loops, pulses, watchcharts
 from claudescale.batchframe import BATCHES, batch_frame
 from claudescale.connecting import check_client, connect
-from claudescale.errors import LedgerError, RunStopped
+from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
 from claudescale.ledger import ATTEMPTS
 from claudescale.plots import Plots
@@ -88,18 +89,20 @@ class Run(Handle):
         check_client(client, plan.mode)
         given = DEFAULT_LEDGER if ledger is ... else ledger
         self.plan = plan
+        if given is not None and not isinstance(given, str | os.PathLike):
+            msg = f"ledger={given!r}: it is the path of a file, such as ledger='replies.ledger', or None."
+            raise PlanError(msg)
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._shown = progress
         self._failures: dict[str, int] | None = None
-        self._watchable = watchable and plan.mode != "batch" and loops.in_notebook()
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
+        if watchable and plan.mode != "batch" and loops.in_cell():
+            watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
         self._start(self._go)
 
     async def _go(self) -> None:
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         try:
-            if self._watchable:  # `watch` would do it in the middle of the run, and nothing is sent meanwhile
-                await loops.in_thread(watchcharts.prepare)
             await self._sending.go(lambda: progress.start(cards.before(self)))
         except LedgerError as error:
             raise RunStopped(cards.why(self), self) from error
@@ -162,6 +165,11 @@ class Run(Handle):
     def _line(self) -> str:
         return cards.line(self)
 
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves, in one sentence. Spends: nothing."""
+        return cards.kept(self)
+
     # how far it is: cheap, at any time, from any thread
 
     @property
@@ -216,6 +224,12 @@ class Run(Handle):
     def estimate(self) -> dict[str, Any] | None:
         """What the rows that were missing should take, as a row of `Plan.options`; None until it is known."""
         return self._sending.estimate
+
+    @property
+    def api_name(self) -> str:
+        """Host and path of the API that answers; empty until that is known."""
+        api = self._sending.api
+        return "" if api is None else api.name
 
     @property
     def simulated(self) -> bool:

@@ -335,6 +335,7 @@ class Sending:
                 earlier + self._batch_dollars + (self.batches.reserved_dollars if self.batches else 0.0)
             ),
             requests=requests,
+            known_good=self.tally.reused > 0,
             pacer=pacer,
         )
         self.pacer = live.pacer

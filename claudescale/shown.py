@@ -10,6 +10,8 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from claudescale.errors import printable
+
 if TYPE_CHECKING:
     import altair as alt
 
@@ -56,7 +58,7 @@ class Shown:
     text: str
 
     def __repr__(self) -> str:
-        return self.text
+        return printable(self.text)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         del include, exclude  # IPython itself leaves out what was not asked for

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from claudescale.work import Work
 
 _CLAIM_ROWS = 256
+_FIRST_ROWS = 16
+_EACH = 8
 _OTHERS_SECONDS = 1.0  # real ones
 
 
@@ -64,7 +66,7 @@ class Supply:
 
     async def rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
         """Give each request that is this run's to send; wait for those that others hold."""
-        waiting = missing
+        waiting = missing[spread(missing.height)]
         while waiting.height:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
@@ -101,3 +103,30 @@ class Supply:
             await asyncio.sleep(loops.SLICE_SECONDS)
             slept += loops.SLICE_SECONDS
         return left
+
+
+def spread(rows: int) -> pl.Series:
+    """Return the order in which rows go: as they are, but the first and every eighth from all over them.
+
+    A frame may begin with rows that all fail, or have many side by side: others must be seen beside them.
+    """
+    places = pl.int_range(rows, dtype=pl.UInt32, eager=True)
+    most = max(rows // _EACH, min(_FIRST_ROWS, rows))
+    if rows <= _FIRST_ROWS:
+        return places
+    # Each halves the largest gap that is left: the fractional part of multiples of the golden ratio.
+    far = ((pl.int_range(most, eager=True) * 0.6180339887498949) % 1.0 * rows).cast(pl.UInt32)
+    far = pl.concat([pl.Series([0, rows - 1], dtype=pl.UInt32), far]).unique(maintain_order=True).head(most)
+    near = places.filter(~places.is_in(far.implode()))
+    at = pl.int_range(far.len(), eager=True)
+    turns = pl.DataFrame(
+        {
+            "row": far,
+            "turn": pl.select(
+                pl.when(at < _FIRST_ROWS).then(at).otherwise(_FIRST_ROWS + (at - _FIRST_ROWS + 1) * _EACH)
+            ).to_series(),
+        }
+    )
+    at = pl.int_range(near.len(), eager=True)
+    others = pl.DataFrame({"row": near, "turn": pl.select(_FIRST_ROWS + at + at // (_EACH - 1)).to_series()})
+    return pl.concat([turns, others]).sort("turn", maintain_order=True)["row"]

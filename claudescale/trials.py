@@ -15,6 +15,7 @@ from claudescale.awaiting import awaited
 from claudescale.connecting import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.ownmodels import Model
+from claudescale.parameters import plain
 from claudescale.scoring import scoring
 from claudescale.trialframe import TRIAL
 from claudescale.work import read
@@ -320,6 +321,7 @@ def trial(
     [2, 2]
     """
     evidence.check_confidence(confidence)
+    n, budget = plain(n, whole=True), plain(budget)
     if not isinstance(n, int) or isinstance(n, bool) or n < _FEWEST:
         msg = f"n={n!r}: it is how many rows every model is given, a whole number from {_FEWEST} on."
         raise PlanError(msg)

@@ -37,15 +37,48 @@ WORDS = {
 }
 """What is said of an answer that has no words of its own, by its error."""
 
+_ACCOUNT_CODES = frozenset(
+    {
+        "claude_code_key_creator_not_member",
+        "cmek_feature_unsupported",
+        "cmek_key_disabled",
+        "cmek_key_network_blocked",
+        "cmek_not_approved",
+        "contract_spend_limit_reached",
+        "enforced_spend_limit_reached",
+        "linked_organization_billing_unavailable",
+        "linked_organization_spend_limit_reached",
+        "organization_on_hold",
+        "organization_type_not_supported",
+        "parent_organization_required",
+        "sandbox_egress_restricted",
+        "user_profile_not_billable",
+        "user_profile_not_found",
+        "user_profile_required",
+        "workspace_human_review_disabled",
+    }
+)
+"""Codes of troubles of the account, whatever their status. Source: anthropic 2.14.0 _error_classes.py."""
+_PASSING_CODES = frozenset({"cmek_context_unavailable", "cmek_key_unreachable"})
+"""Of the account as well, and gone in minutes: the API says to try again."""
+
+NO_ENDPOINT = "endpoint_not_found"
+"""A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
+DOUBTED = frozenset(
+    {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
+)
+"""Errors that a key, a model and an address which have answered may meet once by mistake."""
+
 STOPPING_ERRORS = frozenset(
     {
         "authentication_error",
         "billing_error",
         "permission_error",
         "not_found_error",
-        "enforced_spend_limit_reached",
-        "contract_spend_limit_reached",
+        NO_ENDPOINT,
         "spend_limit_reached",
+        "account_disabled",
+        *_ACCOUNT_CODES,
     }
 )
 """Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
@@ -54,9 +87,13 @@ _STOPPING = {401, 402, 403, 404}
 _FAILING_ERRORS = {"invalid_request_error", "request_too_large"}
 _NO_RESULT = "the line of the batch tells no result"
 _RETRIED = {408, 409, 429}
-_SPEND_CODES = {"enforced_spend_limit_reached", "contract_spend_limit_reached"}
-_SPEND_WORDS = "You have reached your specified"
-_BALANCE_WORDS = "credit balance is too low"
+_ACCOUNT_WORDS = {
+    "You have reached your specified": "spend_limit_reached",
+    "You have reached your API usage limits": "spend_limit_reached",
+    "credit balance is too low": "billing_error",
+    "has been disabled": "account_disabled",
+}
+"""What the API says of an account without a code. Source: Anthropic, *Errors* (checked 2026-08-21)."""
 _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
@@ -88,6 +125,8 @@ class Answer(NamedTuple):
         False where the request surely never reached the API.
     reason : str
         Why no answer came, in words, as far as that is known; never a key.
+    partial : dict or None
+        The Message as far as it was streamed, where the stream broke: what it used is paid for.
     """
 
     status: int | None
@@ -96,6 +135,7 @@ class Answer(NamedTuple):
     failure: str | None = None
     sent: bool = True
     reason: str = ""
+    partial: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +213,16 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     if 300 <= status < 400 and (led := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
         return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, led))
     told = headers.get("x-should-retry")
-    limit = _limit_of_money(found)
-    if limit is not None:
-        return Verdict(outcome="stop", error=limit, message=found.message)
+    trouble = _account_trouble(found)
+    if trouble is not None:
+        return Verdict(outcome="stop", error=trouble, message=found.message)
+    if found.code in _PASSING_CODES:
+        return Verdict(outcome="overloaded", error=found.code, message=found.message)
     outcome = "failed"
     if told != "true" and status in _STOPPING:
         outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
+        if status == HTTPStatus.NOT_FOUND and found.type and "model" not in found.message.lower():
+            error = NO_ENDPOINT
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
         error = found.code or error
         outcome = "stop" if told == "false" else "refused"  # no row is to blame for a limit
@@ -230,7 +274,8 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
 
 def _verdict_on_row_error(body: dict[str, Any]) -> Verdict:
     found = _error(body)
-    error = _limit_of_money(found) or found.type or "invalid_response"
+    passing = found.code if found.code in _PASSING_CODES else None
+    error = _account_trouble(found) or passing or found.type or "invalid_response"
     outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in _FAILING_ERRORS else "again"
     words = found.message or "The API tells no more than the kind of the error."
     return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
@@ -337,11 +382,11 @@ class _Error(NamedTuple):
     code: str | None
 
 
-def _limit_of_money(found: _Error) -> str | None:
-    """Return the name of the limit where no money is left to spend."""
-    if found.code in _SPEND_CODES or found.message.startswith(_SPEND_WORDS):
-        return found.code or "spend_limit_reached"
-    return "billing_error" if _BALANCE_WORDS in found.message else None
+def _account_trouble(found: _Error) -> str | None:
+    """Return the name of a trouble of the account, which no row is to blame for; None where it is none."""
+    if found.code in _ACCOUNT_CODES:
+        return found.code
+    return next((name for words, name in _ACCOUNT_WORDS.items() if words in found.message), None)
 
 
 def _error(body: dict[str, Any]) -> _Error:

@@ -216,7 +216,8 @@ def current_models(plan: Plan, tiers: Iterable[str | int | Limits] = ()) -> list
     """
     found: dict[str, str | Model] = {plan.facts.line: plan.model if plan.facts.given else plan.facts.id}
     for each in catalog.MODELS.values():
-        if each.line in found or catalog.lifecycle(each) != "active" or each.verified_only:
+        goes = catalog.lifecycle(each) in {"deprecated", "retired"}  # a legacy one may be all that will do
+        if each.line in found or goes or each.verified_only:
             continue
         with suppress(PlanError):  # no price, no limits on one of the tiers, or it cannot do what is asked
             other = plan.replace(model=each.id)

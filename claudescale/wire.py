@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from claudescale import loops
 from claudescale.clock import Clock
 from claudescale.errors import PlanError
+from claudescale.streamed import StreamedMessage
 from claudescale.verdicts import NOT_FOLLOWED, Answer, read_object
 
 if TYPE_CHECKING:
@@ -32,6 +33,17 @@ CALL_SECONDS = 600.0
 """Real seconds in which an endpoint that does not write a reply should have answered."""
 LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
+LONGEST_PLAIN_TOKENS = 21_333
+"""Above it a reply may take longer than ten minutes, and connections that are silent so long get lost.
+
+Source: anthropic 2.14.0 _base_client.py, which refuses to ask for more than this without a stream.
+"""
+_SILENT_STREAM_SECONDS = 120.0
+"""Real seconds between two events of a stream, pings among them, after which it is lost."""
+_HEADER_BYTES = 1 << 17
+"""Of one line of an answer's head: gateways add long ones, and an answer that cannot be read is paid for."""
+_KEEP_ALIVE = {"TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 5, "TCP_KEEPIDLE": 60}
+"""As the SDK's default transport has it. Source: anthropic 2.14.0 _base_client.py."""
 _STREAMED = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _COUNTED = {
     "messages",
@@ -113,6 +125,7 @@ class Wire:
         given, self._connect_seconds = _time_out(client)
         self._given_seconds = given
         self._timeout_seconds = timeout_seconds or given or max(600.0, max_tokens * 3600 / 128_000)
+        self._streams = streams(max_tokens)
         self._traced = _is_traced(client)
         self._secrets = _secrets(client)
 
@@ -153,7 +166,46 @@ class Wire:
 
         Spends: tokens.
         """
+        if self._streams:
+            return await self._streamed(body)
         return await self._answered(lambda: self._post(body), self._timeout_seconds)
+
+    async def _streamed(self, body: bytes) -> Answer:
+        """Return the whole answer to one body, which comes in events: no connection is silent for long."""
+        import httpx2  # noqa: PLC0415 - comes with anthropic
+
+        opened: list[httpx2.Response] = []
+        silent = min(_SILENT_STREAM_SECONDS, self._timeout_seconds)
+
+        async def open_it() -> httpx2.Response:
+            opened.append(
+                await self._client.post(
+                    "/v1/messages",
+                    content=_Unshown(body.rstrip()[:-1] + b',"stream":true}'),
+                    cast_to=httpx2.Response,
+                    options={
+                        "headers": {"content-type": "application/json", **_STREAMED},
+                        "timeout": _time_outs(silent, self._connect_seconds),
+                    },
+                )
+            )
+            return opened[0]
+
+        message = StreamedMessage()
+        answer = await self._answered(open_it, silent)
+        try:
+            if answer.status != httpx2.codes.OK:
+                return answer
+            async with asyncio.timeout(None if math.isinf(self._timeout_seconds) else self._timeout_seconds):
+                async for part in opened[0].aiter_bytes(_PART_BYTES):
+                    message.feed(part)
+        except (TimeoutError, httpx2.RequestError) as error:
+            failed = _failed(error, self._client.base_url.host)
+            return failed._replace(headers=answer.headers, partial=message.so_far)
+        finally:
+            for response in opened:
+                await response.aclose()
+        return message.answer(answer.headers)
 
     async def call(
         self,
@@ -437,6 +489,9 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
     options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
     hooks = {"response": [_see_redirect]}
     made: Any = anthropic.DefaultAioHttpClient(max_redirects=_MOST_REDIRECTS, event_hooks=hooks, **options)
+    parts = (made._transport, *made._mounts.values())  # noqa: SLF001 - there are no public names
+    for part in filter(None, parts):
+        part.client = functools.partial(_session, part)  # made when it is needed, on the loop that needs it
     made.claudescale = True  # not the user's own: a run may make itself another
     return cast("httpx2.AsyncClient", made)
 
@@ -466,6 +521,36 @@ async def _see_redirect(response: httpx2.Response) -> None:
         return
     response.headers[NOT_FOLLOWED] = response.headers["location"]
     del response.headers["location"]
+
+
+def _session(part: Any) -> Any:
+    """Return the session of an aiohttp transport: as its own, but with long headers and TCP keep-alive."""
+    import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
+
+    connector = aiohttp.TCPConnector(
+        keepalive_timeout=part.limits.keepalive_expiry,
+        ssl=part.ssl_context,
+        limit=part.limits.max_connections or 0,
+        socket_factory=_kept_alive,
+    )
+    return aiohttp.ClientSession(
+        connector=connector, max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
+    )
+
+
+def _kept_alive(address: Any) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
+
+
+def streams(max_tokens: int) -> bool:
+    """Whether replies of up to so many tokens are streamed."""
+    return max_tokens > LONGEST_PLAIN_TOKENS
 
 
 def own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:

@@ -12,7 +12,6 @@ import polars as pl
 
 from claudescale import estimates
 from claudescale.errors import PlanError, UnknownColumn, nearest
-from claudescale.prompts import FRAME_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,11 +204,11 @@ def prepare(plan: Plan, api: str) -> Work:
     around = len(prompt.head.encode()) + len(prompt.tail.encode())
     parts, rendered = [], None
     for part in [frame] if prompt.columns is None else _slices(frame.select(prompt.columns)):
-        contents = prompt.contents(part)["content"]
+        found = prompt.contents(part)
+        contents = found["content"]
         rendered = contents if prompt.columns is None else None
-        characters = pl.Series("characters", contents.str.len_chars() - FRAME_CHARACTERS)
         bytes_ = contents.str.len_bytes().cast(pl.Int64).alias("bytes") + around
-        parts.append(pl.DataFrame([prompt.keys(contents, api), bytes_, characters]))
+        parts.append(pl.DataFrame([prompt.keys(contents, api), bytes_, found["characters"]]))
     rows = pl.concat(parts, rechunk=True).with_row_index("row")
     tokens = estimates.estimated_tokens(prompt, plan.facts, pl.col("characters"))
     sent = rows

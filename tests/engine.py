@@ -84,7 +84,10 @@ class ScriptSend:
         self.calls.append(content)
         self.tries[content] = self.tries.get(content, 0) + 1
         await asyncio.sleep(self.seconds)
-        return self.script(content, self.tries[content])
+        found = self.script(content, self.tries[content])
+        if found is None:
+            await asyncio.Event().wait()  # it hangs
+        return found
 
 
 class Engine:
@@ -154,13 +157,13 @@ def through_desk(count, options=None, *, some=None, **desk):
     return virtual.run(go())
 
 
-def through_script(script, count=10, *, seconds=1.0, **options):
+def through_script(script, count=10, *, seconds=1.0, some=None, **options):
     """Return the engine after it answered that many rows by a script."""
 
     async def go():
         clock = virtual.clock()
         engine = Engine(ScriptSend(script, seconds), clock, **options)
-        await engine.answer(rows(count))
+        await engine.answer(rows(count) if some is None else some)
         engine.seconds = clock.seconds() - 1_790_000_000.0
         return engine
 

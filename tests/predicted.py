@@ -4,7 +4,10 @@ The real engine, pacer and ledger, with the simulator's desk in the place of the
 whatever else the machine does.
 """
 
+import inspect
 import random
+import zlib
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -83,7 +86,7 @@ class Workload(NamedTuple):
     api: dict[str, Any]
 
 
-def _echo(body):
+def _echo(body, _seed):
     """Answer with the whole prompt: replies as long as texts, as of a translation."""
     return body["messages"][-1]["content"]
 
@@ -130,15 +133,125 @@ def workload(kind, rows, seed):
     return Workload(kind, cs.plan(frame, given.pop("prompt"), **given), api)
 
 
+@lru_cache(maxsize=1)
+def docs():
+    """Return the rows of the notebooks: the docstrings of Polars."""
+    kinds = [pl.DataFrame, pl.LazyFrame, pl.Series, pl.Expr, pl]
+    rows = [
+        (kind.__name__, name, inspect.getdoc(getattr(kind, name)))
+        for kind in kinds
+        for name in getattr(kind, "__all__", dir(kind))
+        if name[0] != "_"
+    ]
+    return pl.DataFrame(rows, schema=["owner", "name", "doc"], orient="row").filter(pl.col("doc") != "")
+
+
+def _functions():
+    """Return the rows of notebook 6: the docstrings of Polars' namespaces."""
+    spaces = {"string": "str", "datetime": "dt", "list": "list", "array": "arr", "binary": "bin"}
+    rows = [
+        (kind, inspect.getdoc(getattr(getattr(owner, space), name)))
+        for owner in (pl.col("any"), pl.Series())
+        for kind, space in spaces.items()
+        for name in dir(getattr(owner, space))
+        if name[0] != "_"
+    ]
+    return pl.DataFrame(rows, schema=["truth", "doc"], orient="row").unique("doc", maintain_order=True)
+
+
+def _long_tailed(body, seed):
+    """Answer most briefly and few at great length: lognormal, one of a hundred ten times its median."""
+    text = body["messages"][-1]["content"]
+    draws = random.Random(zlib.crc32(text.encode(), seed))
+    return words(draws, int(40 * draws.lognormvariate(0, 1.0)))
+
+
+def _notebooks():
+    """Yield name, frame, what the plan is asked, and what API it meets."""
+    once = docs().unique("doc", maintain_order=True)
+    parts = docs().group_by("owner", maintain_order=True).agg(pl.col("name").str.join(", "))
+    guide = "Say which part of Polars a text is from. The parts and their methods:\n\n"
+    guide += "\n".join(": ".join(part) for part in parts.rows())
+    level = pl.Enum(["first day", "every day", "expert"])
+    kinds = pl.Enum(["DataFrame", "LazyFrame", "Series", "Expr", "polars"])
+    which = "Which part of Polars is this from? Say in one sentence what it does.\n\n{doc}"
+    whom = "For whom is this? Say in one sentence what it does.\n\n{doc}"
+    sort = "What kind of data is this function for? Are you unsure?\n\n{doc}"
+    sorts = {"kind": pl.Enum(["string", "datetime", "list", "array", "binary"]), "unsure": pl.Boolean}
+    editions = once.select("doc").join(pl.DataFrame({"edition": range(20)}), how="cross")
+    edition = "For whom is this? Give the reason in one sentence.\n\nEdition {edition}\n{doc}"
+    readers = once.select("doc").join(pl.DataFrame({"reader": ["a beginner", "an expert"]}), how="cross")
+    explain = "Explain this to {reader} in one sentence.\n\n{doc}"
+    longest = "Judge by this guide.\n\n" + "\n\n".join(
+        once.sort(pl.col("doc").str.len_chars(), descending=True)["doc"].head(4)
+    )
+    level_of = {"prompt": "For whom is this?\n\n{doc}", "returns": level}
+    one_sentence = "Say in one sentence what this does.\n\n{doc}"
+    yield (
+        "1 guess and summary",
+        docs(),
+        {"prompt": which, "returns": {"guess": kinds, "summary": pl.String}},
+        {},
+    )
+    yield (
+        "2 twenty editions",
+        editions,
+        {"prompt": edition, "returns": {"level": level, "reason": pl.String}},
+        {},
+    )
+    yield "3 by batch", docs(), {"prompt": whom, "returns": {"level": level, "summary": pl.String}}, {}
+    cached = {"prompt": "{doc}", "returns": {"part": kinds}, "system": guide, "cache": True}
+    yield "3 sorting, cached", docs().sample(300, seed=5), cached, {}
+    index = {"prompt": "One word for an index: {doc}", "returns": {"word": pl.String}}
+    yield "3 index", docs(), index, {}
+    yield "4 level", once, level_of, {}
+    yield "4 level, tier 1", once, level_of | {"tier": 1}, {}
+    yield "4 long guide, cached", once, level_of | {"system": longest, "cache": True}, {}
+    yield "5 explain", readers, {"prompt": explain, "max_tokens": 120}, {"faults": {500: 0.01}}
+    yield "6 kind, Haiku", _functions(), {"prompt": sort, "returns": sorts}, {}
+    yield "6 kind, Opus", _functions(), {"prompt": sort, "returns": sorts, "model": OPUS}, {}
+    yield "7 one sentence", docs(), {"prompt": one_sentence}, {"faults": {500: 0.02, "drop_after": 0.01}}
+    part = {"prompt": "Which part of Polars is this from?\n\n{doc}", "returns": {"guess": kinds}}
+    yield "8 guess, build", docs(), part | {"tier": "build"}, {}
+    tail = {"prompt": "Write about: {doc}", "max_tokens": 8_000}
+    yield "long tail", docs(), tail, {"written": _long_tailed}
+    yield (
+        "long tail, output binds",
+        docs(),
+        tail | {"tier": BINDS["output_tokens"]},
+        {"written": _long_tailed},
+    )
+
+
+@lru_cache(maxsize=1)
+def notebooks():
+    """Return the plan of each notebook and what API it meets, and plans with a long tail of replies."""
+    return {
+        name: Workload(name, cs.plan(frame, given.pop("prompt"), **({"model": HAIKU} | given)), api)
+        for name, frame, given, api in (
+            (name, frame, dict(given), {"bucket_seconds": 1.0} | api)
+            for name, frame, given, api in _notebooks()
+        )
+    }
+
+
 class Past(NamedTuple):
     """What a run leaves behind for `Plan.calibrate`, and what it took."""
 
     plan: cs.Plan
+    keys: pl.Series
     sizes: pl.DataFrame
     replies: pl.DataFrame
     attempts: pl.DataFrame
     limits: cs.Limits
     minutes: float
+
+    def pilot(self, rows, seed):
+        """Return what a pilot of some of the rows would have left behind: nothing is sent for it."""
+        keys = self.keys.sample(min(rows, self.keys.len()), seed=seed).drop_nulls().unique().implode()
+        mine = pl.col("key").is_in(keys)
+        frames = (frame.filter(mine) for frame in (self.sizes, self.replies, self.attempts))
+        return Past(self.plan, self.keys, *frames, self.limits, self.minutes)
 
     @property
     def dollars(self):
@@ -155,6 +268,8 @@ class Past(NamedTuple):
 
 def ran(plan, **api):
     """Return what a live run of a plan leaves behind."""
+    if written := api.pop("written", None):
+        api["written"] = lambda body: written(body, api.get("seed", 0))
     limits = dict(zip(("requests", "input_tokens", "output_tokens"), plan.limits.per_minute, strict=True))
 
     async def go():
@@ -181,9 +296,37 @@ def ran(plan, **api):
             minutes = (clock.seconds() - started) / 60
             sizes = work.requests.select("key", "estimated_tokens")
             found = ledger.replies(sizes["key"]), ledger.attempts(run=ledger.run)
-            return Past(plan, sizes, *found, live.pacer.limits, minutes)
+            return Past(plan, work.keys, sizes, *found, live.pacer.limits, minutes)
 
     return virtual.run(go())
+
+
+def resampled(workload, worlds, pilots, rows, seed=0):
+    """Return, for some pilots of each of several sizes, what they predict as a part of what their run took.
+
+    Each world is a run of all rows with replies and latencies of its own; a pilot is some rows of it.
+    """
+    wholes = [ran(workload.plan, **({"seed": seed + world} | workload.api)) for world in range(worlds)]
+    return [
+        pl.DataFrame(
+            [
+                foretold(whole, whole.pilot(count, world * 10_000 + number))
+                for world, whole in enumerate(wholes)
+                for number in range(pilots)
+            ]
+        )
+        for count in rows
+    ]
+
+
+def foretold(whole, pilot):
+    """Return what a plan says after a pilot, as parts of what the whole run took."""
+    live = estimates.option(whole.plan.calibrate(pilot).options, "live")
+    figures = {"dollars": whole.dollars, "minutes": whole.minutes}
+    return {
+        name: live[name] / figures[name.removesuffix("_p90")]
+        for name in ("dollars", "dollars_p90", "minutes", "minutes_p90")
+    }
 
 
 def held(workload, pilots=1, seed=0):

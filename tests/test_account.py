@@ -38,8 +38,9 @@ def answer(input_tokens, output_tokens, *, model=ASKED, searches=0, geo="global"
     }
 
 
-# By hand, dollars per million tokens: the asked model 0.10 in and 0.50 out, above 100,000 tokens of prompt
-# 0.50 and 2.50; the other 4 in and 20 out; US geography 1.1 times; a search 0.01. Batches: half, but searches.
+# By hand, dollars per million tokens: the asked model 0.10 in and 0.50 out, above 100,000 tokens of
+# prompt 0.50 and 2.50; the other 4 in and 20 out; US geography 1.1 times; a search 0.01.
+# In batches half of that, but for searches.
 ACCOUNT = {
     "plain": (answer(50_000, 10_000), 0.010, 0.005),
     "five searches": (answer(60_000, 4_000, searches=5), 0.058, 0.054),
@@ -113,7 +114,7 @@ def parts(bill):
 
 
 def check(attempts, dollars):
-    """The attempts of all rows cost what the account says, in every table."""
+    """Return bill and refusals of all rows, which cost what the account says in every table."""
     assert attempts["dollars"].sum() == pytest.approx(dollars, abs=1e-12)
     bill = bills.bill(attempts)
     assert bill["dollars"].sum() == pytest.approx(dollars, abs=1e-12)
@@ -129,7 +130,7 @@ def test_a_live_run_costs_what_the_account_says(tmp_path):
     """Searches, geography, fallbacks and refusals are priced to the cent; the ledger's file keeps it so."""
     run = ran({name: message for name, (message, _, _) in ACCOUNT.items()}, tmp_path / "l")
     by_key = dict(run.attempts.select("key", "dollars").iter_rows())
-    found = dict(zip(ACCOUNT, (by_key[key] for key in run._work.keys), strict=True))
+    found = dict(zip(ACCOUNT, (by_key[key] for key in run.work.keys), strict=True))
     assert found == {name: pytest.approx(live, abs=1e-12) for name, (_, live, _) in ACCOUNT.items()}
     assert run.counts.dollars == pytest.approx(LIVE)
     bill, refused = check(run.attempts, LIVE)
@@ -184,7 +185,7 @@ def test_a_forced_tool_gives_the_reply():
 
 
 def test_a_budget_holds_with_searches():
-    """However many searches and tokens the answers have, the budget is not exceeded: the worst is set aside."""
+    """However many searches and tokens the answers have, the worst case is set aside before each call."""
     answers = {f"row {n}": answer(900_000, 1_024, geo="us", searches=1) for n in range(6)}
     direct = {**SEARCH, "max_uses": 1}
     run = ran(answers, budget=2.5, params={"tools": [direct]})
@@ -225,7 +226,7 @@ def test_estimates_know_geography_and_searches():
 
 
 def test_a_ledger_of_before_is_read_and_pays_nothing_again(tmp_path):
-    """A file whose lines lack the columns that answers are priced by keeps its answers, its bill and its rows."""
+    """A file whose lines lack the newer columns keeps its answers and its bill, and no row is sent again."""
     path, answers = tmp_path / "l", {f"row {n}": answer(1_000, 10) for n in range(4)}
     with server(answers) as address:
         before = ran_at(address, list(answers)[:3], path).bill

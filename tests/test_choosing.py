@@ -70,7 +70,7 @@ def test_an_impossible_budget_names_what_is_needed():
 def test_a_plan_shows_and_runs_what_it_chose():
     """The card marks the mode, and the run is one of that mode."""
     plan = auto(rows=3, deadline=30, prompt="Name it: {text}")
-    assert "live ←" in repr(plan)
+    assert "live <-" in repr(plan)
     with simulator(speed=60, batch_seconds=60.0) as api:
         assert finished(plan, api.client()).attempts["mode"].unique().to_list() == ["live"]
         cheap = finished(a_plan(reviews(3), mode="auto"), api.client())

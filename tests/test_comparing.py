@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 from claudescale import estimates
-from claudescale.comparing import CACHE_HIT_SHARE, frontier
+from claudescale.comparing import CACHE_HIT_SHARE, FELT_MINUTES, FELT_SHARE, FELT_SLOW, frontier
 from claudescale.errors import PlanError
 
 
@@ -17,17 +17,62 @@ def options(*rows):
     return pl.DataFrame(rows, schema={"dollars": pl.Float64, "minutes": pl.Float64}, orient="row")
 
 
-figure = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 60.0, 1e6]) | st.floats(0, 1e6).map(lambda x: round(x, 3))
+figure = st.sampled_from([0.0, 0.5, 1.0, 1.005, 2.0, 3.0, 60.0, 1e6]) | st.floats(0, 1e6).map(
+    lambda x: round(x, 3)
+)
 
 
-@given(st.lists(st.tuples(figure, figure), max_size=30))
+def worse(one, other):
+    """Whether an option is felt to be worse than another in dollars, usual minutes or slow ones."""
+    (dollars, *times), (other_dollars, *other_times) = one, other
+    alike = max(min(times[1] - times[0], other_times[1] - other_times[0]), FELT_MINUTES)
+    dearer = dollars - other_dollars > FELT_SHARE * min(dollars, other_dollars)
+    slower = times[0] - other_times[0] > alike
+    slow = max(alike, FELT_SLOW * min(times[1], other_times[1]))
+    return dearer or slower or times[1] - other_times[1] > slow
+
+
+@given(st.lists(st.tuples(figure, figure, figure), max_size=30))
 def test_the_frontier_is_what_nothing_dominates(rows):
-    """By the definition, pair by pair: nothing is as good in both figures and better in one."""
-    marked = frontier(options(*rows))
-    assert marked.select("dollars", "minutes").rows() == rows
-    for (dollars, minutes), found in zip(rows, marked["frontier"], strict=True):
-        beaten = any(x <= dollars and y <= minutes and (x, y) != (dollars, minutes) for x, y in rows)
-        assert found is not beaten
+    """By the definition, pair by pair: nothing is felt to be as good in all and better in one; never all."""
+    rows = [(dollars, minutes, minutes + span) for dollars, minutes, span in rows]
+    names = ("dollars", "minutes", "minutes_p90")
+    marked = frontier(pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Float64), orient="row"))
+    assert marked.select(names).rows() == rows
+    for one, found in zip(rows, marked["frontier"], strict=True):
+        assert found is not any(worse(one, other) and not worse(other, one) for other in rows)
+    assert marked["frontier"].any() or not rows
+
+
+@pytest.mark.parametrize(
+    ("dear", "cheap"),
+    [
+        ((30.85, 15.0, 15.3), (1.54, 15.0 + 0.19 / 60, 15.3)),  # by 0.19 s
+        ((30.85, 0.050, 0.052), (1.54, 0.053, 0.055)),  # both are there at once
+        ((12.0, 30.0, 34.0), (11.0, 32.0, 36.0)),  # by less than either may vary
+        ((2.0, 60.0, 1440.0), (1.0, 60.0, 1440.0)),  # batches
+        ((1.004, 60.0, 61.0), (1.0, 10.0, 10.1)),  # as cheap as one that is far slower
+    ],
+)
+def test_a_difference_that_nobody_feels_buys_nothing(dear, cheap):
+    """Time that is won is worth dollars only where it is felt; the dearer option is beaten."""
+    names = ("dollars", "minutes", "minutes_p90")
+    found = frontier(pl.DataFrame([dear, cheap], schema=names, orient="row"))
+    assert found["frontier"].to_list() == [False, True]
+
+
+def test_a_batch_may_take_a_day_and_is_not_as_quick_as_an_hour():
+    """Usual times that are alike are not the whole: what a batch may take counts too."""
+    names = ("dollars", "minutes", "minutes_p90")
+    rows = [(2.0, 60.0, 61.0), (1.0, 60.0, 1440.0)]
+    assert frontier(pl.DataFrame(rows, schema=names, orient="row"))["frontier"].to_list() == [True, True]
+
+
+def test_models_are_compared_by_what_is_felt():
+    """Opus in a few tenths of a second less does not stand beside Haiku at a twentieth of its price."""
+    table = a_plan(reviews(40)).compare(model=[MODEL, "claude-opus-5-5"], mode=["live"])
+    found = frontier(table.with_columns(minutes=pl.col("minutes") + pl.Series([0.19 / 60, 0.0])))
+    assert found.filter("frontier")["model"].to_list() == [MODEL]
 
 
 def test_unknown_figures_are_not_on_the_frontier_and_rounding_decides_nothing():
@@ -121,7 +166,7 @@ def test_a_pilot_speaks_for_what_it_was_run_on_and_tells_how_long_other_replies_
     assert own["dollars_p90"] == pytest.approx(plan.options["dollars_p90"][0])
     assert cached["output_tokens"] == own["output_tokens"] == sonnet["output_tokens"]
     assert cached["dollars"] < own["dollars"] / 2
-    assert opus["output_tokens"] == pytest.approx(own["output_tokens"] + 60 * 300, abs=1)
+    assert opus["output_tokens"] == pytest.approx(own["output_tokens"] + 60 * 50, abs=1)
     assert sonnet["dollars_p90"] / sonnet["dollars"] > own["dollars_p90"] / own["dollars"]
     brief = plan.compare(model=["claude-sonnet-5-5"], system=["Be brief."], mode=["live"])
-    assert brief["output_tokens"][0] == 60 * 200
+    assert brief["output_tokens"][0] == 60 * 203

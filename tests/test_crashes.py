@@ -48,7 +48,7 @@ def check(api, run, rows, ledger):
     assert run.results["error"].null_count() == rows
     replies = run.replies.select("key", "reply").unique("key")
     assert replies.height == rows
-    expected = pl.DataFrame({"key": run._work.keys}).join(replies, on="key", maintain_order="left")
+    expected = pl.DataFrame({"key": run.work.keys}).join(replies, on="key", maintain_order="left")
     assert run.results["reply"].to_list() == expected["reply"].to_list()
     assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
     with Ledger(ledger) as kept:

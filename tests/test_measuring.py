@@ -18,7 +18,7 @@ def test_counted_tokens_are_the_apis():
     assert counted.totals.input_tokens == pytest.approx(taken, rel=0.02)
     assert counted.measured.counted == 50
     assert counted.measured.output_tokens == plan.expected.output_tokens
-    assert "input counted on 50 requests, output guessed" in repr(counted)
+    assert "input counted on 50 requests, output assumed" in repr(counted)
 
 
 def test_counting_keeps_to_its_limit():

@@ -27,9 +27,9 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LAYERS = (
-    "errors clock facts catalog ownmodels accountlimits intervals awaiting",
+    "errors clock facts catalog ownmodels attempts accountlimits intervals awaiting",
     "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
-    "windows buckets pacing attempts presence ledgerfile lines batchfile recorder ledger batchframe tallies",
+    "windows buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies",
     "loops handles live batchlines wire verdicts guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "books leases gathering watchcharts",

@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import polars as pl
 import pytest
-from predicted import HAIKU, KINDS, PILOT_ROWS, WIDE, held, ran, texts, workload
+from predicted import (
+    HAIKU,
+    KINDS,
+    PILOT_ROWS,
+    WIDE,
+    held,
+    notebooks,
+    ran,
+    resampled,
+    texts,
+    workload,
+)
 
 import claudescale as cs
 from claudescale import bills, calls, estimates
@@ -57,11 +68,21 @@ def test_dollars_are_within_3_percent(found):
     assert off(found, "dollars").max() < 0.15
 
 
-def test_what_is_told_as_p90_is_seldom_exceeded(found):
-    """Dollars and minutes are rarely above their 90th percentile, which is not far above the median."""
-    for name in ("dollars", "minutes"):
-        assert (found[f"{name}_p90"] >= 1).mean() >= 0.75
-        assert (found[f"{name}_p90"] / found[name]).median() < 1.1
+@pytest.mark.parametrize("name", ["1 guess and summary", "6 kind, Opus", "8 guess, build", "long tail"])
+def test_the_p90_holds_nine_times_in_ten(name):
+    """Over seeded pilots of 20 and of 50 rows of notebooks' plans and a long tail: dollars in 85% to 95%.
+
+    Bounds are wider by what so few pilots leave open; the benchmark has 400. A run that a limit paces takes
+    the same time each time: its minutes are all below a 90th percentile, which then is hardly above them.
+    """
+    for found in resampled(notebooks()[name], 4, 12, (20, PILOT_ROWS)):
+        dollars, minutes = ((found[f"{figure}_p90"] >= 1).mean() for figure in ("dollars", "minutes"))
+        assert dollars >= 0.75
+        assert minutes >= 0.75
+        widest = 1.5 if name == "long tail" else 1.15
+        assert found["minutes_p90"].median() < widest
+        assert (found["dollars_p90"] / found["dollars"]).median() < widest
+        assert found["dollars"].median() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", ["overloaded, 5%, 8 at once", "answers lost, 3%"])
@@ -83,7 +104,7 @@ def test_a_pilot_says_what_it_measured():
     assert known.lost_seconds > 0
     for words in ("measured on 60 calls", "output tokens/s", "refused", "of calls sent again"):
         assert words in known.basis
-    assert spec.plan.expected.basis == "estimated from characters, output guessed"
+    assert spec.plan.expected.basis.startswith("estimated from characters, output assumed")
 
 
 def test_a_cache_that_is_seldom_found_is_paid_for():
@@ -99,13 +120,15 @@ def replies(estimated, draws, kind):
     """Return output tokens for each request: alike, of two sorts, or as long as the request."""
     if kind == "alike":
         return [max(1, round(60 * draws.lognormvariate(0, 0.5))) for _ in estimated]
+    if kind == "long tail":
+        return [max(1, round(100 * draws.lognormvariate(0, 1.0))) for _ in estimated]
     if kind == "two sorts":
         return [draws.choice((20, 20, 300)) + draws.randrange(20) for _ in estimated]
     return [max(1, round(size * draws.lognormvariate(0, 0.2))) for size in estimated]
 
 
-@pytest.mark.parametrize("pilot", [10, PILOT_ROWS])
-@pytest.mark.parametrize("kind", ["alike", "two sorts", "as long as the request"])
+@pytest.mark.parametrize("pilot", [20, PILOT_ROWS])
+@pytest.mark.parametrize("kind", ["alike", "two sorts", "as long as the request", "long tail"])
 def test_nine_of_ten_bills_are_below_the_p90(kind, pilot):
     """Over many pilots of the same rows, the bill is below the 90th percentile about nine times in ten."""
     draws = random.Random(kind)
@@ -121,11 +144,14 @@ def test_nine_of_ten_bills_are_below_the_p90(kind, pilot):
         seconds=1.0,
         mode=pl.lit("live"),
     )
-    covered, each = 0, 60
+    covered, each = 0, 200
     for seed in range(each):
-        totals = plan.replace(measured=calls.measured(done.sample(pilot, seed=seed))).totals
+        known = replace(calls.measured(done.sample(pilot, seed=seed)), requests=len(sizes))
+        totals = plan.replace(measured=known).totals
         covered += totals.live_dollars * (1 + totals.live_more) >= bill
-    assert covered / each >= 0.8
+    assert 0.83 <= covered / each <= 0.97
+    whole = replace(calls.measured(done), requests=len(sizes))
+    assert plan.replace(measured=whole).totals.live_more == 0
 
 
 def test_a_biased_pilot_says_that_it_knows_little():
@@ -133,7 +159,7 @@ def test_a_biased_pilot_says_that_it_knows_little():
     frame = texts("sorted", 800, SEED)
     plan = cs.plan(frame, "Translate: {text}", model=HAIKU, max_tokens=4_000, tier=WIDE)
     measured = calls.Measured(
-        output_tokens=40, output_deviation=8, output_slope=0.9, estimated_tokens=30, estimated_deviation=5,
+        output_tokens=40, output_deviation=8, output_slope=0.9, estimated_tokens=30, estimated_harmonic=29,
         calls=PILOT_ROWS,
     )  # fmt: skip
     near = plan.replace(measured=measured, frame=frame.head(100)).totals
@@ -157,7 +183,7 @@ def test_the_doubt_of_input_and_output_is_told_by_price():
 
 def test_a_spend_limit_binds_where_the_dollars_are_above_it():
     """A mode that costs more than the tier may spend in a month says so; one that costs less does not."""
-    frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 16_000), pl.int_range(15_000)))
+    frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 20_000), pl.int_range(15_000)))
     plan = cs.plan(frame, "{text}", model="claude-opus-5-5", tier="start")
     options = plan.options
     limit = plan.limits.spend_dollars_per_month

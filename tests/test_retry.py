@@ -400,9 +400,8 @@ def test_the_card_of_a_retry_counts_what_it_sends():
         refused = run.failures["refusal"]
         shown = repr(plan.retry(run, max_tokens=80))
         assert shown.startswith("Plan: 2 rows on claude-haiku-5-5, 2 requests.")
-        assert (
-            f"{18 - refused} answered rows are taken over at no cost. {refused} refusal are left out" in shown
-        )
+        assert f"{18 - refused} answered rows are taken over at no cost. Left out, as " in shown
+        assert f"would fail again: {refused} refusal." in shown
         assert shown.splitlines()[-1] == "run = cs.wait(plan.retry(run, max_tokens=80).run(client))"
         retried = finished(plan.retry(run, max_tokens=LONG), api.client())
     assert "18 requests taken over; 2 calls" in repr(retried)

@@ -269,7 +269,11 @@ def test_models_of_one_group_share_their_limits_and_others_do_not():
         ({"nonsense": 1}, 400, "nonsense: Extra inputs"),
         ({"messages": []}, 400, "at least one message"),
         ({"messages": [{"role": "user", "content": ""}]}, 400, "non-empty content"),
-        ({"messages": [{"role": "narrator", "content": "x"}]}, 400, "Input should be 'user', 'assistant' or 'system'"),
+        (
+            {"messages": [{"role": "narrator", "content": "x"}]},
+            400,
+            "Input should be 'user', 'assistant' or 'system'",
+        ),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, 'must use the "user" role'),
         (
             {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "{"}]},

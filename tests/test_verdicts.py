@@ -12,6 +12,9 @@ from claudescale.verdicts import Answer, stop_reason_of, text_of, usage_of, verd
 OUTCOMES = {"answered", "failed", "refused", "overloaded", "again", "stop"}
 
 
+SPENT = "You have reached your API usage limits"
+
+
 def error_body(kind="invalid_request_error", message="no", code=None):
     error = {"type": kind, "message": message}
     if code is not None:
@@ -55,8 +58,18 @@ ERRORS = [
     (402, {}, error_body("billing_error"), "stop", "billing_error", False),
     (403, {}, error_body("permission_error"), "stop", "permission_error", False),
     (403, {}, HTML, "failed", "http_403", False),
-    (404, {}, error_body("not_found_error"), "stop", "not_found_error", False),
+    (404, {}, error_body("not_found_error", "model: x"), "stop", "not_found_error", False),
+    (404, {}, error_body("not_found_error"), "stop", "endpoint_not_found", False),
     (404, {"x-should-retry": "true"}, error_body("not_found_error"), "again", "not_found_error", False),
+    (400, {}, error_body(code="organization_on_hold"), "stop", "organization_on_hold", False),
+    (400, {}, error_body(code="workspace_human_review_disabled"), "stop", "workspace_human_review_disabled",
+     False),
+    (400, {}, error_body(code="cmek_key_disabled"), "stop", "cmek_key_disabled", False),
+    (403, {}, error_body(code="cmek_key_network_blocked"), "stop", "cmek_key_network_blocked", False),
+    (400, {}, error_body(code="cmek_key_unreachable"), "overloaded", "cmek_key_unreachable", False),
+    (400, {}, error_body(message="This organization has been disabled."), "stop", "account_disabled", False),
+    (400, {}, error_body(message=f"{SPENT} until 2026-12-01."), "stop", "spend_limit_reached", False),
+    (429, {}, error_body("rate_limit_error", f"{SPENT}."), "stop", "spend_limit_reached", False),
     (407, {}, HTML, "failed", "http_407", False),
     (408, {}, error_body("timeout_error"), "again", "timeout_error", False),
     (409, {}, error_body("conflict_error"), "again", "conflict_error", False),

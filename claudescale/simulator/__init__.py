@@ -173,7 +173,8 @@ class Simulator:
         Spends: nothing.
 
         Calls to the Messages API; `batches_created`; `refused` by kind; `faults` that struck;
-        `billed_rows` and `distinct_rows_billed`; tokens; `dollars` at list price; the most in flight;
+        `billed_rows` and `distinct_rows_billed`; `free_refusals`; `web_searches`; tokens, those of free
+        refusals too; `dollars` at list price; the most in flight;
         the most requests, input tokens and output tokens that fell in any one second and in any one
         minute.
         """

@@ -1,0 +1,258 @@
+"""Further fields of the API: each is taken, or refused with a word before anything is sent."""
+
+import json
+from typing import get_type_hints
+
+import polars as pl
+import pytest
+from anthropic.types.beta.message_create_params import MessageCreateParamsNonStreaming as Beta
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming as Known
+from anthropic.types.tool_union_param import ToolUnionParam
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, SecretStr, computed_field
+from pydantic.dataclasses import dataclass
+
+import claudescale as cs
+from claudescale import parameters
+from claudescale.errors import BadReturns, PlanError
+
+FRAME = pl.DataFrame({"text": ["a"]})
+TOOL = {"name": "tag", "input_schema": {"type": "object", "properties": {"label": {"type": "string"}}}}
+OTHER = {**TOOL, "name": "other"}
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
+FORCED = {"type": "tool", "name": "tag"}
+THINKING = {"type": "enabled", "budget_tokens": 1_024}
+
+
+def plan(params=None, **options):
+    return cs.plan(FRAME, "{text}", **{"model": "claude-haiku-5-5", "params": params, **options})
+
+
+def body(params, **options):
+    return json.loads(plan(params, **options).requests["params"].item())
+
+
+def test_every_field_of_the_sdk_is_known():
+    """Each parameter of the SDK's types is taken, an argument of the plan, or refused with a reason."""
+    known = {*parameters._TAKEN, *parameters._OWN_ARGUMENTS, *parameters._REFUSED, *parameters._NO_FIELD}
+    found = {name for kind in (Known, Beta) for base in (kind, *kind.__orig_bases__) for name in fields(base)}
+    assert len(found) > 20
+    if found - known:  # what the next SDK brings is refused as unknown until somebody looks at it
+        pytest.skip(f"this SDK is newer, it has {found - known}")
+
+
+def fields(kind):
+    return getattr(kind, "__annotations__", {})
+
+
+def test_every_tool_of_the_sdk_is_known():
+    """Each type of tool that the SDK has is priced or refused with a reason."""
+    kinds = [get_type_hints(each)["type"] for each in ToolUnionParam.__args__[1:]]
+    names = {each.__args__[0] for each in kinds}
+    known = {name for name in names if name.startswith((*parameters._SERVER_TOOLS, *parameters._NO_TOOL))}
+    assert known > set(parameters._SERVER_TOOLS)
+    if names - known:
+        pytest.skip(f"this SDK is newer, it has {names - known}")
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"extra_body": {"service_tier": "auto"}}, "straight into params"),
+        ({"extra_headers": {}}, "default_headers"),
+        ({"timeout": 5}, "with_options"),
+        ({"betas": ["x"]}, "default_headers"),
+        ({"user_profile_id": "u"}, "default_headers"),
+        ({"stop_sequence": ["a"]}, "Did you mean 'stop_sequences'"),
+        ({"store": True}, "does not know"),
+        ({"research_preview_2026_02": "active"}, "does not know"),
+        ({"fallbacks": [{"model": "claude-opus-5-5"}]}, "another model"),
+        ({"fallbacks": "default"}, "another model"),
+        ({"mcp_servers": []}, "cannot be told"),
+        ({"container": "c"}, "by the hour"),
+        ({"context_management": {}}, "billed apart"),
+        ({"speed": "fast"}, "not priced"),
+        ({"inference_geo": "eu"}, "'us' or 'global'"),
+        ({"service_tier": "batch"}, "'auto' or 'standard_only'"),
+        ({"metadata": {"user_id": "u", "job": "x"}}, "nothing else"),
+        ({"metadata": {"user_id": 5}}, "nothing else"),
+        ({"stop_sequences": "END"}, "list of texts"),
+        ({"stop_sequences": [" "]}, "list of texts"),
+        ({"output_config": []}, "is a dict"),
+        ({"tools": {}}, "list of dicts"),
+        ({"tools": [{"name": "tag"}]}, "input_schema"),
+        ({"tools": [TOOL]}, "returns="),
+        ({"tools": [TOOL, SEARCH]}, "returns="),
+        ({"tools": [TOOL], "tool_choice": {"type": "auto"}}, "nobody to run it"),
+        ({"tools": [TOOL, OTHER], "tool_choice": {"type": "any"}}, "Name one"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "There is: tag"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "is a dict"),
+        ({"tools": [TOOL], "tool_choice": {**FORCED, "disable_parallel_tool_use": False}}, "one reply"),
+        ({"tool_choice": {"type": "auto"}}, "no 'tools'"),
+        ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "by the hour"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "run by the client"),
+        ({"tools": [{"type": "memory_20250818", "name": "memory"}]}, "run by the client"),
+        ({"tools": [{"type": "web_serch_20250305", "name": "web_search"}]}, "Did you mean"),
+        ({"tools": [{"type": "web_search_20250305", "name": "search"}]}, "'name': 'web_search'"),
+        ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"),
+        (["stop_sequences"], "no dict"),
+    ],
+)
+def test_what_cannot_be_sent_or_priced_is_refused_before(params, words):
+    """What the API would refuse in every row, or no bill could count, is a PlanError that says why."""
+    with pytest.raises(PlanError, match=words):
+        plan(params)
+
+
+def test_an_option_left_unset_is_absent():
+    """None at the top of params changes neither the request nor its key; inside it stays."""
+    unset = plan(
+        dict.fromkeys(("stop_sequences", "metadata", "service_tier", "speed", "model", "unheard_of"))
+    )
+    assert unset.requests.equals(plan().requests)
+    assert body({"metadata": {"user_id": None}})["metadata"] == {"user_id": None}
+
+
+def test_what_only_batches_refuse_is_asked_of_every_mode_that_may_send_one():
+    """A live call takes speed="standard"; a batch does not, nor a mode that may become one."""
+    live = plan({"speed": "standard"})
+    for mode in ("batch", "auto"):
+        with pytest.raises(PlanError, match="batches refuse"):
+            live.replace(mode=mode)
+
+
+def test_geography_is_taken_where_it_exists():
+    """inference_geo goes to models from 4.6 on, and is a PlanError on an older one, whatever its value."""
+    assert body({"inference_geo": "us"})["inference_geo"] == "us"
+    with pytest.raises(PlanError, match=r"4\.6"):
+        plan({"inference_geo": "global"}, model="claude-haiku-4-5")
+
+
+@pytest.mark.parametrize("choice", [FORCED, {"type": "any"}])
+def test_a_tool_that_must_be_called_is_sent(choice):
+    """The model is made to call it exactly once."""
+    sent = body({"tools": [TOOL], "tool_choice": choice})
+    assert sent["tool_choice"] == {**choice, "disable_parallel_tool_use": True}
+    assert sent["tools"] == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "claude-opus-5-5"}, "does not take tool_choice"),
+        ({"model": "claude-sonnet-5-5"}, "does not take tool_choice"),
+        ({"model": "claude-haiku-4-5", "max_tokens": 4_096, "thinking": THINKING}, "'enabled'"),
+        ({"returns": pl.Boolean}, "Keep one"),
+    ],
+)
+def test_a_forced_tool_goes_only_with_what_takes_it(options, words):
+    """Some models, thinking of the type enabled and returns= cannot go with a forced tool."""
+    with pytest.raises(PlanError, match=words):
+        plan({"tools": [TOOL], "tool_choice": FORCED}, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "thinking", "words"),
+    [
+        ("claude-haiku-5-5", {"type": "adaptive", "budget_tokens": 2_000}, "'budget_tokens'"),
+        ("claude-haiku-5-5", {"type": "disabled", "display": "omitted"}, "'display'"),
+        ("claude-haiku-5-5", {"type": "adaptive", "display": "all"}, "'summarized' or 'omitted'"),
+        ("claude-sonnet-5-5", {"type": "between_tools", "budget_tokens": 1_024}, "'budget_tokens'"),
+        ("claude-haiku-4-5", {**THINKING, "effort": "low"}, "'effort'"),
+    ],
+)
+def test_thinking_has_only_what_its_type_takes(model, thinking, words):
+    """A further key in thinking is a 400 in every row, so it is a PlanError."""
+    with pytest.raises(PlanError, match=words):
+        plan(model=model, thinking=thinking, max_tokens=4_096)
+    assert plan(thinking={"type": "adaptive", "display": "omitted"}).compiled.notes == ()
+
+
+def test_fields_that_ask_for_reasoning_are_warned_of():
+    """A field called reasoning, thinking or trace, however deep, is noted: such refusals are billed."""
+
+    class Inner(BaseModel):
+        Reasoning: str
+
+    class Outer(BaseModel):
+        parts: list[Inner]
+
+    for returns in ({"trace": pl.String}, Outer, {"a": pl.Struct({"thinking": pl.String})}):
+        (note,) = plan(returns=returns).compiled.notes
+        assert "reasoning_extraction" in note
+    assert plan(returns={"why": pl.String}).compiled.notes == ()
+
+
+class Place(BaseModel):
+    city: str = Field(validation_alias=AliasPath("address", "city"))
+
+
+class Places(BaseModel):
+    places: list[Place]
+
+
+class OneOfPaths(BaseModel):
+    city: str = Field(validation_alias=AliasChoices(AliasPath("address", 0), AliasPath("home", "city")))
+
+
+class PathOfOne(BaseModel):
+    city: str = Field(validation_alias=AliasPath("town"))
+
+
+class Secrets(BaseModel):
+    words: list[SecretStr | None]
+
+
+class Computed(BaseModel):
+    price: float
+
+    @computed_field
+    @property
+    def double(self) -> float:
+        return 2 * self.price
+
+
+@dataclass
+class Made:
+    a: int
+    b: int = Field(init=False, default=3)
+
+
+class WithMade(BaseModel):
+    made: Made
+
+
+class Aliased(BaseModel, validate_by_alias=False, validate_by_name=True):
+    city: str = Field(alias="town")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Place, "Place.city is read from inside"),
+        (Places, "Place.city is read from inside"),
+        (OneOfPaths, "AliasPath"),
+        (PathOfOne, "AliasPath"),
+        (Secrets, "stars"),
+        (Computed, "Computed.double is computed"),
+        (WithMade, "Made.b has init=False"),
+        (Aliased, "validate_by_alias"),
+    ],
+)
+def test_a_field_whose_value_cannot_come_out_is_refused(model, words):
+    """A reply that keeps to the schema would be invalid or unreadable, so nothing is sent."""
+    with pytest.raises(BadReturns, match=words):
+        plan(returns=model)
+
+
+def test_a_name_among_the_choices_and_an_excluded_field_are_read():
+    """A plain name among alias choices is what the model is asked for, and exclude= keeps nothing back."""
+
+    class Fine(BaseModel):
+        city: str = Field(validation_alias=AliasChoices(AliasPath("a", "b"), "town"))
+        code: str = Field(exclude=True)
+
+    typed = plan(returns=Fine).compiled.returns
+    assert list(typed.json_schema["properties"]) == ["town", "code"]
+    found, errors = typed.decode(pl.Series(['{"town": "Ulm", "code": "U"}']))
+    assert found.rows() == [("Ulm", "U")]
+    assert errors.to_list() == [None]
