@@ -22,7 +22,7 @@ from claudescale.batchlines import answered
 from claudescale.batchwire import Parts
 from claudescale.limits import read_headers
 from claudescale.outstanding import MISSED_LOOKS, Outstanding
-from claudescale.verdicts import STOPPING_ERRORS, Answer, Verdict, read_object, verdict
+from claudescale.verdicts import DOUBTED, STOPPING_ERRORS, Answer, Verdict, read_object, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -483,7 +483,7 @@ class Batches:
         made = self.out.known or any(batch.state == "collected" for batch in self.out.closed)
         patience = _FAILURES_LATER if made else MOST_FAILURES
         hopeless = batching.is_hopeless(found)
-        if hopeless and made and found.error in batching.DOUBTED:  # a key and a model that were good
+        if hopeless and made and found.error in DOUBTED:  # a key and a model that were good
             hopeless = self._failures >= MISSED_LOOKS
         if hopeless or self._failures >= patience:
             self._stopped_by = found

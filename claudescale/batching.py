@@ -36,8 +36,6 @@ LOST_SECONDS = 300.0
 """How long after a lost answer the API may still be making the batch."""
 FAILED_SECONDS = 60.0
 """The same after an answer that says it failed."""
-DOUBTED = frozenset({"authentication_error", "permission_error", "not_found_error", "endpoint_not_found"})
-"""Errors that a key and a model which have made batches may meet once by mistake."""
 ALIKE_ROWS = 20
 """So many rows that are refused alike, and none answered: it is the request, not the rows."""
 NEARLY_ALL = 0.95

@@ -57,7 +57,7 @@ LEAST_TIMEOUT_SECONDS = 60.0
 _PATIENCE = 3.0
 """So many times as long as the slowest answers so far, at their longest, a call may take."""
 _FEWEST_OUTPUT_TOKENS = 20
-_SLOWEST_TOKENS_PER_SECOND = 20.0
+_SLOWEST_TOKENS_PER_SECOND = 50.0
 """Where no answer was long enough to tell."""
 
 

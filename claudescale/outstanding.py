@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from claudescale.ledger import Ledger
     from claudescale.verdicts import Answer
 
-MOST_READS = 5
+MOST_READS = 3
 """Times that results are read to their end which lack lines."""
 MOST_MISSING = 20
 MOST_MISSING_SHARE = 0.05
 """Where more lines are missing than both of these it is no slip, and their rows are not sent again."""
 MISSED_LOOKS = 5
-MISSED_SECONDS = 300.0
+MISSED_SECONDS = 120.0
 """So often in a row, and for so long, must a batch not be shown, or a key that was good be refused."""
 SILENT_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
@@ -144,7 +144,7 @@ class Outstanding:
         self._known_good = known_good
         self._unsent: list[str] = []
         self._missed: dict[str, tuple[float, int]] = {}  # by nonce, since when and how often it was not shown
-        self._accepted = False
+        self._accepted = self._readable = False
         self._doubts, self._doubted_at = 0, 0.0
         self._reads: dict[str, int] = {}
         self._refused: dict[str, dict[str, tuple[str, str]]] = {}  # by nonce and key, error and message
@@ -337,11 +337,8 @@ class Outstanding:
             self._unsent += await self._close(batch, "gone")
             return
         if gone:
-            words = (
-                f"batch {batch.batch_id} is not shown to this key: another workspace's, or deleted. Its rows "
-                f"stay held, as they may be paid for. After cs.Ledger(...).forget({batch.batch_id!r}) they are "
-                "sent, and paid for, again"
-            )
+            words = f"batch {batch.batch_id} is not shown to this key: another workspace's, or deleted"
+            words = f"{words}. {_held(batch)}"
             self.stuck[batch.nonce] = Verdict(outcome="stop", error="batch_not_found", message=words)
         else:
             found = verdict(answer)
@@ -360,6 +357,7 @@ class Outstanding:
             frame = await loops.in_thread(self._read, block, batch, recorded)
             await self._keep(batch, frame)
             recorded = recorded.append(frame["key"])
+            self._readable |= frame.height > 0
             canceled.extend(frame.filter(pl.col("error") == "canceled")["key"])
 
         answer = await self._wire.results(str(batch.batch_id), take)
@@ -371,7 +369,7 @@ class Outstanding:
         held = pl.Series(await loops.in_thread(self._ledger.held, batch.nonce), dtype=pl.String)
         missing = held.filter(~held.is_in(recorded.implode())).to_list()
         if missing:
-            if not self._gives_up(batch, len(missing), readable=not recorded.is_empty()):
+            if not self._gives_up(batch, len(missing)):
                 return
             block = missing_lines(missing, batch.nonce)
             await self._keep(batch, await loops.in_thread(self._read, block, batch, recorded))
@@ -412,18 +410,15 @@ class Outstanding:
             ~pl.col("key").is_in(recorded.implode())
         )
 
-    def _gives_up(self, batch: Batch, missing: int, *, readable: bool) -> bool:
+    def _gives_up(self, batch: Batch, missing: int) -> bool:
         """Whether results that lack lines were read often enough, so that their rows go to another batch."""
         reads = self._reads[batch.nonce] = self._reads.get(batch.nonce, 0) + 1
         if reads < MOST_READS:
             return False
-        if readable and missing <= max(MOST_MISSING, MOST_MISSING_SHARE * batch.requests):
+        if self._readable and missing <= max(MOST_MISSING, MOST_MISSING_SHARE * batch.requests):
             return True
-        words = (
-            f"of batch {batch.batch_id} {missing:,} of {batch.requests:,} results cannot be read. Their rows "
-            f"stay held, as they may be paid for. After cs.Ledger(...).forget({batch.batch_id!r}) they are sent, "
-            "and paid for, again"
-        )
+        words = f"of batch {batch.batch_id} {missing:,} of {batch.requests:,} results cannot be read"
+        words = f"{words}. {_held(batch)}"
         self.stuck[batch.nonce] = Verdict(outcome="stop", error="results_incomplete", message=words)
         return False
 
@@ -450,3 +445,9 @@ class Outstanding:
     async def _note(self, batch: Batch) -> None:
         await loops.in_thread(self._ledger.note, batch)
         self.open[batch.nonce] = batch
+
+
+def _held(batch: Batch) -> str:
+    """Return what becomes of the rows of a batch that cannot be brought in."""
+    freed = f"cs.Ledger(...).forget({batch.batch_id!r})"
+    return f"Its rows stay held, as they may be paid for. After {freed} they are sent, and paid for, again"

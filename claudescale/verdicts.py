@@ -64,7 +64,9 @@ _PASSING_CODES = frozenset({"cmek_context_unavailable", "cmek_key_unreachable"})
 
 NO_ENDPOINT = "endpoint_not_found"
 """A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
-DOUBTED = frozenset({"authentication_error", "permission_error", "not_found_error", NO_ENDPOINT})
+DOUBTED = frozenset(
+    {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
+)
 """Errors that a key, a model and an address which have answered may meet once by mistake."""
 
 STOPPING_ERRORS = frozenset(

@@ -496,6 +496,33 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
     return cast("httpx2.AsyncClient", made)
 
 
+async def _see_redirect(response: httpx2.Response) -> None:
+    """Let a redirect be followed that sends the same request again to the same place, with the key; no other.
+
+    Results of a batch may lie elsewhere: they are fetched there without the key.
+    """
+    import httpx2  # noqa: PLC0415 - comes with anthropic
+
+    if not response.has_redirect_location:
+        return
+    request = response.request
+    try:
+        led = request.url.join(response.headers["location"])
+    except httpx2.InvalidURL:
+        return
+    here = request.url
+    secured = led.host == here.host and (here.scheme, led.scheme) == ("http", "https")
+    at_home = led.origin == here.origin or secured
+    if at_home and (request.method == "GET" or response.status_code in _SAME_METHOD):
+        return
+    if request.method == "GET" and here.path.endswith("/results"):
+        for name in set(request.headers) - _HARMLESS:
+            del request.headers[name]
+        return
+    response.headers[NOT_FOLLOWED] = response.headers["location"]
+    del response.headers["location"]
+
+
 def _session(part: Any) -> Any:
     """Return the session of an aiohttp transport: as its own, but with long headers and TCP keep-alive."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
@@ -524,33 +551,6 @@ def _kept_alive(address: Any) -> socket.socket:
 def streams(max_tokens: int) -> bool:
     """Whether replies of up to so many tokens are streamed."""
     return max_tokens > LONGEST_PLAIN_TOKENS
-
-
-async def _see_redirect(response: httpx2.Response) -> None:
-    """Let a redirect be followed that sends the same request again to the same place, with the key; no other.
-
-    Results of a batch may lie elsewhere: they are fetched there without the key.
-    """
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
-    if not response.has_redirect_location:
-        return
-    request = response.request
-    try:
-        led = request.url.join(response.headers["location"])
-    except httpx2.InvalidURL:
-        return
-    here = request.url
-    secured = led.host == here.host and (here.scheme, led.scheme) == ("http", "https")
-    at_home = led.origin == here.origin or secured
-    if at_home and (request.method == "GET" or response.status_code in _SAME_METHOD):
-        return
-    if request.method == "GET" and here.path.endswith("/results"):
-        for name in set(request.headers) - _HARMLESS:
-            del request.headers[name]
-        return
-    response.headers[NOT_FOLLOWED] = response.headers["location"]
-    del response.headers["location"]
 
 
 def own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
