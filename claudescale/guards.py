@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from claudescale.verdicts import DOUBTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from claudescale.verdicts import Verdict
 
-HOPELESS_ROWS = 20
-"""Answers of no use with the same words before any row is answered: the request is wrong, not the row."""
-HOPELESS_ROWS_LATER = 100
-"""The same in a row, once some are answered; rows from all over the frame are among them."""
+HOPELESS_ROWS = 40
+"""Rows that fail with the same words before any is answered: the request is wrong, not the row."""
+HOPELESS_ROWS_LATER = 320
+"""The same in a row, once some are answered: every eighth of them is from elsewhere in the frame."""
+_ALIKE_AT_THE_END = 100
+HOPELESS_ANSWERS = 20
+"""Answers in a row that are no Message and may be billed."""
+_DOUBTED = frozenset({401, 403, 404})
+"""Of a key, a right, a model; but a load balancer may say so by mistake of one that has answered."""
 DOUBTS = 5
 """So many 401s, 403s or 404s in a row, `DOUBT_SECONDS` long, end a run in which others were answered."""
 DOUBT_SECONDS = 5.0
@@ -28,6 +33,9 @@ FEW_FAILURES = 8
 """In a row: however long they took, they may be chance where few calls go at once."""
 ASLEEP_SECONDS = 7_200.0
 """Between two failures: no call and no wait takes so long, so it was this process that stood still."""
+
+
+_IDS = re.compile(r"\b(?:req_\w+|[0-9a-f]{8}-[0-9a-f-]{27})\b")  # they differ in words that are the same
 
 
 @dataclass(slots=True)
@@ -44,13 +52,16 @@ class Watch:
     repeats: int = 0
     doubts: int = 0
     doubted_since: float = 0.0
+    doubted_at: float = -math.inf
 
-    def judged(self, found: Verdict, now: float) -> Verdict:
+    def judged(self, found: Verdict, status: int | None, sent: float, now: float) -> Verdict:
         """Return a verdict in the light of what was answered: one 401 does not make a good key wrong."""
-        if found.outcome != "stop" or found.error not in DOUBTED or not self.answered:
+        said = found.outcome == "stop" or (found.outcome == "failed" and not found.final)
+        if status not in _DOUBTED or not said or not self.answered:
             return found
         self.doubted_since = self.doubted_since if self.doubts else now
-        self.doubts += 1
+        if sent >= self.doubted_at:  # else it went before anybody had a doubt
+            self.doubts, self.doubted_at = self.doubts + 1, now
         lasting = self.doubts >= DOUBTS and now - self.doubted_since >= DOUBT_SECONDS
         return found if lasting else replace(found, outcome="again")
 
@@ -75,15 +86,21 @@ class Watch:
         """Whether the API says the same of every row."""
         if found.outcome != "failed" and not (found.unseen and status is not None):
             return False
-        words = f"{found.error}: {found.message}"
+        words = _IDS.sub("", f"{found.error}: {found.message}")
         self.repeats = self.repeats + 1 if words == self.words else 1
         self.words = words
-        return self.is_hopeless
+        return self.is_hopeless or (found.unseen and self.repeats >= HOPELESS_ANSWERS)
 
     @property
     def is_hopeless(self) -> bool:
         """Whether so many rows failed alike that it is the request, or the account, and not they."""
         return self.repeats >= (HOPELESS_ROWS_LATER if self.answered or self.known_good else HOPELESS_ROWS)
+
+    @property
+    def ends_alike(self) -> bool:
+        """Whether the last rows of a run failed alike, so many that it should be said."""
+        known = self.answered or self.known_good
+        return self.repeats >= (_ALIKE_AT_THE_END if known else HOPELESS_ANSWERS)
 
     @property
     def blames_rows(self) -> bool:

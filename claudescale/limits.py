@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -31,6 +32,7 @@ _FRESH = timedelta(minutes=1)
 """How long headers need not be noted again that say the same."""
 _OLD_TABLE = timedelta(days=180)
 _OLD_ANSWER = timedelta(days=1)
+_NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
 _MOST = 1e12
 """No account's limit is higher: a header that tells more is damaged, as is a limit below 1."""
 _LONGEST_WAIT_SECONDS = 86_400.0
@@ -376,13 +378,10 @@ def _reading(headers: Mapping[str, str], group: str) -> Reading:
 
 def _number(text: str | None) -> float | None:
     """Return a number that can be one of an account, or None."""
-    if text is None:
+    if text is None or not _NUMBER.fullmatch(text):
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if 0 <= value <= _MOST else None
+    value = float(text)
+    return value if value <= _MOST else None
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -390,6 +389,6 @@ def _moment(text: str | None) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

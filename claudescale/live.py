@@ -54,11 +54,9 @@ LONGEST_BACKOFF_SECONDS = 60.0
 FEW_ANSWERS = 20
 """So many tell how long an answer takes."""
 LEAST_TIMEOUT_SECONDS = 60.0
-_PATIENCE = 3.0
-"""So many times as long as the slowest answers so far, at their longest, a call may take."""
-_FEWEST_OUTPUT_TOKENS = 20
-_SLOWEST_TOKENS_PER_SECOND = 50.0
-"""Where no answer was long enough to tell."""
+_FAR_ABOVE = 10.0
+"""So many times as long as the slowest answer so far is no answer any more."""
+_SPARE_SECONDS = 30.0
 
 
 class Row(NamedTuple):
@@ -136,9 +134,10 @@ class Live:
         self.watch = Watch(known_good=known_good)
         self._max_tokens = max_tokens
         self._slowest_seconds = 0.0
-        self._slowest_rate = math.inf
+        # As the SDK expects of a reply. Source: anthropic 2.14.0 _base_client.py.
+        self._full_reply_seconds = (max_tokens or 0) * 3600 / 128_000 + _SPARE_SECONDS
         self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # when each was sent, and its patience
-        self._doubted: list[Attempt] = []  # of rows that failed since the last answer
+        self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
         self.purse = Purse(budget_dollars, elsewhere_dollars)
         self._send = send
         self._clock = clock
@@ -191,6 +190,9 @@ class Live:
         try:
             if self._workers:
                 await self._ended.wait()
+            if self._exhausted and self._doubted and self.watch.ends_alike:
+                last = self._doubted[-1]
+                self._end(Verdict(outcome="failed", error=last.error, message=last.message))
         finally:
             self.stop()
             workers = tuple(self._workers)
@@ -319,7 +321,7 @@ class Live:
             raise
         now = self._clock.seconds()
         seconds = now - sent
-        found = self.watch.judged(verdict(answer), now)
+        found = self.watch.judged(verdict(answer), answer.status, sent, now)
         seen = found.reply or answer.partial
         usage = usage_of(seen)
         readings = read_headers(answer.headers)
@@ -329,7 +331,7 @@ class Live:
         self.purse.pay(worst if found.unseen else dollars)
         self._look(found, answer, readings)
         if found.outcome == "answered":
-            self._learn_times(seconds, usage["output_tokens"])
+            self._learn_times(seconds)
         same: dict[str, Any] = {**usage, **said, **self._describe}
         attempt = Attempt(
             key=row.key,
@@ -351,14 +353,17 @@ class Live:
         else:
             self._record(attempt, found.final and found.outcome == "answered")
         if found.outcome == "answered":
-            self._settle_doubted()
+            self._settle_doubted(before=sent)
         return Tried(found, seconds, readings.retry_after_seconds or 0.0)
 
-    def _settle_doubted(self) -> None:
-        """Record rows that failed: for good where others were answered beside them."""
+    def _settle_doubted(self, before: float = math.inf) -> None:
+        """Record rows that failed before a call was sent: for good, if that was answered, or others were."""
         doubted, self._doubted = self._doubted, []
         for attempt in doubted:
-            self._record(attempt, self.watch.blames_rows)
+            if attempt.sent_at + attempt.seconds <= before:
+                self._record(attempt, self.watch.blames_rows)
+            else:
+                self._doubted.append(attempt)
 
     async def _answer_in_time(self, row: Row, sent: float, patience: float) -> Answer:
         """Return what comes back, or a lost answer once it takes far longer than others did."""
@@ -377,26 +382,22 @@ class Live:
         finally:
             self._calls.pop(wait, None)
 
-    def _learn_times(self, seconds: float, output_tokens: int) -> None:
+    def _learn_times(self, seconds: float) -> None:
         """Note how slow answers are; calls under way have as long as what is known by now says."""
-        slowest = self._slowest_seconds, self._slowest_rate
+        slower = seconds > self._slowest_seconds
         self._slowest_seconds = max(self._slowest_seconds, seconds)
-        if output_tokens >= _FEWEST_OUTPUT_TOKENS and seconds > 0:
-            self._slowest_rate = min(self._slowest_rate, output_tokens / seconds)
-        if self.watch.answered == FEW_ANSWERS or slowest != (self._slowest_seconds, self._slowest_rate):
+        if slower or self.watch.answered == FEW_ANSWERS:
             for wait in self._calls:
                 self._limit(wait)
 
     def _limit(self, wait: asyncio.Timeout) -> None:
         """Set how long a call may take: never below a minute, nor less than its longest reply would."""
-        if self._max_tokens is None or self.watch.answered < FEW_ANSWERS:
+        if self._max_tokens is None or self.watch.answered < FEW_ANSWERS or wait.expired():
             return
         sent, patience = self._calls[wait]
-        rate = self._slowest_rate if self._slowest_rate < math.inf else _SLOWEST_TOKENS_PER_SECOND
-        usual = _PATIENCE * (self._slowest_seconds + self._max_tokens / rate)
-        left = sent + max(usual, LEAST_TIMEOUT_SECONDS) * patience - self._clock.seconds()
-        if not wait.expired():
-            wait.reschedule(self._loop.time() + self._clock.real(max(left, 0.0)))
+        usual = max(_FAR_ABOVE * self._slowest_seconds, self._full_reply_seconds, LEAST_TIMEOUT_SECONDS)
+        left = max(sent + usual * patience - self._clock.seconds(), 0.0)
+        wait.reschedule(self._loop.time() + self._clock.real(left))
 
     def _dollars(self, usage: dict[str, int], *, web_search_requests: int, **said: str | None) -> float:
         """Return what an answer costs, by what it says of itself."""
@@ -439,11 +440,15 @@ class Live:
         told = readings.retry_after_seconds or 0.0
         waiting = found.outcome == "refused" and told >= LEAST_WAIT_SECONDS
         if self.watch.sees(found, self._clock.seconds(), status=answer.status, waiting=waiting):
-            if self.stopped_by is None and self.watch.is_hopeless:
-                words = f"{self.watch.repeats:,} rows in a row, from all over the frame, got the same answer"
-                found = replace(found, message=f"{words}: {found.message}")
-            self.stopped_by = self.stopped_by or found
-            self.stop()
+            self._end(found)
+
+    def _end(self, found: Verdict) -> None:
+        """Stop for the reason that a verdict gives; of rows that failed alike, say how many."""
+        if found.outcome == "failed" and (self.watch.is_hopeless or self.watch.ends_alike):
+            words = f"{self.watch.repeats:,} rows in a row, from all over the frame, got the same answer"
+            found = replace(found, message=f"{words}: {found.message}")
+        self.stopped_by = self.stopped_by or found
+        self.stop()
 
     async def _back_off(self, tries: int, at_least_seconds: float) -> None:
         """Wait twice as long after each failure, with jitter, or until the run stops.

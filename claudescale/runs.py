@@ -23,7 +23,7 @@ from claudescale.plots import Plots
 from claudescale.progress import Progress
 from claudescale.rates import by_minute
 from claudescale.sending import Sending
-from claudescale.verdicts import verdict
+from claudescale.verdicts import STOPPING_ERRORS, verdict
 from claudescale.work import NOT_SENT, last_failures, prepare, results
 
 if TYPE_CHECKING:
@@ -280,6 +280,8 @@ class Run(Handle):
         answers = self._replies(work).select("key", "reply", "error")
         if self._job.future.done() and self.state != "left":
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
+            if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
+                given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
         return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)
 

@@ -166,7 +166,7 @@ class Sending:
             state = self._close(state)
             self.live = self._supply = None  # they know this: it goes with its last name
             if state != "left":  # then nothing was given up
-                self.tally.end()
+                self.tally.end(self.stopped_by)
             self.state = state
         if self._ledger_error is not None:
             raise self._ledger_error

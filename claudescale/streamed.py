@@ -58,6 +58,7 @@ class StreamedMessage:
                 usage = event.get("usage")
                 known = {name: each for name, each in (usage or {}).items() if each is not None}
                 self._message["usage"] = {**self._message.get("usage", {}), **known}
+                self._is_over |= bool(self._message.get("stop_reason"))
             case "message_stop":
                 self._is_over = True
             case "error":
@@ -91,7 +92,7 @@ class StreamedMessage:
             return Answer(status, headers, json.dumps(self._error).encode(), partial=self.so_far)
         if self._is_over:
             return Answer(200, headers, json.dumps(self.so_far).encode())
-        if not self._message and read_object(self._plain):
+        if "event-stream" not in headers.get("content-type", "event-stream"):
             return Answer(200, headers, self._plain)
         words = "the stream ended before the reply did"
         return Answer(None, headers, b"", "connection_error", reason=words, partial=self.so_far)

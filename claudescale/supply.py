@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from claudescale.work import Work
 
 _CLAIM_ROWS = 256
-_FIRST_ROWS = 16
+_FIRST_ROWS = 32
 _EACH = 8
 _OTHERS_SECONDS = 1.0  # real ones
 
@@ -66,7 +67,7 @@ class Supply:
 
     async def rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
         """Give each request that is this run's to send; wait for those that others hold."""
-        waiting = missing[spread(missing.height)]
+        waiting = missing[spread(missing.height, random.Random(self._ledger.run).random())]  # noqa: S311
         while waiting.height:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
@@ -105,28 +106,27 @@ class Supply:
         return left
 
 
-def spread(rows: int) -> pl.Series:
+def spread(rows: int, phase: float = 0.0) -> pl.Series:
     """Return the order in which rows go: as they are, but the first and every eighth from all over them.
 
     A frame may begin with rows that all fail, or have many side by side: others must be seen beside them.
+    `phase`, from 0 to 1, says which.
     """
     places = pl.int_range(rows, dtype=pl.UInt32, eager=True)
-    most = max(rows // _EACH, min(_FIRST_ROWS, rows))
     if rows <= _FIRST_ROWS:
         return places
-    # Each halves the largest gap that is left: the fractional part of multiples of the golden ratio.
-    far = ((pl.int_range(most, eager=True) * 0.6180339887498949) % 1.0 * rows).cast(pl.UInt32)
-    far = pl.concat([pl.Series([0, rows - 1], dtype=pl.UInt32), far]).unique(maintain_order=True).head(most)
+    # Multiples of the golden ratio: each halves the largest gap that is left.
+    steps = pl.int_range(max(rows // _EACH, _FIRST_ROWS), eager=True) * 0.6180339887498949 + phase
+    scattered = pl.concat([pl.Series([0, rows - 1]), (steps % 1.0 * rows).cast(pl.Int64)]).cast(pl.UInt32)
+    far = scattered.unique(maintain_order=True)
     near = places.filter(~places.is_in(far.implode()))
-    at = pl.int_range(far.len(), eager=True)
-    turns = pl.DataFrame(
-        {
-            "row": far,
-            "turn": pl.select(
-                pl.when(at < _FIRST_ROWS).then(at).otherwise(_FIRST_ROWS + (at - _FIRST_ROWS + 1) * _EACH)
-            ).to_series(),
-        }
-    )
-    at = pl.int_range(near.len(), eager=True)
-    others = pl.DataFrame({"row": near, "turn": pl.select(_FIRST_ROWS + at + at // (_EACH - 1)).to_series()})
-    return pl.concat([turns, others]).sort("turn", maintain_order=True)["row"]
+    at, late = pl.int_range(far.len()), pl.int_range(far.len()) - _FIRST_ROWS + 1
+    turns = [
+        pl.DataFrame({"row": far}).with_columns(
+            turn=pl.when(late > 0).then(_FIRST_ROWS + late * _EACH).otherwise(at)
+        ),
+        pl.DataFrame({"row": near}).with_columns(
+            turn=_FIRST_ROWS + 1 + pl.int_range(near.len()) + pl.int_range(near.len()) // (_EACH - 1)
+        ),
+    ]
+    return pl.concat(turns).sort("turn", maintain_order=True)["row"]

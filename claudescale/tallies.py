@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale.bills import PROMPT
+from claudescale.verdicts import STOPPING_ERRORS
 
 if TYPE_CHECKING:
     from claudescale.ledger import Attempt
@@ -54,7 +55,7 @@ class Tally:
         self.input_tokens = self.output_tokens = 0
         self.dollars = 0.0
         self._repeats: dict[str, int] = {}
-        self._open: set[str] = set()
+        self._open: dict[str, str | None] = {}  # the last error of rows that were tried
         self._finals: set[str] | None = set() if twice else None
 
     @property
@@ -80,7 +81,7 @@ class Tally:
         self.failed += failed
         self.answered += self._rows(replies["key"]) - failed
         self.reused += replies.height
-        self._open.difference_update(replies["key"])
+        self._forget(replies["key"])
 
     def add(self, attempt: Attempt, *, final: bool) -> None:
         """Count one call of this run."""
@@ -90,9 +91,9 @@ class Tally:
         self.output_tokens += attempt.output_tokens
         self.dollars += attempt.dollars
         if not final:
-            self._open.add(attempt.key)
+            self._open[attempt.key] = attempt.error
             return
-        self._open.discard(attempt.key)
+        self._open.pop(attempt.key, None)
         if self._finals is not None:
             if attempt.key in self._finals:
                 return
@@ -117,14 +118,24 @@ class Tally:
         failed = self._rows(final.filter(pl.col("error").is_not_null())["key"])
         self.failed += failed
         self.answered += self._rows(final["key"]) - failed
-        self._open.difference_update(final["key"])
-        self._open.update(its.filter(~pl.col("final") & (pl.col("error") != CANCELED))["key"])
+        self._forget(final["key"])
+        tried = its.filter(~pl.col("final") & (pl.col("error") != CANCELED))
+        self._open.update(zip(tried["key"], tried["error"], strict=True))
 
-    def end(self) -> None:
-        """Count rows that were tried and given up as failed: nobody tries them any more."""
-        for key in self._open:
-            self._close(key, failed=True)
+    def end(self, stopped_by: str | None = None) -> None:
+        """Count rows that were tried and given up as failed: nobody tries them any more.
+
+        Those that met the trouble of the account that ended the run did not fail.
+        """
+        trouble = stopped_by if stopped_by in STOPPING_ERRORS else ""
+        for key, error in self._open.items():
+            if error != trouble:
+                self._close(key, failed=True)
         self._open.clear()
+
+    def _forget(self, keys: pl.Series) -> None:
+        for key in keys:
+            self._open.pop(key, None)
 
     def _rows(self, keys: pl.Series) -> int:
         """Return how many rows of the frame the requests with these keys stand for."""

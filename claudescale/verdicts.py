@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -39,23 +39,33 @@ WORDS = {
 
 _ACCOUNT_CODES = frozenset(
     {
+        "approval_required",
         "claude_code_key_creator_not_member",
+        "claude_code_version_too_old",
         "cmek_feature_unsupported",
         "cmek_key_disabled",
         "cmek_key_network_blocked",
         "cmek_not_approved",
         "contract_spend_limit_reached",
         "enforced_spend_limit_reached",
+        "gcp_project_not_verified",
+        "human_review_not_available",
         "linked_organization_billing_unavailable",
         "linked_organization_spend_limit_reached",
+        "organization_not_eligible",
+        "organization_not_enrolled_in_beta",
         "organization_on_hold",
         "organization_type_not_supported",
         "parent_organization_required",
+        "provider_not_allowed",
+        "region_not_supported",
         "sandbox_egress_restricted",
+        "unsupported_region",
         "user_profile_not_billable",
         "user_profile_not_found",
         "user_profile_required",
         "workspace_human_review_disabled",
+        "workspace_policy_violation",
     }
 )
 """Codes of troubles of the account, whatever their status. Source: anthropic 2.14.0 _error_classes.py."""
@@ -88,12 +98,18 @@ _FAILING_ERRORS = {"invalid_request_error", "request_too_large"}
 _NO_RESULT = "the line of the batch tells no result"
 _RETRIED = {408, 409, 429}
 _ACCOUNT_WORDS = {
-    "You have reached your specified": "spend_limit_reached",
-    "You have reached your API usage limits": "spend_limit_reached",
-    "credit balance is too low": "billing_error",
-    "has been disabled": "account_disabled",
+    "spend_limit_reached": re.compile(
+        r"^you have reached your (specified|[\w ]{0,40}usage limits?)\b", re.IGNORECASE
+    ),
+    "billing_error": re.compile("credit balance is too low", re.IGNORECASE),
+    "account_disabled": re.compile(
+        r"\b(organi[sz]ation|workspace|account|encryption key|API key)\b[^.:]{0,40} "
+        r"(has been|have been|is|was)( \w+)? (disabled|suspended|deactivated|on hold|banned|archived)",
+        re.IGNORECASE,
+    ),
 }
 """What the API says of an account without a code. Source: Anthropic, *Errors* (checked 2026-08-21)."""
+_ROW_CODES = frozenset({"file_expired", "file_not_found"})  # a 404 of what one row names
 _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
@@ -178,6 +194,8 @@ def verdict(answer: Answer) -> Verdict:
     if answer.status is None:
         return _verdict_on_silence(answer)
     body = read_object(answer.content)
+    if answer.partial is not None:  # an error in a stream: what was written before it is paid for
+        return replace(_verdict_on_error(answer.status, answer.headers, body), unseen=True)
     if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
         return _verdict_on_message(body)
     return _verdict_on_error(answer.status, answer.headers, body)
@@ -219,7 +237,7 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     if found.code in _PASSING_CODES:
         return Verdict(outcome="overloaded", error=found.code, message=found.message)
     outcome = "failed"
-    if told != "true" and status in _STOPPING:
+    if told != "true" and status in _STOPPING and found.code not in _ROW_CODES:
         outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
         if status == HTTPStatus.NOT_FOUND and found.type and "model" not in found.message.lower():
             error = NO_ENDPOINT
@@ -386,7 +404,9 @@ def _account_trouble(found: _Error) -> str | None:
     """Return the name of a trouble of the account, which no row is to blame for; None where it is none."""
     if found.code in _ACCOUNT_CODES:
         return found.code
-    return next((name for words, name in _ACCOUNT_WORDS.items() if words in found.message), None)
+    if found.type == "billing_error":
+        return found.type
+    return next((name for name, words in _ACCOUNT_WORDS.items() if words.search(found.message)), None)
 
 
 def _error(body: dict[str, Any]) -> _Error:

@@ -38,7 +38,7 @@ LONGEST_PLAIN_TOKENS = 21_333
 
 Source: anthropic 2.14.0 _base_client.py, which refuses to ask for more than this without a stream.
 """
-_SILENT_STREAM_SECONDS = 120.0
+_IDLE_SECONDS = 120.0
 """Real seconds between two events of a stream, pings among them, after which it is lost."""
 _HEADER_BYTES = 1 << 17
 """Of one line of an answer's head: gateways add long ones, and an answer that cannot be read is paid for."""
@@ -175,29 +175,18 @@ class Wire:
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
         opened: list[httpx2.Response] = []
-        silent = min(_SILENT_STREAM_SECONDS, self._timeout_seconds)
 
         async def open_it() -> httpx2.Response:
-            opened.append(
-                await self._client.post(
-                    "/v1/messages",
-                    content=_Unshown(body.rstrip()[:-1] + b',"stream":true}'),
-                    cast_to=httpx2.Response,
-                    options={
-                        "headers": {"content-type": "application/json", **_STREAMED},
-                        "timeout": _time_outs(silent, self._connect_seconds),
-                    },
-                )
-            )
+            opened.append(await self._post(body))
             return opened[0]
 
         message = StreamedMessage()
-        answer = await self._answered(open_it, silent)
+        answer = await self._answered(open_it, self._timeout_seconds)
         try:
             if answer.status != httpx2.codes.OK:
                 return answer
             async with asyncio.timeout(None if math.isinf(self._timeout_seconds) else self._timeout_seconds):
-                async for part in opened[0].aiter_bytes(_PART_BYTES):
+                async for part in opened[0].aiter_bytes():
                     message.feed(part)
         except (TimeoutError, httpx2.RequestError) as error:
             failed = _failed(error, self._client.base_url.host)
@@ -336,9 +325,13 @@ class Wire:
         """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
-        timeout = _time_outs(self._timeout_seconds, self._connect_seconds)
+        silent = min(_IDLE_SECONDS, self._timeout_seconds) if self._streams else self._timeout_seconds
+        timeout = _time_outs(silent, self._connect_seconds)
+        headers = {"content-type": "application/json"}
+        if self._streams:
+            body = body.rstrip()[:-1] + b',"stream":true}'
+            headers |= {"accept": "text/event-stream", **_STREAMED}
         if not self._traced:
-            headers = {"content-type": "application/json"}
             return await self._client.post(
                 "/v1/messages",
                 content=_Unshown(body),
@@ -346,10 +339,9 @@ class Wire:
                 options={"headers": headers, "timeout": timeout},
             )
         fields = json.loads(body)
+        given = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
         raw = await self._client.messages.with_raw_response.create(
-            **{name: fields.pop(name) for name in ("model", "max_tokens", "messages")},
-            extra_body=fields,
-            timeout=timeout,
+            **given, stream=fields.pop("stream", False), extra_body=fields, timeout=timeout
         )
         response: httpx2.Response = raw.http_response
         return response
