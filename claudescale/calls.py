@@ -506,10 +506,22 @@ def _number(value: Any) -> float:
 
 
 def around(sizes: pl.DataFrame, ratio: float, overhead: float) -> float:
-    """Return the deviation of real tokens around a line of the estimated ones, for each token of the mean."""
-    away = pl.col("real") - pl.col("estimated_tokens") * ratio - overhead
-    freedom = max(sizes.height - 2, 1)
-    return _number(sizes.select(away.std() / pl.mean("real")).item()) * math.sqrt((freedom + 1) / freedom)
+    """Return the deviation of real tokens around a line of the estimated ones, for each token of the mean.
+
+    Each is taken from the line that the others give: few long ones turn it towards themselves. Source: J. G.
+    MacKinnon, H. White, *Some heteroskedasticity-consistent covariance matrix estimators*, J. Econometrics 29
+    (1985).
+    """
+    n = sizes.height
+    if n <= 1:
+        return 0.0
+    x, y = pl.col("estimated_tokens"), pl.col("real")
+    turned = x / x.sum()
+    if overhead:
+        inverse = (1 / x).sum()
+        turned = (x.sum() - 2 * n * x + inverse * x**2) / (x * (inverse * x.sum() - n**2))
+    away = (y - x * ratio - overhead) / (1 - turned)
+    return _number(sizes.select((away**2).mean().sqrt() / y.mean()).item())
 
 
 def line(sizes: pl.DataFrame) -> tuple[float, float]:
