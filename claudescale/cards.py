@@ -45,7 +45,6 @@ _ADVICE = {
     "redirect_error": "The address sends requests elsewhere, and they are not sent on. Change base_url.",
     "batch_not_found": "The API does not show a batch. The key that sent it collects it.",
     "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
-    "result_missing": "Results of a batch lack rows. The same cell sends them again.",
     "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
     "model_retired": "The model is retired. What its batches had answered is collected.",
     "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "

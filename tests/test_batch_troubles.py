@@ -386,15 +386,16 @@ def test_the_first_message_keeps_to_the_budget(real):
 def test_trouble_of_the_account_at_a_creation(tmp_path, monkeypatch):
     """What ends the making of batches ends no collecting: what was made comes in, the rest stays open."""
     monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(10))
-    trouble = (400, {}, error("invalid_request_error", "Your credit balance is too low to go on."))
+    words = "This organization is on hold."
+    trouble = (400, {}, error("invalid_request_error", words, error_code="organization_on_hold"))
 
     def change(name, path, ask):
         return trouble if name == "create" and kinds(server, "create") > 2 else ask()
 
     with simulator() as api, front(api, change) as server:
         run, words = ended(the_plan(40, queue=100), api, server, tmp_path / "l")
-        assert (run.stopped_by, run.counts.answered, run.counts.missing) == ("billing_error", 20, 20)
-        assert "credit balance" in words
+        assert (run.stopped_by, run.counts.answered, run.counts.missing) == ("organization_on_hold", 20, 20)
+        assert "on hold." in words
         assert kinds(server, "create") == 3
         again, _ = ended(the_plan(40, queue=100), api, None, tmp_path / "l")
         assert (again.counts.answered, api.stats["billed_rows"]) == (40, 40)
@@ -403,7 +404,8 @@ def test_trouble_of_the_account_at_a_creation(tmp_path, monkeypatch):
 def test_trouble_of_the_account_in_results(tmp_path, monkeypatch):
     """Rows that failed for the account's sake have no last word: they are sent once it is mended."""
     monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(10))
-    body = {"type": "error", "error": {"type": "billing_error", "message": "No money."}}
+    told = {"type": "invalid_request_error", "message": "This organization has been disabled."}
+    body = {"type": "error", "error": told}
     first = []
 
     def change(name, path, ask):
@@ -417,8 +419,8 @@ def test_trouble_of_the_account_in_results(tmp_path, monkeypatch):
 
     with simulator() as api, front(api, change) as server:
         run, words = ended(the_plan(30, queue=100), api, server, tmp_path / "l")
-        assert (run.stopped_by, run.counts.answered) == ("billing_error", 25)
-        assert "No money." in words
+        assert (run.stopped_by, run.counts.answered) == ("account_disabled", 25)
+        assert "has been disabled." in words
         assert api.stats["batches_created"] == 3
         again, _ = ended(the_plan(30, queue=100), api, None, tmp_path / "l")
         assert (again.state, again.counts.answered) == ("finished", 30)

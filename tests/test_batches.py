@@ -265,9 +265,11 @@ def test_rows_that_are_refused_are_errors(tmp_path):
 
 def test_a_batch_without_one_success(tmp_path):
     """Where every row of a batch is refused, the run ends, and what it sent can be sent again once mended."""
-    with simulator(faults={"batch_invalid": Fault(tries=range(1, 4))}) as api:
-        run = ended(the_plan(30), api, tmp_path / "l")
-        assert api.stats["batches_created"] <= MOST_ROUNDS
+    with simulator(faults={"batch_invalid": Fault(tries=[1])}) as api:
+        with pytest.raises(cs.RunStopped, match="30 of 30 rows") as stopped:
+            ended(the_plan(30), api, tmp_path / "l")
+        run = stopped.value.run
+        assert api.stats["batches_created"] == 1
         assert api.stats["billed_rows"] == 0
         assert run.results["error"].unique().to_list() == ["invalid_request_error"]
         again = ended(the_plan(30), api, tmp_path / "l")
