@@ -108,6 +108,11 @@ BODIES = {
             ("mcp_servers", []),
             ("diagnostics", {"previous_message_id": None}),
             ("workspace_id", "w"),
+            ("betas", ["x"]),
+            ("stream", None),
+            ("context_management", {"edits": []}),
+            ("thinking", {"type": "between_tools"}),
+            ("tool_choice", "any"),
         ]
     },
     "forced tool": body(tools=[_TOOL], tool_choice={"type": "tool", "name": "t"}),
