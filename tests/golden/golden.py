@@ -1,0 +1,17 @@
+"""What was recorded once and must stay: JSON beside the tests, rewritten with CLAUDESCALE_RECORD=1."""
+
+import json
+import os
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+
+
+def check(name, value):
+    """Compare a JSON value with the recorded one, or record it."""
+    path = _FOLDER / f"{name}.json"
+    if os.environ.get("CLAUDESCALE_RECORD"):
+        text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    assert json.loads(json.dumps(value)) == recorded

@@ -1,0 +1,81 @@
+"""What is sent, byte for byte, and the keys by which a ledger knows its rows for ever."""
+
+import json
+import re
+
+import anthropic
+import polars as pl
+from canned import KEY, BatchApi, Canned, message
+from golden import check
+from plans import OPTIONS, RETURNS, a_plan
+
+import claudescale as cs
+
+
+def ran(plan, url):
+    """Return the finished run of a plan against a server."""
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=url)
+    return cs.wait(plan.run(client, ledger=None, progress=False))
+
+
+def test_keys_and_bodies_are_those_recorded():
+    """A row of a ledger written before is found again, so it is not paid for again."""
+    found = {}
+    for name, options in OPTIONS.items():
+        rows = a_plan(**options).requests
+        found[name] = dict(zip(rows["custom_id"], rows["params"], strict=True))
+    check("requests", found)
+
+
+def test_live_calls_send_what_the_plan_shows():
+    """The bodies that arrive are those of `Plan.requests`, to the byte."""
+    for name in ("plain", "list", "expression", "system cached", "pydantic with system", "effort"):
+        plan = a_plan(**OPTIONS[name])
+        with Canned(lambda *_: (200, {}, message())) as server:
+            ran(plan, server.url)
+            assert sorted(server.bodies()) == sorted(body.encode() for body in plan.requests["params"])
+
+
+def test_a_batch_sends_what_the_plan_shows():
+    """Each row's params are those of `Plan.requests`; its id is a key and the batch's own mark."""
+    result = {"type": "succeeded", "message": message()}
+    for name in ("batch", "pydantic"):
+        plan = a_plan(**{**OPTIONS[name], "mode": "batch"})
+        with Canned(BatchApi(lambda _: result)) as server:
+            assert ran(plan, server.url).state == "finished"
+            (body,) = server.bodies("/v1/messages/batches")
+        ids = [each["custom_id"] for each in json.loads(body)["requests"]]
+        (mark,) = {each[32:] for each in ids}
+        assert re.fullmatch("-[0-9a-f]{12}", mark)
+        pairs = zip(ids, plan.requests["params"], strict=True)
+        rows = [f'{{"custom_id":"{each}","params":{params}}}' for each, params in pairs]
+        assert body.decode() == f'{{"requests":[{",".join(rows)}]}}'
+
+
+def test_schemas_and_types_of_each_returns_are_those_recorded():
+    """The JSON schema that is sent, and the columns that come back."""
+    found = {}
+    with cs.Simulator((60_000, 10**8, 10**8), speed=50, latency=0.1) as api:
+        for name, returns in RETURNS.items():
+            plan = a_plan(returns=returns)
+            sent = json.loads(plan.requests["params"][0])["output_config"]
+            run = cs.wait(plan.run(api.client(), ledger=None, progress=False))
+            found[name] = {
+                "sent": sent,
+                "columns": {column: str(dtype) for column, dtype in run.results.schema.items()},
+            }
+    check("returns", found)
+
+
+def test_results_of_seeded_runs_are_those_recorded():
+    """Live, typed and by batch: the same seed gives the same frame."""
+    found = {}
+    with cs.Simulator((60_000, 10**8, 10**8), speed=600, latency=0.1, batch_seconds=60) as api:
+        for name, options in {
+            "live": {},
+            "typed": {"returns": RETURNS["pydantic"]},
+            "batch": {"returns": RETURNS["enum"], "mode": "batch"},
+        }.items():
+            run = cs.wait(a_plan(**options).run(api.client(), ledger=None, progress=False))
+            found[name] = json.loads(run.results.cast({pl.Date: pl.String}).write_json())
+    check("results", found)
