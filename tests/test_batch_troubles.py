@@ -7,6 +7,7 @@ import json
 import threading
 from contextlib import contextmanager
 
+import anthropic
 import polars as pl
 import pytest
 from breaking import endpoint, error
