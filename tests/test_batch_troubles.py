@@ -581,9 +581,11 @@ def test_results_elsewhere_are_fetched_without_the_key():
             return 302, {"location": f"{store.url}/signed"}, b""
 
         with front(api, change) as server:
-            run, words = ended(the_plan(12), api, server)
+            client = anthropic.AsyncAnthropic(base_url=server.url, api_key="simulated", max_retries=0)
+            run, words = asyncio.run(_ended(the_plan(12), client, None))
         assert (run.counts.answered, words) == (12, None)
         (stored,) = store.seen
+        assert any("x-api-key" in map(str.lower, each[2]) for each in server.seen)
         assert not {name.lower() for name in stored[2]} & {"x-api-key", "authorization", "cookie"}
 
 
