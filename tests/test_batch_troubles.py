@@ -581,7 +581,10 @@ def test_results_elsewhere_are_fetched_without_the_key():
             return 302, {"location": f"{store.url}/signed"}, b""
 
         with front(api, change) as server:
-            client = anthropic.AsyncAnthropic(base_url=server.url, api_key="simulated", max_retries=0)
+            headers = {"x-api-key": "simulated"}
+            client = anthropic.AsyncAnthropic(
+                base_url=server.url, api_key="simulated", default_headers=headers
+            )
             run, words = asyncio.run(_ended(the_plan(12), client, None))
         assert (run.counts.answered, words) == (12, None)
         (stored,) = store.seen
