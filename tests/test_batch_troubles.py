@@ -7,6 +7,7 @@ import json
 import threading
 from contextlib import contextmanager
 
+import anthropic
 import polars as pl
 import pytest
 from breaking import endpoint, error
@@ -580,9 +581,14 @@ def test_results_elsewhere_are_fetched_without_the_key():
             return 302, {"location": f"{store.url}/signed"}, b""
 
         with front(api, change) as server:
-            run, words = ended(the_plan(12), api, server)
+            headers = {"x-api-key": "simulated"}
+            client = anthropic.AsyncAnthropic(
+                base_url=server.url, api_key="simulated", default_headers=headers
+            )
+            run, words = asyncio.run(_ended(the_plan(12), client, None))
         assert (run.counts.answered, words) == (12, None)
         (stored,) = store.seen
+        assert any("x-api-key" in map(str.lower, each[2]) for each in server.seen)
         assert not {name.lower() for name in stored[2]} & {"x-api-key", "authorization", "cookie"}
 
 
