@@ -382,7 +382,7 @@ class Remote:
         return await loops.in_thread(future.result)
 
 
-def engine(*where: Any, wire: object, pacer: object = None, **given: Any) -> Live:
+def engine(*where: Any, wire: object, pacer: object = None, known_good: object = None, **given: Any) -> Live:
     """Return a `Remote`, which has a face like a `Live`: its wires and pacers are the workers'."""
-    del wire, pacer
+    del wire, pacer, known_good
     return cast("Live", Remote(*where, **given))

@@ -81,8 +81,12 @@ def _billed_ratio(plan: Plan, known: Measured, done: pl.DataFrame, attempts: pl.
     usage["input_tokens"] = tokens - unread - written
     estimated = 0.0
     for mode in ("live", "batch"):
-        price = bills.price(plan.facts.id, mode=mode)
-        estimated += done.filter(mode=mode).select(bills.dollars(price, **usage).sum()).item()
+        price = bills.price(plan.facts, mode=mode, inference_geo=known.inference_geo)
+        if not price.is_known:
+            return 1.0
+        rows = done.filter(mode=mode)
+        fees = known.web_search_requests * (price.search or 0.0) * rows.height
+        estimated += rows.select(bills.dollars(price, **usage).sum()).item() + fees
     return billed / estimated
 
 

@@ -123,7 +123,8 @@ def engine(
         concurrency=plan.concurrency,
     )
     warm = plan.cache and requests > 1
-    live = engines.sender(plan, api=api, warm=warm, pacer=borrower, make=_Alone, **given)
+    charges = plan.compiled.charges
+    live = engines.sender(plan, api=api, charges=charges, warm=warm, pacer=borrower, make=_Alone, **given)
     assert isinstance(live, _Alone)
     live.home, live.borrower = home, borrower
     return live

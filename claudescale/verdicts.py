@@ -109,6 +109,7 @@ _ACCOUNT_WORDS = {
     ),
 }
 """What the API says of an account without a code. Source: Anthropic, *Errors* (checked 2026-08-21)."""
+_OF_A_MODEL = re.compile("model|claude-", re.IGNORECASE)
 _ROW_CODES = frozenset({"file_expired", "file_not_found"})  # a 404 of what one row names
 _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
@@ -239,7 +240,7 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     outcome = "failed"
     if told != "true" and status in _STOPPING and found.code not in _ROW_CODES:
         outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
-        if status == HTTPStatus.NOT_FOUND and found.type and "model" not in found.message.lower():
+        if found.type == "not_found_error" and not _OF_A_MODEL.search(found.message):
             error = NO_ENDPOINT
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
         error = found.code or error

@@ -97,7 +97,7 @@ def test_a_pilot_says_what_it_measured():
     spec = workload("requests, refusals and cuts", 60, SEED)
     faults = {"faults": {"refusal": 0.1, 529: 0.1}}
     known = spec.plan.calibrate(ran(spec.plan, **faults)).expected
-    assert known.calls == 60
+    assert 50 < known.calls <= 60  # some refusals are free
     assert known.tokens_per_second == pytest.approx(known.output_tokens / known.seconds)
     assert known.refusal_rate == pytest.approx(0.1, abs=0.08)
     assert known.error_rate == pytest.approx(0.1, abs=0.08)

@@ -39,7 +39,7 @@ def api():
         (401, "authentication_error", "ANTHROPIC_API_KEY"),
         (402, "billing_error", "billing"),
         (403, "permission_error", "key"),
-        (404, "not_found_error", "cs.models()"),
+        (404, "endpoint_not_found", "base_url"),
     ],
 )
 def test_an_account_that_may_not_call_stops_the_run(fault, error, advice):

@@ -108,6 +108,8 @@ def test_what_it_would_have_cost_is_what_the_savings_say():
     today = dt.datetime.now(dt.UTC)
     row |= {"sent_at": [today] * 3, "seconds": [1.0] * 3, "status": [200] * 3}
     row |= {"run": ["r"] * 3, "simulated": [True] * 3}
+    row |= {"web_search_requests": [0] * 3}
+    row |= dict.fromkeys(("answering_model", "inference_geo", "speed", "refusal_category"), [None] * 3)
     row |= dict.fromkeys(("batch_id", "message", "request_id", "stop_reason", "reply"), [None] * 3)
     for mode in ("live", "batch"):
         counts = [{name: row[name][n] for name in bills.COLUMNS.values()} for n in range(3)]
