@@ -610,4 +610,4 @@ def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Pric
     try:
         return price(model, mode=mode, at=at)
     except UnknownModel:
-        return _given(model if isinstance(model, str) else model.id, mode, None)
+        return _given(model if isinstance(model, str) else model.id, mode, None, at.date())

@@ -190,7 +190,7 @@ def _left(plan, api, ledger):
 
 def test_a_live_run_does_not_wait_for_a_batch_that_is_never_shown(tmp_path, real):
     """All rows that no batch holds are sent live; then the run says which batch holds the others."""
-    with simulator() as api:
+    with simulator(batch_seconds=1_500) as api:
         _left(the_plan(8), api, tmp_path / "l")
         with front(api, lambda name, path, ask: NOT_FOUND if name == "retrieve" else ask()) as server:
             run, words = ended(the_plan(20, mode="live"), api, server, tmp_path / "l")
@@ -594,7 +594,7 @@ def test_results_elsewhere_are_fetched_without_the_key():
 
 def test_a_ledger_keeps_what_a_batch_that_is_not_shown_holds(tmp_path, real):
     """Only the user frees such rows: forget() says how many, and then they are sent again."""
-    with simulator() as api:
+    with simulator(batch_seconds=1_500) as api:
         _left(the_plan(8), api, tmp_path / "l")
         with front(api, lambda name, path, ask: NOT_FOUND if name == "retrieve" else ask()) as server:
             run, _ = ended(the_plan(8), api, server, tmp_path / "l")

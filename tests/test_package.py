@@ -29,8 +29,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors clock facts catalog ownmodels attempts accountlimits intervals awaiting",
     "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
+    "verdicts streamed "
     "windows buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies",
-    "verdicts streamed",
     "loops handles live batchlines wire guards connecting batching batchwire outstanding batches",
     "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
     "books leases gathering watchcharts",

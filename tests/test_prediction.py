@@ -102,7 +102,7 @@ def test_a_pilot_says_what_it_measured():
     assert known.refusal_rate == pytest.approx(0.1, abs=0.08)
     assert known.error_rate == pytest.approx(0.1, abs=0.08)
     assert known.lost_seconds > 0
-    for words in ("measured on 60 calls", "output tokens/s", "refused", "of calls sent again"):
+    for words in (f"measured on {known.calls} calls", "output tokens/s", "refused", "of calls sent again"):
         assert words in known.basis
     assert spec.plan.expected.basis.startswith("estimated from characters, output assumed")
 
