@@ -29,11 +29,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = (
     "errors clock facts catalog ownmodels attempts accountlimits intervals awaiting",
     "limits finishing templates parameters schemas replies prompts bills calls estimates levels evidence",
-    "verdicts streamed "
-    "windows buckets pacing presence ledgerfile lines batchfile recorder ledger batchframe tallies",
-    "loops handles live batchlines wire guards connecting batching batchwire outstanding batches",
-    "meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts trialcharts",
-    "books leases gathering watchcharts",
+    "verdicts streamed windows buckets pacing presence ledgerfile lines batchfile recorder ledger",
+    "batchframe tallies loops handles live batchlines wire guards connecting batching batchwire outstanding",
+    "batches meters display shown marks placing charts batchcharts frontiercharts plancharts pacecharts",
+    "trialcharts books leases gathering watchcharts",
     "cards standing whatif work feasibility comparing choosing learning measuring engines supply sending",
     "daskbook daskworker daskhome redishome cluster",
     "rates pulses minutes progress plots inflight planplots runs plans partitions",
