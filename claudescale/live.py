@@ -57,6 +57,8 @@ LEAST_TIMEOUT_SECONDS = 60.0
 _FAR_ABOVE = 10.0
 """So many times as long as the slowest answer so far is no answer any more."""
 _SPARE_SECONDS = 30.0
+_LEAST_REAL_SECONDS = 10.0
+"""Of a call to a fast simulator: this machine takes its time as well."""
 
 
 class Row(NamedTuple):
@@ -136,7 +138,7 @@ class Live:
         self._slowest_seconds = 0.0
         # As the SDK expects of a reply. Source: anthropic 2.14.0 _base_client.py.
         self._full_reply_seconds = (max_tokens or 0) * 3600 / 128_000 + _SPARE_SECONDS
-        self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # when each was sent, and its patience
+        self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # the loop's time of each, its patience
         self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
         self.purse = Purse(budget_dollars, elsewhere_dollars)
         self._send = send
@@ -370,7 +372,7 @@ class Live:
         wait = asyncio.timeout(None)
         try:
             async with wait:
-                self._calls[wait] = sent, patience
+                self._calls[wait] = self._loop.time(), patience
                 self._limit(wait)
                 return await self._send(row.body)
         except TimeoutError:
@@ -394,10 +396,9 @@ class Live:
         """Set how long a call may take: never below a minute, nor less than its longest reply would."""
         if self._max_tokens is None or self.watch.answered < FEW_ANSWERS or wait.expired():
             return
-        sent, patience = self._calls[wait]
+        began, patience = self._calls[wait]
         usual = max(_FAR_ABOVE * self._slowest_seconds, self._full_reply_seconds, LEAST_TIMEOUT_SECONDS)
-        left = max(sent + usual * patience - self._clock.seconds(), 0.0)
-        wait.reschedule(self._loop.time() + self._clock.real(left))
+        wait.reschedule(began + max(self._clock.real(usual * patience), _LEAST_REAL_SECONDS))
 
     def _dollars(self, usage: dict[str, int], *, web_search_requests: int, **said: str | None) -> float:
         """Return what an answer costs, by what it says of itself."""
