@@ -122,9 +122,16 @@ def _turned(loop: asyncio.AbstractEventLoop) -> bool:
     return True
 
 
+def _report(loop: asyncio.AbstractEventLoop, found: dict[str, Any]) -> None:
+    """Show what nobody asked for as asyncio does, but no interrupt: it is told in one sentence elsewhere."""
+    if not isinstance(found.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(found)
+
+
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     """Turn the loop until it is stopped, then let every task end."""
     asyncio.set_event_loop(loop)
+    loop.set_exception_handler(_report)
     try:
         while not _turned(loop):
             pass
