@@ -30,40 +30,40 @@ from claudescale.errors import (
 )
 
 if TYPE_CHECKING:
-    from claudescale.cascades import Cascade, cascade
-    from claudescale.catalog import tiers
-    from claudescale.connecting import connect
-    from claudescale.learning import models
-    from claudescale.ledger import Ledger
-    from claudescale.limits import Limits
+    from claudescale.api.catalog import tiers
+    from claudescale.api.connecting import connect
+    from claudescale.api.learning import models
+    from claudescale.api.limits import Limits
+    from claudescale.api.ownmodels import Model
+    from claudescale.evidence.cascades import Cascade, cascade
+    from claudescale.evidence.trials import Trial, trial
+    from claudescale.ledger.ledger import Ledger
     from claudescale.loops import wait
-    from claudescale.ownmodels import Model
-    from claudescale.picking import Picker, pick
-    from claudescale.plans import Plan, plan
-    from claudescale.runs import Run
+    from claudescale.planning.plans import Plan, plan
+    from claudescale.running.runs import Run
     from claudescale.simulator import Simulator
-    from claudescale.trials import Trial, trial
-    from claudescale.watching import watch
+    from claudescale.widgets.pick import Picker, pick
+    from claudescale.widgets.watch import watch
 
 _HOMES = {
-    "Cascade": "cascades",
-    "Ledger": "ledger",
-    "Limits": "limits",
-    "Model": "ownmodels",
-    "Picker": "picking",
-    "Plan": "plans",
-    "Run": "runs",
+    "Cascade": "evidence.cascades",
+    "Ledger": "ledger.ledger",
+    "Limits": "api.limits",
+    "Model": "api.ownmodels",
+    "Picker": "widgets.pick",
+    "Plan": "planning.plans",
+    "Run": "running.runs",
     "Simulator": "simulator",
-    "Trial": "trials",
-    "cascade": "cascades",
-    "connect": "connecting",
-    "models": "learning",
-    "pick": "picking",
-    "plan": "plans",
-    "tiers": "catalog",
-    "trial": "trials",
+    "Trial": "evidence.trials",
+    "cascade": "evidence.cascades",
+    "connect": "api.connecting",
+    "models": "api.learning",
+    "pick": "widgets.pick",
+    "plan": "planning.plans",
+    "tiers": "api.catalog",
+    "trial": "evidence.trials",
     "wait": "loops",
-    "watch": "watching",
+    "watch": "widgets.watch",
 }
 
 __all__ = [

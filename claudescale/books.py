@@ -13,10 +13,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from claudescale.buckets import Taken
+from claudescale.api.limits import Limits, Reading, Readings
 from claudescale.clock import Clock
-from claudescale.limits import Limits, Reading, Readings
-from claudescale.pacing import Pacer, Permit
+from claudescale.pacing.buckets import Taken
+from claudescale.pacing.pacer import Pacer, Permit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

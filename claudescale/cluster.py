@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from distributed import Client
 
-    from claudescale.live import Live
+    from claudescale.running.live import Live
 
 REDIS = ("redis://", "rediss://", "unix://")
 _SETTINGS: dict[str, Any] = {

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from claudescale import engines, gathering, loops
+from claudescale import loops
+from claudescale.api.answers import Verdict
 from claudescale.books import LOST_SECONDS, limits_of, terms_of
 from claudescale.daskbook import Keeper, on_loop
 from claudescale.daskworker import DRIVER, Part, Terms, Told, run_part
-from claudescale.guards import Purse
-from claudescale.verdicts import Verdict
+from claudescale.running import engines, gathering
+from claudescale.running.guards import Purse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from distributed import Client, Future
 
-    from claudescale.ledger import Attempt, Ledger
-    from claudescale.limits import Limits
-    from claudescale.live import Live, Row
-    from claudescale.plans import Plan
-    from claudescale.wire import Api
+    from claudescale.api.client import Api
+    from claudescale.api.limits import Limits
+    from claudescale.ledger.ledger import Attempt, Ledger
+    from claudescale.planning.plans import Plan
+    from claudescale.running.live import Live, Row
 
 BEAT_SECONDS = 0.5
 MOST_ROWS, MOST_PART_BYTES = 256, 1 << 20

@@ -18,25 +18,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from claudescale import engines, gathering, loops
+from claudescale import loops
+from claudescale.api.client import Wire
 from claudescale.daskbook import on_loop
 from claudescale.errors import ClaudescaleError, PlanError
-from claudescale.guards import Purse, Watch
 from claudescale.leases import Borrower, LeasedLive
-from claudescale.ledger import Attempt, Ledger
-from claudescale.live import Live, Row
-from claudescale.parameters import NO_CHARGES, Charges
-from claudescale.wire import Wire
+from claudescale.ledger.ledger import Attempt, Ledger
+from claudescale.prompts.parameters import NO_CHARGES, Charges
+from claudescale.running import engines, gathering
+from claudescale.running.guards import Purse, Watch
+from claudescale.running.live import Live, Row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.api.answers import Verdict
+    from claudescale.api.client import Api
+    from claudescale.api.facts import Model
     from claudescale.books import Message
-    from claudescale.facts import Model
-    from claudescale.verdicts import Verdict
-    from claudescale.wire import Api
 
 DRIVER = "driver"
 """A file in the run's folder, by which a worker knows that it sees the same folder."""
@@ -56,7 +57,7 @@ class Terms:
         Where workers keep their ledgers; all of them and the driver see it.
     head, tail : str
         What stands before and after each row's text in a request.
-    charges : claudescale.parameters.Charges
+    charges : claudescale.prompts.parameters.Charges
         What a request may cost besides its tokens.
     budget : float or None
         Of one part.

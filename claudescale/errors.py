@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from claudescale.cascaderuns import CascadeRun
-    from claudescale.runs import Run
+    from claudescale.evidence.cascaderuns import CascadeRun
+    from claudescale.running.runs import Run
 
 
 class ClaudescaleError(Exception):

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from claudescale import loops
+from claudescale.api.limits import read_headers
 from claudescale.books import Message, limits_of, permit_in, permit_out, readings_out, tick_seconds
-from claudescale.limits import read_headers
-from claudescale.live import Live
-from claudescale.pacing import Pacer, Permit
+from claudescale.pacing.pacer import Pacer, Permit
+from claudescale.running.live import Live
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from claudescale.api.limits import Readings
     from claudescale.clock import Clock
-    from claudescale.limits import Readings
 
 KEEPING_SECONDS = 0.5
 """After so long a borrower with nothing to say gives a sign of life."""

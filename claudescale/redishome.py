@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from redis import asyncio as redis
 from redis.exceptions import RedisError, WatchError
 
-from claudescale import engines
 from claudescale.books import LOST_SECONDS, Book, terms_of
 from claudescale.leases import Borrower, LeasedLive
+from claudescale.running import engines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.api.client import Api
     from claudescale.books import Message
-    from claudescale.live import Live, Row
-    from claudescale.plans import Plan
-    from claudescale.wire import Api
+    from claudescale.planning.plans import Plan
+    from claudescale.running.live import Live, Row
 
 _ANSWER_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 0.01

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from claudescale.ledger import Ledger
+from claudescale.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

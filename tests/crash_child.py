@@ -16,11 +16,13 @@ import anthropic
 from running import a_plan, reviews
 
 import claudescale as cs
-from claudescale import batching, catalog, wire
-from claudescale.batchwire import BatchWire
-from claudescale.ledger import Ledger
-from claudescale.outstanding import Outstanding
-from claudescale.sending import Sending
+from claudescale.api import catalog
+from claudescale.api import client as wire
+from claudescale.api.batchwire import BatchWire
+from claudescale.ledger.ledger import Ledger
+from claudescale.running import batch_rules
+from claudescale.running.outstanding import Outstanding
+from claudescale.running.sending import Sending
 
 CRASHED = 77
 LIMITS = {"requests_per_minute": 60_000, "input_tokens_per_minute": 10**8, "output_tokens_per_minute": 10**8}
@@ -72,7 +74,7 @@ def _after(owner, name, times=1):
 def _in_the_body(times):
     """End when half of a body is sent."""
     real, left = BatchWire.create, [times]
-    batching._PART_BYTES = 1_000
+    batch_rules._PART_BYTES = 1_000
 
     async def half(parts):
         kept = [part async for part in parts]

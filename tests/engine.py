@@ -5,13 +5,13 @@ import json
 
 import virtual
 
-from claudescale import bills
-from claudescale.limits import Limits
-from claudescale.live import Live, Row
-from claudescale.pacing import Pacer
+from claudescale.api import prices
+from claudescale.api.answers import Answer
+from claudescale.api.limits import Limits
+from claudescale.pacing.pacer import Pacer
+from claudescale.running.live import Live, Row
 from claudescale.simulator import Desk
 from claudescale.simulator.wire import Answer as Told
-from claudescale.verdicts import Answer
 
 MODEL = "claude-haiku-5-5"
 MAX_TOKENS = 100
@@ -20,7 +20,7 @@ LIMITS = Limits(
     requests_per_minute=1_000, input_tokens_per_minute=2_000_000, output_tokens_per_minute=400_000
 )
 TIMEOUT_SECONDS = 600.0
-PRICE = bills.price(MODEL)
+PRICE = prices.price(MODEL)
 
 
 def body(number, text="The parcel came late and the box was broken.", **changes):

@@ -5,10 +5,10 @@ import json
 
 from paced import Api
 
+from claudescale.api.limits import read_headers
 from claudescale.books import Book, terms_of
 from claudescale.clock import Clock
 from claudescale.leases import Borrower
-from claudescale.limits import read_headers
 
 
 class Home:

@@ -4,9 +4,9 @@ import asyncio
 import random
 from typing import NamedTuple
 
+from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
-from claudescale.limits import Limits, read_headers
-from claudescale.pacing import Pacer
+from claudescale.pacing.pacer import Pacer
 from claudescale.simulator.buckets import Buckets
 
 WAY_SECONDS = 0.01

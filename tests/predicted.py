@@ -16,10 +16,12 @@ import virtual
 from engine import DeskSend
 
 import claudescale as cs
-from claudescale import bills, engines, estimates
-from claudescale.ledger import Ledger
-from claudescale.wire import Api
-from claudescale.work import prepare
+from claudescale.api import prices
+from claudescale.api.client import Api
+from claudescale.ledger.ledger import Ledger
+from claudescale.planning import estimates
+from claudescale.prompts.rows import prepare
+from claudescale.running import engines
 
 STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour
 size small large sent back money waited days week shop friendly quick thanks good great bad price label"""
@@ -261,9 +263,9 @@ class Past(NamedTuple):
     @property
     def batch_dollars(self):
         """What the same replies cost by batch, without a cache."""
-        price = bills.price(self.plan.facts.id, mode="batch")
-        each = {name: pl.col(name) for name in bills.COLUMNS.values()}
-        return self.replies.select(bills.dollars(price, **each).sum()).item()
+        price = prices.price(self.plan.facts.id, mode="batch")
+        each = {name: pl.col(name) for name in prices.COLUMNS.values()}
+        return self.replies.select(prices.dollars(price, **each).sum()).item()
 
 
 def ran(plan, **api):

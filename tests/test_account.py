@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 import claudescale as cs
-from claudescale import bills
-from claudescale.batchlines import attempts as of_lines
-from claudescale.ledger import Ledger
+from claudescale.api import prices
+from claudescale.ledger.ledger import Ledger
+from claudescale.running.batch_results import attempts as of_lines
 
 ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
 NONCE = "a1b2c3d4e5f6"
@@ -116,12 +116,12 @@ def parts(bill):
 def check(attempts, dollars):
     """Return bill and refusals of all rows, which cost what the account says in every table."""
     assert attempts["dollars"].sum() == pytest.approx(dollars, abs=1e-12)
-    bill = bills.bill(attempts)
+    bill = prices.bill(attempts)
     assert bill["dollars"].sum() == pytest.approx(dollars, abs=1e-12)
     assert bill["part"].to_list()[-1] == "web_search"
-    saved = bills.savings(attempts)
+    saved = prices.savings(attempts)
     assert saved["dollars_with"][-1] == pytest.approx(dollars, abs=1e-12)
-    refused = bills.waste(attempts).row(by_predicate=pl.col("kind") == "refusal", named=True)
+    refused = prices.waste(attempts).row(by_predicate=pl.col("kind") == "refusal", named=True)
     assert (refused["attempts"], refused["billed_attempts"]) == (3, 2)
     return bill, refused
 
@@ -164,7 +164,7 @@ def test_a_batch_costs_what_the_account_says():
         for number, (message, _, _) in enumerate(ACCOUNT.values())
     ]
     block = b"\n".join(json.dumps(line, separators=(",", ":")).encode() for line in lines)
-    price = bills.price(ASKED, mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))
+    price = prices.price(ASKED, mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))
     about = {"nonce": NONCE, "batch_id": "b", "model": ASKED, "simulated": False, "run": "r"}
     sent = {"sent_at": datetime(2026, 11, 20, tzinfo=UTC).timestamp(), "seconds": 1.0, "trusted": True}
     found = of_lines(block, price=price, **about, **sent).drop("final")
@@ -195,13 +195,13 @@ def test_a_budget_holds_with_searches():
 
 def test_the_worst_case_knows_geography_and_tools():
     """A workspace may answer in the US unasked; with tools of the API every turn may read a full context."""
-    price = bills.price(ASKED, inference_geo=bills.worst_geography(None))
+    price = prices.price(ASKED, inference_geo=prices.worst_geography(None))
     assert price.steps[0].output == pytest.approx(0.55e-6)
-    assert bills.price(ASKED, inference_geo="global") == bills.price(ASKED)
-    assert bills.price("claude-haiku-4-5", inference_geo="us") == bills.price("claude-haiku-4-5")
+    assert prices.price(ASKED, inference_geo="global") == prices.price(ASKED)
+    assert prices.price("claude-haiku-4-5", inference_geo="us") == prices.price("claude-haiku-4-5")
     frame = pl.DataFrame({"text": ["a"]})
     plan = cs.plan(frame, "{text}", model=ASKED, params={"tools": [SEARCH]})
-    most = bills.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
+    most = prices.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
     # Six turns of a million tokens that are written to the cache, and of 1,024 tokens; five searches.
     assert most == pytest.approx(6 * (1e6 * 0.6875e-6 + 1_024 * 2.75e-6) + 0.05)
     with pytest.raises(cs.PlanError, match="max_uses"):
@@ -243,7 +243,7 @@ def test_a_ledger_of_before_is_read_and_pays_nothing_again(tmp_path):
         every = kept.attempts()
     assert every["web_search_requests"].to_list() == [0] * 4
     assert every["answering_model"].to_list() == [None] * 3 + [ASKED]
-    assert bills.bill(every)["dollars"].sum() == pytest.approx(before["dollars"].sum() * 4 / 3)
+    assert prices.bill(every)["dollars"].sum() == pytest.approx(before["dollars"].sum() * 4 / 3)
     with closing(sqlite3.connect(path)) as connection:
         header, *lines = (line for (line,) in connection.execute("SELECT * FROM csv"))
         assert header.endswith("refusal_category")

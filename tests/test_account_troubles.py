@@ -9,7 +9,7 @@ from running import a_plan, finished, reviews
 from test_live import GOOD, answer
 
 import claudescale as cs
-from claudescale.verdicts import Answer, verdict, verdict_on_result
+from claudescale.api.answers import Answer, verdict, verdict_on_result
 
 TROUBLES = [
     ("invalid_request_error", "No.", "organization_on_hold"),

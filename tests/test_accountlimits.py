@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale.accountlimits import account_limits
+from claudescale.api.accountlimits import account_limits
+from claudescale.api.limits import Limits
 from claudescale.errors import UnknownTier
-from claudescale.limits import Limits
 
 HAIKU = "claude-haiku-5-5"
 THREE = {"requests_per_minute": 50, "input_tokens_per_minute": 40_000, "output_tokens_per_minute": 8_000}

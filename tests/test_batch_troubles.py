@@ -14,9 +14,9 @@ from breaking import endpoint, error
 from crash_child import LIMITS, most_requests, the_plan
 
 import claudescale as cs
-from claudescale import batching, engines
-from claudescale.batches import MOST_ROUNDS
-from claudescale.ledger import Ledger
+from claudescale.ledger.ledger import Ledger
+from claudescale.running import batch_rules, engines
+from claudescale.running.batches import MOST_ROUNDS
 from claudescale.simulator import Fault
 
 PATIENCE = 60.0
@@ -146,7 +146,7 @@ def test_a_404_that_passes_is_not_believed(request, known, names, pattern):
 
 def test_a_404_for_good_costs_the_other_batches_nothing(tmp_path, monkeypatch, real):
     """Where one of several batches is never shown, all other rows come in, and then it is named."""
-    monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(4))
+    monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(4))
     lost = []
 
     def change(name, path, ask):
@@ -286,7 +286,7 @@ def test_a_small_batch_that_is_refused_whole(rows):
 
 def test_several_batches_that_are_refused_whole(monkeypatch):
     """Small batches are counted together: past twenty rows refused alike no more of them are made."""
-    monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(10))
+    monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(10))
     with simulator(faults={"batch_invalid": 1.0}) as api:
         run, _ = ended(the_plan(100, queue=10), api)
         assert (run.stopped_by, api.stats["batches_created"]) == ("invalid_request_error", 2)
@@ -366,7 +366,7 @@ def test_the_first_message_leaves_thinking_its_budget():
     """Where thinking has a budget of tokens the shortest reply is one token longer, as the API demands."""
     thinking = {"type": "enabled", "budget_tokens": 2_048}
     given = json.dumps({"model": "m", "max_tokens": 4_096, "thinking": thinking}).encode()
-    body, longest = batching.dry_run(given)
+    body, longest = batch_rules.dry_run(given)
     assert json.loads(body) == {"model": "m", "max_tokens": 2_049, "thinking": thinking}
     assert longest == 2_049
 
@@ -386,7 +386,7 @@ def test_the_first_message_keeps_to_the_budget(real):
 
 def test_trouble_of_the_account_at_a_creation(tmp_path, monkeypatch):
     """What ends the making of batches ends no collecting: what was made comes in, the rest stays open."""
-    monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(10))
+    monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(10))
     words = "This organization is on hold."
     trouble = (400, {}, error("invalid_request_error", words, error_code="organization_on_hold"))
 
@@ -404,7 +404,7 @@ def test_trouble_of_the_account_at_a_creation(tmp_path, monkeypatch):
 
 def test_trouble_of_the_account_in_results(tmp_path, monkeypatch):
     """Rows that failed for the account's sake have no last word: they are sent once it is mended."""
-    monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(10))
+    monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(10))
     told = {"type": "invalid_request_error", "message": "This organization has been disabled."}
     body = {"type": "error", "error": told}
     first = []

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import claudescale as cs
-from claudescale import batchcharts, charts
-from claudescale.batchframe import BATCHES
+from claudescale.running.batchframe import BATCHES
+from claudescale.views import batchcharts, run_charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)
 STARTED_AT = START.timestamp()
@@ -81,7 +81,7 @@ DRAWN = {
 
 
 def specification(shown):
-    return charts.specification(shown.chart, shown.text)
+    return run_charts.specification(shown.chart, shown.text)
 
 
 def rectangles(shown):

@@ -12,11 +12,11 @@ from crash_child import LIMITS, most_requests, the_plan
 from running import interrupt_when, until
 
 import claudescale as cs
-from claudescale import batching, engines
-from claudescale.batches import MOST_ROUNDS
-from claudescale.batchframe import BATCHES
-from claudescale.ledger import Ledger
-from claudescale.outstanding import Outstanding
+from claudescale.ledger.ledger import Ledger
+from claudescale.running import batch_rules, engines
+from claudescale.running.batches import MOST_ROUNDS
+from claudescale.running.batchframe import BATCHES
+from claudescale.running.outstanding import Outstanding
 from claudescale.simulator import Fault
 from claudescale.simulator.intake import Intake
 
@@ -78,7 +78,7 @@ def test_a_create_without_a_plain_answer(fault, tries):
 
 def test_a_create_that_hangs(monkeypatch):
     """A create that is never answered is given up, and its batch is found by its nonce."""
-    monkeypatch.setattr("claudescale.wire.CALL_SECONDS", 0.5)
+    monkeypatch.setattr("claudescale.api.client.CALL_SECONDS", 0.5)
     with simulator(faults={"create_hang": Fault(tries=[1])}) as api:
         run = ended(the_plan(20), api)
         paid_once(api, run, 20)
@@ -87,7 +87,7 @@ def test_a_create_that_hangs(monkeypatch):
 
 def test_several_lost_batches_of_one_size(monkeypatch):
     """Lost batches of the same size and time are told apart by the nonces in their results."""
-    monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(25))
+    monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(25))
     with simulator(faults={"create_lost": Fault(tries=[1, 2, 3])}) as api:
         run = ended(the_plan(150, queue=1_000), api)
         paid_once(api, run, 150)
@@ -137,7 +137,7 @@ def test_a_foreign_batch_of_the_same_size_and_time(monkeypatch, fault, order, se
 
 def test_split_by_requests(api, monkeypatch):
     """No batch has more requests than the API takes."""
-    monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(40))
+    monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(40))
     run = ended(the_plan(150, queue=1_000), api)
     paid_once(api, run, 150)
     assert run.batches["requests"].to_list() == [40, 40, 40, 30]
@@ -145,7 +145,7 @@ def test_split_by_requests(api, monkeypatch):
 
 def test_split_by_bytes(api, monkeypatch):
     """No body is longer than the API takes."""
-    monkeypatch.setattr(batching, "FULL_BYTES", 20_000)
+    monkeypatch.setattr(batch_rules, "FULL_BYTES", 20_000)
     monkeypatch.setattr(Intake.__init__, "__defaults__", (21_000,))
     run = ended(the_plan(150), api)
     paid_once(api, run, 150)
@@ -155,7 +155,7 @@ def test_split_by_bytes(api, monkeypatch):
 
 def test_a_body_the_api_finds_too_long_is_halved(api, monkeypatch):
     """Where the API counts a body longer than we do, smaller batches follow."""
-    monkeypatch.setattr("claudescale.batches._SMALLEST_BYTES", 10_000, raising=False)
+    monkeypatch.setattr("claudescale.running.batches._SMALLEST_BYTES", 10_000, raising=False)
     monkeypatch.setattr(Intake.__init__, "__defaults__", (15_000,))
     run = ended(the_plan(150), api)
     paid_once(api, run, 150)
@@ -295,8 +295,8 @@ def test_a_paid_reply_of_no_use_says_why(fault, error):
 
 def test_results_that_break_off_are_read_on(monkeypatch):
     """A download that breaks off is tried again; what it brought is on record once."""
-    monkeypatch.setattr("claudescale.wire._BLOCK_BYTES", 4_000)
-    monkeypatch.setattr("claudescale.wire._PART_BYTES", 1_000)
+    monkeypatch.setattr("claudescale.api.client._BLOCK_BYTES", 4_000)
+    monkeypatch.setattr("claudescale.api.client._PART_BYTES", 1_000)
     with simulator(faults={"results_cut": Fault(tries=[1, 2, 3])}) as api:
         run = ended(the_plan(100), api)
         assert api.stats["faults"]["results_cut"] == 3

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_ledger import ask, attempt, expected, key, keys
 
-from claudescale import ledgerfile, recorder
-from claudescale.batchfile import Batch
 from claudescale.errors import LedgerError, LedgerFull
-from claudescale.ledger import Ledger
+from claudescale.ledger import recorder, store
+from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.ledger import Ledger
 
 
 def batch(number=0, **changes):
@@ -254,14 +254,14 @@ def test_signs_of_life(monkeypatch, path):
 
 def test_sealing_drops_only_what_is_answered(monkeypatch, path):
     """As the file grows the answered keys leave the batch; the others stay held, and can be taken over."""
-    monkeypatch.setattr(ledgerfile, "SEAL_ROWS", 10)
+    monkeypatch.setattr(store, "SEAL_ROWS", 10)
     with Ledger(path) as ledger:
         ledger.claim(some(0, 40))
         ledger.intend(batch(), some(0, 40))
         for number in range(30):
             ledger.record(attempt(number), final=True)
             ledger.sync()
-        with ledgerfile.reading(path) as connection:
+        with store.reading(path) as connection:
             assert connection.execute("SELECT count(*) FROM claims").fetchone()[0] < 40
         assert sorted(ledger.held(batch().nonce)) == sorted(some(30, 40))
     with Ledger(path) as other:
@@ -401,7 +401,7 @@ def test_three_runs_agree_with_a_model(tmp_path_factory, actions):  # noqa: C901
     path = tmp_path_factory.mktemp("model") / "a.ledger"
     answered, claims, open_, recorded, made = set(), {}, {}, {}, 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledgerfile, "SEAL_ROWS", 3)
+        patch.setattr(store, "SEAL_ROWS", 3)
         runs = [Ledger(path) for _ in range(3)]
         names = [0, 1, 2]  # of the openings, in the model
         for action, who, number in actions:

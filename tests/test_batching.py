@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from running import MODEL
 
 import claudescale as cs
-from claudescale import batching
-from claudescale.batchfile import Batch
-from claudescale.verdicts import Answer
-from claudescale.work import prepare
+from claudescale.api.answers import Answer
+from claudescale.ledger.batchfile import Batch
+from claudescale.prompts.rows import prepare
+from claudescale.running import batch_rules
 
 NONCE = "0123456789ab"
 ROWS = st.lists(st.tuples(st.integers(100, 5_000), st.floats(0, 0.01)), max_size=30)
@@ -41,12 +41,12 @@ def _frame(rows):
 def test_a_batch_is_as_large_as_allowed_and_no_larger(rows, requests, size_bytes, dollars):
     """Count, bytes and dollars of what fits are within all limits, and one row more would pass one."""
     frame = _frame(rows)
-    count = batching.fitting(frame, requests=requests, size_bytes=size_bytes, dollars=dollars)
+    count = batch_rules.fitting(frame, requests=requests, size_bytes=size_bytes, dollars=dollars)
 
     def fits(number):
         part = frame.head(number)
         enough = dollars is None or part["worst_dollars"].sum() <= dollars + 1e-12
-        size = int((part["bytes"] + batching._ROW_BYTES).sum())
+        size = int((part["bytes"] + batch_rules._ROW_BYTES).sum())
         return number <= max(requests, 0) and size <= size_bytes and enough
 
     assert 0 <= count <= frame.height
@@ -64,9 +64,9 @@ def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
     plan = cs.plan(frame, "<{text}>", model=MODEL, max_tokens=20, mode="batch")
     work = prepare(plan, "api")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "_PART_BYTES", part_bytes)
-        whole = b"".join(batching.body(work.requests, work.texts, NONCE))
-    assert len(whole) == batching.body_bytes(work.requests)
+        patch.setattr(batch_rules, "_PART_BYTES", part_bytes)
+        whole = b"".join(batch_rules.body(work.requests, work.texts, NONCE))
+    assert len(whole) == batch_rules.body_bytes(work.requests)
     requests = json.loads(whole)["requests"]
     assert [each["custom_id"] for each in requests] == [f"{key}-{NONCE}" for key in work.requests["key"]]
     contents = [each["params"]["messages"][0]["content"] for each in requests]
@@ -77,7 +77,7 @@ def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
 
 def test_a_custom_id_is_one_that_the_api_takes():
     """A key of 32 characters, a hyphen and the nonce are within the API's 64 characters."""
-    assert 32 + 1 + 2 * batching.NONCE_BYTES <= 64
+    assert 32 + 1 + 2 * batch_rules.NONCE_BYTES <= 64
 
 
 # what an answer means
@@ -118,13 +118,13 @@ def _error(kind, message="no"):
 )
 def test_what_became_of_a_batch(answer, outcome):
     """Only a plain yes is a batch and only a plain no is none; all else has to be looked for."""
-    assert batching.made(answer).outcome == outcome
+    assert batch_rules.made(answer).outcome == outcome
 
 
 @given(st.none() | st.integers(100, 599), st.binary(max_size=40), st.booleans())
 def test_no_answer_at_all_breaks_the_decision(status, content, sent):
     """Whatever comes back, there is a decision; without a status, what was sent may be there."""
-    made = batching.made(Answer(status, {}, content, None if status else "connection_error", sent=sent))
+    made = batch_rules.made(Answer(status, {}, content, None if status else "connection_error", sent=sent))
     assert made.outcome in {"created", "absent", "refused", "too_large", "stop", "unknown"}
     if status is None:
         assert made.outcome == ("unknown" if sent else "absent")
@@ -144,8 +144,8 @@ def test_no_answer_at_all_breaks_the_decision(status, content, sent):
 )
 def test_only_the_apis_own_words_say_that_a_batch_is_gone(status, kind, gone):
     """A 404 of a proxy is no reason to give up what was paid for."""
-    assert batching.is_gone(Answer(status, {}, _error(kind))) is gone
-    assert not batching.is_gone(Answer(404, {}, b"<html>nothing here</html>"))
+    assert batch_rules.is_gone(Answer(status, {}, _error(kind))) is gone
+    assert not batch_rules.is_gone(Answer(404, {}, b"<html>nothing here</html>"))
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_only_the_apis_own_words_say_that_a_batch_is_gone(status, kind, gone):
 )
 def test_whether_there_are_results(url, archived_at, there):
     """An archived batch, and one without an address of its results, has none."""
-    assert batching.has_results({"results_url": url, "archived_at": archived_at}) is there
+    assert batch_rules.has_results({"results_url": url, "archived_at": archived_at}) is there
 
 
 def test_a_batch_as_the_api_shows_it():
     """Id, state, times and counts are taken over; the rest of the batch stays."""
     counts = {"processing": 0, "succeeded": 2, "errored": 1, "canceled": 1, "expired": 1}
     ended = {"processing_status": "ended", "request_counts": counts, "ended_at": "1970-01-01T00:30:00Z"}
-    under_way, over = batching.seen(BATCH, SHOWN), batching.seen(BATCH, SHOWN | ended)
+    under_way, over = batch_rules.seen(BATCH, SHOWN), batch_rules.seen(BATCH, SHOWN | ended)
     assert under_way == BATCH._replace(
         state="in_progress", batch_id="msgbatch_1", created_at=1_200.0, expires_at=87_600.0
     )
@@ -187,7 +187,7 @@ def test_a_batch_as_the_api_shows_it():
 )
 def test_a_batch_shown_in_an_odd_way(changes):
     """An unknown state is one of a batch under way; what cannot be read changes nothing."""
-    shown = batching.seen(BATCH._replace(created_at=7.0, succeeded=3), SHOWN | changes)
+    shown = batch_rules.seen(BATCH._replace(created_at=7.0, succeeded=3), SHOWN | changes)
     assert shown.state == "in_progress"
     assert shown.batch_id == "msgbatch_1"
     assert isinstance(shown.succeeded, int)
@@ -207,7 +207,7 @@ def test_a_batch_shown_in_an_odd_way(changes):
 )
 def test_moments(moment, seconds):
     """RFC 3339 in any zone is unix seconds; anything else is unknown."""
-    assert batching.seconds_of(moment) == seconds
+    assert batch_rules.seconds_of(moment) == seconds
 
 
 # when to look again
@@ -217,18 +217,18 @@ def test_few_looks_in_a_day():
     """From a batch's creation to its expiry there are below 400 looks, the first ones soon."""
     at, looks = 0.0, 0
     while at < 86_400:
-        at += batching.poll_seconds(at)
+        at += batch_rules.poll_seconds(at)
         looks += 1
     assert looks < 400
-    assert batching.poll_seconds(0) <= 10
+    assert batch_rules.poll_seconds(0) <= 10
 
 
 @given(st.floats(-1e4, 1e7), st.floats(0, 1e6))
 def test_looks_become_rarer(age, later):
     """The wait is within its bounds and never shorter for an older batch."""
-    wait = batching.poll_seconds(age)
-    assert batching._SHORTEST_SECONDS <= wait <= batching._LONGEST_SECONDS
-    assert batching.poll_seconds(age + later) >= wait
+    wait = batch_rules.poll_seconds(age)
+    assert batch_rules._SHORTEST_SECONDS <= wait <= batch_rules._LONGEST_SECONDS
+    assert batch_rules.poll_seconds(age + later) >= wait
 
 
 def _made(created_at, ended_at=None, state="in_progress"):
@@ -241,7 +241,7 @@ OVER = (_made(10_000.0, 10_060.0, "collected"), BATCH._replace(state="absent"), 
 @pytest.mark.parametrize("batches", [[], *([each] for each in OVER), OVER])
 def test_nothing_is_expected_where_nothing_is_out(batches):
     """Without an open batch there is no expectation."""
-    assert batching.expected_end(batches, 100.0) is None
+    assert batch_rules.expected_end(batches, 100.0) is None
 
 
 @pytest.mark.parametrize(
@@ -261,4 +261,4 @@ def test_nothing_is_expected_where_nothing_is_out(batches):
 )
 def test_when_the_last_batch_ends(batches, now, expected):
     """As long as the others took, else an hour; nothing usual is told once that is over; at most 24 hours."""
-    assert batching.expected_end(batches, now) == expected
+    assert batch_rules.expected_end(batches, now) == expected

@@ -9,13 +9,13 @@ from anthropic.types.messages import MessageBatchIndividualResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale import batchlines
-from claudescale.batchlines import attempts, proves
-from claudescale.bills import price
-from claudescale.facts import USAGE
-from claudescale.ledgerfile import EMPTY
+from claudescale.api.answers import Answer, verdict
+from claudescale.api.facts import USAGE
+from claudescale.api.prices import price
+from claudescale.ledger.store import EMPTY
+from claudescale.running import batch_results
+from claudescale.running.batch_results import attempts, proves
 from claudescale.simulator import Batches, Desk
-from claudescale.verdicts import Answer, verdict
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
 PRICE = price("claude-haiku-5-5", mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))
@@ -338,8 +338,8 @@ def test_what_is_unreadable_or_of_another_is_left_out(line):
 
 def both(line):
     """Return what the quick way and the slow one make of a line; the quick one may leave it."""
-    quick, left = batchlines._quickly([line], NONCE)
-    slow = batchlines._slowly([(0, line)], nonce=NONCE, trusted=True)
+    quick, left = batch_results._quickly([line], NONCE)
+    slow = batch_results._slowly([(0, line)], nonce=NONCE, trusted=True)
     return None if left else quick.rows(named=True), slow.rows(named=True)
 
 
@@ -391,16 +391,16 @@ def test_the_quick_way_differs_in_nothing(line):
 
 
 NAMES = [
-    *batchlines._PLACED,
-    *batchlines._SAYS,
-    *batchlines._TOKENS,
+    *batch_results._PLACED,
+    *batch_results._SAYS,
+    *batch_results._TOKENS,
     "stop_sequence",
     "id",
     "input",
     "output_tokens_detail",
     "",
 ]
-NAMES = st.sampled_from([*NAMES, *(f"{name}_tokens" for name in batchlines._TOKENS)]) | st.text(max_size=3)
+NAMES = st.sampled_from([*NAMES, *(f"{name}_tokens" for name in batch_results._TOKENS)]) | st.text(max_size=3)
 NEW = st.sampled_from(["more", "stop_sequence", "id", "output_tokens_detail", "text_", "types", "inputs"])
 SCALARS = (
     st.none()
@@ -528,7 +528,7 @@ def test_what_the_simulator_writes_is_read_the_quick_way_and_adds_up_to_its_bill
     found = read(*lines)
     assert (found.height, found["key"].n_unique()) == (200, 200)
     errored = sum(b'"errored"' in line for line in lines)
-    assert len(batchlines._quickly(lines, NONCE)[1]) == errored > 0
+    assert len(batch_results._quickly(lines, NONCE)[1]) == errored > 0
     for line, row in zip(lines, found.iter_rows(named=True), strict=True):
         result = MessageBatchIndividualResponse.model_validate_json(line).result
         if result.type == "succeeded":

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from claudescale import bills, catalog
+from claudescale.api import catalog, prices
 from claudescale.errors import PlanError, UnknownModel
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -97,8 +97,8 @@ MIXED = frame(
 @given(rows=st.lists(usages, min_size=1, max_size=8))
 def test_dollars_are_those_of_genai_prices(model, mode, rows):
     """The vectorised dollars of any usage are genai-prices' own, for every model and mode."""
-    price = bills.price(model, mode=mode, at=NOW)
-    each = bills.dollars(price, **{name: pl.col(name) for name in TOKENS})
+    price = prices.price(model, mode=mode, at=NOW)
+    each = prices.dollars(price, **{name: pl.col(name) for name in TOKENS})
     found = pl.DataFrame(rows, schema=dict.fromkeys(TOKENS, pl.Int64)).select(each.alias("dollars"))
     assert found.schema == {"dollars": pl.Float64}
     for row, paid in zip(rows, found["dollars"], strict=True):
@@ -109,18 +109,18 @@ def test_dollars_are_those_of_genai_prices(model, mode, rows):
 def test_every_model_of_the_catalog_is_priced():
     """Those that are not in the property above cost what their twins cost; what is no model raises."""
     for model in TWINS:
-        twin = bills.price(model.replace("mythos", "fable"), at=NOW)
-        assert bills.price(model, at=NOW).steps == twin.steps
+        twin = prices.price(model.replace("mythos", "fable"), at=NOW)
+        assert prices.price(model, at=NOW).steps == twin.steps
     with pytest.raises(UnknownModel, match="no model 'claude-next'"):
-        bills.price("claude-next", at=NOW)
+        prices.price("claude-next", at=NOW)
 
 
 def test_rows_are_priced_one_by_one():
     """1,000 short rows of Haiku 5.5 cost $0.10, not the $0.50 that their summed tokens would."""
     rows = pl.DataFrame({"tokens": [500] * 1_000})
     zero = pl.lit(0)
-    each = bills.dollars(
-        bills.price("claude-haiku-5-5", at=NOW),
+    each = prices.dollars(
+        prices.price("claude-haiku-5-5", at=NOW),
         input_tokens=pl.col("tokens"),
         cache_write_5m_input_tokens=zero,
         cache_write_1h_input_tokens=zero,
@@ -132,26 +132,26 @@ def test_rows_are_priced_one_by_one():
 
 def test_a_row_with_unknown_tokens_has_unknown_dollars():
     """A null among the tokens gives a null, never a price that leaves it out."""
-    each = bills.dollars(bills.price("claude-haiku-5-5", at=NOW), **{name: pl.col(name) for name in TOKENS})
+    each = prices.dollars(prices.price("claude-haiku-5-5", at=NOW), **{name: pl.col(name) for name in TOKENS})
     rows = pl.DataFrame({name: [1, None] for name in TOKENS}, schema=dict.fromkeys(TOKENS, pl.Int64))
     assert rows.select(each.alias("dollars"))["dollars"].is_null().to_list() == [False, True]
 
 
 def test_prices_are_those_of_the_day():
     """The price is the one of the day asked for, and a time zone does not move it to another."""
-    early = bills.price("claude-opus-4-6", at=datetime(2026, 3, 12, tzinfo=UTC))
-    late = bills.price("claude-opus-4-6", at=datetime(2026, 3, 13, tzinfo=UTC))
+    early = prices.price("claude-opus-4-6", at=datetime(2026, 3, 12, tzinfo=UTC))
+    late = prices.price("claude-opus-4-6", at=datetime(2026, 3, 13, tzinfo=UTC))
     assert (len(early.steps), len(late.steps)) == (2, 1)
     eastern = datetime.fromisoformat("2026-03-12T23:00:00-05:00")
-    assert bills.price("claude-opus-4-6", at=eastern) == late
+    assert prices.price("claude-opus-4-6", at=eastern) == late
     with pytest.raises(PlanError, match="no batch price"):
-        bills.price("claude-opus-4-6", mode="batch", at=datetime(2026, 9, 1, tzinfo=UTC))
+        prices.price("claude-opus-4-6", mode="batch", at=datetime(2026, 9, 1, tzinfo=UTC))
 
 
 def test_the_parts_of_a_bill_sum_to_what_was_billed():
     """Every billed dollar is in exactly one part, over models, modes, days and price steps."""
-    bill = bills.bill(MIXED)
-    assert bill.schema == bills.BILL
+    bill = prices.bill(MIXED)
+    assert bill.schema == prices.BILL
     parts = ["input", "cache_write_5m", "cache_write_1h", "cache_read", "reply", "thinking"]
     assert bill["part"].to_list() == parts
     assert bill["dollars"].sum() == pytest.approx(MIXED["dollars"].sum(), abs=1e-12)
@@ -164,8 +164,8 @@ def test_the_parts_of_a_bill_sum_to_what_was_billed():
 
 def test_waste_is_shown_by_kind():
     """Billed replies without a result and refused calls are told apart, and a repeated reply is waste."""
-    waste = bills.waste(MIXED)
-    assert waste.schema == bills.WASTE
+    waste = prices.waste(MIXED)
+    assert waste.schema == prices.WASTE
     found = {row["kind"]: row for row in waste.iter_rows(named=True)}
     assert set(found) == {"truncated", "repeated", "rate_limit_error"}
     assert found["rate_limit_error"]["attempts"] == 2
@@ -174,13 +174,13 @@ def test_waste_is_shown_by_kind():
     # The first paid reply to a row is the one that is kept.
     assert found["repeated"]["dollars"] == pytest.approx(MIXED["dollars"][-1])
     lost = found["truncated"]["dollars"] + found["repeated"]["dollars"]
-    assert bills.bill(MIXED)["wasted_dollars"].sum() == pytest.approx(lost, abs=1e-12)
+    assert prices.bill(MIXED)["wasted_dollars"].sum() == pytest.approx(lost, abs=1e-12)
 
 
 def test_a_recorded_price_that_differs_is_its_own_row():
     """Should the recorded dollars not be today's list price, the difference is on the bill as such."""
     older = MIXED.with_columns(pl.col("dollars") * 2)
-    bill = bills.bill(older)
+    bill = prices.bill(older)
     assert bill["part"].to_list()[-1] == "price changed since"
     assert bill["dollars"].sum() == pytest.approx(older["dollars"].sum(), abs=1e-12)
 
@@ -197,8 +197,8 @@ def plainly(row, *, mode, cached):
 def test_savings_sum_to_the_difference():
     """The savings sum to the plain price less the billed one, each against its own counterfactual."""
     duplicates = pl.DataFrame({"key": ["a", "b", "nobody"], "duplicates": [3, 10, 99]})
-    table = bills.savings(MIXED, duplicates=duplicates)
-    assert table.schema == bills.SAVINGS
+    table = prices.savings(MIXED, duplicates=duplicates)
+    assert table.schema == prices.SAVINGS
     assert table["strategy"].to_list() == ["deduplication", "cache", "batch"]
 
     billed = [row for row in MIXED.iter_rows(named=True) if row["dollars"]]
@@ -221,7 +221,7 @@ def test_a_number_of_duplicates_is_priced_at_the_mean():
     rows = frame(
         attempt("a", input_tokens=1_000), attempt("b", input_tokens=3_000), attempt("b", input_tokens=9)
     )
-    saved = bills.savings(rows, duplicates=4).row(0, named=True)["dollars_saved"]
+    saved = prices.savings(rows, duplicates=4).row(0, named=True)["dollars_saved"]
     assert saved == pytest.approx(
         4 * by_genai("claude-haiku-5-5", "live", rows.row(0, named=True) | {"input_tokens": 2_000})
     )
@@ -230,16 +230,16 @@ def test_a_number_of_duplicates_is_priced_at_the_mean():
 def test_a_cache_that_is_never_read_loses_money():
     """A cache write that nothing reads back is a negative saving, not hidden."""
     rows = frame(attempt("a", model="claude-opus-5-5", cache_write_5m_input_tokens=5_000, output_tokens=5))
-    cache = bills.savings(rows).row(1, named=True)
+    cache = prices.savings(rows).row(1, named=True)
     assert cache["dollars_saved"] < 0
 
 
 def test_nothing_sent_is_a_bill_of_nothing():
     """An empty frame, and one of failures only, give whole tables of zero."""
     for rows in (frame(), frame(attempt(error="overloaded_error", billed=False))):
-        assert bills.bill(rows)["dollars"].to_list() == [0.0] * 6
-        assert bills.savings(rows, duplicates=5)["dollars_saved"].to_list() == [0.0] * 3
-    assert bills.waste(frame()).schema == bills.WASTE
+        assert prices.bill(rows)["dollars"].to_list() == [0.0] * 6
+        assert prices.savings(rows, duplicates=5)["dollars_saved"].to_list() == [0.0] * 3
+    assert prices.waste(frame()).schema == prices.WASTE
 
 
 @settings(max_examples=30, deadline=None)
@@ -266,11 +266,11 @@ def test_bills_balance_for_any_attempts(rows, duplicates):
         )
     )
     paid = table["dollars"].sum()
-    bill = bills.bill(table)
+    bill = prices.bill(table)
     assert bill["dollars"].sum() == pytest.approx(paid, abs=1e-9)
     assert "price changed since" not in bill["part"].to_list()
-    waste = bills.waste(table)
+    waste = prices.waste(table)
     assert bill["wasted_dollars"].sum() == pytest.approx(waste["dollars"].sum(), abs=1e-9)
-    saved = bills.savings(table, duplicates=duplicates)
+    saved = prices.savings(table, duplicates=duplicates)
     assert saved["dollars_with"][-1] == pytest.approx(paid, abs=1e-9)
     assert saved["dollars_without"][0] - saved["dollars_saved"].sum() == pytest.approx(paid, abs=1e-9)

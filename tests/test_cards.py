@@ -5,7 +5,7 @@ import pytest
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import cards
+from claudescale.views import cards
 
 
 def test_a_runs_line_counts_rows():

@@ -15,10 +15,10 @@ from polars.testing import assert_frame_equal
 from running import WIDE_LIMITS, interrupt_when, simulator, until
 
 import claudescale as cs
-from claudescale import cascadecharts
-from claudescale.cascadeframe import TABLE
-from claudescale.cascaderuns import CascadeRun
-from claudescale.passing import BILL, OPTIONS, Passing, even_share, reaching
+from claudescale.evidence.cascadeframe import TABLE
+from claudescale.evidence.cascaderuns import CascadeRun
+from claudescale.evidence.passing import BILL, OPTIONS, Passing, even_share, reaching
+from claudescale.views import cascadecharts
 
 CHEAP, MIDDLE, DEAR = MODELS
 LABELS = pl.Enum(["even", "odd"])

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
-from claudescale import catalog, facts
+from claudescale.api import catalog, facts
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -20,7 +20,7 @@ import vl_convert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claudescale import charts, marks
+from claudescale.views import marks, run_charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)
 RATES = ["requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"]
@@ -71,46 +71,46 @@ def savings(**dollars):
 FULL = counts(answered=812, failed=12, unsent=3, reused_from_the_ledger=140, to_do=533)
 LIMITS = {"input_tokens_per_minute": 400_000.0, "output_tokens_per_minute": 80_000.0}
 EMPTY = {
-    "throughput": lambda: charts.throughput(slices(0), requests_per_minute=1000),
-    "tokens": lambda: charts.tokens(slices(0), **LIMITS),
-    "latency": lambda: charts.latency(attempts(0)),
-    "spending": lambda: charts.spending(spending(0)),
-    "progress": lambda: charts.progress(counts()),
-    "progress, no rows": lambda: charts.progress(counts(answered=0)),
-    "savings": lambda: charts.savings(savings()),
+    "throughput": lambda: run_charts.throughput(slices(0), requests_per_minute=1000),
+    "tokens": lambda: run_charts.tokens(slices(0), **LIMITS),
+    "latency": lambda: run_charts.latency(attempts(0)),
+    "spending": lambda: run_charts.spending(spending(0)),
+    "progress": lambda: run_charts.progress(counts()),
+    "progress, no rows": lambda: run_charts.progress(counts(answered=0)),
+    "savings": lambda: run_charts.savings(savings()),
 }
 DRAWN = {
-    "throughput": lambda: charts.throughput(slices(60), requests_per_minute=1000),
-    "throughput, no limit": lambda: charts.throughput(slices(60), requests_per_minute=None),
-    "throughput, far below": lambda: charts.throughput(slices(60), requests_per_minute=50_000),
-    "throughput, one": lambda: charts.throughput(slices(1), requests_per_minute=1000),
-    "throughput, a day": lambda: charts.throughput(slices(86_400, 1 / 60), requests_per_minute=1000),
-    "tokens": lambda: charts.tokens(slices(60), **LIMITS),
-    "tokens, millions": lambda: charts.tokens(slices(60, requests=4e4), **LIMITS),
-    "tokens, one": lambda: charts.tokens(slices(1), **LIMITS),
-    "latency": lambda: charts.latency(attempts(1200)),
-    "latency, one": lambda: charts.latency(attempts(1, failed=0)),
-    "latency, all failed": lambda: charts.latency(attempts(5, failed=1)),
-    "latency, many": lambda: charts.latency(attempts(30_000)),
-    "latency, one very slow": lambda: charts.latency(attempts(300, slowest=3000)),
-    "spending": lambda: charts.spending(
+    "throughput": lambda: run_charts.throughput(slices(60), requests_per_minute=1000),
+    "throughput, no limit": lambda: run_charts.throughput(slices(60), requests_per_minute=None),
+    "throughput, far below": lambda: run_charts.throughput(slices(60), requests_per_minute=50_000),
+    "throughput, one": lambda: run_charts.throughput(slices(1), requests_per_minute=1000),
+    "throughput, a day": lambda: run_charts.throughput(slices(86_400, 1 / 60), requests_per_minute=1000),
+    "tokens": lambda: run_charts.tokens(slices(60), **LIMITS),
+    "tokens, millions": lambda: run_charts.tokens(slices(60, requests=4e4), **LIMITS),
+    "tokens, one": lambda: run_charts.tokens(slices(1), **LIMITS),
+    "latency": lambda: run_charts.latency(attempts(1200)),
+    "latency, one": lambda: run_charts.latency(attempts(1, failed=0)),
+    "latency, all failed": lambda: run_charts.latency(attempts(5, failed=1)),
+    "latency, many": lambda: run_charts.latency(attempts(30_000)),
+    "latency, one very slow": lambda: run_charts.latency(attempts(300, slowest=3000)),
+    "spending": lambda: run_charts.spending(
         spending(300), estimate_dollars=4.4, estimate_p10_dollars=4.0, estimate_p90_dollars=5.0
     ),
-    "spending, one": lambda: charts.spending(spending(1)),
-    "spending, thousands": lambda: charts.spending(spending(30, 12_345, 12_346), estimate_dollars=0.01),
-    "spending, cents": lambda: charts.spending(spending(3, 0.0001, None)),
-    "progress": lambda: charts.progress(FULL),
-    "progress, million": lambda: charts.progress(FULL.with_columns(pl.col("rows") * 1000)),
-    "progress, one": lambda: charts.progress(counts(answered=1)),
-    "savings": lambda: charts.savings(
+    "spending, one": lambda: run_charts.spending(spending(1)),
+    "spending, thousands": lambda: run_charts.spending(spending(30, 12_345, 12_346), estimate_dollars=0.01),
+    "spending, cents": lambda: run_charts.spending(spending(3, 0.0001, None)),
+    "progress": lambda: run_charts.progress(FULL),
+    "progress, million": lambda: run_charts.progress(FULL.with_columns(pl.col("rows") * 1000)),
+    "progress, one": lambda: run_charts.progress(counts(answered=1)),
+    "savings": lambda: run_charts.savings(
         savings(live_no_cache_no_deduplication=12.3, batch=6.15, cache=2.1, replies_cut_off=-0.25, paid=4.3)
     ),
-    "savings, one": lambda: charts.savings(savings(paid=0)),
+    "savings, one": lambda: run_charts.savings(savings(paid=0)),
 }
 
 
 def specification(shown):
-    return charts.specification(shown.chart, shown.text)
+    return run_charts.specification(shown.chart, shown.text)
 
 
 def rows_with(shown, *names):
@@ -175,10 +175,10 @@ def test_the_same_rows_make_the_same_picture(name):
 def test_the_order_of_rows_does_not_matter():
     """A frame collected from concurrent calls draws the same picture in any order."""
     for frame, draw in (
-        (slices(60), lambda frame: charts.throughput(frame, requests_per_minute=1000)),
-        (slices(600), lambda frame: charts.tokens(frame, **LIMITS)),
-        (attempts(3000), charts.latency),
-        (spending(500), charts.spending),
+        (slices(60), lambda frame: run_charts.throughput(frame, requests_per_minute=1000)),
+        (slices(600), lambda frame: run_charts.tokens(frame, **LIMITS)),
+        (attempts(3000), run_charts.latency),
+        (spending(500), run_charts.spending),
     ):
         shuffled = frame.sample(fraction=1, shuffle=True, seed=3)
         assert not shuffled.equals(frame)
@@ -220,22 +220,23 @@ def test_the_users_altair_settings_are_neither_read_nor_changed():
 def test_charts_compose_and_can_be_shown_again():
     """What Altair makes of our charts is an Altair chart, and `Shown` shows that one too."""
     upper, lower = DRAWN["throughput"](), DRAWN["spending"]()
-    both = charts.Shown(chart=upper.chart & lower.chart, text="both")
+    both = run_charts.Shown(chart=upper.chart & lower.chart, text="both")
     assert len(specification(both)["vconcat"]) == 2
-    wider = charts.Shown(chart=upper.chart.configure_axis(labelFontSize=20), text="large")
+    wider = run_charts.Shown(chart=upper.chart.configure_axis(labelFontSize=20), text="large")
     assert specification(wider)["config"]["axis"]["labelFontSize"] == 20
 
 
 def test_importing_charts_leaves_altair_for_later():
     """The import of the package stays quick: neither Altair nor the PNG maker is loaded by it."""
-    code = "import sys, claudescale.charts; sys.exit(bool({'altair', 'vl_convert'} & set(sys.modules)))"
+    code = "import sys, claudescale.views.run_charts\n"
+    code += "sys.exit(bool({'altair', 'vl_convert'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_throughput_shows_the_limit_the_mean_and_the_refused():
     """The limit is a labelled line, the mean is over time, no refused call is lost in the joining."""
     frame = slices(6000, 1 / 60)
-    shown = charts.throughput(frame, requests_per_minute=1000)
+    shown = run_charts.throughput(frame, requests_per_minute=1000)
     assert "limit 1,000 requests/min" in json.dumps(specification(shown))
     refused = frame["refused"].sum()
     assert f"{refused:,} calls refused" in shown.text
@@ -250,7 +251,7 @@ def test_throughput_shows_the_limit_the_mean_and_the_refused():
 def test_a_pause_is_drawn_as_a_pause():
     """Between two slices that do not touch the rate is zero, not a line from one to the other."""
     frame = slices(60).filter((pl.col("minute") < 4) | (pl.col("minute") > 8))
-    steps = rows_with(charts.throughput(frame, requests_per_minute=None), "start", "rate")
+    steps = rows_with(run_charts.throughput(frame, requests_per_minute=None), "start", "rate")
     falls = [step["start"] for step in steps if step["rate"] == 0]
     assert falls == pytest.approx([4.0, 12.0])
 
@@ -266,7 +267,7 @@ def test_a_limit_far_away_is_named_but_not_drawn():
 def test_tokens_say_which_share_of_each_limit_was_used():
     """Each share is the mean rate over its own limit."""
     frame = slices(60)
-    shown = charts.tokens(frame, **LIMITS)
+    shown = run_charts.tokens(frame, **LIMITS)
     used = [
         frame[f"{kind}_per_minute"].mean() / LIMITS[f"{kind}_per_minute"]
         for kind in ("input_tokens", "output_tokens")
@@ -279,7 +280,7 @@ def test_latency_is_of_all_answers_and_of_no_failure():
     """Median, 90th percentile and histogram count every answer, also those not drawn, and no failure."""
     frame = attempts(30_000)
     answered = frame.filter(pl.col("error").is_null())["seconds"]
-    shown = charts.latency(frame)
+    shown = run_charts.latency(frame)
     assert f"median {answered.quantile(0.5, 'linear'):.2f} s" in shown.text
     assert f"p90 {answered.quantile(0.9, 'linear'):.2f} s" in shown.text
     assert f"{30_000 - answered.len():,} calls failed" in shown.text
@@ -301,36 +302,36 @@ def test_a_slow_answer_makes_the_scale_logarithmic_not_the_others_invisible():
 
 def test_ninety_percent_of_nine_answers_is_not_claimed():
     """Below ten answers the 90th percentile is not shown; the median is."""
-    assert "p90" not in charts.latency(attempts(9, failed=0)).text
-    assert "p90" in charts.latency(attempts(10, failed=0)).text
-    assert "median" in charts.latency(attempts(1, failed=0)).text
+    assert "p90" not in run_charts.latency(attempts(9, failed=0)).text
+    assert "p90" in run_charts.latency(attempts(10, failed=0)).text
+    assert "median" in run_charts.latency(attempts(1, failed=0)).text
 
 
 def test_spending_names_paid_estimate_and_counterfactual():
     """All three figures are on the picture and in its sentence; the last total is never sampled away."""
-    shown = charts.spending(spending(10_001), estimate_dollars=4.4)
+    shown = run_charts.spending(spending(10_001), estimate_dollars=4.4)
     assert shown.text == "$4.20 paid, $4.40 estimated; $6.30 without deduplication and cache"
     text = json.dumps(specification(shown))
     assert all(label in text for label in ("estimate $4.40", "$4.20 paid", "$6.30 without savings"))
     assert rows_with(shown, "at", "dollars")[-1]["dollars"] == 4.2
-    unknown = charts.spending(spending(5, otherwise=None))
+    unknown = run_charts.spending(spending(5, otherwise=None))
     assert unknown.text == "$4.20 paid"
 
 
 def test_progress_counts_every_row_and_hides_no_failure():
     """The parts fill the bar, in order, and three of a million are still three pixels wide."""
-    shown = charts.progress(counts(to_do=0, failed=3, answered=999_997, stuck=1))
+    shown = run_charts.progress(counts(to_do=0, failed=3, answered=999_997, stuck=1))
     assert shown.text == "1,000,001 of 1,000,001 rows done (100.0%): 999,997 answered, 3 failed, 1 stuck"
     bars = rows_with(shown, "state", "rows", "start", "end", "color")
     assert [bar["state"] for bar in bars] == ["answered", "failed", "stuck"]
     assert bars[0]["start"] == 0
     assert bars[-1]["end"] == pytest.approx(1_000_001)
-    assert all(bar["end"] - bar["start"] >= 0.99 * 1_000_001 * 3 / charts.WIDTH for bar in bars)
+    assert all(bar["end"] - bar["start"] >= 0.99 * 1_000_001 * 3 / run_charts.WIDTH for bar in bars)
 
 
 def test_savings_step_down_from_the_whole_price_to_what_was_paid():
     """Each part begins where the one before ended; a part that cost more goes up again."""
-    shown = charts.savings(savings(plain=10.0, batch=5.0, cache=-1.0, paid=6.0))
+    shown = run_charts.savings(savings(plain=10.0, batch=5.0, cache=-1.0, paid=6.0))
     assert shown.text == "$6.00 paid instead of $10.00: $4.00 saved (40.0%)"
     bars = rows_with(shown, "part", "after", "dollars", "start", "end", "level", "right", "label", "color")
     assert [(bar["start"], bar["end"]) for bar in bars] == [(0, 10), (5, 10), (6, 5), (0, 6)]
@@ -367,11 +368,11 @@ def test_no_number_breaks_a_chart(numbers):
     count = numbers.len()
     rates = slices(count).with_columns(numbers.alias(rate) for rate in RATES)
     drawn = [
-        charts.throughput(rates, requests_per_minute=1000),
-        charts.tokens(rates, **LIMITS),
-        charts.latency(attempts(count).with_columns(seconds=numbers)),
-        charts.spending(spending(count).with_columns(dollars=numbers, counterfactual_dollars=numbers)),
-        charts.savings(
+        run_charts.throughput(rates, requests_per_minute=1000),
+        run_charts.tokens(rates, **LIMITS),
+        run_charts.latency(attempts(count).with_columns(seconds=numbers)),
+        run_charts.spending(spending(count).with_columns(dollars=numbers, counterfactual_dollars=numbers)),
+        run_charts.savings(
             pl.DataFrame(
                 {"part": list("abcdefghijkl")[:count], "dollars": numbers},
                 schema_overrides={"part": pl.String},

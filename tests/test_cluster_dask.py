@@ -17,9 +17,10 @@ from polars.testing import assert_frame_equal
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import catalog, cluster
-from claudescale.gathering import workers_of
-from claudescale.ledger import Ledger
+from claudescale import cluster
+from claudescale.api import catalog
+from claudescale.ledger.ledger import Ledger
+from claudescale.running.gathering import workers_of
 
 pytest.importorskip("distributed", reason="pip install 'claudescale[dask]'")
 from claudescale import daskbook, daskworker

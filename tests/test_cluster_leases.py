@@ -9,10 +9,10 @@ import virtual
 from leasing import Home, study
 from paced import Call, busiest, table, workload
 
+from claudescale.api.limits import read_headers
 from claudescale.books import LOST_SECONDS, Book, terms_of
 from claudescale.clock import Clock
 from claudescale.leases import LEASE_SECONDS, PATIENCE_SECONDS, Borrower
-from claudescale.limits import read_headers
 
 LIMITS = table(1_000, 80_000, 16_000)
 NOTHING = read_headers({})

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
-from claudescale import estimates
-from claudescale.comparing import CACHE_HIT_SHARE, FELT_MINUTES, FELT_SHARE, FELT_SLOW, frontier
 from claudescale.errors import PlanError
+from claudescale.planning import estimates
+from claudescale.planning.choices import CACHE_HIT_SHARE, FELT_MINUTES, FELT_SHARE, FELT_SLOW, frontier
 
 
 def options(*rows):

@@ -13,7 +13,7 @@ from crash_child import CRASHED, LIMITS, most_requests, the_plan
 from running import finished
 
 import claudescale as cs
-from claudescale.ledger import Ledger
+from claudescale.ledger.ledger import Ledger
 from claudescale.simulator import Fault
 
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -110,7 +110,7 @@ def test_in_the_middle_of_several_batches(tmp_path, point, queue, monkeypatch):
     options = {"rows": 240, "queue": queue, "times": 2}
     if queue is None:
         options["most"] = 60
-        monkeypatch.setattr("claudescale.catalog.BATCH", most_requests(60))
+        monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(60))
     with simulator(queue=queue or 100_000) as api:
         crash(api, tmp_path / "l", point, **options)
         run = finished(the_plan(240, queue=queue), api.client(), ledger=tmp_path / "l")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale.display import Card, dollars, duration, span, tokens
+from claudescale.views.card import Card, dollars, duration, span, tokens
 
 
 @pytest.mark.parametrize(

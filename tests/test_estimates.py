@@ -10,9 +10,9 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, simulator
 
 import claudescale as cs
-from claudescale import calls
-from claudescale.calls import Measured
-from claudescale.estimates import OPTIONS
+from claudescale.planning import calls
+from claudescale.planning.calls import Measured
+from claudescale.planning.estimates import OPTIONS
 
 WORDS = ["the", "parcel", "was", "late", "box", "broken", "again", "never", "order", "refund", "please"]
 

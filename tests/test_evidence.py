@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claudescale import evidence
 from claudescale.errors import PlanError
+from claudescale.evidence import evidence
 
 
 def candidates(**scores):

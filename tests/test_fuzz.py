@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_matrix import broken, run_of, simulator
 
-from claudescale import catalog, limits, prompts, replies, verdicts
+from claudescale.api import answers as verdicts
+from claudescale.api import catalog, limits
+from claudescale.api.client import Wire
 from claudescale.errors import PlanError
+from claudescale.prompts import replies, requests
 from claudescale.simulator.checks import problem
-from claudescale.wire import Wire
 
 MODEL = catalog.model("claude-haiku-5-5")
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -31,7 +33,7 @@ def test_any_template_is_read_or_refused_with_words(template, columns, cell):
     """A template gives each row a text made of its own cells, or a PlanError that says what to type."""
     frame = pl.DataFrame({name: [cell, "x"] for name in ["a", *(each for each in columns if each != "a")]})
     try:
-        prompt = prompts.compile_prompt(template, frame.schema, model=MODEL)
+        prompt = requests.compile_prompt(template, frame.schema, model=MODEL)
     except PlanError as error:
         assert len(str(error)) > 20  # noqa: PT017 - it may come, or not
         return
@@ -78,7 +80,7 @@ def test_any_reply_form_is_taken_by_the_api_or_refused_with_words(wanted, text):
     """A form becomes a schema that the API takes, whose columns read any text; or a PlanError says why."""
     try:
         returns = replies.compile_returns(wanted)
-        prompt = prompts.compile_prompt("{t}", pl.Schema({"t": pl.String}), model=MODEL, returns=wanted)
+        prompt = requests.compile_prompt("{t}", pl.Schema({"t": pl.String}), model=MODEL, returns=wanted)
     except PlanError as error:
         assert len(str(error)) > 20  # noqa: PT017 - it may come, or not
         return

@@ -7,7 +7,7 @@ import virtual
 from engine import Engine, rows, worst_dollars
 from test_live import GOOD
 
-from claudescale.live import _FAR_ABOVE as FAR_ABOVE
+from claudescale.running.live import _FAR_ABOVE as FAR_ABOVE
 
 
 class Hangs:

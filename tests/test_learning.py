@@ -4,8 +4,8 @@ import pytest
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import learning
-from claudescale.limits import HEADERS
+from claudescale.api import learning
+from claudescale.api.limits import HEADERS
 
 ORDINARY = "sk-ant-api03-ordinary"
 

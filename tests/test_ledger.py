@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from claudescale import ledger as ledger_module
-from claudescale import ledgerfile, lines, recorder
 from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
-from claudescale.ledger import ATTEMPTS, Attempt, Ledger
+from claudescale.ledger import ledger as ledger_module
+from claudescale.ledger import lines, recorder, store
+from claudescale.ledger.ledger import ATTEMPTS, Attempt, Ledger
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +74,8 @@ def expected(attempts, run):
 
 def ask(code, *arguments, **options):
     """Start Python on `code`, which finds everything above as `t` and reads `sys.argv`."""
-    start = "import sys, os, time, random; import test_ledger as t; from claudescale.ledger import Ledger\n"
+    start = "import sys, os, time, random\nimport test_ledger as t\n"
+    start += "from claudescale.ledger.ledger import Ledger\n"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
         [sys.executable, "-c", start + code, *map(str, arguments)],
@@ -233,8 +234,8 @@ def test_many_lines_are_the_lines_of_each(rows, run, data):
     kept = lines.checked(frame, run)
     made = lines.lines(kept)
     pairs = zip(attempts, finals, strict=True)
-    assert made == [ledgerfile.line(each, run, final=final) for each, final in pairs]
-    assert_frame_equal(ledgerfile.frame("\n".join(made).encode()), kept, check_exact=True)
+    assert made == [store.line(each, run, final=final) for each, final in pairs]
+    assert_frame_equal(store.frame("\n".join(made).encode()), kept, check_exact=True)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_replies_longer_than_sqlite_can_join(monkeypatch, path):
     with Ledger(path) as ledger:
         for number in range(50):
             ledger.record(attempt(number, reply="x" * 1_000), final=True)
-    connect = ledgerfile._connect
+    connect = store._connect
 
     def limited(path):
         connection = connect(path)
@@ -331,7 +332,7 @@ def test_replies_longer_than_sqlite_can_join(monkeypatch, path):
         return connection
 
     with Ledger(path) as ledger:
-        monkeypatch.setattr(ledgerfile, "_connect", limited)
+        monkeypatch.setattr(store, "_connect", limited)
         assert ledger.replies(keys(range(50))).height == 50
 
 
@@ -367,7 +368,7 @@ def test_people_can_read_the_file(path):
         ledger.record(attempt(1), final=True)
     with closing(sqlite3.connect(path)) as connection:
         header, line = (line for (line,) in connection.execute("SELECT * FROM csv"))
-    assert header == ",".join(ledgerfile.LINE)
+    assert header == ",".join(store.LINE)
     assert {*header.split(",")} == {*ATTEMPTS, "final"}
     assert line.startswith(f'"{key(1)}","{ledger.run}","live",,')
 
@@ -401,7 +402,7 @@ def test_claims_of_a_killed_process_are_free_at_once(path):
 
 def test_sealing_ends_claims(monkeypatch, path):
     """Claims that were answered leave the file as it grows."""
-    monkeypatch.setattr(ledgerfile, "SEAL_ROWS", 10)
+    monkeypatch.setattr(store, "SEAL_ROWS", 10)
     with Ledger(path) as ledger:
         ledger.claim(keys(range(30)).to_list())
         for number in range(25):
@@ -415,10 +416,10 @@ def test_sealing_ends_claims(monkeypatch, path):
 
 def test_sealing_in_bulk_waits(monkeypatch, path):
     """Many attempts are merged into the answers seldom, at the latest when the run closes, and are known."""
-    monkeypatch.setattr(ledgerfile, "SEAL_ROWS", 1_000)
+    monkeypatch.setattr(store, "SEAL_ROWS", 1_000)
 
     def sealed():
-        with ledgerfile.reading(path) as connection:
+        with store.reading(path) as connection:
             return connection.execute("SELECT upto FROM sealed").fetchone()[0]
 
     with Ledger(path) as ledger:
@@ -440,7 +441,7 @@ def test_heartbeat(monkeypatch, path):
     with Ledger(path) as ledger:
 
         def beaten():
-            with ledgerfile.reading(path) as connection:
+            with store.reading(path) as connection:
                 return connection.execute("SELECT beat_uptime FROM runs").fetchone()[0]
 
         first = beaten()
@@ -473,7 +474,7 @@ def test_three_runs_agree_with_a_model(tmp_path_factory, actions):
     path = tmp_path_factory.mktemp("model") / "a.ledger"
     answers, latest, claims, written = {}, {}, {}, 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledgerfile, "SEAL_ROWS", 3)
+        patch.setattr(store, "SEAL_ROWS", 3)
         runs = [Ledger(path) for _ in range(3)]
         for action, who, number in actions:
             some = list(range(number, min(number + 4, 12)))
@@ -511,16 +512,16 @@ def test_three_runs_agree_with_a_model(tmp_path_factory, actions):
 
 def test_looking_up_and_reading_all_agree(monkeypatch, path):
     """A few keys, looked up, get the same replies as many, for which the whole file is read."""
-    monkeypatch.setattr(ledgerfile, "LINES_AT_ONCE", 64)
+    monkeypatch.setattr(store, "LINES_AT_ONCE", 64)
     with Ledger(path) as ledger:
         for number in range(9_000):
             ledger.record(attempt(number % 8_500, reply=str(number)), final=number % 7 > 0)
     with Ledger(path) as ledger:
         everything = ledger.replies(keys(range(8_500)))
         few = keys(range(450, 520))
-        with ledgerfile.reading(path) as connection:
-            assert ledgerfile.found(connection, few.to_list()) is not None
-            assert ledgerfile.found(connection, keys(range(8_500)).to_list()) is None
+        with store.reading(path) as connection:
+            assert store.found(connection, few.to_list()) is not None
+            assert store.found(connection, keys(range(8_500)).to_list()) is None
         assert_frame_equal(ledger.replies(few), everything.filter(pl.col("key").is_in(few.implode())))
         known = ledger.answered(keys(range(9_000)))
         assert known.sum() == everything.height
@@ -1047,7 +1048,7 @@ def test_a_file_taken_away(path, replaced):
 
 def test_a_lock_held_by_another_program(monkeypatch, path):
     """A lock that never ends is named, and what could not be written follows once it does."""
-    monkeypatch.setattr(ledgerfile, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(store, "BUSY_SECONDS", 0.05)
     with Ledger(path) as ledger, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         ledger.record(attempt(1), final=True)

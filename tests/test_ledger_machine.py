@@ -18,9 +18,9 @@ from hypothesis.stateful import (
 )
 from test_ledger import attempt, key, keys
 
-from claudescale import batchfile, ledgerfile, recorder
-from claudescale.batchfile import Batch
-from claudescale.ledger import Ledger
+from claudescale.ledger import batchfile, recorder, store
+from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.ledger import Ledger
 
 ROWS = 12
 NUMBERS = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=5, unique=True)
@@ -33,9 +33,9 @@ class Kept(RuleBasedStateMachine):
     def begin(self):
         """Open a new file, whose answers are sealed often."""
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(ledgerfile, "SEAL_ROWS", 3)
+        self.patch.setattr(store, "SEAL_ROWS", 3)
         self.patch.setattr(recorder, "GROUP_SECONDS", 3_600.0)  # written when asked for, not by chance
-        self.patch.setattr(ledgerfile, "may_live", lambda them, here: False)
+        self.patch.setattr(store, "may_live", lambda them, here: False)
         self.patch.setattr(batchfile, "may_live", lambda them, here: False)
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "0.ledger"

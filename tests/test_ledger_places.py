@@ -11,8 +11,8 @@ import pytest
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import ledgerfile
 from claudescale.errors import LedgerError
+from claudescale.ledger import store
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -61,5 +61,5 @@ def test_locks_that_fail_later(name, path):
     """What SQLite itself says of locks has the same words."""
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorname = name
-    with pytest.raises(LedgerError, match="local disk"), ledgerfile.explained(path):
+    with pytest.raises(LedgerError, match="local disk"), store.explained(path):
         raise error

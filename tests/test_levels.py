@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from running import MODEL, a_plan, reviews
 
 import claudescale as cs
-from claudescale import inflight
-from claudescale.finishing import finish
-from claudescale.ledger import ATTEMPTS
-from claudescale.levels import LEVELS, levels
+from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.planning.finishing import finish
+from claudescale.views import inflight
+from claudescale.views.levels import LEVELS, levels
 
 LIMITS = cs.Limits(requests_per_minute=60, input_tokens_per_minute=6_000, output_tokens_per_minute=600)
 START = datetime(2026, 11, 1, tzinfo=UTC)

@@ -9,9 +9,9 @@ import pytest
 import virtual
 from engine import LIMITS, Engine, ScriptSend, body, rows, through_desk, through_script, worst_dollars
 
-from claudescale import guards, live
-from claudescale.guards import Purse, Watch
-from claudescale.verdicts import Answer, Verdict
+from claudescale.api.answers import Answer, Verdict
+from claudescale.running import guards, live
+from claudescale.running.guards import Purse, Watch
 
 SEEDS = range(4)
 UNBILLED = {

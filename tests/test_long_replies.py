@@ -9,10 +9,10 @@ import pytest
 from running import a_plan, finished, reviews, simulator
 from test_wire import Recorder
 
+from claudescale.api.answers import usage_of, verdict
+from claudescale.api.client import LONGEST_PLAIN_TOKENS as STREAMED_TOKENS
+from claudescale.api.client import Wire
 from claudescale.simulator.streams import event
-from claudescale.verdicts import usage_of, verdict
-from claudescale.wire import LONGEST_PLAIN_TOKENS as STREAMED_TOKENS
-from claudescale.wire import Wire
 
 LONG = STREAMED_TOKENS + 1
 BODY = b'{"model":"claude-haiku-5-5","max_tokens":30000,"messages":[{"role":"user","content":"x"}]}'
@@ -190,7 +190,7 @@ LONG_ANSWER = [
 
 def test_a_stream_that_falls_silent_is_given_up(monkeypatch):
     """Without an event for long it is lost: nobody waits for the whole time that a reply may take."""
-    monkeypatch.setattr("claudescale.wire._IDLE_SECONDS", 0.5)
+    monkeypatch.setattr("claudescale.api.client._IDLE_SECONDS", 0.5)
 
     async def go():
         async def silent(reader, writer):

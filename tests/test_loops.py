@@ -193,7 +193,7 @@ def test_an_interrupt_keeps_what_is_in_flight(door):
     """Ctrl-C at every door: KeyboardInterrupt, all that was billed is in the results, and not a warning."""
     done = _python(
         f"""
-        import asyncio, gc, claudescale as cs, claudescale.plans
+        import asyncio, gc, claudescale as cs, claudescale.planning.plans
         from running import a_plan, interrupt_when, reviews, simulator
         runs, start = [], cs.Plan.start
         def remembered(self, *args, **named):

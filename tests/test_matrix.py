@@ -16,8 +16,8 @@ from breaking import Break, Breaker, cut, error, http
 from crash_child import LIMITS, the_plan
 
 import claudescale as cs
-from claudescale import cards
-from claudescale.ledger import Ledger
+from claudescale.ledger.ledger import Ledger
+from claudescale.views import cards
 
 FULL = os.environ.get("CLAUDESCALE_MATRIX") == "full"
 PATIENCE = 60.0
@@ -234,9 +234,9 @@ def test_cancel(tmp_path, fault):
 @pytest.mark.parametrize("name", chosen(HUNG) if FULL else ["hangs when it has done its work"])
 def test_hanging(tmp_path, monkeypatch, mode, name):
     """A call that never ends is given up in time, at each endpoint; its row or batch is not lost."""
-    monkeypatch.setattr("claudescale.wire.CALL_SECONDS", 0.5)
-    monkeypatch.setattr("claudescale.wire._CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr("claudescale.wire._SHORTEST_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("claudescale.api.client.CALL_SECONDS", 0.5)
+    monkeypatch.setattr("claudescale.api.client._CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("claudescale.api.client._SHORTEST_TIMEOUT_SECONDS", 0.5)
 
     def strikes(called, number):
         return HUNG[name] if called != "other" and number == 1 else None

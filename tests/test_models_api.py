@@ -12,7 +12,8 @@ import pytest
 from running import simulator
 
 import claudescale as cs
-from claudescale import catalog, clock, learning
+from claudescale import clock
+from claudescale.api import catalog, learning
 from claudescale.clock import Clock
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)

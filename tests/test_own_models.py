@@ -11,7 +11,7 @@ import pytest
 from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import bills, catalog, ownmodels
+from claudescale.api import catalog, ownmodels, prices
 
 PRICED = cs.Model("my-haiku", input_dollars=0.2, output_dollars=1.0)
 UNPRICED = cs.Model("my-haiku")
@@ -84,14 +84,14 @@ def test_given_prices_make_the_bill(mode):
     assert run.savings["dollars_with"][-1] == pytest.approx(run.counts.dollars, rel=1e-9)
     assert plan.calibrate(run).expected.calls == 6
     # Who has the ledger alone sees what was recorded, and that no price is known.
-    alone = bills.bill(run.attempts).row(-1, named=True)
+    alone = prices.bill(run.attempts).row(-1, named=True)
     assert (alone["part"], alone["prices"]) == ("price not known", "not known")
     assert alone["dollars"] == pytest.approx(run.counts.dollars, rel=1e-9)
 
 
 def test_the_cache_has_the_usual_multiples():
     """Writes cost 1.25 and 2 times the input, reads a tenth, and all of it half in batches."""
-    live, batch = (bills.price(PRICED.facts, mode=mode).steps[0] for mode in ("live", "batch"))
+    live, batch = (prices.price(PRICED.facts, mode=mode).steps[0] for mode in ("live", "batch"))
     million = [each * 1e6 for each in (live.cache_write_5m, live.cache_write_1h, live.cache_read)]
     assert million == pytest.approx([0.25, 0.4, 0.02])
     assert (batch.input, batch.output) == (live.input / 2, live.output / 2)
@@ -196,7 +196,7 @@ def test_a_plan_with_extreme_limits_is_shown(value):
 
 def test_a_picker_shows_a_model_of_ones_own():
     """What is picked from has the plan's own model and its limits."""
-    from claudescale import picks  # noqa: PLC0415 - widgets are slow to import
+    from claudescale.widgets import picks  # noqa: PLC0415 - widgets are slow to import
 
     plan = a_plan(reviews(2), model=PRICED, tier=WIDE_LIMITS)
     own = picks.of(plan)

@@ -10,8 +10,8 @@ import pytest
 from drawing import labels_of_what_fits
 from running import a_plan, finished, reviews, simulator
 
-from claudescale import charts, inflight, pacecharts
-from claudescale.levels import LEVELS
+from claudescale.views import inflight, pacecharts, run_charts
+from claudescale.views.levels import LEVELS
 
 STEADY = [("requests", n / 60, 10 - n % 3, 16.7) for n in range(600)]
 DEEP = [("output_tokens", n / 10, 400.0 - 30 * n, 500.0) for n in range(40)]
@@ -54,7 +54,7 @@ DRAWN = {
 def test_every_picture_is_drawn_whole(name):
     """Old and new Vega-Lite draw it within 640 pixels, with readable labels and nothing hard black."""
     shown = DRAWN[name]()
-    drawing = charts.specification(shown.chart, shown.text)
+    drawing = run_charts.specification(shown.chart, shown.text)
     labels = labels_of_what_fits(drawing)
     assert labels
     assert [label for label in labels if re.search(r"\de[+-]?\d|NaN|null|undefined|None", label)] == []
@@ -72,7 +72,7 @@ def test_short_dips_are_not_averaged_away():
     """Of many calls in a short time the lowest level is drawn."""
     dip = [("requests", n / 10_000, 1.0 if n == 5_000 else 16.0, 16.0) for n in range(10_000)]
     shown = pacecharts.buckets(frame(dip))
-    rows = charts.specification(shown.chart, shown.text)["datasets"]
+    rows = run_charts.specification(shown.chart, shown.text)["datasets"]
     rows = next(iter(rows.values()))
     assert len(rows) <= pacecharts.MOST_BINS + 2
     assert min(row["share"] for row in rows) == 1 / 16

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paced import Call, busiest, study, table, workload
 
-from claudescale.buckets import Average, Bucket, Production
+from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
-from claudescale.limits import Limits, read_headers
-from claudescale.pacing import Pacer
+from claudescale.pacing.buckets import Average, Bucket, Production
+from claudescale.pacing.pacer import Pacer
 
 NOTHING = read_headers({})
 LIMITS = table(1_000, 80_000, 16_000)

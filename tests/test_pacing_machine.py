@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from claudescale.limits import Limits, read_headers
-from claudescale.pacing import Pacer
+from claudescale.api.limits import Limits, read_headers
+from claudescale.pacing.pacer import Pacer
 from claudescale.simulator.buckets import Buckets
 
 HOURS = 8 * 3_600.0

@@ -5,9 +5,9 @@ import json
 import polars as pl
 import pytest
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.errors import BadReturns, PlanError
-from claudescale.prompts import compile_prompt
+from claudescale.prompts.requests import compile_prompt
 
 SCHEMA = pl.Schema({"text": pl.String})
 

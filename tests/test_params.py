@@ -12,8 +12,8 @@ from pydantic import AliasChoices, AliasPath, BaseModel, Field, SecretStr, compu
 from pydantic.dataclasses import dataclass
 
 import claudescale as cs
-from claudescale import parameters
 from claudescale.errors import BadReturns, PlanError
+from claudescale.prompts import parameters
 
 FRAME = pl.DataFrame({"text": ["a"]})
 TOOL = {"name": "tag", "input_schema": {"type": "object", "properties": {"label": {"type": "string"}}}}

@@ -12,9 +12,9 @@ from engine import Engine, ScriptSend, rows
 from running import until
 from test_matrix import broken, check, run_of, simulator
 
+from claudescale.api.answers import Answer, Verdict
 from claudescale.clock import Clock, elapsed
-from claudescale.guards import SILENT_SECONDS, Watch
-from claudescale.verdicts import Answer, Verdict
+from claudescale.running.guards import SILENT_SECONDS, Watch
 
 HOURS = 8 * 3_600.0
 MESSAGE = (
@@ -102,8 +102,8 @@ def unmarked(answer):
 @pytest.mark.parametrize(("first", "second"), [(5.0, 0.0), (-5.0, 0.0), (0.0, 5.0), (0.0, -5.0), (5.0, 5.0)])
 def test_the_clock_is_set_between_two_runs(tmp_path, monkeypatch, first, second):
     """A batch whose answer was lost under a wrong time of day is found under the right one: paid for once."""
-    monkeypatch.setattr("claudescale.batching.LOST_SECONDS", 4.0)
-    monkeypatch.setattr("claudescale.batching._SHORTEST_SECONDS", 0.2)
+    monkeypatch.setattr("claudescale.running.batch_rules.LOST_SECONDS", 4.0)
+    monkeypatch.setattr("claudescale.running.batch_rules._SHORTEST_SECONDS", 0.2)
     real, shift = time.time, [0.0]
 
     def strikes(called, number):

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from running import MODEL, WIDE_LIMITS, a_plan, reviews, simulator
 
 import claudescale as cs
-from claudescale import asking, bills, catalog, picks
-from claudescale.pickpanel import CONTROLS
-from claudescale.plans import PARAMETERS
-from claudescale.prompts import Prompt
-from claudescale.redrawing import Redrawing
+from claudescale.api import catalog, prices
+from claudescale.planning.plans import PARAMETERS
+from claudescale.prompts.requests import Prompt
+from claudescale.widgets import asking, picks
+from claudescale.widgets.pickpanel import CONTROLS
+from claudescale.widgets.redrawing import Redrawing
 
 ROWS = reviews(40)
 SYSTEM = "You read complaints of customers and answer in one word. " * 60
@@ -154,7 +155,7 @@ def test_models_that_will_not_do_are_marked(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(catalog, "MODELS", {**catalog.MODELS, twin.id: twin})
         patch.setitem(catalog._BY_NAME, twin.id, twin)
-        bills._price.cache_clear()
+        prices._price.cache_clear()
         assert labels(BEGINNINGS["own limits"])[twin.id].endswith("· price not known")
     assert found["claude-fable-5-2"].endswith("· limits on this tier not published")
     assert labels(BEGINNINGS["plain"], max_tokens=100_000)["claude-haiku-4-5"].startswith(MARK)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale.placing import CHARACTER, TALL, Box, Scale, flow, place
+from claudescale.views.placing import CHARACTER, TALL, Box, Scale, flow, place
 
 FRAME = Box(0, 0, 560, 300)
 across, up = st.floats(0, 560), st.floats(0, 300)

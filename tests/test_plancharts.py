@@ -13,9 +13,9 @@ from drawing import labels_of_what_fits
 from running import MODEL, WIDE_LIMITS, a_plan, reviews
 
 import claudescale as cs
-from claudescale import charts, frontiercharts, marks, planplots
-from claudescale.placing import Box
-from claudescale.planplots import POINTS
+from claudescale.views import frontiercharts, marks, planplots, run_charts
+from claudescale.views.placing import Box
+from claudescale.views.planplots import POINTS
 
 TEXTS = pl.concat([reviews(4_000), reviews(1_000)])
 MODELS = ["claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5", "claude-sonnet-5", "claude-opus-5-5"]
@@ -81,7 +81,7 @@ DRAWN = FRONTIERS | {
 
 
 def specification(shown):
-    return charts.specification(shown.chart, shown.text)
+    return run_charts.specification(shown.chart, shown.text)
 
 
 def texts(node):

@@ -11,8 +11,8 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.estimates import OPTIONS
-from claudescale.plans import PARAMETERS, REQUESTS
+from claudescale.planning.estimates import OPTIONS
+from claudescale.planning.plans import PARAMETERS, REQUESTS
 
 SECRET = "my diagnosis is private"
 

@@ -19,8 +19,9 @@ from predicted import (
 )
 
 import claudescale as cs
-from claudescale import bills, calls, estimates
-from claudescale.work import prepare
+from claudescale.api import prices
+from claudescale.planning import calls, estimates
+from claudescale.prompts.rows import prepare
 
 ROWS = {
     "requests, one length": 900,
@@ -136,9 +137,9 @@ def test_nine_of_ten_bills_are_below_the_p90(kind, pilot):
     sizes = prepare(plan, "simulator").requests["estimated_tokens"].to_list()
     real = [round(20 + size * draws.uniform(0.95, 1.15)) for size in sizes]
     output = replies(sizes, draws, kind)
-    price = bills.price(HAIKU)
+    price = prices.price(HAIKU)
     bill = sum(price.dollars(input_tokens=i, output_tokens=o) for i, o in zip(real, output, strict=True))
-    cache = dict.fromkeys(bills.COLUMNS.values(), 0)
+    cache = dict.fromkeys(prices.COLUMNS.values(), 0)
     done = pl.DataFrame({"estimated_tokens": sizes}).with_columns(
         **(cache | {"input_tokens": pl.Series(real), "output_tokens": pl.Series(output)}),
         seconds=1.0,
@@ -175,7 +176,7 @@ def test_the_doubt_of_input_and_output_is_told_by_price():
     counted = plan.replace(
         measured=calls.Measured(output_tokens=guessed.output_tokens / 300, input_deviation=0.02, counted=100)
     ).totals
-    price = bills.price(HAIKU)
+    price = prices.price(HAIKU)
     output = price.dollars(output_tokens=counted.output_tokens) / counted.live_dollars
     assert counted.live_more == pytest.approx(output * counted.output_more, rel=0.02)
     assert counted.live_more < guessed.live_more < guessed.output_more

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from claudescale import presence
-from claudescale.presence import Presence, may_live
+from claudescale.ledger import liveness
+from claudescale.ledger.liveness import Presence, may_live
 
 HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
 
@@ -32,7 +32,7 @@ HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
 )
 def test_liveness(monkeypatch, them, born, lives):
     """Id and birth decide where they can be seen, the boot's clock on one boot, the time of day elsewhere."""
-    monkeypatch.setattr(presence, "_born", lambda pid: born)
+    monkeypatch.setattr(liveness, "_born", lambda pid: born)
     assert may_live(them, HERE) is lives
 
 
@@ -40,7 +40,7 @@ def test_this_process_lives_and_an_ended_one_does_not():
     """A process that was killed is dead at once, even while its parent has not taken note of it."""
     assert may_live(Presence.here(), Presence.here())
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    there = Presence.here()._replace(pid=child.pid, born=presence._born(child.pid))
+    there = Presence.here()._replace(pid=child.pid, born=liveness._born(child.pid))
     assert there.born
     assert may_live(there, Presence.here())
     child.kill()

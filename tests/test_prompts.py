@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.prompts import BODIES, CONTENTS, compile_prompt
+from claudescale.prompts.requests import BODIES, CONTENTS, compile_prompt
 
 HAIKU = catalog.model("claude-haiku-5-5")
 REQUEST = TypeAdapter(wire.MessageCreateParamsNonStreaming)

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_live import GOOD, answer
 
-from claudescale.limits import Limits, read_headers
-from claudescale.pacing import Pacer
+from claudescale.api.limits import Limits, read_headers
+from claudescale.pacing.pacer import Pacer
 
 NO_WAITS = [
     {},

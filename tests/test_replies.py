@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, Field, RootModel, field_validator, model_validator
 
-from claudescale.replies import compile_returns
+from claudescale.prompts.replies import compile_returns
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

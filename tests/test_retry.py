@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, simulator
 
 import claudescale as cs
-from claudescale.bills import price
+from claudescale.api.prices import price
 
 SHORT, LONG = 20, 400
 

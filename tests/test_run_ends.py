@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_live import GOOD, answer
 
-from claudescale import guards, live
-from claudescale.limits import read_headers
-from claudescale.streamed import StreamedMessage
-from claudescale.supply import spread
-from claudescale.verdicts import STOPPING_ERRORS, Answer, verdict, verdict_on_result
+from claudescale.api.answers import STOPPING_ERRORS, Answer, verdict, verdict_on_result
+from claudescale.api.limits import read_headers
+from claudescale.api.streamed import StreamedMessage
+from claudescale.running import guards, live
+from claudescale.running.supply import spread
 
 ALIKE = answer(400, "invalid_request_error", "Output blocked by content filtering policy")
 REFUSED = answer(429, "rate_limit_error", "slow down")

@@ -17,9 +17,9 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.ledger import ATTEMPTS
-from claudescale.rates import THROUGHPUT
-from claudescale.runs import BATCHES, SUMMARY
+from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.running.runs import BATCHES, SUMMARY
+from claudescale.views.rates import THROUGHPUT
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from pydantic import AwareDatetime, BaseModel, Field, NaiveDatetime, RootModel
 
 from claudescale.errors import BadReturns
-from claudescale.replies import compile_returns
-from claudescale.schemas import nodes
+from claudescale.prompts.replies import compile_returns
+from claudescale.prompts.schemas import nodes
 
 TAKEN = {"type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
 TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additionalProperties"}

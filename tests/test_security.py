@@ -23,8 +23,9 @@ from running import a_plan, finished, reviews
 from running import simulator as any_simulator
 
 import claudescale as cs
-from claudescale import catalog, prompts
-from claudescale.ledger import Ledger
+from claudescale.api import catalog
+from claudescale.ledger.ledger import Ledger
+from claudescale.prompts import requests
 
 KEY = "sk-ant-api03-not_a_real_key_0123456789abcdefXYZ"
 BARE = "7f3c1bd09e8a4c55b1f0d2a96e77aa10"  # of a gateway, in no form of its own
@@ -314,9 +315,9 @@ def test_a_cell_is_never_a_template(rows, around):
     frame = pl.DataFrame(rows, schema={"text": pl.String, "other": pl.String}, orient="row")
     template = around.replace("{", "{{").replace("}", "}}")
     model = catalog.model("claude-haiku-5-5")
-    plain = prompts.compile_prompt("{text}", frame.schema, model=model).bodies(frame)["body"]
+    plain = requests.compile_prompt("{text}", frame.schema, model=model).bodies(frame)["body"]
     whole = f"{template}<{{text}}|{template}>"
-    prompt = prompts.compile_prompt(whole, frame.schema, model=model, system=f"S{around}")
+    prompt = requests.compile_prompt(whole, frame.schema, model=model, system=f"S{around}")
     for (text, _), body, alone in zip(rows, prompt.bodies(frame)["body"], plain, strict=True):
         sent = json.loads(body)
         assert sent["messages"] == [{"role": "user", "content": f"{around}<{text}|{around}>"}]

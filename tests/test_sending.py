@@ -15,7 +15,7 @@ import pytest
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
-from claudescale.ledgerfile import GROUP_ROWS
+from claudescale.ledger.store import GROUP_ROWS
 
 
 def billed_twice(api):

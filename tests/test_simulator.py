@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.errors import UnknownTier
 from claudescale.simulator import Admission, Batches, Buckets, Desk, Simulator
 from claudescale.simulator.checks import found_model, problem

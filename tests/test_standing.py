@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from claudescale import catalog
-from claudescale.limits import Limits
-from claudescale.standing import differs, nearest_tier, tiers_with
+from claudescale.api import catalog
+from claudescale.api.limits import Limits
+from claudescale.api.standing import differs, nearest_tier, tiers_with
 
 HAIKU = catalog.model("claude-haiku-5-5")
 FABLE = catalog.model("claude-fable-5-1")

@@ -4,8 +4,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale.ledger import Attempt
-from claudescale.tallies import Tally
+from claudescale.ledger.ledger import Attempt
+from claudescale.running.tallies import Tally
 
 
 def attempt(key, error=None, *, tokens=1):

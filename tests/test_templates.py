@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claudescale.errors import BadTemplate, PlanError, UnknownColumn
-from claudescale.templates import content_of
+from claudescale.prompts.templates import content_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -10,10 +10,10 @@ import vl_convert
 from running import WIDE_LIMITS, simulator
 
 import claudescale as cs
-from claudescale import trialcharts
-from claudescale.evidence import VERDICTS
-from claudescale.trialframe import TRIAL
-from claudescale.trials import TrialPlots
+from claudescale.evidence.evidence import VERDICTS
+from claudescale.evidence.trialframe import TRIAL
+from claudescale.evidence.trials import TrialPlots
+from claudescale.views import trialcharts
 
 CHEAP, MIDDLE, DEAR = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
 MODELS = [CHEAP, MIDDLE, DEAR]

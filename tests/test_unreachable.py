@@ -17,7 +17,8 @@ from anthropic.lib.credentials import AccessToken
 from running import finished
 
 import claudescale as cs
-from claudescale import guards, wire
+from claudescale.api import client as wire
+from claudescale.running import guards
 
 KEY = "sk-ant-api03-not_a_real_key_0123456789"
 MODEL = "claude-haiku-5-5"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from claudescale.facts import USAGE
-from claudescale.verdicts import Answer, stop_reason_of, text_of, usage_of, verdict
+from claudescale.api.answers import Answer, stop_reason_of, text_of, usage_of, verdict
+from claudescale.api.facts import USAGE
 
 OUTCOMES = {"answered", "failed", "refused", "overloaded", "again", "stop"}
 

@@ -7,7 +7,8 @@ import vl_convert
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import loops, watchcharts
+from claudescale import loops
+from claudescale.widgets import watchcharts
 
 
 @pytest.fixture

@@ -21,28 +21,22 @@ from hypothesis import strategies as st
 from running import WIDE_LIMITS, a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
-from claudescale import (
-    bills,
-    estimates,
-    meters,
-    minutes,
-    pulses,
-    watchcharts,
-    watchframe,
-    watching,
-    watchpanel,
-)
-from claudescale.batchfile import Batch
-from claudescale.batching import Expected
-from claudescale.calls import Measured
-from claudescale.ledger import ATTEMPTS, Attempt
-from claudescale.meters import MOST_SLICES, Meter, Slice
-from claudescale.minutes import Sums
-from claudescale.pulses import Ends, Pulse
-from claudescale.rates import THROUGHPUT
-from claudescale.shown import specification
-from claudescale.watching import Cell, Watch
-from claudescale.watchpanel import Panel
+from claudescale.api import prices
+from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.ledger import ATTEMPTS, Attempt
+from claudescale.planning import estimates
+from claudescale.planning.calls import Measured
+from claudescale.running import meter as meters
+from claudescale.running import minutes, pulses
+from claudescale.running.batch_rules import Expected
+from claudescale.running.meter import MOST_SLICES, Meter, Slice
+from claudescale.running.minutes import Sums
+from claudescale.running.pulses import Ends, Pulse
+from claudescale.views.rates import THROUGHPUT
+from claudescale.views.theme import specification
+from claudescale.widgets import watch, watchcharts, watchframe, watchpanel
+from claudescale.widgets.watch import Cell, Watch
+from claudescale.widgets.watchpanel import Panel
 
 MODEL = "claude-haiku-5-5"
 PULSE = Pulse(state="running", errors={}, refusals={})
@@ -51,7 +45,7 @@ LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, ou
 
 def attempt(number=0, *, sent=0.0, seconds=1.0, status=200, error=None, tokens=100, dollars=None):
     """Return one live call; `sent` is in seconds since 1970."""
-    price = bills.price(MODEL)
+    price = prices.price(MODEL)
     paid = price.dollars(input_tokens=tokens, output_tokens=tokens) if status == 200 else 0.0
     return Attempt(
         key=f"{number:032x}", run="r", mode="live", batch_id=None, model=MODEL, sent_at=sent, seconds=seconds,
@@ -112,11 +106,11 @@ def test_what_it_would_have_cost_is_what_the_savings_say():
     row |= dict.fromkeys(("answering_model", "inference_geo", "speed", "refusal_category"), [None] * 3)
     row |= dict.fromkeys(("batch_id", "message", "request_id", "stop_reason", "reply"), [None] * 3)
     for mode in ("live", "batch"):
-        counts = [{name: row[name][n] for name in bills.COLUMNS.values()} for n in range(3)]
-        paid = [bills.price(MODEL, mode=mode).dollars(**each) for each in counts]
+        counts = [{name: row[name][n] for name in prices.COLUMNS.values()} for n in range(3)]
+        paid = [prices.price(MODEL, mode=mode).dollars(**each) for each in counts]
         frame = pl.DataFrame(row | {"mode": [mode] * 3, "dollars": paid}, schema=ATTEMPTS)
         repeats = pl.DataFrame({"key": ["a", "b", "c"], "duplicates": [0, 1, 2]})
-        wanted = bills.savings(frame, duplicates=repeats)["dollars_without"][0]
+        wanted = prices.savings(frame, duplicates=repeats)["dollars_without"][0]
         made = Meter(model=MODEL)
         made.begin(pl.Series("key", keys))
         if mode == "batch":
@@ -435,10 +429,10 @@ class Page:
         watchcharts.live()  # what is slow the first time
         self.cell = Cell("cell", "first")
         self.shown, self.updates = [], []
-        monkeypatch.setattr(watching.loops, "in_notebook", lambda: True)
-        monkeypatch.setattr(watching, "_cell", lambda: self.cell)
-        monkeypatch.setattr(watching, "_display", self._display)
-        monkeypatch.setattr(watching, "LINGER_SECONDS", 0.0)
+        monkeypatch.setattr(watch.loops, "in_notebook", lambda: True)
+        monkeypatch.setattr(watch, "_cell", lambda: self.cell)
+        monkeypatch.setattr(watch, "_display", self._display)
+        monkeypatch.setattr(watch, "LINGER_SECONDS", 0.0)
         for name in ("EMBED_SECONDS", "LONGEST_EMBED_SECONDS"):
             monkeypatch.setattr(watchpanel, name, 0.0)
         told = Panel.show
@@ -633,7 +627,7 @@ def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
     async def go(client):
         run = long_run(client)
         watcher = Watch(run, 0.05)
-        monkeypatch.setattr(watching.watchframe, "drawn", drawn)
+        monkeypatch.setattr(watch.watchframe, "drawn", drawn)
         await watched(run, watcher, refreshes=5)
 
     with simulator(latency=2.0) as server:

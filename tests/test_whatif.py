@@ -5,8 +5,9 @@ import pytest
 from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import bills, whatif
-from claudescale.limits import Learned
+from claudescale.api import prices
+from claudescale.api.limits import Learned
+from claudescale.planning import whatif
 
 TEXTS = reviews(5_000)
 
@@ -149,7 +150,7 @@ def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode, c
     """Every step begins where the one before ended; the last ends with the price of the plan's mode."""
     mine = plan(REPEATED, mode=mode, system=SYSTEM, cache=cache)
     found = whatif.savings(mine, model=["claude-opus-5-5", "claude-sonnet-5-5", MODEL])
-    assert found.schema == bills.SAVINGS
+    assert found.schema == prices.SAVINGS
     assert found["strategy"].to_list() == ["model", "model", "deduplication", "cache", "batch"]
     assert found["dollars_without"][1:].to_list() == found["dollars_with"][:-1].to_list()
     saved = found["dollars_without"] - found["dollars_with"]

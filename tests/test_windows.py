@@ -3,7 +3,7 @@
 import pytest
 from engine import through_desk
 
-from claudescale.windows import Window
+from claudescale.pacing.concurrency import Window
 
 AT = 100.0
 """When the calls of these tests are sent, in seconds; nothing was judged before."""

@@ -13,11 +13,11 @@ import pytest
 from engine import LIMITS, MAX_TOKENS, MODEL, PRICE, body, rows, worst_dollars
 from opentelemetry import trace
 
-from claudescale.live import Live
-from claudescale.pacing import Pacer
+from claudescale.api.answers import usage_of, verdict
+from claudescale.api.client import Wire
+from claudescale.pacing.pacer import Pacer
+from claudescale.running.live import Live
 from claudescale.simulator import Simulator
-from claudescale.verdicts import usage_of, verdict
-from claudescale.wire import Wire
 
 SECRET = "sk-ant-api03-not_a_real_key_0123456789"
 WORDS = "The parcel came late and the box was broken."
@@ -157,7 +157,7 @@ def test_hung_calls():
 def hung(simulator, real_seconds):
     """Answer 20 rows with calls that are given up after `real_seconds`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("claudescale.wire._SHORTEST_TIMEOUT_SECONDS", real_seconds)
+        patch.setattr("claudescale.api.client._SHORTEST_TIMEOUT_SECONDS", real_seconds)
         return answered(simulator, rows(20), timeout_seconds=real_seconds * SPEED)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from running import a_plan, reviews
 
-from claudescale.work import NOT_SENT, REQUESTS, last_failures, prepare, results
+from claudescale.prompts.rows import NOT_SENT, REQUESTS, last_failures, prepare, results
 
 _TEXTS = st.lists(st.text(max_size=5) | st.none(), max_size=20)
 
@@ -45,7 +45,7 @@ def test_texts_are_rendered_a_slice_at_a_time(prompt, texts, slice_rows):
     frame = pl.DataFrame({"text": texts, "other": 1}, schema={"text": pl.String, "other": pl.Int64})
     plan = a_plan(frame, prompt)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("claudescale.work.SLICE_ROWS", slice_rows)
+        patched.setattr("claudescale.prompts.rows.SLICE_ROWS", slice_rows)
         work = prepare(plan, "test")
     assert work.requests.schema == REQUESTS
     whole = plan.compiled.contents(frame)["content"]

@@ -6,9 +6,9 @@ from collections import Counter, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from claudescale.catalog import Mode, list_price
+from claudescale.api.catalog import Mode, list_price
+from claudescale.api.facts import USAGE
 from claudescale.errors import PlanError
-from claudescale.facts import USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

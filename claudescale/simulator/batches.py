@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.simulator import replies, rows, wire
 from claudescale.simulator.buckets import Bucket, rfc3339
 from claudescale.simulator.checks import Problem, invalid

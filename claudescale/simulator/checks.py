@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.errors import UnknownModel
 from claudescale.simulator.schemas import schema_problem, shape_problem
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Account
 from claudescale.simulator.buckets import Bucket, Buckets

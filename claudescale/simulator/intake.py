@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.simulator.checks import Problem, invalid
 
 CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))

@@ -6,7 +6,7 @@ import re
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.simulator.checks import Problem, invalid
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from claudescale.simulator.writing import Writer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from claudescale.catalog import Model
+    from claudescale.api.catalog import Model
 
 MARK = "[simulated] "
 ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_control", "diagnostics"})

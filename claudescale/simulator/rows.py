@@ -6,7 +6,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.checks import Problem, found_model, invalid, problem
 from claudescale.simulator.faults import ROW

@@ -9,7 +9,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from claudescale.catalog import MESSAGE
+from claudescale.api.catalog import MESSAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.simulator import listings, streams
 from claudescale.simulator.checks import Problem, version_problem
 from claudescale.simulator.intake import Intake

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from claudescale import catalog
+from claudescale.api import catalog
 from claudescale.errors import UnknownTier, nearest
 
 if TYPE_CHECKING:

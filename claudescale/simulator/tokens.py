@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from claudescale.catalog import Model
+    from claudescale.api.catalog import Model
 
 REQUEST_TOKENS = 4
 MESSAGE_TOKENS = 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from claudescale.catalog import Model
+    from claudescale.api.catalog import Model
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
 

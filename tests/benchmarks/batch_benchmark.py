@@ -130,7 +130,7 @@ async def our_attempts(url):
 
 async def our_collect(url):
     """Read the blocks, make attempts of them, and keep them in a ledger on the disk."""
-    from claudescale.ledger import Ledger  # noqa: PLC0415  # only this contender
+    from claudescale.ledger.ledger import Ledger  # noqa: PLC0415  # only this contender
 
     def keep(block):
         frame = attempts_of(block)
@@ -160,8 +160,8 @@ async def _streamed(url, take):
 
 
 def attempts_of(block):
-    from claudescale.batchlines import attempts  # noqa: PLC0415  # only our contenders
-    from claudescale.bills import price  # noqa: PLC0415
+    from claudescale.api.prices import price  # noqa: PLC0415
+    from claudescale.running.batch_results import attempts  # noqa: PLC0415  # only our contenders
 
     return attempts(
         block, nonce=NONCE, batch_id=BATCH, model=MODEL, price=price(MODEL, mode="batch"), simulated=True,
@@ -204,14 +204,14 @@ async def sdk_create(url, frame):
 async def our_create(url, frame):
     """Do what a run does: key, claim and write down every row, then post them as they are rendered."""
     import claudescale as cs  # noqa: PLC0415  # only this contender
-    from claudescale import batching  # noqa: PLC0415
-    from claudescale.batchfile import Batch  # noqa: PLC0415
-    from claudescale.batchwire import BatchWire, parts  # noqa: PLC0415
+    from claudescale.api.answers import read_object  # noqa: PLC0415
+    from claudescale.api.batchwire import BatchWire, parts  # noqa: PLC0415
+    from claudescale.api.client import Wire  # noqa: PLC0415
     from claudescale.clock import Clock  # noqa: PLC0415
-    from claudescale.ledger import Ledger  # noqa: PLC0415
-    from claudescale.verdicts import read_object  # noqa: PLC0415
-    from claudescale.wire import Wire  # noqa: PLC0415
-    from claudescale.work import prepare  # noqa: PLC0415
+    from claudescale.ledger.batchfile import Batch  # noqa: PLC0415
+    from claudescale.ledger.ledger import Ledger  # noqa: PLC0415
+    from claudescale.prompts.rows import prepare  # noqa: PLC0415
+    from claudescale.running import batch_rules  # noqa: PLC0415
 
     plan = cs.plan(frame, "Name it: {text}", model=MODEL, max_tokens=64, thinking={"type": "disabled"})
     client = cs.connect(api_key="simulated", base_url=url)
@@ -221,7 +221,7 @@ async def our_create(url, frame):
         keys = ledger.claim(work.requests["key"].to_list())
         ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)
         body = parts(work.requests, work.texts, NONCE)
-        answer = await BatchWire(wire, Clock(), 1_000).create(body, batching.body_bytes(work.requests))
+        answer = await BatchWire(wire, Clock(), 1_000).create(body, batch_rules.body_bytes(work.requests))
     await wire.close()
     return int(read_object(answer.content)["id"].removeprefix("msgbatch_"))
 

@@ -12,7 +12,7 @@ import sys
 
 import polars as pl
 
-from claudescale import evidence
+from claudescale.evidence import evidence
 
 GATE = 0.9
 CASES = {

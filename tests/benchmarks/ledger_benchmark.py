@@ -21,8 +21,8 @@ from pathlib import Path
 import polars as pl
 from measured import measured, used
 
-from claudescale import ledgerfile
-from claudescale.ledger import ATTEMPTS, Attempt, Batch, Ledger
+from claudescale.ledger import store
+from claudescale.ledger.ledger import ATTEMPTS, Attempt, Batch, Ledger
 
 GROUP = 50
 
@@ -72,8 +72,8 @@ def file_groups(opened, groups):
     """Write the same lines as the ledger does, without its thread, its memory and the making of lines."""
     connection, opening = opened
     for group in groups:
-        with ledgerfile.transaction(connection):
-            ledgerfile.append(connection, opening, group)
+        with store.transaction(connection):
+            store.append(connection, opening, group)
 
 
 def frame_of(rows):
@@ -100,7 +100,7 @@ def writing(folder, rows):
     """Alternate short stretches of every way of writing, so that a noisy machine is noisy for all."""
     ways = {
         "ledger": (Ledger(folder / "a.ledger"), ledger_groups),
-        "  of which the file": (ledgerfile.opened(folder / "b.ledger", "run"), file_groups),
+        "  of which the file": (store.opened(folder / "b.ledger", "run"), file_groups),
         "ledger.extend": (Ledger(folder / "c.ledger"), ledger_frame),
         "plain SQLite, no key": (plain(folder / "plain"), plain_groups),
         "plain SQLite, key indexed": (plain(folder / "keyed", key="key PRIMARY KEY"), plain_groups),
@@ -112,7 +112,7 @@ def writing(folder, rows):
         groups = list(itertools.batched(attempts(start, min(start + step, rows)), GROUP))
         frame = frame_of(itertools.chain.from_iterable(groups))
         lines = [
-            [(True, each.key, ledgerfile.line(each, "run", final=True)) for each in group] for group in groups
+            [(True, each.key, store.line(each, "run", final=True)) for each in group] for group in groups
         ]
         for name, (target, write) in ways.items():
             before = used()

@@ -29,13 +29,14 @@ import polars as pl
 from measured import measured, megabytes
 
 import claudescale as cs
-from claudescale import bills, charts, pacecharts
-from claudescale.ledger import Attempt, Ledger
-from claudescale.levels import levels
-from claudescale.limits import Limits
-from claudescale.partitions import run_parts
-from claudescale.rates import rates
-from claudescale.work import prepare, results
+from claudescale.api import prices
+from claudescale.api.limits import Limits
+from claudescale.ledger.ledger import Attempt, Ledger
+from claudescale.prompts.rows import prepare, results
+from claudescale.running.parts import run_parts
+from claudescale.views import pacecharts, run_charts
+from claudescale.views.levels import levels
+from claudescale.views.rates import rates
 
 MODEL, PROMPT = "claude-haiku-5-5", "Name it: {text}"
 API = "simulator seed=0"
@@ -180,7 +181,7 @@ class Stages:
             self.attempts = ledger.attempts()
 
     def bills(self):
-        return bills.bill(self.attempts), bills.waste(self.attempts), bills.savings(self.attempts)
+        return prices.bill(self.attempts), prices.waste(self.attempts), prices.savings(self.attempts)
 
     def by_minute(self):
         minute = pl.col("sent_at").dt.truncate("1m")
@@ -195,10 +196,10 @@ class Stages:
         ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - STARTED_AT) / 60
         paid = attempts.filter(pl.col("dollars") > 0).select(ended.alias("minute"), "dollars").sort("minute")
         shown = (
-            charts.throughput(slices, requests_per_minute=REQUESTS_PER_MINUTE),
-            charts.tokens(slices, input_tokens_per_minute=4e6, output_tokens_per_minute=8e5),
-            charts.latency(attempts),
-            charts.spending(paid.with_columns(pl.col("dollars").cum_sum()), estimate_dollars=300.0),
+            run_charts.throughput(slices, requests_per_minute=REQUESTS_PER_MINUTE),
+            run_charts.tokens(slices, input_tokens_per_minute=4e6, output_tokens_per_minute=8e5),
+            run_charts.latency(attempts),
+            run_charts.spending(paid.with_columns(pl.col("dollars").cum_sum()), estimate_dollars=300.0),
             pacecharts.buckets(levels(attempts, LIMITS, STARTED_AT, 60.0)),
         )
         return [len(json.dumps(each._repr_mimebundle_(), default=len)) for each in shown]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from paced import Api, study, workload
 from virtual import VirtualLoop
 
-from claudescale.limits import Limits
+from claudescale.api.limits import Limits
 
 TIERS = ("1", "2", "3", "4", "start")
 MINUTES = {"1": 60, "2": 20, "3": 15, "4": 10, "start": 20}

@@ -12,9 +12,9 @@ import time
 
 import polars as pl
 
-from claudescale.catalog import model
-from claudescale.prompts import Prompt, compile_prompt
-from claudescale.replies import compile_returns
+from claudescale.api.catalog import model
+from claudescale.prompts.replies import compile_returns
+from claudescale.prompts.requests import Prompt, compile_prompt
 
 SYSTEM = "You name the one complaint in a customer's review, in five words at most."
 TEMPLATE = "Name the complaint in: {text} (rated {rating})"

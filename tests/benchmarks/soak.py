@@ -23,8 +23,8 @@ import polars as pl
 
 import claudescale as cs
 from claudescale import loops
-from claudescale.ledger import Ledger
-from claudescale.ledgerfile import GROUP_ROWS
+from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.store import GROUP_ROWS
 from claudescale.simulator import Fault
 
 MODEL = "claude-haiku-5-5"

@@ -20,10 +20,10 @@ import json, statistics, time, types
 import polars as pl
 import claudescale as cs
 from claudescale import bills, watchframe, watchpanel
-from claudescale.ledger import Attempt
-from claudescale.meters import Meter
-from claudescale.pulses import Ends, Pulse
-from claudescale.watchpanel import Panel
+from claudescale.ledger.ledger import Attempt
+from claudescale.running.meter import Meter
+from claudescale.running.pulses import Ends, Pulse
+from claudescale.widgets.watchpanel import Panel
 
 MODEL = "claude-haiku-5-5"
 limits = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=90_000, output_tokens_per_minute=90_000)

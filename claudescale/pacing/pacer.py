@@ -1,0 +1,323 @@
+"""Who may go now: three token buckets, reserve then settle, cool-downs, adaptive concurrency.
+
+The pacer keeps its own picture of the API's buckets and sends a call only when every bucket would
+take it. Three things hold the picture to the truth: what each call really used, what the headers of
+each answer say is left, and a slack as large as the picture is unsure. It knows nothing of the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from claudescale.pacing.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
+from claudescale.pacing.concurrency import Window
+from claudescale.planning.finishing import MOST_CONCURRENCY, RATE_MARGIN
+
+if TYPE_CHECKING:
+    from claudescale.api.limits import Limits, Readings
+    from claudescale.clock import Clock
+
+_BURST_SECONDS = 1.0
+"""What a bucket is taken to hold at the start: the API may enforce the minute by the second."""
+_TRANSIT_SECONDS = 0.1
+"""Longest way of a request to the API: what was sent since may be missing from a header."""
+_WAY_REAL_SECONDS = 0.02
+"""Real seconds an answer is usually on its way."""
+_JITTER_SECONDS = 0.015
+"""Real seconds by which two calls may arrive closer together than they were sent."""
+_INSTANT_SECONDS = 1e-6
+"""Shorter waits are rounding errors of the clock."""
+_ROUNDING = (0.0, TOKEN_ROUNDING, TOKEN_ROUNDING)
+"""How far a ``remaining`` header may be from the truth."""
+_FIRST_DEVIATION = 0.2
+"""Of an estimate of input tokens, relative, until answers teach better."""
+_FIRST_HOLD_SECONDS = 1.0
+"""After a 429 that does not say how long, or less than this; twice as long each time it goes on."""
+_LONGEST_HOLD_SECONDS = 60.0
+
+
+class Turns:
+    """Lets calls go one after the other, so many a minute: for endpoints that are asked seldom.
+
+    Parameters
+    ----------
+    clock : Clock
+        API time.
+    per_minute : float
+        Calls a minute.
+    """
+
+    def __init__(self, clock: Clock, per_minute: float) -> None:
+        self.clock = clock
+        self._gap_seconds = 60.0 / per_minute
+        self._next_at = 0.0
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> None:
+        """Return when the next call may go."""
+        async with self._lock:
+            now = self.clock.seconds()
+            await self.clock.sleep(self._next_at - now)
+            self._next_at = max(self._next_at, now) + self._gap_seconds
+
+
+@dataclass(slots=True)
+class Permit:
+    """The right to send one call, as the nth in flight, and what was set aside for it."""
+
+    sent: float
+    nth: int
+    estimate: float
+    taken: tuple[Taken, Taken, Taken]
+
+
+class Pacer:
+    """Lets calls go as fast as the limits allow, first come first served.
+
+    Every permit that `acquire` gives is handed back exactly once: to `settle` after an answer, to
+    `refuse` after a 429, to `overload` after a 5xx, to `fail` after anything else.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    limits : Limits
+        Of the model's group; corrected by the headers of every answer.
+    clock : Clock
+        API time.
+    share : float
+        The part of the limits to use.
+    concurrency : int, optional
+        Most calls in flight. Without it the pacer finds out how many the API bears.
+    output_tokens : float
+        Expected output tokens of a call, until answers teach better.
+    seed : int
+        Of the jitter after a refusal.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        clock: Clock,
+        share: float = 1.0,
+        concurrency: int | None = None,
+        output_tokens: float = 256.0,
+        seed: int = 0,
+    ) -> None:
+        self.limits = limits
+        self.in_flight = 0
+        self._share = share
+        self._clock = clock
+        self._random = random.Random(seed)  # noqa: S311 - jitter, not a secret
+        self._way_seconds = _WAY_REAL_SECONDS * clock.speed
+        self._transit_seconds = max(_TRANSIT_SECONDS, self._way_seconds)
+        slop = _JITTER_SECONDS * clock.speed
+        now = clock.seconds()
+        rates = self._rates()
+        self._buckets = tuple(
+            Bucket(rate=rate, capacity=max(rate * _BURST_SECONDS, floor), slop_seconds=slop, at=now)
+            for rate, floor in zip(rates, (1.0, 0.0, 0.0), strict=True)
+        )
+        for bucket in self._buckets:
+            if bucket.capacity > 1:
+                # Half full at first: connections are opened now, and calls run into each other most.
+                bucket.level -= bucket.capacity / 2
+        self._production = Production(rate=rates[2], capacity=rates[2] * _BURST_SECONDS, at=now)
+        self._ratio = Average(1.0, squares=_FIRST_DEVIATION**2)
+        self._output = Average(output_tokens)
+        self._reserved_output = 0.0
+        self._recent: deque[Permit] = deque()
+        self._held_until = self._refused_at = -math.inf
+        self._refusals = 0  # in a row, of calls that went after the one before
+        self._turn = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._window = Window(concurrency or MOST_CONCURRENCY)
+
+    # what a run and its charts may ask
+
+    @property
+    def window(self) -> int:
+        """Most calls in flight right now."""
+        return self._window.calls
+
+    @property
+    def expected_output_tokens(self) -> float:
+        """Output tokens of a call, learned from the answers so far."""
+        return self._output.mean
+
+    # before a call
+
+    async def acquire(self, input_tokens: float) -> Permit:
+        """Wait for your turn and for every bucket, then set the call's needs aside.
+
+        `input_tokens` is the estimate of the uncached ones.
+
+        Spends: nothing.
+        """
+        async with self._turn:
+            while (seconds := self._seconds_until(input_tokens)) > _INSTANT_SECONDS:
+                await self._pause(seconds)
+            return self._take(input_tokens)
+
+    def _seconds_until(self, estimate: float) -> float:
+        """Seconds until a call may go; infinite while as many are in flight as may be."""
+        if self.in_flight >= self.window:
+            return math.inf
+        now = self._clock.seconds()
+        self._production.refill(now)
+        wait = max(self._held_until - now, self._production.seconds_until_open())
+        doubt = DEVIATIONS * self._ratio.deviation * estimate
+        needs = (1.0, estimate * self._ratio.mean + doubt, self._output.mean)
+        for bucket, need in zip(self._buckets, needs, strict=True):
+            bucket.refill(now)
+            wait = max(wait, bucket.seconds_until(need))
+        return wait
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but wake when an answer changes the picture."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else self._clock.real(seconds)):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    def _take(self, estimate: float) -> Permit:
+        requests, input_tokens, output_tokens = self._buckets
+        taken = (
+            requests.take(1.0, 0.0),
+            input_tokens.take(estimate * self._ratio.mean, estimate * self._ratio.deviation),
+            output_tokens.take(self._output.mean, 0.0),
+        )
+        self.in_flight += 1
+        permit = Permit(self._clock.seconds(), self.in_flight, estimate, taken)
+        self._reserved_output += taken[2].amount
+        self._production.writing += 1
+        self._recent.append(permit)
+        self._window.went(self.in_flight)
+        return permit
+
+    # after a call
+
+    def settle(
+        self,
+        permit: Permit,
+        *,
+        input_tokens: float,
+        output_tokens: float,
+        readings: Readings,
+        typical: bool = True,
+    ) -> None:
+        """Replace what was set aside by what the answer really used: uncached input, all output.
+
+        Of a call that is not `typical` nothing is learned about the input of others.
+
+        Spends: nothing.
+        """
+        self._refusals = 0
+        self._hand_back(permit, (1.0, input_tokens, output_tokens))
+        if typical and permit.estimate:
+            self._ratio.add(input_tokens / permit.estimate)
+        self._output.add(output_tokens)
+        self._window.succeeded(permit.nth, permit.sent, self.in_flight)
+        self._learn(readings)
+
+    def refuse(self, permit: Permit, readings: Readings, *, ramp: bool = False) -> None:
+        """After a 429: take nothing as used, and let nobody go before ``retry-after`` has passed.
+
+        `ramp` says that the calls grew too fast for the API: fewer go at once from then on.
+
+        Spends: nothing.
+        """
+        self.fail(permit, readings)
+        requests, input_tokens, output_tokens = (reading.remaining for reading in readings.buckets)
+        if output_tokens == 0 and requests and input_tokens:
+            self._production.refused()
+        if ramp:
+            self._window.grew_too_fast(permit.sent, self._clock.seconds(), self.in_flight)
+        if permit.sent > self._refused_at:
+            self._refusals += 1
+            self._refused_at = self._clock.seconds()
+        usual = min(_FIRST_HOLD_SECONDS * 2.0 ** (self._refusals - 1), _LONGEST_HOLD_SECONDS)
+        seconds = readings.retry_after_seconds or 0.0
+        self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual)
+
+    def overload(self, permit: Permit, readings: Readings) -> None:
+        """After a 5xx or a lost connection: take nothing as used; where they add up, let fewer go at once.
+
+        A single one says nothing of how many calls the API bears.
+
+        Spends: nothing.
+        """
+        self.fail(permit, readings)
+        self._window.failed(permit.nth, permit.sent, self._clock.seconds(), self.in_flight)
+        self._hold(readings.retry_after_seconds or 0.0)
+
+    def fail(self, permit: Permit, readings: Readings) -> None:
+        """After any other failure: take nothing as used.
+
+        Spends: nothing.
+        """
+        self._hand_back(permit, (0.0, 0.0, 0.0))
+        self._learn(readings)
+
+    def _hold(self, seconds: float) -> None:
+        """Let nobody go for so long, and by chance a little longer: not all clients come back at once."""
+        until = self._clock.seconds() + seconds * self._random.uniform(1.0, 1.1)
+        self._held_until = max(self._held_until, until)
+
+    def _hand_back(self, permit: Permit, used: tuple[float, float, float]) -> None:
+        now = self._clock.seconds()
+        self.in_flight -= 1
+        self._reserved_output -= permit.taken[2].amount
+        self._production.end(now, now - permit.sent, used[2])
+        for bucket, taken, amount in zip(self._buckets, permit.taken, used, strict=True):
+            bucket.settle(taken, amount)
+        self._changed.set()
+
+    # what the API says
+
+    def _rates(self) -> tuple[float, ...]:
+        """Return what each bucket refills in a second, as far as this run may use it."""
+        return tuple(limit / 60 * RATE_MARGIN for limit in self.limits.shared(self._share).per_minute)
+
+    def _learn(self, readings: Readings) -> None:
+        """Correct limits and levels by the headers of an answer."""
+        limits = readings.limits(self.limits)
+        if limits is not self.limits:
+            self.limits = limits
+            for bucket, rate in zip(self._buckets, self._rates(), strict=True):
+                bucket.rescale(rate)
+            self._production.rescale(self._buckets[2].rate)
+        now = self._clock.seconds()
+        told = zip(self._buckets, readings.buckets, self._uncounted(now), _ROUNDING, strict=True)
+        for bucket, reading, uncounted, rounding in told:
+            if reading.remaining is not None:
+                bucket.refill(now)
+                # Zero may be any debt; and what is left of the whole account is not all this run's share.
+                known = reading.remaining and self._share == 1
+                low = reading.remaining - rounding if known else -math.inf
+                # What refilled while the answer was on its way is in the level already.
+                on_the_way = bucket.rate * self._way_seconds
+                high = reading.remaining + max(rounding, 1.0) + on_the_way
+                if bucket is self._buckets[2]:
+                    high = math.inf
+                bucket.told(low, high, uncounted)
+        self._production.told(self._buckets[2].capacity, readings.output_tokens.remaining)
+        self._buckets[2].others = self._production.others
+
+    def _uncounted(self, now: float) -> tuple[float, float, float]:
+        """Return what was taken from each bucket here and may not be in the API's figures yet."""
+        while self._recent and self._recent[0].sent < now - self._transit_seconds:
+            self._recent.popleft()
+        return (
+            float(len(self._recent)),
+            sum(permit.taken[1].amount for permit in self._recent),
+            self._reserved_output,
+        )

@@ -1,0 +1,483 @@
+"""Plan: what a run over a frame would cost and how long it would take. Free to build, nothing is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from claudescale.api import catalog, learning
+from claudescale.api.limits import Limits
+from claudescale.awaiting import awaited
+from claudescale.errors import PlanError
+from claudescale.planning import calibration, calls, choices, choosing, estimates, feasibility
+from claudescale.prompts import parameters
+from claudescale.prompts.parameters import plain
+from claudescale.prompts.requests import Prompt, compile_prompt
+from claudescale.prompts.rows import Kept, read, schema_of, taken_over, unreadable
+from claudescale.views.cards import plan_card
+from claudescale.views.planplots import PlanPlots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import timedelta
+    from pathlib import Path
+    from types import EllipsisType
+
+    from anthropic import AsyncAnthropic
+
+    from claudescale.api.limits import Learned
+    from claudescale.api.ownmodels import Model
+    from claudescale.planning.calls import Measured
+    from claudescale.planning.estimates import Totals
+    from claudescale.running.runs import Run
+
+Frame = pl.DataFrame | pl.LazyFrame
+
+REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
+"""Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
+
+_VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
+"""Changes after which a pilot's measurements no longer hold."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Plan:
+    """Claude's calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
+
+    It shows its price and its time; `run` is the one verb that spends.
+
+    Attributes
+    ----------
+    limits : Limits
+        What the account may do in a minute, by the table of its `tier` until the API says better.
+    measured, learned
+        What `calibrate`, `count_tokens` and `learn_limits` found out.
+    kept
+        What `retry` takes over from a run.
+    """
+
+    frame: Frame
+    prompt: str | pl.Expr
+    model: str | Model
+    tier: str | int | Limits = "start"
+    mode: str = "live"
+    system: str | None = None
+    returns: Any = None
+    max_tokens: int = 1024
+    effort: str | None = None
+    thinking: Mapping[str, Any] | None = None
+    cache: bool = False
+    params: Mapping[str, Any] | None = None
+    deadline: float | timedelta | None = None
+    budget: float | None = None
+    concurrency: int | None = None
+    share: float = 1.0
+    pay_twice: bool = False
+    measured: Measured | None = None
+    learned: Learned | None = None
+    kept: Kept | None = None
+    compiled: Prompt = field(init=False)
+    limits: Limits = field(init=False)
+    facts: catalog.Model = field(init=False)
+
+    def __post_init__(self) -> None:
+        feasibility.check_frame(self.frame)
+        for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
+            whole = name in {"max_tokens", "concurrency"}
+            object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
+        feasibility.check_numbers(self)
+        facts = catalog.model(self.model)
+        object.__setattr__(self, "facts", facts)
+        feasibility.check_prices(self)
+        object.__setattr__(self, "limits", Limits.of(self.tier, facts, self.learned))
+        object.__setattr__(self, "compiled", self._compile(facts))
+        parameters.check_mode(self.params, self.mode)
+        feasibility.check_charges(self)
+        self.limits.shared(self.share)
+
+    def _compile(self, facts: catalog.Model) -> Prompt:
+        names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
+        given["sent"] = self.model if isinstance(self.model, str) else facts.id
+        return compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
+
+    @cached_property
+    def options(self) -> pl.DataFrame:
+        """One row per mode: dollars, minutes, what limits it. Schema `OPTIONS`.
+
+        Spends: nothing.
+
+        Notes
+        -----
+        A batch's time is an honest range: most end within an hour, and one that has not ended after
+        24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
+        """
+        limits, minutes = self.limits.shared(self.share), feasibility.minutes_of(self.deadline)
+        return estimates.options(self.totals, limits, self.expected, self.concurrency, minutes)
+
+    @cached_property
+    def totals(self) -> Totals:
+        """What all requests take together; the frame is read once, as a stream.
+
+        Spends: nothing.
+        """
+        tokens = estimates.estimated_tokens(self.compiled, self.facts, pl.col("characters"))
+        sizes = self._measures.with_columns(estimated_tokens=tokens)
+        return estimates.total(sizes, self.facts, self.expected, self.max_tokens)
+
+    @cached_property
+    def _measures(self) -> pl.DataFrame:
+        try:
+            only = None if self.kept is None else self.kept.open
+            return estimates.sizes(self.compiled.measure(self.frame, only))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise unreadable(error) from error
+
+    @property
+    def expected(self) -> Measured:
+        """What a call takes: measured by a pilot, or guessed."""
+        return self.measured or calls.guess(self.compiled, self.facts, self.max_tokens, cache=self.cache)
+
+    def compare(self, **lists: Iterable[Any]) -> pl.DataFrame:
+        """Return `options` for every combination, with a column for each name given.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        **lists
+            Names of `plan`'s parameters, each with the values to try, such as
+            ``model=["claude-haiku-5-5", "claude-sonnet-5-5"], tier=["start", "build"]``.
+            ``mode=["live"]`` keeps only those modes.
+
+        Notes
+        -----
+        The plan's own tier has the limits that were learned. After a pilot other models' replies count as
+        long as those measured. Where ``cache`` varies, `cache_hit_share` is the part of the requests taken to
+        find it: in batches the middle of 30% to 98%. Source: *Batch processing* (checked 2026-08-14).
+        """
+        return choices.compare(self, lists)
+
+    @property
+    def requests(self) -> pl.DataFrame:
+        """The distinct requests this plan would send, as `REQUESTS`.
+
+        Spends: nothing.
+        """
+        frame = read(self.frame)
+        bodies = self.compiled.bodies(frame)["body"]
+        keys = self.compiled.keys(self.compiled.contents(frame)["content"], "api.anthropic.com")
+        if self.kept is not None:
+            keys = self.kept.applied(keys)
+        frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
+        frame = frame if self.kept is None else frame[self.kept.open]
+        return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
+
+    # another plan
+
+    def replace(self, **changes: Any) -> Plan:
+        """Return the same plan with some parameters changed.
+
+        A pilot's measurements are kept where they still hold: another model, prompt or reply form
+        makes them void.
+
+        Spends: nothing.
+        """
+        unknown = sorted(set(changes) - set(PARAMETERS))
+        if unknown:
+            msg = f"plan.replace() knows no {unknown[0]!r}. There is: {', '.join(PARAMETERS)}."
+            raise PlanError(msg)
+        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self.kept else []
+        if fixed:
+            msg = f"A retry keeps the {fixed[0]} of its run. Use replace({fixed[0]}=...) on the plan itself."
+            raise PlanError(msg)
+        if set(_VOIDING) & set(changes):
+            changes.setdefault("measured", None)
+        other = replace(self, **changes)
+        if "_measures" in vars(self) and not {"frame", "prompt"} & set(changes):
+            vars(other)["_measures"] = self._measures  # the same rows are not read again
+        if "totals" in vars(self) and set(changes) <= choices.SAME_TOTALS:
+            vars(other)["totals"] = self.totals
+        return other
+
+    def retry(self, run: Run, **changes: Any) -> Plan:
+        """Return the plan that sends only the rows which failed in a run, with what you change.
+
+        Its run has *every* row in its `results`: what was answered is taken over at no cost, wherever the
+        ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
+        break `returns` among them. Left out is what the same request would meet again: a refusal while the
+        request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
+        `options`, `requests`, `head` and `sample`; the `budget` is that of the new run.
+
+        The same cells again are a resume, as ever: nothing is paid for twice.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        run : Run
+            Of this plan or of another retry of it, and ended.
+        **changes
+            As for `replace`, but for ``frame`` and ``prompt``, such as ``max_tokens=4000``, ``model=...``,
+            ``mode="batch"`` or ``budget=1.0``.
+
+        Raises
+        ------
+        PlanError
+            The run is of other rows, is still going, or its replies have another form.
+
+        Examples
+        --------
+        ``run = await plan.retry(run, max_tokens=4000).run(client)``
+        """
+        names = [name for name in PARAMETERS if name not in {"frame", "prompt"}]
+        unknown = sorted(set(changes) - set(names))
+        if unknown:
+            msg = f"plan.retry() changes no {unknown[0]!r}. There is: {', '.join(names)}."
+            raise PlanError(msg)
+        frame = read(self.frame)
+        other = replace(self, frame=frame, kept=None).replace(**changes)
+        typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
+        return replace(other, kept=taken_over(other, run, f"plan.retry({typed})"))
+
+    def head(self, n: int = 20) -> Plan:
+        """Return the plan for the first `n` rows; of a retry, of those that it sends.
+
+        Spends: nothing.
+        """
+        rows = feasibility.rows_of(n)
+        if self.kept is not None:
+            return self._of(self.kept.open.head(rows))
+        return replace(self, frame=self.frame.head(rows))
+
+    def sample(self, n: int, seed: int = 0) -> Plan:
+        """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
+
+        Spends: nothing.
+        """
+        rows, seed = feasibility.rows_of(n), feasibility.rows_of(seed, "seed")
+        if self.kept is not None:
+            return self._of(self.kept.open.sample(min(rows, self.kept.open.len()), seed=seed))
+        frame = read(self.frame)
+        return replace(self, frame=frame.sample(min(rows, frame.height), seed=seed))
+
+    def _of(self, rows: pl.Series) -> Plan:
+        """Return a retry of some of the rows that it sends."""
+        assert self.kept is not None
+        return replace(self, frame=read(self.frame)[rows], kept=self.kept.at(rows))
+
+    def calibrate(self, run: Run) -> Plan:
+        """Return the same plan with estimates measured on a pilot, and the limits that it met.
+
+        Spends: nothing.
+
+        Parameters
+        ----------
+        run : Run
+            Of a few rows of the same plan, such as ``await plan.sample(50).run(client)``.
+
+        Raises
+        ------
+        PlanError
+            The run has no paid replies of this model to learn from.
+        """
+        return self.replace(measured=calibration.learned(self, run), learned=learning.taken_over(self, run))
+
+    @awaited("plan = await plan.count_tokens(client)")
+    async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
+        """Return the same plan with its input tokens counted by the API on `n` sampled requests.
+
+        What a reply takes stays a guess: a pilot tells both.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        PlanError
+            The API would not count: what it says.
+        """
+        return self.replace(measured=await calibration.counted(self, client, n, seed))
+
+    @awaited("plan = await plan.learn_limits(client)")
+    async def learn_limits(self, client: AsyncAnthropic) -> Plan:
+        """Return the same plan with the organization's limits as the rate-limit API tells them.
+
+        It takes an Admin API key; without one they stay, and say so. A pilot's headers tell them, too.
+
+        Spends: nothing.
+
+        Raises
+        ------
+        PlanError
+            The API cannot be reached, or fails.
+        """
+        return replace(self, learned=await learning.asked(self, client))
+
+    # the one verb that spends
+
+    def start(
+        self,
+        client: AsyncAnthropic | None = None,
+        *,
+        ledger: str | Path | EllipsisType | None = ...,
+        progress: bool = True,
+        on: Any = None,
+        _watchable: bool = True,
+    ) -> Run:
+        """Return a run that has been started and is not waited for.
+
+        In a notebook the first one imports what `watch` needs, which takes seconds and would stop its calls.
+
+        Spends: tokens.
+
+        Parameters
+        ----------
+        client : AsyncAnthropic, optional
+            From `connect`, which is also the default. The run works on its own copy.
+        ledger : str, Path or None
+            Where every reply is kept as it comes. The default is ``claudescale.ledger`` in the working
+            directory; None keeps them in memory alone.
+        progress : bool
+            Show a progress bar.
+        on : optional
+            More than this process: a Dask client, or ``"redis://..."``; see `claudescale.cluster`.
+        """
+        from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
+
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
+        return Run(choosing.resolved(self), client, **given)
+
+    @awaited("run = await plan.run(client)")
+    async def run(
+        self,
+        client: AsyncAnthropic | None = None,
+        *,
+        ledger: str | Path | EllipsisType | None = ...,
+        progress: bool = True,
+        wait: bool = True,
+        on: Any = None,
+    ) -> Run:
+        """Send what the ledger does not have yet, and return the finished run.
+
+        The same cell again is a resume: what was paid for is not paid for again, batches are waited for.
+
+        Spends: tokens.
+
+        Parameters
+        ----------
+        client, ledger, progress, on
+            As for `start`.
+        wait : bool
+            False returns as soon as the batches are submitted that the queue has room for: the kernel may
+            be closed then, and the same cell collects them tomorrow.
+
+        Raises
+        ------
+        RunStopped
+            The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
+        """
+        run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
+        return await run if wait else await run.submitted()
+
+    @property
+    def plot(self) -> PlanPlots:
+        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
+        return PlanPlots(self)
+
+    def __repr__(self) -> str:
+        return plan_card(self).text()
+
+    def _repr_html_(self) -> str:
+        return plan_card(self).html()
+
+
+PARAMETERS = tuple(
+    name for name in Plan.__dataclass_fields__ if name not in {"kept", "compiled", "limits", "facts"}
+)
+"""What `plan` takes and `Plan.replace` changes."""
+
+
+def plan(
+    frame: Frame,
+    prompt: str | pl.Expr,
+    *,
+    model: str | Model,
+    tier: str | int | Limits = "start",
+    mode: str = "live",
+    system: str | None = None,
+    returns: Any = None,
+    max_tokens: int = 1024,
+    effort: str | None = None,
+    thinking: Mapping[str, Any] | None = None,
+    cache: bool = False,
+    params: Mapping[str, Any] | None = None,
+    deadline: float | timedelta | None = None,
+    budget: float | None = None,
+    concurrency: int | None = None,
+    share: float = 1.0,
+    pay_twice: bool = False,
+) -> Plan:
+    """Return what running Claude over a frame would cost and take. Nothing is sent.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    frame : pl.DataFrame or pl.LazyFrame
+        One request per row; identical ones are sent once.
+    prompt : str or pl.Expr
+        A template with ``{column}``, or an expression that gives one String per row. A null makes
+        that row null and unsent.
+    model : str or Model
+        Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price. One
+        that is not listed is a `claudescale.Model`.
+    tier : str, int or Limits
+        The account's usage tier: ``"start"``, ``"build"``, ``"scale"``, a number 1-4, or `Limits`.
+    mode : str
+        ``"live"``; ``"batch"``, half the price within 24 hours; ``"hybrid"``, a batch whose rest is sent
+        live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline and budget
+        nine times in ten.
+    system : str, optional
+        Instructions that are the same for every row.
+    returns : optional
+        A pydantic model, a dict or `pl.Schema` of Polars types, or one type such as a `pl.Enum`:
+        replies become typed columns.
+    max_tokens : int
+        Longest reply in tokens, thinking included.
+    effort, thinking : optional
+        As the API takes them. The default keeps thinking off, or small where it cannot be off.
+    cache : bool
+        Cache the system prompt, warmed by one call.
+    params : dict, optional
+        Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
+        the reply, as JSON.
+    deadline : float or timedelta, optional
+        Minutes the run may take.
+    budget : float, optional
+        Dollars the run may spend: a hard stop.
+    concurrency : int, optional
+        Most calls in flight; by default found while running.
+    share : float
+        The part of the account's limits to use.
+    pay_twice : bool
+        In mode ``"hybrid"``, go live without waiting until the batch is canceled: later, and what the batch
+        still answers is paid for too.
+
+    Raises
+    ------
+    PlanError
+        Something cannot be sent, and what to type instead.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> frame = pl.DataFrame({"text": ["late again", "works", "works"]})
+    >>> plan(frame, "Is this a complaint? {text}", model="claude-haiku-5-5").totals.requests
+    2
+    """
+    given = {name: value for name, value in locals().items() if name in PARAMETERS}
+    return Plan(**given)

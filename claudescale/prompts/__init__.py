@@ -1,0 +1,1 @@
+"""Rows into requests, and replies into typed columns."""

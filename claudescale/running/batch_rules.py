@@ -1,0 +1,304 @@
+"""What to do about batches: how much goes into one, what an answer means, when to look again.
+
+Pure functions. `batches` acts on what they decide.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from claudescale.api import catalog
+from claudescale.api.answers import NO_ENDPOINT, Verdict, read_object, verdict
+from claudescale.ledger.batchfile import OPEN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from claudescale.api.answers import Answer
+    from claudescale.ledger.batchfile import Batch
+    from claudescale.prompts.rows import Texts
+
+FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
+"""Bytes of a batch that is full: below the API's limit, which may count differently."""
+NONCE_BYTES = 6
+CLOCK_SECONDS = 3_600.0
+"""By how much the API's clock and this one may differ, where its answers do not tell the time."""
+DATE_SECONDS = 120.0
+"""The same where they do."""
+LOST_SECONDS = 300.0
+"""How long after a lost answer the API may still be making the batch."""
+FAILED_SECONDS = 60.0
+"""The same after an answer that says it failed."""
+ALIKE_ROWS = 20
+"""So many rows that are refused alike, and none answered: it is the request, not the rows."""
+NEARLY_ALL = 0.95
+_MOST_ERRORED = 19
+"""Rows refused for each that was answered; past it hardly any was."""
+LONGEST_UPLOAD_SECONDS = 3_600.0
+USUAL_SECONDS = 3_600.0
+"""Most batches end within an hour. Source: Anthropic, *Batch processing* (checked 2026-08-14)."""
+_PART_BYTES = 4_000_000
+_OPENING, _CLOSING, _ID, _PARAMS, _END = '{"requests":[', "]}", '{"custom_id":"', '","params":', "}"
+_ROW_BYTES = len(f"{_ID}-{_PARAMS}{_END},") + 32 + 2 * NONCE_BYTES
+_SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
+
+
+# what goes into one
+
+
+def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float | None) -> int:
+    """Return how many of the first rows fit into one batch.
+
+    Parameters
+    ----------
+    rows : pl.DataFrame
+        With `bytes` and `worst_dollars` of each request.
+    requests, size_bytes : int
+        Most of them in the batch.
+    dollars : float or None
+        The most it may cost, whatever the replies; None is without end.
+    """
+    alone = pl.int_range(pl.len()) == 0  # whatever its size, it goes
+    fits = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
+    if dollars is not None:
+        fits &= pl.col("worst_dollars").cum_sum() <= dollars
+    return int(rows.head(max(requests, 0)).select(fits.sum()).item())
+
+
+def body_bytes(rows: pl.DataFrame) -> int:
+    """Return the size of the batch that `body` makes."""
+    return int(rows["bytes"].sum()) + rows.height * _ROW_BYTES - 1 + len(_OPENING + _CLOSING)
+
+
+def body(rows: pl.DataFrame, texts: Texts, nonce: str) -> Iterator[bytes]:
+    """Yield the body of a batch in parts of some megabytes, rendered as they are asked for."""
+    prompt = texts.prompt
+    before = _OPENING.encode()
+    for part in _parts(rows):
+        head, key = pl.lit(f"-{nonce}{_PARAMS}{prompt.head}"), part["key"]
+        requests = pl.concat_str(
+            pl.lit(_ID), key, head, texts.of(part["row"]), pl.lit(f"{prompt.tail}{_END}")
+        )
+        yield before + b",".join(pl.select(requests.cast(pl.Binary)).to_series().to_list())
+        before = b","
+    yield _CLOSING.encode()
+
+
+def _parts(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Yield the rows in slices of some megabytes, whatever the sizes of single rows."""
+    start = 0
+    for length in (rows["bytes"].cum_sum() // _PART_BYTES).rle().struct.field("len"):
+        yield rows.slice(start, length)
+        start += length
+
+
+# what an answer means
+
+
+class Made(NamedTuple):
+    """What became of a batch that was posted.
+
+    Attributes
+    ----------
+    outcome : str
+        ``"created"``; ``"absent"`` (surely not made, try again), ``"refused"`` (the limits),
+        ``"too_large"``, ``"stop"`` (none can be made); ``"unknown"``: it may be there, look for it.
+    shown : dict
+        The batch, where it was created.
+    found : Verdict
+        Otherwise, what the API says.
+    """
+
+    outcome: str
+    shown: dict[str, Any]
+    found: Verdict
+
+
+def made(answer: Answer) -> Made:
+    """Decide what became of a batch; after anything but a plain yes or no it may be there."""
+    found = verdict(answer)
+    if answer.status is None:
+        surely = "stop" if found.outcome == "stop" else "absent"
+        return Made("unknown" if answer.sent else surely, {}, found)
+    shown = read_object(answer.content)
+    if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
+        return Made("created" if is_batch(shown) else "unknown", shown, found)
+    if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return Made("too_large", {}, found)
+    outcomes = {"refused": "refused", "overloaded": "unknown", "again": "unknown"}
+    return Made(outcomes.get(found.outcome, "stop"), {}, found)
+
+
+def is_wrong(answer: Answer, model: str) -> bool:
+    """Whether a look at one row tells that no row will do.
+
+    A gateway that has less than the API says so with a 404, as the API does of a model it does not know.
+    """
+    found = verdict(answer)
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return model in (found.message or "")
+    return is_hopeless(found)
+
+
+def dry_run(request: bytes) -> tuple[bytes, int]:
+    """Return a request with the shortest reply that the API allows, and its length in tokens."""
+    fields = json.loads(request)
+    thinking = fields.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    longest = fields["max_tokens"] = budget + 1 if isinstance(budget, int) else 1
+    return json.dumps(fields).encode(), longest
+
+
+def trusts(batch: Batch, *, known_good: bool) -> bool:
+    """Whether a row that was refused in a batch is to blame for it, as others were answered.
+
+    Parameters
+    ----------
+    known_good : bool
+        Rows of the plan were answered before this batch.
+    """
+    if batch.succeeded:
+        return batch.errored <= _MOST_ERRORED * batch.succeeded
+    return known_good and batch.requests < ALIKE_ROWS
+
+
+def is_hopeless(found: Verdict) -> bool:
+    """Whether asking again would get the same answer."""
+    return found.outcome == "stop" or (found.outcome == "failed" and found.final)
+
+
+def is_batch(shown: dict[str, Any]) -> bool:
+    """Whether an answer shows a batch."""
+    return isinstance(shown.get("id"), str) and isinstance(shown.get("processing_status"), str)
+
+
+def is_gone(answer: Answer) -> bool:
+    """Whether the API says that there is no such batch, or none any more."""
+    return answer.status == HTTPStatus.NOT_FOUND and verdict(answer).error in {"not_found_error", NO_ENDPOINT}
+
+
+def has_results(shown: dict[str, Any]) -> bool:
+    """Whether a batch that has ended still has results to read."""
+    return bool(shown.get("results_url")) and not shown.get("archived_at")
+
+
+def seen(batch: Batch, shown: dict[str, Any]) -> Batch:
+    """Return a batch as the API shows it now."""
+    counts = shown.get("request_counts")
+    counted = counts if isinstance(counts, dict) else {}
+    names = ("succeeded", "errored", "canceled", "expired")
+    changes: dict[str, Any] = {name: counted[name] for name in names if isinstance(counted.get(name), int)}
+    for name in ("created_at", "expires_at", "ended_at"):
+        changes[name] = seconds_of(shown.get(name)) or getattr(batch, name)
+    state = shown["processing_status"]
+    known = state if state in {"in_progress", "canceling", "ended"} else "in_progress"
+    return batch._replace(batch_id=shown["id"], state=known, **changes)
+
+
+def seconds_of(moment: object) -> float | None:
+    """Return an RFC 3339 moment as unix seconds; None where it is none."""
+    try:
+        return datetime.fromisoformat(str(moment)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def clock_offset(answer: Answer, now: float) -> tuple[float, float]:
+    """Return by how many seconds the API's clock is ahead of `now`, and how well that is known."""
+    try:
+        told = parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError, OverflowError, OSError, TypeError, IndexError):
+        return 0.0, CLOCK_SECONDS
+    return told - now, DATE_SECONDS
+
+
+def ahead_seconds(answer: Answer, now: float) -> float:
+    """Return by how much the API's clock is ahead of one that is wrong; 0 where they agree, or who knows."""
+    ahead, doubt = clock_offset(answer, now)
+    return ahead if abs(ahead) > doubt else 0.0
+
+
+def may_be(batch: Batch, shown: dict[str, Any], until: float, offset: tuple[float, float]) -> bool:
+    """Whether a batch that the API lists may be the one whose answer was lost: by time and size.
+
+    Parameters
+    ----------
+    until : float
+        When the API has surely stopped making it, by this clock.
+    offset : tuple
+        Of `clock_offset`.
+    """
+    counts = shown.get("request_counts")
+    created = seconds_of(shown.get("created_at"))
+    if not is_batch(shown) or not isinstance(counts, dict) or created is None:
+        return False
+    ahead, doubt = offset
+    # The intent is in API time as it was known then: in this clock's where it was not. Either may be right.
+    earliest, latest = batch.intended_at - doubt, until + doubt
+    in_time = earliest <= created - ahead <= latest or earliest <= created <= latest + ahead
+    if abs(ahead) > doubt:  # this clock is wrong, and so may `until` be
+        in_time |= earliest <= created <= batch.intended_at + LONGEST_UPLOAD_SECONDS + LOST_SECONDS + doubt
+    return in_time and sum(counts.values()) == batch.requests
+
+
+def looked_far_enough(batch: Batch, shown: list[dict[str, Any]], offset: tuple[float, float]) -> bool:
+    """Whether the list, newest first, has come to batches that are too old to be the lost one."""
+    created = seconds_of(shown[-1].get("created_at")) if shown else None
+    return created is None or max(created, created - offset[0]) < batch.intended_at - offset[1]
+
+
+# when to look again
+
+
+def poll_seconds(age_seconds: float) -> float:
+    """Return how long to wait before looking at batches again: below 400 looks in 24 hours."""
+    return min(max(age_seconds * _GROWTH, _SHORTEST_SECONDS), _LONGEST_SECONDS)
+
+
+class Expected(NamedTuple):
+    """How batches stand, and when the last of them ends.
+
+    Attributes
+    ----------
+    open, ended : int
+        Batches that are out, and those that have ended.
+    requests : int
+        In those that are out.
+    usual_seconds : float or None
+        After which the last one has usually ended: as long as those took that have, else an hour. None
+        once that is over.
+    latest_seconds : float
+        After which it has expired.
+    """
+
+    open: int
+    ended: int
+    requests: int
+    usual_seconds: float | None
+    latest_seconds: float
+
+
+def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
+    """Return when the open batches end; None where there are none.
+
+    The API tells nothing of a batch before its end.
+    """
+    made = [batch for batch in batches if batch.state != "absent"]
+    waited = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
+    if not waited:
+        return None
+    took = [batch.ended_at - batch.created_at for batch in made if batch.ended_at and batch.created_at]
+    begun_at = max(batch.created_at or batch.intended_at for batch in waited)
+    usual = begun_at + (statistics.median(took) if took else USUAL_SECONDS) - now
+    latest = begun_at + catalog.BATCH.expires_hours * 3_600 - now
+    requests = sum(batch.requests for batch in waited)
+    return Expected(
+        len(waited), len(made) - len(waited), requests, usual if usual > 0 else None, max(latest, 0.0)
+    )

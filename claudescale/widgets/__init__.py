@@ -1,0 +1,1 @@
+"""Choose before a run, follow one."""
