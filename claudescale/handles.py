@@ -27,8 +27,8 @@ class Handle(ABC):
     home: int
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._job = loops.start(work, stop=self.leave)
-        self.home = self._job.thread
+        self._started = loops.start(work, stop=self.leave)
+        self.home = self._started.thread
 
     @abstractmethod
     def leave(self) -> None:
@@ -63,12 +63,12 @@ class Handle(ABC):
     async def _ended(self, seconds: float = math.inf) -> None:
         """Wait in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
         until = time.monotonic() + seconds
-        while not self._job.future.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
+        while not self._started.future.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
             await asyncio.sleep(loops.SLICE_SECONDS)
 
     def _outcome(self) -> Self:
-        if not self._job.future.cancelled():
-            self._job.future.result()
+        if not self._started.future.cancelled():
+            self._started.future.result()
         return self
 
     def result(self) -> Self:
@@ -83,12 +83,12 @@ class Handle(ABC):
         RuntimeError
             This thread's loop has to do the work: use ``await``.
         """
-        done = self._job.future.done()
+        done = self._started.future.done()
         if not done and threading.get_ident() == self.home:
             msg = "result() blocks the very loop that has to do the work: use await here, as in await run."
             raise RuntimeError(msg)
         try:
-            loops.join(self._job.future, self.leave)
+            loops.join(self._started.future, self.leave)
         except KeyboardInterrupt:
             if loops.in_notebook():
                 text = f"■ Interrupted. {self._line()}"

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
+from claudescale.pacing.pacer import Outcome as Came
 from claudescale.pacing.pacer import Pacer
 from claudescale.simulator.buckets import Buckets
 
@@ -108,10 +109,10 @@ async def study(  # noqa: C901  # one loop, told as it happens
                 readings = read_headers(headers)
                 if status == 200:
                     used = {"input_tokens": call.input_tokens, "output_tokens": call.output_tokens}
-                    pacer.settle(permit, **used, readings=readings)
+                    pacer.settle(permit, Came("answered", readings, **used))
                 else:
                     refused += 1
-                    pacer.refuse(permit, readings)
+                    pacer.settle(permit, Came("refused", readings))
             done += 1
 
     totals = (len(calls), *(sum(column) for column in list(zip(*calls, strict=True))[1:]))

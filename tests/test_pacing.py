@@ -12,7 +12,7 @@ from paced import Call, busiest, study, table, workload
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
 from claudescale.pacing.buckets import Average, Bucket, Production
-from claudescale.pacing.pacer import Pacer
+from claudescale.pacing.pacer import Outcome, Pacer
 
 NOTHING = read_headers({})
 LIMITS = table(1_000, 80_000, 16_000)
@@ -108,7 +108,7 @@ def test_calls_go_in_the_order_they_came():
         async def call(number, tokens):
             permit = await paced.acquire(tokens)
             went.append(number)
-            paced.settle(permit, input_tokens=tokens, output_tokens=1, readings=NOTHING)
+            paced.settle(permit, Outcome("answered", NOTHING, tokens, 1))
 
         await asyncio.gather(*(call(number, 400 if number == 2 else 1) for number in range(6)))
         return went
@@ -122,7 +122,7 @@ def test_nobody_goes_before_retry_after_has_passed():
     async def waited():
         paced = pacer()
         first = await paced.acquire(10)
-        paced.refuse(first, read_headers({"retry-after": "20"}))
+        paced.settle(first, Outcome("refused", read_headers({"retry-after": "20"})))
         before = asyncio.get_running_loop().time()
         await paced.acquire(10)
         return asyncio.get_running_loop().time() - before
@@ -135,7 +135,7 @@ def test_a_refusal_without_retry_after_still_waits():
 
     async def waited():
         paced = pacer()
-        paced.refuse(await paced.acquire(10), NOTHING)
+        paced.settle(await paced.acquire(10), Outcome("refused"))
         await paced.acquire(10)
         return asyncio.get_running_loop().time()
 
@@ -156,7 +156,7 @@ def test_a_ramp_refusal_lowers_the_concurrency():
         paced = pacer(table(1e6, 1e9, 1e9))
         permits = [await paced.acquire(1) for _ in range(12)]
         await asyncio.sleep(1)
-        paced.refuse(permits[0], read_headers({"retry-after": "5"}), ramp=True)
+        paced.settle(permits[0], Outcome("too_fast", read_headers({"retry-after": "5"})))
         return paced.window
 
     assert virtual.run(window()) < 12
@@ -170,9 +170,9 @@ def test_success_raises_the_concurrency_while_it_is_used():
         start = busy.window
         permits = [await busy.acquire(1) for _ in range(start)]
         for permit in permits[:4]:
-            busy.settle(permit, input_tokens=1, output_tokens=1, readings=NOTHING)
+            busy.settle(permit, Outcome("answered", NOTHING, 1, 1))
         for _ in range(10):
-            idle.settle(await idle.acquire(1), input_tokens=1, output_tokens=1, readings=NOTHING)
+            idle.settle(await idle.acquire(1), Outcome("answered", NOTHING, 1, 1))
         return start, busy.window, idle.window
 
     start, busy, idle = virtual.run(windows())
@@ -205,7 +205,7 @@ def test_a_long_pause_gives_one_burst_and_no_more():
         await asyncio.sleep(3_600)
         start = asyncio.get_running_loop().time()
         for _ in range(100):
-            paced.settle(await paced.acquire(1), input_tokens=1, output_tokens=1, readings=NOTHING)
+            paced.settle(await paced.acquire(1), Outcome("answered", NOTHING, 1, 1))
         return asyncio.get_running_loop().time() - start
 
     assert virtual.run(burst()) >= 8.5
@@ -217,7 +217,7 @@ def test_the_expected_output_is_learned():
     async def learned():
         paced = pacer(table(1e6, 1e9, 1e9), output_tokens=1_000)
         for _ in range(200):
-            paced.settle(await paced.acquire(10), input_tokens=10, output_tokens=40, readings=NOTHING)
+            paced.settle(await paced.acquire(10), Outcome("answered", NOTHING, 10, 40))
         return paced.expected_output_tokens
 
     assert virtual.run(learned()) == pytest.approx(40, abs=10)

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 
 from claudescale.api.limits import Limits, read_headers
-from claudescale.pacing.pacer import Pacer
+from claudescale.pacing.pacer import Outcome, Pacer
 from claudescale.simulator.buckets import Buckets
 
 HOURS = 8 * 3_600.0
@@ -115,7 +115,7 @@ class Paced(RuleBasedStateMachine):
         now = self.loop.time()
         self.api.produce(now, 50)
         told = read_headers(headers or self.api.headers(now))
-        self.pacer.settle(permit, input_tokens=tokens, output_tokens=50, readings=told)
+        self.pacer.settle(permit, Outcome("answered", told, tokens, 50))
 
     @rule(part=st.floats(0.001, 1.0), count=st.integers(1, 12))
     def ask(self, part, count):
@@ -158,16 +158,16 @@ class Paced(RuleBasedStateMachine):
         """Let a call come back as a 429."""
         permit = self._lost(place)
         told = {} if seconds is None else {"retry-after": str(seconds)}
-        self.pacer.refuse(permit, read_headers(told), ramp=ramp)
+        self.pacer.settle(permit, Outcome("too_fast" if ramp else "refused", read_headers(told)))
         self.held_until = max(self.held_until, self.loop.time() + (1.0 if seconds is None else seconds))
         self._pass(0.0)
 
     @precondition(lambda self: self.permits)
-    @rule(place=st.integers(0, 50), how=st.sampled_from(["overload", "fail"]))
+    @rule(place=st.integers(0, 50), how=st.sampled_from(["overloaded", "failed"]))
     def fail(self, place, how):
         """Lose a call, or let it come back as a 5xx."""
         permit = self._lost(place)
-        getattr(self.pacer, how)(permit, SILENT)
+        self.pacer.settle(permit, Outcome(how, SILENT))
         self._pass(0.0)
 
     @precondition(lambda self: self.waiting)
@@ -189,7 +189,7 @@ class Paced(RuleBasedStateMachine):
             "anthropic-ratelimit-output-tokens-limit": str(limit),
         }
         for _ in range(min(count, len(self.permits))):
-            self.pacer.refuse(self._lost(0), read_headers(told))
+            self.pacer.settle(self._lost(0), Outcome("refused", read_headers(told)))
             self.held_until = max(self.held_until, self.loop.time() + 1.0)
         self._pass(0.0)
 

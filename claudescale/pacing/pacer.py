@@ -8,20 +8,24 @@ each answer say is left, and a slack as large as the picture is unsure. It knows
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from claudescale.api.limits import Readings, read_headers
 from claudescale.pacing.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
 from claudescale.pacing.concurrency import Window
 from claudescale.planning.finishing import MOST_CONCURRENCY, RATE_MARGIN
 
 if TYPE_CHECKING:
-    from claudescale.api.limits import Limits, Readings
+    from claudescale.api.limits import Limits
     from claudescale.clock import Clock
 
+_LOG = logging.getLogger("claudescale.pacing")
+_UNUSED = 0.0, 0.0, 0.0
 _BURST_SECONDS = 1.0
 """What a bucket is taken to hold at the start: the API may enforce the minute by the second."""
 _TRANSIT_SECONDS = 0.1
@@ -76,11 +80,33 @@ class Permit:
     taken: tuple[Taken, Taken, Taken]
 
 
+class Outcome(NamedTuple):
+    """What came of a call.
+
+    Attributes
+    ----------
+    kind : str
+        ``"answered"``; ``"refused"``, a 429, or ``"too_fast"``, one that says that calls grew too fast;
+        ``"overloaded"``, a 5xx or a lost connection; ``"failed"``, anything else.
+    readings : Readings
+        What the headers say.
+    input_tokens, output_tokens : float
+        Of an answer: uncached input, all output.
+    typical : bool
+        Whether its input tells anything of that of others.
+    """
+
+    kind: Literal["answered", "refused", "too_fast", "overloaded", "failed"]
+    readings: Readings = read_headers({})
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    typical: bool = True
+
+
 class Pacer:
     """Lets calls go as fast as the limits allow, first come first served.
 
-    Every permit that `acquire` gives is handed back exactly once: to `settle` after an answer, to
-    `refuse` after a 429, to `overload` after a 5xx, to `fail` after anything else.
+    Every permit that `acquire` gives is handed back to `settle` exactly once.
 
     Spends: nothing.
 
@@ -205,70 +231,45 @@ class Pacer:
 
     # after a call
 
-    def settle(
-        self,
-        permit: Permit,
-        *,
-        input_tokens: float,
-        output_tokens: float,
-        readings: Readings,
-        typical: bool = True,
-    ) -> None:
-        """Replace what was set aside by what the answer really used: uncached input, all output.
-
-        Of a call that is not `typical` nothing is learned about the input of others.
+    def settle(self, permit: Permit, outcome: Outcome) -> None:
+        """Take a permit back, once, with what came of its call; the headers of the answer teach.
 
         Spends: nothing.
         """
-        self._refusals = 0
-        self._hand_back(permit, (1.0, input_tokens, output_tokens))
-        if typical and permit.estimate:
-            self._ratio.add(input_tokens / permit.estimate)
-        self._output.add(output_tokens)
-        self._window.succeeded(permit.nth, permit.sent, self.in_flight)
-        self._learn(readings)
+        answered = outcome.kind == "answered"
+        self._hand_back(permit, (1.0, outcome.input_tokens, outcome.output_tokens) if answered else _UNUSED)
+        if answered:
+            self._refusals = 0
+            if outcome.typical and permit.estimate:
+                self._ratio.add(outcome.input_tokens / permit.estimate)
+            self._output.add(outcome.output_tokens)
+            self._window.succeeded(permit.nth, permit.sent, self.in_flight)
+        self._learn(outcome.readings)
+        if outcome.kind in {"refused", "too_fast"}:
+            self._refuse(permit, outcome)
+        elif outcome.kind == "overloaded":
+            # A single one says nothing of how many calls the API bears.
+            self._window.failed(permit.nth, permit.sent, self._clock.seconds(), self.in_flight)
+            self._hold(outcome.readings.retry_after_seconds or 0.0, "overloaded")
 
-    def refuse(self, permit: Permit, readings: Readings, *, ramp: bool = False) -> None:
-        """After a 429: take nothing as used, and let nobody go before ``retry-after`` has passed.
-
-        `ramp` says that the calls grew too fast for the API: fewer go at once from then on.
-
-        Spends: nothing.
-        """
-        self.fail(permit, readings)
-        requests, input_tokens, output_tokens = (reading.remaining for reading in readings.buckets)
+    def _refuse(self, permit: Permit, outcome: Outcome) -> None:
+        """Let nobody go before ``retry-after`` has passed, or longer and longer where it says nothing."""
+        requests, input_tokens, output_tokens = (bucket.remaining for bucket in outcome.readings.buckets)
         if output_tokens == 0 and requests and input_tokens:
             self._production.refused()
-        if ramp:
+        if outcome.kind == "too_fast":
             self._window.grew_too_fast(permit.sent, self._clock.seconds(), self.in_flight)
         if permit.sent > self._refused_at:
             self._refusals += 1
             self._refused_at = self._clock.seconds()
         usual = min(_FIRST_HOLD_SECONDS * 2.0 ** (self._refusals - 1), _LONGEST_HOLD_SECONDS)
-        seconds = readings.retry_after_seconds or 0.0
-        self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual)
+        seconds = outcome.readings.retry_after_seconds or 0.0
+        self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual, "refused")
 
-    def overload(self, permit: Permit, readings: Readings) -> None:
-        """After a 5xx or a lost connection: take nothing as used; where they add up, let fewer go at once.
-
-        A single one says nothing of how many calls the API bears.
-
-        Spends: nothing.
-        """
-        self.fail(permit, readings)
-        self._window.failed(permit.nth, permit.sent, self._clock.seconds(), self.in_flight)
-        self._hold(readings.retry_after_seconds or 0.0)
-
-    def fail(self, permit: Permit, readings: Readings) -> None:
-        """After any other failure: take nothing as used.
-
-        Spends: nothing.
-        """
-        self._hand_back(permit, (0.0, 0.0, 0.0))
-        self._learn(readings)
-
-    def _hold(self, seconds: float) -> None:
+    def _hold(self, seconds: float, why: str) -> None:
         """Let nobody go for so long, and by chance a little longer: not all clients come back at once."""
+        if seconds:
+            _LOG.debug("%s: nothing is sent for %.1f s", why, seconds)
         until = self._clock.seconds() + seconds * self._random.uniform(1.0, 1.1)
         self._held_until = max(self._held_until, until)
 

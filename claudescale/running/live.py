@@ -1,45 +1,37 @@
 """Rows to replies over the Messages API, retried in this one place.
 
 `Live` keeps as many requests under way as the pacer lets go. What one answer means is decided in
-`verdicts`, when a run must end in `guards`.
+`answers`, when the run must end in `health`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import random
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from claudescale.api import prices
-from claudescale.api.answers import (
-    Answer,
-    Verdict,
-    answer_of,
-    is_free,
-    stop_reason_of,
-    text_of,
-    usage_of,
-    verdict,
-)
+from claudescale.api.answers import Answer, Verdict, verdict
+from claudescale.api.client import streams
 from claudescale.api.limits import read_headers
-from claudescale.api.prices import COLUMNS
-from claudescale.ledger.ledger import Attempt
-from claudescale.running.guards import FEW_FAILURES, Purse, Watch
+from claudescale.pacing.pacer import Outcome
+from claudescale.running.health import FEW_FAILURES, Health
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable
 
     from claudescale.api.limits import Readings
-    from claudescale.api.prices import Price
-    from claudescale.clock import Clock
+    from claudescale.ledger.records import Attempt
     from claudescale.pacing.pacer import Pacer, Permit
+    from claudescale.running.job import Job, Row
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger("claudescale.running")
 MOST_TRIES = 8
 """Of one row while others are answered, refusals for the limits not counted."""
 MOST_TRIES_IN_SILENCE = 16
@@ -61,14 +53,6 @@ _LEAST_REAL_SECONDS = 10.0
 """Of a call to a fast simulator: this machine takes its time as well."""
 
 
-class Row(NamedTuple):
-    """One request to make: its key, its body as JSON bytes, the estimate of its uncached input tokens."""
-
-    key: str
-    body: bytes
-    input_tokens: float
-
-
 class Tried(NamedTuple):
     """One try of a row: what came of it, how long it took, and how long the API says to wait."""
 
@@ -84,74 +68,41 @@ class Live:
 
     Parameters
     ----------
-    send : callable
-        Takes a body, gives an `Answer`: `Wire.send`.
+    job : Job
+        Whose rows these are.
     pacer : Pacer
         Who may go now.
-    clock : Clock
-        API time.
-    record : callable
-        Takes every attempt and whether it ends its row.
-    price : Price
-        Of the model.
-    describe : dict
-        The columns of an attempt that are the same for all: run, model, simulated.
-    budget_dollars : float, optional
-        Nothing is sent once what was spent, what may have been billed unseen and the worst case of what
-        is in flight reach it.
-    elsewhere_dollars : callable
-        Gives what is spent, or may still be, by other means: it counts against the budget.
-    worst_dollars : callable
-        Takes a row, gives the most one answer to it can cost.
-    max_tokens : int, optional
-        Longest reply: a call that takes far longer than that should, as the answers so far tell, is given up
-        and sent again. Without it the wire alone decides.
-    known_good : bool
-        Rows of this plan were answered before: what fails now is hardly the request.
     warm : bool
         Send one row alone until one is answered, so that the others find its prefix in the cache.
     seed : int
         Of the jitter between tries.
+
+    Attributes
+    ----------
+    stopped_by : Verdict or None
+        Why nothing more was sent.
     """
 
-    def __init__(
-        self,
-        *,
-        send: Callable[[bytes], Awaitable[Answer]],
-        pacer: Pacer,
-        clock: Clock,
-        record: Callable[[Attempt, bool], None],
-        price: Price,
-        describe: Mapping[str, Any],
-        worst_dollars: Callable[[Row], float],
-        budget_dollars: float | None = None,
-        elsewhere_dollars: Callable[[], float] = lambda: 0.0,
-        max_tokens: int | None = None,
-        known_good: bool = False,
-        warm: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, job: Job, pacer: Pacer, *, warm: bool = False, seed: int = 0) -> None:
         self.pacer = pacer
         self.stopped_by: Verdict | None = None
-        self.watch = Watch(known_good=known_good)
-        self._max_tokens = max_tokens
-        self._slowest_seconds = 0.0
-        # As the SDK expects of a reply. Source: anthropic 2.14.0 _base_client.py.
-        self._full_reply_seconds = (max_tokens or 0) * 3600 / 128_000 + _SPARE_SECONDS
-        self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # the loop's time of each, its patience
-        self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
-        self.purse = Purse(budget_dollars, elsewhere_dollars)
-        self._send = send
-        self._clock = clock
-        self._record = record
-        self._price = price
-        self._describe = dict(describe)
-        self._worst_dollars = worst_dollars
+        self.health = Health(known_good=job.meter.reused > 0)
+        self._job = job
+        self._clock = job.clock
+        self._purse = job.purse
         self._warm = warm
         self._random = random.Random(seed)  # noqa: S311 - jitter, not a secret
         self._loop = asyncio.get_running_loop()
-        self._stopping = False
-        self._exhausted = False
+        self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
+        # how long answers take
+        self._slowest_seconds = 0.0
+        # As the SDK expects of a reply. Source: anthropic 2.14.0 _base_client.py.
+        self._full_reply_seconds = job.plan.max_tokens * 3600 / 128_000 + _SPARE_SECONDS
+        self._streams = streams(job.plan.max_tokens)  # then the transport alone decides
+        self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # the loop's time of each, its patience
+        # workers
+        self._rows: AsyncIterator[Row]
+        self._stopping = self._exhausted = False
         self._pull = asyncio.Lock()
         self._waits: set[asyncio.Timeout] = set()
         self._workers: set[asyncio.Task[None]] = set()
@@ -171,14 +122,6 @@ class Live:
         for wait in self._waits:
             wait.reschedule(self._loop.time())
 
-    def stop_soon(self) -> None:
-        """Do the same from another thread.
-
-        Spends: nothing.
-        """
-        with suppress(RuntimeError):  # the loop is closed: the run has ended already
-            self._loop.call_soon_threadsafe(self.stop)
-
     async def answer(self, rows: AsyncIterator[Row]) -> None:
         """Return when every row has its answer, or the run was stopped (`stopped_by` says why).
 
@@ -192,7 +135,7 @@ class Live:
         try:
             if self._workers:
                 await self._ended.wait()
-            if self._exhausted and self._doubted and self.watch.ends_alike:
+            if self._exhausted and self._doubted and self.health.ends_alike:
                 last = self._doubted[-1]
                 self._end(Verdict(outcome="failed", error=last.error, message=last.message))
         finally:
@@ -214,7 +157,7 @@ class Live:
 
     def _spawn(self) -> None:
         """One more worker, while one more call could be under way."""
-        warming = self._warm and not self.watch.answered and self._workers
+        warming = self._warm and not self.health.answered and self._workers
         done = self._stopping or self._exhausted
         if self._active < self.pacer.window and not warming and not done:
             worker = asyncio.create_task(self._work())
@@ -261,7 +204,7 @@ class Live:
         """Try a row until it is answered, fails for good, or the run stops."""
         tries = blamed = refusals = hung = 0
         lost_seconds = 0.0
-        answered = self.watch.answered
+        answered = self.health.answered
         while (tried := await self._try(row, 2.0**hung)) is not None:
             found = tried.found
             if found.outcome in {"answered", "failed", "stop"}:
@@ -273,8 +216,8 @@ class Live:
                 continue  # the pacer knows how long to wait
             hung += found.error == "timeout_error"
             tries += 1
-            blamed += self.watch.answered > answered  # others were answered meanwhile: it may be the row
-            answered = self.watch.answered
+            blamed += self.health.answered > answered  # others were answered meanwhile: it may be the row
+            answered = self.health.answered
             lost_seconds += min(tried.seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
             if blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE or lost_seconds >= MOST_LOST_SECONDS:
                 return
@@ -282,34 +225,31 @@ class Live:
 
     async def _try(self, row: Row, patience: float) -> Tried | None:
         """Send a row once, when money and limits allow it; None where the run stops before that."""
-        worst = self._worst_dollars(row)
+        worst = self._job.worst_dollars(len(row.body), self._job.plan.max_tokens)
         if not await self._afford(worst):
             return None
-        self.purse.reserve(worst)
-        try:
+        with self._purse.reserved(worst):
             permit = await self._permit(row)
             if permit is None:
                 return None
             self._spawn()
             return await self._attempt(row, permit, worst, patience)
-        finally:
-            self.purse.release(worst)
 
     async def _afford(self, worst: float) -> bool:
         """Wait for what is in flight where not enough is left; False where nothing is, or the run stops."""
-        while not self._stopping and not self.purse.affords(worst):
-            if not self.purse.calls:
+        while not self._stopping and not self._purse.affords(worst):
+            if not self._purse.calls:
                 self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="budget")
                 self.stop()
                 return False
-            self.purse.changed.clear()
-            await self._unless_stopped(self.purse.changed.wait())
+            self._purse.changed.clear()
+            await self._unless_stopped(self._purse.changed.wait())
         return not self._stopping
 
     async def _permit(self, row: Row) -> Permit | None:
         permit = await self._unless_stopped(self.pacer.acquire(row.input_tokens))
         if permit is not None and self._stopping:
-            self.pacer.fail(permit, _NOTHING_READ)
+            self.pacer.settle(permit, Outcome("failed"))
             return None
         return permit
 
@@ -319,51 +259,51 @@ class Live:
         try:
             answer = await self._answer_in_time(row, sent, patience)
         except BaseException:
-            self.pacer.fail(permit, _NOTHING_READ)
+            self.pacer.settle(permit, Outcome("failed"))
             raise
         now = self._clock.seconds()
-        seconds = now - sent
-        found = self.watch.judged(verdict(answer), answer.status, sent, now)
-        seen = found.reply or answer.partial
-        usage = usage_of(seen)
+        found = self.health.judged(verdict(answer), answer.status, sent, now)
         readings = read_headers(answer.headers)
-        self._tell_pacer(permit, row, found, usage, readings)
-        said = answer_of(seen)
-        dollars = 0.0 if is_free(found.reply) else self._dollars(usage, **said)
-        self.purse.pay(worst if found.unseen else dollars)
-        self._look(found, answer, readings)
+        attempt = self._job.attempt(row.key, answer, found, sent=sent, seconds=now - sent)
+        self.pacer.settle(permit, self._outcome(row, found, attempt, readings))
+        self._purse.pay(worst if found.unseen else attempt.dollars)
+        self._judge(found, answer.status, readings)
         if found.outcome == "answered":
-            self._learn_times(seconds)
-        same: dict[str, Any] = {**usage, **said, **self._describe}
-        attempt = Attempt(
-            key=row.key,
-            mode="live",
-            batch_id=None,
-            sent_at=sent,
-            seconds=seconds,
-            status=answer.status,
-            error=found.error,
-            message=found.message or self._unpriced(said["answering_model"]),
-            request_id=answer.headers.get("request-id"),
-            stop_reason=stop_reason_of(found.reply or {}),
-            reply=text_of(found.reply or {}),
-            dollars=dollars,
-            **same,
-        )
+            self._call_back()
+            self._learn_times(attempt.seconds)
         if found.outcome == "failed" and found.final:
             self._doubted.append(attempt)  # until it is known whether the row is to blame
         else:
-            self._record(attempt, found.final and found.outcome == "answered")
+            self._job.record(attempt, final=found.final and found.outcome == "answered")
         if found.outcome == "answered":
             self._settle_doubted(before=sent)
-        return Tried(found, seconds, readings.retry_after_seconds or 0.0)
+        else:
+            _LOG.debug("%s: %s, status %s, %.1f s", found.outcome, found.error, answer.status, now - sent)
+        return Tried(found, attempt.seconds, readings.retry_after_seconds or 0.0)
+
+    def _outcome(self, row: Row, found: Verdict, attempt: Attempt, readings: Readings) -> Outcome:
+        """Return what the pacer has to know of a call."""
+        match found.outcome:
+            case "answered":
+                used = float(attempt.uncached_tokens), float(attempt.output_tokens)
+                if found.unseen:
+                    used = row.input_tokens, self.pacer.expected_output_tokens
+                # The first one wrote the prefix that the others read.
+                typical = not self._warm or self.health.answered > 0
+                return Outcome("answered", readings, *used, typical=typical)
+            case "refused":
+                return Outcome("too_fast" if found.error == "ramp_limit_exceeded" else "refused", readings)
+            case "overloaded":
+                return Outcome("overloaded", readings)
+            case _:
+                return Outcome("failed", readings)
 
     def _settle_doubted(self, before: float = math.inf) -> None:
         """Record rows that failed before a call was sent: for good, if that was answered, or others were."""
         doubted, self._doubted = self._doubted, []
         for attempt in doubted:
             if attempt.sent_at + attempt.seconds <= before:
-                self._record(attempt, self.watch.blames_rows)
+                self._job.record(attempt, final=self.health.blames_rows)
             else:
                 self._doubted.append(attempt)
 
@@ -374,7 +314,7 @@ class Live:
             async with wait:
                 self._calls[wait] = self._loop.time(), patience
                 self._limit(wait)
-                return await self._send(row.body)
+                return await self._job.wire.send(row.body)
         except TimeoutError:
             if not wait.expired():
                 raise
@@ -388,65 +328,29 @@ class Live:
         """Note how slow answers are; calls under way have as long as what is known by now says."""
         slower = seconds > self._slowest_seconds
         self._slowest_seconds = max(self._slowest_seconds, seconds)
-        if slower or self.watch.answered == FEW_ANSWERS:
+        if slower or self.health.answered == FEW_ANSWERS:
             for wait in self._calls:
                 self._limit(wait)
 
     def _limit(self, wait: asyncio.Timeout) -> None:
         """Set how long a call may take: never below a minute, nor less than its longest reply would."""
-        if self._max_tokens is None or self.watch.answered < FEW_ANSWERS or wait.expired():
+        if self._streams or self.health.answered < FEW_ANSWERS or wait.expired():
             return
         began, patience = self._calls[wait]
         usual = max(_FAR_ABOVE * self._slowest_seconds, self._full_reply_seconds, LEAST_TIMEOUT_SECONDS)
         wait.reschedule(began + max(self._clock.real(usual * patience), _LEAST_REAL_SECONDS))
 
-    def _dollars(self, usage: dict[str, int], *, web_search_requests: int, **said: str | None) -> float:
-        """Return what an answer costs, by what it says of itself."""
-        said.pop("refusal_category")
-        price = prices.answered(self._price, **said)
-        tokens = {name: usage[name] for name in COLUMNS.values()}
-        return price.dollars(**tokens, web_search_requests=web_search_requests)
-
-    def _unpriced(self, model: str | None) -> str | None:
-        """Return what is said where a model answered whose price is not known."""
-        if model is None or prices.is_priced(self._price, model):
-            return None
-        return prices.unpriced_words(self._price.model, model)
-
-    def _tell_pacer(
-        self, permit: Permit, row: Row, found: Verdict, usage: dict[str, int], readings: Readings
-    ) -> None:
-        if found.outcome == "answered":
-            self._call_back()
-            uncached = usage["input_tokens"] + usage["cache_write_5m_input_tokens"]
-            uncached += usage["cache_write_1h_input_tokens"]
-            usual = (row.input_tokens, self.pacer.expected_output_tokens)
-            used = usual if found.unseen else (uncached, usage["output_tokens"])
-            self.pacer.settle(
-                permit,
-                input_tokens=used[0],
-                output_tokens=used[1],
-                readings=readings,
-                typical=not (self._warm and self.watch.answered == 0),  # it wrote what the others read
-            )
-        elif found.outcome == "refused":
-            self.pacer.refuse(permit, readings, ramp=found.error == "ramp_limit_exceeded")
-        elif found.outcome == "overloaded":
-            self.pacer.overload(permit, readings)
-        else:
-            self.pacer.fail(permit, readings)
-
-    def _look(self, found: Verdict, answer: Answer, readings: Readings) -> None:
+    def _judge(self, found: Verdict, status: int | None, readings: Readings) -> None:
         """Stop the run where the answers so far say so."""
-        told = readings.retry_after_seconds or 0.0
-        waiting = found.outcome == "refused" and told >= LEAST_WAIT_SECONDS
-        if self.watch.sees(found, self._clock.seconds(), status=answer.status, waiting=waiting):
+        waits = (readings.retry_after_seconds or 0.0) >= LEAST_WAIT_SECONDS
+        waiting = found.outcome == "refused" and waits
+        if self.health.sees(found, self._clock.seconds(), status=status, waiting=waiting):
             self._end(found)
 
     def _end(self, found: Verdict) -> None:
         """Stop for the reason that a verdict gives; of rows that failed alike, say how many."""
-        if found.outcome == "failed" and (self.watch.is_hopeless or self.watch.ends_alike):
-            words = f"{self.watch.repeats:,} rows in a row, from all over the frame, got the same answer"
+        if found.outcome == "failed" and (self.health.is_hopeless or self.health.ends_alike):
+            words = f"{self.health.repeats:,} rows in a row, from all over the frame, got the same answer"
             found = replace(found, message=f"{words}: {found.message}")
         self.stopped_by = self.stopped_by or found
         self.stop()
@@ -459,7 +363,7 @@ class Live:
         """
         seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
         called = asyncio.Event()
-        if self.watch.failures > FEW_FAILURES:
+        if self.health.failures > FEW_FAILURES:
             self._waiting_for_life[called] = None
         self._resting += 1
         self._spawn()
@@ -480,6 +384,3 @@ class Live:
         for called in list(itertools.islice(self._waiting_for_life, 2)):
             del self._waiting_for_life[called]
             called.set()
-
-
-_NOTHING_READ = read_headers({})

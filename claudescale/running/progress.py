@@ -1,22 +1,38 @@
-"""The progress of a run as it is shown: one line before it, a tqdm bar told twice a second, and a log."""
+"""The progress of a run as it is shown: one line before it, a tqdm bar told twice a second, and a log.
+
+The log, one line per API minute under the name ``claudescale``, has rates and dollars and never a text. The
+standard library keeps it silent until somebody asks for it: ``logging.basicConfig(level="INFO")``.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import shutil
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import loops
-from claudescale.running.minutes import Minutes
 from claudescale.views import card, cards
 
 if TYPE_CHECKING:
     from claudescale.running.runs import Run
 
+LOGGER = logging.getLogger("claudescale")
 REFRESH_SECONDS = 0.5
 _SIZE = 90, 24
+
+
+class Sums(NamedTuple):
+    """What a run has done by then."""
+
+    minutes: float = 0.0
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    refused: int = 0
 
 
 class Progress:
@@ -26,13 +42,12 @@ class Progress:
         self._run = run
         self._shown = shown
         self._bar: Any = None
-        self._ticker: asyncio.Task[None] | None = None
-        self._minutes = Minutes(run)
-        self._log: asyncio.Task[None] | None = None
+        self._logged = Sums()
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, line: str) -> None:
         """Say what is going to be sent, show the bar and keep it up to date."""
-        self._log = asyncio.create_task(self._minutes.follow())
+        self._tasks = [asyncio.create_task(self._log_minutes())]
         if not self._shown:
             return
         from tqdm import tqdm  # noqa: PLC0415 - only where it is shown
@@ -54,9 +69,21 @@ class Progress:
             desc="simulated" if self._run.simulated else "claude",
             mininterval=0.0,
         )
-        self._ticker = asyncio.create_task(self._tick())
+        self._tasks.append(asyncio.create_task(self._refresh()))
 
-    async def _tick(self) -> None:
+    async def close(self) -> None:
+        """Show and log the last figures, and end the bar."""
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        if self._tasks:
+            self._log()
+        if self._bar is not None:
+            self._show()
+            self._bar.close()
+
+    async def _refresh(self) -> None:
         while True:
             self._show()
             await asyncio.sleep(REFRESH_SECONDS)
@@ -70,21 +97,30 @@ class Progress:
         self._bar.n = counts.done
         self._bar.refresh()
 
-    async def close(self) -> None:
-        """Show the last figures and end the bar."""
-        if self._log is not None:
-            await _ended(self._log)
-            self._minutes.tell()
-            self._log = None
-        if self._ticker is None:
+    async def _log_minutes(self) -> None:
+        """Log a line when an API minute is over, until it is canceled."""
+        while True:
+            over = math.floor(self._logged.minutes) + 1.0
+            await asyncio.sleep(max(over - self._run.minutes, 0.0) * 60 / self._run.pulse.speed)
+            if self._run.minutes >= over:  # a timer may be early by a hair
+                self._log()
+
+    def _log(self) -> None:
+        """Log what was done since the last line."""
+        counts, before = self._run.counts, self._logged
+        self._logged = now = Sums(
+            self._run.minutes, counts.requests, counts.input_tokens, counts.output_tokens, counts.refused
+        )
+        if not LOGGER.isEnabledFor(logging.INFO):
             return
-        await _ended(self._ticker)
-        self._show()
-        self._bar.close()
-        self._ticker = None
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+        per_minute = 1 / max(now.minutes - before.minutes, 1e-9)
+        requests, input_tokens, output_tokens = (
+            (later - earlier) * per_minute for earlier, later in zip(before[1:4], now[1:4], strict=True)
+        )
+        LOGGER.info(
+            "minute %.1f: %s requests/min, %s input tokens/min, %s output tokens/min, %s refused, %s so far, "
+            "%s of %s rows done",
+            now.minutes, f"{requests:,.0f}", f"{input_tokens:,.0f}", f"{output_tokens:,.0f}",
+            f"{now.refused - before.refused:,}", card.dollars(counts.dollars), f"{counts.done:,}",
+            f"{counts.sent:,}",
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Run: the handle of a run under way or ended, and what happened as frames.
+"""Run: the handle of a run under way or ended, its three modes, and what happened as frames.
 
 A run owns no replies: the ledger has them. It owns the rows' keys, which join replies to the frame.
 """
@@ -7,30 +7,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-from http import HTTPStatus
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import cluster, loops
-from claudescale.api import prices
-from claudescale.api.answers import STOPPING_ERRORS, verdict
+from claudescale import loops
+from claudescale.api import catalog, prices
+from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.connecting import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
+from claudescale.ledger.batchfile import Batch
 from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.ledger.records import columns_of
+from claudescale.pacing.pacer import Pacer
+from claudescale.planning import estimates, feasibility
 from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results
-from claudescale.running import pulses
-from claudescale.running.batchframe import BATCHES, batch_frame
+from claudescale.running import meter
+from claudescale.running.batches import Batches
+from claudescale.running.job import Job
+from claudescale.running.live import Live
 from claudescale.running.progress import Progress
-from claudescale.running.sending import Sending
 from claudescale.views import cards
 from claudescale.views.plots import Plots
 from claudescale.views.rates import by_minute
 from claudescale.widgets import watchcharts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import EllipsisType
 
     from anthropic import AsyncAnthropic
@@ -39,7 +45,6 @@ if TYPE_CHECKING:
     from claudescale.planning.plans import Plan
     from claudescale.prompts.rows import Work
     from claudescale.running.batch_rules import Expected
-    from claudescale.running.meter import Meter
 
 DEFAULT_LEDGER = "claudescale.ledger"
 
@@ -62,6 +67,26 @@ SUMMARY = pl.Schema(
     }
 )
 """Columns of `Run.summary`, one row: rows of the frame, then calls, tokens and dollars of this run."""
+_MOMENT = pl.Datetime("us", "UTC")
+BATCHES = pl.Schema(
+    {
+        "batch_id": pl.String(),
+        "state": pl.String(),
+        "requests": pl.Int64(),
+        "succeeded": pl.Int64(),
+        "errored": pl.Int64(),
+        "canceled": pl.Int64(),
+        "expired": pl.Int64(),
+        "created_at": _MOMENT,
+        "ended_at": _MOMENT,
+        "minutes": pl.Float64(),
+        "results_until": _MOMENT,
+        "dollars": pl.Float64(),
+        "cache_hit_share": pl.Float64(),
+    }
+)
+"""Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
+from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
 
 
 class Run(Handle):
@@ -75,6 +100,13 @@ class Run(Handle):
         What is run.
     path : Path or None
         The ledger; None keeps replies in memory.
+    state : str
+        ``"starting"``, ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"`` or ``"left"``: ended, while
+        batches of it go on at the API.
+    stopped_by : str or None
+        What ended it early: the API's error type, ``"budget"`` or ``"ledger"``.
+    message : str or None
+        What the API, or the ledger, said then.
     home : int
         The thread whose loop does the work.
     """
@@ -97,23 +129,151 @@ class Run(Handle):
             msg = f"ledger={given!r}: it is the path of a file, such as ledger='replies.ledger', or None."
             raise PlanError(msg)
         self.path = None if given is None else Path(given).expanduser().absolute()
+        self.state = "starting"
+        self.stopped_by: str | None = None
+        self.message: str | None = None
         self._shown = progress
         self._failures: dict[str, int] | None = None
-        self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
+        self._job = Job(plan, client, self.path)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leaving = False
         if watchable and plan.mode != "batch" and loops.in_cell():
             watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
         self._start(self._go)
 
+    # how it goes
+
     async def _go(self) -> None:
+        """Answer every row that has no answer yet.
+
+        A PlanError says that nothing was sent, a RunStopped that it could not go on.
+        """
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
+        job, state = self._job, "failed"
+        self._loop = asyncio.get_running_loop()
         try:
-            await self._sending.go(lambda: progress.start(cards.before(self)))
+            await job.open()
+            await self._send(progress)
+            state = self._end_state()
         except LedgerError as error:
-            raise RunStopped(cards.why(self), self) from error
+            job.fail(error)
+        except asyncio.CancelledError:
+            state = "stopped"
+            raise
         finally:
+            await job.close()
+            if job.ledger_error is not None:
+                self.stopped_by, self.message, state = "ledger", str(job.ledger_error), "failed"
+            if state != "left":  # then nothing was given up
+                job.meter.end(self.stopped_by)
+            self.state = state
             await progress.close()
-        if self.state == "failed":
-            raise RunStopped(cards.why(self), self)
+        if state == "failed":
+            raise RunStopped(cards.why(self), self) from job.ledger_error
+
+    async def _send(self, progress: Progress) -> None:
+        """Send what is missing in the plan's mode."""
+        job, mode = self._job, self.plan.mode
+        if job.only_collects:
+            mode = "batch"
+        if mode == "live":
+            self._make_live(job.missing.height)
+        job.start()
+        self.state = "running"
+        progress.start(cards.before(self))
+        if job.asked:  # before there was anything to stop
+            return
+        try:
+            match mode:
+                case "live":
+                    await self._live(job.missing)
+                case "batch":
+                    await self._batch()
+                case _:
+                    await self._hybrid()
+        finally:
+            if job.batches is not None and job.following is not None:
+                job.batches.leave()
+                await job.following
+
+    async def _live(self, rows: pl.DataFrame) -> None:
+        assert self._job.live is not None
+        given = self._job.rows(rows)
+        try:
+            await self._job.live.answer(given)
+        finally:
+            await given.aclose()
+
+    async def _batch(self) -> None:
+        self._job.batches = Batches(self._job)
+        self._pass_on()  # what was asked for before there was anything to ask
+        await self._job.batches.answer(self._job.missing["key"])
+
+    async def _hybrid(self) -> None:
+        """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
+        job, rows = self._job, self._job.missing
+        job.batches = batches = Batches(job)
+        self._pass_on()
+        await batches.adopt()
+        await self._scout(rows.filter(~pl.col("key").is_in(batches.adopted)))
+        if job.is_over:
+            return
+        job.following = asyncio.ensure_future(batches.answer(rows["key"], until=self._latest_switch))
+        await loops.either(job.following, batches.freed)
+        rest = rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"]))
+        if not (job.is_over or rest.is_empty()):
+            self._make_live(rest.height)
+            await self._live(rest)
+
+    async def _scout(self, free: pl.DataFrame) -> None:
+        """Send one row that nobody holds."""
+        if not (free.is_empty() or self._job.is_over):
+            await self._make_live(1).answer(self._job.first(free))
+
+    def _make_live(self, requests: int) -> Live:
+        """Make what sends rows live, at the pace that an earlier one has learned."""
+        job, plan = self._job, self.plan
+        job.pacer = job.pacer or Pacer(
+            plan.limits,
+            clock=job.clock,
+            share=plan.share,
+            concurrency=plan.concurrency,
+            output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
+        )
+        job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
+        return job.live
+
+    def _latest_switch(self) -> float:
+        """Return the API second from which on the rest would not be done live in time."""
+        job, plan = self._job, self.plan
+        rest, expected, seconds = job.missing, plan.expected, 0.0
+        if rest.height:
+            answered = job.meter.requests - job.meter.refused
+            output = job.meter.output_tokens / answered if answered else expected.output_tokens
+            limits = job.pacer.limits if job.pacer else plan.limits
+            seconds = estimates.live_finish(
+                limits.shared(plan.share),
+                expected,
+                requests=rest.height,
+                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
+                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
+                concurrency=plan.concurrency,
+                more=expected.more,
+            ).seconds
+        deadline = feasibility.minutes_of(plan.deadline) or 0.0
+        return job.started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
+
+    def _end_state(self) -> str:
+        job, batches = self._job, self._job.batches
+        found = job.live.stopped_by if job.live else None
+        if batches is not None:
+            found = found or (batches.stopped_by if batches.is_refused else None) or batches.why_stuck
+        if found is not None:
+            self.stopped_by, self.message = found.error, found.message
+            return "stopped" if found.error == "budget" else "failed"
+        if batches is not None and batches.open:
+            return "left"
+        return "stopped" if job.asked and job.meter.missing else "finished"
 
     # the handle
 
@@ -125,7 +285,8 @@ class Run(Handle):
 
         Spends: what is in flight.
         """
-        self._sending.stop()
+        self._job.asked = "stop"
+        self._tell()
 
     def leave(self) -> None:
         """Send nothing more and let batches go on at the API: the same cell collects them, also tomorrow.
@@ -134,37 +295,40 @@ class Run(Handle):
 
         Spends: what is in flight; the batches, as they are answered.
         """
-        self._sending.leave()
+        self._leaving = True
+        self._job.asked = self._job.asked or "leave"
+        self._tell()
+
+    def _tell(self) -> None:
+        """Pass on what is asked for, from whatever thread."""
+        if self._loop is not None and self.state == "running":
+            with suppress(RuntimeError):  # the loop is closed: the run has ended already
+                self._loop.call_soon_threadsafe(self._pass_on)
+
+    def _pass_on(self) -> None:
+        live, batches = self._job.live, self._job.batches
+        if live is not None and self._job.asked:
+            live.stop()
+        if batches is not None and self._job.asked == "stop":
+            batches.stop()
+        if batches is not None and self._leaving:
+            batches.leave()
 
     async def submitted(self) -> Run:
         """Return this run once the batches are submitted that the queue has room for, or it has ended.
 
         Spends: nothing by itself.
         """
-        while not (self._job.future.done() or self._sending.submitted):  # noqa: ASYNC110 - another loop's
+        while not (self._started.future.done() or self._is_submitted):  # noqa: ASYNC110 - another loop's
             await asyncio.sleep(loops.SLICE_SECONDS)
-        return self._outcome() if self._job.future.done() else self
+        return self._outcome() if self._started.future.done() else self
 
-    async def delete_batches(self) -> int:
-        """Return how many of this run's collected batches were deleted at the API, results and all.
-
-        The API keeps them for 29 days by itself; the ledger keeps the replies.
-
-        Spends: nothing.
-
-        Raises
-        ------
-        RunStopped
-            The API would not delete one.
-        """
-        deleted = 0
-        for answer in await self._sending.delete_batches():
-            if answer.status not in {HTTPStatus.OK, HTTPStatus.NOT_FOUND}:  # deleted already is deleted
-                words = verdict(answer).message or "no answer"
-                msg = f"{deleted} batches are deleted, and then the API would not delete one: {words}"
-                raise RunStopped(msg, self)
-            deleted += 1
-        return deleted
+    @property
+    def _is_submitted(self) -> bool:
+        if self.state != "running":
+            return self.state != "starting"
+        batches = self._job.batches
+        return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
 
     def _line(self) -> str:
         return cards.line(self)
@@ -177,75 +341,54 @@ class Run(Handle):
     # how far it is: cheap, at any time, from any thread
 
     @property
-    def state(self) -> str:
-        """``"starting"``, ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"``, ``"left"``.
-
-        Left is a run that has ended while batches of it go on at the API.
-        """
-        return self._sending.state
-
-    @property
-    def stopped_by(self) -> str | None:
-        """What ended the run early: the API's error type, ``"budget"`` or ``"ledger"``."""
-        return self._sending.stopped_by
-
-    @property
-    def message(self) -> str | None:
-        """What the API, or the ledger, said when it ended the run."""
-        return self._sending.message
-
-    @property
-    def counts(self) -> Meter:
+    def counts(self) -> meter.Meter:
         """Rows, calls, tokens and dollars so far."""
-        return self._sending.tally
+        return self._job.meter
 
     @property
-    def pulse(self) -> pulses.Pulse:
+    def pulse(self) -> meter.Pulse:
         """How it goes right now, at a cost that does not grow with the rows."""
-        return pulses.read(self.plan, self._sending)
+        return meter.read(self._job, self.state)
 
     @property
     def minutes(self) -> float:
         """API minutes since the first call could go."""
-        return self._sending.minutes
+        return self._job.minutes
 
     @property
     def started_at(self) -> float:
         """API unix seconds at which the first call could go."""
-        return self._sending.started_at
+        return self._job.started_at
 
     @property
     def batches_out(self) -> int:
         """Batches of earlier runs in the ledger that were out when this run began."""
-        return self._sending.batches_out
+        return self._job.batches_out
 
     @property
     def expected(self) -> Expected | None:
         """When the last batch ends, as far as that can be told: the API says nothing of its progress."""
-        return self._sending.batches.expected() if self._sending.batches else None
+        return self._job.batches.expected() if self._job.batches else None
 
     @property
     def estimate(self) -> dict[str, Any] | None:
         """What the rows that were missing should take, as a row of `Plan.options`; None until it is known."""
-        return self._sending.estimate
+        return self._job.estimate if self._job.is_open else None
 
     @property
     def api_name(self) -> str:
         """Host and path of the API that answers; empty until that is known."""
-        api = self._sending.api
-        return "" if api is None else api.name
+        return self._job.api.name if self._job.is_open else ""
 
     @property
     def simulated(self) -> bool:
         """Whether the replies are a simulator's."""
-        api = self._sending.api
-        return api is not None and api.simulated
+        return self._job.is_open and self._job.api.simulated
 
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or what the API's answers told."""
-        pacer = self._sending.pacer
-        return pacer.limits if pacer else self.plan.limits
+        return self._job.pacer.limits if self._job.pacer else self.plan.limits
 
     @property
     def summary(self) -> pl.DataFrame:
@@ -282,7 +425,7 @@ class Run(Handle):
         """
         work = self.work
         answers = self._replies(work).select("key", "reply", "error")
-        if self._job.future.done() and self.state != "left":
+        if self._started.future.done() and self.state != "left":
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
@@ -296,7 +439,7 @@ class Run(Handle):
         Spends: nothing.
         """
         typed = self.plan.compiled.returns is not None
-        if not self._job.future.done() or self.state == "left" or not (typed or self.counts.failed):
+        if not self._started.future.done() or self.state == "left" or not (typed or self.counts.failed):
             return {}
         if self._failures is None:  # the rows of a run that has ended stay as they are
             errors = self.results["error"].drop_nulls()
@@ -313,8 +456,8 @@ class Run(Handle):
         return self._replies(self.work)
 
     def _replies(self, work: Work) -> pl.DataFrame:
-        ledger, kept = self._sending.ledger, self.plan.kept
-        found = ATTEMPTS.to_frame() if ledger is None else ledger.replies(work.requests["key"])
+        kept = self.plan.kept
+        found = self._job.ledger.replies(work.requests["key"]) if self._job.is_open else ATTEMPTS.to_frame()
         return found if kept is None else pl.concat([kept.attempts, found])
 
     @property
@@ -323,17 +466,19 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        ledger = self._sending.ledger
-        return ATTEMPTS.to_frame() if ledger is None else ledger.attempts(run=ledger.run)
+        if not self._job.is_open:
+            return ATTEMPTS.to_frame()
+        return self._job.ledger.attempts(run=self._job.ledger.run)
 
     @property
     def batches(self) -> pl.DataFrame:
-        """The batches this run followed, of an earlier run too, as `claudescale.running.batchframe.BATCHES`.
+        """The batches this run followed, of an earlier run too, as `BATCHES`.
 
         Spends: nothing.
         """
-        ledger = self._sending.ledger
-        return BATCHES.to_frame() if ledger is None else batch_frame(ledger.batches(), ledger.attempts())
+        if not self._job.is_open:
+            return BATCHES.to_frame()
+        return batch_frame(self._job.ledger.batches(), self._job.ledger.attempts())
 
     @property
     def sizes(self) -> pl.DataFrame:
@@ -385,7 +530,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return self._sending.work or prepare(self.plan, "not known yet")
+        return self._job.work if self._job.is_open else prepare(self.plan, "not known yet")
 
     @property
     def plot(self) -> Plots:
@@ -397,3 +542,43 @@ class Run(Handle):
 
     def _repr_html_(self) -> str:
         return cards.run_card(self).html()
+
+
+def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:
+    """Return one row per batch, in the order they were sent.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    batches : sequence of Batch
+        From the ledger.
+    attempts : pl.DataFrame
+        Of `claudescale.ledger.ledger.ATTEMPTS`, with those of these batches.
+    """
+    read = pl.col("cache_read_input_tokens").sum()
+    written = pl.sum_horizontal(pl.col("^cache_write.*$").sum())
+    paid = (
+        attempts.drop_nulls("batch_id")
+        .group_by("batch_id")
+        .agg(
+            dollars=pl.col("dollars").sum(),
+            cache_hit_share=pl.when(read + written > 0).then(read / (read + written)),
+        )
+    )
+    kept = catalog.BATCH.results_days * 86_400
+    at = {
+        "created_at": pl.col("created_at"),
+        "ended_at": pl.col("ended_at"),
+        "results_until": pl.col("created_at") + kept,
+    }
+    return (
+        pl.DataFrame(batches, schema=columns_of(Batch), orient="row")
+        .join(paid, on="batch_id", how="left", maintain_order="left")
+        .with_columns(
+            minutes=(pl.col("ended_at") - pl.col("created_at")) / 60,
+            **{name: (seconds * 1e6).cast(pl.Int64).cast(_MOMENT) for name, seconds in at.items()},
+        )
+        .select(*BATCHES)
+        .cast(BATCHES)
+    )

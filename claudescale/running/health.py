@@ -1,16 +1,13 @@
-"""When a run must end: a budget that is used up, and an API that is of no use."""
+"""Health: whether the answers so far speak of single rows, or of the key, the request or the API."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from claudescale.api.answers import Verdict
 
 HOPELESS_ROWS = 40
@@ -39,7 +36,7 @@ _IDS = re.compile(r"\b(?:req_\w+|[0-9a-f]{8}-[0-9a-f-]{27})\b")  # they differ i
 
 
 @dataclass(slots=True)
-class Watch:
+class Health:
     """What the answers so far say of the run and not of single rows."""
 
     known_good: bool = False
@@ -118,47 +115,3 @@ class Watch:
         self.failures += 1
         patience = SILENT_SECONDS if self.reached else UNREACHABLE_SECONDS
         return self.failures > FEW_FAILURES and now - self.failing_since > patience
-
-
-class Purse:
-    """A budget: the worst case of every call is set aside before it is sent.
-
-    Parameters
-    ----------
-    budget_dollars : float or None
-        None is without end.
-    elsewhere_dollars : callable
-        Gives what is spent, or may still be, by other means than these calls.
-    """
-
-    def __init__(
-        self, budget_dollars: float | None, elsewhere_dollars: Callable[[], float] = lambda: 0.0
-    ) -> None:
-        self.calls = 0
-        self.changed = asyncio.Event()
-        self._budget_dollars = budget_dollars
-        self._elsewhere_dollars = elsewhere_dollars
-        self._gone_dollars = 0.0
-        self._reserved_dollars = 0.0
-
-    def affords(self, worst_dollars: float) -> bool:
-        """Whether one more call can be sent, whatever becomes of those under way."""
-        if self._budget_dollars is None:
-            return True
-        gone = self._gone_dollars + self._reserved_dollars + self._elsewhere_dollars()
-        return gone + worst_dollars <= self._budget_dollars
-
-    def reserve(self, worst_dollars: float) -> None:
-        """Set the worst case of a call aside."""
-        self.calls += 1
-        self._reserved_dollars += worst_dollars
-
-    def pay(self, dollars: float) -> None:
-        """Count what a call did cost, or may have cost."""
-        self._gone_dollars += dollars
-
-    def release(self, worst_dollars: float) -> None:
-        """Give back what was set aside for a call that is through."""
-        self.calls -= 1
-        self._reserved_dollars = self._reserved_dollars - worst_dollars if self.calls else 0.0
-        self.changed.set()

@@ -1,0 +1,464 @@
+"""Job: one run as everything that sends rows for it sees it.
+
+It knows the rows and which of them are this run's to send, keeps every answer in the ledger and in the
+counts, and owns the budget. How rows are sent is decided in `live` and `batches`, in which order in `runs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+
+from claudescale import loops
+from claudescale.api import catalog, prices
+from claudescale.api.answers import Answer, Verdict, answer_of, is_free, stop_reason_of, text_of, usage_of
+from claudescale.api.client import Wire
+from claudescale.clock import Clock
+from claudescale.errors import LedgerError, UnknownModel
+from claudescale.ledger.batchfile import OPEN
+from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.records import Attempt
+from claudescale.planning import feasibility
+from claudescale.prompts.rows import Work, prepare
+from claudescale.running.batches import Batches
+from claudescale.running.meter import Meter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+    from pathlib import Path
+
+    from anthropic import AsyncAnthropic
+
+    from claudescale.api.client import Api
+    from claudescale.pacing.pacer import Pacer
+    from claudescale.planning.plans import Plan
+    from claudescale.running.live import Live
+
+_OVERHEAD_TOKENS = 1_000
+"""What the API may add to a request: the instructions that make structured outputs work."""
+_CLAIM_ROWS = 256
+_OTHERS_SECONDS = 1.0  # real ones
+_FIRST_ROWS, _EVERY = 32, 8
+
+
+class Row(NamedTuple):
+    """One request to make: its key, its body as JSON bytes, the estimate of its uncached input tokens."""
+
+    key: str
+    body: bytes
+    input_tokens: float
+
+
+class Purse:
+    """The budget of a run. The worst case of all that is under way is set aside before it is sent."""
+
+    def __init__(self, budget_dollars: float | None) -> None:
+        self.calls = 0
+        self.gone = 0.0  # paid, or maybe paid
+        self.batches: dict[str, float] = {}  # by nonce, the worst case of those that are out
+        self.changed = asyncio.Event()
+        self._budget = math.inf if budget_dollars is None else budget_dollars
+        self._reserved = 0.0
+
+    @property
+    def left(self) -> float:
+        """Dollars that may still be promised, whatever becomes of what is under way."""
+        return self._budget - self.gone - self._reserved - sum(self.batches.values())
+
+    @contextmanager
+    def reserved(self, worst_dollars: float) -> Iterator[None]:
+        """Set the worst case of a call aside while it is under way."""
+        self.calls += 1
+        self._reserved += worst_dollars
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            self._reserved = self._reserved - worst_dollars if self.calls else 0.0
+            self.changed.set()
+
+    def affords(self, worst_dollars: float) -> bool:
+        """Whether that much is left; of an unknown price there is no budget to keep."""
+        return math.isinf(self._budget) or worst_dollars <= self.left
+
+    def pay(self, dollars: float) -> None:
+        """Count what was paid, or may have been."""
+        self.gone += dollars
+
+
+class Job:
+    """One run: its plan, rows, ledger, counts and money, shared by all that send.
+
+    Attributes
+    ----------
+    plan : Plan
+        What is run.
+    meter, purse : Meter, Purse
+        What was done so far, and what is left of the budget.
+    asked : str
+        ``"stop"`` or ``"leave"`` once that was asked for.
+    live, pacer, batches : Live, Pacer, Batches or None
+        What sends rows, once it does.
+    following : asyncio.Future or None
+        The collecting of batches beside live calls.
+    ledger_error : LedgerError or None
+        Why the record cannot be kept: then nothing more is sent.
+    is_open : bool
+        Whether `open` has set what follows.
+    ledger, wire, api, work : Ledger, Wire, Api, Work
+        Where replies are kept, what sends, who answers, and the rows.
+    missing : pl.DataFrame
+        Of `rows.REQUESTS`: what had no answer at the start, in the order of sending.
+    estimate : dict
+        What that should take, as a row of `Plan.options`.
+    started_at, minutes : float
+        API unix seconds at which the first call could go, and API minutes since then.
+    batches_out : int
+        Batches of earlier runs in the ledger that were out at the start.
+    only_collects : bool
+        The model is retired, and what is missing is in batches.
+    """
+
+    ledger: Ledger
+    wire: Wire
+    api: Api
+    work: Work
+    missing: pl.DataFrame
+    estimate: dict[str, Any]
+
+    def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None) -> None:
+        self.plan = plan
+        self.client = client
+        self.path = path
+        self.clock = Clock()
+        self.meter = Meter(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.facts)
+        self.purse = Purse(plan.budget)
+        self.asked = ""
+        self.live: Live | None = None
+        self.pacer: Pacer | None = None
+        self.batches: Batches | None = None
+        self.following: asyncio.Future[None] | None = None
+        self.ledger_error: LedgerError | None = None
+        self.is_open = False
+        self.batches_out = 0
+        self.only_collects = False
+        self._started_at: float | None = None
+        self._ended_at: float | None = None
+
+    async def open(self) -> None:
+        """Open the ledger, learn which API answers, read the rows, and check that the plan is possible.
+
+        Raises
+        ------
+        PlanError, LedgerError
+            Nothing was sent.
+        """
+        self.wire = Wire(self.client, self.plan.max_tokens)
+        self.ledger = await loops.in_thread(Ledger, self.path)
+        self.api = await self.wire.api()
+        self.clock = self.api.clock
+        await loops.in_thread(self._read)
+        self.is_open = True
+
+    def _read(self) -> None:
+        plan, kept = self.plan, self.plan.kept
+        if kept is not None:
+            kept.check(simulated=self.api.simulated)
+        work = prepare(plan, self.api.name)
+        found = self.ledger.replies(work.requests["key"]).select("key", "error")
+        self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
+        self._check_model()
+        tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
+        part = tokens / all_tokens if all_tokens else 0.0
+        self.estimate = feasibility.check(replace(plan, frame=work.frame), part=part)
+        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches(mine=False))
+        self.meter.begin(work.keys)
+        self.meter.found(found)
+        if kept is not None:
+            self.meter.found(kept.attempts.select("key", "error"))
+        self.work = work
+
+    def _check_model(self) -> None:
+        """Raise where rows would be sent to a model that is retired and no batch of it is left to collect."""
+        words = self.refusal()
+        if words is None or self.missing.is_empty():
+            return
+        out = [batch.nonce for batch in self.ledger.batches(mine=False) if batch.state in OPEN]
+        held = [key for nonce in out for key in self.ledger.held(nonce)]
+        if self.missing.filter(pl.col("key").is_in(held)).is_empty():
+            raise UnknownModel(words)
+        self.only_collects = True
+
+    def refusal(self) -> str | None:
+        """Return why the model can be called no more; None where it can."""
+        return catalog.refusal(self.plan.facts, self.clock.now())
+
+    def start(self) -> None:
+        """Take note that the first call can go."""
+        self._started_at = self.meter.started_at = self.clock.seconds()
+
+    async def close(self) -> None:
+        """Take note of the end, close what sends, and write what is left.
+
+        Written on this thread, as no other may be there when the process ends.
+        """
+        if self._started_at is not None:
+            self._ended_at = self.clock.seconds()
+        if hasattr(self, "wire"):
+            await self.wire.close()
+        try:
+            if hasattr(self, "ledger"):
+                self.ledger.close()
+        except LedgerError as error:
+            self.fail(error)
+        self.live = None
+
+    @property
+    def started_at(self) -> float:
+        """API unix seconds at which the first call could go."""
+        return self._started_at or self.clock.seconds()
+
+    @property
+    def minutes(self) -> float:
+        """API minutes since the first call could go."""
+        if self._started_at is None:
+            return 0.0
+        return ((self._ended_at or self.clock.seconds()) - self._started_at) / 60
+
+    @property
+    def known_good(self) -> bool:
+        """Whether a row of the plan was answered: then nothing is wrong with all of them.
+
+        What a retry takes over may be answers to other requests than it sends.
+        """
+        return self.plan.kept is None and self.meter.answered > 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will be sent."""
+        ended = self.live is not None and self.live.stopped_by is not None
+        refused = self.batches is not None and self.batches.is_refused
+        return bool(self.asked) or ended or refused or self.ledger_error is not None
+
+    # what to send
+
+    async def rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
+        """Give each request that is this run's to send live; wait for those that others hold."""
+        waiting = missing[spread(missing.height, random.Random(self.ledger.run).random())]  # noqa: S311
+        while waiting.height:
+            held = []
+            for block in waiting.iter_slices(_CLAIM_ROWS):
+                try:
+                    mine = await loops.in_thread(self.claimed, block)
+                except LedgerError as error:
+                    self.fail(error)
+                    return
+                for row in self.rendered(mine):
+                    yield row
+                held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
+            waiting = await self._waited(pl.concat(held))
+
+    def claimed(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return which of the rows are this run's to send."""
+        return rows.filter(pl.col("key").is_in(self.ledger.claim(rows["key"].to_list())))
+
+    def rendered(self, rows: pl.DataFrame) -> Iterator[Row]:
+        """Yield requests as rows for a `Live`."""
+        plan = self.plan
+        cached = plan.compiled.shared_characters / plan.facts.characters_per_token if plan.cache else 0.0
+        bodies = self.work.texts.bodies(rows["row"])
+        for key, body, tokens in zip(rows["key"], bodies, rows["estimated_tokens"], strict=True):
+            yield Row(key, body, max(tokens - cached, 1.0))
+
+    async def _waited(self, held: pl.DataFrame) -> pl.DataFrame:
+        """Return which rows others hold and have not answered, after a while if there are any."""
+        if held.is_empty():
+            return held
+        await self._follow()
+        left = await self.unanswered(held)
+        slept = 0.0
+        while left.height and slept < _OTHERS_SECONDS:
+            if self.is_over:
+                return left.clear()
+            await asyncio.sleep(loops.SLICE_SECONDS)
+            slept += loops.SLICE_SECONDS
+        return left
+
+    async def _follow(self) -> None:
+        """Collect batches of earlier runs that hold rows of this one, beside live calls."""
+        if self.following is not None:
+            if not self.following.done():
+                return
+            self.following.result()
+        self.batches = self.batches or Batches(self)
+        self.following = asyncio.ensure_future(self.batches.follow())
+        await asyncio.sleep(0)
+
+    async def unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
+        """Count which of the rows that others hold they have answered, and return the rest.
+
+        Without those that nobody can wait for, as their batch cannot be brought in.
+        """
+        for nonce in list(self.batches.stuck) if self.batches else ():
+            stuck = await loops.in_thread(self.ledger.held, nonce)
+            held = held.filter(~pl.col("key").is_in(stuck))
+        replies = await loops.in_thread(self.ledger.replies, held["key"])
+        self.meter.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
+        return held.join(replies, on="key", how="anti", maintain_order="left")
+
+    async def first(self, rows: pl.DataFrame) -> AsyncGenerator[Row, None]:
+        """Give the first request, if it is this run's to send."""
+        for row in self.rendered(await loops.in_thread(self.claimed, rows.head(1))):
+            yield row
+
+    # what it may cost
+
+    @cached_property
+    def price(self) -> prices.Price:
+        """Of a live call."""
+        return prices.price(self.plan.facts, mode="live")
+
+    @cached_property
+    def batch_price(self) -> prices.Price:
+        """Of a row in a batch."""
+        return prices.price(self.plan.facts, mode="batch")
+
+    def _dearest(self, price: prices.Price) -> prices.Price:
+        """Return the price where a request is answered at worst."""
+        geography = prices.worst_geography(self.plan.compiled.charges.inference_geo)
+        return prices.answered(price, inference_geo=geography)
+
+    def worst_dollars(self, size_bytes: int, max_tokens: int) -> float:
+        """Return the most a live message of so many bytes, with so long a reply, can cost."""
+        plan, price = self.plan, self._dearest(self.price)
+        most = prices.most_with_tools(price, plan.facts, max_tokens, plan.compiled.charges)
+        if most is not None:
+            return most
+        tokens = size_bytes + _OVERHEAD_TOKENS  # no token is shorter than a byte
+        return price.dollars(output_tokens=max_tokens, **{self._written("5m"): tokens})
+
+    def batch_requests(self) -> pl.DataFrame:
+        """Return `Work.requests` with `worst_dollars`: the most each can cost in a batch."""
+        plan, price = self.plan, self._dearest(self.batch_price)
+        most = prices.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
+        paid = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0)) | {
+            self._written("1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
+            "output_tokens": pl.lit(float(plan.max_tokens)),
+        }
+        worst = prices.dollars(price, **paid).fill_nan(0.0) if most is None else pl.lit(most)
+        return self.work.requests.with_columns(worst_dollars=worst)
+
+    def _written(self, kept: str) -> str:
+        """Return what the prompt is paid as at worst."""
+        if self.plan.compiled.charges.caches:
+            return "cache_write_1h_input_tokens"
+        return f"cache_write_{kept}_input_tokens" if self.plan.cache else "input_tokens"
+
+    # what came back
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The columns of an attempt that are the same for all."""
+        return {"run": self.ledger.run, "model": self.plan.facts.id, "simulated": self.api.simulated}
+
+    def attempt(self, key: str, answer: Answer, found: Verdict, *, sent: float, seconds: float) -> Attempt:
+        """Return the record of one live call."""
+        message = found.reply or answer.partial  # of an answer that broke off, what had come is paid
+        usage: dict[str, Any] = usage_of(message)
+        facts = answer_of(message)
+        return Attempt(
+            key=key,
+            mode="live",
+            batch_id=None,
+            sent_at=sent,
+            seconds=seconds,
+            status=answer.status,
+            error=found.error,
+            message=found.message or self._unpriced(facts["answering_model"]),
+            request_id=answer.headers.get("request-id"),
+            stop_reason=stop_reason_of(found.reply or {}),
+            reply=text_of(found.reply or {}),
+            dollars=0.0 if is_free(found.reply) else self._dollars(usage, facts),
+            **usage,
+            **facts,
+            **self.common,
+        )
+
+    def _dollars(self, usage: dict[str, Any], facts: dict[str, Any]) -> float:
+        """Return what an answer costs, by what it says of itself."""
+        geography, speed = facts["inference_geo"], facts["speed"]
+        price = prices.answered(
+            self.price, answering_model=facts["answering_model"], inference_geo=geography, speed=speed
+        )
+        tokens = {name: usage[name] for name in prices.COLUMNS.values()}
+        return price.dollars(**tokens, web_search_requests=facts["web_search_requests"])
+
+    def _unpriced(self, model: str | None) -> str | None:
+        """Return what is said where a model answered whose price is not known."""
+        if model is None or prices.is_priced(self.price, model):
+            return None
+        return prices.unpriced_words(self.price.model, model)
+
+    def record(self, attempt: Attempt, *, final: bool) -> None:
+        """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""
+        self.meter.add(attempt, final=final)
+        try:
+            self.ledger.record(attempt, final=final)
+        except LedgerError as error:
+            self.fail(error)
+
+    async def record_many(self, attempts: pl.DataFrame) -> None:
+        """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
+        await loops.in_thread(self.ledger.extend, attempts)
+        self.purse.pay(float(attempts["dollars"].sum()))
+        await loops.in_thread(self._count, attempts)
+
+    def _count(self, attempts: pl.DataFrame) -> None:
+        """Count the results of a batch. One of an earlier run may have rows of another frame, too."""
+        ours = attempts
+        if self.batches is not None and self.batches.adopted:
+            ours = attempts.join(self.work.requests, on="key", how="semi", maintain_order="left")
+        self.meter.extend(attempts, ours)
+        if self.plan.mode == "hybrid":  # only then it matters how long the rest takes live
+            self.missing = self.missing.join(
+                ours.filter("final"), on="key", how="anti", maintain_order="left"
+            )
+
+    def fail(self, error: LedgerError) -> None:
+        """Send nothing more, as what is paid for could not be kept."""
+        self.ledger_error = self.ledger_error or error
+        if self.live is not None:
+            self.live.stop()
+
+
+def spread(rows: int, phase: float = 0.0) -> pl.Series:
+    """Return the order in which rows go: as they are, but the first and every eighth from all over them.
+
+    A frame may begin with rows that all fail, or have many side by side: others must be seen beside them.
+    `phase`, from 0 to 1, says which.
+    """
+    places = pl.int_range(rows, dtype=pl.UInt32, eager=True)
+    if rows <= _FIRST_ROWS:
+        return places
+    # Multiples of the golden ratio: each halves the largest gap that is left.
+    steps = pl.int_range(max(rows // _EVERY, _FIRST_ROWS), eager=True) * 0.6180339887498949 + phase
+    scattered = pl.concat([pl.Series([0, rows - 1]), (steps % 1.0 * rows).cast(pl.Int64)]).cast(pl.UInt32)
+    far = scattered.unique(maintain_order=True)
+    near = places.filter(~places.is_in(far.implode()))
+    at, late = pl.int_range(far.len()), pl.int_range(far.len()) - _FIRST_ROWS + 1
+    turns = [
+        pl.DataFrame({"row": far}).with_columns(
+            turn=pl.when(late > 0).then(_FIRST_ROWS + late * _EVERY).otherwise(at)
+        ),
+        pl.DataFrame({"row": near}).with_columns(
+            turn=_FIRST_ROWS + 1 + pl.int_range(near.len()) + pl.int_range(near.len()) // (_EVERY - 1)
+        ),
+    ]
+    return pl.concat(turns).sort("turn", maintain_order=True)["row"]
