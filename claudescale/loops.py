@@ -1,4 +1,4 @@
-"""Where the network work runs: one background event loop, and the doors to it.
+"""Where the network work runs: one background event loop, the handle of what goes on there, and `wait`.
 
 The kernel's own loop is never patched and never blocked: widgets stay alive, other cells stay usable.
 In plain async code the work runs on the caller's loop instead. The choice is made here alone.
@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import functools
 import math
 import os
 import sys
 import threading
+import time
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Generator
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
@@ -77,7 +82,7 @@ def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-class Job(NamedTuple):
+class Started(NamedTuple):
     """Work under way: its end, and the thread whose loop it runs on."""
 
     future: concurrent.futures.Future[None]
@@ -158,7 +163,7 @@ def _end() -> None:
     _opened.clear()
 
 
-def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]) -> Job:
+def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]) -> Started:
     """Start a coroutine and return at once: on the caller's loop if it may be used, else in the background.
 
     `stop` asks the work to end; it is called at the end of the process.
@@ -172,13 +177,13 @@ def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], N
         _jobs[future] = stop
         future.add_done_callback(_jobs.pop)
         assert thread.ident is not None
-        return Job(future, thread.ident)
+        return Started(future, thread.ident)
     future = concurrent.futures.Future()
     task = loop.create_task(work())
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
     task.add_done_callback(lambda done: _copy_result(done, future))
-    return Job(future, threading.get_ident())
+    return Started(future, threading.get_ident())
 
 
 def _copy_result(done: asyncio.Task[None], future: concurrent.futures.Future[None]) -> None:
@@ -354,6 +359,143 @@ def _wait_nested(awaitable: Awaitable[T]) -> T:
         loop = running() or asyncio.new_event_loop()
         nest_asyncio.apply(loop)
         return loop.run_until_complete(asyncio.ensure_future(awaitable, loop=loop))
+
+
+class Handle(ABC):
+    """Work that has been started. ``await`` it for its end; an interrupt leaves it and waits for what is out.
+
+    Attributes
+    ----------
+    home : int
+        The thread whose loop does the work.
+    """
+
+    home: int
+
+    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._started = start(work, stop=self.leave)
+        self.home = self._started.thread
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Send nothing more. Spends: what is in flight."""
+
+    @abstractmethod
+    def _line(self) -> str:
+        """Return the one line of truth about it."""
+
+    @property
+    def kept(self) -> str:
+        """What an interrupt leaves, in one sentence."""
+        return f"Interrupted. {self._line()}"
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Self:
+        try:
+            await self._ended()
+        except asyncio.CancelledError as cancelled:
+            self.leave()
+            await self._ended(EXIT_SECONDS)
+            if in_notebook():  # one line, where IPython would show a traceback
+                text = f"■ Interrupted. {self._line()}"
+                cancelled._render_traceback_ = lambda: [text]  # type: ignore[attr-defined]
+            else:
+                show_as(cancelled, self.kept)
+            raise
+        return self._outcome()
+
+    async def _ended(self, seconds: float = math.inf) -> None:
+        """Wait in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
+        until = time.monotonic() + seconds
+        while not self._started.future.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(SLICE_SECONDS)
+
+    def _outcome(self) -> Self:
+        if not self._started.future.cancelled():
+            self._started.future.result()
+        return self
+
+    def result(self) -> Self:
+        """Return this when it has ended, blocking this thread: a door for scripts.
+
+        Spends: nothing by itself.
+
+        Raises
+        ------
+        RunStopped
+            The work could not go on.
+        RuntimeError
+            This thread's loop has to do the work: use ``await``.
+        """
+        done = self._started.future.done()
+        if not done and threading.get_ident() == self.home:
+            msg = "result() blocks the very loop that has to do the work: use await here, as in await run."
+            raise RuntimeError(msg)
+        try:
+            join(self._started.future, self.leave)
+        except KeyboardInterrupt:
+            if in_notebook():
+                text = f"■ Interrupted. {self._line()}"
+                raise Interrupted(text) from None
+            interrupted = Interrupted(self.kept)
+            show_as(interrupted, self.kept)
+            raise interrupted from None
+        return self._outcome()
+
+
+class Awaited(Coroutine[Any, Any, T]):
+    """A coroutine that is awaited like any other; whatever else is asked of it says that it has to be.
+
+    Parameters
+    ----------
+    coroutine : coroutine
+        What it stands for.
+    line : str
+        What to type.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], line: str) -> None:
+        self._coroutine = coroutine
+        self._line = line
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        """Go on. Spends: what the coroutine does."""
+        return self._coroutine.send(value)
+
+    def throw(self, *raised: Any) -> Any:
+        """Go on with an exception. Spends: what the coroutine does."""
+        return self._coroutine.throw(*raised)
+
+    def close(self) -> None:
+        """Give it up. Spends: nothing."""
+        self._coroutine.close()
+
+    def __getattr__(self, name: str) -> Any:
+        msg = f"Nothing was sent: await is missing. Type {self._line}; it has .{name}, if anything has."
+        raise AttributeError(msg)
+
+    def __repr__(self) -> str:
+        return f"Nothing was sent: await is missing. Type {self._line}"
+
+
+def awaited(
+    line: str,
+) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """Return what makes an ``async def`` say, where it is not awaited, that `line` is what to type."""
+
+    def wrap(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        @functools.wraps(function)
+        def call(*positional: P.args, **named: P.kwargs) -> Awaited[T]:
+            return Awaited(function(*positional, **named), line)
+
+        return call
+
+    return wrap
 
 
 def _forget() -> None:

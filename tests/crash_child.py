@@ -21,8 +21,8 @@ from claudescale.api import client as wire
 from claudescale.api.batchwire import BatchWire
 from claudescale.ledger.ledger import Ledger
 from claudescale.running import batch_rules
-from claudescale.running.outstanding import Outstanding
-from claudescale.running.sending import Sending
+from claudescale.running.batches import Batches
+from claudescale.running.job import Job
 
 CRASHED = 77
 LIMITS = {"requests_per_minute": 60_000, "input_tokens_per_minute": 10**8, "output_tokens_per_minute": 10**8}
@@ -105,7 +105,7 @@ def _once_accepted(url, times):
 
 def _while_it_waits(times):
     """End at a look at batches that are not over."""
-    real, left = Outstanding._poll, [times]
+    real, left = Batches._poll, [times]
 
     async def poll(self, batches):
         await real(self, batches)
@@ -113,7 +113,7 @@ def _while_it_waits(times):
         if not left[0]:
             _end()
 
-    Outstanding._poll = poll
+    Batches._poll = poll
 
 
 def _small_blocks():
@@ -128,12 +128,12 @@ def prepare(point, url, times):
         "before the create": lambda: _after(Ledger, "intend", times),
         "in the body": lambda: _in_the_body(times),
         "accepted": lambda: _once_accepted(url, times),
-        "before posted": lambda: _before(Outstanding, "posted", times),
+        "before posted": lambda: _after(Batches, "_created", times),
         "before the id": lambda: _before(Ledger, "note", times),
         "after the id": lambda: _after(Ledger, "note", times),
         "polling": lambda: _while_it_waits(times),
-        "before results": lambda: _before(Outstanding, "_collect", times),
-        "in the results": lambda: _after(Sending, "_record_many", times),
+        "before results": lambda: _before(Batches, "_collect", times),
+        "in the results": lambda: _after(Job, "record_many", times),
         "results not on the disk": lambda: _before(Ledger, "extend", times),
         "before end_batch": lambda: _before(Ledger, "end_batch", times),
         "after end_batch": lambda: _after(Ledger, "end_batch", times),

@@ -2,14 +2,20 @@
 
 import asyncio
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
+import polars as pl
 import virtual
 
+import claudescale as cs
 from claudescale.api import prices
 from claudescale.api.answers import Answer
+from claudescale.api.client import Api, Wire
 from claudescale.api.limits import Limits
 from claudescale.pacing.pacer import Pacer
-from claudescale.running.live import Live, Row
+from claudescale.running.job import Job, Row
+from claudescale.running.live import Live
 from claudescale.simulator import Desk
 from claudescale.simulator.wire import Answer as Told
 
@@ -36,9 +42,32 @@ def rows(count, first=0, **changes):
     return [Row(f"{number:032x}", each, len(each) / 3) for number, each in enumerate(bodies, first)]
 
 
-def worst_dollars(row):
-    """Return more than a row can cost: no token is shorter than a byte."""
-    return PRICE.dollars(cache_write_5m_input_tokens=len(row.body), output_tokens=MAX_TOKENS)
+def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, reused=0):
+    """Return a job whose calls go to `send` and whose records to `record`; it has no rows and no ledger."""
+    plan = cs.plan(
+        pl.DataFrame({"text": [""]}), "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars
+    )
+    job = Job(plan, None, None)
+    job.clock, job.wire, job.record = clock, SimpleNamespace(send=send), record
+    job.api = Api(name="test", simulated=True, clock=clock)
+    job.ledger = SimpleNamespace(run="run")
+    job.meter.reused = reused
+    return job
+
+
+def worst_dollars(row, max_tokens=MAX_TOKENS):
+    """Return the most an answer to a row can cost."""
+    return a_job(None, None, None, max_tokens=max_tokens).worst_dollars(len(row.body), max_tokens)
+
+
+def taken_for_real(monkeypatch):
+    """Let a simulator be taken for the API by what sends to it."""
+    real = Wire.api
+
+    async def api(self):
+        return replace(await real(self), simulated=False)
+
+    monkeypatch.setattr(Wire, "api", api)
 
 
 class DeskSend:
@@ -93,22 +122,15 @@ class ScriptSend:
 class Engine:
     """A `Live` whose records are a list; `rows_given` counts what was pulled out of its rows."""
 
-    def __init__(self, send, clock, *, concurrency=None, **options):
+    def __init__(self, send, clock, *, concurrency=None, warm=False, seed=0, **options):
         self.send, self.clock = send, clock
         self.attempts, self.finals = [], []
         self.rows_given = 0
         self.pacer = Pacer(LIMITS, clock=clock, concurrency=concurrency, output_tokens=MAX_TOKENS)
-        self.live = Live(
-            send=send,
-            pacer=self.pacer,
-            clock=clock,
-            record=self._record,
-            price=PRICE,
-            describe={"run": "run", "model": MODEL, "simulated": True},
-            **{"worst_dollars": worst_dollars, **options},
-        )
+        self.job = a_job(send, clock, self._record, **options)
+        self.live = Live(self.job, self.pacer, warm=warm, seed=seed)
 
-    def _record(self, attempt, final):
+    def _record(self, attempt, *, final):
         self.attempts.append(attempt)
         if final:
             self.finals.append(attempt.key)
@@ -125,7 +147,7 @@ class Engine:
             await self.live.answer(self._given(some))
         finally:
             assert self.pacer.in_flight == 0
-            assert self.live.purse.calls == 0
+            assert self.job.purse.calls == 0
             assert asyncio.all_tasks() <= before
         return self
 

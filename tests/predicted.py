@@ -19,9 +19,11 @@ import claudescale as cs
 from claudescale.api import prices
 from claudescale.api.client import Api
 from claudescale.ledger.ledger import Ledger
+from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
 from claudescale.prompts.rows import prepare
-from claudescale.running import engines
+from claudescale.running.job import Job
+from claudescale.running.live import Live
 
 STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour
 size small large sent back money waited days week shop friendly quick thanks good great bad price label"""
@@ -277,21 +279,25 @@ def ran(plan, **api):
     async def go():
         clock = virtual.clock()
         send = DeskSend(clock, **{f"{name}_per_minute": limit for name, limit in limits.items()}, **api)
-        work = prepare(plan, "simulator")
+        job = Job(plan, None, None)
+        job.work = work = prepare(plan, "simulator")
+        job.clock, job.wire = clock, SimpleNamespace(send=send)
+        job.api = Api(name="simulator", simulated=True, clock=clock)
+        job.meter.begin(work.keys)
         with Ledger(None) as ledger:
-            live = engines.live_engine(
-                plan,
-                api=Api(name="simulator", simulated=True, clock=clock),
-                wire=SimpleNamespace(send=send),
-                ledger=ledger,
-                record=lambda attempt, final: ledger.record(attempt, final=final),
-                dollars_elsewhere=lambda: 0.0,
-                requests=work.requests.height,
+            job.ledger = ledger
+            pacer = Pacer(
+                plan.limits,
+                clock=clock,
+                share=plan.share,
+                concurrency=plan.concurrency,
+                output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
             )
+            live = Live(job, pacer, warm=plan.cache and work.requests.height > 1)
             started = clock.seconds()
 
             async def rows():
-                for row in engines.rendered(plan, work.texts, work.requests):
+                for row in job.rendered(work.requests):
                     yield row
 
             await live.answer(rows())

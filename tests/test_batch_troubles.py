@@ -12,10 +12,11 @@ import polars as pl
 import pytest
 from breaking import endpoint, error
 from crash_child import LIMITS, most_requests, the_plan
+from engine import taken_for_real
 
 import claudescale as cs
 from claudescale.ledger.ledger import Ledger
-from claudescale.running import batch_rules, engines
+from claudescale.running import batch_rules
 from claudescale.running.batches import MOST_ROUNDS
 from claudescale.simulator import Fault
 
@@ -95,8 +96,7 @@ def front(api, change):
 @pytest.fixture
 def real(monkeypatch):
     """Let a simulator be taken for the API by what sends batches."""
-    describe = engines._describe
-    monkeypatch.setattr(engines, "_describe", lambda *given: describe(*given) | {"simulated": False})
+    taken_for_real(monkeypatch)
 
 
 async def _ended(plan, client, ledger):
@@ -469,7 +469,7 @@ def test_a_line_that_is_missing_counts_against_the_budget():
     with simulator() as api:
         with front(api, _changed(lambda content: content[: content.rstrip().rfind(b"\n") + 1])) as server:
             free, _ = ended(the_plan(2), api)
-            dollars = free._sending.batches.requests["worst_dollars"].sum()
+            dollars = free._job.batch_requests()["worst_dollars"].sum()
             run, _ = ended(the_plan(2, budget=dollars), api, server)
         assert (run.stopped_by, run.counts.answered) == ("budget", 1)
         assert api.stats["batches_created"] == 2
@@ -486,7 +486,7 @@ def test_a_line_that_is_missing_in_every_batch():
 
     plan = the_plan(12)
     with simulator() as api, front(api, change) as server:
-        row = cs.wait(plan.run(api.client(), ledger=None, progress=False))._sending.work.keys[7].encode()
+        row = cs.wait(plan.run(api.client(), ledger=None, progress=False))._job.work.keys[7].encode()
         made = api.stats["batches_created"]
         run, words = ended(plan, api, server)
         assert (run.counts.answered, run.counts.failed, words) == (11, 1, None)

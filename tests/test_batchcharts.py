@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import claudescale as cs
-from claudescale.running.batchframe import BATCHES
+from claudescale.running.runs import BATCHES
 from claudescale.views import batchcharts, run_charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)

@@ -9,14 +9,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 from crash_child import LIMITS, most_requests, the_plan
+from engine import taken_for_real
 from running import interrupt_when, until
 
 import claudescale as cs
 from claudescale.ledger.ledger import Ledger
-from claudescale.running import batch_rules, engines
-from claudescale.running.batches import MOST_ROUNDS
-from claudescale.running.batchframe import BATCHES
-from claudescale.running.outstanding import Outstanding
+from claudescale.running import batch_rules
+from claudescale.running.batches import MOST_ROUNDS, Batches
+from claudescale.running.runs import BATCHES
 from claudescale.simulator import Fault
 from claudescale.simulator.intake import Intake
 
@@ -106,14 +106,15 @@ async def _foreign(client, rows):
 @pytest.mark.parametrize("fault", ["create_lost", "create_failed"])
 def test_a_foreign_batch_of_the_same_size_and_time(monkeypatch, fault, order, seconds):
     """Another client's batch, under way or ended, is never taken for the lost one, which is found."""
-    taken, real = list(seconds), Outstanding.posted
+    taken, real = list(seconds), Batches._created
 
-    async def posted(self, batch, answer):
+    async def created(self, create, until):
+        answer = await real(self, create, until)
         if order == "after" and answer.status != 200:
             await _foreign(client, 20)
-        return await real(self, batch, answer)
+        return answer
 
-    monkeypatch.setattr(Outstanding, "posted", posted)
+    monkeypatch.setattr(Batches, "_created", created)
     struck = Fault(tries=[2 if order == "before" else 1])
     with simulator(faults={fault: struck}, batch_seconds=lambda n: taken.pop(0) if taken else 60) as api:
 
@@ -166,14 +167,15 @@ def test_a_body_the_api_finds_too_long_is_halved(api, monkeypatch):
 def test_the_queue_is_filled_and_never_passed(api, monkeypatch, queue):
     """Batches follow one another as the queue has room; the server never has more of them than that."""
     seen = []
-    real = Outstanding.posted
+    real = Batches._created
 
-    async def posted(self, batch, answer):
+    async def created(self, create, until):
+        answer = await real(self, create, until)
         now = api.clock.seconds()
         seen.append(sum(each.queued(now) for each in api.batches._batches.values()))
-        return await real(self, batch, answer)
+        return answer
 
-    monkeypatch.setattr(Outstanding, "posted", posted)
+    monkeypatch.setattr(Batches, "_created", created)
     run = ended(the_plan(120, queue=queue), api)
     paid_once(api, run, 120)
     assert max(seen) <= queue
@@ -362,11 +364,10 @@ def test_results_older_than_29_days_end_the_run(tmp_path):
 
 def test_a_batch_that_the_api_does_not_show_stays_held(tmp_path, monkeypatch):
     """It may be another key's: nothing is sent again until the user says that it is to be forgotten."""
-    describe = engines._describe
     with simulator(batch_seconds=900.0) as api:
         batch_id = _ended_without_us(api, tmp_path / "l", "deleted")
         with monkeypatch.context() as real:
-            real.setattr(engines, "_describe", lambda *given: describe(*given) | {"simulated": False})
+            taken_for_real(real)
             for _ in range(2):
                 with pytest.raises(cs.RunStopped, match=r"forget\('msgbatch_") as stopped:
                     ended(the_plan(20), api, tmp_path / "l")
@@ -617,19 +618,6 @@ def test_hybrid_with_a_batch_that_is_too_slow():
         paid_once(api, run, 80)
         assert run.minutes <= 15
         assert api.stats["billed_rows_by_mode"]["live"] > 20
-
-
-def test_hybrid_that_may_pay_twice():
-    """With pay_twice=True the rest is sent live while the batch is canceled; what both cost is told."""
-    with simulator(batch_seconds=2_000.0, speed=100) as api:
-        run = ended(the_plan(80, mode="hybrid", deadline=15, pay_twice=True), api)
-        stats = api.stats
-        assert run.state == "finished"
-        assert run.results["reply"].null_count() == 0
-        assert stats["distinct_rows_billed"] == 80
-        assert stats["billed_rows_by_mode"]["live"] > 20
-        assert run.batches["state"].to_list() == ["collected"]
-        assert run.summary["dollars"].item() == pytest.approx(stats["dollars"], abs=1e-9)
 
 
 def test_an_impossible_deadline_names_one_that_works():

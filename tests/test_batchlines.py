@@ -338,8 +338,8 @@ def test_what_is_unreadable_or_of_another_is_left_out(line):
 
 def both(line):
     """Return what the quick way and the slow one make of a line; the quick one may leave it."""
-    quick, left = batch_results._quickly([line], NONCE)
-    slow = batch_results._slowly([(0, line)], nonce=NONCE, trusted=True)
+    quick, left = batch_results._by_schema([line], NONCE)
+    slow = batch_results._one_by_one([(0, line)], nonce=NONCE, trusted=True)
     return None if left else quick.rows(named=True), slow.rows(named=True)
 
 
@@ -528,7 +528,7 @@ def test_what_the_simulator_writes_is_read_the_quick_way_and_adds_up_to_its_bill
     found = read(*lines)
     assert (found.height, found["key"].n_unique()) == (200, 200)
     errored = sum(b'"errored"' in line for line in lines)
-    assert len(batch_results._quickly(lines, NONCE)[1]) == errored > 0
+    assert len(batch_results._by_schema(lines, NONCE)[1]) == errored > 0
     for line, row in zip(lines, found.iter_rows(named=True), strict=True):
         result = MessageBatchIndividualResponse.model_validate_json(line).result
         if result.type == "succeeded":

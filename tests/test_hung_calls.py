@@ -68,8 +68,8 @@ def test_a_long_reply_among_short_ones_is_waited_for():
 
 def test_a_hung_call_counts_as_billed():
     """The budget takes a call that was given up for as expensive as it can be."""
-    worst = worst_dollars(rows(1)[0])
+    worst = worst_dollars(rows(1)[0], 1_024)
     engine = ended(Hangs(0.1), 400, max_tokens=1_024, budget_dollars=1.0)
     lost = engine.errors["timeout_error"]
-    assert engine.live.purse._gone_dollars == pytest.approx(engine.dollars + lost * worst, rel=0.05)
+    assert engine.job.purse.gone == pytest.approx(engine.dollars + lost * worst, rel=0.05)
     assert lost >= 4

@@ -10,8 +10,9 @@ import virtual
 from engine import LIMITS, Engine, ScriptSend, body, rows, through_desk, through_script, worst_dollars
 
 from claudescale.api.answers import Answer, Verdict
-from claudescale.running import guards, live
-from claudescale.running.guards import Purse, Watch
+from claudescale.running import health, live
+from claudescale.running.health import Health
+from claudescale.running.job import Purse
 
 SEEDS = range(4)
 UNBILLED = {
@@ -107,7 +108,7 @@ def test_rows_are_pulled_as_they_go(concurrency):
             return GOOD
 
         send = ScriptSend(script)
-        engine.live._send = send
+        engine.job.wire.send = send
         await engine.answer(
             itertools.chain.from_iterable(rows(10, first) for first in itertools.count(0, 10))
         )
@@ -305,10 +306,11 @@ def test_no_usage_counts_as_the_worst():
 def test_purse_forgets_rounding():
     """When no call is under way nothing is set aside, whatever floating point left over."""
     purse = Purse(0.0)
-    for worst in (0.1, 0.2, 0.3):
-        purse.reserve(worst)
+    under_way = {worst: purse.reserved(worst) for worst in (0.1, 0.2, 0.3)}
+    for reserved in under_way.values():
+        reserved.__enter__()
     for worst in (0.3, 0.1, 0.2):
-        purse.release(worst)
+        under_way[worst].__exit__(None, None, None)
     assert purse.affords(0.0)
 
 
@@ -355,7 +357,7 @@ def test_stop_does_not_wait_for_limits(told):
 
 
 def test_stop_while_rows_are_awaited():
-    """A run whose next row never comes ends at once when it is stopped, from another thread."""
+    """A run whose next row never comes ends at once when it is stopped."""
 
     async def go():
         engine = Engine(ScriptSend(lambda *_: GOOD), virtual.clock())
@@ -366,7 +368,7 @@ def test_stop_while_rows_are_awaited():
 
         running = asyncio.create_task(engine.live.answer(endless()))
         await asyncio.sleep(5)
-        await asyncio.to_thread(engine.live.stop_soon)
+        asyncio.get_running_loop().call_soon(engine.live.stop)
         await running
         return engine
 
@@ -418,12 +420,12 @@ def test_a_record_that_fails():
     async def go():
         engine = Engine(ScriptSend(lambda *_: GOOD), virtual.clock(), concurrency=8)
 
-        def record(attempt, final):
+        def record(attempt, *, final):
             engine.attempts.append(attempt)
             if len(engine.attempts) == 20:
                 raise OSError(28, "No space left on device")
 
-        engine.live._record = record
+        engine.job.record = record
         with pytest.raises(OSError, match="No space"):
             await engine.answer(rows(2_000))
         return engine
@@ -495,7 +497,7 @@ def test_a_hopeless_request():
     """Where the API says the same of every row the run ends soon, and no row is final."""
     engine = through_script(lambda *_: answer(400, "invalid_request_error", "Extra inputs"), 500)
     assert engine.live.stopped_by.error == "invalid_request_error"
-    assert len(engine.attempts) <= guards.HOPELESS_ROWS + 32
+    assert len(engine.attempts) <= health.HOPELESS_ROWS + 32
     assert engine.finals == []
 
 
@@ -510,14 +512,14 @@ def test_no_api_at_all():
     """Where all that answers is no Message the run ends before much can have been billed."""
     engine = through_script(lambda *_: NO_MESSAGE, 500)
     assert engine.live.stopped_by.error == "invalid_response"
-    assert len(engine.attempts) <= guards.HOPELESS_ROWS + 32
+    assert len(engine.attempts) <= health.HOPELESS_ROWS + 32
 
 
 def test_unreachable():
     """An API that was never reached ends the run in minutes; every row can be sent again."""
     engine = through_script(lambda *_: UNREACHABLE, 500)
     assert engine.live.stopped_by.error == "connection_error"
-    assert guards.UNREACHABLE_SECONDS <= engine.seconds <= 240
+    assert health.UNREACHABLE_SECONDS <= engine.seconds <= 240
     assert engine.finals == []
 
 
@@ -548,7 +550,7 @@ def test_an_outage_without_end():
 
 def test_long_refusals_are_no_silence():
     """An hour's wait that the API asked for does not count as silence."""
-    watch = Watch()
+    watch = Health()
     failure = Verdict(outcome="overloaded", error="api_error")
     refusal = Verdict(outcome="refused", error="rate_limit_error")
     for _ in range(20):
@@ -556,7 +558,7 @@ def test_long_refusals_are_no_silence():
     assert not watch.sees(refusal, 1.0, status=429, waiting=True)
     for _ in range(20):
         assert not watch.sees(failure, 4_000.0, status=500, waiting=False)
-    assert watch.sees(failure, 4_000.0 + guards.SILENT_SECONDS + 1, status=500, waiting=False)
+    assert watch.sees(failure, 4_000.0 + health.SILENT_SECONDS + 1, status=500, waiting=False)
 
 
 # the loop of these tests

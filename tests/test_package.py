@@ -30,8 +30,6 @@ FOLDERS = [
     "errors",
     "clock",
     "loops",
-    "awaiting",
-    "handles",
     "api",
     "prompts",
     "pacing",

@@ -14,7 +14,7 @@ from test_matrix import broken, check, run_of, simulator
 
 from claudescale.api.answers import Answer, Verdict
 from claudescale.clock import Clock, elapsed
-from claudescale.running.guards import SILENT_SECONDS, Watch
+from claudescale.running.health import SILENT_SECONDS, Health
 
 HOURS = 8 * 3_600.0
 MESSAGE = (
@@ -87,7 +87,7 @@ def test_a_live_run_sleeps_in_the_middle(pause, failures_before):
 def test_a_pause_while_an_api_fails_is_no_silence():
     """Failures before and after a night's sleep are not taken for a night of failures."""
     failed = Verdict(outcome="overloaded", error="connection_error")
-    watch = Watch()
+    watch = Health()
     assert not any(watch.sees(failed, now, status=503, waiting=False) for now in range(20))
     assert not any(watch.sees(failed, HOURS + now, status=None, waiting=False) for now in range(20))
     night = [watch.sees(failed, HOURS + now, status=503, waiting=False) for now in range(0, 2_000, 30)]

@@ -16,8 +16,8 @@ from test_live import GOOD, answer
 from claudescale.api.answers import STOPPING_ERRORS, Answer, verdict, verdict_on_result
 from claudescale.api.limits import read_headers
 from claudescale.api.streamed import StreamedMessage
-from claudescale.running import guards, live
-from claudescale.running.supply import spread
+from claudescale.running import health, live
+from claudescale.running.job import spread
 
 ALIKE = answer(400, "invalid_request_error", "Output blocked by content filtering policy")
 REFUSED = answer(429, "rate_limit_error", "slow down")
@@ -88,7 +88,7 @@ def test_rows_that_fail_alike_after_answers_end_a_run_and_stay_open():
     assert engine.live.stopped_by.error == "invalid_request_error"
     assert "rows in a row" in engine.live.stopped_by.message
     assert len(engine.finals) == 60
-    assert len(engine.attempts) < 60 + guards.HOPELESS_ROWS_LATER + 32
+    assert len(engine.attempts) < 60 + health.HOPELESS_ROWS_LATER + 32
 
 
 @given(st.integers(0, 3_000))

@@ -49,7 +49,7 @@ def test_results_are_the_frame_with_reply_and_error(api):
 def test_a_run_that_is_over_goes_with_its_last_name(api):
     """Nothing keeps frame, texts and replies until the garbage collector comes round."""
     run = finished(a_plan(reviews(5)), api.client())
-    gone = weakref.ref(run), weakref.ref(run._sending)
+    gone = weakref.ref(run), weakref.ref(run._job)
     gc.collect()
     gc.disable()
     try:
@@ -378,6 +378,6 @@ def test_what_the_api_says_is_escaped():
     with simulator(faults={403: 1.0}) as api, pytest.raises(cs.RunStopped) as stopped:
         finished(a_plan(reviews(1), model=MODEL), api.client())
     run = stopped.value.run
-    run._sending.message = "<script>alert(1)</script>"
+    run.message = "<script>alert(1)</script>"
     assert "<script>" not in run._repr_html_()
     assert "&lt;script&gt;" in run._repr_html_()

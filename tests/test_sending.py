@@ -309,7 +309,7 @@ def test_a_run_that_waits_for_another_can_be_stopped(tmp_path):
             second.stop()
             await second
             assert (second.state, quick.stats["calls"]) == ("stopped", 0)
-            assert not first._job.future.done()
+            assert not first._started.future.done()
             slow.close()
             first.stop()
 

@@ -1,11 +1,11 @@
-"""Tally: counting on the way gives what counting at the end gives."""
+"""Meter: counting on the way gives what counting at the end gives."""
 
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from claudescale.ledger.ledger import Attempt
-from claudescale.running.tallies import Tally
+from claudescale.running.meter import Meter
 
 
 def attempt(key, error=None, *, tokens=1):
@@ -28,7 +28,7 @@ _ENDS = st.sampled_from(
 @given(_KEYS, st.lists(_ENDS, min_size=6, max_size=6))
 def test_rows_end_as_their_key_does(keys, ends):
     """Each row is answered, failed or missing as its request is, repeated rows and retries included."""
-    tally, fate = Tally(), dict(zip("abcdef", ends, strict=True))
+    tally, fate = Meter(model="claude-haiku-5-5"), dict(zip("abcdef", ends, strict=True))
     tally.begin(pl.Series("key", keys, dtype=pl.String))
     calls = 0
     for key in {key for key in keys if key is not None}:
@@ -57,7 +57,7 @@ def test_rows_end_as_their_key_does(keys, ends):
 
 def test_refusals_are_counted_apart():
     """A 429 is a call and a refusal; a row that waits for its turn is missing, not failed."""
-    tally = Tally()
+    tally = Meter(model="claude-haiku-5-5")
     tally.begin(pl.Series("key", ["a"]))
     tally.add(attempt("a", "rate_limit_error"), final=False)
     assert (tally.refused, tally.failed, tally.missing) == (1, 0, 1)

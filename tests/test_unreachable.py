@@ -18,7 +18,7 @@ from running import finished
 
 import claudescale as cs
 from claudescale.api import client as wire
-from claudescale.running import guards
+from claudescale.running import health
 
 KEY = "sk-ant-api03-not_a_real_key_0123456789"
 MODEL = "claude-haiku-5-5"
@@ -260,8 +260,8 @@ WAYS = {
 def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
     """The innermost cause is told in words, over both transports; nothing was sent, so nothing is paid."""
     url, proxy, words = WAYS[way]
-    monkeypatch.setattr(guards, "UNREACHABLE_SECONDS", 0.0)
-    monkeypatch.setattr(guards, "FEW_FAILURES", 1)
+    monkeypatch.setattr(health, "UNREACHABLE_SECONDS", 0.0)
+    monkeypatch.setattr(health, "FEW_FAILURES", 1)
     if proxy:
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, proxy.format(**ports))
@@ -284,8 +284,8 @@ def test_a_name_that_cannot_be_looked_up(monkeypatch):
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", fails)
-    monkeypatch.setattr(guards, "UNREACHABLE_SECONDS", 0.0)
-    monkeypatch.setattr(guards, "FEW_FAILURES", 1)
+    monkeypatch.setattr(health, "UNREACHABLE_SECONDS", 0.0)
+    monkeypatch.setattr(health, "FEW_FAILURES", 1)
     client = anthropic.AsyncAnthropic(api_key=KEY, base_url="https://gateway.example.com")
     with pytest.raises(cs.RunStopped, match=r"name of gateway\.example\.com.* cannot be looked up"):
         finished(plan(), client)

@@ -27,11 +27,8 @@ from claudescale.ledger.ledger import ATTEMPTS, Attempt
 from claudescale.planning import estimates
 from claudescale.planning.calls import Measured
 from claudescale.running import meter as meters
-from claudescale.running import minutes, pulses
 from claudescale.running.batch_rules import Expected
-from claudescale.running.meter import MOST_SLICES, Meter, Slice
-from claudescale.running.minutes import Sums
-from claudescale.running.pulses import Ends, Pulse
+from claudescale.running.meter import MOST_SLICES, Ends, Meter, Pulse, Slice
 from claudescale.views.rates import THROUGHPUT
 from claudescale.views.theme import specification
 from claudescale.widgets import watch, watchcharts, watchframe, watchpanel
@@ -181,7 +178,7 @@ def test_before_any_answer_the_time_left_is_that_of_the_plan():
     wanted = estimates.live_finish(
         LIMITS, expected, requests=600, input_tokens=tokens, output_tokens=output
     ).seconds
-    ends = pulses.live_ends(plan, pacer(), rest(600), meter(600), 0.0)
+    ends = meters.live_ends(plan, pacer(), rest(600), meter(600), 0.0)
     assert ends.usual_minutes == pytest.approx(wanted / 60)
     assert ends.latest_minutes > ends.usual_minutes
 
@@ -191,7 +188,7 @@ def test_what_was_measured_replaces_what_was_guessed():
     made = meter(600)
     for number in range(100):
         made.add(attempt(number, tokens=90, seconds=2.0), final=True)
-    ends = pulses.live_ends(a_plan(reviews(600), tier=LIMITS), pacer(), rest(600), made, 0.0)
+    ends = meters.live_ends(a_plan(reviews(600), tier=LIMITS), pacer(), rest(600), made, 0.0)
     output = {"requests": 500, "input_tokens": 0, "output_tokens": 500 * 90}
     wanted = estimates.live_finish(LIMITS, Measured(seconds=2.0), **output)
     assert ends.usual_minutes == pytest.approx(wanted.seconds / 60)
@@ -203,7 +200,7 @@ def test_rows_that_are_left_count_by_their_length():
     for number in range(100):
         made.add(attempt(number, tokens=10, seconds=0.5), final=True)
     frame = pl.concat([rest(100, 10.0), rest(100, 10_000.0)])
-    ends = pulses.live_ends(a_plan(reviews(200), tier=LIMITS), pacer(), frame, made, 0.0)
+    ends = meters.live_ends(a_plan(reviews(200), tier=LIMITS), pacer(), frame, made, 0.0)
     assert ends.usual_minutes == pytest.approx(100 * 10_000 / 60_000, rel=0.03)
 
 
@@ -213,8 +210,8 @@ def test_a_window_that_is_full_holds_the_run_back():
     for number in range(100):
         made.add(attempt(number, tokens=10, seconds=30.0), final=True)
     plan = a_plan(reviews(600), tier=LIMITS)
-    full = pulses.live_ends(plan, pacer(in_flight=4, window=4), rest(600), made, 0.0)
-    free = pulses.live_ends(plan, pacer(in_flight=3, window=4), rest(600), made, 0.0)
+    full = meters.live_ends(plan, pacer(in_flight=4, window=4), rest(600), made, 0.0)
+    free = meters.live_ends(plan, pacer(in_flight=3, window=4), rest(600), made, 0.0)
     assert full.usual_minutes == pytest.approx((500 / 4) * 30 / 60)
     assert free.usual_minutes < 2
 
@@ -224,11 +221,11 @@ def test_a_run_that_is_slower_than_its_limits_says_so():
     plan, made = a_plan(reviews(600), tier=LIMITS), meter(600)
     for number in range(60):
         made.add(attempt(number, sent=float(number), seconds=0.5, tokens=10), final=True)
-    slow = pulses.live_ends(plan, pacer(), rest(600), made, 1.0)
+    slow = meters.live_ends(plan, pacer(), rest(600), made, 1.0)
     assert slow.latest_minutes == pytest.approx(540 / 60)
     assert slow.usual_minutes < 1
-    assert pulses.live_ends(plan, pacer(), rest(600), made, 10.0).latest_minutes == math.inf
-    assert pulses.live_ends(plan, pacer(), rest(600), meter(0), 1.0) == Ends(0.0, 0.0)
+    assert meters.live_ends(plan, pacer(), rest(600), made, 10.0).latest_minutes == math.inf
+    assert meters.live_ends(plan, pacer(), rest(600), meter(0), 1.0) == Ends(0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +240,7 @@ def test_a_run_that_is_slower_than_its_limits_says_so():
 )
 def test_the_pace_is_that_of_whole_slices_of_the_last_minute(width, answers, minutes_so_far, wanted):
     """A slice that is not over does not count, nor what is longer ago, nor ten seconds of youth."""
-    assert pulses.pace(width, [Slice(answers=count) for count in answers], minutes_so_far) == wanted
+    assert meters.pace(width, [Slice(answers=count) for count in answers], minutes_so_far) == wanted
 
 
 # what is said
@@ -637,14 +634,6 @@ def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
 
 
 # the log
-
-
-def test_a_minute_is_a_line_of_rates():
-    """The line says what was done since the last one, per minute, whatever time has passed."""
-    before = Sums(1.0, 100, 1_000, 500, 3)
-    assert minutes.line(before, Sums(3.0, 300, 5_000, 900, 4)) == (
-        "minute 3.0: 100 requests/min, 2,000 input tokens/min, 200 output tokens/min, 1 refused"
-    )
 
 
 def test_a_run_is_logged_by_the_minute_for_whoever_asks(caplog):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import anthropic
 import pytest
-from engine import LIMITS, MAX_TOKENS, MODEL, PRICE, body, rows, worst_dollars
+from engine import LIMITS, MAX_TOKENS, MODEL, a_job, body, rows, worst_dollars
 from opentelemetry import trace
 
 from claudescale.api.answers import usage_of, verdict
@@ -51,16 +51,8 @@ def answered(simulator, some, *, client=None, **options):
             client or simulator.client(), MAX_TOKENS, timeout_seconds=options.pop("timeout_seconds", None)
         )
         api = await wire.api()
-        outcome.live = Live(
-            send=wire.send,
-            pacer=Pacer(LIMITS, clock=api.clock, concurrency=32, output_tokens=MAX_TOKENS),
-            clock=api.clock,
-            record=outcome.record,
-            price=PRICE,
-            describe={"run": "run", "model": MODEL, "simulated": api.simulated},
-            worst_dollars=worst_dollars,
-            **options,
-        )
+        pacer = Pacer(LIMITS, clock=api.clock, concurrency=32, output_tokens=MAX_TOKENS)
+        outcome.live = Live(a_job(wire.send, api.clock, outcome.record, **options), pacer)
 
         async def given():
             for row in some:
@@ -319,15 +311,7 @@ def test_cancelled_over_http(after):
         api = await wire.api()
         pacer = Pacer(LIMITS, clock=api.clock, concurrency=32)
         outcome = Answered()
-        live = Live(
-            send=wire.send,
-            pacer=pacer,
-            clock=api.clock,
-            record=outcome.record,
-            price=PRICE,
-            describe={"run": "run", "model": MODEL, "simulated": True},
-            worst_dollars=worst_dollars,
-        )
+        live = Live(a_job(wire.send, api.clock, outcome.record), pacer)
 
         async def given():
             for row in rows(500):

@@ -13,7 +13,7 @@ from claudescale.api.connecting import check_client, connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError, RunStopped
 from claudescale.evidence import cascadeframe, passing
 from claudescale.evidence.cascadeframe import TABLE, Step
-from claudescale.handles import Handle
+from claudescale.loops import Handle
 from claudescale.planning import choosing, feasibility
 from claudescale.views import card, cascadecards
 from claudescale.views.cascadeplots import CascadeRunPlots

@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api.ownmodels import Model
-from claudescale.awaiting import awaited
 from claudescale.errors import NameTaken, PlanError
 from claudescale.evidence import passing
 from claudescale.evidence.acceptance import MODEL, acceptance
 from claudescale.evidence.cascaderuns import CascadeRun
 from claudescale.evidence.passing import Passing
+from claudescale.loops import awaited
 from claudescale.prompts.rows import schema_of
 from claudescale.views import cascadecards
 from claudescale.views.cascadeplots import CascadePlots

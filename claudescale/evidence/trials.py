@@ -13,11 +13,11 @@ import polars as pl
 from claudescale.api import prices
 from claudescale.api.connecting import connect
 from claudescale.api.ownmodels import Model
-from claudescale.awaiting import awaited
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import evidence, trialframe
 from claudescale.evidence.scoring import scoring
 from claudescale.evidence.trialframe import TRIAL
+from claudescale.loops import awaited
 from claudescale.prompts.parameters import plain
 from claudescale.prompts.rows import read
 from claudescale.views import card, trialcards

@@ -10,8 +10,8 @@ import polars as pl
 
 from claudescale.api import catalog, learning
 from claudescale.api.limits import Limits
-from claudescale.awaiting import awaited
 from claudescale.errors import PlanError
+from claudescale.loops import awaited
 from claudescale.planning import calibration, calls, choices, choosing, estimates, feasibility
 from claudescale.prompts import parameters
 from claudescale.prompts.parameters import plain

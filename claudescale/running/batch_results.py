@@ -1,8 +1,7 @@
 """The result lines of a batch as attempts: any bytes in, a frame out.
 
-Two ways lead to the same rows. `_slowly` reads one line at a time with the rules of `verdicts`, whatever
-it is. `_quickly` takes those that one pattern knows to the last character, which are nearly all: there
-each name that is looked for stands once and in its place, so that it can be found without parsing.
+Lines as the API writes them are read by Polars, by a schema. Any other, an error, a refusal or damaged, is read
+by itself with the rules of `answers`. Both give the same row.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import polars as pl
 from claudescale.api import prices
 from claudescale.api.answers import (
     CUT,
-    DRY_RUN,
     WORDS,
     Verdict,
     answer_of,
@@ -40,56 +38,28 @@ _COLUMNS = ("key", "error", "message", "request_id", "stop_reason", "reply", *US
 _READ = pl.Schema({name: ATTEMPTS.get(name, pl.Boolean()) for name in _COLUMNS})
 
 
-def _other_than(words: Iterable[str]) -> str:
-    """Return a pattern of all names but `words`: the engine of patterns knows no "not"."""
-    tails: dict[str, set[str]] = {}
-    for word in filter(None, words):
-        tails.setdefault(word[0], set()).add(word[1:])
-    first = f"[[A-Za-z0-9_]--[{''.join(sorted(tails))}]]" if tails else "[A-Za-z0-9_]"
-    ways = [f"{first}[A-Za-z0-9_]*", *(letter + _other_than(rest) for letter, rest in sorted(tails.items()))]
-    return f"(?:{'|'.join(ways)}){'' if '' in words else '?'}"
-
-
-# Polars' patterns take any text in one pass, without looking ahead or back.
-_PLACED = ("content", "stop_reason", "usage", "cache_creation", "output_tokens_details", "type", "text")
-_SAYS = ("model", "inference_geo", "speed", "web_search_requests")
-_COUNTED = ("input", "cache_creation_input", "cache_read_input", "ephemeral_1h_input", "output", "thinking")
-_NAME = f'"{_other_than({*_PLACED, *_SAYS, *(f"{name}_tokens" for name in _COUNTED)})}"'
-_HEX = "[0-9A-Fa-f]"
-_PAIR = rf"[Dd][89ABab]{_HEX}{{2}}\\u[Dd][C-Fc-f]{_HEX}{{2}}"  # of surrogates; one half alone is no text
-_ESCAPE = rf'\\(?:["\\/bfnrt]|u(?:[0-9A-CE-Fa-ce-f]{_HEX}{{3}}|[Dd][0-7]{_HEX}{{2}}|{_PAIR}))'
-_STRING = rf'"(?:[^"\\\x00-\x1F]|{_ESCAPE})*"'
-_COUNT = "(?:0|[1-9][0-9]{0,14})"
-_SIMPLE = f"(?:{_STRING}|-?{_COUNT}(?:[.][0-9]{{1,20}})?|true|false|null)"
-_INNER = f'(?:{_NAME}|"type"):{_SIMPLE}'
-_FREE = rf"{_NAME}:(?:{_SIMPLE}|\{{(?:{_INNER}(?:,{_INNER})*)?\}}|\[\])"
-_TYPED = f'(?:"type":{_STRING}|{_FREE})'
-_THINKING = (
-    rf'\{{"type":"(?:thinking","thinking":{_STRING},"signature|redacted_thinking","data)":{_STRING}\}}'
+_TOKENS = ("input", "cache_creation_input", "cache_read_input", "output")
+_USAGE = {f"{name}_tokens": pl.Int64() for name in _TOKENS} | {
+    "cache_creation": pl.Struct({"ephemeral_1h_input_tokens": pl.Int64()}),
+    "output_tokens_details": pl.Struct({"thinking_tokens": pl.Int64()}),
+    "server_tool_use": pl.Struct({"web_search_requests": pl.Int64()}),
+    "inference_geo": pl.String(),
+    "speed": pl.String(),
+}
+_MESSAGE = {
+    "model": pl.String(),
+    "stop_reason": pl.String(),
+    "content": pl.List(pl.Struct({"type": pl.String(), "text": pl.String()})),
+    "usage": pl.Struct(_USAGE),
+}
+_RESULT = {"type": pl.String(), "message": pl.Struct(_MESSAGE)}
+_LINE = pl.Struct({"custom_id": pl.String(), "result": pl.Struct(_RESULT)})
+# What Polars takes for something else: no whole number, no text, or half a surrogate pair.
+_DOUBTFUL = (
+    r'_(?:tokens|requests)": ?(?:[^0-9n ]|[0-9]+[^0-9,}]|[0-9]{16})'
+    r'|"(?:custom_id|type|text|model|stop_reason|inference_geo|speed)": ?[^"n ]'
+    r"|\\u[dD][89a-fA-F]"
 )
-_TEXT = rf'\{{(?:"citations":null,)?"type":"text","text":{_STRING}(?:,"citations":(?:null|\[\]))?\}}'
-_CONTENT = rf'"content":\[(?:(?:{_THINKING},)*(?:{_THINKING}|{_TEXT}))?\]'
-_REASON = f'"stop_reason":(?:null|"{_other_than({"refusal"})}")'
-_MODEL = '"model":"[A-Za-z0-9._:/@-]+"'
-_TOKENS = {name: f'"{name}_tokens":(?:{_COUNT}|null)' for name in (*_COUNTED, "ephemeral_5m_input")}
-_CREATION = f"{_TOKENS['ephemeral_5m_input']},{_TOKENS['ephemeral_1h_input']}"
-_GEO, _SPEED = (f'"{name}":(?:null|"[a-z_-]+")' for name in ("inference_geo", "speed"))
-_NO_SEARCH = r'"server_tool_use":\{"web_(?:search|fetch)_requests":0(?:,"web_(?:search|fetch)_requests":0)?\}'
-_USED = f"(?:{_FREE}|{_NO_SEARCH})"
-_USAGE = (
-    rf'"usage":\{{{_TOKENS["input"]}'
-    f"(?:,{_TOKENS['cache_creation_input']})?(?:,{_TOKENS['cache_read_input']})?"
-    rf'(?:,"cache_creation":(?:null|\{{{_CREATION}\}}))?,{_TOKENS["output"]}'
-    rf'(?:,"output_tokens_details":(?:null|\{{{_TOKENS["thinking"]}\}}))?(?:,{_USED})*'
-    rf"(?:,(?:{_GEO}|{_SPEED})(?:,{_USED})*|,{_GEO}(?:,{_USED})*,{_SPEED}(?:,{_USED})*"
-    rf"|,{_SPEED}(?:,{_USED})*,{_GEO}(?:,{_USED})*)?\}}"
-)
-_MESSAGE = (
-    rf"\{{(?:{_TYPED},)*(?:{_MODEL},(?:{_TYPED},)*)?{_CONTENT}"
-    rf"(?:,{_TYPED})*,{_REASON}(?:,{_TYPED})*,{_USAGE}(?:,{_TYPED})*\}}"
-)
-_START = r'^\{"custom_id":"[A-Za-z0-9_-]*","result":\{"type":'
-_KNOWN = rf'{_START}(?:"succeeded","message":{_MESSAGE}|"expired"|"canceled")\}}\}}$'
 
 
 def attempts(
@@ -132,10 +102,10 @@ def attempts(
         be read, or is not ours, is left out.
     """
     lines = block.split(b"\n")
-    read, left = _quickly(lines, nonce)
+    read, left = _by_schema(lines, nonce)
     if left:
-        slow = _slowly(((at, lines[at]) for at in left), nonce=nonce, trusted=trusted)
-        read = pl.concat([read, slow]).sort("at")
+        single = _one_by_one(((at, lines[at]) for at in left), nonce=nonce, trusted=trusted)
+        read = pl.concat([read, single]).sort("at")
     message = pl.coalesce("message", _unpriced(read["answering_model"], price))
     cost = pl.when("free").then(0.0).otherwise(prices.answers_dollars(price, read))
     same = {"run": run, "mode": "batch", "batch_id": batch_id, "model": model, "seconds": seconds}
@@ -166,44 +136,6 @@ def proves(block: bytes, nonce: str) -> bool | None:
     return None
 
 
-def answered(
-    key: str,
-    message: dict[str, Any],
-    *,
-    model: str,
-    price: Price,
-    simulated: bool,
-    run: str,
-    request_id: str | None,
-    sent_at: float,
-    seconds: float,
-) -> pl.DataFrame:
-    """Return the attempt of a message that only had the API look at a request: as `attempts`, never final."""
-    line = {"custom_id": f"{key}-", "result": {"type": "succeeded", "message": message}}
-    read = attempts(
-        json.dumps(line).encode(),
-        nonce="",
-        batch_id="",
-        model=model,
-        price=price,
-        simulated=simulated,
-        run=run,
-        sent_at=sent_at,
-        seconds=seconds,
-        trusted=False,
-    )
-    return read.with_columns(
-        mode=pl.lit("live"),
-        batch_id=pl.lit(None, pl.String),
-        status=pl.lit(200, pl.Int64),
-        error=pl.lit(DRY_RUN),
-        message=pl.lit(WORDS[DRY_RUN]),
-        request_id=pl.lit(request_id, pl.String),
-        reply=pl.lit(None, pl.String),
-        final=pl.lit(value=False),
-    )
-
-
 def missing_lines(keys: Iterable[str], nonce: str) -> bytes:
     """Return a line for each key that the results of a batch lack, which says just that."""
     error = {"type": "error", "error": {"type": "result_missing", "message": _MISSING}}
@@ -211,58 +143,88 @@ def missing_lines(keys: Iterable[str], nonce: str) -> bytes:
     return "\n".join(f'{{"custom_id":"{key}-{nonce}","result":{result}}}' for key in keys).encode()
 
 
-def _quickly(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence[int]]:
+def _by_schema(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequence[int]]:
     """Return `_READ` and `at` of those lines that are as usual and ours, and which lines are left."""
-    raw = pl.Series(lines, dtype=pl.Binary)
+    texts = pl.Series([line or None for line in lines], dtype=pl.Binary)
     try:
-        texts = raw.cast(pl.String)
+        texts = texts.cast(pl.String)
     except pl.exceptions.ComputeError:
         texts = pl.Series([_decoded(line) for line in lines], dtype=pl.String)
-    known = texts.str.contains(_KNOWN).fill_null(value=False)
-    left = (~known).arg_true().to_list()
-    found = pl.DataFrame({"line": texts}).with_row_index("at").filter(known)
-    line = pl.col("line").str
-    counts = {
-        name: line.extract(f'"{name}_tokens":([0-9]+)').cast(pl.Int64).fill_null(0) for name in _COUNTED
-    }
-    quoted = line.extract(r'"text":"(?:[^"\\]|\\.)*"', 0).str.strip_prefix('"text":')
-    unread = found.select(
-        "at",
-        custom_id=line.extract(r'^\{"custom_id":"([A-Za-z0-9_-]*)"'),
-        without=line.extract(r'"(expired|canceled)"\}\}$'),
-        stop_reason=line.extract('"stop_reason":"([A-Za-z0-9_]+)"'),
-        answering_model=line.extract('"model":"([^"]+)"'),
-        inference_geo=line.extract('"inference_geo":"([^"]+)"'),
-        speed=line.extract('"speed":"([^"]+)"'),
-        reply=quoted.str.json_decode(pl.String),
-        **counts,
-    ).filter(pl.col("custom_id").str.ends_with(f"-{nonce}"))
-    reply = pl.when(pl.col("reply") != "").then("reply")
+    doubtful = texts.str.contains(_DOUBTFUL).fill_null(value=True)
+    usual = texts.set(doubtful, None)
+    found = _decode(usual).struct.unnest().unnest("result").unnest("message").with_row_index("at")
+    usage, content, blocks = pl.col("usage").struct, pl.col("content"), pl.element().struct
+    answered = (
+        (pl.col("type") == "succeeded")
+        & content.is_not_null()
+        & usage.field("input_tokens").is_not_null()
+        & (pl.col("stop_reason") != "refusal").fill_null(value=True)
+        & ~content.list.eval(pl.element().struct.field("type") == "tool_use")
+        .list.any()
+        .fill_null(value=False)
+    )
+    without = pl.when(pl.col("type").is_in(["expired", "canceled"])).then("type")
+    read = found.with_columns(
+        without=without, known=(answered | without.is_not_null()).fill_null(value=False)
+    )
+    left = (~read["known"]).arg_true().to_list()
+    ours = pl.col("known") & pl.col("custom_id").str.ends_with(f"-{nonce}")
+    return read.filter(ours).select(*_usual_row(nonce)).select("at", *_READ), left
+
+
+def _decode(texts: pl.Series) -> pl.Series:
+    """Return lines read by schema; one that does not fit it is halved off until it stands alone: null."""
+    try:
+        found = texts.str.json_decode(_LINE)
+    except pl.exceptions.ComputeError:
+        found = None
+    if found is not None and found.len() == texts.len():
+        return found
+    if texts.len() == 1:
+        return pl.Series([None], dtype=_LINE)
+    half = texts.len() // 2
+    return _decode(texts[:half]).append(_decode(texts[half:]))
+
+
+def _usual_row(nonce: str) -> list[pl.Expr]:
+    """Return the columns of `_READ` of lines that are as usual."""
+    usage = pl.col("usage").struct
+    blocks = pl.element().struct
+    texts = pl.col("content").list.eval(pl.when(blocks.field("type") == "text").then(blocks.field("text")))
+    joined = texts.list.join("")
+    reply = pl.when(pl.col("without").is_null() & (joined != "")).then(joined)
     cut = pl.when(pl.col("stop_reason").is_in(CUT)).then("stop_reason")
     silent = pl.when(reply.is_null()).then(pl.lit("empty_reply"))
     error = pl.coalesce("without", cut, silent)
-    hour = pl.col("ephemeral_1h_input")
-    read = unread.select(
-        "at",
-        "stop_reason",
-        *ANSWERED[:-1],
-        key=pl.col("custom_id").str.strip_suffix(f"-{nonce}"),
-        error=error,
-        message=error.replace_strict(WORDS, default=None, return_dtype=pl.String),
-        request_id=pl.lit(None, pl.String),
-        reply=reply,
-        input_tokens="input",
-        cache_write_5m_input_tokens=pl.max_horizontal("cache_creation_input", hour) - hour,
-        cache_write_1h_input_tokens=hour,
-        cache_read_input_tokens="cache_read_input",
-        output_tokens="output",
-        thinking_tokens="thinking",
-        web_search_requests=pl.lit(0, pl.Int64),
-        refusal_category=pl.lit(None, pl.String),
-        final=pl.col("without").is_null(),
-        free=pl.lit(value=False),
-    ).select("at", *_READ)
-    return read, left
+
+    def count(name: str, inside: str | None = None) -> pl.Expr:
+        field = usage.field(name) if inside is None else usage.field(inside).struct.field(name)
+        return field.fill_null(0)
+
+    hour = count("ephemeral_1h_input_tokens", "cache_creation")
+    written = pl.max_horizontal(count("cache_creation_input_tokens"), hour)
+    return [
+        pl.col("at"),
+        pl.col("custom_id").str.strip_suffix(f"-{nonce}").alias("key"),
+        error.alias("error"),
+        error.replace_strict(WORDS, default=None, return_dtype=pl.String).alias("message"),
+        pl.lit(None, pl.String).alias("request_id"),
+        pl.col("stop_reason"),
+        reply.alias("reply"),
+        count("input_tokens"),
+        (written - hour).alias("cache_write_5m_input_tokens"),
+        hour.alias("cache_write_1h_input_tokens"),
+        count("cache_read_input_tokens"),
+        count("output_tokens"),
+        count("thinking_tokens", "output_tokens_details"),
+        pl.col("model").alias("answering_model"),
+        usage.field("inference_geo"),
+        usage.field("speed"),
+        count("web_search_requests", "server_tool_use"),
+        pl.lit(None, pl.String).alias("refusal_category"),
+        pl.col("without").is_null().alias("final"),
+        pl.lit(value=False).alias("free"),
+    ]
 
 
 def _unpriced(models: pl.Series, price: Price) -> pl.Expr:
@@ -288,7 +250,7 @@ def _lines(block: bytes) -> Iterator[bytes]:
     yield block[start:]
 
 
-def _slowly(lines: Iterator[tuple[int, bytes]], *, nonce: str, trusted: bool) -> pl.DataFrame:
+def _one_by_one(lines: Iterator[tuple[int, bytes]], *, nonce: str, trusted: bool) -> pl.DataFrame:
     """Return `_READ` of the lines that are ours, and `at`: the number of each line."""
     found = ((at, *row) for at, line in lines if (row := _read(line, nonce, trusted=trusted)) is not None)
     return pl.DataFrame(list(found), schema={"at": pl.get_index_type(), **_READ}, orient="row")

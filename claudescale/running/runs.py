@@ -18,10 +18,10 @@ from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.connecting import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
-from claudescale.handles import Handle
 from claudescale.ledger.batchfile import Batch
 from claudescale.ledger.ledger import ATTEMPTS
 from claudescale.ledger.records import columns_of
+from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates, feasibility
 from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results

@@ -26,7 +26,7 @@ from claudescale.widgets.watchpanel import Panel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from claudescale.running.pulses import Pulse
+    from claudescale.running.meter import Pulse
     from claudescale.views.card import Card
     from claudescale.views.theme import Shown
 

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.ledger.batchfile import Batch
-    from claudescale.running.meter import Slice
-    from claudescale.running.pulses import Pulse
+    from claudescale.running.meter import Pulse, Slice
 
 ENDED = frozenset({"finished", "stopped", "failed", "left"})
 UNHEARD_SECONDS, LONG_UNHEARD_SECONDS = 2.0, 60.0

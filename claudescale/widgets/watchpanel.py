@@ -13,7 +13,7 @@ from claudescale.widgets import watchcharts, watchframe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from claudescale.running.pulses import Pulse
+    from claudescale.running.meter import Pulse
 
 _STOP = "Send nothing more. What is in flight is awaited and kept; the same plan run again sends the rest."
 _STOP_BATCHES = "Send nothing more and cancel the batches. What is answered by then is paid for and kept."

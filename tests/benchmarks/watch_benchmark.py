@@ -22,7 +22,7 @@ import claudescale as cs
 from claudescale import bills, watchframe, watchpanel
 from claudescale.ledger.ledger import Attempt
 from claudescale.running.meter import Meter
-from claudescale.running.pulses import Ends, Pulse
+from claudescale.running.meter import Ends, Pulse
 from claudescale.widgets.watchpanel import Panel
 
 MODEL = "claude-haiku-5-5"
