@@ -584,22 +584,6 @@ def test_the_frame_of_batches(api):
     assert kept.to_list() == [29 * 24]
 
 
-def test_delete_batches(api, tmp_path):
-    """Collected batches can be deleted at the API; the replies stay in the ledger."""
-
-    async def main():
-        run = await _ended(the_plan(40, queue=80), api.client(), tmp_path / "l")
-        deleted = await run.delete_batches()
-        return run, deleted
-
-    run, deleted = asyncio.run(main())
-    assert deleted == run.batches.height
-    assert api.batches._batches == {}
-    again = ended(the_plan(40, queue=80), api, tmp_path / "l")
-    assert again.results["reply"].null_count() == 0
-    paid_once(api, again, 40, reused=40)
-
-
 # hybrid
 
 

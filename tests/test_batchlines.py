@@ -390,17 +390,13 @@ def test_the_quick_way_differs_in_nothing(line):
         assert quick in (None, slow)
 
 
-NAMES = [
-    *batch_results._PLACED,
-    *batch_results._SAYS,
-    *batch_results._TOKENS,
-    "stop_sequence",
-    "id",
-    "input",
-    "output_tokens_detail",
-    "",
+FIELDS = [
+    *("content", "stop_reason", "usage", "cache_creation", "output_tokens_details", "type", "text", "model"),
+    *("inference_geo", "speed", "server_tool_use", "web_search_requests", "input_tokens", "output_tokens"),
+    *("cache_creation_input_tokens", "cache_read_input_tokens", "ephemeral_1h_input_tokens"),
+    *("thinking_tokens", "stop_sequence", "id", "input", "output_tokens_detail", ""),
 ]
-NAMES = st.sampled_from([*NAMES, *(f"{name}_tokens" for name in batch_results._TOKENS)]) | st.text(max_size=3)
+NAMES = st.sampled_from(FIELDS) | st.text(max_size=3)
 NEW = st.sampled_from(["more", "stop_sequence", "id", "output_tokens_detail", "text_", "types", "inputs"])
 SCALARS = (
     st.none()
@@ -439,9 +435,9 @@ def spoiled(draw):
     for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
         start = draw(st.integers(0, len(line)))
         stop = start + draw(st.sampled_from([0, 0, 1, 2, 20]))
-        member = f'"{draw(NAMES)}":{json.dumps(draw(VALUES))},'.encode("utf-8", "surrogatepass")
+        # No member a second time: which of the two counts is no promise.
         piece = draw(
-            st.sampled_from([b"", b'"', b"\\", b",", b"0", b"{", b"}", b"]", member]) | st.binary(max_size=3)
+            st.sampled_from([b"", b'"', b"\\", b",", b"0", b"{", b"}", b"]"]) | st.binary(max_size=3)
         )
         line = line[:start] + piece + line[stop:]
     return line.replace(b"\n", b"")
