@@ -1,6 +1,6 @@
 """The result lines of a batch as attempts: any bytes in, a frame out.
 
-Lines as the API writes them are read by Polars, by a schema. Any other, an error, a refusal or damaged, is read
+Lines as the API writes them are read by Polars, by a schema. Any other (an error, a refusal, damaged) is read
 by itself with the rules of `answers`. Both give the same row.
 """
 
@@ -153,20 +153,18 @@ def _by_schema(lines: Sequence[bytes], nonce: str) -> tuple[pl.DataFrame, Sequen
     doubtful = texts.str.contains(_DOUBTFUL).fill_null(value=True)
     usual = texts.set(doubtful, None)
     found = _decode(usual).struct.unnest().unnest("result").unnest("message").with_row_index("at")
-    usage, content, blocks = pl.col("usage").struct, pl.col("content"), pl.element().struct
+    usage, content = pl.col("usage").struct, pl.col("content")
+    called = content.list.eval(pl.element().struct.field("type") == "tool_use").list.any()
     answered = (
         (pl.col("type") == "succeeded")
         & content.is_not_null()
         & usage.field("input_tokens").is_not_null()
         & (pl.col("stop_reason") != "refusal").fill_null(value=True)
-        & ~content.list.eval(pl.element().struct.field("type") == "tool_use")
-        .list.any()
-        .fill_null(value=False)
+        & ~called.fill_null(value=False)
     )
     without = pl.when(pl.col("type").is_in(["expired", "canceled"])).then("type")
-    read = found.with_columns(
-        without=without, known=(answered | without.is_not_null()).fill_null(value=False)
-    )
+    known = (answered | without.is_not_null()).fill_null(value=False)
+    read = found.with_columns(without=without, known=known)
     left = (~read["known"]).arg_true().to_list()
     ours = pl.col("known") & pl.col("custom_id").str.ends_with(f"-{nonce}")
     return read.filter(ours).select(*_usual_row(nonce)).select("at", *_READ), left
