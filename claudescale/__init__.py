@@ -2,6 +2,23 @@
 
 A plan is a LazyFrame of Claude calls: free to build, it shows its price and its time, and one verb
 spends money.
+
+The house has a folder for each chapter, and imports run downward:
+
+=========== ==========================================================================
+errors      what can go wrong, and what to type then; `clock` API time, `loops` where work runs
+api         what the API is, costs, allows and says; the only wire
+prompts     rows into requests, and replies into typed columns
+pacing      who may go now
+ledger      what was paid for
+views       frames into pictures and cards; Altair is imported only here
+planning    what would happen
+running     what happens
+evidence    which model is good enough
+widgets     choose before a run, follow one; ipywidgets are imported only here
+simulator   the API's stand-in, for lessons and tests
+cluster     a run on Dask
+=========== ==========================================================================
 """
 
 from __future__ import annotations
