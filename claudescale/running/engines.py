@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from claudescale.api.answers import Answer
     from claudescale.api.client import Api
-    from claudescale.api.facts import Model
     from claudescale.ledger.batchfile import Batch
     from claudescale.ledger.ledger import Attempt, Ledger
     from claudescale.planning.plans import Plan
@@ -34,19 +33,6 @@ _OVERHEAD_TOKENS = 1_000
 """What the API may add to a request: the instructions that make structured outputs work."""
 _BATCH_REQUESTS_PER_MINUTE = 50
 """Calls to the batch endpoints where their limit is not known: that of the lowest tier."""
-
-
-class Calls(Protocol):
-    """What is the same for all calls of a run: a `Plan`, or what a worker was told of one."""
-
-    @property
-    def facts(self) -> Model: ...  # noqa: D102
-    @property
-    def max_tokens(self) -> int: ...  # noqa: D102
-    @property
-    def cache(self) -> bool: ...  # noqa: D102
-    @property
-    def budget(self) -> float | None: ...  # noqa: D102
 
 
 def live_engine(
@@ -62,63 +48,34 @@ def live_engine(
     pacer: Pacer | None = None,
 ) -> Live:
     """Return what sends the rows of a plan live."""
-    return sender(
-        plan,
-        api=api,
-        wire=wire,
-        ledger=ledger,
-        record=record,
-        dollars_elsewhere=dollars_elsewhere,
-        charges=plan.compiled.charges,
-        warm=plan.cache and requests > 1,
-        known_good=known_good,
-        pacer=pacer or _pacer(plan, api),
-    )
-
-
-def sender(
-    calls: Calls,
-    *,
-    api: Api,
-    wire: Wire,
-    ledger: Ledger,
-    record: Callable[[Attempt, bool], None],
-    dollars_elsewhere: Callable[[], float],
-    charges: Charges,
-    warm: bool,
-    pacer: Pacer,
-    known_good: bool = False,
-    make: type[Live] = Live,
-) -> Live:
-    """Return what sends rows live at the pace of a pacer."""
-    return make(
+    return Live(
         send=wire.send,
-        pacer=pacer,
+        pacer=pacer or _pacer(plan, api),
         clock=api.clock,
         record=record,
-        price=prices.price(calls.facts, mode="live"),
-        describe=_describe(calls, api, ledger),
-        worst_dollars=worst_dollars(calls, charges),
-        budget_dollars=calls.budget,
+        price=prices.price(plan.facts, mode="live"),
+        describe=_describe(plan, api, ledger),
+        worst_dollars=worst_dollars(plan, plan.compiled.charges),
+        budget_dollars=plan.budget,
         elsewhere_dollars=dollars_elsewhere,
-        max_tokens=None if streams(calls.max_tokens) else calls.max_tokens,
+        max_tokens=None if streams(plan.max_tokens) else plan.max_tokens,
         known_good=known_good,
-        warm=warm,
+        warm=plan.cache and requests > 1,
     )
 
 
-def worst_dollars(calls: Calls, charges: Charges) -> Callable[[Row], float]:
+def worst_dollars(plan: Plan, charges: Charges) -> Callable[[Row], float]:
     """Return what tells the most one answer to a row can cost."""
-    of = _message_dollars(calls, charges)
-    return lambda row: of(len(row.body), calls.max_tokens)
+    of = _message_dollars(plan, charges)
+    return lambda row: of(len(row.body), plan.max_tokens)
 
 
-def _message_dollars(calls: Calls, charges: Charges) -> Callable[[int, int], float]:
+def _message_dollars(plan: Plan, charges: Charges) -> Callable[[int, int], float]:
     """Return what tells the most a live message of so many bytes, and with so long a reply, can cost."""
     geography = prices.worst_geography(charges.inference_geo)
-    price = prices.price(calls.facts, mode="live", inference_geo=geography)
-    written = _written(calls, charges, "5m")
-    most = prices.most_with_tools(price, calls.facts, calls.max_tokens, charges)
+    price = prices.price(plan.facts, mode="live", inference_geo=geography)
+    written = _written(plan, charges, "5m")
+    most = prices.most_with_tools(price, plan.facts, plan.max_tokens, charges)
 
     def worst(size_bytes: int, max_tokens: int) -> float:
         if most is not None:
@@ -234,14 +191,14 @@ async def delete_batches(client: AsyncAnthropic, batches: Iterable[Batch]) -> li
         await wire.close()
 
 
-def _written(plan: Calls, charges: Charges, kept: str) -> str:
+def _written(plan: Plan, charges: Charges, kept: str) -> str:
     """Return what the prompt is paid as at worst."""
     if charges.caches:
         return "cache_write_1h_input_tokens"
     return f"cache_write_{kept}_input_tokens" if plan.cache else "input_tokens"
 
 
-def _describe(plan: Calls, api: Api, ledger: Ledger) -> dict[str, Any]:
+def _describe(plan: Plan, api: Api, ledger: Ledger) -> dict[str, Any]:
     return {"run": ledger.run, "model": plan.facts.id, "simulated": api.simulated}
 
 

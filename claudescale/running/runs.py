@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import cluster, loops
+from claudescale import loops
 from claudescale.api import prices
 from claudescale.api.answers import STOPPING_ERRORS, verdict
 from claudescale.api.connecting import check_client, connect
@@ -31,6 +31,7 @@ from claudescale.views.rates import by_minute
 from claudescale.widgets import watchcharts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import EllipsisType
 
     from anthropic import AsyncAnthropic
@@ -99,7 +100,7 @@ class Run(Handle):
         self.path = None if given is None else Path(given).expanduser().absolute()
         self._shown = progress
         self._failures: dict[str, int] | None = None
-        self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
+        self._sending = Sending(plan, client, self.path, _on(on, client, plan))
         if watchable and plan.mode != "batch" and loops.in_cell():
             watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
         self._start(self._go)
@@ -397,3 +398,15 @@ class Run(Handle):
 
     def _repr_html_(self) -> str:
         return cards.run_card(self).html()
+
+
+def _on(on: Any, client: AsyncAnthropic, plan: Plan) -> Callable[..., Any] | None:
+    """Return what makes a run's engine `on` a cluster; None where there is none."""
+    if on is None:
+        return None
+    try:
+        from claudescale import cluster  # noqa: PLC0415 - optional
+    except ImportError as error:
+        msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
+        raise PlanError(msg) from error
+    return cluster.engine(on, client, plan)

@@ -22,7 +22,7 @@ from claudescale.ledger.batchfile import OPEN
 from claudescale.ledger.ledger import Ledger
 from claudescale.planning import feasibility
 from claudescale.prompts.rows import Work, prepare
-from claudescale.running import engines, gathering
+from claudescale.running import engines
 from claudescale.running.meter import Meter
 from claudescale.running.supply import Supply
 
@@ -68,7 +68,9 @@ class Sending:
         What was done so far.
     """
 
-    def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None, engine: Any = None) -> None:
+    def __init__(
+        self, plan: Plan, client: AsyncAnthropic, path: Path | None, cluster: Callable[..., Any] | None = None
+    ) -> None:
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
@@ -83,7 +85,7 @@ class Sending:
         rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
         self.tally = Meter(rows, twice=plan.pay_twice, model=plan.facts)
         self._plan, self._client, self._path = plan, client, path
-        self._live_engine: Callable[..., Live] = engine or engines.live_engine
+        self._cluster = cluster
         self._clock = Clock()
         self._started_at: float | None = None
         self._ended_at: float | None = None
@@ -151,7 +153,6 @@ class Sending:
             raise
         try:
             self.ledger = await loops.in_thread(Ledger, self._path)
-            await gathering.collect(self.ledger, lambda: bool(self.asked))
             self.api = await self._wire.api()
             self._clock = self.api.clock
             missing = await loops.in_thread(self._prepare)
@@ -327,8 +328,10 @@ class Sending:
     def _engine(self, requests: int, pacer: Pacer | None = None) -> Live:
         assert self.api is not None
         assert self.ledger is not None
+        if self._cluster is not None:
+            return self._remote(self._cluster)
         earlier = self.tally.dollars - self._batch_dollars
-        live = self._live_engine(
+        live = engines.live_engine(
             self._plan,
             api=self.api,
             wire=self._wire,
@@ -343,6 +346,12 @@ class Sending:
         )
         self.pacer = live.pacer
         return live
+
+    def _remote(self, cluster: Callable[..., Any]) -> Live:
+        """Return what has rows answered on a cluster, which has the face of a `Live`."""
+        remote: Live = cluster(self._plan, work=self.work, clock=self._clock, record=self._record)
+        self.pacer = remote.pacer
+        return remote
 
     def _batch_engine(self) -> Batches:
         assert self.api is not None
