@@ -56,7 +56,7 @@ UPWARD = {
     ("planning.plans", "running"),  # stays: a plan starts its run
     ("prompts.rows", "planning"),
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
-    ("running.runs", "widgets"),
+    ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
     ("views.cards", "planning"),
     ("views.cascadecards", "evidence"),
     ("views.cascadecards", "planning"),

@@ -28,7 +28,6 @@ from claudescale.running.sending import Sending
 from claudescale.views import cards
 from claudescale.views.plots import Plots
 from claudescale.views.rates import by_minute
-from claudescale.widgets import watchcharts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,7 +101,9 @@ class Run(Handle):
         self._failures: dict[str, int] | None = None
         self._sending = Sending(plan, client, self.path, _on(on, client, plan))
         if watchable and plan.mode != "batch" and loops.in_cell():
-            watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
+            from claudescale.widgets import watch  # noqa: PLC0415 - slow to import
+
+            watch.prepare()  # when the run is watched it would stop its calls for seconds
         self._start(self._go)
 
     async def _go(self) -> None:
