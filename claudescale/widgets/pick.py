@@ -82,7 +82,7 @@ class Picker:
             given["style"] = {"description_width": "initial"}
             made = widgets.Checkbox(indent=False, layout=widgets.Layout(width="auto"), **given)
         else:
-            unit = "minutes, or none" if name == "deadline" else "dollars, or none"
+            unit = "minutes" if name == "deadline" else "dollars"
             made = widgets.Text(placeholder=unit, layout=layout, **given)
         made.observe(self._refresh, "value")
         return made

@@ -387,7 +387,7 @@ def drawn(
         top = 1.25 * (peak if far else max(peak, limit))
         arrow = "\N{UPWARDS ARROW} " * far
         words = f"{arrow}limit {limit:,.0f} {name.replace('_', ' ')}/min"
-        state[name] = {"rates": rates, "top": top, "limit": top if far else limit, "words": words}
+        state[name] = {"rates": rates, "top": top, "limit": None if far else limit, "words": words}
     return state
 
 
@@ -402,8 +402,7 @@ def _panel(name: str, color: str, *, is_last: bool) -> dict[str, Any]:
     y: dict[str, Any] = {"field": "rate", "type": "quantitative", "title": title}
     y["scale"] = {**from_zero, "domainMax": {"expr": f"{own}.top"}}
     y["axis"] = {"tickCount": 3, "labelExpr": "format(datum.value, datum.value < 2e4 ? ',~f' : '.3~s')"}
-    at_limit = {"y": {"field": "limit", "type": "quantitative"}}
-    text = {"type": "text", "align": "left", "baseline": "bottom", "color": _GREY}
+    text = {"type": "text", "color": _GREY, "baseline": "bottom"}
     steps = {
         "data": {"sequence": {"start": 0, "stop": _SLICES, "as": "n"}},
         "transform": [
@@ -419,23 +418,22 @@ def _panel(name: str, color: str, *, is_last: bool) -> dict[str, Any]:
         "encoding": {"x": x, "y": y},
     }  # fmt: skip
     limit = {
-        "data": {"values": [{}]},
-        "transform": [{"calculate": f"{own}.{part}", "as": part} for part in ("limit", "words")],
-        "layer": [
-            {"mark": {"type": "rule", "strokeDash": [5, 4], "color": _GREY}, "encoding": at_limit},
-            {
-                "mark": {**text, "dy": -3},
-                "encoding": {**at_limit, "x": {"value": 4}, "text": {"field": "words"}},
-            },
-        ],
+        "transform": [{"calculate": f"{own}.limit", "as": "limit"}],
+        "mark": {"type": "rule", "strokeDash": [5, 4], "color": _GREY},
+        "encoding": {"y": {"field": "limit", "type": "quantitative"}},
+    }
+    words = {
+        "transform": [{"calculate": f"{own}.words", "as": "words"}],
+        "mark": {**text, "align": "right"},
+        "encoding": {"x": {"value": 500}, "y": {"value": -9}, "text": {"field": "words"}},
     }
     unit = {
-        "data": {"values": [{}]},
         "transform": [{"calculate": "state.unit", "as": "unit"}],
-        "mark": {**text, "fontSize": 12},
-        "encoding": {"x": {"value": 200}, "y": {"value": 100}, "text": {"field": "unit"}},
+        "mark": {**text, "align": "center", "fontSize": 12},
+        "encoding": {"x": {"value": 250}, "y": {"value": 112}, "text": {"field": "unit"}},
     }
-    return {"width": 500, "height": 70, "layer": [steps, limit, *([unit] if is_last else [])]}
+    layers = [steps, limit, words, *([unit] if is_last else [])]
+    return {"width": 500, "height": 70, "data": {"values": [{}]}, "layer": layers}
 
 
 @lru_cache(maxsize=1)
@@ -445,7 +443,7 @@ def _kinds_of_chart() -> tuple[type[alt.JupyterChart], alt.VConcatChart]:
 
     from claudescale.views.theme import THEME
 
-    none = {"rates": [], "top": 1.0, "limit": 0.0, "words": ""}
+    none = {"rates": [], "top": 1.0, "limit": None, "words": ""}
     state = {"number": 0, "until": 1.0, "unit": "", "starts": [0.0], **dict.fromkeys(RATES, none)}
     panels = [_panel(name, color, is_last=name == "output_tokens") for name, color in RATES.items()]
     axis = {**THEME["axis"], "labelColor": _GREY, "titleColor": _GREY}
