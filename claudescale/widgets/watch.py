@@ -18,6 +18,8 @@ import weakref
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
+from importlib.util import find_spec
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import loops
@@ -83,9 +85,7 @@ def watch(run: Run) -> Watch:
     -----
     A refresh takes about two milliseconds of a thread of its own, however many rows there are.
     """
-    from claudescale.running.runs import Run  # a run prepares what is here
-
-    if not isinstance(run, Run):
+    if not hasattr(run, "pulse"):
         msg = f"watch takes a Run, not a {type(run).__name__}: run = plan.start(client), then cs.watch(run)"
         raise TypeError(msg)
     return Watch(run)
@@ -106,8 +106,7 @@ class Watch:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.refreshes, self.busy_seconds = 0, 0.0
-        self._shown_at = -math.inf
+        self.refreshes, self.busy_seconds, self._shown_at = 0, 0.0, -math.inf
         self._closed = self._dropped = False
         self._woken = threading.Event()
         self._cell = Cell(None, None)
@@ -233,14 +232,13 @@ class Panel:
     def __init__(self, run: Run, woken: threading.Event) -> None:
         import ipywidgets as widgets
 
-        self._run, self._woken = run, woken
+        self._run, self._woken, self._number = run, woken, 0
         self._bar = widgets.HTML(layout=widgets.Layout(flex="1 1 0%", min_width="0"))
         self._figures = widgets.HTML()
         self._buttons = {"stop": self._button("Stop", _STOP, run.stop)}
         if run.plan.mode != "live":
             self._buttons["leave"] = self._button("Leave", _LEAVE, run.leave)
         self._chart: Any = None if run.plan.mode == "batch" else live_chart()
-        self._number = 0
         row = widgets.Layout(align_items="center", grid_gap="6px")
         head = widgets.HBox([self._bar, *self._buttons.values()], layout=row)
         parts = [head, *([self._chart] if self._chart else []), self._figures]
@@ -466,7 +464,8 @@ def _kinds_of_chart() -> tuple[type[alt.JupyterChart], alt.VConcatChart]:
         def to_dict(self, *_: object, **__: object) -> dict[str, Any]:
             return specification
 
-    OfflineChart.enable_offline()
+    if find_spec("vl_convert"):  # without it the scripts come from the network
+        OfflineChart.enable_offline()
     template = Template(vconcat=[])
     template.params = [alt.VariableParameter(**param) for param in specification["params"]]
     return OfflineChart, template
@@ -494,7 +493,7 @@ def prepare() -> None:
 def _prepared() -> None:
     import altair as alt
     import ipywidgets  # noqa: F401
-    import vl_convert
 
     _kinds_of_chart()
-    vl_convert.vegalite_to_png(alt.Chart(alt.sequence(2)).mark_point().to_dict())
+    if find_spec("vl_convert"):
+        alt.Chart(alt.sequence(2)).mark_point().save(BytesIO(), format="png")
