@@ -1,118 +1,297 @@
-"""A run beyond one process: on a Dask cluster, or with a limit that unrelated processes share through Redis.
+"""A run on a Dask cluster: rows go out in small parts, each a plain run with a fixed share of the limits.
 
-``await plan.run(client, on=cluster)`` is the same plan, ledger and result as without ``on``. Rarely needed:
-one process sends some 300 calls a second, which is more than most tiers allow.
+``await plan.run(client, on=dask)`` is the same plan, ledger and result as without ``on``: what the workers
+were answered comes back with their parts and stands in the one ledger, which is the driver's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import concurrent.futures
+import math
+import multiprocessing
+import pickle
+import secrets
+import signal
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from http.client import OK
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from claudescale.errors import PlanError
+import polars as pl
+from distributed import Client, Event, KilledWorker
+
+from claudescale import loops
+from claudescale.api.answers import Verdict
+from claudescale.api.client import own_transport
+from claudescale.errors import ClaudescaleError, ImpossibleBudget, PlanError, RunStopped
+from claudescale.ledger.ledger import ATTEMPTS, Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from anthropic import AsyncAnthropic
-    from distributed import Client
 
-    from claudescale.running.live import Live
+    from claudescale.api.limits import Limits
+    from claudescale.planning.plans import Plan
+    from claudescale.running.job import Job, Row
 
-REDIS = ("redis://", "rediss://", "unix://")
-_SETTINGS: dict[str, Any] = {
-    "distributed.scheduler.worker-ttl": "15 s",  # a worker that stands still so long is given up
-    "distributed.scheduler.allowed-failures": 5,
-    "distributed.worker.profile.enabled": False,  # half a millisecond of every call
-    "distributed.worker.preload": ["claudescale.daskworker"],
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dask:
-    """A Dask cluster to run on, where its client alone does not say enough.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        Of the cluster.
-    connect : callable, optional
-        Called in each worker, gives the `AsyncAnthropic` it sends with: where the key is not in the worker's
-        ``ANTHROPIC_API_KEY`` but in a secret store, say. The key itself never travels.
-    folder : str or Path, optional
-        Where workers keep what they were answered until the driver has it. All of them and this process
-        must see it; the default stands beside the ledger, which is right on one machine.
-    """
-
-    client: Client
-    connect: Callable[[], AsyncAnthropic] | None = None
-    folder: str | Path | None = None
+PART_SECONDS = 10.0
+"""API time that a part should take at its share of the limits: so much work is lost with a worker."""
+LEAST_ROWS, MOST_ROWS, MOST_BYTES = 20, 500, 1 << 23
+"""Of a part. With fewer rows a worker could not tell a wrong request from wrong rows."""
+MOST_DEATHS = 5
+"""Of workers with the same rows, which may be what kills them."""
+_BROKE = Verdict(outcome="stop", error="budget")
+_TEXT = "claudescale_text"
+_CLIENT = "api_key", "auth_token", "credentials", "base_url", "timeout", "middleware"
 
 
-def local(workers: int = 2, **options: Any) -> Client:
-    """Return the client of a new Dask cluster on this machine; ``with`` or ``close()`` ends it.
+class Part(NamedTuple):
+    """What a worker is given. Dask may log its repr, which shows neither rows nor key."""
 
-    Its workers inherit this process's environment, so a key that is set there is set here.
+    run: str
+    name: str
+    client: bytes
+    plan: Plan
+    changes: dict[str, Any]
+    keys: pl.Series
 
-    Spends: nothing.
+    def __repr__(self) -> str:
+        return f"<Part {self.name}, {self.keys.len()} rows>"
 
-    Parameters
-    ----------
-    workers : int
-        Processes. One for each core is enough.
-    **options
-        For `distributed.Client` and its `LocalCluster`.
 
-    Raises
-    ------
-    PlanError
-        Dask is not installed.
-    """
-    dask, distributed = _imported("dask", "dask"), _imported("distributed", "dask")
-    # With None Dask opens a port for its pages all the same; so any free one, on this machine only.
-    given = {"n_workers": workers, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
-    with dask.config.set(_SETTINGS):
-        client: Client = distributed.Client(**given, set_as_default=False, **options)
+class Outcome(NamedTuple):
+    """What came of a part."""
+
+    attempts: pl.DataFrame = ATTEMPTS.to_frame().with_columns(final=pl.lit(value=False))
+    limits: Limits | None = None
+    owed_seconds: float = 0.0  # of API time, until the share that the part used is full again
+    trouble: Verdict | None = None
+    finished: bool = False
+    lost: bool = False  # with the worker that had it
+
+    @property
+    def is_broke(self) -> bool:
+        """Whether the budget bears no more of it."""
+        return self.trouble is not None and self.trouble.error == "budget"
+
+
+# in a worker
+
+
+def run_part(part: Part) -> Outcome:
+    """Answer the rows of a part. It raises nothing, as Dask logs errors and they may quote a row."""
+    try:
+        begun, stop = Event(part.name), Event(part.run)
+        if begun.is_set():  # Dask's own second try: what it may cost is for the driver to decide
+            return Outcome(lost=True)
+        begun.set()
+        run = part.plan.replace(**part.changes).start(_client(part.client), ledger=None, progress=False)
+        try:
+            while run.state in {"starting", "running"} and not stop.wait(timeout=loops.SLICE_SECONDS):
+                pass
+        finally:
+            run.stop()
+        return _outcome(run, part)
+    except ImpossibleBudget:
+        return Outcome(trouble=_BROKE)
+    except Exception as error:  # noqa: BLE001 - the driver ends its run with it
+        words = str(error) if isinstance(error, ClaudescaleError | OSError) else ""
+        return Outcome(trouble=_trouble(f"a worker cannot go on: {type(error).__name__} {words}"))
+
+
+def _outcome(run: Any, part: Part) -> Outcome:
+    try:
+        run.result()
+        trouble = _BROKE if run.stopped_by == "budget" else None
+    except RunStopped:
+        trouble = Verdict(outcome="stop", error=run.stopped_by, message=run.message)
+    final = run.replies.select("key", "sent_at", final=pl.lit(value=True))
+    attempts = run.attempts.join(final, on=["key", "sent_at"], how="left", maintain_order="left")
+    attempts = attempts.with_columns(
+        pl.col("key").replace_strict(run.work.keys, part.keys),  # in a retry the driver's keys are others
+        pl.col("final").fill_null(value=False),
+    )
+    used = _seconds(run.limits, attempts.height, run.counts.input_tokens, run.counts.output_tokens)
+    owed_seconds = max(used / part.plan.share - run.minutes * 60, 0.0)
+    return Outcome(attempts, run.limits, owed_seconds, trouble, finished=run.state == "finished")
+
+
+def _client(settings: bytes) -> AsyncAnthropic:
+    import anthropic  # noqa: PLC0415 - slow to import
+
+    given = pickle.loads(settings)  # noqa: S301 - the driver's
+    client = anthropic.AsyncAnthropic(**given)
+    client.api_key, client.auth_token = given["api_key"], given["auth_token"]  # and none of this machine's
     return client
 
 
-def engine(on: Any, client: AsyncAnthropic) -> Callable[..., Live]:
-    """Return what makes the live engine of a run `on` a cluster, in the place of `engines.live_engine`.
+def _seconds(limits: Limits, *used: float) -> float:
+    """Return how long so many requests, input tokens and output tokens take by the limits."""
+    return 60 * max(amount / most for amount, most in zip(used, limits.per_minute, strict=True))
 
-    Raises
-    ------
-    PlanError
-        Nothing can be run on that, or what it takes is not installed.
-    """
-    if isinstance(on, str) and on.startswith(REDIS):
-        _imported("redis", "redis")
-        from claudescale import redishome  # noqa: PLC0415 - optional
 
-        return partial(redishome.engine, on, client)
-    given = on if isinstance(on, Dask) else Dask(client=on)
-    distributed = _imported("distributed", "dask")
-    if not isinstance(given.client, distributed.Client):
-        msg = (
-            f"on= takes no {type(on).__name__}, but claudescale.cluster.local(2), any distributed.Client, or "
-        )
-        msg += '"redis://host:6379/0", which shares the limit alone'
+def _trouble(words: str) -> Verdict:
+    return Verdict(outcome="stop", error="cluster_error", message=words)
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the driver: it lets the workers finish."""
+    if multiprocessing.parent_process():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# at the driver
+
+
+def engine(dask: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Cluster]:
+    """Return what makes the `Cluster` of a run; PlanError where the plan cannot run there."""
+    if not isinstance(dask, Client) or dask.asynchronous or not dask.nthreads():
+        msg = "on= takes the Dask client of a cluster with workers, such as distributed.Client(n_workers=2),"
+        raise PlanError(msg + f" and not an asynchronous one; this is a {type(dask).__name__}.")
+    if plan.mode != "live":
+        msg = f"on= answers rows live, and the plan has mode={plan.mode!r}: a batch needs no cluster."
         raise PlanError(msg)
-    if given.client.asynchronous:
-        msg = "on= takes a Dask client that is not asynchronous: distributed.Client(address)"
-        raise PlanError(msg)
-    from claudescale import daskhome  # noqa: PLC0415 - optional
-
-    folder = None if given.folder is None else Path(given.folder).expanduser().absolute()
-    return partial(daskhome.engine, given.client, given.connect, folder, client)
-
-
-def _imported(name: str, extra: str) -> Any:
-    import importlib  # noqa: PLC0415 - only here
-
+    settings = {name: getattr(client, name) for name in _CLIENT}
+    settings |= {"default_headers": client._custom_headers, "default_query": client._custom_query}  # noqa: SLF001
     try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        msg = f"on= needs {name!r}, which is not installed: pip install 'claudescale[{extra}]'"
-        raise PlanError(msg) from error
+        sent = pickle.dumps(settings)
+    except (TypeError, AttributeError, pickle.PicklingError):
+        sent = None
+    if sent is None or own_transport(client) or type(client).__name__ != "AsyncAnthropic":
+        msg = (
+            "on= takes a plain AsyncAnthropic, which each worker makes anew: without an http_client, and with"
+        )
+        raise PlanError(msg + " credentials and middleware that can be pickled.")
+    dask.run(_ignore_interrupts)
+    return partial(Cluster, dask, sent)
+
+
+class Cluster:
+    """Has rows answered by the workers of a Dask cluster; its face is that of a `Live`.
+
+    A lane for each worker that is there at the start sends one part after another, with a fixed share of the
+    limits, of the concurrency and of the budget.
+    """
+
+    def __init__(self, dask: Client, client: bytes, job: Job) -> None:
+        plan, work = job.plan, job.work
+        self.stopped_by: Verdict | None = None
+        self._dask, self._client, self._job, self._requests = dask, client, job, work.requests
+        self._lanes = lanes = min(len(dask.nthreads()), plan.concurrency or MOST_ROWS)
+        self._frame, prompt = work.frame, plan.prompt
+        if work.texts.rendered is not None:  # by an expression, which may look at other rows
+            content = work.texts.rendered.str.json_decode(pl.Struct({"content": pl.String}))
+            self._frame, prompt = content.struct.field("content").to_frame(_TEXT), pl.col(_TEXT)
+        self._plan = replace(
+            plan, frame=self._frame.clear(), prompt=prompt, share=plan.share / lanes, kept=None, learned=None,
+            concurrency=plan.concurrency and plan.concurrency // lanes, deadline=None, budget=None,
+        )  # fmt: skip
+        self._lane_dollars = math.inf if plan.budget is None else plan.budget / lanes
+        tokens = cast("float", work.requests["estimated_tokens"].mean() or 0.0), plan.expected.output_tokens
+        rows = int(PART_SECONDS * self._plan.share / _seconds(plan.limits, 1, *tokens))
+        fair = math.ceil(work.requests.height / lanes) or 1
+        self._part_rows = max(math.ceil(fair / math.ceil(fair / max(min(rows, MOST_ROWS), 1))), LEAST_ROWS)
+        # What a run asks of a pacer; rows that are out count as calls in flight.
+        self.pacer = SimpleNamespace(limits=plan.limits, in_flight=0, window=lanes * self._part_rows)
+        self._name = f"claudescale-{secrets.token_hex(8)}"
+        self._stopping, self._primed, self._pulling = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+
+    def stop(self) -> None:
+        """Send nothing more; what is in flight comes in, as it is paid for."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._telling = asyncio.ensure_future(loops.in_thread(Event(self._name, self._dask).set))
+
+    async def answer(self, rows: AsyncIterator[Row]) -> None:
+        """Return when every row has its answer, or the run was stopped (`stopped_by` says why).
+
+        Spends: tokens.
+        """
+        self._rows = rows
+        lanes = [asyncio.ensure_future(self._lane(number)) for number in range(self._lanes)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            self.stop()
+            await asyncio.gather(self._telling, *lanes, return_exceptions=True)
+
+    async def _lane(self, number: int) -> None:
+        """Send part after part, with this lane's share of everything."""
+        dollars, owed_seconds, deaths, most = self._lane_dollars, 0.0, 0, self._part_rows
+        rows: list[Row] = []
+        if number and self._plan.cache:  # one row writes the cache, and the others read it
+            await self._primed.wait()
+        while most and dollars > 0 and not self._stopping.is_set() and (rows := rows or await self._next()):
+            part = rows[:most]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._job.clock.real(owed_seconds))
+            outcome = await self._sent(part, dollars)
+            owed_seconds, deaths = outcome.owed_seconds, deaths + 1 if outcome.lost else 0
+            dollars -= self._billed(part, outcome)
+            done = set(outcome.attempts.filter("final")["key"])
+            rows = rows[len(part) :] if outcome.finished else [row for row in rows if row.key not in done]
+            if outcome.is_broke and not outcome.attempts.height:
+                most = len(part) // 2  # so many may be within what is left
+            if deaths == MOST_DEATHS:
+                self._end(_trouble(f"{deaths} workers have died with the same {len(part)} rows"))
+            self._primed.set()
+        if not most or dollars <= 0:
+            self.stopped_by = self.stopped_by or _BROKE
+        self._primed.set()
+
+    async def _next(self) -> list[Row]:
+        part: list[Row] = []
+        size, most = 0, self._part_rows if self._primed.is_set() or not self._plan.cache else 1
+        async with self._pulling:
+            while len(part) < most and size < MOST_BYTES and (row := await anext(self._rows, None)):
+                part.append(row)
+                size += len(row.body)
+        return part
+
+    def _billed(self, part: list[Row], outcome: Outcome) -> float:
+        """Return what a part may have cost at most: an answer that was lost may be billed."""
+        longest = self._plan.max_tokens
+        attempts, worst = outcome.attempts, [self._job.worst_dollars(len(row.body), longest) for row in part]
+        lost = attempts.filter(~pl.col("final"), pl.col("status").is_null() | (pl.col("status") == OK)).height
+        return sum(worst) if outcome.lost else float(attempts["dollars"].sum()) + lost * max(worst)
+
+    async def _sent(self, rows: list[Row], dollars: float) -> Outcome:
+        """Have a part answered, record what comes back, and end the run where the worker says so."""
+        requests = self._requests.filter(pl.col("key").is_in([row.key for row in rows]))
+        changes = {"frame": self._frame[requests["row"]], "tier": self.pacer.limits}
+        if not math.isinf(dollars):
+            changes["budget"] = dollars
+        name = f"{self._name}-{secrets.token_hex(4)}"
+        part = Part(self._name, name, self._client, self._plan, changes, requests["key"])
+        self.pacer.in_flight += len(rows)
+        outcome = await self._outcome(part)
+        self.pacer.in_flight -= len(rows)
+        for row in outcome.attempts.iter_rows(named=True):
+            final = row.pop("final")
+            self._job.record(Attempt(**{**row, "sent_at": row["sent_at"].timestamp()}), final=final)
+        self.pacer.limits = outcome.limits or self.pacer.limits
+        if outcome.trouble is not None and not outcome.is_broke:
+            self._end(outcome.trouble)
+        return outcome
+
+    async def _outcome(self, part: Part) -> Outcome:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        future = self._dask.submit(run_part, part, key=part.name, pure=False)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+        try:
+            await done.wait()
+            return cast("Outcome", await loops.in_thread(future.result))
+        except KilledWorker:
+            return Outcome(lost=True)
+        except (OSError, RuntimeError, concurrent.futures.CancelledError) as error:
+            return Outcome(trouble=_trouble(f"the cluster is gone ({type(error).__name__})"))
+        finally:
+            future.release()
+
+    def _end(self, why: Verdict) -> None:
+        self.stopped_by = self.stopped_by or why
+        self.stop()

@@ -253,17 +253,6 @@ async def in_time(
             await asyncio.wait([task])
 
 
-async def cancel(task: asyncio.Task[Any]) -> None:
-    """Return when a task has ended, canceled as often as it takes.
-
-    What it awaits may swallow a cancellation: `asyncio.wait_for` does up to Python 3.11, and Redis's client
-    uses it.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=SLICE_SECONDS)
-
-
 async def either(task: asyncio.Future[None], event: asyncio.Event) -> None:
     """Return when the task has ended, raising its error, or the event has come."""
     waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())

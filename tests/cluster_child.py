@@ -1,25 +1,20 @@
-"""The driver of a run on a cluster, as a process that can be interrupted or killed.
-
-Arguments: the API's address, the ledger, the rows, and the address of a Dask scheduler, or how many workers
-to start.
-"""
+"""The driver of a run on a cluster of its own, to be interrupted: the API's address, the ledger, the rows."""
 
 import sys
 
 from running import a_plan, reviews
 
 import claudescale as cs
-from claudescale import cluster
 
 
-def main(url, ledger, rows, where):
+def main(url, ledger, rows):
     """Run the plan; an interrupt ends it as it ends any run."""
     from distributed import Client  # noqa: PLC0415 - a worker that is spawned from here need not
 
     client = cs.connect(base_url=url, api_key="simulated")
-    with cluster.local(int(where)) if where.isdigit() else Client(where, set_as_default=False) as dask:
-        run = a_plan(reviews(int(rows))).start(client, ledger=ledger, progress=False, on=dask)
-        print("started", flush=True)
+    tier = cs.Limits(requests_per_minute=12_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
+    with Client(n_workers=2, dashboard_address=None, set_as_default=False) as dask:
+        run = a_plan(reviews(int(rows)), tier=tier).start(client, ledger=ledger, progress=False, on=dask)
         try:
             run.result()
         except KeyboardInterrupt:

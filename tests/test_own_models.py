@@ -196,13 +196,11 @@ def test_a_plan_with_extreme_limits_is_shown(value):
 
 def test_a_picker_shows_a_model_of_ones_own():
     """What is picked from has the plan's own model and its limits."""
-    from claudescale.widgets import picks  # noqa: PLC0415 - widgets are slow to import
-
     plan = a_plan(reviews(2), model=PRICED, tier=WIDE_LIMITS)
-    own = picks.of(plan)
-    assert picks.models(plan, own)[0][1] == "my-haiku"
-    assert picks.tiers(plan, own.model)
-    assert picks.made(plan, own) is plan
+    picker = cs.pick(plan)
+    assert "my-haiku" in dict(picker.controls["model"].options).values()
+    assert WIDE_LIMITS in dict(picker.controls["tier"].options).values()
+    assert picker.plan is plan
 
 
 def test_it_is_a_value():

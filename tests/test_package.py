@@ -39,12 +39,6 @@ FOLDERS = [
     "running",
     "evidence",
     "widgets",
-    "books",
-    "leases",
-    "daskbook",
-    "daskworker",
-    "daskhome",
-    "redishome",
     "cluster",
 ]
 """Imports run downward: a module may import from its own folder and from those named before it."""
@@ -60,7 +54,7 @@ UPWARD = {
     ("planning.plans", "running"),  # stays: a plan starts its run
     ("prompts.rows", "planning"),
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
-    ("running.runs", "widgets"),
+    ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
     ("views.cards", "planning"),
     ("views.cascadecards", "evidence"),
     ("views.cascadecards", "planning"),
@@ -74,13 +68,12 @@ SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.facts", "api.catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     # The simulator hands out a client of its own, and a worker has to make one.
-    "anthropic": {"api", "running", "simulator", "daskworker"},
+    "anthropic": {"api", "running", "simulator", "cluster"},
     "altair": {"views", "widgets"},
     "vl_convert": {"views"},
     "ipywidgets": {"widgets"},
     "nest_asyncio": {"loops"},
-    "distributed": {"daskbook", "daskworker", "daskhome"},
-    "redis": {"redishome"},
+    "distributed": {"cluster"},
 }
 # Distributions that are not named as what is imported from them, or come with another for certain.
 DISTRIBUTIONS = {
@@ -300,8 +293,7 @@ def test_whatever_is_imported_is_asked_for(folder, extra):
     foreign = names - sys.stdlib_module_names - own
     asked = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
     asked = {"vl-convert-python" if name == "vl-convert" else name for name in asked}
-    optional = requirements("dask") | requirements("redis")
-    assert asked - requirements(extra) - optional == set()
+    assert asked - requirements(extra) - requirements("dask") == set()
 
 
 def test_conda_and_pip_install_the_same():

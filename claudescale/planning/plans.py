@@ -344,7 +344,7 @@ class Plan:
         progress : bool
             Show a progress bar.
         on : optional
-            More than this process: a Dask client, or ``"redis://..."``; see `claudescale.cluster`.
+            A Dask client: its workers make the calls, each with a fixed share of the limits.
         """
         from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
 

@@ -33,10 +33,9 @@ from claudescale.running.progress import Progress
 from claudescale.views import cards
 from claudescale.views.plots import Plots
 from claudescale.views.rates import by_minute
-from claudescale.widgets import watchcharts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import EllipsisType
 
     from anthropic import AsyncAnthropic
@@ -137,8 +136,11 @@ class Run(Handle):
         self._job = Job(plan, client, self.path)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving = False
+        self._cluster = _on(on, client, plan)
         if watchable and plan.mode != "batch" and loops.in_cell():
-            watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
+            from claudescale.widgets import watch  # noqa: PLC0415 - slow to import
+
+            watch.prepare()  # when the run is watched it would stop its calls for seconds
         self._start(self._go)
 
     # how it goes
@@ -233,6 +235,10 @@ class Run(Handle):
     def _make_live(self, requests: int) -> Live:
         """Make what sends rows live, at the pace that an earlier one has learned."""
         job, plan = self._job, self.plan
+        if self._cluster is not None:
+            job.live = self._cluster(job)
+            job.pacer = job.live.pacer
+            return job.live
         job.pacer = job.pacer or Pacer(
             plan.limits,
             clock=job.clock,
@@ -582,3 +588,15 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
         .select(*BATCHES)
         .cast(BATCHES)
     )
+
+
+def _on(on: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Any] | None:
+    """Return what makes a run's engine `on` a cluster; None where there is none."""
+    if on is None:
+        return None
+    try:
+        from claudescale import cluster  # noqa: PLC0415 - optional
+    except ImportError as error:
+        msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
+        raise PlanError(msg) from error
+    return cluster.engine(on, client, plan)

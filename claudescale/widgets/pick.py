@@ -1,246 +1,167 @@
-"""Pick: a plan chosen with controls, seen at once in dollars, minutes and a picture, and run from there."""
+"""Pick: a plan chosen with controls. Every change shows its card, its place among others and its code."""
+# ruff: noqa: PLC0415  # ipywidgets is imported where widgets are made, not with the package
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+import asyncio
+import html
+import json
+from typing import Any
 
-from claudescale.api.connecting import check_client
+from claudescale import loops
+from claudescale.api import catalog
+from claudescale.api.limits import Limits
 from claudescale.errors import PlanError, printable
+from claudescale.planning import feasibility
 from claudescale.planning.plans import Plan
-from claudescale.prompts.parameters import plain
-from claudescale.views import card as display
-from claudescale.views import cards
-from claudescale.views.theme import specification
-from claudescale.widgets import picks
-from claudescale.widgets.asking import Asking, pilot_spending, run_spending
-from claudescale.widgets.redrawing import Redrawing
+from claudescale.views.card import Card
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-    from types import EllipsisType
-
-    from anthropic import AsyncAnthropic
-
-    from claudescale.running.runs import Run
-    from claudescale.widgets.asking import Spending
-    from claudescale.widgets.picks import Pick
-
-PILOT_ROWS = 50
-"""How many rows a pilot takes, unless something else is typed."""
+QUIET_SECONDS = 0.15
+"""So long a burst of changes, such as a held arrow key, passes before the picture is drawn."""
+MODES = {
+    "live": "live \N{MIDDLE DOT} now, at the tier's pace",
+    "batch": "batch \N{MIDDLE DOT} half the price, within 24 hours",
+    "hybrid": "hybrid \N{MIDDLE DOT} a batch, the rest live in time for the deadline",
+    "auto": "auto \N{MIDDLE DOT} the cheapest that keeps deadline and budget",
+}
+CONTROLS = {
+    "model": ("Model", "Which model answers."),
+    "tier": ("Tier", "The account's usage tier: what it allows this model in a minute."),
+    "mode": ("Mode", "How the rows are sent."),
+    "max_tokens": ("Max tokens", "The longest reply in tokens, thinking included."),
+    "deadline": ("Deadline", "Minutes the run may take. Empty is no deadline."),
+    "budget": ("Budget", "US dollars the run may spend: a hard stop. Empty is no budget."),
+    "cache": ("Cache the system prompt", "It is paid in full once, then read at a lower price."),
+}
+"""The name of each control: its label and its tooltip."""
+_GONE = "<div><small>A picker, as it was when shown. Run the cell again for its controls.</small></div>"
 
 
 class Picker:
     """A plan's controls in a notebook. `pick` makes one; it shows itself, as often as one likes.
 
-    It lives as long as its kernel; what lasts is the line of code it shows.
-
     Attributes
     ----------
     plan : Plan
-        What is picked, frozen; while the controls ask for what cannot be, what was picked before.
-    code : str
-        The line that makes `plan` from the plan that was given, if they are called ``plan`` and ``picker``.
-    run : Run or None
-        What the Run button started last.
-    pilot : Run or None
-        What `plan` was measured by here.
+        What is picked; while the controls ask for what cannot be, what was picked before.
     controls : dict
         The widgets, by the name of the parameter: ``picker.controls["tier"].value = "build"``.
-    buttons : dict
-        ``"pilot"``, ``"run"``, ``"stop"``, ``"yes"``, ``"no"``.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        client: AsyncAnthropic | None,
-        *,
-        ledger: str | Path | EllipsisType | None,
-        confirm_dollars: float,
-    ) -> None:
-        from claudescale.widgets.pickpanel import Panel  # noqa: PLC0415 - it imports ipywidgets
+    def __init__(self, plan: Plan) -> None:
+        import ipywidgets as widgets
 
         self._given = self.plan = plan
-        self._possible = True
-        self._pilots: dict[tuple[str, bool], Run] = {}
-        self._calibrated: dict[tuple[Run, Pick], dict[str, Any]] = {}
-        # Changes come from the kernel's thread, and after a pilot from the background's.
-        self._lock = threading.RLock()
-        with suppress(PlanError):  # what is wrong is shown in place of the figures
-            _ = plan.totals  # the rows are read once, for all that is picked
-        pick = picks.of(plan)
-        models, tiers = picks.models(plan, pick), picks.tiers(plan, pick.model)
-        self._models = _models_depend_on(pick), models
-        self._panel = Panel(pick, models=models, tiers=tiers, rows=PILOT_ROWS)
-        self.controls, self.buttons = self._panel.controls, self._panel.buttons
-        self._asking = Asking(
-            self._panel,
-            client,
-            ledger=ledger,
-            confirm_dollars=confirm_dollars,
-            changed=self._label,
-            measured=self._measured,
-        )
-        self._drawing = Redrawing(_drawn, self._panel.draw, self._asking.failed)
-        acts = {
-            "pilot": lambda: self._spend(lambda: pilot_spending(self.plan, self.controls["rows"].value)),
-            "run": lambda: self._spend(lambda: run_spending(self.plan)),
-            "stop": self._asking.stop,
-            "yes": self._asking.yes,
-            "no": self._asking.no,
-        }
-        for name, act in acts.items():
-            self.buttons[name].on_click(self._guarded(act))
-        self._panel.heard = self._guarded(self._refresh)
-        self._panel.heard()
-        self._asking.introduce()
+        self._first = _values(plan)
+        self._picked: dict[str, Any] = {}
+        self._drawing = 0
+        self.controls = {name: self._control(name) for name in CONTROLS}
+        self._figures, self._code = (widgets.HTML(layout=widgets.Layout(max_width="100%")) for _ in range(2))
+        self._chart = widgets.Output()
+        self._draw({"text/plain": "Drawing the choices ..."})
+        wrapped = widgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 14px")
+        *long, tokens, deadline, budget, cache = self.controls.values()
+        short = widgets.HBox([tokens, deadline, budget], layout=wrapped)
+        self._box = widgets.VBox([*long, short, cache, self._figures, self._code, self._chart])
+        self._refresh()
+
+    def _control(self, name: str) -> Any:
+        import ipywidgets as widgets
+
+        label, tooltip = CONTROLS[name]
+        value = self._first[name]
+        given: dict[str, Any] = {"description": label, "tooltip": tooltip, "value": value}
+        given["style"] = {"description_width": "82px"}
+        layout = widgets.Layout(width="215px")
+        if name in {"model", "tier", "mode"}:
+            layout = widgets.Layout(width="520px", max_width="100%")
+            made: Any = widgets.Dropdown(options=_options(self._given, name), layout=layout, **given)
+        elif name == "max_tokens":
+            made = widgets.IntText(layout=layout, **given)
+        elif name == "cache":
+            given["style"] = {"description_width": "initial"}
+            made = widgets.Checkbox(indent=False, layout=widgets.Layout(width="auto"), **given)
+        else:
+            unit = "minutes" if name == "deadline" else "dollars"
+            made = widgets.Text(placeholder=unit, layout=layout, **given)
+        made.observe(self._refresh, "value")
+        return made
 
     @property
     def code(self) -> str:
-        """The line of code that makes `plan`."""
-        return picks.code(self._given, picks.of(self.plan), piloted=self.pilot is not None)
+        """The line of code that makes `plan` from the plan that was given, if that is called ``plan``."""
+        chosen = ", ".join(f"{name}={_literal(value)}" for name, value in self._picked.items())
+        return f"plan = plan.replace({chosen})" if chosen else "plan"
 
-    @property
-    def pilot(self) -> Run | None:
-        """What `plan` was measured by here."""
-        return self._pilots.get(_measured_as(self.plan))
+    def _chosen(self) -> dict[str, Any]:
+        """Return what the controls change, as `Plan.replace` takes it; PlanError where it is no number."""
+        values = {name: control.value for name, control in self.controls.items()}
+        changed = {name: value for name, value in values.items() if value != self._first[name]}
+        numbers = {name: _number(name, changed[name]) for name in ("deadline", "budget") if name in changed}
+        return changed | numbers
 
-    @property
-    def run(self) -> Run | None:
-        """What the Run button started last."""
-        return self._asking.run
-
-    def stop(self) -> None:
-        """Stop the run or the pilot under way, as `Run.stop` does.
-
-        Spends: what is in flight.
-        """
-        self._asking.stop()
-
-    # a change
-
-    def _refresh(self) -> None:
+    def _refresh(self, _: object = None) -> None:
         """Show what the controls ask for: figures at once, the picture soon after."""
-        with self._lock:
-            self._asking.withdraw()
-            try:
-                pick = self._panel.pick()
-                self._offer(pick)
-                plan = self._made(pick)
-                card = picks.card(plan)
-            except PlanError as error:
-                self._possible, card = False, _impossible(error)
-            else:
-                self._possible, self.plan = True, plan
-                self._panel.code(self.code)
-                self._panel.hint(picks.cache_hint(plan))
-                self._drawing.ask(plan)
-            self._label()  # before the figures: whoever has read them finds the buttons as they should be
-            self._panel.figures(card)
+        try:
+            chosen = self._chosen()
+            plan = self._given.replace(**chosen) if chosen else self._given
+            card = plan._repr_html_()
+        except PlanError as error:
+            still = "picker.plan is still what it was before, as the code and the picture show it."
+            card = Card(title=f"Not possible. {error}", header=(), rows=(), notes=(still,)).html()
+        else:
+            self.plan, self._picked = plan, chosen
+            self._code.value = _close(_code(self.code))
+            self._drawing += 1
+            loops.start(lambda: self._draw_later(plan, self._drawing), stop=lambda: None)
+        self._figures.value = _close(card)
 
-    def _spend(self, spending: Callable[[], Spending]) -> None:
-        with self._lock:
-            if self._possible:  # a click may come before the page has heard that the button is disabled
-                self._asking.ask(spending())
+    async def _draw_later(self, plan: Plan, number: int) -> None:
+        """Draw the choices on a thread of their own, unless something else was chosen meanwhile."""
+        await asyncio.sleep(QUIET_SECONDS)
+        if number != self._drawing:
+            return
+        try:
+            bundle = await loops.in_thread(lambda: plan.plot.frontier()._repr_mimebundle_())
+        except Exception as error:  # noqa: BLE001 - nobody awaits this, so it is shown
+            bundle = {"text/plain": f"The choices cannot be drawn: {type(error).__name__}: {error}"}
+        if number == self._drawing:
+            self._draw(bundle)
 
-    def _made(self, pick: Pick) -> Plan:
-        """Return the plan of a pick, measured where there is a pilot; the rows are not read again."""
-        plan = picks.made(self._given, pick)
-        pilot = self._pilots.get(_measured_as(plan))
-        if pilot is None:
-            return plan
-        if (pilot, pick) not in self._calibrated:
-            self._calibrated[pilot, pick] = picks.found_out(plan.calibrate(pilot))
-        return plan.replace(**self._calibrated[pilot, pick])
-
-    def _offer(self, pick: Pick) -> None:
-        """Show the labels as they are for what is picked."""
-        known, models = self._models
-        if known != _models_depend_on(pick):
-            models = picks.models(self._given, pick)
-            self._models = _models_depend_on(pick), models
-        self._panel.offer("model", models)
-        self._panel.offer("tier", picks.tiers(self._given, pick.model))
-
-    def _label(self) -> None:
-        """Write on the buttons what they would spend."""
-        with self._lock:
-            free = self._possible and not self._asking.busy
-            simulated = " (SIMULATED)" * self._asking.simulated
-            pilot, some, run = "Pilot", False, "Run"
-            with suppress(PlanError):  # no rows, or a plan that cannot be: then there is nothing to tell
-                pilot, some = picks.pilot_label(self.plan, self.controls["rows"].value), True
-            if self._possible:
-                run = picks.run_label(self.plan)
-            self._panel.label("pilot", pilot + simulated, enabled=free and some)
-            self._panel.label("run", run + simulated, enabled=free)
-            self._panel.label("stop", "Stop", enabled=self._asking.active is not None)
-
-    def _measured(self, run: Run) -> None:
-        """Take what a pilot has measured, for all plans of its model."""
-        told = cards.line(run)
-        run.plan.calibrate(run)  # PlanError where there is nothing to learn from
-        with self._lock:
-            self._pilots[_measured_as(run.plan)] = run
-            self._refresh()
-        self._panel.say(f"Pilot. {told} The figures of {run.plan.facts.id} are measured now.")
-
-    def _guarded(self, act: Callable[[], None]) -> Callable[..., None]:
-        def guarded(*_: Any) -> None:
-            try:
-                act()
-            except Exception as error:  # noqa: BLE001 - a callback's error would be lost, so it is shown
-                self._asking.failed(error)
-
-        return guarded
-
-    # how it looks
+    def _draw(self, bundle: dict[str, Any]) -> None:
+        self._chart.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
 
     def __repr__(self) -> str:
-        return printable(f"Picker: {cards.plan_card(self.plan).title} The same in code: {self.code}")
+        return printable(f"Picker of the plan: {self.code}")
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         del include, exclude  # IPython itself leaves out what was not asked for
-        return self._panel.bundle(repr(self), cards.plan_card(self.plan), self.code)
+        views: dict[str, Any] = self._box._repr_mimebundle_()
+        page = f"{_GONE}{self.plan._repr_html_()}{_code(self.code)}"
+        return {**views, "text/plain": repr(self), "text/html": page}
 
 
-def pick(
-    plan: Plan,
-    client: AsyncAnthropic | None = None,
-    *,
-    ledger: str | Path | EllipsisType | None = ...,
-    confirm_dollars: float = 1.0,
-) -> Picker:
+def pick(plan: Plan) -> Picker:
     """Return controls for a plan: every change shows its price, its time and its place among the others.
 
     ``picker.plan`` is then what was picked, and ``picker.code`` the line that makes the same plan.
 
-    Spends: nothing; its buttons do, the pilot's after asking.
+    Spends: nothing.
 
     Parameters
     ----------
     plan : Plan
         To begin with; it stays as it is.
-    client : AsyncAnthropic, optional
-        From `connect`, which is also the default, called when a button needs it.
-    ledger : str, Path or None
-        As for `Plan.start`, for pilot and run alike: what the pilot paid for, the run does not pay again.
-    confirm_dollars : float
-        Above so many dollars, at the 90th percentile, the Run button asks too.
 
     Raises
     ------
     PlanError
-        There is no plan, or the client cannot be used.
+        This is no plan.
 
     Notes
     -----
     A notebook saves no widgets. Opened without its kernel it shows the plan and the line of code as they
-    were when the picker was shown, or, to its author, that the widget is gone: run the cell again. Copy the
-    line into a cell to keep what was picked.
+    were when the picker was shown. Copy the line into a cell to keep what was picked.
 
     Examples
     --------
@@ -255,31 +176,57 @@ def pick(
     if not isinstance(plan, Plan):
         msg = f"cs.pick shows a plan, and this is a {type(plan).__name__}. Make one with cs.plan(frame, ...)."
         raise PlanError(msg)
-    if client is not None:
-        check_client(client)
-    confirm_dollars = plain(confirm_dollars)
-    if not isinstance(confirm_dollars, int | float) or not confirm_dollars >= 0:
-        msg = f"confirm_dollars={confirm_dollars!r}: above so many dollars Run asks first, such as 1.0."
-        raise PlanError(msg)
-    return Picker(plan, client, ledger=ledger, confirm_dollars=confirm_dollars)
+    return Picker(plan)
 
 
-def _models_depend_on(pick: Pick) -> tuple[object, ...]:
-    return pick.tier, pick.max_tokens, pick.cache
+def _values(plan: Plan) -> dict[str, Any]:
+    """Return what the controls show of a plan."""
+    minutes = feasibility.minutes_of(plan.deadline)
+    return {
+        "model": plan.facts.id,
+        "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,
+        "mode": plan.mode,
+        "max_tokens": plan.max_tokens,
+        "deadline": "" if minutes is None else _literal(minutes),
+        "budget": "" if plan.budget is None else _literal(plan.budget),
+        "cache": bool(plan.cache),
+    }
 
 
-def _measured_as(plan: Plan) -> tuple[str, bool]:
-    """Return what a pilot's measurements depend on, of all that can be picked."""
-    return plan.facts.id, bool(plan.cache)
+def _options(plan: Plan, name: str) -> list[tuple[str, Any]]:
+    """Return the label and the value of what can be chosen, the plan's own first where no list has it."""
+    if name == "mode":
+        return [(label, mode) for mode, label in MODES.items()]
+    if name == "model":
+        models = [model.id for model in catalog.MODELS.values() if catalog.lifecycle(model) != "retired"]
+        return [(model, model) for model in dict.fromkeys([*models, plan.facts.id])]
+    own = [("your limits", plan.tier)] if isinstance(plan.tier, Limits) else []
+    return [*own, *((tier.name, tier.name) for tier in catalog.TIERS.values() if tier.limits)]
 
 
-def _impossible(error: PlanError) -> display.Card:
-    still = "picker.plan is still what it was before, as the code and the picture show it."
-    return display.Card(title=f"Not possible. {error}", header=(), rows=(), notes=(still,))
+def _number(name: str, text: str) -> float | None:
+    """Return a number as it was typed, such as ``$1,200.50``; None where nothing was."""
+    bare = text.strip().removeprefix("$").replace(",", "").strip()
+    if not bare:
+        return None
+    try:
+        return float(bare)
+    except ValueError:
+        msg = f"{name}: {text!r} is no number. Type one, such as 90, or nothing for no {name}."
+        raise PlanError(msg) from None
 
 
-def _drawn(plan: Plan) -> dict[str, Any]:
-    """Return the picture of a plan among its choices; a live widget needs no PNG beside it."""
-    shown = plan.plot.frontier()
-    drawing = specification(shown.chart, shown.text)
-    return {"application/vnd.vegalite.v5+json": drawing, "text/plain": shown.text}
+def _literal(value: object) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
+
+
+def _close(page: str) -> str:
+    """Return HTML with the lines of a text, not as far apart as controls."""
+    return f'<div style="line-height:1.45">{page}</div>'
+
+
+def _code(line: str) -> str:
+    style = "user-select:all;white-space:pre-wrap"
+    return f'<div><small>The same in code: </small><code style="{style}">{html.escape(line)}</code></div>'

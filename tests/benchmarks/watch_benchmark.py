@@ -16,14 +16,13 @@ import sys
 
 ROUNDS = 4
 REFRESH = """
-import json, statistics, time, types
+import json, statistics, threading, time, types
 import polars as pl
 import claudescale as cs
-from claudescale import bills, watchframe, watchpanel
 from claudescale.ledger.ledger import Attempt
 from claudescale.running.meter import Meter
 from claudescale.running.meter import Ends, Pulse
-from claudescale.widgets.watchpanel import Panel
+from claudescale.widgets.watch import Panel
 
 MODEL = "claude-haiku-5-5"
 limits = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=90_000, output_tokens_per_minute=90_000)
@@ -31,8 +30,9 @@ one = dict.fromkeys(Attempt._fields) | dict(mode="live", model=MODEL, status=200
 one |= {name: 70 for name in Attempt._fields if name.endswith("tokens")}
 meter, added, found = Meter(model=MODEL), 0, {}
 meter.begin(pl.Series("key", [str(n) for n in range(100_000)]))
-watchpanel.LONGEST_EMBED_SECONDS = 0.0
-panel = Panel("live", stop=print, leave=print, heard=lambda: None)
+plan = types.SimpleNamespace(mode="live", share=1.0)
+run = types.SimpleNamespace(plan=plan, limits=limits, counts=meter, stop=print, leave=print)
+panel = Panel(run, threading.Event())
 for rows in (1_000, 10_000, 100_000):
     begun = time.thread_time()
     while added < rows:
@@ -42,12 +42,12 @@ for rows in (1_000, 10_000, 100_000):
     took = []
     for number in range(100):
         start = time.thread_time()
-        pulse = Pulse(
+        run.pulse = Pulse(
             state="running", errors=dict(meter.errors), refusals={}, rows=100_000, done=meter.done + number,
             minutes=rows * 0.001, in_flight=20, most_in_flight=40, median_seconds=meter.latency(0.5),
             slow_seconds=meter.latency(0.95), dollars=meter.dollars, ends=Ends(rows * 0.01, rows * 0.011),
         )
-        panel.show(pulse, watchframe.drawn(pulse, *meter.slices(), limits, number=number + 1))
+        panel.show(number + 1)
         took.append((time.thread_time() - start) * 1e3)
     took = sorted(took)
     found[rows] = [statistics.median(took), took[-5], meter_us]
@@ -57,11 +57,9 @@ PACE = """
 import asyncio, json, time
 import polars as pl
 import claudescale as cs
-from claudescale import watchcharts, watchframe, watchpanel
-watchcharts.live()
-# As if a page confirmed every picture at once.
-watchpanel.LONGEST_EMBED_SECONDS = 0.0
-watchframe.pause_seconds = lambda unheard, every: every
+from claudescale.widgets import watch
+watch.prepare()
+watch.UNHEARD_SECONDS = watch.REFRESH_SECONDS  # as if a page drew every picture at once
 wide = cs.Limits(requests_per_minute=1e7, input_tokens_per_minute=1e10, output_tokens_per_minute=1e10)
 texts = pl.DataFrame({{"text": [f"Order {{n}}: the parcel came late. " * 4 for n in range({rows})]}})
 plan = cs.plan(texts, "Why? {{text}}", model="claude-haiku-5-5", max_tokens=64, concurrency=50, tier=wide)

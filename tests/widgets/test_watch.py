@@ -1,0 +1,346 @@
+"""Watching a run: what is said of it, how its widgets live and end, and that it adds no gap to a run."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+import types
+from dataclasses import replace
+
+import pytest
+import vl_convert
+from claudescale.running.pulses import Ends, Pulse
+from running import a_plan, finished, reviews, simulator, until
+
+import claudescale as cs
+from claudescale import loops
+from claudescale.ledger.batchfile import Batch
+from claudescale.running.batch_rules import Expected
+from claudescale.running.meter import MOST_SLICES, Slice
+from claudescale.widgets import watch
+from claudescale.widgets.watch import Cell, Panel, Watch
+
+PULSE = Pulse(state="running", errors={}, refusals={})
+LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state": "starting"}, "Run starting: the rows are read."),
+        (
+            {"rows": 9_000, "done": 1_234, "dollars": 0.12, "estimate_dollars": 1.02, "ends": Ends(1.5, 2.0)},
+            "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02.",
+        ),
+        (
+            {"rows": 9, "asked": "stop", "in_flight": 2, "ends": Ends(1.5, 2.0)},
+            "Run stopping: 0 of 9 rows done, waits for 2 calls in flight, $0.",
+        ),
+        (
+            {"rows": 9, "expected": Expected(2, 1, 9, 2_400.0, 80_000.0)},
+            "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0.",
+        ),
+    ],
+)
+def test_the_headline_tells_the_truth_in_one_line(changes, words):
+    """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
+    assert watch.headline(replace(PULSE, **changes)) == words
+
+
+def test_figures_show_what_is_known_and_what_is_not():
+    """Latency and tokens a second are there for live calls only, failures and batches by kind."""
+    batch = Batch("n", "api", "claude-haiku-5-5", 500, 0.0, "in_progress", "b")
+    pulse = replace(
+        PULSE, speed=10.0, dollars=0.5, plain_dollars=1.0, requests=5, in_flight=3, most_in_flight=16,
+        median_seconds=1.25, slow_seconds=12.3, output_tokens_per_second=81.2, minutes=2.0,
+        errors={"timeout_error": 1, "overloaded_error": 12}, refusals={"rate_limit_error": 2},
+        batches=[batch, batch],
+    )  # fmt: skip
+    text = watch.figures(pulse).text().replace("\N{NO-BREAK SPACE}", " ")
+    for words in ("$0.50", "$1.00", "1.2 s", "12 s", "81", "3 / 16", "2 m 00 s", "10 times as fast"):
+        assert words in text
+    assert "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error." in text
+    assert "2 in progress" in text
+    assert "latency" not in watch.figures(PULSE).text()
+
+
+def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
+    """A call is known when it is answered, so the picture ends a slow answer ago."""
+    pulse = replace(PULSE, minutes=20 / 60, slow_seconds=4.5)
+    drawn = watch.drawn(pulse, 1, [Slice(requests=10)] * 20, LIMITS, number=7)
+    assert (drawn["number"], drawn["unit"], len(drawn["starts"])) == (7, "Seconds since the start", 16)
+    assert drawn["requests"]["rates"] == [600.0] * 15
+    assert drawn["requests"]["limit"] == 1_000
+    assert drawn["until"] == pytest.approx(20)
+    assert watch.drawn(PULSE, 1, [], LIMITS, number=1)["starts"] == [0.0]
+    assert watch._SLICES == MOST_SLICES
+
+
+def test_a_limit_far_away_is_named_at_the_top():
+    """Rates far below their limit fill the picture; the limit's name stands above them."""
+    far = watch.drawn(replace(PULSE, minutes=1.0), 60, [Slice(requests=10)], LIMITS, number=1)["requests"]
+    assert (far["top"], far["limit"]) == (pytest.approx(12.5), None)
+    assert far["words"] == "\N{UPWARDS ARROW} limit 1,000 requests/min"
+
+
+@pytest.mark.slow
+def test_a_watched_run_outside_a_notebook_prints_lines():
+    """A script gets plain lines while the run goes on, and the figures at its end, also of the process."""
+    code = """
+import sys
+sys.path.insert(0, "tests")
+import claudescale as cs
+from running import a_plan, reviews, simulator
+with simulator(latency=1.0) as server:
+    run = a_plan(reviews(60)).start(server.client(), ledger=None, progress=False)
+    watcher = cs.watch(run)
+    cs.wait(run)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    first, *others = done.stdout.splitlines()
+    assert first.startswith(("Run starting", "SIMULATED Run"))
+    assert sum("SIMULATED Run finished: 60 of 60 rows answered" in line for line in others) == 1
+    assert "ipywidgets" not in done.stderr
+
+
+def test_only_a_run_can_be_watched():
+    """What is not a run is refused with what to type."""
+    with pytest.raises(TypeError, match=r"plan\.start\(client\)"):
+        cs.watch("run")
+
+
+# in a notebook: the browser tests have JupyterLab, these a page that keeps what it is given
+
+
+class Page:
+    """A notebook's page in place of JupyterLab, which draws whatever it is told."""
+
+    def __init__(self, monkeypatch):
+        watch.prepare()
+        self.cell = Cell("cell", "first")
+        self.shown, self.updates = [], []
+        monkeypatch.setattr(loops, "in_notebook", lambda: True)
+        monkeypatch.setattr(watch, "_cell", lambda: self.cell)
+        monkeypatch.setattr(watch, "_display", self._display)
+        monkeypatch.setattr(watch, "LINGER_SECONDS", 0.0)
+        monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.05)
+        show = Panel.show
+
+        def drawn(panel, number):
+            show(panel, number)
+            if panel._chart:
+                panel._chart.params.heard = number
+
+        monkeypatch.setattr(Panel, "show", drawn)
+
+    def _display(self, bundle):
+        self.shown.append(bundle)
+        place = len(self.shown)
+        return types.SimpleNamespace(update=lambda bundle, raw: self.updates.append((place, bundle)))
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """Stand in for a notebook, with the real widgets."""
+    return Page(monkeypatch)
+
+
+def followers():
+    """Return the threads of watchers."""
+    return [each for each in threading.enumerate() if each.name == "claudescale-watch"]
+
+
+async def watched(run, *watchers, refreshes=3):
+    """Stop a run when each watcher has shown it so often; return when the watchers have ended."""
+    await until(lambda: all(each.refreshes >= refreshes for each in watchers))
+    run.stop()
+    await run
+    await until(lambda: not followers())
+
+
+def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
+    """Start a run that lasts, and return what `steps` makes of it."""
+
+    async def go(client):
+        plan = a_plan(reviews(rows), **{"concurrency": 4, **options})
+        return await steps(plan.start(client, ledger=None, progress=False))
+
+    with simulator(latency=latency, faults=faults) as server:
+        return asyncio.run(go(server.client()))
+
+
+def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
+    """The widgets are told new figures; then what is saved takes their places, and they close."""
+
+    async def steps(run):
+        one, two = Watch(run), Watch(run)
+        await watched(run, one, two)
+        return one
+
+    one = follow(steps)
+    assert one.busy_seconds > 0
+    assert len(page.shown) == 4
+    assert sorted(place for place, _ in page.updates) == [1, 2, 3, 4]
+    table, picture = (dict(page.updates)[place] for place in (1, 2))
+    assert "of 4,000 rows answered" in table["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" not in {*table, *picture}
+    assert {"application/vnd.vegalite.v5+json", "image/png", "text/plain"} == set(picture)
+    assert one._panel.box.comm is None
+
+
+def test_a_finished_run_is_shown_at_once(page):
+    """There is nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
+    with simulator() as server:
+        watcher = cs.watch(finished(a_plan(reviews(3)), server.client()))
+    assert [set(each) & {"text/html", "image/png"} for each in page.shown] == [{"text/html"}, {"image/png"}]
+    assert (watcher.refreshes, followers()) == (0, [])
+    watcher._ipython_display_()
+    assert len(page.shown) == 2
+    page.cell = Cell("another", "second")
+    watcher._ipython_display_()
+    assert len(page.shown) == 4
+
+
+def test_a_run_that_cannot_go_on_says_why(page):
+    """A run that fails leaves its reason and what to do on the page."""
+
+    async def steps(run):
+        Watch(run)
+        with pytest.raises(cs.RunStopped):
+            await run
+        await until(lambda: not followers())
+
+    follow(steps, rows=3, faults={401: 1.0})
+    assert "does not accept the key" in dict(page.updates)[1]["text/html"]
+
+
+def test_the_stop_button_stops(page):
+    """A click on Stop stops the run; the button cannot be pressed again."""
+
+    async def steps(run):
+        watcher = Watch(run)
+        await until(lambda: run.counts.answered)
+        (button,) = watcher._panel._buttons.values()
+        assert (button.description, bool(button.tooltip)) == ("Stop", True)
+        button.click()
+        assert run.pulse.asked == "stop"
+        await run
+        await until(lambda: not followers())
+        return run
+
+    assert follow(steps).state == "stopped"
+    assert "Run stopped" in dict(page.updates)[1]["text/html"]
+
+
+def test_a_batch_can_be_left(page):
+    """A run with batches has a second button, which leaves them at the API."""
+
+    async def steps(run):
+        watcher = Watch(run)
+        await run.submitted()
+        _, leave = watcher._panel._buttons.values()
+        assert "go on at the API" in leave.tooltip
+        leave.click()
+        await run
+        await until(lambda: not followers())
+        return run
+
+    run = follow(steps, rows=5, mode="batch", tier="start", concurrency=None, faults={"batch_stuck": 1.0})
+    assert run.state == "left"
+
+
+def test_a_cell_that_is_run_again_is_watched_once(page):
+    """The watchers of a cell's earlier run end without a word; those of other cells go on."""
+
+    async def steps(run):
+        first, beside = Watch(run), Watch(run)
+        page.cell = Cell("another", "second")
+        other = Watch(run)
+        page.cell = Cell("cell", "third")
+        again = Watch(run)
+        assert [each._dropped for each in (first, beside, other, again)] == [True, True, False, False]
+        await watched(run, other, again)
+
+    follow(steps)
+    assert sorted(place for place, _ in page.updates) == [5, 6, 7, 8]
+
+
+def test_a_watcher_can_be_closed(page):
+    """Closed, it leaves a table and a picture of how the run stood; the run goes on."""
+
+    async def steps(run):
+        watcher = Watch(run)
+        await until(lambda: watcher.refreshes > 1 and run.state == "running")
+        watcher.close()
+        await until(lambda: not followers())
+        state = run.state
+        await watched(run)
+        return state
+
+    assert follow(steps) == "running"
+    assert "Run running: " in dict(page.updates)[1]["text/html"]
+
+
+def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
+    """Polars may raise the kernel's interrupt in the watcher's thread: it goes on."""
+    raised, real = [], watch.drawn
+
+    def drawn(*given, **named):
+        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
+            raised.append(1)
+            raise KeyboardInterrupt
+        return real(*given, **named)
+
+    monkeypatch.setattr(watch, "drawn", drawn)
+
+    async def steps(run):
+        await watched(run, Watch(run), refreshes=5)
+
+    follow(steps)
+    assert len(raised) == 2
+    assert "of 4,000 rows answered" in dict(page.updates)[1]["text/html"]
+
+
+# no gap
+
+
+@pytest.fixture
+def calls_made(monkeypatch):
+    """Return how many calls the simulator had seen at the begin and at the end of each preparation."""
+    seen = types.SimpleNamespace(calls=[], api=None)
+
+    def prepare():
+        seen.calls.append(seen.api.stats["calls"])
+        time.sleep(0.1)
+        seen.calls.append(seen.api.stats["calls"])
+
+    monkeypatch.setattr(watch, "prepare", prepare)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("where", "wanted"), [("notebook", [0, 0]), ("script", []), ("awaited", []), ("batch", [])]
+)
+def test_in_a_notebook_a_run_sends_nothing_before_a_watcher_is_ready(monkeypatch, calls_made, where, wanted):
+    """A live run waits for imports, scripts and a first PNG; where it cannot be watched it does not wait."""
+    if where != "script":
+        monkeypatch.setattr(loops, "in_notebook", lambda: True)
+    with simulator(speed=6_000 if where == "batch" else 10) as api:
+        calls_made.api = api
+        plan = a_plan(reviews(3), mode="batch" if where == "batch" else "live")
+        if where == "awaited":
+            finished(plan, api.client())
+        else:
+            cs.wait(plan.start(api.client(), ledger=None, progress=False))
+    assert calls_made.calls == wanted
+
+
+def test_a_live_picture_after_the_preparation_bundles_and_draws_nothing(monkeypatch):
+    """What vl-convert does once, without letting other threads run, is not done again for a watcher."""
+    watch.prepare()
+    for name in ("javascript_bundle", "vegalite_to_png"):
+        monkeypatch.delattr(vl_convert, name)
+    watch.live_chart().close()
