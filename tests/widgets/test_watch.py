@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import vl_convert
-from claudescale.running.pulses import Ends, Pulse
+from claudescale.running.meter import Ends, Pulse
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
