@@ -7,8 +7,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
+from claudescale.simulator.account import Buckets
 from claudescale.simulator.batches import Batches
-from claudescale.simulator.buckets import Buckets
 from claudescale.simulator.desk import Admission, Desk
 from claudescale.simulator.faults import Fault, Faults
 

@@ -70,7 +70,7 @@ def batched(at, *rows, betas=""):
     batches = Batches(at, NOW, 60)
     rows = [{"custom_id": f"row-{place}", "params": body} for place, body in enumerate(rows)]
     batch = batches.find(batches.create(NOW, {"requests": rows}, VERSION, betas)["id"])
-    for _ in batches.settle(batch):
+    for _ in batches.work(batch, NOW + 60):
         pass
     found = {line["custom_id"]: line["result"] for line in map(json.loads, batches.results(NOW + 60, batch))}
     return [found[row["custom_id"]] for row in rows]
@@ -152,7 +152,7 @@ REFUSED = {
     ),
     "image without a source": (
         request([{"type": "image"}]),
-        "messages.0.content.0.image.source: Input tag None",
+        "messages.0.content.0.image.source: Field required",
     ),
     "document that is no PDF": (
         request([source("document", b"<html>", "application/pdf")]),
@@ -234,7 +234,7 @@ REFUSED = {
         "service_tier: Input should be 'auto' or 'standard_only'",
     ),
     "diagnostics": (request(diagnostics={"x": 1}), "diagnostics.x: Extra inputs are not permitted"),
-    "system's key": (request(system=[text(x=1)]), "system.0.x: Extra inputs are not permitted"),
+    "system's key": (request(system=[text(x=1)]), "system.0.text.x: Extra inputs are not permitted"),
     "system turn of 4.5": (
         request(model=OLD, messages=[{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]),
         "messages.1: role 'system' is not supported on this model",

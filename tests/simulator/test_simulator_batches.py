@@ -10,12 +10,9 @@ from email.utils import parsedate_to_datetime
 import aiohttp
 import anthropic
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from claudescale.simulator import Batches, Desk, Fault, Simulator
 from claudescale.simulator.__main__ import arguments
-from claudescale.simulator.intake import Intake
 
 NOW = 1_795_000_000.0  # November 2026
 VERSION = "2026-10-21"
@@ -47,8 +44,8 @@ def made(seconds=600, tier=(1e9, 1e12, 1e12), **options):
 
 def outcomes(batches, shown, now):
     """Return the kind of result of each row once the batch has ended."""
-    for batch in batches.due(now):
-        for _ in batches.settle(batch):
+    for batch in batches.unsettled():
+        for _ in batches.work(batch, now):
             pass
     lines = [json.loads(line) for line in batches.results(now, batches.find(shown["id"]))]
     kinds = {line["custom_id"]: line["result"] for line in lines}
@@ -143,7 +140,7 @@ def test_a_stuck_batch_is_canceled_or_expires_whole():
     batches.cancel(NOW + 600, batches.find(second["id"]))
     assert set(outcomes(batches, third, NOW + 700).values()) == {"succeeded"}
     assert set(outcomes(batches, second, NOW + 700).values()) == {"canceled"}
-    assert batches.show(batches.find(first["id"]), NOW + 86_399)["processing_status"] == "in_progress"
+    assert batches.find(first["id"]).shown(NOW + 86_399)["processing_status"] == "in_progress"
     assert set(outcomes(batches, first, NOW + 86_400).values()) == {"expired"}
     assert desk.account.figures()["billed_rows"] == 5
 
@@ -211,85 +208,7 @@ def test_every_answer_has_the_date_in_api_time():
     assert moments[-1] > time.time() + 60
 
 
-# -------------------------------------------------------------------------------------------- intake
-
-
-def taken(raw, sizes=(), **options):
-    """Return what an intake says of a body that comes in parts, and the rows it keeps."""
-    intake = Intake(**options)
-    place = 0
-    for size in sizes:
-        intake.feed(raw[place : place + size])
-        place += size
-    intake.feed(raw[place:])
-    return intake.end(), [json.loads(row) for row in intake.rows]
-
-
-TEXTS = st.text('ab {}[]",:\\\nß漢🙂', max_size=20)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(
-    st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_size=8),
-    st.lists(st.integers(0, 40), max_size=30),
-    st.booleans(),
-    st.sampled_from([None, 2]),
-)
-def test_a_body_is_read_the_same_in_parts_of_any_size(params, sizes, ascii, indent):
-    """However it is cut, also within a character, the rows come out as they went in."""
-    rows = [{"custom_id": f"r{n}", "params": each} for n, each in enumerate(params)]
-    body = {"workspace_id": "w", "requests": rows}
-    raw = json.dumps(body, ensure_ascii=ascii, indent=indent).encode()
-    assert taken(raw, sizes) == (None, rows)
-
-
-@given(
-    st.lists(st.sampled_from(['{"', "{", "}", "[", "]", ",", ":", '"', "a", '"requests":[', "1", " ", "ß"])),
-    st.lists(st.integers(0, 9), max_size=9),
-)
-def test_what_is_no_json_is_refused_and_what_is_keeps_to_the_rules(parts, sizes):
-    """A body of any characters is refused exactly where it is no JSON object, or says what is missing."""
-    raw = "".join(parts).encode()
-    problem, rows = taken(raw, sizes)
-    try:
-        is_object = isinstance(json.loads(raw), dict)
-    except ValueError:
-        is_object = False
-    assert ("not valid JSON" in problem.message) == (not is_object)
-    assert rows == []
-
-
 ROW = b'{"custom_id":"a","params":{}}'
-
-
-@pytest.mark.parametrize(
-    ("raw", "status", "says"),
-    [
-        (b'{"requests":[%s,]}' % ROW, 400, "not valid JSON"),
-        (b'{"requests":[%s]' % ROW, 400, "not complete"),
-        (b'{"requests":[%s]}}' % ROW, 400, "not valid JSON"),
-        (b'{"requests":[%s %s]}' % (ROW, ROW), 400, "not valid JSON"),
-        (b'{"requests":[\xff]}', 400, "not valid JSON"),
-        (b"[" * 100_000, 400, "not valid JSON"),
-        (b"", 400, "not complete"),
-        (b'{"requests":{"a":1}}', 400, "at least 1 item"),
-        (b'{"requests":[1]}', 400, "requests.0: Input should be a valid dictionary"),
-        (b'{"requests":[{"custom_id":"a","params":{},"model":"m"}]}', 400, "requests.0.model: Extra inputs"),
-        (b'{"requests":[%s],"betas":[]}' % ROW, 400, "betas: Extra inputs"),
-        (b'{"requests":[%s,%s]}' % (ROW, ROW), 400, "requests.1.custom_id: duplicate"),
-        (b'{"requests":[' + b",".join([ROW] * 40) + b"]}", 413, "maximum allowed number of bytes"),
-    ],
-)
-def test_a_body_that_makes_no_batch_says_why(raw, status, says):
-    """What is wrong with a body is told with the place, and nothing of it is kept."""
-    problem, rows = taken(raw, max_bytes=1_000 if status == 413 else 10**9)
-    assert problem.status == status
-    assert says in problem.message
-    assert rows == []
 
 
 def test_an_upload_that_breaks_off_makes_no_batch():
@@ -329,7 +248,7 @@ def test_rows_are_done_one_by_one_and_their_requests_forgotten():
     assert 150 < len(worked) < 250
     assert desk.account.figures()["billed_rows"] == len(worked)
     assert [row for row in range(400) if not batch.rows[row]] == sorted(worked)
-    counts = batches.show(batch, NOW + 500)["request_counts"]
+    counts = batch.shown(NOW + 500)["request_counts"]
     assert counts == {"processing": 400, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0}
     assert set(outcomes(batches, shown, NOW + 1000).values()) == {"succeeded"}
     assert (batch.rows, batch.agenda, len(batch.lines)) == ([], [], 400)
