@@ -298,7 +298,7 @@ class Batches:
         model = found_model(params, now)
         if isinstance(model, Problem):
             return self._errored(model)
-        wrong = _refused(params, model) or problem(params, model, batch.version, betas=batch.betas)
+        wrong = _refused(params, model) or problem(params, model, batch.version, batch.betas)
         if wrong is not None:
             return self._errored(wrong)
         key = replies.digest(desk.seed, params)

@@ -1,7 +1,8 @@
 """What the API refuses with a 400 or 404, and in which words.
 
-First the shape of a request is held against the table `FIELDS`, then its sense is looked into. The messages
-follow the API's where they are known; their exact wording is promised by nobody.
+First the shape of a request is held against the table `FIELDS`, then its sense is looked into: pairs of what
+is wrong and the words for it, the first of which counts. The messages follow the API's where they are known;
+their exact wording is promised by nobody.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from claudescale.api import catalog
 from claudescale.errors import UnknownModel
@@ -43,10 +44,15 @@ ROLES = {  # the only role whose turns may hold a block
     **dict.fromkeys(("thinking", "redacted_thinking", "tool_use"), "assistant"),
 }
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-SERVED_TOOL = re.compile(  # the API's own, and the name it must have; None where it has none
+SERVED_TOOL = re.compile(  # the API's own, with the name that some must have
     r"(web_search|web_fetch|code_execution|bash|memory)_\d{8}|(tool_search_tool_(?:bm25|regex))(?:_\d{8})?"
-    r"|text_editor_\d{8}|(?:browser|computer)_toolset_\d{8}"
+    r"|(?:text_editor|browser_toolset|computer_toolset)_\d{8}"
 )
+PREFILL = (
+    "This model does not support assistant message prefill. The conversation must end with a user message."
+)
+
+Refusals: TypeAlias = "Iterator[tuple[Any, str | Problem]]"
 
 
 def generation(model_id: str) -> tuple[int, int]:
@@ -77,34 +83,32 @@ def found_model(body: Mapping[str, Any], now: float) -> catalog.Model | Problem:
     return found
 
 
-def problem(
+def problem(  # noqa: PLR0917 - what decides it
     body: dict[str, Any],
     model: catalog.Model,
     version: str = "2026-10-21",
-    *,
     betas: str = "",
+    *,
     counting: bool = False,
 ) -> Problem | None:
-    """Return the first thing the API would refuse in a request, or None.
-
-    Parameters
-    ----------
-    betas : str
-        The ``anthropic-beta`` header.
-    counting : bool
-        The request asks for a token count: no `max_tokens`, fewer fields.
-    """
-    call = Call(body, model, betas, old=version == OLD_VERSION, counting=counting)
-    fields = {**(COUNTED if counting else FIELDS), **dict.fromkeys(filter(call.has, BETAS))}
-    fields |= dict.fromkeys(SAMPLING) if call.old else {}
+    """Return the first thing the API would refuse in a request, or in one for a token count; or None."""
+    fields = {**(COUNTED if counting else FIELDS)}
+    fields |= dict.fromkeys(SAMPLING) if version == OLD_VERSION else {}
+    fields |= {name: None for name in BETAS if _has(betas, name)}
     known = {name.removesuffix("!") for name in fields}
     for name in body.keys() - known:
         return invalid(f"{name}: Extra inputs are not permitted")
-    for found in _fields("", body, fields, loose=bool(betas)):
-        return invalid(found)
-    for wrong in call.problems():
-        return wrong if isinstance(wrong, Problem) else invalid(wrong)
+    for words in _fields("", body, fields, loose=bool(betas)):
+        return invalid(words)
+    for wrong, found in Call(body, model, betas, old=version == OLD_VERSION).refusals():
+        if wrong:
+            return found if isinstance(found, Problem) else invalid(found)
     return None
+
+
+def _has(betas: str, name: str) -> bool:
+    """Return whether the beta header that `name` needs was sent."""
+    return any(beta.strip().startswith(BETAS[name]) for beta in betas.split(","))
 
 
 # ------------------------------------------------------------------------------------------------- shapes
@@ -237,201 +241,179 @@ def _either(values: Iterable[str]) -> str:
 
 
 class Call:
-    """A request, and what decides how strictly it is read; but for `has` only one of the right shape."""
+    """A request of the right shape, and what decides how strictly it is read."""
 
-    def __init__(
-        self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool, counting: bool
-    ) -> None:
-        self.body, self.model, self.betas, self.old, self.counting = body, model, betas, old, counting
-
-    def has(self, name: str) -> bool:
-        """Return whether the beta header that `name` needs was sent."""
-        return any(beta.strip().startswith(BETAS[name]) for beta in self.betas.split(","))
-
-    def problems(self) -> Iterator[str | Problem]:
-        """Yield everything that is wrong with a request of the right shape."""
-        self.turns: list[dict[str, Any]] = self.body["messages"]
-        self.config: dict[str, Any] = self.body.get("output_config") or {}
-        self.tools: list[dict[str, Any]] = self.body.get("tools") or []
-        self.choice: dict[str, Any] = self.body.get("tool_choice") or {}
+    def __init__(self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool) -> None:
+        config = body.get("output_config") or {}
+        self.body, self.model, self.betas, self.old = body, model, betas, old
+        self.turns: list[dict[str, Any]] = body["messages"]
+        self.tools: list[dict[str, Any]] = body.get("tools") or []
+        self.choice: dict[str, Any] = body.get("tool_choice") or {}
         self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
-        if self.old:
-            yield from self._sampling()
-        if not self.counting:
-            yield from self._max_tokens()
+        self.effort, self.format = config.get("effort"), config.get("format")
+
+    def refusals(self) -> Refusals:
+        """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
+        yield from self._max_tokens()
         yield from self._conversation()
-        yield from self._tool_problems()
+        yield from self._tools()
         yield from self._cache()
         yield from self._output()
         yield from self._thinking()
         yield from self._options()
 
-    def _sampling(self) -> Iterator[str]:
-        for name, default in SAMPLING.items():
-            if self.body.get(name, default) != default and self.model.tokenizer == "2026":
-                yield f"{name}: `{name}` may only be set to its default on {self.model.id}"
+    def _max_tokens(self) -> Refusals:
+        tokens, most, zero = (
+            self.body.get("max_tokens", 1),
+            self.model.max_output_tokens,
+            "max_tokens: 0 is not",
+        )
+        which = f"which is the maximum allowed number of output tokens for {self.model.snapshot}"
+        yield tokens < 0, "max_tokens: Input should be greater than or equal to 0"
+        yield tokens > most, f"max_tokens: {tokens} > {most}, {which}"
+        yield not tokens and self.body.get("stream"), f"{zero} supported with `stream`"
+        yield not tokens and self.format, f"{zero} supported with `output_config.format`"
+        yield not tokens and self.forced, f"{zero} supported with `tool_choice.type` {self.forced!r}"
 
-    def _max_tokens(self) -> Iterator[str]:
-        value, most = self.body["max_tokens"], self.model.max_output_tokens
-        if value < 0:
-            yield "max_tokens: Input should be greater than or equal to 0"
-        if value > most:
-            which = f"which is the maximum allowed number of output tokens for {self.model.snapshot}"
-            yield f"max_tokens: {value} > {most}, {which}"
-        if value == 0 and self.body.get("stream"):
-            yield "max_tokens: 0 is not supported with `stream`"
-        if value == 0 and self.config.get("format"):
-            yield "max_tokens: 0 is not supported with `output_config.format`"
-        if value == 0 and self.forced:
-            yield f"max_tokens: 0 is not supported with `tool_choice.type` {self.forced!r}"
-
-    def _conversation(self) -> Iterator[str | Problem]:
-        if not self.turns:
-            yield "messages: at least one message is required"
-            return
-        if len(self.turns) > catalog.MESSAGE.max_messages:
-            yield f"messages: at most {catalog.MESSAGE.max_messages} messages are allowed"
+    def _conversation(self) -> Refusals:
+        most, number = catalog.MESSAGE.max_messages, generation(self.model.id)
+        yield not self.turns, "messages: at least one message is required"
+        yield len(self.turns) > most, f"messages: at most {most} messages are allowed"
         for place, turn in enumerate(self.turns):
             where, role, content = f"messages.{place}", turn["role"], turn["content"]
-            if role == "system" and generation(self.model.id) < SYSTEM_TURNS_FROM:
-                yield f"{where}: role 'system' is not supported on this model"
-            if not content or (isinstance(content, str) and not content.strip() and role != "assistant"):
-                yield f"{where}: {role} messages must have non-empty content"
+            early = role == "system" and number < SYSTEM_TURNS_FROM
+            blank = isinstance(content, str) and not content.strip() and role != "assistant"
+            yield early, f"{where}: role 'system' is not supported on this model"
+            yield blank or not content, f"{where}: {role} messages must have non-empty content"
             for at, whose, block in _blocks(f"{where}.content", role, content):
                 yield from self._block(at, whose, block)
-        if self.turns[0]["role"] != "user":
-            yield 'messages: first message must use the "user" role'
-        if self.turns[-1]["role"] == "assistant":
-            yield from self._prefill(self.turns[-1]["content"])
+        yield self.turns[0]["role"] != "user", 'messages: first message must use the "user" role'
+        if role == "assistant":
+            blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
+            paused = any(block["type"] == "server_tool_use" for block in blocks)
+            trailing = "messages: final assistant content cannot end with trailing whitespace"
+            yield number > PREFILL_UNTIL and not paused, PREFILL
+            yield str(blocks[-1].get("text", ""))[-1:].isspace(), trailing
+            yield (
+                self.format,
+                "output_config.format: assistant message prefill cannot be used with structured outputs",
+            )
 
-    def _block(self, where: str, role: str, block: dict[str, Any]) -> Iterator[str | Problem]:
+    def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
         kind = block["type"]
         only = role if kind == "document" and self.old else ROLES.get(kind, role)
-        if only != role:
-            yield f"{where}: `{kind}` blocks can only be in `{only}` messages"
-        if kind == "text" and not block["text"].strip():
-            yield "messages: text content blocks must be non-empty"
-        if kind == "text" and role == "user" and block.get("citations") and not self.old:
-            yield f"{where}.text.citations: Extra inputs are not permitted"
+        yield only != role, f"{where}: `{kind}` blocks can only be in `{only}` messages"
+        if kind == "text":
+            cited = block.get("citations") and role == "user" and not self.old
+            yield not block["text"].strip(), "messages: text content blocks must be non-empty"
+            yield cited, f"{where}.text.citations: Extra inputs are not permitted"
         if kind in ("image", "document") and block["source"]["type"] == "base64":
-            yield from _media(f"{where}.{kind}.source.base64", kind, block["source"])
+            yield from _media(f"{where}.{kind}.source.base64", kind, **block["source"])
 
-    def _prefill(self, content: str | list[dict[str, Any]]) -> Iterator[str]:
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
-        paused = any(block["type"] == "server_tool_use" for block in blocks)
-        if generation(self.model.id) > PREFILL_UNTIL and not paused:
-            yield (
-                "This model does not support assistant message prefill. "
-                "The conversation must end with a user message."
-            )
-        if str(blocks[-1].get("text", ""))[-1:].isspace():
-            yield "messages: final assistant content cannot end with trailing whitespace"
-        if self.config.get("format"):
-            yield "output_config.format: assistant message prefill cannot be used with structured outputs"
-
-    def _tool_problems(self) -> Iterator[str]:
+    def _tools(self) -> Refusals:
         for place, tool in enumerate(self.tools):
-            yield from self._tool(f"tools.{place}", tool)
-        names = [tool["name"] for tool in self.tools if tool.get("name")]
-        if len(names) > len(set(names)):
-            yield "tools: Tool names must be unique."
-        if self.forced and self.model.id in catalog.CHARGES.no_forced_tool:
-            yield f"tool_choice.type: {self.forced!r} is not supported on this model"
-        elif self.forced and not self.tools:
-            yield "tool_choice: may only be specified while providing `tools`"
-        elif self.forced == "tool" and self.choice.get("name") not in names:
-            yield f"Tool {self.choice.get('name')!r} not found in provided tools"
+            yield from self._tool(f"tools.{place}", tool.get("type") or "custom", tool)
+        names, asked = [tool["name"] for tool in self.tools if tool.get("name")], self.choice.get("name")
+        never = self.forced and self.model.id in catalog.CHARGES.no_forced_tool
+        yield any(names.count(name) > 1 for name in names), "tools: Tool names must be unique."
+        yield never, f"tool_choice.type: {self.forced!r} is not supported on this model"
+        yield self.forced and not self.tools, "tool_choice: may only be specified while providing `tools`"
+        yield self.forced == "tool" and asked not in names, f"Tool {asked!r} not found in provided tools"
 
-    def _tool(self, where: str, tool: dict[str, Any]) -> Iterator[str]:
-        kind, name = tool.get("type") or "custom", tool.get("name")
-        served = SERVED_TOOL.fullmatch(str(kind))
-        if kind == "custom" or isinstance(name, (dict, list)):
-            at = f"{where}.custom"
-            if not isinstance(name, str):
-                yield f"{at}.name: Field required"
-            elif not TOOL_NAME.fullmatch(name):
-                yield f"{at}.name: String should match pattern '^{TOOL_NAME.pattern}$'"
-            elif "input_schema" not in tool:
-                yield f"{at}.input_schema: Field required"
-            elif found := Schema(tool["input_schema"], strict=False).problem():
-                yield f"{at}.input_schema: {found}"
-        elif served is None and not self.betas:
-            yield f"{where}: Input tag {kind!r} found using 'type' does not match any of the expected tags"
-        elif served and name not in served.groups() and "toolset" not in str(kind):
-            wanted = served.group(1) or served.group(2) or "str_replace_based_edit_tool"
-            if name != wanted:
-                yield f"{where}.{kind}.name: Input should be {wanted!r}"
-        elif "input_schema" in tool:
-            yield f"{where}.{kind}.input_schema: Extra inputs are not permitted"
-        elif tool.get("max_uses") is not None and not _at_least(tool["max_uses"], 1):
-            yield f"{where}.{kind}.max_uses: Input should be greater than 0"
+    def _tool(self, where: str, kind: Any, tool: dict[str, Any]) -> Refusals:
+        name, at = tool.get("name"), f"{where}.{kind}"
+        if kind == "custom":
+            yield not isinstance(name, str), f"{at}.name: Field required"
+            yield (
+                not TOOL_NAME.fullmatch(str(name)),
+                f"{at}.name: String should match pattern '^{TOOL_NAME.pattern}$'",
+            )
+            yield "input_schema" not in tool, f"{at}.input_schema: Field required"
+            found = Schema(tool["input_schema"], strict=False).problem()
+            yield found, f"{at}.input_schema: {found}"
+        else:
+            served, most = SERVED_TOOL.fullmatch(str(kind)), tool.get("max_uses")
+            wanted = (served[1] or served[2]) if served else None
+            tag = f"Input tag {kind!r} found using 'type' does not match any of the expected tags"
+            yield not served and not self.betas, f"{where}: {tag}"
+            yield wanted and name != wanted, f"{at}.name: Input should be {wanted!r}"
+            yield "input_schema" in tool, f"{at}.input_schema: Extra inputs are not permitted"
+            yield (
+                most is not None and not _at_least(most, 1),
+                f"{at}.max_uses: Input should be greater than 0",
+            )
 
-    def _cache(self) -> Iterator[str]:
+    def _cache(self) -> Refusals:
         lists = [self.tools, self.body.get("system"), *(turn["content"] for turn in self.turns)]
-        blocks = (block for blocks in lists if isinstance(blocks, list) for block in blocks)
-        found = [*(block.get("cache_control") for block in blocks), self.body.get("cache_control")]
-        marks = [mark for mark in found if mark is not None]
-        lives = [mark.get("ttl", "5m") if isinstance(mark, dict) else "5m" for mark in marks]
-        for mark, life in zip(marks, lives, strict=True):
-            if (
-                not isinstance(mark, dict)
-                or mark.get("type") != "ephemeral"
-                or not mark.keys() <= {"type", "ttl"}
-            ):
-                yield "cache_control.type: Input should be 'ephemeral'"
-            elif life not in ("5m", "1h"):
-                yield "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
-        if len(marks) > MAX_BREAKPOINTS:
-            yield f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(marks)}."
-        if "1h" in lives[lives.index("5m") if "5m" in lives else len(lives) :]:
-            yield "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
+        blocks = [block for blocks in lists if isinstance(blocks, list) for block in blocks]
+        marks = [block.get("cache_control") for block in [*blocks, self.body]]
+        marks = [mark for mark in marks if mark is not None]
+        for mark in marks:
+            right = (
+                isinstance(mark, dict) and mark.get("type") == "ephemeral" and mark.keys() <= {"type", "ttl"}
+            )
+            yield not right, "cache_control.type: Input should be 'ephemeral'"
+            life = "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
+            yield mark.get("ttl", "5m") not in ("5m", "1h"), life
+        lives = [mark.get("ttl", "5m") for mark in marks]
+        many = (
+            f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(marks)}."
+        )
+        yield len(marks) > MAX_BREAKPOINTS, many
+        after = "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
+        yield lives != sorted(lives), after
 
-    def _output(self) -> Iterator[str]:
-        effort, efforts, wanted = self.config.get("effort"), self.model.efforts, self.config.get("format")
-        if effort is not None and not efforts:
-            yield "This model does not support the effort parameter."
-        elif effort is not None and effort not in efforts:
-            yield f"output_config.effort: Input should be one of {', '.join(map(repr, efforts))}"
-        if wanted and not self.model.structured_outputs:
-            yield "output_config.format: structured outputs are not supported on this model"
-        elif wanted and (found := schema_problem(json.dumps(wanted["schema"]))):
-            yield f"output_config.format.schema: {found}"
-        lists = (turn["content"] for turn in self.turns if wanted and isinstance(turn["content"], list))
-        cited = (block.get("citations") for blocks in lists for block in blocks if block["type"] != "text")
-        if any(isinstance(one, dict) and one.get("enabled") for one in cited):
-            yield "output_config.format: citations cannot be enabled together with structured outputs"
+    def _output(self) -> Refusals:
+        efforts, given = self.model.efforts, self.effort is not None
+        yield given and not efforts, "This model does not support the effort parameter."
+        among = ", ".join(map(repr, efforts))
+        yield given and self.effort not in efforts, f"output_config.effort: Input should be one of {among}"
+        if self.format:
+            at, found = "output_config.format", schema_problem(json.dumps(self.format["schema"]))
+            blocks = (block for turn in self.turns for _, _, block in _blocks("", "", turn["content"]))
+            cited = [block.get("citations") for block in blocks if block["type"] != "text"]
+            cites = any(isinstance(one, dict) and one.get("enabled") for one in cited)
+            not_here = f"{at}: structured outputs are not supported on this model"
+            yield not self.model.structured_outputs, not_here
+            yield found, f"{at}.schema: {found}"
+            yield cites, f"{at}: citations cannot be enabled together with structured outputs"
 
-    def _thinking(self) -> Iterator[str]:
+    def _thinking(self) -> Refusals:
         asked, model = self.body.get("thinking") or {}, self.model
-        kind, budget, bound = asked.get("type"), asked.get("budget_tokens"), model.thinking_off_up_to_effort
-        if kind and kind not in model.thinking_types:
-            may = ", ".join(model.thinking_types) or "none"
-            yield f'"thinking.type.{kind}" is not supported for this model. Supported: {may}.'
-        if kind == "enabled" and not _at_least(budget, FEW_THINKING_TOKENS):
-            yield f"thinking.budget_tokens: Input should be greater than or equal to {FEW_THINKING_TOKENS}"
-        elif kind == "enabled" and budget >= self.body.get("max_tokens", math.inf):
-            yield "`max_tokens` must be greater than `thinking.budget_tokens`."
-        if kind == "enabled" and self.forced:
-            yield "Thinking may not be enabled when tool_choice forces tool use."
-        effort, order = self.config.get("effort"), model.efforts
-        if kind in ("disabled", "between_tools") and bound and effort in order[order.index(bound) + 1 :]:
-            yield f'"thinking.type.{kind}" is not supported at effort {effort!r}: use {bound!r} or lower'
+        kind, bound, may = asked.get("type"), model.thinking_off_up_to_effort, ", ".join(model.thinking_types)
+        yield (
+            kind and kind not in model.thinking_types,
+            f'"thinking.type.{kind}" is not supported for this model. Supported: {may or "none"}.',
+        )
+        if kind == "enabled":
+            budget, least = asked.get("budget_tokens"), FEW_THINKING_TOKENS
+            few = f"thinking.budget_tokens: Input should be greater than or equal to {least}"
+            yield not _at_least(budget, least), few
+            over = "`max_tokens` must be greater than `thinking.budget_tokens`."
+            yield budget >= self.body.get("max_tokens", math.inf), over
+            yield self.forced, "Thinking may not be enabled when tool_choice forces tool use."
+        elif kind != "adaptive" and kind and bound:
+            late = self.effort in model.efforts[model.efforts.index(bound) + 1 :]
+            words = f"is not supported at effort {self.effort!r}: use {bound!r} or lower"
+            yield late, f'"thinking.type.{kind}" {words}'
 
-    def _options(self) -> Iterator[str]:
-        speed, stops = self.body.get("speed"), self.body.get("stop_sequences") or ()
-        if speed is not None and self.model.id in BETAS and not self.has(self.model.id):
-            yield "speed: Extra inputs are not permitted"
-        elif speed == "fast" and self.model.id not in FAST:
-            yield "speed: fast mode is not supported on this model"
-        if self.body.get("inference_geo") and self.model.id in catalog.CHARGES.no_inference_geo:
-            yield "inference_geo: not supported on this model"
-        if not all(isinstance(stop, str) for stop in stops):
-            yield "stop_sequences: Input should be a valid list"
-        elif not all(stop.strip() for stop in stops):
-            yield "stop_sequences: each stop sequence must contain non-whitespace"
-        if "stream" in self.body and self.body["stream"] is None:
-            yield "stream: Input should be a valid boolean"
+    def _options(self) -> Refusals:
+        body, model = self.body, self.model.id
+        speed, stops = body.get("speed"), body.get("stop_sequences") or ()
+        beta = speed and model in BETAS and not _has(self.betas, model)
+        yield beta, "speed: Extra inputs are not permitted"
+        yield speed == "fast" and model not in FAST, "speed: fast mode is not supported on this model"
+        nowhere = body.get("inference_geo") and model in catalog.CHARGES.no_inference_geo
+        yield nowhere, "inference_geo: not supported on this model"
+        texts = all(isinstance(stop, str) for stop in stops)
+        yield not texts, "stop_sequences: Input should be a valid list"
+        blank = "stop_sequences: each stop sequence must contain non-whitespace"
+        yield not all(stop.strip() for stop in stops), blank
+        yield body.get("stream", 0) is None, "stream: Input should be a valid boolean"
+        for name, default in SAMPLING.items():
+            other = body.get(name, default) != default and self.model.tokenizer == "2026"
+            yield other, f"{name}: `{name}` may only be set to its default on {model}"
 
 
 def _blocks(where: str, role: str, content: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -442,30 +424,27 @@ def _blocks(where: str, role: str, content: Any) -> Iterator[tuple[str, str, dic
             yield from _blocks(f"{where}.{place}.{block['type']}.content", "user", block.get("content"))
 
 
-def _media(where: str, kind: str, source: dict[str, Any]) -> Iterator[str | Problem]:
-    """Yield what is wrong with an image or a PDF, by the first of its bytes."""
-    asked, kinds = (
-        source["media_type"],
-        [name for name in MEDIA if name.startswith("image/") == (kind == "image")],
-    )
-    if asked not in kinds:
-        yield f"{where}.media_type: Input should be {' or '.join(map(repr, kinds))}"
+def _media(where: str, kind: str, *, type: str, media_type: Any, data: Any) -> Refusals:  # noqa: ARG001
+    """Yield what may be wrong with an image or a PDF, by the first of its bytes."""
+    kinds = [name for name in MEDIA if name.startswith("image/") == (kind == "image")]
+    yield media_type not in kinds, f"{where}.media_type: Input should be {' or '.join(map(repr, kinds))}"
     try:
-        data = base64.b64decode(str(source["data"]), validate=True)
+        raw = base64.b64decode(str(data), validate=True)
     except ValueError:
-        yield f"{where}: invalid base64 data"
+        yield True, f"{where}: invalid base64 data"
         return
-    real = next((name for name, begins in MEDIA.items() if data.startswith(begins)), None)
-    if real not in kinds:
-        yield "Could not process image" if kind == "image" else f"{where}.data: The PDF was not valid."
-    elif real != asked:
-        said = f"The image was specified using the {asked} media type"
-        yield f"{where}: {said}, but the image appears to be a {real} image"
-    elif real == "image/png" and max(int.from_bytes(data[at : at + 4]) for at in (16, 20)) > MOST_PIXELS:
-        path = where.removesuffix(".image.source.base64")
-        details = {"error_code": "image_dimensions_too_large", "max_side_length_pixels": MOST_PIXELS}
-        message = f"{where}: image dimensions exceed the maximum of {MOST_PIXELS} pixels"
-        yield Problem(400, "invalid_request_error", message, {**details, "paths": [path]})
+    real = next((name for name in kinds if raw.startswith(MEDIA[name])), None)
+    yield (
+        real is None,
+        "Could not process image" if kind == "image" else f"{where}.data: The PDF was not valid.",
+    )
+    says = f"The image was specified using the {media_type} media type, but the image appears to be"
+    yield real != media_type, f"{where}: {says} a {real} image"
+    wide = real == "image/png" and max(int.from_bytes(raw[at : at + 4]) for at in (16, 20)) > MOST_PIXELS
+    details = {"error_code": "image_dimensions_too_large", "max_side_length_pixels": MOST_PIXELS}
+    details |= {"paths": [where.removesuffix(".image.source.base64")]}
+    message = f"{where}: image dimensions exceed the maximum of {MOST_PIXELS} pixels"
+    yield wide, Problem(400, "invalid_request_error", message, details)
 
 
 def _at_least(value: Any, least: int) -> bool:
@@ -480,14 +459,10 @@ REFUSED_WORDS = frozenset(
     "minProperties maxProperties patternProperties prefixItems contains if then else not".split()
 )
 FORMATS = frozenset("text date-time time date duration email hostname uri ipv4 ipv6 uuid".split())
-DEFINED = ("$defs", "definitions")
 TYPES = frozenset("object array string integer number boolean null".split())
-KINDS: dict[str, type] = {
-    **dict.fromkeys(("properties", "$defs", "definitions"), dict),
-    **dict.fromkeys(("required", "enum", "anyOf", "oneOf", "allOf"), list),
-    **dict.fromkeys(("$ref", "format"), str),
-    "minItems": int,
-}
+MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
+KINDS = {**dict.fromkeys(MAPPINGS, dict), **dict.fromkeys(("required", "enum", *SEQUENCES), list)}
+KINDS |= {"$ref": str, "format": str, "minItems": int}
 
 
 @lru_cache(maxsize=256)
@@ -513,79 +488,66 @@ class Schema:
 
     def problem(self) -> str | None:
         """Return the first reason for refusal."""
-        for found in self._walk(self._root, "", frozenset()):
-            return found
-        if self._optional > catalog.MESSAGE.schema_optional_parameters:
-            return (
-                f"Schemas contain too many optional parameters ({self._optional}), which would make grammar "
-                f"compilation inefficient. Limit: {catalog.MESSAGE.schema_optional_parameters}"
-            )
-        if self._unions > catalog.MESSAGE.schema_union_parameters:
-            return (
-                f"Schemas contain too many parameters with union types ({self._unions} parameters with type "
-                f"arrays or anyOf). Limit: {catalog.MESSAGE.schema_union_parameters}"
-            )
+        for wrong, words in self._walk(self._root, "(root)", frozenset()):
+            if wrong:
+                return words
+        few, most = catalog.MESSAGE.schema_optional_parameters, catalog.MESSAGE.schema_union_parameters
+        if self._optional > few:
+            would = "which would make grammar compilation inefficient"
+            return f"Schemas contain too many optional parameters ({self._optional}), {would}. Limit: {few}"
+        if self._unions > most:
+            many = f"({self._unions} parameters with type arrays or anyOf)"
+            return f"Schemas contain too many parameters with union types {many}. Limit: {most}"
         return None
 
-    def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[str]:
-        """Yield what is wrong with a schema and those in it; `path` are the references that led here."""
-        place = where or "(root)"
-        if not isinstance(schema, dict):
-            yield f"{place}: a schema must be an object"
-            return
-        if wrong := _no_schema(schema):
-            yield f"{place}.{wrong}: not valid in a JSON schema"
-            return
-        inner = {f"{where}[]": schema["items"]} if "items" in schema else {}
-        inner |= {f"{where}.{name}": part for name, part in schema.get("properties", {}).items()}
-        for word in ("anyOf", "oneOf", "allOf"):
-            inner |= {f"{where}({word} {n})": part for n, part in enumerate(schema.get(word, ()))}
-        if self._strict:
-            yield from self._refused(schema, place)
-            if "$ref" in schema:
-                inner = {where: resolved(self._root, schema["$ref"])}
-                if schema["$ref"] == "#" or schema["$ref"] in path:
-                    yield "Recursive schemas are not supported"
-                if inner[where] is None:
-                    yield f"{place}: $ref {schema['$ref']!r} cannot be resolved"
-                path |= {schema["$ref"]}
-        else:
-            inner |= {
-                f"{where}/{name}": part for word in DEFINED for name, part in schema.get(word, {}).items()
-            }
-        for deeper, part in inner.items():
-            yield from self._walk(part, deeper, path)
-
-    def _refused(self, schema: dict[str, Any], place: str) -> Iterator[str]:
-        """Yield what structured outputs refuse of one schema's own keywords, and count what they limit."""
-        kinds, properties = schema.get("type"), schema.get("properties", {})
-        for word in REFUSED_WORDS.intersection(schema):
-            yield f"For '{kinds}' type, property '{word}' is not supported"
-        for kind in kinds if isinstance(kinds, list) else [kinds]:
-            if kind is not None and kind not in TYPES:
-                yield f"{place}: type {kind!r} is not supported"
-        if schema.get("minItems", 0) not in {0, 1}:
-            yield "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
-        if kinds == "string" and schema.get("format", "text") not in FORMATS:
-            yield f"For 'string' type, format {schema['format']!r} is not supported"
-        if (kinds == "object" or properties) and schema.get("additionalProperties") is not False:
-            yield "For 'object' type, 'additionalProperties' must be explicitly set to false"
-        self._unions += isinstance(kinds, list) or "anyOf" in schema or "oneOf" in schema
-        self._optional += sum(name not in schema.get("required", ()) for name in properties)
-
-
-def _no_schema(schema: dict[str, Any]) -> str | None:
-    """Return the keyword whose value no JSON schema may have there."""
-    for word, kind in KINDS.items():
-        if word in schema and (
-            not isinstance(schema[word], kind) or (word != "required" and schema[word] == [])
+    def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[tuple[Any, str]]:
+        """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
+        yield not isinstance(schema, dict), f"{where}: a schema must be an object"
+        for word in KINDS.keys() & schema.keys():
+            wrong = not isinstance(schema[word], KINDS[word]) or (schema[word] == [] and word != "required")
+            yield wrong, f"{where}.{word}: not valid in a JSON schema"
+        kinds = schema.get("type", "any")
+        for word, texts in (
+            ("type", kinds if isinstance(kinds, list) else [kinds]),
+            ("required", _names(schema)),
         ):
-            return word
-    kinds = schema.get("type", "any")
-    texts = {
-        "type": kinds if isinstance(kinds, list) and kinds else [kinds],
-        "required": schema.get("required", []),
-    }
-    return next(
-        (word for word, given in texts.items() if not all(isinstance(one, str) for one in given)), None
-    )
+            good = all(isinstance(text, str) for text in texts) and (texts or word == "required")
+            yield not good, f"{where}.{word}: not valid in a JSON schema"
+        parts = [schema["items"]] if "items" in schema else []
+        parts += [part for word in SEQUENCES for part in schema.get(word, ())]
+        if self._strict:
+            yield from self._refused(schema, where)
+            parts += schema.get("properties", {}).values()
+            if reference := schema.get("$ref"):
+                parts = [resolved(self._root, reference)]
+                yield reference == "#" or reference in path, "Recursive schemas are not supported"
+                yield parts == [None], f"{where}: $ref {reference!r} cannot be resolved"
+                path |= {reference}
+        else:
+            parts += [part for word in MAPPINGS for part in schema.get(word, {}).values()]
+        for part in parts:
+            yield from self._walk(part, where, path)
+
+    def _refused(self, schema: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
+        """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
+        kind, properties, form = (
+            schema.get("type"),
+            schema.get("properties", {}),
+            schema.get("format", "text"),
+        )
+        for word in REFUSED_WORDS.intersection(schema):
+            yield True, f"For '{kind}' type, property '{word}' is not supported"
+        for one in kind if isinstance(kind, list) else [kind]:
+            yield one not in {None, *TYPES}, f"{where}: type {one!r} is not supported"
+        few = "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
+        yield schema.get("minItems", 0) not in {0, 1}, few
+        unknown = kind == "string" and form not in FORMATS
+        yield unknown, f"For 'string' type, format {form!r} is not supported"
+        open_ = (kind == "object" or properties) and schema.get("additionalProperties") is not False
+        yield open_, "For 'object' type, 'additionalProperties' must be explicitly set to false"
+        self._unions += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
+        self._optional += sum(name not in _names(schema) for name in properties)
+
+
+def _names(schema: dict[str, Any]) -> list[Any]:
+    return schema.get("required") or []

@@ -215,7 +215,7 @@ class Desk:
         if isinstance(model, Problem):
             return self.refuse(model)
         betas = headers.get("anthropic-beta", "")
-        wrong = problem(read, model, headers["anthropic-version"], betas=betas, counting=counting)
+        wrong = problem(read, model, headers["anthropic-version"], betas, counting=counting)
         if wrong is not None:
             return self.refuse(wrong, headers=None if counting else self.buckets(model, now).headers(now))
         return read, model
