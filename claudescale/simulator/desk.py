@@ -266,7 +266,10 @@ class Desk:
         reply = self.reply(key, body, model, now)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
-        begins, ends = self._seconds(key, body, model, reply, shares)
+        begins, ends = replies.Model(key, self.seed, body, model).seconds(reply, shares.total_input_tokens)
+        if self._latency is not None:
+            ends = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
+            begins = ends / 2
         self.cache.keep(now, now + begins, weighed, least)
         buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
         self.account.began(now, shares.limited_input_tokens)
@@ -296,19 +299,12 @@ class Desk:
         found = Problem(429, "rate_limit_error", message)
         return self.refuse(found, kind=kind, headers={**buckets.headers(now), **after})
 
-    def _seconds(
-        self, key: bytes, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares
-    ) -> tuple[float, float]:
-        if self._latency is None:
-            return replies.seconds(model, body, reply, shares.total_input_tokens, key)
-        fixed = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
-        return fixed / 2, float(fixed)
-
     def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float) -> replies.Reply:
         """Return the reply to a valid request, spoiled where a fault strikes it."""
-        reply = replies.compose(key, self.seed, body, model, self._written)
+        at_work = replies.Model(key, self.seed, body, model)
+        reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
-        return reply if struck is None else replies.spoiled(struck, reply, key, body)
+        return reply if struck is None else at_work.spoiled(struck, reply)
 
     def message(
         self, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares, tier: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from random import Random
@@ -23,32 +23,24 @@ if TYPE_CHECKING:
 
 MARK = "[simulated] "
 ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_control", "diagnostics"})
-# Invented, like `PACE`: how often a label or a flag is the one that the seed and the text make right.
-SKILL = {"haiku": 0.90, "sonnet": 0.95, "opus": 0.97, "fable": 0.98, "mythos": 0.98}
+# Invented, only their order is documented: how often a label or a flag is the one that the seed and the text make
+# right; seconds to the first token; output tokens a second.
+LINES = {
+    "haiku": (0.90, 0.5, 160.0),
+    "sonnet": (0.95, 1.0, 85.0),
+    "opus": (0.97, 1.5, 60.0),
+    **dict.fromkeys(("fable", "mythos"), (0.98, 2.2, 45.0)),
+}
 OLD_SKILL_LOSS = 0.03  # of the models with the older tokenizer
-THINKING = {  # chance, and typical tokens
-    "low": (0.2, 60),
-    "medium": (0.5, 160),
-    "high": (0.85, 380),
-    "xhigh": (1.0, 900),
-    "max": (1.0, 2200),
-}
-PACE = {  # seconds to the first token, output tokens per second: invented, only their order is documented
-    "haiku": (0.5, 160.0),
-    "sonnet": (1.0, 85.0),
-    "opus": (1.5, 60.0),
-    "fable": (2.2, 45.0),
-    "mythos": (2.2, 45.0),
-}
+THINKING_TOKENS = {"low": 60, "medium": 160, "high": 380, "xhigh": 900, "max": 2200}
+THINKING_CHANCE = {"low": 0.2, "medium": 0.5, "high": 0.85, "xhigh": 1.0, "max": 1.0}
+SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 FAST_MODE_SPEEDUP = 2.5
 READING_TOKENS_PER_SECOND = 60_000.0
-WORDS_ASKED = re.compile(r"\b(\d{1,4})[ -]words?\b")
 MAX_WORDS = 3_000
-SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 REFUSALS = ("general_harms", "cyber", "bio", "frontier_llm")
 REASONING = re.compile(r'"(?:reasoning|thinking|trace)": \{')  # as a field of a schema
-MOST_SEARCHES = 3
-SEARCH_TOKENS = 40  # of output, to ask for one
+MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # tokens of output, to ask for one
 BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 
@@ -56,12 +48,12 @@ BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 class Reply:
     """One answer of a model, before it is put on the wire."""
 
-    content: list[dict[str, Any]]
-    stop_reason: str
-    output_tokens: int
-    thinking_tokens: int = 0
+    content: list[dict[str, Any]] = field(default_factory=list)
+    stop_reason: str = "end_turn"
     stop_sequence: str | None = None
     stop_details: dict[str, Any] | None = None
+    output_tokens: int = 0
+    thinking_tokens: int = 0
     geo: str = "global"
     speed: str = "standard"
     searches: int | None = None  # of the web; None where they are not offered
@@ -79,7 +71,7 @@ def digest(seed: int, body: dict[str, Any]) -> bytes:
     """Return what decides the reply to a request: the seed and everything the model would see."""
     seen = {key: value for key, value in body.items() if key not in ASIDE}
     text = json.dumps(seen, sort_keys=True, separators=(",", ":"))
-    return blake2b(text.encode(), digest_size=16, key=str(seed).encode()[:64]).digest()
+    return _hash(seed, text, 16)
 
 
 def draws(key: bytes, purpose: str = "") -> Random:
@@ -89,175 +81,184 @@ def draws(key: bytes, purpose: str = "") -> Random:
     return Random(int.from_bytes(key[:8], "big"))
 
 
-def compose(
-    key: bytes,
-    seed: int,
-    body: dict[str, Any],
-    model: catalog.Model,
-    written: Callable[[dict[str, Any]], Any] | None = None,
-) -> Reply:
-    """Return the reply to a valid request whose `digest` is `key`; `written` gives the text instead."""
-    geo = "not_available" if model.id in catalog.CHARGES.no_inference_geo else "global"
-    reply = Reply(
-        content=[],
-        stop_reason="end_turn",
-        output_tokens=0,
-        geo=body.get("inference_geo") or geo,
-        speed=body.get("speed") or "standard",
-    )
-    if body["max_tokens"] == 0:
-        return replace(reply, stop_reason="max_tokens")
-    own = draws(key)
-    reply = replace(reply, thinking_tokens=_thinking_tokens(body, model, own))
-    tool = None if written else _forced_tool(body)
-    schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
-    if written:
-        value = written(body)
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    elif tool or schema:
-        value = _structured(tool["input_schema"] if tool else schema, seed, body, model, own)
-        text = json.dumps(value, ensure_ascii=False)
-    else:
-        text = _text(body, own)
-    for stop in body.get("stop_sequences") or () if not tool else ():
-        if stop in text:
+def _hash(seed: int, text: str, size: int) -> bytes:
+    return blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=size, key=str(seed).encode()[:64]
+    ).digest()
+
+
+class Model:
+    """A simulated model at work on one valid request, whose `digest` is `key`."""
+
+    def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
+        self._key, self._seed, self._body, self._model = key, seed, body, model
+        self._own = draws(key)
+        self._skill, self._first_seconds, self._pace = LINES.get(model.line, LINES["sonnet"])
+        self._old = model.tokenizer == "2024"
+        self._tools = body.get("tools") or []
+        self._choice, self._thinking, config = (
+            body.get(name) or {} for name in ("tool_choice", "thinking", "output_config")
+        )
+        self._schema = (config.get("format") or {}).get("schema")
+        self._effort = config.get("effort") or model.default_effort or "high"
+
+    def reply(self, written: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
+        """Return its reply; `written` gives the text, or a JSON value, instead of its own."""
+        nowhere = self._model.id in catalog.CHARGES.no_inference_geo
+        geo = self._body.get("inference_geo") or ("not_available" if nowhere else "global")
+        reply = Reply(geo=geo, speed=self._body.get("speed") or "standard")
+        if self._body["max_tokens"] == 0:
+            return replace(reply, stop_reason="max_tokens")
+        reply = replace(reply, thinking_tokens=self._thinking_tokens())
+        tool = None if written else self._forced_tool()
+        schema = tool["input_schema"] if tool else self._schema
+        if written or not schema:
+            value = written(self._body) if written else self._text()
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        else:
+            text = json.dumps(self._value(schema), ensure_ascii=False)
+        stops = [stop for stop in self._body.get("stop_sequences") or () if stop in text and not tool]
+        if stops:
+            stop = min(stops, key=text.index)
             text = text.partition(stop)[0]
             reply = replace(reply, stop_reason="stop_sequence", stop_sequence=stop)
-    return _searched(_cut(reply, text, tool, body, model, key), body, key)
+        return self._searched(self._cut(reply, text, tool))
 
+    def seconds(self, reply: Reply, input_tokens: int) -> tuple[float, float]:
+        """Return the API seconds until the reply begins, and until it is complete."""
+        own = draws(self._key, "latency")
+        pace = self._pace * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
+        begins = (
+            self._first_seconds * own.lognormvariate(0.0, 0.25) + input_tokens / READING_TOKENS_PER_SECOND
+        )
+        return begins, begins + reply.output_tokens / (pace * own.lognormvariate(0.0, 0.2))
 
-def _thinking_tokens(body: dict[str, Any], model: catalog.Model, own: Random) -> int:
-    """Return how many tokens the model would think, if nothing cut it short."""
-    asked = body.get("thinking") or {}
-    kind = asked.get("type") or ("adaptive" if model.thinks_by_default else "disabled")
-    if kind in {"disabled", "between_tools"}:
-        return 0
-    effort = (body.get("output_config") or {}).get("effort") or model.default_effort or "high"
-    likely, typical = THINKING[effort]
-    chance, size = own.random(), own.lognormvariate(0.0, 0.5)
-    if kind == "adaptive" and chance > likely:
-        return 0
-    wanted = math.ceil(typical * size)
-    return min(wanted, int(asked.get("budget_tokens") or wanted))
-
-
-def _forced_tool(body: dict[str, Any]) -> dict[str, Any] | None:
-    choice = body.get("tool_choice") or {}
-    tools = [tool for tool in body.get("tools") or () if "input_schema" in tool]
-    if choice.get("type") == "tool":
-        tools = [tool for tool in tools if tool.get("name") == choice.get("name")]
-    return tools[0] if tools and choice.get("type") in ("any", "tool") else None
-
-
-def _cut(  # noqa: PLR0917 - what is put together
-    reply: Reply,
-    text: str,
-    tool: dict[str, Any] | None,
-    body: dict[str, Any],
-    model: catalog.Model,
-    key: bytes,
-) -> Reply:
-    """Put text and thinking together within `max_tokens`, which counts both."""
-    room = int(body["max_tokens"])
-    thought = min(reply.thinking_tokens, room)
-    room -= thought
-    needed = BLOCK_TOKENS + tokens_in(text, model.characters_per_token)
-    cut = needed > room
-    content: list[dict[str, Any]] = []
-    if reply.thinking_tokens:
-        # Opus 4.7 and later leave the text of their thinking out unless asked for it.
-        usual = "omitted" if model.tokenizer == "2026" else "summarized"
-        shown = ((body.get("thinking") or {}).get("display") or usual) == "summarized"
-        content.append(_thought(key, SHOWN_THINKING if shown else ""))
-    if tool and not cut:
-        used = {"type": "tool_use", "id": f"toolu_sim{key.hex()[:20]}", "name": tool["name"]}
-        content.append({**used, "input": json.loads(text)})
-        reply = replace(reply, stop_reason="tool_use")
-    elif room > 0:
-        kept = len(text) * max(0, room - BLOCK_TOKENS) // max(1, needed - BLOCK_TOKENS) if cut else len(text)
-        content.append({"type": "text", "text": text[:kept], "citations": None})
-    if cut:
+    def spoiled(self, kind: str, reply: Reply) -> Reply:
+        """Return what becomes of a reply by a fault: empty, thinking alone, refused or cut short."""
+        if kind == "empty_content":
+            return replace(
+                reply, content=[], stop_reason="end_turn", output_tokens=BLOCK_TOKENS, thinking_tokens=0
+            )
         reply = replace(reply, stop_reason="max_tokens", stop_sequence=None)
-    tokens = thought + min(needed, room)
-    return replace(reply, content=content, output_tokens=tokens, thinking_tokens=thought)
+        if kind == "thinking_only":
+            tokens = max(reply.thinking_tokens, THINKING_TOKENS["medium"])
+            return replace(reply, content=[self._thought("")], output_tokens=tokens, thinking_tokens=tokens)
+        if kind != "cut":
+            reasons = REASONING.search(json.dumps(self._schema))
+            category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
+            details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
+            reply = replace(reply, stop_reason="refusal", stop_details=details)
+        if kind == "refusal":
+            none = reply.searches and 0
+            return replace(
+                reply, content=[], output_tokens=0, thinking_tokens=0, found_tokens=0, searches=none
+            )
+        content = [
+            {**block, "text": block["text"][: len(block["text"]) // 2]} if "text" in block else block
+            for block in reply.content
+        ]
+        shorter = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
+        return replace(reply, content=content, output_tokens=shorter)
 
+    def _thinking_tokens(self) -> int:
+        """Return how many tokens it would think, if nothing cut it short."""
+        kind = self._thinking.get("type") or ("adaptive" if self._model.thinks_by_default else "disabled")
+        if kind in {"disabled", "between_tools"}:
+            return 0
+        chance, size = self._own.random(), self._own.lognormvariate(0.0, 0.5)
+        if kind == "adaptive" and chance > THINKING_CHANCE[self._effort]:
+            return 0
+        wanted = math.ceil(THINKING_TOKENS[self._effort] * size)
+        return min(wanted, int(self._thinking.get("budget_tokens") or wanted))
 
-def _thought(key: bytes, text: str) -> dict[str, Any]:
-    return {"type": "thinking", "thinking": text, "signature": f"c2ltdWxhdGVk{key.hex()}"}
+    def _thought(self, text: str) -> dict[str, Any]:
+        return {"type": "thinking", "thinking": text, "signature": f"c2ltdWxhdGVk{self._key.hex()}"}
 
-
-def _searched(reply: Reply, body: dict[str, Any], key: bytes) -> Reply:
-    """Return the reply after a few searches of the web, or none, where the request offers them."""
-    tools = [tool for tool in body.get("tools") or () if str(tool.get("type")).startswith("web_search_")]
-    if not tools:
-        return reply
-    own = draws(key, "search")
-    room = (body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS
-    count = min(room, own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES)))
-    if (body.get("tool_choice") or {}).get("type") == "none" or reply.stop_reason == "max_tokens":
-        count = 0
-    blocks: list[dict[str, Any]] = []
-    for number in range(1, count + 1):
-        name, caller = f"srvtoolu_sim{key.hex()[:16]}{number - 1:02d}", {"caller": {"type": "direct"}}
-        asked = {"id": name, "name": "web_search", "input": {"query": f"{MARK}{number}"}}
-        page = {"url": f"https://example.com/{number}", "title": MARK.strip(), "page_age": None}
-        found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key.hex()}"}]
-        blocks.append({"type": "server_tool_use", **asked, **caller})
-        blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
-    thoughts = [block for block in reply.content if block["type"] == "thinking"]
-    return replace(
-        reply,
-        content=[*thoughts, *blocks, *reply.content[len(thoughts) :]],
-        searches=count,
-        found_tokens=sum(own.randint(500, 2_000) for _ in range(count)),
-        output_tokens=reply.output_tokens + SEARCH_TOKENS * count,
-    )
-
-
-def seconds(
-    model: catalog.Model, body: dict[str, Any], reply: Reply, input_tokens: int, key: bytes
-) -> tuple[float, float]:
-    """Return the API seconds until the reply begins, and until it is complete."""
-    own = draws(key, "latency")
-    first, pace = PACE.get(model.line, PACE["sonnet"])
-    pace *= FAST_MODE_SPEEDUP if body.get("speed") == "fast" else 1.0
-    begins = first * own.lognormvariate(0.0, 0.25) + input_tokens / READING_TOKENS_PER_SECOND
-    return begins, begins + reply.output_tokens / (pace * own.lognormvariate(0.0, 0.2))
-
-
-def spoiled(kind: str, reply: Reply, key: bytes, body: dict[str, Any]) -> Reply:
-    """Return what becomes of a reply by a fault: empty, thinking alone, refused or cut short."""
-    if kind == "empty_content":
-        return replace(
-            reply, content=[], stop_reason="end_turn", output_tokens=BLOCK_TOKENS, thinking_tokens=0
+    def _forced_tool(self) -> dict[str, Any] | None:
+        forced, name = self._choice.get("type"), self._choice.get("name")
+        tools = (tool for tool in self._tools if "input_schema" in tool)
+        return next(
+            (tool for tool in tools if forced == "any" or (forced == "tool" and tool["name"] == name)), None
         )
-    cut: dict[str, Any] = {"stop_reason": "max_tokens", "stop_sequence": None}
-    if kind == "thinking_only":
-        tokens = max(reply.thinking_tokens, THINKING["medium"][1])
+
+    def _cut(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> Reply:
+        """Put text and thinking together within `max_tokens`, which counts both."""
+        thought = min(reply.thinking_tokens, self._body["max_tokens"])
+        room = self._body["max_tokens"] - thought
+        needed = BLOCK_TOKENS + tokens_in(text, self._model.characters_per_token)
+        content = []
+        if reply.thinking_tokens:
+            # Opus 4.7 and later leave the text of their thinking out unless asked for it.
+            shown = self._thinking.get("display", "summarized" if self._old else "omitted") == "summarized"
+            content.append(self._thought(SHOWN_THINKING if shown else ""))
+        if needed > room:
+            text = text[: len(text) * max(0, room - BLOCK_TOKENS) // max(1, needed - BLOCK_TOKENS)]
+            tool, reply = None, replace(reply, stop_reason="max_tokens", stop_sequence=None)
+        if tool:
+            used = {"type": "tool_use", "id": f"toolu_sim{self._key.hex()[:20]}", "name": tool["name"]}
+            content.append({**used, "input": json.loads(text)})
+            reply = replace(reply, stop_reason="tool_use")
+        elif room > 0:
+            content.append({"type": "text", "text": text, "citations": None})
         return replace(
-            reply, content=[_thought(key, "")], output_tokens=tokens, thinking_tokens=tokens, **cut
+            reply, content=content, output_tokens=thought + min(needed, room), thinking_tokens=thought
         )
-    category = draws(key, "category").choice(REFUSALS)
-    if REASONING.search(json.dumps((body.get("output_config") or {}).get("format"))):
-        category = "reasoning_extraction"
-    details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
-    if kind.startswith("refusal"):
-        cut |= {"stop_reason": "refusal", "stop_details": details}
-    if kind == "refusal":
-        nothing: dict[str, Any] = {"output_tokens": 0, "thinking_tokens": 0, "found_tokens": 0}
-        return replace(reply, content=[], searches=reply.searches and 0, **nothing, **cut)
-    kept = [
-        {**block, "text": block["text"][: len(block["text"]) // 2]} if block["type"] == "text" else block
-        for block in reply.content
-    ]
-    shorter = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
-    return replace(reply, content=kept, output_tokens=shorter, **cut)
+
+    def _searched(self, reply: Reply) -> Reply:
+        """Return the reply after a few searches of the web, or none, where the request offers them."""
+        tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
+        if not tools:
+            return reply
+        own, key = draws(self._key, "search"), self._key.hex()
+        count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
+        count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
+        if self._choice.get("type") == "none" or reply.stop_reason == "max_tokens":
+            count = 0
+        blocks: list[dict[str, Any]] = []
+        for number in range(count):
+            name, caller = f"srvtoolu_sim{key[:16]}{number:02d}", {"caller": {"type": "direct"}}
+            query = {"name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
+            page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
+            found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}]
+            blocks.append({"type": "server_tool_use", "id": name, **query, **caller})
+            blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
+        thoughts = sum(block["type"] == "thinking" for block in reply.content)
+        return replace(
+            reply,
+            content=[*reply.content[:thoughts], *blocks, *reply.content[thoughts:]],
+            searches=count,
+            found_tokens=sum(own.randint(500, 2_000) for _ in range(count)),
+            output_tokens=reply.output_tokens + SEARCH_TOKENS * count,
+        )
+
+    def _asked(self) -> str:
+        """Return the text of the last turn."""
+        return "\n".join(text for text, _, _ in pieces(self._body["messages"][-1]["content"]))
+
+    def _text(self) -> str:
+        chosen = sentences(subject(self._asked()))
+        if asked := WORDS_ASKED.search(self._asked()):
+            words = " ".join(chosen).split()
+            count = min(MAX_WORDS, int(asked[1]))
+            return MARK + " ".join((words * (count // len(words) + 1))[:count])
+        first = self._own.randrange(len(chosen))
+        chosen = chosen[first : first + self._own.randrange(1, 4)]
+        return MARK + " ".join(" ".join(chosen).split()[: self._own.randrange(25, 70)])
+
+    def _value(self, schema: Any) -> Any:
+        text = subject(self._asked())
+        fair = draws(_hash(self._seed, text, 64), "fair")
+        return Writer(text, schema, fair, self._own, self._skill - OLD_SKILL_LOSS * self._old).value(schema)
 
 
 # ---------------------------------------------------------------------------------------- texts and values
 
-WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
-SENTENCE, EMAIL = re.compile(r"[^.!?\n]+[.!?]*"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
+WORD, NUMBER, SENTENCE = (
+    re.compile(r"[^\W_]+"),
+    re.compile(r"-?\d+(?:\.\d+)?"),
+    re.compile(r"[^.!?\n]+[.!?]*"),
+)
+WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
 FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS = 20_000
 NEGATORS = frozenset("not no never hardly without isn wasn don didn doesn won".split())
@@ -274,32 +275,16 @@ BAD = """bad poor terrible awful hate hated worst broken broke late slow disappo
 TOPICS = {  # stems of labels, and the words of a text that speak of them
     "deliv shipp logis": "delivery deliver delivered shipping shipped parcel package courier arrived late",
     "quali mater produ defec": "quality broke broken cheap sturdy material cracked damaged defective torn",
-    "price cost value bill payme": "price expensive cheap overpriced cost costs money worth charged bill billing payment paid fee",
+    "price cost value bill": "price expensive cheap overpriced costs money worth charged billing payment paid fee",
     "refun retur": "refund refunded return returned money back exchange",
     "servi suppo custo staff": "service support staff agent answered rude helpful phone email reply waiting",
-    "size fit sizin": "size small large tight loose fit fits fitting narrow",
     "bug techn error softw": "bug crash crashes error app update screen freeze login software version",
-    "accou login acces secur": "account password login sign locked access reset verification",
-    "featu reque sugge": "feature wish add option would could suggestion please support",
-    "sport": "team match game season coach player goal league cup win won",
-    "busin finan econo": "shares market profit company bank stock sales growth economy investors",
-    "scien techno": "research scientists study space nasa software computer internet technology",
-    "polit world gover": "government president minister election war police party country vote",
-    "compl negat": BAD,
-    "prais posit recom": GOOD,
-    "spam scam fraud": "free winner prize click offer cash urgent claim guaranteed",
-    "urgen prior": "urgent immediately asap now emergency critical outage down",
 }
+_DAY = "2026-01-{day:02d}"
 FORMATS = {
-    "date": "2026-01-{day:02d}",
-    "time": "{hour:02d}:30:00Z",
-    "date-time": "2026-01-{day:02d}T{hour:02d}:30:00Z",
-    "duration": "P{day}D",
-    "email": "person{day}@example.com",
-    "hostname": "host{day}.example.com",
-    "uri": "https://example.com/{day}",
-    "ipv4": "192.0.2.{day}",
-    "ipv6": "2001:db8::{day}",
+    **{"date": _DAY, "time": "{hour:02d}:30:00Z", "date-time": f"{_DAY}T{{hour:02d}}:30:00Z"},
+    **{"duration": "P{day}D", "email": "person{day}@example.com", "hostname": "host{day}.example.com"},
+    **{"uri": "https://example.com/{day}", "ipv4": "192.0.2.{day}", "ipv6": "2001:db8::{day}"},
     "uuid": "00000000-0000-4000-8000-0000000000{day:02d}",
 }
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
@@ -350,29 +335,6 @@ def sentences(text: str) -> list[str]:
     return prose or found or [text.strip() or "nothing"]
 
 
-def _about(body: dict[str, Any]) -> str:
-    return "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
-
-
-def _text(body: dict[str, Any], own: Random) -> str:
-    prompt = _about(body)
-    chosen = sentences(subject(prompt))
-    if asked := WORDS_ASKED.search(prompt):
-        words = " ".join(chosen).split()
-        count = min(MAX_WORDS, int(asked.group(1)))
-        return MARK + " ".join((words * (count // len(words) + 1))[:count])
-    first = own.randrange(len(chosen))
-    chosen = chosen[first : first + own.randrange(1, 4)]
-    return MARK + " ".join(" ".join(chosen).split()[: own.randrange(25, 70)])
-
-
-def _structured(schema: Any, seed: int, body: dict[str, Any], model: catalog.Model, own: Random) -> Any:
-    text = subject(_about(body))
-    key = blake2b(text.encode("utf-8", "surrogatepass"), key=str(seed).encode()[:64]).digest()
-    skill = SKILL.get(model.line, SKILL["sonnet"]) - (OLD_SKILL_LOSS if model.tokenizer == "2024" else 0.0)
-    return Writer(text, schema, draws(key, "fair"), own, skill).value(schema)
-
-
 class Writer:
     """Writes values about one text that obey a JSON schema.
 
@@ -418,8 +380,10 @@ class Writer:
             if self._is_null(len(branches), len(rich)):
                 return None
             return self.value(rich[self._fair.randrange(len(rich))], name, depth + 1)
-        if schema.get("allOf"):
-            return self.value(self._merged(schema), name, depth + 1)
+        if parts := schema.get("allOf"):
+            values = [self.value(part, name, depth + 1) for part in parts]
+            objects = [value for value in values if isinstance(value, dict)]
+            return {key: value for found in objects for key, value in found.items()} if objects else values[0]
         kind = schema.get("type")
         if isinstance(kind, list):
             rich = [one for one in kind if one != "null"]
@@ -435,15 +399,6 @@ class Writer:
 
     def _is_null(self, branches: int, rich: int) -> bool:
         return rich < branches and (not rich or self._fair.random() < 0.15)  # noqa: PLR2004
-
-    def _merged(self, schema: dict[str, Any]) -> dict[str, Any]:
-        parts = [resolved(self._root, part["$ref"]) if "$ref" in part else part for part in schema["allOf"]]
-        parts = [{key: value for key, value in schema.items() if key != "allOf"}, *filter(None, parts)]
-        merged = {key: value for part in reversed(parts) for key, value in part.items()}
-        if "properties" in merged:
-            merged["properties"] = {k: v for part in parts for k, v in part.get("properties", {}).items()}
-            merged["required"] = [name for part in parts for name in part.get("required", ())]
-        return merged
 
     def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         properties = schema.get("properties") or {}
