@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from claudescale.simulator.batches import Batch, Batches
     from claudescale.simulator.desk import Admission, Desk
 
-    Handler = Callable[[web.BaseRequest, str], Awaitable[web.StreamResponse]]
+    Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
+    Found = Answer | Problem | dict[str, Any] | web.StreamResponse
 
 NOT_FOUND = Problem(404, "not_found_error", "Not found")
 NOT_ALLOWED = Problem(405, "invalid_request_error", "Method Not Allowed")
@@ -57,20 +58,19 @@ class Shell:
         self.url = ""
         self._runner: web.ServerRunner | None = None
         self._working: dict[str, asyncio.Task[None]] = {}
-        routes: list[tuple[str, str, Handler]] = [
-            ("POST", "/v1/messages", self._messages),
-            ("POST", "/v1/messages/count_tokens", self._count_tokens),
-            (".*", "/v1/messages/batches(?:/(.*))?", self._batch),
-            ("GET", "/v1/models/?(.*)", self._models),
-            ("GET", "/v1/organizations/rate_limits", self._rate_limits),
-            ("GET", "/simulator", self._about),
-            ("GET", "/simulator/stats", self._stats),
+        self._routes: list[tuple[re.Pattern[str], Callable[..., Awaitable[Found]]]] = [
+            (re.compile("POST /v1/messages"), self._messages),
+            (re.compile("POST /v1/messages/count_tokens"), self._count_tokens),
+            (re.compile(".* /v1/messages/batches(?:/([^/]*))?(?:/(.*))?"), self._batch),
+            (re.compile("GET /v1/models(?:/(.*))?"), self._models),
+            (re.compile("GET /v1/organizations/rate_limits"), self._rate_limits),
+            (re.compile("GET /simulator"), self._about),
+            (re.compile("GET /simulator/stats"), self._stats),
         ]
-        self._routes = [(re.compile(f"{method} {path}"), handler) for method, path, handler in routes]
 
     async def start(self, port: int = 0) -> str:
         """Begin to listen on 127.0.0.1, and return the URL."""
-        server = web.Server(self._route, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
+        server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
         self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", port, backlog=4096).start()
@@ -85,23 +85,33 @@ class Shell:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer a request: whatever its handler returns is sent, but for what is on its way already."""
+        try:
+            found = await self._found(request)
+        except ConnectionError:  # the client has gone half way
+            return web.Response(status=499)
+        if isinstance(found, web.StreamResponse):
+            return found
+        return await self._send(request, found if isinstance(found, Answer) else self.desk.answer(found))
+
+    async def _found(self, request: web.BaseRequest) -> Found:
         host = request.headers.get("host", "")
         if not _is_local(host):
             words = f"This simulator is for this machine, as 127.0.0.1 or localhost, not as {host[:80]!r}."
-            return await self._send(request, Problem(403, "permission_error", words))
+            return Problem(403, "permission_error", words)
         for pattern, handler in self._routes:
             if found := pattern.fullmatch(f"{request.method} {request.path}"):
                 return await handler(request, *found.groups(""))
-        return await self._send(request, NOT_FOUND)
+        return NOT_FOUND
 
     # ---------------------------------------------------------------------------------- messages and lists
 
-    async def _messages(self, request: web.BaseRequest, _: str = "") -> web.StreamResponse:
+    async def _messages(self, request: web.BaseRequest) -> Found:
         raw = await _read(request, catalog.MESSAGE.max_bytes)
         decision = self.desk.admit(self.clock.seconds(), raw, request.headers)
         if isinstance(decision, Answer):
-            return await self._send(request, decision)
+            return decision
         if decision.body.get("stream"):
             return await self._stream(request, decision)
         try:
@@ -109,7 +119,7 @@ class Shell:
         except asyncio.CancelledError:  # the server stops: the reply was under way all the same
             self.desk.settle(self.clock.seconds(), decision)
             raise
-        return await self._send(request, self.desk.finish(self.clock.seconds(), decision))
+        return self.desk.finish(self.clock.seconds(), decision)
 
     async def _stream(self, request: web.BaseRequest, admission: Admission) -> web.StreamResponse:
         """Send a reply as events, each at its moment. A broken one ends after half of them."""
@@ -117,70 +127,46 @@ class Shell:
             await self.clock.sleep(admission.begins_at - self.clock.seconds())
             headers = self.desk.headers(self.clock.seconds(), admission)
             parts = [*wire.events(admission.message, admission.begins_at, admission.done_at)]
-            whole = len(parts) // 2 if admission.fault else len(parts)
-            return await self._write(
-                request, "text/event-stream", headers, parts[:whole], cut=bool(admission.fault)
-            )
-        except ConnectionError:  # the client has gone; what was produced is billed
-            return web.Response(status=499)
-        finally:
+            cut = admission.fault is not None
+            whole = len(parts) // 2 if cut else len(parts)
+            return await self._write(request, "text/event-stream", headers, parts[:whole], cut=cut)
+        finally:  # also where the client has gone: what was produced is billed
             self.desk.settle(self.clock.seconds(), admission)
 
-    async def _count_tokens(self, request: web.BaseRequest, _: str = "") -> web.StreamResponse:
+    async def _count_tokens(self, request: web.BaseRequest) -> Found:
         raw = await _read(request, catalog.MESSAGE.max_bytes)
-        return await self._send(request, self.desk.count_tokens(self.clock.seconds(), raw, request.headers))
+        return self.desk.count_tokens(self.clock.seconds(), raw, request.headers)
 
-    async def _models(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
+    async def _models(self, request: web.BaseRequest, name: str) -> Found:
         now = self.clock.seconds()
-        refused = self.desk.unauthorized(request.headers)
-        found = wire.one_model(now, name.strip("/")) if name else wire.models_page(now, _query(request))
-        return await self._send(request, refused or found)
+        found = wire.one_model(now, name) if name else wire.models_page(now, _query(request))
+        return self.desk.unauthorized(request.headers) or found
 
-    async def _rate_limits(self, request: web.BaseRequest, _: str = "") -> web.StreamResponse:
-        refused = self.desk.unauthorized(request.headers, admin=True)
+    async def _rate_limits(self, request: web.BaseRequest) -> Found:
         limits = self.desk.terms.listed(self.clock.seconds(), _query(request))
-        return await self._send(request, refused or limits)
+        return self.desk.unauthorized(request.headers, admin=True) or limits
 
-    async def _about(self, request: web.BaseRequest, _: str = "") -> web.StreamResponse:
+    async def _about(self, _: web.BaseRequest) -> Found:
         about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
-        return await self._send(request, {**about, "tier": self.desk.terms.name, "seed": self.desk.seed})
+        return {**about, "tier": self.desk.terms.name, "seed": self.desk.seed}
 
-    async def _stats(self, request: web.BaseRequest, _: str = "") -> web.StreamResponse:
-        return await self._send(request, self.desk.account.figures())
+    async def _stats(self, _: web.BaseRequest) -> Found:
+        return self.desk.account.figures()
 
     # ------------------------------------------------------------------------------------------- batches
 
-    async def _batch(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        try:  # whatever the answer: who is still writing does not listen
-            raw = await _read(request, batches.MAX_BYTES)
-        except ConnectionError:  # the client has gone half way: nothing is created
-            return web.Response(status=499)
-        name, _, action = path.strip("/").partition("/")
+    async def _batch(self, request: web.BaseRequest, name: str, action: str) -> Found:
+        raw = await _read(
+            request, batches.MAX_BYTES
+        )  # whatever the answer: who is still writing does not listen
         refused = self._refused(request, action)
         if refused is not None:
-            return await self._send(request, refused)
+            return refused
         await self._catch_up()
+        now = self.clock.seconds()
         batch = self.batches.find(name) if name else None
         if isinstance(batch, Problem):
-            return await self._send(request, batch)
-        if batch and (request.method, action) == ("GET", "results"):
-            return await self._results(request, batch)
-        return await self._send(request, self._batch_answer(request, raw, batch, action))
-
-    def _refused(self, request: web.BaseRequest, action: str) -> Answer | None:
-        """Return the refusal of any call to the batch endpoints, for its key, version, rate or a fault."""
-        refused, wrong = self.desk.unauthorized(request.headers), version_problem(request.headers)
-        if refused is None and wrong is not None:
-            refused = self.desk.refuse(wrong)
-        refused = refused or self.batches.limited(self.clock.seconds())
-        if refused is None and request.method == "GET" and action != "results":
-            refused = self.batches.poll_failed(self.clock.seconds())
-        return refused
-
-    def _batch_answer(
-        self, request: web.BaseRequest, raw: bytearray, batch: Batch | None, action: str
-    ) -> Answer | dict[str, Any] | Problem:
-        now = self.clock.seconds()
+            return batch
         match request.method, batch, action:
             case "POST", None, "":
                 betas = request.headers.get("anthropic-beta", "")
@@ -191,23 +177,31 @@ class Shell:
                 return self.batches.page(now, _query(request), self.url)
             case "GET", batches.Batch(), "":
                 return batch.shown(now, self.url)
+            case "GET", batches.Batch(), "results":
+                return await self._results(request, batch)
             case "POST", batches.Batch(), "cancel":
-                refused = self.batches.cancel(now, batch)
-                if batch.id in self._working and refused is None:  # it ends sooner than its task thinks
+                refusal = self.batches.cancel(now, batch)
+                if batch.id in self._working and refusal is None:  # it ends sooner than its task thinks
                     self._working.pop(batch.id).cancel()
                     self._work_off()
-                return refused or batch.shown(now, self.url)
+                return refusal or batch.shown(now, self.url)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
         return NOT_ALLOWED if action in {"", "cancel", "results"} else NOT_FOUND
 
-    async def _results(self, request: web.BaseRequest, batch: Batch) -> web.StreamResponse:
+    def _refused(self, request: web.BaseRequest, action: str) -> Answer | Problem | None:
+        """Return the refusal of any call to the batch endpoints, for its key, version, rate or a fault."""
+        now, polls = self.clock.seconds(), request.method == "GET" and action != "results"
+        refused = self.desk.unauthorized(request.headers) or version_problem(request.headers)
+        refused = refused or self.batches.limited(now)
+        return refused or (self.batches.poll_failed(now) if polls else None)
+
+    async def _results(self, request: web.BaseRequest, batch: Batch) -> Found:
         lines = self.batches.results(self.clock.seconds(), batch)
         if isinstance(lines, Problem):
-            return await self._send(request, lines)
-        cut = self.batches.results_cut(self.clock.seconds(), batch)
+            return lines
+        cut, half = self.batches.results_cut(self.clock.seconds(), batch), len(lines) // 2
         if cut:
-            half = len(lines) // 2
             lines = [*lines[:half], lines[half][: len(lines[half]) // 2]]
         parts = ((0.0, b"".join(lines[at : at + RESULT_LINES])) for at in range(0, len(lines), RESULT_LINES))
         headers = self.desk.answer({}).headers
@@ -245,14 +239,8 @@ class Shell:
         """Return the headers of an answer that begins now, with the date in API time."""
         return {"content-type": kind, "date": formatdate(int(self.clock.seconds()), usegmt=True), **headers}
 
-    async def _write(
-        self,
-        request: web.BaseRequest,
-        kind: str,
-        headers: Mapping[str, str],
-        parts: Iterable[tuple[float, bytes]],
-        *,
-        cut: bool,
+    async def _write(  # noqa: PLR0917
+        self, request: web.BaseRequest, kind: str, headers: Mapping[str, str], parts: Parts, *, cut: bool
     ) -> web.StreamResponse:
         """Write an answer in parts, each at its moment; a `cut` one breaks off after them."""
         response = web.StreamResponse(headers=self._headers(kind, headers))
@@ -267,25 +255,22 @@ class Shell:
             await response.write_eof()
         return response
 
-    async def _send(
-        self, request: web.BaseRequest, answer: Answer | dict[str, Any] | Problem
-    ) -> web.StreamResponse:
-        """Write an answer; a value or a problem becomes one, a fault breaks it."""
-        if not isinstance(answer, Answer):
-            answer = self.desk.answer(answer)
+    async def _send(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
+        """Write a whole answer, or what a fault leaves of it."""
         if answer.fault == "hang":
             while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
                 await asyncio.sleep(HANG_CHECK_SECONDS)
         if answer.fault in {"drop", "hang"}:
             _cut_off(request)
             return web.Response(status=499)
-        headers = self._headers("application/json", answer.headers)
+        kind = "application/json"
         if answer.fault == "truncated_body":
-            headers["content-length"] = str(len(answer.body))
-            return await self._write(
-                request, "application/json", headers, [(0.0, answer.body[: len(answer.body) // 2])], cut=True
-            )
-        return web.Response(status=answer.status, headers=headers, body=answer.body)
+            headers = {**answer.headers, "content-length": str(len(answer.body))}
+            half = answer.body[: len(answer.body) // 2]
+            return await self._write(request, kind, headers, [(0.0, half)], cut=True)
+        return web.Response(
+            status=answer.status, headers=self._headers(kind, answer.headers), body=answer.body
+        )
 
 
 def _is_local(host: str) -> bool:
