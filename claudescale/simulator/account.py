@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from claudescale.simulator.wire import Query
 
 RATES = catalog.Rates._fields
+KINDS = ("requests", "input-tokens", "output-tokens")
 FURTHER = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute")
 PROMISED_GROUP = "fable-5"  # limits for a line whose own row is not published
 SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
+COUNTED = (
+    *("calls", "batches_created", "free_refusals", "web_searches", "in_flight", "peak_in_flight"),
+    *USAGE,
+)
+WINDOWS = {"second": 1.0, "minute": 60.0}
 PER_MILLION = 1_000_000
 WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
 FAST_FACTOR = 2.0
@@ -47,37 +53,40 @@ class Terms:
         """Return the requests, input tokens and output tokens a minute of one group of models."""
         return self.every or self.limits.get(rate_group) or self.limits[PROMISED_GROUP]
 
-    def listed(self, now: float, query: Query) -> dict[str, Any] | Problem:
+    def listed(self, now: float, query: Query) -> dict[str, Any]:
         """Return the answer to ``GET /v1/organizations/rate_limits``."""
-        at = datetime.fromtimestamp(now, UTC)
         groups: dict[str, list[str]] = {}
         for model in catalog.MODELS.values():
-            if not model.verified_only and catalog.lifecycle(model, at) != "retired":
+            if (
+                not model.verified_only
+                and catalog.lifecycle(model, datetime.fromtimestamp(now, UTC)) != "retired"
+            ):
                 groups.setdefault(model.rate_group, []).extend(dict.fromkeys([model.id, model.snapshot]))
-        items = [self._group(name, models) for name, models in groups.items()]
-        batch = {
-            "enqueued_batch_requests": self.batch_queue_requests,
-            "requests_per_minute": self.batch_requests_per_minute,
-        }
+        items = [_listed(name, self.rates(name), models) for name, models in groups.items()]
+        queue, calls = self.batch_queue_requests, self.batch_requests_per_minute
+        batch = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
         items.append(_entry("batch", "batch", batch))
-        count = {"requests_per_minute": self.count_tokens_per_minute}
-        items.append(_entry("token_count", "token_count", count))
-        for kind in query.get("group_type", ())[:1]:
-            items = [item for item in items if item["group"]["type"] == kind]
-        for model_id in query.get("model", ())[:1]:
-            items = [item for item in items if model_id in (item["models"] or ())]
-            if not items:
-                return Problem(404, "not_found_error", f"model: {model_id}")
-        start = int(query["page"][0].removeprefix("page_")) if "page" in query else 0
-        end = start + int(query["limit"][0]) if "limit" in query else len(items)
+        items.append(
+            _entry("token_count", "token_count", {"requests_per_minute": self.count_tokens_per_minute})
+        )
+        kind, model_id, page, limit = (
+            query.get(n, [""])[0] for n in ("group_type", "model", "page", "limit")
+        )
+        items = [item for item in items if not kind or item["group"]["type"] == kind]
+        items = [item for item in items if not model_id or model_id in (item["models"] or ())]
+        if not items and model_id:
+            raise Problem(404, f"model: {model_id}")
+        start = int(page.removeprefix("page_") or 0)
+        end = start + int(limit or len(items))
         return {"data": items[start:end], "next_page": f"page_{end}" if end < len(items) else None}
 
-    def _group(self, name: str, models: list[str]) -> dict[str, Any]:
-        names = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
-        limits = dict(zip(names, self.rates(name), strict=True))
-        entry = _entry(f"claude_{name.replace('-', '_')}", "model_group", limits)
-        entry["group"]["display_name"] = f"Claude {name.replace('-', ' ').title()}"
-        return {**entry, "models": models}
+
+def _listed(name: str, rates: catalog.Rates, models: list[str]) -> dict[str, Any]:
+    kinds = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
+    limits = dict(zip(kinds, rates, strict=True))
+    entry = _entry(f"claude_{name.replace('-', '_')}", "model_group", limits)
+    entry["group"]["display_name"] = f"Claude {name.replace('-', ' ').title()}"
+    return {**entry, "models": models}
 
 
 def _entry(group: str, kind: str, limits: Mapping[str, float]) -> dict[str, Any]:
@@ -104,17 +113,17 @@ def terms(tier: Any, **limits: float) -> Terms:
     if isinstance(tier, (tuple, list)):
         limits = {**dict(zip(RATES, tier, strict=True)), **limits}
     elif known is None:
-        own = {name: getattr(tier, name) for name in RATES}
-        own |= {name: getattr(tier, name, None) for name in FURTHER}
-        limits = {**{name: value for name, value in own.items() if value}, **limits}
+        limits = {name: getattr(tier, name) for name in names if getattr(tier, name, None)} | limits
     rates: dict[str, Any] = {name: limits[name] for name in RATES if name in limits}
-    table = {group: rates_of._replace(**rates) for group, rates_of in (known.limits if known else {}).items()}
-    if known and not table and len(rates) < len(RATES):
-        msg = (
-            f"the limits of the tier {known.name!r} are not published. Give your own, "
-            "such as Simulator((50, 30_000, 8_000)): requests, input tokens, output tokens per minute"
+    table = {group: own._replace(**rates) for group, own in (known.limits if known else {}).items()}
+    if not table and len(rates) < len(RATES):
+        what = (
+            f"the limits of the tier {known.name!r} are not published" if known else f"{tier!r} has no limits"
         )
-        raise UnknownTier(msg)
+        msg = (
+            f"{what}. Give your own, such as Simulator((50, 30_000, 8_000)): requests, input tokens, output "
+        )
+        raise UnknownTier(msg + "tokens per minute")
     other = known if known and known.batch_queue_requests else catalog.tier("start")
     further = {name: int(limits.get(name) or getattr(other, name) or 0) for name in FURTHER}
     every = None if table else catalog.Rates(**rates)
@@ -179,8 +188,8 @@ class Buckets:
 
     Parameters
     ----------
-    requests_per_minute, input_tokens_per_minute, output_tokens_per_minute : float
-        The limits.
+    requests, input_tokens, output_tokens : float
+        The limits per minute.
     bucket_seconds : float
         How many seconds' worth a full bucket holds: 60 is the whole minute, 1 enforces the limit
         by the second. The requests' bucket holds at least one.
@@ -188,35 +197,24 @@ class Buckets:
         API seconds at the start; the buckets start full.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - three limits and how they hold
         self,
-        requests_per_minute: float,
-        input_tokens_per_minute: float,
-        output_tokens_per_minute: float,
+        requests: float,
+        input_tokens: float,
+        output_tokens: float,
         bucket_seconds: float = 60.0,
         now: float = 0.0,
     ) -> None:
         share = bucket_seconds / 60
-        self.requests = Bucket(requests_per_minute, max(requests_per_minute * share, 1.0), now)
-        self.input_tokens = Bucket(input_tokens_per_minute, input_tokens_per_minute * share, now)
-        self.output_tokens = Bucket(output_tokens_per_minute, output_tokens_per_minute * share, now)
-
-    @property
-    def named(self) -> dict[str, Bucket]:
-        """The three buckets by the names their headers have."""
-        return {
-            "requests": self.requests,
-            "input-tokens": self.input_tokens,
-            "output-tokens": self.output_tokens,
-        }
+        self.requests = Bucket(requests, max(requests * share, 1.0), now)
+        self.input_tokens = Bucket(input_tokens, input_tokens * share, now)
+        self.output_tokens = Bucket(output_tokens, output_tokens * share, now)
+        self.named = dict(zip(KINDS, (self.requests, self.input_tokens, self.output_tokens), strict=True))
 
     def waits(self, now: float, *, input_tokens: float = 0) -> dict[str, float]:
         """Return the seconds until each bucket would admit the call; all zero if now."""
-        return {
-            "requests": self.requests.wait(now),
-            "input-tokens": self.input_tokens.wait(now, input_tokens),
-            "output-tokens": self.output_tokens.wait(now, 10 * SLACK),  # above zero: out of debt
-        }
+        needs = (1, input_tokens, 10 * SLACK)  # of output more than none: out of debt
+        return {name: self.named[name].wait(now, need) for name, need in zip(KINDS, needs, strict=True)}
 
     def admit(self, now: float, *, input_tokens: float = 0) -> bool:
         """Return whether the call may go now; if so a request and its input tokens are taken."""
@@ -237,8 +235,9 @@ class Buckets:
     def retry_after(self, now: float, *, input_tokens: float = 0) -> int:
         """Return the whole seconds after which the same call would be admitted; at least 1."""
         waits = self.waits(now, input_tokens=input_tokens)
-        buckets = self.named
-        return max(1, *(math.ceil(wait - SLACK / buckets[name].per_second) for name, wait in waits.items()))
+        return max(
+            1, *(math.ceil(wait - SLACK / self.named[name].per_second) for name, wait in waits.items())
+        )
 
     def headers(self, now: float) -> dict[str, str]:
         """Return the rate-limit headers of an answer given at `now`.
@@ -250,25 +249,17 @@ class Buckets:
         -----
         Source: platform.claude.com, Rate limits, "Response headers" (checked 2026-10-08).
         """
-        figures, shares = {}, {}
+        found, parts = {}, {}
         for name, bucket in self.named.items():
             level = bucket.refill(now)
             left = math.floor(level + SLACK) if name == "requests" else round(level / 1000) * 1000
-            full_at = now + (bucket.capacity - level) / bucket.per_second if bucket.per_second else now
-            reset = rfc3339(math.ceil(full_at - SLACK))
-            figures[name] = {
-                "limit": f"{bucket.per_minute:.0f}",
-                "remaining": f"{max(0, left)}",
-                "reset": reset,
-            }
-            shares[name] = level / max(bucket.capacity, 1.0)
-        del shares["requests"]
-        figures["tokens"] = figures[min(shares, key=shares.__getitem__)]
-        return {
-            f"anthropic-ratelimit-{name}-{figure}": value
-            for name, values in figures.items()
-            for figure, value in values.items()
-        }
+            full_at = now + (bucket.capacity - level) / bucket.per_second
+            found[f"{name}-limit"], found[f"{name}-remaining"] = f"{bucket.per_minute:.0f}", str(max(0, left))
+            found[f"{name}-reset"] = rfc3339(math.ceil(full_at - SLACK))
+            parts[name] = level / max(bucket.capacity, 1.0)
+        tightest = min(KINDS[1:], key=parts.__getitem__)
+        found |= {f"tokens-{of}": found[f"{tightest}-{of}"] for of in ("limit", "remaining", "reset")}
+        return {f"anthropic-ratelimit-{name}": value for name, value in found.items()}
 
 
 # --------------------------------------------------------------------------------------------------- bill
@@ -296,35 +287,30 @@ class Account:
     """What the server billed and refused, and how hard it was pressed, since the simulator began."""
 
     def __init__(self) -> None:
-        self.counts = Counter(
-            dict.fromkeys(("calls", "batches_created", "free_refusals", "web_searches", *USAGE), 0)
-        )
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self.refused: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.billed_rows: dict[catalog.Mode, int] = {"live": 0, "batch": 0}
         self.dollars: dict[catalog.Mode, float] = {"live": 0.0, "batch": 0.0}
-        self.in_flight = self.peak_in_flight = 0
         self._keys: set[bytes] = set()
-        self._peaks = {
-            name: {"second": Peak(1.0), "minute": Peak(60.0)}
-            for name in ("requests", "input_tokens", "output_tokens")
-        }
+        kinds = ("requests", "input_tokens", "output_tokens")
+        self._peaks = {(name, unit): Peak(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
 
     def began(self, now: float, input_tokens: int) -> None:
         """Count a call that was admitted."""
-        self.in_flight += 1
-        self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
+        self.counts["in_flight"] += 1
+        self.counts["peak_in_flight"] = max(self.counts["peak_in_flight"], self.counts["in_flight"])
         self._press(now, requests=1, input_tokens=input_tokens)
 
     def ended(self, now: float, output_tokens: int) -> None:
         """Count the reply of a call that was admitted."""
-        self.in_flight -= 1
+        self.counts["in_flight"] -= 1
         self._press(now, output_tokens=output_tokens)
 
     def _press(self, now: float, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            for peak in self._peaks[name].values():
-                peak.add(now, amount)
+        for (name, _), peak in self._peaks.items():
+            if name in amounts:
+                peak.add(now, amounts[name])
 
     def bill(  # noqa: PLR0917 - what a bill is made of
         self, now: float, model_id: str, mode: catalog.Mode, key: bytes, shares: Shares, reply: Reply
@@ -363,11 +349,5 @@ class Account:
             "distinct_rows_billed": len(self._keys),
             "dollars": sum(self.dollars.values()),
             "dollars_by_mode": dict(self.dollars),
-            "in_flight": self.in_flight,
-            "peak_in_flight": self.peak_in_flight,
-            **{
-                f"peak_{name}_per_{unit}": int(peak.most)
-                for name, peaks in self._peaks.items()
-                for unit, peak in peaks.items()
-            },
+            **{f"peak_{name}_per_{unit}": int(peak.most) for (name, unit), peak in self._peaks.items()},
         }

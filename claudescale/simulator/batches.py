@@ -20,8 +20,8 @@ from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Bucket
 from claudescale.simulator.checks import found_model, problem
-from claudescale.simulator.faults import ACCOUNT, CREATE_AFTER, CREATE_BEFORE, ROW, STATUSES
-from claudescale.simulator.wire import Answer, Problem, instant, invalid
+from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, trouble
+from claudescale.simulator.wire import Answer, Problem, instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MAX_BYTES = catalog.BATCH.max_bytes
 REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
 CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))
+UNANSWERED = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}
 CANCEL_SECONDS = 20.0  # what is under way may still finish
 DAY = 24 * 3600.0
 STUCK_SECONDS = 1e12
@@ -124,10 +125,10 @@ class Batch:
 
     def close(self, index: int, result: dict[str, Any]) -> None:
         """Write the result of a row, and drop its request."""
-        row, self.rows[index] = self.rows[index], None
-        assert row is not None
+        name = (self.rows[index] or {})["custom_id"]
+        self.rows[index] = None
         self.counts[result["type"]] += 1
-        self.lines.append(wire.json_bytes({"custom_id": row["custom_id"], "result": result}) + b"\n")
+        self.lines.append(wire.json_bytes({"custom_id": name, "result": result}) + b"\n")
 
 
 class Batches:
@@ -148,57 +149,37 @@ class Batches:
         per_minute = desk.terms.batch_requests_per_minute
         self._calls = Bucket(per_minute, per_minute, now)
 
-    def limited(self, now: float) -> Answer | None:
-        """Count one call to any endpoint of batches; return the 429 if there were too many."""
-        return self._desk.limited(self._calls, now, "batch_requests_per_minute", "batch requests")
+    def limited(self, now: float) -> None:
+        """Count one call to any endpoint of batches, and refuse it if there were too many."""
+        self._desk.limit(self._calls, now, "batch_requests_per_minute", "batch requests")
 
     # ------------------------------------------------------------------------------------------- creation
 
     def submit(
         self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
-    ) -> Answer:
+    ) -> Answer | dict[str, Any]:
         """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
         attempt = self._desk.faults.attempt(b"create")
         struck = self._desk.struck(CREATE_BEFORE, b"create", attempt, now)
-        if struck is not None:
-            return self._failed(struck)
-        stopped = self._desk.spent(now, coded=False)
-        if stopped is not None:
-            return stopped
-        found = self.create(now, body, version, betas)
-        struck = None
-        if not isinstance(found, Problem):
+        if struck is None:
+            self._desk.check_spending(now, coded=False)
+            shown = self.create(now, body, version, betas)
             struck = self._desk.struck(CREATE_AFTER, b"create", attempt, now)
-        return self._desk.answer(found) if struck is None else self._failed(struck)
-
-    def _failed(self, kind: str) -> Answer:
-        """Return an error, or no answer at all."""
-        broken = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}.get(kind)
-        if broken is not None:
-            return Answer(0, {}, b"", fault=broken)
-        return self._desk.refuse(ACCOUNT.get(kind, STATUSES[500]))
-
-    def poll_failed(self, now: float) -> Answer | None:
-        """Count one retrieve or list, and return the 500 that a fault makes of it."""
-        struck = self._desk.struck(("poll_failed",), b"poll", self._desk.faults.attempt(b"poll"), now)
-        return None if struck is None else self._failed(struck)
-
-    def results_cut(self, now: float, batch: Batch) -> bool:
-        """Count one download of a batch's results, and return whether a fault breaks it off."""
-        attempt = self._desk.faults.attempt(batch.mark)
-        return self._desk.struck(("results_cut",), batch.mark, attempt, now) is not None
+            if struck is None:
+                return shown
+        if struck in UNANSWERED:
+            return Answer(0, {}, b"", fault=UNANSWERED[struck])
+        raise trouble(struck)
 
     def create(
         self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
-    ) -> dict[str, Any] | Problem:
-        """Return the new batch, or why it is refused. Each row's `params` are checked only later."""
-        rows = requests_of(body)
-        if isinstance(rows, Problem):
-            return rows
-        most = self._desk.terms.batch_queue_requests
+    ) -> dict[str, Any]:
+        """Return the new batch as it is shown. Each row's `params` are checked only later."""
+        rows, most = requests_of(body), self._desk.terms.batch_queue_requests
         if sum(batch.queued(now) for batch in self._batches.values()) + len(rows) > most:
-            message = f"This batch would exceed your limit of {most:,} requests in the processing queue."
-            return Problem(429, "rate_limit_error", message)
+            raise Problem(
+                429, f"This batch would exceed your limit of {most:,} requests in the processing queue."
+            )
         batch = self._made(now, rows, version, betas)
         self._batches[batch.id] = batch
         return batch.shown(now)
@@ -236,36 +217,47 @@ class Batches:
 
     # --------------------------------------------------------------------------------------------- its life
 
-    def find(self, name: str) -> Batch | Problem:
-        """Return a batch by its id."""
-        return self._batches.get(name) or Problem(404, "not_found_error", f"Message batch {name} not found")
+    def poll(self, now: float) -> None:
+        """Count one retrieve or list, and refuse it where a fault strikes."""
+        if self._desk.struck(("poll_failed",), b"poll", self._desk.faults.attempt(b"poll"), now):
+            raise trouble("poll_failed")
 
-    def page(self, now: float, query: wire.Query, base_url: str) -> dict[str, Any] | Problem:
+    def find(self, name: str) -> Batch:
+        """Return a batch by its id."""
+        if name not in self._batches:
+            raise Problem(404, f"Message batch {name} not found")
+        return self._batches[name]
+
+    def page(self, now: float, query: wire.Query, base_url: str) -> dict[str, Any]:
         """Return one page of the batches, newest first."""
         return wire.page([batch.shown(now, base_url) for batch in reversed(self._batches.values())], query)
 
-    def cancel(self, now: float, batch: Batch) -> Problem | None:
+    def cancel(self, now: float, batch: Batch) -> None:
         """Begin to cancel; what is under way may still finish."""
         if batch.settled_at is not None or now >= batch.ends_at:
-            return invalid(f"Message batch {batch.id} has already ended and cannot be canceled")
+            raise Problem(400, f"Message batch {batch.id} has already ended and cannot be canceled")
         batch.canceled_at = batch.canceled_at or now
-        return None
 
-    def delete(self, batch: Batch) -> dict[str, Any] | Problem:
+    def delete(self, batch: Batch) -> dict[str, Any]:
         """Delete a batch that has ended."""
         if batch.settled_at is None:
-            return invalid(f"Message batch {batch.id} is still processing: cancel it before deleting it")
+            raise Problem(400, f"Message batch {batch.id} is still processing: cancel it before deleting it")
         del self._batches[batch.id]
         return {"id": batch.id, "type": "message_batch_deleted"}
 
-    def results(self, now: float, batch: Batch) -> list[bytes] | Problem:
+    def results(self, now: float, batch: Batch) -> list[bytes]:
         """Return the lines of a batch's results, in no order."""
         if batch.settled_at is None:
-            return invalid(f"Message batch {batch.id} has no results yet: it has not ended")
+            raise Problem(400, f"Message batch {batch.id} has no results yet: it has not ended")
         if now >= batch.archived_at:
             batch.lines = []
-            return Problem(404, "not_found_error", f"The results of message batch {batch.id} are archived")
+            raise Problem(404, f"The results of message batch {batch.id} are archived")
         return batch.lines
+
+    def results_cut(self, now: float, batch: Batch) -> bool:
+        """Count one download of a batch's results, and return whether a fault breaks it off."""
+        attempt = self._desk.faults.attempt(batch.mark)
+        return self._desk.struck(("results_cut",), batch.mark, attempt, now) is not None
 
     def unsettled(self) -> list[Batch]:
         """Return the batches that are still worked off."""
@@ -278,7 +270,7 @@ class Batches:
         """
         while batch.agenda and batch.moments[batch.agenda[-1]] <= min(now, batch.ends_at):
             index = batch.agenda.pop()
-            batch.close(index, self._outcome(batch, index))
+            batch.close(index, self._outcome(batch, batch.rows[index] or {}, index))
             yield index
         if now < batch.ends_at or batch.settled_at is not None:
             return
@@ -290,89 +282,82 @@ class Batches:
         replies.draws(batch.mark, "order").shuffle(batch.lines)
         batch.rows, batch.moments, batch.settled_at = [], array("d"), batch.ends_at
 
-    def _outcome(self, batch: Batch, index: int) -> dict[str, Any]:
+    def _outcome(self, batch: Batch, row: dict[str, Any], index: int) -> dict[str, Any]:
         """Return the ``result`` of a row, and bill it if it succeeded."""
-        desk, now, row = self._desk, batch.moments[index], batch.rows[index]
-        assert row is not None
-        params = row["params"]
-        model = found_model(params, now)
-        if isinstance(model, Problem):
-            return self._errored(model)
-        wrong = _refused(params, model) or problem(params, model, batch.version, batch.betas)
-        if wrong is not None:
-            return self._errored(wrong)
-        key = replies.digest(desk.seed, params)
-        struck = desk.struck(tuple(ROW), key, desk.faults.attempt(key), now)
-        if struck is not None:
-            error = ROW[struck]
-            return {"type": "expired"} if error is None else self._errored(error)
-        weighed = desk.weighed(params, model)
-        if isinstance(weighed, Problem):
-            return self._errored(weighed)
+        desk, now, params = self._desk, batch.moments[index], row["params"]
+        try:
+            model = found_model(params, now)
+            _check(params, model, batch)
+            key = replies.digest(desk.seed, params)
+            struck = desk.struck(ROWS, key, desk.faults.attempt(key), now)
+            if struck == "batch_expired":
+                return {"type": "expired"}
+            if struck is not None:
+                raise trouble(struck, ROW.get(struck, 400))
+            weighed = desk.weighed(params, model)
+        except Problem as problem:
+            return {"type": "errored", "error": problem.body(desk.next_id("req"))}
         # The luck of a row with the cache is drawn from its place.
         own = blake2b(batch.mark + f" {index}".encode(), digest_size=16).digest()
         may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch.luck, weighed)
         least = model.cache_minimum_tokens
         shares = desk.cache.shares(now, weighed, least, may_read=may_read)
         desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed, least)
-        reply = desk.reply(key, params, model, now)
+        reply, _ = desk.reply(key, params, model, now)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         desk.account.bill(now, model.id, "batch", key, shares, reply)
         return {"type": "succeeded", "message": desk.message(params, model, reply, shares, "batch")}
 
-    def _errored(self, found: Problem) -> dict[str, Any]:
-        return {"type": "errored", "error": wire.error_body(found, self._desk.next_id("req"))}
 
-
-def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[dict[str, Any] | None] | Problem:
-    """Return the requests of a new batch, or why it is refused."""
+def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[dict[str, Any] | None]:
+    """Return the requests of a new batch."""
     if not isinstance(body, dict):
         if len(body) > MAX_BYTES:
-            return wire.too_large(MAX_BYTES)
+            raise wire.too_large(MAX_BYTES)
         try:  # faster than `json`, and without the whole body as a text
             body = pydantic_core.from_json(body)
         except ValueError as error:
-            return invalid(f"The request body is not valid JSON: {error}")
+            raise Problem(400, f"The request body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
-        return invalid("Input should be a valid dictionary")
+        raise Problem(400, "Input should be a valid dictionary")
     for name in body.keys() - {"requests", "workspace_id"}:
-        return invalid(f"{name}: Extra inputs are not permitted")
+        raise Problem(400, f"{name}: Extra inputs are not permitted")
     rows, most = body.get("requests"), catalog.BATCH.max_requests
     if not isinstance(rows, list) or not rows:
-        return invalid("requests: List should have at least 1 item after validation, not 0")
+        raise Problem(400, "requests: List should have at least 1 item after validation, not 0")
     if len(rows) > most:
-        message = f"requests: at most {most} requests fit into a batch, not {len(rows)}"
-        return Problem(413, "request_too_large", message)
+        raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(rows)}")
     seen: set[str] = set()
     for index, row in enumerate(rows):
-        if wrong := _row_problem(row, seen):
-            return invalid(f"requests.{index}{wrong}")
+        wrong = next((words for wrong, words in _row_refusals(row, seen) if wrong), None)
+        if wrong is not None:
+            raise Problem(400, f"requests.{index}{wrong}")
         seen.add(row["custom_id"])
     return [*rows]
 
 
-def _row_problem(row: Any, seen: set[str]) -> str | None:
-    if not isinstance(row, dict):
-        return ": Input should be a valid dictionary"
-    custom_id = row.get("custom_id")
-    if not isinstance(custom_id, str) or not CUSTOM_ID.fullmatch(custom_id):
-        return f".custom_id: String should match pattern {catalog.BATCH.custom_id_pattern!r}"
-    if custom_id in seen:
-        return f".custom_id: duplicate custom_id {custom_id!r}"
-    if not isinstance(row.get("params"), dict):
-        return ".params: Field required"
-    further = next((name for name in row if name not in {"custom_id", "params"}), None)
-    return None if further is None else f".{further}: Extra inputs are not permitted"
+def _row_refusals(row: Any, seen: set[str]) -> Iterator[tuple[bool, str]]:
+    """Yield what may be wrong with one request of a batch, and the words for it."""
+    yield not isinstance(row, dict), ": Input should be a valid dictionary"
+    custom_id, pattern = row.get("custom_id"), catalog.BATCH.custom_id_pattern
+    right = isinstance(custom_id, str) and CUSTOM_ID.fullmatch(custom_id) is not None
+    yield not right, f".custom_id: String should match pattern {pattern!r}"
+    yield custom_id in seen, f".custom_id: duplicate custom_id {custom_id!r}"
+    yield not isinstance(row.get("params"), dict), ".params: Field required"
+    for name in row.keys() - {"custom_id", "params"}:
+        yield True, f".{name}: Extra inputs are not permitted"
 
 
-def _refused(params: dict[str, Any], model: catalog.Model) -> Problem | None:
-    """Return what batches alone refuse of a request."""
-    for name in REFUSED:
-        if params.get(name):
-            return invalid(f"{name}: not supported in message batches")
-    if params.get("max_tokens") == 0:
-        return invalid("max_tokens: 0 is not supported in message batches")
-    return None if model.batch else invalid(f"model: {model.id} is not supported in message batches")
+def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
+    """Refuse what batches alone refuse of a request, and what the Messages API does."""
+    never = next((name for name in REFUSED if params.get(name)), None)
+    if never is not None or params.get("max_tokens") == 0:
+        raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
+    if not model.batch:
+        raise Problem(400, f"model: {model.id} is not supported in message batches")
+    wrong = problem(params, model, batch.version, batch.betas)
+    if wrong is not None:
+        raise wrong
 
 
 def _hits(luck: float, measured: Measured) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from claudescale.api import catalog
 from claudescale.errors import UnknownModel
-from claudescale.simulator.wire import Problem, invalid
+from claudescale.simulator.wire import TABLES, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,21 +28,14 @@ GENERATION = re.compile(r"-(\d+)(?:-(\d{1,2}))?(?:-|$)")
 PREFILL_UNTIL = (4, 5)  # Claude 4.6 and later refuse an assistant message at the end
 SYSTEM_TURNS_FROM = (4, 8)
 FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
-SAMPLING = {"temperature": 1.0, "top_p": None, "top_k": None}  # what newer models still pass on 2023-06-01
 FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
 MOST_PIXELS = 8_000
-MEDIA = {  # how the bytes of each type begin
-    "image/jpeg": b"\xff\xd8\xff",
-    "image/png": b"\x89PNG\r\n\x1a\n",
-    "image/gif": b"GIF8",
-    "image/webp": b"RIFF",
-    "application/pdf": b"%PDF-",
-}
-ROLES = {  # the only role whose turns may hold a block
-    **dict.fromkeys(("image", "document", "tool_result"), "user"),
-    **dict.fromkeys(("thinking", "redacted_thinking", "tool_use"), "assistant"),
-}
+MEDIA = {name: begins.encode("latin-1") for name, begins in TABLES["media"].items()}
+ROLES, BETAS, SAMPLING = TABLES["roles"], TABLES["betas"], TABLES["sampling"]
+TYPES, FORMATS, REFUSED_WORDS = (
+    frozenset(TABLES["schema"][name]) for name in ("types", "formats", "refused")
+)
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SERVED_TOOL = re.compile(  # the API's own, with the name that some must have
     r"(web_search|web_fetch|code_execution|bash|memory)_\d{8}|(tool_search_tool_(?:bm25|regex))(?:_\d{8})?"
@@ -61,148 +54,71 @@ def generation(model_id: str) -> tuple[int, int]:
     return (int(found.group(1)), int(found.group(2) or 0)) if found else (0, 0)
 
 
-def version_problem(headers: Mapping[str, str]) -> Problem | None:
-    """Return what is wrong with the ``anthropic-version`` header."""
-    version = headers.get("anthropic-version")
-    if version is None:
-        return invalid("anthropic-version: header is required")
-    return None if version in VERSIONS else invalid(f"anthropic-version: {version!r} is not a valid version")
-
-
-def found_model(body: Mapping[str, Any], now: float) -> catalog.Model | Problem:
+def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
     """Return the model a request names."""
     name = body.get("model")
     if not isinstance(name, str):
-        return invalid(f"model: {'Field required' if name is None else 'Input should be a valid string'}")
+        raise Problem(400, f"model: {'Field required' if name is None else 'Input should be a valid string'}")
     try:
-        found = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
+        model = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
     except UnknownModel:
-        found = None
-    if found is None or found.verified_only:
-        return Problem(404, "not_found_error", f"model: {name}")
-    return found
+        model = None
+    if model is None or model.verified_only:
+        raise Problem(404, f"model: {name}")
+    return model
 
 
-def problem(  # noqa: PLR0917 - what decides it
-    body: dict[str, Any],
-    model: catalog.Model,
-    version: str = "2026-10-21",
-    betas: str = "",
-    *,
-    counting: bool = False,
+def problem(
+    body: dict[str, Any], model: catalog.Model, version: str, betas: str = "", *, counting: bool = False
 ) -> Problem | None:
     """Return the first thing the API would refuse in a request, or in one for a token count; or None."""
-    fields = {**(COUNTED if counting else FIELDS)}
-    fields |= dict.fromkeys(SAMPLING) if version == OLD_VERSION else {}
-    fields |= {name: None for name in BETAS if _has(betas, name)}
-    known = {name.removesuffix("!") for name in fields}
-    for name in body.keys() - known:
-        return invalid(f"{name}: Extra inputs are not permitted")
-    for words in _fields("", body, fields, loose=bool(betas)):
-        return invalid(words)
-    for wrong, found in Call(body, model, betas, old=version == OLD_VERSION).refusals():
-        if wrong:
-            return found if isinstance(found, Problem) else invalid(found)
-    return None
+    fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
+    fields |= dict.fromkeys(SAMPLING, "any") if version == OLD_VERSION else {}
+    fields |= {name: "any" for name in BETAS if _has(betas, name)}
+    unknown = body.keys() - {name.removesuffix("!") for name in fields}
+    shape = _fields("", body, fields, loose=bool(betas))
+    words: str | Problem | None = (
+        f"{min(unknown)}: Extra inputs are not permitted" if unknown else next(shape, None)
+    )
+    if words is None:
+        call = Call(body, model, betas, old=version == OLD_VERSION)
+        words = next((words for wrong, words in call.refusals() if wrong), None)
+    return Problem(400, words) if isinstance(words, str) else words
 
 
 def _has(betas: str, name: str) -> bool:
     """Return whether the beta header that `name` needs was sent."""
-    return any(beta.strip().startswith(BETAS[name]) for beta in betas.split(","))
+    return any(beta.strip().startswith(tuple(BETAS[name])) for beta in betas.split(","))
 
 
 # ------------------------------------------------------------------------------------------------- shapes
 
-
-class Choice(dict[str, Any]):
-    """Objects that are told apart by their ``type``: the fields of each besides it."""
-
-
-class Tagged(Choice):
-    """The same, of so many types that the API lists them as tags."""
-
-
-# A type; [what a list holds]; (values); (what may stand there, the first of which the message names); or fields by
-# name, "!" where one is required and ... where more may follow. None is not looked into.
-_TEXT = {"text!": str, "cache_control": None, "citations": None}
-_BYTES, _CITED = {"media_type!": None, "data!": None}, ("cache_control", "citations", "context", "title")
-_IMAGES = Tagged(base64=_BYTES, url={"url!": None}, file={"file_id!": None})
-_DOCUMENTS = Tagged(_IMAGES, text=_BYTES, content={"content!": None})
-_RESULTS = ("web_search", "web_fetch", "code_execution", "bash_code_execution", "text_editor_code_execution")
-_INSIDE = Tagged()  # what the result of a search or of a tool may hold
-BLOCKS = Tagged(
-    text=_TEXT,
-    image={"source!": _IMAGES, "cache_control": None, "transformations": None},
-    document={"source!": _DOCUMENTS, **dict.fromkeys(_CITED)},
-    search_result={"content": [_INSIDE], ...: None},
-    **dict.fromkeys(("thinking", "redacted_thinking", "tool_use")),
-    tool_result={"content": (str, [_INSIDE]), ...: None},
-    **dict.fromkeys(("server_tool_use", *(f"{name}_tool_result" for name in (*_RESULTS, "tool_search")))),
-    container_upload=None,
-)
-_INSIDE.update(BLOCKS, tool_reference=None)
-_THINKING, _PARALLEL = {"display": ("summarized", "omitted")}, {"disable_parallel_tool_use": None}
-COUNTED: dict[str, Any] = {  # what the token counter takes too
-    "model!": str,
-    "messages!": [{"role!": ("user", "assistant", "system"), "content!": (str, [BLOCKS])}],
-    "system": ([Choice(text=_TEXT)], str),
-    "cache_control": None,
-    "output_config": {"effort": None, "format": {"type!": ("json_schema",), "schema!": dict, ...: None}},
-    "speed": ("fast", "standard"),
-    "thinking": Choice(
-        adaptive=_THINKING, between_tools={}, disabled={}, enabled={"budget_tokens": None, **_THINKING}
-    ),
-    "tool_choice": Choice(any=_PARALLEL, auto=_PARALLEL, none={}, tool={"name": None, **_PARALLEL}),
-    "tools": [dict],
-    "user_profile_id": None,
-}
-FIELDS: dict[str, Any] = {
-    **COUNTED,
-    "max_tokens!": int,
-    "diagnostics": {"previous_message_id": str},
-    "inference_geo": catalog.CHARGES.geographies[::-1],
-    "metadata": {"user_id": str},
-    "service_tier": ("auto", "standard_only"),
-    "stop_sequences": list,
-    "stream": bool,
-    **dict.fromkeys(("container", "workspace_id")),
-}
-BETAS = {  # what is taken only with an anthropic-beta header that begins so
-    "mcp_servers": ("mcp-client-",),
-    "context_management": ("context-management-", "compact-"),
-    "fallbacks": ("server-side-fallback-",),
-    "fallback_credit_token": ("fallback-credit-",),
-    "thread": ("message-threads-",),
-    "compaction": ("compact-",),
-    "billing_policy": ("user-profiles-",),
-    **dict.fromkeys(("claude-opus-5", "claude-opus-4-8"), ("fast-mode-",)),  # their `speed`
-}
-WORDS = {str: "string", int: "integer", bool: "boolean", dict: "dictionary", list: "list"}
+KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
 
 
 def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
-    """Yield where a value is not of the shape `spec`; `loose` lets pass what is not known."""
-    if isinstance(spec, tuple) and isinstance(spec[0], (type, list)):
-        fitting = (one for one in spec if isinstance(value, list if isinstance(one, list) else one))
-        spec = next(fitting, spec[0])
-    kind: Any = list if isinstance(spec, list) else spec
-    if isinstance(kind, type):
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            yield f"{where}: Input should be a valid {WORDS[kind]}"
-        elif isinstance(spec, list):
-            for place, item in enumerate([*value]):
-                yield from _shape(f"{where}.{place}", item, spec[0], loose=loose)
-    elif isinstance(spec, tuple) and value not in spec:
-        yield f"{where}: Input should be {_either(spec)}"
-    elif isinstance(spec, Choice):
-        yield from _chosen(where, value, spec, loose=loose)
-    elif isinstance(spec, dict):
-        yield from _fields(where, value, spec, loose=loose)
+    """Yield where a value is not of a shape in `tables.toml`; `loose` lets pass what is not known."""
+    if isinstance(spec, list):
+        if value not in spec:
+            yield f"{where}: Input should be {_either(spec)}"
+        return
+    alternatives = spec.split(" or ")
+    kinds: dict[str, type[Any]] = {one: KINDS.get(one.partition(" of ")[0], object) for one in alternatives}
+    name = next((one for one in alternatives if isinstance(value, kinds[one])), alternatives[0])
+    if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
+        yield f"{where}: Input should be a valid {name.partition(' of ')[0]}"
+    elif name.startswith("list of "):
+        for place, item in enumerate(value):
+            yield from _shape(f"{where}.{place}", item, name.removeprefix("list of "), loose=loose)
+    elif name in TABLES["fields"]:
+        yield from _fields(where, value, TABLES["fields"][name], loose=loose)
+    elif name in TABLES["choices"] or name in TABLES["tagged"]:
+        yield from _chosen(where, value, name, loose=loose)
 
 
-def _chosen(where: str, value: Any, spec: Choice, *, loose: bool) -> Iterator[str]:
-    kind = value.get("type") if isinstance(value, dict) else None
-    tagged = isinstance(spec, Tagged)
+def _chosen(where: str, value: Any, name: str, *, loose: bool) -> Iterator[str]:
+    tagged = TABLES["tagged"].get(name)
+    spec, kind = tagged or TABLES["choices"][name], value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str):
         yield f"{where}.type: {'Field required' if tagged else f'Input should be {_either(spec)}'}"
     elif kind in spec:
@@ -216,19 +132,18 @@ def _chosen(where: str, value: Any, spec: Choice, *, loose: bool) -> Iterator[st
 
 
 def _fields(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
-    if spec is None:
+    if spec == "any":
         return
     if not isinstance(value, dict):
         yield f"{where}: Input should be a valid dictionary"
         return
-    at = f"{where}." if where else ""
-    keys = {str(key).removesuffix("!"): key for key in spec}
-    if not loose and ... not in spec:
+    at, keys = f"{where}." if where else "", {key.removesuffix("!"): key for key in spec}
+    if not loose:
         yield from (f"{at}{name}: Extra inputs are not permitted" for name in value if name not in keys)
     for name, key in keys.items():
         if value.get(name) is not None:
             yield from _shape(f"{at}{name}", value[name], spec[key], loose=loose)
-        elif key != name and key is not ...:
+        elif key != name:
             yield f"{at}{name}: Field required"
 
 
@@ -285,8 +200,8 @@ class Call:
             blank = isinstance(content, str) and not content.strip() and role != "assistant"
             yield early, f"{where}: role 'system' is not supported on this model"
             yield blank or not content, f"{where}: {role} messages must have non-empty content"
-            for at, whose, block in _blocks(f"{where}.content", role, content):
-                yield from self._block(at, whose, block)
+            for n, block in enumerate(content if isinstance(content, list) else ()):
+                yield from self._block(f"{where}.content.{n}", role, block)
         yield self.turns[0]["role"] != "user", 'messages: first message must use the "user" role'
         if role == "assistant":
             blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -371,8 +286,10 @@ class Call:
         yield given and self.effort not in efforts, f"output_config.effort: Input should be one of {among}"
         if self.format:
             at, found = "output_config.format", schema_problem(json.dumps(self.format["schema"]))
-            blocks = (block for turn in self.turns for _, _, block in _blocks("", "", turn["content"]))
-            cited = [block.get("citations") for block in blocks if block["type"] != "text"]
+            lists = [turn["content"] for turn in self.turns if isinstance(turn["content"], list)]
+            cited = [
+                block.get("citations") for blocks in lists for block in blocks if block["type"] != "text"
+            ]
             cites = any(isinstance(one, dict) and one.get("enabled") for one in cited)
             not_here = f"{at}: structured outputs are not supported on this model"
             yield not self.model.structured_outputs, not_here
@@ -412,16 +329,8 @@ class Call:
         yield not all(stop.strip() for stop in stops), blank
         yield body.get("stream", 0) is None, "stream: Input should be a valid boolean"
         for name, default in SAMPLING.items():
-            other = body.get(name, default) != default and self.model.tokenizer == "2026"
+            other = body.get(name) not in (None, default) and self.model.tokenizer == "2026"
             yield other, f"{name}: `{name}` may only be set to its default on {model}"
-
-
-def _blocks(where: str, role: str, content: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (where, whose turn, block) for each block of a turn, those within others too."""
-    for place, block in enumerate(content if isinstance(content, list) else ()):
-        yield f"{where}.{place}", role, block
-        if block["type"] in ("search_result", "tool_result"):
-            yield from _blocks(f"{where}.{place}.{block['type']}.content", "user", block.get("content"))
 
 
 def _media(where: str, kind: str, *, type: str, media_type: Any, data: Any) -> Refusals:  # noqa: ARG001
@@ -444,7 +353,7 @@ def _media(where: str, kind: str, *, type: str, media_type: Any, data: Any) -> R
     details = {"error_code": "image_dimensions_too_large", "max_side_length_pixels": MOST_PIXELS}
     details |= {"paths": [where.removesuffix(".image.source.base64")]}
     message = f"{where}: image dimensions exceed the maximum of {MOST_PIXELS} pixels"
-    yield wide, Problem(400, "invalid_request_error", message, details)
+    yield wide, Problem(400, message, details=details)
 
 
 def _at_least(value: Any, least: int) -> bool:
@@ -454,15 +363,14 @@ def _at_least(value: Any, least: int) -> bool:
 # ------------------------------------------------------------------------------------------------ schemas
 # Source: platform.claude.com, Structured outputs, "JSON Schema limitations" (checked 2026-08-22).
 
-REFUSED_WORDS = frozenset(
-    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength maxLength maxItems uniqueItems "
-    "minProperties maxProperties patternProperties prefixItems contains if then else not".split()
-)
-FORMATS = frozenset("text date-time time date duration email hostname uri ipv4 ipv6 uuid".split())
-TYPES = frozenset("object array string integer number boolean null".split())
 MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
-KINDS = {**dict.fromkeys(MAPPINGS, dict), **dict.fromkeys(("required", "enum", *SEQUENCES), list)}
-KINDS |= {"$ref": str, "format": str, "minItems": int}
+SHAPES: dict[str, type] = dict.fromkeys(MAPPINGS, dict)
+SHAPES |= {
+    **dict.fromkeys(("required", "enum", *SEQUENCES), list),
+    "$ref": str,
+    "format": str,
+    "minItems": int,
+}
 
 
 @lru_cache(maxsize=256)
@@ -503,8 +411,8 @@ class Schema:
     def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[tuple[Any, str]]:
         """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
         yield not isinstance(schema, dict), f"{where}: a schema must be an object"
-        for word in KINDS.keys() & schema.keys():
-            wrong = not isinstance(schema[word], KINDS[word]) or (schema[word] == [] and word != "required")
+        for word in SHAPES.keys() & schema.keys():
+            wrong = not isinstance(schema[word], SHAPES[word]) or (schema[word] == [] and word != "required")
             yield wrong, f"{where}.{word}: not valid in a JSON schema"
         kinds = schema.get("type", "any")
         for word, texts in (

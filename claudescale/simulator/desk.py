@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Account, Bucket, Buckets, terms
-from claudescale.simulator.checks import found_model, problem, version_problem
-from claudescale.simulator.faults import ACCOUNT, AFTER, BEFORE, IN_REPLY, STATUSES, Faults
+from claudescale.simulator.checks import VERSIONS, found_model, problem
+from claudescale.simulator.faults import ACCOUNT, AFTER, BEFORE, IN_REPLY, Faults, trouble
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
-from claudescale.simulator.wire import Answer, Problem, invalid
+from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
 RAMP_SECONDS = 5
+CHANGES = {
+    **{"model": "model_changed", "speed": "model_changed", "system": "system_changed"},
+    **{"tools": "tools_changed", "messages": "messages_changed"},
+    **dict.fromkeys(("thinking", "tool_choice", "output_config"), "unavailable"),
+}
 MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
@@ -99,61 +104,56 @@ class Desk:
     # ------------------------------------------------------------------------------------------- answers
 
     def answer(self, value: Any) -> Answer:
-        """Return a 200 with `value` as JSON, or its refusal if it is a `Problem`."""
-        if isinstance(value, Problem):
-            return self.refuse(value)
+        """Return a 200 with `value` as JSON."""
         return Answer(200, {**wire.MARKS, "request-id": self.next_id("req")}, wire.json_bytes(value))
 
-    def refuse(
-        self, found: Problem, *, kind: str | None = None, headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        """Return the answer to a call that is not let in, and count it by `kind` or its type."""
-        self.account.refused[kind or found.type] += 1
+    def refuse(self, problem: Problem) -> Answer:
+        """Return the answer to a call that is not let in, and count it."""
+        self.account.refused[problem.kind] += 1
         request_id = self.next_id("req")
-        sent = {**wire.MARKS, "request-id": request_id, **(headers or {})}
-        return Answer(found.status, sent, wire.json_bytes(wire.error_body(found, request_id)))
+        sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
+        return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
 
-    def unauthorized(self, headers: Mapping[str, str], *, admin: bool = False) -> Answer | None:
-        """Return the 401 to a call without a key, or with a wrong one; the 403 where an `admin` is asked for.
+    def authorize(self, headers: Mapping[str, str], *, admin: bool = False) -> None:
+        """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
 
         Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
         """
         key = headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
-        if not key.strip():
-            return self.refuse(Problem(401, "authentication_error", "x-api-key header is required"))
-        if key.startswith(WRONG_KEYS):
-            return self.refuse(STATUSES[401])
+        if not key.strip() or key.startswith(WRONG_KEYS):
+            raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
-            return self.refuse(Problem(403, "permission_error", "This endpoint requires an Admin API key."))
-        return None
+            raise Problem(403, "This endpoint requires an Admin API key.")
 
-    def limited(self, bucket: Bucket, now: float, kind: str, calls: str) -> Answer | None:
-        """Take a call of an endpoint with a rate of its own; return the 429 if there were too many."""
-        wait = bucket.wait(now)
-        if not wait:
-            bucket.level -= 1
-            return None
-        limit = f"your rate limit of {bucket.per_minute:,.0f} {calls} per minute"
-        found = Problem(429, "rate_limit_error", f"This request would exceed {limit}.")
-        return self.refuse(found, kind=kind, headers={"retry-after": str(max(1, math.ceil(wait)))})
+    def check_version(self, headers: Mapping[str, str]) -> None:
+        """Refuse a call that does not say a version of the API."""
+        version = headers.get("anthropic-version")
+        if version not in VERSIONS:
+            wrong = "header is required" if version is None else f"{version!r} is not a valid version"
+            raise Problem(400, f"anthropic-version: {wrong}")
 
-    def spent(
-        self, now: float, limits: Mapping[str, str] | None = None, *, coded: bool = True
-    ) -> Answer | None:
-        """Return the refusal once as much was spent as the faults allow; only the Messages API has a code."""
+    def limit(self, bucket: Bucket, now: float, kind: str, calls: str) -> None:
+        """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
+        if wait := bucket.wait(now):
+            limit = f"your rate limit of {bucket.per_minute:,.0f} {calls} per minute"
+            over = Problem(429, f"This request would exceed {limit}.", kind=kind)
+            over.headers["retry-after"] = str(max(1, math.ceil(wait)))
+            raise over
+        bucket.level -= 1
+
+    def check_spending(self, now: float, *, coded: bool = True) -> None:
+        """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
         dollars, levels = sum(self.account.dollars.values()), self.faults.levels
         first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
         until = f"You will regain access on {first:%Y-%m-%d} at 00:00 UTC."
         if dollars >= levels.get("spend_cap", math.inf):
             threshold = "your organization has crossed its monthly API usage threshold"
-            message = f"You have reached your API usage limits: {threshold}. {until}"
             code = "enforced_spend_limit_reached"
-            details = {"error_code": code} if coded else None
-            return self.refuse(Problem(429, "rate_limit_error", message, details), kind=code, headers=limits)
+            message = f"You have reached your API usage limits: {threshold}. {until}"
+            raise Problem(429, message, details={"error_code": code} if coded else None, kind=code)
         if dollars >= levels.get("workspace_spend", math.inf):
-            found = invalid(f"You have reached your specified workspace API usage limits. {until}")
-            return self.refuse(found, kind="workspace_spend", headers=limits)
-        return None
+            message = f"You have reached your specified workspace API usage limits. {until}"
+            raise Problem(400, message, kind="workspace_spend")
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -169,56 +169,56 @@ class Desk:
             refused, or struck by a fault, and took nothing.
         """
         self.account.counts["calls"] += 1
-        opened = self._opened(now, body, headers)
-        if isinstance(opened, Answer):
-            return opened
-        read, model = opened
-        weighed = self.weighed(read, model)
-        if isinstance(weighed, Problem):
-            return self.refuse(weighed, headers=self.buckets(model, now).headers(now))
-        key = replies.digest(self.seed, read)
-        attempt = self.faults.attempt(key)
-        failed = self._failed(now, key, attempt, self.buckets(model, now)) if self.faults else None
-        return failed or self._let_in(now, key, attempt, read, model, weighed)
+        buckets: Buckets | None = None
+        try:
+            read = self._opened(body, headers)
+            model = found_model(read, now)
+            buckets = self.buckets(model, now)
+            self._check(read, model, headers)
+            weighed = self.weighed(read, model)
+            key = replies.digest(self.seed, read)
+            attempt = self.faults.attempt(key)
+            broken = self._failed(now, key, attempt) if self.faults else None
+            return broken or self._let_in(now, key, attempt, read, model, weighed)
+        except Problem as refusal:
+            refusal.headers |= buckets.headers(now) if buckets else {}
+            return self.refuse(refusal)
 
-    def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> Answer:
+    def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, int]:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
-        opened = self._opened(now, raw, headers, counting=True)
-        if isinstance(opened, Answer):
-            return opened
-        over = self.limited(self._counts, now, "count_tokens_per_minute", "requests")
-        return over or self.answer({"input_tokens": measure(*opened).input_tokens})
+        body = self._opened(raw, headers)
+        model = found_model(body, now)
+        self._check(body, model, headers, counting=True)
+        self.limit(self._counts, now, "count_tokens_per_minute", "requests")
+        return {"input_tokens": measure(body, model).input_tokens}
 
-    def weighed(self, body: dict[str, Any], model: catalog.Model) -> Measured | Problem:
-        """Return what a request weighs, or that it is too long for the model."""
-        measured = measure(body, model)
-        if measured.input_tokens <= model.context_tokens:
-            return measured
-        return invalid(f"prompt is too long: {measured.input_tokens} tokens > {model.context_tokens} maximum")
+    def weighed(self, body: dict[str, Any], model: catalog.Model) -> Measured:
+        """Return what a request weighs, or refuse it as too long for the model."""
+        measured, most = measure(body, model), model.context_tokens
+        if measured.input_tokens > most:
+            raise Problem(400, f"prompt is too long: {measured.input_tokens} tokens > {most} maximum")
+        return measured
 
-    def _opened(
+    def _opened(self, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]) -> dict[str, Any]:
+        """Return the body of a call with a key and a version."""
+        self.authorize(headers)
+        if not isinstance(body, dict):
+            body = _read(body)
+        self.check_version(headers)
+        return body
+
+    def _check(
         self,
-        now: float,
-        body: dict[str, Any] | bytes | bytearray,
+        body: dict[str, Any],
+        model: catalog.Model,
         headers: Mapping[str, str],
         *,
         counting: bool = False,
-    ) -> tuple[dict[str, Any], catalog.Model] | Answer:
-        """Return the body and the model of a call that is in order, or the refusal."""
-        refused = self.unauthorized(headers)
-        if refused is not None:
-            return refused
-        read = body if isinstance(body, dict) else _read(body)
-        if isinstance(read, Problem):
-            return self.refuse(read)
-        model = version_problem(headers) or found_model(read, now)
-        if isinstance(model, Problem):
-            return self.refuse(model)
+    ) -> None:
         betas = headers.get("anthropic-beta", "")
-        wrong = problem(read, model, headers["anthropic-version"], betas, counting=counting)
+        wrong = problem(body, model, headers["anthropic-version"], betas, counting=counting)
         if wrong is not None:
-            return self.refuse(wrong, headers=None if counting else self.buckets(model, now).headers(now))
-        return read, model
+            raise wrong
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
         """Return the first of these faults that strikes a try, and count it."""
@@ -227,28 +227,29 @@ class Desk:
             self.account.faults[kind] += 1
         return kind
 
-    def _failed(self, now: float, key: bytes, attempt: int, buckets: Buckets) -> Answer | None:
-        """Return what a fault makes of a call before it is let in."""
-        limits = buckets.headers(now)
-        stopped = self.spent(now, limits)
-        if stopped is not None:
-            return stopped
+    def _failed(self, now: float, key: bytes, attempt: int) -> Answer | None:
+        """Refuse a call by a fault, before it is let in, or return what becomes of its answer."""
+        self.check_spending(now)
         kind = self.struck(BEFORE, key, attempt, now)
-        if kind is None and self.account.in_flight >= self.faults.levels.get("overload_above", math.inf):
-            self.account.faults["overload_above"] += 1
-            kind = "529"
-        if kind is None:
-            return None
         if kind in {"drop", "hang"}:
             return Answer(0, {}, b"", fault=kind)
         if kind == "html_body":
             return Answer(502, {"content-type": "text/html"}, wire.HTML)
-        if kind in ACCOUNT:
-            return self.refuse(ACCOUNT[kind], kind=kind, headers=limits)
-        found = STATUSES[int(kind)]
-        code = (found.details or {}).get("error_code")
-        ramp = {"retry-after": str(RAMP_SECONDS)} if code else {}
-        return self.refuse(found, kind=code, headers={**limits, **ramp})
+        if kind is None and self.account.counts["in_flight"] >= self.faults.levels.get(
+            "overload_above", math.inf
+        ):
+            self.account.faults["overload_above"] += 1
+            kind = "529"
+        if kind is not None:
+            refusal = trouble(kind, 400 if kind in ACCOUNT else int(kind))
+            if kind == "429":
+                refusal.kind = "ramp_limit_exceeded"
+                refusal.details, refusal.headers = (
+                    {"error_code": refusal.kind},
+                    {"retry-after": str(RAMP_SECONDS)},
+                )
+            raise refusal
+        return None
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self,
@@ -258,15 +259,14 @@ class Desk:
         body: dict[str, Any],
         model: catalog.Model,
         weighed: Measured,
-    ) -> Admission | Answer:
+    ) -> Admission:
         buckets, least = self.buckets(model, now), model.cache_minimum_tokens
         shares = self.cache.shares(now, weighed, least)
-        if not buckets.admit(now, input_tokens=shares.limited_input_tokens):
-            return self._over(now, buckets, shares.limited_input_tokens)
-        reply = self.reply(key, body, model, now)
+        self._reserve(now, buckets, shares.limited_input_tokens)
+        reply, pace = self.reply(key, body, model, now)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
-        begins, ends = replies.Model(key, self.seed, body, model).seconds(reply, shares.total_input_tokens)
+        begins, ends = pace(reply, shares.total_input_tokens)
         if self._latency is not None:
             ends = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
             begins = ends / 2
@@ -286,25 +286,30 @@ class Desk:
             fault=self.struck(AFTER, key, attempt, now),
         )
 
-    def _over(self, now: float, buckets: Buckets, input_tokens: int) -> Answer:
+    def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
+        """Take a call from the buckets, or refuse it."""
+        if buckets.admit(now, input_tokens=input_tokens):
+            return
         waits = buckets.waits(now, input_tokens=input_tokens)
         name = max(waits, key=waits.__getitem__)
-        words, limit = name.replace("-", " "), buckets.named[name].per_minute
-        message = (
-            f"This request would exceed your organization's rate limit of {limit:,.0f} {words} "
-            "per minute. Try again after the time in the retry-after header."
+        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')}"
+        over = Problem(
+            429,
+            f"This request would exceed your organization's rate limit of {limit} per minute. "
+            "Try again after the time in the retry-after header.",
+            kind=f"{name.replace('-', '_')}_per_minute",
         )
-        after = {"retry-after": str(buckets.retry_after(now, input_tokens=input_tokens))}
-        kind = f"{name.replace('-', '_')}_per_minute"
-        found = Problem(429, "rate_limit_error", message)
-        return self.refuse(found, kind=kind, headers={**buckets.headers(now), **after})
+        over.headers["retry-after"] = str(buckets.retry_after(now, input_tokens=input_tokens))
+        raise over
 
-    def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float) -> replies.Reply:
-        """Return the reply to a valid request, spoiled where a fault strikes it."""
+    def reply(
+        self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float
+    ) -> tuple[replies.Reply, Callable[[replies.Reply, int], tuple[float, float]]]:
+        """Return the reply to a valid request, spoiled where a fault strikes it, and what says how long it takes."""
         at_work = replies.Model(key, self.seed, body, model)
         reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
-        return reply if struck is None else at_work.spoiled(struck, reply)
+        return (reply if struck is None else at_work.spoiled(struck, reply)), at_work.seconds
 
     def message(
         self, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares, tier: str
@@ -316,28 +321,19 @@ class Desk:
 
     def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
         """Return why the prompt cache missed what an earlier message had, where a request asks for it."""
-        asked = body.get("diagnostics")
-        if not asked:
+        if not body.get("diagnostics"):
             return None
-        parts: dict[str, Any] = {"model": [body["model"], body.get("speed")]}
-        parts |= {part: body.get(part) for part in ("system", "tools", "messages")}
-        parts["unavailable"] = [body.get(part) for part in ("thinking", "tool_choice", "output_config")]
-        self._diagnosed[name] = parts
-        while len(self._diagnosed) > MOST_DIAGNOSED:
+        previous = body["diagnostics"].get("previous_message_id")
+        before = self._diagnosed.get(previous)
+        self._diagnosed[name] = body
+        if len(self._diagnosed) > MOST_DIAGNOSED:
             del self._diagnosed[next(iter(self._diagnosed))]
-        previous = asked.get("previous_message_id")
-        if previous is None:
-            return None
-        if previous not in self._diagnosed:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        before = self._diagnosed[previous]
-        same = {**parts, "messages": parts["messages"][: len(before["messages"])]}
-        changed = next((part for part in parts if same[part] != before[part]), None)
-        if changed is None:
-            return None
-        missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
-        reason = {"type": changed} if changed == "unavailable" else {"type": f"{changed}_changed", **missed}
-        return {"cache_miss_reason": reason}
+        if previous is None or before is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}} if previous else None
+        seen = {**body, "messages": body["messages"][: len(before["messages"])]}
+        reason = next((why for part, why in CHANGES.items() if seen.get(part) != before.get(part)), None)
+        missed = {"cache_missed_input_tokens": shares.limited_input_tokens} if reason != "unavailable" else {}
+        return {"cache_miss_reason": {"type": reason, **missed}} if reason else None
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
@@ -363,12 +359,14 @@ class Desk:
         return {**wire.MARKS, "request-id": admission.request_id, **limits}
 
 
-def _read(raw: bytes | bytearray) -> dict[str, Any] | Problem:
-    """Return the JSON object that `raw` is, or why it is refused."""
+def _read(raw: bytes | bytearray) -> dict[str, Any]:
+    """Return the JSON object that a body is."""
     if len(raw) > catalog.MESSAGE.max_bytes:
-        return wire.too_large(catalog.MESSAGE.max_bytes)
+        raise wire.too_large(catalog.MESSAGE.max_bytes)
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return invalid(f"The request body is not valid JSON: {error}")
-    return body if isinstance(body, dict) else invalid("Input should be a valid dictionary")
+        raise Problem(400, f"The request body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Problem(400, "Input should be a valid dictionary")
+    return body

@@ -9,55 +9,25 @@ from typing import Any
 
 from claudescale.errors import nearest
 from claudescale.simulator.replies import draws
-from claudescale.simulator.wire import Problem
+from claudescale.simulator.wire import TABLES, Problem
 
-STATUSES = {
-    400: Problem(400, "invalid_request_error", "The request was refused by a simulated fault."),
-    401: Problem(401, "authentication_error", "invalid x-api-key"),
-    402: Problem(402, "billing_error", "Your credit balance is too low to access the API."),
-    403: Problem(403, "permission_error", "Your API key does not have permission to use this resource."),
-    404: Problem(404, "not_found_error", "Not found"),
-    408: Problem(408, "timeout_error", "The request timed out before it was complete."),
-    409: Problem(409, "conflict_error", "The request conflicts with another one."),
-    413: Problem(413, "request_too_large", "Request exceeds the maximum allowed number of bytes."),
-    429: Problem(
-        *(429, "rate_limit_error", "This organization's usage rose too fast. Increase it more gradually."),
-        {"error_code": "ramp_limit_exceeded"},
-    ),
-    500: Problem(500, "api_error", "Internal server error"),
-    503: Problem(503, "api_error", "Service unavailable"),
-    504: Problem(504, "timeout_error", "The request took too long and was ended."),
-    529: Problem(529, "overloaded_error", "Overloaded"),
-}
-_CODES = {
-    "organization_on_hold": "This organization is on hold.",
-    "workspace_human_review_disabled": "This operation needs a workspace with human review turned on.",
-    "cmek_key_disabled": "The encryption key of this workspace is disabled or revoked.",
-    "cmek_key_network_blocked": "The key management service refused the request for this workspace's key.",
-    "organization_disabled": "This organization has been disabled.",  # without a code
-}
-ACCOUNT = {  # the account's own trouble, which comes as status 400
-    code: Problem(
-        *(400, "invalid_request_error", text),
-        None if code == "organization_disabled" else {"error_code": code},
-    )
-    for code, text in _CODES.items()
-}
-BEFORE = (*map(str, STATUSES), *ACCOUNT, "drop", "hang", "html_body")
-AFTER = ("drop_after", "truncated_body", "not_json")
-IN_REPLY = ("empty_content", "thinking_only", "refusal", "refusal_midway", "cut")
-ROW = {  # of a batch: the error that stands in the row's result, or None where it expires
-    "batch_errored": STATUSES[500],
-    "batch_overloaded": STATUSES[529],
-    "batch_invalid": STATUSES[400],
-    "batch_expired": None,
-    **ACCOUNT,
-}
-CREATE_BEFORE = ("create_dropped", "create_failed", *ACCOUNT)
-CREATE_AFTER = ("create_lost", "create_hang", "create_failed_after")
-BATCH = (*CREATE_BEFORE, *CREATE_AFTER, "poll_failed", "results_cut", "batch_stuck", *ROW)
-LEVELS = ("spend_cap", "workspace_spend", "overload_above")
+ACCOUNT: dict[str, str] = TABLES["account"]
+_KINDS = TABLES["faults"]
+ROW: dict[str, int] = _KINDS["of_a_row"]
+ROWS = (*ROW, "batch_expired", *ACCOUNT)
+BEFORE = (*(status for status in TABLES["errors"] if status != "405"), *ACCOUNT, *_KINDS["before"])
+AFTER, IN_REPLY, LEVELS = (tuple(_KINDS[when]) for when in ("after", "in_reply", "levels"))
+CREATE_BEFORE, CREATE_AFTER = (*_KINDS["create_before"], *ACCOUNT), tuple(_KINDS["create_after"])
+BATCH = (*CREATE_BEFORE, *CREATE_AFTER, *_KINDS["of_a_batch"], *ROW)
 KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
+
+
+def trouble(kind: str, status: int = 500) -> Problem:
+    """Return the account's own trouble of that kind, or else the error of a status."""
+    if kind not in ACCOUNT:
+        return Problem(status)
+    details = {"error_code": kind} if kind != "organization_disabled" else None
+    return Problem(400, ACCOUNT[kind], details=details, kind=kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,23 +17,17 @@ from typing import TYPE_CHECKING, Any
 from claudescale.api import catalog
 from claudescale.simulator.checks import resolved
 from claudescale.simulator.tokens import pieces, tokens_in
+from claudescale.simulator.wire import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MARK = "[simulated] "
 ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_control", "diagnostics"})
-# Invented, only their order is documented: how often a label or a flag is the one that the seed and the text make
-# right; seconds to the first token; output tokens a second.
-LINES = {
-    "haiku": (0.90, 0.5, 160.0),
-    "sonnet": (0.95, 1.0, 85.0),
-    "opus": (0.97, 1.5, 60.0),
-    **dict.fromkeys(("fable", "mythos"), (0.98, 2.2, 45.0)),
-}
+LINES, WORDS = TABLES["lines"], TABLES["words"]
+EFFORTS: dict[str, tuple[float, int]] = TABLES["efforts"]
+FORMATS: dict[str, str] = TABLES["formats"]
 OLD_SKILL_LOSS = 0.03  # of the models with the older tokenizer
-THINKING_TOKENS = {"low": 60, "medium": 160, "high": 380, "xhigh": 900, "max": 2200}
-THINKING_CHANCE = {"low": 0.2, "medium": 0.5, "high": 0.85, "xhigh": 1.0, "max": 1.0}
 SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 FAST_MODE_SPEEDUP = 2.5
 READING_TOKENS_PER_SECOND = 60_000.0
@@ -93,7 +87,7 @@ class Model:
     def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
         self._key, self._seed, self._body, self._model = key, seed, body, model
         self._own = draws(key)
-        self._skill, self._first_seconds, self._pace = LINES.get(model.line, LINES["sonnet"])
+        self._line = LINES.get(model.line, LINES["sonnet"])
         self._old = model.tokenizer == "2024"
         self._tools = body.get("tools") or []
         self._choice, self._thinking, config = (
@@ -127,10 +121,9 @@ class Model:
     def seconds(self, reply: Reply, input_tokens: int) -> tuple[float, float]:
         """Return the API seconds until the reply begins, and until it is complete."""
         own = draws(self._key, "latency")
-        pace = self._pace * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
-        begins = (
-            self._first_seconds * own.lognormvariate(0.0, 0.25) + input_tokens / READING_TOKENS_PER_SECOND
-        )
+        pace = self._line["output_tokens_per_second"] * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
+        begins = self._line["seconds_to_first_token"] * own.lognormvariate(0.0, 0.25)
+        begins += input_tokens / READING_TOKENS_PER_SECOND
         return begins, begins + reply.output_tokens / (pace * own.lognormvariate(0.0, 0.2))
 
     def spoiled(self, kind: str, reply: Reply) -> Reply:
@@ -141,7 +134,7 @@ class Model:
             )
         reply = replace(reply, stop_reason="max_tokens", stop_sequence=None)
         if kind == "thinking_only":
-            tokens = max(reply.thinking_tokens, THINKING_TOKENS["medium"])
+            tokens = max(reply.thinking_tokens, EFFORTS["medium"][1])
             return replace(reply, content=[self._thought("")], output_tokens=tokens, thinking_tokens=tokens)
         if kind != "cut":
             reasons = REASONING.search(json.dumps(self._schema))
@@ -165,10 +158,10 @@ class Model:
         kind = self._thinking.get("type") or ("adaptive" if self._model.thinks_by_default else "disabled")
         if kind in {"disabled", "between_tools"}:
             return 0
-        chance, size = self._own.random(), self._own.lognormvariate(0.0, 0.5)
-        if kind == "adaptive" and chance > THINKING_CHANCE[self._effort]:
+        likely, usual = EFFORTS[self._effort]
+        chance, wanted = self._own.random(), math.ceil(usual * self._own.lognormvariate(0.0, 0.5))
+        if kind == "adaptive" and chance > likely:
             return 0
-        wanted = math.ceil(THINKING_TOKENS[self._effort] * size)
         return min(wanted, int(self._thinking.get("budget_tokens") or wanted))
 
     def _thought(self, text: str) -> dict[str, Any]:
@@ -248,7 +241,9 @@ class Model:
     def _value(self, schema: Any) -> Any:
         text = subject(self._asked())
         fair = draws(_hash(self._seed, text, 64), "fair")
-        return Writer(text, schema, fair, self._own, self._skill - OLD_SKILL_LOSS * self._old).value(schema)
+        return Writer(text, schema, fair, self._own, self._line["skill"] - OLD_SKILL_LOSS * self._old).value(
+            schema
+        )
 
 
 # ---------------------------------------------------------------------------------------- texts and values
@@ -261,32 +256,6 @@ WORD, NUMBER, SENTENCE = (
 WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
 FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS = 20_000
-NEGATORS = frozenset("not no never hardly without isn wasn don didn doesn won".split())
-FALLBACKS = frozenset("other none mixed misc gener nothi".split())
-RATINGS = frozenset("ratin score stars star grade senti satis sever prior urgen".split())
-ASIDES = frozenset("is has was are does menti conta inclu".split())
-GOOD = """good great excellent love loved lovely perfect perfectly happy best amazing wonderful fast quick
-    recommend thanks thank beautiful comfortable easy works worked nice delighted pleased superb fantastic
-    friendly helpful reliable solid sturdy flawless enjoyed brilliant favourite favorite"""
-BAD = """bad poor terrible awful hate hated worst broken broke late slow disappointed disappointing useless
-    refund return returned waste defective damaged missing wrong cheap rude unhelpful problem issue fails
-    failed failure never crash crashes annoying dirty noisy expensive overpriced scam cracked leak leaks
-    torn unusable complaint complain cancelled canceled"""
-TOPICS = {  # stems of labels, and the words of a text that speak of them
-    "deliv shipp logis": "delivery deliver delivered shipping shipped parcel package courier arrived late",
-    "quali mater produ defec": "quality broke broken cheap sturdy material cracked damaged defective torn",
-    "price cost value bill": "price expensive cheap overpriced costs money worth charged billing payment paid fee",
-    "refun retur": "refund refunded return returned money back exchange",
-    "servi suppo custo staff": "service support staff agent answered rude helpful phone email reply waiting",
-    "bug techn error softw": "bug crash crashes error app update screen freeze login software version",
-}
-_DAY = "2026-01-{day:02d}"
-FORMATS = {
-    **{"date": _DAY, "time": "{hour:02d}:30:00Z", "date-time": f"{_DAY}T{{hour:02d}}:30:00Z"},
-    **{"duration": "P{day}D", "email": "person{day}@example.com", "hostname": "host{day}.example.com"},
-    **{"uri": "https://example.com/{day}", "ipv4": "192.0.2.{day}", "ipv6": "2001:db8::{day}"},
-    "uuid": "00000000-0000-4000-8000-0000000000{day:02d}",
-}
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
 MAX_DEPTH = 24
 MAX_VALUES = 5_000  # a tool may have a schema that contains itself
@@ -296,8 +265,9 @@ def _stems(words: str) -> frozenset[str]:
     return frozenset(word[:5].lower() for word in WORD.findall(words))
 
 
-GOOD_STEMS, BAD_STEMS = _stems(GOOD), _stems(BAD)
-RELATED = {stem: _stems(words) for stems, words in TOPICS.items() for stem in stems.split()}
+NEGATORS, GOOD, BAD = (_stems(WORDS[kind]) for kind in ("negators", "good", "bad"))
+FALLBACKS, RATINGS, CONFIDENCES, ASIDES = (_stems(stems) for stems in TABLES["stems"].values())
+RELATED = {stem: _stems(words) for stems, words in TABLES["topics"].items() for stem in stems.split()}
 
 
 @lru_cache(maxsize=4096)
@@ -361,8 +331,8 @@ class Writer:
             stem = word[:5]
             self._counts[stem] = self._counts.get(stem, 0) + 1
             sign = -1 if flipped > 0 else 1
-            self._sentiment += sign * ((stem in GOOD_STEMS) - (stem in BAD_STEMS))
-            flipped = 3 if word in NEGATORS else flipped - 1
+            self._sentiment += sign * ((stem in GOOD) - (stem in BAD))
+            flipped = 3 if stem in NEGATORS else flipped - 1
 
     @cached_property
     def _sentences(self) -> list[str]:
@@ -476,7 +446,7 @@ class Writer:
         stems = label_stems(name)
         if RATINGS & set(stems):
             return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._sentiment)), 2)
-        if "confi" in stems or "proba" in stems:
+        if CONFIDENCES & set(stems):
             return self._fair.randrange(60, 100) if whole else round(self._fair.uniform(0.6, 0.99), 2)
         found = [one for one in NUMBER.findall(self._text[:4000]) if len(one) <= len("123456.789")]
         if found:

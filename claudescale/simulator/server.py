@@ -12,7 +12,6 @@ from aiohttp import web
 
 from claudescale.api import catalog
 from claudescale.simulator import batches, wire
-from claudescale.simulator.checks import version_problem
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
@@ -23,10 +22,8 @@ if TYPE_CHECKING:
     from claudescale.simulator.desk import Admission, Desk
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
-    Found = Answer | Problem | dict[str, Any] | web.StreamResponse
+    Found = Answer | dict[str, Any] | web.StreamResponse
 
-NOT_FOUND = Problem(404, "not_found_error", "Not found")
-NOT_ALLOWED = Problem(405, "invalid_request_error", "Method Not Allowed")
 HANG_CHECK_SECONDS = 0.2
 TURN_ROWS = 5  # of a batch, before other calls get their turn
 # A thread that often drops the interpreter's lock and takes it back at once starves the others.
@@ -89,6 +86,8 @@ class Shell:
         """Answer a request: whatever its handler returns is sent, but for what is on its way already."""
         try:
             found = await self._found(request)
+        except Problem as problem:
+            found = self.desk.refuse(problem)
         except ConnectionError:  # the client has gone half way
             return web.Response(status=499)
         if isinstance(found, web.StreamResponse):
@@ -98,12 +97,12 @@ class Shell:
     async def _found(self, request: web.BaseRequest) -> Found:
         host = request.headers.get("host", "")
         if not _is_local(host):
-            words = f"This simulator is for this machine, as 127.0.0.1 or localhost, not as {host[:80]!r}."
-            return Problem(403, "permission_error", words)
+            this = "This simulator is for this machine, as 127.0.0.1 or localhost"
+            raise Problem(403, f"{this}, not as {host[:80]!r}.")
         for pattern, handler in self._routes:
             if found := pattern.fullmatch(f"{request.method} {request.path}"):
                 return await handler(request, *found.groups(""))
-        return NOT_FOUND
+        raise Problem(404)
 
     # ---------------------------------------------------------------------------------- messages and lists
 
@@ -138,13 +137,13 @@ class Shell:
         return self.desk.count_tokens(self.clock.seconds(), raw, request.headers)
 
     async def _models(self, request: web.BaseRequest, name: str) -> Found:
+        self.desk.authorize(request.headers)
         now = self.clock.seconds()
-        found = wire.one_model(now, name) if name else wire.models_page(now, _query(request))
-        return self.desk.unauthorized(request.headers) or found
+        return wire.one_model(now, name) if name else wire.models_page(now, _query(request))
 
     async def _rate_limits(self, request: web.BaseRequest) -> Found:
-        limits = self.desk.terms.listed(self.clock.seconds(), _query(request))
-        return self.desk.unauthorized(request.headers, admin=True) or limits
+        self.desk.authorize(request.headers, admin=True)
+        return self.desk.terms.listed(self.clock.seconds(), _query(request))
 
     async def _about(self, _: web.BaseRequest) -> Found:
         about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
@@ -159,20 +158,20 @@ class Shell:
         raw = await _read(
             request, batches.MAX_BYTES
         )  # whatever the answer: who is still writing does not listen
-        refused = self._refused(request, action)
-        if refused is not None:
-            return refused
+        self.desk.authorize(request.headers)
+        self.desk.check_version(request.headers)
+        self.batches.limited(self.clock.seconds())
+        if request.method == "GET" and action != "results":
+            self.batches.poll(self.clock.seconds())
         await self._catch_up()
-        now = self.clock.seconds()
-        batch = self.batches.find(name) if name else None
-        if isinstance(batch, Problem):
-            return batch
+        now, batch = self.clock.seconds(), self.batches.find(name) if name else None
         match request.method, batch, action:
             case "POST", None, "":
-                betas = request.headers.get("anthropic-beta", "")
-                answer = self.batches.submit(now, raw, request.headers["anthropic-version"], betas)
-                self._work_off()
-                return answer
+                version, betas = (request.headers.get(f"anthropic-{of}", "") for of in ("version", "beta"))
+                try:
+                    return self.batches.submit(now, raw, version, betas)
+                finally:
+                    self._work_off()
             case "GET", None, "":
                 return self.batches.page(now, _query(request), self.url)
             case "GET", batches.Batch(), "":
@@ -180,26 +179,17 @@ class Shell:
             case "GET", batches.Batch(), "results":
                 return await self._results(request, batch)
             case "POST", batches.Batch(), "cancel":
-                refusal = self.batches.cancel(now, batch)
-                if batch.id in self._working and refusal is None:  # it ends sooner than its task thinks
+                self.batches.cancel(now, batch)
+                if batch.id in self._working:  # it ends sooner than its task thinks
                     self._working.pop(batch.id).cancel()
                     self._work_off()
-                return refusal or batch.shown(now, self.url)
+                return batch.shown(now, self.url)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
-        return NOT_ALLOWED if action in {"", "cancel", "results"} else NOT_FOUND
-
-    def _refused(self, request: web.BaseRequest, action: str) -> Answer | Problem | None:
-        """Return the refusal of any call to the batch endpoints, for its key, version, rate or a fault."""
-        now, polls = self.clock.seconds(), request.method == "GET" and action != "results"
-        refused = self.desk.unauthorized(request.headers) or version_problem(request.headers)
-        refused = refused or self.batches.limited(now)
-        return refused or (self.batches.poll_failed(now) if polls else None)
+        raise Problem(405 if action in {"", "cancel", "results"} else 404)
 
     async def _results(self, request: web.BaseRequest, batch: Batch) -> Found:
         lines = self.batches.results(self.clock.seconds(), batch)
-        if isinstance(lines, Problem):
-            return lines
         cut, half = self.batches.results_cut(self.clock.seconds(), batch), len(lines) // 2
         if cut:
             lines = [*lines[:half], lines[half][: len(lines[half]) // 2]]

@@ -76,10 +76,12 @@ def pieces(content: Any) -> Iterator[tuple[str, int, Any]]:
     if isinstance(content, str):
         yield content, 0, None
         return
-    for block in content or ():
-        kind, control = block.get("type"), block.get("cache_control")
+    for block in content if isinstance(content, list) else ():
+        kind, control = (
+            (block.get("type"), block.get("cache_control")) if isinstance(block, dict) else (None, None)
+        )
         if kind == "text":
-            yield block["text"], 0, control
+            yield str(block.get("text")), 0, control
         elif kind in ("image", "document"):
             yield "", MEDIA_TOKENS, control
         elif kind == "tool_result":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import tomllib
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
@@ -22,6 +24,7 @@ MARKS = {
     "anthropic-workspace-id": "wrkspc_simulated",
 }
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
+TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 MOST_DELTAS = 24  # events that one block's text comes in
 STREAMED_USAGE = (
     *("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
@@ -34,13 +37,27 @@ MAX_PAGE, DEFAULT_PAGE = 1000, 20
 Query = dict[str, list[str]]
 
 
-class Problem(NamedTuple):
-    """Why a request is refused."""
+class Problem(Exception):
+    """Why a request is refused, in the usual words of its status or its own; counted by `kind` or by type."""
 
-    status: int
-    type: str
-    message: str
-    details: dict[str, Any] | None = None
+    def __init__(
+        self,
+        status: int,
+        message: str = "",
+        *,
+        details: dict[str, Any] | None = None,
+        kind: str | None = None,
+    ) -> None:
+        self.status, self.details, self.headers = status, details, dict[str, str]()
+        self.type, usual = TABLES["errors"][str(status)]
+        self.message, self.kind = message or usual, kind or self.type
+        super().__init__(self.message)
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """Return it as it stands in an answer, and in the result of a batch's row."""
+        details = {"details": self.details} if self.details else {}
+        error = {"type": self.type, "message": self.message, **details}
+        return {"type": "error", "error": error, "request_id": request_id}
 
 
 class Answer(NamedTuple):
@@ -52,28 +69,15 @@ class Answer(NamedTuple):
     fault: str | None = None
 
 
-def invalid(message: str) -> Problem:
-    """Return a 400."""
-    return Problem(400, "invalid_request_error", message)
-
-
 def too_large(max_bytes: int) -> Problem:
     """Return the 413 of a body that is too long."""
-    message = "Request exceeds the maximum allowed number of bytes. "
-    return Problem(413, "request_too_large", f"{message}The maximum request size is {max_bytes} bytes.")
+    most = f"The maximum request size is {max_bytes} bytes."
+    return Problem(413, f"Request exceeds the maximum allowed number of bytes. {most}")
 
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON in UTF-8 without spaces."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def error_body(problem: Problem, request_id: str) -> dict[str, Any]:
-    """Return the body of an error."""
-    error: dict[str, Any] = {"type": problem.type, "message": problem.message}
-    if problem.details is not None:
-        error["details"] = problem.details
-    return {"type": "error", "error": error, "request_id": request_id}
 
 
 def instant(seconds: float | None) -> str | None:
@@ -188,26 +192,20 @@ def model_info(model: catalog.Model | catalog.RetiredModel, at: datetime) -> dic
 
 
 def _capabilities(model: catalog.Model) -> dict[str, Any]:
-    def supported(names: str, having: Sequence[str]) -> dict[str, Any]:
+    def these(names: str, having: Iterable[str]) -> dict[str, Any]:
         return {name: {"supported": name in having} for name in names.split()}
 
     thinks = model.thinks_by_default or not {"adaptive", "enabled"}.isdisjoint(model.thinking_types)
-    always = "citations code_execution context_management image_input pdf_input"
-    types = supported("adaptive between_tools disabled enabled", model.thinking_types)
-    return {
-        **supported(always, always.split()),
-        "batch": {"supported": model.batch},
-        "structured_outputs": {"supported": model.structured_outputs},
-        "effort": {
-            "supported": bool(model.efforts),
-            **supported("low medium high xhigh max", model.efforts),
-        },
-        "server_tools": {
-            "supported": True,
-            **supported("code_execution web_search", ["code_execution", "web_search"]),
-        },
-        "thinking": {"supported": thinks, "types": types},
-    }
+    always = "citations code_execution context_management image_input pdf_input server_tools"
+    found = these(always, always.split())
+    found["server_tools"] |= these("code_execution web_search", ("code_execution", "web_search"))
+    found["batch"] = {"supported": model.batch}
+    found["structured_outputs"] = {"supported": model.structured_outputs}
+    efforts = these("low medium high xhigh max", model.efforts)
+    found["effort"] = {"supported": bool(model.efforts), **efforts}
+    types = these("adaptive between_tools disabled enabled", model.thinking_types)
+    found["thinking"] = {"supported": thinks, "types": types}
+    return found
 
 
 def _models() -> list[catalog.Model | catalog.RetiredModel]:
@@ -215,38 +213,33 @@ def _models() -> list[catalog.Model | catalog.RetiredModel]:
     return [*offered, *catalog.RETIRED.values()]
 
 
-def models_page(now: float, query: Query) -> dict[str, Any] | Problem:
+def models_page(now: float, query: Query) -> dict[str, Any]:
     """Return the answer to ``GET /v1/models``."""
     asked = ",".join([*query.get("lifecycle[]", ()), *query.get("lifecycle", ())]) or "active,deprecated"
     infos = (model_info(model, datetime.fromtimestamp(now, UTC)) for model in _models())
     return page([info for info in infos if info["lifecycle"] in asked.split(",")], query)
 
 
-def one_model(now: float, name: str) -> dict[str, Any] | Problem:
+def one_model(now: float, name: str) -> dict[str, Any]:
     """Return the answer to ``GET /v1/models/{id}``."""
     for model in _models():
         if name in {model.id, model.snapshot}:
             return model_info(model, datetime.fromtimestamp(now, UTC))
-    return Problem(404, "not_found_error", f"model: {name}")
+    raise Problem(404, f"model: {name}")
 
 
-def page(items: Sequence[dict[str, Any]], query: Mapping[str, Sequence[str]]) -> dict[str, Any] | Problem:
+def page(items: Sequence[dict[str, Any]], query: Query) -> dict[str, Any]:
     """Return one page of `items`, which have an ``id`` and are in the order of the list."""
     text = query.get("limit", [str(DEFAULT_PAGE)])[0]
     if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
-        return invalid(f"limit: Input should be a number from 1 to {MAX_PAGE}")
+        raise Problem(400, f"limit: Input should be a number from 1 to {MAX_PAGE}")
     limit, ids = int(text), [item["id"] for item in items]
     before, after = (query.get(name, [""])[0] for name in ("before_id", "after_id"))
-    if before:
-        end = ids.index(before) if before in ids else 0
-        start = max(0, end - limit)
-    else:
+    end = ids.index(before) if before in ids else 0
+    start = max(0, end - limit)
+    if not before:
         start = ids.index(after) + 1 if after in ids else 0
         end = start + limit
-    found = items[start:end]
-    return {
-        "data": found,
-        "has_more": start > 0 if before else end < len(items),
-        "first_id": found[0]["id"] if found else None,
-        "last_id": found[-1]["id"] if found else None,
-    }
+    found, more = items[start:end], start > 0 if before else end < len(items)
+    first, last = (found[0]["id"], found[-1]["id"]) if found else (None, None)
+    return {"data": found, "has_more": more, "first_id": first, "last_id": last}
