@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RATES = catalog.Rates._fields
 KINDS = ("requests", "input-tokens", "output-tokens")
 FURTHER = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute")
+LIMITS = (*RATES, *FURTHER)
 PROMISED_GROUP = "fable-5"  # limits for a line whose own row is not published
 SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
 COUNTED = (
@@ -101,10 +102,9 @@ def _entry(group: str, kind: str, limits: Mapping[str, float]) -> dict[str, Any]
 
 def terms(tier: Any, **limits: float) -> Terms:
     """Return the limits of a tier, of three numbers, or of an object that has them, with any replaced."""
-    names = (*RATES, *FURTHER)
     for name, value in limits.items():
-        if name not in names:
-            msg = f"there is no limit {name!r}.{nearest(name, names)} Limits: {', '.join(names)}"
+        if name not in LIMITS:
+            msg = f"there is no limit {name!r}.{nearest(name, LIMITS)} Limits: {', '.join(LIMITS)}"
             raise TypeError(msg)
         if not value > 0:
             msg = f"{name} must be above 0, not {value!r}"
@@ -113,7 +113,7 @@ def terms(tier: Any, **limits: float) -> Terms:
     if isinstance(tier, (tuple, list)):
         limits = {**dict(zip(RATES, tier, strict=True)), **limits}
     elif known is None:
-        limits = {name: getattr(tier, name) for name in names if getattr(tier, name, None)} | limits
+        limits = {name: getattr(tier, name) for name in LIMITS if getattr(tier, name, None)} | limits
     rates: dict[str, Any] = {name: limits[name] for name in RATES if name in limits}
     table = {group: own._replace(**rates) for group, own in (known.limits if known else {}).items()}
     if not table and len(rates) < len(RATES):
