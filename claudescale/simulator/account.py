@@ -197,7 +197,7 @@ class Buckets:
         API seconds at the start; the buckets start full.
     """
 
-    def __init__(  # noqa: PLR0917 - three limits and how they hold
+    def __init__(
         self,
         requests: float,
         input_tokens: float,

@@ -19,7 +19,7 @@ import pydantic_core
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Bucket
-from claudescale.simulator.checks import found_model, problem
+from claudescale.simulator.checks import check, found_model
 from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, trouble
 from claudescale.simulator.wire import Answer, Problem, instant
 
@@ -41,7 +41,7 @@ BASE_SECONDS, SECONDS_PER_ROW = 180.0, 0.02
 SECONDS_TO_BEGIN = 1.0  # of a reply: only then others can read what it wrote to the cache
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Batch:
     """One batch. A row's request is dropped when it is done, its result when the batch is archived.
 
@@ -57,8 +57,6 @@ class Batch:
         When each row is done.
     agenda : list of int
         Which rows are not done, the next one last.
-    luck : float
-        How well it does with the prompt cache, from 0 to 1.
     """
 
     id: str
@@ -67,11 +65,9 @@ class Batch:
     seconds: float
     version: str
     betas: str
-    total: int
     rows: list[dict[str, Any] | None]
     moments: array[float]
     agenda: list[int]
-    luck: float
     canceled_at: float | None = None
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -102,13 +98,13 @@ class Batch:
         """Return how many requests still wait at `now`."""
         if self.settled_at is not None or now >= self.ends_at:
             return 0
-        return math.ceil(self.total * (1 - (now - self.created_at) / self.seconds))
+        return math.ceil(len(self.rows) * (1 - (now - self.created_at) / self.seconds))
 
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
         """Return it as the API shows it at `now`."""
         ended, archived = self.settled_at is not None, now >= self.archived_at
         state = "ended" if ended else "in_progress" if self.canceled_at is None else "canceling"
-        counts = self.counts if ended else {**dict.fromkeys(COUNTS, 0), "processing": self.total}
+        counts = self.counts if ended else {**dict.fromkeys(COUNTS, 0), "processing": len(self.rows)}
         url = f"{base_url}/v1/messages/batches/{self.id}/results" if ended and not archived else None
         return {
             "id": self.id,
@@ -189,38 +185,26 @@ class Batches:
         counts["batches_created"] += 1
         number = counts["batches_created"]
         mark = blake2b(f"{self._desk.seed} {number}".encode(), digest_size=16).digest()
-        seconds = self._duration(mark, len(rows))
+        seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * replies.draws(mark, "batch").lognormvariate(
+            0.0, 0.4
+        )
+        if self._seconds is not None:
+            seconds = float(self._seconds(len(rows)) if callable(self._seconds) else self._seconds)
         if self._desk.struck(("batch_stuck",), b"batch", number, now):
             seconds = STUCK_SECONDS
         own = replies.draws(mark, "moments")
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
         moments = array("d", (now + seconds * (1 - own.random()) for _ in rows))
-        return Batch(
-            id=self._desk.next_id("msgbatch"),
-            mark=mark,
-            created_at=now,
-            seconds=seconds,
-            version=version,
-            betas=betas,
-            total=len(rows),
-            rows=rows,
-            moments=moments,
-            agenda=sorted(range(len(rows)), key=moments.__getitem__, reverse=True),
-            luck=replies.draws(mark, "cache").random(),
-        )
-
-    def _duration(self, mark: bytes, total: int) -> float:
-        if self._seconds is not None:
-            return float(self._seconds(total) if callable(self._seconds) else self._seconds)
-        drawn = replies.draws(mark, "batch").lognormvariate(0.0, 0.4)
-        return (BASE_SECONDS + SECONDS_PER_ROW * total) * drawn
+        agenda = sorted(range(len(rows)), key=moments.__getitem__, reverse=True)
+        name = self._desk.next_id("msgbatch")
+        return Batch(name, mark, now, seconds, version, betas, rows, moments, agenda)
 
     # --------------------------------------------------------------------------------------------- its life
 
     def poll(self, now: float) -> None:
         """Count one retrieve or list, and refuse it where a fault strikes."""
         if self._desk.struck(("poll_failed",), b"poll", self._desk.faults.attempt(b"poll"), now):
-            raise trouble("poll_failed")
+            raise Problem(500)
 
     def find(self, name: str) -> Batch:
         """Return a batch by its id."""
@@ -299,11 +283,11 @@ class Batches:
             return {"type": "errored", "error": problem.body(desk.next_id("req"))}
         # The luck of a row with the cache is drawn from its place.
         own = blake2b(batch.mark + f" {index}".encode(), digest_size=16).digest()
-        may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch.luck, weighed)
+        may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch, weighed)
         least = model.cache_minimum_tokens
         shares = desk.cache.shares(now, weighed, least, may_read=may_read)
         desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed, least)
-        reply, _ = desk.reply(key, params, model, now)
+        reply = desk.reply(key, params, model, now)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         desk.account.bill(now, model.id, "batch", key, shares, reply)
         return {"type": "succeeded", "message": desk.message(params, model, reply, shares, "batch")}
@@ -355,13 +339,13 @@ def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
         raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
     if not model.batch:
         raise Problem(400, f"model: {model.id} is not supported in message batches")
-    wrong = problem(params, model, batch.version, batch.betas)
-    if wrong is not None:
-        raise wrong
+    check(params, model, batch.version, batch.betas)
 
 
-def _hits(luck: float, measured: Measured) -> float:
+def _hits(batch: Batch, measured: Measured) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
     fewest, most = catalog.BATCH.cache_hit_shares
-    hour = any(prefix.ttl == "1h" for prefix in measured.prefixes)
-    return fewest + (most - fewest) * (luck + hour) / 2
+    luck = replies.draws(batch.mark, "cache").random() + any(
+        prefix.ttl == "1h" for prefix in measured.prefixes
+    )
+    return fewest + (most - fewest) * luck / 2

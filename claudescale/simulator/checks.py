@@ -68,22 +68,20 @@ def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
     return model
 
 
-def problem(
+def check(
     body: dict[str, Any], model: catalog.Model, version: str, betas: str = "", *, counting: bool = False
-) -> Problem | None:
-    """Return the first thing the API would refuse in a request, or in one for a token count; or None."""
+) -> None:
+    """Refuse the first thing the API would refuse in a request, or in one for a token count."""
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
     fields |= dict.fromkeys(SAMPLING, "any") if version == OLD_VERSION else {}
     fields |= {name: "any" for name in BETAS if _has(betas, name)}
-    unknown = body.keys() - {name.removesuffix("!") for name in fields}
-    shape = _fields("", body, fields, loose=bool(betas))
-    words: str | Problem | None = (
-        f"{min(unknown)}: Extra inputs are not permitted" if unknown else next(shape, None)
-    )
-    if words is None:
-        call = Call(body, model, betas, old=version == OLD_VERSION)
-        words = next((words for wrong, words in call.refusals() if wrong), None)
-    return Problem(400, words) if isinstance(words, str) else words
+    for name in body.keys() - {name.removesuffix("!") for name in fields}:
+        raise Problem(400, f"{name}: Extra inputs are not permitted")
+    for words in _fields("", body, fields, loose=bool(betas)):
+        raise Problem(400, words)
+    for wrong, found in Call(body, model, betas, old=version == OLD_VERSION).refusals():
+        if wrong:
+            raise found if isinstance(found, Problem) else Problem(400, found)
 
 
 def _has(betas: str, name: str) -> bool:

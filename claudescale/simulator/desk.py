@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Account, Bucket, Buckets, terms
-from claudescale.simulator.checks import VERSIONS, found_model, problem
-from claudescale.simulator.faults import ACCOUNT, AFTER, BEFORE, IN_REPLY, Faults, trouble
+from claudescale.simulator.checks import VERSIONS, check, found_model
+from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
 from claudescale.simulator.wire import Answer, Problem
 
@@ -25,17 +24,17 @@ if TYPE_CHECKING:
 
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
-RAMP_SECONDS = 5
 CHANGES = {
-    **{"model": "model_changed", "speed": "model_changed", "system": "system_changed"},
-    **{"tools": "tools_changed", "messages": "messages_changed"},
-    **dict.fromkeys(("thinking", "tool_choice", "output_config"), "unavailable"),
+    "model_changed": ("model", "speed"),
+    "system_changed": ("system",),
+    "tools_changed": ("tools",),
+    "messages_changed": ("messages",),
+    "unavailable": ("thinking", "tool_choice", "output_config"),
 }
 MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
+class Admission(NamedTuple):
     """A call that was let in: its message, and when that begins and is complete in API seconds."""
 
     key: bytes
@@ -174,7 +173,7 @@ class Desk:
             read = self._opened(body, headers)
             model = found_model(read, now)
             buckets = self.buckets(model, now)
-            self._check(read, model, headers)
+            check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
             weighed = self.weighed(read, model)
             key = replies.digest(self.seed, read)
             attempt = self.faults.attempt(key)
@@ -188,7 +187,7 @@ class Desk:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
         body = self._opened(raw, headers)
         model = found_model(body, now)
-        self._check(body, model, headers, counting=True)
+        check(body, model, headers["anthropic-version"], headers.get("anthropic-beta", ""), counting=True)
         self.limit(self._counts, now, "count_tokens_per_minute", "requests")
         return {"input_tokens": measure(body, model).input_tokens}
 
@@ -206,19 +205,6 @@ class Desk:
             body = _read(body)
         self.check_version(headers)
         return body
-
-    def _check(
-        self,
-        body: dict[str, Any],
-        model: catalog.Model,
-        headers: Mapping[str, str],
-        *,
-        counting: bool = False,
-    ) -> None:
-        betas = headers.get("anthropic-beta", "")
-        wrong = problem(body, model, headers["anthropic-version"], betas, counting=counting)
-        if wrong is not None:
-            raise wrong
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
         """Return the first of these faults that strikes a try, and count it."""
@@ -241,14 +227,7 @@ class Desk:
             self.account.faults["overload_above"] += 1
             kind = "529"
         if kind is not None:
-            refusal = trouble(kind, 400 if kind in ACCOUNT else int(kind))
-            if kind == "429":
-                refusal.kind = "ramp_limit_exceeded"
-                refusal.details, refusal.headers = (
-                    {"error_code": refusal.kind},
-                    {"retry-after": str(RAMP_SECONDS)},
-                )
-            raise refusal
+            raise trouble(kind, int(kind) if kind.isdecimal() else 400)
         return None
 
     def _let_in(  # noqa: PLR0917 - what decides it
@@ -263,27 +242,20 @@ class Desk:
         buckets, least = self.buckets(model, now), model.cache_minimum_tokens
         shares = self.cache.shares(now, weighed, least)
         self._reserve(now, buckets, shares.limited_input_tokens)
-        reply, pace = self.reply(key, body, model, now)
+        reply = self.reply(key, body, model, now)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
-        begins, ends = pace(reply, shares.total_input_tokens)
+        begins, ends = replies.seconds(key, model.line, reply, shares.total_input_tokens)
         if self._latency is not None:
             ends = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
             begins = ends / 2
         self.cache.keep(now, now + begins, weighed, least)
         buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
         self.account.began(now, shares.limited_input_tokens)
+        message = self.message(body, model, reply, shares, "standard")
+        fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
         return Admission(
-            key=key,
-            body=body,
-            model=model,
-            shares=shares,
-            reply=reply,
-            message=self.message(body, model, reply, shares, "standard"),
-            begins_at=now + begins,
-            done_at=now + ends,
-            request_id=self.next_id("req"),
-            fault=self.struck(AFTER, key, attempt, now),
+            key, body, model, shares, reply, message, now + begins, now + ends, request_id, fault
         )
 
     def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
@@ -302,14 +274,12 @@ class Desk:
         over.headers["retry-after"] = str(buckets.retry_after(now, input_tokens=input_tokens))
         raise over
 
-    def reply(
-        self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float
-    ) -> tuple[replies.Reply, Callable[[replies.Reply, int], tuple[float, float]]]:
-        """Return the reply to a valid request, spoiled where a fault strikes it, and what says how long it takes."""
+    def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float) -> replies.Reply:
+        """Return the reply to a valid request, spoiled where a fault strikes it."""
         at_work = replies.Model(key, self.seed, body, model)
         reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
-        return (reply if struck is None else at_work.spoiled(struck, reply)), at_work.seconds
+        return reply if struck is None else at_work.spoiled(struck, reply)
 
     def message(
         self, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares, tier: str
@@ -331,7 +301,8 @@ class Desk:
         if previous is None or before is None:
             return {"cache_miss_reason": {"type": "previous_message_not_found"}} if previous else None
         seen = {**body, "messages": body["messages"][: len(before["messages"])]}
-        reason = next((why for part, why in CHANGES.items() if seen.get(part) != before.get(part)), None)
+        changed = {name for name in {*seen, *before} if seen.get(name) != before.get(name)}
+        reason = next((why for why, parts in CHANGES.items() if not changed.isdisjoint(parts)), None)
         missed = {"cache_missed_input_tokens": shares.limited_input_tokens} if reason != "unavailable" else {}
         return {"cache_miss_reason": {"type": reason, **missed}} if reason else None
 

@@ -14,6 +14,7 @@ from claudescale.simulator.wire import TABLES, Problem
 ACCOUNT: dict[str, str] = TABLES["account"]
 _KINDS = TABLES["faults"]
 ROW: dict[str, int] = _KINDS["of_a_row"]
+RAMP_SECONDS = 5
 ROWS = (*ROW, "batch_expired", *ACCOUNT)
 BEFORE = (*(status for status in TABLES["errors"] if status != "405"), *ACCOUNT, *_KINDS["before"])
 AFTER, IN_REPLY, LEVELS = (tuple(_KINDS[when]) for when in ("after", "in_reply", "levels"))
@@ -23,11 +24,14 @@ KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
 
 
 def trouble(kind: str, status: int = 500) -> Problem:
-    """Return the account's own trouble of that kind, or else the error of a status."""
-    if kind not in ACCOUNT:
+    """Return what a fault of that kind is refused with: the account's own trouble, or the error of a status."""
+    if kind not in ACCOUNT and kind != "429":
         return Problem(status)
-    details = {"error_code": kind} if kind != "organization_disabled" else None
-    return Problem(400, ACCOUNT[kind], details=details, kind=kind)
+    code = kind if kind in ACCOUNT else "ramp_limit_exceeded"
+    details = None if kind == "organization_disabled" else {"error_code": code}
+    found = Problem(400 if kind in ACCOUNT else 429, ACCOUNT.get(kind, ""), details=details, kind=code)
+    found.headers |= {} if kind in ACCOUNT else {"retry-after": str(RAMP_SECONDS)}
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

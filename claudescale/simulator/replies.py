@@ -81,13 +81,22 @@ def _hash(seed: int, text: str, size: int) -> bytes:
     ).digest()
 
 
+def seconds(key: bytes, line: str | None, reply: Reply, input_tokens: int) -> tuple[float, float]:
+    """Return the API seconds until a reply begins, and until it is complete."""
+    own, pace = draws(key, "latency"), LINES.get(line, LINES["sonnet"])
+    begins = pace["seconds_to_first_token"] * own.lognormvariate(0.0, 0.25)
+    begins += input_tokens / READING_TOKENS_PER_SECOND
+    speed = pace["output_tokens_per_second"] * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
+    return begins, begins + reply.output_tokens / (speed * own.lognormvariate(0.0, 0.2))
+
+
 class Model:
     """A simulated model at work on one valid request, whose `digest` is `key`."""
 
     def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
         self._key, self._seed, self._body, self._model = key, seed, body, model
         self._own = draws(key)
-        self._line = LINES.get(model.line, LINES["sonnet"])
+        self._skill = LINES.get(model.line, LINES["sonnet"])["skill"]
         self._old = model.tokenizer == "2024"
         self._tools = body.get("tools") or []
         self._choice, self._thinking, config = (
@@ -117,14 +126,6 @@ class Model:
             text = text.partition(stop)[0]
             reply = replace(reply, stop_reason="stop_sequence", stop_sequence=stop)
         return self._searched(self._cut(reply, text, tool))
-
-    def seconds(self, reply: Reply, input_tokens: int) -> tuple[float, float]:
-        """Return the API seconds until the reply begins, and until it is complete."""
-        own = draws(self._key, "latency")
-        pace = self._line["output_tokens_per_second"] * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
-        begins = self._line["seconds_to_first_token"] * own.lognormvariate(0.0, 0.25)
-        begins += input_tokens / READING_TOKENS_PER_SECOND
-        return begins, begins + reply.output_tokens / (pace * own.lognormvariate(0.0, 0.2))
 
     def spoiled(self, kind: str, reply: Reply) -> Reply:
         """Return what becomes of a reply by a fault: empty, thinking alone, refused or cut short."""
@@ -241,9 +242,7 @@ class Model:
     def _value(self, schema: Any) -> Any:
         text = subject(self._asked())
         fair = draws(_hash(self._seed, text, 64), "fair")
-        return Writer(text, schema, fair, self._own, self._line["skill"] - OLD_SKILL_LOSS * self._old).value(
-            schema
-        )
+        return Writer(text, schema, fair, self._own, self._skill - OLD_SKILL_LOSS * self._old).value(schema)
 
 
 # ---------------------------------------------------------------------------------------- texts and values

@@ -229,7 +229,7 @@ class Shell:
         """Return the headers of an answer that begins now, with the date in API time."""
         return {"content-type": kind, "date": formatdate(int(self.clock.seconds()), usegmt=True), **headers}
 
-    async def _write(  # noqa: PLR0917
+    async def _write(
         self, request: web.BaseRequest, kind: str, headers: Mapping[str, str], parts: Parts, *, cut: bool
     ) -> web.StreamResponse:
         """Write an answer in parts, each at its moment; a `cut` one breaks off after them."""
