@@ -93,7 +93,7 @@ class Simulator:
     ) -> None:
         self.clock = Clock(speed)
         how: dict[str, Any] = {"seed": seed, "latency": latency, "faults": faults, "written": replies}
-        self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **how, **limits)
+        self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
         self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""
         self._loop = asyncio.new_event_loop()

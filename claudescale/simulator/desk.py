@@ -279,7 +279,9 @@ class Desk:
         at_work = replies.Model(key, self.seed, body, model)
         reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
-        return reply if struck is None else at_work.spoiled(struck, reply)
+        if struck is not None:
+            at_work.spoil(struck, reply)
+        return reply
 
     def message(
         self, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares, tier: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from random import Random
@@ -38,7 +39,20 @@ MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # tokens of output, to ask for one
 BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+WORD, NUMBER, SENTENCE = (
+    re.compile(r"[^\W_]+"),
+    re.compile(r"-?\d+(?:\.\d+)?"),
+    re.compile(r"[^.!?\n]+[.!?]*"),
+)
+WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
+FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
+READ_CHARACTERS = 20_000
+BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
+MAX_DEPTH = 24
+MAX_VALUES = 5_000  # a tool may have a schema that contains itself
+
+
+@dataclass(slots=True, kw_only=True)
 class Reply:
     """One answer of a model, before it is put on the wire."""
 
@@ -90,176 +104,6 @@ def seconds(key: bytes, line: str | None, reply: Reply, input_tokens: int) -> tu
     return begins, begins + reply.output_tokens / (speed * own.lognormvariate(0.0, 0.2))
 
 
-class Model:
-    """A simulated model at work on one valid request, whose `digest` is `key`."""
-
-    def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
-        self._key, self._seed, self._body, self._model = key, seed, body, model
-        self._own = draws(key)
-        self._skill = LINES.get(model.line, LINES["sonnet"])["skill"]
-        self._old = model.tokenizer == "2024"
-        self._tools = body.get("tools") or []
-        self._choice, self._thinking, config = (
-            body.get(name) or {} for name in ("tool_choice", "thinking", "output_config")
-        )
-        self._schema = (config.get("format") or {}).get("schema")
-        self._effort = config.get("effort") or model.default_effort or "high"
-
-    def reply(self, written: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
-        """Return its reply; `written` gives the text, or a JSON value, instead of its own."""
-        nowhere = self._model.id in catalog.CHARGES.no_inference_geo
-        geo = self._body.get("inference_geo") or ("not_available" if nowhere else "global")
-        reply = Reply(geo=geo, speed=self._body.get("speed") or "standard")
-        if self._body["max_tokens"] == 0:
-            return replace(reply, stop_reason="max_tokens")
-        reply = replace(reply, thinking_tokens=self._thinking_tokens())
-        tool = None if written else self._forced_tool()
-        schema = tool["input_schema"] if tool else self._schema
-        if written or not schema:
-            value = written(self._body) if written else self._text()
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        else:
-            text = json.dumps(self._value(schema), ensure_ascii=False)
-        stops = [stop for stop in self._body.get("stop_sequences") or () if stop in text and not tool]
-        if stops:
-            stop = min(stops, key=text.index)
-            text = text.partition(stop)[0]
-            reply = replace(reply, stop_reason="stop_sequence", stop_sequence=stop)
-        return self._searched(self._cut(reply, text, tool))
-
-    def spoiled(self, kind: str, reply: Reply) -> Reply:
-        """Return what becomes of a reply by a fault: empty, thinking alone, refused or cut short."""
-        if kind == "empty_content":
-            return replace(
-                reply, content=[], stop_reason="end_turn", output_tokens=BLOCK_TOKENS, thinking_tokens=0
-            )
-        reply = replace(reply, stop_reason="max_tokens", stop_sequence=None)
-        if kind == "thinking_only":
-            tokens = max(reply.thinking_tokens, EFFORTS["medium"][1])
-            return replace(reply, content=[self._thought("")], output_tokens=tokens, thinking_tokens=tokens)
-        if kind != "cut":
-            reasons = REASONING.search(json.dumps(self._schema))
-            category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
-            details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
-            reply = replace(reply, stop_reason="refusal", stop_details=details)
-        if kind == "refusal":
-            none = reply.searches and 0
-            return replace(
-                reply, content=[], output_tokens=0, thinking_tokens=0, found_tokens=0, searches=none
-            )
-        content = [
-            {**block, "text": block["text"][: len(block["text"]) // 2]} if "text" in block else block
-            for block in reply.content
-        ]
-        shorter = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
-        return replace(reply, content=content, output_tokens=shorter)
-
-    def _thinking_tokens(self) -> int:
-        """Return how many tokens it would think, if nothing cut it short."""
-        kind = self._thinking.get("type") or ("adaptive" if self._model.thinks_by_default else "disabled")
-        if kind in {"disabled", "between_tools"}:
-            return 0
-        likely, usual = EFFORTS[self._effort]
-        chance, wanted = self._own.random(), math.ceil(usual * self._own.lognormvariate(0.0, 0.5))
-        if kind == "adaptive" and chance > likely:
-            return 0
-        return min(wanted, int(self._thinking.get("budget_tokens") or wanted))
-
-    def _thought(self, text: str) -> dict[str, Any]:
-        return {"type": "thinking", "thinking": text, "signature": f"c2ltdWxhdGVk{self._key.hex()}"}
-
-    def _forced_tool(self) -> dict[str, Any] | None:
-        forced, name = self._choice.get("type"), self._choice.get("name")
-        tools = (tool for tool in self._tools if "input_schema" in tool)
-        return next(
-            (tool for tool in tools if forced == "any" or (forced == "tool" and tool["name"] == name)), None
-        )
-
-    def _cut(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> Reply:
-        """Put text and thinking together within `max_tokens`, which counts both."""
-        thought = min(reply.thinking_tokens, self._body["max_tokens"])
-        room = self._body["max_tokens"] - thought
-        needed = BLOCK_TOKENS + tokens_in(text, self._model.characters_per_token)
-        content = []
-        if reply.thinking_tokens:
-            # Opus 4.7 and later leave the text of their thinking out unless asked for it.
-            shown = self._thinking.get("display", "summarized" if self._old else "omitted") == "summarized"
-            content.append(self._thought(SHOWN_THINKING if shown else ""))
-        if needed > room:
-            text = text[: len(text) * max(0, room - BLOCK_TOKENS) // max(1, needed - BLOCK_TOKENS)]
-            tool, reply = None, replace(reply, stop_reason="max_tokens", stop_sequence=None)
-        if tool:
-            used = {"type": "tool_use", "id": f"toolu_sim{self._key.hex()[:20]}", "name": tool["name"]}
-            content.append({**used, "input": json.loads(text)})
-            reply = replace(reply, stop_reason="tool_use")
-        elif room > 0:
-            content.append({"type": "text", "text": text, "citations": None})
-        return replace(
-            reply, content=content, output_tokens=thought + min(needed, room), thinking_tokens=thought
-        )
-
-    def _searched(self, reply: Reply) -> Reply:
-        """Return the reply after a few searches of the web, or none, where the request offers them."""
-        tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
-        if not tools:
-            return reply
-        own, key = draws(self._key, "search"), self._key.hex()
-        count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
-        count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
-        if self._choice.get("type") == "none" or reply.stop_reason == "max_tokens":
-            count = 0
-        blocks: list[dict[str, Any]] = []
-        for number in range(count):
-            name, caller = f"srvtoolu_sim{key[:16]}{number:02d}", {"caller": {"type": "direct"}}
-            query = {"name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
-            page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
-            found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}]
-            blocks.append({"type": "server_tool_use", "id": name, **query, **caller})
-            blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
-        thoughts = sum(block["type"] == "thinking" for block in reply.content)
-        return replace(
-            reply,
-            content=[*reply.content[:thoughts], *blocks, *reply.content[thoughts:]],
-            searches=count,
-            found_tokens=sum(own.randint(500, 2_000) for _ in range(count)),
-            output_tokens=reply.output_tokens + SEARCH_TOKENS * count,
-        )
-
-    def _asked(self) -> str:
-        """Return the text of the last turn."""
-        return "\n".join(text for text, _, _ in pieces(self._body["messages"][-1]["content"]))
-
-    def _text(self) -> str:
-        chosen = sentences(subject(self._asked()))
-        if asked := WORDS_ASKED.search(self._asked()):
-            words = " ".join(chosen).split()
-            count = min(MAX_WORDS, int(asked[1]))
-            return MARK + " ".join((words * (count // len(words) + 1))[:count])
-        first = self._own.randrange(len(chosen))
-        chosen = chosen[first : first + self._own.randrange(1, 4)]
-        return MARK + " ".join(" ".join(chosen).split()[: self._own.randrange(25, 70)])
-
-    def _value(self, schema: Any) -> Any:
-        text = subject(self._asked())
-        fair = draws(_hash(self._seed, text, 64), "fair")
-        return Writer(text, schema, fair, self._own, self._skill - OLD_SKILL_LOSS * self._old).value(schema)
-
-
-# ---------------------------------------------------------------------------------------- texts and values
-
-WORD, NUMBER, SENTENCE = (
-    re.compile(r"[^\W_]+"),
-    re.compile(r"-?\d+(?:\.\d+)?"),
-    re.compile(r"[^.!?\n]+[.!?]*"),
-)
-WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
-FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
-READ_CHARACTERS = 20_000
-BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
-MAX_DEPTH = 24
-MAX_VALUES = 5_000  # a tool may have a schema that contains itself
-
-
 def _stems(words: str) -> frozenset[str]:
     return frozenset(word[:5].lower() for word in WORD.findall(words))
 
@@ -304,38 +148,159 @@ def sentences(text: str) -> list[str]:
     return prose or found or [text.strip() or "nothing"]
 
 
-class Writer:
-    """Writes values about one text that obey a JSON schema.
+class Model:
+    """A simulated model at work on one valid request, whose `digest` is `key`."""
 
-    Parameters
-    ----------
-    text : str
-        What the values are about.
-    root : dict
-        The root schema, for its definitions.
-    fair : Random
-        Draws that are the same for every model.
-    own : Random
-        Draws of the model that answers: where it errs.
-    skill : float
-        Chance that this model chooses as a perfect one would.
-    """
-
-    def __init__(self, text: str, root: Any, fair: Random, own: Random, skill: float) -> None:
-        self._text, self._root, self._fair, self._own, self._skill = text, root, fair, own, skill
+    def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
+        self._key, self._body, self._model = key, body, model
+        self._old = model.tokenizer == "2024"
+        self._skill = LINES.get(model.line, LINES["sonnet"])["skill"] - OLD_SKILL_LOSS * self._old
+        fields = ("tool_choice", "thinking", "output_config")
+        self._choice, self._thinking, self._config = (body.get(field) or {} for field in fields)
+        self._tools, self._schema = body.get("tools") or [], (self._config.get("format") or {}).get("schema")
+        self._asked = "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
+        self._subject = subject(self._asked)
+        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
+        self._own, self._fair = draws(key), draws(_hash(seed, self._subject, 64), "fair")
         self._written = 0
-        self._counts: dict[str, int] = {}
-        self._sentiment = flipped = 0
-        for word in WORD.findall(text[:READ_CHARACTERS].lower()):
-            stem = word[:5]
-            self._counts[stem] = self._counts.get(stem, 0) + 1
-            sign = -1 if flipped > 0 else 1
-            self._sentiment += sign * ((stem in GOOD) - (stem in BAD))
-            flipped = 3 if stem in NEGATORS else flipped - 1
+
+    def reply(self, written: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
+        """Return its reply; `written` gives the text, or a JSON value, instead of its own."""
+        nowhere = self._model.id in catalog.CHARGES.no_inference_geo
+        geo = self._body.get("inference_geo") or ("not_available" if nowhere else "global")
+        reply = Reply(geo=geo, speed=self._body.get("speed") or "standard")
+        if self._body["max_tokens"] == 0:
+            reply.stop_reason = "max_tokens"
+            return reply
+        reply.thinking_tokens = self._thinking_tokens()
+        tool = None if written else self._forced_tool()
+        self._root = tool["input_schema"] if tool else self._schema
+        if written or not self._root:
+            value = written(self._body) if written else self._text()
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        else:
+            text = json.dumps(self.value(self._root), ensure_ascii=False)
+        if stops := [stop for stop in self._body.get("stop_sequences") or () if stop in text and not tool]:
+            reply.stop_reason, reply.stop_sequence = "stop_sequence", min(stops, key=text.index)
+            text = text.partition(reply.stop_sequence)[0]
+        self._cut(reply, text, tool)
+        self._search(reply)
+        return reply
+
+    def spoil(self, kind: str, reply: Reply) -> None:
+        """Make of a reply what a fault makes of it: empty, thinking alone, refused or cut short."""
+        reply.stop_reason, reply.stop_sequence = "max_tokens", None
+        if kind.startswith("refusal"):
+            reasons = REASONING.search(json.dumps(self._schema))
+            category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
+            details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
+            reply.stop_reason, reply.stop_details = "refusal", details
+        if kind == "empty_content":
+            reply.content, reply.stop_reason = [], "end_turn"
+            reply.output_tokens, reply.thinking_tokens = BLOCK_TOKENS, 0
+        elif kind == "thinking_only":
+            reply.content = [self._thought("")]
+            reply.output_tokens = reply.thinking_tokens = max(reply.thinking_tokens, EFFORTS["medium"][1])
+        elif kind == "refusal":
+            reply.content, reply.searches = [], reply.searches and 0
+            reply.output_tokens = reply.thinking_tokens = reply.found_tokens = 0
+        else:
+            for block in reply.content:
+                if "text" in block:
+                    block["text"] = block["text"][: len(block["text"]) // 2]
+            reply.output_tokens = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
+
+    def _thinking_tokens(self) -> int:
+        """Return how many tokens it would think, if nothing cut it short."""
+        kind = self._thinking.get("type") or ("adaptive" if self._model.thinks_by_default else "disabled")
+        if kind in {"disabled", "between_tools"}:
+            return 0
+        likely, usual = EFFORTS[self._config.get("effort") or self._model.default_effort or "high"]
+        chance, wanted = self._own.random(), math.ceil(usual * self._own.lognormvariate(0.0, 0.5))
+        if kind == "adaptive" and chance > likely:
+            return 0
+        return min(wanted, int(self._thinking.get("budget_tokens") or wanted))
+
+    def _thought(self, text: str) -> dict[str, Any]:
+        return {"type": "thinking", "thinking": text, "signature": f"c2ltdWxhdGVk{self._key.hex()}"}
+
+    def _forced_tool(self) -> dict[str, Any] | None:
+        forced, name = self._choice.get("type"), self._choice.get("name")
+        tools = [tool for tool in self._tools if "input_schema" in tool and name in (None, tool["name"])]
+        return tools[0] if tools and forced in ("any", "tool") else None
+
+    def _cut(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> None:
+        """Put text and thinking together within `max_tokens`, which counts both."""
+        if reply.thinking_tokens:
+            # Opus 4.7 and later leave the text of their thinking out unless asked for it.
+            shown = self._thinking.get("display", "summarized" if self._old else "omitted") == "summarized"
+            reply.content.append(self._thought(SHOWN_THINKING if shown else ""))
+        reply.thinking_tokens = min(reply.thinking_tokens, self._body["max_tokens"])
+        room = self._body["max_tokens"] - reply.thinking_tokens
+        needed = BLOCK_TOKENS + tokens_in(text, self._model.characters_per_token)
+        reply.output_tokens = reply.thinking_tokens + min(needed, room)
+        if needed > room:
+            text = text[: len(text) * max(0, room - BLOCK_TOKENS) // max(1, needed - BLOCK_TOKENS)]
+            tool, reply.stop_reason, reply.stop_sequence = None, "max_tokens", None
+        if tool:
+            used = {"type": "tool_use", "id": f"toolu_sim{self._key.hex()[:20]}", "name": tool["name"]}
+            reply.content.append({**used, "input": json.loads(text)})
+            reply.stop_reason = "tool_use"
+        elif room > 0:
+            reply.content.append({"type": "text", "text": text, "citations": None})
+
+    def _search(self, reply: Reply) -> None:
+        """Put a few searches of the web before the text, or none, where the request offers them."""
+        tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
+        if not tools:
+            return
+        own, key = draws(self._key, "search"), self._key.hex()
+        count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
+        count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
+        never = self._choice.get("type") == "none" or reply.stop_reason == "max_tokens"
+        reply.searches = 0 if never else count
+        blocks: list[dict[str, Any]] = []
+        for number in range(reply.searches):
+            name, caller = f"srvtoolu_sim{key[:16]}{number:02d}", {"caller": {"type": "direct"}}
+            query = {"name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
+            page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
+            found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}]
+            blocks.append({"type": "server_tool_use", "id": name, **query, **caller})
+            blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
+            reply.found_tokens += own.randint(500, 2_000)
+        thoughts = sum(block["type"] == "thinking" for block in reply.content)
+        reply.content[thoughts:thoughts] = blocks
+        reply.output_tokens += SEARCH_TOKENS * reply.searches
+
+    def _text(self) -> str:
+        chosen = sentences(self._subject)
+        if asked := WORDS_ASKED.search(self._asked):
+            words = " ".join(chosen).split()
+            count = min(MAX_WORDS, int(asked[1]))
+            return MARK + " ".join((words * (count // len(words) + 1))[:count])
+        first = self._own.randrange(len(chosen))
+        chosen = chosen[first : first + self._own.randrange(1, 4)]
+        return MARK + " ".join(" ".join(chosen).split()[: self._own.randrange(25, 70)])
+
+    # ---------------------------------------------------------------------------------- values of a schema
 
     @cached_property
     def _sentences(self) -> list[str]:
-        return sentences(self._text)
+        return sentences(self._subject)
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(word[:5] for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()))
+
+    @cached_property
+    def _sentiment(self) -> int:
+        """How many more good words there are than bad ones; after a negator it is the other way round."""
+        found = flipped = 0
+        for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()):
+            value = (word[:5] in GOOD) - (word[:5] in BAD)
+            found += -value if flipped > 0 else value
+            flipped = 3 if word[:5] in NEGATORS else flipped - 1
+        return found
 
     def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:
         """Return a value of the field `name` that obeys a schema."""
@@ -361,7 +326,7 @@ class Writer:
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
-            return self._choice(schema["enum"])
+            return self._label(schema["enum"])
         if kind == "object" or "properties" in schema:
             return self._object(schema, depth)
         return self._array(schema, name, depth) if kind == "array" else self._scalar(kind, schema, name)
@@ -407,18 +372,18 @@ class Writer:
         """Return how much the text speaks of `label`; 0 means not at all."""
         score = 0.0
         for stem in label_stems(label):
-            score += 2.0 * min(self._counts.get(stem, 0), 3)
+            score += 2.0 * min(self._stems[stem], 3)
             if stem in {"posit", "prais", "good", "happy"}:
                 score += max(0, self._sentiment)
             elif stem in {"negat", "compl", "bad", "unhap"}:
                 score += max(0, -self._sentiment)
             elif stem in RELATED:
-                score += len(RELATED[stem] & self._counts.keys())
+                score += len(RELATED[stem] & self._stems.keys())
             elif stem in FALLBACKS:
                 score += 0.5
         return score
 
-    def _choice(self, labels: list[Any]) -> Any:
+    def _label(self, labels: list[Any]) -> Any:
         texts = [label if isinstance(label, str) else json.dumps(label) for label in labels]
         places = range(len(labels))
         if all(NUMBER.fullmatch(text) for text in texts):
@@ -447,7 +412,7 @@ class Writer:
             return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._sentiment)), 2)
         if CONFIDENCES & set(stems):
             return self._fair.randrange(60, 100) if whole else round(self._fair.uniform(0.6, 0.99), 2)
-        found = [one for one in NUMBER.findall(self._text[:4000]) if len(one) <= len("123456.789")]
+        found = [one for one in NUMBER.findall(self._subject[:4000]) if len(one) <= len("123456.789")]
         if found:
             value = float(found[self._fair.randrange(len(found))])
             return int(value) if whole else value
@@ -457,7 +422,7 @@ class Writer:
         if form in FORMATS:
             return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
         if "email" in label_stems(name):
-            found = EMAIL.search(self._text)
+            found = EMAIL.search(self._subject)
             return found.group() if found else "person@example.com"
         words = self._sentences[self._fair.randrange(len(self._sentences))].split()
         return " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
