@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from claudescale.errors import PlanError, UnknownTier, nearest
 from claudescale.simulator.wire import Problem, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RATES = catalog.Rates._fields
 KINDS = ("requests", "input-tokens", "output-tokens")
 FURTHER = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute")
+LISTED = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
 LIMITS = (*RATES, *FURTHER)
 PROMISED_GROUP = "fable-5"  # limits for a line whose own row is not published
 SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
@@ -39,69 +40,8 @@ FAST_FACTOR = 2.0
 # ------------------------------------------------------------------------------------------------- limits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """Limits of one account, by rate group; `every`, where set, holds for each group instead."""
-
-    name: str
-    limits: Mapping[str, catalog.Rates]
-    every: catalog.Rates | None
-    batch_queue_requests: int
-    batch_requests_per_minute: int
-    count_tokens_per_minute: int
-
-    def rates(self, rate_group: str) -> catalog.Rates:
-        """Return the requests, input tokens and output tokens a minute of one group of models."""
-        return self.every or self.limits.get(rate_group) or self.limits[PROMISED_GROUP]
-
-    def listed(self, now: float, query: Query) -> dict[str, Any]:
-        """Return the answer to ``GET /v1/organizations/rate_limits``."""
-        groups: dict[str, list[str]] = {}
-        for model in catalog.MODELS.values():
-            if (
-                not model.verified_only
-                and catalog.lifecycle(model, datetime.fromtimestamp(now, UTC)) != "retired"
-            ):
-                groups.setdefault(model.rate_group, []).extend(dict.fromkeys([model.id, model.snapshot]))
-        items = [_listed(name, self.rates(name), models) for name, models in groups.items()]
-        queue, calls = self.batch_queue_requests, self.batch_requests_per_minute
-        batch = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
-        items.append(_entry("batch", "batch", batch))
-        items.append(
-            _entry("token_count", "token_count", {"requests_per_minute": self.count_tokens_per_minute})
-        )
-        kind, model_id, page, limit = (
-            query.get(n, [""])[0] for n in ("group_type", "model", "page", "limit")
-        )
-        items = [item for item in items if not kind or item["group"]["type"] == kind]
-        items = [item for item in items if not model_id or model_id in (item["models"] or ())]
-        if not items and model_id:
-            raise Problem(404, f"model: {model_id}")
-        start = int(page.removeprefix("page_") or 0)
-        end = start + int(limit or len(items))
-        return {"data": items[start:end], "next_page": f"page_{end}" if end < len(items) else None}
-
-
-def _listed(name: str, rates: catalog.Rates, models: list[str]) -> dict[str, Any]:
-    kinds = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
-    limits = dict(zip(kinds, rates, strict=True))
-    entry = _entry(f"claude_{name.replace('-', '_')}", "model_group", limits)
-    entry["group"]["display_name"] = f"Claude {name.replace('-', ' ').title()}"
-    return {**entry, "models": models}
-
-
-def _entry(group: str, kind: str, limits: Mapping[str, float]) -> dict[str, Any]:
-    return {
-        "id": f"rl_sim_{group}",
-        "type": "rate_limit",
-        "group": {"id": group, "type": kind},
-        "models": None,
-        "limits": [{"type": name, "value": round(value)} for name, value in limits.items()],
-    }
-
-
-def terms(tier: Any, **limits: float) -> Terms:
-    """Return the limits of a tier, of three numbers, or of an object that has them, with any replaced."""
+def terms(tier: Any, **limits: float) -> catalog.Tier:
+    """Return a tier, or a made-up one with three numbers or an object's limits, any of them replaced."""
     for name, value in limits.items():
         if name not in LIMITS:
             msg = f"there is no limit {name!r}.{nearest(name, LIMITS)} Limits: {', '.join(LIMITS)}"
@@ -115,8 +55,8 @@ def terms(tier: Any, **limits: float) -> Terms:
     elif known is None:
         limits = {name: getattr(tier, name) for name in LIMITS if getattr(tier, name, None)} | limits
     rates: dict[str, Any] = {name: limits[name] for name in RATES if name in limits}
-    table = {group: own._replace(**rates) for group, own in (known.limits if known else {}).items()}
-    if not table and len(rates) < len(RATES):
+    usual = known.limits if known else {}
+    if not usual and len(rates) < len(RATES):
         what = (
             f"the limits of the tier {known.name!r} are not published" if known else f"{tier!r} has no limits"
         )
@@ -124,10 +64,56 @@ def terms(tier: Any, **limits: float) -> Terms:
             f"{what}. Give your own, such as Simulator((50, 30_000, 8_000)): requests, input tokens, output "
         )
         raise UnknownTier(msg + "tokens per minute")
+    table = {}
+    for group in {model.rate_group for model in catalog.MODELS.values()}:
+        known_rates = usual.get(group) or usual.get(PROMISED_GROUP) or catalog.Rates(**rates)
+        table[group] = known_rates._replace(**rates)
     other = known if known and known.batch_queue_requests else catalog.tier("start")
-    further = {name: int(limits.get(name) or getattr(other, name) or 0) for name in FURTHER}
-    every = None if table else catalog.Rates(**rates)
-    return Terms(name=known.name if known else "custom", limits=table, every=every, **further)
+    further: dict[str, Any] = {name: int(limits.get(name) or getattr(other, name)) for name in FURTHER}
+    return replace(other, name=known.name if known else "custom", limits=table, **further)
+
+
+def listed(tier: catalog.Tier, now: float, query: Query) -> dict[str, Any]:
+    """Return the answer to ``GET /v1/organizations/rate_limits``."""
+    groups: dict[str, list[str]] = {}
+    for model in catalog.MODELS.values():
+        if (
+            not model.verified_only
+            and catalog.lifecycle(model, datetime.fromtimestamp(now, UTC)) != "retired"
+        ):
+            groups.setdefault(model.rate_group, []).extend(dict.fromkeys([model.id, model.snapshot]))
+    items = []
+    for name, models in groups.items():
+        entry = _entry(
+            f"claude_{name.replace('-', '_')}",
+            "model_group",
+            models,
+            zip(LISTED, tier.limits[name], strict=True),
+        )
+        entry["group"]["display_name"] = f"Claude {name.replace('-', ' ').title()}"
+        items.append(entry)
+    calls, counts = tier.batch_requests_per_minute or 0, tier.count_tokens_per_minute or 0
+    queue = ("enqueued_batch_requests", tier.batch_queue_requests or 0)
+    items.append(_entry("batch", "batch", None, [queue, ("requests_per_minute", calls)]))
+    items.append(_entry("token_count", "token_count", None, [("requests_per_minute", counts)]))
+    kind, model_id, page, limit = (
+        query.get(name, [""])[0] for name in ("group_type", "model", "page", "limit")
+    )
+    items = [item for item in items if not kind or item["group"]["type"] == kind]
+    items = [item for item in items if not model_id or model_id in (item["models"] or ())]
+    if not items and model_id:
+        raise Problem(404, f"model: {model_id}")
+    start = int(page.removeprefix("page_") or 0)
+    end = start + int(limit or len(items))
+    return {"data": items[start:end], "next_page": f"page_{end}" if end < len(items) else None}
+
+
+def _entry(
+    group: str, kind: str, models: list[str] | None, limits: Iterable[tuple[str, float]]
+) -> dict[str, Any]:
+    amounts = [{"type": name, "value": round(value)} for name, value in limits]
+    named = {"id": f"rl_sim_{group}", "type": "rate_limit", "group": {"id": group, "type": kind}}
+    return {**named, "models": models, "limits": amounts}
 
 
 # ------------------------------------------------------------------------------------------------ buckets

@@ -142,7 +142,7 @@ class Batches:
     def __init__(self, desk: Desk, now: float, seconds: float | Callable[[int], float] | None = None) -> None:
         self._desk, self._seconds = desk, seconds
         self._batches: dict[str, Batch] = {}
-        per_minute = desk.terms.batch_requests_per_minute
+        per_minute = desk.terms.batch_requests_per_minute or 0
         self._calls = Bucket(per_minute, per_minute, now)
 
     def limited(self, now: float) -> None:
@@ -171,7 +171,7 @@ class Batches:
         self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
     ) -> dict[str, Any]:
         """Return the new batch as it is shown. Each row's `params` are checked only later."""
-        rows, most = requests_of(body), self._desk.terms.batch_queue_requests
+        rows, most = requests_of(body), self._desk.terms.batch_queue_requests or 0
         if sum(batch.queued(now) for batch in self._batches.values()) + len(rows) > most:
             raise Problem(
                 429, f"This batch would exceed your limit of {most:,} requests in the processing queue."

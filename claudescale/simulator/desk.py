@@ -82,7 +82,7 @@ class Desk:
         self._began, self._latency, self._written = now, latency, written
         self._bucket_seconds = bucket_seconds
         self._buckets: dict[str, Buckets] = {}
-        per_minute = self.terms.count_tokens_per_minute
+        per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
         self._diagnosed: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ class Desk:
         """Return the token buckets that `model` draws from."""
         group = model.rate_group
         if group not in self._buckets:
-            rates = self.terms.rates(group)
+            rates = self.terms.limits[group]
             self._buckets[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
         return self._buckets[group]
 

@@ -24,7 +24,7 @@ KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
 
 
 def trouble(kind: str, status: int = 500) -> Problem:
-    """Return what a fault of that kind is refused with: the account's own trouble, or the error of a status."""
+    """Return what a fault refuses with: the account's own trouble, or the error of a status."""
     if kind not in ACCOUNT and kind != "429":
         return Problem(status)
     code = kind if kind in ACCOUNT else "ramp_limit_exceeded"
@@ -138,16 +138,17 @@ class Faults:
         return None
 
 
-def _numbers(kind: str, *values: Any) -> list[float]:
-    if all(isinstance(value, int | float) for value in values):
-        return [float(value) for value in values]
-    msg = f"the fault {kind!r} takes a number, (probability, starts, ends) or a Fault, not {values[0]!r}"
+def _numbers(kind: str, value: Any, *, most: int = 1) -> list[float]:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if len(numbers) in {1, most} and all(isinstance(number, int | float) for number in numbers):
+        return [float(number) for number in numbers]
+    msg = f"the fault {kind!r} takes a number, (probability, starts, ends) or a Fault, not {value!r}"
     raise TypeError(msg)
 
 
 def _fault(kind: str, value: Any) -> Fault:
     if isinstance(value, Fault):
         return value
-    three = value if isinstance(value, tuple) and len(value) == 3 else (value, 0, math.inf)
-    probability, starts, ends = _numbers(kind, *three)
-    return Fault(probability=probability, starts=starts, ends=ends)
+    names = ("probability", "starts", "ends")
+    given: Any = dict(zip(names, _numbers(kind, value, most=len(names)), strict=False))
+    return Fault(**given)

@@ -302,7 +302,7 @@ class Model:
             flipped = 3 if word[:5] in NEGATORS else flipped - 1
         return found
 
-    def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:
+    def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
         """Return a value of the field `name` that obeys a schema."""
         self._written += 1
         if not isinstance(schema, dict) or depth > MAX_DEPTH or self._written > MAX_VALUES:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from claudescale.api import catalog
 from claudescale.simulator import batches, wire
+from claudescale.simulator.account import listed
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Shell:
 
     async def _rate_limits(self, request: web.BaseRequest) -> Found:
         self.desk.authorize(request.headers, admin=True)
-        return self.desk.terms.listed(self.clock.seconds(), _query(request))
+        return listed(self.desk.terms, self.clock.seconds(), _query(request))
 
     async def _about(self, _: web.BaseRequest) -> Found:
         about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from claudescale.api import catalog
 from claudescale.errors import UnknownTier
 from claudescale.simulator import Admission, Batches, Buckets, Desk, Simulator
-from claudescale.simulator.checks import found_model, problem, schema_problem
-from claudescale.simulator.replies import MARK, Writer
+from claudescale.simulator.checks import check, found_model, schema_problem
+from claudescale.simulator.replies import MARK
+from claudescale.simulator.wire import Problem
 
 NOW = 1_795_000_000.0  # November 2026
 HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21"}
@@ -926,14 +927,15 @@ def test_a_canceled_batch_keeps_what_succeeded():
     batches = Batches(desk(), NOW, seconds=1000)
     made = batches.create(NOW, batch_of(100), "2026-10-21")
     batch = batches.find(made["id"])
-    assert batches.cancel(NOW + 500, batch) is None
+    batches.cancel(NOW + 500, batch)
     assert batch.shown(NOW + 501)["processing_status"] == "canceling"
     settled(batches, NOW + 520)
     counts = batch.shown(NOW + 520)["request_counts"]
     assert counts["processing"] == counts["errored"] == counts["expired"] == 0
     assert 30 < counts["succeeded"] < 75
     assert counts["succeeded"] + counts["canceled"] == 100
-    assert batches.cancel(NOW + 521, batch).status == 400
+    with pytest.raises(Problem, match="already ended"):
+        batches.cancel(NOW + 521, batch)
 
 
 def test_what_is_not_done_in_a_day_expires_and_results_go_after_29():
@@ -949,7 +951,8 @@ def test_what_is_not_done_in_a_day_expires_and_results_go_after_29():
     shown = batch.shown(NOW + 29 * 86_400)
     assert shown["archived_at"] is not None
     assert shown["results_url"] is None
-    assert batches.results(NOW + 29 * 86_400, batch).status == 404
+    with pytest.raises(Problem, match="archived"):
+        batches.results(NOW + 29 * 86_400, batch)
 
 
 @pytest.mark.parametrize(
@@ -965,16 +968,17 @@ def test_what_is_not_done_in_a_day_expires_and_results_go_after_29():
 )
 def test_a_batch_that_cannot_be_is_refused_at_once(body, status, says):
     """Ids, their uniqueness and the size are checked when the batch is created."""
-    found = Batches(desk(), NOW).create(NOW, body, "2026-10-21")
-    assert found.status == status
-    assert says in found.message
+    with pytest.raises(Problem, match=says) as error:
+        Batches(desk(), NOW).create(NOW, body, "2026-10-21")
+    assert error.value.status == status
 
 
 def test_the_queue_holds_only_so_many_and_empties_as_rows_are_done():
     """A batch over the queue's limit is a 429; half way through, half of it has left."""
     batches = Batches(desk("start", batch_queue_requests=100), NOW, seconds=1000)
     assert batches.create(NOW, batch_of(80), "2026-10-21")["type"] == "message_batch"
-    assert batches.create(NOW + 1, batch_of(30), "2026-10-21").status == 429
+    with pytest.raises(Problem, match="processing queue"):
+        batches.create(NOW + 1, batch_of(30), "2026-10-21")
     assert batches.create(NOW + 500, batch_of(30), "2026-10-21")["type"] == "message_batch"
 
 
