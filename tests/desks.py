@@ -73,7 +73,7 @@ def batches_of(at=None, seconds=600):
 
 
 def worked(batches, body, now=NOW, seconds=600, betas=""):
-    """Create a batch, work it off, and return the result of each row by its id, in the order of the results."""
+    """Create a batch, work it off, and return the result of each row by its id."""
     batch = batches.find(batches.create(now, body, VERSION, betas)["id"])
     for _ in batches.work(batch, now + seconds):
         pass

@@ -175,7 +175,7 @@ class Model:
         reply.thinking_tokens = self._thinking_tokens()
         tool = None if written else self._forced_tool()
         self._root = tool["input_schema"] if tool else self._schema
-        if written or not self._root:
+        if written or self._root is None:
             value = written(self._body) if written else self._text()
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         else:

@@ -5,8 +5,22 @@ from datetime import UTC, datetime
 
 import genai_prices
 import pytest
-from desks import HAIKU, HEADERS, NOW, OPUS, SEARCH, answered, cached, desk, message_of, request, rows_of, worked
-from desks import OLD, batches_of
+from desks import (
+    HAIKU,
+    HEADERS,
+    NOW,
+    OLD,
+    OPUS,
+    SEARCH,
+    answered,
+    batches_of,
+    cached,
+    desk,
+    message_of,
+    request,
+    rows_of,
+    worked,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +31,7 @@ from claudescale.simulator import Buckets
 
 
 def test_the_bucket_starts_full_and_refills_continuously():
-    """Sixty requests a minute: a full minute at once, then exactly one a second; or one by one by the second."""
+    """Sixty requests a minute: all at once, then one a second; by the second only ever one by one."""
     minute = Buckets(60, 1e9, 1e9, bucket_seconds=60, now=NOW)
     assert sum(minute.admit(NOW) for _ in range(100)) == 60
     assert [minute.admit(NOW + at) for at in (0.9, 1.0, 1.5)] == [False, True, False]
