@@ -33,16 +33,9 @@ MAX_BREAKPOINTS = 4
 MOST_PIXELS = 8_000
 MEDIA = {name: begins.encode("latin-1") for name, begins in TABLES["media"].items()}
 ROLES, BETAS, SAMPLING = TABLES["roles"], TABLES["betas"], TABLES["sampling"]
-TYPES, FORMATS, REFUSED_WORDS = (
-    frozenset(TABLES["schema"][name]) for name in ("types", "formats", "refused")
-)
+TYPES, FORMATS, REFUSED_WORDS = (frozenset(words) for words in TABLES["schema"].values())
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-SERVED_TOOL = re.compile(
-    r"(web_search|web_fetch|code_execution|bash|memory|text_editor|\w+_toolset)_\d{8}|tool_search_\w+"
-)
-PREFILL = (
-    "This model does not support assistant message prefill. The conversation must end with a user message."
-)
+SERVED_TOOL = re.compile(TABLES["served_tools"])
 
 Refusals: TypeAlias = "Iterator[tuple[Any, str]]"
 
@@ -166,20 +159,13 @@ class Call:
 
     def refusals(self) -> Refusals:
         """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
-        yield from self._max_tokens()
-        yield from self._conversation()
-        yield from self._tools()
-        yield from self._cache()
-        yield from self._output()
-        yield from self._thinking()
-        yield from self._options()
+        of_the_prompt = (self._max_tokens, self._conversation, self._tools, self._cache)
+        for part in (*of_the_prompt, self._output, self._thinking, self._options):
+            yield from part()
 
     def _max_tokens(self) -> Refusals:
-        tokens, most, zero = (
-            self.body.get("max_tokens", 1),
-            self.model.max_output_tokens,
-            "max_tokens: 0 is not",
-        )
+        tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
+        zero = "max_tokens: 0 is not"
         which = f"which is the maximum allowed number of output tokens for {self.model.snapshot}"
         yield tokens < 0, "max_tokens: Input should be greater than or equal to 0"
         yield tokens > most, f"max_tokens: {tokens} > {most}, {which}"
@@ -205,12 +191,10 @@ class Call:
             # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
             paused = any(block["type"] == "server_tool_use" for block in blocks)
             trailing = "messages: final assistant content cannot end with trailing whitespace"
-            yield number > PREFILL_UNTIL and not paused, PREFILL
+            yield number > PREFILL_UNTIL and not paused, TABLES["prefill"]
             yield str(blocks[-1].get("text", ""))[-1:].isspace(), trailing
-            yield (
-                self.format,
-                "output_config.format: assistant message prefill cannot be used with structured outputs",
-            )
+            no_format = "assistant message prefill cannot be used with structured outputs"
+            yield self.format, f"output_config.format: {no_format}"
 
     def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
         kind = block["type"]
@@ -237,23 +221,17 @@ class Call:
         name, at = tool.get("name"), f"{where}.{kind}"
         if kind == "custom":
             yield not isinstance(name, str), f"{at}.name: Field required"
-            yield (
-                not TOOL_NAME.fullmatch(str(name)),
-                f"{at}.name: String should match pattern '^{TOOL_NAME.pattern}$'",
-            )
+            pattern = f"String should match pattern '^{TOOL_NAME.pattern}$'"
+            yield not TOOL_NAME.fullmatch(str(name)), f"{at}.name: {pattern}"
             yield "input_schema" not in tool, f"{at}.input_schema: Field required"
             found = Schema(tool["input_schema"], strict=False).problem()
             yield found, f"{at}.input_schema: {found}"
         else:
             most, tag = tool.get("max_uses"), f"Input tag {kind!r} found using 'type' does not match any"
-            yield (
-                not SERVED_TOOL.fullmatch(str(kind)) and not self.betas,
-                f"{where}: {tag} of the expected tags",
-            )
-            yield (
-                most is not None and not _at_least(most, 1),
-                f"{at}.max_uses: Input should be greater than 0",
-            )
+            known = SERVED_TOOL.fullmatch(str(kind)) or self.betas
+            yield not known, f"{where}: {tag} of the expected tags"
+            none = most is not None and not _at_least(most, 1)
+            yield none, f"{at}.max_uses: Input should be greater than 0"
 
     def _cache(self) -> Refusals:
         lists = [self.tools, self.body.get("system"), *(turn["content"] for turn in self.turns)]
@@ -261,17 +239,16 @@ class Call:
         marks = [block.get("cache_control") for block in [*blocks, self.body]]
         marks = [mark for mark in marks if mark is not None]
         for mark in marks:
-            right = (
-                isinstance(mark, dict) and mark.get("type") == "ephemeral" and mark.keys() <= {"type", "ttl"}
+            right = isinstance(mark, dict) and mark.get("type") == "ephemeral"
+            yield (
+                not (right and mark.keys() <= {"type", "ttl"}),
+                "cache_control.type: Input should be 'ephemeral'",
             )
-            yield not right, "cache_control.type: Input should be 'ephemeral'"
             life = "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
             yield mark.get("ttl", "5m") not in ("5m", "1h"), life
-        lives = [mark.get("ttl", "5m") for mark in marks]
-        many = (
-            f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(marks)}."
-        )
-        yield len(marks) > MAX_BREAKPOINTS, many
+        lives, most = [mark.get("ttl", "5m") for mark in marks], MAX_BREAKPOINTS
+        many = f"A maximum of {most} blocks with cache_control may be provided. Found {len(marks)}."
+        yield len(marks) > most, many
         after = "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
         yield lives != sorted(lives), after
 
@@ -283,9 +260,7 @@ class Call:
         if self.format:
             at, found = "output_config.format", schema_problem(json.dumps(self.format["schema"]))
             lists = [turn["content"] for turn in self.turns if isinstance(turn["content"], list)]
-            cited = [
-                block.get("citations") for blocks in lists for block in blocks if block["type"] != "text"
-            ]
+            cited = [block.get("citations") for blocks in lists for block in blocks]
             cites = any(isinstance(one, dict) and one.get("enabled") for one in cited)
             not_here = f"{at}: structured outputs are not supported on this model"
             yield not self.model.structured_outputs, not_here
@@ -295,10 +270,8 @@ class Call:
     def _thinking(self) -> Refusals:
         asked, model = self.body.get("thinking") or {}, self.model
         kind, bound, may = asked.get("type"), model.thinking_off_up_to_effort, ", ".join(model.thinking_types)
-        yield (
-            kind and kind not in model.thinking_types,
-            f'"thinking.type.{kind}" is not supported for this model. Supported: {may or "none"}.',
-        )
+        never = f'"thinking.type.{kind}" is not supported for this model. Supported: {may or "none"}.'
+        yield kind and kind not in model.thinking_types, never
         if kind == "enabled":
             budget, least = asked.get("budget_tokens"), FEW_THINKING_TOKENS
             few = f"thinking.budget_tokens: Input should be greater than or equal to {least}"
