@@ -28,10 +28,7 @@ LISTED = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_
 LIMITS = (*RATES, *FURTHER)
 PROMISED_GROUP = "fable-5"  # limits for a line whose own row is not published
 SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
-COUNTED = (
-    *("calls", "batches_created", "free_refusals", "web_searches", "in_flight", "peak_in_flight"),
-    *USAGE,
-)
+COUNTED = ("calls", "batches_created", "free_refusals", "web_searches", "in_flight", "peak_in_flight")
 WINDOWS = {"second": 1.0, "minute": 60.0}
 PER_MILLION = 1_000_000
 WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
@@ -58,12 +55,11 @@ def terms(tier: Any, **limits: float) -> catalog.Tier:
     usual = known.limits if known else {}
     if not usual and len(rates) < len(RATES):
         what = (
-            f"the limits of the tier {known.name!r} are not published" if known else f"{tier!r} has no limits"
+            f"the limits of the tier {known.name!r} are not published" if known else f"no limits in {tier!r}"
         )
-        msg = (
-            f"{what}. Give your own, such as Simulator((50, 30_000, 8_000)): requests, input tokens, output "
-        )
-        raise UnknownTier(msg + "tokens per minute")
+        own = "such as Simulator((50, 30_000, 8_000)): requests, input tokens, output tokens per minute"
+        msg = f"{what}. Give your own, {own}"
+        raise UnknownTier(msg)
     table = {}
     for group in {model.rate_group for model in catalog.MODELS.values()}:
         known_rates = usual.get(group) or usual.get(PROMISED_GROUP) or catalog.Rates(**rates)
@@ -84,21 +80,16 @@ def listed(tier: catalog.Tier, now: float, query: Query) -> dict[str, Any]:
             groups.setdefault(model.rate_group, []).extend(dict.fromkeys([model.id, model.snapshot]))
     items = []
     for name, models in groups.items():
-        entry = _entry(
-            f"claude_{name.replace('-', '_')}",
-            "model_group",
-            models,
-            zip(LISTED, tier.limits[name], strict=True),
-        )
+        limits = zip(LISTED, tier.limits[name], strict=True)
+        entry = _entry(f"claude_{name.replace('-', '_')}", "model_group", models, limits)
         entry["group"]["display_name"] = f"Claude {name.replace('-', ' ').title()}"
         items.append(entry)
     calls, counts = tier.batch_requests_per_minute or 0, tier.count_tokens_per_minute or 0
     queue = ("enqueued_batch_requests", tier.batch_queue_requests or 0)
     items.append(_entry("batch", "batch", None, [queue, ("requests_per_minute", calls)]))
     items.append(_entry("token_count", "token_count", None, [("requests_per_minute", counts)]))
-    kind, model_id, page, limit = (
-        query.get(name, [""])[0] for name in ("group_type", "model", "page", "limit")
-    )
+    names = ("group_type", "model", "page", "limit")
+    kind, model_id, page, limit = (query.get(name, [""])[0] for name in names)
     items = [item for item in items if not kind or item["group"]["type"] == kind]
     items = [item for item in items if not model_id or model_id in (item["models"] or ())]
     if not items and model_id:
@@ -188,8 +179,8 @@ class Buckets:
         requests: float,
         input_tokens: float,
         output_tokens: float,
-        bucket_seconds: float = 60.0,
-        now: float = 0.0,
+        bucket_seconds: float = 60,
+        now: float = 0,
     ) -> None:
         share = bucket_seconds / 60
         self.requests = Bucket(requests, max(requests * share, 1.0), now)
@@ -220,10 +211,9 @@ class Buckets:
 
     def retry_after(self, now: float, *, input_tokens: float = 0) -> int:
         """Return the whole seconds after which the same call would be admitted; at least 1."""
-        waits = self.waits(now, input_tokens=input_tokens)
-        return max(
-            1, *(math.ceil(wait - SLACK / self.named[name].per_second) for name, wait in waits.items())
-        )
+        waits = self.waits(now, input_tokens=input_tokens).items()
+        whole = (math.ceil(wait - SLACK / self.named[name].per_second) for name, wait in waits)
+        return max(1, *whole)
 
     def headers(self, now: float) -> dict[str, str]:
         """Return the rate-limit headers of an answer given at `now`.
@@ -273,7 +263,7 @@ class Account:
     """What the server billed and refused, and how hard it was pressed, since the simulator began."""
 
     def __init__(self) -> None:
-        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        self.counts = Counter(dict.fromkeys((*COUNTED, *USAGE), 0))
         self.refused: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.billed_rows: dict[catalog.Mode, int] = {"live": 0, "batch": 0}

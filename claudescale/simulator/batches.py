@@ -185,9 +185,8 @@ class Batches:
         counts["batches_created"] += 1
         number = counts["batches_created"]
         mark = blake2b(f"{self._desk.seed} {number}".encode(), digest_size=16).digest()
-        seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * replies.draws(mark, "batch").lognormvariate(
-            0.0, 0.4
-        )
+        luck = replies.draws(mark, "batch").lognormvariate(0.0, 0.4)
+        seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * luck
         if self._seconds is not None:
             seconds = float(self._seconds(len(rows)) if callable(self._seconds) else self._seconds)
         if self._desk.struck(("batch_stuck",), b"batch", number, now):
@@ -345,7 +344,6 @@ def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
 def _hits(batch: Batch, measured: Measured) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
     fewest, most = catalog.BATCH.cache_hit_shares
-    luck = replies.draws(batch.mark, "cache").random() + any(
-        prefix.ttl == "1h" for prefix in measured.prefixes
-    )
+    hour = any(prefix.ttl == "1h" for prefix in measured.prefixes)
+    luck = replies.draws(batch.mark, "cache").random() + hour
     return fewest + (most - fewest) * luck / 2

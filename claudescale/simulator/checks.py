@@ -312,10 +312,8 @@ def _media(where: str, kind: str, *, type: str, media_type: Any, data: Any) -> R
         yield True, f"{where}: invalid base64 data"
         return
     real = next((name for name in kinds if raw.startswith(MEDIA[name])), None)
-    yield (
-        real is None,
-        "Could not process image" if kind == "image" else f"{where}.data: The PDF was not valid.",
-    )
+    none = "Could not process image" if kind == "image" else f"{where}.data: The PDF was not valid."
+    yield real is None, none
     says = f"The image was specified using the {media_type} media type, but the image appears to be"
     yield real != media_type, f"{where}: {says} a {real} image"
     wide = real == "image/png" and max(int.from_bytes(raw[at : at + 4]) for at in (16, 20)) > MOST_PIXELS
@@ -331,8 +329,7 @@ def _at_least(value: Any, least: int) -> bool:
 
 MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
 SHAPES: dict[str, type] = dict.fromkeys(MAPPINGS, dict)
-SHAPES |= {
-    **dict.fromkeys(("required", "enum", *SEQUENCES), list),
+SHAPES |= dict.fromkeys(("required", "enum", *SEQUENCES), list) | {
     "$ref": str,
     "format": str,
     "minItems": int,
@@ -404,11 +401,8 @@ class Schema:
 
     def _refused(self, schema: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
         """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
-        kind, properties, form = (
-            schema.get("type"),
-            schema.get("properties", {}),
-            schema.get("format", "text"),
-        )
+        kind, properties = schema.get("type"), schema.get("properties", {})
+        form = schema.get("format", "text")
         for word in REFUSED_WORDS.intersection(schema):
             yield True, f"For '{kind}' type, property '{word}' is not supported"
         for one in kind if isinstance(kind, list) else [kind]:

@@ -254,9 +254,8 @@ class Desk:
         self.account.began(now, shares.limited_input_tokens)
         message = self.message(body, model, reply, shares, "standard")
         fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
-        return Admission(
-            key, body, model, shares, reply, message, now + begins, now + ends, request_id, fault
-        )
+        ends += now
+        return Admission(key, body, model, shares, reply, message, now + begins, ends, request_id, fault)
 
     def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
         """Take a call from the buckets, or refuse it."""
@@ -311,11 +310,8 @@ class Desk:
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
         self.settle(now, admission)
-        headers, body, fault = (
-            self.headers(now, admission),
-            wire.json_bytes(admission.message),
-            admission.fault,
-        )
+        headers, fault = self.headers(now, admission), admission.fault
+        body = wire.json_bytes(admission.message)
         if fault == "not_json":
             return Answer(200, headers, b"upstream said: " + body[: len(body) // 3])
         return Answer(200, headers, body, "drop" if fault == "drop_after" else fault)

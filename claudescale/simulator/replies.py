@@ -39,11 +39,8 @@ MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # tokens of output, to ask for one
 BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 
-WORD, NUMBER, SENTENCE = (
-    re.compile(r"[^\W_]+"),
-    re.compile(r"-?\d+(?:\.\d+)?"),
-    re.compile(r"[^.!?\n]+[.!?]*"),
-)
+WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
+SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
 FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS = 20_000
@@ -90,9 +87,8 @@ def draws(key: bytes, purpose: str = "") -> Random:
 
 
 def _hash(seed: int, text: str, size: int) -> bytes:
-    return blake2b(
-        text.encode("utf-8", "surrogatepass"), digest_size=size, key=str(seed).encode()[:64]
-    ).digest()
+    raw, salt = text.encode("utf-8", "surrogatepass"), str(seed).encode()[:64]
+    return blake2b(raw, digest_size=size, key=salt).digest()
 
 
 def seconds(key: bytes, line: str | None, reply: Reply, input_tokens: int) -> tuple[float, float]:
@@ -356,13 +352,12 @@ class Model:
         if kind == "boolean":
             return self._boolean(name)
         if kind in {"integer", "number"}:
-            step, value = (
-                (1, self._number(name, whole=True)) if kind == "integer" else (0.01, self._number(name))
-            )
+            whole = kind == "integer"
+            step, value = 1 if whole else 0.01, self._number(name, whole=whole)
             least = max(bounds.get("minimum", -math.inf), bounds.get("exclusive minimum", -math.inf) + step)
             most = min(bounds.get("maximum", math.inf), bounds.get("exclusive maximum", math.inf) - step)
             value = min(max(value, least), most)
-            return round(value) if kind == "integer" else value
+            return round(value) if whole else value
         if kind == "null":
             return None
         text = self._string(schema.get("format"), name)
@@ -406,7 +401,7 @@ class Model:
         answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < 0.2  # noqa: PLR2004
         return answer if self._own.random() <= self._skill else not answer
 
-    def _number(self, name: str, *, whole: bool = False) -> float:
+    def _number(self, name: str, *, whole: bool) -> float:
         stems = label_stems(name)
         if RATINGS & set(stems):
             return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._sentiment)), 2)

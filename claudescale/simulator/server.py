@@ -156,9 +156,8 @@ class Shell:
     # ------------------------------------------------------------------------------------------- batches
 
     async def _batch(self, request: web.BaseRequest, name: str, action: str) -> Found:
-        raw = await _read(
-            request, batches.MAX_BYTES
-        )  # whatever the answer: who is still writing does not listen
+        # Whatever the answer: who is still writing does not listen.
+        raw = await _read(request, batches.MAX_BYTES)
         self.desk.authorize(request.headers)
         self.desk.check_version(request.headers)
         self.batches.limited(self.clock.seconds())
@@ -259,9 +258,8 @@ class Shell:
             headers = {**answer.headers, "content-length": str(len(answer.body))}
             half = answer.body[: len(answer.body) // 2]
             return await self._write(request, kind, headers, [(0.0, half)], cut=True)
-        return web.Response(
-            status=answer.status, headers=self._headers(kind, answer.headers), body=answer.body
-        )
+        headers = self._headers(kind, answer.headers)
+        return web.Response(status=answer.status, headers=headers, body=answer.body)
 
 
 def _is_local(host: str) -> bool:

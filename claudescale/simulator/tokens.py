@@ -76,10 +76,8 @@ def pieces(content: Any) -> Iterator[tuple[str, int, Any]]:
     if isinstance(content, str):
         yield content, 0, None
         return
-    for block in content if isinstance(content, list) else ():
-        kind, control = (
-            (block.get("type"), block.get("cache_control")) if isinstance(block, dict) else (None, None)
-        )
+    for block in (block for block in content if isinstance(block, dict)) if isinstance(content, list) else ():
+        kind, control = block.get("type"), block.get("cache_control")
         if kind == "text":
             yield str(block.get("text")), 0, control
         elif kind in ("image", "document"):
@@ -99,9 +97,8 @@ def measure(body: dict[str, Any], model: Model) -> Measured:
     if wanted := (body.get("output_config") or {}).get("format"):
         overhead += SCHEMA_TOKENS + tokens_in(json.dumps(wanted.get("schema")), per_token)
     fields = [tools, body.get("system"), *(message["content"] for message in messages)]
-    blocks = [
-        (text, more + tokens_in(text, per_token), mark) for f in fields for text, more, mark in pieces(f)
-    ]
+    marked = (piece for part in fields for piece in pieces(part))
+    blocks = [(text, more + tokens_in(text, per_token), mark) for text, more, mark in marked]
     total = overhead + sum(tokens for _, tokens, _ in blocks)
     automatic = body.get("cache_control")
     if not automatic and not any(mark for _, _, mark in blocks):

@@ -26,10 +26,6 @@ MARKS = {
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 MOST_DELTAS = 24  # events that one block's text comes in
-STREAMED_USAGE = (
-    *("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
-    *("output_tokens", "output_tokens_details", "server_tool_use"),
-)
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # the API's own value for a release date it does not know
 SNAPSHOT_DATE = re.compile(r"-(\d{4})(\d{2})(\d{2})$")
 MAX_PAGE, DEFAULT_PAGE = 1000, 20
@@ -141,7 +137,8 @@ def events(message: dict[str, Any], begins_at: float, done_at: float) -> Iterato
     parts = [part for index, block in enumerate(message["content"]) for part in _block(index, block)]
     for place, part in enumerate(parts, start=1):
         yield begins_at + (done_at - begins_at) * place / len(parts), event(part)
-    counted = {key: usage[key] for key in STREAMED_USAGE if key in usage}
+    whole = ("cache_creation", "service_tier", "speed", "inference_geo")  # only at the start
+    counted = {key: value for key, value in usage.items() if key not in whole}
     yield done_at, event({"type": "message_delta", "delta": stop, "usage": counted})
     yield done_at, event({"type": "message_stop"})
 
