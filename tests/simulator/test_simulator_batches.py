@@ -216,6 +216,36 @@ def test_a_batch_over_the_spend_cap_is_refused():
     assert at.account.figures()["batches_created"] == 0
 
 
+def test_the_endpoints_of_batches_have_a_rate_of_their_own():
+    """Beyond the rate every one of them is a 429 with a time to come back."""
+    batches = batches_of(desk("start", batch_requests_per_minute=2))
+    batches.limited(NOW)
+    batches.limited(NOW)
+    with pytest.raises(Problem, match="2 batch requests per minute") as error:
+        batches.limited(NOW)
+    assert (error.value.kind, error.value.headers) == ("batch_requests_per_minute", {"retry-after": "30"})
+    batches.limited(NOW + 30)
+
+
+def test_lists_go_forward_and_back_by_id():
+    """Newest first; after_id goes on to older ones, before_id back to newer ones; limits are checked."""
+    batches = batches_of()
+    ids = [batches.create(NOW, batch_of(1), VERSION)["id"] for _ in range(5)][::-1]
+
+    def listed(**query):
+        page = batches.page(NOW, {name: [str(value)] for name, value in query.items()}, "")
+        return [shown["id"] for shown in page["data"]], page["has_more"]
+
+    assert listed() == listed(limit=1000) == (ids, False)
+    assert listed(limit=2) == (ids[:2], True)
+    assert listed(limit=2, after_id=ids[1]) == (ids[2:4], True)
+    assert listed(limit=2, before_id=ids[2]) == (ids[:2], False)
+    assert listed(limit=1, before_id=ids[2]) == (ids[1:2], True)
+    for limit in (0, 1001, "x"):
+        with pytest.raises(Problem, match="from 1 to 1000"):
+            listed(limit=limit)
+
+
 # ------------------------------------------------------------------------------------------ caching
 
 
