@@ -8,7 +8,7 @@ from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
 from claudescale.pacing.pacer import Outcome as Came
 from claudescale.pacing.pacer import Pacer
-from claudescale.simulator.buckets import Buckets
+from claudescale.simulator import Buckets
 
 WAY_SECONDS = 0.01
 """Longest way of a request to the API, and of an answer back."""

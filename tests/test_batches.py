@@ -18,7 +18,6 @@ from claudescale.running import batch_rules
 from claudescale.running.batches import MOST_ROUNDS, Batches
 from claudescale.running.runs import BATCHES
 from claudescale.simulator import Fault
-from claudescale.simulator.intake import Intake
 
 PATIENCE = 60.0
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -147,7 +146,7 @@ def test_split_by_requests(api, monkeypatch):
 def test_split_by_bytes(api, monkeypatch):
     """No body is longer than the API takes."""
     monkeypatch.setattr(batch_rules, "FULL_BYTES", 20_000)
-    monkeypatch.setattr(Intake.__init__, "__defaults__", (21_000,))
+    monkeypatch.setattr("claudescale.simulator.batches.MAX_BYTES", 21_000)
     run = ended(the_plan(150), api)
     paid_once(api, run, 150)
     assert run.batches.height > 1
@@ -157,7 +156,7 @@ def test_split_by_bytes(api, monkeypatch):
 def test_a_body_the_api_finds_too_long_is_halved(api, monkeypatch):
     """Where the API counts a body longer than we do, smaller batches follow."""
     monkeypatch.setattr("claudescale.running.batches._SMALLEST_BYTES", 10_000, raising=False)
-    monkeypatch.setattr(Intake.__init__, "__defaults__", (15_000,))
+    monkeypatch.setattr("claudescale.simulator.batches.MAX_BYTES", 15_000)
     run = ended(the_plan(150), api)
     paid_once(api, run, 150)
     assert run.batches["state"][0] == "absent"

@@ -516,8 +516,8 @@ def test_what_the_simulator_writes_is_read_the_quick_way_and_adds_up_to_its_bill
         for number in range(200)
     ]
     shown = batches.create(NOW, {"requests": rows}, "2026-10-21")
-    for batch in batches.due(NOW + 600):
-        for _ in batches.settle(batch):
+    for batch in batches.unsettled():
+        for _ in batches.work(batch, NOW + 600):
             pass
     lines = [line.rstrip(b"\n") for line in batches.results(NOW + 600, batches.find(shown["id"]))]
     found = read(*lines)

@@ -17,7 +17,7 @@ from claudescale.api import catalog, limits
 from claudescale.api.client import Wire
 from claudescale.errors import PlanError
 from claudescale.prompts import replies, requests
-from claudescale.simulator.checks import problem
+from claudescale.simulator.checks import check
 
 MODEL = catalog.model("claude-haiku-5-5")
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -85,7 +85,7 @@ def test_any_reply_form_is_taken_by_the_api_or_refused_with_words(wanted, text):
         assert len(str(error)) > 20  # noqa: PT017 - it may come, or not
         return
     body = json.loads(prompt.bodies(pl.DataFrame({"t": ["x"]}))["body"].item())
-    assert problem(body, MODEL, "2026-10-21") is None
+    check(body, MODEL, "2026-10-21")
     columns, errors = returns.decode(pl.Series([text, None, "{}", '{"reply": null}'], dtype=pl.String))
     assert (columns.height, errors.len()) == (4, 4)
 

@@ -12,7 +12,7 @@ from test_wire import Recorder
 from claudescale.api.answers import usage_of, verdict
 from claudescale.api.client import LONGEST_PLAIN_TOKENS as STREAMED_TOKENS
 from claudescale.api.client import Wire
-from claudescale.simulator.streams import event
+from claudescale.simulator.wire import event
 
 LONG = STREAMED_TOKENS + 1
 BODY = b'{"model":"claude-haiku-5-5","max_tokens":30000,"messages":[{"role":"user","content":"x"}]}'

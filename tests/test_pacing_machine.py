@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from claudescale.api.limits import Limits, read_headers
 from claudescale.pacing.pacer import Outcome, Pacer
-from claudescale.simulator.buckets import Buckets
+from claudescale.simulator import Buckets
 
 HOURS = 8 * 3_600.0
 SILENT = read_headers({})

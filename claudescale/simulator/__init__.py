@@ -7,19 +7,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
+from claudescale.simulator.account import Buckets
 from claudescale.simulator.batches import Batches
-from claudescale.simulator.buckets import Buckets
 from claudescale.simulator.desk import Admission, Desk
 from claudescale.simulator.faults import Fault, Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
     from typing import Self
 
     from anthropic import AsyncAnthropic
-
-    from claudescale.simulator.server import Shell
 
 __all__ = ["Admission", "Batches", "Buckets", "Desk", "Fault", "Faults", "Simulator"]
 
@@ -95,25 +92,14 @@ class Simulator:
         **limits: float,
     ) -> None:
         self.clock = Clock(speed)
-        self.desk = Desk(
-            tier,
-            now=self.clock.seconds(),
-            seed=seed,
-            latency=latency,
-            faults=faults,
-            written=replies,
-            bucket_seconds=bucket_seconds,
-            **limits,
-        )
+        how: dict[str, Any] = {"seed": seed, "latency": latency, "faults": faults, "written": replies}
+        self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
         self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""
-        self._shell: Shell | None = None
         self._loop = asyncio.new_event_loop()
-        self._failure: BaseException | None = None
+        self._failure: OSError | None = None
         started = threading.Event()
-        self._thread = threading.Thread(
-            target=self._serve, args=(port, started), name="claudescale-simulator", daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, args=(port, started), daemon=True)
         self._thread.start()
         if not started.wait(START_SECONDS):
             msg = f"the simulator did not start within {START_SECONDS:.0f} seconds"
@@ -125,9 +111,9 @@ class Simulator:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
         asyncio.set_event_loop(self._loop)
-        self._shell = Shell(self.desk, self.batches, self.clock)
+        shell = Shell(self.desk, self.batches, self.clock)
         try:
-            self.url = self._loop.run_until_complete(self._shell.start(port))
+            self.url = self._loop.run_until_complete(shell.start(port))
         except OSError as error:
             self._failure = error
             self._loop.close()
@@ -135,7 +121,7 @@ class Simulator:
         finally:
             started.set()
         self._loop.run_forever()
-        self._loop.run_until_complete(self._shell.stop())
+        self._loop.run_until_complete(shell.stop())
         self._loop.run_until_complete(self._abandon())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
@@ -198,9 +184,7 @@ class Simulator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

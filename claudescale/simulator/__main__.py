@@ -10,19 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale.errors import UnknownTier
 from claudescale.simulator import Simulator
+from claudescale.simulator.account import LIMITS
 from claudescale.simulator.faults import KINDS, LEVELS, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-LIMITS = {
-    "requests-per-minute": "requests a minute",
-    "input-tokens-per-minute": "input tokens a minute",
-    "output-tokens-per-minute": "output tokens a minute",
-    "batch-queue-requests": "requests of all batches that may wait",
-    "batch-requests-per-minute": "calls a minute to the batch endpoints",
-    "count-tokens-per-minute": "calls a minute to the token counter",
-}
 
 
 def fault(text: str) -> tuple[str, Any]:
@@ -34,12 +26,8 @@ def fault(text: str) -> tuple[str, Any]:
     try:
         if kind in LEVELS:
             return kind, float(value)
-        return kind, Fault(
-            probability=float(value or 1),
-            starts=float(start or 0),
-            ends=float(end or "inf"),
-            tries=[int(each) for each in tries.split("+")] if tries else None,
-        )
+        numbers = {"probability": float(value or 1), "starts": float(start or 0), "ends": float(end or "inf")}
+        return kind, Fault(**numbers, tries=[int(number) for number in tries.split("+")] if tries else None)
     except ValueError:
         msg = f"{text!r} is not kind=value[@start-end][#try], such as 529=0.1@30-60 or create_lost=1#1"
         raise argparse.ArgumentTypeError(msg) from None
@@ -52,53 +40,43 @@ def faults(text: str) -> dict[str, Any]:
 
 def arguments() -> argparse.ArgumentParser:
     """Return what the command line takes."""
+    what = "same wire and limits, synthetic replies, no cost. Any client can use it."
     parser = argparse.ArgumentParser(
         prog="python -m claudescale.simulator",
-        description="A local stand-in of the Claude API on 127.0.0.1: same wire and limits, synthetic "
-        "replies, no cost. Any client can use it.",
+        description=f"A local stand-in of the Claude API on 127.0.0.1: {what}",
     )
     parser.add_argument("--port", type=int, default=0, help="0 takes any free one (default)")
     parser.add_argument("--tier", default="start", help="start, build, scale, 1 to 4")
     parser.add_argument("--speed", type=float, default=1.0, help="API seconds per second (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="decides replies and faults (default: 0)")
-    parser.add_argument("--latency", type=float, help="API seconds of every reply (default: plausible)")
+    how = f"how often, or how many dollars, when, and at which of its tries: {', '.join(KINDS)}"
+    usual = "KIND=VALUE[@START-END][#TRY],..."
+    parser.add_argument("--faults", type=faults, default={}, metavar=usual, help=how)
     parser.add_argument(
-        "--faults",
-        type=faults,
-        default={},
-        metavar="KIND=VALUE[@START-END][#TRY],...",
-        help="probability (or level) by kind, between API seconds since the start, at some tries: "
-        + ", ".join(KINDS),
+        "--bucket-seconds", type=float, default=60.0, help="a full bucket holds (default: 60)"
     )
-    parser.add_argument(
-        "--bucket-seconds", type=float, default=60.0, help="of its limit a full bucket holds (default: 60)"
-    )
-    parser.add_argument(
-        "--batch-seconds", type=float, help="API seconds that a batch takes (default: by size)"
-    )
-    for name, meaning in LIMITS.items():
-        parser.add_argument(f"--{name}", type=float, metavar="N", help=f"{meaning} (default: the tier's)")
+    for name in ("latency", "batch_seconds", *LIMITS):
+        default = "the tier's" if name in LIMITS else "plausible API seconds"
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            option, type=float, metavar="N", default=argparse.SUPPRESS, help=f"(default: {default})"
+        )
     return parser
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or a signal to end, and return the exit status."""
     parser = arguments()
-    chosen = vars(parser.parse_args(given))
-    limits = {name.replace("-", "_") for name in LIMITS}
-    options = {name: value for name, value in chosen.items() if name not in limits or value is not None}
     try:
-        simulator = Simulator(options.pop("tier"), **options)
+        simulator = Simulator(**vars(parser.parse_args(given)))
     except (UnknownTier, ValueError, OSError) as error:
         parser.error(str(error))
     over = threading.Event()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: over.set())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
     with simulator:
-        print(  # noqa: T201
-            f"Simulated Claude API: export ANTHROPIC_BASE_URL={simulator.url} ANTHROPIC_API_KEY=simulated",
-            flush=True,
-        )
+        environment = f"ANTHROPIC_BASE_URL={simulator.url} ANTHROPIC_API_KEY=simulated"
+        print(f"Simulated Claude API: export {environment}", flush=True)  # noqa: T201
         over.wait()
     return 0
 

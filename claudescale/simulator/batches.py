@@ -7,69 +7,67 @@ how many rows it has, as on the API.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from array import array
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+import pydantic_core
+
 from claudescale.api import catalog
-from claudescale.simulator import replies, rows, wire
-from claudescale.simulator.buckets import Bucket, rfc3339
-from claudescale.simulator.checks import Problem, invalid
-from claudescale.simulator.faults import ACCOUNT, CREATE_AFTER, CREATE_BEFORE, STATUSES
-from claudescale.simulator.intake import Intake
-from claudescale.simulator.listings import page
+from claudescale.simulator import replies, wire
+from claudescale.simulator.account import Bucket
+from claudescale.simulator.checks import check, found_model
+from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, trouble
+from claudescale.simulator.wire import Answer, Problem, instant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
     from claudescale.simulator.desk import Desk
+    from claudescale.simulator.tokens import Measured
 
+MAX_BYTES = catalog.BATCH.max_bytes
+REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
+CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))
+UNANSWERED = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}
 CANCEL_SECONDS = 20.0  # what is under way may still finish
-HOUR = 3600.0
-DAY = 24 * HOUR
+DAY = 24 * 3600.0
 STUCK_SECONDS = 1e12
 COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
-SECONDS_PER_ROW = 0.02
-BASE_SECONDS = 180.0
+BASE_SECONDS, SECONDS_PER_ROW = 180.0, 0.02
+SECONDS_TO_BEGIN = 1.0  # of a reply: only then others can read what it wrote to the cache
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Batch:
     """One batch. A row's request is dropped when it is done, its result when the batch is archived.
 
     Attributes
     ----------
-    number : int
-        1 for the simulator's first.
     mark : bytes
-        What its luck is drawn from: the simulator's seed and the number.
+        What its luck is drawn from: the simulator's seed and its number.
     seconds : float
         API seconds from its creation until the last row would be done.
-    rows : list of bytes
-        The request of each row as JSON, in the order given.
+    rows : list of dict or None
+        The request of each row, in the order given.
     moments : array of float
         When each row is done.
     agenda : list of int
         Which rows are not done, the next one last.
-    luck : float
-        How well it does with the prompt cache, from 0 to 1.
     """
 
     id: str
-    number: int
     mark: bytes
     created_at: float
     seconds: float
     version: str
     betas: str
-    total: int
-    rows: list[bytes]
+    rows: list[dict[str, Any] | None]
     moments: array[float]
     agenda: list[int]
-    luck: float
     canceled_at: float | None = None
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -78,7 +76,7 @@ class Batch:
     @property
     def expires_at(self) -> float:
         """When it ends at the latest."""
-        return self.created_at + catalog.BATCH.expires_hours * HOUR
+        return self.created_at + catalog.BATCH.expires_hours * 3600.0
 
     @property
     def ends_at(self) -> float:
@@ -100,16 +98,40 @@ class Batch:
         """Return how many requests still wait at `now`."""
         if self.settled_at is not None or now >= self.ends_at:
             return 0
-        return math.ceil(self.total * (1 - (now - self.created_at) / self.seconds))
+        return math.ceil(len(self.rows) * (1 - (now - self.created_at) / self.seconds))
+
+    def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
+        """Return it as the API shows it at `now`."""
+        ended, archived = self.settled_at is not None, now >= self.archived_at
+        state = "ended" if ended else "in_progress" if self.canceled_at is None else "canceling"
+        counts = self.counts if ended else {**dict.fromkeys(COUNTS, 0), "processing": len(self.rows)}
+        url = f"{base_url}/v1/messages/batches/{self.id}/results" if ended and not archived else None
+        return {
+            "id": self.id,
+            "type": "message_batch",
+            "processing_status": state,
+            "request_counts": dict(counts),
+            "created_at": instant(self.created_at),
+            "expires_at": instant(self.expires_at),
+            "ended_at": instant(self.settled_at),
+            "archived_at": instant(self.archived_at if archived else None),
+            "cancel_initiated_at": instant(self.canceled_at),
+            "results_url": url,
+        }
+
+    def close(self, index: int, result: dict[str, Any]) -> None:
+        """Write the result of a row, and drop its request."""
+        name = (self.rows[index] or {})["custom_id"]
+        self.rows[index] = None
+        self.counts[result["type"]] += 1
+        self.lines.append(wire.json_bytes({"custom_id": name, "result": result}) + b"\n")
 
 
 class Batches:
-    """The Message Batches API of one desk.
+    """The Message Batches API of one desk, whose limits, cache, bill and faults these batches share.
 
     Parameters
     ----------
-    desk : Desk
-        Whose limits, cache, bill and faults these batches share.
     now : float
         API seconds at the start.
     seconds : float, callable or None
@@ -118,180 +140,111 @@ class Batches:
     """
 
     def __init__(self, desk: Desk, now: float, seconds: float | Callable[[int], float] | None = None) -> None:
-        self._desk = desk
-        self._seconds = seconds
+        self._desk, self._seconds = desk, seconds
         self._batches: dict[str, Batch] = {}
-        per_minute = desk.terms.batch_requests_per_minute
+        per_minute = desk.terms.batch_requests_per_minute or 0
         self._calls = Bucket(per_minute, per_minute, now)
 
-    def limited(self, now: float) -> wire.Answer | None:
-        """Count one call to any endpoint of batches; return the 429 if there were too many."""
-        wait = self._calls.wait(now, 1)
-        if not wait:
-            self._calls.level -= 1
-            return None
-        message = (
-            f"This request would exceed your rate limit of {self._calls.per_minute:,.0f} batch requests "
-        )
-        found = Problem(429, "rate_limit_error", message + "per minute.")
-        after = {"retry-after": str(max(1, math.ceil(wait)))}
-        return self._desk.refuse(found, kind="batch_requests_per_minute", headers=after)
+    def limited(self, now: float) -> None:
+        """Count one call to any endpoint of batches, and refuse it if there were too many."""
+        self._desk.limit(self._calls, now, "batch_requests_per_minute", "batch requests")
 
-    def submit(self, now: float, body: dict[str, Any] | Intake, version: str, betas: str = "") -> wire.Answer:
+    # ------------------------------------------------------------------------------------------- creation
+
+    def submit(
+        self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
+    ) -> Answer | dict[str, Any]:
         """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
         attempt = self._desk.faults.attempt(b"create")
-        struck = self._struck(CREATE_BEFORE, b"create", attempt, now)
-        if struck is not None:
-            return self._failed(struck)
-        stopped = self._desk.stopped(now, coded=False)
-        if stopped is not None:
-            return stopped
-        found = self.create(now, body, version, betas)
-        if isinstance(found, Problem):
-            return self._desk.refuse(found)
-        struck = self._struck(CREATE_AFTER, b"create", attempt, now)
-        return self._desk.answer(found) if struck is None else self._failed(struck)
-
-    def _struck(self, kinds: Sequence[str], key: bytes, attempt: int, now: float) -> str | None:
-        struck = self._desk.faults.strikes(tuple(kinds), key, attempt, self._desk.elapsed(now))
-        if struck is not None:
-            self._desk.account.faults[struck] += 1
-        return struck
-
-    def _failed(self, kind: str) -> wire.Answer:
-        """Return an error, or no answer at all."""
-        broken = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}.get(kind)
-        if broken is not None:
-            return wire.Answer(status=0, headers={}, body=b"", fault=broken, kind=kind)
-        found = Problem(400, *ACCOUNT[kind]) if kind in ACCOUNT else Problem(500, *STATUSES[500])
-        return self._desk.refuse(found)
-
-    def poll_failed(self, now: float) -> wire.Answer | None:
-        """Count one retrieve or list, and return the 500 that a fault makes of it."""
-        struck = self._struck(("poll_failed",), b"poll", self._desk.faults.attempt(b"poll"), now)
-        return None if struck is None else self._failed(struck)
-
-    def results_cut(self, now: float, batch: Batch) -> bool:
-        """Count one download of a batch's results, and return whether a fault breaks it off."""
-        key = f"results {batch.number}".encode()
-        return self._struck(("results_cut",), key, self._desk.faults.attempt(key), now) is not None
+        struck = self._desk.struck(CREATE_BEFORE, b"create", attempt, now)
+        if struck is None:
+            self._desk.check_spending(now, coded=False)
+            shown = self.create(now, body, version, betas)
+            struck = self._desk.struck(CREATE_AFTER, b"create", attempt, now)
+            if struck is None:
+                return shown
+        if struck in UNANSWERED:
+            return Answer(0, {}, b"", fault=UNANSWERED[struck])
+        raise trouble(struck)
 
     def create(
-        self, now: float, body: dict[str, Any] | Intake, version: str, betas: str = ""
-    ) -> dict[str, Any] | Problem:
-        """Return the new batch, or why it is refused. Each row's `params` are checked only later."""
-        if isinstance(body, dict):
-            given, body = body, Intake()
-            body.feed(wire.json_bytes(given))
-        wrong = body.end()
-        if wrong is not None:
-            return wrong
-        total = len(body.rows)
-        waiting = sum(batch.queued(now) for batch in self._batches.values())
-        most = self._desk.terms.batch_queue_requests
-        if waiting + total > most:
-            message = f"This batch would exceed your limit of {most:,} requests in the processing queue."
-            return Problem(429, "rate_limit_error", message)
-        batch = self._made(now, body.rows, version, betas)
+        self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
+    ) -> dict[str, Any]:
+        """Return the new batch as it is shown. Each row's `params` are checked only later."""
+        rows, most = requests_of(body), self._desk.terms.batch_queue_requests or 0
+        if sum(batch.queued(now) for batch in self._batches.values()) + len(rows) > most:
+            raise Problem(
+                429, f"This batch would exceed your limit of {most:,} requests in the processing queue."
+            )
+        batch = self._made(now, rows, version, betas)
         self._batches[batch.id] = batch
-        return self.show(batch, now)
+        return batch.shown(now)
 
-    def _made(self, now: float, given: list[bytes], version: str, betas: str) -> Batch:
-        name = self._desk.next_id("msgbatch")
-        self._desk.account.batches_created += 1
-        number = self._desk.account.batches_created
-        stuck = self._struck(("batch_stuck",), b"batch", number, now)
-        key = blake2b(f"{self._desk.seed} {number}".encode(), digest_size=16).digest()
-        seconds = STUCK_SECONDS if stuck else self._duration(key, len(given))
-        own = replies.draws(key, "moments")
-        # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
-        moments = array("d", (now + seconds * (1 - own.random()) for _ in given))
-        return Batch(
-            id=name,
-            number=number,
-            mark=key,
-            created_at=now,
-            seconds=seconds,
-            version=version,
-            betas=betas,
-            total=len(given),
-            rows=given,
-            moments=moments,
-            agenda=sorted(range(len(given)), key=moments.__getitem__, reverse=True),
-            luck=replies.draws(key, "cache").random(),
-        )
-
-    def _duration(self, key: bytes, total: int) -> float:
+    def _made(self, now: float, rows: list[dict[str, Any] | None], version: str, betas: str) -> Batch:
+        counts = self._desk.account.counts
+        counts["batches_created"] += 1
+        number = counts["batches_created"]
+        mark = blake2b(f"{self._desk.seed} {number}".encode(), digest_size=16).digest()
+        luck = replies.draws(mark, "batch").lognormvariate(0.0, 0.4)
+        seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * luck
         if self._seconds is not None:
-            return float(self._seconds(total) if callable(self._seconds) else self._seconds)
-        drawn = replies.draws(key, "batch").lognormvariate(0.0, 0.4)
-        return (BASE_SECONDS + SECONDS_PER_ROW * total) * drawn
+            seconds = float(self._seconds(len(rows)) if callable(self._seconds) else self._seconds)
+        if self._desk.struck(("batch_stuck",), b"batch", number, now):
+            seconds = STUCK_SECONDS
+        own = replies.draws(mark, "moments")
+        # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
+        moments = array("d", (now + seconds * (1 - own.random()) for _ in rows))
+        agenda = sorted(range(len(rows)), key=moments.__getitem__, reverse=True)
+        name = self._desk.next_id("msgbatch")
+        return Batch(name, mark, now, seconds, version, betas, rows, moments, agenda)
 
-    def show(self, batch: Batch, now: float, base_url: str = "") -> dict[str, Any]:
-        """Return a batch as the API shows it at `now`."""
-        ended = batch.settled_at is not None
-        archived = now >= batch.archived_at
-        state = "ended" if ended else "in_progress" if batch.canceled_at is None else "canceling"
-        counts = batch.counts if ended else {**dict.fromkeys(COUNTS, 0), "processing": batch.total}
-        url = f"{base_url}/v1/messages/batches/{batch.id}/results" if ended and not archived else None
-        return {
-            "id": batch.id,
-            "type": "message_batch",
-            "processing_status": state,
-            "request_counts": dict(counts),
-            "created_at": _instant(batch.created_at),
-            "expires_at": _instant(batch.expires_at),
-            "ended_at": _instant(batch.settled_at),
-            "archived_at": _instant(batch.archived_at if archived else None),
-            "cancel_initiated_at": _instant(batch.canceled_at),
-            "results_url": url,
-        }
+    # --------------------------------------------------------------------------------------------- its life
 
-    def find(self, name: str) -> Batch | Problem:
+    def poll(self, now: float) -> None:
+        """Count one retrieve or list, and refuse it where a fault strikes."""
+        if self._desk.struck(("poll_failed",), b"poll", self._desk.faults.attempt(b"poll"), now):
+            raise Problem(500)
+
+    def find(self, name: str) -> Batch:
         """Return a batch by its id."""
-        found = self._batches.get(name)
-        return found or Problem(404, "not_found_error", f"Message batch {name} not found")
+        if name not in self._batches:
+            raise Problem(404, f"Message batch {name} not found")
+        return self._batches[name]
 
-    def page(self, now: float, query: Mapping[str, Sequence[str]], base_url: str) -> dict[str, Any] | Problem:
+    def page(self, now: float, query: wire.Query, base_url: str) -> dict[str, Any]:
         """Return one page of the batches, newest first."""
-        shown = [self.show(batch, now, base_url) for batch in reversed(self._batches.values())]
-        return page(shown, query)
+        return wire.page([batch.shown(now, base_url) for batch in reversed(self._batches.values())], query)
 
-    def cancel(self, now: float, batch: Batch) -> Problem | None:
+    def cancel(self, now: float, batch: Batch) -> None:
         """Begin to cancel; what is under way may still finish."""
         if batch.settled_at is not None or now >= batch.ends_at:
-            return invalid(f"Message batch {batch.id} has already ended and cannot be canceled")
-        if batch.canceled_at is None:
-            batch.canceled_at = now
-        return None
+            raise Problem(400, f"Message batch {batch.id} has already ended and cannot be canceled")
+        batch.canceled_at = batch.canceled_at or now
 
-    def delete(self, batch: Batch) -> dict[str, Any] | Problem:
+    def delete(self, batch: Batch) -> dict[str, Any]:
         """Delete a batch that has ended."""
         if batch.settled_at is None:
-            return invalid(f"Message batch {batch.id} is still processing: cancel it before deleting it")
+            raise Problem(400, f"Message batch {batch.id} is still processing: cancel it before deleting it")
         del self._batches[batch.id]
         return {"id": batch.id, "type": "message_batch_deleted"}
 
-    def results(self, now: float, batch: Batch) -> list[bytes] | Problem:
+    def results(self, now: float, batch: Batch) -> list[bytes]:
         """Return the lines of a batch's results, in no order."""
         if batch.settled_at is None:
-            return invalid(f"Message batch {batch.id} has no results yet: it has not ended")
+            raise Problem(400, f"Message batch {batch.id} has no results yet: it has not ended")
         if now >= batch.archived_at:
             batch.lines = []
-            return Problem(404, "not_found_error", f"The results of message batch {batch.id} are archived")
+            raise Problem(404, f"The results of message batch {batch.id} are archived")
         return batch.lines
+
+    def results_cut(self, now: float, batch: Batch) -> bool:
+        """Count one download of a batch's results, and return whether a fault breaks it off."""
+        attempt = self._desk.faults.attempt(batch.mark)
+        return self._desk.struck(("results_cut",), batch.mark, attempt, now) is not None
 
     def unsettled(self) -> list[Batch]:
         """Return the batches that are still worked off."""
         return [batch for batch in self._batches.values() if batch.settled_at is None]
-
-    def due(self, now: float) -> list[Batch]:
-        """Return the batches that have ended by `now` and are not worked off."""
-        return [batch for batch in self.unsettled() if now >= batch.ends_at]
-
-    def settle(self, batch: Batch) -> Iterator[int]:
-        """Work a batch off to its end; yields after every row."""
-        return self.work(batch, batch.ends_at)
 
     def work(self, batch: Batch, now: float) -> Iterator[int]:
         """Do the rows that are due by `now`, and end the batch if it is over.
@@ -300,36 +253,97 @@ class Batches:
         """
         while batch.agenda and batch.moments[batch.agenda[-1]] <= min(now, batch.ends_at):
             index = batch.agenda.pop()
-            row = json.loads(batch.rows[index])
-            own = rows.mark(batch.mark, index)
-            moment = batch.moments[index]
-            self._close(
-                batch,
-                index,
-                row["custom_id"],
-                rows.outcome(self._desk, row["params"], batch.version, moment, own, batch.luck, batch.betas),
-            )
+            batch.close(index, self._outcome(batch, batch.rows[index] or {}, index))
             yield index
         if now < batch.ends_at or batch.settled_at is not None:
             return
         late = batch.canceled_at is None or batch.ends_at >= batch.expires_at
-        left = {"type": "expired" if late else "canceled"}
         while batch.agenda:
             index = batch.agenda.pop()
-            self._close(batch, index, json.loads(batch.rows[index])["custom_id"], left)
+            batch.close(index, {"type": "expired" if late else "canceled"})
             yield index
         replies.draws(batch.mark, "order").shuffle(batch.lines)
         batch.rows, batch.moments, batch.settled_at = [], array("d"), batch.ends_at
 
-    @staticmethod
-    def _close(batch: Batch, index: int, custom_id: str, result: dict[str, Any]) -> None:
-        batch.rows[index] = b""
-        batch.counts[result["type"]] += 1
-        batch.lines.append(wire.json_bytes({"custom_id": custom_id, "result": result}) + b"\n")
+    def _outcome(self, batch: Batch, row: dict[str, Any], index: int) -> dict[str, Any]:
+        """Return the ``result`` of a row, and bill it if it succeeded."""
+        desk, now, params = self._desk, batch.moments[index], row["params"]
+        try:
+            model = found_model(params, now)
+            _check(params, model, batch)
+            key = replies.digest(desk.seed, params)
+            struck = desk.struck(ROWS, key, desk.faults.attempt(key), now)
+            if struck == "batch_expired":
+                return {"type": "expired"}
+            if struck is not None:
+                raise trouble(struck, ROW.get(struck, 400))
+            weighed = desk.weighed(params, model)
+        except Problem as problem:
+            return {"type": "errored", "error": problem.body(desk.next_id("req"))}
+        # The luck of a row with the cache is drawn from its place.
+        own = blake2b(batch.mark + f" {index}".encode(), digest_size=16).digest()
+        may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch, weighed)
+        least = model.cache_minimum_tokens
+        shares = desk.cache.shares(now, weighed, least, may_read=may_read)
+        desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed, least)
+        reply = desk.reply(key, params, model, now)
+        shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        desk.account.bill(now, model.id, "batch", key, shares, reply)
+        return {"type": "succeeded", "message": desk.message(params, model, reply, shares, "batch")}
 
 
-def _instant(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    whole = math.floor(seconds)
-    return f"{rfc3339(whole)[:-1]}.{int((seconds - whole) * 1e6):06d}Z"
+def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[dict[str, Any] | None]:
+    """Return the requests of a new batch."""
+    if not isinstance(body, dict):
+        if len(body) > MAX_BYTES:
+            raise wire.too_large(MAX_BYTES)
+        try:  # faster than `json`, and without the whole body as a text
+            body = pydantic_core.from_json(body)
+        except ValueError as error:
+            raise Problem(400, f"The request body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Problem(400, "Input should be a valid dictionary")
+    for name in body.keys() - {"requests", "workspace_id"}:
+        raise Problem(400, f"{name}: Extra inputs are not permitted")
+    rows, most = body.get("requests"), catalog.BATCH.max_requests
+    if not isinstance(rows, list) or not rows:
+        raise Problem(400, "requests: List should have at least 1 item after validation, not 0")
+    if len(rows) > most:
+        raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(rows)}")
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
+        wrong = next((words for wrong, words in _row_refusals(row, seen) if wrong), None)
+        if wrong is not None:
+            raise Problem(400, f"requests.{index}{wrong}")
+        seen.add(row["custom_id"])
+    return [*rows]
+
+
+def _row_refusals(row: Any, seen: set[str]) -> Iterator[tuple[bool, str]]:
+    """Yield what may be wrong with one request of a batch, and the words for it."""
+    yield not isinstance(row, dict), ": Input should be a valid dictionary"
+    custom_id, pattern = row.get("custom_id"), catalog.BATCH.custom_id_pattern
+    right = isinstance(custom_id, str) and CUSTOM_ID.fullmatch(custom_id) is not None
+    yield not right, f".custom_id: String should match pattern {pattern!r}"
+    yield custom_id in seen, f".custom_id: duplicate custom_id {custom_id!r}"
+    yield not isinstance(row.get("params"), dict), ".params: Field required"
+    for name in row.keys() - {"custom_id", "params"}:
+        yield True, f".{name}: Extra inputs are not permitted"
+
+
+def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
+    """Refuse what batches alone refuse of a request, and what the Messages API does."""
+    never = next((name for name in REFUSED if params.get(name)), None)
+    if never is not None or params.get("max_tokens") == 0:
+        raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
+    if not model.batch:
+        raise Problem(400, f"model: {model.id} is not supported in message batches")
+    check(params, model, batch.version, batch.betas)
+
+
+def _hits(batch: Batch, measured: Measured) -> float:
+    """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
+    fewest, most = catalog.BATCH.cache_hit_shares
+    hour = any(prefix.ttl == "1h" for prefix in measured.prefixes)
+    luck = replies.draws(batch.mark, "cache").random() + hour
+    return fewest + (most - fewest) * luck / 2

@@ -1,560 +1,421 @@
 """What the API refuses with a 400 or 404, and in which words.
 
-The messages follow the API's where they are known; their exact wording is not promised by anyone.
+First the shape of a request is held against the table `FIELDS`, then its sense is looked into: pairs of what
+is wrong and the words for it, the first of which counts. The messages follow the API's where they are known;
+their exact wording is promised by nobody.
 """
 
 from __future__ import annotations
 
 import base64
+import json
+import math
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from claudescale.api import catalog
 from claudescale.errors import UnknownModel
-from claudescale.simulator.schemas import schema_problem, shape_problem
+from claudescale.simulator.wire import TABLES, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-VERSIONS = frozenset({"2023-06-01", "2026-10-21"})
 OLD_VERSION = "2023-06-01"
-COUNTED = frozenset(
-    {
-        *("model", "messages", "system", "cache_control", "output_config", "speed", "thinking"),
-        *("tool_choice", "tools", "user_profile_id"),
-    }
-)
-FIELDS = COUNTED | {
-    *("max_tokens", "container", "diagnostics", "inference_geo", "metadata", "service_tier"),
-    *("stop_sequences", "stream", "workspace_id"),
-}
-BETAS: dict[str, str | tuple[str, ...]] = {  # what is taken only with an anthropic-beta header that begins so
-    "mcp_servers": "mcp-client-",
-    "context_management": ("context-management-", "compact-"),
-    "fallbacks": "server-side-fallback-",
-    "fallback_credit_token": "fallback-credit-",
-    "thread": "message-threads-",
-    "compaction": "compact-",
-    "billing_policy": "user-profiles-",
-    **dict.fromkeys(("claude-opus-5", "claude-opus-4-8"), "fast-mode-"),  # their `speed`
-}
-_RESULTS = ("web_search", "web_fetch", "code_execution", "bash_code_execution", "text_editor_code_execution")
-BLOCKS: dict[str, tuple[str, ...] | None] = {  # what each holds besides its type, where that is looked into
-    "text": ("text", "cache_control", "citations"),
-    "image": ("source", "cache_control", "transformations"),
-    "document": ("source", "cache_control", "citations", "context", "title"),
-    **dict.fromkeys(("search_result", "thinking", "redacted_thinking", "tool_use", "tool_result")),
-    **dict.fromkeys(("server_tool_use", *(f"{name}_tool_result" for name in (*_RESULTS, "tool_search")))),
-    "container_upload": None,
-}
-TURNS = {  # the only role whose turns may hold a block
-    **dict.fromkeys(("image", "document", "tool_result"), "user"),
-    **dict.fromkeys(("thinking", "redacted_thinking", "tool_use"), "assistant"),
-}
-SOURCES = {
-    "base64": ("media_type", "data"),
-    "url": ("url",),
-    "file": ("file_id",),
-    "text": ("media_type", "data"),
-    "content": ("content",),  # not of images
-}
-MEDIA = {  # how the bytes of each type begin
-    "image/jpeg": b"\xff\xd8\xff",
-    "image/png": b"\x89PNG\r\n\x1a\n",
-    "image/gif": b"GIF8",
-    "image/webp": b"RIFF",
-    "application/pdf": b"%PDF-",
-}
-MOST_PIXELS = 8_000
-TOOLS: dict[str, str | None] = {  # the API's own, each with the name it must have
-    **{f"web_search_{day}": "web_search" for day in (20250305, 20260209, 20260318)},
-    **{f"web_fetch_{day}": "web_fetch" for day in (20250910, 20260209, 20260309, 20260318)},
-    **{f"code_execution_{day}": "code_execution" for day in (20250522, 20250825, 20260120, 20260521)},
-    **{
-        f"tool_search_tool_{way}{day}": f"tool_search_tool_{way}"
-        for way in ("bm25", "regex")
-        for day in ("", "_20251119")
-    },
-    "bash_20250124": "bash",
-    "memory_20250818": "memory",
-    "text_editor_20250124": "str_replace_editor",
-    **{f"text_editor_{day}": "str_replace_based_edit_tool" for day in (20250429, 20250728)},
-    "browser_toolset_20260801": None,
-    "computer_toolset_20260801": None,
-}
-THINKING = {
-    "adaptive": ("display",),
-    "enabled": ("budget_tokens", "display"),
-    "between_tools": (),
-    "disabled": (),
-}
-CHOICES = {
-    **dict.fromkeys(("any", "auto"), ("disable_parallel_tool_use",)),
-    "none": (),
-    "tool": ("name", "disable_parallel_tool_use"),
-}
-OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {  # the values of a field, or their types
-    "service_tier": (("auto", "standard_only"), "Input should be 'auto' or 'standard_only'"),
-    "speed": ((None, "standard", "fast"), "Input should be 'fast' or 'standard'"),
-    "inference_geo": ((None, "global", "us"), "Input should be 'global' or 'us'"),
-    "stream": ((bool,), "Input should be a valid boolean"),
-    "metadata": ((type(None), dict), "Input should be a valid dictionary"),
-    "metadata.user_id": ((type(None), str), "Input should be a valid string"),
-    "diagnostics": ((type(None), dict), "Input should be a valid dictionary"),
-    "diagnostics.previous_message_id": ((type(None), str), "Input should be a valid string"),
-}
-SAMPLING = {
-    "temperature": 1.0,
-    "top_p": None,
-    "top_k": None,
-}  # the values newer models still pass on 2023-06-01
-NO_FORCED_TOOL = frozenset({"claude-opus-5-5", "claude-sonnet-5-5", "claude-fable-5-1", "claude-fable-5-2"})
-FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
+VERSIONS = frozenset({OLD_VERSION, "2026-10-21"})
+GENERATION = re.compile(r"-(\d+)(?:-(\d{1,2}))?(?:-|$)")
 PREFILL_UNTIL = (4, 5)  # Claude 4.6 and later refuse an assistant message at the end
-GEO_FROM = (4, 6)
 SYSTEM_TURNS_FROM = (4, 8)
-TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
-GENERATION = re.compile(r"-(\d+)(?:-(\d{1,2}))?(?:-|$)")
+MOST_PIXELS = 8_000
+MEDIA = {name: begins.encode("latin-1") for name, begins in TABLES["media"].items()}
+ROLES, BETAS, SAMPLING = TABLES["roles"], TABLES["betas"], TABLES["sampling"]
+TYPES, FORMATS, REFUSED_WORDS = (frozenset(words) for words in TABLES["schema"].values())
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+SERVED_TOOL = re.compile(TABLES["served_tools"])
 
-
-class Problem(NamedTuple):
-    """Why a request is refused."""
-
-    status: int
-    type: str
-    message: str
-    details: dict[str, Any] | None = None
-
-
-class Call(NamedTuple):
-    """What decides how strictly a request is read."""
-
-    model: catalog.Model
-    version: str
-    betas: str
-
-    def has(self, name: str) -> bool:
-        """Whether the beta header that `name` needs was sent."""
-        begins = BETAS.get(name)
-        return begins is not None and any(each.strip().startswith(begins) for each in self.betas.split(","))
-
-
-def invalid(message: str) -> Problem:
-    """Return a 400."""
-    return Problem(400, "invalid_request_error", message)
-
-
-def version_problem(headers: Mapping[str, str]) -> Problem | None:
-    """Return what is wrong with the ``anthropic-version`` header."""
-    version = headers.get("anthropic-version")
-    if version is None:
-        return invalid("anthropic-version: header is required")
-    if version not in VERSIONS:
-        return invalid(f"anthropic-version: {version!r} is not a valid version")
-    return None
-
-
-def found_model(body: Mapping[str, Any], now: float) -> catalog.Model | Problem:
-    """Return the model a request names."""
-    name = body.get("model")
-    if name is None:
-        return invalid("model: Field required")
-    if not isinstance(name, str):
-        return invalid("model: Input should be a valid string")
-    try:
-        found = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
-    except UnknownModel:
-        return Problem(404, "not_found_error", f"model: {name}")
-    if found.verified_only:
-        return Problem(404, "not_found_error", f"model: {name}")
-    return found
-
-
-def problem(
-    body: Mapping[str, Any],
-    model: catalog.Model,
-    version: str = "2026-10-21",
-    *,
-    betas: str = "",
-    counting: bool = False,
-) -> Problem | None:
-    """Return the first thing the API would refuse in a request, or None.
-
-    Parameters
-    ----------
-    betas : str
-        The ``anthropic-beta`` header.
-    counting : bool
-        The request asks for a token count: no `max_tokens`, fewer fields.
-    """
-    for found in _found(body, Call(model, version, betas), counting=counting):
-        return found if isinstance(found, Problem) else invalid(found)
-    return None
-
-
-def _found(body: Mapping[str, Any], call: Call, *, counting: bool) -> Iterator[str | Problem]:
-    model = call.model
-    sampling = SAMPLING if call.version == OLD_VERSION else ()
-    allowed = {*(COUNTED if counting else FIELDS), *sampling, *filter(call.has, BETAS)}
-    yield from _extra("", body, allowed)
-    if call.version == OLD_VERSION:
-        yield from _sampling(body, model)
-    if not counting:
-        yield from _max_tokens(body, model)
-    yield from _conversation(body, call)
-    yield from _system(body)
-    yield from _tools(body, call)
-    yield from _cache(body)
-    yield from _output(body, call)
-    yield from _thinking(body, call)
-    yield from _options(body, call)
-
-
-def _extra(where: str, value: Iterable[str], allowed: Iterable[str]) -> Iterator[str]:
-    yield from (f"{where}{name}: Extra inputs are not permitted" for name in value if name not in allowed)
-
-
-def _tag(where: str, kind: Any, tags: Iterable[str], call: Call) -> Iterator[str]:
-    """Yield that a type is not known; with a beta header it may be one of those, which are not known here."""
-    if kind not in [*tags] and not call.betas:
-        expected = ", ".join(map(repr, tags))
-        tag = f"Input tag {kind!r} found using 'type' does not match any of the expected tags: {expected}"
-        yield f"{where}: {tag}"
-
-
-def _sampling(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
-    for name, default in SAMPLING.items():
-        if name in body and model.tokenizer == "2026" and body[name] != default:
-            yield f"{name}: `{name}` may only be set to its default on {model.id}"
-
-
-def _max_tokens(body: Mapping[str, Any], model: catalog.Model) -> Iterator[str]:
-    value = body.get("max_tokens")
-    if value is None:
-        yield "max_tokens: Field required"
-    elif not isinstance(value, int) or isinstance(value, bool):
-        yield "max_tokens: Input should be a valid integer"
-    elif value < 0:
-        yield "max_tokens: Input should be greater than or equal to 0"
-    elif value > model.max_output_tokens:
-        yield (
-            f"max_tokens: {value} > {model.max_output_tokens}, which is the maximum allowed number of output "
-            f"tokens for {model.snapshot}"
-        )
-    elif value == 0:
-        config, choice = body.get("output_config"), body.get("tool_choice")
-        if body.get("stream"):
-            yield "max_tokens: 0 is not supported with `stream`"
-        if isinstance(config, dict) and config.get("format"):
-            yield "max_tokens: 0 is not supported with `output_config.format`"
-        if isinstance(choice, dict) and choice.get("type") in ("any", "tool"):
-            yield f"max_tokens: 0 is not supported with `tool_choice.type` {choice['type']!r}"
-
-
-def _conversation(body: Mapping[str, Any], call: Call) -> Iterator[str | Problem]:
-    messages = body.get("messages")
-    if messages is None:
-        yield "messages: Field required"
-        return
-    if not isinstance(messages, list):
-        yield "messages: Input should be a valid list"
-        return
-    if not messages:
-        yield "messages: at least one message is required"
-        return
-    if len(messages) > catalog.MESSAGE.max_messages:
-        yield f"messages: at most {catalog.MESSAGE.max_messages} messages are allowed"
-    for index, message in enumerate(messages):
-        yield from _turn(index, message, call)
-    if messages[0]["role"] != "user":
-        yield 'messages: first message must use the "user" role'
-    if messages[-1]["role"] == "assistant":
-        yield from _prefill(messages[-1]["content"], call)
-
-
-def _prefill(last: str | list[dict[str, Any]], call: Call) -> Iterator[str]:
-    blocks = [{"type": "text", "text": last}] if isinstance(last, str) else last
-    # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
-    paused = any(each["type"] == "server_tool_use" for each in blocks)
-    if generation(call.model.id) > PREFILL_UNTIL and not paused:
-        yield (
-            "This model does not support assistant message prefill. "
-            "The conversation must end with a user message."
-        )
-    text = blocks[-1].get("text", "") if blocks else ""
-    if text != text.rstrip():
-        yield "messages: final assistant content cannot end with trailing whitespace"
-
-
-def _turn(index: int, message: Any, call: Call) -> Iterator[str | Problem]:
-    where = f"messages.{index}"
-    if not isinstance(message, dict):
-        yield f"{where}: Input should be a valid dictionary"
-        return
-    role, content = message.get("role"), message.get("content")
-    if role not in ("user", "assistant", "system"):
-        yield f"{where}.role: Input should be 'user', 'assistant' or 'system'"
-    if role == "system" and generation(call.model.id) < SYSTEM_TURNS_FROM:
-        yield f"{where}: role 'system' is not supported on this model"
-    yield from _extra(f"{where}.", message, ("role", "content"))
-    if content is None:
-        yield f"{where}.content: Field required"
-    elif not isinstance(content, (str, list)):
-        yield f"{where}.content: Input should be a valid string"
-    elif not content or (isinstance(content, str) and not content.strip() and role != "assistant"):
-        yield f"{where}: {role} messages must have non-empty content"
-    elif isinstance(content, list):
-        yield from _blocks(f"{where}.content", role, content, call)
-
-
-def _blocks(where: str, role: Any, blocks: list[Any], call: Call, *inner: str) -> Iterator[str | Problem]:
-    """Yield what is wrong with the blocks of a turn, or of a block, where they may be `inner` as well."""
-    for place, block in enumerate(blocks):
-        kind = block.get("type") if isinstance(block, dict) else None
-        at = f"{where}.{place}"
-        if not isinstance(kind, str):
-            yield f"{at}.type: Field required"
-            continue
-        yield from _tag(at, kind, [*BLOCKS, *inner], call)
-        only = TURNS.get(kind, role)
-        if only != role and not (kind == "document" and call.version == OLD_VERSION):
-            yield f"{at}: `{kind}` blocks can only be in `{only}` messages"
-        yield from _extra(f"{at}.{kind}.", block, ("type", *(BLOCKS.get(kind) or block)))
-        yield from _block(f"{at}.{kind}", role, block, call)
-
-
-def _block(where: str, role: Any, block: dict[str, Any], call: Call) -> Iterator[str | Problem]:
-    kind, content = block["type"], block.get("content")
-    if kind == "text" and not isinstance(block.get("text"), str):
-        yield f"{where}.text: Field required"
-    elif kind == "text" and not block["text"].strip():
-        yield "messages: text content blocks must be non-empty"
-    elif kind == "text" and role == "user" and block.get("citations") and call.version != OLD_VERSION:
-        yield f"{where}.citations: Extra inputs are not permitted"
-    elif kind in ("image", "document"):
-        yield from _source(f"{where}.source", kind, block.get("source"), call)
-    elif kind in ("search_result", "tool_result") and isinstance(content, list):
-        yield from _blocks(f"{where}.content", "user", content, call, "tool_reference")
-
-
-def _source(where: str, kind: str, source: Any, call: Call) -> Iterator[str | Problem]:
-    of = source.get("type") if isinstance(source, dict) else None
-    yield from _tag(where, of, list(SOURCES)[: 3 if kind == "image" else None], call)
-    names = SOURCES.get(of, ()) if isinstance(of, str) else ()
-    yield from (f"{where}.{of}.{name}: Field required" for name in names if source.get(name) is None)
-    yield from _extra(f"{where}.{of}.", source if names else (), ("type", *names))
-    if of != "base64":
-        return
-    kinds = [name for name in MEDIA if name.startswith("image/") == (kind == "image")]
-    if source["media_type"] not in kinds:
-        yield f"{where}.base64.media_type: Input should be {' or '.join(map(repr, kinds))}"
-    try:
-        data = base64.b64decode(str(source["data"]), validate=True)
-    except ValueError:
-        yield f"{where}.base64: invalid base64 data"
-        return
-    real = next((name for name, begins in MEDIA.items() if data.startswith(begins)), None)
-    if real not in kinds:
-        yield "Could not process image" if kind == "image" else f"{where}.base64.data: The PDF was not valid."
-    elif real != source["media_type"]:
-        asked = f"The image was specified using the {source['media_type']} media type"
-        yield f"{where}.base64: {asked}, but the image appears to be a {real} image"
-    elif real == "image/png" and max(int.from_bytes(data[at : at + 4]) for at in (16, 20)) > MOST_PIXELS:
-        path = where.removesuffix(".image.source")
-        details = {"error_code": "image_dimensions_too_large", "max_side_length_pixels": MOST_PIXELS}
-        message = f"{where}.base64: image dimensions exceed the maximum of {MOST_PIXELS} pixels"
-        yield Problem(400, "invalid_request_error", message, {**details, "paths": [path]})
-
-
-def _system(body: Mapping[str, Any]) -> Iterator[str]:
-    system = body.get("system")
-    if system is None or isinstance(system, str):
-        return
-    if not isinstance(system, list):
-        yield "system: Input should be a valid list"
-        return
-    for index, block in enumerate(system):
-        if (
-            not isinstance(block, dict)
-            or block.get("type") != "text"
-            or not isinstance(block.get("text"), str)
-        ):
-            yield f"system.{index}.type: Input should be 'text'"
-            return
-        if not block["text"]:
-            yield "system: text content blocks must be non-empty"
-        yield from _extra(f"system.{index}.", block, ("type", *(BLOCKS["text"] or ())))
-
-
-def _cache(body: Mapping[str, Any]) -> Iterator[str]:
-    controls = [tool.get("cache_control") for tool in body.get("tools") or () if isinstance(tool, dict)]
-    lists = [body.get("system"), *(message["content"] for message in body["messages"])]
-    for blocks in lists:
-        if isinstance(blocks, list):
-            controls.extend(block.get("cache_control") for block in blocks)
-    marks = [control for control in [*controls, body.get("cache_control")] if control is not None]
-    ttls = []
-    for mark in marks:
-        if not isinstance(mark, dict) or mark.get("type") != "ephemeral" or not set(mark) <= {"type", "ttl"}:
-            yield "cache_control.type: Input should be 'ephemeral'"
-            return
-        ttls.append(mark.get("ttl", "5m"))
-        if ttls[-1] not in ("5m", "1h"):
-            yield "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
-            return
-    if len(marks) > MAX_BREAKPOINTS:
-        yield f"A maximum of {MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {len(marks)}."
-    if ttls != sorted(ttls):
-        yield "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
-
-
-def _output(body: Mapping[str, Any], call: Call) -> Iterator[str]:
-    model, config = call.model, body.get("output_config")
-    if config is None:
-        return
-    if not isinstance(config, dict):
-        yield "output_config: Input should be a valid dictionary"
-        return
-    yield from _extra("output_config.", config, ("effort", "format", *["task_budget"] * bool(call.betas)))
-    effort = config.get("effort")
-    if effort is not None and not model.efforts:
-        yield "This model does not support the effort parameter."
-    elif effort is not None and effort not in model.efforts:
-        yield f"output_config.effort: Input should be one of {', '.join(map(repr, model.efforts))}"
-    if config.get("format") is not None:
-        yield from _format(config["format"], model)
-        if body["messages"][-1]["role"] == "assistant":
-            yield "output_config.format: assistant message prefill cannot be used with structured outputs"
-        lists = (message["content"] for message in body["messages"] if isinstance(message["content"], list))
-        cited = (block.get("citations") for blocks in lists for block in blocks if block["type"] != "text")
-        if any(isinstance(each, dict) and each.get("enabled") for each in cited):
-            yield "output_config.format: citations cannot be enabled together with structured outputs"
-
-
-def _format(wanted: Any, model: catalog.Model) -> Iterator[str]:
-    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
-        yield "output_config.format.type: Input should be 'json_schema'"
-    elif not isinstance(wanted.get("schema"), dict):
-        yield "output_config.format.schema: Field required"
-    elif not model.structured_outputs:
-        yield "output_config.format: structured outputs are not supported on this model"
-    elif found := schema_problem(wanted["schema"]):
-        yield f"output_config.format.schema: {found}"
-
-
-def _thinking(body: Mapping[str, Any], call: Call) -> Iterator[str]:
-    model, asked = call.model, body.get("thinking")
-    if asked is None:
-        return
-    kind = asked.get("type") if isinstance(asked, dict) else None
-    if not isinstance(kind, str) or kind not in THINKING:
-        yield "thinking.type: Input should be 'adaptive', 'between_tools', 'disabled' or 'enabled'"
-        return
-    if not call.betas:
-        yield from _extra(f"thinking.{kind}.", asked, ("type", *THINKING[kind]))
-        if asked.get("display") not in (None, "summarized", "omitted"):
-            yield f"thinking.{kind}.display: Input should be 'summarized' or 'omitted'"
-    if kind not in model.thinking_types:
-        yield (
-            f'"thinking.type.{kind}" is not supported for this model. '
-            f"Supported: {', '.join(model.thinking_types) or 'none'}."
-        )
-    if kind == "enabled":
-        yield from _manual_thinking(asked, body)
-    bound = model.thinking_off_up_to_effort
-    effort = (body.get("output_config") or {}).get("effort")
-    if kind in ("disabled", "between_tools") and bound and effort in model.efforts:
-        order = model.efforts
-        if order.index(effort) > order.index(bound):
-            yield f'"thinking.type.{kind}" is not supported at effort {effort!r}: use {bound!r} or lower'
-
-
-def _manual_thinking(asked: dict[str, Any], body: Mapping[str, Any]) -> Iterator[str]:
-    budget, limit = asked.get("budget_tokens"), body.get("max_tokens")
-    if not isinstance(budget, int) or budget < FEW_THINKING_TOKENS:
-        yield f"thinking.budget_tokens: Input should be greater than or equal to {FEW_THINKING_TOKENS}"
-    elif isinstance(limit, int) and budget >= limit:
-        yield "`max_tokens` must be greater than `thinking.budget_tokens`."
-    if (body.get("tool_choice") or {}).get("type") in ("any", "tool"):
-        yield "Thinking may not be enabled when tool_choice forces tool use."
-
-
-def _tools(body: Mapping[str, Any], call: Call) -> Iterator[str]:
-    tools = body.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            yield "tools: Input should be a valid list"
-            return
-        for index, tool in enumerate(tools):
-            yield from _tool(f"tools.{index}", tool, call)
-        names = [tool["name"] for tool in tools if "name" in tool]
-        if len(names) > len(set(names)):
-            yield "tools: Tool names must be unique."
-    if body.get("tool_choice") is not None:
-        yield from _choice(body["tool_choice"], tools, call.model)
-
-
-def _tool(where: str, tool: dict[str, Any], call: Call) -> Iterator[str]:
-    kind, name, most = tool.get("type") or "custom", tool.get("name"), tool.get("max_uses")
-    if kind != "custom":
-        yield from _tag(where, kind, ["custom", *TOOLS], call)
-        wanted = TOOLS.get(kind) if isinstance(kind, str) else None
-        if name != wanted and (wanted or not isinstance(name, (str, type(None)))):
-            yield f"{where}.{kind}.name: Input should be {wanted!r}"
-        if "input_schema" in tool:
-            yield f"{where}.{kind}.input_schema: Extra inputs are not permitted"
-        if most is not None and (not isinstance(most, int) or most < 1):
-            yield f"{where}.{kind}.max_uses: Input should be greater than 0"
-    elif not isinstance(name, str):
-        yield f"{where}.custom.name: Field required"
-    elif not TOOL_NAME.fullmatch(name):
-        yield f"{where}.custom.name: String should match pattern '^{TOOL_NAME.pattern}$'"
-    elif "input_schema" not in tool:
-        yield f"{where}.custom.input_schema: Field required"
-    elif found := shape_problem(tool["input_schema"]):
-        yield f"{where}.custom.input_schema: {found}"
-
-
-def _choice(choice: Any, tools: Any, model: catalog.Model) -> Iterator[str]:
-    kind = choice.get("type") if isinstance(choice, dict) else None
-    if not isinstance(kind, str) or kind not in CHOICES:
-        yield "tool_choice.type: Input should be 'any', 'auto', 'none' or 'tool'"
-        return
-    yield from _extra(f"tool_choice.{kind}.", choice, ("type", *CHOICES[kind]))
-    if kind in ("any", "tool") and model.id in NO_FORCED_TOOL:
-        yield f"tool_choice.type: {kind!r} is not supported on this model"
-    elif kind in ("any", "tool") and not tools:
-        yield "tool_choice: may only be specified while providing `tools`"
-    elif kind == "tool" and choice.get("name") not in [tool.get("name") for tool in tools]:
-        yield f"Tool {choice.get('name')!r} not found in provided tools"
-
-
-def _options(body: Mapping[str, Any], call: Call) -> Iterator[str]:
-    for path, (values, words) in OPTIONS.items():
-        field, _, name = path.partition(".")
-        within = (body.get(field) or {}) if name else body
-        yield from _extra(f"{field}.", within if name else (), (name,))
-        for value in (within[each] for each in (name or field,) if each in within):
-            if not (isinstance(value, values) if isinstance(values[0], type) else value in values):
-                yield f"{path}: {words}"
-    speed = body.get("speed")
-    if speed is not None and call.model.id in BETAS and not call.has(call.model.id):
-        yield "speed: Extra inputs are not permitted"
-    elif speed == "fast" and call.model.id not in FAST:
-        yield "speed: fast mode is not supported on this model"
-    if body.get("inference_geo") is not None and generation(call.model.id) < GEO_FROM:
-        yield "inference_geo: not supported on this model"
-    stops = body.get("stop_sequences")
-    if stops is not None and not (isinstance(stops, list) and all(isinstance(each, str) for each in stops)):
-        yield "stop_sequences: Input should be a valid list"
-    elif stops and not all(each.strip() for each in stops):
-        yield "stop_sequences: each stop sequence must contain non-whitespace"
+Refusals: TypeAlias = "Iterator[tuple[Any, str]]"
 
 
 def generation(model_id: str) -> tuple[int, int]:
     """Return the generation of a model by its id: (4, 5) for ``claude-haiku-4-5``."""
     found = GENERATION.search(model_id)
     return (int(found.group(1)), int(found.group(2) or 0)) if found else (0, 0)
+
+
+def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
+    """Return the model a request names."""
+    name = body.get("model")
+    if not isinstance(name, str):
+        raise Problem(400, f"model: {'Field required' if name is None else 'Input should be a valid string'}")
+    try:
+        model = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
+    except UnknownModel:
+        model = None
+    if model is None or model.verified_only:
+        raise Problem(404, f"model: {name}")
+    return model
+
+
+def check(
+    body: dict[str, Any], model: catalog.Model, version: str, betas: str = "", *, counting: bool = False
+) -> None:
+    """Refuse the first thing the API would refuse in a request, or in one for a token count."""
+    fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
+    fields |= dict.fromkeys(SAMPLING, "any") if version == OLD_VERSION else {}
+    fields |= {name: "any" for name in BETAS if _has(betas, name)}
+    for name in body.keys() - {name.removesuffix("!") for name in fields}:
+        raise Problem(400, f"{name}: Extra inputs are not permitted")
+    for words in _fields("", body, fields, loose=bool(betas)):
+        raise Problem(400, words)
+    for wrong, words in Call(body, model, betas, old=version == OLD_VERSION).refusals():
+        if wrong:
+            raise Problem(400, words)
+
+
+def _has(betas: str, name: str) -> bool:
+    """Return whether the beta header that `name` needs was sent."""
+    return any(beta.strip().startswith(tuple(BETAS[name])) for beta in betas.split(","))
+
+
+# ------------------------------------------------------------------------------------------------- shapes
+
+KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
+
+
+def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
+    """Yield where a value is not of a shape in `tables.toml`; `loose` lets pass what is not known."""
+    if isinstance(spec, list):
+        if value not in spec:
+            yield f"{where}: Input should be {_either(spec)}"
+        return
+    alternatives = spec.split(" or ")
+    kinds: dict[str, type[Any]] = {one: KINDS.get(one.partition(" of ")[0], object) for one in alternatives}
+    name = next((one for one in alternatives if isinstance(value, kinds[one])), alternatives[0])
+    if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
+        yield f"{where}: Input should be a valid {name.partition(' of ')[0]}"
+    elif name.startswith("list of "):
+        for place, item in enumerate(value):
+            yield from _shape(f"{where}.{place}", item, name.removeprefix("list of "), loose=loose)
+    elif name in TABLES["fields"]:
+        yield from _fields(where, value, TABLES["fields"][name], loose=loose)
+    elif name in TABLES["choices"] or name in TABLES["tagged"]:
+        yield from _chosen(where, value, name, loose=loose)
+
+
+def _chosen(where: str, value: Any, name: str, *, loose: bool) -> Iterator[str]:
+    tagged = TABLES["tagged"].get(name)
+    spec, kind = tagged or TABLES["choices"][name], value.get("type") if isinstance(value, dict) else None
+    if not isinstance(kind, str):
+        yield f"{where}.type: {'Field required' if tagged else f'Input should be {_either(spec)}'}"
+    elif kind in spec:
+        rest = {name: part for name, part in value.items() if name != "type"}
+        yield from _fields(f"{where}.{kind}", rest, spec[kind], loose=loose)
+    elif not loose and tagged:
+        tag = f"Input tag {kind!r} found using 'type' does not match any of the expected tags"
+        yield f"{where}: {tag}: {', '.join(map(repr, spec))}"
+    elif not loose:
+        yield f"{where}.type: Input should be {_either(spec)}"
+
+
+def _fields(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
+    if spec == "any":
+        return
+    if not isinstance(value, dict):
+        yield f"{where}: Input should be a valid dictionary"
+        return
+    at, keys = f"{where}." if where else "", {key.removesuffix("!"): key for key in spec}
+    if not loose:
+        yield from (f"{at}{name}: Extra inputs are not permitted" for name in value if name not in keys)
+    for name, key in keys.items():
+        if value.get(name) is not None:
+            yield from _shape(f"{at}{name}", value[name], spec[key], loose=loose)
+        elif key != name:
+            yield f"{at}{name}: Field required"
+
+
+def _either(values: Iterable[str]) -> str:
+    *most, last = map(repr, values)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+# -------------------------------------------------------------------------------------------------- sense
+
+
+class Call:
+    """A request of the right shape, and what decides how strictly it is read."""
+
+    def __init__(self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool) -> None:
+        config = body.get("output_config") or {}
+        self.body, self.model, self.betas, self.old = body, model, betas, old
+        self.turns: list[dict[str, Any]] = body["messages"]
+        self.tools: list[dict[str, Any]] = body.get("tools") or []
+        self.choice: dict[str, Any] = body.get("tool_choice") or {}
+        self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
+        self.effort, self.format = config.get("effort"), config.get("format")
+
+    def refusals(self) -> Refusals:
+        """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
+        of_the_prompt = (self._max_tokens, self._conversation, self._tools, self._cache)
+        for part in (*of_the_prompt, self._output, self._thinking, self._options):
+            yield from part()
+
+    def _max_tokens(self) -> Refusals:
+        tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
+        zero = "max_tokens: 0 is not"
+        which = f"which is the maximum allowed number of output tokens for {self.model.snapshot}"
+        yield tokens < 0, "max_tokens: Input should be greater than or equal to 0"
+        yield tokens > most, f"max_tokens: {tokens} > {most}, {which}"
+        yield not tokens and self.body.get("stream"), f"{zero} supported with `stream`"
+        yield not tokens and self.format, f"{zero} supported with `output_config.format`"
+        yield not tokens and self.forced, f"{zero} supported with `tool_choice.type` {self.forced!r}"
+
+    def _conversation(self) -> Refusals:
+        most, number = catalog.MESSAGE.max_messages, generation(self.model.id)
+        yield not self.turns, "messages: at least one message is required"
+        yield len(self.turns) > most, f"messages: at most {most} messages are allowed"
+        for place, turn in enumerate(self.turns):
+            where, role, content = f"messages.{place}", turn["role"], turn["content"]
+            early = role == "system" and number < SYSTEM_TURNS_FROM
+            blank = isinstance(content, str) and not content.strip() and role != "assistant"
+            yield early, f"{where}: role 'system' is not supported on this model"
+            yield blank or not content, f"{where}: {role} messages must have non-empty content"
+            for n, block in enumerate(content if isinstance(content, list) else ()):
+                yield from self._block(f"{where}.content.{n}", role, block)
+        yield self.turns[0]["role"] != "user", 'messages: first message must use the "user" role'
+        if role == "assistant":
+            blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
+            paused = any(block["type"] == "server_tool_use" for block in blocks)
+            trailing = "messages: final assistant content cannot end with trailing whitespace"
+            yield number > PREFILL_UNTIL and not paused, TABLES["prefill"]
+            yield str(blocks[-1].get("text", ""))[-1:].isspace(), trailing
+            no_format = "assistant message prefill cannot be used with structured outputs"
+            yield self.format, f"output_config.format: {no_format}"
+
+    def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
+        kind = block["type"]
+        only = role if kind == "document" and self.old else ROLES.get(kind, role)
+        yield only != role, f"{where}: `{kind}` blocks can only be in `{only}` messages"
+        if kind == "text":
+            cited = block.get("citations") and role == "user" and not self.old
+            yield not block["text"].strip(), "messages: text content blocks must be non-empty"
+            yield cited, f"{where}.text.citations: Extra inputs are not permitted"
+        if kind in ("image", "document") and block["source"]["type"] == "base64":
+            yield from _media(f"{where}.{kind}.source.base64", kind, **block["source"])
+
+    def _tools(self) -> Refusals:
+        for place, tool in enumerate(self.tools):
+            yield from self._tool(f"tools.{place}", tool.get("type") or "custom", tool)
+        names, asked = [tool["name"] for tool in self.tools if tool.get("name")], self.choice.get("name")
+        never = self.forced and self.model.id in catalog.CHARGES.no_forced_tool
+        yield any(names.count(name) > 1 for name in names), "tools: Tool names must be unique."
+        yield never, f"tool_choice.type: {self.forced!r} is not supported on this model"
+        yield self.forced and not self.tools, "tool_choice: may only be specified while providing `tools`"
+        yield self.forced == "tool" and asked not in names, f"Tool {asked!r} not found in provided tools"
+
+    def _tool(self, where: str, kind: Any, tool: dict[str, Any]) -> Refusals:
+        name, at = tool.get("name"), f"{where}.{kind}"
+        if kind == "custom":
+            yield not isinstance(name, str), f"{at}.name: Field required"
+            pattern = f"String should match pattern '^{TOOL_NAME.pattern}$'"
+            yield not TOOL_NAME.fullmatch(str(name)), f"{at}.name: {pattern}"
+            yield "input_schema" not in tool, f"{at}.input_schema: Field required"
+            found = Schema(tool["input_schema"], strict=False).problem()
+            yield found, f"{at}.input_schema: {found}"
+        else:
+            most, tag = tool.get("max_uses"), f"Input tag {kind!r} found using 'type' does not match any"
+            known = SERVED_TOOL.fullmatch(str(kind)) or self.betas
+            yield not known, f"{where}: {tag} of the expected tags"
+            none = most is not None and not _at_least(most, 1)
+            yield none, f"{at}.max_uses: Input should be greater than 0"
+
+    def _cache(self) -> Refusals:
+        lists = [self.tools, self.body.get("system"), *(turn["content"] for turn in self.turns)]
+        blocks = [block for blocks in lists if isinstance(blocks, list) for block in blocks]
+        marks = [block.get("cache_control") for block in [*blocks, self.body]]
+        marks = [mark for mark in marks if mark is not None]
+        for mark in marks:
+            right = isinstance(mark, dict) and mark.get("type") == "ephemeral"
+            yield (
+                not (right and mark.keys() <= {"type", "ttl"}),
+                "cache_control.type: Input should be 'ephemeral'",
+            )
+            life = "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
+            yield mark.get("ttl", "5m") not in ("5m", "1h"), life
+        lives, most = [mark.get("ttl", "5m") for mark in marks], MAX_BREAKPOINTS
+        many = f"A maximum of {most} blocks with cache_control may be provided. Found {len(marks)}."
+        yield len(marks) > most, many
+        after = "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
+        yield lives != sorted(lives), after
+
+    def _output(self) -> Refusals:
+        efforts, given = self.model.efforts, self.effort is not None
+        yield given and not efforts, "This model does not support the effort parameter."
+        among = ", ".join(map(repr, efforts))
+        yield given and self.effort not in efforts, f"output_config.effort: Input should be one of {among}"
+        if self.format:
+            at, found = "output_config.format", schema_problem(json.dumps(self.format["schema"]))
+            lists = [turn["content"] for turn in self.turns if isinstance(turn["content"], list)]
+            cited = [block.get("citations") for blocks in lists for block in blocks]
+            cites = any(isinstance(one, dict) and one.get("enabled") for one in cited)
+            not_here = f"{at}: structured outputs are not supported on this model"
+            yield not self.model.structured_outputs, not_here
+            yield found, f"{at}.schema: {found}"
+            yield cites, f"{at}: citations cannot be enabled together with structured outputs"
+
+    def _thinking(self) -> Refusals:
+        asked, model = self.body.get("thinking") or {}, self.model
+        kind, bound, may = asked.get("type"), model.thinking_off_up_to_effort, ", ".join(model.thinking_types)
+        never = f'"thinking.type.{kind}" is not supported for this model. Supported: {may or "none"}.'
+        yield kind and kind not in model.thinking_types, never
+        if kind == "enabled":
+            budget, least = asked.get("budget_tokens"), FEW_THINKING_TOKENS
+            few = f"thinking.budget_tokens: Input should be greater than or equal to {least}"
+            yield not _at_least(budget, least), few
+            over = "`max_tokens` must be greater than `thinking.budget_tokens`."
+            yield budget >= self.body.get("max_tokens", math.inf), over
+            yield self.forced, "Thinking may not be enabled when tool_choice forces tool use."
+        elif kind != "adaptive" and kind and bound:
+            late = self.effort in model.efforts[model.efforts.index(bound) + 1 :]
+            words = f"is not supported at effort {self.effort!r}: use {bound!r} or lower"
+            yield late, f'"thinking.type.{kind}" {words}'
+
+    def _options(self) -> Refusals:
+        body, model = self.body, self.model.id
+        speed, stops = body.get("speed"), body.get("stop_sequences") or ()
+        beta = speed and model in BETAS and not _has(self.betas, model)
+        yield beta, "speed: Extra inputs are not permitted"
+        yield speed == "fast" and model not in FAST, "speed: fast mode is not supported on this model"
+        nowhere = body.get("inference_geo") and model in catalog.CHARGES.no_inference_geo
+        yield nowhere, "inference_geo: not supported on this model"
+        texts = all(isinstance(stop, str) for stop in stops)
+        yield not texts, "stop_sequences: Input should be a valid list"
+        blank = "stop_sequences: each stop sequence must contain non-whitespace"
+        yield not all(stop.strip() for stop in stops), blank
+        yield body.get("stream", 0) is None, "stream: Input should be a valid boolean"
+        for name, default in SAMPLING.items():
+            other = body.get(name) not in (None, default) and self.model.tokenizer == "2026"
+            yield other, f"{name}: `{name}` may only be set to its default on {model}"
+
+
+def _media(where: str, kind: str, *, type: str, media_type: Any, data: Any) -> Refusals:  # noqa: ARG001
+    """Yield what may be wrong with an image or a PDF, by the first of its bytes."""
+    kinds = [name for name in MEDIA if name.startswith("image/") == (kind == "image")]
+    yield media_type not in kinds, f"{where}.media_type: Input should be {' or '.join(map(repr, kinds))}"
+    try:
+        raw = base64.b64decode(str(data), validate=True)
+    except ValueError:
+        yield True, f"{where}: invalid base64 data"
+        return
+    real = next((name for name in kinds if raw.startswith(MEDIA[name])), None)
+    none = "Could not process image" if kind == "image" else f"{where}.data: The PDF was not valid."
+    yield real is None, none
+    says = f"The image was specified using the {media_type} media type, but the image appears to be"
+    yield real != media_type, f"{where}: {says} a {real} image"
+    wide = real == "image/png" and max(int.from_bytes(raw[at : at + 4]) for at in (16, 20)) > MOST_PIXELS
+    yield wide, f"{where}: image dimensions exceed the maximum of {MOST_PIXELS} pixels"
+
+
+def _at_least(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+# ------------------------------------------------------------------------------------------------ schemas
+# Source: platform.claude.com, Structured outputs, "JSON Schema limitations" (checked 2026-08-22).
+
+MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
+SHAPES: dict[str, type] = dict.fromkeys(MAPPINGS, dict)
+SHAPES |= dict.fromkeys(("required", "enum", *SEQUENCES), list) | {
+    "$ref": str,
+    "format": str,
+    "minItems": int,
+}
+
+
+@lru_cache(maxsize=256)
+def schema_problem(text: str) -> str | None:
+    """Return why the API refuses a schema for ``output_config.format``, or None if it takes it."""
+    return Schema(json.loads(text), strict=True).problem()
+
+
+def resolved(root: Any, reference: str) -> Any:
+    """Return the part of a schema that a reference such as ``#/$defs/Topic`` means, or None."""
+    found = root if reference.startswith("#") else None
+    for part in filter(None, reference[1:].split("/")):
+        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    return found
+
+
+class Schema:
+    """One look through a JSON schema; `strict` is what structured outputs ask of it, beyond being one."""
+
+    def __init__(self, root: Any, *, strict: bool) -> None:
+        self._root, self._strict = root, strict
+        self._optional = self._unions = 0
+
+    def problem(self) -> str | None:
+        """Return the first reason for refusal."""
+        for wrong, words in self._walk(self._root, "(root)", frozenset()):
+            if wrong:
+                return words
+        few, most = catalog.MESSAGE.schema_optional_parameters, catalog.MESSAGE.schema_union_parameters
+        if self._optional > few:
+            would = "which would make grammar compilation inefficient"
+            return f"Schemas contain too many optional parameters ({self._optional}), {would}. Limit: {few}"
+        if self._unions > most:
+            many = f"({self._unions} parameters with type arrays or anyOf)"
+            return f"Schemas contain too many parameters with union types {many}. Limit: {most}"
+        return None
+
+    def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[tuple[Any, str]]:
+        """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
+        yield not isinstance(schema, dict), f"{where}: a schema must be an object"
+        for word in SHAPES.keys() & schema.keys():
+            wrong = not isinstance(schema[word], SHAPES[word]) or (schema[word] == [] and word != "required")
+            yield wrong, f"{where}.{word}: not valid in a JSON schema"
+        kinds = schema.get("type", "any")
+        for word, texts in (
+            ("type", kinds if isinstance(kinds, list) else [kinds]),
+            ("required", _names(schema)),
+        ):
+            good = all(isinstance(text, str) for text in texts) and (texts or word == "required")
+            yield not good, f"{where}.{word}: not valid in a JSON schema"
+        parts = [schema["items"]] if "items" in schema else []
+        parts += [part for word in SEQUENCES for part in schema.get(word, ())]
+        if self._strict:
+            yield from self._refused(schema, where)
+            parts += schema.get("properties", {}).values()
+            if reference := schema.get("$ref"):
+                parts = [resolved(self._root, reference)]
+                yield reference == "#" or reference in path, "Recursive schemas are not supported"
+                yield parts == [None], f"{where}: $ref {reference!r} cannot be resolved"
+                path |= {reference}
+        else:
+            parts += [part for word in MAPPINGS for part in schema.get(word, {}).values()]
+        for part in parts:
+            yield from self._walk(part, where, path)
+
+    def _refused(self, schema: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
+        """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
+        kind, properties = schema.get("type"), schema.get("properties", {})
+        form = schema.get("format", "text")
+        for word in REFUSED_WORDS.intersection(schema):
+            yield True, f"For '{kind}' type, property '{word}' is not supported"
+        for one in kind if isinstance(kind, list) else [kind]:
+            yield one not in {None, *TYPES}, f"{where}: type {one!r} is not supported"
+        few = "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
+        yield schema.get("minItems", 0) not in {0, 1}, few
+        unknown = kind == "string" and form not in FORMATS
+        yield unknown, f"For 'string' type, format {form!r} is not supported"
+        open_ = (kind == "object" or properties) and schema.get("additionalProperties") is not False
+        yield open_, "For 'object' type, 'additionalProperties' must be explicitly set to false"
+        self._unions += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
+        self._optional += sum(name not in _names(schema) for name in properties)
+
+
+def _names(schema: dict[str, Any]) -> list[Any]:
+    return schema.get("required") or []

@@ -8,51 +8,45 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
-from claudescale.simulator.account import Account
-from claudescale.simulator.buckets import Bucket, Buckets
-from claudescale.simulator.checks import Problem, found_model, invalid, problem, version_problem
-from claudescale.simulator.faults import ACCOUNT, AFTER, BEFORE, IN_REPLY, STATUSES, Faults
-from claudescale.simulator.terms import terms
+from claudescale.simulator.account import Account, Bucket, Buckets, terms
+from claudescale.simulator.checks import VERSIONS, check, found_model
+from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
-from claudescale.simulator.wire import Answer
+from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
-LIMIT_NAMES = ("requests", "input tokens", "output tokens")
-RAMP_SECONDS = 5
+CHANGES = {
+    "model_changed": ("model", "speed"),
+    "system_changed": ("system",),
+    "tools_changed": ("tools",),
+    "messages_changed": ("messages",),
+    "unavailable": ("thinking", "tool_choice", "output_config"),
+}
 MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """A call that was let in: its reply, and when that begins and is complete in API seconds."""
+class Admission(NamedTuple):
+    """A call that was let in: its message, and when that begins and is complete in API seconds."""
 
     key: bytes
     body: dict[str, Any]
     model: catalog.Model
     shares: Shares
     reply: replies.Reply
-    started_at: float
+    message: dict[str, Any]
     begins_at: float
     done_at: float
     request_id: str
-    message_id: str
-    diagnostics: dict[str, Any] | None = None
-    fault: str | None = None
-
-    def message(self) -> dict[str, Any]:
-        """Return the Message that answers the call."""
-        used = wire.usage(self.shares, self.reply, "standard")
-        return wire.message(self.message_id, self.model, self.reply, used, self.diagnostics)
+    fault: str | None
 
 
 class Desk:
@@ -61,22 +55,11 @@ class Desk:
     Parameters
     ----------
     tier : str, int, tuple or object
-        Whose limits hold; see `terms`.
+        Whose limits hold; see `Simulator`, also for the others.
     now : float
         API seconds at the start.
-    seed : int
-        Decides replies, latencies and faults.
-    latency : float, callable or None
-        API seconds of each reply; or ``latency(body, output_tokens)`` giving them; None is plausible
-        ones by model, length and seed.
-    faults : mapping or Faults, optional
-        See `Faults`.
     written : callable, optional
         ``written(body)`` gives the text, or the JSON value, of each reply.
-    bucket_seconds : float
-        How many seconds of its limit a full bucket holds.
-    **limits : float
-        Replace single limits of the tier; see `terms`.
     """
 
     def __init__(
@@ -96,79 +79,85 @@ class Desk:
         self.account = Account()
         self.cache = PromptCache()
         self.faults = faults if isinstance(faults, Faults) else Faults(faults, seed)
-        self._began = now
-        self._latency = latency
-        self._written = written
+        self._began, self._latency, self._written = now, latency, written
         self._bucket_seconds = bucket_seconds
         self._buckets: dict[str, Buckets] = {}
-        per_minute = self.terms.count_tokens_per_minute
-        self._counting = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
+        per_minute = self.terms.count_tokens_per_minute or 0
+        self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
         self._diagnosed: dict[str, dict[str, Any]] = {}
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
-        found = self._buckets.get(model.rate_group)
-        if found is None:
-            rates = self.terms.rates(model.rate_group)
-            found = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
-            self._buckets[model.rate_group] = found
-        return found
-
-    def elapsed(self, now: float) -> float:
-        """Return the API seconds since the beginning."""
-        return now - self._began
+        group = model.rate_group
+        if group not in self._buckets:
+            rates = self.terms.limits[group]
+            self._buckets[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
+        return self._buckets[group]
 
     def next_id(self, prefix: str) -> str:
         """Return an id that was not given before."""
         self._number += 1
         return f"{prefix}_sim{self.seed:04d}{self._number:016d}"
 
-    def refuse(
-        self,
-        found: Problem,
-        *,
-        kind: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Return the answer to a call that is not let in, and count it."""
-        name = kind or found.type
-        self.account.refused[name] += 1
-        request_id = self.next_id("req")
-        sent = {**wire.MARKS, "request-id": request_id, **(headers or {})}
-        body = wire.error_body(found.type, found.message, request_id, found.details)
-        return Answer(status=found.status, headers=sent, body=wire.json_bytes(body), kind=name)
+    # ------------------------------------------------------------------------------------------- answers
 
-    def unauthorized(self, headers: Mapping[str, str], *, admin: bool = False) -> Answer | None:
-        """Return the 401 to a call without a key, or with a wrong one; the 403 where an `admin` is asked for.
+    def answer(self, value: Any) -> Answer:
+        """Return a 200 with `value` as JSON."""
+        return Answer(200, {**wire.MARKS, "request-id": self.next_id("req")}, wire.json_bytes(value))
+
+    def refuse(self, problem: Problem) -> Answer:
+        """Return the answer to a call that is not let in, and count it."""
+        self.account.refused[problem.kind] += 1
+        request_id = self.next_id("req")
+        sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
+        return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
+
+    def authorize(self, headers: Mapping[str, str], *, admin: bool = False) -> None:
+        """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
 
         Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
         """
         key = headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
-        if not key.strip():
-            return self.refuse(Problem(401, "authentication_error", "x-api-key header is required"))
-        if key.startswith(WRONG_KEYS):
-            return self.refuse(Problem(401, "authentication_error", "invalid x-api-key"))
+        if not key.strip() or key.startswith(WRONG_KEYS):
+            raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
-            return self.refuse(Problem(403, "permission_error", "This endpoint requires an Admin API key."))
-        return None
+            raise Problem(403, "This endpoint requires an Admin API key.")
 
-    def read(self, raw: bytes, max_bytes: int = catalog.MESSAGE.max_bytes) -> dict[str, Any] | Answer:
-        """Return the JSON object that `raw` is, or the refusal."""
-        if len(raw) > max_bytes:
-            message = "Request exceeds the maximum allowed number of bytes. "
-            message += f"The maximum request size is {max_bytes} bytes."
-            return self.refuse(Problem(413, "request_too_large", message))
-        try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            return self.refuse(invalid(f"The request body is not valid JSON: {error}"))
-        if not isinstance(body, dict):
-            return self.refuse(invalid("Input should be a valid dictionary"))
-        return body
+    def check_version(self, headers: Mapping[str, str]) -> None:
+        """Refuse a call that does not say a version of the API."""
+        version = headers.get("anthropic-version")
+        if version not in VERSIONS:
+            wrong = "header is required" if version is None else f"{version!r} is not a valid version"
+            raise Problem(400, f"anthropic-version: {wrong}")
+
+    def limit(self, bucket: Bucket, now: float, kind: str, calls: str) -> None:
+        """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
+        if wait := bucket.wait(now):
+            limit = f"your rate limit of {bucket.per_minute:,.0f} {calls} per minute"
+            over = Problem(429, f"This request would exceed {limit}.", kind=kind)
+            over.headers["retry-after"] = str(max(1, math.ceil(wait)))
+            raise over
+        bucket.level -= 1
+
+    def check_spending(self, now: float, *, coded: bool = True) -> None:
+        """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
+        dollars, levels = sum(self.account.dollars.values()), self.faults.levels
+        first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
+        until = f"You will regain access on {first:%Y-%m-%d} at 00:00 UTC."
+        if dollars >= levels.get("spend_cap", math.inf):
+            threshold = "your organization has crossed its monthly API usage threshold"
+            code = "enforced_spend_limit_reached"
+            message = f"You have reached your API usage limits: {threshold}. {until}"
+            raise Problem(429, message, details={"error_code": code} if coded else None, kind=code)
+        if dollars >= levels.get("workspace_spend", math.inf):
+            message = f"You have reached your specified workspace API usage limits. {until}"
+            raise Problem(400, message, kind="workspace_spend")
+
+    # --------------------------------------------------------------------------------------------- calls
 
     def admit(
-        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
+        self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
     ) -> Admission | Answer:
         """Decide a call to ``POST /v1/messages`` that arrives at `now`.
 
@@ -178,183 +167,154 @@ class Desk:
             An admission is finished by `finish` at its `done_at`. An answer is final: the call was
             refused, or struck by a fault, and took nothing.
         """
-        self.account.calls += 1
-        opened = self._opened(now, body, headers)
-        if isinstance(opened, Answer):
-            return opened
-        read, model = opened
-        measured = measure(read, model)
-        if measured.input_tokens > model.context_tokens:
-            message = f"prompt is too long: {measured.input_tokens} tokens > {model.context_tokens} maximum"
-            return self.refuse(invalid(message), headers=self.buckets(model, now).headers(now))
-        return self._let_in(now, read, model, measured)
+        self.account.counts["calls"] += 1
+        buckets: Buckets | None = None
+        try:
+            read = self._opened(body, headers)
+            model = found_model(read, now)
+            buckets = self.buckets(model, now)
+            check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
+            weighed = self.weighed(read, model)
+            key = replies.digest(self.seed, read)
+            attempt = self.faults.attempt(key)
+            broken = self._failed(now, key, attempt) if self.faults else None
+            return broken or self._let_in(now, key, attempt, read, model, weighed)
+        except Problem as refusal:
+            refusal.headers |= buckets.headers(now) if buckets else {}
+            return self.refuse(refusal)
 
-    def _opened(
-        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str], *, counting: bool = False
-    ) -> tuple[dict[str, Any], catalog.Model] | Answer:
-        """Return the body and the model of a call that is in order, or the refusal."""
-        refused = self.unauthorized(headers)
-        if refused is not None:
-            return refused
-        read = self.read(body) if isinstance(body, bytes) else body
-        if isinstance(read, Answer):
-            return read
-        wrong = version_problem(headers)
-        model = found_model(read, now)
-        if wrong is not None or isinstance(model, Problem):
-            return self.refuse(wrong or model)  # type: ignore[arg-type]  # one of them is a Problem
-        betas = headers.get("anthropic-beta", "")
-        wrong = problem(read, model, headers["anthropic-version"], betas=betas, counting=counting)
-        if wrong is not None:
-            return self.refuse(wrong, headers=None if counting else self.buckets(model, now).headers(now))
-        return read, model
+    def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, int]:
+        """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
+        body = self._opened(raw, headers)
+        model = found_model(body, now)
+        check(body, model, headers["anthropic-version"], headers.get("anthropic-beta", ""), counting=True)
+        self.limit(self._counts, now, "count_tokens_per_minute", "requests")
+        return {"input_tokens": measure(body, model).input_tokens}
 
-    def _let_in(
-        self, now: float, body: dict[str, Any], model: catalog.Model, measured: Measured
-    ) -> Admission | Answer:
-        key = replies.digest(self.seed, body)
-        attempt = self.faults.attempt(key)
-        elapsed = self.elapsed(now)
-        buckets = self.buckets(model, now)
-        stopped = self.stopped(now, buckets.headers(now)) if self.faults.levels else None
-        if stopped is not None:
-            return stopped
-        struck = self.faults.strikes(BEFORE, key, attempt, elapsed)
-        if struck is not None:
-            return self._struck(struck, buckets.headers(now))
-        if self.account.in_flight >= self.faults.levels.get("overload_above", float("inf")):
+    def weighed(self, body: dict[str, Any], model: catalog.Model) -> Measured:
+        """Return what a request weighs, or refuse it as too long for the model."""
+        measured, most = measure(body, model), model.context_tokens
+        if measured.input_tokens > most:
+            raise Problem(400, f"prompt is too long: {measured.input_tokens} tokens > {most} maximum")
+        return measured
+
+    def _opened(self, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]) -> dict[str, Any]:
+        """Return the body of a call with a key and a version."""
+        self.authorize(headers)
+        if not isinstance(body, dict):
+            body = _read(body)
+        self.check_version(headers)
+        return body
+
+    def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
+        """Return the first of these faults that strikes a try, and count it."""
+        kind = self.faults.strikes(kinds, key, attempt, now - self._began)
+        if kind is not None:
+            self.account.faults[kind] += 1
+        return kind
+
+    def _failed(self, now: float, key: bytes, attempt: int) -> Answer | None:
+        """Refuse a call by a fault, before it is let in, or return what becomes of its answer."""
+        self.check_spending(now)
+        kind = self.struck(BEFORE, key, attempt, now)
+        if kind in {"drop", "hang"}:
+            return Answer(0, {}, b"", fault=kind)
+        if kind == "html_body":
+            return Answer(502, {"content-type": "text/html"}, wire.HTML)
+        if kind is None and self.account.counts["in_flight"] >= self.faults.levels.get(
+            "overload_above", math.inf
+        ):
             self.account.faults["overload_above"] += 1
-            return self.refuse(Problem(529, *STATUSES[529]), headers=buckets.headers(now))
-        shares = self.cache.shares(now, measured, model.cache_minimum_tokens)
-        if not buckets.admit(now, input_tokens=shares.limited_input_tokens):
-            return self._limited(now, buckets, shares.limited_input_tokens)
-        reply = self.reply(key, body, model, elapsed)
-        shares = replace(shares, input_tokens=shares.input_tokens + reply.found_tokens)
-        buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
-        name = self.next_id("msg")
-        begins, ends = self._seconds(key, body, model, reply, shares)
-        self.cache.keep(now, now + begins, measured, model.cache_minimum_tokens)
-        buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
-        self.account.began(now, shares.limited_input_tokens)
-        return Admission(
-            key=key,
-            body=body,
-            model=model,
-            shares=shares,
-            reply=reply,
-            started_at=now,
-            begins_at=now + begins,
-            done_at=now + ends,
-            request_id=self.next_id("req"),
-            message_id=name,
-            diagnostics=self.diagnosed(body, name, shares),
-            fault=self.faults.strikes(AFTER, key, attempt, elapsed),
-        )
-
-    def stopped(
-        self, now: float, limits: Mapping[str, str] | None = None, *, coded: bool = True
-    ) -> Answer | None:
-        """Return the refusal once as much was spent as the faults allow; only the Messages API has a code."""
-        spent = sum(self.account.dollars.values())
-        levels = self.faults.levels
-        first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
-        until = f"You will regain access on {first:%Y-%m-%d} at 00:00 UTC."
-        if spent >= levels.get("spend_cap", float("inf")):
-            threshold = "your organization has crossed its monthly API usage threshold"
-            message = f"You have reached your API usage limits: {threshold}. {until}"
-            code = "enforced_spend_limit_reached"
-            details = {"error_code": code} if coded else None
-            return self.refuse(Problem(429, "rate_limit_error", message, details), kind=code, headers=limits)
-        if spent >= levels.get("workspace_spend", float("inf")):
-            found = invalid(f"You have reached your specified workspace API usage limits. {until}")
-            return self.refuse(found, kind="workspace_spend", headers=limits)
+            kind = "529"
+        if kind is not None:
+            raise trouble(kind, int(kind) if kind.isdecimal() else 400)
         return None
 
-    def diagnosed(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
-        """Return why the prompt cache missed what an earlier message had, where a request asks for it."""
-        asked = body.get("diagnostics")
-        if not asked:
-            return None
-        parts: dict[str, Any] = {"model": [body["model"], body.get("speed")]}
-        parts |= {part: body.get(part) for part in ("system", "tools", "messages")}
-        parts["unavailable"] = [body.get(part) for part in ("thinking", "tool_choice", "output_config")]
-        self._diagnosed[name] = parts
-        while len(self._diagnosed) > MOST_DIAGNOSED:
-            del self._diagnosed[next(iter(self._diagnosed))]
-        if asked.get("previous_message_id") is None:
-            return None
-        before = self._diagnosed.get(asked["previous_message_id"])
-        if before is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        same = {**parts, "messages": parts["messages"][: len(before["messages"])]}
-        changed = next((part for part in parts if same[part] != before[part]), None)
-        missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
-        if changed is None:
-            return None
-        reason = {"type": changed} if changed == "unavailable" else {"type": f"{changed}_changed", **missed}
-        return {"cache_miss_reason": reason}
+    def _let_in(  # noqa: PLR0917 - what decides it
+        self,
+        now: float,
+        key: bytes,
+        attempt: int,
+        body: dict[str, Any],
+        model: catalog.Model,
+        weighed: Measured,
+    ) -> Admission:
+        buckets, least = self.buckets(model, now), model.cache_minimum_tokens
+        shares = self.cache.shares(now, weighed, least)
+        self._reserve(now, buckets, shares.limited_input_tokens)
+        reply = self.reply(key, body, model, now)
+        shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
+        begins, ends = replies.seconds(key, model.line, reply, shares.total_input_tokens)
+        if self._latency is not None:
+            ends = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
+            begins = ends / 2
+        self.cache.keep(now, now + begins, weighed, least)
+        buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
+        self.account.began(now, shares.limited_input_tokens)
+        message = self.message(body, model, reply, shares, "standard")
+        fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
+        ends += now
+        return Admission(key, body, model, shares, reply, message, now + begins, ends, request_id, fault)
 
-    def _struck(self, kind: str, limits: Mapping[str, str]) -> Answer:
-        self.account.faults[kind] += 1
-        if kind in {"drop", "hang"}:
-            return Answer(status=0, headers={}, body=b"", fault=kind, kind=kind)
-        if kind == "html_body":
-            return Answer(
-                status=502, headers={"content-type": "text/html"}, body=wire.HTML.encode(), kind=kind
-            )
-        if kind in ACCOUNT:
-            return self.refuse(Problem(400, *ACCOUNT[kind]), kind=kind, headers=limits)
-        status = int(kind)
-        found = Problem(status, *STATUSES[status])
-        if status == 429:  # noqa: PLR2004
-            code = "ramp_limit_exceeded"
-            sent = {**limits, "retry-after": str(RAMP_SECONDS)}
-            return self.refuse(found._replace(details={"error_code": code}), kind=code, headers=sent)
-        return self.refuse(found, headers=limits)
-
-    def _limited(self, now: float, buckets: Buckets, input_tokens: int) -> Answer:
+    def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
+        """Take a call from the buckets, or refuse it."""
+        if buckets.admit(now, input_tokens=input_tokens):
+            return
         waits = buckets.waits(now, input_tokens=input_tokens)
-        which = waits.index(max(waits))
-        limit = (buckets.requests, buckets.input_tokens, buckets.output_tokens)[which].per_minute
-        message = (
-            f"This request would exceed your organization's rate limit of {limit:,.0f} {LIMIT_NAMES[which]} "
-            "per minute. Try again after the time in the retry-after header."
+        name = max(waits, key=waits.__getitem__)
+        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')}"
+        over = Problem(
+            429,
+            f"This request would exceed your organization's rate limit of {limit} per minute. "
+            "Try again after the time in the retry-after header.",
+            kind=f"{name.replace('-', '_')}_per_minute",
         )
-        sent = {
-            **buckets.headers(now),
-            "retry-after": str(buckets.retry_after(now, input_tokens=input_tokens)),
-        }
-        kind = f"{LIMIT_NAMES[which].replace(' ', '_')}_per_minute"
-        return self.refuse(Problem(429, "rate_limit_error", message), kind=kind, headers=sent)
+        over.headers["retry-after"] = str(buckets.retry_after(now, input_tokens=input_tokens))
+        raise over
 
-    def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, elapsed: float) -> replies.Reply:
+    def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float) -> replies.Reply:
         """Return the reply to a valid request, spoiled where a fault strikes it."""
-        reply = replies.compose(key, self.seed, body, model, self._written)
-        struck = self.faults.strikes(IN_REPLY, key, 0, elapsed)  # try 0: the same at every try
-        if struck is None:
-            return reply
-        self.account.faults[struck] += 1
-        return replies.spoiled(struck, reply, key, body)
+        at_work = replies.Model(key, self.seed, body, model)
+        reply = at_work.reply(self._written)
+        struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
+        if struck is not None:
+            at_work.spoil(struck, reply)
+        return reply
 
-    def _seconds(
-        self, key: bytes, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares
-    ) -> tuple[float, float]:
-        if self._latency is None:
-            return replies.seconds(model, body, reply, shares.total_input_tokens, key)
-        fixed = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
-        return fixed / 2, float(fixed)
+    def message(
+        self, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares, tier: str
+    ) -> dict[str, Any]:
+        """Return the Message that answers a request."""
+        name = self.next_id("msg")
+        diagnostics = self._diagnosis(body, name, shares)
+        return wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
+
+    def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
+        """Return why the prompt cache missed what an earlier message had, where a request asks for it."""
+        if not body.get("diagnostics"):
+            return None
+        previous = body["diagnostics"].get("previous_message_id")
+        before = self._diagnosed.get(previous)
+        self._diagnosed[name] = body
+        if len(self._diagnosed) > MOST_DIAGNOSED:
+            del self._diagnosed[next(iter(self._diagnosed))]
+        if previous is None or before is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}} if previous else None
+        seen = {**body, "messages": body["messages"][: len(before["messages"])]}
+        changed = {name for name in {*seen, *before} if seen.get(name) != before.get(name)}
+        reason = next((why for why, parts in CHANGES.items() if not changed.isdisjoint(parts)), None)
+        missed = {"cache_missed_input_tokens": shares.limited_input_tokens} if reason != "unavailable" else {}
+        return {"cache_miss_reason": {"type": reason, **missed}} if reason else None
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
         self.settle(now, admission)
-        headers = self.headers(now, admission)
-        body = wire.json_bytes(admission.message())
-        if admission.fault is not None:
-            self.account.faults[admission.fault] += 1
-        if admission.fault == "not_json":
-            return Answer(status=200, headers=headers, body=b"upstream said: " + body[: len(body) // 3])
-        broken = {"drop_after": "drop", "truncated_body": "truncated_body"}.get(admission.fault or "")
-        return Answer(status=200, headers=headers, body=body, fault=broken)
+        headers, fault = self.headers(now, admission), admission.fault
+        body = wire.json_bytes(admission.message)
+        if fault == "not_json":
+            return Answer(200, headers, b"upstream said: " + body[: len(body) // 3])
+        return Answer(200, headers, body, "drop" if fault == "drop_after" else fault)
 
     def settle(self, now: float, admission: Admission) -> None:
         """Bill a reply, without making an answer."""
@@ -367,24 +327,15 @@ class Desk:
         limits = self.buckets(admission.model, now).headers(now)
         return {**wire.MARKS, "request-id": admission.request_id, **limits}
 
-    def count_tokens(self, now: float, raw: bytes, headers: Mapping[str, str]) -> Answer:
-        """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
-        opened = self._opened(now, raw, headers, counting=True)
-        if isinstance(opened, Answer):
-            return opened
-        body, model = opened
-        wait = self._counting.wait(now, 1)
-        if wait:
-            message = (
-                f"This request would exceed your rate limit of {self._counting.per_minute:,.0f} requests "
-            )
-            found = Problem(429, "rate_limit_error", message + "per minute.")
-            after = {"retry-after": str(max(1, math.ceil(wait)))}
-            return self.refuse(found, kind="count_tokens_per_minute", headers=after)
-        self._counting.level -= 1
-        return self.answer({"input_tokens": measure(body, model).input_tokens})
 
-    def answer(self, value: Any) -> Answer:
-        """Return a 200 with `value` as JSON."""
-        sent = {**wire.MARKS, "request-id": self.next_id("req")}
-        return Answer(status=200, headers=sent, body=wire.json_bytes(value))
+def _read(raw: bytes | bytearray) -> dict[str, Any]:
+    """Return the JSON object that a body is."""
+    if len(raw) > catalog.MESSAGE.max_bytes:
+        raise wire.too_large(catalog.MESSAGE.max_bytes)
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"The request body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Problem(400, "Input should be a valid dictionary")
+    return body

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from claudescale.errors import nearest
 from claudescale.simulator.replies import draws
+from claudescale.simulator.wire import TABLES, Problem
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-STATUSES = {
-    400: ("invalid_request_error", "The request was refused by a simulated fault."),
-    401: ("authentication_error", "invalid x-api-key"),
-    402: ("billing_error", "Your credit balance is too low to access the API."),
-    403: ("permission_error", "Your API key does not have permission to use this resource."),
-    404: ("not_found_error", "Not found"),
-    408: ("timeout_error", "The request timed out before it was complete."),
-    409: ("conflict_error", "The request conflicts with another one."),
-    413: ("request_too_large", "Request exceeds the maximum allowed number of bytes."),
-    429: ("rate_limit_error", "This organization's usage rose too fast. Increase it more gradually."),
-    500: ("api_error", "Internal server error"),
-    503: ("api_error", "Service unavailable"),
-    504: ("timeout_error", "The request took too long and was ended."),
-    529: ("overloaded_error", "Overloaded"),
-}
-_CODES = {  # the account's own trouble, which comes as status 400; its code, where there is one
-    "organization_on_hold": "This organization is on hold.",
-    "workspace_human_review_disabled": "This operation needs a workspace with human review turned on.",
-    "cmek_key_disabled": "The encryption key of this workspace is disabled or revoked.",
-    "cmek_key_network_blocked": "The key management service refused the request for this workspace's key.",
-}
-ACCOUNT: dict[str, tuple[Any, ...]] = {
-    **{code: ("invalid_request_error", text, {"error_code": code}) for code, text in _CODES.items()},
-    "organization_disabled": ("invalid_request_error", "This organization has been disabled."),
-}
-BEFORE = (*(str(status) for status in STATUSES), *ACCOUNT, "drop", "hang", "html_body")
-AFTER = ("drop_after", "truncated_body", "not_json")
-IN_REPLY = ("empty_content", "thinking_only", "refusal", "refusal_midway", "cut")
-ROW = {  # of a batch: the error that stands in the row's result, or None where it expires
-    "batch_errored": ("api_error", "Internal server error"),
-    "batch_overloaded": ("overloaded_error", "Overloaded"),
-    "batch_invalid": ("invalid_request_error", "The request was refused by a simulated fault."),
-    "batch_expired": None,
-    **ACCOUNT,
-}
-CREATE_BEFORE = ("create_dropped", "create_failed", *ACCOUNT)
-CREATE_AFTER = ("create_lost", "create_hang", "create_failed_after")
-BATCH = (*CREATE_BEFORE, *CREATE_AFTER, "poll_failed", "results_cut", "batch_stuck", *ROW)
-LEVELS = ("spend_cap", "workspace_spend", "overload_above")
+ACCOUNT: dict[str, str] = TABLES["account"]
+_KINDS = TABLES["faults"]
+ROW: dict[str, int] = _KINDS["of_a_row"]
+RAMP_SECONDS = 5
+ROWS = (*ROW, "batch_expired", *ACCOUNT)
+BEFORE = (*(status for status in TABLES["errors"] if status != "405"), *ACCOUNT, *_KINDS["before"])
+AFTER, IN_REPLY, LEVELS = (tuple(_KINDS[when]) for when in ("after", "in_reply", "levels"))
+CREATE_BEFORE, CREATE_AFTER = (*_KINDS["create_before"], *ACCOUNT), tuple(_KINDS["create_after"])
+BATCH = (*CREATE_BEFORE, *CREATE_AFTER, *_KINDS["of_a_batch"], *ROW)
 KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
+
+
+def trouble(kind: str, status: int = 500) -> Problem:
+    """Return what a fault refuses with: the account's own trouble, or the error of a status."""
+    if kind not in ACCOUNT and kind != "429":
+        return Problem(status)
+    code = kind if kind in ACCOUNT else "ramp_limit_exceeded"
+    details = None if kind == "organization_disabled" else {"error_code": code}
+    found = Problem(400 if kind in ACCOUNT else 429, ACCOUNT.get(kind, ""), details=details, kind=code)
+    found.headers |= {} if kind in ACCOUNT else {"retry-after": str(RAMP_SECONDS)}
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,46 +105,50 @@ class Faults:
     def __init__(self, given: Mapping[Any, Any] | None, seed: int = 0) -> None:
         self.seed = seed
         self.levels: dict[str, float] = {}
-        self._faults: dict[str, tuple[Fault, ...]] = {}
+        self._faults: dict[str, list[Fault]] = {}
+        self._tries: dict[bytes, int] = {}
+        if not isinstance(given, Mapping | None):
+            msg = f"faults say what goes wrong and how often, such as faults={{529: 0.05}}, not {given!r}"
+            raise TypeError(msg)
         for key, value in (given or {}).items():
             kind = str(key)
             if kind not in KINDS:
                 msg = f"there is no fault {kind!r}.{nearest(kind, KINDS)} Faults: {', '.join(KINDS)}"
                 raise ValueError(msg)
             if kind in LEVELS:
-                self.levels[kind] = float(value)
+                self.levels[kind] = _numbers(kind, value)[0]
             else:
                 several = value if isinstance(value, list) else [value]
-                self._faults[kind] = tuple(_fault(each) for each in several)
-        self._tries: dict[bytes, int] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._faults)
+                self._faults[kind] = [_fault(kind, one) for one in several]
 
     def attempt(self, key: bytes) -> int:
         """Count one more try of the request `key`, and return which one it is."""
         if not self._faults:
             return 0
-        number = self._tries.get(key, 0) + 1
-        self._tries[key] = number
-        return number
+        self._tries[key] = self._tries.get(key, 0) + 1
+        return self._tries[key]
 
     def strikes(self, kinds: tuple[str, ...], key: bytes, attempt: int, elapsed: float) -> str | None:
         """Return the first of `kinds` that strikes this try, `elapsed` API seconds after the beginning."""
-        if not self._faults:
-            return None
-        for kind in kinds:
-            for place, fault in enumerate(self._faults.get(kind, ())):
-                drawn = draws(key, f"{self.seed}:{kind}:{place}:{attempt}")
-                if fault.covers(attempt, elapsed) and drawn.random() < fault.probability:
+        for kind in filter(self._faults.get, kinds):
+            for place, fault in enumerate(self._faults[kind]):
+                drawn = draws(key, f"{self.seed}:{kind}:{place}:{attempt}").random()
+                if fault.covers(attempt, elapsed) and drawn < fault.probability:
                     return kind
         return None
 
 
-def _fault(value: Any) -> Fault:
+def _numbers(kind: str, value: Any, *, most: int = 1) -> list[float]:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if len(numbers) in {1, most} and all(isinstance(number, int | float) for number in numbers):
+        return [float(number) for number in numbers]
+    msg = f"the fault {kind!r} takes a number, (probability, starts, ends) or a Fault, not {value!r}"
+    raise TypeError(msg)
+
+
+def _fault(kind: str, value: Any) -> Fault:
     if isinstance(value, Fault):
         return value
-    if isinstance(value, tuple):
-        probability, starts, ends = value
-        return Fault(probability=float(probability), starts=float(starts), ends=float(ends))
-    return Fault(probability=float(value))
+    names = ("probability", "starts", "ends")
+    given: Any = dict(zip(names, _numbers(kind, value, most=len(names)), strict=False))
+    return Fault(**given)

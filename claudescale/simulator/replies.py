@@ -8,58 +8,57 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from claudescale.simulator.checks import GEO_FROM, generation
+from claudescale.api import catalog
+from claudescale.simulator.checks import resolved
 from claudescale.simulator.tokens import pieces, tokens_in
-from claudescale.simulator.words import Subject, subject
-from claudescale.simulator.writing import Writer
+from claudescale.simulator.wire import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from claudescale.api.catalog import Model
-
 MARK = "[simulated] "
 ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_control", "diagnostics"})
-# Invented, like `PACE`: how often a label or a flag is the one that the seed and the text make right.
-SKILL = {"haiku": 0.90, "sonnet": 0.95, "opus": 0.97, "fable": 0.98, "mythos": 0.98}
+LINES, WORDS = TABLES["lines"], TABLES["words"]
+EFFORTS: dict[str, tuple[float, int]] = TABLES["efforts"]
+FORMATS: dict[str, str] = TABLES["formats"]
 OLD_SKILL_LOSS = 0.03  # of the models with the older tokenizer
-THINKING_TOKENS = {"low": 60, "medium": 160, "high": 380, "xhigh": 900, "max": 2200}
-THINKING_CHANCE = {"low": 0.2, "medium": 0.5, "high": 0.85, "xhigh": 1.0, "max": 1.0}
-PACE = {  # seconds to the first token, output tokens per second: invented, only their order is documented
-    "haiku": (0.5, 160.0),
-    "sonnet": (1.0, 85.0),
-    "opus": (1.5, 60.0),
-    "fable": (2.2, 45.0),
-    "mythos": (2.2, 45.0),
-}
+SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 FAST_MODE_SPEEDUP = 2.5
 READING_TOKENS_PER_SECOND = 60_000.0
-WORDS_ASKED = re.compile(r"\b(\d{1,4})[ -]words?\b")
 MAX_WORDS = 3_000
-SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 REFUSALS = ("general_harms", "cyber", "bio", "frontier_llm")
-BILLED_REFUSALS = frozenset({"bio", "frontier_llm", "reasoning_extraction"})
 REASONING = re.compile(r'"(?:reasoning|thinking|trace)": \{')  # as a field of a schema
-MOST_SEARCHES = 3
-SEARCH_TOKENS = 40  # of output, to ask for one
+MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # tokens of output, to ask for one
 BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
+SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
+WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
+FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
+READ_CHARACTERS = 20_000
+BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
+MAX_DEPTH = 24
+MAX_VALUES = 5_000  # a tool may have a schema that contains itself
+
+
+@dataclass(slots=True, kw_only=True)
 class Reply:
     """One answer of a model, before it is put on the wire."""
 
-    content: list[dict[str, Any]]
-    stop_reason: str
-    output_tokens: int
-    thinking_tokens: int = 0
+    content: list[dict[str, Any]] = field(default_factory=list)
+    stop_reason: str = "end_turn"
     stop_sequence: str | None = None
-    stop_details: dict[str, Any] | None = field(default=None)
+    stop_details: dict[str, Any] | None = None
+    output_tokens: int = 0
+    thinking_tokens: int = 0
     geo: str = "global"
     speed: str = "standard"
     searches: int | None = None  # of the web; None where they are not offered
@@ -69,14 +68,15 @@ class Reply:
     def billed(self) -> bool:
         """Whether it costs anything: a refusal before any output does only in some categories."""
         category = (self.stop_details or {}).get("category")
-        return self.stop_reason != "refusal" or self.output_tokens > 0 or category in BILLED_REFUSALS
+        free = self.stop_reason == "refusal" and category not in catalog.CHARGES.billed_refusals
+        return not free or self.output_tokens > 0
 
 
 def digest(seed: int, body: dict[str, Any]) -> bytes:
     """Return what decides the reply to a request: the seed and everything the model would see."""
     seen = {key: value for key, value in body.items() if key not in ASIDE}
     text = json.dumps(seen, sort_keys=True, separators=(",", ":"))
-    return blake2b(text.encode(), digest_size=16, key=str(seed).encode()[:64]).digest()
+    return _hash(seed, text, 16)
 
 
 def draws(key: bytes, purpose: str = "") -> Random:
@@ -86,210 +86,345 @@ def draws(key: bytes, purpose: str = "") -> Random:
     return Random(int.from_bytes(key[:8], "big"))
 
 
-def effort_of(body: dict[str, Any], model: Model) -> str:
-    """Return the effort a request asks for, or the model's own."""
-    return (body.get("output_config") or {}).get("effort") or model.default_effort or "high"
+def _hash(seed: int, text: str, size: int) -> bytes:
+    raw, salt = text.encode("utf-8", "surrogatepass"), str(seed).encode()[:64]
+    return blake2b(raw, digest_size=size, key=salt).digest()
 
 
-def thinking_tokens(body: dict[str, Any], model: Model, own: Random) -> int:
-    """Return how many tokens the model would think, if nothing cut it short."""
-    asked = body.get("thinking") or {}
-    kind = asked.get("type") or ("adaptive" if model.thinks_by_default else "disabled")
-    if kind in {"disabled", "between_tools"}:
-        return 0
-    effort = effort_of(body, model)
-    chance, size = own.random(), own.lognormvariate(0.0, 0.5)
-    if kind == "adaptive" and chance > THINKING_CHANCE[effort]:
-        return 0
-    wanted = math.ceil(THINKING_TOKENS[effort] * size)
-    return min(wanted, int(asked.get("budget_tokens") or wanted))
+def seconds(key: bytes, line: str | None, reply: Reply, input_tokens: int) -> tuple[float, float]:
+    """Return the API seconds until a reply begins, and until it is complete."""
+    own, pace = draws(key, "latency"), LINES.get(line, LINES["sonnet"])
+    begins = pace["seconds_to_first_token"] * own.lognormvariate(0.0, 0.25)
+    begins += input_tokens / READING_TOKENS_PER_SECOND
+    speed = pace["output_tokens_per_second"] * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
+    return begins, begins + reply.output_tokens / (speed * own.lognormvariate(0.0, 0.2))
 
 
-def compose(
-    key: bytes,
-    seed: int,
-    body: dict[str, Any],
-    model: Model,
-    written: Callable[[dict[str, Any]], Any] | None = None,
-) -> Reply:
-    """Return the reply to a valid request.
+def _stems(words: str) -> frozenset[str]:
+    return frozenset(word[:5].lower() for word in WORD.findall(words))
 
-    Parameters
-    ----------
-    key : bytes
-        `digest` of the request.
-    written : callable, optional
-        Gives the text (or the JSON value) instead of the simulator's own.
+
+NEGATORS, GOOD, BAD = (_stems(WORDS[kind]) for kind in ("negators", "good", "bad"))
+FALLBACKS, RATINGS, CONFIDENCES, ASIDES = (_stems(stems) for stems in TABLES["stems"].values())
+RELATED = {stem: _stems(words) for stems, words in TABLES["topics"].items() for stem in stems.split()}
+
+
+@lru_cache(maxsize=4096)
+def label_stems(label: str) -> tuple[str, ...]:
+    """Return the stems of a label's words; camelCase and snake_case count as separate words."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ")
+    return tuple(word[:5].lower() for word in WORD.findall(spaced))
+
+
+def subject(text: str) -> str:
+    """Return the part of a prompt that is its material, without the instruction before or after it.
+
+    Of several paragraphs that is what follows the first, or what precedes the last, whichever is longer; of
+    one it is what stands after a line break or a colon, if enough is left.
     """
-    geo = body.get("inference_geo") or ("global" if generation(model.id) >= GEO_FROM else "not_available")
-    placed: dict[str, Any] = {"geo": geo, "speed": body.get("speed") or "standard"}
-    if body["max_tokens"] == 0:
-        return Reply(content=[], stop_reason="max_tokens", output_tokens=0, **placed)
-    own = draws(key)
-    thought = thinking_tokens(body, model, own)
-    tool = _forced_tool(body)
-    if written is not None:
-        given = written(body)
-        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        tool = None
-    elif tool is not None:
-        text = json.dumps(
-            _structured(tool.get("input_schema") or {}, seed, body, model, own), ensure_ascii=False
-        )
-    else:
-        text = _text(seed, body, model, own)
-    reply = Reply(content=[], stop_reason="end_turn", output_tokens=0, thinking_tokens=thought, **placed)
-    for stop in body.get("stop_sequences") or ():
-        if stop and stop in text and tool is None:
-            text = text.partition(stop)[0]
-            reply = replace(reply, stop_reason="stop_sequence", stop_sequence=stop)
-    return _searched(_cut(reply, text, tool, body, model, key), body, key)
+    text = text.strip()
+    after, before = text.partition("\n\n")[2].strip(), text.rpartition("\n\n")[0].strip()
+    if max(len(after), len(before)) >= FEW_CHARACTERS:
+        return max(after, before, key=len)
+    for mark in ("\n", ": "):
+        after = text.rpartition(mark)[2].strip()
+        text = after if len(after) >= FEW_CHARACTERS else text
+    return text
 
 
-def _searched(reply: Reply, body: dict[str, Any], key: bytes) -> Reply:
-    """Return the reply after a few searches of the web, or none, where the request offers them."""
-    tools = (tool for tool in body.get("tools") or () if str(tool.get("type")).startswith("web_search_"))
-    tool = next(tools, None)
-    if tool is None:
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, those made of words if there are any."""
+    found = [one.strip() for one in SENTENCE.findall(text[:READ_CHARACTERS]) if one.strip()]
+    prose = [
+        one
+        for one in found
+        if len(WORD.findall(one)) > FEW_WORDS
+        and sum(letter.isalpha() or letter == " " for letter in one) >= PROSE_SHARE * len(one)
+    ]
+    return prose or found or [text.strip() or "nothing"]
+
+
+class Model:
+    """A simulated model at work on one valid request, whose `digest` is `key`."""
+
+    def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
+        self._key, self._body, self._model = key, body, model
+        self._old = model.tokenizer == "2024"
+        self._skill = LINES.get(model.line, LINES["sonnet"])["skill"] - OLD_SKILL_LOSS * self._old
+        fields = ("tool_choice", "thinking", "output_config")
+        self._choice, self._thinking, self._config = (body.get(field) or {} for field in fields)
+        self._tools, self._schema = body.get("tools") or [], (self._config.get("format") or {}).get("schema")
+        self._asked = "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
+        self._subject = subject(self._asked)
+        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
+        self._own, self._fair = draws(key), draws(_hash(seed, self._subject, 64), "fair")
+        self._written = 0
+
+    def reply(self, written: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
+        """Return its reply; `written` gives the text, or a JSON value, instead of its own."""
+        nowhere = self._model.id in catalog.CHARGES.no_inference_geo
+        geo = self._body.get("inference_geo") or ("not_available" if nowhere else "global")
+        reply = Reply(geo=geo, speed=self._body.get("speed") or "standard")
+        if self._body["max_tokens"] == 0:
+            reply.stop_reason = "max_tokens"
+            return reply
+        reply.thinking_tokens = self._thinking_tokens()
+        tool = None if written else self._forced_tool()
+        self._root = tool["input_schema"] if tool else self._schema
+        if written or self._root is None:
+            value = written(self._body) if written else self._text()
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        else:
+            text = json.dumps(self.value(self._root), ensure_ascii=False)
+        if stops := [stop for stop in self._body.get("stop_sequences") or () if stop in text and not tool]:
+            reply.stop_reason, reply.stop_sequence = "stop_sequence", min(stops, key=text.index)
+            text = text.partition(reply.stop_sequence)[0]
+        self._cut(reply, text, tool)
+        self._search(reply)
         return reply
-    own = draws(key, "search")
-    room = (body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS
-    count = min(room, own.randint(0, min(MOST_SEARCHES, tool.get("max_uses") or MOST_SEARCHES)))
-    if (body.get("tool_choice") or {}).get("type") == "none" or reply.stop_reason == "max_tokens":
-        count = 0
-    blocks: list[dict[str, Any]] = []
-    for number in range(count):
-        name = f"srvtoolu_sim{key.hex()[:16]}{number:02d}"
-        asked = {"id": name, "name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
-        page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
-        found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key.hex()}"}]
-        caller = {"caller": {"type": "direct"}}
-        blocks.append({"type": "server_tool_use", **asked, **caller})
-        blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
-    at = len([block for block in reply.content[:1] if block["type"] == "thinking"])
-    return replace(
-        reply,
-        content=[*reply.content[:at], *blocks, *reply.content[at:]],
-        searches=count,
-        found_tokens=sum(own.randint(500, 2_000) for _ in range(count)),
-        output_tokens=reply.output_tokens + SEARCH_TOKENS * count,
-    )
+
+    def spoil(self, kind: str, reply: Reply) -> None:
+        """Make of a reply what a fault makes of it: empty, thinking alone, refused or cut short."""
+        reply.stop_reason, reply.stop_sequence = "max_tokens", None
+        if kind.startswith("refusal"):
+            reasons = REASONING.search(json.dumps(self._schema))
+            category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
+            details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
+            reply.stop_reason, reply.stop_details = "refusal", details
+        if kind == "empty_content":
+            reply.content, reply.stop_reason = [], "end_turn"
+            reply.output_tokens, reply.thinking_tokens = BLOCK_TOKENS, 0
+        elif kind == "thinking_only":
+            reply.content = [self._thought("")]
+            reply.output_tokens = reply.thinking_tokens = max(reply.thinking_tokens, EFFORTS["medium"][1])
+        elif kind == "refusal":
+            reply.content, reply.searches = [], reply.searches and 0
+            reply.output_tokens = reply.thinking_tokens = reply.found_tokens = 0
+        else:
+            for block in reply.content:
+                if "text" in block:
+                    block["text"] = block["text"][: len(block["text"]) // 2]
+            reply.output_tokens = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
+
+    def _thinking_tokens(self) -> int:
+        """Return how many tokens it would think, if nothing cut it short."""
+        kind = self._thinking.get("type") or ("adaptive" if self._model.thinks_by_default else "disabled")
+        if kind in {"disabled", "between_tools"}:
+            return 0
+        likely, usual = EFFORTS[self._config.get("effort") or self._model.default_effort or "high"]
+        chance, wanted = self._own.random(), math.ceil(usual * self._own.lognormvariate(0.0, 0.5))
+        if kind == "adaptive" and chance > likely:
+            return 0
+        return min(wanted, int(self._thinking.get("budget_tokens") or wanted))
+
+    def _thought(self, text: str) -> dict[str, Any]:
+        return {"type": "thinking", "thinking": text, "signature": f"c2ltdWxhdGVk{self._key.hex()}"}
+
+    def _forced_tool(self) -> dict[str, Any] | None:
+        forced, name = self._choice.get("type"), self._choice.get("name")
+        tools = [tool for tool in self._tools if "input_schema" in tool and name in (None, tool["name"])]
+        return tools[0] if tools and forced in ("any", "tool") else None
+
+    def _cut(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> None:
+        """Put text and thinking together within `max_tokens`, which counts both."""
+        if reply.thinking_tokens:
+            # Opus 4.7 and later leave the text of their thinking out unless asked for it.
+            shown = self._thinking.get("display", "summarized" if self._old else "omitted") == "summarized"
+            reply.content.append(self._thought(SHOWN_THINKING if shown else ""))
+        reply.thinking_tokens = min(reply.thinking_tokens, self._body["max_tokens"])
+        room = self._body["max_tokens"] - reply.thinking_tokens
+        needed = BLOCK_TOKENS + tokens_in(text, self._model.characters_per_token)
+        reply.output_tokens = reply.thinking_tokens + min(needed, room)
+        if needed > room:
+            text = text[: len(text) * max(0, room - BLOCK_TOKENS) // max(1, needed - BLOCK_TOKENS)]
+            tool, reply.stop_reason, reply.stop_sequence = None, "max_tokens", None
+        if tool:
+            used = {"type": "tool_use", "id": f"toolu_sim{self._key.hex()[:20]}", "name": tool["name"]}
+            reply.content.append({**used, "input": json.loads(text)})
+            reply.stop_reason = "tool_use"
+        elif room > 0:
+            reply.content.append({"type": "text", "text": text, "citations": None})
+
+    def _search(self, reply: Reply) -> None:
+        """Put a few searches of the web before the text, or none, where the request offers them."""
+        tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
+        if not tools:
+            return
+        own, key = draws(self._key, "search"), self._key.hex()
+        count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
+        count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
+        never = self._choice.get("type") == "none" or reply.stop_reason == "max_tokens"
+        reply.searches = 0 if never else count
+        blocks: list[dict[str, Any]] = []
+        for number in range(reply.searches):
+            name, caller = f"srvtoolu_sim{key[:16]}{number:02d}", {"caller": {"type": "direct"}}
+            query = {"name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
+            page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
+            found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}]
+            blocks.append({"type": "server_tool_use", "id": name, **query, **caller})
+            blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
+            reply.found_tokens += own.randint(500, 2_000)
+        thoughts = sum(block["type"] == "thinking" for block in reply.content)
+        reply.content[thoughts:thoughts] = blocks
+        reply.output_tokens += SEARCH_TOKENS * reply.searches
+
+    def _text(self) -> str:
+        chosen = sentences(self._subject)
+        if asked := WORDS_ASKED.search(self._asked):
+            words = " ".join(chosen).split()
+            count = min(MAX_WORDS, int(asked[1]))
+            return MARK + " ".join((words * (count // len(words) + 1))[:count])
+        first = self._own.randrange(len(chosen))
+        chosen = chosen[first : first + self._own.randrange(1, 4)]
+        return MARK + " ".join(" ".join(chosen).split()[: self._own.randrange(25, 70)])
+
+    # ---------------------------------------------------------------------------------- values of a schema
+
+    @cached_property
+    def _sentences(self) -> list[str]:
+        return sentences(self._subject)
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(word[:5] for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()))
+
+    @cached_property
+    def _sentiment(self) -> int:
+        """How many more good words there are than bad ones; after a negator it is the other way round."""
+        found = flipped = 0
+        for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()):
+            value = (word[:5] in GOOD) - (word[:5] in BAD)
+            found += -value if flipped > 0 else value
+            flipped = 3 if word[:5] in NEGATORS else flipped - 1
+        return found
+
+    def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
+        """Return a value of the field `name` that obeys a schema."""
+        self._written += 1
+        if not isinstance(schema, dict) or depth > MAX_DEPTH or self._written > MAX_VALUES:
+            return None
+        if "$ref" in schema:
+            return self.value(resolved(self._root, schema["$ref"]), name, depth + 1)
+        if branches := schema.get("anyOf") or schema.get("oneOf"):
+            rich = [branch for branch in branches if branch.get("type") != "null"]
+            if self._is_null(len(branches), len(rich)):
+                return None
+            return self.value(rich[self._fair.randrange(len(rich))], name, depth + 1)
+        if parts := schema.get("allOf"):
+            values = [self.value(part, name, depth + 1) for part in parts]
+            objects = [value for value in values if isinstance(value, dict)]
+            return {key: value for found in objects for key, value in found.items()} if objects else values[0]
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            rich = [one for one in kind if one != "null"]
+            kind = None if self._is_null(len(kind), len(rich)) else rich[0]
+            return self.value({**schema, "type": kind or "null"}, name, depth + 1)
+        if "const" in schema:
+            return schema["const"]
+        if schema.get("enum"):
+            return self._label(schema["enum"])
+        if kind == "object" or "properties" in schema:
+            return self._object(schema, depth)
+        return self._array(schema, name, depth) if kind == "array" else self._scalar(kind, schema, name)
+
+    def _is_null(self, branches: int, rich: int) -> bool:
+        return rich < branches and (not rich or self._fair.random() < 0.15)  # noqa: PLR2004
+
+    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
+        properties = schema.get("properties") or {}
+        names = [key for key in schema.get("required") or () if key in properties]
+        names += [key for key in properties if key not in names and self._fair.random() < 0.8]  # noqa: PLR2004
+        return {key: self.value(properties[key], key, depth + 1) for key in names}
+
+    def _array(self, schema: dict[str, Any], name: str, depth: int) -> list[Any]:
+        bounds = _bounds(schema)
+        least = int(bounds.get("min items", schema.get("minItems", 0)))
+        many = max(least, self._fair.randrange(1, 4))
+        found: list[Any] = []
+        for _ in range(min(many, int(bounds.get("max items", many)))):
+            value = self.value(schema.get("items") or {"type": "string"}, name, depth + 1)
+            if value not in found or len(found) < least:
+                found.append(value)
+        return found
+
+    def _scalar(self, kind: Any, schema: dict[str, Any], name: str) -> Any:
+        bounds = _bounds(schema)
+        if kind == "boolean":
+            return self._boolean(name)
+        if kind in {"integer", "number"}:
+            whole = kind == "integer"
+            step, value = 1 if whole else 0.01, self._number(name, whole=whole)
+            least = max(bounds.get("minimum", -math.inf), bounds.get("exclusive minimum", -math.inf) + step)
+            most = min(bounds.get("maximum", math.inf), bounds.get("exclusive maximum", math.inf) - step)
+            value = min(max(value, least), most)
+            return round(value) if whole else value
+        if kind == "null":
+            return None
+        text = self._string(schema.get("format"), name)
+        return text[: int(bounds.get("max length", len(text)))].ljust(int(bounds.get("min length", 0)), ".")
+
+    def _likeness(self, label: str) -> float:
+        """Return how much the text speaks of `label`; 0 means not at all."""
+        score = 0.0
+        for stem in label_stems(label):
+            score += 2.0 * min(self._stems[stem], 3)
+            if stem in {"posit", "prais", "good", "happy"}:
+                score += max(0, self._sentiment)
+            elif stem in {"negat", "compl", "bad", "unhap"}:
+                score += max(0, -self._sentiment)
+            elif stem in RELATED:
+                score += len(RELATED[stem] & self._stems.keys())
+            elif stem in FALLBACKS:
+                score += 0.5
+        return score
+
+    def _label(self, labels: list[Any]) -> Any:
+        texts = [label if isinstance(label, str) else json.dumps(label) for label in labels]
+        places = range(len(labels))
+        if all(NUMBER.fullmatch(text) for text in texts):
+            best = sorted(places, key=lambda place: float(texts[place]))[self._place(len(labels))]
+        else:
+            scores = [self._likeness(text) for text in texts]
+            ties = [place for place in places if 0 < scores[place] == max(scores)] or [*places]
+            best = ties[self._fair.randrange(len(ties))]
+        if len(labels) > 1 and self._own.random() > self._skill:
+            best = (best + self._own.randrange(1, len(labels))) % len(labels)
+        return labels[best]
+
+    def _place(self, steps: int) -> int:
+        """Return where the text stands on a scale of `steps`, from its worst words to its best."""
+        share = 0.5 + 0.2 * self._sentiment + self._fair.uniform(-0.12, 0.12)
+        return min(steps - 1, max(0, int(share * steps)))
+
+    def _boolean(self, name: str) -> bool:
+        stems = [stem for stem in label_stems(name) if stem not in ASIDES]
+        answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < 0.2  # noqa: PLR2004
+        return answer if self._own.random() <= self._skill else not answer
+
+    def _number(self, name: str, *, whole: bool) -> float:
+        stems = label_stems(name)
+        if RATINGS & set(stems):
+            return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._sentiment)), 2)
+        if CONFIDENCES & set(stems):
+            return self._fair.randrange(60, 100) if whole else round(self._fair.uniform(0.6, 0.99), 2)
+        found = [one for one in NUMBER.findall(self._subject[:4000]) if len(one) <= len("123456.789")]
+        if found:
+            value = float(found[self._fair.randrange(len(found))])
+            return int(value) if whole else value
+        return self._fair.randrange(1, 100) if whole else round(self._fair.uniform(0, 100), 2)
+
+    def _string(self, form: Any, name: str) -> str:
+        if form in FORMATS:
+            return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
+        if "email" in label_stems(name):
+            found = EMAIL.search(self._subject)
+            return found.group() if found else "person@example.com"
+        words = self._sentences[self._fair.randrange(len(self._sentences))].split()
+        return " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
 
 
-def _cut(  # noqa: PLR0917
-    reply: Reply, text: str, tool: dict[str, Any] | None, body: dict[str, Any], model: Model, key: bytes
-) -> Reply:
-    """Put text and thinking together within `max_tokens`, which counts both."""
-    room = int(body["max_tokens"])
-    content = []
-    if reply.thinking_tokens:
-        content.append(_thinking(body, model, key))
-    thought = min(reply.thinking_tokens, room)
-    room -= thought
-    needed = BLOCK_TOKENS + tokens_in(text, model.characters_per_token)
-    cut = needed > room
-    if cut:
-        text = text[: int(len(text) * max(0, room - BLOCK_TOKENS) / max(1, needed - BLOCK_TOKENS))]
-    if tool is not None and not cut:
-        used = {"type": "tool_use", "id": f"toolu_sim{key.hex()[:20]}", "name": tool["name"]}
-        content.append({**used, "input": json.loads(text)})
-    elif room > 0:
-        content.append({"type": "text", "text": text, "citations": None})
-    stop = "max_tokens" if cut else "tool_use" if tool is not None else reply.stop_reason
-    return replace(
-        reply,
-        content=content,
-        stop_reason=stop,
-        stop_sequence=None if cut else reply.stop_sequence,
-        output_tokens=thought + min(needed, room),
-        thinking_tokens=thought,
-    )
-
-
-def _thinking(body: dict[str, Any], model: Model, key: bytes) -> dict[str, Any]:
-    # Opus 4.7 and later leave the text of their thinking out unless asked for it.
-    shown = (body.get("thinking") or {}).get("display") or (
-        "omitted" if model.tokenizer == "2026" else "summarized"
-    )
-    text = SHOWN_THINKING if shown == "summarized" else ""
-    return {"type": "thinking", "thinking": text, "signature": f"c2ltdWxhdGVk{key.hex()}"}
-
-
-def _forced_tool(body: dict[str, Any]) -> dict[str, Any] | None:
-    choice = body.get("tool_choice") or {}
-    tools = [tool for tool in body.get("tools") or () if "input_schema" in tool]
-    if choice.get("type") == "any" and tools:
-        return dict(tools[0])
-    if choice.get("type") == "tool":
-        return next((dict(tool) for tool in tools if tool.get("name") == choice.get("name")), None)
-    return None
-
-
-def _last_text(body: dict[str, Any]) -> str:
-    return "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
-
-
-def _structured(schema: dict[str, Any], seed: int, body: dict[str, Any], model: Model, own: Random) -> Any:
-    about = subject(_last_text(body))
-    fair = draws(
-        blake2b(about.encode("utf-8", "surrogatepass"), key=str(seed).encode()[:64]).digest(), "fair"
-    )
-    skill = SKILL.get(model.line, SKILL["sonnet"]) - (OLD_SKILL_LOSS if model.tokenizer == "2024" else 0.0)
-    return Writer(Subject(about), schema, fair, own, skill).write()
-
-
-def _text(seed: int, body: dict[str, Any], model: Model, own: Random) -> str:
-    wanted = (body.get("output_config") or {}).get("format")
-    if wanted:
-        return json.dumps(_structured(wanted["schema"], seed, body, model, own), ensure_ascii=False)
-    prompt = _last_text(body)
-    asked = WORDS_ASKED.search(prompt)
-    sentences = Subject(subject(prompt)).sentences()
-    if asked:
-        words = " ".join(sentences).split()
-        count = min(MAX_WORDS, int(asked.group(1)))
-        return MARK + " ".join((words * (count // len(words) + 1))[:count])
-    first = own.randrange(len(sentences))
-    chosen = sentences[first : first + own.randrange(1, 4)]
-    return MARK + " ".join(" ".join(chosen).split()[: own.randrange(25, 70)])
-
-
-def seconds(
-    model: Model, body: dict[str, Any], reply: Reply, input_tokens: int, key: bytes
-) -> tuple[float, float]:
-    """Return the API seconds until the reply begins, and until it is complete."""
-    own = draws(key, "latency")
-    first, pace = PACE.get(model.line, PACE["sonnet"])
-    if body.get("speed") == "fast":
-        pace *= FAST_MODE_SPEEDUP
-    begins = first * own.lognormvariate(0.0, 0.25) + input_tokens / READING_TOKENS_PER_SECOND
-    return begins, begins + reply.output_tokens / (pace * own.lognormvariate(0.0, 0.2))
-
-
-def spoiled(kind: str, reply: Reply, key: bytes, body: dict[str, Any]) -> Reply:
-    """Return what becomes of a reply by a fault: empty, thinking alone, refused or cut short."""
-    text = next((block["text"] for block in reply.content if block["type"] == "text"), "")
-    if kind == "empty_content":
-        return replace(
-            reply, content=[], stop_reason="end_turn", output_tokens=BLOCK_TOKENS, thinking_tokens=0
-        )
-    if kind == "thinking_only":
-        thought = {"type": "thinking", "thinking": "", "signature": f"c2ltdWxhdGVk{key.hex()}"}
-        tokens = max(reply.thinking_tokens, THINKING_TOKENS["medium"])
-        return replace(
-            reply, content=[thought], stop_reason="max_tokens", output_tokens=tokens, thinking_tokens=tokens
-        )
-    schema = ((body.get("output_config") or {}).get("format") or {}).get("schema")
-    category = draws(key, "category").choice(REFUSALS)
-    if REASONING.search(json.dumps(schema)):  # a reply that is asked for its reasoning
-        category = "reasoning_extraction"
-    details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
-    refused: dict[str, Any] = {"stop_reason": "refusal", "stop_sequence": None, "stop_details": details}
-    if kind == "refusal":
-        refused |= {"output_tokens": 0, "thinking_tokens": 0, "found_tokens": 0}
-        return replace(reply, content=[], searches=reply.searches and 0, **refused)
-    half = text[: len(text) // 2]
-    kept = [{**block, "text": half} if block["type"] == "text" else block for block in reply.content]
-    shorter = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
-    end = refused if kind == "refusal_midway" else {"stop_reason": "max_tokens", "stop_sequence": None}
-    return replace(reply, content=kept, output_tokens=shorter, **end)
+def _bounds(schema: dict[str, Any]) -> dict[str, float]:
+    """Return the bounds that a description tells in words, where the API has no keyword for them."""
+    text = schema.get("description")
+    found = BOUND.findall(text) if isinstance(text, str) else ()
+    return {name: float(value.rstrip(".")) for name, value in found}

@@ -1,7 +1,7 @@
 """How many tokens a request has, and which of them the prompt cache holds.
 
 Counts are deterministic: characters by the tokenizer's generation, each text up to a tenth off, so
-that an estimate from characters has an honest error.
+that an estimate from characters has an error as it has on the API.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,27 +26,25 @@ LOOKBACK_BLOCKS = 20
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MINIMUM_TOKENS = 512  # cacheable prefix of models whose own is not published
 MAX_ENTRIES = 20_000
+SALT = ("model", "thinking", "output_config", "tool_choice", "speed")  # another one finds no entry
 
 
-class Block(NamedTuple):
-    """A piece of the prompt between two places where a cached prefix may end."""
+class Prefix(NamedTuple):
+    """A prompt from its beginning to the end of one block; `ttl` where it is marked for the cache."""
 
-    text: str
     tokens: int
+    digest: bytes
     ttl: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a request weighs: all its input tokens, and its blocks where it asks for caching."""
+class Measured(NamedTuple):
+    """What a request weighs: all its input tokens, and its prefixes where it asks for caching."""
 
     input_tokens: int
-    blocks: tuple[Block, ...] = ()
-    salt: bytes = b""
+    prefixes: tuple[Prefix, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shares:
+class Shares(NamedTuple):
     """How the input tokens of one request are billed."""
 
     input_tokens: int
@@ -58,16 +55,16 @@ class Shares:
     @property
     def limited_input_tokens(self) -> int:
         """What counts against the input limit: everything but cache reads."""
-        return self.input_tokens + self.cache_write_5m_input_tokens + self.cache_write_1h_input_tokens
+        return sum(self) - self.cache_read_input_tokens
 
     @property
     def total_input_tokens(self) -> int:
         """Length of the whole prompt."""
-        return self.limited_input_tokens + self.cache_read_input_tokens
+        return sum(self)
 
 
 def tokens_in(text: str, characters_per_token: float) -> int:
-    """Tokens of one text; the same text always has the same."""
+    """Return the tokens of one text; the same text always has the same."""
     if not text:
         return 0
     drawn = (zlib.crc32(text.encode("utf-8", "surrogatepass")) & 0xFFFF) / 0xFFFF
@@ -75,21 +72,19 @@ def tokens_in(text: str, characters_per_token: float) -> int:
 
 
 def pieces(content: Any) -> Iterator[tuple[str, int, Any]]:
-    """Yield (text, further tokens, cache_control) of each block of a `content` or `system` field."""
+    """Yield (text, further tokens, cache_control) of each block of a `content`, `system` or `tools` field."""
     if isinstance(content, str):
         yield content, 0, None
         return
-    for block in content if isinstance(content, list) else ():
-        if not isinstance(block, dict):
-            continue
+    for block in (block for block in content if isinstance(block, dict)) if isinstance(content, list) else ():
         kind, control = block.get("type"), block.get("cache_control")
         if kind == "text":
-            yield str(block.get("text", "")), 0, control
+            yield str(block.get("text")), 0, control
         elif kind in ("image", "document"):
             yield "", MEDIA_TOKENS, control
         elif kind == "tool_result":
             inner = list(pieces(block.get("content")))
-            yield "".join(each[0] for each in inner), sum(each[1] for each in inner), control
+            yield "".join(text for text, _, _ in inner), sum(tokens for _, tokens, _ in inner), control
         else:
             rest = {key: value for key, value in block.items() if key not in {"cache_control", "signature"}}
             yield json.dumps(rest), 0, control
@@ -97,44 +92,25 @@ def pieces(content: Any) -> Iterator[tuple[str, int, Any]]:
 
 def measure(body: dict[str, Any], model: Model) -> Measured:
     """Weigh a valid request for `model`."""
-    per_token = model.characters_per_token
-    found: list[tuple[str, int, Any]] = []
-    overhead = REQUEST_TOKENS
-    tools = body.get("tools")
-    if tools:
-        overhead += TOOLS_TOKENS
-        for tool in tools:
-            rest = {key: value for key, value in tool.items() if key != "cache_control"}
-            found.append((json.dumps(rest), 0, tool.get("cache_control")))
-    wanted = (body.get("output_config") or {}).get("format")
-    if wanted:
+    per_token, messages, tools = model.characters_per_token, body["messages"], body.get("tools")
+    overhead = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
+    if wanted := (body.get("output_config") or {}).get("format"):
         overhead += SCHEMA_TOKENS + tokens_in(json.dumps(wanted.get("schema")), per_token)
-    found.extend(pieces(body.get("system")))
-    for message in body["messages"]:
-        overhead += MESSAGE_TOKENS
-        found.extend(pieces(message["content"]))
+    fields = [tools, body.get("system"), *(message["content"] for message in messages)]
+    marked = (piece for part in fields for piece in pieces(part))
+    blocks = [(text, more + tokens_in(text, per_token), mark) for text, more, mark in marked]
+    total = overhead + sum(tokens for _, tokens, _ in blocks)
     automatic = body.get("cache_control")
-    total = overhead
-    blocks = []
-    for text, further, control in found:
-        tokens = further + tokens_in(text, per_token)
-        total += tokens
-        blocks.append(Block(text, tokens, control.get("ttl", "5m") if control else None))
-    if automatic and blocks:
-        blocks[-1] = blocks[-1]._replace(ttl=blocks[-1].ttl or automatic.get("ttl", "5m"))
-    if not any(block.ttl for block in blocks):
-        return Measured(input_tokens=total)
-    blocks[0] = blocks[0]._replace(tokens=blocks[0].tokens + overhead)
-    changes = [
-        body["model"],
-        body.get("thinking"),
-        body.get("output_config"),
-        body.get("tool_choice"),
-        body.get("speed"),
-    ]
-    return Measured(
-        input_tokens=total, blocks=tuple(blocks), salt=json.dumps(changes, sort_keys=True).encode()
-    )
+    if not automatic and not any(mark for _, _, mark in blocks):
+        return Measured(total)
+    prefixes, reached = [], overhead
+    digest = json.dumps([body.get(name) for name in SALT], sort_keys=True).encode()
+    for place, (text, tokens, mark) in enumerate(blocks, start=1):
+        reached += tokens
+        digest = blake2b(digest + b"\0" + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        control = mark or (automatic if place == len(blocks) else None)
+        prefixes.append(Prefix(reached, digest, control.get("ttl", "5m") if control else None))
+    return Measured(total, tuple(prefixes))
 
 
 class Entry(NamedTuple):
@@ -156,41 +132,29 @@ class PromptCache:
         self._entries: dict[bytes, Entry] = {}
 
     def shares(
-        self, now: float, measured: Measured, minimum_tokens: int | None, *, found: bool = True
+        self, now: float, measured: Measured, minimum_tokens: int | None, *, may_read: bool = True
     ) -> Shares:
-        """How the request would be billed if it started now; changes nothing. `found`: it may read."""
-        if not measured.blocks:
-            return Shares(input_tokens=measured.input_tokens)
-        totals, digests = _prefixes(measured)
-        marks = _marks(measured, totals, minimum_tokens)
-        hit = self._hit(now, marks, digests) if found else None
-        read = totals[hit] if hit is not None else 0
+        """Return how the request would be billed if it started now; changes nothing."""
+        marked = _marked(measured, minimum_tokens)
+        hit = self._hit(now, measured, marked) if may_read else None
+        read = reached = hit.tokens if hit else 0
         written = {"5m": 0, "1h": 0}
-        reached = read
-        for mark in marks:
-            if totals[mark] > reached:
-                written[measured.blocks[mark].ttl or "5m"] += totals[mark] - reached
-                reached = totals[mark]
-        return Shares(
-            input_tokens=measured.input_tokens - reached,
-            cache_write_5m_input_tokens=written["5m"],
-            cache_write_1h_input_tokens=written["1h"],
-            cache_read_input_tokens=read,
-        )
+        for prefix in marked:
+            if prefix.tokens > reached:
+                written[prefix.ttl or "5m"] += prefix.tokens - reached
+                reached = prefix.tokens
+        return Shares(measured.input_tokens - reached, written["5m"], written["1h"], read)
 
     def keep(self, now: float, begins_at: float, measured: Measured, minimum_tokens: int | None) -> None:
         """Remember the marked prefixes of a request that starts `now` and whose reply begins later."""
-        if not measured.blocks:
-            return
-        totals, digests = _prefixes(measured)
-        marks = _marks(measured, totals, minimum_tokens)
-        hit = self._hit(now, marks, digests)
-        used = [mark for mark in marks if hit is None or mark > hit]
-        if hit is not None:
-            held = self._entries[digests[hit]]
-            self._remember(now, digests[hit], held.available_at, held.ttl)
-        for mark in used:
-            self._remember(now, digests[mark], begins_at, measured.blocks[mark].ttl or "5m")
+        marked = _marked(measured, minimum_tokens)
+        hit = self._hit(now, measured, marked)
+        if hit:
+            held = self._entries[hit.digest]
+            self._remember(now, hit.digest, held.available_at, held.ttl)
+        for prefix in marked:
+            if not hit or prefix.tokens > hit.tokens:
+                self._remember(now, prefix.digest, begins_at, prefix.ttl or "5m")
         if len(self._entries) > MAX_ENTRIES:
             self._entries = {key: held for key, held in self._entries.items() if held.expires_at > now}
 
@@ -202,35 +166,18 @@ class PromptCache:
             expires_at = max(expires_at, held.expires_at)
         self._entries[digest] = Entry(available_at, expires_at, ttl)
 
-    def _hit(self, now: float, marks: list[int], digests: list[bytes]) -> int | None:
-        """Index of the longest prefix that can be read now."""
-        for mark in reversed(marks):
-            for index in range(mark, max(-1, mark - LOOKBACK_BLOCKS), -1):
-                held = self._entries.get(digests[index])
+    def _hit(self, now: float, measured: Measured, marked: list[Prefix]) -> Prefix | None:
+        """Return the longest prefix that can be read now."""
+        for mark in reversed(marked):
+            end = measured.prefixes.index(mark) + 1
+            for prefix in reversed(measured.prefixes[max(0, end - LOOKBACK_BLOCKS) : end]):
+                held = self._entries.get(prefix.digest)
                 if held is not None and held.available_at <= now < held.expires_at:
-                    return index
+                    return prefix
         return None
 
 
-def _prefixes(measured: Measured) -> tuple[list[int], list[bytes]]:
-    """Tokens and digest of the prefix that ends with each block."""
-    totals, digests = [], []
-    total, digest = 0, measured.salt
-    for block in measured.blocks:
-        total += block.tokens
-        digest = blake2b(
-            digest + b"\0" + block.text.encode("utf-8", "surrogatepass"), digest_size=16
-        ).digest()
-        totals.append(total)
-        digests.append(digest)
-    return totals, digests
-
-
-def _marks(measured: Measured, totals: list[int], minimum_tokens: int | None) -> list[int]:
-    """Indexes of the blocks that end a prefix long enough to be cached."""
+def _marked(measured: Measured, minimum_tokens: int | None) -> list[Prefix]:
+    """Return the prefixes that are marked, and long enough to be cached."""
     minimum = MINIMUM_TOKENS if minimum_tokens is None else minimum_tokens
-    return [
-        index
-        for index, block in enumerate(measured.blocks)
-        if block.ttl is not None and totals[index] >= minimum
-    ]
+    return [prefix for prefix in measured.prefixes if prefix.ttl and prefix.tokens >= minimum]

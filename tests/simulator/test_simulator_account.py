@@ -1,0 +1,271 @@
+"""One account of the simulator: its limits, what is left of them, its bill and its peaks."""
+
+import copy
+from datetime import UTC, datetime
+
+import genai_prices
+import pytest
+from desks import (
+    HAIKU,
+    HEADERS,
+    NOW,
+    OLD,
+    OPUS,
+    SEARCH,
+    answered,
+    batches_of,
+    cached,
+    desk,
+    message_of,
+    request,
+    rows_of,
+    worked,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from claudescale.errors import UnknownTier
+from claudescale.simulator import Buckets
+
+# ------------------------------------------------------------------------------------------ buckets
+
+
+def test_the_bucket_starts_full_and_refills_continuously():
+    """Sixty requests a minute: all at once, then one a second; by the second only ever one by one."""
+    minute = Buckets(60, 1e9, 1e9, bucket_seconds=60, now=NOW)
+    assert sum(minute.admit(NOW) for _ in range(100)) == 60
+    assert [minute.admit(NOW + at) for at in (0.9, 1.0, 1.5)] == [False, True, False]
+    second = Buckets(60, 1e9, 1e9, bucket_seconds=1, now=NOW)
+    assert [second.admit(NOW + at) for at in (0, 0, 0.5, 1.0, 1.0, 2.0)] == [1, 0, 0, 1, 0, 1]
+
+
+def test_a_call_larger_than_the_bucket_waits_for_a_full_one_and_leaves_a_debt():
+    """A call over the whole input limit is admitted by a full bucket, which then owes the rest."""
+    buckets = Buckets(1000, 6000, 1e9, bucket_seconds=60, now=NOW)
+    assert buckets.admit(NOW, input_tokens=9000)
+    assert buckets.retry_after(NOW, input_tokens=100) == 31
+    assert not buckets.admit(NOW + 30.9, input_tokens=100)
+    assert buckets.admit(NOW + 31.0, input_tokens=100)
+
+
+def test_output_is_taken_when_produced_and_a_debt_refuses():
+    """Output tokens count at the reply's end; below zero nothing is admitted until it is paid."""
+    buckets = Buckets(1000, 1e9, 6000, bucket_seconds=60, now=NOW)
+    buckets.produce(NOW, 6500)
+    assert buckets.retry_after(NOW) == 6
+    assert [buckets.admit(NOW + at) for at in (0, 5.0, 5.1)] == [False, False, True]
+
+
+def test_a_refusal_takes_nothing():
+    """Refused calls leave each bucket as it was."""
+    buckets = Buckets(10, 1000, 1e9, now=NOW)
+    assert buckets.admit(NOW, input_tokens=900)
+    before = buckets.headers(NOW)
+    assert not any(buckets.admit(NOW, input_tokens=500) for _ in range(20))
+    assert buckets.headers(NOW) == before
+
+
+def test_headers_say_limit_remaining_and_time_of_full_refill():
+    """All twelve headers are there, tokens in thousands, a debt as 0, resets in whole seconds."""
+    buckets = Buckets(50, 40_000, 8_000, now=NOW)
+    assert buckets.admit(NOW, input_tokens=12_400)
+    buckets.produce(NOW, 9_000)
+    full = [f"{datetime.fromtimestamp(NOW + wait, UTC):%Y-%m-%dT%H:%M:%SZ}" for wait in (2, 19, 68)]
+    expected = {
+        "requests": ("50", "49", full[0]),
+        "input-tokens": ("40000", "28000", full[1]),
+        "output-tokens": ("8000", "0", full[2]),
+        "tokens": ("8000", "0", full[2]),
+    }
+    headers = buckets.headers(NOW)
+    figures = {
+        name: tuple(headers[f"anthropic-ratelimit-{name}-{of}"] for of in ("limit", "remaining", "reset"))
+        for name in expected
+    }
+    assert (figures, len(headers)) == (expected, 12)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 20), st.integers(1, 3000), st.integers(0, 800)), max_size=80),
+    st.sampled_from([1.0, 5.0, 60.0]),
+)
+@settings(deadline=None)
+def test_no_window_is_ever_over_the_limit(calls, bucket_seconds):
+    """In any window the admitted input is at most the bucket, its refill and one call's overdraft."""
+    buckets = Buckets(60, 6000, 6000, bucket_seconds, now=NOW)
+    now, admitted = NOW, []
+    for gap, input_tokens, output_tokens in calls:
+        now += gap
+        if buckets.admit(now, input_tokens=input_tokens):
+            admitted.append((now, input_tokens))
+            buckets.produce(now, output_tokens)
+    capacity = 100 * bucket_seconds
+    for start, (since, _) in enumerate(admitted):
+        for end in range(start, len(admitted)):
+            seconds = admitted[end][0] - since
+            tokens = sum(each for _, each in admitted[start:end])  # all but the last, which may overdraw
+            overdraft = max(0, max(each for _, each in admitted[start : end + 1]) - capacity)
+            assert end - start + 1 <= max(bucket_seconds, 1) + seconds + 1e-3
+            assert tokens <= capacity + seconds * 100 + overdraft + 1e-3
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=40), st.integers(0, 9000))
+@settings(deadline=None)
+def test_retry_after_is_enough_and_not_a_second_too_long(sizes, output_tokens):
+    """After retry-after the refused call is admitted; two seconds earlier it is not."""
+    buckets = Buckets(30, 6000, 6000, bucket_seconds=5, now=NOW)
+    buckets.produce(NOW, output_tokens)
+    for size in sizes:
+        if not buckets.admit(NOW, input_tokens=size):
+            wait = buckets.retry_after(NOW, input_tokens=size)
+            assert wait <= 2 or not copy.deepcopy(buckets).admit(NOW + wait - 2, input_tokens=size)
+            assert buckets.admit(NOW + wait, input_tokens=size)
+            return
+
+
+# ------------------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize(
+    ("tier", "limits"),
+    [
+        ("start", (1_000, 2_000_000, 400_000)),
+        (1, (50, 40_000, 8_000)),
+        ("tier 4", (4_000, 400_000, 80_000)),
+        ((7, 8_000, 9_000), (7, 8_000, 9_000)),
+    ],
+)
+def test_the_limits_are_those_of_the_tier(tier, limits):
+    """Names, numbers and three numbers of one's own all give their limits in the headers."""
+    _, headers, _ = answered(desk(tier), request())
+    names = ("requests", "input-tokens", "output-tokens")
+    assert tuple(int(headers[f"anthropic-ratelimit-{name}-limit"]) for name in names) == limits
+
+
+def test_one_limit_of_a_tier_can_be_replaced():
+    """A keyword replaces one limit and leaves the tier's others; a tier without limits needs all three."""
+    _, headers, _ = answered(desk("start", requests_per_minute=7), request())
+    assert headers["anthropic-ratelimit-requests-limit"] == "7"
+    assert headers["anthropic-ratelimit-input-tokens-limit"] == "2000000"
+    with pytest.raises(TypeError, match="Did you mean 'requests_per_minute'"):
+        desk("start", request_per_minute=7)
+    with pytest.raises(ValueError, match="must be above 0"):
+        desk("start", requests_per_minute=0)
+    with pytest.raises(UnknownTier, match="not published"):
+        desk("evaluation")
+    own = {"requests_per_minute": 5, "input_tokens_per_minute": 10_000, "output_tokens_per_minute": 1_000}
+    assert answered(desk("evaluation", **own), request())[1]["anthropic-ratelimit-requests-limit"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "text"),
+    [
+        ((1, 1e9, 1e9), "requests_per_minute", "1 requests per minute"),
+        ((1e6, 600, 1e9), "input_tokens_per_minute", "600 input tokens per minute"),
+        ((1e6, 1e9, 1), "output_tokens_per_minute", "1 output tokens per minute"),
+    ],
+)
+def test_each_limit_refuses_with_429_and_when_to_come_back(limits, name, text):
+    """The 429 names the limit; the call succeeds after retry-after."""
+    at, body = desk(limits), request("word " * 400)
+    message_of(body, at)
+    now = NOW + 20  # after the reply, whose output may be owed
+    status, headers, error = answered(at, body, now)
+    assert (status, error["error"]["type"]) == (429, "rate_limit_error")
+    assert text in error["error"]["message"]
+    assert headers["anthropic-ratelimit-requests-limit"]
+    assert at.account.figures()["refused"] == {name: 1}
+    message_of(body, at, now + int(headers["retry-after"]))
+
+
+def test_models_of_one_group_share_their_limits_and_others_do_not():
+    """Opus 4.8 and 4.7 draw from one bucket, Haiku from another."""
+    at = desk((1, 1e9, 1e9))
+    models = ("claude-opus-4-8", "claude-opus-4-7", HAIKU)
+    assert [answered(at, request(model=name))[0] for name in models] == [200, 429, 200]
+
+
+def test_counting_has_a_limit_of_its_own():
+    """Beyond its own rate a count is refused with a time to come back, while messages still pass."""
+    from claudescale.simulator.wire import Problem  # noqa: PLC0415
+
+    at = desk("start", count_tokens_per_minute=2)
+    body = b'{"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": "x"}]}'
+    assert at.count_tokens(NOW, body, HEADERS) == at.count_tokens(NOW, body, HEADERS) != {}
+    with pytest.raises(Problem, match="rate limit of 2 requests") as refused:
+        at.count_tokens(NOW, body, HEADERS)
+    at.count_tokens(NOW + int(refused.value.headers["retry-after"]), body, HEADERS)
+    message_of(request(), at)
+
+
+# --------------------------------------------------------------------------------------------- bill
+
+
+@given(
+    st.sampled_from([HAIKU, "claude-sonnet-4-5", OPUS, "claude-fable-5-1"]),
+    st.integers(1, 700_000),
+    st.sampled_from([None, "5m", "1h"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_bill_is_the_list_price_of_each_reply(model, characters, ttl):
+    """Dollars are those of genai-prices for the usage sent, over all steps of the price."""
+    text = "x" * (min(characters, 600_000) if model == "claude-sonnet-4-5" else characters)
+    body, at = cached("row", prefix=text, ttl=ttl) if ttl else request(text), desk()
+    message = message_of({**body, "model": model, "max_tokens": 4000}, at)
+    usage = genai_prices.extract_usage(message, provider_id="anthropic").usage
+    moment = {"genai_request_timestamp": datetime.fromtimestamp(NOW, UTC)}
+    price = genai_prices.calc_price(usage, model_ref=model, provider_id="anthropic", **moment)
+    assert at.account.figures()["dollars"] == pytest.approx(float(price.total_price), rel=1e-9)
+
+
+def dollars_by_hand(message, batch):
+    """Return what a message on Haiku or Opus 5.5 costs, from the price page."""
+    usage = message["usage"]
+    per_input, per_output = (0.10, 0.50) if message["model"] == HAIKU else (4.0, 20.0)
+    factor = (0.5 if batch else 1.0) * (1.1 if usage["inference_geo"] == "us" else 1.0)
+    factor *= 2.0 if usage["speed"] == "fast" else 1.0
+    tokens = usage["input_tokens"] * per_input + usage["output_tokens"] * per_output
+    return factor * tokens / 1e6 + 0.01 * (searches_of(message) or 0)
+
+
+def searches_of(message):
+    """Return how many searches of the web a message counts; None where it counts none."""
+    return (message["usage"].get("server_tool_use") or {}).get("web_search_requests")
+
+
+def test_searches_geography_and_fast_mode_are_sent_and_billed():
+    """$10 per 1,000 searches in both modes, what they find as input; US geography 1.1; fast mode 2."""
+    at, us = desk(), {"inference_geo": "us"}
+    options = [{}, {"tools": [SEARCH]}, us, {"tools": [SEARCH], **us}]
+    bodies = [request(f"row {n}", max_tokens=8_000, **options[n % 4]) for n in range(40)]
+    live = [message_of(body, at) for body in bodies]
+    late = [result["message"] for _, result in sorted(worked(batches_of(at), rows_of(*bodies)).items())]
+    fast = [message_of(request(model=OPUS, speed="fast", inference_geo=geo), at) for geo in ("us", "global")]
+    whole = sum(dollars_by_hand(message, batch=False) for message in live + fast)
+    whole += sum(dollars_by_hand(message, batch=True) for message in late)
+    figures = at.account.figures()
+    assert figures["dollars"] == pytest.approx(whole, abs=1e-9)
+    assert figures["web_searches"] == sum(searches_of(message) or 0 for message in live + late)
+    assert {searches_of(message) for message in live[1::2]} == {0, 1, 2, 3}
+    assert {searches_of(message) for message in live[::2]} == {None}
+    assert {message["usage"]["inference_geo"] for message in live[2::4]} == {"us"}
+    for message in live:
+        types = [block["type"] for block in message["content"] if block["type"] != "thinking"]
+        count = searches_of(message) or 0
+        assert types == ["server_tool_use", "web_search_tool_result"] * count + ["text"]
+        assert message["usage"]["input_tokens"] > 500 * count
+    assert message_of(request(model=OLD), at)["usage"]["inference_geo"] == "not_available"
+
+
+def test_peaks_and_repeats_show_in_the_servers_own_account():
+    """Ten calls in half a second and ten more within the minute; a row that is paid twice is not distinct."""
+    at = desk()
+    moments = [*(0.05 * n for n in range(10)), *(5 + 2 * n for n in range(10)), *(100 + n for n in range(10))]
+    for moment in moments:
+        message_of(request(f"row {moment}"), at, NOW + moment)
+    figures = at.account.figures()
+    assert (figures["peak_requests_per_second"], figures["peak_requests_per_minute"]) == (10, 20)
+    assert figures["billed_rows"] == figures["distinct_rows_billed"] == 30
+    message_of(request(f"row {moment}"), at, NOW + 200)
+    assert at.account.figures()["billed_rows"] == 31
+    assert at.account.figures()["distinct_rows_billed"] == 30

@@ -1,0 +1,371 @@
+"""What the simulated models answer, how its tokens and its cache are counted, and what faults make of it."""
+
+import json
+from collections import Counter
+
+import jsonschema
+import pytest
+from desks import (
+    HAIKU,
+    HEADERS,
+    LONG,
+    NOW,
+    OLD,
+    OPUS,
+    SENTIMENT,
+    TOOL,
+    answered,
+    batches_of,
+    cached,
+    desk,
+    form,
+    message_of,
+    request,
+    rows_of,
+    text_of,
+    worked,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from claudescale.api import catalog
+from claudescale.simulator import Admission, Fault, Simulator
+from claudescale.simulator.replies import MARK
+
+# ------------------------------------------------------------------------------------------ replies
+
+
+def test_a_reply_depends_on_the_seed_and_the_body_alone():
+    """Neither order, time, tier nor earlier calls change a reply; the seed does."""
+    bodies = [request(f"Row {n}: the screen froze. It was slow. I like the case.") for n in range(30)]
+    one, two, other = desk(seed=3), desk("start", seed=3), desk(seed=4)
+    first = [message_of(body, one)["content"] for body in bodies]
+    later = [message_of(body, two, NOW + 9e4 + 60 * n)["content"] for n, body in enumerate(bodies[::-1])]
+    assert first == later[::-1]
+    assert first != [message_of(body, other)["content"] for body in bodies]
+
+
+def test_free_text_says_that_it_is_simulated_and_may_be_the_callers():
+    """Every free-text reply begins with the mark; a callable gives the text, or a JSON value."""
+    assert all(text_of(message_of(request(model=name))).startswith(MARK) for name in (HAIKU, OLD, OPUS))
+    at = desk(written=lambda body: {"seen": body["messages"][0]["content"]})
+    assert json.loads(text_of(message_of(request("abc"), at))) == {"seen": "abc"}
+
+
+def test_max_tokens_cuts_and_thinking_counts_in_it():
+    """With little room the answer is cut or missing, and never more than max_tokens is billed."""
+    empty = 0
+    for number in range(60):
+        message = message_of(
+            request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
+        )
+        assert message["stop_reason"] == "max_tokens"
+        assert message["usage"]["output_tokens"] <= 12
+        empty += [block["type"] for block in message["content"]] == ["thinking"]
+    assert 10 < empty < 60
+    cut = message_of(request(max_tokens=6, thinking={"type": "disabled"}, **form()))
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(text_of(cut))
+
+
+def test_thinking_can_be_kept_off_where_the_model_allows_it():
+    """Haiku 5.5 thinks on some rows by default, and on none with thinking disabled."""
+    thought = Counter()
+    for kind, changes in {"default": {}, "off": {"thinking": {"type": "disabled"}}}.items():
+        for number in range(60):
+            message = message_of(request(f"Row {number}", **changes))
+            tokens = message["usage"]["output_tokens_details"]["thinking_tokens"]
+            assert (tokens > 0) == any(block["type"] == "thinking" for block in message["content"])
+            thought[kind] += tokens > 0
+    assert 10 < thought["default"] < 50
+    assert thought["off"] == 0
+
+
+def test_a_stop_sequence_ends_the_text():
+    """The text ends before the first of them, and the reply names it."""
+    body = request(stop_sequences=["three", "two"], thinking={"type": "disabled"})
+    message = message_of(body, desk(written=lambda _: "One two three"))
+    found = text_of(message), message["stop_reason"], message["stop_sequence"]
+    assert found == ("One ", "stop_sequence", "two")
+
+
+def test_a_forced_tool_is_used_with_input_that_fits():
+    """tool_choice gives a tool_use block whose input obeys the schema."""
+    tools = [TOOL, {"name": "other", "input_schema": {}}]
+    for choice, name in (({"type": "any"}, "rate"), ({"type": "tool", "name": "other"}, "other")):
+        message = message_of(request(tools=tools, tool_choice=choice, max_tokens=4000))
+        assert (message["stop_reason"], message["content"][-1]["name"]) == ("tool_use", name)
+        if name == "rate":
+            jsonschema.validate(message["content"][-1]["input"], SENTIMENT)
+
+
+def test_classification_looks_plausible_and_better_models_err_less():
+    """Labels follow the words of the text; over many rows Opus errs less than Haiku 4.5."""
+    texts = [f"Order {n}: great quality, I love it." for n in range(150)]
+    texts += [f"Order {n}: arrived broken and late, terrible." for n in range(150)]
+    right = Counter()
+    for model in (OLD, HAIKU, OPUS):
+        at = desk()
+        for number, text in enumerate(texts):
+            reply = text_of(
+                message_of(request(f"Which is it?\n\n{text}", model=model, max_tokens=8000, **form()), at)
+            )
+            right[model] += json.loads(reply)["sentiment"] == ("positive" if number < 150 else "negative")
+    assert 0.75 < right[OLD] / 300 < right[OPUS] / 300 < 1.0
+    assert right[HAIKU] / 300 > 0.85
+
+
+def test_bounds_that_are_told_in_words_are_obeyed():
+    """Where the API has no keyword for a bound it stands in the description, and the replies keep to it."""
+    number, few = {"type": "number"}, "(max items: 2, min items: 2)"
+    properties = {
+        "score": {"type": "integer", "description": "(maximum: 5, minimum: 4)"},
+        "part": {**number, "description": "(exclusive maximum: 1, exclusive minimum: 0)"},
+        "tag": {"type": "string", "description": "(max length: 4, min length: 2)"},
+        "few": {"type": "array", "items": {"type": "integer"}, "description": few},
+    }
+    schema = {**SENTIMENT, "properties": properties, "required": [*properties]}
+    for seed in range(20):
+        body = request(f"{seed} parcels of 300 were late, {seed * 7} came.", max_tokens=9_000, **form(schema))
+        written = json.loads(text_of(message_of(body, desk(seed=seed))))
+        assert 4 <= written["score"] <= 5
+        assert 0 < written["part"] < 1
+        assert 2 <= len(written["tag"]) <= 4
+        assert len(written["few"]) == 2
+
+
+# -------------------------------------------------------------------------------- tokens and caching
+
+
+@given(st.text('abcdefg .,:\n"\\{}09éß漢🙂', min_size=50, max_size=400))
+@settings(deadline=None)
+def test_token_counts_are_near_the_estimate(text):
+    """A text has its characters' worth of tokens, up to about a tenth more or less."""
+    base = message_of(request("x"))["usage"]["input_tokens"] - 1
+    if text.strip():
+        found = message_of(request(text))["usage"]["input_tokens"] - base
+        expected = len(text) / catalog.model(HAIKU).characters_per_token
+        assert expected / 1.1 - 1 <= found <= expected / 0.9 + 1
+
+
+def shares(message):
+    """Return the uncached, the written and the read input tokens of a message."""
+    names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    return tuple(message["usage"][name] for name in names)
+
+
+def test_the_older_tokenizer_gives_fewer_tokens_and_needs_longer_prefixes():
+    """About a quarter fewer on Haiku 4.5; the same prefix is cached on Haiku 5.5 and too short for 4.5."""
+    new, old = (shares(message_of(request(LONG, model=model)))[0] for model in (HAIKU, OLD))
+    assert 0.68 < old / new < 0.8
+    assert shares(message_of(cached("a")))[1] > 0
+    assert shares(message_of(cached("a", model=OLD)))[1:] == (0, 0)
+
+
+def test_the_first_call_writes_and_later_ones_read_until_the_time_is_up():
+    """Write, read (which renews it), read again, and after five idle minutes write again."""
+    at = desk()
+    moments = (("a", 0), ("b", 250), ("c", 500), ("d", 801))
+    first, second, third, late = (shares(message_of(cached(row), at, NOW + wait)) for row, wait in moments)
+    assert (first[2], second[1], third[1], late[2]) == (0, 0, 0, 0)
+    assert first[1] == second[2] == third[2] == late[1] > 512
+    assert first[0] == second[0]
+
+
+def test_calls_that_start_together_all_write():
+    """The entry can be read only after the first reply has begun."""
+    at = desk(latency=4.0)
+    together = [at.admit(NOW + 0.1 * number, cached(f"row {number}"), HEADERS) for number in range(5)]
+    later = at.admit(NOW + 2.1, cached("later"), HEADERS)
+    assert [call.shares.cache_read_input_tokens for call in together] == [0] * 5
+    assert all(call.shares.cache_write_5m_input_tokens > 512 for call in together)
+    assert later.shares.cache_read_input_tokens == together[0].shares.cache_write_5m_input_tokens
+
+
+def test_an_hour_another_effort_and_a_warming_call():
+    """A 1h entry outlives 5 minutes; another effort does not find it; max_tokens 0 only writes."""
+    at = desk()
+    warm = message_of(cached("a", ttl="1h", max_tokens=0), at)
+    assert (warm["content"], warm["stop_reason"], warm["usage"]["output_tokens"]) == ([], "max_tokens", 0)
+    assert warm["usage"]["cache_creation"]["ephemeral_1h_input_tokens"] > 512
+    assert shares(message_of(cached("b", ttl="1h"), at, NOW + 3500))[2] > 512
+    other = cached("c", ttl="1h", output_config={"effort": "low"})
+    assert shares(message_of(other, at, NOW + 3500))[2] == 0
+
+
+def test_cache_reads_do_not_count_against_the_input_limit():
+    """With room for one prefix a minute, many calls that read it are admitted."""
+    at = desk((1e6, 1700, 1e9))
+    for number in range(20):
+        message_of(cached(f"row {number}"), at, NOW + 10 + number)
+    assert answered(at, cached("x", prefix=LONG + "!"), NOW + 30)[0] == 429
+
+
+def test_a_conversation_reads_what_earlier_turns_wrote():
+    """With automatic caching each longer turn reads the one before."""
+    at, automatic = desk(), {"cache_control": {"type": "ephemeral"}}
+    turns = [{"role": "user", "content": LONG}]
+    first = message_of(request(messages=turns, **automatic), at)
+    turns = [*turns, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": LONG + "?"}]
+    second = message_of(request(messages=turns, **automatic), at, NOW + 60)
+    assert shares(first)[1] == pytest.approx(shares(second)[2], abs=10)
+    assert shares(second)[1] > 512
+
+
+def test_diagnostics_say_why_the_cache_missed():
+    """Against the earlier request that is named: which part changed; null where none did."""
+    at = desk()
+
+    def asked(previous, **changes):
+        return message_of(request(**changes, diagnostics={"previous_message_id": previous}), at)
+
+    first = asked(None, system="a")
+    assert first["diagnostics"] is asked(first["id"], system="a")["diagnostics"] is None
+    cases = {
+        "system_changed": {"system": "b"},
+        "model_changed": {"system": "a", "model": OPUS},
+        "tools_changed": {"system": "a", "tools": [TOOL]},
+        "messages_changed": {"system": "a", "text": "Another row."},
+        "unavailable": {"system": "a", "output_config": {"effort": "low"}},
+    }
+    found = {
+        asked(first["id"], **case)["diagnostics"]["cache_miss_reason"]["type"] for case in cases.values()
+    }
+    assert found == {*cases}
+    reason = asked("msg_none", system="a")["diagnostics"]["cache_miss_reason"]
+    assert reason == {"type": "previous_message_not_found"}
+
+
+# ------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529])
+def test_every_status_can_be_made_to_happen(status):
+    """A fault of probability 1 strikes each call with its status and takes nothing."""
+    at = desk(faults={status: 1.0})
+    found, headers, error = answered(at, request())
+    assert found == status
+    assert (at.account.figures()["billed_rows"], at.account.figures()["faults"]) == (0, {str(status): 1})
+    if status == 429:
+        assert headers["retry-after"] == "5"
+        assert error["error"]["details"] == {"error_code": "ramp_limit_exceeded"}
+
+
+def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
+    """The same calls are struck in any order; a retry is drawn anew; outside the window none is."""
+    bodies = [request(f"row {number}") for number in range(200)]
+
+    def struck(order, now=NOW + 15):
+        at = desk(faults={529: (0.3, 10, 20)}, seed=5)
+        return at, {number for number in order if answered(at, bodies[number], now)[0] == 529}
+
+    at, forward = struck(range(200))
+    assert forward == struck(reversed(range(200)))[1]
+    assert 35 < len(forward) < 85
+    again = [answered(at, bodies[number], NOW + 16)[0] for number in forward]
+    assert 0 < again.count(529) < len(again)
+    assert struck(range(200), NOW + 20)[1] == set()
+
+
+def test_the_spend_cap_ends_everything_without_a_retry_after():
+    """Once the dollars are spent every call is refused for good; the workspace's limit is a 400."""
+    at = desk(faults={"spend_cap": 1e-9})
+    message_of(request(), at)
+    status, headers, error = answered(at, request(), NOW + 60)
+    assert (status, error["error"]["details"]["error_code"]) == (429, "enforced_spend_limit_reached")
+    assert error["error"]["message"].startswith("You have reached your API usage limits")
+    assert "retry-after" not in headers
+    status, _, error = answered(desk(faults={"workspace_spend": 0.0}), request())
+    assert status == 400
+    assert error["error"]["message"].startswith("You have reached your specified workspace API usage limits")
+    assert "2026-12-01" in error["error"]["message"]
+
+
+def test_overload_above_a_number_in_flight():
+    """The call beyond the number gets a 529, until one before it is done."""
+    at = desk(faults={"overload_above": 2})
+    one, _ = (at.admit(NOW, request(f"{number}"), HEADERS) for number in range(2))
+    assert answered(at, request("3"))[0] == 529
+    at.finish(one.done_at, one)
+    assert isinstance(at.admit(one.done_at, request("4"), HEADERS), Admission)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop_reason", "types"),
+    [
+        ("refusal_midway", "refusal", ["text"]),
+        ("empty_content", "end_turn", []),
+        ("thinking_only", "max_tokens", ["thinking"]),
+        ("cut", "max_tokens", ["text"]),
+    ],
+)
+def test_replies_can_be_spoiled(kind, stop_reason, types):
+    """Status 200, billed, and not what one wanted."""
+    at = desk(faults={kind: 1.0})
+    message = message_of(request(thinking={"type": "disabled"}), at)
+    assert (message["stop_reason"], [block["type"] for block in message["content"]]) == (stop_reason, types)
+    assert message["usage"]["output_tokens"] > 0
+    assert at.account.figures()["billed_rows"] == 1
+
+
+def test_a_refusal_is_billed_in_some_categories_only():
+    """Before any output: free but in three categories; its tokens stand in `usage` all the same."""
+    at = desk(faults={"refusal": 1.0})
+    messages = [message_of(request(f"row {n}"), at) for n in range(60)]
+    late = worked(batches_of(at), rows_of(*(request(f"batch {n}") for n in range(60))))
+    messages += [result["message"] for result in late.values()]
+    categories = Counter(message["stop_details"]["category"] for message in messages)
+    assert set(categories) == {"general_harms", "cyber", "bio", "frontier_llm"}
+    assert {(message["stop_reason"], message["usage"]["output_tokens"]) for message in messages} == {
+        ("refusal", 0)
+    }
+    figures = at.account.figures()
+    assert figures["billed_rows"] == categories["bio"] + categories["frontier_llm"]
+    assert figures["free_refusals"] == categories["general_harms"] + categories["cyber"]
+    assert figures["input_tokens"] == sum(message["usage"]["input_tokens"] for message in messages)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "thinking", "trace"])
+def test_a_field_for_the_reasoning_can_be_refused_and_is_billed(field):
+    """The category is reasoning_extraction, one of those that cost."""
+    schema = {**SENTIMENT, "properties": {field: {"type": "string"}}, "required": [field]}
+    at = desk(faults={"refusal": 1.0})
+    assert message_of(request(**form(schema)), at)["stop_details"]["category"] == "reasoning_extraction"
+    assert at.account.figures()["billed_rows"] == 1
+
+
+ACCOUNT = "organization_on_hold workspace_human_review_disabled cmek_key_disabled cmek_key_network_blocked"
+
+
+@pytest.mark.parametrize("kind", [*ACCOUNT.split(), "organization_disabled"])
+def test_troubles_of_the_account_strike_calls_and_rows(kind):
+    """Status 400 with the code, where there is one, live and in the result of a batch's row."""
+    at = desk(faults={kind: Fault(starts=0, ends=1)})
+    status, _, live = answered(at, request())
+    row = worked(batches_of(desk(faults={kind: Fault(starts=1)})), rows_of(request()))["0"]["error"]
+    for error in (live["error"], row["error"]):
+        code = error.get("details", {}).get("error_code")
+        assert (error["type"], code) == (
+            "invalid_request_error",
+            None if kind == "organization_disabled" else kind,
+        )
+    assert status == 400
+    assert at.account.figures()["billed_rows"] == 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "error", "says"),
+    [
+        ({"refusals": 1.0}, ValueError, "Did you mean 'refusal'"),
+        ({529: 1.5}, ValueError, "from 0 to 1"),
+        ({529: "often"}, TypeError, "takes a number"),
+        ({529: (0.1, 2)}, TypeError, r"\(probability, starts, ends\)"),
+        ({"spend_cap": None}, TypeError, "takes a number"),
+        (5, TypeError, r"such as faults=\{529: 0.05\}, not 5"),
+        (["drop"], TypeError, "such as faults="),
+    ],
+)
+def test_a_fault_that_cannot_be_says_what_to_type(faults, error, says):
+    """A misspelt kind, a value or a whole that is none is refused when the simulator is made."""
+    with pytest.raises(error, match=says):
+        Simulator(faults=faults)

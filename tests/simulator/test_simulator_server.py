@@ -1,0 +1,445 @@
+"""The simulator over HTTP: the real SDK in strict mode, broken answers, the clock, and the command line."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from email.utils import parsedate_to_datetime
+
+import aiohttp
+import anthropic
+import pytest
+from desks import HAIKU, HEADERS, LONG, OPUS, SEARCH, TOOL, VERSION, batch_of, cached, form, request
+
+from claudescale.api import catalog
+from claudescale.simulator import Fault, Simulator
+from claudescale.simulator.__main__ import arguments
+
+FREE = (1e9, 1e12, 1e12)
+
+
+@pytest.fixture
+def simulator():
+    """Run a fast simulator."""
+    with Simulator("start", speed=200) as made:
+        yield made
+
+
+def asked(simulator, ask, **options):
+    """Return what `ask(client)` gives, with a client that validates every answer and retries nothing."""
+
+    async def run():
+        options.setdefault("_strict_response_validation", True)
+        async with simulator.client(max_retries=0, **options) as client:
+            return await ask(client)
+
+    return asyncio.run(run())
+
+
+async def ended(client, name):
+    """Return the batch once it has ended."""
+    while (shown := await client.messages.batches.retrieve(name)).processing_status != "ended":  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    return shown
+
+
+def fetch(url, body=None, headers=HEADERS):
+    """Return status, headers and JSON of an answer, by plain HTTP."""
+    data = None if body is None else json.dumps(body).encode()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, data=data, headers=headers), timeout=30) as answer:
+            return answer.status, answer.headers, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, json.loads(error.read())
+
+
+# ----------------------------------------------------------------------------------------- messages
+
+
+@pytest.mark.slow
+def test_the_sdk_in_strict_mode_takes_every_message_streamed_or_not_and_in_a_batch():
+    """Thinking, schemas, tools, searches, caching, refusals: three times the same message, and one bill."""
+    shown, previous = {"type": "adaptive", "display": "summarized"}, {"previous_message_id": "msg_x"}
+    bodies = [
+        request(),
+        request(model=OPUS, output_config={"effort": "max"}, max_tokens=9000),
+        request(thinking=shown, max_tokens=9000),
+        request(**form()),
+        request(tools=[TOOL], tool_choice={"type": "any"}),
+        cached("a"),
+        *(request(f"row {n}", tools=[SEARCH], inference_geo="us", diagnostics=previous) for n in range(6)),
+    ]
+
+    async def ask(client):
+        plain, streamed = [], []
+        for body in bodies:
+            plain.append(await client.messages.create(**body))
+            async with client.messages.stream(**body) as stream:
+                streamed.append(await stream.get_final_message())
+        rows = [{"custom_id": str(place), "params": body} for place, body in enumerate(bodies)]
+        batch = await ended(client, (await client.messages.batches.create(requests=rows)).id)
+        lines = [line async for line in await client.messages.batches.results(batch.id)]
+        lines.sort(key=lambda line: int(line.custom_id))
+        return plain, streamed, [line.result.message for line in lines]
+
+    with Simulator(FREE, speed=2_000, faults={"refusal": 0.2, "refusal_midway": 0.2}) as made:
+        plain, streamed, late = asked(made, ask)
+        assert made.stats["in_flight"] == 0
+        assert made.stats["calls"] == 2 * len(bodies)
+    for one, two, three in zip(plain, streamed, late, strict=True):
+        contents = [
+            message.model_dump(exclude={"content": {"__all__": {"parsed_output"}}})["content"]
+            for message in (one, two, three)
+        ]
+        assert contents[0] == contents[1] == contents[2]
+        assert (one.stop_reason, one.stop_details) == (two.stop_reason, two.stop_details)
+        assert one.usage.output_tokens == two.usage.output_tokens == three.usage.output_tokens
+        assert one.usage.server_tool_use == two.usage.server_tool_use == three.usage.server_tool_use
+    assert {"refusal", "end_turn"} <= {message.stop_reason for message in plain}
+    assert any(message.usage.server_tool_use.web_search_requests for message in plain[6:])
+    assert streamed[6].diagnostics.cache_miss_reason.type == "previous_message_not_found"
+
+
+@pytest.mark.parametrize(
+    ("faults", "changes", "kind", "name", "code"),
+    [
+        ({429: 1.0}, {}, anthropic.RateLimitError, "rate_limit_error", "ramp_limit_exceeded"),
+        ({529: 1.0}, {}, anthropic.InternalServerError, "overloaded_error", None),
+        ({402: 1.0}, {}, anthropic.APIStatusError, "billing_error", None),
+        ({}, {"model": "claude-none"}, anthropic.NotFoundError, "not_found_error", None),
+        ({}, {"max_tokens": 999_999}, anthropic.BadRequestError, "invalid_request_error", None),
+    ],
+)
+def test_errors_arrive_as_the_sdks_typed_exceptions(faults, changes, kind, name, code):
+    """Each status is the SDK's class for it, with type, code and request id."""
+    with Simulator(speed=200, faults=faults) as made, pytest.raises(kind) as caught:
+        asked(made, lambda client: client.messages.create(**request(**changes)), timeout=60)
+    error = caught.value
+    assert (error.type, error.error_code) == (name, code)
+    assert error.request_id.startswith("req_sim")
+    assert error.response.headers["claudescale-simulator"] == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "expected", "billed"),
+    [
+        ("drop", anthropic.APIConnectionError, 0),
+        ("drop_after", anthropic.APIConnectionError, 1),
+        ("hang", anthropic.APITimeoutError, 0),
+        ("html_body", anthropic.InternalServerError, 0),
+        ("truncated_body", Exception, 1),
+        ("not_json", Exception, 1),
+    ],
+)
+def test_broken_answers_break_as_they_do_on_the_wire(kind, expected, billed):
+    """Dropped, hanging, truncated, HTML and non-JSON answers reach the SDK as what they are."""
+    with Simulator(speed=200, faults={kind: 1.0}) as made:
+        with pytest.raises(expected):
+            asked(made, lambda client: client.messages.create(**request()), timeout=1.0)
+        assert made.stats["billed_rows"] == billed
+
+
+def test_a_broken_stream_ends_in_the_middle_and_is_billed():
+    """Half of the events come, then the connection closes."""
+
+    async def ask(client):
+        async with client.messages.stream(**request()) as stream:
+            return [event.type async for event in stream]
+
+    with Simulator(speed=200, faults={"drop_after": 1.0}) as made:
+        with pytest.raises(Exception, match=r"(?i)payload|incomplete|peer|closed"):
+            asked(made, ask)
+        assert made.stats["billed_rows"] == 1
+
+
+def test_the_limits_hold_over_http_and_latency_is_api_time():
+    """Of many calls at once the minute's worth is admitted; 200s and 429s carry the headers."""
+
+    async def ask(client):
+        calls = [client.messages.with_raw_response.create(**request(f"row {n}")) for n in range(40)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with Simulator((20, 1e6, 1e6), speed=5, latency=2.0) as made:
+        began = made.clock.seconds()
+        found, stats = asked(made, ask), made.stats
+        seconds = made.clock.seconds() - began
+    refused = [one for one in found if isinstance(one, anthropic.RateLimitError)]
+    assert seconds >= 2.0
+    assert 20 <= stats["billed_rows"] == 40 - len(refused) <= 20 + seconds * 20 / 60 + 1
+    assert stats["refused"] == ({"requests_per_minute": len(refused)} if refused else {})
+    for one in found:
+        headers = one.response.headers if isinstance(one, Exception) else one.headers
+        assert headers["anthropic-ratelimit-requests-limit"] == "20"
+
+
+# ----------------------------------------------------------------------------- counts, models, limits
+
+
+def test_counting_is_free_and_agrees_with_the_bill(simulator):
+    """count_tokens gives the very input tokens that the message is billed."""
+    body = request(LONG, system="Be brief.")
+
+    async def ask(client):
+        count = {name: body[name] for name in ("model", "messages", "system")}
+        counted = await client.messages.count_tokens(**count)
+        return counted.input_tokens, (await client.messages.create(**body)).usage.input_tokens
+
+    counted, billed = asked(simulator, ask)
+    assert counted == billed
+    assert simulator.stats["calls"] == 1
+
+
+def test_models_are_listed_by_lifecycle_and_page(simulator):
+    """The SDK pages through the list; retired models show only when asked for."""
+
+    async def ask(client):
+        default = [model async for model in client.models.list(limit=4)]
+        retired = [model async for model in client.models.list(lifecycle=["retired"])]
+        with pytest.raises(anthropic.NotFoundError):
+            await client.models.retrieve("claude-none")
+        return default, retired, await client.models.retrieve("claude-haiku-4-5")
+
+    default, retired, one = asked(simulator, ask)
+    assert {model.lifecycle for model in default} <= {"active", "deprecated"}
+    assert len(default) == len({model.id for model in default}) > 10
+    assert all(model.capabilities.batch.supported for model in default)
+    assert {model.lifecycle for model in retired} == {"retired"}
+    assert (one.line, one.max_input_tokens, one.display_name) == ("haiku", 200_000, "Claude Haiku 4.5")
+    assert not one.capabilities.effort.supported
+    assert one.id == catalog.model("claude-haiku-4-5").snapshot
+
+
+def test_rate_limits_can_be_read_with_an_admins_key(simulator):
+    """The tier's limits by group, filtered and paged; an ordinary key is turned down there alone."""
+
+    async def ask(client):
+        limits = client.organization.rate_limits
+        every = [item async for item in limits.list(limit=3)]
+        haiku = [item async for item in limits.list(model=HAIKU)]
+        return every, haiku, [item async for item in limits.list(group_type="batch")]
+
+    every, haiku, batch = asked(simulator, ask)
+    assert len(every) == len({item.id for item in every}) > 5
+    values = {limit.type: limit.value for limit in haiku[0].limits}
+    assert values["requests_per_minute"] == 1_000
+    assert values["input_tokens_per_minute_cache_aware"] == 2_000_000
+    assert {limit.type: limit.value for limit in batch[0].limits}["enqueued_batch_requests"] == 200_000
+    ordinary = {"api_key": "sk-ant-api03-ordinary"}
+    assert asked(simulator, lambda client: client.models.retrieve(HAIKU), **ordinary).id == HAIKU
+    with pytest.raises(anthropic.PermissionDeniedError, match="Admin API key"):
+        asked(simulator, lambda client: client.organization.rate_limits.list(), **ordinary)
+
+
+# ------------------------------------------------------------------------------------------ batches
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "created"),
+    [
+        ("create_dropped", anthropic.APIConnectionError, 0),
+        ("create_failed", anthropic.InternalServerError, 0),
+        ("create_lost", anthropic.APIConnectionError, 1),
+        ("create_hang", anthropic.APITimeoutError, 1),
+        ("create_failed_after", anthropic.InternalServerError, 1),
+    ],
+)
+def test_the_first_create_fails_and_the_second_goes_through(kind, error, created):
+    """A fault at the first try leaves a batch behind or none, as its kind says; the second answers."""
+
+    async def ask(client):
+        impatient = client.with_options(timeout=1.0 if kind == "create_hang" else 60.0)
+        with pytest.raises(error):
+            await impatient.messages.batches.create(**batch_of(3))
+        left = [batch.id async for batch in client.messages.batches.list()]
+        second = await client.messages.batches.create(**batch_of(3))
+        return left, [second.id, *left], [batch.id async for batch in client.messages.batches.list()]
+
+    with Simulator(speed=200, faults={kind: Fault(tries=[1])}) as made:
+        left, expected, listed = asked(made, ask)
+        assert (len(left), made.stats["batches_created"]) == (created, created + 1)
+        assert made.stats["faults"] == {kind: 1}
+    assert listed == expected
+
+
+def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
+    """The first poll is a 500; the first download of a batch ends in the middle of a line."""
+
+    async def ask(client):
+        batches = client.messages.batches
+        name, raw = (await batches.create(**batch_of(41))).id, bytearray()
+        with pytest.raises(anthropic.InternalServerError):
+            await batches.retrieve(name)
+        await ended(client, name)
+        with pytest.raises(Exception, match=r"(?i)payload|incomplete|peer|closed"):  # noqa: PT012
+            async with batches.with_streaming_response.results(name) as response:
+                async for part in response.iter_bytes():
+                    raw += part
+        return bytes(raw), [line.custom_id async for line in await batches.results(name)]
+
+    faults = {"poll_failed": Fault(tries=[1]), "results_cut": Fault(tries=[1])}
+    with Simulator(speed=2000, batch_seconds=60, faults=faults) as made:
+        raw, names = asked(made, ask)
+        assert made.stats["faults"] == {"poll_failed": 1, "results_cut": 1}
+    assert len(set(names)) == 41
+    assert raw.count(b"\n") == 20
+    assert not raw.endswith(b"\n")
+
+
+def test_every_answer_has_the_date_in_api_time():
+    """Messages, streams, errors, lists and results carry the simulator's date, not this machine's."""
+    with Simulator(speed=20_000, batch_seconds=60) as made:
+
+        async def ask(client):
+            batches = client.messages.batches
+            batch = await ended(client, (await batches.create(**batch_of(2))).id)
+            before = made.clock.seconds()
+            answers = [
+                await client.messages.with_raw_response.create(**request(), stream=on) for on in (True, False)
+            ]
+            answers += [
+                await batches.with_raw_response.list(),
+                await batches.with_raw_response.results(batch.id),
+            ]
+            with pytest.raises(anthropic.NotFoundError) as error:
+                await batches.retrieve("msgbatch_none")
+            answers.append(error.value.response)
+            dates = [parsedate_to_datetime(answer.headers["date"]).timestamp() for answer in answers]
+            return [int(before), *dates, made.clock.seconds()]
+
+        moments = asked(made, ask)
+    assert moments == sorted(moments)
+    assert moments[-1] > time.time() + 60
+
+
+def test_an_upload_that_breaks_off_makes_no_batch(simulator):
+    """The client goes away in the middle of the body: there is no batch, and the next one is made."""
+    head = "POST /v1/messages/batches HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n"
+    head += "anthropic-version: 2026-10-21\r\nContent-Length: 9999\r\n\r\n"
+
+    async def ask(client):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(simulator.url.rpartition(":")[2]))
+        writer.write(head.encode() + b'{"requests":[{"custom_id":"a"')
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+        made = await client.messages.batches.create(**batch_of(1))
+        return [made.id], [batch.id async for batch in client.messages.batches.list()]
+
+    made, listed = asked(simulator, ask)
+    assert made == listed
+
+
+@pytest.mark.slow
+def test_a_large_batch_leaves_other_calls_their_turn():
+    """While thousands of overdue rows are worked off, live calls are answered in between."""
+    # The replies take no time, and all rows are due at once, long before they can be done.
+    with Simulator(FREE, speed=1e6, batch_seconds=1.0, latency=0.0) as made:
+
+        async def ask(client):
+            await client.messages.create(**request())  # the SDK's first call takes long
+            await client.messages.batches.create(**batch_of(4_000))
+            billed = []
+            while not billed or billed[-1]["batch"] < 4_000:
+                await client.messages.create(**request(f"live {len(billed)}"))
+                billed.append(made.stats["billed_rows_by_mode"])
+            return billed
+
+        billed = asked(made, ask)
+    assert sum(0 < counts["batch"] < 4_000 for counts in billed) >= 3
+    assert [counts["live"] for counts in billed] == list(range(2, len(billed) + 2))
+
+
+def test_wrong_calls_to_the_batch_endpoints_are_refused(simulator):
+    """An unknown batch, path, method or API version is an error of the API's own shape."""
+    cases = [
+        ("PUT", "", VERSION, 405),
+        ("DELETE", "", VERSION, 405),
+        ("PATCH", "/msgbatch_none", VERSION, 404),
+        ("GET", "/msgbatch_none/results", VERSION, 404),
+        ("POST", "/msgbatch_none/cancel", VERSION, 404),
+        ("GET", "-other", VERSION, 404),
+        ("GET", "", "2020-01-01", 400),
+    ]
+
+    async def run():
+        async with aiohttp.ClientSession() as session:
+            found = []
+            for method, path, version, _ in cases:
+                headers = {**HEADERS, "anthropic-version": version}
+                url = f"{simulator.url}/v1/messages/batches{path}"
+                async with session.request(method, url, headers=headers) as answer:
+                    found.append((answer.status, (await answer.json())["type"]))
+            return found
+
+    assert asyncio.run(run()) == [(status, "error") for *_, status in cases]
+
+
+# ------------------------------------------------------------------------------ the simulator itself
+
+
+def test_any_client_learns_the_clock_and_unknown_paths_are_404(simulator):
+    """Plain HTTP works; GET /simulator says what runs; every answer is marked; other hosts are refused."""
+    status, headers, about = fetch(f"{simulator.url}/simulator")
+    assert (status, about["simulator"], about["speed"], about["tier"]) == (200, "claudescale", 200, "start")
+    assert abs(about["now"] - simulator.clock.seconds()) < 10 * 200
+    assert headers["claudescale-simulator"] == "1"
+    status, headers, message = fetch(f"{simulator.url}/v1/messages", request())
+    assert (status, message["role"], headers["claudescale-simulator"]) == (200, "assistant", "1")
+    assert fetch(f"{simulator.url}/v1/nothing")[0] == 404
+    assert fetch(f"{simulator.url}/simulator/stats")[2]["billed_rows"] == 1
+    assert fetch(f"{simulator.url}/simulator", headers={**HEADERS, "host": "example.com"})[0] == 403
+
+
+def test_it_listens_on_this_machine_only_and_closes(simulator):
+    """The address is loopback; a port in use is an error; closed, it refuses connections, keeps its stats."""
+    assert simulator.url.startswith("http://127.0.0.1:")
+    fetch(f"{simulator.url}/v1/messages", request())
+    with pytest.raises(OSError, match="address already in use"):
+        Simulator(port=int(simulator.url.rpartition(":")[2]))
+    simulator.close()
+    simulator.close()
+    assert simulator.stats["billed_rows"] == 1
+    assert repr(simulator) == "<Simulator closed tier='start' speed=200 seed=0>"
+    with pytest.raises(urllib.error.URLError):
+        fetch(f"{simulator.url}/simulator")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_line_serves_and_stops_cleanly(ending):
+    """One line says what to export; a signal ends it with status 0 and nothing on stderr."""
+    command = [sys.executable, "-m", "claudescale.simulator", "--tier", "1", "--faults", "529=1@0-9999"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {"PYTHONPATH": ".", **os.environ}
+    with subprocess.Popen([*command, "--speed", "50"], env=environment, **pipes) as process:
+        line = process.stdout.readline()
+        url = line.partition("ANTHROPIC_BASE_URL=")[2].split()[0]
+        assert "ANTHROPIC_API_KEY=simulated" in line
+        assert fetch(f"{url}/simulator")[2]["tier"] == "tier 1"
+        assert fetch(f"{url}/v1/messages", request())[0] == 529
+        process.send_signal(ending)
+        rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_the_command_line_says_when_and_at_which_tries_a_fault_strikes():
+    """A window, tries, both or neither; a level stays a number; nonsense is an error."""
+    options = ["--faults", "529=0.1@30-60,create_lost=1#1+3,drop@5,spend_cap=2", "--requests-per-minute", "5"]
+    found = arguments().parse_args(options)
+    assert (found.requests_per_minute, "latency" in found) == (5.0, False)
+    assert found.faults == {
+        "529": Fault(probability=0.1, starts=30, ends=60),
+        "create_lost": Fault(tries=[1, 3]),
+        "drop": Fault(starts=5),
+        "spend_cap": 2.0,
+    }
+    with pytest.raises(SystemExit):
+        arguments().parse_args(["--faults", "529=often"])
