@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from claudescale.evidence.cascaderuns import CascadeRun
+    from claudescale.evidence.cascades import CascadeRun
     from claudescale.running.runs import Run
 
 

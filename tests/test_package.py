@@ -30,6 +30,7 @@ FOLDERS = [
     "errors",
     "clock",
     "loops",
+    "text",
     "awaiting",
     "handles",
     "api",
@@ -64,10 +65,6 @@ UPWARD = {
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
     ("running.runs", "widgets"),
     ("views.cards", "planning"),
-    ("views.cascadecards", "evidence"),
-    ("views.cascadecards", "planning"),
-    ("views.cascadeplots", "evidence"),
-    ("views.cascadeplots", "planning"),
     ("views.planplots", "planning"),
     ("views.plots", "planning"),
 }
