@@ -15,7 +15,6 @@ import polars as pl
 
 from claudescale.api import prices
 from claudescale.running.tallies import Tally
-from claudescale.views.marks import MOST_SLICES
 
 if TYPE_CHECKING:
     from claudescale.api.facts import Model
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 _STEP = math.log(1.05)  # latencies are kept as classes, each so much wider than the one before
 _SHORTEST_SECONDS = 1e-3
+MOST_SLICES = 280
 
 
 class Slice(NamedTuple):

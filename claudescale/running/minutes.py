@@ -10,7 +10,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from claudescale.views import card
+from claudescale import text
 
 if TYPE_CHECKING:
     from claudescale.running.runs import Run
@@ -58,7 +58,7 @@ class Minutes:
         if not LOGGER.isEnabledFor(logging.INFO):
             return
         done = f"{counts.done:,} of {counts.sent:,} rows done"
-        LOGGER.info("%s, %s so far, %s", line(before, self._told), card.dollars(counts.dollars), done)
+        LOGGER.info("%s, %s so far, %s", line(before, self._told), text.dollars(counts.dollars), done)
 
 
 def line(before: Sums, now: Sums) -> str:

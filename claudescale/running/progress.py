@@ -8,9 +8,9 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from claudescale import loops
+from claudescale import loops, text
 from claudescale.running.minutes import Minutes
-from claudescale.views import card, cards
+from claudescale.running.run_views import waiting
 
 if TYPE_CHECKING:
     from claudescale.running.runs import Run
@@ -64,8 +64,8 @@ class Progress:
     def _show(self) -> None:
         counts, minutes = self._run.counts, self._run.minutes
         rate = counts.requests / minutes if minutes else 0.0
-        out = cards.waiting(self._run)
-        how = f"{rate:,.0f}/min, {card.dollars(counts.dollars)}" if out is None else out[0]
+        out = waiting(self._run)
+        how = f"{rate:,.0f}/min, {text.dollars(counts.dollars)}" if out is None else out[0]
         self._bar.set_postfix_str(how, refresh=False)
         self._bar.n = counts.done
         self._bar.refresh()

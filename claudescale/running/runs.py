@@ -21,14 +21,12 @@ from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
 from claudescale.ledger.ledger import ATTEMPTS
 from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results
-from claudescale.running import pulses
+from claudescale.running import pulses, run_views
 from claudescale.running.batchframe import BATCHES, batch_frame
 from claudescale.running.progress import Progress
+from claudescale.running.rates import by_minute
+from claudescale.running.run_views import Plots
 from claudescale.running.sending import Sending
-from claudescale.views import cards
-from claudescale.views.plots import Plots
-from claudescale.views.rates import by_minute
-from claudescale.widgets import watchcharts
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -101,19 +99,21 @@ class Run(Handle):
         self._failures: dict[str, int] | None = None
         self._sending = Sending(plan, client, self.path, on and cluster.engine(on, client))
         if watchable and plan.mode != "batch" and loops.in_cell():
+            from claudescale.widgets import watchcharts  # noqa: PLC0415 - altair is slow to import
+
             watchcharts.prepare()  # in `watch` it would stop the calls of this run for seconds
         self._start(self._go)
 
     async def _go(self) -> None:
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         try:
-            await self._sending.go(lambda: progress.start(cards.before(self)))
+            await self._sending.go(lambda: progress.start(run_views.before(self)))
         except LedgerError as error:
-            raise RunStopped(cards.why(self), self) from error
+            raise RunStopped(run_views.why(self), self) from error
         finally:
             await progress.close()
         if self.state == "failed":
-            raise RunStopped(cards.why(self), self)
+            raise RunStopped(run_views.why(self), self)
 
     # the handle
 
@@ -167,12 +167,12 @@ class Run(Handle):
         return deleted
 
     def _line(self) -> str:
-        return cards.line(self)
+        return run_views.line(self)
 
     @property
     def kept(self) -> str:
         """What an interrupt leaves, in one sentence. Spends: nothing."""
-        return cards.kept(self)
+        return run_views.kept(self)
 
     # how far it is: cheap, at any time, from any thread
 
@@ -393,7 +393,7 @@ class Run(Handle):
         return Plots(self)
 
     def __repr__(self) -> str:
-        return cards.run_card(self).text()
+        return run_views.run_card(self).text()
 
     def _repr_html_(self) -> str:
-        return cards.run_card(self).html()
+        return run_views.run_card(self).html()

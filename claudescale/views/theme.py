@@ -1,15 +1,14 @@
 """What all pictures share: Altair charts that carry our theme and show offline, in light and in dark.
 
-`Picture`, `Across` and `Down` are Altair's own charts: ``.properties``, ``.save``, ``|``, ``&`` and ``+`` work,
-and keep the theme. The user's Altair settings are neither read nor changed. Altair takes 2 s to import, so
-import this module, and those with charts, only where something is drawn.
+`Picture`, `Across` and `Down` are Altair's own charts: ``.properties``, ``.save``, ``|``, ``&`` and ``+``
+work and keep the theme. The user's Altair settings are neither read nor changed. Altair takes 2 s to import,
+so this module, and those with charts, are imported only where something is drawn.
 """
 
 from __future__ import annotations
 
 import base64
 import textwrap
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,11 @@ PALETTE = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
 GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
 TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis and what stands beside it
-DOLLARS = "$,.7~f"  # format of an axis
+DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
+    "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
+    "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
+)
+SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}
 # Labels and titles of axes get no colour here: the light or dark theme of the page gives it.
 # fmt: off
@@ -70,8 +73,8 @@ def themed(specification: dict[str, Any], datasets: dict[str, Any]) -> dict[str,
 def bundle(specification: dict[str, Any]) -> dict[str, Any]:
     """Return what a notebook shows and saves of a chart, by MIME type.
 
-    JupyterLab and VS Code draw the first and follow the dark theme. GitHub and exported pages show the PNG, on
-    white because it may stand on any page; without vl-convert there is none. A terminal shows the sentence.
+    JupyterLab and VS Code draw the first and follow the dark theme. GitHub and exported pages show the PNG,
+    on white as it may stand on any page; without vl-convert there is none. A terminal shows the sentence.
     """
     shown = {
         "application/vnd.vegalite.v5+json": specification,
@@ -105,13 +108,13 @@ class Themed:
     def __repr__(self) -> str:
         return printable(self.to_dict().get("description", ""))
 
-    def __or__(self, other: Any) -> Across:
+    def __or__(self: Any, other: Any) -> Across:
         return Across(hconcat=[self, other])
 
-    def __and__(self, other: Any) -> Down:
+    def __and__(self: Any, other: Any) -> Down:
         return Down(vconcat=[self, other])
 
-    def __add__(self, other: Any) -> Picture:
+    def __add__(self: Any, other: Any) -> Picture:
         return Picture(layer=[self, other])
 
 
@@ -135,9 +138,9 @@ def picture(layers: Sequence[alt.Chart], sentence: str, *, more: str = "", **pro
 
 def said(sentence: str, more: str = "") -> dict[str, Any]:
     """Return title and description of a chart that says a sentence; a title is never cut off."""
-    title = alt.Title(
-        textwrap.wrap(sentence, TITLE_CHARACTERS), subtitle=textwrap.wrap(more, TITLE_CHARACTERS)
-    )
+    title = alt.Title(textwrap.wrap(sentence, TITLE_CHARACTERS))
+    if more:
+        title.subtitle = textwrap.wrap(more, TITLE_CHARACTERS)
     return {"title": title, "description": ". ".join(filter(None, [sentence, more]))}
 
 
@@ -200,7 +203,7 @@ def limit(
             chart().mark_text(align="left", baseline="middle", dx=6, **text).encode(**place),
         ]
     place = {"x": alt.value("width") if far else alt.datum(x), "y": alt.value(0)}
-    align = "right" if far else "center"
+    align: Any = "right" if far else "center"
     return [
         *([] if far else [chart().mark_rule(**DASHED).encode(x=alt.datum(x))]),
         chart().mark_text(align=align, baseline="bottom", dy=-4, **text).encode(**place),
@@ -233,28 +236,3 @@ def colors(names: Iterable[str], palette: dict[str, str]) -> alt.Scale:
     """Return a scale with the colours of those names that are there."""
     there = [name for name in palette if name in set(names)]
     return alt.Scale(domain=there, range=[palette[name] for name in there])
-
-
-# the pictures of trials and cascades are not Altair charts yet
-
-
-@dataclass(frozen=True, eq=False, repr=False, slots=True, kw_only=True)
-class Shown:
-    """A chart and its sentence, which show themselves as a `Picture` does. Spends: nothing."""
-
-    chart: alt.TopLevelMixin
-    text: str
-
-    def __repr__(self) -> str:
-        return printable(self.text)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        del include, exclude
-        return bundle(specification(self.chart, self.text))
-
-
-def specification(chart: alt.TopLevelMixin, text: str) -> dict[str, Any]:
-    """Return the specification of a chart in our theme, described by a text."""
-    datasets: dict[str, Any] = {}
-    part = {"top_level": False, "datasets": datasets, "pre_transform": False}
-    return themed({"description": text, **chart.to_dict(context=part)}, datasets)

@@ -10,7 +10,8 @@ from claudescale import loops
 from claudescale.api.client import Wire
 from claudescale.api.connecting import connect
 from claudescale.errors import ClaudescaleError
-from claudescale.views import card, cards
+from claudescale.running import run_views
+from claudescale.views import card
 from claudescale.widgets import picks
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Asking:
             return
         ended = asyncio.ensure_future(_end_of(run))
         while not ended.done():
-            self._panel.say(f"Pilot. {cards.line(run)}")
+            self._panel.say(f"Pilot. {run_views.line(run)}")
             await asyncio.wait([ended], timeout=REFRESH_SECONDS)
         ended.result()
         self._measured(run)

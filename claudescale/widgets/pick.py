@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale.api.connecting import check_client
 from claudescale.errors import PlanError, printable
+from claudescale.planning.plan_views import plan_card
 from claudescale.planning.plans import Plan
 from claudescale.prompts.parameters import plain
+from claudescale.running import run_views
 from claudescale.views import card as display
-from claudescale.views import cards
-from claudescale.views.theme import specification
 from claudescale.widgets import picks
 from claudescale.widgets.asking import Asking, pilot_spending, run_spending
 from claudescale.widgets.redrawing import Redrawing
@@ -181,7 +181,7 @@ class Picker:
 
     def _measured(self, run: Run) -> None:
         """Take what a pilot has measured, for all plans of its model."""
-        told = cards.line(run)
+        told = run_views.line(run)
         run.plan.calibrate(run)  # PlanError where there is nothing to learn from
         with self._lock:
             self._pilots[_measured_as(run.plan)] = run
@@ -200,11 +200,11 @@ class Picker:
     # how it looks
 
     def __repr__(self) -> str:
-        return printable(f"Picker: {cards.plan_card(self.plan).title} The same in code: {self.code}")
+        return printable(f"Picker: {plan_card(self.plan).title} The same in code: {self.code}")
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         del include, exclude  # IPython itself leaves out what was not asked for
-        return self._panel.bundle(repr(self), cards.plan_card(self.plan), self.code)
+        return self._panel.bundle(repr(self), plan_card(self.plan), self.code)
 
 
 def pick(
@@ -280,6 +280,5 @@ def _impossible(error: PlanError) -> display.Card:
 
 def _drawn(plan: Plan) -> dict[str, Any]:
     """Return the picture of a plan among its choices; a live widget needs no PNG beside it."""
-    shown = plan.plot.frontier()
-    drawing = specification(shown.chart, shown.text)
-    return {"application/vnd.vegalite.v5+json": drawing, "text/plain": shown.text}
+    drawing = plan.plot.frontier().to_dict()
+    return {"application/vnd.vegalite.v5+json": drawing, "text/plain": drawing["description"]}

@@ -13,8 +13,8 @@ from claudescale.api import catalog, prices
 from claudescale.api.limits import Limits
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
 from claudescale.planning import calls, choosing, estimates, feasibility, whatif
+from claudescale.planning.plan_views import plan_card
 from claudescale.views import card as display
-from claudescale.views import cards
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
@@ -250,7 +250,7 @@ def card(plan: Plan) -> display.Card:
     time = display.span(display.duration(found["minutes"]), display.duration(found["minutes_p90"]))
     binding = whatif.binding_words(found["binding"])
     title = f"{named.capitalize()}: {cost}, {time}, limited by {binding}; {against}."
-    full = cards.plan_card(plan)
+    full = plan_card(plan)
     return replace(full, title=title, notes=(*_wishes(plan, mode), *full.notes), next="")
 
 

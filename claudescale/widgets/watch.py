@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import loops
+from claudescale.running import run_views
 from claudescale.running.runs import Run
-from claudescale.views import cards
 from claudescale.widgets import watchcharts, watchframe
 from claudescale.widgets.watchframe import ENDED
 from claudescale.widgets.watchpanel import Panel
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from claudescale.running.pulses import Pulse
     from claudescale.views.card import Card
-    from claudescale.views.theme import Shown
+    from claudescale.views.theme import Down, Picture
 
 REFRESHES_PER_SECOND, MOST_REFRESHES_PER_SECOND = 2.0, 4.0
 LINE_SECONDS = 10.0
@@ -233,8 +233,10 @@ class Watch:
 
     def _card(self) -> Card:
         run = self.run
-        card = watchframe.figures(run.pulse, title=cards.line(run), following=cards.run_card(run).next)
-        return replace(card, notes=[*card.notes, *([cards.why(run)] if run.stopped_by else [])])
+        card = watchframe.figures(
+            run.pulse, title=run_views.line(run), following=run_views.run_card(run).next
+        )
+        return replace(card, notes=[*card.notes, *([run_views.why(run)] if run.stopped_by else [])])
 
     def _still(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what stays: a table and a picture, as notebooks save them."""
@@ -243,7 +245,7 @@ class Watch:
         table = {"text/html": "".join(card.html() for card in told), "text/plain": told[0].text()}
         return table, self._picture(pulse)._repr_mimebundle_()
 
-    def _picture(self, pulse: Pulse) -> Shown:
+    def _picture(self, pulse: Pulse) -> Picture | Down:
         run = self.run
         if run.plan.mode != "live":
             return run.plot.batches()

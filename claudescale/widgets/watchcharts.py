@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from claudescale.views import marks, theme
-from claudescale.views.marks import BLUE, ORANGE, WIDTH
-from claudescale.views.theme import GREY, Shown
+from claudescale.api.limits import BUCKETS
+from claudescale.views import run_charts, theme
+from claudescale.views.run_charts import COLORS
+from claudescale.views.theme import GREY, WIDTH
 
 if TYPE_CHECKING:
     import altair as alt
     import polars as pl
 
     from claudescale.api.limits import Limits
+    from claudescale.views.theme import Down, Picture
 
-PANELS = (("requests", BLUE, 84), ("input_tokens", BLUE, 64), ("output_tokens", ORANGE, 64))
+PANELS = tuple(zip(BUCKETS, COLORS.values(), (84, 64, 64), strict=True))
 """What is drawn, in which colour, how many pixels high."""
 _SPACING = 30
 _EMPTY = {"number": 0, "until": 1.0, "unit": "Seconds since the start", "starts": [0.0]}
@@ -42,7 +45,8 @@ def _offline() -> type[alt.JupyterChart]:
     class OfflineChart(alt.JupyterChart):
         """A JupyterChart that asks no other machine for anything."""
 
-    OfflineChart.enable_offline()
+    if find_spec("vl_convert"):  # without it the scripts come from the network
+        OfflineChart.enable_offline()
     return OfflineChart
 
 
@@ -63,7 +67,7 @@ def _prepared() -> None:
 
     _offline()
     _template()
-    theme.bundle(alt.Chart(alt.sequence(2)).mark_point(), "")
+    theme.Picture(layer=[alt.Chart(alt.sequence(2)).mark_point()])._repr_mimebundle_()
 
 
 def live() -> alt.JupyterChart:
@@ -81,7 +85,7 @@ def _template() -> alt.VConcatChart:
     import altair as alt
 
     panels = [_panel(name, color, height) for name, color, height in PANELS]
-    made = theme.specification(alt.vconcat(*panels, spacing=_SPACING), _TEXT)
+    made = theme.Down(vconcat=panels, spacing=_SPACING, description=_TEXT).to_dict()
     made["config"] = {**made["config"], "axis": {**made["config"]["axis"], **_READABLE}}
     made["$schema"] = "https://vega.github.io/schema/vega-lite/v6.json"  # that of the scripts it brings along
     state = _EMPTY | {name: _NONE for name, _, _ in PANELS}
@@ -124,9 +128,9 @@ def _panel(name: str, color: str, height: int) -> alt.LayerChart | alt.FacetChar
     area = steps.transform_filter("isValid(datum.start) && isValid(datum.rate)").mark_area(
         interpolate="step-after", color=color, fillOpacity=0.3, line=line
     )
-    tips = [marks.tip("start", "From", ",.2f"), marks.tip("known", f"{noun.capitalize()}/min", ",.0f")]
+    tips = theme.tips(start=",.2f", known=",.0f")
     hover = steps.transform_filter("isValid(datum.known)").mark_rect(opacity=0)
-    one = marks.chart_of().transform_calculate(limit=f"{own}.limit", words=f"{own}.words")
+    one = theme.chart().transform_calculate(limit=f"{own}.limit", words=f"{own}.words")
     rule = one.transform_filter(f"!{own}.far").mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=GREY)
     words = one.mark_text(align="left", baseline="bottom", dy=-3, color=GREY)
     layers: list[alt.Chart] = [
@@ -136,12 +140,12 @@ def _panel(name: str, color: str, height: int) -> alt.LayerChart | alt.FacetChar
         hover.encode(x="start:Q", x2="end:Q", tooltip=tips),
     ]
     if last:
-        unit = marks.chart_of().transform_calculate(unit="state.unit").mark_text(color=GREY, fontSize=12)
+        unit = theme.chart().transform_calculate(unit="state.unit").mark_text(color=GREY, fontSize=12)
         layers.append(unit.encode(x=alt.value(WIDTH / 2), y=alt.value(height + 32), text="unit:N"))
     return alt.layer(*layers).properties(width=WIDTH, height=height)
 
 
-def still(rates: pl.DataFrame, limits: Limits) -> Shown:
+def still(rates: pl.DataFrame, limits: Limits) -> Down | Picture:
     """Return the picture that stays: the three rates over the whole run, each with its limit.
 
     Spends: nothing.
@@ -149,22 +153,8 @@ def still(rates: pl.DataFrame, limits: Limits) -> Shown:
     Parameters
     ----------
     rates : pl.DataFrame
-        Of `claudescale.views.rates.THROUGHPUT`.
+        Of `claudescale.running.rates.THROUGHPUT`.
     limits : Limits
         As far as the run could use them.
     """
-    if rates.is_empty():
-        return marks.nothing_sent("Requests per minute", height=PANELS[0][2])
-    import altair as alt
-
-    slices, unit = marks.slices_of(rates)
-    said, panels = [], []
-    for (name, color, height), limit in zip(PANELS, limits.per_minute, strict=True):
-        noun = name.replace("_", " ")
-        mean, _ = marks.mean_and_peak(rates, noun)
-        last = name == PANELS[-1][0]
-        layers = marks.rate_layers(slices, noun, limit=limit, color=color, unit=unit if last else None)
-        said.append(f"{mean / limit:.0%} of {noun}")
-        panels.append(alt.layer(*layers).properties(width=WIDTH, height=height))
-    text = f"Of the limits, on average: {', '.join(said)}"
-    return Shown(chart=alt.vconcat(*panels, spacing=_SPACING, title=text), text=text)
+    return run_charts.tokens(rates, limits=dict(zip(BUCKETS, limits.per_minute, strict=True)))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.api import catalog
-from claudescale.views import card, marks
-from claudescale.views.rates import THROUGHPUT
+from claudescale.running.rates import THROUGHPUT
+from claudescale.views import card, theme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,7 +182,7 @@ def drawn(
     number : int
         Of this picture; the page gives it back.
     """
-    scale, unit = marks.time_unit(pulse.minutes)
+    scale, unit = theme.time_unit(pulse.minutes)
     known = pulse.minutes * 60 - (pulse.slow_seconds or 0.0)
     shown = slices[: max(int(known / width_seconds), 0)]
     ends = [each * width_seconds / 60 * scale for each in range(len(shown) + 1)]
