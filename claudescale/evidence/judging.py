@@ -36,7 +36,7 @@ _TAKES = {
     "score": "Give an expression over the results, a function of them, or a column with the right answers.",
     "accept": "Give an expression over the results that is true where a reply is good enough, or a function.",
 }
-_FEWEST_BOOTSTRAPPED = 20
+_FEWEST_BOOTSTRAPPED = 30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,7 +203,8 @@ def chance(scores: pl.Series, gate: float, *, seed: int = 0) -> float:
     """Return how likely scores so high are by luck, were the mean below `gate`: exact for right or wrong."""
     if _is_right_or_wrong(scores):
         return tail(int(scores.sum()), scores.len(), gate)
-    means = _resampled(scores, seed)
+    # One more of the worst row seen: a small sample lacks what is rare.
+    means = _resampled(pl.concat([scores, scores.bottom_k(1)]), seed)
     return (1 + int((means < gate).sum())) / (1 + means.len())
 
 

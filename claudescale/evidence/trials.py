@@ -131,7 +131,7 @@ class Trial:
 
         The interval is that of each choice by itself: Clopper and Pearson's, which is exact, where each row
         is right or wrong; else a percentile bootstrap, which is approximate, and null where the scores are
-        fewer than 20 or all the same. `pick` corrects for looking at several.
+        fewer than 30 or all the same. `pick` corrects for looking at several.
 
         Spends: nothing.
         """
