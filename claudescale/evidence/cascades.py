@@ -12,7 +12,7 @@ import polars as pl
 
 from claudescale.api.connecting import connect
 from claudescale.awaiting import awaited
-from claudescale.errors import ImpossibleBudget, NameTaken, PlanError, RunStopped
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
 from claudescale.evidence import judging
 from claudescale.evidence.trials import INVENTED, LEDGER, TOO_LITTLE, changed, option, several
 from claudescale.prompts.rows import NOT_SENT, read, schema_of
@@ -267,7 +267,8 @@ class CascadeRun:
                     raise
                 self.runs.pop(model, None)  # it was asked nothing
                 self.state = "stopped"
-                self.stopped_by = "budget" if isinstance(error, ImpossibleBudget) else "deadline"
+                reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
+                self.stopped_by = reasons.get(type(error), "plan")
                 spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
                 self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
                 return
@@ -285,11 +286,8 @@ class CascadeRun:
         if plan.budget is not None:
             left["budget"] = max(plan.budget - self.dollars, TOO_LITTLE)
         if plan.deadline is not None:
-            minutes = (
-                plan.deadline / timedelta(minutes=1)
-                if isinstance(plan.deadline, timedelta)
-                else plan.deadline
-            )
+            given = plan.deadline
+            minutes = given / timedelta(minutes=1) if isinstance(given, timedelta) else given
             left["deadline"] = max(minutes - self.minutes, TOO_LITTLE)
         return left
 
@@ -300,9 +298,8 @@ class CascadeRun:
         content = run.plan.compiled.contents(read(run.plan.frame))["content"]
         asked = pl.lit(content.is_not_null()) & error.ne_missing(NOT_SENT)
         own = pl.exclude(*schema_of(run.plan.frame), "simulated")
-        step = run.results.select(own).with_columns(
-            places.alias(_ROW), model=pl.when(asked).then(pl.lit(model))
-        )
+        model_ = pl.when(asked).then(pl.lit(model)).alias("model")
+        step = run.results.select(own).with_columns(model_, places.alias(_ROW))
         self._steps.append(step)
         if self.cascade.accept is not None:
             good = step["error"].is_null() & content.is_not_null()
@@ -352,10 +349,9 @@ class CascadeRun:
         Spends: nothing.
         """
         error = pl.col("error")
-        rank = (
-            pl.when(error.is_null() | pl.col("reply").is_not_null()).then(2).when(error != NOT_SENT).then(1)
-        )
-        steps = pl.concat(self._steps).with_columns(rank.otherwise(0).alias(_RANK))
+        replied = error.is_null() | pl.col("reply").is_not_null()
+        rank = replied.cast(pl.Int8) + error.ne_missing(NOT_SENT)  # a reply, an error, nothing yet
+        steps = pl.concat(self._steps).with_columns(rank.alias(_RANK))
         kept = steps.sort(_ROW, _RANK, maintain_order=True).unique(_ROW, keep="last", maintain_order=True)
         mark = [pl.lit(value=True).alias("simulated")] * self.simulated
         return self.rows.hstack(kept.drop(_ROW, _RANK)).with_columns(mark)

@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from claudescale.text import dollars
-from claudescale.views.theme import BLUE, DOLLARS, ORANGE, chart, limit, nothing, picture, tips
+from claudescale.views.theme import BLUE, DOLLARS, ORANGE, SKY, chart, highest, limit, nothing, picture, tips
 
 if TYPE_CHECKING:
     from claudescale.views.theme import Picture
@@ -39,8 +39,9 @@ def quality(
     known = known.with_columns(clears=pl.col("choice").is_in(good.implode()))
     low, high = known["dollars_per_1000_rows"][0], known["dollars_per_1000_rows"][-1]
     log = 0 < low * _NEAR < high
-    x = alt.X("dollars_per_1000_rows:Q").title("Dollars per 1,000 rows").axis(format=DOLLARS)
-    x = x.scale(type="log", padding=60) if log else x.scale(zero=True, padding=60)
+    axis, scale = alt.Axis(labelExpr=DOLLARS, labelSeparation=9), alt.Scale(zero=not log, padding=60)
+    scale.type = "log" if log else "linear"
+    x = alt.X("dollars_per_1000_rows:Q", title="Dollars per 1,000 rows", axis=axis, scale=scale)
     y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=12)
     color = alt.condition("datum.clears", alt.value(BLUE), alt.value(ORANGE))
     hover = tips(
@@ -63,7 +64,7 @@ def quality(
 
 
 def bill(bill: pl.DataFrame, *, simulated: bool = False) -> Picture:
-    """Return a bar for what a cascade cost, and one for every row on each of its models; pale is estimated.
+    """Return a bar for what a cascade cost, and one for every row on each of its models; light is estimated.
 
     Spends: nothing.
 
@@ -74,18 +75,19 @@ def bill(bill: pl.DataFrame, *, simulated: bool = False) -> Picture:
     simulated : bool
         Mark it.
     """
-    if not bill["dollars"].sum():
+    top = highest(bill, "dollars")
+    if not top:
         return nothing("Nothing to show: nothing was paid.")
-    about = pl.when("estimated").then(pl.lit("about ")).otherwise(pl.lit(""))
-    words = about + pl.col("dollars").map_elements(dollars, pl.String)
-    base = chart(bill.with_columns(words=words)).encode(
-        alt.X("dollars:Q").title("Dollars").axis(format=DOLLARS).scale(padding=40),
+    words = ["about " * way["estimated"] + dollars(way["dollars"]) for way in bill.iter_rows(named=True)]
+    base = chart(bill.with_columns(words=pl.Series(words))).encode(
+        alt.X("dollars:Q")
+        .title("Dollars")
+        .axis(labelExpr=DOLLARS, labelSeparation=9)
+        .scale(domain=[0, highest(bill, "dollars") * 1.2]),
         alt.Y("way:N").title(None).sort(None),
     )
-    pale = alt.condition("datum.estimated", alt.value(0.4), alt.value(1.0))
-    bars = base.mark_bar(color=BLUE).encode(opacity=pale, tooltip=tips(way="", dollars="$,.3~r", share=".0%"))
+    color = alt.condition("datum.estimated", alt.value(SKY), alt.value(BLUE))
+    bars = base.mark_bar().encode(color=color, tooltip=tips(way="", dollars="$,.3~r", share=".0%"))
     label = base.mark_text(align="left", dx=5).encode(text="words:N")
-    own, last = bill.row(0, named=True), bill.row(-1, named=True)
-    costs = f"{'about ' * last['estimated']}{dollars(last['dollars'])} {last['way']}"
-    sentence = f"{'SIMULATED: ' * simulated}{dollars(own['dollars'])} instead of {costs}"
+    sentence = f"{'SIMULATED: ' * simulated}{words[0]} instead of {words[-1]} {bill['way'][-1]}"
     return picture([bars, label], sentence, height=30 * bill.height)

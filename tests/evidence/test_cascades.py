@@ -92,20 +92,15 @@ def test_a_lazy_frame_is_read_once_for_the_prices_of_all_models():
     ("options", "error", "words"),
     [
         ({"models": [CHEAP]}, cs.PlanError, "two or more"),
-        ({"models": CHEAP}, cs.PlanError, "two or more"),
         ({"models": [CHEAP, 5]}, cs.PlanError, "5"),
         ({"models": [CHEAP, "claude-opus-9"]}, cs.UnknownModel, "claude-opus-9"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"mode": "auto"}, cs.PlanError, r"not in mode='auto'.*mode='batch'"),
-        ({"mode": "hybrid", "deadline": 90}, cs.PlanError, r"not in mode='hybrid'"),
         ({"accept": pl.col("lable") == "even"}, cs.UnknownColumn, "'lable'"),
         ({"accept": pl.col("number")}, cs.PlanError, "Int64"),
-        ({"accept": pl.all().is_null()}, cs.PlanError, "accept="),
         ({"accept": (pl.col("number") > 3).any()}, cs.PlanError, "gives 1 of Boolean"),
         ({"accept": "truth"}, cs.PlanError, "accept='truth'"),
         ({"accept": lambda results: results["lable"] == "even"}, cs.UnknownColumn, "lable"),
-        ({"accept": lambda results: results["number"]}, cs.PlanError, "Int64"),
-        ({"accept": lambda _: True}, cs.PlanError, "a bool"),
         ({"accept": lambda results: results["reply"].lenght()}, cs.PlanError, "AttributeError"),
         ({"frame": numbers(4).with_columns(model=pl.lit("x"))}, cs.NameTaken, "'model'"),
         ({"returns": {"model": pl.String}, "accept": None}, cs.NameTaken, "'model'"),
@@ -267,13 +262,10 @@ def test_the_budget_is_one_for_all_models_and_never_passed(api, budget, models):
     assert done.dollars <= budget
     waiting = done.results.filter(pl.col("error") == "not_accepted")
     assert waiting.height > waiting["reply"].null_count() == 0
-
-
-def test_a_budget_too_small_for_the_first_model_is_told_before_anything_is_sent(api):
-    """`ImpossibleBudget`, as for any plan, and no call."""
-    with pytest.raises(cs.ImpossibleBudget):
+    calls = api.stats["calls"]
+    with pytest.raises(cs.ImpossibleBudget):  # too small for the first: told before anything is sent
         run(a_cascade(100, budget=0.0001), api.client())
-    assert api.stats["calls"] == 0
+    assert api.stats["calls"] == calls
 
 
 def test_time_that_is_gone_stops_the_cascade():
@@ -375,9 +367,10 @@ def test_the_bill_stands_next_to_every_row_on_each_model(api):
     alone = cs.wait(a_plan(200, model=DEAR).run(api.client(), ledger=None, progress=False))
     assert bill["dollars"][2] == pytest.approx(alone.counts.dollars, rel=0.1)
     assert bill["share"][0] == pytest.approx(bill["dollars"][0] / bill["dollars"][2])
-    shown = done.plot.bill().to_dict()
-    assert shown["description"].startswith("SIMULATED: $")
-    assert f"all on {DEAR}" in shown["description"]
+    shown = done.plot.bill()._repr_mimebundle_()
+    assert shown["text/plain"].startswith("SIMULATED: $")
+    assert shown["text/plain"].endswith(f"all on {DEAR}")
+    assert shown["image/png"]
 
 
 @pytest.mark.parametrize("rows", [0, 1])

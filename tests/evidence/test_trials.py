@@ -1,6 +1,5 @@
 """Trials: the same rows through every choice, scored and priced; the cheapest good one is picked, or none."""
 
-import datetime as dt
 import math
 
 import polars as pl
@@ -93,8 +92,9 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
     assert trial.evidence(min_score=0.9).schema == EVIDENCE
     assert repr(trial).startswith("SIMULATED Trial of 3 choices on 120 rows, scored by the truth in 'truth'")
     assert "invented" in repr(trial)
-    shown = trial.plot.quality(min_score=0.9).to_dict()
-    assert shown["description"].startswith("SIMULATED: 2 of 3 surely reach 0.9")
+    shown = trial.plot.quality(min_score=0.9)._repr_mimebundle_()
+    assert shown["text/plain"].startswith("SIMULATED: 2 of 3 surely reach 0.9")
+    assert shown["image/png"]
 
 
 @pytest.mark.parametrize(
@@ -199,40 +199,31 @@ def test_rows_without_text_or_truth_are_not_judged(api):
     ("options", "error", "words"),
     [
         ({"models": [CHEAP, "claude-sonet-5-5"]}, cs.UnknownModel, "claude-sonnet-5-5"),
-        ({"models": [CHEAP]}, cs.PlanError, "two or more"),
         ({"models": None}, cs.PlanError, "models=None: give two or more"),
         ({"models": None, "efforts": "low"}, cs.PlanError, "efforts='low': give two or more"),
         ({"efforts": ["low", "high"]}, cs.PlanError, "compares one thing"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"n": 1}, cs.PlanError, "fewer than 2 rows"),
         ({"n": 2.5}, cs.PlanError, "n=2.5"),
-        ({"n": True}, cs.PlanError, "n=True"),
         ({"score": "trut"}, cs.UnknownColumn, "'truth'"),
         ({"score": "number"}, cs.PlanError, "labels of the replies: even, odd"),
         ({"score": pl.col("label")}, cs.UnknownColumn, "'label'"),
         ({"score": lambda results: results["label"]}, cs.UnknownColumn, "'label'"),
         ({"score": pl.col("reply").cast(pl.String)}, cs.PlanError, "String"),
         ({"score": pl.col("number", "truth")}, cs.PlanError, "score="),
-        ({"score": pl.col("truth") + pl.col("when")}, cs.PlanError, "score="),
         ({"score": lambda _: 0.5}, cs.PlanError, "a float"),
         ({"score": 0.9}, cs.PlanError, "score=0.9"),
         ({"confidence": 95}, cs.PlanError, "confidence=95"),
         ({"budget": 0}, cs.PlanError, "budget=0"),
-        ({"budget": math.inf}, cs.PlanError, "budget=inf"),
         ({"budget": 1e-6}, cs.ImpossibleBudget, "larger budget"),
         ({"plan": {"returns": None}, "score": None}, cs.PlanError, "Free text"),
-        ({"plan": {"frame": numbers(1)}}, cs.PlanError, "fewer than 2 rows"),
         ({"plan": {"frame": pl.scan_csv("no such file.csv"), "prompt": "x"}}, cs.PlanError, "cannot be read"),
-        (
-            {"plan": {"returns": {"a": LABELS, "b": pl.Boolean}}},
-            cs.PlanError,
-            r"score=pl\.col\('a'\) == pl\.col",
-        ),
+        ({"plan": {"returns": {"a": LABELS, "b": pl.Int8}}}, cs.PlanError, r"score=pl\.col\('a'\) == pl"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
     """A wrong model, number, score, budget or plan raises when the trial is made."""
-    frame = numbers(100).with_columns(when=pl.lit(dt.date(2026, 1, 1)))
+    frame = numbers(100)
     given = {"models": MODELS, "score": "truth"} | {name: options[name] for name in options if name != "plan"}
     with pytest.raises(error, match=words):
         cs.trial(a_plan(**{"frame": frame, **options.get("plan", {})}), **given)
