@@ -1,8 +1,11 @@
 """What the tests of charts share."""
 
+import json
 import re
 
 import vl_convert
+
+DARK = {"background": "#111111", "config": {"title": {"color": "white"}, "axis": {"labelColor": "white"}}}
 
 
 def labels_of_what_fits(drawing):
@@ -12,3 +15,14 @@ def labels_of_what_fits(drawing):
         assert 300 < int.from_bytes(png[16:20], "big") <= 640, version
     drawn = vl_convert.vegalite_to_svg(drawing, vl_version="5.8")
     return re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+
+
+def rows_of(chart, *names):
+    """Return the rows inside a chart that have all these columns."""
+    datasets = chart.to_dict()["datasets"].values()
+    return [row for rows in datasets for row in rows if set(names) <= set(row)]
+
+
+def words_of(chart):
+    """Return the words that a chart writes as they are: the labels of its lines."""
+    return re.findall(r'"text": "([^"]*)"', json.dumps(chart.to_dict(), ensure_ascii=False))

@@ -16,8 +16,8 @@ from breaking import Break, Breaker, cut, error, http
 from crash_child import LIMITS, the_plan
 
 import claudescale as cs
+from claudescale.errors import ADVICE
 from claudescale.ledger.ledger import Ledger
-from claudescale.views import cards
 
 FULL = os.environ.get("CLAUDESCALE_MATRIX") == "full"
 PATIENCE = 60.0
@@ -138,7 +138,7 @@ def told(stopped):
     """Check that what ended a run has a kind, advice of its own, and words."""
     run = stopped.run
     assert run.stopped_by
-    assert run.stopped_by in cards._ADVICE, f"no advice for {run.stopped_by}: {stopped}"
+    assert run.stopped_by in ADVICE, f"no advice for {run.stopped_by}: {stopped}"
     assert run.message, f"no words: {stopped}"
     assert str(run.counts.answered) in str(stopped)
 

@@ -18,8 +18,8 @@ from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.running.rates import THROUGHPUT
 from claudescale.running.runs import BATCHES, SUMMARY
-from claudescale.views.rates import THROUGHPUT
 
 
 @pytest.fixture(scope="module")

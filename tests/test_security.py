@@ -291,7 +291,7 @@ def test_pictures_bring_no_markup(tmp_path):
     """A chart of rows with markup in them is a specification, a picture and a sentence: no page."""
     with any_simulator(replies=lambda body: SCRIPT, faults={500: 0.2}) as api:
         run = finished(a_plan(reviews(5)), api.client())
-        for name in ("throughput", "tokens", "latency", "spending", "savings", "progress"):
+        for name in ("throughput", "tokens", "latency", "spending", "savings"):
             bundle = getattr(run.plot, name)()._repr_mimebundle_()
             found = bundle if isinstance(bundle, dict) else bundle[0]
             assert "text/html" not in found

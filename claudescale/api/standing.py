@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from claudescale import text
 from claudescale.api import catalog
 from claudescale.api.limits import BUCKETS, Limits
-from claudescale.views import card
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -86,7 +86,7 @@ def _distances(limits: Limits, model: Model) -> dict[str, float]:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value < 100_000 else card.tokens(value)  # noqa: PLR2004 - read at a glance
+    return f"{value:,.0f}" if value < 100_000 else text.tokens(value)  # noqa: PLR2004 - read at a glance
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -1,36 +1,75 @@
-"""Cascade: every row to a cheap model first, and only what it does not settle to the next, dearer one."""
+"""Cascade: every row to a cheap model first, only what it does not settle to the next: a loop over runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from claudescale.api.ownmodels import Model
-from claudescale.errors import NameTaken, PlanError
-from claudescale.evidence import passing
-from claudescale.evidence.acceptance import MODEL, acceptance
-from claudescale.evidence.cascaderuns import CascadeRun
-from claudescale.evidence.passing import Passing
+import polars as pl
+
+from claudescale.api.connecting import connect
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
+from claudescale.evidence import judging
+from claudescale.evidence.trials import INVENTED, LEDGER, TOO_LITTLE, changed, option, several
 from claudescale.loops import awaited
-from claudescale.prompts.rows import schema_of
-from claudescale.views import cascadecards
-from claudescale.views.cascadeplots import CascadePlots
+from claudescale.prompts.rows import NOT_SENT, read, schema_of
+from claudescale.views.card import Card, dollars, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-    from types import EllipsisType
 
-    import polars as pl
     from anthropic import AsyncAnthropic
 
-    from claudescale.evidence.acceptance import Acceptance
+    from claudescale.api.ownmodels import Model
     from claudescale.planning.plans import Plan
+    from claudescale.running.runs import Run
+    from claudescale.views.theme import Picture
 
-_FEWEST = 2
-_VOID = Passing()
+CASCADE, NOT_ACCEPTED = "cascade", "not_accepted"
+
+OPTIONS = pl.Schema(
+    {"way": pl.String()}
+    | dict.fromkeys(("dollars_low", "dollars", "dollars_high"), pl.Float64())
+    | dict.fromkeys(("minutes_low", "minutes", "minutes_high"), pl.Float64())
+)
+"""Columns of `Cascade.options`, a row for each way: the cascade, or every row on one of its models. Low is as
+few rows passed on as may be, high as many as may be, at the 90th percentile of tokens and time; what is
+between is null while nothing is known of the share that is passed on."""
+
+TABLE = pl.Schema(
+    {"model": pl.String()}
+    | dict.fromkeys(("rows", "accepted", "passed_on", "missing"), pl.Int64())
+    | {"passed_on_share": pl.Float64(), "why": pl.String(), "dollars": pl.Float64(), "minutes": pl.Float64()}
+)
+"""Columns of `CascadeRun.table`, a row per model: the rows it was asked about, those it settled, those it did
+not and why, those without an answer yet. `dollars` are those of its replies, paid by whichever run."""
+
+BILL = pl.Schema(
+    {"way": pl.String(), "dollars": pl.Float64(), "share": pl.Float64(), "estimated": pl.Boolean()}
+)
+"""Columns of `CascadeRun.bill`: the cascade, then every row on each of its models; `share` is that of every
+row on the last one."""
+
+_CONFIDENCE = 0.95
+_MODES = ("live", "batch")
+_TEXT, _ROW, _RANK = "claudescale_prompt", "claudescale row", "claudescale rank"
+
+
+class Passed(NamedTuple):
+    """How many distinct requests a model was asked in a pilot, and how many of them it did not settle."""
+
+    asked: int = 0
+    on: int = 0
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The share that is passed on, between the ends of its exact interval; all where none was asked."""
+        low, high = judging.clopper_pearson(self.on, self.asked, _CONFIDENCE)
+        return low, self.on / self.asked if self.asked else 1.0, high
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -43,91 +82,56 @@ class Cascade:
     ----------
     plans : dict of Plan
         All rows on each model, in the order in which they are asked.
-    acceptance : Acceptance
-        Which replies are good enough.
-    passings : tuple of Passing
-        How many rows went on from each model in a pilot; nothing is known of it before `calibrate`.
+    accept : Judge or None
+        What tells which replies are good enough.
+    passed : tuple of Passed
+        How many requests each model passed on in a pilot; nothing is known of it before `calibrate`.
     """
 
     plans: Mapping[str, Plan]
-    acceptance: Acceptance
-    passings: tuple[Passing, ...]
+    accept: judging.Judge | None
+    passed: tuple[Passed, ...]
 
     @property
-    def models(self) -> list[str]:
-        """The models, in the order in which they are asked."""
-        return list(self.plans)
+    def plan(self) -> Plan:
+        """All rows on the first model."""
+        return next(iter(self.plans.values()))
 
-    # what it would take
-
-    @cached_property
+    @property
     def options(self) -> pl.DataFrame:
-        """One row per way and mode as `passing.OPTIONS`: the cascade, all rows on each model.
+        """One row per way as `OPTIONS`, in the plan's mode: the cascade, all rows on each model.
 
-        Before a pilot has shown how many rows go on, the cascade's dollars and minutes are a range: from
-        nothing going on to everything.
-
-        Spends: nothing.
-        """
-        return passing.options(self.priced, self.passings)
-
-    @cached_property
-    def priced(self) -> list[Plan]:
-        """The plans of `plans`, which have read the frame once together.
+        Before a pilot has shown which share is passed on, the cascade's dollars and minutes are a range: from
+        nothing passed on to everything. A batch takes its time whatever its size.
 
         Spends: nothing.
         """
-        first = next(iter(self.plans.values()))
-        _ = first.totals
-        return [
-            first.replace(model=each.model, measured=each.measured, learned=each.learned)
-            for each in self.plans.values()
-        ]
-
-    # another cascade
-
-    def head(self, n: int = 20) -> Cascade:
-        """Return the cascade over the first `n` rows.
-
-        Spends: nothing.
-        """
-        return self._over(next(iter(self.plans.values())).head(n))
+        plans, ends = self.plans, ("_low", "", "_high")
+        takes = pl.concat([plan.options.filter(mode=plan.mode) for plan in plans.values()])
+        shares = zip(*[passed.shares for passed in self.passed], strict=True)
+        reaching = [pl.Series([*accumulate(share[:-1], mul, initial=1.0)]) for share in shares]
+        together = [pl.lit(CASCADE).alias("way")]
+        alone = [pl.lit(pl.Series([f"all on {name}" for name in plans])).alias("way")]
+        for unit in ("dollars", "minutes"):
+            for end, part in zip(ends, reaching, strict=True):
+                figure = pl.col(f"{unit}_p90" if end == "_high" else unit)
+                part_ = part.ceil() if unit == "minutes" and self.plan.mode == "batch" else part
+                together.append((figure * pl.lit(part_)).sum().alias(f"{unit}{end}"))
+                alone.append(figure.alias(f"{unit}{end}"))
+        table = pl.concat([takes.select(together), takes.select(alone)])
+        known = pl.lit(self.passed[0].asked > 0) | (pl.col("way") != CASCADE)
+        return table.with_columns(pl.when(known).then(pl.col("dollars", "minutes")))
 
     def sample(self, n: int = 50, seed: int = 0) -> Cascade:
         """Return the cascade over `n` rows drawn without replacement, or over all if there are fewer.
 
         Spends: nothing.
         """
-        return self._over(next(iter(self.plans.values())).sample(n, seed))
-
-    def _over(self, rows: Plan) -> Cascade:
-        return self.replace(frame=rows.frame)
-
-    def replace(self, **changes: Any) -> Cascade:
-        """Return the same cascade with some parameters of its plans changed, as `Plan.replace` does.
-
-        What a pilot measured is kept where it still holds.
-
-        Spends: nothing.
-
-        Raises
-        ------
-        PlanError
-            The models cannot be changed here, or a parameter is wrong.
-        """
-        if "model" in changes:
-            msg = "The models of a cascade are given when it is made: cs.cascade(plan, models=[...])."
-            raise PlanError(msg)
-        plans = {model: plan.replace(**changes) for model, plan in self.plans.items()}
-        kept = all(plans[model].measured is plan.measured for model, plan in self.plans.items())
-        if {"frame", "prompt", "returns"} & set(changes):
-            _check_name(next(iter(plans.values())))
-            acceptance(self.acceptance.accept, next(iter(plans.values())))
-        passings = self.passings if kept else (_VOID,) * len(plans)
-        return replace(self, plans=plans, passings=passings)
+        frame = self.plan.sample(n, seed).frame
+        return replace(self, plans={model: plan.replace(frame=frame) for model, plan in self.plans.items()})
 
     def calibrate(self, pilot: CascadeRun) -> Cascade:
-        """Return the same cascade with the share that goes on, and the tokens of each model, measured.
+        """Return the same cascade with the share that is passed on, and the tokens of each model, measured.
 
         Spends: nothing.
 
@@ -141,40 +145,33 @@ class Cascade:
         PlanError
             The pilot is of other models, or accepts something else, or has no replies.
         """
-        if not isinstance(pilot, CascadeRun) or pilot.cascade.models != self.models:
-            told = (
-                f"of {' -> '.join(pilot.cascade.models)}"
-                if isinstance(pilot, CascadeRun)
-                else "no cascade's run"
-            )
-            msg = (
-                f"The pilot is {told}; this cascade is of {' -> '.join(self.models)}. "
-                "Use pilot = await cascade.sample(50).run(client)."
-            )
+        pilots = "pilot = await cascade.sample(50).run(client)"
+        theirs = pilot.cascade if isinstance(pilot, CascadeRun) else None
+        if theirs is None or (list(theirs.plans), theirs.accept) != (list(self.plans), self.accept):
+            msg = f"This is no run of this very cascade. Use {pilots}."
             raise PlanError(msg)
-        if not self.acceptance.is_same(pilot.cascade.acceptance):
-            msg = "The pilot accepts something else than this cascade, so other rows go on. Run one of this."
+        if not any(passed.asked for passed in pilot.passed):
+            msg = f"The pilot has no replies to learn from. Use {pilots}."
             raise PlanError(msg)
-        found = pilot.learned()
-        if not found[0][1].asked:
-            msg = "The pilot has no replies to learn from. Use pilot = await cascade.sample(50).run(client)."
-            raise PlanError(msg)
-        plans = {
-            model: replace(plan, measured=seen.measured, learned=seen.learned)
-            for (model, plan), (seen, _) in zip(self.plans.items(), found, strict=True)
-        }
-        return replace(self, plans=plans, passings=tuple(each for _, each in found))
+        plans = dict(self.plans)
+        for model, run in pilot.runs.items():
+            if run.replies["dollars"].sum():
+                plans[model] = plans[model].calibrate(run)
+        unasked = [Passed()] * (len(plans) - len(pilot.passed))
+        return replace(self, plans=plans, passed=(*pilot.passed, *unasked))
 
-    # the one verb that spends
-
-    def start(
+    @awaited("run = await cascade.run(client)")
+    async def run(
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = LEDGER,
         progress: bool = True,
     ) -> CascadeRun:
-        """Return a run of this cascade that has been started and is not waited for.
+        """Ask each model about the rows that those before it did not settle, and return the finished run.
+
+        The same cell again is a resume: what the ledger has is not paid for again, whichever model gave it.
+        `budget` and `deadline` hold for all models together: each is handed what the ones before it left.
 
         Spends: tokens.
 
@@ -185,31 +182,7 @@ class Cascade:
         ledger : str, Path or None
             One for all models, as for `Plan.run`.
         progress : bool
-            Show for each model how many rows it is asked about, and a progress bar.
-        """
-        return CascadeRun(self, client, ledger=ledger, progress=progress)
-
-    @awaited("run = await cascade.run(client)")
-    async def run(
-        self,
-        client: AsyncAnthropic | None = None,
-        *,
-        ledger: str | Path | EllipsisType | None = ...,
-        progress: bool = True,
-    ) -> CascadeRun:
-        """Ask each model about the rows that those before it did not settle, and return the finished run.
-
-        The same cell again is a resume: what the ledger has is not paid for again, whichever model gave it.
-        `budget` and `deadline` hold for all models together: each is handed what the ones before it left.
-        In modes ``"hybrid"`` and ``"auto"`` time is kept for the models to come, as many rows as the pilot's
-        interval allows going on; all of them, where there was no pilot.
-
-        Spends: tokens.
-
-        Parameters
-        ----------
-        client, ledger, progress
-            As for `start`.
+            Show a progress bar for each model.
 
         Raises
         ------
@@ -217,20 +190,245 @@ class Cascade:
             The run cannot go on (key, spend limit, ledger, a function that cannot tell what to accept);
             ``.run`` keeps what was paid for.
         """
-        return await self.start(client, ledger=ledger, progress=progress)
+        run = CascadeRun(cascade=self, rows=read(self.plan.frame))
+        await run.climb(client or connect(), ledger=ledger, progress=progress)
+        return run
 
-    # how it looks
+    def _card(self) -> Card:
+        plan, ways = self.plan, self.options
+        fails = "Passed on: rows that fail (form, refusal, cut off, empty, API error)"
+        notes = [f"{fails}, and what {self.accept.words} does not accept." if self.accept else f"{fails}."]
+        for model, passed in zip(self.plans, self.passed[:-1], strict=False):
+            low, _, high = passed.shares
+            share = f"{passed.on:,} of {passed.asked:,}, so {low:.0%} to {high:.0%}"
+            notes += [f"{model} passed on {share} ({_CONFIDENCE:.0%} interval)."] * bool(passed.asked)
+        notes += [] if plan.budget is None else [f"Budget: {dollars(plan.budget)} for all models together."]
+        usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
+        about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
+        title = f"Cascade: {plan.totals.rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
+        pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
+        ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
+        table = ways.select("way", **ends, minutes_p90="minutes_high")
+        next_ = pilot if usual is None else "run = await cascade.run(client)"
+        return Card.of(table, title=title, notes=notes, next=next_)
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CascadeRun:
+    """What came of a cascade. `Cascade.run` makes one.
+
+    Attributes
+    ----------
+    cascade : Cascade
+        What was run.
+    rows : pl.DataFrame
+        Its frame.
+    runs : dict of Run
+        The run of each model that was asked, over the rows that reached it, in their order. Where the prompt
+        is an expression, their frames have its text as one more column.
+    passed : list of Passed
+        How many requests each of them passed on.
+    state : str
+        ``"finished"``; ``"stopped"`` before every row had its last model; ``"left"`` while batches go on at
+        the API; ``"failed"``.
+    stopped_by, message : str or None
+        What ended it early: ``"budget"``, ``"deadline"``, ``"accept"``, the API's error type; and its words.
+    """
+
+    cascade: Cascade
+    rows: pl.DataFrame
+    runs: dict[str, Run] = field(default_factory=dict)
+    passed: list[Passed] = field(default_factory=list)
+    state: str = "running"
+    stopped_by: str | None = None
+    message: str | None = None
+    _steps: list[pl.DataFrame] = field(default_factory=list)
+
+    async def climb(self, client: AsyncAnthropic, *, ledger: Any, progress: bool) -> None:
+        """Ask one model after the other, while rows are passed on and nothing has ended it."""
+        frame, whole, prompt = self.rows, self.cascade.plan, {}
+        if whole.compiled.columns is None:  # the expression may look at all rows, so it is computed once
+            frame = frame.with_columns(whole.compiled.content.alias(_TEXT))
+            prompt = {"prompt": pl.col(_TEXT)}
+        places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
+        for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
+            try:
+                changes = {"frame": frame[places], "measured": plan.measured, **prompt, **self._left()}
+                self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
+                await self.runs[model]
+            except PlanError as error:
+                if number == 1:
+                    raise
+                self.runs.pop(model, None)  # it was asked nothing
+                self.state = "stopped"
+                reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
+                self.stopped_by = reasons.get(type(error), "plan")
+                spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
+                self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
+                return
+            except RunStopped as error:
+                self._judge(model, places)
+                msg = f"Model {number} of {len(self.cascade.plans)}, {model}: {error}"
+                raise RunStopped(msg, self) from error
+            places = self._judge(model, places)
+            if places.is_empty() or self.state != "finished":
+                return
+
+    def _left(self) -> dict[str, float]:
+        """Return what is left of money and time for the next model; too little is refused by its run."""
+        plan, left = self.cascade.plan, {}
+        if plan.budget is not None:
+            left["budget"] = max(plan.budget - self.dollars, TOO_LITTLE)
+        if plan.deadline is not None:
+            given = plan.deadline
+            minutes = given / timedelta(minutes=1) if isinstance(given, timedelta) else given
+            left["deadline"] = max(minutes - self.minutes, TOO_LITTLE)
+        return left
+
+    def _judge(self, model: str, places: pl.Series) -> pl.Series:
+        """Keep what a model answered, and return the places of the rows that it did not settle."""
+        run, error = self.runs[model], pl.col("error")
+        self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
+        content = run.plan.compiled.contents(read(run.plan.frame))["content"]
+        asked = pl.lit(content.is_not_null()) & error.ne_missing(NOT_SENT)
+        own = pl.exclude(*schema_of(run.plan.frame), "simulated")
+        model_ = pl.when(asked).then(pl.lit(model)).alias("model")
+        step = run.results.select(own).with_columns(model_, places.alias(_ROW))
+        self._steps.append(step)
+        if self.cascade.accept is not None:
+            good = step["error"].is_null() & content.is_not_null()
+            replied = self.rows[places].hstack(step.drop(_ROW)).filter(good)
+            try:
+                accepted = self.cascade.accept.values(replied).cast(pl.Boolean).fill_null(value=False)
+            except Exception as failure:  # the user's function may raise anything
+                self.state, self.stopped_by = "failed", "accept"
+                self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
+                kept = "They are in run.runs; with the same ledger another accept= pays for none of them."
+                msg = f"{self.message} {kept}"
+                raise RunStopped(msg, self) from failure
+            refused = pl.col(_ROW).is_in(places.filter(good).filter(~accepted).implode())
+            step = step.with_columns(error=pl.when(refused).then(pl.lit(NOT_ACCEPTED)).otherwise(error))
+            self._steps[-1] = step
+        on = step["error"].is_not_null() & step["error"].ne_missing(NOT_SENT)
+        rows = pl.DataFrame({"content": content, "on": on}).filter(step["model"].is_not_null())
+        requests = rows.group_by("content").agg(pl.col("on").any())  # identical rows are sent once
+        self.passed.append(Passed(requests.height, int(requests["on"].sum())))
+        return places.filter(on)
+
+    @property
+    def dollars(self) -> float:
+        """Paid by this run; what the ledger had is not in it."""
+        return sum(run.counts.dollars for run in self.runs.values())
+
+    @property
+    def minutes(self) -> float:
+        """API minutes of all its runs."""
+        return sum(run.minutes for run in self.runs.values())
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the replies are a simulator's."""
+        return any(run.simulated for run in self.runs.values())
+
+    @property
+    def results(self) -> pl.DataFrame:
+        """The frame, same rows in the same order, with the typed columns, `reply`, `error` and `model`.
+
+        A row has the reply that was accepted, and no error. One that no model settled keeps the reply of the
+        last model that gave one, with what is wrong with it as `error`: ``"not_accepted"``,
+        ``"invalid_reply"``, ``"max_tokens"``, ...; where none gave a reply, the error of the last one asked.
+        `model` is the one whose reply or error it is, null where none was asked.
+        A simulator's replies are marked by a last column, `simulated`.
+
+        Spends: nothing.
+        """
+        error = pl.col("error")
+        replied = error.is_null() | pl.col("reply").is_not_null()
+        rank = replied.cast(pl.Int8) + error.ne_missing(NOT_SENT)  # a reply, an error, nothing yet
+        steps = pl.concat(self._steps).with_columns(rank.alias(_RANK))
+        kept = steps.sort(_ROW, _RANK, maintain_order=True).unique(_ROW, keep="last", maintain_order=True)
+        mark = [pl.lit(value=True).alias("simulated")] * self.simulated
+        return self.rows.hstack(kept.drop(_ROW, _RANK)).with_columns(mark)
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """One row per model that was asked, as `TABLE`: what it settled, what not.
+
+        Spends: nothing.
+        """
+        rows = []
+        for (model, run), step in zip(self.runs.items(), self._steps, strict=False):
+            errors, asked = step["error"].drop_nulls(), step["model"].count()
+            on = errors.filter(errors != NOT_SENT)
+            missing = errors.len() - on.len()
+            share, paid = on.len() / asked if asked else None, float(run.replies["dollars"].sum())
+            counts = (asked + missing, asked - on.len(), on.len(), missing)
+            rows.append((model, *counts, share, judging.why(on), paid, run.minutes))
+        return pl.DataFrame(rows, schema=TABLE, orient="row")
+
+    @property
+    def bill(self) -> pl.DataFrame:
+        """What the cascade cost next to every row on each of its models, as `BILL`.
+
+        Every row on the first model is what that model was paid. Every row on a later one is an estimate from
+        its replies to the rows that reached it.
+
+        Spends: nothing.
+        """
+        paid = [float(run.replies["dollars"].sum()) for run in self.runs.values()]
+        known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
+        ways = [(CASCADE, sum(paid), False)]
+        ways += [(f"all on {model}", option(plan)["dollars"], True) for model, plan in known.plans.items()]
+        if next(iter(self.runs.values())).state == "finished":
+            ways[1] = (ways[1][0], paid[0], False)
+        last = pl.col("dollars").last()
+        table = pl.DataFrame(ways, schema=["way", "dollars", "estimated"], orient="row")
+        return table.with_columns(share=pl.when(last > 0).then(pl.col("dollars") / last)).select(*BILL)
 
     @property
     def plot(self) -> CascadePlots:
-        """The picture: ``shares``."""
+        """The picture: ``bill``."""
         return CascadePlots(self)
 
+    def _card(self) -> Card:
+        table, mark = self.table, "SIMULATED " * self.simulated
+        by = f" ({self.stopped_by})" if self.stopped_by else ""
+        settled = f"{table['accepted'].sum():,} of {self.rows.height:,} rows accepted"
+        spent = f"{dollars(self.dollars)} paid by this run in {duration(self.minutes)}"
+        ways = [f"{way} {'about ' * guess}{dollars(cost)}" for way, cost, _, guess in self.bill.iter_rows()]
+        notes = [f"{', '.join(ways)}.", *[INVENTED] * self.simulated]
+        notes += [f"{self.message} The same cell again sends only what is missing."] if self.message else []
+        return Card.of(
+            table.select("model", "rows", "accepted", "passed_on_share", "why", "dollars"),
+            title=f"{mark}Cascade {self.state}{by}: {settled}; {spent}.",
+            notes=notes,
+            next="run.results" if self.state == "finished" else "run = await cascade.run(client)",
+        )
+
     def __repr__(self) -> str:
-        return cascadecards.cascade_card(self).text()
+        return self._card().text()
 
     def _repr_html_(self) -> str:
-        return cascadecards.cascade_card(self).html()
+        return self._card().html()
+
+
+@dataclass(frozen=True)
+class CascadePlots:
+    """The picture of a cascade's run."""
+
+    run: CascadeRun
+
+    def bill(self) -> Picture:
+        """Return what the cascade cost, next to every row on each model. Spends: nothing."""
+        from claudescale.views import model_charts  # noqa: PLC0415  # altair is slow to import
+
+        return model_charts.bill(self.run.bill, simulated=self.run.simulated)
 
 
 def cascade(
@@ -240,7 +438,7 @@ def cascade(
 ) -> Cascade:
     """Return a plan over several models: the first is asked about every row, each next about what is left.
 
-    A row goes on to the next model where its reply breaks the form of `returns`, is refused, cut off or
+    A row is passed on to the next model where its reply breaks the form of `returns`, is refused, cut off or
     empty, where the API gave no answer after all tries, or where `accept` does not accept the reply. Nothing
     is sent.
 
@@ -249,13 +447,13 @@ def cascade(
     Parameters
     ----------
     plan : Plan
-        What is asked, and how. Its own model need not be among `models`.
+        What is asked, and how, in mode ``"live"`` or ``"batch"``. Its own model need not be among `models`.
     models : list of str
         Two or more, in the order in which they are asked: the cheap one first.
     accept : pl.Expr, callable or None
         An expression over the results (the frame's columns, the typed ones, `reply`, `model`) that is true
         where a reply is good enough; null is a no. Or a function of the results frame that gives a Boolean
-        Series. It is asked about rows whose reply came through; the others go on in any case.
+        Series. It is asked about rows whose reply came through; the others are passed on in any case.
 
     Raises
     ------
@@ -270,41 +468,25 @@ def cascade(
     >>> sure = {"label": pl.Enum(["good", "bad"]), "sure": pl.Float64}
     >>> one = plan(frame, "Good or bad, and how sure? {text}", model="claude-haiku-5-5", returns=sure)
     >>> two = cascade(one, ["claude-haiku-5-5", "claude-opus-5-5"], accept=pl.col("sure") > 0.8)
-    >>> two.options.filter(mode="live")["way"].to_list()
+    >>> two.options["way"].to_list()
     ['cascade', 'all on claude-haiku-5-5', 'all on claude-opus-5-5']
     """
-    named = _several(models)
-    plans = [plan if model in {plan.model, plan.facts.id} else plan.replace(model=model) for model in named]
-    of_each = {each.facts.id: each for each in plans}
-    if len(of_each) < len(named):
-        msg = f"models={named!r} names a model twice. Rows go on to another one."
+    such_as = ", the cheap one first, such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
+    named = several("models", models, such_as)
+    if plan.mode not in _MODES:
+        msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         raise PlanError(msg)
-    _check_name(plan)
-    return Cascade(plans=of_each, acceptance=acceptance(accept, plan), passings=(_VOID,) * len(of_each))
-
-
-def _several(models: object) -> list[str | Model]:
-    named = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else []
-    if len(named) < _FEWEST or not all(isinstance(each, str | Model) for each in named):
-        msg = (
-            f"models={models!r:.60}: give two or more, the cheap one first, such as "
-            "models=['claude-haiku-5-5', 'claude-opus-5-5']."
-        )
-        raise PlanError(msg)
-    return named
-
-
-def _check_name(plan: Plan) -> None:
-    """Raise where the results have a column `model` already, or the plan has rows of another run."""
     if plan.kept is not None:
         msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
         raise PlanError(msg)
-    if MODEL in schema_of(plan.frame):
-        msg = (
-            f"The frame has a column {MODEL!r}, and a cascade's results get one of that name. Use "
-            f"frame.rename({{{MODEL!r}: 'my_{MODEL}'}})."
-        )
+    typed = plan.compiled.returns.columns if plan.compiled.returns is not None else {}
+    if "model" in {*schema_of(plan.frame), *typed}:
+        msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
-    if plan.compiled.returns is not None and MODEL in plan.compiled.returns.columns:
-        msg = f"returns= has a field {MODEL!r}, a name that a cascade's results need. Rename the field."
-        raise NameTaken(msg)
+    judge = judging.accepting(accept, plan)
+    _ = plan.totals  # the frame is read once for the prices of all models
+    plans = {other.facts.id: other for other in (changed(plan, "model", model) for model in named)}
+    if len(plans) < len(named):
+        msg = f"models={named!r} names a model twice. Rows are passed on to another one."
+        raise PlanError(msg)
+    return Cascade(plans=plans, accept=judge, passed=(Passed(),) * len(plans))

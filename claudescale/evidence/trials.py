@@ -1,86 +1,97 @@
-"""Trial: the same sampled rows through several models, and the cheapest one that is good enough."""
+"""Trial: the same rows through several models, efforts or prompts, and the cheapest that is good enough."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from claudescale.api import prices
 from claudescale.api.connecting import connect
-from claudescale.api.ownmodels import Model
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
-from claudescale.evidence import evidence, trialframe
-from claudescale.evidence.scoring import scoring
-from claudescale.evidence.trialframe import TRIAL
+from claudescale.evidence import judging
 from claudescale.loops import awaited
 from claudescale.prompts.parameters import plain
-from claudescale.prompts.rows import read
-from claudescale.views import card, trialcards
+from claudescale.prompts.replies import INVALID_REPLY
+from claudescale.prompts.rows import NOT_SENT, read
+from claudescale.views.card import Card, dollars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
-    from claudescale.evidence.evidence import By, Choice
-    from claudescale.evidence.scoring import Scoring
+    from claudescale.api.ownmodels import Model
     from claudescale.planning.plans import Plan
     from claudescale.running.runs import Run
-    from claudescale.views.theme import Shown
+    from claudescale.views.theme import Picture
 
+TRIAL = pl.Schema(
+    {"choice": pl.String(), "model": pl.String(), "rows": pl.Int64()}
+    | dict.fromkeys(("score", "score_low", "score_high", "dollars_per_1000_rows"), pl.Float64())
+    | {"seconds": pl.Float64(), "seconds_p90": pl.Float64(), "failed": pl.Int64(), "why": pl.String()}
+    | {"dollars": pl.Float64(), "minutes": pl.Float64(), "simulated": pl.Boolean()}
+)
+"""Columns of `Trial.table`, a row per choice. Before it has run, `rows`, `dollars` and `minutes` are
+estimates and what only a run can tell is null."""
+
+LEDGER = "claudescale.ledger"
 _FEWEST = 2
+TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
+INVENTED = "The simulator's models differ by invented skills: this says nothing of the real ones."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Trial:
-    """The same sampled rows through several models. Make one with `trial`; nothing is sent before `run`.
+    """The same sampled rows through several choices. Make one with `trial`; nothing is sent before `run`.
 
     `run` is the one verb that spends; `table` then has what was measured, `pick` the plan with the cheapest
-    model that is good enough.
+    choice that is good enough.
 
     Attributes
     ----------
     plan : Plan
-        What the model is looked for.
+        What the choice is made for.
     plans : dict of Plan
-        The sample with each model, as it is sent: live, whatever the mode of `plan`.
+        The sample with each choice, as it is sent: live, whatever the mode of `plan`.
     runs : dict of Run
-        The run of each model that has been started.
+        The run of each choice that has been started.
+    sample : pl.DataFrame
+        The rows that every choice is given; `unsent` says which of them have nothing to send.
+    judge : Judge
+        What scores the replies; `reference` is the choice that the others have to agree with, if any.
     confidence : float
         Of the intervals and of `pick`.
     budget : float or None
-        Dollars all models may cost together.
+        Dollars all choices may cost together.
     """
 
     plan: Plan
     plans: Mapping[str, Plan]
-    confidence: float
+    sample: pl.DataFrame
+    unsent: pl.Series
+    judge: judging.Judge
+    reference: str | None
     seed: int
+    confidence: float
     budget: float | None
-    scoring: Scoring
     runs: dict[str, Run] = field(default_factory=dict)
-
-    # the one verb that spends
 
     @awaited("await trial.run(client)")
     async def run(
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = LEDGER,
         progress: bool = True,
     ) -> Trial:
-        """Send the sampled rows to each model, the cheapest first, and return this trial.
+        """Send the sampled rows to each choice, the cheapest first, and return this trial.
 
         The same cell again is a resume: with the same ledger nothing is paid for twice, also if `n` has
-        grown, nor when the plan that was picked is run. With a budget each model may spend its share of it,
+        grown, nor when the plan that was picked is run. With a budget each choice may spend its share of it,
         by estimate, and what others left over.
 
         Spends: tokens.
@@ -90,91 +101,105 @@ class Trial:
         client : AsyncAnthropic, optional
             From `connect`, which is also the default.
         ledger : str, Path or None
-            One for all models, as for `Plan.run`.
+            One for all choices, as for `Plan.run`.
         progress : bool
-            Show a progress bar for each model.
+            Show a progress bar for each choice.
 
         Raises
         ------
         RunStopped
             A run cannot go on (key, spend limit, ledger); what was paid for is in the ledger.
         """
-        api = client if client is not None else connect()
+        client = client or connect()
         self.runs.clear()
-        expected = {model: trialframe.option(plan)["dollars"] for model, plan in self.plans.items()}
+        expected = {choice: option(plan)["dollars"] for choice, plan in self.plans.items()}
         left, open_dollars = self.budget, sum(expected.values())
-        for model in sorted(expected, key=expected.__getitem__):
-            plan = self.plans[model]
+        for choice in sorted(expected, key=expected.__getitem__):
+            plan = self.plans[choice]
             if left is not None and open_dollars:
-                share = min(1.0, expected[model] / open_dollars)
-                plan = plan.replace(budget=max(left * share, math.ulp(0.0)), measured=plan.measured)
-            run = self.runs[model] = plan.start(api, ledger=ledger, progress=progress)
+                share = min(1.0, expected[choice] / open_dollars)
+                plan = plan.replace(budget=max(left * share, TOO_LITTLE))
+            run = self.runs[choice] = plan.start(client, ledger=ledger, progress=progress)
             await run
             left = None if left is None else left - run.counts.dollars
-            open_dollars -= expected[model]
+            open_dollars -= expected[choice]
         return self
-
-    # what came of it
 
     @property
     def table(self) -> pl.DataFrame:
-        """One row per model as `TRIAL`: measured where it has run, else estimated.
+        """One row per choice as `TRIAL`: measured where it has run, else estimated.
 
-        The interval is Wilson's where each row is right or wrong, else the BCa bootstrap's, two-sided, for
-        each model by itself. `pick` corrects for looking at several.
+        The interval is that of each choice by itself: Clopper and Pearson's, which is exact, where each row
+        is right or wrong; else a percentile bootstrap, which is approximate, and null where the scores are
+        fewer than 30 or all the same. `pick` corrects for looking at several.
 
         Spends: nothing.
         """
         scores = self.scores
-        rows = [
-            trialframe.measured(model, self.runs[model], scores[model], self._unsent)
-            | self._interval(model, scores[model].drop_nulls())
-            if model in self.runs
-            else trialframe.estimated(model, plan)
-            for model, plan in self.plans.items()
-        ]
-        return pl.DataFrame(rows, schema=TRIAL)
+        return pl.DataFrame([self._row(choice, scores.get(choice)) for choice in self.plans], schema=TRIAL)
 
-    def _interval(self, model: str, scores: pl.Series) -> dict[str, float]:
-        if scores.is_empty():
-            return {}
-        if model == self.scoring.reference:  # it agrees with itself
-            return {"score_low": 1.0, "score_high": 1.0}
-        low, high = evidence.interval(scores, self.confidence, seed=self.seed)
-        return {"score_low": low, "score_high": high}
+    def _row(self, choice: str, scores: pl.Series | None) -> dict[str, Any]:
+        plan = self.plans[choice]
+        row: dict[str, Any] = {"choice": choice, "model": plan.facts.id}
+        if scores is None:
+            takes, rows = option(plan), plan.totals.rows - plan.totals.unsent
+            paid, row["rows"], row["minutes"] = takes["dollars"], rows, takes["minutes"]
+            return row | {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000}
+        run, judged = self.runs[choice], scores.drop_nulls()
+        live = run.replies.filter(mode="live", status=200)["seconds"]
+        errors = run.results["error"].drop_nulls()
+        errors = errors.filter(errors != NOT_SENT)
+        paid = float(run.replies["dollars"].sum())
+        done = answered(run)["error"].ne_missing(NOT_SENT) & ~self.unsent
+        low, high = judging.interval(judged, self.confidence, seed=self.seed)
+        row["score_low"] = 1.0 if choice == self.reference else low  # it agrees with itself
+        row |= {"rows": judged.len(), "score": judged.mean(), "score_high": high}
+        row |= {
+            "dollars": paid,
+            "dollars_per_1000_rows": paid / int(done.sum()) * 1_000 if done.any() else None,
+        }
+        row |= {"seconds": live.median(), "seconds_p90": live.quantile(0.9, "linear"), "minutes": run.minutes}
+        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.simulated}
 
     @property
     def scores(self) -> dict[str, pl.Series]:
-        """The score of each row by model that has run, null where it could not be judged.
+        """The score of each row of `sample` by choice that has run, null where it could not be judged.
 
-        Rows are those of `sample`, so scores of two models are pairs.
-
-        Spends: nothing.
-        """
-        results = {model: trialframe.answered(run) for model, run in self.runs.items()}
-        return self.scoring.scores(results, self._unsent)
-
-    @property
-    def sample(self) -> pl.DataFrame:
-        """The rows that every model is given.
+        Scores of two choices are pairs: what a row gains is ``trial.scores[one] - trial.scores[other]``.
 
         Spends: nothing.
         """
-        return read(self._any.frame)
+        results, unsent = {choice: answered(run) for choice, run in self.runs.items()}, self.unsent
+        if self.reference is not None:
+            if self.reference not in results:
+                return {choice: pl.Series([None] * unsent.len(), dtype=pl.Float64) for choice in results}
+            against = results[self.reference]
+            unsent |= against["error"].is_not_null()
+            columns = against.select(pl.col(self.judge.agrees_on).name.suffix(judging.REFERENCE))
+            results = {choice: frame.hstack(columns) for choice, frame in results.items()}
+        return {choice: self.judge.scores(frame, unsent) for choice, frame in results.items()}
 
-    def evidence(self, *, min_score: float, by: By = "dollars") -> pl.DataFrame:
-        """Return for each model how likely its scores are by luck, as `evidence.VERDICTS`.
+    def evidence(self, *, min_score: float) -> pl.DataFrame:
+        """Return for each choice how likely its score is by luck, and if it clears, as `judging.EVIDENCE`.
 
         Spends: nothing.
         """
-        return self._choice(min_score, by).verdicts
+        gate = plain(min_score)
+        if isinstance(gate, bool) or not isinstance(gate, int | float) or not math.isfinite(gate):
+            msg = f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9."
+            raise PlanError(msg)
+        if not self.runs:
+            msg = "The trial has not been run. Use await trial.run(client) first."
+            raise PlanError(msg)
+        scores = {choice: values.drop_nulls() for choice, values in self.scores.items()}
+        return judging.evidence(scores, gate, self.confidence, certain=self.reference, seed=self.seed)
 
-    def pick(self, *, min_score: float, by: By = "dollars") -> Plan:
-        """Return the plan with the cheapest, or fastest, model that is good enough, calibrated on its run.
+    def pick(self, *, min_score: float, by: Literal["dollars", "minutes"] = "dollars") -> Plan:
+        """Return the plan with the cheapest, or fastest, choice that is good enough, calibrated on its run.
 
-        The chance that a model is chosen whose true score is below `min_score` is at most
-        ``1 - confidence``, however many models there are. That holds for one look: who asks for more rows
-        again and again until one passes has more chances to be wrong.
+        Where each row is right or wrong, the chance that a choice is returned whose true score is below
+        `min_score` is at most ``1 - confidence``, however many there are; for other scores about that. It
+        holds for one look: who asks for more rows until one passes has more chances to be wrong.
 
         Spends: nothing.
 
@@ -183,114 +208,125 @@ class Trial:
         min_score : float
             The score to reach: a share where a row is right or wrong.
         by : {"dollars", "minutes"}
-            The cheapest, or the one with which the whole plan takes least time within its limits.
+            What the whole plan is to take least of.
 
         Raises
         ------
         NotEnoughEvidence
-            No model is good enough for certain; how many rows more would settle it.
+            No choice is good enough for certain; how many rows more would settle it.
         """
-        choice = self._choice(min_score, by)
-        if choice.model is None:
-            raise NotEnoughEvidence(choice.reason + self._advice(choice.rows_more), choice.rows_more)
-        return self._calibrated(choice.model)
+        if by not in {"dollars", "minutes"}:
+            msg = f"by={by!r} is not one of 'dollars' (the cheapest), 'minutes' (the fastest)."
+            raise PlanError(msg)
+        evidence = self.evidence(min_score=min_score)
+        plans = []
+        for choice in evidence.filter("clears")["choice"]:
+            chosen = self.plans[choice]
+            plan = self.plan.replace(model=chosen.model, effort=chosen.effort, prompt=chosen.prompt)
+            plans.append(plan.calibrate(self.runs[choice]))
+        if not plans:
+            reason, more = judging.shortfall(evidence, min_score, self.confidence)
+            if more:
+                rows = f"n={self.sample.height + more} of the plan's {self.plan.totals.rows:,} rows"
+                reason += f" Use cs.trial with {rows}: with the same ledger none is paid for twice."
+            raise NotEnoughEvidence(reason, more)
+        return min(plans, key=lambda plan: option(plan)[by])
 
     @property
     def plot(self) -> TrialPlots:
         """The picture: ``quality``."""
         return TrialPlots(self)
 
-    # how
-
-    @property
-    def _any(self) -> Plan:
-        return next(iter(self.plans.values()))
-
-    @cached_property
-    def _unsent(self) -> pl.Series:
-        return self._any.compiled.contents(self.sample)["content"].is_null()
-
-    def _calibrated(self, model: str) -> Plan:
-        return self.plan.replace(model=self.plans[model].model).calibrate(self.runs[model])
-
-    def _choice(self, min_score: float, by: By) -> Choice:
-        evidence.check_gate(min_score, self.confidence, by)
+    def _card(self) -> Card:
+        table, mark = self.table, "SIMULATED " * any(run.simulated for run in self.runs.values())
+        scored = f"{self.judge.words} with {self.reference}" if self.reference else self.judge.words
+        title = f"{mark}Trial of {table.height} choices on {self.sample.height:,} rows, scored by {scored}"
+        total = dollars(float(table["dollars"].sum()))
         if not self.runs:
-            msg = "The trial has not been run. Use await trial.run(client) first."
-            raise PlanError(msg)
-        dollars = dict(self.table.select("model", "dollars_per_1000_rows").iter_rows())
-        scores = self.scores
-        rows = []
-        for model, run in self.runs.items():
-            minutes = None
-            if by == "minutes" and not run.replies.filter(pl.col("dollars") > 0).is_empty():
-                minutes = trialframe.option(self._calibrated(model), self.plan.mode)["minutes"]
-            rows.append((model, scores[model].drop_nulls().to_list(), dollars[model], minutes))
-        table = pl.DataFrame(rows, schema=evidence.CANDIDATES, orient="row")
-        certain = self.scoring.reference
-        return evidence.pick(
-            table, min_score, by, confidence=self.confidence, certain=certain, seed=self.seed
-        )
-
-    def _advice(self, rows_more: int | None) -> str:
-        if rows_more is None:
-            return ""
-        n, there = self.sample.height + rows_more, self._rows_there
-        if n > there:
-            return f" There are only {there:,} rows: ask for a lower min_score, or for less confidence."
-        return f" Use cs.trial(..., n={n}): with the same ledger the rows of this one are not paid for again."
-
-    @cached_property
-    def _rows_there(self) -> int:
-        return _judged(self.plan, self.scoring.truth).height
-
-    # how it looks
+            title = f"{title}: about {total} in all. Nothing is sent yet."
+            notes = [] if self.budget is None else [f"Budget: {dollars(self.budget)}."]
+            table = table.select("choice", "rows", "dollars", "minutes")
+            return Card.of(table, title=title, notes=notes, next="await trial.run(client)")
+        missing = [f"{run.counts.missing:,} rows of {choice}" for choice, run in self.runs.items()]
+        missing = [words for words in missing if not words.startswith("0 ")]
+        missing += [choice for choice in self.plans if choice not in self.runs]
+        notes = [f"Not answered: {', '.join(missing)}. The same cell again sends only what is missing."]
+        notes = notes * bool(missing) + [INVENTED] * bool(mark)
+        table = table.rename({"score_low": "score_interval", "score_high": "score_interval_p90"})
+        table, next_ = table.select("choice", *table.columns[3:10]), "plan = trial.pick(min_score=0.9)"
+        return Card.of(table, title=f"{title}: {total} in all.", notes=notes, next=next_)
 
     def __repr__(self) -> str:
-        return trialcards.trial_card(self).text()
+        return self._card().text()
 
     def _repr_html_(self) -> str:
-        return trialcards.trial_card(self).html()
+        return self._card().html()
 
 
+@dataclass(frozen=True)
 class TrialPlots:
-    """The pictures of a trial; each is a `claudescale.views.run_charts.Shown`."""
+    """The picture of a trial."""
 
-    def __init__(self, trial: Trial) -> None:
-        self._trial = trial
+    trial: Trial
 
-    def quality(self, min_score: float | None = None) -> Shown:
-        """Return each model's score against its dollars, with the score to reach. Spends: nothing."""
-        from claudescale.views import trialcharts  # noqa: PLC0415  # altair is slow to import
+    def quality(self, min_score: float | None = None) -> Picture:
+        """Return each choice's score and its interval against its dollars. Spends: nothing."""
+        from claudescale.views import model_charts  # noqa: PLC0415  # altair is slow to import
 
-        trial, clears = self._trial, pl.Series(dtype=pl.String)
-        if min_score is not None:
-            clears = trial.evidence(min_score=min_score).filter("clears")["model"]
-        return trialcharts.quality(
-            trial.table, min_score=min_score, clears=clears.to_list(), confidence=trial.confidence
-        )
+        evidence = None if min_score is None else self.trial.evidence(min_score=min_score)
+        return model_charts.quality(self.trial.table, evidence, min_score)
+
+
+def option(plan: Plan, mode: str | None = None) -> dict[str, Any]:
+    """Return what a plan takes in a mode, by default its own; live where that is still to be chosen."""
+    options = {row["mode"]: row for row in plan.options.iter_rows(named=True)}
+    return options.get(mode or plan.mode, options["live"])
+
+
+def answered(run: Run) -> pl.DataFrame:
+    """Return the results of a run; rows that were given up, which tells nothing of a model, as not sent."""
+    error = pl.col("error")
+    final = error.is_null() | error.is_in([*run.replies["error"].drop_nulls().unique(), INVALID_REPLY])
+    return run.results.with_columns(error=pl.when(final).then(error).otherwise(pl.lit(NOT_SENT)))
+
+
+def several(name: str, values: Any, such_as: str) -> list[Any]:
+    """Return two or more values to compare, or raise what to type."""
+    several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
+    if len(several) < _FEWEST:
+        msg = f"{name}={values!r:.60}: give two or more{such_as}."
+        raise PlanError(msg)
+    return several
+
+
+def changed(plan: Plan, name: str, value: Any) -> Plan:
+    """Return the plan with one change; its own model keeps what a pilot has measured."""
+    own = name == "model" and value in {plan.model, plan.facts.id}
+    return plan if own else plan.replace(**{name: value})
 
 
 def trial(
     plan: Plan,
-    models: Iterable[str | Model],
+    models: Iterable[str | Model] | None = None,
     *,
+    efforts: Iterable[str] | None = None,
+    prompts: Iterable[Any] | None = None,
     n: int = 50,
     score: pl.Expr | Callable[[pl.DataFrame], pl.Series] | str | None = None,
     seed: int = 0,
     confidence: float = 0.95,
     budget: float | None = None,
 ) -> Trial:
-    """Return a trial of several models on the same rows of a plan. Nothing is sent.
+    """Return a trial of several models, efforts or prompts on the same rows of a plan. Nothing is sent.
 
     Spends: nothing.
 
     Parameters
     ----------
     plan : Plan
-        What a model is looked for. Its own model need not be among `models`.
-    models : list of str
-        Two or more.
+        What a choice is looked for. Its own model, effort or prompt need not be among those to compare.
+    models, efforts, prompts : list
+        Two or more to compare, of one kind, as for `plan`.
     n : int
         Rows to sample without replacement, or all if there are fewer. A larger trial with the same seed
         has the rows of the smaller one among its own.
@@ -298,7 +334,8 @@ def trial(
         What tells a good reply: an expression over the results (Boolean or a number, best from 0 to 1); a
         function of the results frame; the name of a column with the right answers, which is compared with
         the one typed column without regard to capitals, and rows without an answer in it are not sampled;
-        None counts how often a model replies what the dearest of them does. A row that failed scores 0.
+        None counts how often a choice replies what the most expensive one does, of several the last. A row
+        that failed scores 0.
     seed : int
         Of the sample and of the bootstrap.
     confidence : float
@@ -322,72 +359,39 @@ def trial(
     >>> trial(one, ["claude-haiku-5-5", "claude-opus-5-5"], score="truth").table["rows"].to_list()
     [2, 2]
     """
-    evidence.check_confidence(confidence)
-    n, budget = plain(n, whole=True), plain(budget)
-    if not isinstance(n, int) or isinstance(n, bool) or n < _FEWEST:
-        msg = f"n={n!r}: it is how many rows every model is given, a whole number from {_FEWEST} on."
+    if not (isinstance(confidence, float) and 0.5 <= confidence < 1):  # noqa: PLR2004 - a coin's toss
+        msg = f"confidence={confidence!r}: it is a share from 0.5 to below 1, such as confidence=0.95."
         raise PlanError(msg)
-    dollars_given = isinstance(budget, int | float) and not isinstance(budget, bool)
-    if budget is not None and not (dollars_given and 0 < budget < math.inf):
-        msg = f"budget={budget!r}: it is in dollars and above 0, such as budget=5.0."
+    given = {"efforts": efforts, "prompts": prompts, "models": models}
+    kinds = [kind for kind, values in given.items() if values is not None] or ["models"]
+    if len(kinds) > 1:
+        msg = f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan."
         raise PlanError(msg)
-    named = _several(models)
-    whole = plan.replace(mode="live", deadline=None, budget=None, measured=plan.measured)
-    of_each = {found.facts.id: found for found in (_with(whole, model) for model in named)}
-    if len(of_each) < len(named):
-        msg = f"models={named!r} names a model twice. A trial is of different ones."
+    kind, name = kinds[0], kinds[0].removesuffix("s")
+    such_as = ", such as models=['claude-haiku-5-5', 'claude-sonnet-5-5']" * (kind == "models")
+    values = several(kind, given[kind], f" to compare{such_as}")
+    live, plans = plan.replace(mode="live", deadline=None, budget=None), {}
+    for number, value in enumerate(values, 1):
+        other = changed(live, name, value).replace(budget=budget)
+        plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+    if len(plans) < len(values):
+        msg = f"{kind}={values!r} names a {name} twice. A trial is of different ones."
         raise PlanError(msg)
-    unknown = next((each for each in of_each.values() if not prices.price(each.facts).is_known), None)
-    if unknown is not None and budget is not None:
-        msg = (
-            f"budget={budget!r} needs the prices of {unknown.facts.id!r}, dollars per million tokens: "
-            f"cs.Model({unknown.facts.id!r}, input_dollars=..., output_dollars=...)."
-        )
-        raise PlanError(msg)
-    scored = scoring(score, plan, max(of_each, key=lambda name: _price(of_each[name])))
-    rows = _judged(plan, scored.truth)
-    sampled = rows[pl.int_range(rows.height, eager=True).shuffle(seed).head(n)]
-    sample = whole.replace(frame=sampled, measured=whole.measured)
-    if sample.totals.rows - sample.totals.unsent < _FEWEST:
+    judge, rows = judging.scoring(score, plan), read(plan.frame)
+    rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
+    shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
+    plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
+    sample = shuffled.head(n)
+    unsent = plan.compiled.contents(sample)["content"].is_null()
+    if (~unsent).sum() < _FEWEST:
         msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
         raise PlanError(msg)
-    plans = {name: _with(sample, each.model) for name, each in of_each.items()}
-    dollars = sum(trialframe.option(each)["dollars"] for each in plans.values())
-    if budget is not None and dollars > budget:
-        fewer = int(sample.totals.rows * budget / dollars)
-        use = f"Use n={fewer}, or a" if fewer >= _FEWEST else "Use a"
-        msg = (
-            f"This trial costs about {card.dollars(dollars)}, and its budget is {card.dollars(budget)}"
-            f". {use} larger budget."
-        )
+    costs = {choice: option(each)["dollars"] for choice, each in plans.items()}
+    whole = sum(costs.values())
+    if budget is not None and whole > budget:
+        use = f"n={int(sample.height * budget / whole)}, or a larger budget"
+        msg = f"This trial costs about {dollars(whole)}, and its budget is {dollars(budget)}. Use {use}."
         raise ImpossibleBudget(msg)
-    return Trial(plan=plan, plans=plans, confidence=confidence, seed=seed, budget=budget, scoring=scored)
-
-
-def _several(models: object) -> list[str | Model]:
-    named = list(models) if isinstance(models, Iterable) and not isinstance(models, str) else []
-    if len(named) < _FEWEST or not all(isinstance(each, str | Model) for each in named):
-        msg = (
-            f"models={models!r:.60}: give two or more to compare, such as "
-            "models=['claude-haiku-5-5', 'claude-sonnet-5-5']."
-        )
-        raise PlanError(msg)
-    return named
-
-
-def _with(plan: Plan, model: str | Model) -> Plan:
-    """Return the plan with another model; its own keeps what a pilot has measured."""
-    return plan if model in {plan.model, plan.facts.id} else plan.replace(model=model)
-
-
-def _price(plan: Plan) -> tuple[float, float]:
-    """Return what a model costs; nothing is known to cost least."""
-    price = prices.price(plan.facts)
-    step = price.steps[0]
-    return (step.output, step.input) if price.is_known else (0.0, 0.0)
-
-
-def _judged(plan: Plan, truth: str | None) -> pl.DataFrame:
-    """Return the rows of a plan that can be judged: those with an answer in the column of truth."""
-    rows = read(plan.frame)
-    return rows if truth is None else rows.filter(pl.col(truth).is_not_null())
+    reference = max(reversed(plans), key=costs.__getitem__) if judge.agrees_on else None
+    asked: dict[str, Any] = {"plan": plan, "plans": plans, "sample": sample, "unsent": unsent, "judge": judge}
+    return Trial(**asked, reference=reference, seed=seed, confidence=confidence, budget=budget)

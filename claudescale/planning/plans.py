@@ -13,12 +13,11 @@ from claudescale.api.limits import Limits
 from claudescale.errors import PlanError
 from claudescale.loops import awaited
 from claudescale.planning import calibration, calls, choices, choosing, estimates, feasibility
+from claudescale.planning.plan_views import PlanPlots, plan_card
 from claudescale.prompts import parameters
 from claudescale.prompts.parameters import plain
 from claudescale.prompts.requests import Prompt, compile_prompt
 from claudescale.prompts.rows import Kept, read, schema_of, taken_over, unreadable
-from claudescale.views.cards import plan_card
-from claudescale.views.planplots import PlanPlots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

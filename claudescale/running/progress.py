@@ -14,8 +14,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from claudescale import loops
-from claudescale.views import card, cards
+from claudescale import loops, text
+from claudescale.running.run_views import waiting
 
 if TYPE_CHECKING:
     from claudescale.running.runs import Run
@@ -91,8 +91,8 @@ class Progress:
     def _show(self) -> None:
         counts, minutes = self._run.counts, self._run.minutes
         rate = counts.requests / minutes if minutes else 0.0
-        out = cards.waiting(self._run)
-        how = f"{rate:,.0f}/min, {card.dollars(counts.dollars)}" if out is None else out[0]
+        out = waiting(self._run)
+        how = f"{rate:,.0f}/min, {text.dollars(counts.dollars)}" if out is None else out[0]
         self._bar.set_postfix_str(how, refresh=False)
         self._bar.n = counts.done
         self._bar.refresh()
@@ -121,6 +121,6 @@ class Progress:
             "minute %.1f: %s requests/min, %s input tokens/min, %s output tokens/min, %s refused, %s so far, "
             "%s of %s rows done",
             now.minutes, f"{requests:,.0f}", f"{input_tokens:,.0f}", f"{output_tokens:,.0f}",
-            f"{now.refused - before.refused:,}", card.dollars(counts.dollars), f"{counts.done:,}",
+            f"{now.refused - before.refused:,}", text.dollars(counts.dollars), f"{counts.done:,}",
             f"{counts.sent:,}",
         )  # fmt: skip

@@ -25,14 +25,13 @@ from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates, feasibility
 from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results
-from claudescale.running import meter
+from claudescale.running import meter, run_views
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 from claudescale.running.live import Live
 from claudescale.running.progress import Progress
-from claudescale.views import cards
-from claudescale.views.plots import Plots
-from claudescale.views.rates import by_minute
+from claudescale.running.rates import by_minute
+from claudescale.running.run_views import Plots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,7 +170,7 @@ class Run(Handle):
             self.state = state
             await progress.close()
         if state == "failed":
-            raise RunStopped(cards.why(self), self) from job.ledger_error
+            raise RunStopped(run_views.why(self), self) from job.ledger_error
 
     async def _send(self, progress: Progress) -> None:
         """Send what is missing in the plan's mode."""
@@ -182,7 +181,7 @@ class Run(Handle):
             self._make_live(job.missing.height)
         job.start()
         self.state = "running"
-        progress.start(cards.before(self))
+        progress.start(run_views.before(self))
         if job.asked:  # before there was anything to stop
             return
         try:
@@ -337,12 +336,12 @@ class Run(Handle):
         return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
 
     def _line(self) -> str:
-        return cards.line(self)
+        return run_views.line(self)
 
     @property
     def kept(self) -> str:
         """What an interrupt leaves, in one sentence. Spends: nothing."""
-        return cards.kept(self)
+        return run_views.kept(self)
 
     # how far it is: cheap, at any time, from any thread
 
@@ -544,10 +543,10 @@ class Run(Handle):
         return Plots(self)
 
     def __repr__(self) -> str:
-        return cards.run_card(self).text()
+        return run_views.run_card(self).text()
 
     def _repr_html_(self) -> str:
-        return cards.run_card(self).html()
+        return run_views.run_card(self).html()
 
 
 def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:

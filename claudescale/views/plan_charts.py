@@ -1,28 +1,170 @@
-"""Pictures of a plan, before anything is sent: its time per tier, and where its savings come from.
+"""Pictures of a plan, before anything is sent: what its choices cost and take.
 
-Like `claudescale.views.run_charts` it knows column names, never our objects.
+A chart knows column names, never our objects.
 """
-# ruff: noqa: PLC0415  # altair takes 2 s to import, and many plans are never drawn
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import altair as alt
 import polars as pl
 
-from claudescale.views import card, marks, run_charts
-from claudescale.views.frontiercharts import UNTIL, clock_axis, steady
-from claudescale.views.marks import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, WIDTH
-from claudescale.views.placing import CHARACTER, Scale
-from claudescale.views.theme import GREY, Shown
+from claudescale import text
+from claudescale.views import run_charts
+from claudescale.views.theme import (
+    BLUE,
+    DOLLARS,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    Picture,
+    chart,
+    colors,
+    finite,
+    highest,
+    limit,
+    nothing,
+    number_axis,
+    picture,
+    tips,
+)
 
-BINDINGS = {"requests": BLUE, "input tokens": ORANGE, "output tokens": GREEN}
-BINDINGS |= {"latency": PURPLE, "concurrency": VERMILLION, "queue": SKY}
-LINE, BAR, GAP, NARROWEST = 18, 16, 12, 2.0
-FAR = 3  # a deadline that many times beyond the slowest tier is named, not drawn
+NOTHING = "There is nothing to send."
+UNTIL = "Time until the last row is answered"
+SHAPES = {"live": "circle", "batch": "square", "hybrid": "diamond"}
+BINDINGS = {"requests": BLUE, "input tokens": ORANGE, "output tokens": GREEN, "latency": PURPLE}
+BINDINGS |= {"concurrency": VERMILLION, "batch processing": SKY, "queue": SKY}
+FAR, WIDE = 12, 8  # how many times beyond the picture; from how many times on a scale is logarithmic
+MOST_NAMES, MOST_TICKS = 6, 6
+RUNS = pl.Schema({"run": pl.String(), "concurrency": pl.Float64(), "requests_per_minute": pl.Float64()})
+RUNS["refused"] = pl.Int64()
+CLOCK = (
+    "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
+    "format(datum.value, '.3~f') + ' min' : format(datum.value / 60, ',.3~f') + ' h'"
+)
+MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
+MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
+SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
 
 
-def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float | None = None) -> Shown:
+def frontier(
+    points: pl.DataFrame, *, deadline_minutes: float | None = None, budget_dollars: float | None = None
+) -> Picture:
+    """Return the chart of dollars against time: a point per choice, joined where nothing beats them.
+
+    Those that nothing of their colour beats are joined by a dashed line: price and time say nothing of how
+    good a model's answers are. A point that something beats has its name in its tooltip alone.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    points : pl.DataFrame
+        `choice`, `group` (its colour), `mode` (its shape), `binding`, `dollars`, `dollars_p90`, `minutes`,
+        `minutes_p90`; `frontier` where nothing is as cheap and as fast, `best` where nothing of its group is;
+        `chosen` is the plan's own, `choices` how many a point stands for.
+    deadline_minutes, budget_dollars : float or None
+        What the plan may take and cost, drawn as labelled lines.
+    """
+    points = finite(points).drop_nulls(["dollars", "minutes", "minutes_p90"]).filter(pl.col("minutes") > 0)
+    if points.is_empty():
+        return nothing(NOTHING)
+    points = points.sort("minutes", pl.col("dollars"), "choice", descending=[False, True, False])
+    time, at, late = _scale(points.select("minutes", "minutes_p90"), deadline_minutes, MOMENTS)
+    money, costs, rich = _scale(points.select("dollars"), budget_dollars, SUMS)
+    groups = points.sort("dollars")["group"].unique(maintain_order=True).to_list()
+    others = pl.col("group").is_in(groups[len(PALETTE) :])
+    points = points.with_columns(
+        pl.when(others).then(pl.lit("others")).otherwise("group").alias("group"),
+        pl.col("best") & ~others,
+        time=pl.col("minutes").map_elements(text.duration, pl.String),
+        slow=pl.col("minutes_p90").map_elements(text.duration, pl.String),
+        above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
+        below=pl.when(_named(points)).then("choice"),
+    )
+    palette = dict(zip([*groups[: len(PALETTE)], "others"], [*PALETTE, GREY], strict=False))
+    legend = alt.Legend() if len(groups) > 1 else None
+    color = alt.Color("group:N", scale=colors(points["group"], palette), legend=legend)
+    shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES))
+    base = chart(points).encode(
+        x=alt.X("minutes:Q", title=UNTIL, scale=time, axis=alt.Axis(values=at, labelExpr=CLOCK)),
+        y=alt.Y("dollars:Q", title="US dollars", scale=money, axis=alt.Axis(values=costs, labelExpr=DOLLARS)),
+    )
+    best, unbeaten = (base.transform_filter(f"datum.{name}") for name in ("best", "frontier"))
+    stairs: dict[str, Any] = {"interpolate": "step-after"}
+    tooltip = tips(choice="", dollars="$,.4~f", dollars_p90="$,.4~f", time="", slow="", binding="")
+    layers = [
+        base.mark_rule(strokeWidth=2.5, opacity=0.35).encode(x2="minutes_p90:Q", color=color),
+        best.mark_line(**stairs, strokeDash=[2, 3], strokeWidth=1).encode(color=color),
+        unbeaten.mark_line(**stairs, color=GREY, strokeWidth=1.5),
+        base.transform_filter("datum.chosen").mark_point(size=260, color=GREY, strokeWidth=2, opacity=1),
+        base.mark_point(filled=True, size=75, opacity=1).encode(color=color, shape=shape, tooltip=tooltip),
+        # Below the frontier there is no point: a name there covers none.
+        base.transform_filter("datum.below").mark_text(align="left", dx=9, dy=12).encode(text="below:N"),
+        base.transform_filter("datum.above").mark_text(align="left", dx=9, dy=-10).encode(text="above:N"),
+    ]
+    if deadline_minutes is not None:
+        layers += limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=late)
+    if budget_dollars is not None:
+        layers += limit(f"budget\n{text.dollars(budget_dollars)}", y=budget_dollars, far=rich)
+    sentence, more = _frontier_words(points)
+    return picture(layers, sentence, more=more, height=300)
+
+
+def _scale(
+    values: pl.DataFrame, wish: float | None, ticks: list[float]
+) -> tuple[alt.Scale, list[float], bool]:
+    """Return a scale round all values, its ticks, and whether what is wished for lies far away from them."""
+    several = pl.concat(values.get_columns())
+    low, high = float(several.min()), float(several.max())  # type: ignore[arg-type]
+    far = wish is not None and not low / FAR <= wish <= high * FAR
+    if wish is not None and not far:
+        low, high = min(low, wish), max(high, wish)
+    if low > 0 and high / low >= WIDE:
+        low, high = low / 1.3, high * 1.6
+        scale = alt.Scale(type="log", domain=[low, high], nice=False)
+        return scale, [tick for tick in ticks if low <= tick <= high], far
+    high = high * 1.15 or 1.0
+    step = next((tick for tick in ticks if high / tick <= MOST_TICKS), high / 4)
+    return alt.Scale(domain=[0, high], nice=False), [step * n for n in range(int(high / step) + 1)], far
+
+
+def _named(points: pl.DataFrame) -> pl.Expr:
+    """Return which points of the frontier are named: of a long one its ends, and the plan's own."""
+    place = pl.col("frontier").cum_sum()
+    few = points["frontier"].sum() <= MOST_NAMES
+    return pl.col("frontier") & (pl.lit(few) | (place == 1) | (place == place.max()) | pl.col("chosen"))
+
+
+def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:
+    """Return what nothing beats, and how the plan stands to it."""
+
+    def figures(row: dict[str, Any]) -> str:
+        return f"{text.dollars(row['dollars'])} in {text.duration(row['minutes'])}"
+
+    best = points.filter("frontier")
+    fast, cheap = best.row(0, named=True), best.row(-1, named=True)
+    count = points["choices"].sum()
+    if count == 1:
+        return figures(fast), ""
+    sentence = f"From {figures(cheap)} ({cheap['choice']}) to {figures(fast)} ({fast['choice']})"
+    if best.height == 1:
+        sentence = f"{fast['choice']} is the cheapest and the fastest: {figures(fast)}"
+    more = f"{count:,} choices"
+    for own in points.filter("chosen").iter_rows(named=True):
+        better = best.filter(pl.col("dollars") <= own["dollars"], pl.col("minutes") <= own["minutes"])
+        beaten = "nothing beats it" if own["frontier"] else f"{better['choice'][0]} beats it"
+        more += f". This plan (ringed), {own['choice']}: {figures(own)}; {beaten}"
+    return sentence, more
+
+
+def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float | None = None) -> Picture:
     """Return the chart of how long a plan takes on each tier, coloured and labelled by what limits it.
 
     A bar is solid up to the usual time and pale up to the 90th percentile; of a batch, up to its last moment.
@@ -32,7 +174,7 @@ def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float
     Parameters
     ----------
     tiers : pl.DataFrame
-        Of `claudescale.planning.whatif.TIERS`.
+        `tier`, `minutes`, `minutes_p90`, `binding`, and `note`: what the tier gains.
     own : str
         The plan's tier.
     mode : str
@@ -40,79 +182,49 @@ def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float
     deadline_minutes : float or None
         Minutes the run may take, drawn as a labelled line.
     """
-    tiers = steady(tiers)
-    if tiers.is_empty() or not tiers["minutes"].max():
-        return marks.nothing_sent(None, UNTIL, 60)
-    import altair as alt
-
-    most = float(max(tiers["minutes_p90"].max(), tiers["minutes"].max()))  # type: ignore[arg-type,type-var]
-    drawn = deadline_minutes is not None and deadline_minutes <= most * FAR
-    high = max(most, deadline_minutes if drawn and deadline_minutes else 0.0) * 1.02
-    above = LINE if deadline_minutes is not None else 0
-    scale = Scale(low=0.0, high=high, start=0.0, end=WIDTH, log=False)
-    name_width = max(len(name) + 12 * (name == own) for name in tiers["tier"]) * CHARACTER + 10
-    rects, words = [], []
-    for number, row in enumerate(tiers.iter_rows(named=True)):
-        y = above + number * (LINE + BAR + GAP)
-        color = BINDINGS.get(row["binding"].replace("_", " "), GREY)
-        least = NARROWEST * high / WIDTH
-        ends = max(row["minutes"], least), max(row["minutes_p90"], least)
-        base = (row["tier"], row["binding"].replace("_", " "), row["note"], color, y + LINE, y + LINE + BAR)
-        rects += [(*base, 0.0, ends[0], 1.0), (*base, ends[0], max(ends), 0.35)]
-        name = row["tier"] + " (this plan)" * (row["tier"] == own)
-        words.append(marks.note(name, 0, y + 8, fontWeight="bold"))
-        words.append(marks.note("", name_width + 5, y + 8, shape="square", color=color))
-        words.append(marks.note(_told(row, own), name_width + 14, y + 8, limit=WIDTH - name_width))
-    height = above + tiers.height * (LINE + BAR + GAP) - GAP + 6
-    names = ["tier", "limited by", "note", "color", "y", "y2", "start", "end", "opacity"]
-    frame = pl.DataFrame(rects, schema=names, orient="row")
-    x = clock_axis("start", scale)
-    y_axis = alt.Y("y:Q", scale=alt.Scale(domain=[height, 0], nice=False), axis=None)
-    tips = [marks.word(name) for name in names[:3]]
-    bars = (
-        marks.chart_of(frame)
-        .mark_rect()
-        .encode(
-            x=x,
-            x2="end:Q",
-            y=y_axis,
-            y2="y2:Q",
-            tooltip=tips,
-            color=alt.Color("color:N", scale=None),
-            opacity=alt.Opacity("opacity:Q", scale=None),
+    tiers = finite(tiers)
+    most = highest(tiers, "minutes", "minutes_p90")
+    if not most:
+        return nothing(NOTHING)
+    tiers = tiers.with_columns(pl.col("binding").str.replace_all("_", " "))
+    far = deadline_minutes is not None and deadline_minutes > most * 3
+    high = max(most, 0.0 if far else deadline_minutes or 0.0) * 1.02
+    step = next((tick for tick in MOMENTS if high / tick <= MOST_TICKS), high / 4)
+    words = [_tier_words(row, own) for row in tiers.iter_rows(named=True)]
+    bars = chart(tiers.with_columns(words=pl.Series(words, dtype=pl.String)))
+    axis = alt.Axis(values=[step * n for n in range(int(high / step) + 1)], labelExpr=CLOCK)
+    domain = alt.Scale(domain=[0, high], nice=False)
+    y = alt.Y("tier:N", sort=None, axis=None)
+    color = alt.Color("binding:N", scale=colors(tiers["binding"], BINDINGS))
+    tooltip = tips(tier="", words="", binding="", note="")
+    encoded = {"y": y, "color": color, "tooltip": tooltip}
+    layers = [
+        bars.mark_bar(size=16, yOffset=8, opacity=opacity).encode(
+            x=alt.X(f"{name}:Q", title=UNTIL, scale=domain, axis=axis), **encoded
         )
-    )
-    layers = [bars, *words]
+        for name, opacity in (("minutes_p90", 0.35), ("minutes", 1.0))
+    ]
+    layers.append(bars.mark_text(align="left", dy=-9).encode(x=alt.value(0), y=y, text="words:N"))
     if deadline_minutes is not None:
-        label = f"deadline {card.duration(deadline_minutes)}"
-        at = scale.pixel(deadline_minutes) if drawn else WIDTH
-        label += "" if drawn else " \N{RIGHTWARDS ARROW}"
-        align = "right" if at > WIDTH / 2 else "left"
-        layers.append(marks.note(label, at - 5 if at > WIDTH / 2 else at + 5, 7, align=align))
-        if drawn:
-            rule = marks.chart_of().mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=GREY)
-            layers.append(rule.encode(x=alt.value(at), y=alt.value(0), y2=alt.value(height)))
-    mine = tiers.filter(tier=own)
-    said = [f"{name}: {note}" for name, note in tiers.select("tier", "note").iter_rows()]
-    title = f"By {mode}" if mode != "live" else "Live"
-    if mine.height:
-        row = mine.row(0, named=True)
-        title += f" on {own}: {_time(row)}, limited by {row['binding'].replace('_', ' ')}"
-    chart = alt.layer(*layers).properties(width=WIDTH, height=height, title=title)
-    return Shown(chart=chart, text=f"{title}. {'. '.join(said)}")
+        deadline = limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=far)
+        layers = [*deadline, *layers]
+    sentence = f"By {mode}" if mode != "live" else "Live"
+    for row in tiers.filter(tier=own).iter_rows(named=True):
+        sentence += f" on {own}: {_time(row)}, limited by {row['binding']}"
+    return picture(layers, sentence, height=alt.Step(42))
 
 
 def _time(row: dict[str, Any]) -> str:
-    return card.span(card.duration(row["minutes"]), card.duration(row["minutes_p90"]))
+    return text.span(text.duration(row["minutes"]), text.duration(row["minutes_p90"]))
 
 
-def _told(row: dict[str, Any], own: str) -> str:
-    """Return what is written above a tier's bar."""
-    words = f"{row['binding'].replace('_', ' ')}, {_time(row)}"
-    return words if row["tier"] == own else f"{words}: {row['note'].partition(',')[0].partition(';')[0]}"
+def _tier_words(row: dict[str, Any], own: str) -> str:
+    if row["tier"] == own:
+        return f"{own} (this plan): {_time(row)}"
+    return f"{row['tier']}: {_time(row)}; {row['note'].partition(';')[0]}"
 
 
-def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = None) -> Shown:
+def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = None) -> Picture:
     """Return the chart of what a plan would cost plainly, what each strategy saves of it, and what it costs.
 
     Spends: nothing.
@@ -120,35 +232,86 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
     Parameters
     ----------
     savings : pl.DataFrame
-        Of `claudescale.api.prices.SAVINGS`, for a plan.
+        `strategy`, `counterfactual`, `dollars_without`, `dollars_with` and `dollars_saved`, for a plan.
     model : str
         The plan's model.
     batch_dollars : float or None
         What the plan would cost by batch, if it is not one.
     """
-    used = {
-        "deduplication": ("identical rows once, not each", "no identical rows"),
-        "cache": ("cached, not sent anew", "no cache used"),
-        "batch": ("by batch, not live", "no batch used"),
-    }
-    short = [name.removeprefix("claude-") for name in savings.filter(strategy="model")["counterfactual"]]
-    short = [name.removeprefix("the same on ").removeprefix("claude-") for name in short]
-    short.append(model.removeprefix("claude-"))
-    parts: list[tuple[str, float]] = [(f"{short[0]} live, row by row", savings["dollars_without"][0])]
+    used = {"deduplication": "identical rows sent once", "cache": "cached", "batch": "by batch, not live"}
+    others = savings.filter(strategy="model")["counterfactual"].str.replace("the same on ", "")
+    short = [name.removeprefix("claude-") for name in (*others, model)]
     changes = iter(zip(short[1:], short, strict=False))
+    parts = [(f"{short[0]} live, row by row", savings["dollars_without"][0])]
     for strategy, saved in savings.select("strategy", "dollars_saved").iter_rows():
-        if strategy == "model":
-            new, old = next(changes)
-            parts.append((f"{new}, not {old}", saved))
-        else:
-            parts.append((used[strategy][not saved], saved))
-    dollars: float = savings["dollars_with"][-1]
+        words = "{}, not {}".format(*next(changes)) if strategy == "model" else used[strategy]
+        parts.append((words, saved))
+    plain, dollars = parts[0][1], savings["dollars_with"][-1]
     parts.append(("this plan", dollars))
-    schema = {"part": pl.String, "dollars": pl.Float64}
-    shown = run_charts.savings(steady(pl.DataFrame(parts, schema=schema, orient="row")))
-    text = shown.text.replace(" paid instead of", " instead of")
+    less = plain - dollars
+    sentence = f"{text.dollars(dollars)} instead of {text.dollars(plain)}: {text.dollars(less)} saved"
+    sentence += f" ({less / plain:.1%})" if plain else ""
+    if abs(less) <= plain * run_charts.WORTH:
+        sentence = f"{text.dollars(dollars)}, nothing saved"
     if batch_dollars is not None and dollars:
         less = dollars - batch_dollars
-        text += f"; by batch {marks.dollars(abs(less))} {'less' if less >= 0 else 'more'}"
-    chart: Any = shown.chart
-    return Shown(chart=chart.properties(title=text), text=text)
+        sentence += f"; by batch {text.dollars(abs(less))} {'less' if less >= 0 else 'more'}"
+    frame = pl.DataFrame(parts, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
+    return run_charts.savings(frame, sentence=sentence, empty=NOTHING)
+
+
+def concurrency(
+    *, seconds: float, requests_per_minute: float, binding: str, runs: pl.DataFrame | None = None
+) -> Picture:
+    """Return the chart of requests per minute by calls in flight: a slope by Little's law, then the limit.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    seconds : float
+        From sending a call to its whole answer.
+    requests_per_minute : float
+        The most that the limits allow.
+    binding : str
+        The limit that it is.
+    runs : pl.DataFrame, optional
+        `run` (a name), `concurrency`, `requests_per_minute` and `refused` (calls turned away with 429).
+
+    Notes
+    -----
+    Source: J. D. C. Little, "A Proof for the Queuing Formula: L = λW", *Operations Research* 9 (1961).
+    """
+    needed = requests_per_minute / 60 * seconds
+    runs = pl.DataFrame(schema=RUNS) if runs is None else finite(runs).sort("concurrency")
+    high = 2.0 ** math.ceil(math.log2(max(2 * needed, 16.0, highest(runs, "concurrency"))))
+    steps = pl.select(concurrency=2 ** pl.linear_space(0, math.log2(high), 80))
+    steps = steps.with_columns(
+        requests_per_minute=(pl.col("concurrency") * 60 / seconds).clip(upper_bound=requests_per_minute)
+    )
+    top = max(requests_per_minute, highest(runs, "requests_per_minute")) * 1.1
+    x = alt.X(
+        "concurrency:Q",
+        title="Calls in flight",
+        scale=alt.Scale(type="log", base=2, domain=[1, high], nice=False),
+        axis=alt.Axis(values=[2**n for n in range(int(high).bit_length())], format=",d", labelOverlap=False),
+    )
+    domain = alt.Scale(domain=[0, top], nice=False)
+    y = alt.Y("requests_per_minute:Q", title="Requests per minute", scale=domain, axis=number_axis(top))
+    tooltip = tips(run="", concurrency=",d", requests_per_minute=",.0f", refused=",d")
+    enough = f"{math.ceil(needed):,} are enough"
+    words = "1 call in flight is" if needed <= 1 else f"{math.ceil(needed):,} calls in flight are"
+    sentence = f"{words} enough for {requests_per_minute:,.0f} requests a minute"
+    layers = [
+        chart(steps).mark_line(color=BLUE, strokeWidth=2).encode(x=x, y=y),
+        *limit(
+            f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min", y=requests_per_minute
+        ),
+        *(limit(enough, x=needed) if needed > 1 else []),
+        chart(runs)
+        .mark_point(filled=True, size=70, color=VERMILLION, opacity=1)
+        .encode(x=x, y=y, tooltip=tooltip),
+    ]
+    for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):
+        sentence += f"; measured: at most {best['requests_per_minute']:,.0f}, with {best['concurrency']:,.0f}"
+    return picture(layers, sentence)

@@ -1,120 +1,189 @@
-"""Pictures of a run: Polars frames in, charts out that show themselves without a network.
+"""Pictures of a run: Polars frames in, Altair charts out.
 
 A chart knows column names, never our objects. Everything is aggregated in Polars before Altair sees it:
 a million rows make a small picture, and always the same one.
 """
-# ruff: noqa: PLC0415  # altair takes 2 s to import, and many runs are never drawn
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
 
+import altair as alt
 import polars as pl
 
-from claudescale.views import marks
-from claudescale.views.marks import BLUE, GREEN, HEIGHT, ORANGE, PALE, PURPLE, SHORT, SKY, VERMILLION, WIDTH
-from claudescale.views.theme import GREY, Shown, bundle, specification
+from claudescale import text
+from claudescale.api.limits import BUCKETS
+from claudescale.api.prices import UNCACHED
+from claudescale.views.theme import (
+    BLUE,
+    DOLLARS,
+    GREEN,
+    GREY,
+    HEIGHT,
+    ORANGE,
+    SIGN,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    Down,
+    Picture,
+    chart,
+    colors,
+    finite,
+    highest,
+    limit,
+    nothing,
+    number_axis,
+    picture,
+    said,
+    thin,
+    time_axis,
+    time_unit,
+    tips,
+)
 
 if TYPE_CHECKING:
-    import altair as alt
+    from collections.abc import Mapping, Sequence
 
-__all__ = [
-    "HEIGHT",
-    "WIDTH",
-    "Shown",
-    "bundle",
-    "latency",
-    "progress",
-    "savings",
-    "specification",
-    "spending",
-    "throughput",
-    "tokens",
-]
-
-STATES = {"answered": BLUE, "reused from the ledger": SKY, "failed": VERMILLION, "unsent": PURPLE}
-STATES["to do"] = PALE
-# Which quantile is drawn, from how many answers on, in which colour and dashes, its label on which side.
-QUANTILES = {"median": (0.5, 1, ORANGE, [1, 0], "top"), "p90": (0.9, 10, GREEN, [6, 3], "bottom")}
-MOST_SIGNS, MOST_POINTS, MOST_FAILURES, MOST_BINS, BINS = 70, 1_500, 200, 60, 24
-DWARFED = 15  # a log scale from the slowest in so many medians on
-HOVER = {"opacity": 0, "size": 80}  # points nobody sees, for the tooltips of a line
+COLORS = {"requests": BLUE, "input_tokens": ORANGE, "output_tokens": GREEN}
+NOTHING = "Nothing was sent."
+PARTS = ("succeeded", "errored", "expired", "canceled")
+STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "results gone"}
+OUTCOMES = {"all succeeded": BLUE, "some failed": ORANGE, "open": GREY, "live": SKY}
+LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
+LANES["outcome"] = pl.String()
+LEVELS = pl.Schema(
+    {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
+)
+"""Columns of `levels`: what a bucket holds just after a call took from it."""
+KINDS = {"plain": GREY, "saved": GREEN, "spent more": VERMILLION, "paid": BLUE}
+WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
+SKEW_SECONDS = 5.0  # by how much the API's clock and this one may differ unnoticed
+MOST_POINTS, MOST_STEPS, MOST_LANES, MOST_LABELS = 1_500, 240, 300, 12
 
 
-def throughput(throughput: pl.DataFrame, *, requests_per_minute: float | None) -> Shown:
+# rates
+
+
+def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None, empty: str = NOTHING) -> Picture:
     """Return the chart of requests per minute over time, their limit, and the calls that were refused.
 
     Spends: nothing.
 
     Parameters
     ----------
-    throughput : pl.DataFrame
+    rates : pl.DataFrame
         A row per slice of time: `minute` (since the start, its left edge), `slice_minutes`, `refused` (calls
         turned away with 429) and `requests_`, `input_tokens_` and `output_tokens_per_minute`.
     requests_per_minute : float or None
         The limit, drawn as a labelled line; None where it is not known.
+    empty : str
+        Why there is nothing to see, where there is nothing.
     """
-    if throughput.is_empty():
-        return marks.nothing_sent("Requests per minute")
-    import altair as alt
-
-    throughput = marks.finite(throughput).sort("minute")
-    slices, unit = marks.slices_of(throughput)
-    mean, peak = marks.mean_and_peak(throughput, "requests")
-    layers = marks.rate_layers(slices, "requests", limit=requests_per_minute, color=BLUE, unit=unit)
-    text = f"{mean:,.0f} requests a minute on average, {peak:,.0f} at the peak"
-    text += f", {requests_per_minute:,.0f} allowed" if requests_per_minute else ""
-    if refused := slices.select(pl.col("refused").sum()).item():
-        text += f"; {marks.counted(refused, 'call')} refused"
-        # Signs that would lie upon each other are joined; their size is how many calls they stand for.
-        middle = ((pl.col("start") + pl.col("end")) / 2 * pl.col("refused")).sum() / pl.col("refused").sum()
-        groups = slices.group_by(bin=pl.int_range(pl.len()) // marks.every(slices, MOST_SIGNS))
-        signs = groups.agg(pl.col("refused").sum(), start=middle).filter(pl.col("refused") > 0).sort("start")
+    if rates.is_empty():
+        return nothing(empty)
+    rates, unit = _slices(rates)
+    layers = _rate(rates, "requests", requests_per_minute, unit)
+    words = _pace(rates, requests_per_minute)
+    if refused := int(rates["refused"].sum()):
+        words += f"; {text.plural(refused, 'call')} refused{SIGN}"
+        signs = chart(rates.filter(pl.col("refused") > 0)).mark_point(
+            shape="triangle-down", filled=True, color=VERMILLION, opacity=1
+        )
         size = alt.Size("refused:Q", legend=None, scale=alt.Scale(range=[30, 110], domainMin=0))
-        mark = marks.chart_of(signs).mark_point(shape="triangle-down", filled=True, color=VERMILLION)
-        layers.append(mark.encode(x="start:Q", y=alt.value(6), size=size))
-        layers += marks.flagged(refused, "refused (429)", WIDTH)
-    return Shown(chart=alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=text), text=text)
+        layers.append(signs.encode(x="middle:Q", y=alt.value(6), size=size, tooltip=tips(refused=",d")))
+    return picture(layers, words)
 
 
 def tokens(
-    throughput: pl.DataFrame, *, input_tokens_per_minute: float | None, output_tokens_per_minute: float | None
-) -> Shown:
-    """Return the chart of input and output tokens per minute, each against its own limit.
+    rates: pl.DataFrame, *, limits: Mapping[str, float | None], empty: str = NOTHING
+) -> Down | Picture:
+    """Return a chart for each of several rates over time, each against its own limit.
 
     Spends: nothing.
 
     Parameters
     ----------
-    throughput : pl.DataFrame
+    rates : pl.DataFrame
         The frame of `throughput`.
-    input_tokens_per_minute, output_tokens_per_minute : float or None
-        The limits, drawn as labelled lines; None where one is not known.
+    limits : mapping of str to float or None
+        The limit in a minute of each rate to draw, such as ``{"input_tokens": 400_000}``.
+    empty : str
+        Why there is nothing to see, where there is nothing.
     """
-    if throughput.is_empty():
-        return marks.nothing_sent("Tokens per minute")
-    import altair as alt
-
-    throughput = marks.finite(throughput).sort("minute")
-    slices, unit = marks.slices_of(throughput)
-    said, panels = [], []
-    for noun, limit, color, title in (
-        ("input tokens", input_tokens_per_minute, BLUE, None),
-        ("output tokens", output_tokens_per_minute, ORANGE, unit),
-    ):
-        mean, _ = marks.mean_and_peak(throughput, noun)
-        layers = marks.rate_layers(slices, noun, limit=limit, color=color, unit=title)
-        said.append(f"{mean:,.0f} {noun}" + (f" ({mean / limit:.0%} of the limit)" if limit else ""))
-        panels.append(alt.layer(*layers).properties(width=WIDTH, height=105))
-    text = " and ".join(said) + " a minute"
-    return Shown(chart=alt.vconcat(*panels, spacing=26, title=text), text=text)
+    if rates.is_empty():
+        return nothing(empty)
+    rates, unit = _slices(rates)
+    panels, means = [], []
+    for name, most in limits.items():
+        last = name == [*limits][-1]
+        layers = _rate(rates, name, most, unit if last else None)
+        panels.append(alt.layer(*layers).properties(width=WIDTH, height=90))
+        mean = _mean(rates, name)
+        share = f" ({mean / most:.0%} of the limit)" if most else ""
+        means.append(f"{text.significant(mean)} {name.replace('_', ' ')}{share}")
+    sentence = f"On average {' and '.join([', '.join(means[:-1]), means[-1]][not means[:-1] :])} a minute"
+    return Down(vconcat=panels, spacing=30).properties(**said(sentence))
 
 
-def latency(attempts: pl.DataFrame) -> Shown:
-    """Return the chart of the seconds each answer took: over time, and how they are spread.
+def _slices(rates: pl.DataFrame) -> tuple[pl.DataFrame, str]:
+    """Return the slices with their start, middle and end in a readable unit, and the unit."""
+    end = pl.col("minute") + pl.col("slice_minutes")
+    scale, unit = time_unit(rates.select(end.max()).item())
+    edges = {"start": pl.col("minute") * scale, "end": end * scale}
+    slices = finite(rates).fill_null(0).sort("minute").with_columns(**edges)
+    return slices.with_columns(middle=(pl.col("start") + pl.col("end")) / 2), unit
 
-    The median and the 90th percentile are of all answers; of very many answers, every n-th is drawn.
+
+def _mean(rates: pl.DataFrame, name: str) -> float:
+    length = pl.col("slice_minutes")
+    mean: float = rates.select((pl.col(f"{name}_per_minute") * length).sum() / length.sum()).item()
+    return mean
+
+
+def _pace(rates: pl.DataFrame, most: float | None) -> str:
+    """Return how many requests a minute went; above the limit it is a burst, from a bucket that was full."""
+    mean, peak = _mean(rates, "requests"), highest(rates, "requests_per_minute")
+    words = f"{mean:,.0f} requests a minute on average"
+    if most is None or peak <= most:
+        return f"{words}, {peak:,.0f} at the peak" + (f", {most:,.0f} allowed" if most else "")
+    if mean <= most:
+        return f"{words}, {peak:,.0f} in a burst, {most:,.0f} allowed"
+    minutes = float(rates["slice_minutes"].sum())
+    sent = f"{mean * minutes:,.0f} requests in {text.duration(minutes)}"
+    return f"{sent}: a burst from a full bucket, which refills at {most:,.0f} a minute"
+
+
+def _rate(slices: pl.DataFrame, name: str, most: float | None, unit: str | None) -> list[alt.Chart]:
+    """Return the layers of one rate over time, with its limit."""
+    rate, words = f"{name}_per_minute", name.replace("_", " ")
+    peak = highest(slices, rate)
+    far = most is not None and 0 < peak < most / 5  # a limit far away would press the rate flat
+    top = max(peak, 0.0 if far else most or 0.0)
+    scale = alt.Scale(domain=[0, top * 1.05 or 1.0], nice=False)
+    y = alt.Y(f"{rate}:Q", title=f"{words.capitalize()} per minute", scale=scale, axis=number_axis(top))
+    bars = (
+        chart(slices)
+        .mark_rect(color=COLORS[name])
+        .encode(
+            x=time_axis("start", unit),
+            x2="end:Q",
+            y=y,
+            y2=alt.datum(0),
+            tooltip=tips(**{"start": ",.2f", "end": ",.2f", rate: ",.0f", "refused": ",d"}),
+        )
+    )
+    return [bars, *(limit(f"limit\n{most:,.0f}/min", y=most, far=far) if most else [])]
+
+
+# calls
+
+
+def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> Picture:
+    """Return the chart of the seconds each answer took over time, with their median and 90th percentile.
+
+    Both are of all answers; of very many answers, every n-th is drawn.
 
     Spends: nothing.
 
@@ -122,236 +191,342 @@ def latency(attempts: pl.DataFrame) -> Shown:
     ----------
     attempts : pl.DataFrame
         A row per answer or failure: `sent_at`, `seconds` and `error` (null where answered).
+    empty : str
+        Why there is nothing to see, where there is nothing.
     """
     calls = attempts.filter(pl.col("seconds").is_finite(), pl.col("sent_at").is_not_null())
     if calls.is_empty():
-        return marks.nothing_sent("Seconds per answer")
-    import altair as alt
-
+        return nothing(empty)
     minutes = (pl.col("sent_at") - pl.col("sent_at").min()).dt.total_microseconds() / 60e6
-    scale, unit = marks.time_unit(calls.select(minutes.max()).item())
+    scale, unit = time_unit(calls.select(minutes.max()).item())
     calls = calls.sort("sent_at", "seconds").select(
         pl.col("seconds").clip(1e-3), at=minutes * scale, answered=pl.col("error").is_null()
     )
     answers, failures = calls.filter("answered"), calls.filter(~pl.col("answered"))
-    y_scale, axis, edges = _seconds(calls)
-    every = marks.every(answers, MOST_POINTS)
-    tip = [marks.tip("at", unit, ",.2f"), marks.tip("seconds", "Seconds", ",.2f")]
-    x = marks.time_axis("at", unit + (f" (one answer in {every:,} drawn)" if every > 1 else ""), 5)
-    y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=axis)
-    signs = marks.chart_of(failures.gather_every(marks.every(failures, MOST_FAILURES)))
-    drawn = marks.chart_of(answers.gather_every(every))
-    width, beside_width = 365, 96
-    points = [
-        drawn.mark_circle(color=BLUE, size=14).encode(x, y, tooltip=tip),
-        signs.mark_point(shape="triangle-down", color=VERMILLION, filled=True).encode(x, y, tooltip=tip),
-        *marks.flagged(failures.height, "failed or refused", width),
+    middle: float = calls.select(pl.col("seconds").median()).item()
+    dwarfed = highest(calls, "seconds") > 15 * middle  # the slowest would press the others flat
+    y_scale = alt.Scale(type="log") if dwarfed else alt.Scale(zero=True)
+    x = time_axis("at", unit)
+    y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=alt.Axis(format=",~f"))
+    encoded: dict[str, Any] = {"x": x, "y": y, "tooltip": tips(at=",.2f", seconds=",.2f")}
+    failed: dict[str, Any] = {"shape": "triangle-down", "color": VERMILLION, "filled": True, "opacity": 1}
+    layers = [
+        chart(thin(answers, MOST_POINTS)).mark_circle(color=BLUE, size=14).encode(**encoded),
+        chart(thin(failures, 200)).mark_point(**failed).encode(**encoded),
     ]
-    beside, said = [_histogram(answers["seconds"], edges, y_scale)], []
     # Equally many answers behind each point of a line: each is equally certain, and there are no gaps.
-    bin_of = pl.int_range(pl.len()) * min(MOST_BINS, answers.height // 40) // pl.len()
-    bins = answers.group_by(bin=bin_of, maintain_order=True)
-    for name, (quantile, least, color, dash, baseline) in QUANTILES.items():
-        if answers.height < least:
+    bins = pl.int_range(pl.len()) * min(60, answers.height // 40) // pl.len()
+    quantiles: list[str] = []
+    lines: Any = (("median", 0.5, ORANGE, "top"), ("p90", 0.9, GREEN, "bottom"))
+    for name, share, color, baseline in lines:
+        quantile = pl.col("seconds").quantile(share, "linear")
+        if answers.height < 10 ** (share > 0.5):  # noqa: PLR2004 - a p90 of fewer says nothing
             continue
-        seconds = answers.select(pl.col("seconds").quantile(quantile, "linear")).item()
-        said.append(f"{name} {marks.significant(seconds)} s")
-        line = marks.chart_of(bins.agg(pl.col("at").median(), pl.col("seconds").quantile(quantile, "linear")))
-        line = line.mark_line(color=color, strokeDash=dash, strokeWidth=2.5, point=HOVER)
-        points.append(line.encode(x, y, tooltip=tip))
-        rule = marks.chart_of().mark_rule(color=color, strokeDash=dash, strokeWidth=2)
-        label = marks.note(said[-1], beside_width + 8, marks.at(seconds), baseline=baseline)
-        beside += [rule.encode(y=marks.at(seconds)), label]
-    text = f"{marks.counted(answers.height, 'answer')}: {', '.join(said)}" if said else "No answers yet"
-    text += f"; {marks.counted(failures.height, 'call')} failed or refused" if failures.height else ""
-    panels = zip((points, beside), (width, beside_width), strict=True)
-    both = [alt.layer(*layers).properties(width=across, height=HEIGHT) for layers, across in panels]
-    return Shown(chart=alt.hconcat(*both, spacing=12, title=text), text=text)
+        seconds = answers.select(quantile).item()
+        quantiles.append(f"{name} {text.significant(seconds)} s")
+        line = answers.group_by(bin=bins, maintain_order=True).agg(pl.col("at").median(), quantile)
+        layers.append(chart(line).mark_line(color=color, strokeWidth=2.5).encode(x=x, y=y))
+        label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline, color=color)
+        layers.append(label.encode(x=alt.value("width"), y=alt.datum(seconds)))
+    words = (
+        f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}" if quantiles else "No answers yet"
+    )
+    if failures.height:
+        words += f"; {text.plural(failures.height, 'call')} failed or refused{SIGN}"
+    return picture(layers, words)
 
 
 def spending(
-    spending: pl.DataFrame,
-    *,
-    estimate_dollars: float | None = None,
-    estimate_p10_dollars: float | None = None,
-    estimate_p90_dollars: float | None = None,
-) -> Shown:
-    """Return the chart of dollars so far, against the estimate and what the rows would have cost.
+    spending: pl.DataFrame, *, estimate_dollars: float | None = None, empty: str = NOTHING
+) -> Picture:
+    """Return the chart of dollars so far, against the estimate.
 
     Spends: nothing.
 
     Parameters
     ----------
     spending : pl.DataFrame
-        `minute` (since the start), `dollars` (so far) and `counterfactual_dollars` (so far, for the same
-        rows without deduplication and cache; null or missing where not known).
+        `minute` (since the start) and `dollars` (so far).
     estimate_dollars : float or None
         What the plan said the run would cost, drawn as a labelled line.
-    estimate_p10_dollars, estimate_p90_dollars : float or None
-        The range that came with the estimate, drawn as a band.
+    empty : str
+        Why there is nothing to see, where there is nothing.
     """
     if spending.is_empty():
-        return marks.nothing_sent("US dollars")
-    import altair as alt
-
-    scale, unit = marks.time_unit(spending.select(pl.col("minute").max()).item())
-    spent = marks.finite(spending).sort("minute").with_columns(at=pl.col("minute") * scale)
-    every = marks.every(spent, marks.MOST_SLICES)
-    spent = spent.reverse().gather_every(every).reverse()  # keeps the last row
-    lines = {"dollars": ("paid", BLUE, [1, 0], "top")}
-    if "counterfactual_dollars" in spent.columns and spent["counterfactual_dollars"].count():
-        lines["counterfactual_dollars"] = ("without savings", ORANGE, [6, 3], "bottom")
-    totals = {name: spent.select(pl.col(name).drop_nulls().last()).item() or 0.0 for name in lines}
-    top = max(0.0, *totals.values(), estimate_dollars or 0.0, estimate_p90_dollars or 0.0) * 1.12 or 1.0
-    y_scale, axis = alt.Scale(domain=[0, top], nice=False), alt.Axis(format=marks.dollar_format(top))
-    layers: list[alt.Chart] = []
-    if estimate_p10_dollars is not None and estimate_p90_dollars is not None:
-        band = marks.chart_of().mark_rect(color=GREY, opacity=0.15)
-        layers.append(band.encode(y=marks.at(estimate_p10_dollars), y2=alt.Y2Datum(estimate_p90_dollars)))
+        return nothing(empty)
+    scale, unit = time_unit(highest(spending, "minute"))
+    steps = thin(spending.sort("minute"), MOST_STEPS).select("dollars", at=pl.col("minute") * scale)
+    paid = steps["dollars"][-1]
+    far = estimate_dollars is not None and estimate_dollars > 5 * paid
+    top = max(paid, 0.0 if far else estimate_dollars or 0.0) * 1.05 or 1.0
+    domain = alt.Scale(domain=[0, top], nice=False)
+    y = alt.Y("dollars:Q", title="US dollars", scale=domain, axis=alt.Axis(labelExpr=DOLLARS))
+    mark: dict[str, Any] = {
+        "interpolate": "step-after",
+        "color": BLUE,
+        "fillOpacity": 0.3,
+        "line": {"color": BLUE},
+    }
+    area = chart(steps).mark_area(**mark)
+    layers = [area.encode(x=time_axis("at", unit), y=y, tooltip=tips(at=",.2f", dollars="$,.4~f"))]
+    words = f"{text.dollars(paid)} paid"
     if estimate_dollars is not None:
-        layers += marks.limit_line(estimate_dollars, f"estimate {marks.dollars(estimate_dollars)}")
-    width = 430
-    for name, (label, color, dash, baseline) in lines.items():
-        end = marks.at(totals[name])
-        line = marks.chart_of(spent.select("at", name))
-        line = line.mark_line(color=color, strokeDash=dash, strokeWidth=2.5, point=HOVER)
-        y = alt.Y(f"{name}:Q", title="US dollars", scale=y_scale, axis=axis)
-        tip = [marks.tip("at", unit, ",.2f"), marks.tip(name, f"US dollars {label}", "$,.4~f")]
-        layers += [
-            line.encode(marks.time_axis("at", unit), y, tooltip=tip),
-            marks.note("", width, end, shape="circle", color=color),
-            marks.note(f"{marks.dollars(totals[name])} {label}", width + 8, end, baseline=baseline),
-        ]
-    text = f"{marks.dollars(totals['dollars'])} paid"
-    text += f", {marks.dollars(estimate_dollars)} estimated" if estimate_dollars is not None else ""
-    if "counterfactual_dollars" in totals:
-        text += f"; {marks.dollars(totals['counterfactual_dollars'])} without deduplication and cache"
-    return Shown(chart=alt.layer(*layers).properties(width=width, height=HEIGHT, title=text), text=text)
+        estimate = text.dollars(estimate_dollars)
+        layers += limit(f"estimate\n{estimate}", y=estimate_dollars, far=far)
+        words += f", {estimate} estimated"
+    return picture(layers, words)
 
 
-def progress(counts: pl.DataFrame) -> Shown:
-    """Return the chart of how many rows are answered, and what became of the others: one labelled bar.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    counts : pl.DataFrame
-        `state` (answered, reused from the ledger, failed, unsent, to do) and `rows`.
-    """
-    import altair as alt
-
-    summed = (
-        counts.group_by("state", maintain_order=True).agg(pl.col("rows").sum()).filter(pl.col("rows") > 0)
-    )
-    place = {state: n for n, state in enumerate(STATES)}
-    states = summed.sort(pl.col("state").replace_strict(place, default=len(place)), maintain_order=True)
-    total: int = states.select(pl.col("rows").sum()).item()
-    if not total:
-        return marks.nothing_sent(None, "Rows", 40)
-    done = total - sum(rows for state, rows in states.iter_rows() if state == "to do")
-    text = f"{done:,} of {marks.counted(total, 'row')} done ({done / total:.1%})"
-    # Three failures in a million rows must be seen: no part is narrower than 3 pixels, at the largest's cost.
-    wide = pl.max_horizontal("rows", pl.lit(total * 3 / WIDTH))
-    largest = pl.int_range(pl.len()) == pl.col("rows").arg_max()
-    wide -= pl.when(largest).then(wide.sum() - total).otherwise(0)
-    color = pl.col("state").replace_strict(STATES, default=GREEN)
-    states = states.with_columns(start=wide.cum_sum() - wide, end=wide.cum_sum(), color=color)
-    labels, x, y = [], 0, 7
-    for state, rows, color_of in states.select("state", "rows", "color").iter_rows():
-        label = f"{rows:,} {state}"
-        across = 14 + 6 * len(label)
-        x, y = (0, y + 18) if x + across > WIDTH else (x, y)
-        labels += [marks.note("", x + 5, y, shape="square", color=color_of), marks.note(label, x + 14, y)]
-        x += across + 20
-    axis = alt.Axis(format=",d", tickCount=min(6, total))
-    x_rows = alt.X("start:Q", title="Rows", scale=alt.Scale(domain=[0, total], nice=False), axis=axis)
-    color_as_is = alt.Color("color:N", scale=None)
-    tip = [marks.word("state"), marks.tip("rows", "Rows", ",d")]
-    bar = marks.chart_of(states).mark_bar().encode(x_rows, alt.X2("end:Q"), color_as_is, tooltip=tip)
-    bar = bar.encode(y=alt.value(y + 14), y2=alt.value(y + 42))
-    said = ", ".join(f"{rows:,} {state}" for state, rows in states.select("state", "rows").iter_rows())
-    chart = alt.layer(bar, *labels).properties(width=WIDTH, height=y + 46, title=text)
-    return Shown(chart=chart, text=f"{text}: {said}")
-
-
-def savings(savings: pl.DataFrame) -> Shown:
+def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) -> Picture:
     """Return the chart of what was saved: step by step from what the rows would have cost to what was paid.
 
+    A step that saved nothing is left out.
+
     Spends: nothing.
 
     Parameters
     ----------
-    savings : pl.DataFrame
+    parts : pl.DataFrame
         `part` and `dollars`, in the order to be drawn: first what the rows would have cost, then what each
         part saved (negative where it cost more than it saved), last what was paid.
+    sentence : str
+        What the picture says, instead of what was paid and saved.
+    empty : str
+        Why there is nothing to see, where there is nothing.
     """
-    if savings.is_empty():
-        return marks.nothing_sent(None, "US dollars", 120)
-    import altair as alt
-
-    parts = marks.finite(savings).select("part", pl.col("dollars").fill_null(0.0)).rows()
-    total, paid = parts[0][1], parts[-1][1]
-    bars, level = [], 0.0
-    for n, (part, dollars) in enumerate(parts):
-        whole = n in (0, len(parts) - 1)
-        start, end = (0.0, dollars) if whole else (level - dollars, level)
-        level = end if whole else start
-        color = (BLUE if n else PALE) if whole else GREEN if dollars >= 0 else VERMILLION
-        sign = "" if whole or not dollars else "\N{MINUS SIGN}" if dollars > 0 else "+"
-        share = f" ({abs(dollars) / total:.1%})" if total and not whole else ""
-        after = parts[min(n + 1, len(parts) - 1)][0]
-        label = f"{sign}{marks.dollars(abs(dollars))}{share}"
-        bars.append((part, after, dollars, start, end, level, max(start, end), label, color))
-    names = ["part", "after", "dollars", "start", "end", "level", "right", "label", "color"]
-    top = max(0.0, *(bar[6] for bar in bars)) * 1.02 or 1.0
-    axis = alt.Axis(format=marks.dollar_format(top), tickCount=5)
-    y = alt.Y("part:N", sort=None, title=None, axis=alt.Axis(domain=False, ticks=False))
-    tip = [marks.word("part"), marks.tip("dollars", "US dollars", "$,.4~f")]
-    base = marks.chart_of(pl.DataFrame(bars, schema=names, orient="row")).encode(y=y)
-    x = alt.X("start:Q", title="US dollars", scale=alt.Scale(domain=[0, top], nice=False), axis=axis)
-    layers = [
-        base.mark_rule(color=GREY, opacity=0.6).encode(alt.X("level:Q"), alt.Y2("after:N")),
-        base.mark_bar(size=22).encode(x, alt.X2("end:Q"), alt.Color("color:N", scale=None), tooltip=tip),
-        base.mark_text(align="left", dx=6).encode(x="right:Q", text="label:N"),
+    steps = finite(parts).fill_null(0.0)
+    if steps.is_empty() or not steps["dollars"][0]:
+        return nothing(empty)
+    total, paid = steps["dollars"][0], steps["dollars"][-1]
+    place, saved = pl.int_range(pl.len()), pl.col("saved")
+    steps = steps.with_columns(saved=pl.when(~place.is_in([0, steps.height - 1])).then("dollars"))
+    left = total - saved.fill_null(0.0).cum_sum()
+    steps = steps.with_columns(
+        start=pl.when(saved.is_null()).then(0.0).otherwise(left + saved.clip(upper_bound=0.0)),
+        end=pl.coalesce(left + saved.clip(lower_bound=0.0), "dollars"),
+        kind=pl.when(saved >= 0).then(pl.lit("saved")).when(saved < 0).then(pl.lit("spent more"))
+        .when(place == 0).then(pl.lit("plain")).otherwise(pl.lit("paid")),
+    ).filter(saved.is_null() | (saved.abs() >= abs(total) * WORTH))  # fmt: skip
+    labels = [
+        text.dollars(dollars)
+        if saving is None
+        else f"{text.dollars(-saving)} ({abs(saving / total):.1%})".replace("-", "\N{MINUS SIGN}")
+        for dollars, saving in steps.select("dollars", "saved").iter_rows()
     ]
-    text = f"{marks.dollars(paid)} paid"
-    if len(parts) > 1:
-        share = f" ({(total - paid) / total:.1%})" if total else ""
-        text += f" instead of {marks.dollars(total)}: {marks.dollars(total - paid)} saved{share}"
-    chart = alt.layer(*layers).properties(width=340, height=alt.Step(34), title=text)
-    return Shown(chart=chart, text=text)
+    drawn = chart(steps.with_columns(label=pl.Series(labels, dtype=pl.String)))
+    y = alt.Y("part:N", sort=None, title=None)
+    scale = alt.Scale(domain=[0, highest(steps, "start", "end") or 1.0], nice=False)
+    x = alt.X("start:Q", title="US dollars", scale=scale, axis=alt.Axis(labelExpr=DOLLARS))
+    color = alt.Color("kind:N", scale=colors(steps["kind"], KINDS), legend=None)
+    tooltip = tips(part="", dollars="$,.4~f")
+    layers = [
+        drawn.mark_bar(size=22).encode(y=y, x=x, x2="end:Q", color=color, tooltip=tooltip),
+        drawn.mark_text(align="left", dx=6).encode(y=y, x="end:Q", text="label:N"),
+    ]
+    less = total - paid
+    words = f"{text.dollars(paid)} paid instead of {text.dollars(total)}: {text.dollars(less)} saved"
+    words = (
+        f"{words} ({less / total:.1%})"
+        if abs(less) >= total * WORTH
+        else f"{text.dollars(paid)} paid, nothing saved"
+    )
+    return picture(layers, sentence or words, width=340, height=alt.Step(34))
 
 
-def _seconds(calls: pl.DataFrame) -> tuple[alt.Scale, alt.Axis, list[float]]:
-    """Return scale, axis and the histogram's edges; logarithmic where the slowest dwarf the rest."""
-    import altair as alt
-
-    seconds = pl.col("seconds")
-    low, middle, high = calls.select(low=seconds.min(), middle=seconds.median(), high=seconds.max()).row(0)
-    if high < DWARFED * middle:
-        edges = [high * 1.08 * n / BINS for n in range(BINS + 1)]
-        return alt.Scale(domain=[0, edges[-1]], nice=False), alt.Axis(format=",~f"), edges
-    low, high = low / 1.1, high * 1.1
-    steps = (1, 2, 5) if high < 1000 * low else (1,)
-    ticks = [tick for power in range(-3, 6) for step in steps if low < (tick := step * 10.0**power) < high]
-    axis = alt.Axis(format=",~f", values=ticks, tickCount=30, labelOverlap=False)
-    edges = [low * (high / low) ** (n / BINS) for n in range(BINS + 1)]
-    return alt.Scale(type="log", domain=[low, high], nice=False), axis, edges
+# batches
 
 
-def _histogram(seconds: pl.Series, edges: list[float], scale: alt.Scale) -> alt.Chart:
-    """Return how many answers lie between each edge and the next, lying on its side."""
-    import altair as alt
+def batches(
+    batches: pl.DataFrame,
+    *,
+    started_at: float,
+    now: float,
+    deadline_minutes: float | None = None,
+    live: pl.DataFrame | None = None,
+    empty: str = NOTHING,
+) -> Picture:
+    """Return the chart of when each batch was pending and what came of it, beside the live calls.
 
-    below = [int((seconds < edge).sum()) for edge in edges]
-    counts = [after - before for before, after in itertools.pairwise(below)]
-    bars = pl.DataFrame({"low": edges[:-1], "high": edges[1:], "none": 0, "answers": counts})
-    axis = alt.Axis(values=[0, max(1, *counts)], labelExpr=SHORT)
-    x = alt.X("none:Q", title="Answers", scale=alt.Scale(nice=False), axis=axis)
-    tip = [marks.tip(edge, title, ",.2f") for edge, title in (("low", "From (s)"), ("high", "To (s)"))]
-    tip.append(marks.tip("answers", "Answers", ",d"))
-    y, y2 = alt.Y("low:Q", scale=scale, axis=None), alt.Y2("high:Q")
-    mark = marks.chart_of(bars).mark_rect(color=BLUE, opacity=0.5)
-    histogram: alt.Chart = mark.encode(x, alt.X2("answers:Q"), y, y2, tooltip=tip)
-    return histogram
+    Spends: nothing.
+
+    Parameters
+    ----------
+    batches : pl.DataFrame
+        Of `Run.batches`. Those that were never made are not drawn; of very many, every n-th is.
+    started_at, now : float
+        API unix seconds: when the run began, and up to when an open batch is drawn.
+    deadline_minutes : float or None
+        Minutes the run may take, drawn as a labelled line.
+    live : pl.DataFrame or None
+        `sent_at`, `seconds` and `error` of live calls.
+    empty : str
+        Why there is nothing to see, where there is nothing.
+    """
+    lanes = pl.concat([_batch_lanes(batches, now), _live_lanes(live)])
+    if lanes.is_empty():
+        return nothing(empty)
+    first = min(lanes.select(pl.col("start").min()).item(), started_at)
+    over = (highest(lanes, "end") - first) / 60
+    deadline = None if deadline_minutes is None else deadline_minutes + (started_at - first) / 60
+    far = deadline is not None and deadline > over * 5
+    scale, unit = time_unit(max(over, 1 / 60, deadline if deadline and not far else 0.0))
+    until = max(over, 1 / 60, deadline if deadline and not far else 0.0) * scale
+    if first < started_at - SKEW_SECONDS:  # of an earlier run
+        unit = unit.replace("the start", "the first batch")
+    at = {name: (pl.col(name) - first) / 60 * scale for name in ("start", "end")}
+    thinnest = pl.max_horizontal("end", pl.col("start") + until / 200)
+    lanes = lanes.with_columns(**at).with_columns(end=thinnest)
+    names = lanes["lane"].unique(maintain_order=True)
+    few = names.len() <= MOST_LABELS
+    shown = names.gather_every(-(-names.len() // MOST_LANES))
+    drawn = chart(lanes.filter(pl.col("lane").is_in(shown.implode())))
+    y = alt.Y("lane:N", sort=None, axis=None)
+    x = time_axis("start", unit, until * 1.01)
+    color = alt.Color("outcome:N", scale=colors(lanes["outcome"], OUTCOMES))
+    bar: dict[str, Any] = {"size": 16, "yOffset": 8} if few else {}
+    tooltip = tips(lane="", words="", start=",.2f", end=",.2f")
+    layers = [drawn.mark_bar(**bar).encode(x=x, x2="end:Q", y=y, color=color, tooltip=tooltip)]
+    if few:
+        words = drawn.transform_filter("datum.words").mark_text(align="left", dy=-9)
+        layers.append(words.encode(x=alt.value(0), y=y, text="words:N"))
+    if deadline is not None:
+        label = f"deadline {text.duration(deadline_minutes or 0.0)}"
+        layers = [*limit(label, x=deadline * scale, far=far), *layers]
+    made = batches.filter(pl.col("created_at").is_not_null())
+    open_ = lanes.filter(outcome="open").height
+    sums = [(made[part].sum(), part) for part in PARTS]
+    words_of = [f"{count:,} {part}" for count, part in sums if count]
+    words_of += [f"{live.filter(pl.col('error').is_null()).height:,} live"] if live is not None else []
+    words_of += [f"{open_:,} open"] if open_ else []
+    took = f"{'now after' if open_ else 'done after'} {text.duration(over)}"
+    if deadline is not None and deadline_minutes is not None:
+        kept = "" if open_ else "too late for the " if over > deadline else "in time for the "
+        took += f", {kept}deadline {text.duration(deadline_minutes)}"
+    sentence = f"{text.plural(made.height, 'batch')}: {', '.join(words_of)}; {took}"
+    step = 42 if few else max(3.0, HEIGHT / shown.len())
+    return picture(layers, sentence, height=alt.Step(step))
+
+
+def _batch_lanes(batches: pl.DataFrame, now: float) -> pl.DataFrame:
+    """Return a lane for each batch that was made, the first one first."""
+    made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
+    made = made.with_columns(pl.col("created_at", "ended_at").dt.epoch("us") / 1e6)
+    lanes = []
+    for number, row in enumerate(made.iter_rows(named=True), 1):
+        parts = [f"{row[part]:,} {part}" for part in PARTS if row[part]]
+        failed = sum(row[part] for part in PARTS[1:])
+        outcome = ("some failed" if failed else "all succeeded") if parts else "open"
+        words = ", ".join(parts) or f"{row['requests']:,} {STATES.get(row['state'], row['state'])}"
+        end = max(now, row["created_at"]) if row["ended_at"] is None else row["ended_at"]
+        lanes.append((f"batch {number}", row["created_at"], end, f"batch {number}: {words}", outcome))
+    return pl.DataFrame(lanes, schema=LANES, orient="row")
+
+
+def _live_lanes(live: pl.DataFrame | None) -> pl.DataFrame:
+    """Return the lane of the live calls: a bar for each time they went on, without the pauses."""
+    if live is None or live.is_empty():
+        return LANES.to_frame()
+    sent = pl.col("sent_at").dt.epoch("us") / 1e6
+    calls = live.select("error", start=sent, end=sent + pl.col("seconds").fill_null(0.0)).sort("start", "end")
+    calls = calls.with_columns(until=pl.col("end").cum_max())
+    pause = calls.select(pl.col("until").max() - pl.col("start").min()).item() / 50
+    begins = (pl.col("start") - pl.col("until").shift() > pause).fill_null(value=False)
+    spans = calls.group_by(begins.cum_sum().alias("span"), maintain_order=True).agg(
+        pl.col("start").min(), pl.col("until").max().alias("end")
+    )
+    words = pl.lit(f"live: {calls['error'].null_count():,} answered")
+    first = pl.when(pl.int_range(pl.len()) == 0).then(words)
+    return spans.select(lane=pl.lit("live"), start="start", end="end", words=first, outcome=pl.lit("live"))
+
+
+# buckets
+
+
+def levels(
+    attempts: pl.DataFrame, per_minute: Sequence[float], started_at: float, bucket_seconds: float = 60.0
+) -> pl.DataFrame:
+    """Return the level of each of the three token buckets over a run, as `LEVELS`.
+
+    A bucket is full at the start, refills at a constant rate up to its capacity and is drawn on by every
+    call that was answered: by its request and its uncached input when it is sent, by its output when it has
+    been written. Nobody else's calls are in it.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    attempts : pl.DataFrame
+        Of `Run.attempts`; those of batches have limits of their own and are left out.
+    per_minute : sequence of float
+        What refills in a minute: requests, input tokens, output tokens.
+    started_at : float
+        API unix seconds at which the run started.
+    bucket_seconds : float
+        How many seconds' refill a full bucket holds. The API's may hold a minute's, or enforce its limits
+        by the second (Source: Anthropic, *Rate limits*, checked 2026-10-08).
+    """
+    sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
+    calls = attempts.filter(pl.col("batch_id").is_null(), pl.col("status") == HTTPStatus.OK, sent >= 0)
+    takes = (pl.lit(1.0), sent), (UNCACHED, sent), (pl.col("output_tokens"), sent + pl.col("seconds"))
+    frames = []
+    for name, rate, (taken, at) in zip(BUCKETS, per_minute, takes, strict=True):
+        events = calls.select(at=at / 60, taken=taken.cast(pl.Float64)).sort("at", maintain_order=True)
+        # What is missing from a full bucket grows with every call, shrinks as time passes and is never below
+        # zero. So it is a sum less the lowest that sum ever was: no loop over the calls.
+        before = pl.col("taken").cum_sum() - pl.col("taken") - rate * pl.col("at")
+        missing = before - before.cum_min() + pl.col("taken")
+        capacity = pl.lit(rate / 60 * bucket_seconds)
+        frames.append(
+            events.select(bucket=pl.lit(name), minute="at", level=capacity - missing, capacity=capacity)
+        )
+    return pl.concat(frames).cast(LEVELS)
+
+
+def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> Down | Picture:
+    """Return the chart of how full each token bucket was over a run: the one at the bottom set the pace.
+
+    Of the calls of a short time the lowest level is drawn.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    levels : pl.DataFrame
+        Of `levels`: `bucket`, `minute`, `level` (below zero where it was overdrawn) and `capacity`.
+    empty : str
+        Why there is nothing to see, where there is nothing.
+    """
+    if levels.is_empty():
+        return nothing(empty)
+    most = highest(levels, "minute")
+    scale, unit = time_unit(most)
+    width = most / MOST_STEPS or 1.0
+    at = (pl.col("minute") / width).floor() * width * scale
+    level = pl.col("level").min()
+    steps = levels.group_by("bucket", at.alias("at"), "capacity").agg(level).sort("at")
+    full = levels.unique("bucket").select("bucket", "capacity", at=0.0, level="capacity")
+    steps = pl.concat([full, steps], how="diagonal").with_columns(share=pl.col("level") / pl.col("capacity"))
+    panels, words = [], []
+    names = levels["bucket"].unique(maintain_order=True).to_list()
+    for name in names:
+        part, noun = steps.filter(bucket=name), name.replace("_", " ")
+        lowest: float = part.select(pl.col("share").min()).item()
+        words.append(f"{noun} {max(lowest, 0.0):.0%}{' (overdrawn)' * (lowest < 0)}")
+        y = alt.Y(
+            "share:Q",
+            title=f"{noun.capitalize()}: a full bucket holds {text.significant(part['capacity'][0])}",
+            scale=alt.Scale(domain=[min(lowest, 0.0), 1.0], nice=False),
+            axis=alt.Axis(format=".0%", values=[0, 0.5, 1]),
+        )
+        mark: dict[str, Any] = {
+            "interpolate": "step-after",
+            "color": COLORS[name],
+            "fillOpacity": 0.3,
+            "line": {"color": COLORS[name]},
+        }
+        area = chart(part).mark_area(**mark).encode(
+            x=time_axis("at", unit if name == names[-1] else None), y=y, tooltip=tips(at=",.2f", level=",.1f")
+        )  # fmt: skip
+        panels.append(alt.layer(area).properties(width=WIDTH, height=84))
+    sentence = f"Lowest level of each bucket: {', '.join(words)}"
+    return Down(vconcat=panels, spacing=30).properties(**said(sentence))

@@ -1,103 +1,238 @@
-"""How a chart shows itself: one theme, one bundle, in a notebook, on a page and in a terminal, offline.
+"""What all pictures share: Altair charts that carry our theme and show offline, in light and in dark.
 
-The theme joins when a chart is shown, not when it is made, so that `Shown.chart` composes with ``|``, ``&``
-and ``+`` like any other. The user's own Altair settings are neither read nor changed.
+`Picture`, `Across` and `Down` are Altair's own charts: ``.properties``, ``.save``, ``|``, ``&`` and ``+``
+work and keep the theme. The user's Altair settings are neither read nor changed. Altair takes 2 s to import,
+so this module, and those with charts, are imported only where something is drawn.
 """
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+import textwrap
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import polars as pl
+import polars.selectors as columns
 
 from claudescale.errors import printable
 
 if TYPE_CHECKING:
-    import altair as alt
+    from collections.abc import Iterable, Sequence
 
+# Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY = "#CC79A7", "#56B4E9"
+PALETTE = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
 GREY = "#888888"  # a mid tone: read on white and on black
+WIDTH, HEIGHT = 500, 220
+TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis and what stands beside it
+DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
+    "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
+    "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
+)
+SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
+DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}
 # Labels and titles of axes get no colour here: the light or dark theme of the page gives it.
 # fmt: off
 THEME: dict[str, Any] = {
     "view": {"stroke": None},
+    "range": {"category": PALETTE},
     "axis": {
         "gridColor": GREY, "gridOpacity": 0.25, "domainColor": GREY, "tickColor": GREY, "labelPadding": 5,
         "labelFontSize": 11, "labelLimit": 190, "titleFontSize": 12, "titleFontWeight": "normal",
     },
-    "axisX": {"grid": False, "titlePadding": 8, "labelFlush": False},
+    "axisX": {"grid": False, "titlePadding": 8, "labelFlush": False, "tickCount": 6},
     "axisYQuantitative": {  # its title stands level above it, from its left edge
         "domain": False, "ticks": False, "tickCount": 4, "minExtent": 44,
         "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -44, "titleY": -9,
     },
+    "axisYBand": {"domain": False, "ticks": False},
+    "legend": {"orient": "bottom", "columns": 6, "title": None, "labelLimit": 0, "symbolOpacity": 1},
     "text": {"color": GREY, "fontSize": 11},
     "title": {
-        "anchor": "start", "frame": "bounds", "offset": 12, "limit": 630, "fontSize": 13, "fontWeight": 600,
+        "anchor": "start", "frame": "bounds", "offset": 12, "fontSize": 13, "fontWeight": 600,
+        "subtitleFontSize": 12, "subtitlePadding": 4,
     },
 }
 # fmt: on
 
 
-@dataclass(frozen=True, eq=False, repr=False, slots=True, kw_only=True)
-class Shown:
-    """A chart that shows itself in a notebook, with no network, in light and in dark.
-
-    To go on from it, change `chart` with Altair and wrap what comes out again:
-    ``Shown(chart=shown.chart.properties(width=400), text=shown.text)``.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    chart : altair.TopLevelMixin
-        The chart, without a theme: free to be layered and concatenated.
-    text : str
-        One sentence that says what the picture says; shown where pictures cannot be.
-    """
-
-    chart: alt.TopLevelMixin
-    text: str
-
-    def __repr__(self) -> str:
-        return printable(self.text)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        del include, exclude  # IPython itself leaves out what was not asked for
-        return bundle(self.chart, self.text)
-
-
-def specification(chart: alt.TopLevelMixin, text: str) -> dict[str, Any]:
-    """Return the Vega-Lite specification of `chart` in our theme, described by `text`.
-
-    Spends: nothing.
-    """
-    datasets: dict[str, Any] = {}
-    # As if it were part of a larger chart: so Altair leaves out the user's theme and data transformer.
-    inner = chart.to_dict(context={"datasets": datasets, "top_level": False, "pre_transform": False})
+def themed(specification: dict[str, Any], datasets: dict[str, Any]) -> dict[str, Any]:
+    """Return the Vega-Lite specification of a whole chart with our theme."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.6.1.json",  # JupyterLab's; warns of others
-        "description": text,
         "background": "transparent",
-        **inner,
-        "config": {**THEME, **inner.get("config", {})},
+        **specification,
+        "config": {**THEME, **specification.get("config", {})},
         "datasets": datasets,
     }
 
 
-def bundle(chart: alt.TopLevelMixin, text: str) -> dict[str, Any]:
-    """Return what a notebook shows and saves of `chart`, by MIME type: Vega-Lite 5, a PNG and `text`.
+def bundle(specification: dict[str, Any]) -> dict[str, Any]:
+    """Return what a notebook shows and saves of a chart, by MIME type.
 
-    JupyterLab and VS Code draw the first and follow the dark theme; GitHub and exported pages show the
-    picture, on white because it may stand on any page; a terminal shows the sentence. For a display
-    handle: ``handle.update(bundle(...), raw=True)``.
-
-    Spends: nothing.
+    JupyterLab and VS Code draw the first and follow the dark theme. GitHub and exported pages show the PNG,
+    on white as it may stand on any page; without vl-convert there is none. A terminal shows the sentence.
     """
-    import vl_convert  # noqa: PLC0415  # large, and needed only where a chart is shown
-
-    drawing = specification(chart, text)
-    png = vl_convert.vegalite_to_png({**drawing, "background": "white"}, scale=1)
-    return {
-        "application/vnd.vegalite.v5+json": drawing,
-        "image/png": base64.b64encode(png).decode(),
-        "text/plain": text,
+    shown = {
+        "application/vnd.vegalite.v5+json": specification,
+        "text/plain": specification.get("description", ""),
     }
+    if find_spec("vl_convert"):
+        import vl_convert  # noqa: PLC0415  # large, and an extra
+
+        png = vl_convert.vegalite_to_png({**specification, "background": "white"}, scale=1)
+        shown["image/png"] = base64.b64encode(png).decode()
+    return shown
+
+
+class Themed:
+    """Makes an Altair chart carry our theme, show itself offline, and say in a terminal what it shows."""
+
+    def to_dict(self, validate: bool = True, *, context: Any = None, **options: Any) -> dict[str, Any]:  # noqa: FBT001, FBT002
+        """Return the Vega-Lite specification. Spends: nothing."""
+        made: Any = super()
+        if context and context.get("top_level") is False:  # a part of a larger chart
+            return made.to_dict(validate, context=context, **options)  # type: ignore[no-any-return]
+        # As if it were a part: so Altair leaves out the user's theme and data transformer.
+        datasets: dict[str, Any] = {}
+        part = {"top_level": False, "datasets": datasets, "pre_transform": False}
+        return themed(made.to_dict(validate, context=part, **options), datasets)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        del include, exclude  # IPython itself leaves out what was not asked for
+        return bundle(self.to_dict())
+
+    def __repr__(self) -> str:
+        return printable(self.to_dict().get("description", ""))
+
+    def __or__(self: Any, other: Any) -> Across:
+        return Across(hconcat=[self, other])
+
+    def __and__(self: Any, other: Any) -> Down:
+        return Down(vconcat=[self, other])
+
+    def __add__(self: Any, other: Any) -> Picture:
+        return Picture(layer=[self, other])
+
+
+class Picture(Themed, alt.LayerChart):
+    """Layers in one frame."""
+
+
+class Across(Themed, alt.HConcatChart):
+    """Charts side by side."""
+
+
+class Down(Themed, alt.VConcatChart):
+    """Charts below each other."""
+
+
+def picture(layers: Sequence[alt.Chart], sentence: str, *, more: str = "", **properties: Any) -> Picture:
+    """Return layers as a picture that says one sentence, and perhaps one more below it."""
+    size = {"width": WIDTH, "height": HEIGHT}
+    return Picture(layer=[*layers]).properties(**size | said(sentence, more) | properties)
+
+
+def said(sentence: str, more: str = "") -> dict[str, Any]:
+    """Return title and description of a chart that says a sentence; a title is never cut off."""
+    title = alt.Title(textwrap.wrap(sentence, TITLE_CHARACTERS))
+    if more:
+        title.subtitle = textwrap.wrap(more, TITLE_CHARACTERS)
+    return {"title": title, "description": ". ".join(filter(None, [sentence, more]))}
+
+
+def nothing(why: str) -> Picture:
+    """Return the picture that has nothing to show, and says why."""
+    words = chart().mark_text(text=why, fontSize=13).encode(x=alt.value(WIDTH / 2), y=alt.value(20))
+    return Picture(layer=[words]).properties(width=WIDTH, height=40, description=why)
+
+
+def finite(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return figures of six digits, with null for NaN and the infinities.
+
+    Sums over a million rows differ in the last digits from time to time.
+    """
+    numbers = columns.float()
+    six = numbers.round_sig_figs(6).fill_nan(0.0)  # Polars rounds 0.0 to six digits as NaN
+    return frame.with_columns(pl.when(numbers.is_finite()).then(six))
+
+
+def chart(frame: pl.DataFrame | None = None) -> alt.Chart:
+    """Return a chart with the rows of a frame inside it: no data transformer, so no limit of rows."""
+    rows: list[dict[str, Any]] = [{}] if frame is None else finite(frame).to_dicts()
+    return alt.Chart(alt.InlineData(values=rows))
+
+
+def highest(frame: pl.DataFrame, *names: str) -> float:
+    """Return the largest figure in some columns; 0 where there is none."""
+    most = frame.select(pl.max_horizontal(pl.col(names).max())).item() if frame.height else None
+    return float(most or 0.0)
+
+
+def thin(frame: pl.DataFrame, most: int) -> pl.DataFrame:
+    """Return every n-th row, the last one among them, so that there are at most `most`."""
+    every = max(1, -(-frame.height // most))
+    return frame.reverse().gather_every(every).reverse()
+
+
+def tips(**formats: str) -> list[alt.Tooltip]:
+    """Return the lines of a tooltip: columns with their formats, empty for words."""
+    return [
+        alt.Tooltip(f"{name}:Q", format=form) if form else alt.Tooltip(f"{name}:N")
+        for name, form in formats.items()
+    ]
+
+
+def limit(
+    label: str, *, x: float | None = None, y: float | None = None, far: bool = False
+) -> list[alt.Chart]:
+    """Return a dashed line with its label outside the frame, where nothing overprints it.
+
+    Only the label, with an arrow, where the line lies far beyond the picture.
+    """
+    text: dict[str, Any] = {"text": label, "lineBreak": "\n", "color": GREY}
+    if far:
+        text["text"] = f"\N{UPWARDS ARROW} {label}" if x is None else f"{label} \N{RIGHTWARDS ARROW}"
+    if x is None:
+        place = {"x": alt.value("width"), "y": alt.value(0) if far else alt.datum(y)}
+        return [
+            *([] if far else [chart().mark_rule(**DASHED).encode(y=alt.datum(y))]),
+            chart().mark_text(align="left", baseline="middle", dx=6, **text).encode(**place),
+        ]
+    place = {"x": alt.value("width") if far else alt.datum(x), "y": alt.value(0)}
+    align: Any = "right" if far else "center"
+    return [
+        *([] if far else [chart().mark_rule(**DASHED).encode(x=alt.datum(x))]),
+        chart().mark_text(align=align, baseline="bottom", dy=-4, **text).encode(**place),
+    ]
+
+
+def time_unit(minutes: float) -> tuple[float, str]:
+    """Return by what to multiply minutes, and the title of the axis, so that its numbers are easy to read."""
+    for most, scale, unit in ((3, 60.0, "Seconds"), (240, 1.0, "Minutes")):
+        if minutes <= most:
+            return scale, f"{unit} since the start"
+    return 1 / 60, "Hours since the start"
+
+
+def time_axis(field: str, title: str | None, until: float | None = None) -> alt.X:
+    """Return a horizontal axis that begins at zero; without a title it shows no labels."""
+    axis = alt.Axis() if title else alt.Axis(labels=False, ticks=False)
+    scale = alt.Scale(zero=True) if until is None else alt.Scale(domain=[0, until])
+    scale.nice = False
+    return alt.X(f"{field}:Q", title=title, scale=scale, axis=axis)
+
+
+def number_axis(top: float) -> alt.Axis:
+    """Return an axis of numbers: ``400k`` where they are long. As a `format` that would call zero ``0k``."""
+    long = 20_000
+    return alt.Axis(labelExpr="format(datum.value, '.3~s')") if top > long else alt.Axis(format=",~f")
+
+
+def colors(names: Iterable[str], palette: dict[str, str]) -> alt.Scale:
+    """Return a scale with the colours of those names that are there."""
+    there = [name for name in palette if name in set(names)]
+    return alt.Scale(domain=there, range=[palette[name] for name in there])

@@ -34,9 +34,8 @@ from claudescale.api.limits import Limits
 from claudescale.ledger.ledger import Attempt, Ledger
 from claudescale.prompts.rows import prepare, results
 from claudescale.running.parts import run_parts
-from claudescale.views import pacecharts, run_charts
-from claudescale.views.levels import levels
-from claudescale.views.rates import rates
+from claudescale.running.rates import rates
+from claudescale.views import run_charts
 
 MODEL, PROMPT = "claude-haiku-5-5", "Name it: {text}"
 API = "simulator seed=0"
@@ -197,10 +196,10 @@ class Stages:
         paid = attempts.filter(pl.col("dollars") > 0).select(ended.alias("minute"), "dollars").sort("minute")
         shown = (
             run_charts.throughput(slices, requests_per_minute=REQUESTS_PER_MINUTE),
-            run_charts.tokens(slices, input_tokens_per_minute=4e6, output_tokens_per_minute=8e5),
+            run_charts.tokens(slices, limits={"input_tokens": 4e6, "output_tokens": 8e5}),
             run_charts.latency(attempts),
             run_charts.spending(paid.with_columns(pl.col("dollars").cum_sum()), estimate_dollars=300.0),
-            pacecharts.buckets(levels(attempts, LIMITS, STARTED_AT, 60.0)),
+            run_charts.buckets(run_charts.levels(attempts, LIMITS.per_minute, STARTED_AT)),
         )
         return [len(json.dumps(each._repr_mimebundle_(), default=len)) for each in shown]
 

@@ -10,14 +10,13 @@ from dataclasses import replace
 
 import pytest
 import vl_convert
-from claudescale.running.meter import Ends, Pulse
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
 from claudescale import loops
 from claudescale.ledger.batchfile import Batch
 from claudescale.running.batch_rules import Expected
-from claudescale.running.meter import MOST_SLICES, Slice
+from claudescale.running.meter import MOST_SLICES, Ends, Pulse, Slice
 from claudescale.widgets import watch
 from claudescale.widgets.watch import Cell, Panel, Watch
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claudescale.ledger.ledger import ATTEMPTS
-from claudescale.views.rates import THROUGHPUT, rates
+from claudescale.running.rates import THROUGHPUT, rates
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 

@@ -1,17 +1,101 @@
 """Cards: what is shown of plans and runs tells the truth, and what to do next."""
 
+import html.parser
+
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.views import cards
+from claudescale.errors import ADVICE
+from claudescale.running import run_views
+from claudescale.views.card import Card
+
+_CELLS = st.text(st.characters(exclude_categories=["C"]), max_size=12)
+
+
+class _Reader(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.shown = set(), [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.shown += data
+
+
+@given(_CELLS, st.lists(st.tuples(_CELLS, _CELLS), max_size=4), st.lists(_CELLS, max_size=4), _CELLS)
+def test_a_card_shows_its_facts_and_nothing_else(title, rows, notes, following):
+    """Whatever the texts are, the HTML is balanced, has only the tags of a card, and shows every text."""
+    card = Card(title=title, header=("name", "value"), rows=rows, notes=notes, next=following)
+    read = _Reader()
+    read.feed(card.html())
+    read.close()
+    assert read.open == []
+    assert read.tags <= {
+        *["div", "strong", "table", "thead", "tbody", "tr", "th", "td", "small", "code", "span"]
+    }
+    assert read.tags.isdisjoint({"small"}) or read.shown.count("Next: ") <= 1
+    for text in (title, *notes, following, *(cell for row in rows for cell in row)):
+        assert text in read.shown
+    assert title in card.text()
+
+
+def test_a_card_as_text_has_aligned_columns_and_at_most_two_footnotes():
+    """Plain text has the same facts as HTML, in columns; from the second on the notes are one line."""
+    rows = [("first", "1"), ("2nd", "1,000")]
+    card = Card(title="T", header=("", "a"), rows=rows, notes=["n.", "o.", "p."], next="go()")
+    assert card.text() == "T\n             a\n  first      1\n  2nd    1,000\nn.\no. p.\ngo()"
+    assert card.html().count("<small>") == 3
+
+
+def test_a_card_of_a_frame_reads_each_column_by_the_unit_in_its_name():
+    """Dollars, minutes, tokens and shares have their formats, `x` beside `x_p90` is a span, null is blank."""
+    columns = {
+        "mode": ["live", "batch"], "dollars": [0.4, 0.2], "dollars_p90": [0.65, 0.2], "minutes": [4.5, 60.0],
+        "input_tokens": [12_400, None], "cache_hit_share": [0.64, float("nan")], "requests": [1_200, 3],
+    }  # fmt: skip
+    card = Card.of(pl.DataFrame(columns), title="T")
+    assert card.header == ["mode", "dollars", "time", "input tokens", "cache hit share", "requests"]
+    assert card.rows == [
+        ["live", "$0.40 to $0.65", "4 m 30 s", "12.4 k", "64%", "1,200"],
+        ["batch", "$0.20", "1 h 00 m", "", "?", "3"],
+    ]
+
+
+def test_what_is_saved_is_a_column_only_where_something_is():
+    """Different rows sent live save nothing: no row of zeros says so."""
+    alone = cs.plan(reviews(50), "Label: {text}", model="claude-haiku-5-5", max_tokens=64)
+    header, *rows = repr(alone).splitlines()[1:4]
+    assert "saved" in header
+    assert "$0 " not in rows[0]
+    assert "$" in rows[1].split("batch processing")[0].split()[-1]
+
+
+def test_a_run_card_has_the_figures_of_the_run():
+    """Dollars, time, tokens and rate, estimated and measured, with the limit below."""
+    with simulator() as api:
+        run = finished(a_plan(reviews(40)), api.client())
+    table = {line.split()[0]: line for line in repr(run).splitlines()[2:5]}
+    assert list(table) == ["estimated", "measured", "limit"]
+    assert run_views.text.dollars(run.counts.dollars) in table["measured"]
+    assert run_views.text.tokens(run.counts.output_tokens) in table["measured"]
+    assert run_views.text.dollars(run.estimate["dollars"]) in table["estimated"]
+    assert table["limit"].split() == ["limit", "60,000"]
 
 
 def test_a_runs_line_counts_rows():
     """The one line has state, rows and dollars, and names only what there is."""
     with simulator() as api:
-        line = cards.line(finished(a_plan(reviews(1_200)), api.client()))
+        line = run_views.line(finished(a_plan(reviews(1_200)), api.client()))
     assert line.startswith("SIMULATED Run finished: 1,200 of 1,200 rows answered; 1,200 calls in ")
     assert line.endswith(".")
     for absent in ("failed", "missing", "reused"):
@@ -22,7 +106,7 @@ def test_before_a_run_its_price_is_said():
     """What is going to be sent is said with dollars and time, and what the ledger has already."""
     with simulator() as api:
         run = finished(a_plan(reviews(5)), api.client())
-        assert cards.before(run) == "SIMULATED, nothing is paid. 0 rows live on claude-haiku-5-5."
+        assert run_views.before(run) == "SIMULATED, nothing is paid. 0 rows live on claude-haiku-5-5."
 
 
 def test_a_resume_says_what_is_reused(tmp_path, capsys):
@@ -57,15 +141,14 @@ def test_a_run_card_is_short_and_ends_with_what_to_type():
 
 def test_every_end_of_a_run_has_an_advice():
     """Whatever the verdicts call an end is explained, with something to do."""
-    for error, advice in cards._ADVICE.items():
+    for error, advice in ADVICE.items():
         assert advice.count(". ") + advice.endswith(".") >= 2, error
 
 
 def test_a_plan_card_says_what_the_next_tier_gains():
     """One line, where there is a next tier; none for limits that are no tier's: something else sets them."""
-    assert "\nThe next tier, build: gains nothing: the latency of a call limits it.\n" in repr(
-        a_plan(reviews(5), tier="start")
-    )
+    gain = "\nThe next tier, build: gains nothing: the latency of a call limits it.\n"
+    assert gain in repr(a_plan(reviews(5), tier="start"))
     for none in (a_plan(reviews(5), tier="scale"), a_plan(reviews(5))):
         assert "next tier" not in repr(none)
     with simulator(tier="start", requests_per_minute=500) as api:
@@ -93,8 +176,8 @@ def test_a_plan_card_is_short_whatever_there_is_to_tell():
     plan = a_plan(reviews(50), tier="start", system=system, cache=True, mode="auto", deadline=90)
     with simulator(tier="build", speed=60) as api:
         lines = repr(cs.wait(plan.learn_limits(api.client()))).splitlines()
-    assert len(lines) <= 12
-    assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines
+    assert len(lines) <= 8
+    assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines[-2]
     assert lines[-1].startswith("pilot = ")
     assert "In a batch" not in repr(plan.replace(cache=False))
 

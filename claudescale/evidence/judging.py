@@ -1,0 +1,273 @@
+"""Judging replies: how good they are (`score=`), which are good enough (`accept=`), and how sure that is.
+
+Right or wrong is exact: binomial tail, Clopper-Pearson, Holm. Any other score is bootstrapped: approximate.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from claudescale.errors import PlanError
+from claudescale.prompts.rows import NOT_SENT, read, results_schema, schema_of, unknown_column
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from claudescale.planning.plans import Plan
+
+EVIDENCE = pl.Schema(
+    {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
+    | {"chance": pl.Float64(), "clears": pl.Boolean(), "rows_more": pl.Int64()}
+)
+"""Columns of `Trial.evidence`: `chance` is that of a score so high by luck, were the truth below the gate,
+corrected for the number of choices; `rows_more` is about how many further rows would settle it, null where
+that is settled, where nobody can say, or where no sample would do."""
+
+REFERENCE = " of the reference"
+"""What the columns end with that a choice has to agree with."""
+
+_TAKES = {
+    "score": "Give an expression over the results, a function of them, or a column with the right answers.",
+    "accept": "Give an expression over the results that is true where a reply is good enough, or a function.",
+}
+_FEWEST_BOOTSTRAPPED = 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judge:
+    """An expression over the results, or a function of them, `words` for it, and its column of truth."""
+
+    name: str
+    by: pl.Expr | Callable[[pl.DataFrame], Any]
+    words: str
+    truth: str | None = None
+    agrees_on: tuple[str, ...] = ()
+
+    def values(self, results: pl.DataFrame) -> pl.Series:
+        """Return one value for each row."""
+        if isinstance(self.by, pl.Expr):
+            values: Any = results.select(judged=self.by)["judged"]
+            if values.len() == 1 and not self.by.meta.root_names():  # a constant
+                values = values.new_from_index(0, results.height)
+        else:
+            values = self.by(results)
+        number, a_series = self.name == "score", isinstance(values, pl.Series)
+        fits = a_series and (
+            values.dtype in {pl.Boolean(), pl.Null()} or (number and values.dtype.is_numeric())
+        )
+        if fits and values.len() == results.height:
+            return values  # type: ignore[no-any-return]  # a Series
+        gives = f"{values.len():,} of {values.dtype}" if a_series else f"a {type(values).__name__}"
+        wanted = f"a Series of {results.height:,} Booleans{' or numbers' * number}, one for each row"
+        msg = f"{self.name}= gives {gives}, not {wanted}."
+        raise PlanError(msg)
+
+    def scores(self, results: pl.DataFrame, unsent: pl.Series) -> pl.Series:
+        """Return the score of each row: null where there is nothing to judge, 0 where the row failed."""
+        number, error = pl.col("value").cast(pl.Float64), pl.col("error")
+        score = pl.when(number.is_finite()).then(number).when(error.is_not_null()).then(0.0)
+        judged = error.ne_missing(NOT_SENT) & ~pl.lit(unsent)
+        return results.select("error", value=self.values(results)).select(s=pl.when(judged).then(score))["s"]
+
+
+def accepting(accept: Any, plan: Plan) -> Judge | None:
+    """Return what tells which replies are good enough; None accepts whatever did not fail."""
+    return (
+        accept if accept is None else _tried("accept", accept, results_schema(plan) | {"model": pl.String()})
+    )
+
+
+def scoring(score: Any, plan: Plan) -> Judge:
+    """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
+    if score is None:
+        return _agreement(plan)
+    if isinstance(score, str):
+        return _truth(score, plan)
+    return _tried("score", score, results_schema(plan))
+
+
+def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
+    """Return a judge that was tried on results without a row."""
+    if not isinstance(by, pl.Expr) and not callable(by):
+        msg = f"{name}={by!r:.60} cannot be used. {_TAKES[name]}"
+        raise PlanError(msg)
+    words = "your expression" if isinstance(by, pl.Expr) else getattr(by, "__name__", "your function")
+    judge = Judge(name=name, by=by, words=words.replace("<lambda>", "your function"))
+    nothing = pl.DataFrame(schema=schema)
+    try:
+        judge.values(nothing)
+    except pl.exceptions.ColumnNotFoundError as error:
+        missing = re.findall(r'"([^"]+)"', str(error))
+        raise unknown_column(missing[0], nothing.schema, f"{name}=") from error
+    except Exception as error:
+        msg = f"{name}= fails on results without a row: {type(error).__name__}: {error} {_TAKES[name]}"
+        raise PlanError(msg) from error
+    return judge
+
+
+def _truth(name: str, plan: Plan) -> Judge:
+    """Return a judge that compares the one typed column, or the reply, with the right answers."""
+    given, schema = schema_of(plan.frame), results_schema(plan)
+    if name not in given:
+        raise unknown_column(name, given, "score=")
+    own, *more = plan.compiled.returns.columns if plan.compiled.returns is not None else ["reply"]
+    if more:
+        such_as = f"score=pl.col({own!r}) == pl.col({name!r})"
+        columns = ", ".join([own, *more])
+        msg = f"The replies have the columns {columns}: say what {name!r} is the truth of, as {such_as}."
+        raise PlanError(msg)
+    reply, truth = pl.col(own), pl.col(name)
+    if {schema[own].base_type(), given[name].base_type()} & {pl.String, pl.Enum, pl.Categorical}:
+        reply, truth = (side.cast(pl.String).str.strip_chars().str.to_lowercase() for side in (reply, truth))
+    dtype = schema[own]
+    if isinstance(dtype, pl.Enum):
+        labels = dtype.categories.str.strip_chars().str.to_lowercase()
+        if not read(plan.frame.lazy().select(truth.is_in(labels.implode()).any())).item():
+            msg = f"No value of {name!r} is one of the labels of the replies: {', '.join(dtype.categories)}."
+            raise PlanError(msg)
+    return replace(_tried("score", reply == truth, schema), words=f"the truth in {name!r}", truth=name)
+
+
+def _agreement(plan: Plan) -> Judge:
+    """Return a judge that counts how often a choice replies as another, by labels, flags, counts, dates."""
+    typed = plan.compiled.returns.columns if plan.compiled.returns is not None else {}
+    loose = {pl.String, pl.Decimal, pl.List, pl.Array, pl.Struct, *pl.datatypes.group.FLOAT_DTYPES}
+    columns = tuple(name for name, dtype in typed.items() if dtype.base_type() not in loose)
+    if not columns:
+        msg = (
+            "score=None counts how often a model replies as the most expensive one does. Free text, lists "
+            "and fractions are hardly ever the same: ask for labels, as returns=pl.Enum(['yes', 'no'])."
+        )
+        raise PlanError(msg)
+    same = [pl.col(name).eq_missing(pl.col(name + REFERENCE)) for name in columns]
+    by = pl.all_horizontal(*same, pl.col("error").is_null())
+    return Judge(name="score", by=by, words="agreement", agrees_on=columns)
+
+
+def why(errors: pl.Series) -> str:
+    """Return what went wrong how often: ``97 not_accepted, 2 refusal``."""
+    return ", ".join(f"{count:,} {error}" for error, count in errors.value_counts(sort=True).iter_rows())
+
+
+def tail(right: int, rows: int, share: float) -> float:
+    """Return how likely `right` or more of `rows` are right if each is with the chance `share`: exact."""
+    if right <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    if right <= rows * share:  # the other side is the short one
+        return 1 - tail(rows - right + 1, rows, 1 - share)
+    log = math.lgamma(rows + 1) - math.lgamma(right + 1) - math.lgamma(rows - right + 1)
+    term = math.exp(log + right * math.log(share) + (rows - right) * math.log1p(-share))
+    total = 0.0
+    for k in range(right, rows + 1):
+        total += term
+        term *= (rows - k) / (k + 1) * share / (1 - share)
+        if term < total * 1e-17:  # of many rows the rest adds nothing
+            break
+    return total
+
+
+def clopper_pearson(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the exact two-sided interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
+    alpha = (1 - confidence) / 2
+    return _lowest(right, rows, alpha), 1 - _lowest(rows - right, rows, alpha)
+
+
+def _lowest(right: int, rows: int, alpha: float) -> float:
+    """Return the lowest share with which so many right are no less likely than `alpha`."""
+    low, high = 0.0, right / max(rows, 1)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(right, rows, middle) < alpha else (low, middle)
+    return low
+
+
+def interval(
+    scores: pl.Series, confidence: float = 0.95, *, seed: int = 0
+) -> tuple[float | None, float | None]:
+    """Return the interval of a mean: exact for right or wrong, else a percentile bootstrap, or nulls."""
+    if _is_right_or_wrong(scores):
+        return clopper_pearson(int(scores.sum()), scores.len(), confidence)
+    means, half = _resampled(scores, seed), (1 - confidence) / 2
+    return means.quantile(half, "linear"), means.quantile(1 - half, "linear")
+
+
+def chance(scores: pl.Series, gate: float, *, seed: int = 0) -> float:
+    """Return how likely scores so high are by luck, were the mean below `gate`: exact for right or wrong."""
+    if _is_right_or_wrong(scores):
+        return tail(int(scores.sum()), scores.len(), gate)
+    # One more of the worst row seen: a small sample lacks what is rare.
+    means = _resampled(pl.concat([scores, scores.bottom_k(1)]), seed)
+    return (1 + int((means < gate).sum())) / (1 + means.len())
+
+
+def _is_right_or_wrong(scores: pl.Series) -> bool:
+    return bool(scores.is_in([0.0, 1.0]).all())
+
+
+def _resampled(scores: pl.Series, seed: int) -> pl.Series:
+    """Return means of samples as large as the scores are; none where these are too few, or all the same."""
+    rows = scores.len()
+    if rows < _FEWEST_BOOTSTRAPPED or scores.n_unique() == 1:
+        return scores.clear()
+    samples = max(200, min(2_000, 5_000_000 // rows))
+    return scores.sample(rows * samples, with_replacement=True, seed=seed).reshape((samples, rows)).arr.mean()
+
+
+def evidence(
+    scores: Mapping[str, pl.Series],
+    gate: float,
+    confidence: float,
+    *,
+    certain: str | None = None,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Return for each choice whether it clears the gate, as `EVIDENCE`, the surest first.
+
+    The chance that any clears whose true score is below the gate is at most ``1 - confidence``, by Holm's
+    method (Scand. J. Stat. 6, 1979), however they depend on each other. `certain` agrees with itself.
+    """
+    rows = []
+    for choice, values in scores.items():
+        mean: Any = values.mean()
+        known = choice == certain and mean is not None and mean >= gate
+        rows.append((choice, values.len(), mean, 0.0 if known else chance(values, gate, seed=seed)))
+    ranked = pl.DataFrame(rows, schema=list(EVIDENCE.items())[:4], orient="row")
+    ranked = ranked.sort("chance", maintain_order=True)
+    holm = (pl.col("chance") * pl.int_range(pl.len(), 0, -1)).cum_max().clip(upper_bound=1.0)
+    ranked = ranked.with_columns(chance=holm, clears=holm <= 1 - confidence)
+    open_ = ranked.filter(~pl.col("clears"))["choice"]
+    more = {choice: rows_more(scores[choice], gate, (1 - confidence) / open_.len()) for choice in open_}
+    return ranked.with_columns(pl.Series("rows_more", map(more.get, ranked["choice"]), pl.Int64))
+
+
+def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
+    """Return how many rows more show a share above the gate, four times of five, if they are like these."""
+    share: Any = scores.mean()
+    if share is None or not (_is_right_or_wrong(scores) and 0 < gate < share):
+        return None
+    sure, power = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(0.8)
+    spread = sure * math.sqrt(gate * (1 - gate)) + power * math.sqrt(share * (1 - share))
+    rows = (spread / (share - gate)) ** 2 if share < 1 else math.log(alpha) / math.log(gate)
+    more = max(1, math.ceil(rows) - scores.len())
+    return more if more < 1_000_000 else None  # noqa: PLR2004 - more than anyone has
+
+
+def shortfall(evidence: pl.DataFrame, gate: float, confidence: float) -> tuple[str, int | None]:
+    """Return why no choice clears the gate, and about how many rows more would settle it."""
+    scored = evidence.drop_nulls("score").sort("rows_more", -pl.col("score"), nulls_last=True)
+    if scored.is_empty():
+        return "Not enough evidence: no row has a score.", None
+    best = scored.row(0, named=True)
+    scores = f"{best['choice']} scores {best['score']:.3g} on {best['rows']:,} rows"
+    rest = "none scores above it" if best["score"] <= gate else "nobody can say how many rows would settle it"
+    settle = f"about {best['rows_more']:,} rows more would settle it" if best["rows_more"] else rest
+    msg = f"Not enough evidence for a score of {gate:g} at {confidence:.0%} confidence: {scores}; {settle}."
+    return msg, best["rows_more"]

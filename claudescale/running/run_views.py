@@ -1,0 +1,304 @@
+"""How a run looks: its one line, its card, what failed and why it ended, and the frames of its pictures."""
+# ruff: noqa: PLC0415  # altair takes 2 s to import, and many runs are never drawn
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from claudescale import text
+from claudescale.api import standing
+from claudescale.api.limits import BUCKETS
+from claudescale.errors import ADVICE, LedgerError
+from claudescale.planning import feasibility
+from claudescale.planning.plan_views import awaited
+from claudescale.running.rates import rates
+from claudescale.views.card import Card
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from claudescale.running.runs import Run
+    from claudescale.views.theme import Down, Picture
+
+_TABLE = pl.Schema(
+    {"": pl.String(), "dollars": pl.Float64(), "minutes": pl.Float64(), "minutes_p90": pl.Float64()}
+)
+_TABLE |= {"requests_per_minute": pl.Float64(), "input_tokens": pl.Float64(), "output_tokens": pl.Float64()}
+_TABLE |= {"refused": pl.Int64()}
+"""Columns of a run's card, beside what each row of it says."""
+_ESTIMATED = ("dollars", "minutes", "minutes_p90", "input_tokens", "output_tokens")
+_MOST_MESSAGE = 300
+_NEXT = {"starting": "await run", "running": "await run", "left": "run = await plan.run(client)"}
+_WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
+_FAILED = {
+    "max_tokens": "cut off at max_tokens={run.plan.max_tokens:,}",
+    "refusal": "refused by the model",
+    "model_context_window_exceeded": "too long for the model",
+    "empty_reply": "without any text in the reply",
+    "invalid_reply": "with a reply that breaks returns",
+    "pause_turn": "ended in a pause",
+    "tool_use": "ended in a tool call",
+    "invalid_request_error": "rejected as invalid",
+    "request_too_large": "too large",
+    "overloaded_error": "given up as the API was overloaded",
+    "api_error": "given up as the API failed",
+    "timeout_error": "given up without an answer",
+    "connection_error": "given up without a connection",
+    "rate_limit_error": "given up at the rate limit",
+    "expired": "expired in their batch",
+    "canceled": "canceled with their batch",
+}
+"""How a row failed, by its error."""
+_HOPELESS = {"refusal", "model_context_window_exceeded", "tool_use", "invalid_request_error"}
+_HOPELESS |= {"request_too_large"}
+"""What the same request would meet again."""
+_TOO_SHORT = {"max_tokens", "empty_reply"}
+_LONGER = 4
+"""How many times `max_tokens` is proposed where it was too small."""
+
+
+def failures(run: Run) -> tuple[str, str]:
+    """Return what failed in a run that has ended, by kind, and the line that helps; empty where nothing."""
+    try:
+        rows = run.failures
+    except LedgerError as error:
+        return f"The ledger cannot be read: {error}", ""
+    if not rows:
+        return "", ""
+    kinds = [f"{count:,} {_FAILED.get(kind, f'with {kind}').format(run=run)}" for kind, count in rows.items()]
+    words = f"Failed: {'; '.join(kinds)}."
+    hopeless = sorted(_HOPELESS & set(rows))
+    if hopeless:
+        same = f" Retrying unchanged is of no use for {' and '.join(hopeless)}:"
+        words += f"{same} change the model, the system prompt or the text."
+    plan = run.plan
+    longer = min(plan.max_tokens * _LONGER, plan.facts.max_output_tokens)
+    more = f", max_tokens={longer}" if _TOO_SHORT & set(rows) and longer > plan.max_tokens else ""
+    if set(rows) <= _HOPELESS or run.state != "finished":
+        return words, ""
+    named = "plan" if plan.kept is None else "run.plan"
+    return words, awaited(f"{named}.retry(run{more}).run(client)")
+
+
+def why(run: Run) -> str:
+    """Return what ended a run, what is kept, and what to do."""
+    if run.stopped_by == "ledger" and not run.counts.requests:
+        return f"Nothing was sent: {run.message}."
+    advice = ADVICE.get(run.stopped_by or "", "The API cannot go on.")
+    if run.stopped_by == "endpoint_not_found":
+        advice = _no_endpoint(run.api_name, run.plan.mode)
+    said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
+    again = "the same cell again sends only what is missing"
+    if run.path is None:
+        again = "without a ledger they are in run.results alone, and the same cell again pays for them again"
+    return f"{advice} ({run.stopped_by}.{said}) {run.counts.answered:,} rows are answered and kept; {again}."
+
+
+def _no_endpoint(name: str, mode: str) -> str:
+    """Return what to do about a 404 that does not speak of the model."""
+    if name.endswith("/v1"):
+        return f"There is no {name}/v1/messages: take the /v1 off base_url, as the SDK adds it."
+    batches = "" if mode == "live" else "; a gateway may have no batches: mode='live' does without"
+    return f"{name}/v1/messages is answered with 404. Check base_url{batches}."
+
+
+def kept(run: Run) -> str:
+    """Return what an interrupt leaves of a run, and how to resume it, in one sentence."""
+    counts = run.counts
+    words = f"Interrupted: {counts.answered:,} of {counts.rows:,} rows are answered"
+    if run.path is None:
+        return f"{words}, but not kept, as there is no ledger; ledger='replies.ledger' keeps them."
+    going = run.state == "left"
+    batches = " and collects the batches, which go on at the API" if going else ""
+    return f"{words} and kept in {run.path}; the same command sends only what is missing{batches}."
+
+
+def before(run: Run) -> str:
+    """Return what is going to be sent, in one line."""
+    counts, option, plan = run.counts, run.estimate, run.plan
+    where = "in the ledger" if plan.kept is None else "taken over"
+    reused = f" ({counts.reused:,} requests are {where})" if counts.reused else ""
+    about = ""
+    if option is not None and counts.missing:
+        time = text.span(text.duration(option["minutes"]), text.duration(option["minutes_p90"]))
+        about = f": about {text.dollars(option['dollars'])}, {time}"
+    simulated = "SIMULATED, nothing is paid. " if run.simulated else ""
+    pending = text.plural(run.batches_out, "pending batch")
+    first = f" Collecting {pending} of earlier runs first." if run.batches_out else ""
+    return f"{simulated}{counts.missing:,} rows {_WAYS[plan.mode]} on {plan.facts.id}{reused}{about}.{first}"
+
+
+def waiting(run: Run) -> tuple[str, str] | None:
+    """Return how many batches have ended, and when the rest will have; None where none is out."""
+    out = run.expected
+    if out is None:
+        return None
+    usual = ""
+    if out.usual_seconds is not None:
+        usual = f"usually within {text.coarse(out.usual_seconds / 60)}, "
+    latest = f"at the latest in {text.coarse(out.latest_seconds / 60)}"
+    ended = f"{out.ended} of {out.open + out.ended} batches ended"
+    return ended, f"the other {out.requests:,} requests {usual}{latest}"
+
+
+def line(run: Run) -> str:
+    """Return the one line of truth about a run."""
+    counts = run.counts
+    by = f" ({run.stopped_by})" if run.stopped_by else ""
+    where = "reused from the ledger" if run.plan.kept is None else "taken over"
+    parts = [
+        f"{counts.answered:,} of {counts.rows:,} rows answered",
+        *([f"{counts.failed:,} failed"] if counts.failed else []),
+        *([f"{counts.missing:,} missing"] if counts.missing else []),
+        *([f"{counts.reused:,} requests {where}"] if counts.reused else []),
+    ]
+    kind = "calls" if run.plan.mode == "live" else "requests"
+    calls = f"{counts.requests:,} {kind} in {text.duration(run.minutes)}, {text.dollars(counts.dollars)}"
+    return f"{'SIMULATED ' * run.simulated}Run {run.state}{by}: {', '.join(parts)}; {calls}."
+
+
+def run_card(run: Run) -> Card:
+    """Return what is shown of a run. It never raises, and is cheap until the run has ended."""
+    counts, minutes = run.counts, run.minutes
+    measured = {"": "measured", "dollars": counts.dollars, "minutes": minutes, "refused": counts.refused}
+    measured |= {"input_tokens": counts.input_tokens, "output_tokens": counts.output_tokens}
+    measured |= {"requests_per_minute": counts.requests / minutes if minutes else 0.0}
+    limit = {"": "limit", "requests_per_minute": run.limits.requests_per_minute * run.plan.share}
+    rows: list[dict[str, Any]] = [measured] if run.plan.mode == "batch" else [measured, limit]
+    if run.estimate is not None:
+        rows.insert(0, {"": "estimated", **{name: run.estimate[name] for name in _ESTIMATED}})
+    table = pl.DataFrame(rows, schema=_TABLE)
+    if run.plan.mode == "batch":
+        table = table.drop("requests_per_minute", "refused")
+    failed, retry = failures(run)
+    kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, replies are kept in memory only."
+    notes = [standing.differs(run.limits, run.plan.tier, run.plan.facts), _pending(run), failed]
+    return Card.of(
+        table,
+        title=line(run),
+        notes=[
+            f"{kept} Limits: {run.limits.provenance}.",
+            *(note for note in notes if note),
+            *([why(run)] if run.stopped_by else []),
+        ],
+        next=retry or _NEXT.get(run.state, "run.results"),
+    )
+
+
+def _pending(run: Run) -> str:
+    """Return what is known of batches that are still open."""
+    pending = waiting(run)
+    if pending is None:
+        return ""
+    if run.state == "left":
+        return (
+            f"{pending[0]} when this run left. The same cell collects the others, which continue at the API."
+        )
+    return f"{', '.join(pending)}: the API says nothing of a batch before its end."
+
+
+class Plots:
+    """The pictures of one run, each an Altair chart."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def throughput(self) -> Picture:
+        """Return requests per minute over the run, with the limit drawn. Spends: nothing."""
+        from claudescale.views import run_charts
+
+        limit = self._limits["requests"]
+        return run_charts.throughput(self._rates, requests_per_minute=limit, empty=self._empty)
+
+    def tokens(self) -> Down | Picture:
+        """Return input and output tokens per minute over the run, with their limits. Spends: nothing."""
+        from claudescale.views import run_charts
+
+        limits = {name: self._limits[name] for name in BUCKETS[1:]}
+        return run_charts.tokens(self._rates, limits=limits, empty=self._empty)
+
+    def buckets(self, bucket_seconds: float = 60.0) -> Down | Picture:
+        """Return how full the three token buckets were. Spends: nothing.
+
+        Parameters
+        ----------
+        bucket_seconds : float
+            How many seconds' refill a full one holds.
+        """
+        from claudescale.views import run_charts
+
+        run, empty = self._run, self._empty
+        if run.plan.mode == "batch":
+            empty = "Batches take nothing from the token buckets."
+        limits = run.limits.shared(run.plan.share).per_minute
+        levels = run_charts.levels(run.attempts, limits, run.started_at, bucket_seconds)
+        return run_charts.buckets(levels, empty=empty)
+
+    def latency(self) -> Picture:
+        """Return the seconds of each answer. Spends: nothing."""
+        from claudescale.views import run_charts
+
+        return run_charts.latency(self._run.attempts, empty=self._empty)
+
+    def spending(self) -> Picture:
+        """Return the dollars spent so far over time, against the estimate. Spends: nothing."""
+        from claudescale.views import run_charts
+
+        run = self._run
+        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run.started_at) / 60
+        paid = run.attempts.filter(pl.col("dollars") > 0).select("dollars", minute=ended).sort("minute")
+        estimate = run.estimate["dollars"] if run.estimate else None
+        so_far = paid.with_columns(pl.col("dollars").cum_sum())
+        return run_charts.spending(so_far, estimate_dollars=estimate, empty=self._empty)
+
+    def savings(self) -> Picture:
+        """Return what the rows would have cost plainly, what saved it, what was paid. Spends: nothing."""
+        from claudescale.views import run_charts
+
+        savings = self._run.savings
+        rows = [
+            ("every row live, nothing cached", savings["dollars_without"][0]),
+            *savings.select("strategy", "dollars_saved").rows(),
+            ("paid", savings["dollars_with"][-1]),
+        ]
+        parts = pl.DataFrame(rows, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
+        return run_charts.savings(parts, empty=self._empty)
+
+    def batches(self) -> Picture:
+        """Return when each batch was pending, and what came of it. Spends: nothing."""
+        from claudescale.views import run_charts
+
+        run = self._run
+        hybrid = run.plan.mode == "hybrid"
+        return run_charts.batches(
+            run.batches,
+            started_at=run.started_at,
+            now=run.started_at + run.minutes * 60,
+            deadline_minutes=feasibility.minutes_of(run.plan.deadline) if hybrid else None,
+            live=run.attempts.filter(pl.col("batch_id").is_null()) if hybrid else None,
+            empty="This run sent no batch: mode='live'." if run.plan.mode == "live" else self._empty,
+        )
+
+    @property
+    def _rates(self) -> pl.DataFrame:
+        return rates(self._run.attempts, self._run.started_at, self._run.minutes)
+
+    @property
+    def _limits(self) -> dict[str, float | None]:
+        """What live calls may use in a minute; batches use none of it."""
+        run = self._run
+        if run.plan.mode == "batch":
+            return dict.fromkeys(BUCKETS)
+        return dict(zip(BUCKETS, run.limits.shared(run.plan.share).per_minute, strict=True))
+
+    @property
+    def _empty(self) -> str:
+        """Why there is nothing to see."""
+        counts = self._run.counts
+        if self._run.state in {"starting", "running"} and counts.missing:
+            return "Nothing has been answered yet."
+        if counts.reused and not counts.missing:
+            return f"Nothing was sent: {text.plural(counts.reused, 'reply')} were in the ledger already."
+        return "Nothing was sent."

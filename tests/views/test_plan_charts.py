@@ -1,0 +1,198 @@
+"""The pictures of a plan: what a reader reads off them is what the plan says."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+from drawing import DARK, labels_of_what_fits, rows_of, words_of
+from running import a_plan, finished, reviews, simulator
+
+from claudescale.planning import plan_views
+from claudescale.text import dollars, duration
+from claudescale.views import plan_charts
+
+TEXTS = pl.concat([reviews(4_000), reviews(1_000)])
+HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
+MODELS = [HAIKU, "claude-haiku-4-5", SONNET, "claude-sonnet-5", OPUS, "claude-opus-5", "claude-opus-4-8"]
+MODELS += ["claude-sonnet-4-6"]
+
+
+def plan(frame=TEXTS, **options):
+    """Return a plan on the first tier."""
+    return a_plan(frame, **{"tier": "start", "max_tokens": 1024, **options})
+
+
+PICTURES = {
+    "usual": plan().plot.frontier,
+    "one": lambda: plan().plot.frontier(mode=["live"]),
+    "many": lambda: plan().plot.frontier(model=MODELS, tier=[1, 2, 3, 4, "start"], mode=["live"]),
+    "hybrid": plan(mode="hybrid", deadline=90, budget=20).plot.frontier,
+    "far": lambda: plan(deadline=60 * 24 * 300, budget=5_000).plot.frontier(tier=[1, 2], mode=["live"]),
+    "words": lambda: plan().plot.frontier(max_tokens=[100, 1_000], effort=[None, "low"], mode=["live"]),
+    "minutes": plan(deadline=10).plot.minutes,
+    "minutes by batch": plan(mode="batch").plot.minutes,
+    "minutes of six": plan(reviews(6), tier=1, deadline=10_000).plot.minutes,
+    "savings": lambda: plan(mode="batch").plot.savings(model=[OPUS, SONNET]),
+    "nothing saved": plan(reviews(500)).plot.savings,
+    "concurrency": plan().plot.concurrency,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", [{}, DARK], ids=["light", "dark"])
+def test_every_chart_is_drawn_whole(look):
+    """Old and new Vega-Lite draw it within 640 pixels, no label is a computer's number, nothing is black."""
+    for name, draw in PICTURES.items():
+        drawing = draw().to_dict()
+        config = drawing["config"] | look.get("config", {})
+        drawing |= {"background": look.get("background", "white"), "config": config}
+        for label in labels_of_what_fits(drawing):
+            assert not any(word in label for word in ("e+", "e-", "NaN", "null", "undefined")), (name, label)
+            assert "\N{HORIZONTAL ELLIPSIS}" not in label, (name, label)
+        assert "black" not in json.dumps(drawing)
+        assert draw().to_dict() == draw().to_dict()
+
+
+@pytest.mark.parametrize("chart", ["frontier", "minutes", "savings"])
+def test_nothing_to_send_is_said(chart):
+    """A plan without rows has words in place of a picture."""
+    assert repr(getattr(plan(reviews(0)).plot, chart)()) == "There is nothing to send."
+
+
+def test_the_points_of_the_frontier_are_the_options_of_the_plan():
+    """Dollars, minutes and what limits each choice are those of `compare`; what nothing beats is joined."""
+    own = plan()
+    points = {
+        row["choice"]: row
+        for row in rows_of(own.plot.frontier(model=[HAIKU, OPUS], tier=["start", "build"]), "choice")
+    }
+    options = own.compare(model=[HAIKU, OPUS], tier=["start", "build"])
+    (live,) = options.filter(model=OPUS, tier="build", mode="live").iter_rows(named=True)
+    point = points["opus-5-5 live build"]
+    assert [point[name] for name in ("dollars", "minutes", "minutes_p90")] == pytest.approx(
+        [live["dollars"], live["minutes"], live["minutes_p90"]], rel=1e-4
+    )
+    assert (point["binding"], point["time"]) == (live["binding"].replace("_", " "), duration(live["minutes"]))
+    assert {name for name, row in points.items() if row["frontier"]} == {
+        "haiku-5-5 live build",
+        "haiku-5-5 batch",
+    }
+    assert {name for name, row in points.items() if row["below"]} == {
+        "haiku-5-5 live build",
+        "haiku-5-5 batch",
+    }
+    assert [name for name, row in points.items() if row["chosen"]] == ["haiku-5-5 live start"]
+
+
+def test_choices_that_differ_in_name_alone_are_one_point():
+    """A batch takes as long on each tier and is drawn once; no choice is lost."""
+    points = plan_views.choices(plan(), {"model": [HAIKU, OPUS], "tier": ["start", "build", "scale"]})
+    assert points["choices"].sum() == 2 * 3 * 2
+    batch = points.filter(mode="batch")
+    assert (batch["choice"].to_list(), batch["choices"].to_list()) == (
+        ["haiku-5-5 batch", "opus-5-5 batch"],
+        [3, 3],
+    )
+    assert points["group"].unique(maintain_order=True).to_list() == ["haiku-5-5", "opus-5-5"]
+
+
+def test_the_plan_itself_is_among_the_points():
+    """Whatever is compared, the plan's own choice is drawn, ringed and named, and what beats it said."""
+    chart = plan(tier="scale").plot.frontier(model=[SONNET, OPUS], tier=["start"])
+    (own,) = [row for row in rows_of(chart, "chosen") if row["chosen"]]
+    assert "This plan (ringed), haiku-5-5 live scale" in repr(chart)
+    assert own["below"] or own["above"]
+    assert "nothing beats it" in repr(
+        plan(tier="build").plot.frontier(tier=["start", "build"], mode=["live"])
+    )
+    assert "build beats it" in repr(plan().plot.frontier(tier=["start", "build"], mode=["live"]))
+
+
+def test_without_lists_a_plan_stands_beside_its_neighbours():
+    """The usual choices are the current models of other lines and the tiers next to its own."""
+    points = plan_views.choices(plan(tier="build"), plan_views._usual(plan(tier="build")))
+    assert {"haiku-5-5", "sonnet-5-5", "opus-5-5"} <= set(points["group"])
+    assert {word for name in points["choice"] for word in name.split()} >= {"start", "build", "scale"}
+    assert not any("tier" in name for name in points["choice"])
+
+
+def test_of_many_models_none_shares_a_colour():
+    """Six have one each, the rest are others."""
+    groups = [row["group"] for row in rows_of(PICTURES["many"](), "choice")]
+    assert len(set(groups)) == 7
+    assert "others" in groups
+
+
+@pytest.mark.parametrize(("options", "near", "far"), [
+    ({"deadline": 10, "budget": 0.5}, ["deadline 10 m 00 s", "budget\\n$0.50"], []),
+    ({"deadline": 6e5, "budget": 900}, [], ["deadline 10,000 h 00 m \u2192", "\u2191 budget\\n$900.00"]),
+])  # fmt: skip
+def test_deadline_and_budget_are_lines_or_only_labels_where_they_are_far(options, near, far):
+    """A rule with its label; where it would press the choices together, an arrow to where it is."""
+    chart = plan(**options).plot.frontier(tier=["start", "build"], mode=["live"])
+    assert [word for word in words_of(chart) if "deadline" in word or "budget" in word] == near + far
+    rules = [layer for layer in chart.to_dict()["layer"] if layer["mark"].get("strokeDash") == [5, 4]]
+    assert len(rules) == len(near)
+
+
+def test_minutes_are_bars_with_what_each_tier_gains():
+    """The times and limits are those of the tiers, and words above each bar say what it gains."""
+    own = plan(deadline=10)
+    chart = own.plot.minutes()
+    rows = rows_of(chart, "tier")
+    assert [row["tier"] for row in rows] == ["start", "build", "scale"]
+    for row in rows:
+        option = own.compare(tier=[row["tier"]], mode=["live"]).row(0, named=True)
+        assert row["minutes"] == pytest.approx(option["minutes"], rel=1e-4)
+        assert row["binding"] == option["binding"].replace("_", " ")
+    assert rows[0]["words"].startswith("start (this plan): ")
+    assert "times faster" in rows[1]["words"]
+    assert repr(chart) == f"Live on start: {rows[0]['words'].partition(': ')[2]}, limited by requests"
+    assert "deadline 10 m 00 s" in words_of(chart)
+
+
+def test_savings_go_from_the_plain_price_down_to_the_plan():
+    """Each step is named with what it is measured against; a strategy that is not used is no row."""
+    own = plan(mode="batch")
+    chart = own.plot.savings(model=OPUS)
+    assert [row["part"] for row in rows_of(chart, "part")] == [
+        "opus-5-5 live, row by row", "haiku-5-5, not opus-5-5", "identical rows sent once",
+        "by batch, not live", "this plan",
+    ]  # fmt: skip
+    price = own.options.filter(mode="batch")["dollars"].item()
+    assert rows_of(chart, "part")[-1]["dollars"] == pytest.approx(price, rel=1e-4)
+    assert repr(chart).startswith(f"{dollars(price)} instead of $")
+    alone = repr(plan(reviews(500)).plot.savings())
+    assert "nothing saved; by batch" in alone
+
+
+def test_the_calls_needed_are_where_the_plan_stops_to_gain():
+    """The line rises as Little's law says and then is the limit; runs that tried are points."""
+    own = plan(reviews(3_000))
+    most, binding = plan_views.allowed(own)
+    enough = most / 60 * own.expected.seconds
+    assert (most, binding) == (1_000, "requests")
+    fewer, more = (own.replace(concurrency=calls).options for calls in (int(enough * 0.9), int(enough * 1.2)))
+    assert fewer.filter(mode="live")["binding"].item() == "concurrency"
+    assert more.filter(mode="live")["binding"].item() == "requests"
+    steps = [row for row in rows_of(own.plot.concurrency(), "requests_per_minute") if "run" not in row]
+    for step in steps:
+        rate = min(step["concurrency"] * 60 / own.expected.seconds, 1_000)
+        assert step["requests_per_minute"] == pytest.approx(rate, rel=1e-4)
+    assert repr(own.plot.concurrency()).startswith(
+        f"{-int(-enough // 1)} calls in flight are enough for 1,000 "
+    )
+
+
+def test_a_run_is_a_point_of_the_plans_picture():
+    """With its own calls in flight and the requests it got done."""
+    with simulator() as api:
+        run = finished(a_plan(reviews(20), concurrency=4), api.client())
+    (point,) = rows_of(a_plan(reviews(20)).plot.concurrency([run]), "run")
+    assert (point["concurrency"], point["refused"]) == (4, 0)
+    assert point["requests_per_minute"] == pytest.approx(20 / run.minutes, rel=1e-4)
+    nothing = pl.DataFrame({"text": pl.Series([None], dtype=pl.String)})
+    assert plan_views.allowed(plan(nothing)) == (1_000, "requests")
+    assert plan_charts.concurrency(seconds=1.0, requests_per_minute=30.0, binding="requests")
