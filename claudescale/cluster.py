@@ -7,7 +7,9 @@ were answered comes back with their parts and stands in the one ledger, which is
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import gc
 import math
 import multiprocessing
 import pickle
@@ -26,6 +28,7 @@ from distributed import Client, Event, KilledWorker
 from claudescale import loops
 from claudescale.api.answers import Verdict
 from claudescale.api.client import own_transport
+from claudescale.api.prices import UNCACHED
 from claudescale.errors import ClaudescaleError, ImpossibleBudget, PlanError, RunStopped
 from claudescale.ledger.ledger import ATTEMPTS, Attempt
 
@@ -115,8 +118,9 @@ def _outcome(run: Any, part: Part) -> Outcome:
         pl.col("key").replace_strict(run.work.keys, part.keys),  # in a retry the driver's keys are others
         pl.col("final").fill_null(value=False),
     )
-    used = _seconds(run.limits, attempts.height, run.counts.input_tokens, run.counts.output_tokens)
-    owed_seconds = max(used / part.plan.share - run.minutes * 60, 0.0)
+    tokens = attempts.select(UNCACHED.sum(), pl.col("output_tokens").sum()).row(0)
+    used_seconds = _seconds(run.limits, attempts.height, *tokens) / part.plan.share
+    owed_seconds = max(used_seconds - run.minutes * 60, 0.0)
     return Outcome(attempts, run.limits, owed_seconds, trouble, finished=run.state == "finished")
 
 
@@ -138,10 +142,11 @@ def _trouble(words: str) -> Verdict:
     return Verdict(outcome="stop", error="cluster_error", message=words)
 
 
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the driver: it lets the workers finish."""
+def _settle_in() -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the driver; and end quickly."""
     if multiprocessing.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        atexit.register(gc.freeze)  # else a last sweep takes seconds, and Dask kills a worker after four
 
 
 # at the driver
@@ -166,7 +171,7 @@ def engine(dask: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Clu
             "on= takes a plain AsyncAnthropic, which each worker makes anew: without an http_client, and with"
         )
         raise PlanError(msg + " credentials and middleware that can be pickled.")
-    dask.run(_ignore_interrupts)
+    dask.run(_settle_in)
     return partial(Cluster, dask, sent)
 
 
