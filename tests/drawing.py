@@ -5,6 +5,8 @@ import re
 
 import vl_convert
 
+UNREADABLE = re.compile(r"\de[+-]?\d|NaN|null|undefined|\N{HORIZONTAL ELLIPSIS}")
+"""A number as computers write it, what is no number, or a label that is cut off."""
 DARK = {"background": "#111111", "config": {"title": {"color": "white"}, "axis": {"labelColor": "white"}}}
 
 
@@ -14,7 +16,7 @@ def labels_of_what_fits(drawing):
         png = vl_convert.vegalite_to_png(drawing, vl_version=version)
         assert 300 < int.from_bytes(png[16:20], "big") <= 640, version
     drawn = vl_convert.vegalite_to_svg(drawing, vl_version="5.8")
-    return re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    return re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn)
 
 
 def rows_of(chart, *names):
