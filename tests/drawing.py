@@ -28,3 +28,13 @@ def rows_of(chart, *names):
 def words_of(chart):
     """Return the words that a chart writes as they are: the labels of its lines."""
     return re.findall(r'"text": "([^"]*)"', json.dumps(chart.to_dict(), ensure_ascii=False))
+
+
+def check_drawn_whole(chart, look):
+    """Fail where a picture is cut off, has a label nobody can read, or is black, which dark pages hide."""
+    drawing = chart.to_dict()
+    config = drawing["config"] | look.get("config", {})
+    drawing |= {"background": look.get("background", "white"), "config": config}
+    for label in labels_of_what_fits(drawing):
+        assert not UNREADABLE.search(label), label
+    assert "black" not in json.dumps(drawing)

@@ -324,19 +324,19 @@ def batches(
     over = (highest(lanes, "end") - first) / 60
     deadline = None if deadline_minutes is None else deadline_minutes + (started_at - first) / 60
     far = deadline is not None and deadline > over * 5
-    scale, unit = text.time_unit(max(over, 1 / 60, deadline if deadline and not far else 0.0))
-    until = max(over, 1 / 60, deadline if deadline and not far else 0.0) * scale
+    until = max(over, 1 / 60, deadline if deadline and not far else 0.0)
+    scale, unit = text.time_unit(until)
     if first < started_at - SKEW_SECONDS:  # of an earlier run
         unit = unit.replace("the start", "the first batch")
     at = {name: (pl.col(name) - first) / 60 * scale for name in ("start", "end")}
-    thinnest = pl.max_horizontal("end", pl.col("start") + until / 200)
+    thinnest = pl.max_horizontal("end", pl.col("start") + until * scale / 200)
     lanes = lanes.with_columns(**at).with_columns(end=thinnest)
     names = lanes["lane"].unique(maintain_order=True)
-    few = names.len() <= MOST_LABELS
     shown = names.gather_every(-(-names.len() // MOST_LANES))
+    few = names.len() <= MOST_LABELS
     drawn = chart(lanes.filter(pl.col("lane").is_in(shown.implode())))
     y = alt.Y("lane:N", sort=None, axis=None)
-    x = theme.time_axis("start", unit, until * 1.01)
+    x = theme.time_axis("start", unit, until * scale * 1.01)
     color = alt.Color("outcome:N", scale=theme.colors(lanes["outcome"], OUTCOMES))
     bar: dict[str, Any] = {"size": 16, "yOffset": 8} if few else {}
     tooltip = tips(lane="", words="", start=",.2f", end=",.2f")
@@ -344,22 +344,24 @@ def batches(
     if few:
         words = drawn.transform_filter("datum.words").mark_text(align="left", dy=-9)
         layers.append(words.encode(x=alt.value(0), y=y, text="words:N"))
-    if deadline is not None:
-        label = f"deadline {text.duration(deadline_minutes or 0.0)}"
-        layers = [*limit(label, x=deadline * scale, far=far), *layers]
-    made = batches.filter(pl.col("created_at").is_not_null())
-    open_ = lanes.filter(outcome="open").height
-    sums = [(made[part].sum(), part) for part in PARTS]
-    words_of = [f"{count:,} {part}" for count, part in sums if count]
-    words_of += [f"{live.filter(pl.col('error').is_null()).height:,} live"] if live is not None else []
-    words_of += [f"{open_:,} open"] if open_ else []
-    took = f"{'now after' if open_ else 'done after'} {text.duration(over)}"
+    pending = lanes.filter(outcome="open").height
+    took = f"{'now after' if pending else 'done after'} {text.duration(over)}"
     if deadline is not None and deadline_minutes is not None:
-        kept = "" if open_ else "too late for the " if over > deadline else "in time for the "
-        took += f", {kept}deadline {text.duration(deadline_minutes)}"
-    sentence = f"{text.plural(made.height, 'batch')}: {', '.join(words_of)}; {took}"
+        label = f"deadline {text.duration(deadline_minutes)}"
+        layers = [*limit(label, x=deadline * scale, far=far), *layers]
+        kept = "" if pending else "too late for the " if over > deadline else "in time for the "
+        took += f", {kept}{label}"
     step = 42 if few else max(3.0, theme.HEIGHT / shown.len())
-    return picture(layers, sentence, height=alt.Step(step))
+    return picture(layers, f"{_outcomes(batches, live, pending)}; {took}", height=alt.Step(step))
+
+
+def _outcomes(batches: pl.DataFrame, live: pl.DataFrame | None, pending: int) -> str:
+    """Return how many batches there are, and what came of their requests and of the live calls."""
+    made = batches.filter(pl.col("created_at").is_not_null())
+    counts = [(made[part].sum(), part) for part in PARTS]
+    counts += [(0 if live is None else live["error"].null_count(), "live"), (pending, "open")]
+    words = ", ".join(f"{count:,} {part}" for count, part in counts if count)
+    return f"{text.plural(made.height, 'batch')}: {words}"
 
 
 def _batch_lanes(batches: pl.DataFrame, now: float) -> pl.DataFrame:
