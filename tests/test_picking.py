@@ -371,7 +371,7 @@ def test_the_picture_marks_what_is_picked():
         picker.controls["tier"].value = tier
         settled(picker)
         (shown,) = picker._panel._chart.outputs
-        assert f"This plan, {told}" in shown["data"]["text/plain"]
+        assert f"This plan (ringed), {told}" in shown["data"]["text/plain"]
         drawing = shown["data"]["application/vnd.vegalite.v5+json"]
         rings = [layer for layer in drawing["layer"] if layer["mark"].get("size") == 260]
         assert len(rings) == 1

@@ -13,9 +13,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api.limits import BUCKETS
-from claudescale.views import run_charts, theme
-from claudescale.views.run_charts import COLORS
-from claudescale.views.theme import GREY, WIDTH
 
 if TYPE_CHECKING:
     import altair as alt
@@ -24,16 +21,14 @@ if TYPE_CHECKING:
     from claudescale.api.limits import Limits
     from claudescale.views.theme import Down, Picture
 
-PANELS = tuple(zip(BUCKETS, COLORS.values(), (84, 64, 64), strict=True))
-"""What is drawn, in which colour, how many pixels high."""
+PANELS = dict(zip(BUCKETS, (84, 64, 64), strict=True))
+"""What is drawn, and how many pixels high."""
 _SPACING = 30
 _EMPTY = {"number": 0, "until": 1.0, "unit": "Seconds since the start", "starts": [0.0]}
 _NONE = {"rates": [], "top": 1.0, "limit": 0.0, "far": True, "words": ""}
 _SLICES = 280
 _LABEL = "datum.value >= 20000 ? format(datum.value, '.3~s') : format(datum.value, ',~f')"
 _TEXT = "Requests, input tokens and output tokens per minute against their limits, while the run goes on"
-# The page may be light or dark and the kernel does not know: a mid tone is read on both.
-_READABLE = {"labelColor": GREY, "titleColor": GREY}
 _preparing = threading.Lock()
 
 
@@ -65,6 +60,8 @@ def _prepared() -> None:
     import altair as alt
     import ipywidgets  # noqa: F401
 
+    from claudescale.views import theme
+
     _offline()
     _template()
     theme.Picture(layer=[alt.Chart(alt.sequence(2)).mark_point()])._repr_mimebundle_()
@@ -84,11 +81,15 @@ def _template() -> alt.VConcatChart:
     """Return the chart that every live picture shows. It is checked once: Altair takes half a second."""
     import altair as alt
 
-    panels = [_panel(name, color, height) for name, color, height in PANELS]
+    from claudescale.views import theme
+
+    panels = [_panel(name, height) for name, height in PANELS.items()]
     made = theme.Down(vconcat=panels, spacing=_SPACING, description=_TEXT).to_dict()
-    made["config"] = {**made["config"], "axis": {**made["config"]["axis"], **_READABLE}}
+    # The page may be light or dark and the kernel does not know: a mid tone is read on both.
+    readable = {"labelColor": theme.GREY, "titleColor": theme.GREY}
+    made["config"] = {**made["config"], "axis": {**made["config"]["axis"], **readable}}
     made["$schema"] = "https://vega.github.io/schema/vega-lite/v6.json"  # that of the scripts it brings along
-    state = _EMPTY | {name: _NONE for name, _, _ in PANELS}
+    state = _EMPTY | dict.fromkeys(PANELS, _NONE)
     made["params"] = [{"name": "state", "value": state}, {"name": "heard", "expr": "state.number"}]
 
     class Template(alt.VConcatChart):
@@ -102,13 +103,18 @@ def _template() -> alt.VConcatChart:
     return template
 
 
-def _panel(name: str, color: str, height: int) -> alt.LayerChart | alt.FacetChart:
+def _panel(name: str, height: int) -> alt.LayerChart | alt.FacetChart:
     """Return one rate over time in steps, with its limit; all its numbers come from ``state``."""
     import altair as alt
 
+    from claudescale.views import theme
+    from claudescale.views.run_charts import COLORS
+    from claudescale.views.theme import GREY, WIDTH
+
+    color = COLORS[name]
     own = f"state.{name}"
     noun = name.replace("_", " ")
-    last = name == PANELS[-1][0]
+    last = name == BUCKETS[-1]
     steps = alt.Chart(alt.sequence(0, _SLICES, as_="n")).transform_calculate(
         start="state.starts[datum.n]",
         end="state.starts[datum.n + 1]",
@@ -157,4 +163,6 @@ def still(rates: pl.DataFrame, limits: Limits) -> Down | Picture:
     limits : Limits
         As far as the run could use them.
     """
+    from claudescale.views import run_charts
+
     return run_charts.tokens(rates, limits=dict(zip(BUCKETS, limits.per_minute, strict=True)))

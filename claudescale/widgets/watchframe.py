@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from claudescale import text
 from claudescale.api import catalog
 from claudescale.running.rates import THROUGHPUT
-from claudescale.views import card, theme
+from claudescale.views import card
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -182,7 +183,7 @@ def drawn(
     number : int
         Of this picture; the page gives it back.
     """
-    scale, unit = theme.time_unit(pulse.minutes)
+    scale, unit = text.time_unit(pulse.minutes)
     known = pulse.minutes * 60 - (pulse.slow_seconds or 0.0)
     shown = slices[: max(int(known / width_seconds), 0)]
     ends = [each * width_seconds / 60 * scale for each in range(len(shown) + 1)]
