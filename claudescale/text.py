@@ -62,3 +62,11 @@ def tokens(count: float) -> str:
         if count >= size * 0.9995:  # what would be shown as 1,000 of the smaller unit
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f}"
+
+
+def time_unit(minutes: float) -> tuple[float, str]:
+    """Return by what to multiply minutes, and the title of the axis, so that its numbers are easy to read."""
+    for most, scale, unit in ((3, 60.0, "Seconds"), (240, 1.0, "Minutes")):
+        if minutes <= most:
+            return scale, f"{unit} since the start"
+    return 1 / 60, "Hours since the start"

@@ -5,6 +5,8 @@ import re
 
 import vl_convert
 
+UNREADABLE = re.compile(r"\de[+-]?\d|NaN|null|undefined|\N{HORIZONTAL ELLIPSIS}")
+"""A number as computers write it, what is no number, or a label that is cut off."""
 DARK = {"background": "#111111", "config": {"title": {"color": "white"}, "axis": {"labelColor": "white"}}}
 
 
@@ -14,7 +16,7 @@ def labels_of_what_fits(drawing):
         png = vl_convert.vegalite_to_png(drawing, vl_version=version)
         assert 300 < int.from_bytes(png[16:20], "big") <= 640, version
     drawn = vl_convert.vegalite_to_svg(drawing, vl_version="5.8")
-    return re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    return re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn)
 
 
 def rows_of(chart, *names):
@@ -26,3 +28,13 @@ def rows_of(chart, *names):
 def words_of(chart):
     """Return the words that a chart writes as they are: the labels of its lines."""
     return re.findall(r'"text": "([^"]*)"', json.dumps(chart.to_dict(), ensure_ascii=False))
+
+
+def check_drawn_whole(chart, look):
+    """Fail where a picture is cut off, has a label nobody can read, or is black, which dark pages hide."""
+    drawing = chart.to_dict()
+    config = drawing["config"] | look.get("config", {})
+    drawing |= {"background": look.get("background", "white"), "config": config}
+    for label in labels_of_what_fits(drawing):
+        assert not UNREADABLE.search(label), label
+    assert "black" not in json.dumps(drawing)

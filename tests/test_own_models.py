@@ -131,7 +131,7 @@ def test_its_pictures_and_comparisons_are_drawn():
     assert table["model"].to_list() == ["my-haiku", "my-haiku", "claude-haiku-5-5"]
     assert table["dollars"].is_nan().to_list() == [True, False, False]
     for picture in (plan.plot.frontier(), plan.plot.minutes(), plan.plot.savings()):
-        assert picture.text
+        assert repr(picture)
 
 
 @pytest.mark.parametrize(

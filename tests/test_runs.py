@@ -323,7 +323,7 @@ def test_every_frame_can_be_read_before_during_and_after():
     assert (seen[0][1]["results"]["error"] == "not_sent").all()
 
 
-@pytest.mark.parametrize("name", ["throughput", "tokens", "latency", "spending", "savings", "progress"])
+@pytest.mark.parametrize("name", ["throughput", "tokens", "latency", "spending", "savings", "batches"])
 def test_pictures_before_and_after(counted, name):
     """Each picture can be drawn when nothing has come yet, and when all has."""
 

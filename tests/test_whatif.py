@@ -212,4 +212,4 @@ def test_a_plan_that_leaves_its_mode_open_is_taken_the_cheapest_way():
     ]
     assert whatif.mode_of(plan(mode="auto", deadline=600)) == "hybrid"
     assert whatif.mode_of(plan(mode="auto", deadline=0.001)) == "batch"
-    assert "batch" in plan(mode="auto").plot.minutes().text
+    assert "batch" in repr(plan(mode="auto").plot.minutes())

@@ -191,7 +191,8 @@ class Cascade:
             ``.run`` keeps what was paid for.
         """
         run = CascadeRun(cascade=self, rows=read(self.plan.frame))
-        await run.climb(client or connect(), ledger=ledger, progress=progress)
+        client = connect() if client is None else client
+        await run.climb(client, ledger=ledger, progress=progress)
         return run
 
     def _card(self) -> Card:
@@ -297,9 +298,11 @@ class CascadeRun:
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
         content = run.plan.compiled.contents(read(run.plan.frame))["content"]
         asked = pl.lit(content.is_not_null()) & error.ne_missing(NOT_SENT)
-        own = pl.exclude(*schema_of(run.plan.frame), "simulated")
+        theirs = {*schema_of(run.plan.frame), "simulated"}
         model_ = pl.when(asked).then(pl.lit(model)).alias("model")
-        step = run.results.select(own).with_columns(model_, places.alias(_ROW))
+        results = run.results
+        own = results.select(name for name in results.columns if name not in theirs)
+        step = own.with_columns(model_, places.alias(_ROW))
         self._steps.append(step)
         if self.cascade.accept is not None:
             good = step["error"].is_null() & content.is_not_null()

@@ -36,6 +36,7 @@ _TAKES = {
     "score": "Give an expression over the results, a function of them, or a column with the right answers.",
     "accept": "Give an expression over the results that is true where a reply is good enough, or a function.",
 }
+_YES_NO = {pl.Boolean(), pl.Null()}
 _FEWEST_BOOTSTRAPPED = 30
 
 
@@ -58,9 +59,7 @@ class Judge:
         else:
             values = self.by(results)
         number, a_series = self.name == "score", isinstance(values, pl.Series)
-        fits = a_series and (
-            values.dtype in {pl.Boolean(), pl.Null()} or (number and values.dtype.is_numeric())
-        )
+        fits = a_series and (values.dtype in _YES_NO or (number and values.dtype.is_numeric()))
         if fits and values.len() == results.height:
             return values  # type: ignore[no-any-return]  # a Series
         gives = f"{values.len():,} of {values.dtype}" if a_series else f"a {type(values).__name__}"
@@ -78,9 +77,8 @@ class Judge:
 
 def accepting(accept: Any, plan: Plan) -> Judge | None:
     """Return what tells which replies are good enough; None accepts whatever did not fail."""
-    return (
-        accept if accept is None else _tried("accept", accept, results_schema(plan) | {"model": pl.String()})
-    )
+    schema = results_schema(plan) | {"model": pl.String()}
+    return None if accept is None else _tried("accept", accept, schema)
 
 
 def scoring(score: Any, plan: Plan) -> Judge:
@@ -103,8 +101,8 @@ def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
     try:
         judge.values(nothing)
     except pl.exceptions.ColumnNotFoundError as error:
-        missing = re.findall(r'"([^"]+)"', str(error))
-        raise unknown_column(missing[0], nothing.schema, f"{name}=") from error
+        (missing, *_) = re.findall(r'"([^"]+)"', str(error)) or ["?"]
+        raise unknown_column(missing, nothing.schema, f"{name}=") from error
     except Exception as error:
         msg = f"{name}= fails on results without a row: {type(error).__name__}: {error} {_TAKES[name]}"
         raise PlanError(msg) from error

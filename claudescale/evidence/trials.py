@@ -110,7 +110,7 @@ class Trial:
         RunStopped
             A run cannot go on (key, spend limit, ledger); what was paid for is in the ledger.
         """
-        client = client or connect()
+        client = connect() if client is None else client
         self.runs.clear()
         expected = {choice: option(plan)["dollars"] for choice, plan in self.plans.items()}
         left, open_dollars = self.budget, sum(expected.values())

@@ -12,35 +12,16 @@ import altair as alt
 import polars as pl
 
 from claudescale import text
-from claudescale.views import run_charts
-from claudescale.views.theme import (
-    BLUE,
-    DOLLARS,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALETTE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    Picture,
-    chart,
-    colors,
-    finite,
-    highest,
-    limit,
-    nothing,
-    number_axis,
-    picture,
-    tips,
-)
+from claudescale.views import run_charts, theme
+from claudescale.views.theme import chart, colors, finite, highest, limit, nothing, number_axis, picture, tips
 
 NOTHING = "There is nothing to send."
-UNTIL = "Time until the last row is answered"
+UNTIL = "Time until the last row is answered, usually and in one of ten runs"
 SHAPES = {"live": "circle", "batch": "square", "hybrid": "diamond"}
-BINDINGS = {"requests": BLUE, "input tokens": ORANGE, "output tokens": GREEN, "latency": PURPLE}
-BINDINGS |= {"concurrency": VERMILLION, "batch processing": SKY, "queue": SKY}
-FAR, WIDE = 12, 8  # how many times beyond the picture; from how many times on a scale is logarithmic
+BINDINGS = dict(zip(("requests", "input tokens", "output tokens"), run_charts.COLORS.values(), strict=True))
+BINDINGS |= {"latency": theme.PURPLE, "concurrency": theme.VERMILLION}
+BINDINGS |= dict.fromkeys(("batch processing", "queue", "deadline"), theme.SKY)
+WIDE = 8  # from how many times the least a scale is logarithmic
 MOST_NAMES, MOST_TICKS = 6, 6
 RUNS = pl.Schema({"run": pl.String(), "concurrency": pl.Float64(), "requests_per_minute": pl.Float64()})
 RUNS["refused"] = pl.Int64()
@@ -52,10 +33,13 @@ MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
 SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
 
+TIME: Any = {"title": UNTIL, "ticks": MOMENTS, "labels": CLOCK}
+MONEY: Any = {"title": "US dollars", "ticks": SUMS, "labels": theme.DOLLARS}
+
 
 def frontier(
     points: pl.DataFrame, *, deadline_minutes: float | None = None, budget_dollars: float | None = None
-) -> Picture:
+) -> theme.Picture:
     """Return the chart of dollars against time: a point per choice, joined where nothing beats them.
 
     Those that nothing of their colour beats are joined by a dashed line: price and time say nothing of how
@@ -72,14 +56,18 @@ def frontier(
     deadline_minutes, budget_dollars : float or None
         What the plan may take and cost, drawn as labelled lines.
     """
-    points = finite(points).drop_nulls(["dollars", "minutes", "minutes_p90"]).filter(pl.col("minutes") > 0)
+    points = finite(points).drop_nulls(["minutes", "minutes_p90"]).filter(pl.col("minutes") > 0)
     if points.is_empty():
         return nothing(NOTHING)
-    points = points.sort("minutes", pl.col("dollars"), "choice", descending=[False, True, False])
-    time, at, late = _scale(points.select("minutes", "minutes_p90"), deadline_minutes, MOMENTS)
-    money, costs, rich = _scale(points.select("dollars"), budget_dollars, SUMS)
+    points = points.drop_nulls("dollars").sort(
+        "minutes", "dollars", "choice", descending=[False, True, False]
+    )
+    if points.is_empty():
+        return nothing("What these rows cost is not known.")
+    x, late = _axis(points.select("minutes", "minutes_p90"), deadline_minutes, **TIME)
+    y, rich = _axis(points.select("dollars"), budget_dollars, **MONEY)
     groups = points.sort("dollars")["group"].unique(maintain_order=True).to_list()
-    others = pl.col("group").is_in(groups[len(PALETTE) :])
+    others = pl.col("group").is_in(groups[len(theme.PALETTE) :])
     points = points.with_columns(
         pl.when(others).then(pl.lit("others")).otherwise("group").alias("group"),
         pl.col("best") & ~others,
@@ -88,22 +76,19 @@ def frontier(
         above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
         below=pl.when(_named(points)).then("choice"),
     )
-    palette = dict(zip([*groups[: len(PALETTE)], "others"], [*PALETTE, GREY], strict=False))
+    palette = dict(zip([*groups[: len(theme.PALETTE)], "others"], [*theme.PALETTE, theme.GREY], strict=False))
     legend = alt.Legend() if len(groups) > 1 else None
     color = alt.Color("group:N", scale=colors(points["group"], palette), legend=legend)
     shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES))
-    base = chart(points).encode(
-        x=alt.X("minutes:Q", title=UNTIL, scale=time, axis=alt.Axis(values=at, labelExpr=CLOCK)),
-        y=alt.Y("dollars:Q", title="US dollars", scale=money, axis=alt.Axis(values=costs, labelExpr=DOLLARS)),
-    )
+    base = chart(points).encode(x=alt.X("minutes:Q", **x), y=alt.Y("dollars:Q", **y))
     best, unbeaten = (base.transform_filter(f"datum.{name}") for name in ("best", "frontier"))
     stairs: dict[str, Any] = {"interpolate": "step-after"}
     tooltip = tips(choice="", dollars="$,.4~f", dollars_p90="$,.4~f", time="", slow="", binding="")
     layers = [
         base.mark_rule(strokeWidth=2.5, opacity=0.35).encode(x2="minutes_p90:Q", color=color),
         best.mark_line(**stairs, strokeDash=[2, 3], strokeWidth=1).encode(color=color),
-        unbeaten.mark_line(**stairs, color=GREY, strokeWidth=1.5),
-        base.transform_filter("datum.chosen").mark_point(size=260, color=GREY, strokeWidth=2, opacity=1),
+        unbeaten.mark_line(**stairs, color=theme.GREY, strokeWidth=1.5),
+        base.transform_filter("datum.chosen").mark_point(size=260, color=theme.GREY, opacity=1),
         base.mark_point(filled=True, size=75, opacity=1).encode(color=color, shape=shape, tooltip=tooltip),
         # Below the frontier there is no point: a name there covers none.
         base.transform_filter("datum.below").mark_text(align="left", dx=9, dy=12).encode(text="below:N"),
@@ -117,22 +102,34 @@ def frontier(
     return picture(layers, sentence, more=more, height=300)
 
 
-def _scale(
-    values: pl.DataFrame, wish: float | None, ticks: list[float]
-) -> tuple[alt.Scale, list[float], bool]:
-    """Return a scale round all values, its ticks, and whether what is wished for lies far away from them."""
-    several = pl.concat(values.get_columns())
-    low, high = float(several.min()), float(several.max())  # type: ignore[arg-type]
-    far = wish is not None and not low / FAR <= wish <= high * FAR
+def _axis(
+    values: pl.DataFrame,
+    wish: float | None,
+    *,
+    title: str,
+    ticks: list[float],
+    labels: str,
+    far_from: int = 12,
+) -> tuple[dict[str, Any], bool]:
+    """Return an axis round all values, and whether what is wished for lies too far away to be on it."""
+    low: float = values.select(pl.min_horizontal(pl.all()).min()).item()
+    high = highest(values, *values.columns)
+    far = wish is not None and not low / far_from <= wish <= high * far_from
     if wish is not None and not far:
         low, high = min(low, wish), max(high, wish)
     if low > 0 and high / low >= WIDE:
-        low, high = low / 1.3, high * 1.6
+        low, high = low / 1.8, high * 1.6
         scale = alt.Scale(type="log", domain=[low, high], nice=False)
-        return scale, [tick for tick in ticks if low <= tick <= high], far
-    high = high * 1.15 or 1.0
-    step = next((tick for tick in ticks if high / tick <= MOST_TICKS), high / 4)
-    return alt.Scale(domain=[0, high], nice=False), [step * n for n in range(int(high / step) + 1)], far
+        title, ticks = f"{title}, log scale", [tick for tick in ticks if low <= tick <= high]
+    else:
+        high = high * 1.15 or 1.0
+        scale = alt.Scale(domain=[0, high], nice=False)
+        step = next((tick for tick in ticks if high / tick <= MOST_TICKS), high / 4)
+        ticks = [step * n for n in range(int(high / step) + 1)]
+    axis = alt.Axis(
+        values=ticks, labelExpr=labels, tickCount=len(ticks)
+    )  # else Vega drops some on a log scale
+    return {"title": title, "scale": scale, "axis": axis}, far
 
 
 def _named(points: pl.DataFrame) -> pl.Expr:
@@ -164,7 +161,9 @@ def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:
     return sentence, more
 
 
-def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float | None = None) -> Picture:
+def minutes(
+    tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float | None = None
+) -> theme.Picture:
     """Return the chart of how long a plan takes on each tier, coloured and labelled by what limits it.
 
     A bar is solid up to the usual time and pale up to the 90th percentile; of a batch, up to its last moment.
@@ -182,26 +181,18 @@ def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float
     deadline_minutes : float or None
         Minutes the run may take, drawn as a labelled line.
     """
-    tiers = finite(tiers)
-    most = highest(tiers, "minutes", "minutes_p90")
-    if not most:
+    tiers = finite(tiers).with_columns(pl.col("binding").str.replace_all("_", " "), zero=0.0)
+    if not highest(tiers, "minutes", "minutes_p90"):
         return nothing(NOTHING)
-    tiers = tiers.with_columns(pl.col("binding").str.replace_all("_", " "))
-    far = deadline_minutes is not None and deadline_minutes > most * 3
-    high = max(most, 0.0 if far else deadline_minutes or 0.0) * 1.02
-    step = next((tick for tick in MOMENTS if high / tick <= MOST_TICKS), high / 4)
     words = [_tier_words(row, own) for row in tiers.iter_rows(named=True)]
     bars = chart(tiers.with_columns(words=pl.Series(words, dtype=pl.String)))
-    axis = alt.Axis(values=[step * n for n in range(int(high / step) + 1)], labelExpr=CLOCK)
-    domain = alt.Scale(domain=[0, high], nice=False)
+    times = tiers.select("zero", "minutes", "minutes_p90")
+    x, far = _axis(times, deadline_minutes, **TIME, far_from=3)
     y = alt.Y("tier:N", sort=None, axis=None)
     color = alt.Color("binding:N", scale=colors(tiers["binding"], BINDINGS))
-    tooltip = tips(tier="", words="", binding="", note="")
-    encoded = {"y": y, "color": color, "tooltip": tooltip}
+    encoded = {"y": y, "color": color, "tooltip": tips(tier="", words="", binding="", note="")}
     layers = [
-        bars.mark_bar(size=16, yOffset=8, opacity=opacity).encode(
-            x=alt.X(f"{name}:Q", title=UNTIL, scale=domain, axis=axis), **encoded
-        )
+        bars.mark_bar(size=16, yOffset=8, opacity=opacity).encode(x=alt.X(f"{name}:Q", **x), **encoded)
         for name, opacity in (("minutes_p90", 0.35), ("minutes", 1.0))
     ]
     layers.append(bars.mark_text(align="left", dy=-9).encode(x=alt.value(0), y=y, text="words:N"))
@@ -224,7 +215,7 @@ def _tier_words(row: dict[str, Any], own: str) -> str:
     return f"{row['tier']}: {_time(row)}; {row['note'].partition(';')[0]}"
 
 
-def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = None) -> Picture:
+def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = None) -> theme.Picture:
     """Return the chart of what a plan would cost plainly, what each strategy saves of it, and what it costs.
 
     Spends: nothing.
@@ -262,7 +253,7 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
 
 def concurrency(
     *, seconds: float, requests_per_minute: float, binding: str, runs: pl.DataFrame | None = None
-) -> Picture:
+) -> theme.Picture:
     """Return the chart of requests per minute by calls in flight: a slope by Little's law, then the limit.
 
     Spends: nothing.
@@ -294,7 +285,7 @@ def concurrency(
         "concurrency:Q",
         title="Calls in flight",
         scale=alt.Scale(type="log", base=2, domain=[1, high], nice=False),
-        axis=alt.Axis(values=[2**n for n in range(int(high).bit_length())], format=",d", labelOverlap=False),
+        axis=alt.Axis(values=[2**n for n in range(int(high).bit_length())], format=",d", tickCount=20),
     )
     domain = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("requests_per_minute:Q", title="Requests per minute", scale=domain, axis=number_axis(top))
@@ -303,13 +294,13 @@ def concurrency(
     words = "1 call in flight is" if needed <= 1 else f"{math.ceil(needed):,} calls in flight are"
     sentence = f"{words} enough for {requests_per_minute:,.0f} requests a minute"
     layers = [
-        chart(steps).mark_line(color=BLUE, strokeWidth=2).encode(x=x, y=y),
+        chart(steps).mark_line(color=theme.BLUE, strokeWidth=2).encode(x=x, y=y),
         *limit(
             f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min", y=requests_per_minute
         ),
         *(limit(enough, x=needed) if needed > 1 else []),
         chart(runs)
-        .mark_point(filled=True, size=70, color=VERMILLION, opacity=1)
+        .mark_point(filled=True, size=70, color=theme.VERMILLION, opacity=1)
         .encode(x=x, y=y, tooltip=tooltip),
     ]
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):

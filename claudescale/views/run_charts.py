@@ -15,49 +15,24 @@ import polars as pl
 from claudescale import text
 from claudescale.api.limits import BUCKETS
 from claudescale.api.prices import UNCACHED
-from claudescale.views.theme import (
-    BLUE,
-    DOLLARS,
-    GREEN,
-    GREY,
-    HEIGHT,
-    ORANGE,
-    SIGN,
-    SKY,
-    VERMILLION,
-    WIDTH,
-    Down,
-    Picture,
-    chart,
-    colors,
-    finite,
-    highest,
-    limit,
-    nothing,
-    number_axis,
-    picture,
-    said,
-    thin,
-    time_axis,
-    time_unit,
-    tips,
-)
+from claudescale.views import theme
+from claudescale.views.theme import chart, finite, highest, limit, nothing, picture, thin, tips
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-COLORS = {"requests": BLUE, "input_tokens": ORANGE, "output_tokens": GREEN}
+COLORS = {"requests": theme.BLUE, "input_tokens": theme.ORANGE, "output_tokens": theme.GREEN}
 NOTHING = "Nothing was sent."
 PARTS = ("succeeded", "errored", "expired", "canceled")
 STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "results gone"}
-OUTCOMES = {"all succeeded": BLUE, "some failed": ORANGE, "open": GREY, "live": SKY}
+OUTCOMES = {"all succeeded": theme.BLUE, "some failed": theme.ORANGE, "open": theme.GREY, "live": theme.SKY}
 LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
 LANES["outcome"] = pl.String()
 LEVELS = pl.Schema(
     {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
 )
 """Columns of `levels`: what a bucket holds just after a call took from it."""
-KINDS = {"plain": GREY, "saved": GREEN, "spent more": VERMILLION, "paid": BLUE}
+KINDS = {"plain": theme.GREY, "saved": theme.GREEN, "spent more": theme.VERMILLION, "paid": theme.BLUE}
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
 SKEW_SECONDS = 5.0  # by how much the API's clock and this one may differ unnoticed
 MOST_POINTS, MOST_STEPS, MOST_LANES, MOST_LABELS = 1_500, 240, 300, 12
@@ -66,7 +41,9 @@ MOST_POINTS, MOST_STEPS, MOST_LANES, MOST_LABELS = 1_500, 240, 300, 12
 # rates
 
 
-def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None, empty: str = NOTHING) -> Picture:
+def throughput(
+    rates: pl.DataFrame, *, requests_per_minute: float | None, empty: str = NOTHING
+) -> theme.Picture:
     """Return the chart of requests per minute over time, their limit, and the calls that were refused.
 
     Spends: nothing.
@@ -87,10 +64,8 @@ def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None, empty:
     layers = _rate(rates, "requests", requests_per_minute, unit)
     words = _pace(rates, requests_per_minute)
     if refused := int(rates["refused"].sum()):
-        words += f"; {text.plural(refused, 'call')} refused{SIGN}"
-        signs = chart(rates.filter(pl.col("refused") > 0)).mark_point(
-            shape="triangle-down", filled=True, color=VERMILLION, opacity=1
-        )
+        words += f"; {text.plural(refused, 'call')} refused{theme.SIGN}"
+        signs = chart(rates.filter(pl.col("refused") > 0)).mark_point(**theme.FAILED)
         size = alt.Size("refused:Q", legend=None, scale=alt.Scale(range=[30, 110], domainMin=0))
         layers.append(signs.encode(x="middle:Q", y=alt.value(6), size=size, tooltip=tips(refused=",d")))
     return picture(layers, words)
@@ -98,7 +73,7 @@ def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None, empty:
 
 def tokens(
     rates: pl.DataFrame, *, limits: Mapping[str, float | None], empty: str = NOTHING
-) -> Down | Picture:
+) -> theme.Down | theme.Picture:
     """Return a chart for each of several rates over time, each against its own limit.
 
     Spends: nothing.
@@ -119,18 +94,18 @@ def tokens(
     for name, most in limits.items():
         last = name == [*limits][-1]
         layers = _rate(rates, name, most, unit if last else None)
-        panels.append(alt.layer(*layers).properties(width=WIDTH, height=90))
+        panels.append(alt.layer(*layers).properties(width=theme.WIDTH, height=90))
         mean = _mean(rates, name)
         share = f" ({mean / most:.0%} of the limit)" if most else ""
         means.append(f"{text.significant(mean)} {name.replace('_', ' ')}{share}")
-    sentence = f"On average {' and '.join([', '.join(means[:-1]), means[-1]][not means[:-1] :])} a minute"
-    return Down(vconcat=panels, spacing=30).properties(**said(sentence))
+    sentence = f"On average {' and '.join(means)} a minute"
+    return theme.Down(vconcat=panels, spacing=30).properties(**theme.said(sentence))
 
 
 def _slices(rates: pl.DataFrame) -> tuple[pl.DataFrame, str]:
     """Return the slices with their start, middle and end in a readable unit, and the unit."""
     end = pl.col("minute") + pl.col("slice_minutes")
-    scale, unit = time_unit(rates.select(end.max()).item())
+    scale, unit = text.time_unit(rates.select(end.max()).item())
     edges = {"start": pl.col("minute") * scale, "end": end * scale}
     slices = finite(rates).fill_null(0).sort("minute").with_columns(**edges)
     return slices.with_columns(middle=(pl.col("start") + pl.col("end")) / 2), unit
@@ -162,25 +137,17 @@ def _rate(slices: pl.DataFrame, name: str, most: float | None, unit: str | None)
     far = most is not None and 0 < peak < most / 5  # a limit far away would press the rate flat
     top = max(peak, 0.0 if far else most or 0.0)
     scale = alt.Scale(domain=[0, top * 1.05 or 1.0], nice=False)
-    y = alt.Y(f"{rate}:Q", title=f"{words.capitalize()} per minute", scale=scale, axis=number_axis(top))
-    bars = (
-        chart(slices)
-        .mark_rect(color=COLORS[name])
-        .encode(
-            x=time_axis("start", unit),
-            x2="end:Q",
-            y=y,
-            y2=alt.datum(0),
-            tooltip=tips(**{"start": ",.2f", "end": ",.2f", rate: ",.0f", "refused": ",d"}),
-        )
-    )
+    y = alt.Y(f"{rate}:Q", title=f"{words.capitalize()} per minute", scale=scale, axis=theme.number_axis(top))
+    tooltip = tips(**{"start": ",.2f", "end": ",.2f", rate: ",.0f", "refused": ",d"})
+    bars = chart(slices).mark_rect(color=COLORS[name])
+    bars = bars.encode(x=theme.time_axis("start", unit), x2="end:Q", y=y, y2=alt.datum(0), tooltip=tooltip)
     return [bars, *(limit(f"limit\n{most:,.0f}/min", y=most, far=far) if most else [])]
 
 
 # calls
 
 
-def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> Picture:
+def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
     """Return the chart of the seconds each answer took over time, with their median and 90th percentile.
 
     Both are of all answers; of very many answers, every n-th is drawn.
@@ -198,7 +165,7 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> Picture:
     if calls.is_empty():
         return nothing(empty)
     minutes = (pl.col("sent_at") - pl.col("sent_at").min()).dt.total_microseconds() / 60e6
-    scale, unit = time_unit(calls.select(minutes.max()).item())
+    scale, unit = text.time_unit(calls.select(minutes.max()).item())
     calls = calls.sort("sent_at", "seconds").select(
         pl.col("seconds").clip(1e-3), at=minutes * scale, answered=pl.col("error").is_null()
     )
@@ -206,18 +173,17 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> Picture:
     middle: float = calls.select(pl.col("seconds").median()).item()
     dwarfed = highest(calls, "seconds") > 15 * middle  # the slowest would press the others flat
     y_scale = alt.Scale(type="log") if dwarfed else alt.Scale(zero=True)
-    x = time_axis("at", unit)
+    x = theme.time_axis("at", unit)
     y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=alt.Axis(format=",~f"))
     encoded: dict[str, Any] = {"x": x, "y": y, "tooltip": tips(at=",.2f", seconds=",.2f")}
-    failed: dict[str, Any] = {"shape": "triangle-down", "color": VERMILLION, "filled": True, "opacity": 1}
     layers = [
-        chart(thin(answers, MOST_POINTS)).mark_circle(color=BLUE, size=14).encode(**encoded),
-        chart(thin(failures, 200)).mark_point(**failed).encode(**encoded),
+        chart(thin(answers, MOST_POINTS)).mark_circle(color=theme.BLUE, size=14).encode(**encoded),
+        chart(thin(failures, 200)).mark_point(**theme.FAILED).encode(**encoded),
     ]
     # Equally many answers behind each point of a line: each is equally certain, and there are no gaps.
     bins = pl.int_range(pl.len()) * min(60, answers.height // 40) // pl.len()
     quantiles: list[str] = []
-    lines: Any = (("median", 0.5, ORANGE, "top"), ("p90", 0.9, GREEN, "bottom"))
+    lines: Any = (("median", 0.5, theme.ORANGE, "top"), ("p90", 0.9, theme.GREEN, "bottom"))
     for name, share, color, baseline in lines:
         quantile = pl.col("seconds").quantile(share, "linear")
         if answers.height < 10 ** (share > 0.5):  # noqa: PLR2004 - a p90 of fewer says nothing
@@ -228,17 +194,16 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> Picture:
         layers.append(chart(line).mark_line(color=color, strokeWidth=2.5).encode(x=x, y=y))
         label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline, color=color)
         layers.append(label.encode(x=alt.value("width"), y=alt.datum(seconds)))
-    words = (
-        f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}" if quantiles else "No answers yet"
-    )
+    words = f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}"
+    words = words if quantiles else "No answers yet"
     if failures.height:
-        words += f"; {text.plural(failures.height, 'call')} failed or refused{SIGN}"
+        words += f"; {text.plural(failures.height, 'call')} failed or refused{theme.SIGN}"
     return picture(layers, words)
 
 
 def spending(
     spending: pl.DataFrame, *, estimate_dollars: float | None = None, empty: str = NOTHING
-) -> Picture:
+) -> theme.Picture:
     """Return the chart of dollars so far, against the estimate.
 
     Spends: nothing.
@@ -254,21 +219,15 @@ def spending(
     """
     if spending.is_empty():
         return nothing(empty)
-    scale, unit = time_unit(highest(spending, "minute"))
+    scale, unit = text.time_unit(highest(spending, "minute"))
     steps = thin(spending.sort("minute"), MOST_STEPS).select("dollars", at=pl.col("minute") * scale)
     paid = steps["dollars"][-1]
     far = estimate_dollars is not None and estimate_dollars > 5 * paid
     top = max(paid, 0.0 if far else estimate_dollars or 0.0) * 1.05 or 1.0
     domain = alt.Scale(domain=[0, top], nice=False)
-    y = alt.Y("dollars:Q", title="US dollars", scale=domain, axis=alt.Axis(labelExpr=DOLLARS))
-    mark: dict[str, Any] = {
-        "interpolate": "step-after",
-        "color": BLUE,
-        "fillOpacity": 0.3,
-        "line": {"color": BLUE},
-    }
-    area = chart(steps).mark_area(**mark)
-    layers = [area.encode(x=time_axis("at", unit), y=y, tooltip=tips(at=",.2f", dollars="$,.4~f"))]
+    y = alt.Y("dollars:Q", title="US dollars", scale=domain, axis=alt.Axis(labelExpr=theme.DOLLARS))
+    area = chart(steps).mark_area(**theme.steps(theme.BLUE))
+    layers = [area.encode(x=theme.time_axis("at", unit), y=y, tooltip=tips(at=",.2f", dollars="$,.4~f"))]
     words = f"{text.dollars(paid)} paid"
     if estimate_dollars is not None:
         estimate = text.dollars(estimate_dollars)
@@ -277,7 +236,7 @@ def spending(
     return picture(layers, words)
 
 
-def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) -> Picture:
+def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) -> theme.Picture:
     """Return the chart of what was saved: step by step from what the rows would have cost to what was paid.
 
     A step that saved nothing is left out.
@@ -298,38 +257,34 @@ def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) ->
     if steps.is_empty() or not steps["dollars"][0]:
         return nothing(empty)
     total, paid = steps["dollars"][0], steps["dollars"][-1]
-    place, saved = pl.int_range(pl.len()), pl.col("saved")
-    steps = steps.with_columns(saved=pl.when(~place.is_in([0, steps.height - 1])).then("dollars"))
+    row, saved = pl.int_range(pl.len()), pl.col("saved")
+    steps = steps.with_columns(saved=pl.when(~row.is_in([0, steps.height - 1])).then("dollars"))
     left = total - saved.fill_null(0.0).cum_sum()
     steps = steps.with_columns(
         start=pl.when(saved.is_null()).then(0.0).otherwise(left + saved.clip(upper_bound=0.0)),
         end=pl.coalesce(left + saved.clip(lower_bound=0.0), "dollars"),
         kind=pl.when(saved >= 0).then(pl.lit("saved")).when(saved < 0).then(pl.lit("spent more"))
-        .when(place == 0).then(pl.lit("plain")).otherwise(pl.lit("paid")),
+        .when(row == 0).then(pl.lit("plain")).otherwise(pl.lit("paid")),
     ).filter(saved.is_null() | (saved.abs() >= abs(total) * WORTH))  # fmt: skip
-    labels = [
-        text.dollars(dollars)
-        if saving is None
-        else f"{text.dollars(-saving)} ({abs(saving / total):.1%})".replace("-", "\N{MINUS SIGN}")
-        for dollars, saving in steps.select("dollars", "saved").iter_rows()
-    ]
+    labels = [text.dollars(dollars) for dollars in steps["dollars"].abs()]
+    for place, saving in enumerate(steps["saved"]):
+        if saving is not None:
+            sign = "\N{MINUS SIGN}" if saving >= 0 else "+"
+            labels[place] = f"{sign}{labels[place]} ({abs(saving / total):.1%})"
     drawn = chart(steps.with_columns(label=pl.Series(labels, dtype=pl.String)))
     y = alt.Y("part:N", sort=None, title=None)
     scale = alt.Scale(domain=[0, highest(steps, "start", "end") or 1.0], nice=False)
-    x = alt.X("start:Q", title="US dollars", scale=scale, axis=alt.Axis(labelExpr=DOLLARS))
-    color = alt.Color("kind:N", scale=colors(steps["kind"], KINDS), legend=None)
+    x = alt.X("start:Q", title="US dollars", scale=scale, axis=alt.Axis(labelExpr=theme.DOLLARS))
+    color = alt.Color("kind:N", scale=theme.colors(steps["kind"], KINDS), legend=None)
     tooltip = tips(part="", dollars="$,.4~f")
     layers = [
         drawn.mark_bar(size=22).encode(y=y, x=x, x2="end:Q", color=color, tooltip=tooltip),
         drawn.mark_text(align="left", dx=6).encode(y=y, x="end:Q", text="label:N"),
     ]
     less = total - paid
-    words = f"{text.dollars(paid)} paid instead of {text.dollars(total)}: {text.dollars(less)} saved"
-    words = (
-        f"{words} ({less / total:.1%})"
-        if abs(less) >= total * WORTH
-        else f"{text.dollars(paid)} paid, nothing saved"
-    )
+    saving = f"{text.dollars(less)} saved ({less / total:.1%})"
+    words = f"{text.dollars(paid)} paid instead of {text.dollars(total)}: {saving}"
+    words = words if abs(less) >= total * WORTH else f"{text.dollars(paid)} paid, nothing saved"
     return picture(layers, sentence or words, width=340, height=alt.Step(34))
 
 
@@ -344,7 +299,7 @@ def batches(
     deadline_minutes: float | None = None,
     live: pl.DataFrame | None = None,
     empty: str = NOTHING,
-) -> Picture:
+) -> theme.Picture:
     """Return the chart of when each batch was pending and what came of it, beside the live calls.
 
     Spends: nothing.
@@ -369,42 +324,44 @@ def batches(
     over = (highest(lanes, "end") - first) / 60
     deadline = None if deadline_minutes is None else deadline_minutes + (started_at - first) / 60
     far = deadline is not None and deadline > over * 5
-    scale, unit = time_unit(max(over, 1 / 60, deadline if deadline and not far else 0.0))
-    until = max(over, 1 / 60, deadline if deadline and not far else 0.0) * scale
+    until = max(over, 1 / 60, deadline if deadline and not far else 0.0)
+    scale, unit = text.time_unit(until)
     if first < started_at - SKEW_SECONDS:  # of an earlier run
         unit = unit.replace("the start", "the first batch")
     at = {name: (pl.col(name) - first) / 60 * scale for name in ("start", "end")}
-    thinnest = pl.max_horizontal("end", pl.col("start") + until / 200)
+    thinnest = pl.max_horizontal("end", pl.col("start") + until * scale / 200)
     lanes = lanes.with_columns(**at).with_columns(end=thinnest)
     names = lanes["lane"].unique(maintain_order=True)
-    few = names.len() <= MOST_LABELS
     shown = names.gather_every(-(-names.len() // MOST_LANES))
+    few = names.len() <= MOST_LABELS
     drawn = chart(lanes.filter(pl.col("lane").is_in(shown.implode())))
     y = alt.Y("lane:N", sort=None, axis=None)
-    x = time_axis("start", unit, until * 1.01)
-    color = alt.Color("outcome:N", scale=colors(lanes["outcome"], OUTCOMES))
+    x = theme.time_axis("start", unit, until * scale * 1.01)
+    color = alt.Color("outcome:N", scale=theme.colors(lanes["outcome"], OUTCOMES))
     bar: dict[str, Any] = {"size": 16, "yOffset": 8} if few else {}
     tooltip = tips(lane="", words="", start=",.2f", end=",.2f")
     layers = [drawn.mark_bar(**bar).encode(x=x, x2="end:Q", y=y, color=color, tooltip=tooltip)]
     if few:
         words = drawn.transform_filter("datum.words").mark_text(align="left", dy=-9)
         layers.append(words.encode(x=alt.value(0), y=y, text="words:N"))
-    if deadline is not None:
-        label = f"deadline {text.duration(deadline_minutes or 0.0)}"
-        layers = [*limit(label, x=deadline * scale, far=far), *layers]
-    made = batches.filter(pl.col("created_at").is_not_null())
-    open_ = lanes.filter(outcome="open").height
-    sums = [(made[part].sum(), part) for part in PARTS]
-    words_of = [f"{count:,} {part}" for count, part in sums if count]
-    words_of += [f"{live.filter(pl.col('error').is_null()).height:,} live"] if live is not None else []
-    words_of += [f"{open_:,} open"] if open_ else []
-    took = f"{'now after' if open_ else 'done after'} {text.duration(over)}"
+    pending = lanes.filter(outcome="open").height
+    took = f"{'now after' if pending else 'done after'} {text.duration(over)}"
     if deadline is not None and deadline_minutes is not None:
-        kept = "" if open_ else "too late for the " if over > deadline else "in time for the "
-        took += f", {kept}deadline {text.duration(deadline_minutes)}"
-    sentence = f"{text.plural(made.height, 'batch')}: {', '.join(words_of)}; {took}"
-    step = 42 if few else max(3.0, HEIGHT / shown.len())
-    return picture(layers, sentence, height=alt.Step(step))
+        label = f"deadline {text.duration(deadline_minutes)}"
+        layers = [*limit(label, x=deadline * scale, far=far), *layers]
+        kept = "" if pending else "too late for the " if over > deadline else "in time for the "
+        took += f", {kept}{label}"
+    step = 42 if few else max(3.0, theme.HEIGHT / shown.len())
+    return picture(layers, f"{_outcomes(batches, live, pending)}; {took}", height=alt.Step(step))
+
+
+def _outcomes(batches: pl.DataFrame, live: pl.DataFrame | None, pending: int) -> str:
+    """Return how many batches there are, and what came of their requests and of the live calls."""
+    made = batches.filter(pl.col("created_at").is_not_null())
+    counts = [(made[part].sum(), part) for part in PARTS]
+    counts += [(0 if live is None else live["error"].null_count(), "live"), (pending, "open")]
+    words = ", ".join(f"{count:,} {part}" for count, part in counts if count)
+    return f"{text.plural(made.height, 'batch')}: {words}"
 
 
 def _batch_lanes(batches: pl.DataFrame, now: float) -> pl.DataFrame:
@@ -482,7 +439,7 @@ def levels(
     return pl.concat(frames).cast(LEVELS)
 
 
-def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> Down | Picture:
+def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> theme.Down | theme.Picture:
     """Return the chart of how full each token bucket was over a run: the one at the bottom set the pace.
 
     Of the calls of a short time the lowest level is drawn.
@@ -499,7 +456,7 @@ def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> Down | Picture:
     if levels.is_empty():
         return nothing(empty)
     most = highest(levels, "minute")
-    scale, unit = time_unit(most)
+    scale, unit = text.time_unit(most)
     width = most / MOST_STEPS or 1.0
     at = (pl.col("minute") / width).floor() * width * scale
     level = pl.col("level").min()
@@ -515,18 +472,12 @@ def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> Down | Picture:
         y = alt.Y(
             "share:Q",
             title=f"{noun.capitalize()}: a full bucket holds {text.significant(part['capacity'][0])}",
-            scale=alt.Scale(domain=[min(lowest, 0.0), 1.0], nice=False),
+            scale=alt.Scale(domain=[max(min(lowest, 0.0), -1.0), 1.0], nice=False),
             axis=alt.Axis(format=".0%", values=[0, 0.5, 1]),
         )
-        mark: dict[str, Any] = {
-            "interpolate": "step-after",
-            "color": COLORS[name],
-            "fillOpacity": 0.3,
-            "line": {"color": COLORS[name]},
-        }
-        area = chart(part).mark_area(**mark).encode(
-            x=time_axis("at", unit if name == names[-1] else None), y=y, tooltip=tips(at=",.2f", level=",.1f")
-        )  # fmt: skip
-        panels.append(alt.layer(area).properties(width=WIDTH, height=84))
+        x = theme.time_axis("at", unit if name == names[-1] else None)
+        area = chart(part).mark_area(**theme.steps(COLORS[name]), clip=True)
+        area = area.encode(x=x, y=y, tooltip=tips(at=",.2f", level=",.1f"))
+        panels.append(alt.layer(area).properties(width=theme.WIDTH, height=84))
     sentence = f"Lowest level of each bucket: {', '.join(words)}"
-    return Down(vconcat=panels, spacing=30).properties(**said(sentence))
+    return theme.Down(vconcat=panels, spacing=30).properties(**theme.said(sentence))

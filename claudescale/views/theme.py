@@ -27,12 +27,13 @@ PURPLE, SKY = "#CC79A7", "#56B4E9"
 PALETTE = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
 GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
-TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis and what stands beside it
+TITLE_CHARACTERS = 90  # of the title's font, as wide as a chart with its axis and what stands beside it
 DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
 )
 SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
+FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILLION, "opacity": 1}
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}
 # Labels and titles of axes get no colour here: the light or dark theme of the page gives it.
 # fmt: off
@@ -49,7 +50,8 @@ THEME: dict[str, Any] = {
         "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -44, "titleY": -9,
     },
     "axisYBand": {"domain": False, "ticks": False},
-    "legend": {"orient": "bottom", "columns": 6, "title": None, "labelLimit": 0, "symbolOpacity": 1},
+    "legend": {"orient": "bottom", "columns": 6, "title": None, "labelLimit": 0, "symbolBaseFillColor": GREY,
+               "symbolOpacity": 1},
     "text": {"color": GREY, "fontSize": 11},
     "title": {
         "anchor": "start", "frame": "bounds", "offset": 12, "fontSize": 13, "fontWeight": 600,
@@ -140,7 +142,7 @@ def said(sentence: str, more: str = "") -> dict[str, Any]:
     """Return title and description of a chart that says a sentence; a title is never cut off."""
     title = alt.Title(textwrap.wrap(sentence, TITLE_CHARACTERS))
     if more:
-        title.subtitle = textwrap.wrap(more, TITLE_CHARACTERS)
+        title.subtitle = textwrap.wrap(more, TITLE_CHARACTERS + 8)  # of a lighter font
     return {"title": title, "description": ". ".join(filter(None, [sentence, more]))}
 
 
@@ -178,10 +180,18 @@ def thin(frame: pl.DataFrame, most: int) -> pl.DataFrame:
     return frame.reverse().gather_every(every).reverse()
 
 
+def steps(color: str) -> dict[str, Any]:
+    """Return how the area below a line in steps looks."""
+    return {"interpolate": "step-after", "color": color, "fillOpacity": 0.3, "line": {"color": color}}
+
+
 def tips(**formats: str) -> list[alt.Tooltip]:
     """Return the lines of a tooltip: columns with their formats, empty for words."""
+    titles = {name: name.replace("_", " ").capitalize() for name in formats}
     return [
-        alt.Tooltip(f"{name}:Q", format=form) if form else alt.Tooltip(f"{name}:N")
+        alt.Tooltip(f"{name}:Q", title=titles[name], format=form)
+        if form
+        else alt.Tooltip(f"{name}:N", title=titles[name])
         for name, form in formats.items()
     ]
 
@@ -208,14 +218,6 @@ def limit(
         *([] if far else [chart().mark_rule(**DASHED).encode(x=alt.datum(x))]),
         chart().mark_text(align=align, baseline="bottom", dy=-4, **text).encode(**place),
     ]
-
-
-def time_unit(minutes: float) -> tuple[float, str]:
-    """Return by what to multiply minutes, and the title of the axis, so that its numbers are easy to read."""
-    for most, scale, unit in ((3, 60.0, "Seconds"), (240, 1.0, "Minutes")):
-        if minutes <= most:
-            return scale, f"{unit} since the start"
-    return 1 / 60, "Hours since the start"
 
 
 def time_axis(field: str, title: str | None, until: float | None = None) -> alt.X:

@@ -222,7 +222,7 @@ class Watch:
         atexit.unregister(self._print_last)
         if not self._closed:
             self._closed = True
-            print(self, flush=True)  # noqa: T201 - what it is for
+            print(repr(self), flush=True)  # noqa: T201 - what it is for
 
 
 class Panel:

@@ -6,55 +6,30 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from cascade_child import MODELS, docstrings, the_cascade
+from cascade_child import docstrings, the_cascade
+from parity import CHEAP, DEAR, MIDDLE, MODELS, RIGHT, answering, api_of, number_of, numbers
+from parity import done as run
+from parity import parity_plan as a_plan
 from polars.testing import assert_frame_equal
-from running import WIDE_LIMITS, interrupt_when, simulator
+from running import interrupt_when, simulator
 
 import claudescale as cs
 from claudescale.evidence.cascades import BILL, OPTIONS, TABLE, Passed
 
-CHEAP, MIDDLE, DEAR = MODELS
-LABELS = pl.Enum(["even", "odd"])
-WRONG_EVERY = {CHEAP: 5, MIDDLE: 20, DEAR: 10_000}
-RIGHT = pl.col("reply").cast(pl.String) == pl.col("truth")
 CHILD = Path(__file__).parent.with_name("cascade_child.py")
-
-
-def number_of(body):
-    return int(body["messages"][0]["content"].split()[-1])
 
 
 def answer(body):
     """Tell even from odd; a model errs on every n-th number, and the cheap one breaks the form on 7s."""
-    number = number_of(body)
-    if body["model"] == CHEAP and number % 7 == 0:
-        return "no json"
-    return {"reply": ["even", "odd"][(number + (number % WRONG_EVERY[body["model"]] == 0)) % 2]}
+    broken = body["model"] == CHEAP and number_of(body) % 7 == 0
+    return "no json" if broken else answering(cheap=5, middle=20, dear=10_000)(body)
 
 
-@pytest.fixture
-def api():
-    """Return a fresh simulator whose models err by `WRONG_EVERY`."""
-    with simulator(replies=answer, speed=50) as one:
-        yield one
-
-
-def numbers(rows):
-    return pl.DataFrame({"number": range(rows), "truth": ["even", "odd"] * (rows // 2)})
-
-
-def a_plan(rows=200, **options):
-    options = {"model": CHEAP, "tier": WIDE_LIMITS, "returns": LABELS, "max_tokens": 2000, **options}
-    frame, prompt = options.pop("frame", numbers(rows)), options.pop("prompt", "Even or odd? {number}")
-    return cs.plan(frame, prompt, **options)
+api = api_of(answer)
 
 
 def a_cascade(rows=200, models=MODELS, accept=RIGHT, **options):
     return cs.cascade(a_plan(rows, **options), models, accept)
-
-
-def run(cascade, client, ledger=None):
-    return cs.wait(cascade.run(client, ledger=ledger, progress=False))
 
 
 # before it is sent
@@ -191,8 +166,7 @@ def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api):
 
     def sure(results):
         seen.append(results)
-        right = results["reply"].cast(pl.String) == results["truth"]
-        return pl.select(pl.when(results["number"] != 3).then(right)).to_series()
+        return results.select(pl.when(pl.col("number") != 3).then(RIGHT)).to_series()
 
     done = run(a_cascade(40, accept=sure), api.client())
     assert [frame.height for frame in seen] == [0, 34, 13, 3]

@@ -4,49 +4,18 @@ import math
 
 import polars as pl
 import pytest
+from parity import CHEAP, DEAR, LABELS, MIDDLE, MODELS, RIGHT, answering, api_of, number_of, numbers
+from parity import done as run
+from parity import parity_plan as a_plan
 from running import WIDE_LIMITS, simulator
 
 import claudescale as cs
 from claudescale.evidence.judging import EVIDENCE
 from claudescale.evidence.trials import TRIAL
 
-CHEAP, MIDDLE, DEAR = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
-MODELS = [CHEAP, MIDDLE, DEAR]
-LABELS = pl.Enum(["even", "odd"])
-WRONG_EVERY = {CHEAP: 5, MIDDLE: 50, DEAR: 10_000}
-
-
-def number_of(body):
-    return int(body["messages"][0]["content"].split()[-1])
-
-
-def answer(body):
-    """Tell even from odd; a model errs on every n-th number, and every prompt that asks for odd on all."""
-    number, asks = number_of(body), body["messages"][0]["content"]
-    wrong = number % WRONG_EVERY[body["model"]] == 0 or asks.startswith("Odd")
-    return {"reply": ["even", "odd"][(number + wrong) % 2]}
-
-
-@pytest.fixture
-def api():
-    """Return a fresh simulator whose models err by `WRONG_EVERY`."""
-    with simulator(replies=answer, speed=50) as one:
-        yield one
-
-
-def numbers(rows):
-    truth = ["EVEN " if number % 2 == 0 else " Odd" for number in range(rows)]
-    return pl.DataFrame({"number": range(rows), "truth": truth})
-
-
-def a_plan(rows=500, **options):
-    options = {"model": CHEAP, "tier": WIDE_LIMITS, "returns": LABELS, "max_tokens": 2000, **options}
-    frame, prompt = options.pop("frame", numbers(rows)), options.pop("prompt", "Even or odd? {number}")
-    return cs.plan(frame, prompt, **options)
-
-
-def run(trial, client, ledger=None):
-    return cs.wait(trial.run(client, ledger=ledger, progress=False))
+WRONG_EVERY = {"cheap": 5, "middle": 50, "dear": 10_000}
+answer = answering(**WRONG_EVERY)
+api = api_of(answer)
 
 
 def row_of(trial, choice):
@@ -55,7 +24,7 @@ def row_of(trial, choice):
 
 def test_a_trial_shows_what_it_costs_before_anything_is_sent(api):
     """A row per model with rows, dollars and minutes as its plan has them; the rest is null."""
-    trial = cs.trial(a_plan(), MODELS, n=40, score="truth")
+    trial = cs.trial(a_plan(500), MODELS, n=40, score="truth")
     assert trial.table.schema == TRIAL
     assert trial.table["choice"].to_list() == trial.table["model"].to_list() == MODELS
     for model in MODELS:
@@ -72,14 +41,14 @@ def test_a_trial_shows_what_it_costs_before_anything_is_sent(api):
 
 def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(api):
     """Scores are shares of right replies, dollars what the server billed; a plan keeps mode and rows."""
-    whole = a_plan(mode="batch", deadline=5000)
+    whole = a_plan(500, mode="batch", deadline=5000)
     trial = run(cs.trial(whole, MODELS, n=120, score="truth"), api.client())
     assert api.stats["calls"] == 360
     assert trial.table["dollars"].sum() == pytest.approx(api.stats["dollars"])
     assert len({tuple(plan.frame["number"]) for plan in trial.plans.values()}) == 1
-    for model in MODELS:
+    for model, every in zip(MODELS, WRONG_EVERY.values(), strict=True):
         row = row_of(trial, model)
-        right = 1 - (trial.sample["number"] % WRONG_EVERY[model] == 0).mean()
+        right = 1 - (trial.sample["number"] % every == 0).mean()
         assert (row["rows"], row["failed"], row["why"], row["simulated"]) == (120, 0, "", True)
         assert row["score"] == pytest.approx(right)
         assert row["score_low"] <= right <= row["score_high"]
@@ -110,7 +79,7 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
 )
 def test_efforts_and_prompts_are_compared_like_models(api, lists, choices, best):
     """Each is a choice on the same rows, and `pick` returns the plan with the one that is good enough."""
-    trial = cs.trial(a_plan(model=MIDDLE), n=120, score="truth", **lists)
+    trial = cs.trial(a_plan(500, model=MIDDLE), n=120, score="truth", **lists)
     assert list(trial.plans) == choices
     assert set(run(trial, api.client()).table["model"]) == {MIDDLE}
     picked, sent = trial.pick(min_score=0.8), trial.plans[best]
@@ -119,25 +88,25 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, choices, best)
 
 def test_too_little_evidence_raises_with_the_rows_that_would_do(api):
     """No model is returned on ten rows; the exception says how many more, and what to type."""
-    trial = run(cs.trial(a_plan(), [MIDDLE, DEAR], n=10, score="truth"), api.client())
+    trial = run(cs.trial(a_plan(500), [MIDDLE, DEAR], n=10, score="truth"), api.client())
     with pytest.raises(cs.NotEnoughEvidence, match="rows more would settle it") as caught:
         trial.pick(min_score=0.9)
     assert f"n={10 + caught.value.rows_more} " in str(caught.value)
     with pytest.raises(cs.NotEnoughEvidence, match="of the plan's 500 rows"):
         trial.pick(min_score=0.999)
     n = 10 + 2 * caught.value.rows_more
-    again = run(cs.trial(a_plan(), [MIDDLE, DEAR], n=n, score="truth"), api.client())
+    again = run(cs.trial(a_plan(500), [MIDDLE, DEAR], n=n, score="truth"), api.client())
     assert again.pick(min_score=0.9).model in {MIDDLE, DEAR}
 
 
 def test_a_trial_resumes_and_a_larger_one_pays_for_the_new_rows_only(api, path):
     """With one ledger nothing is sent twice, n=30 has the rows of n=20, and the picked plan uses all."""
-    first = run(cs.trial(a_plan(), [CHEAP, DEAR], n=20, score="truth"), api.client(), path)
-    again = run(cs.trial(a_plan(), [CHEAP, DEAR], n=20, score="truth"), api.client(), path)
+    first = run(cs.trial(a_plan(500), [CHEAP, DEAR], n=20, score="truth"), api.client(), path)
+    again = run(cs.trial(a_plan(500), [CHEAP, DEAR], n=20, score="truth"), api.client(), path)
     assert api.stats["calls"] == 40
     same = ["choice", "rows", "score", "score_low", "dollars", "seconds", "dollars_per_1000_rows"]
     assert again.table.select(same).equals(first.table.select(same))
-    larger = run(cs.trial(a_plan(), [CHEAP, DEAR], n=30, score="truth"), api.client(), path)
+    larger = run(cs.trial(a_plan(500), [CHEAP, DEAR], n=30, score="truth"), api.client(), path)
     assert set(first.sample["number"]) < set(larger.sample["number"])
     assert api.stats["calls"] == 60
     cs.wait(larger.pick(min_score=0.3).run(api.client(), ledger=path, progress=False))
@@ -146,16 +115,14 @@ def test_a_trial_resumes_and_a_larger_one_pays_for_the_new_rows_only(api, path):
 
 def test_the_ways_to_score_give_what_they_say(api, path):
     """Expression, function and truth column agree, agreement is with the dearest, numbers are averaged."""
-    truth = pl.col("truth").str.strip_chars().str.to_lowercase()
-    expression = pl.col("reply").cast(pl.String) == truth
-    scores = ["truth", expression, lambda results: results.select(expression).to_series(), None]
+    scores = ["truth", RIGHT, lambda results: results.select(RIGHT).to_series(), None]
     tables = [
-        run(cs.trial(a_plan(), MODELS, n=60, score=score), api.client(), path).table for score in scores
+        run(cs.trial(a_plan(500), MODELS, n=60, score=score), api.client(), path).table for score in scores
     ]
     assert api.stats["calls"] == 180  # another score pays for nothing
     assert [table["score"].to_list() for table in tables] == [tables[0]["score"].to_list()] * 4
     assert tables[3]["score_low"][2] == tables[3]["score_high"][2] == 1
-    number = run(cs.trial(a_plan(), MODELS, n=60, score=1 - pl.col("number") / 2000), api.client(), path)
+    number = run(cs.trial(a_plan(500), MODELS, n=60, score=1 - pl.col("number") / 2000), api.client(), path)
     row = row_of(number, CHEAP)
     assert row["score"] == pytest.approx(1 - number.sample["number"].mean() / 2000)
     assert row["score_low"] < row["score"] < row["score_high"]
@@ -241,7 +208,7 @@ def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
 def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate(asked, words):
     """`pick` says what to do first, and what a gate is."""
     with pytest.raises(cs.PlanError, match=words):
-        cs.trial(a_plan(), MODELS, score="truth").pick(**asked)
+        cs.trial(a_plan(500), MODELS, score="truth").pick(**asked)
 
 
 @pytest.mark.slow
@@ -264,7 +231,7 @@ def test_the_budget_is_never_passed(factor):
 
 def test_a_run_that_cannot_go_on_ends_the_trial_and_is_sent_again_by_the_same_cell(api, path):
     """A wrong key raises as for any run and is no model's failure; the trial can be run again."""
-    trial = cs.trial(a_plan(), [CHEAP, DEAR], n=10, score="truth")
+    trial = cs.trial(a_plan(500), [CHEAP, DEAR], n=10, score="truth")
     with simulator(faults={401: 1.0}) as refusing, pytest.raises(cs.RunStopped, match="authentication_error"):
         run(trial, refusing.client(), path)
     assert list(trial.runs) == [CHEAP]

@@ -43,12 +43,9 @@ def test_slices_add_up(calls, minutes):
     assert frame.schema == THROUGHPUT
     width = frame["slice_minutes"]
     assert (frame["requests_per_minute"] * width).sum() == pytest.approx(len(calls))
-    assert (frame["output_tokens_per_minute"] * width).sum() == pytest.approx(
-        2 * sum(call[3] for call in calls)
-    )
-    assert (frame["input_tokens_per_minute"] * width).sum() == pytest.approx(
-        sum(call[3] + 2 for call in calls)
-    )
+    tokens = sum(call[3] for call in calls)
+    assert (frame["output_tokens_per_minute"] * width).sum() == pytest.approx(2 * tokens)
+    assert (frame["input_tokens_per_minute"] * width).sum() == pytest.approx(tokens + 2 * len(calls))
     assert frame["refused"].sum() == sum(call[2] == 429 for call in calls)
     assert frame["minute"].is_sorted()
     assert width.n_unique() <= 1
@@ -74,8 +71,4 @@ def test_slices_fit_the_run(minutes, seconds):
     """A slice is at least a second and at most about a sixtieth of the run."""
     frame = rates(attempts([(0.5, 0.1, 200, 10)]), START.timestamp(), minutes)
     assert frame["slice_minutes"].unique().to_list() == [seconds / 60]
-
-
-def test_no_attempts():
-    """Before the first call there is a frame with no row."""
-    assert rates(ATTEMPTS.to_frame(), START.timestamp(), 0.0).height == 0
+    assert rates(ATTEMPTS.to_frame(), START.timestamp(), minutes).is_empty()
