@@ -111,7 +111,7 @@ class Simulator:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
         asyncio.set_event_loop(self._loop)
-        shell = Shell(self.desk, self.batches, self.clock)
+        self._shell = shell = Shell(self.desk, self.batches, self.clock)
         try:
             self.url = self._loop.run_until_complete(shell.start(port))
         except OSError as error:

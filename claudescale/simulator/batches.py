@@ -34,6 +34,8 @@ REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
 CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))
 UNANSWERED = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}
 CANCEL_SECONDS = 20.0  # what is under way may still finish
+STRINGS_AND_BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}]', re.DOTALL)
+ROW_DEPTH = 3  # in the object, in its list
 DAY = 24 * 3600.0
 STUCK_SECONDS = 1e12
 COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
@@ -51,8 +53,8 @@ class Batch:
         What its luck is drawn from: the simulator's seed and its number.
     seconds : float
         API seconds from its creation until the last row would be done.
-    rows : list of dict or None
-        The request of each row, in the order given.
+    rows : list of bytes
+        The request of each row as JSON, in the order given; empty once it is done.
     moments : array of float
         When each row is done.
     agenda : list of int
@@ -65,7 +67,7 @@ class Batch:
     seconds: float
     version: str
     betas: str
-    rows: list[dict[str, Any] | None]
+    rows: list[bytes]
     moments: array[float]
     agenda: list[int]
     canceled_at: float | None = None
@@ -121,8 +123,8 @@ class Batch:
 
     def close(self, index: int, result: dict[str, Any]) -> None:
         """Write the result of a row, and drop its request."""
-        name = (self.rows[index] or {})["custom_id"]
-        self.rows[index] = None
+        name = pydantic_core.from_json(self.rows[index])["custom_id"]
+        self.rows[index] = b""
         self.counts[result["type"]] += 1
         self.lines.append(wire.json_bytes({"custom_id": name, "result": result}) + b"\n")
 
@@ -152,7 +154,7 @@ class Batches:
     # ------------------------------------------------------------------------------------------- creation
 
     def submit(
-        self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
+        self, now: float, body: list[bytes] | dict[str, Any], version: str, betas: str = ""
     ) -> Answer | dict[str, Any]:
         """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
         attempt = self._desk.faults.attempt(b"create")
@@ -168,10 +170,11 @@ class Batches:
         raise trouble(struck)
 
     def create(
-        self, now: float, body: bytes | bytearray | dict[str, Any], version: str, betas: str = ""
+        self, now: float, body: list[bytes] | dict[str, Any], version: str, betas: str = ""
     ) -> dict[str, Any]:
         """Return the new batch as it is shown. Each row's `params` are checked only later."""
-        rows, most = requests_of(body), self._desk.terms.batch_queue_requests or 0
+        most = self._desk.terms.batch_queue_requests or 0
+        rows = body if isinstance(body, list) else requests_of(wire.json_bytes(body))
         if sum(batch.queued(now) for batch in self._batches.values()) + len(rows) > most:
             raise Problem(
                 429, f"This batch would exceed your limit of {most:,} requests in the processing queue."
@@ -180,7 +183,7 @@ class Batches:
         self._batches[batch.id] = batch
         return batch.shown(now)
 
-    def _made(self, now: float, rows: list[dict[str, Any] | None], version: str, betas: str) -> Batch:
+    def _made(self, now: float, rows: list[bytes], version: str, betas: str) -> Batch:
         counts = self._desk.account.counts
         counts["batches_created"] += 1
         number = counts["batches_created"]
@@ -253,7 +256,7 @@ class Batches:
         """
         while batch.agenda and batch.moments[batch.agenda[-1]] <= min(now, batch.ends_at):
             index = batch.agenda.pop()
-            batch.close(index, self._outcome(batch, batch.rows[index] or {}, index))
+            batch.close(index, self._outcome(batch, index))
             yield index
         if now < batch.ends_at or batch.settled_at is not None:
             return
@@ -265,9 +268,10 @@ class Batches:
         replies.draws(batch.mark, "order").shuffle(batch.lines)
         batch.rows, batch.moments, batch.settled_at = [], array("d"), batch.ends_at
 
-    def _outcome(self, batch: Batch, row: dict[str, Any], index: int) -> dict[str, Any]:
+    def _outcome(self, batch: Batch, index: int) -> dict[str, Any]:
         """Return the ``result`` of a row, and bill it if it succeeded."""
-        desk, now, params = self._desk, batch.moments[index], row["params"]
+        desk, now = self._desk, batch.moments[index]
+        params = pydantic_core.from_json(batch.rows[index])["params"]
         try:
             model = found_model(params, now)
             _check(params, model, batch)
@@ -292,31 +296,58 @@ class Batches:
         return {"type": "succeeded", "message": desk.message(params, model, reply, shares, "batch")}
 
 
-def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[dict[str, Any] | None]:
-    """Return the requests of a new batch."""
-    if not isinstance(body, dict):
-        if len(body) > MAX_BYTES:
-            raise wire.too_large(MAX_BYTES)
-        try:  # faster than `json`, and without the whole body as a text
-            body = pydantic_core.from_json(body)
-        except ValueError as error:
-            raise Problem(400, f"The request body is not valid JSON: {error}") from None
-    if not isinstance(body, dict):
+def requests_of(body: bytes | bytearray) -> list[bytes]:
+    """Return the requests of a new batch, each as the bytes it came in."""
+    if len(body) > MAX_BYTES:
+        raise wire.too_large(MAX_BYTES)
+    # Row by row: a large body as one value takes several times its bytes, and the interpreter for seconds.
+    frame, rows = _split(body)
+    read, most = _read(frame), catalog.BATCH.max_requests
+    if not isinstance(read, dict):
         raise Problem(400, "Input should be a valid dictionary")
-    for name in body.keys() - {"requests", "workspace_id"}:
+    for name in read.keys() - {"requests", "workspace_id"}:
         raise Problem(400, f"{name}: Extra inputs are not permitted")
-    rows, most = body.get("requests"), catalog.BATCH.max_requests
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(read.get("workspace_id", ""), str):
+        raise Problem(400, "workspace_id: Input should be a valid string")
+    places = read.get("requests")
+    if not isinstance(places, list) or not places:
         raise Problem(400, "requests: List should have at least 1 item after validation, not 0")
-    if len(rows) > most:
-        raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(rows)}")
+    if len(places) > most:
+        raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(places)}")
     seen: set[str] = set()
-    for index, row in enumerate(rows):
+    for index, place in enumerate(places):
+        row = _read(rows[index]) if place == {} and index < len(rows) else place
         wrong = next((words for wrong, words in _row_refusals(row, seen) if wrong), None)
         if wrong is not None:
             raise Problem(400, f"requests.{index}{wrong}")
         seen.add(row["custom_id"])
-    return [*rows]
+    return rows
+
+
+def _split(body: bytes | bytearray) -> tuple[bytes, list[bytes]]:
+    """Return a body with ``{}`` in the place of everything three levels down, and what stood there."""
+    rows, frame, depth, start, end = [], [], 0, 0, 0
+    for token in STRINGS_AND_BRACKETS.finditer(body):
+        first = body[token.start()]
+        if first in b"{[":
+            depth += 1
+            if depth == ROW_DEPTH:
+                start = token.start()
+                frame.append(bytes(body[end:start]))
+        elif first in b"}]":
+            depth -= 1
+            if depth == ROW_DEPTH - 1:
+                end = token.end()
+                frame.append(b"{}")
+                rows.append(bytes(body[start:end]))
+    return b"".join((*frame, body[end:])), rows
+
+
+def _read(raw: bytes) -> Any:
+    try:
+        return pydantic_core.from_json(raw)
+    except ValueError as error:
+        raise Problem(400, f"The request body is not valid JSON: {error}") from None
 
 
 def _row_refusals(row: Any, seen: set[str]) -> Iterator[tuple[bool, str]]:

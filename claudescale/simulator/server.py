@@ -167,9 +167,11 @@ class Shell:
         now, batch = self.clock.seconds(), self.batches.find(name) if name else None
         match request.method, batch, action:
             case "POST", None, "":
+                rows = await asyncio.to_thread(batches.requests_of, raw)  # a large one holds up nobody
+                now = self.clock.seconds()
                 version, betas = (request.headers.get(f"anthropic-{of}", "") for of in ("version", "beta"))
                 try:
-                    return self.batches.submit(now, raw, version, betas)
+                    return self.batches.submit(now, rows, version, betas)
                 finally:
                     self._work_off()
             case "GET", None, "":
