@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from claudescale.api.client import Api
     from claudescale.api.limits import Limits
-    from claudescale.ledger.ledger import Attempt, Ledger
+    from claudescale.ledger.records import Attempt
+    from claudescale.ledger.store import Store
     from claudescale.planning.plans import Plan
     from claudescale.running.live import Live, Row
 
@@ -84,7 +85,7 @@ class Remote:
         plan: Plan,
         *,
         api: Api,
-        ledger: Ledger,
+        ledger: Store,
         record: Callable[[Attempt, bool], None],
         dollars_elsewhere: Callable[[], float],
         requests: int,

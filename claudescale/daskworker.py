@@ -23,7 +23,7 @@ from claudescale.api.client import Wire
 from claudescale.daskbook import on_loop
 from claudescale.errors import ClaudescaleError, PlanError
 from claudescale.leases import Borrower, LeasedLive
-from claudescale.ledger.ledger import Attempt, Ledger
+from claudescale.ledger.store import Store
 from claudescale.prompts.parameters import NO_CHARGES, Charges
 from claudescale.running import engines, gathering
 from claudescale.running.guards import Purse, Watch
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from claudescale.api.client import Api
     from claudescale.api.facts import Model
     from claudescale.books import Message
+    from claudescale.ledger.records import Attempt
 
 DRIVER = "driver"
 """A file in the run's folder, by which a worker knows that it sees the same folder."""
@@ -185,7 +186,7 @@ def _words(error: Exception) -> str:
 class Session:
     """One run in one worker process."""
 
-    def __init__(self, worker: Any, terms: Terms, wire: Wire, api: Api, ledger: Ledger) -> None:
+    def __init__(self, worker: Any, terms: Terms, wire: Wire, api: Api, ledger: Store) -> None:
         self._worker = worker
         self._terms = terms
         self._folder = Path(terms.folder)
@@ -219,7 +220,7 @@ class Session:
                 msg = f"reaches {api.name!r}, and the run goes to {terms.api!r}"
                 raise PlanError(msg)  # noqa: TRY301 - the wire is to be closed then
             path = folder / f"{secrets.token_hex(4)}.ledger"
-            ledger = await loops.in_thread(lambda: Ledger(path, run=terms.run))
+            ledger = await loops.in_thread(lambda: Store(path, terms.run))
             await loops.in_thread(ledger.claim, [])  # from now on it gives signs of life
         except BaseException:
             await wire.close()

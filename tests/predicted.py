@@ -7,6 +7,7 @@ whatever else the machine does.
 import inspect
 import random
 import zlib
+from contextlib import closing
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from engine import DeskSend
 import claudescale as cs
 from claudescale.api import prices
 from claudescale.api.client import Api
-from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.store import Store
 from claudescale.planning import estimates
 from claudescale.prompts.rows import prepare
 from claudescale.running import engines
@@ -278,7 +279,7 @@ def ran(plan, **api):
         clock = virtual.clock()
         send = DeskSend(clock, **{f"{name}_per_minute": limit for name, limit in limits.items()}, **api)
         work = prepare(plan, "simulator")
-        with Ledger(None) as ledger:
+        with closing(Store(None)) as ledger:
             live = engines.live_engine(
                 plan,
                 api=Api(name="simulator", simulated=True, clock=clock),

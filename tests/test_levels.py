@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from running import MODEL, a_plan, reviews
 
 import claudescale as cs
-from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.ledger.records import ATTEMPTS
 from claudescale.planning.finishing import finish
 from claudescale.views import inflight
 from claudescale.views.levels import LEVELS, levels

@@ -21,7 +21,7 @@ from claudescale.api import catalog
 from claudescale.api.answers import DOUBTED, STOPPING_ERRORS, Answer, Verdict, read_object, verdict
 from claudescale.api.batchwire import Parts
 from claudescale.api.limits import read_headers
-from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.records import Batch
 from claudescale.running import batch_rules
 from claudescale.running.batch_results import answered
 from claudescale.running.outstanding import MISSED_LOOKS, Outstanding
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from claudescale.api.batchwire import BatchWire
     from claudescale.api.prices import Price
     from claudescale.clock import Clock
-    from claudescale.ledger.ledger import Ledger
+    from claudescale.ledger.store import Store
     from claudescale.prompts.rows import Texts
     from claudescale.running.outstanding import Refusals
 
@@ -60,7 +60,7 @@ class Batches:
     ----------
     wire : BatchWire
         The endpoints.
-    ledger : Ledger
+    ledger : Store
         Where the batches and their results are kept.
     clock : Clock
         API time.
@@ -113,7 +113,7 @@ class Batches:
         self,
         *,
         wire: BatchWire,
-        ledger: Ledger,
+        ledger: Store,
         clock: Clock,
         texts: Texts,
         requests: pl.DataFrame,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale.api import catalog
-from claudescale.ledger.batchfile import Batch
-from claudescale.ledger.records import columns_of
+from claudescale.ledger.records import Batch, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +44,7 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
     batches : sequence of Batch
         From the ledger.
     attempts : pl.DataFrame
-        Of `claudescale.ledger.ledger.ATTEMPTS`, with those of these batches.
+        Of `claudescale.ledger.records.ATTEMPTS`, with those of these batches.
     """
     read = pl.col("cache_read_input_tokens").sum()
     written = pl.sum_horizontal(pl.col("^cache_write.*$").sum())

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from claudescale.api.answers import Answer
     from claudescale.api.client import Api
     from claudescale.api.facts import Model
-    from claudescale.ledger.batchfile import Batch
-    from claudescale.ledger.ledger import Attempt, Ledger
+    from claudescale.ledger.records import Attempt, Batch
+    from claudescale.ledger.store import Store
     from claudescale.planning.plans import Plan
     from claudescale.prompts.parameters import Charges
     from claudescale.prompts.rows import Texts, Work
@@ -54,7 +54,7 @@ def live_engine(
     *,
     api: Api,
     wire: Wire,
-    ledger: Ledger,
+    ledger: Store,
     record: Callable[[Attempt, bool], None],
     dollars_elsewhere: Callable[[], float],
     requests: int,
@@ -81,7 +81,7 @@ def sender(
     *,
     api: Api,
     wire: Wire,
-    ledger: Ledger,
+    ledger: Store,
     record: Callable[[Attempt, bool], None],
     dollars_elsewhere: Callable[[], float],
     charges: Charges,
@@ -145,7 +145,7 @@ def batch_engine(
     *,
     api: Api,
     wire: Wire,
-    ledger: Ledger,
+    ledger: Store,
     work: Work,
     record: Callable[[pl.DataFrame], Awaitable[None]],
     unanswered: Callable[[pl.DataFrame], Awaitable[pl.DataFrame]],
@@ -241,7 +241,7 @@ def _written(plan: Calls, charges: Charges, kept: str) -> str:
     return f"cache_write_{kept}_input_tokens" if plan.cache else "input_tokens"
 
 
-def _describe(plan: Calls, api: Api, ledger: Ledger) -> dict[str, Any]:
+def _describe(plan: Calls, api: Api, ledger: Store) -> dict[str, Any]:
     return {"run": ledger.run, "model": plan.facts.id, "simulated": api.simulated}
 
 

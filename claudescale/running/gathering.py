@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from claudescale import loops
 from claudescale.ledger import store
-from claudescale.ledger.ledger import Attempt
-from claudescale.ledger.liveness import Presence, may_live
+from claudescale.ledger.liveness import Presence
+from claudescale.ledger.records import RECORDS, Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from claudescale.ledger.ledger import Ledger
+    from claudescale.ledger.store import Store
 
 _LONGEST_WAIT_SECONDS = 120.0
 """How long workers of a driver that is gone may take for what they have in flight: they send nothing more."""
@@ -33,7 +34,7 @@ def workers_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.workers")
 
 
-async def collect(ledger: Ledger, over: Callable[[], bool] = lambda: False) -> None:
+async def collect(ledger: Store, over: Callable[[], bool] = lambda: False) -> None:
     """Take over what workers of runs that are gone wrote and their driver never did.
 
     Waits while such a worker still has calls in flight: they are paid for.
@@ -51,7 +52,7 @@ async def collect(ledger: Ledger, over: Callable[[], bool] = lambda: False) -> N
     await loops.in_thread(_remove_if_empty, workers_of(ledger.path))
 
 
-def gather(ledger: Ledger, folder: Path) -> None:
+def gather(ledger: Store, folder: Path) -> None:
     """Take over what the ledgers in a folder have and `ledger` has not, and remove those that are closed."""
     left = False
     for path in sorted(folder.glob("*.ledger")):
@@ -82,17 +83,16 @@ def _attempt(row: dict[str, Any]) -> Attempt:
 
 def _finals(path: Path, keys: Sequence[str] | None = None) -> pl.DataFrame:
     where = "final" if keys is None else "final AND key IN (SELECT value FROM json_each(:keys))"
-    with store.reading(path) as connection:
-        frames = list(store.records(connection, where, keys=json.dumps(keys)))
-    return pl.concat([store.EMPTY, *frames])
+    with store.explained(path), closing(store.connect(path)) as connection:
+        return store.read(connection, RECORDS, where, {"keys": json.dumps(keys)})
 
 
 def _is_open(path: Path, run: str | None = None) -> bool:
     """Whether a process that has this ledger open, for a certain run or any, may be alive."""
-    select = f"SELECT {', '.join(Presence._fields)} FROM runs WHERE NOT closed AND run = coalesce(?, run)"  # noqa: S608
-    with store.reading(path) as connection:
+    select = f"SELECT {', '.join(Presence._fields)} FROM openings WHERE NOT closed AND run = coalesce(?, run)"  # noqa: S608
+    with store.explained(path), closing(store.connect(path)) as connection:
         found = connection.execute(select, [run]).fetchall()
-    return any(may_live(Presence(*row), Presence.here()) for row in found)
+    return any(Presence(*row).may_live(Presence.here()) for row in found)
 
 
 def _at_work(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from claudescale.api.answers import (
 )
 from claudescale.api.limits import read_headers
 from claudescale.api.prices import COLUMNS
-from claudescale.ledger.ledger import Attempt
+from claudescale.ledger.records import Attempt
 from claudescale.running.guards import FEW_FAILURES, Purse, Watch
 
 if TYPE_CHECKING:

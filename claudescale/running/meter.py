@@ -19,7 +19,7 @@ from claudescale.views.marks import MOST_SLICES
 
 if TYPE_CHECKING:
     from claudescale.api.facts import Model
-    from claudescale.ledger.ledger import Attempt
+    from claudescale.ledger.records import Attempt
 
 _STEP = math.log(1.05)  # latencies are kept as classes, each so much wider than the one before
 _SHORTEST_SECONDS = 1e-3

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from claudescale.api.batchwire import BatchWire
     from claudescale.api.prices import Price
     from claudescale.clock import Clock
-    from claudescale.ledger.batchfile import Batch
-    from claudescale.ledger.ledger import Ledger
+    from claudescale.ledger.records import Batch
+    from claudescale.ledger.store import Store
 
 MOST_READS = 3
 """Times that results are read to their end which lack lines."""
@@ -88,7 +88,7 @@ class Outstanding:
     ----------
     wire : BatchWire
         The endpoints.
-    ledger : Ledger
+    ledger : Store
         Whose batches these are.
     clock : Clock
         API time.
@@ -121,7 +121,7 @@ class Outstanding:
         self,
         *,
         wire: BatchWire,
-        ledger: Ledger,
+        ledger: Store,
         clock: Clock,
         record: Callable[[pl.DataFrame], Awaitable[None]],
         price: Price,
@@ -254,7 +254,7 @@ class Outstanding:
 
     async def _candidates(self, batch: Batch) -> list[dict[str, Any]] | None:
         """Return the listed batches that may be this one; None where the list cannot be read now."""
-        others = await loops.in_thread(lambda: self._ledger.batches(mine=False))
+        others = await loops.in_thread(self._ledger.batches)
         known = {each.batch_id for each in others} | self._foreign.get(batch.nonce, set())
         found: list[dict[str, Any]] = []
         after = None
@@ -437,7 +437,7 @@ class Outstanding:
         """Close a batch, and return which of its rows have no final answer."""
         left = await loops.in_thread(self._ledger.held, batch.nonce)
         done = batch._replace(state=state)
-        await loops.in_thread(self._ledger.end_batch, done)
+        await loops.in_thread(self._ledger.note, done)
         self.open.pop(batch.nonce, None)
         self._lost.pop(batch.nonce, None)
         self.closed.append(done)

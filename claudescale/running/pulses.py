@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from claudescale.ledger.batchfile import Batch
+    from claudescale.ledger.records import Batch
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.running.batch_rules import Expected

@@ -19,7 +19,7 @@ from claudescale.api.answers import STOPPING_ERRORS, verdict
 from claudescale.api.connecting import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
-from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.ledger.records import ATTEMPTS
 from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results
 from claudescale.running import pulses
 from claudescale.running.batchframe import BATCHES, batch_frame
@@ -319,7 +319,7 @@ class Run(Handle):
 
     @property
     def attempts(self) -> pl.DataFrame:
-        """Every call of this run: answers, failures, refusals. Schema `claudescale.ledger.ledger.ATTEMPTS`.
+        """Every call of this run: answers, failures, refusals. Schema `claudescale.ledger.records.ATTEMPTS`.
 
         Spends: nothing.
         """
@@ -333,7 +333,9 @@ class Run(Handle):
         Spends: nothing.
         """
         ledger = self._sending.ledger
-        return BATCHES.to_frame() if ledger is None else batch_frame(ledger.batches(), ledger.attempts())
+        if ledger is None:
+            return BATCHES.to_frame()
+        return batch_frame(ledger.batches(mine=True), ledger.attempts())
 
     @property
     def sizes(self) -> pl.DataFrame:

@@ -18,8 +18,8 @@ from claudescale.api import catalog
 from claudescale.api.client import Wire
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError, PlanError, UnknownModel
-from claudescale.ledger.batchfile import OPEN
-from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.records import OPEN
+from claudescale.ledger.store import Store
 from claudescale.planning import feasibility
 from claudescale.prompts.rows import Work, prepare
 from claudescale.running import engines, gathering
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.answers import Answer
     from claudescale.api.client import Api
-    from claudescale.ledger.ledger import Attempt
+    from claudescale.ledger.records import Attempt
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.running.batches import Batches
@@ -50,7 +50,7 @@ class Sending:
         ``"starting"``, ``"running"``, ``"finished"``, ``"stopped"``, ``"left"`` or ``"failed"``.
     stopped_by, message : str or None
         What ended it before its end: an API error type, ``"budget"`` or ``"ledger"``; and its words.
-    ledger : Ledger or None
+    ledger : Store or None
         Open from the start on, closed (still readable) at the end.
     api : Api or None
         Which API answers.
@@ -72,7 +72,7 @@ class Sending:
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
-        self.ledger: Ledger | None = None
+        self.ledger: Store | None = None
         self.api: Api | None = None
         self.work: Work | None = None
         self.estimate: dict[str, Any] | None = None
@@ -150,7 +150,7 @@ class Sending:
             self.state = "failed"
             raise
         try:
-            self.ledger = await loops.in_thread(Ledger, self._path)
+            self.ledger = await loops.in_thread(Store, self._path)
             await gathering.collect(self.ledger, lambda: bool(self.asked))
             self.api = await self._wire.api()
             self._clock = self.api.clock
@@ -188,7 +188,7 @@ class Sending:
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
         self.estimate = feasibility.check(replace(self._plan, frame=work.frame), part=part)
-        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches(mine=False))
+        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         self.tally.begin(work.keys)
         self.tally.found(found)
         if kept is not None:
@@ -202,7 +202,7 @@ class Sending:
         words = catalog.refusal(self._plan.facts, self._clock.now())
         if words is None or missing.is_empty():
             return
-        out = [batch.nonce for batch in self.ledger.batches(mine=False) if batch.state in OPEN]
+        out = [batch.nonce for batch in self.ledger.batches() if batch.state in OPEN]
         held = [key for nonce in out for key in self.ledger.held(nonce)]
         if missing.filter(pl.col("key").is_in(held)).is_empty():
             raise UnknownModel(words)
@@ -370,7 +370,7 @@ class Sending:
 
     async def delete_batches(self) -> list[Answer]:
         """Return the answers to deleting the batches that are collected; on the caller's loop."""
-        done = self.ledger.batches() if self.ledger else []
+        done = self.ledger.batches(mine=True) if self.ledger else []
         return await engines.delete_batches(self._client, done)
 
     async def _record_many(self, attempts: pl.DataFrame) -> None:

@@ -15,7 +15,7 @@ from claudescale.running import engines
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from claudescale.ledger.ledger import Ledger
+    from claudescale.ledger.store import Store
     from claudescale.planning.plans import Plan
     from claudescale.prompts.rows import Work
     from claudescale.running.live import Row
@@ -49,7 +49,7 @@ class Supply:
         self,
         plan: Plan,
         work: Work,
-        ledger: Ledger,
+        ledger: Store,
         *,
         unanswered: Callable[[pl.DataFrame], Awaitable[pl.DataFrame]],
         over: Callable[[], bool],

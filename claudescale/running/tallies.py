@@ -14,7 +14,7 @@ from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.prices import PROMPT
 
 if TYPE_CHECKING:
-    from claudescale.ledger.ledger import Attempt
+    from claudescale.ledger.records import Attempt
 
 CANCELED = "canceled"
 """The `error` of a row whose batch was canceled before it was answered: it did not fail."""

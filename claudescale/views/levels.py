@@ -33,7 +33,7 @@ def levels(
     Parameters
     ----------
     attempts : pl.DataFrame
-        Of `claudescale.ledger.ledger.ATTEMPTS`; those of batches have limits of their own and are left out.
+        Of `claudescale.ledger.records.ATTEMPTS`; those of batches have limits of their own and are left out.
     limits : Limits
         What refills in a minute.
     started_at : float

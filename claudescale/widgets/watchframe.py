@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from claudescale.api.limits import Limits
-    from claudescale.ledger.batchfile import Batch
+    from claudescale.ledger.records import Batch
     from claudescale.running.meter import Slice
     from claudescale.running.pulses import Pulse
 

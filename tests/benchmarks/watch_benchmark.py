@@ -20,7 +20,7 @@ import json, statistics, time, types
 import polars as pl
 import claudescale as cs
 from claudescale import bills, watchframe, watchpanel
-from claudescale.ledger.ledger import Attempt
+from claudescale.ledger.records import Attempt
 from claudescale.running.meter import Meter
 from claudescale.running.pulses import Ends, Pulse
 from claudescale.widgets.watchpanel import Panel
