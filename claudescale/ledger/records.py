@@ -80,13 +80,8 @@ class Batch(NamedTuple):
 OPEN = ("intended", "in_progress", "canceling", "ended")
 """States of a batch that may still answer the rows it holds. It ends as collected, absent or gone."""
 
-_COLUMNS: dict[type, tuple[str, pl.DataType]] = {
-    str: ("TEXT", pl.String()),
-    int: ("INTEGER", pl.Int64()),
-    float: ("REAL", pl.Float64()),
-    bool: ("INTEGER", pl.Boolean()),
-}
-_MOMENT = pl.Datetime("us", "UTC")
+_SQL: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "REAL", bool: "INTEGER"}
+_DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
 
 
 def _kinds(record: type[tuple[Any, ...]]) -> dict[str, tuple[type, ...]]:
@@ -96,42 +91,42 @@ def _kinds(record: type[tuple[Any, ...]]) -> dict[str, tuple[type, ...]]:
 
 def columns_of(record: type[tuple[Any, ...]]) -> pl.Schema:
     """Return the columns that the fields of a NamedTuple become."""
-    return pl.Schema({name: _COLUMNS[kind][1] for name, (kind, *_) in _kinds(record).items()})
+    return pl.Schema({name: _DTYPES[kind] for name, (kind, *_) in _kinds(record).items()})
 
 
 def columns_sql(record: type[tuple[Any, ...]]) -> str:
     """Return the same for a table of SQLite."""
-    kinds = _kinds(record).items()
-    return ", ".join(
-        f"{name} {_COLUMNS[kind][0]}{'' if null else ' NOT NULL'}" for name, (kind, *null) in kinds
-    )
+    columns = _kinds(record).items()
+    return ", ".join(f"{name} {_SQL[kind]}{'' if null else ' NOT NULL'}" for name, (kind, *null) in columns)
 
 
-ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": _MOMENT})
+ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": pl.Datetime("us", "UTC")})
 """One row per answer or failure of the API: the fields of `Attempt`, `sent_at` as a UTC datetime."""
 
 RECORDS = pl.Schema({**ATTEMPTS, "final": pl.Boolean()})
 """`ATTEMPTS`, and whether each ended its row: a paid reply, or an error that no retry can mend."""
 
-_ACCEPTED = [(*kinds, int) if float in kinds else kinds for kinds in _kinds(Attempt).values()]
+_FIELDS = [*_kinds(Attempt).values(), (bool,)]  # of a row
+_ACCEPTED: list[Any] = [(*kinds, int) if float in kinds else kinds for kinds in _FIELDS]
 _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": pl.Int64()}
 
 
 def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
     """Return an attempt as the file keeps it; TypeError or OverflowError where it cannot."""
-    values = (attempt.key, run, *attempt[2:])
+    values = (attempt.key, run, *attempt[2:], final)
     if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds + attempt.dollars):
         msg = "this is no attempt: a value is not of its field's type"
         raise TypeError(msg)
     # An array refuses what 64 bits cannot hold.
-    array("q", [round(attempt.sent_at * 1e6), *(value for value in values if isinstance(value, int))])
-    if not all(text.isascii() for text in (attempt.reply, attempt.message) if text):
-        values = tuple(map(_storable, values))
-    return (*values, final)
+    array("q", [round(attempt.sent_at * 1e6), *[value for value in values if isinstance(value, int)]])
+    try:
+        "".join([value for value in values if isinstance(value, str)]).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which neither a file nor a frame can hold
+        return tuple(map(_storable, values))
+    return values
 
 
 def _storable(value: Any) -> Any:
-    """Return a text with half a surrogate pair as U+FFFD: neither a file nor a frame can hold it."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value

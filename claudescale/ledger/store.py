@@ -131,8 +131,11 @@ class Store:
 
     def sync(self) -> None:
         """Return when everything recorded so far is on the disk; LedgerError where it cannot be."""
-        with self._writing():
-            pass
+        self._stay()
+        with self._lock:  # another thread may be writing it
+            if self._queue:
+                with self._writing():
+                    pass
 
     # which rows are mine
 
@@ -257,10 +260,10 @@ class Store:
 
     def attempts(self, *, run: str | None = None, columns: Collection[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
         """Return every attempt of a run, or of all, in the order of writing."""
+        where = "true" if run is None else "run = :run AND id > :before"
+        given = {"run": run, "before": self._before if run == self.run else 0}
         with self._reading() as connection:
-            where = "true" if run is None else "run = :run AND id > :before"
-            before = self._before if run == self.run else 0
-            return read(connection, columns, where, {"run": run, "before": before})
+            return read(connection, columns, where, given)
 
     # the end
 
@@ -272,9 +275,7 @@ class Store:
             with self._writing() as connection:
                 _leave(connection, self._opening)
             self.closed = True
-            self._failure = LedgerError(
-                f"{self.path} was closed by this run: open it again with Ledger(path)"
-            )
+            self._failure = LedgerError(f"{self.path} is closed: open it again with Ledger(path)")
             if self.path is not None:
                 self._connection.close()
         self._wake.set()
@@ -297,8 +298,8 @@ class Store:
             self._wake.clear()
             self._full.clear()
             if self._queue or not woken:
-                with suppress(LedgerError):  # `record` raises it
-                    self.sync()
+                with suppress(LedgerError), self._writing():  # `record` raises it
+                    pass
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -327,7 +328,8 @@ class Store:
                 raise
             self._failure = None
             del self._queue[: len(group)]
-        _LOG.debug("%d attempts committed", len(group))
+        if group:
+            _LOG.debug("%d attempts committed", len(group))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -368,9 +370,7 @@ def _close_all() -> None:
             sys.stderr.write(f"claudescale: a ledger could not be closed: {error}\n")
 
 
-def read(
-    connection: sqlite3.Connection, columns: Collection[str], where: str, given: dict[str, Any]
-) -> pl.DataFrame:
+def read(connection: sqlite3.Connection, columns: Collection[str], where: str, given: Any) -> pl.DataFrame:
     """Return columns of the attempts that meet `where`, in the order of writing."""
     names = [name for name in RECORDS if name in columns]
     expressions = {"sent_at": "CAST(round(sent_at * 1e6) AS INTEGER)"}
@@ -500,7 +500,13 @@ def explained(path: Path | None) -> Iterator[None]:
         if isinstance(error, OSError) or re.match("SQLITE_(FULL|IOERR|READONLY|CANTOPEN|PERM)", name):
             msg = f"{file} cannot be used ({error}): make room, or get the right to write, and try again"
             raise LedgerFull(msg) from error
-        raise _damaged(file, str(error)) from error
+        saved = file.with_suffix(".recovered")
+        msg = (
+            f"{file} was a ledger and is damaged ({error}). Save what can be read, with the program of"
+            f" sqlite.org, and go on with ledger={str(saved)!r}:\n"
+            f"    sqlite3 {shlex.quote(str(file))} .recover | sqlite3 {shlex.quote(str(saved))}"
+        )
+        raise DamagedLedger(msg) from error
 
 
 def _unfit(path: Path, why: str) -> LedgerError:
@@ -509,13 +515,4 @@ def _unfit(path: Path, why: str) -> LedgerError:
     return LedgerError(
         f"{path}: that folder's file system cannot hold a ledger, as it does not lock files ({why}). It may "
         f"be a network drive. Name a file on a local disk: ledger={str(local)!r}"
-    )
-
-
-def _damaged(path: Path, why: str) -> DamagedLedger:
-    saved = path.with_suffix(".recovered")
-    return DamagedLedger(
-        f"{path} was a ledger and is damaged ({why}). Save what can be read, with the program of"
-        f" sqlite.org, and go on with ledger={str(saved)!r}:\n"
-        f"    sqlite3 {shlex.quote(str(path))} .recover | sqlite3 {shlex.quote(str(saved))}"
     )

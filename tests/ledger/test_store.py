@@ -61,9 +61,9 @@ def test_after_close(anywhere):
     anywhere.close()
     anywhere.close()
     for refused in (
-        anywhere.sync,
         lambda: anywhere.claim([key(2)]),
         lambda: anywhere.record(attempt(2), final=True),
+        anywhere.sync,
         lambda: anywhere.extend(records([attempt(3)])),
     ):
         with pytest.raises(LedgerError, match="open it again"):
@@ -96,7 +96,7 @@ def mended(text):
     ),
     many=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_any_value_survives(tmp_path_factory, rows, many):
     """Every text, number and null reads the same at once and later, recorded one by one or as a frame."""
     texts = ("reply", "message", "request_id", "answering_model")
@@ -135,20 +135,14 @@ def test_what_no_file_can_hold_is_refused_at_once(anywhere, wrong):
     assert_frame_equal(anywhere.attempts(), expected([attempt(2)], anywhere.run))
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda frame: frame.drop("final"),
-        lambda frame: frame.with_columns(key=pl.lit(None, pl.String)),
-        lambda frame: frame.with_columns(dollars=pl.lit(None, pl.Float64)),
-        lambda frame: frame.with_columns(status=pl.lit("200")),
-    ],
-)
-def test_a_frame_of_no_attempts(anywhere, spoil):
-    """A frame that lacks a column or a value, or has one of another type, spoils no other row."""
-    with pytest.raises((TypeError, pl.exceptions.ColumnNotFoundError)):
-        anywhere.extend(spoil(records([attempt(1)])))
-    anywhere.extend(records([attempt(1)]).with_columns(run=pl.lit(None, pl.String)))
+@pytest.mark.parametrize("missing", ["key", "dollars", "simulated", "final"])
+def test_a_frame_that_lacks_a_value(anywhere, missing):
+    """A null where there is always a value, or a column that is not there, spoils no other row."""
+    frame = records([attempt(1)])
+    for wrong in (frame.drop(missing), frame.with_columns(pl.lit(None, RECORDS[missing]).alias(missing))):
+        with pytest.raises((TypeError, pl.exceptions.ColumnNotFoundError)):
+            anywhere.extend(wrong)
+    anywhere.extend(frame.with_columns(run=pl.lit(None, pl.String)))
     assert_frame_equal(anywhere.attempts(), expected([attempt(1)], anywhere.run))
 
 
@@ -169,36 +163,15 @@ def test_other_runs(path):
             assert reader.replies(keys([1])).item(0, "reply") == "newer"
 
 
-def test_many_at_once(anywhere):
-    """A frame of attempts is kept as if recorded one by one, after those before and before those after."""
-    rows = [attempt(number, reply=None if number % 2 else f"{number}") for number in range(7)]
-    anywhere.record(rows[0], final=True)
-    anywhere.extend(records(rows[1:6]).with_columns(final=pl.col("input_tokens") != 3))
-    anywhere.record(rows[6], final=True)
-    anywhere.extend(records(rows[:0]))
-    assert_frame_equal(anywhere.attempts(), expected(rows, anywhere.run))
-    assert anywhere.answered(keys(range(7))).to_list() == [number != 3 for number in range(7)]
-
-
-def test_run_names_sort_by_time():
-    """The names that runs give themselves are unique and in the order of opening."""
-    names = []
-    for _ in range(20):
-        with closing(Store(None)) as store:
-            names.append(store.run)
-    assert len(set(names)) == 20
-    assert [name[:23] for name in names] == sorted(name[:23] for name in names)
-
-
 def test_a_temporary_ledger_leaves_nothing(tmp_path, monkeypatch):
     """Without a path nothing is to be seen in any folder, and reading works after the run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
     store = Store(None)
-    store.extend(records([attempt(number, reply="x" * 1_000) for number in range(20_000)]))
+    store.extend(records([attempt(number, reply="x" * 1_000) for number in range(5_000)]))
     assert list(tmp_path.iterdir()) == []
     store.close()
-    assert store.attempts().height == 20_000
+    assert store.attempts().height == 5_000
 
 
 def test_a_few_keys_and_many_get_the_same(monkeypatch, path):
@@ -228,81 +201,27 @@ def test_a_key_has_one_owner(path):
         assert two.claim(some(1, 4)) == [key(1), key(3)]
 
 
-actions = st.lists(
-    st.tuples(st.sampled_from(["record", "fail", "claim", "reopen"]), st.integers(0, 2), st.integers(0, 11)),
-    max_size=40,
-)
-
-
-@pytest.mark.slow
-@given(actions=actions)
-@settings(max_examples=60)
-def test_three_runs_agree_with_a_model(tmp_path_factory, actions):
-    """Whatever three runs do in whatever order, answers, newest replies and claims are those of a dict."""
-    path = tmp_path_factory.mktemp("model") / "a.ledger"
-    answers, claims, written, asked = {}, {}, 0, keys(range(12))
-    runs = [Store(path) for _ in range(3)]
-    for action, who, number in actions:
-        few = list(range(number, min(number + 4, 12)))
-        if action in {"record", "fail"}:
-            written += 1
-            runs[who].record(attempt(number, reply=str(written)), final=action == "record")
-            runs[who].sync()
-            answers |= {number: str(written)} if action == "record" else {}
-        elif action == "claim":
-            free = [each for each in few if each not in answers and claims.get(each, who) == who]
-            assert runs[who].claim(keys(few).to_list()) == keys(free).to_list()
-            claims |= dict.fromkeys(free, who)
-        else:
-            runs[who].close()
-            runs[who] = Store(path)
-            claims = {each: owner for each, owner in claims.items() if owner != who}
-        reader = runs[(who + 1) % 3]
-        assert reader.answered(asked).to_list() == [each in answers for each in range(12)]
-        found = dict(reader.replies(asked).select("key", "reply").rows())
-        assert found == {key(each): reply for each, reply in answers.items()}
-        assert reader.attempts().height == written
-    for run in runs:
-        run.close()
-
-
-def test_threads(path):
-    """Attempts that threads bring at once, one by one and in frames, are all kept, each thread's in order."""
+def test_threads_write_while_another_reads(path):
+    """What threads bring at once, one by one and in frames, is all kept, and seen in each thread's order."""
 
     def record(store, thread):
         for number in range(500):
             store.record(attempt(number, mode=str(thread)), final=True)
+        store.extend(records([attempt(number, mode=str(thread)) for number in range(500, 600)]))
 
-    with closing(Store(path)) as store:
+    with closing(Store(path)) as store, closing(Store(path)) as reader:
         threads = [threading.Thread(target=record, args=(store, each)) for each in range(3)]
         for thread in threads:
             thread.start()
-        for begin in range(0, 500, 125):
-            store.extend(records([attempt(number, mode="many") for number in range(begin, begin + 125)]))
+        seen = 0
+        while seen < 3 * 600:
+            found = reader.attempts(columns=["mode", "input_tokens"])
+            assert found.height >= seen
+            seen = found.height
+            for part in found.partition_by("mode"):
+                assert part["input_tokens"].to_list() == list(range(part.height))
         for thread in threads:
             thread.join()
-    with closing(Store(path)) as again:
-        parts = again.attempts().partition_by("mode", maintain_order=True)
-    assert [part["input_tokens"].to_list() for part in parts] == [list(range(500))] * 4
-
-
-def test_reading_while_writing(path):
-    """Another run sees ever more of what is written, always from the first on and without a gap."""
-    with closing(Store(path)) as writer, closing(Store(path)) as reader:
-
-        def record():
-            for number in range(2_000):
-                writer.record(attempt(number), final=True)
-
-        thread = threading.Thread(target=record)
-        thread.start()
-        seen = 0
-        while seen < 2_000:
-            found = reader.replies(keys(range(2_000)), ["input_tokens"])["input_tokens"].to_list()
-            assert len(found) >= seen
-            assert found == list(range(len(found)))
-            seen = len(found)
-        thread.join()
 
 
 def test_the_log_has_counts_and_no_key(path, caplog):

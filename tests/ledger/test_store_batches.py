@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ledger_rows import attempt, batch, key, keys, records, sent, some, start, together
+from ledger_rows import attempt, batch, key, keys, records, sent, some, start
 
 from claudescale.errors import LedgerError
 from claudescale.ledger import store as store_module
@@ -162,30 +162,6 @@ def test_kill_at_any_moment_of_a_batch(path, seed):
             store.note(each._replace(state="collected"))
         left = store.claim(some(0, 30 * len(found)))
         assert len(left) == 30 * len(found) - store.answered(keys(range(3_000))).sum()
-
-
-ADOPTER = """
-print("ready", flush=True)
-input()
-print(*(each.nonce for each in store.adopt(t.keys(range(40)))), flush=True)
-input()
-"""
-
-
-@pytest.mark.slow
-def test_processes_share_what_is_left(path):
-    """Of three processes that look at the same moment, one takes each batch that a closed run left."""
-    with closing(Store(path)) as store:
-        store.claim(some(0, 40))
-        for number in range(4):
-            store.intend(batch(number), some(10 * number, 10 * number + 10))
-    processes = [start(ADOPTER, path) for _ in range(3)]
-    together(processes)
-    taken = [nonce for process in processes for nonce in process.stdout.readline().split()]
-    assert sorted(taken) == [batch(number).nonce for number in range(4)]
-    for process in processes:
-        _, errors = process.communicate("\n", timeout=60)
-        assert process.returncode == 0, errors
 
 
 ROWS = 12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import sqlite3
 import time
@@ -127,49 +126,6 @@ store.close()
     assert output(code, path) == ["refused", "refused", "refused", "1"]
     with closing(Store(path)) as store:
         assert store.answered(keys([1, 2, 3])).to_list() == [True, False, True]
-
-
-@pytest.fixture(scope="module")
-def torn(tmp_path_factory):
-    """Make a ledger and kill its process, so that its write-ahead log is full: 60 groups of 5 rows."""
-    path = tmp_path_factory.mktemp("torn") / "a.ledger"
-    code = """
-for number in range(300):
-    store._queue.append(t.attempt(number)._replace(run=store.run) + (True,))
-    if number % 5 == 4:
-        store.sync()
-os.kill(os.getpid(), 9)
-"""
-    start(code, path).communicate(timeout=60)
-    return path
-
-
-def whole_groups(log, at):
-    """Count the commits that end before byte `at` of a write-ahead log (sqlite.org/walformat.html)."""
-    frames = range(32, len(log) - 4_119, 4_120)
-    return sum(begin + 4_120 <= at and log[begin + 4 : begin + 8] != bytes(4) for begin in frames)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_torn_log_keeps_what_was_whole(torn, tmp_path, seed):
-    """Cut or overwrite the log anywhere: exactly the groups before the damage are there, nothing else."""
-    moment, path = random.Random(seed), tmp_path / "a.ledger"
-    shutil.copy(torn, path)
-    content = bytearray(torn.with_name("a.ledger-wal").read_bytes())
-    at = moment.randrange(len(content)) if seed else 16
-    groups = whole_groups(content, at) if at >= 32 else 0
-    if seed % 2:
-        del content[at:]
-    else:
-        content[at : at + 3_000] = moment.randbytes(3_000)
-    path.with_name("a.ledger-wal").write_bytes(content)
-    with closing(Store(path)) as store:
-        attempts = store.attempts()
-        assert attempts.height == 5 * groups
-        check_rows(attempts)
-        store.record(attempt(1_000), final=True)
-    with closing(Store(path)) as store:
-        assert store.attempts().height == 5 * groups + 1
 
 
 def elsewhere(path, beat_at):
