@@ -58,7 +58,7 @@ def gather(ledger: Store, folder: Path) -> None:
     for path in sorted(folder.glob("*.ledger")):
         living = _is_open(path)
         found = _finals(path)
-        known = ledger.replies(found["key"]).select("key", "sent_at")
+        known = ledger.replies(found["key"], ["sent_at"])
         ledger.extend(found.join(known, on=["key", "sent_at"], how="anti", maintain_order="left"))
         left |= living
         if not living:

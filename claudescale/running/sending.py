@@ -182,7 +182,7 @@ class Sending:
         if kept is not None:
             kept.check(simulated=self.api.simulated)
         work = prepare(self._plan, self.api.name)
-        found = self.ledger.replies(work.requests["key"]).select("key", "error")
+        found = self.ledger.replies(work.requests["key"], ["error"])
         missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
         self._check_model(missing)
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (missing, work.requests))
@@ -301,7 +301,7 @@ class Sending:
         for nonce in list(self.batches.out.stuck) if self.batches else ():
             stuck = await loops.in_thread(self.ledger.held, nonce)
             held = held.filter(~pl.col("key").is_in(stuck))
-        replies = await loops.in_thread(self.ledger.replies, held["key"])
+        replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
         self.tally.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
         return held.join(replies, on="key", how="anti", maintain_order="left")
 

@@ -19,10 +19,10 @@ import polars as pl
 from measured import measured, used
 
 try:
-    from claudescale.ledger.records import ATTEMPTS, Attempt, Batch
+    from claudescale.ledger.records import ATTEMPTS, Attempt
     from claudescale.ledger.store import Store
 except ImportError:  # the commit that is tagged `mended`
-    from claudescale.ledger import ATTEMPTS, Attempt, Batch
+    from claudescale.ledger import ATTEMPTS, Attempt
     from claudescale.ledger import Ledger as Store
 
 GROUP = 50
@@ -109,30 +109,6 @@ def writing(folder, rows):
         print(f"  {name:32} {seconds / rows * 1e6:6.1f}   {ratio:5.2f} x plain SQLite, key indexed")
 
 
-def a_batch(folder, rows):
-    """Time what a batch asks of the ledger, from the intent to the end."""
-    wanted, path = keys(rows), folder / "batch.ledger"
-    batch = Batch("0" * 12, "api", "claude-haiku-5-5", rows, 0.0, batch_id="msgbatch_1")
-    print(f"\na batch of {rows:,} rows: CPU ms")
-
-    def timed(name, work, *given):
-        answer, cpu, *_ = measured(lambda: work(*given))
-        print(f"  {name:32} {cpu * 1e3:6.0f}")
-        return answer
-
-    with closing(Store(path)) as store:
-        for start in range(0, rows, CLAIM):
-            store.claim(wanted[start : start + CLAIM].to_list())
-        timed("intend", store.intend, batch, wanted.to_list())
-    with closing(Store(path)) as store:
-        assert timed("adopt", store.adopt, wanted) == [batch]
-        half = (each._replace(batch_id=batch.batch_id) for each in attempts(0, rows // 2))
-        frames(store, [list(half)])
-        assert len(timed("held, half answered", store.held, batch.nonce)) == rows // 2
-    with closing(Store(path)) as store:
-        assert len(timed("recorded, half there", store.recorded, batch)) == rows // 2
-
-
 def fill(path, rows):
     with closing(Store(path)) as store:
         for start in range(0, rows, 10_000):
@@ -176,6 +152,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as made:
         print(f"SQLite {sqlite3.sqlite_version}, Polars {pl.__version__}")
         writing(Path(made), min(size, 100_000))
-        a_batch(Path(made), 100_000)
         fill(Path(made) / "full.ledger", size)
         reading(Path(made) / "full.ledger", size)
