@@ -62,8 +62,7 @@ CREATE TABLE openings (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER
 CREATE TABLE attempts (id INTEGER PRIMARY KEY, {records.columns_sql(Attempt)}, final INTEGER NOT NULL);
 CREATE INDEX answers ON attempts(key, final) WHERE final;
 CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL, after INTEGER NOT NULL,
-    {records.columns_sql(Batch)});
+CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL, {records.columns_sql(Batch)});
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION}"""
 
@@ -105,7 +104,8 @@ class Store:
                         connection.execute(statement)
                 insert = f"INSERT INTO openings {_values(['run', *Presence._fields])}"
                 self._opening = connection.execute(insert, [self.run, *Presence.here()]).lastrowid or 0
-                self._before = _last(connection) if run is None else 0
+                last = connection.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
+                self._before = 0 if run else last
             connection.execute("PRAGMA journal_mode = WAL")
             stack.pop_all()
         threading.Thread(target=self._write, name="claudescale-ledger", daemon=True).start()
@@ -168,11 +168,10 @@ class Store:
 
     def intend(self, batch: Batch, keys: Sequence[str]) -> None:
         """Write down a batch that is about to be sent; it holds `keys`, which this run has claimed."""
-        insert = f"INSERT INTO batches {_values(['opening', 'after', *Batch._fields])}"
+        insert = f"INSERT INTO batches {_values(['opening', *Batch._fields])}"
         passed = f"UPDATE claims SET opening = :batch WHERE opening = :me AND key {_GIVEN}"
         with self._writing() as connection:
-            values = [self._opening, _last(connection), *batch]
-            number = connection.execute(insert, values).lastrowid or 0
+            number = connection.execute(insert, [self._opening, *batch]).lastrowid or 0
             given = {"batch": -number, "me": self._opening, "keys": json.dumps(list(keys))}
             missing = len(keys) - connection.execute(passed, given).rowcount
             if missing:
@@ -237,10 +236,9 @@ class Store:
 
     def recorded(self, batch: Batch) -> pl.Series:
         """Return the keys of which this batch's result is on record."""
-        after = "(SELECT after FROM batches WHERE nonce = ?)"
-        found = f"SELECT DISTINCT key FROM attempts WHERE id > {after} AND batch_id = ?"
+        recorded = "SELECT DISTINCT key FROM attempts WHERE batch_id = ?"
         with self._reading() as connection:
-            return _series(connection.execute(found, [batch.nonce, batch.batch_id]))
+            return _series(connection.execute(recorded, [batch.batch_id]))
 
     # what was recorded, of all runs
 
@@ -391,10 +389,6 @@ def _final(keys: pl.Series) -> tuple[str, dict[str, str]]:
     if keys.len() > FEW_KEYS:
         return "final", {}
     return f"final AND key {_GIVEN}", {"keys": json.dumps(keys.drop_nulls().to_list())}
-
-
-def _last(connection: sqlite3.Connection) -> int:
-    return connection.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]  # type: ignore[no-any-return]
 
 
 def _leave(connection: sqlite3.Connection, opening: int) -> None:

@@ -73,8 +73,7 @@ INSERT INTO "attempts" VALUES(70,'069f3ab8502b81baabf2e17fd68741f4','old','live'
 INSERT INTO "attempts" VALUES(71,'3e177e16c12de908aa9784cf415d2264','old','live',NULL,'claude-haiku-5-5',1764000000.25,0.1,200,NULL,NULL,'req_0','end_turn','late',0,0,0,0,7,0,0.0,0,NULL,NULL,NULL,0,NULL,1);
 INSERT INTO "attempts" VALUES(72,'05d9627ab1197e6c6754663ab6da4753','old','live',NULL,'claude-haiku-5-5',1764000000.25,0.1,200,NULL,NULL,'req_0','end_turn','late',0,0,0,0,7,0,0.0,0,NULL,NULL,NULL,0,NULL,1);
 INSERT INTO "attempts" VALUES(73,'8d94d888ad26edf5841109530fa907b9','old','live',NULL,'claude-haiku-5-5',1764000000.25,0.1,200,NULL,NULL,'req_0','end_turn','late',0,0,0,0,7,0,0.0,0,NULL,NULL,NULL,0,NULL,1);
-CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL, after INTEGER NOT NULL,
-    nonce TEXT NOT NULL, api TEXT NOT NULL, model TEXT NOT NULL, requests INTEGER NOT NULL, intended_at REAL NOT NULL, state TEXT NOT NULL, batch_id TEXT, created_at REAL, expires_at REAL, ended_at REAL, succeeded INTEGER NOT NULL, errored INTEGER NOT NULL, canceled INTEGER NOT NULL, expired INTEGER NOT NULL);
+CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL, nonce TEXT NOT NULL, api TEXT NOT NULL, model TEXT NOT NULL, requests INTEGER NOT NULL, intended_at REAL NOT NULL, state TEXT NOT NULL, batch_id TEXT, created_at REAL, expires_at REAL, ended_at REAL, succeeded INTEGER NOT NULL, errored INTEGER NOT NULL, canceled INTEGER NOT NULL, expired INTEGER NOT NULL);
 CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE openings (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0,
     boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT, beat_at REAL NOT NULL, beat_uptime REAL NOT NULL);

@@ -67,7 +67,6 @@ def test_what_cannot_be_done(anywhere):
 
 def test_recorded(anywhere):
     """The keys with a result of one batch are told from those of another batch and of live calls."""
-    anywhere.record(attempt(0, batch_id="msgbatch_0"), final=False)
     anywhere.claim(some(0, 3))
     anywhere.intend(batch(), some(0, 3))
     anywhere.record(attempt(1, batch_id="msgbatch_0"), final=True)
