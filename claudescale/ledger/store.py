@@ -73,6 +73,7 @@ def _values(names: Collection[str]) -> str:
 
 
 _opened: set[Store] = set()
+_opening = threading.Lock()
 
 
 class Store:
@@ -92,7 +93,7 @@ class Store:
         self._failure: LedgerError | None = None  # why they are not
         self._wake, self._full = threading.Event(), threading.Event()
         self._followed: set[str] = set()  # nonces of batches
-        with explained(path), ExitStack() as stack:
+        with _opening, explained(path), ExitStack() as stack:  # one at a time, see `_make`
             if path is not None:
                 _make(path)
             self._file = _identity(path)
@@ -108,8 +109,8 @@ class Store:
                 self._before = 0 if run else last
             connection.execute("PRAGMA journal_mode = WAL")
             stack.pop_all()
+            _opened.add(self)
         threading.Thread(target=self._write, name="claudescale-ledger", daemon=True).start()
-        _opened.add(self)
 
     # what came back
 

@@ -1,4 +1,4 @@
-"""What the ledger costs a row, and how fast a million rows come back, beside plain SQLite in the same run.
+"""What the ledger costs a row beside plain SQLite in the same run, and how fast a million rows come back.
 
 Run: ``python tests/benchmarks/ledger_benchmark.py [rows]`` with this package importable, or the commit tagged
 `mended`. CPU seconds of all threads and kernel time included; each reading in a process of its own.
@@ -25,8 +25,7 @@ except ImportError:  # the commit that is tagged `mended`
     from claudescale.ledger import ATTEMPTS, Attempt
     from claudescale.ledger import Ledger as Store
 
-GROUP = 50
-CLAIM = 2_000
+GROUP, CLAIM = 50, 2_000
 
 
 def attempts(start, stop):
@@ -41,15 +40,14 @@ def attempts(start, stop):
 
 
 def keys(rows):
-    return pl.Series("key", [each.key for each in attempts(0, rows)])
+    return pl.Series([each.key for each in attempts(0, rows)])
 
 
-def plain(path, index=""):
+def plain(path):
     connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(f"CREATE TABLE attempts (id INTEGER PRIMARY KEY, {', '.join(Attempt._fields)})")
-    connection.execute(index)
+    connection.executescript(f"""PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+        CREATE TABLE attempts (id INTEGER PRIMARY KEY, {", ".join(Attempt._fields)});
+        CREATE INDEX answers ON attempts(key)""")
     return connection
 
 
@@ -71,7 +69,7 @@ def store_groups(store, groups):
 def claimed_groups(store, groups):
     claims = [each.key for group in groups for each in group]
     for start in range(0, len(claims), CLAIM):
-        assert len(store.claim(claims[start : start + CLAIM])) == len(claims[start : start + CLAIM])
+        assert store.claim(claims[start : start + CLAIM])
     store_groups(store, groups)
 
 
@@ -86,13 +84,11 @@ def frames(store, groups):
 
 def writing(folder, rows):
     """Alternate short stretches of every way of writing, so that a noisy machine is noisy for all."""
-    index = "CREATE INDEX answers ON attempts(key)"
     ways = {
         "record": (Store(folder / "a"), store_groups),
         "claim + record": (Store(folder / "b"), claimed_groups),
         "extend": (Store(folder / "c"), frames),
-        "plain SQLite, no index": (plain(folder / "d"), plain_groups),
-        "plain SQLite, key indexed": (plain(folder / "e", index), plain_groups),
+        "plain SQLite, key indexed": (plain(folder / "d"), plain_groups),
     }
     spent = dict.fromkeys(ways, 0.0)
     step = max(rows // 20 // GROUP, 1) * GROUP
@@ -103,10 +99,10 @@ def writing(folder, rows):
             spent[name] += write(target, groups) or used() - before
     for target, _ in ways.values():
         target.close()
+    base = spent["plain SQLite, key indexed"]
     print(f"\nwriting {rows:,} rows, on the disk every {GROUP}: CPU us a row")
     for name, seconds in spent.items():
-        ratio = seconds / spent["plain SQLite, key indexed"]
-        print(f"  {name:32} {seconds / rows * 1e6:6.1f}   {ratio:5.2f} x plain SQLite, key indexed")
+        print(f"  {name:32} {seconds / rows * 1e6:6.1f}   {seconds / base:5.2f} x plain SQLite, key indexed")
 
 
 def fill(path, rows):
@@ -119,7 +115,7 @@ QUESTIONS = {
     "answered(all keys)": lambda store, wanted: store.answered(wanted).all(),
     "replies(all keys)": lambda store, wanted: store.replies(wanted).height == len(wanted),
     "replies(all, key reply error)": lambda store, wanted: store.replies(wanted, ["reply", "error"]).height,
-    "replies(1,000 keys)": lambda store, wanted: store.replies(wanted.head(1_000)).height == 1_000,
+    "replies(1,000 keys)": lambda store, wanted: store.replies(wanted.head(1_000)).height,
     "attempts()": lambda store, wanted: store.attempts().height == len(wanted),
     "attempts(), 6 columns": lambda store, wanted: store.attempts(columns=list(ATTEMPTS)[5:11]).height,
 }
