@@ -30,7 +30,7 @@ from claudescale.api.answers import Verdict
 from claudescale.api.client import own_transport
 from claudescale.api.prices import UNCACHED
 from claudescale.errors import ClaudescaleError, ImpossibleBudget, PlanError, RunStopped
-from claudescale.ledger.ledger import ATTEMPTS, Attempt
+from claudescale.ledger.records import ATTEMPTS, Attempt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
-from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["file", "memory"])
-def anywhere(request: pytest.FixtureRequest, path: Path) -> Iterator[Ledger]:
+def anywhere(request: pytest.FixtureRequest, path: Path) -> Iterator[Store]:
     """Open a ledger in a file, and one in memory."""
-    with Ledger(path if request.param == "file" else None) as ledger:
-        yield ledger
+    with closing(Store(path if request.param == "file" else None)) as store:
+        yield store

@@ -19,7 +19,7 @@ import claudescale as cs
 from claudescale.api import catalog
 from claudescale.api import client as wire
 from claudescale.api.batchwire import BatchWire
-from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.store import Store
 from claudescale.running import batch_rules
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
@@ -124,19 +124,19 @@ def prepare(point, url, times):
     """Make the process end at a point, the time it comes there for the `times`-th time."""
     _small_blocks()
     ways = {
-        "before the intent": lambda: _before(Ledger, "intend", times),
-        "before the create": lambda: _after(Ledger, "intend", times),
+        "before the intent": lambda: _before(Store, "intend", times),
+        "before the create": lambda: _after(Store, "intend", times),
         "in the body": lambda: _in_the_body(times),
         "accepted": lambda: _once_accepted(url, times),
         "before posted": lambda: _after(Batches, "_created", times),
-        "before the id": lambda: _before(Ledger, "note", times),
-        "after the id": lambda: _after(Ledger, "note", times),
+        "before the id": lambda: _before(Store, "note", times),
+        "after the id": lambda: _after(Store, "note", times),
         "polling": lambda: _while_it_waits(times),
         "before results": lambda: _before(Batches, "_collect", times),
         "in the results": lambda: _after(Job, "record_many", times),
-        "results not on the disk": lambda: _before(Ledger, "extend", times),
-        "before end_batch": lambda: _before(Ledger, "end_batch", times),
-        "after end_batch": lambda: _after(Ledger, "end_batch", times),
+        "results not on the disk": lambda: _before(Store, "extend", times),
+        "before end_batch": lambda: _before(Batches, "_close", times),
+        "after end_batch": lambda: _after(Batches, "_close", times),
         "nowhere": lambda: None,
     }
     ways[point]()

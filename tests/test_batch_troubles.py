@@ -5,7 +5,7 @@ import http.client
 import http.server
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import anthropic
 import polars as pl
@@ -15,7 +15,6 @@ from crash_child import LIMITS, most_requests, the_plan
 from engine import taken_for_real
 
 import claudescale as cs
-from claudescale.ledger.ledger import Ledger
 from claudescale.running import batch_rules
 from claudescale.running.batches import MOST_ROUNDS
 from claudescale.simulator import Fault
@@ -599,8 +598,8 @@ def test_a_ledger_keeps_what_a_batch_that_is_not_shown_holds(tmp_path, real):
         with front(api, lambda name, path, ask: NOT_FOUND if name == "retrieve" else ask()) as server:
             run, _ = ended(the_plan(8), api, server, tmp_path / "l")
         assert (run.stopped_by, run.counts.answered) == ("batch_not_found", 0)
-        with Ledger(tmp_path / "l") as ledger:
-            (batch,) = ledger.batches(mine=False)
+        with closing(Store(tmp_path / "l")) as ledger:
+            (batch,) = ledger.batches()
             assert ledger.forget(batch.batch_id) == 8
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,6 @@ from engine import taken_for_real
 from running import interrupt_when, until
 
 import claudescale as cs
-from claudescale.ledger.ledger import Ledger
 from claudescale.running import batch_rules
 from claudescale.running.batches import MOST_ROUNDS, Batches
 from claudescale.running.runs import BATCHES
@@ -488,8 +488,8 @@ def test_a_canceled_task_leaves(tmp_path):
                 await task
 
         asyncio.run(main())
-        with Ledger(tmp_path / "l") as ledger:
-            assert [batch.state for batch in ledger.batches(mine=False)] == ["in_progress"]
+        with closing(Store(tmp_path / "l")) as ledger:
+            assert [batch.state for batch in ledger.batches()] == ["in_progress"]
         run = ended(the_plan(50), api, tmp_path / "l")
         assert api.stats["batches_created"] == 1
         paid_once(api, run, 50)

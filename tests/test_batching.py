@@ -10,7 +10,7 @@ from running import MODEL
 
 import claudescale as cs
 from claudescale.api.answers import Answer
-from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.records import Batch
 from claudescale.prompts.rows import prepare
 from claudescale.running import batch_rules
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from claudescale.api.answers import Answer, verdict
 from claudescale.api.facts import USAGE
 from claudescale.api.prices import price
-from claudescale.ledger.store import EMPTY
+from claudescale.ledger.records import RECORDS
 from claudescale.running import batch_results
 from claudescale.running.batch_results import attempts, proves
 from claudescale.simulator import Batches, Desk
@@ -71,7 +71,7 @@ def errored(kind, words="no", code=None, request_id="req_1"):
 def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
     """Every column of the ledger is there, in its order and type, and the batch's price is paid."""
     found = read(row(succeeded("fine")))
-    assert found.schema == EMPTY.schema
+    assert found.schema == RECORDS
     step = PRICE.steps[0]
     dollars = 11 * step.input + 100 * step.cache_write_5m + 600 * step.cache_write_1h
     dollars += 50 * step.cache_read + 9 * step.output
@@ -89,8 +89,8 @@ def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
 
 def test_nothing_gives_an_empty_frame_of_the_same_columns():
     """A block without lines is no special case for who reads the frame."""
-    assert read(b"").equals(EMPTY)
-    assert read(b"", b"", b"{").schema == EMPTY.schema
+    assert read(b"").equals(RECORDS.to_frame())
+    assert read(b"", b"", b"{").schema == RECORDS
 
 
 def test_a_price_step_is_taken_row_by_row():
@@ -469,7 +469,7 @@ def test_spoiled_lines_do_not_spoil_their_neighbours(lines):
 @given(st.lists(st.binary(max_size=40)))
 def test_no_bytes_make_it_raise(blocks):
     """Any bytes give a frame of the same columns."""
-    assert read(*blocks).schema == EMPTY.schema
+    assert read(*blocks).schema == RECORDS
 
 
 @pytest.mark.parametrize(

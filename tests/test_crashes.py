@@ -13,7 +13,7 @@ from crash_child import CRASHED, LIMITS, most_requests, the_plan
 from running import finished
 
 import claudescale as cs
-from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.store import Store
 from claudescale.simulator import Fault
 
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -51,12 +51,12 @@ def check(api, run, rows, ledger):
     expected = pl.DataFrame({"key": run.work.keys}).join(replies, on="key", maintain_order="left")
     assert run.results["reply"].to_list() == expected["reply"].to_list()
     assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
-    with Ledger(ledger) as kept:
-        final = kept._stored("final")
+    with contextlib.closing(Store(ledger)) as kept:
+        final = kept.attempts(columns=["key", "final"]).filter("final")
         assert final["key"].n_unique() == final.height == rows
         assert kept.attempts()["dollars"].sum() == pytest.approx(stats["dollars"], abs=1e-9)
-        assert {batch.state for batch in kept.batches(mine=False)} <= {"collected", "absent"}
-        for batch in kept.batches(mine=False):
+        assert {batch.state for batch in kept.batches()} <= {"collected", "absent"}
+        for batch in kept.batches():
             assert kept.held(batch.nonce) == []
 
 

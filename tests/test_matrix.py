@@ -8,7 +8,7 @@ import gzip
 import os
 import random
 import zlib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import polars as pl
 import pytest
@@ -17,7 +17,6 @@ from crash_child import LIMITS, the_plan
 
 import claudescale as cs
 from claudescale.errors import ADVICE
-from claudescale.ledger.ledger import Ledger
 
 FULL = os.environ.get("CLAUDESCALE_MATRIX") == "full"
 PATIENCE = 60.0
@@ -159,9 +158,9 @@ def check(plan, api, ledger, bills, runs, *, lost, gone=False):
     again = [dollars for each in bills.values() for dollars in each[1:]]
     assert len(bills) == plan.frame.height - errors.len() > 0
     assert len(again) <= lost or gone
-    with Ledger(ledger) as kept:
+    with closing(Store(ledger)) as kept:
         attempts = kept.attempts()
-        states = {batch.state for batch in kept.batches(mine=False)}
+        states = {batch.state for batch in kept.batches()}
         assert states <= {"collected", "absent", *(["gone"] if gone else [])}
     assert attempts.filter(pl.col("output_tokens") > 0)["key"].n_unique() == len(bills)
     stats = api.stats

@@ -16,7 +16,7 @@ from running import WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import prices
-from claudescale.ledger.ledger import ATTEMPTS, Attempt
+from claudescale.ledger.records import ATTEMPTS, Attempt
 from claudescale.planning import estimates
 from claudescale.planning.calls import Measured
 from claudescale.running import meter as meters

@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.ledger.records import ATTEMPTS
 from claudescale.running.rates import THROUGHPUT
 from claudescale.running.runs import BATCHES, SUMMARY
 

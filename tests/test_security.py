@@ -162,7 +162,7 @@ def test_files_are_their_owners(tmp_path, mode):
         client = cs.connect(speed=1_000, batch_seconds=60)
         run = cs.wait(plan_of(sys.argv[1], reviews(5)).run(client, ledger="l", progress=False))
         with cs.Ledger("l") as ledger:
-            ledger.claim(["k"])
+            ledger._store.claim(["k"])
             Path("e.parquet").write_bytes(b"")
             os.chmod("e.parquet", 0o666)
             ledger.export("e.parquet")

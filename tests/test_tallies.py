@@ -4,7 +4,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale.ledger.ledger import Attempt
+from claudescale.ledger.records import Attempt
 from claudescale.running.meter import Meter
 
 

@@ -34,16 +34,15 @@ class Presence(NamedTuple):
         """Return this process, now."""
         return cls(*_place(), os.getpid(), _born(os.getpid()), time.time(), time.monotonic())
 
-
-def may_live(them: Presence, here: Presence) -> bool:
-    """Return False where it is certain, or after 30 s without a sign taken for certain, that it ended."""
-    if (them.boot, them.space) == (here.boot, here.space) and them.born is not None:
-        born = _born(them.pid)
-        if born is not None:
-            return born == them.born
-    one_clock = them.boot == here.boot
-    age = here.beat_uptime - them.beat_uptime if one_clock else here.beat_at - them.beat_at
-    return abs(age) < VOID_SECONDS
+    def may_live(self, here: Presence) -> bool:
+        """Return False where it is certain, or after 30 s without a sign taken for certain, that it ended."""
+        if (self.boot, self.space) == (here.boot, here.space) and self.born is not None:
+            born = _born(self.pid)
+            if born is not None:
+                return born == self.born
+        if self.boot == here.boot:
+            return abs(here.beat_uptime - self.beat_uptime) < VOID_SECONDS
+        return abs(here.beat_at - self.beat_at) < VOID_SECONDS
 
 
 @cache
@@ -68,17 +67,12 @@ def _born(pid: int) -> str | None:
         if sys.platform == "linux":
             # After the name in brackets, which may hold anything: the state, then numbers. Source: proc(5).
             facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-            state, *rest = facts.rpartition(")")[2].split()
-            return "" if state in {"Z", "X"} else rest[18]
-        listed = subprocess.run(  # noqa: S603  (a fixed command and a number)
-            ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)],
-            env={"LC_ALL": "C", "TZ": "UTC"},
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.split(maxsplit=1)
+            state, *numbers = facts.rpartition(")")[2].split()
+            return "" if state in {"Z", "X"} else numbers[18]
+        command = ["/bin/ps", "-o", "state=,lstart=", "-p", str(pid)]
+        environment = {"LC_ALL": "C", "TZ": "UTC"}
+        shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     except OSError:
         return None
-    if not listed or listed[0].startswith("Z"):
-        return ""
-    return listed[1].strip()
+    state, _, started = shown.stdout.partition(" ")
+    return "" if state.startswith("Z") else started.strip()

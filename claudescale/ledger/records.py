@@ -1,10 +1,15 @@
-"""One call and what came of it: the record that ledgers, meters and bills share."""
+"""What a ledger keeps: one record per call (`Attempt`), one per Message Batch (`Batch`)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_type_hints
+import math
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Attempt(NamedTuple):
@@ -53,14 +58,88 @@ class Attempt(NamedTuple):
         return self.uncached_tokens + self.cache_read_input_tokens
 
 
+class Batch(NamedTuple):
+    """One Message Batch, from the intent to send it to its end; times are API unix seconds."""
+
+    nonce: str
+    api: str
+    model: str
+    requests: int
+    intended_at: float
+    state: str = "intended"
+    batch_id: str | None = None
+    created_at: float | None = None
+    expires_at: float | None = None
+    ended_at: float | None = None
+    succeeded: int = 0
+    errored: int = 0
+    canceled: int = 0
+    expired: int = 0
+
+
+OPEN = ("intended", "in_progress", "canceling", "ended")
+"""States of a batch that may still answer the rows it holds. It ends as collected, absent or gone."""
+
+_SQL: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "REAL", bool: "INTEGER"}
 _DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
-_DTYPES |= {kind | None: dtype for kind, dtype in _DTYPES.items()}
+
+
+def _kinds(record: type[tuple[Any, ...]]) -> dict[str, tuple[type, ...]]:
+    """Return each field's type, and None's after it where it may be null."""
+    return {name: getattr(kind, "__args__", (kind,)) for name, kind in get_type_hints(record).items()}
 
 
 def columns_of(record: type[tuple[Any, ...]]) -> pl.Schema:
     """Return the columns that the fields of a NamedTuple become."""
-    return pl.Schema({name: _DTYPES[kind] for name, kind in get_type_hints(record).items()})
+    return pl.Schema({name: _DTYPES[kind] for name, (kind, *_) in _kinds(record).items()})
+
+
+def columns_sql(record: type[tuple[Any, ...]]) -> str:
+    """Return the same for a table of SQLite."""
+    columns = _kinds(record).items()
+    return ", ".join(f"{name} {_SQL[kind]}{'' if null else ' NOT NULL'}" for name, (kind, *null) in columns)
 
 
 ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": pl.Datetime("us", "UTC")})
 """One row per answer or failure of the API: the fields of `Attempt`, `sent_at` as a UTC datetime."""
+
+RECORDS = pl.Schema({**ATTEMPTS, "final": pl.Boolean()})
+"""`ATTEMPTS`, and whether each ended its row: a paid reply, or an error that no retry can mend."""
+
+_FIELDS = [*_kinds(Attempt).values(), (bool,)]  # of a row
+_ACCEPTED: list[Any] = [(*kinds, int) if float in kinds else kinds for kinds in _FIELDS]
+_STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": pl.Int64()}
+
+
+def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
+    """Return an attempt as the file keeps it; TypeError or OverflowError where it cannot."""
+    values = (attempt.key, run, *attempt[2:], final)
+    if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds + attempt.dollars):
+        msg = "this is no attempt: a value is not of its field's type"
+        raise TypeError(msg)
+    # An array refuses what 64 bits cannot hold.
+    array("q", [round(attempt.sent_at * 1e6), *[value for value in values if isinstance(value, int)]])
+    try:
+        "".join([value for value in values if isinstance(value, str)]).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which neither a file nor a frame can hold
+        return tuple(map(_storable, values))
+    return values
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def rows(attempts: pl.DataFrame, run: str) -> list[tuple[Any, ...]]:
+    """Return a frame of `RECORDS` as the file keeps it; TypeError where a value is missing."""
+    plain = attempts.select(*RECORDS).with_columns(pl.col("sent_at").cast(pl.Int64) / 1e6)
+    return [row(Attempt(*values), run, final=final) for *values, final in plain.iter_rows()]
+
+
+def frame(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pl.DataFrame:
+    """Return rows of the file as these columns of `RECORDS`; `sent_at` comes in microseconds."""
+    columns = zip(names, zip(*table, strict=True) if table else [()] * len(names), strict=True)
+    made = pl.DataFrame([pl.Series(name, values, _STORED[name]) for name, values in columns])
+    return made.cast({name: RECORDS[name] for name in names})

@@ -1,426 +1,513 @@
-"""The ledger's file: what its tables are, what is asked of them, and what is wrong when one cannot.
+"""The ledger's file: plain columns in SQLite, one writer, claims on rows, batches that outlive their run.
 
 ::
 
-    runs     one row per opening of the file: which process, and its last sign of life
-    records  one row per attempt, only ever appended; `line` is the attempt as one line of CSV, because
-             joining and parsing lines reads a million attempts in a third of the time that columns take,
-             and other threads run meanwhile
-    answers  key -> its newest final record, merged in key order once enough have come: an index over
-             random keys would cost four times the record itself. `sealed` says up to which record
-    claims   keys that an opening may be sending now, or, below zero, that a batch holds (`batchfile`)
-    batches  one row per batch that was meant to be sent, and the opening that follows it
-    csv      a view for people: ``sqlite3 reviews.ledger "select * from csv" > attempts.csv``
+    attempts  one row per call, only ever appended: `sqlite3 x.ledger "select error, dollars from attempts"`
+    openings  one row per opening of the file: which process, and its last sign of life
+    claims    keys that an opening may be sending now or, below zero, that a batch holds
+    batches   one row per batch that was meant to be sent, and the opening that follows it
 
-SQLite's write-ahead log makes a group of rows whole or absent, whenever the process or the machine stops.
+A group of rows is whole or absent whenever process or machine stop (write-ahead log, synchronous FULL).
+Only Python's own `sqlite3` may open the file in this process: the close of a second SQLite library drops this
+one's locks, and committed rows are lost without a trace (sqlite.org/howtocorrupt.html, 2.2.1).
 """
 # ruff: noqa: S608  (every statement is put together from this module's own constants)
 
 from __future__ import annotations
 
-import errno
+import atexit
 import json
+import logging
 import mmap
 import os
+import re
 import secrets
 import shlex
 import sqlite3
-from array import array
-from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
-from claudescale.ledger.liveness import Presence, may_live
-from claudescale.ledger.records import ATTEMPTS, Attempt
+from claudescale.ledger import records
+from claudescale.ledger.liveness import Presence
+from claudescale.ledger.records import ATTEMPTS, OPEN, RECORDS, Attempt, Batch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
-    from pathlib import Path
+
+_LOG = logging.getLogger("claudescale.ledger")
 
 BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
-GROUP_ROWS = 50
-SEAL_ROWS = 4_000
-LINES_AT_ONCE = 10_000
-LOOKED_UP_COST = 4  # processor time of one record looked up, in records read one after the other
+GROUP_ROWS, GROUP_SECONDS = 50, 0.05  # written together
+BEAT_SECONDS = 10.0
+BLOCK_ROWS = 50_000  # read at once
+FEW_KEYS = 10_000  # up to here keys are looked up one by one
 
-EMPTY = pl.Schema({**ATTEMPTS, "final": pl.Boolean()}).to_frame()
-_ADDED = tuple(Attempt._field_defaults)
-LINE = (*(name for name in EMPTY.columns if name not in _ADDED), *_ADDED)
-"""The columns of a line. What version 3 added stands last, so that shorter lines are still read."""
-_LINE = pl.Schema(
-    {**{name: EMPTY.schema[name] for name in LINE}, "sent_at": pl.Int64()}
-)  # microseconds since 1970
-_MISSING = [
-    pl.col(name).fill_null(value) for name, value in Attempt._field_defaults.items() if value is not None
-]
-
-_APPLICATION, _VERSION, _MAGIC = int.from_bytes(b"cldl"), 3, b"SQLite format 3\0"
-_BATCHES = """
-CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs,
-    after INTEGER NOT NULL, nonce TEXT NOT NULL, api TEXT NOT NULL, model TEXT NOT NULL,
-    requests INTEGER NOT NULL, intended_at REAL NOT NULL, state TEXT NOT NULL, batch_id TEXT, created_at REAL,
-    expires_at REAL, ended_at REAL, succeeded INTEGER NOT NULL, errored INTEGER NOT NULL,
-    canceled INTEGER NOT NULL, expired INTEGER NOT NULL)"""
-_CSV = f"CREATE VIEW csv AS SELECT '{','.join(LINE)}' AS line UNION ALL SELECT line FROM records"
+_APPLICATION, _VERSION = int.from_bytes(b"cldl"), 4
+_PRESENCE = ", ".join(Presence._fields)
+_BATCH = ", ".join(Batch._fields)
+_OPEN = f"state IN {OPEN}"
+_GIVEN = "IN (SELECT value FROM json_each(:keys))"
 _TABLES = f"""
-CREATE TABLE runs (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0,
-    boot TEXT NOT NULL, space TEXT NOT NULL, pid INTEGER NOT NULL, born TEXT,
-    beat_at REAL NOT NULL, beat_uptime REAL NOT NULL);
-CREATE TABLE records (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL REFERENCES runs,
-    final INTEGER NOT NULL, key TEXT NOT NULL, line TEXT NOT NULL);
-CREATE TABLE answers (key TEXT PRIMARY KEY, record INTEGER NOT NULL REFERENCES records) WITHOUT ROWID;
-CREATE TABLE sealed (upto INTEGER NOT NULL);
-INSERT INTO sealed VALUES (0);
-CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;{_BATCHES};
-{_CSV};
+CREATE TABLE openings (id INTEGER PRIMARY KEY, run TEXT NOT NULL, closed INTEGER NOT NULL DEFAULT 0,
+    {records.columns_sql(Presence)});
+CREATE TABLE attempts (id INTEGER PRIMARY KEY, {records.columns_sql(Attempt)}, final INTEGER NOT NULL);
+CREATE INDEX answers ON attempts(key, final) WHERE final;
+CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL, {records.columns_sql(Batch)});
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION}"""
-_FROM_2 = f"""DROP VIEW csv;
-{_CSV};
-PRAGMA user_version = {_VERSION}"""
-# A process of version 1 that has the file open goes on beside this: its statements mean the same after it.
-_FROM_1 = f"""{_BATCHES};
-CREATE TABLE kept AS SELECT * FROM claims;
-DROP TABLE claims;
-CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
-INSERT INTO claims SELECT * FROM kept;
-DROP TABLE kept;
-{_FROM_2}"""
-_LOCKS = (
-    "SQLITE_IOERR_LOCK",
-    "SQLITE_IOERR_RDLOCK",
-    "SQLITE_IOERR_UNLOCK",
-    "SQLITE_IOERR_CHECKRESERVEDLOCK",
-    "SQLITE_IOERR_SHM",
-    "SQLITE_PROTOCOL",
-)
-"""What SQLite says where a file cannot be locked, or its memory not be shared."""
-_MAKING = {0: _TABLES, 1: _FROM_1, 2: _FROM_2}
-_TAIL = "SELECT key, id FROM records WHERE final AND id > (SELECT upto FROM sealed)"
-# Sorted once: what is then merged and deleted in the order of keys meets every page once.
-_SEAL = (
-    f"CREATE TEMP TABLE fresh AS {_TAIL} ORDER BY key, id",
-    "INSERT OR REPLACE INTO answers SELECT * FROM fresh",
-    "DELETE FROM claims WHERE key IN (SELECT key FROM fresh)",
-    "DROP TABLE fresh",
-)
-_GIVEN = "IN (SELECT value FROM json_each(:keys))"
-_FOUND = f"""SELECT key, record FROM answers WHERE key {_GIVEN}
-    UNION ALL SELECT key, id FROM ({_TAIL}) WHERE key {_GIVEN}"""
 
 
-def line(attempt: Attempt, run: str, *, final: bool) -> str:
-    """Return an attempt as CSV with every text quoted: an empty field is null, an empty text is not."""
-    key, _, mode, batch_id, model, sent_at, seconds, status, error, message = attempt[:10]
-    request_id, stop_reason, reply, *tokens = attempt[10:19]
-    answering, geo, speed, searches, category = attempt[21:]
-    # An array refuses here what 64 bits cannot hold, and what is no number.
-    numbers = (round(sent_at * 1e6), status or 0, searches, *tokens)
-    microseconds, status_number, searches, *tokens = array("q", numbers)
-    names = map(_often, (run, mode, batch_id, model))
-    result = (_often(error), _quoted(message), _quoted(request_id), _often(stop_reason), _quoted(reply))
-    moment = (str(microseconds), str(seconds + 0.0), "" if status is None else str(status_number))
-    ends = (str(attempt.dollars + 0.0), str(attempt.simulated), str(final))
-    said = (_often(answering), _often(geo), _often(speed), str(searches), _often(category))
-    text = ",".join((_quoted(key), *names, *moment, *result, *map(str, tokens), *ends, *said))
-    if not text.isascii():
+def _values(names: Collection[str]) -> str:
+    """Return the columns and as many marks, for INSERT and UPDATE."""
+    return f"({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+
+
+_opened: set[Store] = set()
+_opening = threading.Lock()
+
+
+class Store:
+    """One opening of a ledger: it records, claims and follows batches for one run, and reads what all wrote.
+
+    Without a path it is a temporary file that goes with this object. Safe for threads and processes; a forked
+    child opens its own. What cannot be written stays queued, and every question sees it.
+    """
+
+    def __init__(self, path: Path | None, run: str | None = None) -> None:
+        self.path = path
+        self.run = run or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(3)}"
+        self.closed = False
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # of the connection
+        self._queue: list[tuple[Any, ...]] = []  # attempts that are not in the file yet
+        self._failure: LedgerError | None = None  # why they are not
+        self._wake, self._full = threading.Event(), threading.Event()
+        self._followed: set[str] = set()  # nonces of batches
+        with _opening, explained(path), ExitStack() as stack:  # one at a time, see `_make`
+            if path is not None:
+                _make(path)
+            self._file = _identity(path)
+            self._connection = stack.enter_context(closing(connect(path)))
+            with self._connection as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                    for statement in _TABLES.split(";"):
+                        connection.execute(statement)
+                insert = f"INSERT INTO openings {_values(['run', *Presence._fields])}"
+                self._opening = connection.execute(insert, [self.run, *Presence.here()]).lastrowid or 0
+                last = connection.execute("SELECT coalesce(max(id), 0) FROM attempts").fetchone()[0]
+                self._before = 0 if run else last
+            connection.execute("PRAGMA journal_mode = WAL")
+            stack.pop_all()
+            _opened.add(self)
+        threading.Thread(target=self._write, name="claudescale-ledger", daemon=True).start()
+
+    # what came back
+
+    def record(self, attempt: Attempt, *, final: bool) -> None:
+        """Keep an attempt and return at once: it is on the disk a moment later. Raises what failed before."""
+        self._stay()
+        self._queue.append(records.row(attempt, self.run, final=final))
+        self._wake.set()
+        if len(self._queue) >= GROUP_ROWS:
+            self._full.set()
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure)) from self._failure
+
+    def extend(self, attempts: pl.DataFrame) -> None:
+        """Return when many attempts, as `RECORDS`, are on the disk."""
+        self._stay()
+        self._queue.extend(records.rows(attempts, self.run))
+        self.sync()
+
+    def sync(self) -> None:
+        """Return when everything recorded so far is on the disk; LedgerError where it cannot be."""
+        self._stay()
+        with self._lock:  # another thread may be writing it
+            if self._queue:
+                with self._writing():
+                    pass
+
+    # which rows are mine
+
+    def claim(self, keys: Sequence[str]) -> list[str]:
+        """Return the keys this run may send now, in order: not answered, not held by a living run or batch.
+
+        A claim ends with its answer, with `close` or with its process: at once for one of this computer,
+        after 30 s without a sign of life for one that cannot be seen from here.
+        """
+        given = {"opening": self._opening, "keys": json.dumps(list(keys))}
+        others = f"SELECT id, {_PRESENCE} FROM openings WHERE NOT closed AND id != ?"
+        with self._writing() as connection:
+            here = Presence.here()
+            for other, *presence in connection.execute(others, [self._opening]).fetchall():
+                if not Presence(*presence).may_live(here):
+                    _leave(connection, other)
+            connection.execute(
+                "INSERT OR IGNORE INTO claims SELECT value, :opening FROM json_each(:keys) AS given"
+                " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE final AND key = given.value)",
+                given,
+            )
+            mine = f"SELECT key FROM claims WHERE opening = :opening AND key {_GIVEN}"
+            won = {key for (key,) in connection.execute(mine, given)}
+        self._wake.set()  # from now on there are signs of life
+        if len(won) < len(keys):
+            _LOG.debug("%d of %d keys refused: answered, or others'", len(keys) - len(won), len(keys))
+        return [key for key in keys if key in won]
+
+    # batches
+
+    def intend(self, batch: Batch, keys: Sequence[str]) -> None:
+        """Write down a batch that is about to be sent; it holds `keys`, which this run has claimed."""
+        insert = f"INSERT INTO batches {_values(['opening', *Batch._fields])}"
+        passed = f"UPDATE claims SET opening = :batch WHERE opening = :me AND key {_GIVEN}"
+        with self._writing() as connection:
+            number = connection.execute(insert, [self._opening, *batch]).lastrowid or 0
+            given = {"batch": -number, "me": self._opening, "keys": json.dumps(list(keys))}
+            missing = len(keys) - connection.execute(passed, given).rowcount
+            if missing:
+                msg = f"{missing:,} of {len(keys):,} keys are not claimed by this run, or given twice"
+                raise LedgerError(msg)
+        self._followed.add(batch.nonce)
+
+    def note(self, batch: Batch) -> None:
+        """Replace what is known of a batch that this run follows; one that is over holds nothing any more."""
+        marks = ", ".join("?" * len(batch))
+        update = f"UPDATE batches SET ({_BATCH}) = ({marks}) WHERE nonce = ? AND opening = ?"
+        with self._writing() as connection:
+            if not connection.execute(update, [*batch, batch.nonce, self._opening]).rowcount:
+                msg = f"this run does not follow the batch {batch.batch_id or batch.nonce}, another does"
+                raise LedgerError(msg)
+            if batch.state not in OPEN:
+                held = "(SELECT -id FROM batches WHERE nonce = ?)"
+                connection.execute(f"DELETE FROM claims WHERE opening = {held}", [batch.nonce])
+
+    def adopt(self, keys: pl.Series) -> list[Batch]:
+        """Return the open batches with one of `keys` that no living run follows: this one does now."""
+        others = f"""SELECT batches.id, closed, {_PRESENCE}, {_BATCH} FROM batches JOIN openings
+            ON openings.id = opening WHERE opening != ? AND {_OPEN} ORDER BY batches.id"""
+        adopted = []
+        with self._writing() as connection:
+            here, size = Presence.here(), len(Presence._fields)
+            for number, closed, *fields in connection.execute(others, [self._opening]).fetchall():
+                if not closed and Presence(*fields[:size]).may_live(here):
+                    continue
+                held = connection.execute("SELECT key FROM claims WHERE opening = ?", [-number])
+                if _series(held).is_in(keys.implode()).any():
+                    connection.execute("UPDATE batches SET opening = ? WHERE id = ?", [self._opening, number])
+                    adopted.append(Batch(*fields[size:]))
+        self._followed.update(batch.nonce for batch in adopted)
+        self._wake.set()
+        return adopted
+
+    def forget(self, batch_id: str) -> int:
+        """Close an open batch that can never be collected; return how many rows it held."""
+        with self._writing() as connection:
+            open_ = dict(connection.execute(f"SELECT batch_id, id FROM batches WHERE {_OPEN}").fetchall())
+            if batch_id not in open_:
+                names = ", ".join(sorted(filter(None, open_))) or "none"
+                msg = f"there is no open batch {batch_id!r} in {self.path}. Open are: {names}"
+                raise LedgerError(msg)
+            gone = "UPDATE batches SET state = 'gone', opening = ? WHERE id = ?"
+            connection.execute(gone, [self._opening, open_[batch_id]])
+            return connection.execute("DELETE FROM claims WHERE opening = ?", [-open_[batch_id]]).rowcount
+
+    def batches(self, *, mine: bool = False) -> list[Batch]:
+        """Return all batches in the order of their intents, or those that this run follows or followed."""
+        with self._reading() as connection:
+            kept = [Batch(*row) for row in connection.execute(f"SELECT {_BATCH} FROM batches ORDER BY id")]
+        return [batch for batch in kept if not mine or batch.nonce in self._followed]
+
+    def held(self, nonce: str) -> list[str]:
+        """Return the keys that a batch holds and that have no final answer."""
+        held = """SELECT key FROM claims WHERE opening = (SELECT -id FROM batches WHERE nonce = ?)
+            AND NOT EXISTS (SELECT 1 FROM attempts WHERE final AND key = claims.key)"""
+        with self._reading() as connection:
+            return [key for (key,) in connection.execute(held, [nonce])]
+
+    def recorded(self, batch: Batch) -> pl.Series:
+        """Return the keys of which this batch's result is on record."""
+        recorded = "SELECT DISTINCT key FROM attempts WHERE batch_id = ?"
+        with self._reading() as connection:
+            return _series(connection.execute(recorded, [batch.batch_id]))
+
+    # what was recorded, of all runs
+
+    def answered(self, keys: pl.Series) -> pl.Series:
+        """Return a Boolean mask of `keys`: which have a final answer."""
+        final, given = _final(keys)
+        with self._reading() as connection:
+            known = _series(connection.execute(f"SELECT key FROM attempts WHERE {final}", given))
+        return keys.is_in(known.implode()).fill_null(value=False).alias("answered")
+
+    def replies(self, keys: pl.Series, columns: Collection[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
+        """Return the newest final attempt of each of `keys` that has one."""
+        with self._reading() as connection:
+            final = read(connection, {"key", *columns}, *_final(keys))
+        newest = pl.col("key").is_last_distinct() & pl.col("key").is_in(keys.implode())
+        return final.filter(newest)
+
+    def attempts(self, *, run: str | None = None, columns: Collection[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
+        """Return every attempt of a run, or of all, in the order of writing."""
+        where = "true" if run is None else "run = :run AND id > :before"
+        given = {"run": run, "before": self._before if run == self.run else 0}
+        with self._reading() as connection:
+            return read(connection, columns, where, given)
+
+    # the end
+
+    def close(self) -> None:
+        """Write all, give up this run's claims, and let go of the file; reading still works."""
+        if self.closed or os.getpid() != self._pid:
+            return
+        with self._lock:
+            with self._writing() as connection:
+                _leave(connection, self._opening)
+            self.closed = True
+            self._failure = LedgerError(f"{self.path} is closed: open it again with Ledger(path)")
+            if self.path is not None:
+                self._connection.close()
+        self._wake.set()
+        _opened.discard(self)
+
+    def _stay(self) -> None:
+        if os.getpid() != self._pid:
+            msg = "a fork does not take its parent's ledger along: open it again with Ledger(path)"
+            raise LedgerError(msg)
+
+    # the file
+
+    def _write(self) -> None:
+        """Write groups of what is recorded, and give signs of life from the first claim on."""
+        self._wake.wait()
+        while not self.closed:
+            woken = self._wake.wait(BEAT_SECONDS)
+            if woken:
+                self._full.wait(GROUP_SECONDS)
+            self._wake.clear()
+            self._full.clear()
+            if self._queue or not woken:
+                with suppress(LedgerError), self._writing():  # `record` raises it
+                    pass
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Lend the connection for one transaction, in which all that was recorded before is written first."""
+        self._stay()
+        with self._lock:
+            if self.closed:
+                raise LedgerError(str(self._failure))
+            group = self._queue[:]
+            try:
+                if _identity(self.path) != self._file:
+                    msg = f"{self.path} was moved or deleted while in use: put it back, or `export`"
+                    raise LedgerError(msg)  # noqa: TRY301 - it is kept like every other
+                with explained(self.path), self._connection as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.executemany(f"INSERT INTO attempts {_values(RECORDS)}", group)
+                    given = {"keys": json.dumps([row[0] for row in group if row[-1]])}
+                    # A batch keeps what it holds until it is over, so that it is found by any of its rows.
+                    connection.execute(f"DELETE FROM claims WHERE opening > 0 AND key {_GIVEN}", given)
+                    beat = "UPDATE openings SET beat_at = ?, beat_uptime = ? WHERE id = ?"
+                    connection.execute(beat, [time.time(), time.monotonic(), self._opening])
+                    yield connection
+            except LedgerError as error:
+                self._failure = error
+                _LOG.debug("%d attempts not written: %s", len(group), type(error).__name__)
+                raise
+            self._failure = None
+            del self._queue[: len(group)]
+        if group:
+            _LOG.debug("%d attempts committed", len(group))
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Lend a connection to one moment of the file, in which `attempts` has what is queued too."""
+        self._stay()
+        moved = not self.closed and _identity(self.path) != self._file
+        with explained(self.path), ExitStack() as stack:
+            if self.path is None or moved:  # only the connection that is open gets there
+                connection = self._connection
+                stack.enter_context(self._lock)
+            else:  # a long answer keeps nobody from writing
+                connection = stack.enter_context(closing(connect(self.path)))
+            with self._lock:
+                if self._queue and not self._failure and not self.closed:
+                    with suppress(LedgerError):
+                        self.sync()
+                connection.execute("BEGIN")
+                stack.callback(connection.rollback)
+                connection.execute("SELECT 1 FROM openings").fetchone()  # the moment
+                if self._queue:
+                    self._show_queue(connection)
+            yield connection
+
+    def _show_queue(self, connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TEMP TABLE queued AS SELECT * FROM main.attempts LIMIT 0")
+        rows = ((2**62 + number, *row) for number, row in enumerate(self._queue))
+        connection.executemany(f"INSERT INTO queued {_values(['id', *RECORDS])}", rows)
+        both = "SELECT * FROM main.attempts UNION ALL SELECT * FROM queued"
+        connection.execute(f"CREATE TEMP VIEW attempts AS {both}")
+
+
+@atexit.register
+def _close_all() -> None:
+    for store in list(_opened):
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+            store.close()
+        except LedgerError as error:
+            sys.stderr.write(f"claudescale: a ledger could not be closed: {error}\n")
 
 
-def _quoted(text: str | None) -> str:
-    return "" if text is None else '"' + text.replace('"', '""') + '"'
+def read(connection: sqlite3.Connection, columns: Collection[str], where: str, given: Any) -> pl.DataFrame:
+    """Return columns of the attempts that meet `where`, in the order of writing."""
+    names = [name for name in RECORDS if name in columns]
+    expressions = {"sent_at": "CAST(round(sent_at * 1e6) AS INTEGER)"}
+    selected = ", ".join(expressions.get(name, name) for name in names)
+    cursor = connection.execute(f"SELECT {selected} FROM attempts WHERE {where} ORDER BY id", given)
+    frames = [records.frame([], names)]
+    while table := cursor.fetchmany(BLOCK_ROWS):
+        frames.append(records.frame(table, names))
+    return pl.concat(frames)
 
 
-_often = lru_cache(maxsize=1_000)(_quoted)
+def _series(cursor: sqlite3.Cursor) -> pl.Series:
+    return pl.Series("key", [key for (key,) in cursor], pl.String)
 
 
-def frame(lines: bytes) -> pl.DataFrame:
-    """Return lines as `ATTEMPTS` and `final`."""
-    read = pl.read_csv(lines, has_header=False, schema=_LINE, missing_columns="insert")
-    return read.with_columns(read.get_column("sent_at").cast(ATTEMPTS["sent_at"]), *_MISSING).select(
-        EMPTY.columns
-    )
+def _final(keys: pl.Series) -> tuple[str, dict[str, str]]:
+    """Return what chooses final attempts, at least those of `keys`."""
+    if keys.len() > FEW_KEYS:
+        return "final", {}
+    return f"final AND key {_GIVEN}", {"keys": json.dumps(keys.drop_nulls().to_list())}
 
 
-def opened(path: Path | None, run: str) -> tuple[sqlite3.Connection, int]:
-    """Return the connection that writes the ledger at `path`, made if need be, and this opening's id.
-
-    Without a path it is a file in memory.
-    """
-    if path is not None:
-        _check_locks(path)
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    connection = _connect(path)
-    try:
-        with transaction(connection):
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            for statement in _MAKING.get(version, "").split(";"):
-                connection.execute(statement)
-            marks = ", ".join("?" * len(Presence._fields))
-            insert = f"INSERT INTO runs (run, {', '.join(Presence._fields)}) VALUES (?, {marks})"
-            opening = connection.execute(insert, [run, *Presence.here()]).lastrowid
-        connection.execute("PRAGMA journal_mode = WAL")
-    except BaseException:
-        connection.close()
-        raise
-    assert opening is not None
-    return connection, opening
+def _leave(connection: sqlite3.Connection, opening: int) -> None:
+    connection.execute("DELETE FROM claims WHERE opening = ?", [opening])
+    connection.execute("UPDATE openings SET closed = 1 WHERE id = ?", [opening])
 
 
-def _check_locks(path: Path) -> None:
-    """Refuse a file system without the locks and the shared memory that SQLite needs: it would wait for long.
-
-    A file of its own is tried: closing the ledger here would drop the locks that this process has on it.
-    """
-    try:
-        import fcntl  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return
-    tried = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
-        file = os.open(tried, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except OSError:  # the ledger itself will tell
-        return
-    try:
-        os.truncate(file, mmap.PAGESIZE)
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        mmap.mmap(file, mmap.PAGESIZE).close()
-    except OSError as error:
-        if error.errno not in {errno.EAGAIN, errno.EACCES, errno.ENOSPC, errno.EDQUOT}:
-            raise LedgerError(_unfit(path, error.strerror or str(error))) from error
-    finally:
-        os.close(file)
-        tried.unlink()
+# opening a file, and what can be wrong with it
 
 
-def _unfit(path: Path, why: str) -> str:
-    home = os.path.expanduser("~")  # noqa: PTH111 - it never raises
-    local = "/var/tmp" if path.is_relative_to(home) else home  # noqa: S108 - it is only named
-    return (
-        f"{path}: that folder's file system cannot hold a ledger, as it does not lock files ({why}). It may "
-        f"be a network drive. Name a file on a local disk: ledger={os.path.join(local, path.name)!r}"  # noqa: PTH118
-    )
-
-
-def recognise(path: Path) -> None:
-    """Refuse what is no ledger, without touching it."""
-    if not path.parent.is_dir():
-        msg = f"there is no folder {path.parent}: make it with Path({str(path.parent)!r}).mkdir(parents=True)"
-        raise LedgerError(msg)
-    if not path.exists():
-        return
-    if not path.is_file():
-        msg = f"{path} is a folder or a device: name a file, ledger={str(path / 'replies.ledger')!r}"
-        raise ForeignLedger(msg)
-    with path.open("rb") as file:
-        head = file.read(100)
-    version, application = int.from_bytes(head[60:64]), int.from_bytes(head[68:72])
-    if head and application != _APPLICATION:
-        msg = f"{path} is not a ledger and was not touched: name a file of its own, ledger='replies.ledger'"
-        raise ForeignLedger(msg)
-    if head and not head.startswith(_MAGIC):
-        raise DamagedLedger(_damage(path, "its head is overwritten"))
-    if version > _VERSION:
-        msg = (
-            f"{path} was written by a newer claudescale (file version {version}, not {_VERSION}): upgrade it"
-        )
-        raise ForeignLedger(msg)
-
-
-def identity(path: Path) -> tuple[int, int] | None:
-    """Return which file `path` is now, None if there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Raise our errors for SQLite's, the system's and the reader's: what is wrong, and what to do."""
-    try:
-        yield
-    except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
-        name = getattr(error, "sqlite_errorname", "")
-        if name.startswith("SQLITE_BUSY"):
-            msg = f"{path}: another program keeps it locked. End that program, then run this again"
-            raise LedgerError(msg) from error
-        if name.startswith(_LOCKS):
-            raise LedgerError(_unfit(path, name)) from error
-        full = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
-        if isinstance(error, OSError) or name.startswith(full):
-            msg = f"{path} cannot be used ({error}): make room, or get the right to write, and try again"
-            raise LedgerFull(msg) from error
-        raise DamagedLedger(_damage(path, str(error))) from error
-
-
-def _damage(path: Path, why: str) -> str:
-    saved = path.with_suffix(".recovered")
-    return (
-        f"{path} was a ledger and is damaged ({why}). Save what can be read, with the program of"
-        f" sqlite.org, and go on with ledger={str(saved)!r}:\n"
-        f"    sqlite3 {shlex.quote(str(path))} .recover | sqlite3 {shlex.quote(str(saved))}"
-    )
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of it or nothing, and on the disk before it returns."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Lend a connection that sees one moment of the file, whatever is written meanwhile."""
-    if not path.exists():
+def connect(path: Path | None) -> sqlite3.Connection:
+    """Return a connection to a file that is there; without a path, to a temporary file of its own."""
+    if path is not None and not path.exists():
         msg = f"{path} is gone, and with it what was paid for. Put it back, or the rows are paid for again."
         raise LedgerError(msg)
-    with explained(path), closing(_connect(path)) as connection:
-        connection.execute("BEGIN")
-        yield connection
-
-
-def append(
-    connection: sqlite3.Connection, opening: int, group: Sequence[tuple[int, str, str]], *, bulk: bool = False
-) -> None:
-    """Write attempts (final, key, line); in bulk, what can wait for the last of them waits."""
-    for start in range(0, len(group), GROUP_ROWS):
-        # One statement for many rows: after each, a thread waits for the interpreter.
-        rows = group[start : start + GROUP_ROWS]
-        marks = ", ".join([f"({opening:d}, ?, ?, ?)"] * len(rows))
-        insert = f"INSERT INTO records (opening, final, key, line) VALUES {marks}"
-        connection.execute(insert, [value for row in rows for value in row])
-    upto = connection.execute("SELECT upto FROM sealed").fetchone()[0]
-    last = connection.execute("SELECT max(id) FROM records").fetchone()[0] or 0
-    # Enough to touch most pages of `answers` only once each.
-    enough = 10 * SEAL_ROWS + upto // 5 if bulk else SEAL_ROWS + upto // 40
-    if last - upto >= enough:
-        for statement in _SEAL:
-            connection.execute(statement)
-        connection.execute("UPDATE sealed SET upto = ?", [last])
-
-
-def beat(connection: sqlite3.Connection, opening: int) -> None:
-    """Give a sign of life."""
-    *_, beat_at, beat_uptime = Presence.here()
-    update = "UPDATE runs SET beat_at = ?, beat_uptime = ? WHERE id = ?"
-    connection.execute(update, [beat_at, beat_uptime, opening])
-
-
-def claim(connection: sqlite3.Connection, opening: int, keys: Collection[str]) -> set[str]:
-    """Return which of `keys` this opening holds now: not answered, not held by one that may live."""
-    with transaction(connection):
-        return _claim(connection, opening, keys)
-
-
-def _claim(connection: sqlite3.Connection, opening: int, keys: Collection[str]) -> set[str]:
-    here = Presence.here()
-    others = f"SELECT id, {', '.join(Presence._fields)} FROM runs WHERE NOT closed AND id != ?"
-    for other, *presence in connection.execute(others, [opening]).fetchall():
-        if not may_live(Presence(*presence), here):
-            end(connection, other)
-    found = connection.execute(_FOUND, {"keys": json.dumps(list(keys))})
-    free = set(keys).difference(key for key, _ in found)
-    given = {"opening": opening, "keys": json.dumps(sorted(free))}
-    connection.execute("INSERT OR IGNORE INTO claims SELECT value, :opening FROM json_each(:keys)", given)
-    won = connection.execute(f"SELECT key FROM claims WHERE opening = :opening AND key {_GIVEN}", given)
-    return {key for (key,) in won}
-
-
-def release(connection: sqlite3.Connection, opening: int, keys: Collection[str]) -> None:
-    """Give up claims."""
-    given = {"opening": opening, "keys": json.dumps(list(keys))}
-    connection.execute(f"DELETE FROM claims WHERE opening = :opening AND key {_GIVEN}", given)
-
-
-def end(connection: sqlite3.Connection, opening: int) -> None:
-    """Give up all claims of an opening that is over."""
-    connection.execute("DELETE FROM claims WHERE opening = ?", [opening])
-    connection.execute("UPDATE runs SET closed = 1 WHERE id = ?", [opening])
-
-
-def found(connection: sqlite3.Connection, keys: Collection[str]) -> dict[str, int] | None:
-    """Return the final records of `keys` by looking each up; None where reading all of the file is faster."""
-    if len(keys) * LOOKED_UP_COST > connection.execute("SELECT upto FROM sealed").fetchone()[0] + SEAL_ROWS:
-        return None
-    return dict(connection.execute(_FOUND, {"keys": json.dumps(list(keys))}).fetchall())
-
-
-def answered(connection: sqlite3.Connection) -> Iterator[bytes]:
-    """Yield all keys with a final answer, a line each."""
-    yield from _joined(connection, "SELECT key AS at, key AS line FROM answers", "")
-    yield from _joined(connection, f"SELECT id AS at, key AS line FROM ({_TAIL})", 0)
-
-
-def records(connection: sqlite3.Connection, where: str, **given: object) -> Iterator[pl.DataFrame]:
-    """Yield attempts in the order of writing, as `ATTEMPTS` and `final`."""
-    source = f"SELECT id AS at, line FROM records WHERE {where}"
-    for lines in _joined(connection, source, 0, **given):
-        try:
-            yield frame(lines)
-        except pl.exceptions.PolarsError as error:
-            raise sqlite3.DatabaseError(str(error)) from error
-
-
-def picked(
-    connection: sqlite3.Connection, where: str, ids: Collection[int], **given: object
-) -> Iterator[pl.DataFrame]:
-    """Yield those of the attempts that have one of `ids`, in the order of writing."""
-    where += " AND id IN (SELECT value FROM json_each(:ids))"
-    ordered = sorted(ids)
-    for start in range(0, len(ordered), LINES_AT_ONCE):  # SQLite reads all of a list for each statement
-        yield from records(connection, where, ids=json.dumps(ordered[start : start + LINES_AT_ONCE]), **given)
-
-
-def _joined(connection: sqlite3.Connection, source: str, after: Any, **given: object) -> Iterator[bytes]:
-    """Yield the lines of `source` in the order of its column `at`, many joined by SQLite at a time."""
-    statement = f"""SELECT max(at), CAST(group_concat(line, char(10)) AS BLOB)
-        FROM (SELECT * FROM ({source}) WHERE at > :after ORDER BY at LIMIT :rows)"""
-    rows = LINES_AT_ONCE
-    while True:
-        try:
-            found = connection.execute(statement, {**given, "after": after, "rows": rows}).fetchone()
-        except sqlite3.DataError:  # above the longest text SQLite makes, 1 GB
-            if rows == 1:
-                raise
-            rows = max(rows // 10, 1)
-        else:
-            after, lines = found
-            if lines is None:
-                return
-            yield lines
-
-
-def _connect(path: Path | None) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        ":memory:"
-        if path is None
-        else f"{path.as_uri()}?mode=rw",  # makes no file: one that was deleted stays deleted
+        f"{path.as_uri()}?mode=rw" if path else "",  # makes no file: one that was deleted stays deleted
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )
     try:
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if path else 'OFF'}")
         connection.execute("PRAGMA cache_size = -16000")  # 16 MB
         connection.execute("PRAGMA temp_store = MEMORY")
     except BaseException:
         connection.close()  # a damaged file, or one that may not be read, says so only here
         raise
     return connection
+
+
+def _make(path: Path) -> None:
+    """Make the file where there is none; refuse what is no ledger, without touching it."""
+    if not path.parent.is_dir():
+        msg = f"there is no folder {path.parent}: make it with Path({str(path.parent)!r}).mkdir(parents=True)"
+        raise LedgerError(msg)
+    # A plain handle, once closed, drops the locks this process's own connections hold on a file.
+    if path.exists() and _identity(path) not in {store._file for store in _opened}:  # noqa: SLF001
+        _recognise(path)
+    _check_locks(path)
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _recognise(path: Path) -> None:
+    if not path.is_file():
+        msg = f"{path} is a folder or a device: name a file, ledger={str(path / 'replies.ledger')!r}"
+        raise ForeignLedger(msg)
+    with path.open("rb") as file:
+        head = file.read(100)
+    if not head:
+        return
+    version, application = int.from_bytes(head[60:64]), int.from_bytes(head[68:72])
+    if application != _APPLICATION:
+        msg = f"{path} is not a ledger and was not touched: name a file of its own, ledger='replies.ledger'"
+        raise ForeignLedger(msg)
+    if version != _VERSION:
+        msg = (
+            f"{path} is a ledger of format {version} and was not touched: this claudescale reads format"
+            f" {_VERSION}. Use the version that wrote it, or name another file, ledger='new.ledger': its rows"
+            " are then sent, and paid for, again."
+        )
+        raise ForeignLedger(msg)
+
+
+def _check_locks(path: Path) -> None:
+    """Refuse a file system without the locks and the shared memory that SQLite needs: it waits for 30 s."""
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return
+    with tempfile.TemporaryFile(dir=path.parent) as file:
+        file.truncate(mmap.PAGESIZE)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
+        except OSError as error:
+            raise _unfit(path, error.strerror or str(error)) from error
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    """Return which file `path` is now."""
+    with suppress(FileNotFoundError):
+        if path is not None:
+            found = path.stat()
+            return found.st_dev, found.st_ino
+    return None
+
+
+@contextmanager
+def explained(path: Path | None) -> Iterator[None]:
+    """Raise our errors for SQLite's and the system's: what is wrong, and what to do."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        file, name = path or Path("temporary.ledger"), getattr(error, "sqlite_errorname", "")
+        if name.startswith("SQLITE_BUSY"):
+            msg = f"{file}: another program keeps it locked. End that program, then run this again"
+            raise LedgerError(msg) from error
+        if re.match("SQLITE_IOERR_.*(LOCK|SHM)|SQLITE_PROTOCOL", name):
+            raise _unfit(file, name) from error
+        if isinstance(error, OSError) or re.match("SQLITE_(FULL|IOERR|READONLY|CANTOPEN|PERM)", name):
+            msg = f"{file} cannot be used ({error}): make room, or get the right to write, and try again"
+            raise LedgerFull(msg) from error
+        saved = file.with_suffix(".recovered")
+        msg = (
+            f"{file} was a ledger and is damaged ({error}). Save what can be read, with the program of"
+            f" sqlite.org, and go on with ledger={str(saved)!r}:\n"
+            f"    sqlite3 {shlex.quote(str(file))} .recover | sqlite3 {shlex.quote(str(saved))}"
+        )
+        raise DamagedLedger(msg) from error
+
+
+def _unfit(path: Path, why: str) -> LedgerError:
+    home = os.path.expanduser("~")  # noqa: PTH111 - it never raises
+    local = Path("/var/tmp" if path.is_relative_to(home) else home, path.name)  # noqa: S108 - it is only named
+    return LedgerError(
+        f"{path}: that folder's file system cannot hold a ledger, as it does not lock files ({why}). It may "
+        f"be a network drive. Name a file on a local disk: ledger={str(local)!r}"
+    )

@@ -367,7 +367,7 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
     Parameters
     ----------
     paid : pl.DataFrame
-        Of `claudescale.ledger.ledger.ATTEMPTS`, one row per paid reply, with `estimated_tokens`.
+        Of `claudescale.ledger.records.ATTEMPTS`, one row per paid reply, with `estimated_tokens`.
     attempts : pl.DataFrame, optional
         All calls of the pilot, those that failed too.
     """

@@ -16,13 +16,13 @@ import polars as pl
 
 from claudescale.api import catalog
 from claudescale.api.answers import NO_ENDPOINT, Verdict, read_object, verdict
-from claudescale.ledger.batchfile import OPEN
+from claudescale.ledger.records import OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from claudescale.api.answers import Answer
-    from claudescale.ledger.batchfile import Batch
+    from claudescale.ledger.records import Batch
     from claudescale.prompts.rows import Texts
 
 FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)

@@ -34,7 +34,7 @@ from claudescale.api.answers import (
 )
 from claudescale.api.batchwire import BatchWire, listed
 from claudescale.api.limits import read_headers
-from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.records import Batch
 from claudescale.planning.calls import caches
 from claudescale.running import batch_rules
 from claudescale.running.batch_results import attempts, missing_lines, proves
@@ -547,7 +547,7 @@ class Batches:
 
     async def _candidates(self, batch: Batch) -> list[dict[str, Any]] | None:
         """Return the listed batches that may be this one; None where the list cannot be read now."""
-        others = await loops.in_thread(lambda: self._ledger.batches(mine=False))
+        others = await loops.in_thread(self._ledger.batches)
         known = {other.batch_id for other in others} | self._foreign.get(batch.nonce, set())
         found: list[dict[str, Any]] = []
         after = None
@@ -754,7 +754,7 @@ class Batches:
         """Close a batch, and return which of its rows have no final answer."""
         left = await loops.in_thread(self._ledger.held, batch.nonce)
         done = batch._replace(state=state)
-        await loops.in_thread(self._ledger.end_batch, done)
+        await loops.in_thread(self._ledger.note, done)
         self.open.pop(batch.nonce, None)
         self._lost.pop(batch.nonce, None)
         self._purse.batches.pop(batch.nonce, None)

@@ -22,9 +22,8 @@ from claudescale.api.answers import Answer, Verdict, answer_of, is_free, stop_re
 from claudescale.api.client import Wire
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError, UnknownModel
-from claudescale.ledger.batchfile import OPEN
-from claudescale.ledger.ledger import Ledger
-from claudescale.ledger.records import Attempt
+from claudescale.ledger.records import OPEN, Attempt
+from claudescale.ledger.store import Store
 from claudescale.planning import feasibility
 from claudescale.prompts.rows import Work, prepare
 from claudescale.running.batches import Batches
@@ -112,7 +111,7 @@ class Job:
         Why the record cannot be kept: then nothing more is sent.
     is_open : bool
         Whether `open` has set what follows.
-    ledger, wire, api, work : Ledger, Wire, Api, Work
+    ledger, wire, api, work : Store, Wire, Api, Work
         Where replies are kept, what sends, who answers, and the rows.
     missing : pl.DataFrame
         Of `rows.REQUESTS`: what had no answer at the start, in the order of sending.
@@ -126,7 +125,7 @@ class Job:
         The model is retired, and what is missing is in batches.
     """
 
-    ledger: Ledger
+    ledger: Store
     wire: Wire
     api: Api
     work: Work
@@ -161,7 +160,7 @@ class Job:
             Nothing was sent.
         """
         self.wire = Wire(self.client, self.plan.max_tokens)
-        self.ledger = await loops.in_thread(Ledger, self.path)
+        self.ledger = await loops.in_thread(Store, self.path)
         self.api = await self.wire.api()
         self.clock = self.api.clock
         await loops.in_thread(self._read)
@@ -172,13 +171,13 @@ class Job:
         if kept is not None:
             kept.check(simulated=self.api.simulated)
         work = prepare(plan, self.api.name)
-        found = self.ledger.replies(work.requests["key"]).select("key", "error")
+        found = self.ledger.replies(work.requests["key"], ["error"])
         self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
         self._check_model()
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
         self.estimate = feasibility.check(replace(plan, frame=work.frame), part=part)
-        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches(mine=False))
+        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         self.meter.begin(work.keys)
         self.meter.found(found)
         if kept is not None:
@@ -190,7 +189,7 @@ class Job:
         words = self.refusal()
         if words is None or self.missing.is_empty():
             return
-        out = [batch.nonce for batch in self.ledger.batches(mine=False) if batch.state in OPEN]
+        out = [batch.nonce for batch in self.ledger.batches() if batch.state in OPEN]
         held = [key for nonce in out for key in self.ledger.held(nonce)]
         if self.missing.filter(pl.col("key").is_in(held)).is_empty():
             raise UnknownModel(words)
@@ -309,7 +308,7 @@ class Job:
         for nonce in list(self.batches.stuck) if self.batches else ():
             stuck = await loops.in_thread(self.ledger.held, nonce)
             held = held.filter(~pl.col("key").is_in(stuck))
-        replies = await loops.in_thread(self.ledger.replies, held["key"])
+        replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
         self.meter.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
         return held.join(replies, on="key", how="anti", maintain_order="left")
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from claudescale.api.facts import Model
-    from claudescale.ledger.batchfile import Batch
-    from claudescale.ledger.ledger import Attempt
+    from claudescale.ledger.records import Attempt, Batch
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.running.batch_rules import Expected

@@ -48,7 +48,7 @@ def rates(
     Parameters
     ----------
     attempts : pl.DataFrame
-        Of `claudescale.ledger.ledger.ATTEMPTS`.
+        Of `claudescale.ledger.records.ATTEMPTS`.
     started_at : float
         API unix seconds at which the run started.
     minutes : float

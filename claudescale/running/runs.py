@@ -18,9 +18,7 @@ from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.connecting import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
-from claudescale.ledger.batchfile import Batch
-from claudescale.ledger.ledger import ATTEMPTS
-from claudescale.ledger.records import columns_of
+from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates, feasibility
@@ -467,7 +465,7 @@ class Run(Handle):
 
     @property
     def attempts(self) -> pl.DataFrame:
-        """Every call of this run: answers, failures, refusals. Schema `claudescale.ledger.ledger.ATTEMPTS`.
+        """Every call of this run: answers, failures, refusals. Schema `claudescale.ledger.records.ATTEMPTS`.
 
         Spends: nothing.
         """
@@ -483,7 +481,7 @@ class Run(Handle):
         """
         if not self._job.is_open:
             return BATCHES.to_frame()
-        return batch_frame(self._job.ledger.batches(), self._job.ledger.attempts())
+        return batch_frame(self._job.ledger.batches(mine=True), self._job.ledger.attempts())
 
     @property
     def sizes(self) -> pl.DataFrame:
@@ -559,7 +557,7 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
     batches : sequence of Batch
         From the ledger.
     attempts : pl.DataFrame
-        Of `claudescale.ledger.ledger.ATTEMPTS`, with those of these batches.
+        Of `claudescale.ledger.records.ATTEMPTS`, with those of these batches.
     """
     read = pl.col("cache_read_input_tokens").sum()
     written = pl.sum_horizontal(pl.col("^cache_write.*$").sum())

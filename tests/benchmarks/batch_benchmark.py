@@ -12,6 +12,7 @@ import multiprocessing
 import random
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from measured import measured
@@ -130,14 +131,17 @@ async def our_attempts(url):
 
 async def our_collect(url):
     """Read the blocks, make attempts of them, and keep them in a ledger on the disk."""
-    from claudescale.ledger.ledger import Ledger  # noqa: PLC0415  # only this contender
+    from claudescale.ledger.store import Store  # noqa: PLC0415  # only this contender
 
     def keep(block):
         frame = attempts_of(block)
         ledger.extend(frame)
         return frame.height
 
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, Ledger(Path(folder) / "a.ledger") as ledger:
+    with (
+        tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
+        closing(Store(Path(folder) / "a.ledger")) as ledger,
+    ):
         return await _streamed(url, keep)
 
 
@@ -208,15 +212,18 @@ async def our_create(url, frame):
     from claudescale.api.batchwire import BatchWire, parts  # noqa: PLC0415
     from claudescale.api.client import Wire  # noqa: PLC0415
     from claudescale.clock import Clock  # noqa: PLC0415
-    from claudescale.ledger.batchfile import Batch  # noqa: PLC0415
-    from claudescale.ledger.ledger import Ledger  # noqa: PLC0415
+    from claudescale.ledger.records import Batch  # noqa: PLC0415
+    from claudescale.ledger.store import Store  # noqa: PLC0415
     from claudescale.prompts.rows import prepare  # noqa: PLC0415
     from claudescale.running import batch_rules  # noqa: PLC0415
 
     plan = cs.plan(frame, "Name it: {text}", model=MODEL, max_tokens=64, thinking={"type": "disabled"})
     client = cs.connect(api_key="simulated", base_url=url)
     wire = Wire(client)
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, Ledger(Path(folder) / "a.ledger") as ledger:
+    with (
+        tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
+        closing(Store(Path(folder) / "a.ledger")) as ledger,
+    ):
         work = prepare(plan, "benchmark")
         keys = ledger.claim(work.requests["key"].to_list())
         ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)

@@ -22,6 +22,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from measured import measured, megabytes
 import claudescale as cs
 from claudescale.api import prices
 from claudescale.api.limits import Limits
-from claudescale.ledger.ledger import Attempt, Ledger
+from claudescale.ledger.records import Attempt
+from claudescale.ledger.store import Store
 from claudescale.prompts.rows import prepare, results
 from claudescale.running.parts import run_parts
 from claudescale.running.rates import rates
@@ -88,7 +90,7 @@ class Stages:
 
     @staticmethod
     def frame_of_attempts(keys):
-        with Ledger(None) as ledger:
+        with closing(Store(None)) as ledger:
             for attempt, final in attempts_of(keys):
                 ledger.record(attempt, final=final)
             return ledger.attempts()
@@ -126,7 +128,7 @@ class Stages:
     def record(self):
         """Claim the rows, and record every call, with the disk forced as in a run."""
         keys = self.work.requests["key"]
-        with Ledger(self.path) as ledger:
+        with closing(Store(self.path)) as ledger:
             for start in range(0, len(keys), BLOCK):
                 for attempt, final in attempts_of(ledger.claim(keys.slice(start, BLOCK).to_list())):
                     ledger.record(attempt, final=final)
@@ -155,7 +157,7 @@ class Stages:
         assert run.summary["answered"].item() == self.frame.height
 
     def read(self):
-        with Ledger(self.path) as ledger:
+        with closing(Store(self.path)) as ledger:
             self.replies = ledger.replies(self.work.requests["key"])
 
     def plain_read(self):
@@ -176,7 +178,7 @@ class Stages:
         return keyed.join(self.replies.select("key", "reply"), on="key", how="left", maintain_order="left")
 
     def read_attempts(self):
-        with Ledger(self.path) as ledger:
+        with closing(Store(self.path)) as ledger:
             self.attempts = ledger.attempts()
 
     def bills(self):

@@ -17,14 +17,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
 
 import claudescale as cs
 from claudescale import loops
-from claudescale.ledger.ledger import Ledger
-from claudescale.ledger.store import GROUP_ROWS
+from claudescale.ledger.store import GROUP_ROWS, Store
 from claudescale.simulator import Fault
 
 MODEL = "claude-haiku-5-5"
@@ -181,9 +181,9 @@ class Round:
 
     def account(self, server, run):
         """Return the figures of the round, and what of them must not be."""
-        with Ledger(self.ledger) as kept:
+        with closing(Store(self.ledger)) as kept:
             attempts = kept.attempts()
-            open_batches = [each for each in kept.batches(mine=False) if each.state not in _OVER]
+            open_batches = [each for each in kept.batches() if each.state not in _OVER]
         stats = server.stats
         paid = attempts.filter(pl.col("output_tokens") > 0)
         figures = {

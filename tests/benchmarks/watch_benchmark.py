@@ -19,7 +19,7 @@ REFRESH = """
 import json, statistics, threading, time, types
 import polars as pl
 import claudescale as cs
-from claudescale.ledger.ledger import Attempt
+from claudescale.ledger.records import Attempt
 from claudescale.running.meter import Meter
 from claudescale.running.meter import Ends, Pulse
 from claudescale.widgets.watch import Panel

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.ledger.records import ATTEMPTS
 from claudescale.running.rates import THROUGHPUT, rates
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)

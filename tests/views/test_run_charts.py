@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
-from claudescale.ledger.ledger import ATTEMPTS
+from claudescale.ledger.records import ATTEMPTS
 from claudescale.running.rates import rates
 from claudescale.views import run_charts as charts
 

@@ -14,7 +14,7 @@ from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
 from claudescale import loops
-from claudescale.ledger.batchfile import Batch
+from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
 from claudescale.running.meter import MOST_SLICES, Ends, Pulse, Slice
 from claudescale.widgets import watch

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from claudescale.ledger import liveness
-from claudescale.ledger.liveness import Presence, may_live
+from claudescale.ledger.liveness import Presence
 
 HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
 
@@ -33,23 +33,20 @@ HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
 def test_liveness(monkeypatch, them, born, lives):
     """Id and birth decide where they can be seen, the boot's clock on one boot, the time of day elsewhere."""
     monkeypatch.setattr(liveness, "_born", lambda pid: born)
-    assert may_live(them, HERE) is lives
+    assert them.may_live(HERE) is lives
 
 
 def test_this_process_lives_and_an_ended_one_does_not():
     """A process that was killed is dead at once, even while its parent has not taken note of it."""
-    assert may_live(Presence.here(), Presence.here())
+    here = Presence.here()
+    assert here.may_live(here)
+    assert not here._replace(born="1").may_live(here)  # an id used again
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    there = Presence.here()._replace(pid=child.pid, born=liveness._born(child.pid))
+    there = here._replace(pid=child.pid, born=liveness._born(child.pid))
     assert there.born
-    assert may_live(there, Presence.here())
+    assert there.may_live(here)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert not may_live(there, Presence.here())
+    assert not there.may_live(here)
     child.communicate()
-    assert not may_live(there, Presence.here())
-
-
-def test_an_id_used_again_is_another_process():
-    """A process that has the id of a dead one, but another birth, does not keep its claims alive."""
-    assert not may_live(Presence.here()._replace(born="1"), Presence.here())
+    assert not there.may_live(here)

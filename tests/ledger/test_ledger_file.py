@@ -1,0 +1,295 @@
+"""The file: plain SQL reads it, what is wrong with it is said in words, and a full disk loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+import random
+import sqlite3
+import stat
+from contextlib import closing, contextmanager
+
+import polars as pl
+import pytest
+from ledger_rows import attempt, batch, expected, key, keys, records, sent, some
+from polars.testing import assert_frame_equal
+
+import claudescale as cs
+from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
+from claudescale.ledger import store as store_module
+from claudescale.ledger.records import ATTEMPTS
+from claudescale.ledger.store import Store
+
+fcntl = pytest.importorskip("fcntl")
+
+
+def test_the_public_ledger(path, tmp_path):
+    """It reads and exports what runs wrote, at once and after its close; the export is its owner's only."""
+    with closing(Store(path, "one")) as store, cs.Ledger(str(path)) as ledger:
+        store.extend(records([attempt(1), attempt(2)]))
+        assert_frame_equal(ledger.attempts(), expected([attempt(1), attempt(2)], "one"))
+        assert ledger.attempts(run="two").schema == ATTEMPTS
+        (tmp_path / "all.parquet").touch(mode=0o644)
+        written = ledger.export(str(tmp_path / "all.parquet"))
+        assert repr(ledger) == f"<Ledger {str(path)!r}>"
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    assert_frame_equal(pl.read_parquet(written), ledger.attempts())
+    assert repr(ledger) == f"<Ledger {str(path)!r}, closed>"
+
+
+def test_forget(path):
+    """The rows of an open batch that cannot be collected are free again; another id is told what is open."""
+    with closing(Store(path)) as store, cs.Ledger(path) as ledger:
+        store.claim(some(0, 3))
+        store.intend(batch(0), some(0, 3))
+        store.note(sent(0))
+        with pytest.raises(LedgerError, match=r"no open batch 'b'.*msgbatch_0"):
+            ledger.forget("b")
+        assert ledger.forget("msgbatch_0") == 3
+        assert store.batches()[0].state == "gone"
+        assert store.claim(some(0, 3)) == some(0, 3)
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"x"])
+def test_a_ledger_is_a_path(wrong):
+    """What is no path is told what to type."""
+    with pytest.raises(LedgerError, match=r"name a file, such as Ledger\('replies.ledger'\)"):
+        cs.Ledger(wrong)
+
+
+def test_plain_sql_reads_it(path):
+    """Any SQLite program, while a run writes too, gets the attempts by their columns' names."""
+    with closing(Store(path)) as store:
+        store.record(attempt(1), final=True)
+        store.extend(records([attempt(2, error="overloaded_error")], final=False))
+        with closing(sqlite3.connect(path)) as connection:
+            select = "SELECT error, count(*), datetime(min(sent_at), 'unixepoch') FROM attempts GROUP BY 1"
+            errors = connection.execute(select).fetchall()
+            columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(attempts)")]
+    assert errors == [(None, 1, "2025-11-24 16:00:01"), ("overloaded_error", 1, "2025-11-24 16:00:02")]
+    assert columns == ["id", *ATTEMPTS, "final"]
+
+
+@pytest.fixture
+def filled(path):
+    """Make a ledger of 300 answers."""
+    with closing(Store(path)) as store:
+        store.extend(records([attempt(number) for number in range(300)]))
+    return path
+
+
+@pytest.mark.parametrize("part", ["head", "schema", "pages", "text", "end"])
+def test_damage_is_named_and_says_what_to_type(filled, part, monkeypatch):
+    """A ledger overwritten or cut says so when it is opened or read, with the way to save the rest."""
+    monkeypatch.setattr(store_module, "_opened", set())  # a damaged one cannot be closed
+    content, noise = bytearray(filled.read_bytes()), random.Random(1).randbytes
+    size, text = len(content), content.index(b"req_70")
+    begin, end, put = {
+        "head": (0, 16, bytes(16)),
+        "schema": (100, 4_096, noise(3_996)),
+        "pages": (8_192, size, noise(size - 8_192)),
+        "text": (text, text + 3, b"\xff\xfe\xfd"),
+        "end": (size // 2, size, b""),
+    }[part]
+    content[begin:end] = put
+    filled.write_bytes(content)
+    with pytest.raises(DamagedLedger, match=r"(?s)is damaged.*sqlite3 .* \.recover"):
+        Store(filled).replies(keys(range(300)))
+
+
+def test_a_ledger_rebuilt_from_its_rows_is_a_ledger(filled):
+    """What .recover writes (tables, rows and the two marks, as SQL) is taken for a ledger again."""
+    rebuilt = filled.with_suffix(".recovered")
+    with closing(sqlite3.connect(filled)) as old, closing(sqlite3.connect(rebuilt)) as new:
+        new.executescript("\n".join(old.iterdump()))
+        for mark in ("user_version", "application_id"):
+            new.execute(f"PRAGMA {mark} = {old.execute(f'PRAGMA {mark}').fetchone()[0]}")
+    with closing(Store(rebuilt)) as store:
+        assert store.replies(keys(range(300))).height == 300
+        assert store.claim([key(70)]) == []
+
+
+def a_database(path, format_=None):
+    """Make somebody's database, or a ledger of another format."""
+    if format_ is not None:
+        Store(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA user_version = {format_ or 0}")
+        connection.execute("CREATE TABLE IF NOT EXISTS theirs (x)")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.write_text("key,reply\n" * 40), "is not a ledger"),
+        (lambda path: path.write_bytes(b"x"), "is not a ledger"),
+        (a_database, "is not a ledger"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: a_database(path, 3), "is a ledger of format 3 .* reads format 4.*paid for, again"),
+        (lambda path: a_database(path, 99), "is a ledger of format 99"),
+    ],
+)
+def test_foreign_files_stay_untouched(path, make, words):
+    """What is no ledger of this format is named and refused; neither it nor its folder changes by a byte."""
+    make(path)
+
+    def seen():
+        return {each.name: each.is_file() and each.read_bytes() for each in path.parent.iterdir()}
+
+    before = seen()
+    with pytest.raises(ForeignLedger, match=f"{path} {words}"):
+        cs.Ledger(path)
+    assert seen() == before
+
+
+def test_missing_folder_and_empty_file(tmp_path):
+    """A missing folder is named with what to type; an empty file becomes the ledger."""
+    with pytest.raises(LedgerError, match=r"no folder .*mkdir"):
+        cs.Ledger(tmp_path / "no" / "a.ledger")
+    (tmp_path / "empty").touch()
+    for height in range(2):
+        with closing(Store(tmp_path / "empty")) as store:
+            assert store.attempts().height == height
+            store.record(attempt(1), final=True)
+
+
+def limit(store, pages):
+    """Let the file have that many pages, as a disk does that is full."""
+    with store._lock:
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_full_disk_loses_nothing(anywhere):
+    """On a full disk whatever writes says so, every question knows all rows, and room mends it."""
+    anywhere.record(attempt(0), final=True)
+    anywhere.claim([key(4_999)])
+    limit(anywhere, 40)
+    for number in itertools.count(1):
+        try:
+            anywhere.record(attempt(number, reply="x" * 4_000), final=True)
+            anywhere.sync()
+        except LedgerFull:
+            break
+    late = attempt(number + 1, batch_id="b")
+    for refused in (
+        lambda: anywhere.extend(records([late])),
+        lambda: anywhere.claim([key(5_000)]),
+        lambda: anywhere.intend(batch(), [key(4_999)]),
+        anywhere.close,
+    ):
+        with pytest.raises(LedgerFull, match="make room"):
+            refused()
+    right = [attempt(0), *(attempt(each, reply="x" * 4_000) for each in range(1, number + 1)), late]
+    for run in (None, anywhere.run):
+        assert_frame_equal(anywhere.attempts(run=run), expected(right, anywhere.run))
+    assert_frame_equal(anywhere.replies(keys(range(number + 2))), expected(right, anywhere.run))
+    assert anywhere.answered(keys(range(number + 3))).sum() == number + 2
+    assert anywhere.batches() == []
+    limit(anywhere, 100_000)
+    anywhere.intend(batch(), [key(4_999)])
+    assert anywhere.claim([key(4_999), key(5_000)]) == [key(5_000)]
+    anywhere.close()
+    assert_frame_equal(anywhere.attempts(), expected(right, anywhere.run))
+
+
+@contextmanager
+def powerless():
+    """Become nobody where this runs as root, for whom no file is read-only."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_no_right_to_write(filled):
+    """A file or folder one may not write to is refused with that reason."""
+    for folder in filled.parents[:3]:
+        folder.chmod(0o755)
+    filled.chmod(0o444)
+    try:
+        for mode, path in ((0o777, filled), (0o555, filled), (0o555, filled.with_name("new.ledger"))):
+            filled.parent.chmod(mode)
+            with powerless(), pytest.raises(LedgerFull, match="right to write"):
+                cs.Ledger(path)
+    finally:
+        filled.parent.chmod(0o755)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_taken_away(path, replaced):
+    """A run whose file is moved under it says so, shows all it had, and goes on once it is back."""
+    with closing(Store(path)) as store:
+        store.record(attempt(1), final=True)
+        store.sync()
+        path.rename(path.with_name("aside"))
+        if replaced:
+            path.write_text("another")
+        with pytest.raises(LedgerError, match="moved or deleted"):
+            store.claim([key(2)])
+        with pytest.raises(LedgerError, match="moved or deleted"):
+            store.record(attempt(3), final=True)
+        assert_frame_equal(store.attempts(), expected([attempt(1), attempt(3)], store.run))
+        path.with_name("aside").replace(path)
+        store.sync()
+    with closing(Store(path)) as store:
+        assert store.answered(keys([1, 3])).all()
+
+
+def test_a_file_that_is_gone(path):
+    """A closed ledger whose file was deleted says so, and what that means; it makes no new one."""
+    store = Store(path)
+    store.close()
+    path.unlink()
+    with pytest.raises(LedgerError, match=r"is gone.*Put it back"):
+        store.attempts()
+    assert not path.exists()
+
+
+def test_a_lock_held_by_another_program(monkeypatch, path):
+    """A lock that never ends is named, and what could not be written follows once it does."""
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
+    with closing(Store(path)) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        store.record(attempt(1), final=True)
+        with pytest.raises(LedgerError, match="keeps it locked"):
+            store.sync()
+        assert store.attempts().height == 1
+        other.execute("ROLLBACK")
+        store.sync()
+    with closing(Store(path)) as store:
+        assert store.attempts().height == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "number"),
+    [(fcntl, "lockf", errno.ENOLCK), (fcntl, "lockf", errno.EOPNOTSUPP), (mmap, "mmap", errno.ENODEV)],
+)
+def test_a_file_system_without_locks(module, name, number, path, monkeypatch):
+    """A drive that cannot lock files, or share memory, is named with a local one, and left clean."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(LedgerError, match="file system cannot hold a ledger") as caught:
+        cs.Ledger(path)
+    assert all(
+        word in str(caught.value) for word in (str(path), os.strerror(number), "local disk", "a.ledger'")
+    )
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_LOCK", "SQLITE_IOERR_SHMMAP", "SQLITE_PROTOCOL"])
+def test_locks_that_fail_later(name, path):
+    """What SQLite itself says of locks has the same words."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = name
+    with pytest.raises(LedgerError, match="local disk"), store_module.explained(path):
+        raise error

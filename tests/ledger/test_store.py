@@ -1,0 +1,235 @@
+"""The store: what was recorded is read exactly, and no key is held by two living runs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import closing
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledger_rows import attempt, expected, key, keys, records, some
+from polars.testing import assert_frame_equal
+
+from claudescale.errors import LedgerError
+from claudescale.ledger import store as store_module
+from claudescale.ledger.records import ATTEMPTS, RECORDS
+from claudescale.ledger.store import Store
+
+
+def test_attempts_and_replies(anywhere):
+    """Attempts come back in order, exactly; a key's reply is its newest final attempt, and only that."""
+    first, failed = attempt(1), attempt(2, reply=None, error="overloaded_error", status=529)
+    again = attempt(2, sent_at=1_764_000_009.0, answering_model="m", speed="fast", web_search_requests=3)
+    refused = attempt(3, reply=None, error="invalid_request_error", refusal_category="cyber")
+    connection = attempt(4, reply="", status=None, error="connection_error", seconds=1, dollars=0)
+    everything = [first, failed, again, refused, connection]
+    for each in everything:
+        anywhere.record(each, final=each in {first, again, refused})
+    asked = pl.Series([key(2), None, key(3), key(4), key(5), key(2)])
+    for _ in range(2):  # before and after it is on the disk
+        assert_frame_equal(anywhere.attempts(), expected(everything, anywhere.run))
+        assert_frame_equal(anywhere.attempts(run=anywhere.run), expected(everything, anywhere.run))
+        assert anywhere.attempts(run="another").is_empty()
+        assert_frame_equal(anywhere.replies(asked), expected([again, refused], anywhere.run))
+        assert anywhere.answered(asked).to_list() == [True, False, True, False, False, True]
+        anywhere.sync()
+
+
+def test_only_the_columns_that_are_needed(anywhere):
+    """A question for some columns gets those, in the order of `RECORDS`; replies have their key besides."""
+    anywhere.record(attempt(1), final=True)
+    found = anywhere.attempts(columns=["final", "sent_at", "dollars"])
+    assert found.schema == {name: RECORDS[name] for name in ("sent_at", "dollars", "final")}
+    assert anywhere.replies(keys([1]), ["error"]).columns == ["key", "error"]
+
+
+def test_nothing_recorded(anywhere):
+    """An empty ledger answers every question with the right shape."""
+    assert anywhere.attempts().schema == anywhere.replies(keys([1])).schema == ATTEMPTS
+    assert anywhere.replies(keys([])).is_empty()
+    assert anywhere.answered(keys([])).to_list() == []
+    assert anywhere.answered(keys([1])).to_list() == [False]
+    assert anywhere.claim([]) == []
+
+
+def test_after_close(anywhere):
+    """A closed store is still read, refuses the rest, and shows even what came too late."""
+    anywhere.record(attempt(1), final=True)
+    anywhere.close()
+    anywhere.close()
+    for refused in (
+        lambda: anywhere.claim([key(2)]),
+        lambda: anywhere.record(attempt(2), final=True),
+        anywhere.sync,
+        lambda: anywhere.extend(records([attempt(3)])),
+    ):
+        with pytest.raises(LedgerError, match="open it again"):
+            refused()
+    assert_frame_equal(anywhere.attempts(), expected([attempt(1), attempt(2), attempt(3)], anywhere.run))
+    assert anywhere.answered(keys([1, 2, 4])).to_list() == [True, True, False]
+
+
+texts = st.none() | st.text(
+    st.characters(codec=None) | st.sampled_from("\0\r\n\",\ud83d\ude00\ufeff\\'"), max_size=8
+)
+whole = st.integers(-(2**63), 2**63 - 1)
+numbers = st.floats(allow_nan=False)
+
+
+def mended(text):
+    """Return the text as UTF-8 can hold it."""
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            dict.fromkeys(("reply", "message", "request_id", "answering_model"), texts)
+            | {"status": st.none() | whole, "input_tokens": whole, "web_search_requests": whole}
+            | {"seconds": st.floats(0, 1e9), "dollars": numbers, "simulated": st.booleans()}
+            | {"sent_at": st.integers(-(2**51), 2**51).map(lambda number: number / 1e6)}
+        ),
+        max_size=6,
+    ),
+    many=st.booleans(),
+)
+@settings(max_examples=25)
+def test_any_value_survives(tmp_path_factory, rows, many):
+    """Every text, number and null reads the same at once and later, recorded one by one or as a frame."""
+    texts = ("reply", "message", "request_id", "answering_model")
+    clean = [attempt(n, **row | {name: mended(row[name]) for name in texts}) for n, row in enumerate(rows)]
+    path = tmp_path_factory.mktemp("any") / "?a#b%20.ledger"
+    with closing(Store(path)) as store:
+        if many:
+            store.extend(records(clean))
+        else:
+            for number, row in enumerate(rows):
+                store.record(attempt(number, **row), final=True)
+        right = expected(clean, store.run)
+        assert_frame_equal(store.attempts(), right, check_exact=True)
+    with closing(Store(path)) as again:
+        assert_frame_equal(again.attempts(run=store.run), right, check_exact=True)
+        assert_frame_equal(again.replies(keys(range(len(rows)))), right, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"input_tokens": 2**63},
+        {"input_tokens": None},
+        {"status": "200"},
+        {"reply": b"x"},
+        {"sent_at": 1e30},
+        {"dollars": float("nan")},
+    ],
+)
+def test_what_no_file_can_hold_is_refused_at_once(anywhere, wrong):
+    """A number beyond 64 bits or a value of the wrong type raises for its caller and spoils no other row."""
+    with pytest.raises((OverflowError, TypeError)):
+        anywhere.record(attempt(1, **wrong), final=True)
+    anywhere.record(attempt(2), final=True)
+    anywhere.sync()
+    assert_frame_equal(anywhere.attempts(), expected([attempt(2)], anywhere.run))
+
+
+@pytest.mark.parametrize("missing", ["key", "dollars", "simulated", "final"])
+def test_a_frame_that_lacks_a_value(anywhere, missing):
+    """A null where there is always a value, or a column that is not there, spoils no other row."""
+    frame = records([attempt(1)])
+    for wrong in (frame.drop(missing), frame.with_columns(pl.lit(None, RECORDS[missing]).alias(missing))):
+        with pytest.raises((TypeError, pl.exceptions.ColumnNotFoundError)):
+            anywhere.extend(wrong)
+    anywhere.extend(frame.with_columns(run=pl.lit(None, pl.String)))
+    assert_frame_equal(anywhere.attempts(), expected([attempt(1)], anywhere.run))
+
+
+def test_other_runs(path):
+    """Runs of one file see each other's answers, and each is read by its name."""
+    with closing(Store(path, "one")) as one, closing(Store(path)) as two:
+        one.record(attempt(1), final=True)
+        one.sync()
+        two.record(attempt(2), final=True)
+        two.record(attempt(1, reply="newer"), final=True)
+        two.sync()
+        for reader in (one, two):
+            assert reader.answered(keys([1, 2, 3])).to_list() == [True, True, False]
+            assert_frame_equal(reader.attempts(run="one"), expected([attempt(1)], "one"))
+            assert reader.attempts(run=two.run).height == 2
+            assert reader.attempts().height == 3
+            assert reader.claim([key(1), key(2)]) == []
+            assert reader.replies(keys([1])).item(0, "reply") == "newer"
+
+
+def test_a_temporary_ledger_leaves_nothing(tmp_path, monkeypatch):
+    """Without a path nothing is to be seen in any folder, and reading works after the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
+    store = Store(None)
+    store.extend(records([attempt(number, reply="x" * 1_000) for number in range(5_000)]))
+    assert list(tmp_path.iterdir()) == []
+    store.close()
+    assert store.attempts().height == 5_000
+
+
+def test_a_few_keys_and_many_get_the_same(monkeypatch, path):
+    """Keys that are looked up get the same replies as keys for which the whole file is read, in blocks."""
+    monkeypatch.setattr(store_module, "BLOCK_ROWS", 64)
+    rows = [attempt(number % 400, reply=str(number)) for number in range(500)]
+    few = keys(range(350, 420))
+    with closing(Store(path)) as store:
+        store.extend(records(rows).with_columns(final=pl.col("reply").cast(int) % 7 > 0))
+        looked_up = store.replies(few), store.answered(few).to_list()
+        monkeypatch.setattr(store_module, "FEW_KEYS", 0)
+        assert_frame_equal(store.replies(few), looked_up[0])
+        assert store.answered(few).to_list() == looked_up[1]
+        newest = {row.key: row.reply for row in rows if int(row.reply) % 7}
+        assert dict(store.replies(keys(range(400))).select("key", "reply").rows()) == newest
+
+
+def test_a_key_has_one_owner(path):
+    """What one living run has claimed no other may send, until it is answered, ends or dies."""
+    with closing(Store(path)) as one, closing(Store(path)) as two:
+        assert one.claim([key(2), key(1)]) == [key(2), key(1)]
+        assert one.claim(some(1, 3)) == some(1, 3)
+        assert two.claim(some(1, 4)) == some(3, 4)
+        one.record(attempt(2), final=True)
+        one.record(attempt(1), final=False)
+        one.close()
+        assert two.claim(some(1, 4)) == [key(1), key(3)]
+
+
+def test_threads_write_while_another_reads(path):
+    """What threads bring at once, one by one and in frames, is all kept, and seen in each thread's order."""
+
+    def record(store, thread):
+        for number in range(500):
+            store.record(attempt(number, mode=str(thread)), final=True)
+        store.extend(records([attempt(number, mode=str(thread)) for number in range(500, 600)]))
+
+    with closing(Store(path)) as store, closing(Store(path)) as reader:
+        threads = [threading.Thread(target=record, args=(store, each)) for each in range(3)]
+        for thread in threads:
+            thread.start()
+        seen = 0
+        while seen < 3 * 600:
+            found = reader.attempts(columns=["mode", "input_tokens"])
+            assert found.height >= seen
+            seen = found.height
+            for part in found.partition_by("mode"):
+                assert part["input_tokens"].to_list() == list(range(part.height))
+        for thread in threads:
+            thread.join()
+
+
+def test_the_log_has_counts_and_no_key(path, caplog):
+    """At DEBUG it says what was committed and that claims were refused, and never a key or a text."""
+    caplog.set_level(logging.DEBUG, "claudescale.ledger")
+    with closing(Store(path)) as store:
+        store.extend(records([attempt(1, reply="secret"), attempt(2)]))
+        store.claim(some(1, 4))
+    assert "2 attempts committed" in caplog.messages
+    assert any(message.startswith("2 of 3 keys refused") for message in caplog.messages)
+    assert not any(word in caplog.text for word in ("secret", key(1), key(3)))

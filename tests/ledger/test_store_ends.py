@@ -1,0 +1,168 @@
+"""After any end what was confirmed is there, and nobody holds what a dead run claimed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+from ledger_rows import attempt, expected, key, keys, output, some, start, together
+from polars.testing import assert_frame_equal
+
+from claudescale.ledger import store as store_module
+from claudescale.ledger.store import Store
+
+
+def check_rows(frame):
+    """Check that these are the first attempts of one run, in order, whole, and without a gap."""
+    right = [attempt(number) for number in range(frame.height)]
+    assert_frame_equal(frame, expected(right, frame.item(0, "run") if right else ""))
+
+
+def test_claims_of_a_killed_process_are_free_at_once(path):
+    """A process that died holds nothing, though it never said goodbye."""
+    process = start("print(len(store.claim([t.key(1)])), flush=True); input()", path)
+    assert process.stdout.readline() == "1\n"
+    with closing(Store(path)) as store:
+        assert store.claim([key(1)]) == []
+        process.kill()
+        process.communicate()
+        assert store.claim([key(1)]) == [key(1)]
+
+
+RECORDER = """
+for number in range(10**9):
+    store.record(t.attempt(number), final=True)
+    if number % int(sys.argv[2]) == 0:
+        store.sync()
+        print(number, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 7, 500])
+def test_kill_at_any_moment(path, every):
+    """After SIGKILL all that `sync` confirmed is there, in order, nothing else, and the next run goes on."""
+    moments = random.Random(every)
+    for round_ in range(3):
+        file = path.with_name(f"{round_}.ledger")
+        process = start(RECORDER, file, every)
+        assert process.stdout.readline() == "0\n"
+        time.sleep(moments.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        out, _ = process.communicate()
+        last = int(([0] + [int(line) for line in out.splitlines() if line])[-1])
+        with closing(Store(file)) as store:
+            attempts = store.attempts()
+            assert attempts.height > last
+            check_rows(attempts)
+            assert store.answered(attempts["key"]).all()
+            assert store.claim([key(attempts.height)]) == [key(attempts.height)]
+
+
+SHARER = """
+moment, paid = random.Random(int(sys.argv[2])), 0
+print("ready", flush=True)
+input()
+wanted = t.keys(range(300))
+while open_ := wanted.filter(~store.answered(wanted)).to_list():
+    mine = store.claim(moment.sample(open_, min(15, len(open_))))
+    for key in mine:
+        store.record(t.attempt(0, key=key), final=True)
+    store.sync()
+    paid += len(mine)
+    time.sleep(0.002)
+print(paid)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_work(path):
+    """Processes on one new file send every key once among them, also when one of them is killed midway."""
+    processes = [start(SHARER, path, seed) for seed in range(4)]
+    together(processes)
+    time.sleep(0.05)
+    processes[3].kill()
+    paid = [process.communicate(timeout=60) for process in processes][:3]
+    assert [process.returncode for process in processes] == [0, 0, 0, -signal.SIGKILL], paid
+    with closing(Store(path)) as store:
+        attempts = store.attempts()
+        assert store.answered(keys(range(300))).all()
+    assert attempts["key"].n_unique() == attempts.height == 300
+    assert sum(int(out) for out, _ in paid) <= 300
+
+
+def test_leaving_without_close(path):
+    """A script that ends without closing leaves everything on the disk and nothing claimed."""
+    output("store.claim([t.key(2)]); store.record(t.attempt(1), final=True)", path)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM claims").fetchone() == (0,)
+
+
+def test_fork(path):
+    """A forked child is refused the parent's store, may open its own, and leaves the parent's alone."""
+    code = """
+import warnings; warnings.simplefilter("ignore")
+store.record(t.attempt(1), final=True); store.sync()
+if (child := os.fork()) == 0:
+    for refused in (store.sync, store.attempts, lambda: store.record(t.attempt(9), final=True)):
+        try:
+            refused()
+        except LedgerError:
+            print("refused", flush=True)
+    store.close()
+    own = Store(Path(sys.argv[1]))
+    print(len(own.claim([t.key(1), t.key(2)])), flush=True)
+    own.close()
+    sys.exit()
+os.waitpid(child, 0)
+store.record(t.attempt(3), final=True)
+store.close()
+"""
+    assert output(code, path) == ["refused", "refused", "refused", "1"]
+    with closing(Store(path)) as store:
+        assert store.answered(keys([1, 2, 3])).to_list() == [True, False, True]
+
+
+def elsewhere(path, beat_at):
+    """Make all openings of the file those of another computer, with that last sign of life."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE openings SET boot = 'elsewhere', beat_at = ?", [beat_at])
+
+
+def test_signs_of_life(monkeypatch, path):
+    """A run that cannot be seen keeps its claims while it gives signs of life, which begin with its first."""
+    monkeypatch.setattr(store_module, "BEAT_SECONDS", 0.01)
+
+    def beat():
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute("SELECT beat_uptime FROM openings WHERE id = 1").fetchone()[0]
+
+    one = Store(path)
+    first = beat()
+    time.sleep(0.05)
+    assert beat() == first
+    one.claim(some(0, 3))
+    while beat() == first:
+        time.sleep(0.01)
+    monkeypatch.setattr(store_module, "BEAT_SECONDS", 3_600)
+    time.sleep(0.05)
+    with closing(Store(path)) as other:
+        elsewhere(path, time.time())
+        assert other.claim(some(0, 3)) == []
+        elsewhere(path, time.time() - 60)
+        assert other.claim(some(0, 3)) == some(0, 3)
+    one.close()
+
+
+def test_the_end_of_the_process_says_what_could_not_be_kept(path):
+    """Where the file cannot be written at the end, standard error says so, and the script still ends well."""
+    process = start("store.record(t.attempt(1), final=True); os.unlink(sys.argv[1])", path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "could not be closed" in errors
+    assert not path.exists()
