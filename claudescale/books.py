@@ -294,11 +294,10 @@ def readings_out(readings: Readings) -> list[Any]:
 def readings_in(told: Sequence[Any]) -> Readings:
     """Return the headers that a message tells."""
     retry_after_seconds, *buckets = told
-    requests, input_tokens, output_tokens = (Reading(limit, remaining, None) for limit, remaining in buckets)
+    requests, input_tokens, output_tokens = (Reading(limit, remaining) for limit, remaining in buckets)
     return Readings(
         requests=requests,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
-        tokens=Reading(None, None, None),
         retry_after_seconds=retry_after_seconds,
     )

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.answers import Verdict
+    from claudescale.api.catalog import Model
     from claudescale.api.client import Api
-    from claudescale.api.facts import Model
     from claudescale.books import Message
 
 DRIVER = "driver"

@@ -18,7 +18,7 @@ from running import a_plan, reviews
 import claudescale as cs
 from claudescale.api import catalog
 from claudescale.api import client as wire
-from claudescale.api.batchwire import BatchWire
+from claudescale.api.client import BatchWire
 from claudescale.ledger.ledger import Ledger
 from claudescale.running import batch_rules
 from claudescale.running.outstanding import Outstanding

@@ -51,11 +51,7 @@ FOLDERS = [
 ]
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
-    ("api.batchwire", "pacing"),
-    ("api.batchwire", "running"),
-    ("api.connecting", "simulator"),  # stays: the one place that knows the stand-in
-    ("api.prices", "ledger"),
-    ("api.standing", "views"),
+    ("api.client", "simulator"),  # stays: the one place that knows the stand-in
     ("pacing.concurrency", "planning"),
     ("pacing.pacer", "planning"),
     ("planning.calls", "evidence"),
@@ -72,7 +68,7 @@ UPWARD = {
     ("views.plots", "planning"),
 }
 """What still imports upward."""
-SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.facts", "api.catalog"}
+SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     # The simulator hands out a client of its own, and a worker has to make one.

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_live import GOOD, answer
 
-from claudescale.api.answers import STOPPING_ERRORS, Answer, verdict, verdict_on_result
+from claudescale.api.answers import STOPPING_ERRORS, Answer, StreamedMessage, verdict, verdict_on_result
 from claudescale.api.limits import read_headers
-from claudescale.api.streamed import StreamedMessage
 from claudescale.running import guards, live
 from claudescale.running.supply import spread
 

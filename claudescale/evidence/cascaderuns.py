@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import polars as pl
 
 from claudescale import loops
-from claudescale.api.connecting import check_client, connect
+from claudescale.api.client import check_client, connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError, RunStopped
 from claudescale.evidence import cascadeframe, passing
 from claudescale.evidence.cascadeframe import TABLE, Step

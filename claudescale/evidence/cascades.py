@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from claudescale.api.ownmodels import Model
+from claudescale.api.models import Model
 from claudescale.awaiting import awaited
 from claudescale.errors import NameTaken, PlanError
 from claudescale.evidence import passing

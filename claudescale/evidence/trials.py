@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale.api import prices
-from claudescale.api.connecting import connect
-from claudescale.api.ownmodels import Model
+from claudescale.api.client import connect
+from claudescale.api.models import Model
 from claudescale.awaiting import awaited
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import evidence, trialframe

@@ -12,6 +12,7 @@ import asyncio
 import math
 import secrets
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -19,7 +20,7 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import DOUBTED, STOPPING_ERRORS, Answer, Verdict, read_object, verdict
-from claudescale.api.batchwire import Parts
+from claudescale.api.client import Parts
 from claudescale.api.limits import read_headers
 from claudescale.ledger.batchfile import Batch
 from claudescale.running import batch_rules
@@ -29,7 +30,7 @@ from claudescale.running.outstanding import MISSED_LOOKS, Outstanding
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
-    from claudescale.api.batchwire import BatchWire
+    from claudescale.api.client import BatchWire
     from claudescale.api.prices import Price
     from claudescale.clock import Clock
     from claudescale.ledger.ledger import Ledger
@@ -458,7 +459,9 @@ class Batches:
         await self.out.intend(batch, rows["key"].to_list())
         self._worst_dollars[nonce] = float(rows["worst_dollars"].sum())
         size_bytes = batch_rules.body_bytes(rows)
-        answer = await self._created(self._wire.create(Parts(rows, self._texts, nonce), size_bytes), until)
+        answer = await self._created(
+            self._wire.create(Parts(partial(batch_rules.body, rows, self._texts, nonce)), size_bytes), until
+        )
         made = await self.out.posted(batch, answer)
         if made.outcome == "created":
             self._failures = self._refusals = 0

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import polars as pl
 
 from claudescale.api import catalog, prices
-from claudescale.api.batchwire import BatchWire
-from claudescale.api.client import Wire, streams
+from claudescale.api.client import BatchWire, Wire, streams
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
 from claudescale.planning.calls import caches
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.answers import Answer
+    from claudescale.api.catalog import Model
     from claudescale.api.client import Api
-    from claudescale.api.facts import Model
     from claudescale.ledger.batchfile import Batch
     from claudescale.ledger.ledger import Attempt, Ledger
     from claudescale.planning.plans import Plan

@@ -18,7 +18,7 @@ from claudescale.running.tallies import Tally
 from claudescale.views.marks import MOST_SLICES
 
 if TYPE_CHECKING:
-    from claudescale.api.facts import Model
+    from claudescale.api.catalog import Model
     from claudescale.ledger.ledger import Attempt
 
 _STEP = math.log(1.05)  # latencies are kept as classes, each so much wider than the one before
@@ -124,7 +124,7 @@ class Meter(Tally):
     def extend(self, attempts: pl.DataFrame, its: pl.DataFrame) -> None:
         """Count many results of batches at once: `ATTEMPTS` and Boolean `final`, each key once."""
         super().extend(attempts, its)
-        duplicates: int | pl.DataFrame = 0
+        duplicates: pl.DataFrame | None = None
         if self._repeats:
             more = [self._repeats.get(key, 1) - 1 for key in attempts["key"]]
             duplicates = attempts.select("key", duplicates=pl.Series(more, dtype=pl.Int64))

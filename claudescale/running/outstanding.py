@@ -15,15 +15,15 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import STOPPING_ERRORS, Verdict, read_object, verdict
-from claudescale.api.batchwire import listed
+from claudescale.api.client import listed
 from claudescale.running import batch_rules
-from claudescale.running.batch_results import attempts, missing_lines
+from claudescale.running.batch_results import attempts, missing_lines, proves
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from claudescale.api.answers import Answer
-    from claudescale.api.batchwire import BatchWire
+    from claudescale.api.client import BatchWire
     from claudescale.api.prices import Price
     from claudescale.clock import Clock
     from claudescale.ledger.batchfile import Batch
@@ -239,7 +239,8 @@ class Outstanding:
         waiting = False
         for each in shown:
             ended = each["processing_status"] == "ended"
-            ours = await self._wire.proves(each["id"], batch.nonce) if ended else None
+            block = await self._wire.first_lines(each["id"]) if ended else None
+            ours = proves(block, batch.nonce) if block else None
             if ours:
                 del self._lost[batch.nonce]
                 await self._note(batch_rules.seen(batch, each))

@@ -16,7 +16,7 @@ import polars as pl
 from claudescale import cluster, loops
 from claudescale.api import prices
 from claudescale.api.answers import STOPPING_ERRORS, verdict
-from claudescale.api.connecting import check_client, connect
+from claudescale.api.client import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
 from claudescale.ledger.ledger import ATTEMPTS

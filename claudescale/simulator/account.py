@@ -6,8 +6,7 @@ from collections import Counter, deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from claudescale.api.catalog import Mode, list_price
-from claudescale.api.facts import USAGE
+from claudescale.api.catalog import USAGE, Mode, list_price
 from claudescale.errors import PlanError
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from claudescale import loops
-from claudescale.api import catalog, prices, standing
+from claudescale.api import catalog, prices
+from claudescale.api.limits import differs, tiers_with
 from claudescale.errors import LedgerError, PlanError
 from claudescale.planning import choosing, estimates, whatif
 from claudescale.views import card
@@ -237,7 +238,7 @@ def run_card(run: Run) -> card.Card:
 
 
 def _differs(limits: Limits, plan: Plan) -> list[str]:
-    told = standing.differs(limits, plan.tier, plan.facts)
+    told = differs(limits, plan.tier, plan.facts)
     return [told] if told else []
 
 
@@ -300,7 +301,7 @@ def _kept(plan: Plan) -> list[str]:
 
 def _upgrade(plan: Plan) -> list[str]:
     """Return what the next tier gains; nothing where the limits are no tier's: something else sets them."""
-    own = standing.tiers_with(plan.limits, plan.facts)
+    own = tiers_with(plan.limits, plan.facts)
     return [f"The next tier, {whatif.upgrade(plan)}."] if own and whatif.higher(plan) else []
 
 

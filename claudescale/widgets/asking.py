@@ -7,8 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale import loops
-from claudescale.api.client import Wire
-from claudescale.api.connecting import connect
+from claudescale.api.client import Wire, connect
 from claudescale.errors import ClaudescaleError
 from claudescale.views import card, cards
 from claudescale.widgets import picks

@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from claudescale.api.connecting import check_client
+from claudescale.api.client import check_client
 from claudescale.errors import PlanError, printable
 from claudescale.planning.plans import Plan
 from claudescale.prompts.parameters import plain

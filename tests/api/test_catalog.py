@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pytest
 
-from claudescale.api import catalog, facts
+from claudescale.api import catalog
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -175,7 +175,7 @@ def test_nine_in_california_needs_no_table_of_zones():
     pacific = ZoneInfo("America/Los_Angeles")
     for days in range(6 * 365):
         day = date(2025, 1, 1) + timedelta(days=days)
-        assert facts.retirement(day) == datetime(day.year, day.month, day.day, 9, tzinfo=pacific), day
+        assert catalog.retirement(day) == datetime(day.year, day.month, day.day, 9, tzinfo=pacific), day
 
 
 @pytest.mark.parametrize(
