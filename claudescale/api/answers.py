@@ -39,22 +39,17 @@ WORDS = {
 
 NO_ENDPOINT = "endpoint_not_found"
 """A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
-DOUBTED = frozenset(
-    {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
-)
+DOUBTED = {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
 """Errors that a key, a model and an address which have answered may meet once by mistake."""
-STOPPING_ERRORS = frozenset(
-    {
-        "authentication_error",
-        "billing_error",
-        "permission_error",
-        "not_found_error",
-        NO_ENDPOINT,
-        "spend_limit_reached",
-        "account_disabled",
-        *ERRORS.account_codes,
-    }
-)
+STOPPING_ERRORS = frozenset(ERRORS.account_codes) | {
+    "authentication_error",
+    "billing_error",
+    "permission_error",
+    "not_found_error",
+    NO_ENDPOINT,
+    "spend_limit_reached",
+    "account_disabled",
+}
 """Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
 NOT_FOLLOWED = "claudescale-not-followed"
 """The header that stands for ``location`` in an answer whose redirect must not be followed."""

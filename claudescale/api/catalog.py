@@ -31,19 +31,16 @@ Mode: TypeAlias = Literal["live", "batch"]
 Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
 Steps: TypeAlias = "tuple[tuple[int, Decimal], ...]"
 
-USAGE = (
-    "input_tokens",
-    "cache_write_5m_input_tokens",
-    "cache_write_1h_input_tokens",
-    "cache_read_input_tokens",
-    "output_tokens",
-    "thinking_tokens",
-)
+PARTS = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
+"""The kinds of tokens that have a price of their own, as in the ``usage`` of a reply."""
+COLUMNS = {
+    part: f"{part}_tokens" if part in {"input", "output"} else f"{part}_input_tokens" for part in PARTS
+}
+"""The same, and the column of an attempt that counts each."""
+USAGE = (*COLUMNS.values(), "thinking_tokens")
 """What an answer's usage is counted as. All but the last are priced: thinking is output."""
 ANSWERED = ("answering_model", "inference_geo", "speed", "web_search_requests")
 """What an answer says of itself besides, which decides its price."""
-PARTS = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
-"""The kinds of tokens that have a price of their own, as in the ``usage`` of a reply."""
 
 
 # ------------------------------------------------------------------------------------ the shape of a fact

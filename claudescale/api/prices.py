@@ -45,13 +45,9 @@ SAVINGS = pl.Schema(
 )
 """Columns of `savings`."""
 
-COLUMNS = {
-    part: f"{part}_tokens" if part in {"input", "output"} else f"{part}_input_tokens" for part in PARTS
-}
+COLUMNS = catalog.COLUMNS
 """What is priced, and the column of an attempt that counts it."""
-UNCACHED = (
-    pl.col("input_tokens") + pl.col("cache_write_5m_input_tokens") + pl.col("cache_write_1h_input_tokens")
-)
+UNCACHED = reduce(add, (pl.col(COLUMNS[part]) for part in ("input", "cache_write_5m", "cache_write_1h")))
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 

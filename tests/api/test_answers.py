@@ -4,7 +4,7 @@ import json
 
 import pytest
 from canned import error, message
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from claudescale.api.answers import (
@@ -294,49 +294,41 @@ WHOLE = message(
 )
 
 
-def events():
-    """Return the events of `WHOLE`, with pings, and one of a kind that nobody knows yet."""
-
-    def block(index, start, *deltas):
-        yield {"type": "content_block_start", "index": index, "content_block": start}
-        for delta in deltas:
-            yield {"type": "content_block_delta", "index": index, "delta": delta}
-        yield {"type": "content_block_stop", "index": index}
-
-    yield START
-    yield {"type": "ping"}
-    yield from block(
-        0,
+_TEXT, _JSON = "text_delta", "input_json_delta"
+_BLOCKS = [  # how each begins, and what is added to it
+    (
         {"type": "thinking", "thinking": "", "signature": ""},
-        {"type": "thinking_delta", "thinking": "Hm, "},
-        {"type": "thinking_delta", "thinking": "so."},
-        {"type": "signature_delta", "signature": "abc"},
-    )
-    yield {"type": "of_tomorrow", "index": 9}
-    yield from block(
-        1,
+        [("thinking_delta", "Hm, "), ("thinking_delta", "so."), ("signature_delta", "abc")],
+    ),
+    (
         {"type": "text", "text": ""},
-        {"type": "text_delta", "text": "Zwölf "},
-        {"type": "citations_delta", "citation": {"cited_text": "a"}},
-        {"type": "citations_delta", "citation": {"cited_text": "b"}},
-        {"type": "text_delta", "text": "Gläser"},
-    )
-    yield from block(
-        2,
+        [
+            (_TEXT, "Zwölf "),
+            ("citations_delta", {"cited_text": "a"}),
+            ("citations_delta", {"cited_text": "b"}),
+            (_TEXT, "Gläser"),
+        ],
+    ),
+    (
         {"type": "tool_use", "id": "tu_1", "name": "f", "input": {}},
-        {"type": "input_json_delta", "partial_json": '{"a": [1, '},
-        {"type": "input_json_delta", "partial_json": '2], "b": "c"}'},
-    )
-    yield from block(
-        3,
-        {"type": "tool_use", "id": "tu_2", "name": "g", "input": {}},
-        {"type": "input_json_delta", "partial_json": ""},
-    )
-    yield {
-        "type": "message_delta",
-        "delta": {"stop_reason": "tool_use", "stop_sequence": None, "stop_details": None},
-        "usage": {"output_tokens": 77, "input_tokens": None},
-    }
+        [(_JSON, '{"a": [1, '), (_JSON, '2], "b": "c"}')],
+    ),
+    ({"type": "tool_use", "id": "tu_2", "name": "g", "input": {}}, [(_JSON, "")]),
+]
+_FIELD = {"input_json_delta": "partial_json", "citations_delta": "citation"}
+
+
+def events():
+    """Return the events of `WHOLE`, with a ping, and one of a kind that nobody knows yet."""
+    yield from (START, {"type": "ping"})
+    for index, (start, added) in enumerate(_BLOCKS):
+        yield {"type": "content_block_start", "index": index, "content_block": start}
+        for kind, value in added:
+            delta = {"type": kind, _FIELD.get(kind, kind.removesuffix("_delta")): value}
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield from ({"type": "content_block_stop", "index": index}, {"type": "of_tomorrow", "index": 9})
+    delta = {"stop_reason": "tool_use", "stop_sequence": None, "stop_details": None}
+    yield {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 77, "input_tokens": None}}
     yield {"type": "message_stop"}
 
 
@@ -386,6 +378,7 @@ def test_an_error_in_a_stream_means_what_its_type_says(kind, outcome):
     assert found.unseen
 
 
+@settings(max_examples=50)
 @given(st.lists(JSON | FIELDS | st.sampled_from(list(events())), max_size=6))
 def test_any_stream(some):
     """Whatever the events are, there is an answer, and it has a meaning."""

@@ -43,6 +43,7 @@ def answer_of(client, content=None, max_tokens=100, *, ask=True, **options):
 # -------------------------------------------------------------------------------------------- connect
 
 
+@pytest.mark.slow
 def test_without_a_key_it_is_a_simulator(capsys):
     """With nothing in the environment calls cost nothing, and a line says so."""
     client = cs.connect(speed=20, tier=2)
@@ -192,6 +193,7 @@ FREE = dict.fromkeys([408, 409, 429, 500, 503, 504, 529, "drop", "html_body"], 0
 PAID = {"drop_after": 0.06, "truncated_body": 0.06, "not_json": 0.06}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [{}, FREE, PAID])
 def test_rows_in_are_rows_out(faults):
     """Each row is billed once and final once; answers that were billed and lost stand among the attempts."""
@@ -391,50 +393,33 @@ def test_a_free_call_is_patient_in_api_time():
 # ----------------------------------------------------------------------------------------------- spans
 
 
-class Recorder(trace.TracerProvider):
-    """The smallest tracer that records: it keeps the spans it made."""
+class Recorder(trace.TracerProvider, trace.NoOpTracer):
+    """The smallest provider and tracer that records: it keeps the spans it made."""
 
     def __init__(self):
         self.spans = []
 
     def get_tracer(self, *args, **kwargs):
-        """Return the one tracer."""
-        return _Tracer(self.spans)
-
-    def calls(self):
-        """Return the spans of messages."""
-        return [span for span in self.spans if span.name == "anthropic.messages.create"]
-
-
-class _Tracer(trace.NoOpTracer):
-    def __init__(self, spans):
-        self.spans = spans
+        return self
 
     def start_span(self, name, *args, attributes=None, **kwargs):
-        """Return a new span."""
-        self.spans.append(_Span(name, attributes))
+        self.spans.append(_Span(name, dict(attributes or {})))
         return self.spans[-1]
+
+    def calls(self):
+        return [span for span in self.spans if span.name == "anthropic.messages.create"]
 
 
 class _Span(trace.NonRecordingSpan):
     def __init__(self, name, attributes):
         super().__init__(trace.SpanContext(1, id(self) % 2**63 + 1, is_remote=False))
-        self.name, self.attributes, self.ended = name, dict(attributes or {}), False
+        self.name, self.attributes, self.ended = name, attributes, False
+        self.set_attribute, self.set_attributes = attributes.__setitem__, attributes.update
 
     def is_recording(self):
-        """Say that attributes are kept."""
         return True
 
-    def set_attribute(self, key, value):
-        """Keep one attribute."""
-        self.attributes[key] = value
-
-    def set_attributes(self, attributes):
-        """Keep several."""
-        self.attributes.update(attributes)
-
     def end(self, end_time=None):
-        """Note the end."""
         self.ended = True
 
 

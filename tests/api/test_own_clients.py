@@ -287,6 +287,7 @@ def test_the_users_client_is_left_as_it_is(between):
     assert asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [0.5, httpx2.Timeout(30, read=0.5)])
 def test_the_clients_time_out_is_kept(timeout):
     """A call is given up after the client's own time-out, counted as maybe paid, and tried again."""

@@ -273,6 +273,7 @@ def ran(answers, mode="live", **options):
         return cs.wait(plan.run(client, ledger=None, progress=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_a_run_costs_what_the_account_says(mode):
     """Searches, geography, fallbacks and refusals are priced to the cent, live and in a batch."""
@@ -310,6 +311,7 @@ def test_a_forced_tool_gives_the_reply():
     assert results["error"].item() is None
 
 
+@pytest.mark.slow
 def test_a_budget_holds_with_searches():
     """However many searches and tokens the answers have, the worst case is set aside before each call."""
     answers = {f"row {n}": answer(900_000, 1_024, geo="us", searches=1) for n in range(6)}
