@@ -24,6 +24,7 @@ import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from claudescale import loops
@@ -180,15 +181,9 @@ class Wire:
         """
         seconds = self._timeout_seconds
         if not self._streams:
-            return await self._answered("message", self._post(body), seconds)
+            return (await self._heard("message", self._post(body), seconds))[0]
         message = StreamedMessage()
-        answer = await self._drained(
-            "message",
-            self._post(body),
-            (seconds, seconds),
-            lambda response: response.aiter_bytes(),
-            message.feed,
-        )
+        answer = await self._drained("message", self._post(body), (seconds, seconds), message.feed)
         if answer.status is None:
             return answer._replace(partial=message.so_far)
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
@@ -215,18 +210,17 @@ class Wire:
         )
         return cast("httpx2.Response", raw.http_response)
 
-    async def free(self, call: Callable[[AsyncAnthropic], Awaitable[Any]]) -> Answer:
-        """Return what came back for one of the SDK's calls that cost nothing, made ``with_raw_response``.
+    async def free(self, name: str, *given: Any, **fields: Any) -> Answer:
+        """Return what came back for a call of the SDK that costs nothing: ``"messages.batches.retrieve"``.
 
         Spends: nothing.
         """
+        resource, _, method = name.rpartition(".")
+        # Raw: a strict client's types would refuse what they do not know.
+        call = getattr(attrgetter(resource)(self._client).with_raw_response, method)
+        return (await self._heard(name, call(*given, **fields), CALL_SECONDS))[0]
 
-        async def response() -> httpx2.Response:
-            return cast("httpx2.Response", (await call(self._client)).http_response)
-
-        return await self._answered("free call", response(), CALL_SECONDS)
-
-    async def patiently(self, call: Callable[[AsyncAnthropic], Awaitable[Any]]) -> Answer:
+    async def patiently(self, name: str, **fields: Any) -> Answer:
         """Return what came back for a free call, made again where that may help, in API time.
 
         The SDK's own retries sleep in real seconds: hours for a simulator whose time is fast.
@@ -234,13 +228,30 @@ class Wire:
         Spends: nothing.
         """
         for tries in range(1, _MOST_TRIES + 1):
-            answer = await self.free(call)
-            unheard = answer.status is None and tries == _MOST_UNHEARD
-            hopeless = answer.status == HTTPStatus.OK or verdict(answer).outcome in {"stop", "failed"}
-            if hopeless or unheard or tries == _MOST_TRIES:
+            answer = await self.free(name, **fields)
+            over = answer.status == HTTPStatus.OK or verdict(answer).outcome in {"stop", "failed"}
+            if over or tries == _MOST_TRIES or (answer.status is None and tries == _MOST_UNHEARD):
                 break
             await self.clock.sleep(read_headers(answer.headers).retry_after_seconds or 0.25 * 2**tries)
         return answer
+
+    async def listed(self, name: str, **fields: Any) -> tuple[list[dict[str, Any]], Answer]:
+        """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
+
+        Spends: nothing.
+        """
+        entries: list[dict[str, Any]] = []
+        for _ in range(_MOST_PAGES):
+            answer = await self.patiently(name, **fields)
+            body = read_object(answer.content)
+            entries += [entry for entry in dig(list, body, "data") or [] if isinstance(entry, dict)]
+            if page := dig(str, body, "next_page"):
+                fields["page"] = page
+            elif body.get("has_more") is True and (last := dig(str, body, "last_id")):
+                fields["after_id"] = last
+            else:
+                break
+        return entries, answer
 
     async def count_tokens(self, request: bytes, *, patient: bool = False) -> Answer:
         """Return what the API says of the input tokens of one request.
@@ -249,34 +260,10 @@ class Wire:
         """
         takes = inspect.signature(self._client.messages.count_tokens).parameters
         fields = {name: value for name, value in json.loads(request).items() if name in takes}
-        ask = self.patiently if patient else self.free
-        return await ask(lambda sdk: sdk.messages.with_raw_response.count_tokens(**fields))
-
-    async def listed(self, call: Callable[..., Awaitable[Any]]) -> tuple[list[dict[str, Any]], Answer]:
-        """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
-
-        `call` takes the SDK's client and what it names the next page by.
-
-        Spends: nothing.
-        """
-        entries: list[dict[str, Any]] = []
-        page: dict[str, str] = {}
-        for _ in range(_MOST_PAGES):
-            answer = await self.patiently(functools.partial(call, **page))
-            body = read_object(answer.content)
-            entries += [entry for entry in dig(list, body, "data") or [] if isinstance(entry, dict)]
-            last = dig(str, body, "last_id") if body.get("has_more") is True else None
-            if token := dig(str, body, "next_page") or last:
-                page = {"after_id" if token == last else "page": token}
-            else:
-                break
-        return entries, answer
+        return await (self.patiently if patient else self.free)("messages.count_tokens", **fields)
 
     async def upload(self, path: str, parts: AsyncIterable[bytes], length: int) -> Answer:
         """Post JSON that comes in parts, is sent as it comes, and is never held whole."""
-        return await self._answered("upload", self._put(path, parts, length), LONGEST_TRANSFER_SECONDS)
-
-    async def _put(self, path: str, parts: AsyncIterable[bytes], length: int) -> httpx2.Response:
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
         content: Any = parts
@@ -284,7 +271,8 @@ class Wire:
             content = _Unshown(b"".join([part async for part in parts]))
         headers = {"content-type": "application/json", "content-length": str(length)}
         options: Any = {"headers": headers, "timeout": self._time_outs(CALL_SECONDS)}
-        return await self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
+        request = self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
+        return (await self._heard("upload", request, LONGEST_TRANSFER_SECONDS))[0]
 
     async def stream(self, path: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
         """Pass what an endpoint sends to `take`, in blocks of whole lines, and return how it ended.
@@ -298,65 +286,64 @@ class Wire:
         options: Any = {"headers": {"accept": "application/binary", **_STREAMED}}
         options["timeout"] = httpx2.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS)
         request = self._client.get(path, cast_to=httpx2.Response, options=options)
-        seconds = CALL_SECONDS, LONGEST_TRANSFER_SECONDS
-        return await self._drained("results", request, seconds, _blocks_of_lines, take)
+        return await self._drained("results", request, (CALL_SECONDS, LONGEST_TRANSFER_SECONDS), take)
 
     async def _drained(
         self,
         what: str,
         request: Awaitable[httpx2.Response],
         seconds: tuple[float, float],  # for its head, and then for its body
-        split: Callable[[httpx2.Response], AsyncIterator[bytes]],
         take: Callable[[bytes], Awaitable[None] | None],
     ) -> Answer:
         """Return the head of an answer whose body is taken as it comes; no status where it broke off."""
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
-        opened: list[httpx2.Response] = []
-
-        async def response() -> httpx2.Response:
-            opened.append(await request)
-            return opened[0]
-
-        answer = await self._answered(what, response(), seconds[0])
+        answer, response = await self._heard(what, request, seconds[0])
+        if response is None:
+            return answer
         try:
             async with asyncio.timeout(_ends(seconds[1])):
                 if answer.status == HTTPStatus.OK:
-                    async for part in split(opened[0]):
-                        if (taken := take(part)) is not None:
+                    blocks = response.aiter_bytes() if what == "message" else _blocks_of_lines(response)
+                    async for block in blocks:
+                        if (taken := take(block)) is not None:
                             await taken
         except (TimeoutError, httpx2.RequestError) as error:
             return _failed(error, self._client.base_url.host)._replace(headers=answer.headers)
         finally:
-            for each in opened:
-                await each.aclose()
+            await response.aclose()
         return answer
 
-    async def _answered(self, what: str, request: Awaitable[httpx2.Response], seconds: float) -> Answer:
+    async def _heard(
+        self, what: str, request: Awaitable[Any], seconds: float
+    ) -> tuple[Answer, httpx2.Response | None]:
         """Return what came back, whatever happens, and log it: never a text or a key."""
-        number, begun = next(_numbers), time.monotonic()
-        _log.debug("%s %d sent", what, number)
-        answer = await self._heard(request, seconds)
-        if _log.isEnabledFor(logging.DEBUG):
-            means = answer.failure or (verdict(answer).outcome if what == "message" else "free")
-            took = time.monotonic() - begun
-            _log.debug("%s %d: %s, status %s, %.3f s", what, number, means, answer.status, took)
-        return answer
-
-    async def _heard(self, request: Awaitable[httpx2.Response], seconds: float) -> Answer:
         import anthropic  # noqa: PLC0415 - slow to import
         import httpx2  # noqa: PLC0415 - comes with anthropic
 
+        number, begun = next(_numbers), time.monotonic()
+        _log.debug("%s %d sent", what, number)
+        response: httpx2.Response | None = None
         # RequestError: the words of an error break off, which the SDK reads by itself.
         # TypeError: there is no key. ValueError, InvalidURL: a header or an address that cannot be sent.
         unsent = (TypeError, ValueError, httpx2.InvalidURL)
         try:
             async with asyncio.timeout(_ends(seconds + self._connect_seconds)):
-                response = await request
+                raw = await request
+            response = getattr(raw, "http_response", raw)
         except anthropic.APIStatusError as error:
             response = error.response
         except (anthropic.AnthropicError, httpx2.RequestError, TimeoutError, *unsent) as error:
-            return _failed(error, self._client.base_url.host)
+            answer = _failed(error, self._client.base_url.host)
+        if response is not None:
+            answer = self._answer(response)
+        if _log.isEnabledFor(logging.DEBUG):
+            means = answer.failure or (verdict(answer).outcome if what == "message" else "free")
+            took = time.monotonic() - begun
+            _log.debug("%s %d: %s, status %s, %.3f s", what, number, means, answer.status, took)
+        return answer, response
+
+    def _answer(self, response: httpx2.Response) -> Answer:
         if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             return Answer(None, {}, b"", "connection_error", sent=False, reason=_PROXY_407)
         # A plain dict, read once: the response's own takes 5 µs for each name that is looked up.
@@ -431,9 +418,9 @@ class BatchWire:
             await self._clock.sleep(self._next_at - now)
             self._next_at = max(self._next_at, now) + self._gap_seconds
 
-    async def _free(self, call: Callable[[Any], Awaitable[Any]]) -> Answer:
+    async def _free(self, name: str, *given: Any, **fields: Any) -> Answer:
         await self._turn()
-        return await self._wire.free(lambda sdk: call(sdk.messages.batches.with_raw_response))
+        return await self._wire.free(f"messages.batches.{name}", *given, **fields)
 
     async def check(self, request: bytes) -> Answer:
         """Return what the API says of one request: it counts its tokens, which costs nothing.
@@ -453,20 +440,20 @@ class BatchWire:
 
     async def retrieve(self, batch_id: str) -> Answer:
         """Return the answer that shows one batch."""
-        return await self._free(lambda batches: batches.retrieve(batch_id))
+        return await self._free("retrieve", batch_id)
 
     async def page(self, limit: int, after_id: str | None = None) -> Answer:
         """Return the answer that shows the newest batches, or those after one."""
         after = {"after_id": after_id} if after_id else {}
-        return await self._free(lambda batches: batches.list(limit=limit, **after))
+        return await self._free("list", limit=limit, **after)
 
     async def cancel(self, batch_id: str) -> Answer:
         """Ask for the end of a batch; what is under way in it may still be answered and paid for."""
-        return await self._free(lambda batches: batches.cancel(batch_id))
+        return await self._free("cancel", batch_id)
 
     async def delete(self, batch_id: str) -> Answer:
         """Delete a batch that has ended, with its results."""
-        return await self._free(lambda batches: batches.delete(batch_id))
+        return await self._free("delete", batch_id)
 
     async def results(self, batch_id: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
         """Pass the result lines to `take` in blocks; see `Wire.stream`."""
@@ -519,9 +506,7 @@ async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> L
         The API cannot be reached, or fails.
     """
     async with Wire(client) as wire:
-        entries, answer = await wire.listed(
-            lambda sdk, **page: sdk.organization.rate_limits.with_raw_response.list(**page)
-        )
+        entries, answer = await wire.listed("organization.rate_limits.list")
     if answer.status == HTTPStatus.OK:
         return known.updated(entries, model)
     if answer.status is not None and verdict(answer).outcome in {"stop", "failed"}:

@@ -179,11 +179,9 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
 
 async def _listed(client: AsyncAnthropic) -> list[dict[str, Any]]:
     """Return what the Models API says of every model, retired ones too."""
-    stages: Any = ["active", "deprecated", "retired"]
     async with Wire(client) as wire:
-        infos, answer = await wire.listed(
-            lambda sdk, **page: sdk.models.with_raw_response.list(limit=1000, lifecycle=stages, **page)
-        )
+        stages = ["active", "deprecated", "retired"]
+        infos, answer = await wire.listed("models.list", limit=1000, lifecycle=stages)
     if answer.status != HTTPStatus.OK:
         raise unasked(answer, "models")
     return infos
