@@ -172,38 +172,38 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
 
 
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
-    found = _error(body)
-    if 300 <= status < 400 and (led := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
-        return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, led))
-    if trouble := _account_trouble(found):
-        return Verdict(outcome="stop", error=trouble, message=found.message)
-    if found.code in ERRORS.passing_codes:
-        return Verdict(outcome="overloaded", error=found.code, message=found.message)
-    error, outcome, retry = found.type or f"http_{status}", "failed", headers.get("x-should-retry")
-    if retry != "true" and status in _STOPPING and found.code not in ERRORS.row_codes:
-        outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
-        if found.type == "not_found_error" and not _OF_A_MODEL.search(found.message):
+    problem = _error(body)
+    if 300 <= status < 400 and (target := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
+        return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, target))
+    if trouble := _account_trouble(problem):
+        return Verdict(outcome="stop", error=trouble, message=problem.message)
+    if problem.code in ERRORS.passing_codes:
+        return Verdict(outcome="overloaded", error=problem.code, message=problem.message)
+    error, outcome, retry = problem.type or f"http_{status}", "failed", headers.get("x-should-retry")
+    if retry != "true" and status in _STOPPING and problem.code not in ERRORS.row_codes:
+        outcome = "stop" if problem.type else "failed"  # a proxy's page says nothing of the account
+        if problem.type == "not_found_error" and not _OF_A_MODEL.search(problem.message):
             error = NO_ENDPOINT
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
-        error = found.code or error
+        error = problem.code or error
         outcome = "stop" if retry == "false" else "refused"  # no row is to blame for a limit
     elif retry == "true" or (retry != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004
         outcome = "overloaded" if status >= 500 else "again"  # noqa: PLR2004
-    final = outcome == "failed" and found.type is not None and status < 500  # noqa: PLR2004
-    words = found.message or _no_words(status, headers)
+    final = outcome == "failed" and problem.type is not None and status < 500  # noqa: PLR2004
+    words = problem.message or _no_words(status, headers)
     return Verdict(outcome=outcome, error=error, message=words, final=final)
 
 
-def _redirect_words(status: int, led: str) -> str:
+def _redirect_words(status: int, target: str) -> str:
     """Return what is said of an answer that sends the request elsewhere, where it was not sent on."""
-    bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", led.partition("?")[0]))[:_MOST_CHARACTERS]
+    bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", target.partition("?")[0]))[:_MOST_CHARACTERS]
     there = bare.partition("/v1/")[0] or "/"
     return f"status {status}: the address redirects to {bare}. Set base_url to {there}"
 
 
 def _no_words(status: int, headers: Mapping[str, str]) -> str:
     """Return what is said of an answer without words of the API: nothing of a page, it may say anything."""
-    phrase = next((f" {each.phrase}" for each in HTTPStatus if each == status), "")
+    phrase = next((f" {known.phrase}" for known in HTTPStatus if known == status), "")
     kind = headers.get("content-type", "").partition(";")[0].strip()[:40]
     as_what = f" as {kind}" if kind else ""
     return f"status {status}{phrase}{as_what}, no words of the API: a proxy may have answered"
@@ -227,11 +227,11 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     if kind != "errored":
         words = "the line of the batch tells no result"
         return Verdict(outcome="again", error="invalid_response", message=words, unseen=True)
-    found = _error(dig(dict, result, "error") or {})
-    passing = found.code if found.code in ERRORS.passing_codes else None
-    error = _account_trouble(found) or passing or found.type or "invalid_response"
+    problem = _error(dig(dict, result, "error") or {})
+    passing = problem.code if problem.code in ERRORS.passing_codes else None
+    error = _account_trouble(problem) or passing or problem.type or "invalid_response"
     outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in _FAILING_ERRORS else "again"
-    words = found.message or "The API tells no more than the kind of the error."
+    words = problem.message or "The API tells no more than the kind of the error."
     return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
 
 

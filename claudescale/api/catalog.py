@@ -52,8 +52,8 @@ def retirement(day: date | None) -> datetime | None:
         return None
     # Computed, as a machine may have no table of time zones: summer time is from the second Sunday of
     # March to the first of November.
-    sundays = [date(day.year, 3, 8), date(day.year, 11, 1)]
-    begins, ends = (each + timedelta(days=6 - each.weekday()) for each in sundays)
+    months = [date(day.year, 3, 8), date(day.year, 11, 1)]
+    begins, ends = (first + timedelta(days=6 - first.weekday()) for first in months)
     return datetime.combine(day, time(16 if begins <= day < ends else 17), UTC)
 
 
@@ -465,12 +465,16 @@ def _list_price(model: Model | RetiredModel, mode: Mode, day: date, speed: str |
     info, noon = _priced(model), datetime.combine(day, time(12), UTC)
     when = {"processing": "batch"} if mode == "batch" else {"speed": "fast"} if speed == "fast" else None
     variants = [variant for variant in info.price_variants or () if variant.when == when]
-    if when and not any(each.constraint is None or each.constraint.active(noon) for each in variants):
+    if when and not any(
+        variant.constraint is None or variant.constraint.active(noon) for variant in variants
+    ):
         # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
         # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
         if mode == "batch" and model.retires_on is not None:
             live = _list_price(model, "live", day, None)
-            half = {part: tuple((above, each / 2) for above, each in steps) for part, steps in live.items()}
+            half = {
+                part: tuple((above, dollars / 2) for above, dollars in steps) for part, steps in live.items()
+            }
             return MappingProxyType(half)
         begin = "; its batch prices begin on 2026-10-14" if mode == "batch" else ""
         msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {info.id} on {day}{begin}."
@@ -483,7 +487,7 @@ def _list_price(model: Model | RetiredModel, mode: Mode, day: date, speed: str |
             msg = f"genai-prices has no {part} price of {info.id}."
             raise UnknownModel(msg)
         tiers = getattr(value, "tiers", ())
-        steps[part] = ((0, getattr(value, "base", value)), *((each.start, each.price) for each in tiers))
+        steps[part] = ((0, getattr(value, "base", value)), *((step.start, step.price) for step in tiers))
     return MappingProxyType(steps)
 
 
@@ -553,7 +557,7 @@ def models(*, at: datetime | None = None) -> pl.DataFrame:
 
 def models_row(model: Model | RetiredModel, at: datetime) -> dict[str, Any]:
     """Return what the catalog has of a model at a moment, by column."""
-    row = {each.name: getattr(model, each.name) for each in fields(model)}
+    row = {fact.name: getattr(model, fact.name) for fact in fields(model)}
     row |= {"model": model.id, "lifecycle": lifecycle(model, at)}
     with suppress(PlanError):  # an unknown price is null in the table
         live = list_price(model.id, at=at)
@@ -580,10 +584,11 @@ def tiers(model: Model | str | None = None) -> pl.DataFrame:
     >>> tiers("claude-haiku-5-5").filter(tier="start")["requests_per_minute"].item()
     1000
     """
-    called = _BY_NAME.values() if model is None else [_model(model)]
+    called = MODELS.values() if model is None else [_model(model)]
+    groups = dict.fromkeys(facts.rate_group for facts in called)
     rows = []
-    for facts, group in itertools.product(TIERS.values(), dict.fromkeys(each.rate_group for each in called)):
-        row = {each.name: getattr(facts, each.name) for each in fields(facts)}
+    for facts, group in itertools.product(TIERS.values(), groups):
+        row = {fact.name: getattr(facts, fact.name) for fact in fields(facts)}
         rates = facts.limits.get(group)
         rows.append(row | {"tier": facts.name, "rate_group": group} | (rates._asdict() if rates else {}))
     return _frame(rows, TIERS_SCHEMA)

@@ -657,13 +657,13 @@ async def _see_redirect(response: httpx2.Response) -> None:
         return
     request = response.request
     try:
-        led = request.url.join(response.headers["location"])
+        target = request.url.join(response.headers["location"])
     except httpx2.InvalidURL:
         return
     here = request.url
-    secured = led.host == here.host and (here.scheme, led.scheme) == ("http", "https")
+    secured = target.host == here.host and (here.scheme, target.scheme) == ("http", "https")
     reading = request.method == "GET"
-    if (led.origin == here.origin or secured) and (reading or response.status_code in _SAME_METHOD):
+    if (target.origin == here.origin or secured) and (reading or response.status_code in _SAME_METHOD):
         return
     if reading and here.path.endswith("/results"):
         for name in set(request.headers) - _HARMLESS:

@@ -214,7 +214,7 @@ class Limits:
         UnknownTier
             They tell none of this model.
         """
-        told: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for entry in items:
             group = dig(str, entry, "group", "type") or dig(str, entry, "group_type") or ""
             names = _OF_ENDPOINTS.get(group, {})
@@ -225,27 +225,27 @@ class Limits:
                 name = names.get(dig(str, limit, "type") or "")
                 value = dig(int, limit, "value") or dig(float, limit, "value") or 0.0
                 if name and 0 < value < math.inf:
-                    told[name] = min(value, told.get(name, math.inf))
-        if not told.keys() >= set(_PER_MINUTE):
+                    values[name] = min(value, values.get(name, math.inf))
+        if not values.keys() >= set(_PER_MINUTE):
             msg = f"the rate-limit API tells no limits for {model or 'any model'!r}. "
             msg += "Pass tier=cs.Limits(requests_per_minute=..., ...)"
             raise UnknownTier(msg)
-        return cls(**told, source="the rate-limit API", checked=datetime.now(UTC))
+        return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
 
     def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
-        """Return what entries of the rate-limit API tell, and these where they tell nothing, with a note why.
+        """Return what entries of the rate-limit API tell, and these where they say nothing, with a note why.
 
         Spends: nothing.
         """
         why = "this key may not read the account's limits: a pilot tells them"
         if items is not None:
             try:
-                told = Limits.read(items, model)
+                account = Limits.read(items, model)
             except UnknownTier:  # no access to this model, or an answer of another form
                 why = f"the rate-limit API tells nothing of {model}: a pilot does"
             else:
-                kept = {name: getattr(told, name) or getattr(self, name) for name in _OPTIONAL[:3]}
-                return replace(told, **kept)
+                kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:3]}
+                return replace(account, **kept)
         return self if self.source == HEADERS else replace(self, note=why)  # the API's answers are as good
 
 
@@ -288,16 +288,16 @@ class Learned(NamedTuple):
 
     def stands_for(self, tier: str | int | Limits, model: str | Model) -> bool:
         """Whether these are the limits of a plan for that tier and model."""
-        named = [each if isinstance(each, Limits) else catalog.tier(each).name for each in (tier, self.tier)]
+        named = [name if isinstance(name, Limits) else catalog.tier(name).name for name in (tier, self.tier)]
         return named[0] == named[1] and catalog.model(model).rate_group == self.rate_group
 
     @classmethod
     def after(cls, plan: Plan, run: Run) -> Learned | None:
         """Return what is learned of a plan's limits after a run: what the API told it, if of this tier."""
-        told = cls(run.limits, run.plan.tier, run.plan.facts.rate_group)
-        if not told.stands_for(plan.tier, plan.facts):
+        learned = cls(run.limits, run.plan.tier, run.plan.facts.rate_group)
+        if not learned.stands_for(plan.tier, plan.facts):
             return plan.learned
-        return told if run.limits is not run.plan.limits else plan.learned or run.plan.learned
+        return learned if run.limits is not run.plan.limits else plan.learned or run.plan.learned
 
 
 # ------------------------------------------------------------------------------ whose limits they look like
@@ -343,7 +343,7 @@ def _distances(limits: Limits, model: Model) -> dict[str, float]:
     """Return by tier how many times, as a logarithm, the limit furthest from its table is away."""
     tables = {name: tier.limits.get(model.rate_group) for name, tier in catalog.TIERS.items()}
     return {
-        name: max(abs(math.log(ours / its)) for ours, its in zip(limits.per_minute, rates, strict=True))
+        name: max(abs(math.log(ours / theirs)) for ours, theirs in zip(limits.per_minute, rates, strict=True))
         for name, rates in tables.items()
         if rates is not None
     }
@@ -375,7 +375,7 @@ class Readings:
 
     def limits(self, before: Limits) -> Limits:
         """Return `before` with every limit these headers tell; the same object if it says so just now."""
-        told: dict[str, Any] = {
+        changes: dict[str, Any] = {
             name: reading.limit
             for name, reading in zip(_PER_MINUTE, self.buckets, strict=True)
             if reading.limit
@@ -384,14 +384,14 @@ class Readings:
             bucket.remaining / bucket.limit for bucket in self.buckets if bucket.limit and bucket.remaining
         ]
         if left:  # what a bucket is told to hold is there to be taken at once
-            told["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
+            changes["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
         now, noted = datetime.now(UTC), before.checked
         agree = before.source == HEADERS and all(
-            getattr(before, name) == limit for name, limit in told.items()
+            getattr(before, name) == limit for name, limit in changes.items()
         )
-        if not told or (agree and isinstance(noted, datetime) and now - noted < _FRESH):
+        if not changes or (agree and isinstance(noted, datetime) and now - noted < _FRESH):
             return before
-        return replace(before, **told, source=HEADERS, checked=now, note="")
+        return replace(before, **changes, source=HEADERS, checked=now, note="")
 
 
 def read_headers(headers: Mapping[str, str]) -> Readings:

@@ -113,7 +113,7 @@ class Model:
         raise PlanError(msg)
 
 
-_SAID = {
+_FIELDS = {
     "api_lifecycle": ("lifecycle", str),
     "max_input_tokens": ("max_input_tokens", int),
     "max_tokens": ("max_tokens", int),
@@ -122,14 +122,14 @@ _SAID = {
         for name in ("batch", "structured_outputs", "image_input", "pdf_input", "citations")
     },
 }  # columns of what the Models API says, where each stands and its type
-_LISTED = {"api_efforts": "capabilities.effort", "thinking_types": "capabilities.thinking.types"}
+_LISTS = {"api_efforts": "capabilities.effort", "thinking_types": "capabilities.thinking.types"}
 API_MODELS = pl.Schema(
     catalog.MODELS_SCHEMA
     | {
         name: {str: pl.String(), int: pl.Int64(), bool: pl.Boolean()}[kind]
-        for name, (_, kind) in _SAID.items()
+        for name, (_, kind) in _FIELDS.items()
     }
-    | dict.fromkeys(_LISTED, pl.List(pl.String()))
+    | dict.fromkeys(_LISTS, pl.List(pl.String()))
     | {"retires_at": pl.Datetime("us", "UTC"), "differs": pl.List(pl.String())}
 )
 """Columns of `compared`: the catalog's, what the Models API says, and in which of the catalog's columns the
@@ -199,20 +199,20 @@ def compared(listed: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
         row = catalog.models_row(facts, at)
         if info is None and row["lifecycle"] == "retired":
             continue
-        said = {} if info is None else _said(info)
-        differs = _differences(row, said) if said else ["model"]
-        rows.append({name: row.get(name) for name in catalog.MODELS_SCHEMA} | said | {"differs": differs})
+        api = {} if info is None else _api_columns(info)
+        differs = _differences(row, api) if api else ["model"]
+        rows.append({name: row.get(name) for name in catalog.MODELS_SCHEMA} | api | {"differs": differs})
     for name, info in infos.items():
         line = dig(str, info, "line")
-        rows.append({"model": name, "line": line, **_said(info), "differs": ["model"]})
+        rows.append({"model": name, "line": line, **_api_columns(info), "differs": ["model"]})
     return pl.DataFrame([{name: row.get(name) for name in API_MODELS} for row in rows], API_MODELS)
 
 
-def _differences(row: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
+def _differences(row: Mapping[str, Any], api: Mapping[str, Any]) -> list[str]:
     """Return the catalog's columns in which the API says something else; where it says nothing, none does."""
     differ = []
     for name, column in _SAME.items():
-        ours, theirs = row.get(name), said[column]
+        ours, theirs = row.get(name), api[column]
         if name == "retires_on":  # that there is no day is said too
             theirs = theirs and theirs.date()
         elif theirs is None:
@@ -224,12 +224,12 @@ def _differences(row: Mapping[str, Any], said: Mapping[str, Any]) -> list[str]:
     return differ
 
 
-def _said(info: Mapping[str, Any]) -> dict[str, Any]:
+def _api_columns(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the API says of a model as columns; null where it says nothing that can be read."""
-    row: dict[str, Any] = {name: dig(kind, info, *path.split(".")) for name, (path, kind) in _SAID.items()}
-    for name, path in _LISTED.items():
+    row: dict[str, Any] = {name: dig(kind, info, *path.split(".")) for name, (path, kind) in _FIELDS.items()}
+    for name, path in _LISTS.items():
         kinds = dig(dict, info, *path.split("."))
-        row[name] = kinds and [each for each in kinds if dig(bool, kinds, each, "supported")]
+        row[name] = kinds and [kind for kind in kinds if dig(bool, kinds, kind, "supported")]
     row["retires_at"] = None
     with suppress(ValueError):
         moment = datetime.fromisoformat(dig(str, info, "retires_at") or "")

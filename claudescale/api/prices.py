@@ -159,7 +159,8 @@ def _listed(model_id: str, mode: catalog.Mode, day: date, speed: str | None = No
     steps = []
     for threshold in sorted({above for part in parts.values() for above, _ in part}):
         rates = {
-            name: [each for above, each in part if above <= threshold][-1] for name, part in parts.items()
+            name: [dollars for above, dollars in part if above <= threshold][-1]
+            for name, part in parts.items()
         }
         per_token = {name: float(million / 1_000_000) for name, million in rates.items()}
         steps.append(PriceStep(above_tokens=threshold, **per_token))
@@ -261,8 +262,8 @@ def dollars(price: Price, **tokens: pl.Expr) -> pl.Expr:
 
     Examples
     --------
-    >>> each = dollars(price("claude-haiku-5-5"), input_tokens=pl.col("tokens"))
-    >>> pl.DataFrame({"tokens": [1_000, 200_000]}).select(each.round(6).alias("dollars"))["dollars"].to_list()
+    >>> paid = dollars(price("claude-haiku-5-5"), input_tokens=pl.col("tokens"))
+    >>> pl.DataFrame({"tokens": [1_000, 200_000]}).select(paid.round(6).alias("dollars"))["dollars"].to_list()
     [0.0001, 0.1]
     """
     given = {part: tokens[column] for part, column in COLUMNS.items() if column in tokens}
@@ -283,9 +284,9 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
 def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
     """Return the dollars of answers (`COLUMNS`, `ANSWERED`), each priced by what it says of itself."""
     cost = pl.lit(None, pl.Float64)
-    for said in answers.select(ANSWERED[:-1]).unique(maintain_order=True).iter_rows(named=True):
-        real = answered(asked, **said)
-        of = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in said.items())
+    for traits in answers.select(ANSWERED[:-1]).unique(maintain_order=True).iter_rows(named=True):
+        real = answered(asked, **traits)
+        of = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in traits.items())
         paid = dollars(real, **{column: pl.col(column) for column in COLUMNS.values()})
         fees = pl.col("web_search_requests") * (real.search or 0.0)
         cost = pl.when(of).then(paid + fees).otherwise(cost)
@@ -452,8 +453,8 @@ def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.LazyF
     rows: list[dict[str, Any]] = []
     for kind in billed.select(_KIND).unique().sort(pl.all()).collect().iter_rows(named=True):
         noon, model = datetime.combine(kind["day"], time(12), UTC), given.get(kind["model"], kind["model"])
-        said = {name: kind[name] for name in ANSWERED[:-1]}
-        own, live = (answered(_known(model, mode, noon), **said) for mode in (kind["mode"], "live"))
+        traits = {name: kind[name] for name in ANSWERED[:-1]}
+        own, live = (answered(_known(model, mode, noon), **traits) for mode in (kind["mode"], "live"))
         step_above = sorted({step.above_tokens for step in (*own.steps, *live.steps)})
         for above, up_to in zip(step_above, [*step_above[1:], math.inf], strict=True):
             steps = {"": own.step(above + 1), "live_": live.step(above + 1)}
