@@ -27,6 +27,8 @@ from http import HTTPStatus
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import httpx2
+
 from claudescale import loops
 from claudescale.api.answers import NOT_FOLLOWED, Answer, StreamedMessage, dig, read_object, verdict
 from claudescale.api.catalog import MESSAGE
@@ -37,7 +39,6 @@ from claudescale.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 
-    import httpx2
     from anthropic import AsyncAnthropic
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -165,7 +166,6 @@ class Wire:
     async def _about(self) -> dict[str, Any]:
         """Return what a simulator says of itself; nothing where there is none."""
         import anthropic  # noqa: PLC0415 - slow to import
-        import httpx2  # noqa: PLC0415 - comes with anthropic
 
         options: Any = {"timeout": _CONNECT_SECONDS}
         try:
@@ -190,8 +190,6 @@ class Wire:
 
     async def _post(self, body: bytes) -> httpx2.Response:
         """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
-        import httpx2  # noqa: PLC0415 - comes with anthropic
-
         silent = min(_IDLE_SECONDS, self._timeout_seconds) if self._streams else self._timeout_seconds
         timeout = self._time_outs(silent)
         headers = {"content-type": "application/json"}
@@ -264,8 +262,6 @@ class Wire:
 
     async def upload(self, path: str, parts: AsyncIterable[bytes], length: int) -> Answer:
         """Post JSON that comes in parts, is sent as it comes, and is never held whole."""
-        import httpx2  # noqa: PLC0415 - comes with anthropic
-
         content: Any = parts
         if self._signs_bodies:
             content = _Unshown(b"".join([part async for part in parts]))
@@ -281,8 +277,6 @@ class Wire:
 
         Spends: nothing.
         """
-        import httpx2  # noqa: PLC0415 - comes with anthropic
-
         options: Any = {"headers": {"accept": "application/binary", **_STREAMED}}
         options["timeout"] = httpx2.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS)
         request = self._client.get(path, cast_to=httpx2.Response, options=options)
@@ -296,8 +290,6 @@ class Wire:
         take: Callable[[bytes], Awaitable[None] | None],
     ) -> Answer:
         """Return the head of an answer whose body is taken as it comes; no status where it broke off."""
-        import httpx2  # noqa: PLC0415 - comes with anthropic
-
         answer, response = await self._heard(what, request, seconds[0])
         if response is None:
             return answer
@@ -319,7 +311,6 @@ class Wire:
     ) -> tuple[Answer, httpx2.Response | None]:
         """Return what came back, whatever happens, and log it: never a text or a key."""
         import anthropic  # noqa: PLC0415 - slow to import
-        import httpx2  # noqa: PLC0415 - comes with anthropic
 
         number, begun = next(_numbers), time.monotonic()
         _log.debug("%s %d sent", what, number)
@@ -360,7 +351,6 @@ class Wire:
         return Answer(response.status_code, headers, content)
 
     def _time_outs(self, seconds: float) -> httpx2.Timeout:
-        import httpx2  # noqa: PLC0415 - comes with anthropic
 
         return httpx2.Timeout(_ends(seconds), connect=self._connect_seconds)
 
@@ -529,7 +519,6 @@ def _failed(error: Exception, host: str) -> Answer:
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
     import anthropic  # noqa: PLC0415 - slow to import
     import httpcore2  # noqa: PLC0415 - comes with httpx2
-    import httpx2  # noqa: PLC0415 - comes with anthropic
 
     chain = list(_chain(error))
     if flaw := next(filter(None, map(_unsendable, chain)), ""):
@@ -569,8 +558,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _unsendable(cause: BaseException) -> str:
     """Return why no try can send a request, in words that show no key; nothing where one might."""
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
         return "base_url is no address that begins with https:// or http://"
     invalid = isinstance(cause, ValueError | httpx2.LocalProtocolError) and "header" in str(cause).lower()
@@ -584,8 +571,6 @@ def _unsendable(cause: BaseException) -> str:
 
 def _words(cause: BaseException, host: str) -> str:  # noqa: PLR0911 - a table
     """Return what one cause means; nothing where it means nothing by itself."""
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
     match cause:
         case httpx2.ProxyError():
             return _PROXY_407 if "407" in str(cause) else "the proxy does not connect"
@@ -610,7 +595,6 @@ def _words(cause: BaseException, host: str) -> str:  # noqa: PLR0911 - a table
 def transport(*, here: bool = False) -> httpx2.AsyncClient:
     """Return the SDK's aiohttp transport; `here` uses no proxy, so that nothing leaves this machine."""
     import anthropic  # noqa: PLC0415 - slow to import
-    import httpx2  # noqa: PLC0415 - comes with anthropic
 
     # Without the environment's proxies, but with its certificates.
     options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
@@ -651,8 +635,6 @@ async def _see_redirect(response: httpx2.Response) -> None:
 
     Results of a batch may lie elsewhere: they are fetched there without the key.
     """
-    import httpx2  # noqa: PLC0415 - comes with anthropic
-
     if not response.has_redirect_location:
         return
     request = response.request
@@ -731,7 +713,6 @@ def _signs_bodies(client: AsyncAnthropic) -> bool:
 def _time_out(client: AsyncAnthropic) -> tuple[float | None, float]:
     """Return the seconds after which the user wants a call given up, None if unsaid, and a connection."""
     import anthropic  # noqa: PLC0415 - slow to import
-    import httpx2  # noqa: PLC0415 - comes with anthropic
 
     given = client.timeout
     if given == anthropic.DEFAULT_TIMEOUT:
@@ -814,7 +795,6 @@ def connect(
 def _found(api_key: str | None, base_url: str | None) -> AsyncAnthropic:
     """Return the SDK's client, with whatever credentials it finds."""
     import anthropic  # noqa: PLC0415 - slow to import
-    import httpx2  # noqa: PLC0415 - comes with anthropic
 
     if api_key is not None:
         _check_key("api_key", api_key)

@@ -224,7 +224,7 @@ class Limits:
             for limit in dig(list, entry, "limits") or []:
                 name = names.get(dig(str, limit, "type") or "")
                 value = dig(int, limit, "value") or dig(float, limit, "value") or 0.0
-                if name and 0 < value < math.inf:
+                if name and _LEAST <= value <= _MOST:
                     values[name] = min(value, values.get(name, math.inf))
         if not values.keys() >= set(_PER_MINUTE):
             msg = f"the rate-limit API tells no limits for {model or 'any model'!r}. "

@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import socket
-from collections import Counter
 
 import anthropic
 import canned
@@ -71,14 +70,6 @@ def test_simulate_false_without_a_key():
     """simulate=False never starts a simulator, and says what to set."""
     with pytest.raises(cs.PlanError, match="ANTHROPIC_API_KEY"):
         cs.connect(simulate=False)
-
-
-def test_an_address_of_ones_own(capsys):
-    """With a base_url there is no simulator of ours, whatever answers there."""
-    with simulator() as api:
-        client = cs.connect(api_key="k", base_url=api.url)
-        assert "on this machine" in capsys.readouterr().err
-        assert finished(a_plan(reviews(1)), client).simulated
 
 
 @pytest.fixture
@@ -188,48 +179,6 @@ def test_a_header_that_cannot_be_sent():
 
 
 # ------------------------------------------------------------------------------------ a run over HTTP
-
-FREE = dict.fromkeys([408, 409, 429, 500, 503, 504, 529, "drop", "html_body"], 0.04)
-PAID = {"drop_after": 0.06, "truncated_body": 0.06, "not_json": 0.06}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("faults", [{}, FREE, PAID])
-def test_rows_in_are_rows_out(faults):
-    """Each row is billed once and final once; answers that were billed and lost stand among the attempts."""
-    with simulator(speed=200, seed=1, faults=faults) as api:
-        run = finished(a_plan(reviews(120)), api.client())
-        stats = api.stats
-    assert run.results["reply"].null_count() == 0
-    assert stats["distinct_rows_billed"] == 120
-    lost = sum(stats["faults"].values()) if faults is PAID else 0
-    assert stats["billed_rows"] == 120 + lost
-    errors = Counter(run.attempts["error"].drop_nulls())
-    if faults is PAID:
-        assert errors["invalid_response"] + errors["connection_error"] == lost > 0
-    else:
-        assert run.counts.dollars == pytest.approx(stats["dollars"], abs=1e-12)
-        assert run.attempts.height == stats["calls"]
-
-
-@pytest.mark.parametrize(
-    ("faults", "error"),
-    [
-        ({"spend_cap": 0.0005}, "enforced_spend_limit_reached"),
-        ({"workspace_spend": 0.0005}, "spend_limit_reached"),
-        ({}, "authentication_error"),
-    ],
-)
-def test_what_ends_a_run(faults, error):
-    """A spend limit or a wrong key ends the run in the API's words; what was paid for is kept."""
-    with simulator(speed=200, faults=faults) as api:
-        client = api.client(**({} if faults else {"api_key": "sk-wrong-0123456789"}))
-        with pytest.raises(cs.RunStopped) as caught:
-            finished(a_plan(reviews(300)), client)
-        run = caught.value.run
-        assert run.stopped_by == error
-        assert run.counts.answered == api.stats["billed_rows"]
-        assert run.counts.dollars == pytest.approx(api.stats["dollars"], abs=1e-12)
 
 
 def test_no_secret_is_kept(caplog):
