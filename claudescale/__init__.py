@@ -48,10 +48,9 @@ from claudescale.errors import (
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import tiers
-    from claudescale.api.connecting import connect
-    from claudescale.api.learning import models
+    from claudescale.api.client import connect
     from claudescale.api.limits import Limits
-    from claudescale.api.ownmodels import Model
+    from claudescale.api.models import Model, models
     from claudescale.evidence.cascades import Cascade, cascade
     from claudescale.evidence.trials import Trial, trial
     from claudescale.ledger.ledger import Ledger
@@ -66,15 +65,15 @@ _HOMES = {
     "Cascade": "evidence.cascades",
     "Ledger": "ledger.ledger",
     "Limits": "api.limits",
-    "Model": "api.ownmodels",
+    "Model": "api.models",
     "Picker": "widgets.pick",
     "Plan": "planning.plans",
     "Run": "running.runs",
     "Simulator": "simulator",
     "Trial": "evidence.trials",
     "cascade": "evidence.cascades",
-    "connect": "api.connecting",
-    "models": "api.learning",
+    "connect": "api.client",
+    "models": "api.models",
     "pick": "widgets.pick",
     "plan": "planning.plans",
     "tiers": "api.catalog",

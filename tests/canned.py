@@ -1,5 +1,6 @@
-"""A server on 127.0.0.1 that answers with what a function says, and is taken for the API."""
+"""A server on this machine that gives canned answers, over plain sockets: no code of ours is in it."""
 
+import http.client
 import http.server
 import json
 import socketserver
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 import claudescale as cs
 
 KEY = "sk-ant-api03-not_a_real_key_0123456789"
+USAGE = {"input_tokens": 10, "output_tokens": 5}
+HOP_BY_HOP = {"connection", "content-length", "transfer-encoding"}
 
 
-def message(text="ok", **more):
-    """Return a small Message."""
+def message(text="ok", **changes):
+    """Return a Message."""
     return {
         "id": "msg_1",
         "type": "message",
@@ -21,71 +24,167 @@ def message(text="ok", **more):
         "content": [{"type": "text", "text": text}],
         "stop_reason": "end_turn",
         "stop_sequence": None,
-        "usage": {"input_tokens": 10, "output_tokens": 5},
-        **more,
+        "usage": USAGE,
+        **changes,
     }
 
 
 def error(kind, words, **details):
-    """Return the body of an error."""
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": words, **({"details": details} if details else {})},
-    }
+    """Return an error's body."""
+    told = {"type": kind, "message": words, **({"details": details} if details else {})}
+    return {"type": "error", "error": told, "request_id": "req_1"}
 
 
-class _Threads(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads, request_queue_size = True, 256
+NOT_FOUND = (404, {}, error("not_found_error", "Not found"))
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def _answer(self):
+        body = self._body()
+        with self.server.lock:
+            self.server.seen.append((self.command, self.path, dict(self.headers), body))
+        status, headers, content = self.server.handler(self.command, self.path, self.headers, body)
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in ({"content-type": "application/json"} | headers).items():
+            self.send_header(name, value)
+        self.close_connection = "connection" in headers  # then it ends without having told its length
+        if not self.close_connection:
+            self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _body(self):
+        if "chunked" not in (self.headers.get("transfer-encoding") or ""):
+            return self.rfile.read(int(self.headers.get("content-length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    do_GET = do_POST = do_DELETE = do_CONNECT = _answer  # noqa: N815 - the names that are called
+
+
+class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads, request_queue_size = True, 512
 
     def handle_error(self, *_):
-        """Say nothing of connections that the other side has closed."""
+        pass  # of connections that the other side has closed
+
+
+class Canned:
+    """Answers ``handler(method, path, headers, body) -> (status, headers, body)``; `seen` has every call."""
+
+    def __init__(self, handler, *, context=None):
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        if context is not None:
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._server.handler, self._server.seen, self._server.lock = handler, [], threading.Lock()
+        self.seen, self.port = self._server.seen, self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def bodies(self, path="/v1/messages"):
+        """Return the bodies that were posted to a path."""
+        return [body for method, target, _, body in self.seen if (method, target) == ("POST", path)]
 
 
 @contextmanager
-def served(script, **options):
-    """Lend a client whose calls `script(path, body, number)` answers: status, headers, JSON or bytes.
+def served(script, *, path=""):
+    """Lend a client whose calls `script(path, body, number)` answers; what is not posted is not found."""
 
-    What is not asked at ``/v1/messages`` is not found. Bytes without a length end with the connection.
-    """
-    lock, seen = threading.Lock(), []
+    def handler(method, target, _headers, body):
+        if method != "POST":
+            return NOT_FOUND
+        client.seen.append((target, body))
+        return script(target, body, len(client.seen))
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            pass
-
-        def do_POST(self):
-            """Answer one call."""
-            length = int(self.headers.get("content-length") or 0)
-            body = self.rfile.read(length)
-            with lock:
-                seen.append((self.path, body))
-                number = len(seen)
-            status, headers, out = script(self.path, body, number)
-            out = out if isinstance(out, bytes) else json.dumps(out).encode()
-            self.send_response(status)
-            for name, value in {"content-type": "application/json", **headers}.items():
-                self.send_header(name, value)
-            if "connection" not in headers:
-                self.send_header("content-length", str(len(out)))
-            self.end_headers()
-            self.wfile.write(out)
-            self.close_connection = "connection" in headers
-
-        def do_GET(self):
-            """Be no simulator."""
-            self.send_response(404)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-    server = _Threads(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
-        path = options.pop("path", "")
-        client = cs.connect(api_key=KEY, base_url=f"http://127.0.0.1:{server.server_address[1]}{path}")
-        client.seen = seen
+    with Canned(handler) as server:
+        client = cs.connect(api_key=KEY, base_url=server.url + path)
+        client.seen = []
         yield client
-    finally:
-        server.shutdown()
-        server.server_close()
+
+
+def passed_on(url):
+    """Return a handler that asks another server, such as a simulator."""
+
+    def handler(method, path, headers, body):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        dropped = HOP_BY_HOP | {"host", "accept-encoding"}
+        asked = {name.lower(): value for name, value in headers.items() if name.lower() not in dropped}
+        connection.request(method, path, body or None, {"authorization": "Bearer any", **asked})
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        named = {name: value for name, value in answer.getheaders() if name.lower() not in HOP_BY_HOP}
+        return answer.status, named, content
+
+    return handler
+
+
+class BatchApi:
+    """A handler that takes batches, and gives ``answer(params) -> result`` for each of their rows."""
+
+    def __init__(self, answer):
+        self._answer, self._made = answer, {}
+
+    def __call__(self, method, path, _headers, body):
+        """Answer one call."""
+        path = path.partition("?")[0]
+        name, _, rest = (
+            path.removeprefix("/v1/messages").strip("/").removeprefix("batches").strip("/").partition("/")
+        )
+        match method, path:
+            case "POST", "/v1/messages":
+                found = self._answer(json.loads(body)).get("message", message())
+            case "POST", "/v1/messages/count_tokens":
+                found = {"input_tokens": 12}
+            case "POST", "/v1/messages/batches":
+                found = self._create(json.loads(body)["requests"])
+            case "GET", "/v1/messages/batches":
+                found = {"data": [self._shown(each) for each in reversed(self._made)], "has_more": False}
+            case "GET", _ if name in self._made:
+                found = self._results(name) if rest == "results" else self._shown(name)
+            case _:
+                return NOT_FOUND
+        return 200, {}, found
+
+    def _create(self, requests):
+        batch_id = f"msgbatch_{len(self._made) + 1}"
+        self._made[batch_id] = [(each["custom_id"], self._answer(each["params"])) for each in requests]
+        counts = {"processing": len(requests), "succeeded": 0}
+        return {**self._shown(batch_id), "processing_status": "in_progress", "request_counts": counts}
+
+    def _results(self, batch_id):
+        lines = [json.dumps({"custom_id": key, "result": result}) for key, result in self._made[batch_id]]
+        return "\n".join(lines).encode()
+
+    def _shown(self, batch_id):
+        kinds = [result["type"] for _, result in self._made[batch_id]]
+        counts = {name: kinds.count(name) for name in ("succeeded", "errored", "canceled", "expired")}
+        return {
+            "id": batch_id,
+            "type": "message_batch",
+            "processing_status": "ended",
+            "request_counts": {"processing": 0, **counts},
+            "created_at": "2026-11-20T10:00:00Z",
+            "expires_at": "2026-11-21T10:00:00Z",
+            "ended_at": "2026-11-20T10:01:00Z",
+            "archived_at": None,
+            "cancel_initiated_at": None,
+            "results_url": f"/v1/messages/batches/{batch_id}/results",
+        }

@@ -18,7 +18,7 @@ from running import a_plan, reviews
 import claudescale as cs
 from claudescale.api import catalog
 from claudescale.api import client as wire
-from claudescale.api.batchwire import BatchWire
+from claudescale.api.client import BatchWire
 from claudescale.ledger.store import Store
 from claudescale.running import batch_rules
 from claudescale.running.batches import Batches

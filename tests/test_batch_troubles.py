@@ -15,6 +15,7 @@ from crash_child import LIMITS, most_requests, the_plan
 from engine import taken_for_real
 
 import claudescale as cs
+from claudescale.ledger.store import Store
 from claudescale.running import batch_rules
 from claudescale.running.batches import MOST_ROUNDS
 from claudescale.simulator import Fault

@@ -14,6 +14,7 @@ from engine import taken_for_real
 from running import interrupt_when, until
 
 import claudescale as cs
+from claudescale.ledger.store import Store
 from claudescale.running import batch_rules
 from claudescale.running.batches import MOST_ROUNDS, Batches
 from claudescale.running.runs import BATCHES

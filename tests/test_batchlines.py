@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from claudescale.api.answers import Answer, verdict
-from claudescale.api.facts import USAGE
+from claudescale.api.catalog import USAGE
 from claudescale.api.prices import price
 from claudescale.ledger.records import RECORDS
 from claudescale.running import batch_results

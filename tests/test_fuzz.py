@@ -145,7 +145,7 @@ def test_any_bytes_are_an_answer(told, some):
             for answer[0] in some:
                 for asked in (
                     wire.send(b"{}"),
-                    wire.call("get", "/v1/messages/batches/x"),
+                    wire.free("messages.batches.retrieve", "x"),
                     wire.stream("/v1/messages/batches/x/results", take),
                 ):
                     async with asyncio.timeout(20):

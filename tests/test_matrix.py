@@ -17,6 +17,7 @@ from crash_child import LIMITS, the_plan
 
 import claudescale as cs
 from claudescale.errors import ADVICE
+from claudescale.ledger.store import Store
 
 FULL = os.environ.get("CLAUDESCALE_MATRIX") == "full"
 PATIENCE = 60.0

@@ -43,10 +43,7 @@ FOLDERS = [
 ]
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
-    ("api.batchwire", "pacing"),
-    ("api.batchwire", "running"),
-    ("api.connecting", "simulator"),  # stays: the one place that knows the stand-in
-    ("api.prices", "ledger"),
+    ("api.client", "simulator"),  # stays: the one place that knows the stand-in
     ("pacing.concurrency", "planning"),
     ("pacing.pacer", "planning"),
     ("planning.calls", "evidence"),
@@ -56,7 +53,7 @@ UPWARD = {
     ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
 }
 """What still imports upward."""
-SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.facts", "api.catalog"}
+SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.catalog"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     # The simulator hands out a client of its own, and a worker has to make one.

@@ -9,9 +9,9 @@ import json
 import re
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from claudescale.api.catalog import CHARGES
+from claudescale.api.catalog import CHARGES, ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,65 +37,25 @@ WORDS = {
 }
 """What is said of an answer that has no words of its own, by its error."""
 
-_ACCOUNT_CODES = frozenset(
-    {
-        "approval_required",
-        "claude_code_key_creator_not_member",
-        "claude_code_version_too_old",
-        "cmek_feature_unsupported",
-        "cmek_key_disabled",
-        "cmek_key_network_blocked",
-        "cmek_not_approved",
-        "contract_spend_limit_reached",
-        "enforced_spend_limit_reached",
-        "gcp_project_not_verified",
-        "human_review_not_available",
-        "linked_organization_billing_unavailable",
-        "linked_organization_spend_limit_reached",
-        "organization_not_eligible",
-        "organization_not_enrolled_in_beta",
-        "organization_on_hold",
-        "organization_type_not_supported",
-        "parent_organization_required",
-        "provider_not_allowed",
-        "region_not_supported",
-        "sandbox_egress_restricted",
-        "unsupported_region",
-        "user_profile_not_billable",
-        "user_profile_not_found",
-        "user_profile_required",
-        "workspace_human_review_disabled",
-        "workspace_policy_violation",
-    }
-)
-"""Codes of troubles of the account, whatever their status. Source: anthropic 2.14.0 _error_classes.py."""
-_PASSING_CODES = frozenset({"cmek_context_unavailable", "cmek_key_unreachable"})
-"""Of the account as well, and gone in minutes: the API says to try again."""
-
 NO_ENDPOINT = "endpoint_not_found"
 """A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
-DOUBTED = frozenset(
-    {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
-)
+DOUBTED = {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
 """Errors that a key, a model and an address which have answered may meet once by mistake."""
-
-STOPPING_ERRORS = frozenset(
-    {
-        "authentication_error",
-        "billing_error",
-        "permission_error",
-        "not_found_error",
-        NO_ENDPOINT,
-        "spend_limit_reached",
-        "account_disabled",
-        *_ACCOUNT_CODES,
-    }
-)
+STOPPING_ERRORS = frozenset(ERRORS.account_codes) | {
+    "authentication_error",
+    "billing_error",
+    "permission_error",
+    "not_found_error",
+    NO_ENDPOINT,
+    "spend_limit_reached",
+    "account_disabled",
+}
 """Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
+NOT_FOLLOWED = "claudescale-not-followed"
+"""The header that stands for ``location`` in an answer whose redirect must not be followed."""
 
 _STOPPING = {401, 402, 403, 404}
 _FAILING_ERRORS = {"invalid_request_error", "request_too_large"}
-_NO_RESULT = "the line of the batch tells no result"
 _RETRIED = {408, 409, 429}
 _ACCOUNT_WORDS = {
     "spend_limit_reached": re.compile(
@@ -110,7 +70,6 @@ _ACCOUNT_WORDS = {
 }
 """What the API says of an account without a code. Source: Anthropic, *Errors* (checked 2026-08-21)."""
 _OF_A_MODEL = re.compile("model|claude-", re.IGNORECASE)
-_ROW_CODES = frozenset({"file_expired", "file_not_found"})  # a 404 of what one row names
 _UNSENDABLE = {
     "authentication_error": "The SDK finds no credentials, or none that it can use.",
     "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
@@ -122,36 +81,38 @@ _SILENCE = {
     True: "no answer came; the API may have done, and billed, what it was asked",
     False: "no connection was made, so nothing was sent and nothing is paid",
 }
-NOT_FOLLOWED = "claudescale-not-followed"
-"""The header that stands for ``location`` in an answer whose redirect must not be followed."""
+_STREAM_STATUSES = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""What the error of a stream would be as an answer of its own; any other is a 500."""
+_DELTAS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
 _USER_OF_URL = re.compile(r"^(\w*:?//)[^/@]*@")
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
-_MOST_KIND = 40
 _MOST_TOKENS = 2**53
 
 
+# ----------------------------------------------------------------------------------- answers and verdicts
+
+
 class Answer(NamedTuple):
-    """What came back for one request.
+    """What came back for one request."""
 
-    Attributes
-    ----------
-    status : int or None
-        None where no answer came: `failure` then says what did, in the words of an error type.
-    sent : bool
-        False where the request surely never reached the API.
-    reason : str
-        Why no answer came, in words, as far as that is known; never a key.
-    partial : dict or None
-        The Message as far as it was streamed, where the stream broke: what it used is paid for.
-    """
-
-    status: int | None
+    status: int | None  # None where no answer came: `failure` says what did, in the words of an error type
     headers: Mapping[str, str]
     content: bytes
     failure: str | None = None
-    sent: bool = True
-    reason: str = ""
+    sent: bool = True  # False where the request surely never reached the API
+    reason: str = ""  # why no answer came, in words, as far as that is known; never a key
+    # The Message as far as it was streamed, where the stream broke: what it used is paid for.
     partial: Mapping[str, Any] | None = None
 
 
@@ -159,28 +120,16 @@ class Answer(NamedTuple):
 class Verdict:
     """What an answer means for its row.
 
-    Attributes
-    ----------
-    outcome : str
-        ``"answered"`` (paid for), ``"failed"`` (sending it again is of no use), ``"refused"`` (the
-        limits), ``"overloaded"`` (try again, fewer at once), ``"again"`` (try again), ``"stop"`` (the
-        whole run).
-    error, message : str or None
-        The API's error type, and its words.
-    reply : dict or None
-        The Message, where there is one.
-    final : bool
-        Whether it is the API's own last word on the row; a proxy's page never is.
-    unseen : bool
-        Whether the API may have billed something that the answer does not tell.
+    Its outcome is ``"answered"`` (paid for), ``"failed"`` (sending it again is of no use), ``"refused"`` (the
+    limits), ``"overloaded"`` (try again, fewer at once), ``"again"`` (try again) or ``"stop"`` (the run).
     """
 
     outcome: str
-    error: str | None = None
-    message: str | None = None
-    reply: dict[str, Any] | None = None
-    final: bool = False
-    unseen: bool = False
+    error: str | None = None  # the API's error type
+    message: str | None = None  # its words
+    reply: dict[str, Any] | None = None  # the Message, where there is one
+    final: bool = False  # the API's own last word on the row; a proxy's page never is
+    unseen: bool = False  # the API may have billed something that the answer does not say
 
 
 def verdict(answer: Answer) -> Verdict:
@@ -204,100 +153,113 @@ def verdict(answer: Answer) -> Verdict:
 
 def _verdict_on_silence(answer: Answer) -> Verdict:
     because = f": {answer.reason}" if answer.reason else ""
-    unsendable = _UNSENDABLE.get(answer.failure or "")
-    if unsendable is not None:
-        return Verdict(outcome="stop", error=answer.failure, message=f"{unsendable}{because}")
+    if words := _UNSENDABLE.get(answer.failure or ""):
+        return Verdict(outcome="stop", error=answer.failure, message=f"{words}{because}")
     words = f"{_SILENCE[answer.sent]}{because}"
     return Verdict(outcome="overloaded", error=answer.failure, message=words, unseen=answer.sent)
 
 
 def _verdict_on_message(body: dict[str, Any]) -> Verdict:
-    if not isinstance(body.get("content"), list):
+    if dig(list, body, "content") is None:
         error = _error(body).type or "invalid_response"
         return Verdict(outcome="again", error=error, message="the answer is no Message", unseen=True)
     stop_reason = stop_reason_of(body)
     called = stop_reason == "tool_use" and _tool_input(body) is not None
-    cut = stop_reason if stop_reason in CUT and not called else None
-    silent = None if text_of(body) else "empty_reply"
-    usage = _dict(body, "usage")
-    unseen = not all(_is_count(usage.get(name)) for name in ("input_tokens", "output_tokens"))
-    flaw = cut or silent
+    flaw = stop_reason if stop_reason in CUT and not called else None if text_of(body) else "empty_reply"
     words = WORDS.get("free_refusal" if is_free(body) else flaw or "")
+    unseen = not all(_is_count(dig(int, body, "usage", name)) for name in ("input_tokens", "output_tokens"))
     return Verdict(outcome="answered", error=flaw, message=words, reply=body, final=True, unseen=unseen)
 
 
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
-    found = _error(body)
-    error: str = found.type or f"http_{status}"
-    if 300 <= status < 400 and (led := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
-        return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, led))
-    told = headers.get("x-should-retry")
-    trouble = _account_trouble(found)
-    if trouble is not None:
-        return Verdict(outcome="stop", error=trouble, message=found.message)
-    if found.code in _PASSING_CODES:
-        return Verdict(outcome="overloaded", error=found.code, message=found.message)
-    outcome = "failed"
-    if told != "true" and status in _STOPPING and found.code not in _ROW_CODES:
-        outcome = "stop" if found.type else "failed"  # a proxy's page says nothing of the account
-        if found.type == "not_found_error" and not _OF_A_MODEL.search(found.message):
+    problem = _error(body)
+    if 300 <= status < 400 and (target := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
+        return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, target))
+    if trouble := _account_trouble(problem):
+        return Verdict(outcome="stop", error=trouble, message=problem.message)
+    if problem.code in ERRORS.passing_codes:
+        return Verdict(outcome="overloaded", error=problem.code, message=problem.message)
+    error, outcome, retry = problem.type or f"http_{status}", "failed", headers.get("x-should-retry")
+    if retry != "true" and status in _STOPPING and problem.code not in ERRORS.row_codes:
+        outcome = "stop" if problem.type else "failed"  # a proxy's page says nothing of the account
+        if problem.type == "not_found_error" and not _OF_A_MODEL.search(problem.message):
             error = NO_ENDPOINT
     elif status == HTTPStatus.TOO_MANY_REQUESTS:
-        error = found.code or error
-        outcome = "stop" if told == "false" else "refused"  # no row is to blame for a limit
-    elif told == "true" or (told != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004
+        error = problem.code or error
+        outcome = "stop" if retry == "false" else "refused"  # no row is to blame for a limit
+    elif retry == "true" or (retry != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004
         outcome = "overloaded" if status >= 500 else "again"  # noqa: PLR2004
-    final = outcome == "failed" and found.type is not None and status < 500  # noqa: PLR2004
-    words = found.message or _no_words(status, headers)
+    final = outcome == "failed" and problem.type is not None and status < 500  # noqa: PLR2004
+    words = problem.message or _no_words(status, headers)
     return Verdict(outcome=outcome, error=error, message=words, final=final)
 
 
-def _redirect_words(status: int, led: str) -> str:
+def _redirect_words(status: int, target: str) -> str:
     """Return what is said of an answer that sends the request elsewhere, where it was not sent on."""
-    bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", led.partition("?")[0]))[:_MOST_CHARACTERS]
+    bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", target.partition("?")[0]))[:_MOST_CHARACTERS]
     there = bare.partition("/v1/")[0] or "/"
     return f"status {status}: the address redirects to {bare}. Set base_url to {there}"
 
 
 def _no_words(status: int, headers: Mapping[str, str]) -> str:
     """Return what is said of an answer without words of the API: nothing of a page, it may say anything."""
-    names = {each.value: f" {each.phrase}" for each in HTTPStatus}
-    kind = headers.get("content-type", "").partition(";")[0].strip()[:_MOST_KIND]
+    phrase = next((f" {known.phrase}" for known in HTTPStatus if known == status), "")
+    kind = headers.get("content-type", "").partition(";")[0].strip()[:40]
     as_what = f" as {kind}" if kind else ""
-    return f"status {status}{names.get(status, '')}{as_what}, no words of the API: a proxy may have answered"
+    return f"status {status}{phrase}{as_what}, no words of the API: a proxy may have answered"
 
 
 def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     """Decide what the result of one row of a batch means; the API bills only those that succeeded.
 
-    Parameters
-    ----------
-    result : mapping
-        What stands under ``result`` in a line of the batch's results, whatever it is.
-
     Notes
     -----
-    A row's error has no status: its type says whether sending the row again is of use. An error that
-    every row would meet, of the account or the model, is no row's last word, as with live answers.
+    `result` stands under ``result`` in a line of the batch's results, whatever it is. A row's error has no
+    status: its type says whether sending the row again is of use. An error that every row would meet, of the
+    account or the model, is no row's last word, as with live answers.
     Source: Anthropic, *Batch processing* and *Errors* (checked 2026-10-08).
     """
     kind = result.get("type")
     if kind == "succeeded":
-        return _verdict_on_message(_dict(result, "message"))
-    if kind == "errored":
-        return _verdict_on_row_error(_dict(result, "error"))
+        return _verdict_on_message(dig(dict, result, "message") or {})
     if kind in ("expired", "canceled"):
         return Verdict(outcome="again", error=kind, message=WORDS[kind])
-    return Verdict(outcome="again", error="invalid_response", message=_NO_RESULT, unseen=True)
-
-
-def _verdict_on_row_error(body: dict[str, Any]) -> Verdict:
-    found = _error(body)
-    passing = found.code if found.code in _PASSING_CODES else None
-    error = _account_trouble(found) or passing or found.type or "invalid_response"
+    if kind != "errored":
+        words = "the line of the batch tells no result"
+        return Verdict(outcome="again", error="invalid_response", message=words, unseen=True)
+    problem = _error(dig(dict, result, "error") or {})
+    passing = problem.code if problem.code in ERRORS.passing_codes else None
+    error = _account_trouble(problem) or passing or problem.type or "invalid_response"
     outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in _FAILING_ERRORS else "again"
-    words = found.message or "The API tells no more than the kind of the error."
+    words = problem.message or "The API tells no more than the kind of the error."
     return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
+
+
+class _Error(NamedTuple):
+    type: str | None
+    message: str
+    code: str | None
+
+
+def _error(body: dict[str, Any]) -> _Error:
+    """Return type, words and code of an error body, whatever it is; no key stands in the words."""
+    words = dig(str, body, "error", "message") or ""
+    code = dig(str, body, "error", "details", "error_code")
+    return _Error(
+        dig(str, body, "error", "type") or None, _SECRET.sub("sk-...", words)[:_MOST_CHARACTERS], code
+    )
+
+
+def _account_trouble(error: _Error) -> str | None:
+    """Return the name of a trouble of the account, which no row is to blame for; None where it is none."""
+    if error.code in ERRORS.account_codes:
+        return error.code
+    if error.type == "billing_error":
+        return error.type
+    return next((name for name, words in _ACCOUNT_WORDS.items() if words.search(error.message)), None)
+
+
+# -------------------------------------------------------------------------------------- what a Message has
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
@@ -305,85 +267,78 @@ def text_of(message: Mapping[str, Any]) -> str | None:
     given = _tool_input(message)
     if given is not None:
         return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
-    texts = [block.get("text") for block in _blocks(message, "text")]
-    return "".join(text for text in texts if isinstance(text, str)) or None
+    texts = (dig(str, block, "text") for block in _blocks(message, "text"))
+    return "".join(text for text in texts if text) or None
 
 
 def _tool_input(message: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the input of the first client tool that a Message calls: a forced call is a reply as JSON."""
-    inputs = [block.get("input") for block in _blocks(message, "tool_use")]
-    return next((each for each in inputs if isinstance(each, dict)), None)
+    inputs = (dig(dict, block, "input") for block in _blocks(message, "tool_use"))
+    return next((given for given in inputs if given is not None), None)
 
 
-def _blocks(message: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    content = message.get("content")
-    blocks = content if isinstance(content, list) else []
-    return [block for block in blocks if isinstance(block, dict) and block.get("type") == kind]
+def _blocks(message: Mapping[str, Any], kind: str) -> list[Any]:
+    return [block for block in dig(list, message, "content") or [] if dig(str, block, "type") == kind]
 
 
 def stop_reason_of(message: Mapping[str, Any]) -> str | None:
     """Return why a Message ends, as the API says it; None where it does not."""
-    reason = message.get("stop_reason")
-    return reason if isinstance(reason, str) else None
+    return dig(str, message, "stop_reason")
 
 
 def usage_of(message: Mapping[str, Any] | None) -> dict[str, int]:
     """Return the token counts of a Message under the ledger's names; nothing is counted twice."""
-    usage = _dict(message or {}, "usage")
-    hour = _count(_dict(usage, "cache_creation"), "ephemeral_1h_input_tokens")
-    written = max(_count(usage, "cache_creation_input_tokens"), hour)
+    hour = _count(message, "cache_creation", "ephemeral_1h_input_tokens")
     return {
-        "input_tokens": _count(usage, "input_tokens"),
-        "cache_write_5m_input_tokens": written - hour,
+        "input_tokens": _count(message, "input_tokens"),
+        "cache_write_5m_input_tokens": max(_count(message, "cache_creation_input_tokens") - hour, 0),
         "cache_write_1h_input_tokens": hour,
-        "cache_read_input_tokens": _count(usage, "cache_read_input_tokens"),
-        "output_tokens": _count(usage, "output_tokens"),
-        "thinking_tokens": _count(_dict(usage, "output_tokens_details"), "thinking_tokens"),
+        "cache_read_input_tokens": _count(message, "cache_read_input_tokens"),
+        "output_tokens": _count(message, "output_tokens"),
+        "thinking_tokens": _count(message, "output_tokens_details", "thinking_tokens"),
     }
 
 
 def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what a Message says of itself that its price depends on, and why the model declined."""
-    body = message or {}
-    usage = _dict(body, "usage")
     return {
-        "answering_model": _text(body, "model"),
-        "inference_geo": _text(usage, "inference_geo"),
-        "speed": _text(usage, "speed"),
-        "web_search_requests": _count(_dict(usage, "server_tool_use"), "web_search_requests"),
-        "refusal_category": _refusal_category(body) if stop_reason_of(body) == "refusal" else None,
+        "answering_model": dig(str, message, "model"),
+        "inference_geo": dig(str, message, "usage", "inference_geo"),
+        "speed": dig(str, message, "usage", "speed"),
+        "web_search_requests": _count(message, "server_tool_use", "web_search_requests"),
+        "refusal_category": _refusal_category(message),
     }
 
 
 def is_free(message: Mapping[str, Any] | None) -> bool:
     """Whether an answer is not billed though it has tokens: most refusals before any output."""
-    body = message or {}
-    if stop_reason_of(body) != "refusal" or _dict(body, "usage").get("output_tokens") != 0:
-        return False
-    return _refusal_category(body) not in CHARGES.billed_refusals
+    refused = dig(str, message, "stop_reason") == "refusal"
+    unwritten = dig(int, message, "usage", "output_tokens") == 0
+    return refused and unwritten and _refusal_category(message) not in CHARGES.billed_refusals
 
 
-def _refusal_category(body: Mapping[str, Any]) -> str | None:
-    return _text(_dict(body, "stop_details"), "category")
+def _refusal_category(message: Mapping[str, Any] | None) -> str | None:
+    refused = dig(str, message, "stop_reason") == "refusal"
+    return dig(str, message, "stop_details", "category") if refused else None
 
 
-def _text(parent: Mapping[str, Any], name: str) -> str | None:
-    found = parent.get(name)
-    return found if isinstance(found, str) else None
+_Kind = TypeVar("_Kind")
 
 
-def _dict(parent: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = parent.get(name)
-    return found if isinstance(found, dict) else {}
+def dig(kind: type[_Kind], body: Any, *path: str) -> _Kind | None:
+    """Return what stands at a path in an answer; None where that is nothing of the kind."""
+    for name in path:
+        body = body.get(name) if isinstance(body, dict) else None
+    return body if type(body) is kind else None
 
 
-def _count(parent: Mapping[str, Any], name: str) -> int:
-    found = parent.get(name)
-    return found if _is_count(found) else 0
+def _count(message: Mapping[str, Any] | None, *path: str) -> int:
+    count = dig(int, message, "usage", *path)
+    return count if count is not None and _is_count(count) else 0
 
 
-def _is_count(found: object) -> TypeGuard[int]:
-    return type(found) is int and 0 <= found <= _MOST_TOKENS
+def _is_count(count: int | None) -> bool:
+    return count is not None and 0 <= count <= _MOST_TOKENS
 
 
 def read_object(content: bytes) -> dict[str, Any]:
@@ -395,28 +350,74 @@ def read_object(content: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-class _Error(NamedTuple):
-    type: str | None
-    message: str
-    code: str | None
+# ------------------------------------------------------------------------- a Message that comes in events
 
 
-def _account_trouble(found: _Error) -> str | None:
-    """Return the name of a trouble of the account, which no row is to blame for; None where it is none."""
-    if found.code in _ACCOUNT_CODES:
-        return found.code
-    if found.type == "billing_error":
-        return found.type
-    return next((name for name, words in _ACCOUNT_WORDS.items() if words.search(found.message)), None)
+class StreamedMessage:
+    """Takes the bytes of a stream, in whatever pieces, and gives the Message or the error that it brings."""
 
+    def __init__(self) -> None:
+        self._rest = self._plain = b""
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._inputs: dict[int, str] = {}  # of tools, as JSON
+        self._error: dict[str, Any] | None = None
+        self._is_over = False
 
-def _error(body: dict[str, Any]) -> _Error:
-    """Return type, words and code of an error body, whatever it is; no key stands in the words."""
-    error = _dict(body, "error")
-    kind, message = error.get("type"), error.get("message")
-    code = _dict(error, "details").get("error_code")
-    return _Error(
-        kind if isinstance(kind, str) and kind else None,
-        _SECRET.sub("sk-...", message)[:_MOST_CHARACTERS] if isinstance(message, str) else "",
-        code if isinstance(code, str) else None,
-    )
+    def feed(self, part: bytes) -> None:
+        """Take some more bytes."""
+        if not self._message and self._error is None:
+            self._plain += part  # a gateway that does not stream sends the Message itself
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._take(read_object(line[5:]))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"type": "message_start", "message": dict(message)}:
+                self._message, self._plain = message, b""
+            case {"type": "content_block_start", "index": int(index), "content_block": dict(block)}:
+                self._blocks[index] = dict(block)
+            case {"type": "content_block_delta", "index": int(index), "delta": dict(delta)}:
+                self._add(index, delta)
+            case {"type": "message_delta"}:
+                self._message |= dig(dict, event, "delta") or {}
+                usage = {name: n for name, n in (dig(dict, event, "usage") or {}).items() if n is not None}
+                self._message["usage"] = (dig(dict, self._message, "usage") or {}) | usage
+                self._is_over |= bool(self._message.get("stop_reason"))
+            case {"type": "message_stop"}:
+                self._is_over = True
+            case {"type": "error"}:
+                self._error = event
+
+    def _add(self, index: int, delta: dict[str, Any]) -> None:
+        block, kind = self._blocks.get(index, {}), str(delta.get("type"))
+        if kind in _DELTAS:
+            name = _DELTAS[kind]
+            block[name] = f"{block.get(name) or ''}{delta.get(name) or ''}"
+        elif kind == "input_json_delta":
+            self._inputs[index] = self._inputs.get(index, "") + str(delta.get("partial_json") or "")
+        elif kind == "citations_delta":
+            block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
+
+    @property
+    def so_far(self) -> dict[str, Any] | None:
+        """The Message as far as it came; None before its beginning."""
+        if not self._message:
+            return None
+        for index in self._inputs.keys() & self._blocks.keys():
+            self._blocks[index]["input"] = read_object(self._inputs[index].encode())
+        return {**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]}
+
+    def answer(self, headers: Mapping[str, str]) -> Answer:
+        """Return what the stream says once it has ended: an answer as any other, or one that broke off."""
+        if self._error is not None:
+            status = _STREAM_STATUSES.get(_error(self._error).type or "", 500)
+            return Answer(status, headers, json.dumps(self._error).encode(), partial=self.so_far)
+        if self._is_over:
+            return Answer(200, headers, json.dumps(self.so_far).encode())
+        if "event-stream" not in headers.get("content-type", "event-stream"):
+            return Answer(200, headers, self._plain)
+        words = "the stream ended before the reply did"
+        return Answer(None, headers, b"", "connection_error", reason=words, partial=self.so_far)

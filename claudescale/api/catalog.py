@@ -7,141 +7,245 @@ nowhere in this package: they are read out of genai-prices, at the moment they a
 from __future__ import annotations
 
 import itertools
+import tomllib
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import polars as pl
 
 from claudescale import clock
-from claudescale.api.facts import (
-    BatchFacts,
-    Lifecycle,
-    MessageFacts,
-    Mode,
-    Model,
-    Rates,
-    RetiredModel,
-    Tier,
-    read_facts,
-)
 from claudescale.errors import PlanError, UnknownModel, UnknownTier, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from genai_prices.types import ModelInfo, ModelPrice
+    from genai_prices.types import ModelInfo
 
-__all__ = [
-    "BATCH",
-    "CHARGES",
-    "MESSAGE",
-    "MODELS",
-    "MODELS_SCHEMA",
-    "PARTS",
-    "RETIRED",
-    "TIERS",
-    "TIERS_SCHEMA",
-    "BatchFacts",
-    "Lifecycle",
-    "MessageFacts",
-    "Mode",
-    "Model",
-    "Rates",
-    "RetiredModel",
-    "Tier",
-    "callable_model",
-    "lifecycle",
-    "list_price",
-    "model",
-    "models",
-    "models_row",
-    "notices",
-    "refusal",
-    "same_model",
-    "search_dollars",
-    "tier",
-    "tier_rates",
-    "tiers",
-]
+Mode: TypeAlias = Literal["live", "batch"]
+Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
+Steps: TypeAlias = "tuple[tuple[int, Decimal], ...]"
 
 PARTS = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
 """The kinds of tokens that have a price of their own, as in the ``usage`` of a reply."""
+COLUMNS = {
+    part: f"{part}_tokens" if part in {"input", "output"} else f"{part}_input_tokens" for part in PARTS
+}
+"""The same, and the column of an attempt that counts each."""
+USAGE = (*COLUMNS.values(), "thinking_tokens")
+"""What an answer's usage is counted as. All but the last are priced: thinking is output."""
+ANSWERED = ("answering_model", "inference_geo", "speed", "web_search_requests")
+"""What an answer says of itself besides, which decides its price."""
 
-_PRICE_KEYS = MappingProxyType(
-    {
-        "input": ("input_mtok",),
-        "cache_write_5m": ("cache_write_5m_mtok", "cache_write_mtok"),
-        "cache_write_1h": ("cache_write_1h_mtok",),
-        "cache_read": ("cache_read_mtok",),
-        "output": ("output_mtok",),
+
+# ------------------------------------------------------------------------------------ the shape of a fact
+
+
+def retirement(day: date | None) -> datetime | None:
+    """Return when a model retires on a day: 9 AM Pacific. Source: *Model deprecations* (2026-11-29)."""
+    if day is None:
+        return None
+    # Computed, as a machine may have no table of time zones: summer time is from the second Sunday of
+    # March to the first of November.
+    months = [date(day.year, 3, 8), date(day.year, 11, 1)]
+    begins, ends = (first + timedelta(days=6 - first.weekday()) for first in months)
+    return datetime.combine(day, time(16 if begins <= day < ends else 17), UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is known about one model that can be called, or could be once."""
+
+    id: str  # to send; aliases resolve to it
+    snapshot: str  # the dated id that `id` stands for
+    line: str
+    lifecycle: Lifecycle  # as of `checked`
+    deprecated_on: date | None = None
+    retires_on: date | None = None  # announced: from `retires_at` on requests fail
+    retires_not_before: date | None = None  # promised, where no retirement is announced
+    successor: str | None = None
+    verified_only: bool  # only organizations that Anthropic has verified may call it
+    context_tokens: int
+    max_output_tokens: int
+    cache_minimum_tokens: int | None = None  # the shortest prefix that is cached; None is unknown
+    characters_per_token: float  # for estimates, by generation of the tokenizer
+    tokenizer: str  # "2024", or "2026" (Opus 4.7 and later: about 30% more tokens for the same text)
+    rate_group: str  # models of one group share one set of rate limits
+    thinks_by_default: bool
+    thinking_types: tuple[str, ...]
+    # The ``thinking`` that keeps it off in bulk rows. None: off already, or it cannot be turned off.
+    thinking_off: dict[str, str] | None = field(default=None, hash=False)
+    thinking_off_up_to_effort: str | None = None  # above this effort `thinking_off` is refused
+    efforts: tuple[str, ...]  # empty where the parameter is refused
+    default_effort: str | None = None
+    effort_for_bulk: str | None = None  # keeps thinking small where it cannot be turned off
+    structured_outputs: bool
+    batch: bool
+    prices_of: str | None = None  # the twin that costs the same, where genai-prices has only that one
+    given: bool = False  # described by the user, see `claudescale.Model`
+    given_dollars: tuple[float, float] | None = None  # of a million input and output tokens, if they said
+    source: str
+    checked: date
+
+    @property
+    def retires_at(self) -> datetime | None:
+        """The moment from which requests fail, in UTC; None if none is announced."""
+        return retirement(self.retires_on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetiredModel:
+    """A model that could be called once."""
+
+    id: str
+    snapshot: str
+    line: str | None = None
+    retires_on: date
+    successor: str  # that Anthropic recommends
+    source: str
+    checked: date
+
+    @property
+    def retires_at(self) -> datetime | None:
+        """The moment from which requests fail, in UTC."""
+        return retirement(self.retires_on)
+
+
+class Rates(NamedTuple):
+    """What a tier allows one group of models in a minute."""
+
+    requests_per_minute: int
+    input_tokens_per_minute: int
+    output_tokens_per_minute: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tier:
+    """What an account of one usage tier may do. None is not published."""
+
+    name: str
+    family: Literal["today", "numbered"]  # the numbered ones ended on the API on 2026-06-26
+    qualify: str  # how one gets there
+    limits: Mapping[str, Rates] = field(hash=False)  # by rate group; empty where they are not published
+    spend_dollars_per_month: float | None = None
+    batch_queue_requests: int | None = None  # that may wait, all batches together
+    batch_requests_per_minute: int | None = None  # calls to all batch endpoints
+    count_tokens_per_minute: int | None = None  # calls, not tokens
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageFacts:
+    """What the Messages API takes in one request."""
+
+    max_bytes: int
+    max_messages: int
+    nonstreaming_max_tokens: int
+    schema_optional_parameters: int
+    schema_union_parameters: int
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchFacts:
+    """What the Message Batches API takes in one batch, and how long it keeps it."""
+
+    max_requests: int
+    max_bytes: int
+    expires_hours: int
+    results_days: int
+    custom_id_pattern: str
+    refused_parameters: tuple[str, ...]
+    cache_hit_shares: tuple[float, float]
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeFacts:
+    """What costs, or does not cost, besides the tokens at their list price."""
+
+    us_factor: float  # what US geography multiplies the price of every token with
+    geographies: tuple[str, ...]  # that ``inference_geo`` may be
+    no_inference_geo: tuple[str, ...]  # models that do not take it
+    billed_refusals: tuple[str, ...]  # categories that are billed although nothing was written
+    server_tool_turns: int  # most turns of the model in one answer with server tools
+    no_forced_tool: tuple[str, ...]  # models that cannot be made to call a tool
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorFacts:
+    """Error codes that mean more than their status."""
+
+    account_codes: tuple[str, ...]  # troubles of the account, whatever their status
+    passing_codes: tuple[str, ...]  # of the account as well, and gone in minutes
+    row_codes: tuple[str, ...]  # a 404 of what one row names
+    source: str
+    checked: date
+
+
+_Fact = TypeVar("_Fact")
+
+
+def _fact(kind: type[_Fact], row: Mapping[str, Any]) -> _Fact:
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+
+
+def _model_facts(data: Mapping[str, Any], row: Mapping[str, Any]) -> Model:
+    known = {"snapshot": row["id"]}
+    known["characters_per_token"] = data["tokenizer"][row["tokenizer"]]["characters_per_token"]
+    return _fact(Model, data["model_defaults"] | known | row)
+
+
+def _tier_facts(data: Mapping[str, Any], row: Mapping[str, Any]) -> Tier:
+    limits = {
+        group: Rates(limit["requests"], limit["input_tokens"], limit["output_tokens"])
+        for limit in row["limits"]
+        for group in data["limit_classes"][limit["class"]]
     }
+    return _fact(Tier, {**row, "limits": MappingProxyType(limits)})
+
+
+_DATA = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text("utf-8"))
+
+MODELS = MappingProxyType({row["id"]: _model_facts(_DATA, row) for row in _DATA["model"]})
+"""Every model that was not retired when last checked."""
+RETIRED = MappingProxyType(
+    {row["id"]: _fact(RetiredModel, {"snapshot": row["id"], **row}) for row in _DATA["retired"]}
 )
+TIERS = MappingProxyType({row["name"]: _tier_facts(_DATA, row) for row in _DATA["tier"]})
+MESSAGE = _fact(MessageFacts, _DATA["message"])
+BATCH = _fact(BatchFacts, _DATA["batch"])
+CHARGES = _fact(ChargeFacts, _DATA["charges"])
+ERRORS = _fact(ErrorFacts, _DATA["errors"])
 
-_TEXT, _COUNT, _DOLLARS, _DAY = pl.String(), pl.Int64(), pl.Float64(), pl.Date()
-
-MODELS_SCHEMA = pl.Schema(
-    dict.fromkeys(("model", "line", "lifecycle"), _TEXT)
-    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
-    | dict.fromkeys((f"batch_dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
-    | dict.fromkeys(("price_step_tokens", "context_tokens", "max_output_tokens"), _COUNT)
-    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in PARTS if "cache" in part), _DOLLARS)
-    | {"cache_minimum_tokens": _COUNT, "characters_per_token": pl.Float64(), "rate_group": _TEXT}
-    | {"thinks_by_default": pl.Boolean(), "efforts": pl.List(pl.String())}
-    | {"retires_on": _DAY, "retires_not_before": _DAY, "successor": _TEXT, "source": _TEXT, "checked": _DAY}
-)
-"""Columns of `models`."""
-
-TIERS_SCHEMA = pl.Schema(
-    {"tier": _TEXT, "rate_group": _TEXT}
-    | dict.fromkeys(Rates._fields, _COUNT)
-    | {"batch_queue_requests": _COUNT, "spend_dollars_per_month": _DOLLARS}
-    | {"batch_requests_per_minute": _COUNT, "count_tokens_per_minute": _COUNT}
-    | {"family": _TEXT, "qualify": _TEXT, "source": _TEXT, "checked": _DAY}
-)
-"""Columns of `tiers`."""
-
-MODELS, RETIRED, TIERS, MESSAGE, BATCH, CHARGES = read_facts()
-"""Every model that was not retired when last checked, the retired ones, the usage tiers (all by name,
-see `model` and `tier`), what one request to the Messages API and one batch may be, and what costs
-besides tokens."""
-
-_BY_NAME = {name: found for found in MODELS.values() for name in (found.id, found.snapshot)}
-_RETIRED_BY_NAME = {name: found for found in RETIRED.values() for name in (found.id, found.snapshot)}
+_BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
+_RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}
+_NOTICE_DAYS = 60  # before a model retires a plan says so: Anthropic's own notice is no shorter
 
 
-_NOTICE_DAYS = 60
-"""How long before a model retires a plan says so: Anthropic's own notice is no shorter."""
-_HALF = 2  # batches are billed at half the price. Source: Anthropic, *Batch processing* (2026-08-14)
+# ----------------------------------------------------------------------------------------------- models
 
 
 def lifecycle(model: Model | RetiredModel, at: datetime | None = None) -> Lifecycle:
-    """Return where a model stands in its life at a moment.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    model : Model or RetiredModel
-        From `MODELS` or `RETIRED`. It counts as retired from the announced moment on.
-    at : datetime, optional
-        The moment asked about; the default is now.
-    """
+    """Return where a model stands in its life at a moment (now): retired from the announced one on."""
     retires_at = model.retires_at
     if isinstance(model, RetiredModel) or (retires_at and (at or clock.now()) >= retires_at):
         return "retired"
     return model.lifecycle
 
 
-def refusal(model: Model, at: datetime | None = None) -> str | None:
-    """Return why a model cannot be called at a moment, and what to use; None where it can be.
-
-    Spends: nothing.
-    """
+def refusal(model: Model | RetiredModel, at: datetime | None = None) -> str | None:
+    """Return why a model cannot be called at a moment, and what to use; None where it can be."""
     if lifecycle(model, at) != "retired":
         return None
     return f"{model.id!r} was retired on {model.retires_on}: requests to it fail. Use {model.successor!r}."
@@ -149,8 +253,6 @@ def refusal(model: Model, at: datetime | None = None) -> str | None:
 
 def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
     """Return what to know before choosing a model: that it goes away, or that few may call it.
-
-    Spends: nothing.
 
     Parameters
     ----------
@@ -165,29 +267,27 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
     if retires_at is not None and moment >= retires_at:
         return [f"{model.id} was retired on {model.retires_on}: what is answered stays readable. {use}"]
-    found = []
+    notes = []
     if retires_at is not None and retires_at - moment <= timedelta(days=_NOTICE_DAYS):
         left = (retires_at.date() - moment.date()).days
         days = f"in {left} days" if left > 1 else "tomorrow" if left == 1 else "today"
-        found.append(f"{model.id} retires {days}, on {retires_at:%Y-%m-%d at %H:%M} UTC. {use}")
+        notes.append(f"{model.id} retires {days}, on {retires_at:%Y-%m-%d at %H:%M} UTC. {use}")
     elif model.lifecycle == "deprecated":
         when = f" and retires on {model.retires_on}" if retires_at else ""
-        found.append(f"{model.id} is deprecated{when}. {use}")
+        notes.append(f"{model.id} is deprecated{when}. {use}")
     if retires_at is not None and moment + timedelta(minutes=batch_minutes) > retires_at:
         hours = batch_minutes / 60
-        found.append(f"A batch may take {hours:,.0f} hours, which is past that: its open rows would fail.")
+        notes.append(f"A batch may take {hours:,.0f} hours, which is past that: its open rows would fail.")
     if model.verified_only:
-        found.append(f"{model.id} is offered only to organizations that Anthropic has verified.")
-    return found
+        notes.append(f"{model.id} is offered only to organizations that Anthropic has verified.")
+    return notes
 
 
 def model(name: object) -> Model:
     """Return the facts about a model, also of one that has been retired since it was last checked.
 
-    A dated id and its short alias give the same `Model`, so that both are one model everywhere. Whether
+    A dated id and its short alias give the same facts, so that both are one model everywhere. Whether
     it can be called is `refusal`'s to say: who only reads need not know.
-
-    Spends: nothing.
 
     Parameters
     ----------
@@ -210,25 +310,22 @@ def model(name: object) -> Model:
     if isinstance(facts, Model):
         return facts
     if not isinstance(name, str):
-        raise PlanError(_no_name(name))
-    found = _BY_NAME.get(name)
-    if found is not None:
-        return found
-    gone = _RETIRED_BY_NAME.get(name)
-    if gone is not None:
-        msg = f"{name!r} was retired on {gone.retires_on}: requests to it fail. Use {gone.successor!r}."
-        raise UnknownModel(msg)
-    newest = ", ".join(each.id for each in MODELS.values() if each.lifecycle == "active")
-    ours = [each.id for each in MODELS.values() if each.lifecycle == "active" and each.line == name]
-    hint = f" Did you mean {ours[0]!r}?" if ours else nearest(name, _BY_NAME)
+        raise PlanError(_not_a_name(name))
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if name in _RETIRED_BY_NAME:
+        raise UnknownModel(refusal(replace(_RETIRED_BY_NAME[name], id=name)))
+    newest = {facts.line: facts.id for facts in MODELS.values() if facts.lifecycle == "active"}
+    hint = f" Did you mean {newest[name]!r}?" if name in newest else nearest(name, _BY_NAME)
+    current = ", ".join(facts.id for facts in MODELS.values() if facts.lifecycle == "active")
     msg = (
-        f"There is no model {name!r} in the catalog.{hint} Current models: {newest}. "
+        f"There is no model {name!r} in the catalog.{hint} Current models: {current}. "
         f"A newer one, or a gateway's: model=cs.Model({name!r}, like=...)."
     )
     raise UnknownModel(msg)
 
 
-def _no_name(name: object) -> str:
+def _not_a_name(name: object) -> str:
     """Return what to type instead of something that is no model's name."""
     if name is None:
         return "model=None: there is no default, as it decides the price. Such as model='claude-haiku-5-5'."
@@ -246,45 +343,30 @@ def _no_name(name: object) -> str:
 
 
 def callable_model(name: object, at: datetime | None = None) -> Model:
-    """Return the facts about a model that can be called at a moment.
-
-    Spends: nothing.
-
-    Raises
-    ------
-    UnknownModel
-        There is no such model, or it is retired by then.
-    """
-    found = model(name)
-    if (words := refusal(found, at)) is not None:
+    """Return the facts about a model that can be called at a moment; UnknownModel where none can."""
+    facts = model(name)
+    if (words := refusal(facts, at)) is not None:
         raise UnknownModel(words)
-    return found
+    return facts
 
 
 def same_model(name: str, names: Iterable[str]) -> bool:
-    """Return whether `names` has the model called `name`, be it by its dated id or its alias.
-
-    Spends: nothing.
-    """
+    """Return whether `names` has the model called `name`, be it by its dated id or its alias."""
     known = _BY_NAME.get(name)
     return bool({name, known.id, known.snapshot} & set(names)) if known else name in names
 
 
+# ------------------------------------------------------------------------------------------------ tiers
+
+
 def tier(name: str | int) -> Tier:
     """Return what an account of a usage tier may do.
-
-    Spends: nothing.
 
     Parameters
     ----------
     name : str or int
         Today's "evaluation", "start", "build", "scale", "custom"; or the older 1 to 4, as a number or
         as in "tier 1". Capitals do not matter.
-
-    Returns
-    -------
-    Tier
-        Limits by rate group; empty for a tier whose limits are not published.
 
     Raises
     ------
@@ -308,17 +390,8 @@ def tier(name: str | int) -> Tier:
     raise UnknownTier(msg)
 
 
-def tier_rates(tier: Tier | str | int, model: Model | str) -> Rates:
+def tier_rates(name: Tier | str | int, of: Model | str) -> Rates:
     """Return the requests, input tokens and output tokens a minute that a tier allows a model.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    tier : Tier, str or int
-        A tier, or its name as `tier` takes it.
-    model : Model or str
-        A model, or its id.
 
     Raises
     ------
@@ -332,33 +405,34 @@ def tier_rates(tier: Tier | str | int, model: Model | str) -> Rates:
     >>> tier_rates("start", "claude-haiku-5-5").input_tokens_per_minute
     2000000
     """
-    # The parameters hide the functions of the same name; the public names are worth it.
-    of = tier if isinstance(tier, Tier) else _tier(tier)
-    called = model if isinstance(model, Model) else _model(model)
-    rates = of.limits.get(called.rate_group)
+    facts, called = name if isinstance(name, Tier) else tier(name), model(of)
+    rates = facts.limits.get(called.rate_group)
     if rates is None:
         msg = (
-            f"The limits of {called.id} on the tier {of.name!r} are not published (checked {of.checked}). "
-            "Give your own, as the console's limits page shows them: tier=cs.Limits(requests_per_minute=..., "
-            "input_tokens_per_minute=..., output_tokens_per_minute=...)."
+            f"The limits of {called.id} on the tier {facts.name!r} are not published (checked "
+            f"{facts.checked}). Give your own, as the console's limits page shows them: "
+            "tier=cs.Limits(requests_per_minute=..., input_tokens_per_minute=..., "
+            "output_tokens_per_minute=...)."
         )
         raise UnknownTier(msg)
     return rates
 
 
-_tier, _model = tier, model
+# ----------------------------------------------------------------------------------------------- prices
+
+_PRICE_KEYS = {part: (f"{part}_mtok",) for part in PARTS} | {
+    "cache_write_5m": ("cache_write_5m_mtok", "cache_write_mtok")
+}
 
 
 def list_price(
     model_id: str, *, mode: Mode = "live", at: datetime | None = None, speed: str | None = None
-) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
+) -> Mapping[str, Steps]:
     """Return the list price by part (`PARTS`), in dollars per million tokens, as genai-prices has it.
 
     A part's price is one or more steps ``(above_tokens, dollars)``: the last step whose `above_tokens`
     the whole prompt (input, cache writes and cache reads together) exceeds holds for every token of the
     request.
-
-    Spends: nothing.
 
     Parameters
     ----------
@@ -381,101 +455,95 @@ def list_price(
     if mode not in ("live", "batch"):
         msg = f"mode must be 'live' or 'batch', not {mode!r}"
         raise PlanError(msg)
-    moment = clock.now() if at is None else at
-    day = moment.astimezone(UTC).date() if moment.tzinfo else moment.date()
-    found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id) or model(model_id)
-    return _list_price(found, mode, day, speed)
+    moment = at or clock.now()
+    day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
+    return _list_price(_RETIRED_BY_NAME.get(model_id) or model(model_id), mode, day, speed)
 
 
 @lru_cache(maxsize=1024)
-def _list_price(
-    model: Model | RetiredModel, mode: Mode, day: date, speed: str | None
-) -> Mapping[str, tuple[tuple[int, Decimal], ...]]:
-    moment = datetime.combine(day, time(12), UTC)
-    model_id = (isinstance(model, Model) and model.prices_of) or model.id
-    info = _priced(model_id)
+def _list_price(model: Model | RetiredModel, mode: Mode, day: date, speed: str | None) -> Mapping[str, Steps]:
+    info, noon = _priced(model), datetime.combine(day, time(12), UTC)
     when = {"processing": "batch"} if mode == "batch" else {"speed": "fast"} if speed == "fast" else None
-    prices = info.get_prices(moment, when)
+    variants = [variant for variant in info.price_variants or () if variant.when == when]
     if when and not any(
-        variant.when == when and (variant.constraint is None or variant.constraint.active(moment))
-        for variant in info.price_variants or ()
+        variant.constraint is None or variant.constraint.active(noon) for variant in variants
     ):
-        # genai-prices then answers with the full price, silently. Of a model that retires it drops the batch
-        # price, which what was sent before still has.
+        # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
+        # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
         if mode == "batch" and model.retires_on is not None:
             live = _list_price(model, "live", day, None)
-            return MappingProxyType(
-                {part: tuple((above, each / _HALF) for above, each in steps) for part, steps in live.items()}
-            )
+            half = {
+                part: tuple((above, dollars / 2) for above, dollars in steps) for part, steps in live.items()
+            }
+            return MappingProxyType(half)
         begin = "; its batch prices begin on 2026-10-14" if mode == "batch" else ""
-        msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {model_id} on {day}{begin}."
+        msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {info.id} on {day}{begin}."
         raise PlanError(msg)
-    return MappingProxyType({part: _steps(prices, model_id, part) for part in PARTS})
+    prices = info.get_prices(noon, when)
+    steps: dict[str, Steps] = {}
+    for part, keys in _PRICE_KEYS.items():
+        value = next((price for key in keys if (price := getattr(prices, key)) is not None), None)
+        if value is None:
+            msg = f"genai-prices has no {part} price of {info.id}."
+            raise UnknownModel(msg)
+        tiers = getattr(value, "tiers", ())
+        steps[part] = ((0, getattr(value, "base", value)), *((step.start, step.price) for step in tiers))
+    return MappingProxyType(steps)
 
 
 @lru_cache(maxsize=1024)
 def search_dollars(model_id: str, day: date) -> float | None:
-    """Return what a web search costs with a model, live or in a batch, as genai-prices has it.
-
-    Spends: nothing.
-    """
-    found = _BY_NAME.get(model_id) or _RETIRED_BY_NAME.get(model_id)
-    priced_as = (isinstance(found, Model) and found.prices_of) or (found.id if found else model_id)
-    prices = _priced(priced_as).get_prices(datetime.combine(day, time(12), UTC), None)
-    thousand = prices.web_searches_kcount
+    """Return what a web search costs with a model, live or in a batch, as genai-prices has it."""
+    info = _priced(_RETIRED_BY_NAME.get(model_id) or model(model_id))
+    thousand = info.get_prices(datetime.combine(day, time(12), UTC), None).web_searches_kcount
     return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
 
 
-def _priced(model_id: str) -> ModelInfo:
-    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415  # slow, and often not needed
+def _priced(model: Model | RetiredModel) -> ModelInfo:
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - slow, and often not needed
 
+    name = getattr(model, "prices_of", None) or model.id
     try:
-        _, info = get_snapshot().find_provider_model(model_id, None, "anthropic", None)
+        return get_snapshot().find_provider_model(name, None, "anthropic", None)[1]
     except LookupError as error:
         msg = (
-            f"genai-prices does not know the price of {model_id}, so a run of it cannot be priced. "
+            f"genai-prices does not know the price of {name}, so a run of it cannot be priced. "
             "A newer genai-prices may: pip install --upgrade genai-prices."
         )
         raise UnknownModel(msg) from error
-    return info
 
 
-def _steps(prices: ModelPrice, model_id: str, part: str) -> tuple[tuple[int, Decimal], ...]:
-    from genai_prices.types import TieredPrices  # noqa: PLC0415
+# ----------------------------------------------------------------------------------------------- frames
 
-    value = next((found for key in _PRICE_KEYS[part] if (found := getattr(prices, key)) is not None), None)
-    if value is None:
-        msg = f"genai-prices has no {part} price of {model_id}."
-        raise UnknownModel(msg)
-    if isinstance(value, TieredPrices):
-        return ((0, value.base), *((step.start, step.price) for step in value.tiers))
-    return ((0, value),)
+_TEXT, _COUNT, _DOLLARS, _DAY = pl.String(), pl.Int64(), pl.Float64(), pl.Date()
+
+MODELS_SCHEMA = pl.Schema(
+    dict.fromkeys(("model", "line", "lifecycle"), _TEXT)
+    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
+    | dict.fromkeys((f"batch_dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
+    | dict.fromkeys(("price_step_tokens", "context_tokens", "max_output_tokens"), _COUNT)
+    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in PARTS if "cache" in part), _DOLLARS)
+    | {"cache_minimum_tokens": _COUNT, "characters_per_token": pl.Float64(), "rate_group": _TEXT}
+    | {"thinks_by_default": pl.Boolean(), "efforts": pl.List(pl.String())}
+    | {"retires_on": _DAY, "retires_not_before": _DAY, "successor": _TEXT, "source": _TEXT, "checked": _DAY}
+)
+"""Columns of `models`."""
+TIERS_SCHEMA = pl.Schema(
+    {"tier": _TEXT, "rate_group": _TEXT}
+    | dict.fromkeys(Rates._fields, _COUNT)
+    | {"batch_queue_requests": _COUNT, "spend_dollars_per_month": _DOLLARS}
+    | {"batch_requests_per_minute": _COUNT, "count_tokens_per_minute": _COUNT}
+    | {"family": _TEXT, "qualify": _TEXT, "source": _TEXT, "checked": _DAY}
+)
+"""Columns of `tiers`."""
 
 
-def _prices_row(model_id: str, moment: datetime) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    with suppress(PlanError):  # an unknown price is null in the table
-        live = list_price(model_id, at=moment)
-        row = {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
-        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
-        batch = list_price(model_id, mode="batch", at=moment)
-        for part in ("input", "output"):
-            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
-    return row
+def _frame(rows: Iterable[Mapping[str, Any]], schema: pl.Schema) -> pl.DataFrame:
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema)
 
 
 def models(*, at: datetime | None = None) -> pl.DataFrame:
-    """Return one row per model that can be called (`MODELS_SCHEMA`), newest of each line first.
-
-    Where `price_step_tokens` is set, a prompt longer than that costs more for the whole request; the
-    prices shown are those up to it. A price that genai-prices does not know is null.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    at : datetime, optional
-        The moment the models are to be called; the default is now.
+    """Return the models that can be called at a moment (now), newest of each line first, as `MODELS_SCHEMA`.
 
     Examples
     --------
@@ -483,15 +551,22 @@ def models(*, at: datetime | None = None) -> pl.DataFrame:
     ('claude-haiku-5-5', 'haiku')
     """
     moment = at or clock.now()
-    known = [each for each in MODELS.values() if lifecycle(each, moment) != "retired"]
-    return pl.DataFrame([models_row(each, moment) for each in known], schema=MODELS_SCHEMA)
+    known = [facts for facts in MODELS.values() if lifecycle(facts, moment) != "retired"]
+    return _frame((models_row(facts, moment) for facts in known), MODELS_SCHEMA)
 
 
 def models_row(model: Model | RetiredModel, at: datetime) -> dict[str, Any]:
-    """Return what the catalog has of a model at a moment, as a row of `MODELS_SCHEMA`."""
-    row = {name.name: getattr(model, name.name) for name in fields(model)}
-    row |= _prices_row(model.id, at) | {"model": model.id, "lifecycle": lifecycle(model, at)}
-    return {column: row.get(column) for column in MODELS_SCHEMA}
+    """Return what the catalog has of a model at a moment, by column."""
+    row = {fact.name: getattr(model, fact.name) for fact in fields(model)}
+    row |= {"model": model.id, "lifecycle": lifecycle(model, at)}
+    with suppress(PlanError):  # an unknown price is null in the table
+        live = list_price(model.id, at=at)
+        row |= {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
+        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
+        batch = list_price(model.id, mode="batch", at=at)
+        for part in ("input", "output"):
+            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
+    return row
 
 
 def tiers(model: Model | str | None = None) -> pl.DataFrame:
@@ -501,7 +576,7 @@ def tiers(model: Model | str | None = None) -> pl.DataFrame:
 
     Parameters
     ----------
-    model : Model or str, optional
+    model : str, optional
         Only this model's group: then one row per tier. Unpublished limits are null.
 
     Examples
@@ -509,13 +584,14 @@ def tiers(model: Model | str | None = None) -> pl.DataFrame:
     >>> tiers("claude-haiku-5-5").filter(tier="start")["requests_per_minute"].item()
     1000
     """
-    called = _model(model) if isinstance(model, str) else model
-    every = tuple(dict.fromkeys(each.rate_group for each in MODELS.values()))
-    groups = every if called is None else (called.rate_group,)
+    called = MODELS.values() if model is None else [_model(model)]
+    groups = dict.fromkeys(facts.rate_group for facts in called)
     rows = []
-    for each, group in itertools.product(TIERS.values(), groups):
-        row = {name.name: getattr(each, name.name) for name in fields(each)}
-        rates = each.limits.get(group)
-        row |= {"tier": each.name, "rate_group": group} | (rates._asdict() if rates else {})
-        rows.append({column: row.get(column) for column in TIERS_SCHEMA})
-    return pl.DataFrame(rows, schema=TIERS_SCHEMA)
+    for facts, group in itertools.product(TIERS.values(), groups):
+        row = {fact.name: getattr(facts, fact.name) for fact in fields(facts)}
+        rates = facts.limits.get(group)
+        rows.append(row | {"tier": facts.name, "rate_group": group} | (rates._asdict() if rates else {}))
+    return _frame(rows, TIERS_SCHEMA)
+
+
+_model = model  # `tiers` has a parameter of that name

@@ -1,10 +1,10 @@
-"""Rate limits: what they allow, and what the API's own answers say of them."""
+"""Rate limits: what tables, the API's answers and its rate-limit endpoint allow an account."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
-from claudescale.api.accountlimits import account_limits
+from claudescale.api.answers import dig
 from claudescale.errors import PlanError, UnknownTier
 
 if TYPE_CHECKING:
@@ -21,23 +21,35 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.catalog import Model
+    from claudescale.planning.plans import Plan
+    from claudescale.running.runs import Run
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
-
-_PREFIX = "anthropic-ratelimit-"
-_GROUPS = ("requests", "tokens", "input-tokens", "output-tokens")
 HEADERS = "the headers of the API's answers"
-_FRESH = timedelta(minutes=1)
-"""How long headers need not be noted again that say the same."""
-_OLD_TABLE = timedelta(days=180)
-_OLD_ANSWER = timedelta(days=1)
-_NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
-_MOST = 1e12
-"""No account's limit is higher: a header that tells more is damaged, as is a limit below 1."""
-_LONGEST_WAIT_SECONDS = 86_400.0
-"""No refusal asks for a longer wait: a run that took a damaged header's word would hang for ever."""
+
+_PER_MINUTE = tuple(f"{name}_per_minute" for name in BUCKETS)
+_OPTIONAL = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute",
+             "spend_dollars_per_month", "burst_seconds")  # fmt: skip
 _MISSING = math.nan
+_LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
+_PREFIX = "anthropic-ratelimit-"
+_NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
+_LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
+_FRESH = timedelta(minutes=1)  # so long headers need not be noted again that say the same
+_OLD_TABLE_DAYS = 180
+_OF_MODELS = dict(zip(_PER_MINUTE, _PER_MINUTE, strict=True)) | {
+    "input_tokens_per_minute_cache_aware": "input_tokens_per_minute"
+}
+_OF_ENDPOINTS = {
+    "batch": {
+        "enqueued_batch_requests": "batch_queue_requests",
+        "requests_per_minute": "batch_requests_per_minute",
+    },
+    "token_count": {"requests_per_minute": "count_tokens_per_minute"},
+}
+"""What the rate-limit API calls our limits. Source: anthropic 2.14.0 ``types/organization``, which nests the
+type of a group; Anthropic, *Rate Limits API* (checked 2026-08-13) shows it flat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,24 +106,22 @@ class Limits:
     note: str = ""
 
     def __post_init__(self) -> None:
-        names = [f"{name}_per_minute" for name in BUCKETS]
-        missing = [name for name in names if getattr(self, name) is _MISSING]
+        missing = [name for name in _PER_MINUTE if getattr(self, name) is _MISSING]
         if missing:
-            known = [f"{name}={getattr(self, name)!r:.40}" for name in names if name not in missing]
+            known = [f"{name}={getattr(self, name)!r:.40}" for name in _PER_MINUTE if name not in missing]
             typed = ", ".join([*known, *(f"{name}=..." for name in missing)])
             msg = (
                 f"Limits() needs all three limits: tier=cs.Limits({typed}). The Console's limits page shows "
                 "them; where there is none, give a large number such as 1e9."
             )
             raise PlanError(msg)
-        for name in names:
-            object.__setattr__(self, name, _limit(name, getattr(self, name)))
-        for name in ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute",
-                     "spend_dollars_per_month", "burst_seconds"):  # fmt: skip
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _limit(name, value))
-        if self.batch_queue_requests is not None:
-            object.__setattr__(self, "batch_queue_requests", max(int(self.batch_queue_requests), 1))
+        for name in (*_PER_MINUTE, *_OPTIONAL):
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            number = _limit(name, value)
+            whole = name == "batch_queue_requests"
+            object.__setattr__(self, name, max(int(number), 1) if whole else number)
 
     def __repr__(self) -> str:
         """Say the three limits and where they come from, in one line."""
@@ -141,14 +151,9 @@ class Limits:
             raise PlanError(msg)
         if share == 1:
             return self
-        return replace(
-            self,
-            requests_per_minute=self.requests_per_minute * share,
-            input_tokens_per_minute=self.input_tokens_per_minute * share,
-            output_tokens_per_minute=self.output_tokens_per_minute * share,
-            burst_seconds=1.0,  # what is left of the whole account's minute is not all this run's
-            source=f"{self.source}, times {share:g}",
-        )
+        less: dict[str, Any] = {name: getattr(self, name) * share for name in _PER_MINUTE}
+        # What is left of the whole account's minute is not all this run's.
+        return replace(self, **less, burst_seconds=1.0, source=f"{self.source}, times {share:g}")
 
     @classmethod
     def of(cls, tier: str | int | Limits, model: str | Model, learned: Learned | None = None) -> Limits:
@@ -161,18 +166,9 @@ class Limits:
         if isinstance(tier, Limits):
             return tier
         facts = catalog.tier(tier)
-        requests, input_tokens, output_tokens = catalog.tier_rates(facts, model)
-        return cls(
-            requests_per_minute=requests,
-            input_tokens_per_minute=input_tokens,
-            output_tokens_per_minute=output_tokens,
-            batch_queue_requests=facts.batch_queue_requests,
-            batch_requests_per_minute=facts.batch_requests_per_minute,
-            count_tokens_per_minute=facts.count_tokens_per_minute,
-            spend_dollars_per_month=facts.spend_dollars_per_month,
-            source=f"table of tier {facts.name!r}",
-            checked=facts.checked,
-        )
+        named: dict[str, Any] = catalog.tier_rates(facts, model)._asdict()
+        named |= {name: getattr(facts, name, None) for name in _OPTIONAL}
+        return cls(**named, source=f"table of tier {facts.name!r}", checked=facts.checked)
 
     @classmethod
     async def from_api(cls, client: AsyncAnthropic, model: str | None = None) -> Limits:
@@ -202,12 +198,14 @@ class Limits:
         -----
         Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the types of anthropic 2.12.0.
         """
-        items = [item.to_dict() async for item in client.organization.rate_limits.list()]
-        return cls.read(items, model)
+        return cls.read([item.to_dict() async for item in client.organization.rate_limits.list()], model)
 
     @classmethod
     def read(cls, items: Iterable[Any], model: str | None = None) -> Limits:
-        """Return the limits that entries of the rate-limit API tell, given as JSON objects.
+        """Return the limits that entries of the rate-limit API tell, whatever JSON they are.
+
+        Of several values for one limit the smallest counts: it is the one that is met first. What is damaged,
+        or a limit of nothing, is left out.
 
         Spends: nothing.
 
@@ -216,18 +214,39 @@ class Limits:
         UnknownTier
             They tell none of this model.
         """
-        found: dict[str, Any] = account_limits(items, model)
-        if not {f"{name}_per_minute" for name in BUCKETS} <= set(found):
+        values: dict[str, Any] = {}
+        for entry in items:
+            group = dig(str, entry, "group", "type") or dig(str, entry, "group_type") or ""
+            names = _OF_ENDPOINTS.get(group, {})
+            of = [name for name in dig(list, entry, "models") or [] if isinstance(name, str)]
+            if group == "model_group" and (model is None or catalog.same_model(model, of)):
+                names = _OF_MODELS
+            for limit in dig(list, entry, "limits") or []:
+                name = names.get(dig(str, limit, "type") or "")
+                value = dig(int, limit, "value") or dig(float, limit, "value") or 0.0
+                if name and _LEAST <= value <= _MOST:
+                    values[name] = min(value, values.get(name, math.inf))
+        if not values.keys() >= set(_PER_MINUTE):
             msg = f"the rate-limit API tells no limits for {model or 'any model'!r}. "
             msg += "Pass tier=cs.Limits(requests_per_minute=..., ...)"
             raise UnknownTier(msg)
-        if "batch_queue_requests" in found:
-            found["batch_queue_requests"] = int(found["batch_queue_requests"])
-        return cls(**found, source="the rate-limit API", checked=datetime.now(UTC))
+        return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
 
+    def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
+        """Return what entries of the rate-limit API tell, and these where they say nothing, with a note why.
 
-_LEAST = 1e-30
-"""No limit is lower, nor higher than `_MOST`: minutes would be no figure."""
+        Spends: nothing.
+        """
+        why = "this key may not read the account's limits: a pilot tells them"
+        if items is not None:
+            try:
+                account = Limits.read(items, model)
+            except UnknownTier:  # no access to this model, or an answer of another form
+                why = f"the rate-limit API tells nothing of {model}: a pilot does"
+            else:
+                kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:3]}
+                return replace(account, **kept)
+        return self if self.source == HEADERS else replace(self, note=why)  # the API's answers are as good
 
 
 def _limit(name: str, value: Any) -> float:
@@ -240,6 +259,26 @@ def _limit(name: str, value: Any) -> float:
     return value if isinstance(value, int | float) else float(value)
 
 
+def age(checked: date | datetime | None, now: datetime) -> str:
+    """Return how old something is as words to follow its source: ``", 3 minutes ago"``."""
+    if checked is None:
+        return ""
+    if not isinstance(checked, datetime):
+        days = (now.date() - checked).days
+        return f", checked {checked}" + (f" (old: {days:,} days)" if days > _OLD_TABLE_DAYS else "")
+    past = now - (checked if checked.tzinfo else checked.replace(tzinfo=UTC))
+    if past > timedelta(days=1):
+        return f", {checked:%Y-%m-%d} (old: {_count(past.days, 'day')})"
+    minutes = past // timedelta(minutes=1)
+    if minutes < 1:
+        return ", just now"
+    return f", {_count(minutes, 'minute') if minutes < 60 else _count(minutes // 60, 'hour')} ago"  # noqa: PLR2004
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'s' * (number != 1)}"
+
+
 class Learned(NamedTuple):
     """Limits that stand in the place of a tier's table, and for whom: the tier named, the models' group."""
 
@@ -249,27 +288,68 @@ class Learned(NamedTuple):
 
     def stands_for(self, tier: str | int | Limits, model: str | Model) -> bool:
         """Whether these are the limits of a plan for that tier and model."""
-        return (_one_name(tier), catalog.model(model).rate_group) == (_one_name(self.tier), self.rate_group)
+        named = [name if isinstance(name, Limits) else catalog.tier(name).name for name in (tier, self.tier)]
+        return named[0] == named[1] and catalog.model(model).rate_group == self.rate_group
+
+    @classmethod
+    def after(cls, plan: Plan, run: Run) -> Learned | None:
+        """Return what is learned of a plan's limits after a run: what the API told it, if of this tier."""
+        learned = cls(run.limits, run.plan.tier, run.plan.facts.rate_group)
+        if not learned.stands_for(plan.tier, plan.facts):
+            return plan.learned
+        return learned if run.limits is not run.plan.limits else plan.learned or run.plan.learned
 
 
-def _one_name(tier: str | int | Limits) -> str | Limits:
-    return tier if isinstance(tier, Limits) else catalog.tier(tier).name
+# ------------------------------------------------------------------------------ whose limits they look like
 
 
-def age(checked: date | datetime | None, now: datetime) -> str:
-    """Return how old something is as words to follow its source: ``", 3 minutes ago"``."""
-    if checked is None:
-        return ""
-    if not isinstance(checked, datetime):
-        days = (now.date() - checked).days
-        return f", checked {checked}" + (f" (old: {days:,} days)" if days > _OLD_TABLE.days else "")
-    past = now - (checked if checked.tzinfo else checked.replace(tzinfo=UTC))
-    if past > _OLD_ANSWER:
-        days = past.days
-        return f", {checked:%Y-%m-%d} (old: {days:,} day{'s' * (days > 1)})"
-    minutes = int(past.total_seconds() // 60)
-    count, unit = (minutes, "minute") if minutes < 60 else (minutes // 60, "hour")  # noqa: PLR2004 - of an hour
-    return f", {count} {unit}{'s' * (count > 1)} ago" if minutes >= 1 else ", just now"
+def tiers_with(limits: Limits, model: Model) -> list[str]:
+    """Return the names of the tiers whose table has exactly these limits for a model."""
+    return [name for name, distance in _distances(limits, model).items() if not distance]
+
+
+def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | None:
+    """Return in one line how the API's limits differ from those of the tier named; None where not at all.
+
+    Examples
+    --------
+    >>> haiku = catalog.model("claude-haiku-5-5")
+    >>> differs(Limits.of("build", "claude-haiku-5-5"), "build", haiku)
+    >>> slow = replace(Limits.of("build", "claude-haiku-5-5"), requests_per_minute=2_000)
+    >>> print(differs(slow, "build", haiku))  # doctest: +NORMALIZE_WHITESPACE
+    The API allows 2,000 requests a minute, not 5,000 as tier 'build' has: a workspace or a contract
+    may set less.
+    """
+    figures = zip(BUCKETS, limits.per_minute, Limits.of(tier, model).per_minute, strict=True)
+    other = [(name.replace("_", " "), allowed, named) for name, allowed, named in figures if allowed != named]
+    if not other:
+        return None
+    allows = " and ".join(f"{allowed:,.0f} {unit}" for unit, allowed, _ in other)
+    nots = " and ".join(f"{named:,.0f}" for _, _, named in other)
+    distances, less = _distances(limits, model), all(allowed < named for _, allowed, named in other)
+    nearest = min(distances, key=lambda name: distances[name]) if distances else None
+    own = tier if isinstance(tier, Limits) else catalog.tier(tier).name
+    if nearest is not None and not distances[nearest]:
+        whose = f"those are the limits of tier={nearest!r}"
+    elif nearest in {None, own} if isinstance(own, str) else nearest is None:
+        whose = "a workspace or a contract may set less" if less else "limits of the account's own"
+    else:
+        whose = f"nearest is tier={nearest!r}" + (", or a workspace sets less" if less else "")
+    having = "your Limits have" if isinstance(own, Limits) else f"tier {own!r} has"
+    return f"The API allows {allows} a minute, not {nots} as {having}: {whose}."
+
+
+def _distances(limits: Limits, model: Model) -> dict[str, float]:
+    """Return by tier how many times, as a logarithm, the limit furthest from its table is away."""
+    tables = {name: tier.limits.get(model.rate_group) for name, tier in catalog.TIERS.items()}
+    return {
+        name: max(abs(math.log(ours / theirs)) for ours, theirs in zip(limits.per_minute, rates, strict=True))
+        for name, rates in tables.items()
+        if rates is not None
+    }
+
+
+# ---------------------------------------------------------------------------------- what answers' headers say
 
 
 class Reading(NamedTuple):
@@ -277,19 +357,16 @@ class Reading(NamedTuple):
 
     limit: float | None
     remaining: float | None
-    reset: datetime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """Every ``anthropic-ratelimit-*`` header of one answer, and ``retry-after``."""
+    """What the headers of one answer say of the limits; damaged values read as unknown."""
 
     requests: Reading
     input_tokens: Reading
     output_tokens: Reading
-    tokens: Reading
     retry_after_seconds: float | None
-    others: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def buckets(self) -> tuple[Reading, Reading, Reading]:
@@ -298,82 +375,55 @@ class Readings:
 
     def limits(self, before: Limits) -> Limits:
         """Return `before` with every limit these headers tell; the same object if it says so just now."""
-        told: dict[str, Any] = {
-            f"{name}_per_minute": reading.limit
-            for name, reading in zip(BUCKETS, self.buckets, strict=True)
+        changes: dict[str, Any] = {
+            name: reading.limit
+            for name, reading in zip(_PER_MINUTE, self.buckets, strict=True)
             if reading.limit
         }
-        left = [each.remaining / each.limit for each in self.buckets if each.limit and each.remaining]
+        left = [
+            bucket.remaining / bucket.limit for bucket in self.buckets if bucket.limit and bucket.remaining
+        ]
         if left:  # what a bucket is told to hold is there to be taken at once
-            told["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
-        now = datetime.now(UTC)
-        agree = all(getattr(before, name) == limit for name, limit in told.items())
-        if not told or (agree and before.source == HEADERS and _is_fresh(before.checked, now)):
+            changes["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
+        now, noted = datetime.now(UTC), before.checked
+        agree = before.source == HEADERS and all(
+            getattr(before, name) == limit for name, limit in changes.items()
+        )
+        if not changes or (agree and isinstance(noted, datetime) and now - noted < _FRESH):
             return before
-        return replace(before, **told, source=HEADERS, checked=now, note="")
-
-
-def _is_fresh(checked: date | datetime | None, now: datetime) -> bool:
-    return isinstance(checked, datetime) and now - checked < _FRESH
+        return replace(before, **changes, source=HEADERS, checked=now, note="")
 
 
 def read_headers(headers: Mapping[str, str]) -> Readings:
-    """Return what an answer's headers say of the limits. Damaged values read as unknown.
-
-    `headers` finds names without regard to case, as the SDK's responses do; of a plain dict the
-    names are lower case.
+    """Return what an answer's headers say of the limits; of a plain dict the names are lower case.
 
     Notes
     -----
     Source: Anthropic, *Rate limits: response headers* (checked 2026-10-08). Token counts that remain
-    are rounded to the nearest thousand; ``reset`` is the moment the bucket is full again.
+    are rounded to the nearest thousand.
     """
-    return Readings(
-        requests=_reading(headers, "requests"),
-        input_tokens=_reading(headers, "input-tokens"),
-        output_tokens=_reading(headers, "output-tokens"),
-        tokens=_reading(headers, "tokens"),
-        retry_after_seconds=_retry_after(headers),
-        others=_others(headers),
-    )
+    buckets = {name: _reading(headers, f"{_PREFIX}{name.replace('_', '-')}-") for name in BUCKETS}
+    return Readings(**buckets, retry_after_seconds=_retry_after(headers))
+
+
+def _reading(headers: Mapping[str, str], prefix: str) -> Reading:
+    limit = _number(headers.get(f"{prefix}limit"))
+    return Reading(limit if limit and limit >= 1 else None, _number(headers.get(f"{prefix}remaining")))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait; what is longer than a day is damaged."""
-    seconds = _told_seconds(headers)
-    return None if seconds is None or seconds > _LONGEST_WAIT_SECONDS else seconds
-
-
-def _told_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait as told: in milliseconds, in seconds or as a date."""
-    exact = _number(headers.get("retry-after-ms"))
-    if exact is not None:
-        return exact / 1_000
-    told = headers.get("retry-after")
-    seconds = _number(told)
-    if seconds is not None or told is None:
-        return seconds
-    try:
-        until = parsedate_to_datetime(told)
-    except (ValueError, OverflowError, TypeError, IndexError):  # the parser's own, of a damaged date
-        return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max((until - datetime.now(UTC)).total_seconds(), 0.0)
-
-
-def _others(headers: Mapping[str, str]) -> dict[str, str]:
-    known = {f"{_PREFIX}{group}-{what}" for group in _GROUPS for what in ("limit", "remaining", "reset")}
-    return {name: headers[name] for name in headers if name.startswith(_PREFIX) and name not in known}
-
-
-def _reading(headers: Mapping[str, str], group: str) -> Reading:
-    prefix = f"{_PREFIX}{group}-"
-    limit = _number(headers.get(prefix + "limit"))
-    return Reading(
-        limit=limit if limit is not None and limit >= 1 else None,
-        remaining=_number(headers.get(prefix + "remaining")),
-        reset=_moment(headers.get(prefix + "reset")),
-    )
+    """Return the seconds to wait, told in milliseconds, in seconds or as a date; over a day it is damaged."""
+    thousandths, seconds = _number(headers.get("retry-after-ms")), _number(headers.get("retry-after"))
+    if thousandths is not None:
+        seconds = thousandths / 1_000
+    elif seconds is None:
+        try:
+            until = parsedate_to_datetime(headers.get("retry-after", ""))
+        except (ValueError, OverflowError, TypeError, IndexError):  # the parser's own, of a damaged date
+            return None
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        seconds = max((until - datetime.now(UTC)).total_seconds(), 0.0)
+    return seconds if seconds <= _LONGEST_WAIT_SECONDS else None
 
 
 def _number(text: str | None) -> float | None:
@@ -382,13 +432,3 @@ def _number(text: str | None) -> float | None:
         return None
     value = float(text)
     return value if value <= _MOST else None
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        return None

@@ -10,20 +10,20 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from operator import add
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from claudescale import clock
 from claudescale.api import catalog
-from claudescale.api.facts import ANSWERED
+from claudescale.api.catalog import ANSWERED, PARTS
 from claudescale.errors import PlanError, UnknownModel
-from claudescale.ledger.records import ATTEMPTS, Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from claudescale.prompts.parameters import Charges
 
@@ -34,12 +34,10 @@ BILL = pl.Schema(
     | {"prices": _TEXT}
 )
 """Columns of `bill`; `prices` says where those come from that the dollars are made of."""
-
 WASTE = pl.Schema(
     {"kind": _TEXT} | dict.fromkeys(("attempts", "billed_attempts", "tokens"), _COUNT) | {"dollars": _DOLLARS}
 )
 """Columns of `waste`."""
-
 SAVINGS = pl.Schema(
     {"strategy": _TEXT, "counterfactual": _TEXT}
     | dict.fromkeys(("dollars_without", "dollars_with", "dollars_saved"), _DOLLARS)
@@ -47,30 +45,20 @@ SAVINGS = pl.Schema(
 )
 """Columns of `savings`."""
 
-COLUMNS = {
-    "input": "input_tokens",
-    "cache_write_5m": "cache_write_5m_input_tokens",
-    "cache_write_1h": "cache_write_1h_input_tokens",
-    "cache_read": "cache_read_input_tokens",
-    "output": "output_tokens",
-}
+COLUMNS = catalog.COLUMNS
 """What is priced, and the column of an attempt that counts it."""
-_ROUNDING_DOLLARS = 1e-9  # for each row
-UNCACHED = (
-    pl.col("input_tokens") + pl.col("cache_write_5m_input_tokens") + pl.col("cache_write_1h_input_tokens")
-)
+UNCACHED = reduce(add, (pl.col(COLUMNS[part]) for part in ("input", "cache_write_5m", "cache_write_1h")))
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
-_SEARCH = "web_search"
-_UNSAID = {name: pl.lit(Attempt._field_defaults[name], ATTEMPTS[name]) for name in ANSWERED}
+
+_ROUNDING_DOLLARS = 1e-9  # for each row
+_TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
+"""What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceStep:
-    """Dollars per token for requests whose prompt is longer than `above_tokens`.
-
-    The prompt is counted whole: input, cache writes and cache reads together.
-    """
+    """Dollars per token for requests whose whole prompt is longer than `above_tokens`."""
 
     above_tokens: int
     input: float
@@ -82,18 +70,14 @@ class PriceStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """The list price of one model in one mode.
-
-    `steps` rise by `PriceStep.above_tokens`; the last one that a prompt exceeds prices its whole request.
-    `search` is the fee of one web search, where it is known.
-    """
+    """The list price of one model in one mode."""
 
     model: str
     mode: catalog.Mode
-    steps: tuple[PriceStep, ...]
-    search: float | None
+    steps: tuple[PriceStep, ...]  # rising; the last one that a prompt exceeds prices its whole request
+    search: float | None  # the fee of one web search, where it is known
     day: date = field(compare=False)
-    given: bool = False
+    given: bool = False  # by the user
 
     @property
     def is_known(self) -> bool:
@@ -113,34 +97,18 @@ class Price:
             return self if self.given or not self.is_known else price(self.model, mode=self.mode, at=moment)
         return self
 
-    def dollars(
-        self,
-        *,
-        input_tokens: float = 0,
-        cache_write_5m_input_tokens: float = 0,
-        cache_write_1h_input_tokens: float = 0,
-        cache_read_input_tokens: float = 0,
-        output_tokens: float = 0,
-        web_search_requests: float = 0,
-    ) -> float:
-        """Return the dollars of one request, the same as the function `dollars` gives for a row.
+    def dollars(self, *, web_search_requests: float = 0, **tokens: float) -> float:
+        """Return the dollars of one request, whose tokens are named as in `COLUMNS`; those left out are 0."""
+        prompt = sum(tokens.values()) - tokens.get("output_tokens", 0)
+        if not any(tokens.values()):
+            return 0.0  # also where the price is unknown
+        step = self.step(prompt)
+        paid = sum(tokens.get(column, 0) * getattr(step, part) for part, column in COLUMNS.items())
+        return float(paid + web_search_requests * (self.search or 0.0))
 
-        Spends: nothing.
-        """
-        prompt = (
-            input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
-        )
-        if not prompt and not output_tokens:
-            return 0.0  # of an unknown price, too
-        step = [step for step in self.steps if prompt > step.above_tokens or not step.above_tokens][-1]
-        return (
-            input_tokens * step.input
-            + cache_write_5m_input_tokens * step.cache_write_5m
-            + cache_write_1h_input_tokens * step.cache_write_1h
-            + cache_read_input_tokens * step.cache_read
-            + output_tokens * step.output
-            + web_search_requests * (self.search or 0.0)
-        )
+    def step(self, prompt_tokens: float) -> PriceStep:
+        """Return the step that prices a request with a prompt of that length."""
+        return [step for step in self.steps if prompt_tokens > step.above_tokens or not step.above_tokens][-1]
 
 
 def price(
@@ -151,8 +119,6 @@ def price(
     inference_geo: str | None = None,
 ) -> Price:
     """Return the list price of a model, as genai-prices has it, or the price that the user gave.
-
-    Spends: nothing.
 
     Parameters
     ----------
@@ -178,13 +144,38 @@ def price(
     >>> [step.above_tokens for step in cheap.steps]
     [0, 100000]
     """
-    moment = clock.now() if at is None else at
+    moment = at or clock.now()
     day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
     if isinstance(model, catalog.Model) and model.given:
-        found = _given(model.id, mode, model.given_dollars, day)
+        listed = _given(model.id, mode, model.given_dollars, day)
     else:
-        found = _price(model if isinstance(model, str) else model.id, mode, day)
-    return answered(found, inference_geo=inference_geo)
+        listed = _listed(model if isinstance(model, str) else model.id, mode, day)
+    return answered(listed, inference_geo=inference_geo)
+
+
+@lru_cache(maxsize=1024)
+def _listed(model_id: str, mode: catalog.Mode, day: date, speed: str | None = None) -> Price:
+    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC), speed=speed)
+    steps = []
+    for threshold in sorted({above for part in parts.values() for above, _ in part}):
+        rates = {
+            name: [dollars for above, dollars in part if above <= threshold][-1]
+            for name, part in parts.items()
+        }
+        per_token = {name: float(million / 1_000_000) for name, million in rates.items()}
+        steps.append(PriceStep(above_tokens=threshold, **per_token))
+    search = catalog.search_dollars(model_id, day)
+    return Price(model=model_id, mode=mode, steps=tuple(steps), search=search, day=day)
+
+
+@lru_cache(maxsize=1024)
+def _given(model_id: str, mode: catalog.Mode, dollars: tuple[float, float] | None, day: date) -> Price:
+    """Return a price made of what the user said; of nothing that is a number where nothing was said."""
+    times = (0.5 if mode == "batch" else 1.0) / 1_000_000
+    tokens, output = (million * times for million in dollars or (math.nan, math.nan))
+    cached = {part: tokens * more for part, more in _TIMES.items()}
+    step = PriceStep(above_tokens=0, input=tokens, output=output, **cached)
+    return Price(model=model_id, mode=mode, steps=(step,), search=None, day=day, given=dollars is not None)
 
 
 def answered(
@@ -197,51 +188,33 @@ def answered(
     """Return the price of what an answer says it is, where a model was asked at a price.
 
     An answering model whose price is unknown is taken to cost what the asked one does (`is_priced` tells).
-
-    Spends: nothing.
     """
     if asked.given or not asked.is_known:
         return asked
     if answering_model in (None, asked.model) and inference_geo != "us" and speed != "fast":
         return asked
+    # The day is no part of a price that is compared, but decides here.
     return _answered(asked, asked.day, answering_model or asked.model, inference_geo, speed)
-
-
-_TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
-"""What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
-
-
-@lru_cache(maxsize=1024)
-def _given(model_id: str, mode: catalog.Mode, dollars: tuple[float, float] | None, day: date) -> Price:
-    """Return a price made of what the user said; of nothing that is a number where nothing was said."""
-    times = (0.5 if mode == "batch" else 1.0) / 1_000_000
-    tokens, output = ((each * times) for each in dollars or (math.nan, math.nan))
-    cached = {part: tokens * more for part, more in _TIMES.items()}
-    step = PriceStep(above_tokens=0, input=tokens, output=output, **cached)
-    return Price(model=model_id, mode=mode, steps=(step,), search=None, day=day, given=dollars is not None)
 
 
 @lru_cache(maxsize=1024)
 def _answered(asked: Price, day: date, model: str, inference_geo: str | None, speed: str | None) -> Price:
-    found = asked
+    real = asked
     with suppress(PlanError):  # it is paid for all the same: never the end of a run
-        found = asked if catalog.same_model(model, [asked.model]) else _price(model, asked.mode, day)
+        real = asked if catalog.same_model(model, [asked.model]) else _listed(model, asked.mode, day)
     if speed == "fast":
         with suppress(PlanError):
-            found = _price(found.model, asked.mode, day, speed)
-    if inference_geo != "us" or catalog.same_model(found.model, catalog.CHARGES.no_inference_geo):
-        return found
+            real = _listed(real.model, asked.mode, day, speed)
+    if inference_geo != "us" or catalog.same_model(real.model, catalog.CHARGES.no_inference_geo):
+        return real
     factor = catalog.CHARGES.us_factor
-    parts = [{part: getattr(step, part) * factor for part in COLUMNS} for step in found.steps]
-    steps = [replace(step, **part) for step, part in zip(found.steps, parts, strict=True)]
-    return replace(found, steps=tuple(steps))
+    rates = [{part: getattr(step, part) * factor for part in PARTS} for step in real.steps]
+    steps = [replace(step, **rate) for step, rate in zip(real.steps, rates, strict=True)]
+    return replace(real, steps=tuple(steps))
 
 
 def worst_geography(asked: str | None) -> str:
-    """Return where a request may be answered at worst: a workspace can set US geography by itself.
-
-    Spends: nothing.
-    """
+    """Return where a request may be answered at worst: a workspace can set US geography by itself."""
     return "global" if asked == "global" else "us"
 
 
@@ -249,112 +222,55 @@ def most_with_tools(price: Price, facts: catalog.Model, max_tokens: int, charges
     """Return the most a row can cost whose tools the API runs, whatever its text; None without such tools.
 
     Each turn of the model reads all that came before it, as far as it can hold, and may write `max_tokens`.
-
-    Spends: nothing.
     """
     if charges.turns <= 1:
         return None
-    written = "cache_write_1h_input_tokens" if charges.caches else "cache_write_5m_input_tokens"
+    written = COLUMNS["cache_write_1h" if charges.caches else "cache_write_5m"]
     return price.dollars(
-        output_tokens=charges.turns * max_tokens,
         web_search_requests=charges.searches or 0,
+        output_tokens=charges.turns * max_tokens,
         **{written: charges.turns * facts.context_tokens},
     )
 
 
 def is_priced(asked: Price, answering_model: str | None) -> bool:
-    """Whether the price of the model that answered is known.
-
-    Spends: nothing.
-    """
+    """Whether the price of the model that answered is known."""
     if answering_model is None or catalog.same_model(answering_model, [asked.model]):
         return True
     try:
-        _price(answering_model, asked.mode, asked.day)
+        _listed(answering_model, asked.mode, asked.day)
     except PlanError:
         return False
     return True
 
 
 def unpriced_words(asked: str, answering_model: str) -> str:
-    """Return what is said of a row whose answering model has no known price.
-
-    Spends: nothing.
-    """
+    """Return what is said of a row whose answering model has no known price."""
     return f"Answered by {answering_model}, whose price is not known: reckoned at the price of {asked}."
 
 
-@lru_cache(maxsize=1024)
-def _price(model_id: str, mode: catalog.Mode, day: date, speed: str | None = None) -> Price:
-    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC), speed=speed)
-    thresholds = sorted({above for steps in parts.values() for above, _ in steps})
-    steps = [
-        PriceStep(
-            above_tokens=threshold,
-            **{
-                part: float([dollars for above, dollars in steps if above <= threshold][-1] / 1_000_000)
-                for part, steps in parts.items()
-            },
-        )
-        for threshold in thresholds
-    ]
-    search = catalog.search_dollars(model_id, day)
-    return Price(model=model_id, mode=mode, steps=tuple(steps), search=search, day=day)
-
-
-def dollars(
-    price: Price,
-    *,
-    input_tokens: pl.Expr,
-    cache_write_5m_input_tokens: pl.Expr,
-    cache_write_1h_input_tokens: pl.Expr,
-    cache_read_input_tokens: pl.Expr,
-    output_tokens: pl.Expr,
-) -> pl.Expr:
-    """Return an expression of the dollars of each row, Float64.
-
-    Spends: nothing.
+def dollars(price: Price, **tokens: pl.Expr) -> pl.Expr:
+    """Return an expression of the dollars of each row, Float64; null where any of the tokens is.
 
     Parameters
     ----------
     price : Price
         From `price`.
-    input_tokens, cache_write_5m_input_tokens, cache_write_1h_input_tokens : pl.Expr
-        Tokens per request, not overlapping, as in a reply's ``usage``; estimates may be fractions.
-    cache_read_input_tokens, output_tokens : pl.Expr
-        The same; `output_tokens` has the thinking in it.
-
-    Returns
-    -------
-    pl.Expr
-        Null where any of the tokens is null.
+    **tokens : pl.Expr
+        Tokens per request, by the names in `COLUMNS`, not overlapping, as in a reply's ``usage``; those left
+        out are 0, and estimates may be fractions. Thinking is in `output_tokens`.
 
     Examples
     --------
-    >>> zero = pl.lit(0)
-    >>> each = dollars(
-    ...     price("claude-haiku-5-5"),
-    ...     input_tokens=pl.col("tokens"),
-    ...     cache_write_5m_input_tokens=zero,
-    ...     cache_write_1h_input_tokens=zero,
-    ...     cache_read_input_tokens=zero,
-    ...     output_tokens=zero,
-    ... )
-    >>> pl.DataFrame({"tokens": [1_000, 200_000]}).select(each.round(6).alias("dollars"))["dollars"].to_list()
+    >>> paid = dollars(price("claude-haiku-5-5"), input_tokens=pl.col("tokens"))
+    >>> pl.DataFrame({"tokens": [1_000, 200_000]}).select(paid.round(6).alias("dollars"))["dollars"].to_list()
     [0.0001, 0.1]
     """
-    prompt = (
-        input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens
-    )
+    given = {part: tokens[column] for part, column in COLUMNS.items() if column in tokens}
+    prompt = reduce(add, (count for part, count in given.items() if part != "output"), pl.lit(0))
     if not price.is_known:
-        return pl.when(prompt + output_tokens > 0).then(math.nan).otherwise(0.0)
-    return (
-        input_tokens * _rate(price, "input", prompt)
-        + cache_write_5m_input_tokens * _rate(price, "cache_write_5m", prompt)
-        + cache_write_1h_input_tokens * _rate(price, "cache_write_1h", prompt)
-        + cache_read_input_tokens * _rate(price, "cache_read", prompt)
-        + output_tokens * _rate(price, "output", prompt)
-    ).cast(pl.Float64)
+        return pl.when(prompt + given.get("output", 0) > 0).then(math.nan).otherwise(0.0)
+    return reduce(add, (count * _rate(price, part, prompt) for part, count in given.items())).cast(pl.Float64)
 
 
 def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
@@ -365,6 +281,21 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
     return rate
 
 
+def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
+    """Return the dollars of answers (`COLUMNS`, `ANSWERED`), each priced by what it says of itself."""
+    cost = pl.lit(None, pl.Float64)
+    for traits in answers.select(ANSWERED[:-1]).unique(maintain_order=True).iter_rows(named=True):
+        real = answered(asked, **traits)
+        of = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in traits.items())
+        paid = dollars(real, **{column: pl.col(column) for column in COLUMNS.values()})
+        fees = pl.col("web_search_requests") * (real.search or 0.0)
+        cost = pl.when(of).then(paid + fees).otherwise(cost)
+    return answers.select(dollars=cost).to_series()
+
+
+# -------------------------------------------------------------------------------- what was paid, and saved
+
+
 def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.DataFrame:
     """Return what was paid for: one row per part, whose dollars sum to what was billed.
 
@@ -372,8 +303,6 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
     the day each was sent. Should that not add up to the recorded dollars, because a price list has
     changed since, one more row "price changed since" holds the difference. What models took whose price is
     not known here, whole as it was recorded, is in a row "price not known".
-
-    Spends: nothing.
 
     Parameters
     ----------
@@ -390,63 +319,45 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
         no use (see `waste`). Where the web was searched there is a part web_search for the fees, without
         tokens: what was found is input.
     """
-    columns = {part: (part, column) for part, column in COLUMNS.items() if part != "output"}
-    columns |= {"reply": ("output", "reply_tokens"), "thinking": ("output", "thinking_tokens")}
-    billed = _billed(
-        attempts,
-        "thinking_tokens",
-        reply_tokens=pl.col("output_tokens") - pl.col("thinking_tokens"),
-        wasted=_waste_kind(attempts).is_not_null(),
-    )
-    tokens = dict.fromkeys(columns, 0)
-    paid, lost = (dict.fromkeys((*columns, _SEARCH), 0.0) for _ in range(2))
-    sources: dict[str, None] = {}
-    unknown: list[pl.DataFrame] = []
-    recorded = 0.0
-    for frame, own, _ in _by_price(billed, models):
-        if not own.is_known:
-            unknown.append(frame)
-            continue
-        sources[own.source] = None
-        recorded += float(frame["dollars"].sum())
-        priced = frame.lazy().select(
-            "wasted",
-            *(pl.col(column) for _, column in columns.values()),
-            **{part: pl.col(column) * _rate(own, of, PROMPT) for part, (of, column) in columns.items()},
-            **{_SEARCH: _fees(own)},
-        )
-        for sums in priced.group_by("wasted").sum().collect().iter_rows(named=True):
-            for part, (_, column) in columns.items():
-                tokens[part] += sums[column]
-            for part in paid:
-                paid[part] += sums[part]
-                lost[part] += sums[part] if sums["wasted"] else 0.0
-    whole = float(billed["dollars"].sum())
-    rest = recorded - sum(paid.values())
+    parts = {part: (pl.col(column), part) for part, column in COLUMNS.items() if part != "output"}
+    parts["reply"] = (pl.col("output_tokens") - pl.col("thinking_tokens"), "output")
+    parts["thinking"] = (pl.col("thinking_tokens"), "output")
+    lines = {part: (count, count * pl.col(rate)) for part, (count, rate) in parts.items()}
+    lines["web_search"] = (pl.col("web_search_requests") * 0, _FEES)
+    priced = _priced(attempts.with_columns(wasted=_waste_kind(attempts).is_not_null()), models)
+    known, unknown = priced.filter("is_known"), priced.filter(~pl.col("is_known"))
+    sums = pl.concat([_line(known, part, *line) for part, line in lines.items()]).collect()
+    bill = sums.filter((pl.col("part") != "web_search") | (pl.col("dollars") != 0))
+    rest = float(sums["recorded"][0] - sums["dollars"].sum())
+    if abs(rest) > _ROUNDING_DOLLARS * attempts.height:
+        changed = {"part": "price changed since", "tokens": 0, "dollars": rest, "wasted_dollars": 0.0}
+        bill = pl.concat([bill, pl.DataFrame([changed])], how="diagonal")
+    other = _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars"))
+    bill = pl.concat([bill, other.filter(pl.col("rows") > 0).collect()], how="diagonal")
+    sources = known.select("source").unique(maintain_order=True).collect().to_series().to_list()
     of = ", ".join(sources) or f"genai-prices {version('genai-prices')}"
-    rows = [(part, tokens[part], paid[part], lost[part], of) for part in columns]
-    if paid[_SEARCH]:
-        rows.append((_SEARCH, 0, paid[_SEARCH], lost[_SEARCH], of))
-    if abs(rest) > _ROUNDING_DOLLARS * billed.height:
-        rows.append(("price changed since", 0, rest, 0.0, of))
-    if unknown:
-        count = sum(int(frame.select(pl.sum_horizontal(COLUMNS.values()).sum()).item()) for frame in unknown)
-        dollars = sum(float(frame["dollars"].sum()) for frame in unknown)
-        wasted = sum(float(frame.filter("wasted")["dollars"].sum()) for frame in unknown)
-        rows.append(("price not known", count, dollars, wasted, "not known"))
-    per_dollar = 1 / whole if whole else 0.0
-    shared = [(part, count, paid, paid * per_dollar, wasted, of) for part, count, paid, wasted, of in rows]
-    # Nothing is no guess: what is not known is null.
-    return pl.DataFrame(shared, schema=BILL, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
+    is_unknown, whole = pl.col("part") == "price not known", bill["dollars"].sum()
+    share = pl.col("dollars") / whole if whole else pl.lit(0.0)
+    bill = bill.with_columns(
+        share=share, prices=pl.when(is_unknown).then(pl.lit("not known")).otherwise(pl.lit(of))
+    )
+    return bill.select(pl.col(name).cast(dtype) for name, dtype in BILL.items()).with_columns(
+        pl.col(pl.Float64).fill_nan(None)  # what is not known is null
+    )
+
+
+def _line(priced: pl.LazyFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl.LazyFrame:
+    """Return one row: a part's tokens and dollars, those of no use, and what was recorded for all parts."""
+    lost, recorded = cost.filter("wasted").sum(), pl.col("dollars").sum()
+    sums = {"tokens": tokens.sum(), "dollars": cost.sum(), "wasted_dollars": lost, "recorded": recorded}
+    return priced.select(part=pl.lit(part), **sums, rows=pl.len())
 
 
 def waste(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Return the attempts that gave no result, by kind, the dearest first.
+    """Return the attempts that gave no result, by kind, the most expensive first.
 
     A kind is the `error` of the attempt (cut-off and unreadable replies are billed, refused calls are
     not), or "repeated" for a further paid reply to a row that had one.
-
-    Spends: nothing.
 
     Parameters
     ----------
@@ -458,28 +369,22 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
     pl.DataFrame
         `WASTE`: attempts, how many of them were billed, their tokens and their dollars.
     """
-    every = pl.sum_horizontal(COLUMNS.values())
-    return (
-        attempts.lazy()
-        .with_columns(kind=_waste_kind(attempts))
-        .filter(pl.col("kind").is_not_null())
-        .group_by("kind")
-        .agg(
-            attempts=pl.len(),
-            billed_attempts=(pl.col("dollars") > 0).sum(),
-            tokens=every.filter(pl.col("dollars") > 0).sum(),
-            dollars=pl.col("dollars").sum(),
-        )
-        .sort(["dollars", "attempts", "kind"], descending=[True, True, False])
-        .select(pl.col(name).cast(of) for name, of in WASTE.items())
-        .collect()
+    billed = pl.col("dollars") > 0
+    useless = attempts.lazy().with_columns(kind=_waste_kind(attempts)).filter(pl.col("kind").is_not_null())
+    sums = useless.group_by("kind").agg(
+        attempts=pl.len(),
+        billed_attempts=billed.sum(),
+        tokens=pl.sum_horizontal(COLUMNS.values()).filter(billed).sum(),
+        dollars=pl.col("dollars").sum(),
     )
+    ordered = sums.sort(["dollars", "attempts", "kind"], descending=[True, True, False])
+    return ordered.select(pl.col(name).cast(dtype) for name, dtype in WASTE.items()).collect()
 
 
 def savings(
     attempts: pl.DataFrame,
     *,
-    duplicates: int | pl.DataFrame = 0,
+    duplicates: pl.DataFrame | None = None,
     models: Iterable[catalog.Model] = (),
 ) -> pl.DataFrame:
     """Return what each strategy saved, against the same rows at the same model without it.
@@ -489,15 +394,13 @@ def savings(
     last row is what was billed. The savings sum to the difference. A cache that was written and hardly
     read saves less than nothing, and says so. Waste (see `waste`) is in all of the figures alike.
 
-    Spends: nothing.
-
     Parameters
     ----------
     attempts : pl.DataFrame
         One row per answer or failure of the API, as a run and its ledger have them, in order of time.
-    duplicates : int or pl.DataFrame
-        Rows that were answered with the reply to an identical row. As a frame with the columns `key` and
-        `duplicates` each is priced as the row it repeats; as a number, at the mean of the paid replies.
+    duplicates : pl.DataFrame, optional
+        `key` and `duplicates`: rows that were answered with the reply to an identical row, each priced as
+        the row it repeats.
     models : iterable of Model
         Facts of models that the catalog does not have.
 
@@ -506,35 +409,24 @@ def savings(
     pl.DataFrame
         `SAVINGS`: one row each for deduplication, cache and batch; `share` is of the plain price.
     """
-    kept = _waste_kind(attempts).is_null()
-    if isinstance(duplicates, int):
-        billed = _billed(attempts, kept=kept)
-        each = duplicates / max(int(billed["kept"].sum()), 1)
-        billed = billed.with_columns(repeats=pl.col("kept") * each)
-    else:
-        counted = duplicates.select("key", repeats="duplicates")
-        billed = _billed(attempts, "key", kept=kept).join(
-            counted, on="key", how="left", maintain_order="left"
-        )
-        billed = billed.with_columns(pl.col("repeats").fill_null(0) * pl.col("kept"))
-    sums = dict.fromkeys(("own", "live", "plain", "repeated"), 0.0)
-    for frame, own, live in _by_price(billed, models):
-        plain = PROMPT * _rate(live, "input", PROMPT)
-        plain += pl.col("output_tokens") * _rate(live, "output", PROMPT) + _fees(live)
-        priced = frame.lazy().select(
-            own=_row_dollars(own),
-            live=_row_dollars(live),
-            plain=plain,
-            repeated=plain * pl.col("repeats"),
-        )
-        for name, value in priced.sum().collect().row(0, named=True).items():
-            sums[name] += value
+    priced = _priced(attempts.with_columns(kept=_waste_kind(attempts).is_null()), models)
+    repeats = pl.lit(0)
+    if duplicates is not None:
+        priced = priced.join(duplicates.lazy().select("key", "duplicates"), on="key", how="left")
+        repeats = pl.col("duplicates").fill_null(0) * pl.col("kept")
+    plain = PROMPT * pl.col("live_input") + pl.col("output_tokens") * pl.col("live_output") + _FEES
+    live = reduce(add, (pl.col(column) * pl.col(f"live_{part}") for part, column in COLUMNS.items())) + _FEES
+    own = reduce(add, (pl.col(column) * pl.col(part) for part, column in COLUMNS.items())) + _FEES
+    sums = priced.select(
+        repeated=(plain * repeats).sum(), cache=(plain - live).sum(), batch=(live - own).sum(),
+        billed=pl.col("dollars").sum(),
+    ).collect().row(0, named=True)  # fmt: skip
     chain = {
         ("deduplication", "every row sent by itself"): sums["repeated"],
-        ("cache", "nothing cached"): sums["plain"] - sums["live"],
-        ("batch", "everything sent live"): sums["live"] - sums["own"],
+        ("cache", "nothing cached"): sums["cache"],
+        ("batch", "everything sent live"): sums["batch"],
     }
-    whole = without = float(billed["dollars"].sum()) + sum(chain.values())
+    whole = without = sums["billed"] + sum(chain.values())
     rows = []
     for (strategy, counterfactual), saved in chain.items():
         share = saved / whole if whole else 0.0
@@ -543,34 +435,43 @@ def savings(
     return pl.DataFrame(rows, schema=SAVINGS, orient="row")
 
 
-def _billed(attempts: pl.DataFrame, *columns: str, **derived: pl.Expr) -> pl.DataFrame:
-    needed = ("model", "mode", "sent_at", "dollars", *COLUMNS.values(), *columns, *ANSWERED)
-    # Frames of attempts may be older than what answers say of themselves.
-    absent = {name: _UNSAID[name] for name in ANSWERED if name not in attempts.columns}
-    lazy = attempts.lazy().with_columns(**absent).select(*needed, **derived)
-    return lazy.filter(pl.col("dollars") > 0).collect()
+_FEES = pl.col("web_search_requests") * pl.col("search")
+_KIND = ("model", "mode", "day", *ANSWERED[:-1])
+_RATES = pl.Schema(
+    dict.fromkeys(("model", "mode"), _TEXT)
+    | {"day": pl.Date()}
+    | dict.fromkeys(ANSWERED[:-1], _TEXT)
+    | {"source": _TEXT, "is_known": pl.Boolean()}
+    | dict.fromkeys(("above", "up_to", "search", *PARTS, *(f"live_{part}" for part in PARTS)), _DOLLARS)
+)
 
 
-def _row_dollars(price: Price) -> pl.Expr:
-    return dollars(price, **{column: pl.col(column) for column in COLUMNS.values()}) + _fees(price)
+def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.LazyFrame:
+    """Return what was billed, with the list price of its day: dollars a token by part, as sent and live."""
+    billed = attempts.lazy().filter(pl.col("dollars") > 0).with_columns(day=pl.col("sent_at").dt.date())
+    given = {facts.id: facts for facts in models if facts.given}
+    rows: list[dict[str, Any]] = []
+    for kind in billed.select(_KIND).unique().sort(pl.all()).collect().iter_rows(named=True):
+        noon, model = datetime.combine(kind["day"], time(12), UTC), given.get(kind["model"], kind["model"])
+        traits = {name: kind[name] for name in ANSWERED[:-1]}
+        own, live = (answered(_known(model, mode, noon), **traits) for mode in (kind["mode"], "live"))
+        step_above = sorted({step.above_tokens for step in (*own.steps, *live.steps)})
+        for above, up_to in zip(step_above, [*step_above[1:], math.inf], strict=True):
+            steps = {"": own.step(above + 1), "live_": live.step(above + 1)}
+            rates = {f"{of}{part}": getattr(step, part) for of, step in steps.items() for part in PARTS}
+            rows.append({**kind, "source": own.source, "is_known": own.is_known, "search": own.search or 0.0}
+                        | {"above": above or -1, "up_to": up_to, **rates})  # fmt: skip
+    table = pl.LazyFrame(rows, _RATES)
+    priced = billed.join(table, on=_KIND, nulls_equal=True)
+    return priced.filter((pl.col("above") < PROMPT) & (pl.col("up_to") >= PROMPT))
 
 
-def _fees(price: Price) -> pl.Expr:
-    return pl.col("web_search_requests") * (price.search or 0.0)
-
-
-def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
-    """Return the dollars of answers, each priced by what it says of itself: `COLUMNS` and `ANSWERED` of each.
-
-    Spends: nothing.
-    """
-    said = ANSWERED[:-1]
-    found: pl.Expr | None = None
-    for each in answers.select(said).unique(maintain_order=True).iter_rows(named=True):
-        these = _row_dollars(answered(asked, **each))
-        those = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in each.items())
-        found = these if found is None else pl.when(those).then(these).otherwise(found)
-    return answers.select((_row_dollars(asked) if found is None else found).alias("dollars")).to_series()
+def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:
+    """Return a price; one that is not known where the model is not: a ledger is readable for ever."""
+    try:
+        return price(model, mode=mode, at=at)
+    except UnknownModel:
+        return _given(model if isinstance(model, str) else model.id, mode, None, at.date())
 
 
 def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
@@ -580,35 +481,3 @@ def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
         return pl.col("error")
     first = pl.when(good).then("key").is_first_distinct()
     return pl.when(good & ~first).then(pl.lit("repeated")).otherwise("error")
-
-
-def _by_price(
-    attempts: pl.DataFrame, models: Iterable[catalog.Model]
-) -> Iterator[tuple[pl.DataFrame, Price, Price]]:
-    """Split the attempts by price; with each, that price and the live one of the same days."""
-    day = pl.col("sent_at").dt.date()
-    given = {each.id: each for each in models if each.given}
-    groups: dict[tuple[Price, Price], list[pl.Expr]] = {}
-    kinds = ("model", "mode", *ANSWERED[:-1])
-    for kind in attempts.select(kinds).unique().sort(pl.all()).iter_rows(named=True):
-        of = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in kind.items())
-        days: dict[tuple[Price, Price], list[date]] = {}
-        model, mode = kind.pop("model"), kind.pop("mode")
-        for sent in attempts.filter(of).select(day).to_series().unique().sort():
-            at = datetime.combine(sent, time(12), UTC)
-            asked = (_known(given.get(model, model), each, at) for each in (mode, "live"))
-            own, live = (answered(each, **kind) for each in asked)
-            days.setdefault((own, live), []).append(sent)
-        for prices, those in days.items():
-            only = of if len(days) == 1 else of & day.is_in(those)
-            groups.setdefault(prices, []).append(only)
-    for (own, live), masks in groups.items():
-        yield (attempts if len(groups) == 1 else attempts.filter(pl.any_horizontal(masks))), own, live
-
-
-def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:
-    """Return a price; one that is not known where the model is not: a ledger is readable for ever."""
-    try:
-        return price(model, mode=mode, at=at)
-    except UnknownModel:
-        return _given(model if isinstance(model, str) else model.id, mode, None, at.date())

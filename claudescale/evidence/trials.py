@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from claudescale.api.connecting import connect
+from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-    from claudescale.api.ownmodels import Model
+    from claudescale.api.models import Model
     from claudescale.planning.plans import Plan
     from claudescale.running.runs import Run
     from claudescale.views.theme import Picture

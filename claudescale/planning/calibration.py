@@ -12,7 +12,6 @@ import polars as pl
 from claudescale.api import catalog, prices
 from claudescale.api.answers import read_object, verdict
 from claudescale.api.client import Wire
-from claudescale.api.limits import read_headers
 from claudescale.errors import PlanError
 from claudescale.pacing.pacer import Turns
 from claudescale.planning import calls
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
 
 _AT_ONCE = 8
-_MOST_TRIES = 8
 _COUNTS_PER_MINUTE = 2_000
 """Where the tier's is not known: the lowest's. Source: Anthropic, *Rate limits* (checked 2026-08-22)."""
 
@@ -145,16 +143,13 @@ async def _all_counted(wire: Wire, turns: Turns, requests: list[bytes]) -> list[
 
 
 async def _counted(wire: Wire, turns: Turns, request: bytes) -> int:
-    for tries in range(_MOST_TRIES):
-        await turns.next()
-        answer = await wire.count_tokens(request)
-        tokens = read_object(answer.content).get("input_tokens")
-        if answer.status == HTTPStatus.OK and isinstance(tokens, int):
-            return tokens
-        found = verdict(answer)
-        if found.outcome in {"stop", "failed"}:
-            break
-        await turns.clock.sleep(read_headers(answer.headers).retry_after_seconds or 2.0**tries)
-    reason = found.message or "no reason given"
-    msg = f"The API does not count tokens ({found.error}): {reason}. Nothing was paid."
+    await turns.next()
+    answer = await wire.count_tokens(request, patient=True)
+    tokens = read_object(answer.content).get("input_tokens")
+    if answer.status == HTTPStatus.OK and isinstance(tokens, int):
+        return tokens
+    why = verdict(answer)
+    msg = (
+        f"The API does not count tokens ({why.error}): {why.message or 'no reason given'}. Nothing was paid."
+    )
     raise PlanError(msg)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale import loops, text
-from claudescale.api import catalog, prices, standing
+from claudescale.api import catalog, limits, prices
 from claudescale.api.limits import BUCKETS, Limits
 from claudescale.errors import PlanError
 from claudescale.planning import choices as comparing
@@ -78,10 +78,10 @@ def _notices(plan: Plan) -> Iterable[str]:
         if failed:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
             yield f"Left out, as the same request would fail again: {kinds}."
-    if differs := standing.differs(plan.limits, plan.tier, plan.facts):
+    if differs := limits.differs(plan.limits, plan.tier, plan.facts):
         yield differs
     # Limits that are no tier's are set by something else than a tier.
-    if standing.tiers_with(plan.limits, plan.facts) and whatif.higher(plan):
+    if limits.tiers_with(plan.limits, plan.facts) and whatif.higher(plan):
         yield f"The next tier, {whatif.upgrade(plan)}."
     if plan.expected.cached_tokens:
         low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)

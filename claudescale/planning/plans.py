@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.api import catalog, learning
-from claudescale.api.limits import Limits
+from claudescale.api import catalog
+from claudescale.api.client import account_limits
+from claudescale.api.limits import Learned, Limits
 from claudescale.errors import PlanError
 from claudescale.loops import awaited
 from claudescale.planning import calibration, calls, choices, choosing, estimates, feasibility
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-    from claudescale.api.limits import Learned
-    from claudescale.api.ownmodels import Model
+    from claudescale.api.models import Model
     from claudescale.planning.calls import Measured
     from claudescale.planning.estimates import Totals
     from claudescale.running.runs import Run
@@ -284,7 +284,7 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        return self.replace(measured=calibration.learned(self, run), learned=learning.taken_over(self, run))
+        return self.replace(measured=calibration.learned(self, run), learned=Learned.after(self, run))
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -314,7 +314,8 @@ class Plan:
         PlanError
             The API cannot be reached, or fails.
         """
-        return replace(self, learned=await learning.asked(self, client))
+        told = await account_limits(client, self.limits, self.facts.id)
+        return replace(self, learned=Learned(told, self.tier, self.facts.rate_group))
 
     # the one verb that spends
 

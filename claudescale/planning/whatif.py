@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.api import catalog, prices, standing
-from claudescale.api.limits import Limits
+from claudescale.api import catalog, prices
+from claudescale.api.limits import Limits, tiers_with
 from claudescale.errors import PlanError
 from claudescale.planning import choosing, estimates, feasibility
 from claudescale.planning.choices import varied
@@ -18,7 +18,7 @@ from claudescale.views import card
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from claudescale.api.ownmodels import Model
+    from claudescale.api.models import Model
     from claudescale.planning.plans import Plan
 
 TIERS = pl.Schema(
@@ -149,7 +149,7 @@ def higher(plan: Plan) -> str | None:
     if isinstance(plan.tier, Limits):
         return None
     named, group = catalog.tier(plan.tier), plan.facts.rate_group
-    own = catalog.tier(next(iter(standing.tiers_with(plan.limits, plan.facts)), named.name))
+    own = catalog.tier(next(iter(tiers_with(plan.limits, plan.facts)), named.name))
     names = [
         each.name for each in catalog.TIERS.values() if each.family == own.family and group in each.limits
     ]

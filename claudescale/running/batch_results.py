@@ -24,7 +24,7 @@ from claudescale.api.answers import (
     usage_of,
     verdict_on_result,
 )
-from claudescale.api.facts import ANSWERED, USAGE
+from claudescale.api.catalog import ANSWERED, USAGE
 from claudescale.ledger.records import ATTEMPTS
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import secrets
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,7 @@ from claudescale.api.answers import (
     read_object,
     verdict,
 )
-from claudescale.api.batchwire import BatchWire, listed
+from claudescale.api.client import BatchWire, Parts, listed
 from claudescale.api.limits import read_headers
 from claudescale.ledger.records import Batch
 from claudescale.planning.calls import caches
@@ -40,9 +41,8 @@ from claudescale.running import batch_rules
 from claudescale.running.batch_results import attempts, missing_lines, proves
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
-    from claudescale.prompts.rows import Texts
     from claudescale.running.job import Job
 
 _LOG = logging.getLogger("claudescale.running")
@@ -92,22 +92,6 @@ class Refusals(NamedTuple):
     rows: int
     error: str | None
     message: str | None
-
-
-class Parts:
-    """The body of a batch, rendered part by part in a thread. Each iteration begins anew."""
-
-    def __init__(self, rows: pl.DataFrame, texts: Texts, nonce: str) -> None:
-        self._given = rows, texts, nonce
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        rendered = batch_rules.body(*self._given)
-        while (part := await loops.in_thread(next, rendered, None)) is not None:
-            yield part
-
-
-class _Enough(Exception):
-    """The first lines were read."""
 
 
 class Batches:
@@ -432,7 +416,7 @@ class Batches:
         self.open[nonce] = batch
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
         size_bytes = batch_rules.body_bytes(rows)
-        body = Parts(rows, self._job.work.texts, nonce)
+        body = Parts(partial(batch_rules.body, rows, self._job.work.texts, nonce))
         answer = await self._created(self._wire.create(body, size_bytes), until)
         made = batch_rules.made(answer)
         self._changed_at = self._clock.seconds()
@@ -516,7 +500,8 @@ class Batches:
         waiting = False
         for shown in candidates:
             ended = shown["processing_status"] == "ended"
-            ours = await self._proves(shown["id"], batch.nonce) if ended else None
+            block = await self._wire.first_lines(shown["id"]) if ended else None
+            ours = proves(block, batch.nonce) if block else None
             if ours:
                 del self._lost[batch.nonce]
                 await self._note(batch_rules.seen(batch, shown))
@@ -532,18 +517,6 @@ class Batches:
         """Close a batch that was never made, or ended with its simulator: its rows go again."""
         self._give_back(await self._close(batch, state))
         self._made_none = True
-
-    async def _proves(self, batch_id: str, nonce: str) -> bool | None:
-        """Return whether the results of a batch have this nonce; None where they cannot be read now."""
-        proof: list[bool | None] = [None]
-
-        async def take(block: bytes) -> None:
-            proof[0] = proves(block, nonce)
-            raise _Enough
-
-        with suppress(_Enough):
-            await self._wire.results(batch_id, take)
-        return proof[0]
 
     async def _candidates(self, batch: Batch) -> list[dict[str, Any]] | None:
         """Return the listed batches that may be this one; None where the list cannot be read now."""

@@ -21,7 +21,7 @@ from claudescale.planning import estimates
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from claudescale.api.facts import Model
+    from claudescale.api.catalog import Model
     from claudescale.ledger.records import Attempt, Batch
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
@@ -156,7 +156,7 @@ class Meter:
 
         `ours` are those of the frame's rows; a batch of an earlier run may have others.
         """
-        duplicates: int | pl.DataFrame = 0
+        duplicates: pl.DataFrame | None = None
         if self._repeats:
             more = [self._repeats.get(key, 1) - 1 for key in attempts["key"]]
             duplicates = attempts.select("key", duplicates=pl.Series(more, dtype=pl.Int64))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import text
-from claudescale.api import standing
+from claudescale.api import limits
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.planning import feasibility
@@ -174,7 +174,7 @@ def run_card(run: Run) -> Card:
         table = table.drop("requests_per_minute", "refused")
     failed, retry = failures(run)
     kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, replies are kept in memory only."
-    notes = [standing.differs(run.limits, run.plan.tier, run.plan.facts), _pending(run), failed]
+    notes = [limits.differs(run.limits, run.plan.tier, run.plan.facts), _pending(run), failed]
     return Card.of(
         table,
         title=line(run),

@@ -16,7 +16,7 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
-from claudescale.api.connecting import check_client, connect
+from claudescale.api.client import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle

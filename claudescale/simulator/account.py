@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api import catalog
-from claudescale.api.facts import USAGE
+from claudescale.api.catalog import USAGE
 from claudescale.errors import PlanError, UnknownTier, nearest
 from claudescale.simulator.wire import Problem, rfc3339
 

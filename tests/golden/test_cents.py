@@ -5,8 +5,8 @@ import itertools
 import anthropic
 import polars as pl
 import pytest
+from canned import KEY, BatchApi, Canned, message
 from plans import WIDE
-from served import KEY, BatchApi, Canned, message
 
 import claudescale as cs
 

@@ -5,9 +5,9 @@ import re
 
 import anthropic
 import polars as pl
+from canned import KEY, BatchApi, Canned, message
 from golden import check
 from plans import OPTIONS, RETURNS, a_plan
-from served import KEY, BatchApi, Canned, message
 
 import claudescale as cs
 

@@ -45,6 +45,7 @@ def left_alone(api, path):
     assert cs.wait(run).state == "left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
 def test_a_batch_is_collected_after_its_model_has_retired(mode, path, monkeypatch):
     """In every mode what a batch answered comes in at half the price of its day; no call is made."""
@@ -62,6 +63,7 @@ def test_a_batch_is_collected_after_its_model_has_retired(mode, path, monkeypatc
         assert run.bill["dollars"].sum() == pytest.approx(full / 2, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
     """The batch is collected first, what it answered is kept, and the run ends: nothing is sent again."""
     with simulator(speed=600, batch_seconds=40 * 3_600) as api:
@@ -78,6 +80,7 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
         assert api.stats["calls"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
 def test_what_is_answered_is_read_and_the_rest_is_refused(mode, path, monkeypatch):
     """A full ledger answers a plan of a retired model; a row more is an UnknownModel before it is sent."""

@@ -1,38 +1,37 @@
-"""What one answer means: tables of cases, and properties over any bytes."""
+"""What one answer means: tables of cases, properties over any bytes, and Messages that come in events."""
 
 import json
 
 import pytest
-from hypothesis import example, given
+from canned import error, message
+from claudescale.simulator.streams import event
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from claudescale.api.answers import Answer, stop_reason_of, text_of, usage_of, verdict
-from claudescale.api.facts import USAGE
+from claudescale.api.answers import (
+    Answer,
+    StreamedMessage,
+    stop_reason_of,
+    text_of,
+    usage_of,
+    verdict,
+    verdict_on_result,
+)
+from claudescale.api.catalog import ERRORS as CODES
+from claudescale.api.catalog import USAGE
 
 OUTCOMES = {"answered", "failed", "refused", "overloaded", "again", "stop"}
-
-
 SPENT = "You have reached your API usage limits"
 
 
-def error_body(kind="invalid_request_error", message="no", code=None):
-    error = {"type": kind, "message": message}
-    if code is not None:
-        error["details"] = {"error_code": code}
-    return json.dumps({"type": "error", "error": error, "request_id": "req_1"}).encode()
+def error_body(kind="invalid_request_error", words="no", code=None):
+    """Return the bytes of an error."""
+    return json.dumps(error(kind, words, **({"error_code": code} if code else {}))).encode()
 
 
 def message_body(text="fine", **changes):
-    message = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "content": [{"type": "text", "text": text}],
-        "model": "claude-haiku-5-5",
-        "stop_reason": "end_turn",
-        "usage": {"input_tokens": 3, "output_tokens": 2},
-    }
-    return json.dumps(message | changes).encode()
+    """Return the bytes of a Message."""
+    return json.dumps(message(text, **changes)).encode()
 
 
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
@@ -49,9 +48,9 @@ REASONS = ("refusal", "max_tokens", "model_context_window_exceeded", "pause_turn
 # status, headers, body, outcome, error, final
 ERRORS = [
     (400, {}, error_body(), "failed", "invalid_request_error", True),
-    (400, {}, error_body(message=WORKSPACE), "stop", "spend_limit_reached", False),
-    (400, {}, error_body(message=ACCOUNT), "stop", "spend_limit_reached", False),
-    (400, {}, error_body(message=BALANCE), "stop", "billing_error", False),
+    (400, {}, error_body(words=WORKSPACE), "stop", "spend_limit_reached", False),
+    (400, {}, error_body(words=ACCOUNT), "stop", "spend_limit_reached", False),
+    (400, {}, error_body(words=BALANCE), "stop", "billing_error", False),
     (400, {"x-should-retry": "true"}, error_body(), "again", "invalid_request_error", False),
     (400, {}, HTML, "failed", "http_400", False),
     (401, {}, error_body("authentication_error"), "stop", "authentication_error", False),
@@ -62,13 +61,10 @@ ERRORS = [
     (404, {}, error_body("not_found_error"), "stop", "endpoint_not_found", False),
     (404, {"x-should-retry": "true"}, error_body("not_found_error"), "again", "not_found_error", False),
     (400, {}, error_body(code="organization_on_hold"), "stop", "organization_on_hold", False),
-    (400, {}, error_body(code="workspace_human_review_disabled"), "stop", "workspace_human_review_disabled",
-     False),
-    (400, {}, error_body(code="cmek_key_disabled"), "stop", "cmek_key_disabled", False),
     (403, {}, error_body(code="cmek_key_network_blocked"), "stop", "cmek_key_network_blocked", False),
     (400, {}, error_body(code="cmek_key_unreachable"), "overloaded", "cmek_key_unreachable", False),
-    (400, {}, error_body(message="This organization has been disabled."), "stop", "account_disabled", False),
-    (400, {}, error_body(message=f"{SPENT} until 2026-12-01."), "stop", "spend_limit_reached", False),
+    (400, {}, error_body(words="This organization has been disabled."), "stop", "account_disabled", False),
+    (400, {}, error_body(words=f"{SPENT} until 2026-12-01."), "stop", "spend_limit_reached", False),
     (429, {}, error_body("rate_limit_error", f"{SPENT}."), "stop", "spend_limit_reached", False),
     (407, {}, HTML, "failed", "http_407", False),
     (408, {}, error_body("timeout_error"), "again", "timeout_error", False),
@@ -93,11 +89,11 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("status", "headers", "body", "outcome", "error", "final"), ERRORS)
-def test_errors(status, headers, body, outcome, error, final):
+@pytest.mark.parametrize(("status", "headers", "body", "outcome", "kind", "final"), ERRORS)
+def test_errors(status, headers, body, outcome, kind, final):
     """Each status, with each thing a header or a body can add to it, has its one meaning."""
     found = verdict(Answer(status, headers, body))
-    assert (found.outcome, found.error, found.final) == (outcome, error, final)
+    assert (found.outcome, found.error, found.final) == (outcome, kind, final)
     assert found.reply is None
     assert not found.unseen
 
@@ -142,11 +138,11 @@ MESSAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "error", "unseen"), MESSAGES)
-def test_messages(body, error, unseen):
+@pytest.mark.parametrize(("body", "flaw", "unseen"), MESSAGES)
+def test_messages(body, flaw, unseen):
     """Any Message is a paid answer, whole or not; without usage, its price is not seen."""
     found = verdict(Answer(200, {}, body))
-    assert (found.outcome, found.error, found.final, found.unseen) == ("answered", error, True, unseen)
+    assert (found.outcome, found.error, found.final, found.unseen) == ("answered", flaw, True, unseen)
     assert found.reply == json.loads(body)
 
 
@@ -170,12 +166,8 @@ NO_MESSAGES = [
 def test_no_message(body):
     """A 200 that is no Message was billed, perhaps, is not final, and is asked for again."""
     found = verdict(Answer(200, {}, body))
-    assert (found.outcome, found.error, found.final, found.unseen) == (
-        "again",
-        "invalid_response",
-        False,
-        True,
-    )
+    assert (found.outcome, found.error) == ("again", "invalid_response")
+    assert (found.final, found.unseen) == (False, True)
 
 
 def test_an_error_under_200():
@@ -184,10 +176,19 @@ def test_an_error_under_200():
     assert (found.outcome, found.error) == ("again", "overloaded_error")
 
 
+@pytest.mark.parametrize("code", CODES.account_codes)
+def test_a_trouble_of_the_account_is_no_rows_last_word(code):
+    """Whatever its status, live or in a batch, it stops the run and no row is to blame."""
+    found = verdict(Answer(400, {}, error_body(code=code)))
+    assert (found.outcome, found.error, found.final) == ("stop", code, False)
+    result = {"type": "errored", "error": error("invalid_request_error", "no", error_code=code)}
+    assert (verdict_on_result(result).outcome, verdict_on_result(result).error) == ("stop", code)
+
+
 def test_no_secret_in_words():
     """A key that a server repeats in its words is not passed on, and endless words are cut."""
     found = verdict(
-        Answer(400, {}, error_body(message="bad key sk-ant-api03-abcdefgh_12345678 " + "x" * 9_000))
+        Answer(400, {}, error_body(words="bad key sk-ant-api03-abcdefgh_12345678 " + "x" * 9_000))
     )
     assert "abcdefgh" not in found.message
     assert found.message.startswith("bad key sk-...")
@@ -239,10 +240,7 @@ def test_usage_of(usage, counts):
     assert usage_of({"usage": usage}) == dict(zip(USAGE, counts, strict=True))
 
 
-def test_usage_of_nothing():
-    """Without a Message nothing was used."""
-    assert set(usage_of(None).values()) == {0}
-
+# -------------------------------------------------------------------------------------- any bytes
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -274,3 +272,127 @@ def test_any_answer(status, headers, body, sent):
     assert found.reply is None or isinstance(text_of(found.reply), str | None)
     assert found.reply is None or isinstance(stop_reason_of(found.reply), str | None)
     assert found.outcome == "answered" or isinstance(found.error, str)
+
+
+# ------------------------------------------------------------------------- Messages that come in events
+
+USED = {"input_tokens": 1_000, "output_tokens": 77, "service_tier": "standard"}
+START = {
+    "type": "message_start",
+    "message": message(content=[], stop_reason=None, usage=USED | {"output_tokens": 1}),
+}
+WHOLE = message(
+    content=[
+        {"type": "thinking", "thinking": "Hm, so.", "signature": "abc"},
+        {"type": "text", "text": "Zwölf Gläser", "citations": [{"cited_text": "a"}, {"cited_text": "b"}]},
+        {"type": "tool_use", "id": "tu_1", "name": "f", "input": {"a": [1, 2], "b": "c"}},
+        {"type": "tool_use", "id": "tu_2", "name": "g", "input": {}},
+    ],
+    stop_reason="tool_use",
+    stop_details=None,
+    usage=USED,
+)
+
+
+_TEXT, _JSON = "text_delta", "input_json_delta"
+_BLOCKS = [  # how each begins, and what is added to it
+    (
+        {"type": "thinking", "thinking": "", "signature": ""},
+        [("thinking_delta", "Hm, "), ("thinking_delta", "so."), ("signature_delta", "abc")],
+    ),
+    (
+        {"type": "text", "text": ""},
+        [
+            (_TEXT, "Zwölf "),
+            ("citations_delta", {"cited_text": "a"}),
+            ("citations_delta", {"cited_text": "b"}),
+            (_TEXT, "Gläser"),
+        ],
+    ),
+    (
+        {"type": "tool_use", "id": "tu_1", "name": "f", "input": {}},
+        [(_JSON, '{"a": [1, '), (_JSON, '2], "b": "c"}')],
+    ),
+    ({"type": "tool_use", "id": "tu_2", "name": "g", "input": {}}, [(_JSON, "")]),
+]
+_FIELD = {"input_json_delta": "partial_json", "citations_delta": "citation"}
+
+
+def events():
+    """Return the events of `WHOLE`, with a ping, and one of a kind that nobody knows yet."""
+    yield from (START, {"type": "ping"})
+    for index, (start, added) in enumerate(_BLOCKS):
+        yield {"type": "content_block_start", "index": index, "content_block": start}
+        for kind, value in added:
+            delta = {"type": kind, _FIELD.get(kind, kind.removesuffix("_delta")): value}
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield from ({"type": "content_block_stop", "index": index}, {"type": "of_tomorrow", "index": 9})
+    delta = {"stop_reason": "tool_use", "stop_sequence": None, "stop_details": None}
+    yield {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 77, "input_tokens": None}}
+    yield {"type": "message_stop"}
+
+
+def put_together(some, part_bytes=1 << 20):
+    """Return the answer that a stream of these events makes, fed in parts."""
+    content, streamed = b"".join(map(event, some)), StreamedMessage()
+    for start in range(0, len(content), part_bytes):
+        streamed.feed(content[start : start + part_bytes])
+    return streamed.answer({"content-type": "text/event-stream; charset=utf-8"})
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 1 << 20])
+def test_a_streamed_message_is_the_same_as_a_whole_one(part_bytes):
+    """Texts, thinking, citations, tool inputs, usage and the reason to stop come together in any pieces."""
+    answer = put_together(events(), part_bytes)
+    assert answer.status == 200
+    assert json.loads(answer.content) == WHOLE
+    assert json.loads(put_together(list(events())[:-1]).content) == WHOLE  # what says why it stopped is whole
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 12])
+def test_a_stream_that_breaks_is_lost_but_its_input_is_paid(count):
+    """The beginning tells the input tokens: they stand in the attempt, and the row is tried again."""
+    lost = put_together(list(events())[:count])
+    found = verdict(lost)
+    assert (found.outcome, found.error) == ("overloaded", "connection_error")
+    assert (found.final, found.unseen, found.reply) == (False, True, None)
+    assert usage_of(lost.partial)["input_tokens"] == 1_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome"),
+    [
+        ("overloaded_error", "overloaded"),
+        ("timeout_error", "overloaded"),
+        ("rate_limit_error", "refused"),
+        ("invalid_request_error", "failed"),
+        ("of_tomorrow", "overloaded"),
+    ],
+)
+def test_an_error_in_a_stream_means_what_its_type_says(kind, outcome):
+    """As if it had come with a status of its own; what came before it is paid for."""
+    lost = put_together([*list(events())[:5], error(kind, "Words.")])
+    found = verdict(lost)
+    assert (found.outcome, found.error, found.message) == (outcome, kind, "Words.")
+    assert usage_of(lost.partial)["input_tokens"] == 1_000
+    assert found.unseen
+
+
+@settings(max_examples=50)
+@given(st.lists(JSON | FIELDS | st.sampled_from(list(events())), max_size=6))
+def test_any_stream(some):
+    """Whatever the events are, there is an answer, and it has a meaning."""
+    content, streamed = (
+        b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in some),
+        StreamedMessage(),
+    )
+    streamed.feed(content)
+    assert verdict(streamed.answer({})).outcome in OUTCOMES
+
+
+def test_a_gateway_that_does_not_stream_is_understood():
+    """A whole Message is taken as it is, and a page is none."""
+    for content, outcome in ((json.dumps(WHOLE).encode(), "answered"), (b"<html>data: x</html>", "again")):
+        streamed = StreamedMessage()
+        streamed.feed(content)
+        assert verdict(streamed.answer({"content-type": "text/html"})).outcome == outcome

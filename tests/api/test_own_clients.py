@@ -1,0 +1,402 @@
+"""Clients that are not the SDK's plain one, and what stands in the way: transports, proxies, TLS."""
+
+import asyncio
+import socket
+import ssl
+import subprocess
+import threading
+
+import anthropic
+import canned
+import httpx2
+import pytest
+from anthropic.lib.credentials import AccessToken
+from canned import KEY, Canned, passed_on
+from running import MODEL, a_plan, finished, reviews
+
+import claudescale as cs
+from claudescale.running import guards
+
+BATCHED = pytest.mark.parametrize("mode", ["live", "batch"])
+
+
+@pytest.fixture
+def between():
+    """Run a simulator with a server before it that keeps every request."""
+    with cs.Simulator(speed=600, batch_seconds=60, latency=0.2) as api, Canned(passed_on(api.url)) as server:
+        yield server
+
+
+def plan(rows=3, **options):
+    """Return a small plan."""
+    return a_plan(reviews(rows), **options)
+
+
+def answered(run):
+    """Whether every row has its reply."""
+    return run.results["reply"].null_count() == 0
+
+
+def calls(server):
+    """Return what was asked for a reply or a batch, with lower-case headers."""
+    return [
+        (method, path, {name.lower(): value for name, value in headers.items()}, body)
+        for method, path, headers, body in server.seen
+        if method == "POST" and path.startswith("/v1/messages")
+    ]
+
+
+# ------------------------------------------------------------------------------------- other platforms
+
+
+def signature(method, url, headers, body):
+    """Return AWS's signature of a request by the secret ``secret``, computed by botocore."""
+    auth = pytest.importorskip("botocore.auth")
+    awsrequest = pytest.importorskip("botocore.awsrequest")
+    credentials = pytest.importorskip("botocore.credentials").Credentials("AKID", "secret")
+    names = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    signed = {name: headers[name] for name in names if name in headers}
+    request = awsrequest.AWSRequest(method=method, url=url, headers=signed, data=body)
+    request.context["timestamp"] = headers["x-amz-date"]
+    signer = auth.SigV4Auth(credentials, "aws-external-anthropic", "us-east-1")
+    canonical = signer.canonical_request(request)
+    return signer.signature(signer.string_to_sign(request, canonical), request)
+
+
+@BATCHED
+def test_aws_signs_what_is_sent(between, mode):
+    """On AWS live rows and whole batches go out with a signature over the very bytes that arrive."""
+    pytest.importorskip("boto3")
+    client = anthropic.AsyncAnthropicAWS(
+        aws_access_key="AKID",
+        aws_secret_key="secret",
+        aws_region="us-east-1",
+        workspace_id="wrkspc_1",
+        base_url=between.url,
+    )
+    assert answered(finished(plan(mode=mode), client))
+    for method, path, headers, body in calls(between):
+        assert headers["anthropic-workspace-id"] == "wrkspc_1"
+        signed = headers["authorization"].partition("Signature=")[2]
+        assert signed == signature(method, between.url + path, headers, body)
+
+
+@BATCHED
+def test_google_cloud_signs_in_for_each_request(between, mode):
+    """On Google Cloud every request carries the token that its provider gives, live and in batches."""
+    client = anthropic.AsyncAnthropicGoogleCloud(
+        project="p", workspace_id="w", token_provider=lambda: "token", base_url=between.url
+    )
+    assert answered(finished(plan(mode=mode), client))
+    assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer token"}
+
+
+def test_foundry_is_live_only(between):
+    """On Foundry live rows are answered; a batch is refused before anything is sent."""
+    client = anthropic.AsyncAnthropicFoundry(api_key=KEY, base_url=between.url)
+    assert answered(finished(plan(), client))
+    sent = len(between.seen)
+    for mode, more in (("batch", {}), ("hybrid", {"deadline": 90})):
+        with pytest.raises(cs.PlanError, match="no Message Batches"):
+            plan(mode=mode, **more).start(client, ledger=None, progress=False)
+    assert len(between.seen) == sent
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (anthropic.Anthropic, "is a Anthropic; a run needs an AsyncAnthropic"),
+        (anthropic.AsyncAnthropicBedrock, "another one, without Message Batches"),
+    ],
+)
+def test_other_kinds_of_clients_are_refused_by_name(kind, words):
+    """A synchronous client, or one of another wire, is refused with the kind it is."""
+    with pytest.raises(cs.PlanError, match=words):
+        plan().start(object.__new__(kind), ledger=None, progress=False)
+
+
+class Ours(anthropic.AsyncAnthropic):
+    """A client with arguments and hooks of its own."""
+
+    def __init__(self, team, url):
+        super().__init__(
+            api_key=KEY,
+            base_url=url,
+            default_headers={"x-team": team},
+            default_query={"tenant": "7"},
+            middleware=[self.middle],
+        )
+        self.passed = []
+
+    async def middle(self, request, call_next):
+        """Note every request."""
+        self.passed.append(request.method)
+        return await call_next(request)
+
+    async def _prepare_request(self, request):
+        """Sign a request by the length of its body."""
+        request.headers["x-signed"] = str(len(request.content))
+
+    @property
+    def auth_headers(self):
+        """Sign in by other means than a bearer."""
+        return {"x-api-key": "of-the-vault"}
+
+
+@BATCHED
+def test_a_subclass_keeps_what_it_adds(between, mode):
+    """Headers, query, middleware and hooks of a class with its own `__init__` hold for every call."""
+    client = Ours("data", between.url)
+    assert client.messages is client.messages  # a resource that knows the original is made
+    assert answered(finished(plan(mode=mode), client))
+    for _, path, headers, body in calls(between):
+        assert headers["x-team"] == "data"
+        assert headers["x-api-key"] == "of-the-vault"
+        assert headers["x-signed"] == str(len(body))
+        assert path.endswith("?tenant=7")
+    assert len(client.passed) >= len(calls(between))
+    assert client.max_retries == anthropic.DEFAULT_MAX_RETRIES
+
+
+def test_what_stands_in_the_place_of_a_method_is_named(between):
+    """A method that was replaced on the object alone cannot be taken over, and a warning says which."""
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url)
+    original = client.request
+
+    async def traced(*given, **named):
+        return await original(*given, **named)
+
+    client.request = traced
+    with pytest.warns(UserWarning, match=r"in the place of request\(\)"):
+        assert answered(finished(plan(), client))
+
+
+def test_credentials_of_a_subclass_and_of_the_plain_client_are_kept(between):
+    """A token provider signs every call, and is not closed at the end of a run: the next one uses it."""
+
+    class Provider:
+        """Gives a token until it is closed."""
+
+        closed = False
+
+        def __call__(self, *, force_refresh=False):
+            assert not self.closed
+            return AccessToken(token="of-the-provider", expires_at=None)
+
+        def close(self):
+            self.closed = True
+
+    class Plain(anthropic.AsyncAnthropic):
+        """Adds nothing."""
+
+    for kind in (anthropic.AsyncAnthropic, Plain):
+        provider = Provider()
+        client = kind(credentials=provider, base_url=between.url)
+        assert all(answered(finished(plan(rows), client)) for rows in (2, 3))
+        assert not provider.closed
+    assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer of-the-provider"}
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_provider_whose_token_cannot_be_sent(own):
+    """A token with a newline, known only at the call, stops the run at once: nothing sent, nothing shown."""
+    options = {"http_client": httpx2.AsyncClient()} if own else {}
+    with cs.Simulator() as api:
+        client = anthropic.AsyncAnthropic(
+            credentials=lambda **_: AccessToken(token=KEY + "\n", expires_at=None),
+            base_url=api.url,
+            **options,
+        )
+        with pytest.raises(cs.RunStopped, match="newline") as caught:
+            finished(plan(1), client)
+        assert api.stats["calls"] == 0
+        cs.wait(client.close())
+    attempts = caught.value.run.attempts
+    assert attempts["error"].to_list() == ["unsendable_error"]
+    assert "not_a_real_key" not in str(caught.value) + str(attempts["message"].to_list())
+
+
+# ------------------------------------------------------------------------- transports and time-outs
+
+
+class Counted(httpx2.AsyncBaseTransport):
+    """A transport of the user's that counts what goes over it."""
+
+    def __init__(self):
+        self.inner = httpx2.AsyncHTTPTransport()
+        self.calls = 0
+
+    async def handle_async_request(self, request):
+        """Pass a request on."""
+        self.calls += 1
+        return await self.inner.handle_async_request(request)
+
+    async def aclose(self):
+        """Close what it uses."""
+        await self.inner.aclose()
+
+
+def run_of(rows, client):
+    """Return what runs a plan without a ledger."""
+    return plan(rows).run(client, ledger=None, progress=False)
+
+
+def test_an_http_client_of_ones_own_is_used(between):
+    """All calls of a run, and of the next one, go over the http_client that the user gave; it stays open."""
+    transport = Counted()
+    http = httpx2.AsyncClient(transport=transport)
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=http)
+    for rows in (2, 3):
+        assert answered(cs.wait(run_of(rows, client)))
+    assert transport.calls == len(between.seen)
+    assert not http.is_closed
+    cs.wait(http.aclose())
+    with pytest.raises(cs.PlanError, match="http_client is closed"):
+        cs.wait(run_of(3, client))
+
+
+def test_an_http_client_of_another_loop_is_refused(between):
+    """What has been used on one event loop cannot be used on another: said before anything is sent."""
+    http = httpx2.AsyncClient(transport=Counted())
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=http)
+
+    async def main():
+        await client.messages.create(model=MODEL, max_tokens=9, messages=[{"role": "user", "content": "x"}])
+        assert answered(await run_of(3, client))  # the same loop
+        sent = len(between.seen)
+        with pytest.raises(cs.PlanError, match="another event loop"):
+            await asyncio.to_thread(cs.wait, run_of(4, client))
+        assert len(between.seen) == sent
+        await http.aclose()
+
+    asyncio.run(main())
+
+
+def test_the_users_client_is_left_as_it_is(between):
+    """A run works on its own copy: the client given can be used on its own loop before and after."""
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url)
+
+    async def main():
+        question = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+        before = await client.messages.create(**question)
+        await asyncio.to_thread(finished, plan(), client)
+        after = await client.messages.create(**question)
+        await client.close()
+        return before.content == after.content
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("timeout", [0.5, httpx2.Timeout(30, read=0.5)])
+def test_the_clients_time_out_is_kept(timeout):
+    """A call is given up after the client's own time-out, counted as maybe paid, and tried again."""
+    released = threading.Event()
+
+    def handler(method, *_):
+        if method == "POST" and len(server.bodies()) == 1:
+            released.wait(60)
+        return 200, {}, canned.message()
+
+    with Canned(handler) as server:
+        client = anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url, timeout=timeout)
+        run = finished(plan(1), client)
+        released.set()
+    assert run.attempts["error"].to_list() == ["timeout_error", None]
+    assert run.results["reply"].to_list() == ["ok"]
+
+
+# -------------------------------------------------------------------------- what stands in the way
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Return the file of a certificate that signs itself, with its key."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj", "/CN=x"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.crt"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return path
+
+
+@pytest.fixture
+def ports(certificate, monkeypatch):
+    """Serve plain HTTP, TLS and a proxy that wants a password, and leave a port free; no run is patient."""
+    monkeypatch.setattr(guards, "UNREACHABLE_SECONDS", 0.0)
+    monkeypatch.setattr(guards, "FEW_FAILURES", 1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{certificate}.crt", certificate)
+
+    def well(*_):
+        return 200, {}, canned.message()
+
+    with (
+        Canned(well) as plain,
+        Canned(well, context=context) as tls,
+        Canned(lambda *_: (407, {}, {})) as proxy,
+    ):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            dead = free.getsockname()[1]
+        yield {"plain": plain.port, "tls": tls.port, "proxy": proxy.port, "dead": dead}
+
+
+WAYS = {
+    "refused": ("http://127.0.0.1:{dead}", None, "127.0.0.1.*connection refused"),
+    "certificate": ("https://127.0.0.1:{tls}", None, "certificate of 127.0.0.1.*not trusted.*SSL_CERT_FILE"),
+    "no tls there": ("https://127.0.0.1:{plain}", None, "does not speak TLS.*http://"),
+    "password": ("https://api.example.com", "http://someone:hunter2@127.0.0.1:{proxy}", "407.*HTTPS_PROXY="),
+    "password, plain": ("http://api.example.com", "http://127.0.0.1:{proxy}", "407.*HTTPS_PROXY="),
+    "proxy refused": ("https://api.example.com", "http://127.0.0.1:{dead}", "connection refused"),
+}
+
+
+# The SDK's transport hands a proxy's password on in aiohttp's older way.
+@pytest.mark.filterwarnings("ignore:BasicAuth is deprecated", "ignore:The 'proxy_auth' parameter")
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
+    """The innermost cause is given in words, over both transports; nothing was sent, so nothing is paid."""
+    url, proxy, words = WAYS[way]
+    for name in ("HTTP_PROXY", "HTTPS_PROXY") if proxy else ():
+        monkeypatch.setenv(name, proxy.format(**ports))
+    options = {"http_client": anthropic.DefaultAsyncHttpxClient()} if own else {}
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url=url.format(**ports), **options)
+    with pytest.raises(cs.RunStopped, match=words) as caught:
+        finished(plan(1), client)
+    cs.wait(client.close())
+    text = str(caught.value)
+    assert "nothing was sent and nothing is paid" in text
+    assert "may have" not in text
+    assert not any(secret in text for secret in (KEY, "hunter2"))
+    assert caught.value.run.attempts["dollars"].sum() == 0
+
+
+def test_a_name_that_cannot_be_looked_up(ports, monkeypatch):
+    """A host without an address is named."""
+
+    def fails(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    client = anthropic.AsyncAnthropic(api_key=KEY, base_url="https://gateway.example.com")
+    with pytest.raises(cs.RunStopped, match=r"name of gateway\.example\.com.* cannot be looked up"):
+        finished(plan(1), client)
+
+
+def test_certificates_of_the_environment_are_trusted_here_too(certificate, ports, monkeypatch):
+    """SSL_CERT_FILE holds for an address on this machine, where no proxy is used."""
+    monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{ports['dead']}")
+    client = cs.connect(api_key=KEY, base_url=f"https://127.0.0.1:{ports['tls']}")
+    assert finished(plan(1), client).results["reply"].to_list() == ["ok"]
+
+
+def test_a_socks_proxy_that_cannot_work_is_named(ports, monkeypatch):
+    """A proxy of a kind that the transport does not have is an error that says what to set."""
+    monkeypatch.setenv("ALL_PROXY", f"socks5://127.0.0.1:{ports['dead']}")
+    with pytest.raises(cs.PlanError, match="SOCKS"):
+        finished(plan(1), cs.connect(api_key=KEY, base_url="https://api.example.com"))

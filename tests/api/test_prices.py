@@ -1,0 +1,350 @@
+"""Bills: every row at genai-prices' price and by what its answer says, every dollar in one part."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import canned
+import genai_prices
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import claudescale as cs
+from claudescale.api import catalog, prices
+from claudescale.errors import PlanError, UnknownModel
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
+TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices has their Fable twins alone
+PRICED = [name for name in catalog.MODELS if name not in TWINS]
+TOKENS = list(prices.COLUMNS.values())
+SCHEMA = {
+    **dict.fromkeys(("key", "model", "mode", "error", *catalog.ANSWERED[:-1]), pl.String),
+    "sent_at": pl.Datetime("us", "UTC"),
+    **dict.fromkeys((*TOKENS, "thinking_tokens", "web_search_requests"), pl.Int64),
+    "dollars": pl.Float64,
+}
+WIDE = cs.Limits(requests_per_minute=60_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+
+# Prompts around the price steps, where a wrong comparison shows, and over the whole range.
+counts = st.one_of(
+    st.integers(0, 3_000),
+    st.sampled_from([0, 1, 99_999, 100_000, 100_001, 199_999, 200_000, 200_001]),
+    st.integers(0, 1_000_000),
+)
+usages = st.fixed_dictionaries(dict.fromkeys(TOKENS, counts))
+
+
+def by_genai(model, mode, usage, at=NOW):
+    """Give the dollars of one request as genai-prices counts them."""
+    write = usage["cache_write_5m_input_tokens"] + usage["cache_write_1h_input_tokens"]
+    used = genai_prices.Usage(
+        input_tokens=usage["input_tokens"] + write + usage["cache_read_input_tokens"],
+        cache_write_tokens=write,
+        cache_write_1h_tokens=usage["cache_write_1h_input_tokens"],
+        cache_read_tokens=usage["cache_read_input_tokens"],
+        output_tokens=usage["output_tokens"],
+    )
+    context = {"processing": "batch"} if mode == "batch" else None
+    price = genai_prices.calc_price(
+        used, model, provider_id="anthropic", genai_request_timestamp=at, price_context=context
+    )
+    return float(price.total_price)
+
+
+def attempt(key="a", *, model=ASKED, mode="live", error=None, billed=True, at=NOW, **tokens):
+    """Give one row of attempts, priced by genai-prices."""
+    usage = dict.fromkeys(TOKENS, 0) | {name: count for name, count in tokens.items() if name in TOKENS}
+    paid = by_genai(model, mode, usage, at) if billed else 0.0
+    row = {"key": key, "model": model, "mode": mode, "sent_at": at, "error": error, "dollars": paid}
+    return row | usage | {"thinking_tokens": tokens.get("thinking_tokens", 0), "web_search_requests": 0}
+
+
+def frame(*rows):
+    """Give a frame of attempts."""
+    return pl.DataFrame(list(rows), schema=SCHEMA)
+
+
+MIXED = frame(
+    attempt("a", input_tokens=1_000, output_tokens=300, thinking_tokens=100),
+    attempt("b", mode="batch", input_tokens=150_000, output_tokens=40),
+    attempt("c", model=OTHER, input_tokens=7, cache_write_5m_input_tokens=2_000, output_tokens=9),
+    attempt("d", model=OTHER, input_tokens=7, cache_read_input_tokens=2_000, output_tokens=9),
+    attempt("e", model="claude-sonnet-5-5", mode="batch", cache_write_1h_input_tokens=900, output_tokens=1),
+    attempt("f", error="rate_limit_error", billed=False),
+    attempt("f", error="rate_limit_error", billed=False),
+    attempt("f", error="truncated", input_tokens=500, output_tokens=1_024, thinking_tokens=1_000),
+    attempt("f", input_tokens=500, output_tokens=80, at=NOW + timedelta(days=1)),
+    attempt("a", input_tokens=1_000, output_tokens=310),
+)
+
+
+@pytest.mark.parametrize("mode", ["live", "batch"])
+@pytest.mark.parametrize("model", PRICED)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rows=st.lists(usages, min_size=1, max_size=8))
+def test_dollars_are_those_of_genai_prices(model, mode, rows):
+    """The dollars of any usage are genai-prices' own, for every model and mode, in a frame and alone."""
+    price = prices.price(model, mode=mode, at=NOW)
+    each = prices.dollars(price, **{name: pl.col(name) for name in TOKENS})
+    paid = pl.DataFrame(rows, schema=dict.fromkeys(TOKENS, pl.Int64)).select(dollars=each)
+    assert paid.schema == {"dollars": pl.Float64}
+    for row, dollars in zip(rows, paid["dollars"], strict=True):
+        assert dollars == pytest.approx(by_genai(model, mode, row), rel=1e-12, abs=1e-12)
+        assert price.dollars(**row) == dollars
+
+
+def test_every_model_of_the_catalog_is_priced():
+    """Those that genai-prices lacks cost what their twins cost; what is no model raises."""
+    for model in TWINS:
+        twin = prices.price(model.replace("mythos", "fable"), at=NOW)
+        assert prices.price(model, at=NOW).steps == twin.steps
+    with pytest.raises(UnknownModel, match="no model 'claude-next'"):
+        prices.price("claude-next", at=NOW)
+
+
+def test_rows_are_priced_one_by_one():
+    """1,000 short rows of Haiku 5.5 cost $0.10, not the $0.50 of their sum; null tokens are null dollars."""
+    rows = pl.DataFrame({"tokens": [500] * 1_000 + [None]})
+    each = prices.dollars(
+        prices.price(ASKED, at=NOW), input_tokens=pl.col("tokens"), output_tokens=pl.lit(100)
+    )
+    paid = rows.select(each).to_series()
+    assert paid.sum() == pytest.approx(0.10)
+    assert paid.null_count() == 1
+
+
+def test_prices_are_those_of_the_day():
+    """The price is the one of the day asked for, and a time zone does not move it to another."""
+    early = prices.price("claude-opus-4-6", at=datetime(2026, 3, 12, tzinfo=UTC))
+    late = prices.price("claude-opus-4-6", at=datetime(2026, 3, 13, tzinfo=UTC))
+    assert (len(early.steps), len(late.steps)) == (2, 1)
+    eastern = datetime.fromisoformat("2026-03-12T23:00:00-05:00")
+    assert prices.price("claude-opus-4-6", at=eastern) == late
+    with pytest.raises(PlanError, match="no batch price"):
+        prices.price("claude-opus-4-6", mode="batch", at=datetime(2026, 9, 1, tzinfo=UTC))
+
+
+def test_the_parts_of_a_bill_sum_to_what_was_billed():
+    """Every billed dollar is in one part, over models, days and price steps; so is a price that changed."""
+    bill = prices.bill(MIXED)
+    assert bill.schema == prices.BILL
+    parts = ["input", "cache_write_5m", "cache_write_1h", "cache_read", "reply", "thinking"]
+    assert bill["part"].to_list() == parts
+    assert bill["dollars"].sum() == pytest.approx(MIXED["dollars"].sum(), abs=1e-12)
+    assert bill["share"].sum() == pytest.approx(1)
+    assert bill["tokens"].sum() == MIXED.select(pl.sum_horizontal(TOKENS).sum()).item()
+    assert bill.filter(part="thinking")["tokens"].item() == 1_100
+    older = MIXED.with_columns(pl.col("dollars") * 2)
+    bill = prices.bill(older)
+    assert bill["part"].to_list() == [*parts, "price changed since"]
+    assert bill["dollars"].sum() == pytest.approx(older["dollars"].sum(), abs=1e-12)
+
+
+def test_waste_is_shown_by_kind():
+    """Billed replies without a result and refused calls are told apart, and a repeated reply is waste."""
+    waste = prices.waste(MIXED)
+    assert waste.schema == prices.WASTE
+    kinds = {row["kind"]: row for row in waste.iter_rows(named=True)}
+    assert set(kinds) == {"truncated", "repeated", "rate_limit_error"}
+    assert (kinds["rate_limit_error"]["attempts"], kinds["rate_limit_error"]["dollars"]) == (2, 0.0)
+    assert kinds["truncated"]["tokens"] == 1_524
+    assert kinds["repeated"]["dollars"] == pytest.approx(MIXED["dollars"][-1])  # the first reply is kept
+    assert prices.bill(MIXED)["wasted_dollars"].sum() == pytest.approx(waste["dollars"].sum(), abs=1e-12)
+
+
+def plainly(row, *, mode, cached):
+    """Price one row in another way."""
+    usage = {name: row[name] for name in TOKENS}
+    if not cached:
+        total = sum(usage[name] for name in TOKENS if name != "output_tokens")
+        usage = dict.fromkeys(TOKENS, 0) | {"input_tokens": total, "output_tokens": row["output_tokens"]}
+    return by_genai(row["model"], mode, usage, row["sent_at"])
+
+
+def test_savings_sum_to_the_difference():
+    """The savings sum to the plain price less the billed one, each against its own counterfactual."""
+    duplicates = pl.DataFrame({"key": ["a", "b", "nobody"], "duplicates": [3, 10, 99]})
+    table = prices.savings(MIXED, duplicates=duplicates)
+    assert table.schema == prices.SAVINGS
+    assert table["strategy"].to_list() == ["deduplication", "cache", "batch"]
+    billed = [row for row in MIXED.iter_rows(named=True) if row["dollars"]]
+    paid = sum(row["dollars"] for row in billed)
+    live = sum(plainly(row, mode="live", cached=True) for row in billed)
+    uncached = sum(plainly(row, mode="live", cached=False) for row in billed)
+    first, second = (plainly(row, mode="live", cached=False) for row in billed[:2])
+    repeated = 3 * first + 10 * second
+    wanted = [repeated, uncached - live, live - paid]
+    assert table["dollars_saved"].to_list() == pytest.approx(wanted, abs=1e-12)
+    assert table["dollars_without"][0] == pytest.approx(uncached + repeated, abs=1e-12)
+    assert table["dollars_with"].to_list()[:2] == table["dollars_without"].to_list()[1:]
+    assert table["dollars_with"][2] == pytest.approx(paid, abs=1e-12)
+
+
+def test_a_cache_that_is_never_read_loses_money():
+    """A cache write that nothing reads back is a negative saving, not hidden."""
+    rows = frame(attempt("a", model=OTHER, cache_write_5m_input_tokens=5_000, output_tokens=5))
+    assert prices.savings(rows)["dollars_saved"][1] < 0
+
+
+def test_nothing_sent_is_a_bill_of_nothing():
+    """An empty frame, and one of failures only, give whole tables of zero."""
+    for rows in (frame(), frame(attempt(error="overloaded_error", billed=False))):
+        assert prices.bill(rows)["dollars"].to_list() == [0.0] * 6
+        assert prices.savings(rows)["dollars_saved"].to_list() == [0.0] * 3
+    assert prices.waste(frame()).schema == prices.WASTE
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c", "d"]),
+            st.sampled_from([ASKED, "claude-sonnet-4-5", OTHER]),
+            st.sampled_from(["live", "batch"]),
+            st.sampled_from([None, "truncated", "invalid_reply"]),
+            st.integers(0, 3),
+            usages,
+        ),
+        max_size=12,
+    ),
+    repeats=st.integers(0, 50),
+)
+def test_bills_balance_for_any_attempts(rows, repeats):
+    """For any attempts the bill sums to the recorded dollars and the savings to the difference."""
+    table = frame(
+        *(
+            attempt(key, model=model, mode=mode, error=error, at=NOW - timedelta(days=days), **usage)
+            for key, model, mode, error, days, usage in rows
+        )
+    )
+    paid, bill = table["dollars"].sum(), prices.bill(table)
+    assert bill["dollars"].sum() == pytest.approx(paid, abs=1e-9)
+    assert "price changed since" not in bill["part"].to_list()
+    assert bill["wasted_dollars"].sum() == pytest.approx(prices.waste(table)["dollars"].sum(), abs=1e-9)
+    duplicates = pl.DataFrame({"key": ["a"], "duplicates": [repeats]})
+    saved = prices.savings(table, duplicates=duplicates)
+    assert saved["dollars_with"][-1] == pytest.approx(paid, abs=1e-9)
+    assert saved["dollars_without"][0] - saved["dollars_saved"].sum() == pytest.approx(paid, abs=1e-9)
+
+
+# ----------------------------------------------------------------- what an answer costs by what it says
+
+
+def answer(input_tokens, output_tokens, *, model=ASKED, searches=0, geo="global", refused=None):
+    """Return a Message as the API writes one."""
+    usage = {"input_tokens": input_tokens, "output_tokens": output_tokens, "inference_geo": geo}
+    usage |= {"server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 0}}
+    details = {"type": "refusal", "category": refused, "explanation": None} if refused else None
+    content = [{"type": "text", "text": "ok"}] if output_tokens else []
+    reason = "refusal" if refused else "end_turn"
+    return canned.message(model=model, content=content, stop_reason=reason, stop_details=details, usage=usage)
+
+
+# By hand, dollars per million tokens: the asked model 0.10 in and 0.50 out, above 100,000 tokens of
+# prompt 0.50 and 2.50; the other 4 in and 20 out; US geography 1.1 times; a search 0.01.
+# In batches half of that, but for searches.
+ACCOUNT = {
+    "plain": (answer(50_000, 10_000), 0.010, 0.005),
+    "five searches": (answer(60_000, 4_000, searches=5), 0.058, 0.054),
+    "in the US": (answer(50_000, 10_000, geo="us"), 0.011, 0.0055),
+    "a fallback answered": (answer(10_000, 2_000, model=OTHER), 0.080, 0.040),
+    "refused at once": (answer(80_000, 0, refused="cyber"), 0.0, 0.0),
+    "refused at once, billed": (answer(80_000, 0, refused="bio"), 0.008, 0.004),
+    "refused half way": (answer(20_000, 400, refused="cyber"), 0.0022, 0.0011),
+    "all at once": (answer(10_000, 1_000, model=OTHER, geo="us", searches=2), 0.086, 0.053),
+    "a long prompt in the US": (answer(200_000, 1_000, geo="us"), 0.11275, 0.056375),
+    "an unknown model": (answer(50_000, 10_000, model="claude-next-9"), 0.010, 0.005),
+}
+
+
+def ran(answers, mode="live", **options):
+    """Return a finished run whose rows get these answers."""
+
+    def given(params):
+        return {"type": "succeeded", "message": answers[params["messages"][0]["content"]]}
+
+    texts = pl.DataFrame({"text": list(answers)})
+    plan = cs.plan(texts, "{text}", **{"model": ASKED, "tier": WIDE, "mode": mode, **options})
+    with canned.Canned(canned.BatchApi(given)) as server:
+        client = cs.connect(api_key=canned.KEY, base_url=server.url)
+        return cs.wait(plan.run(client, ledger=None, progress=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_a_run_costs_what_the_account_says(mode):
+    """Searches, geography, fallbacks and refusals are priced to the cent, live and in a batch."""
+    run = ran({name: message for name, (message, _, _) in ACCOUNT.items()}, mode)
+    attempts = run.attempts.filter(mode=mode) if mode == "batch" else run.attempts
+    by_key = dict(attempts.select("key", "dollars").iter_rows())
+    costs = {name: row[1 if mode == "live" else 2] for name, row in ACCOUNT.items()}
+    paid = dict(zip(ACCOUNT, (by_key[key] for key in run.work.keys), strict=True))
+    assert paid == {name: pytest.approx(cost, abs=1e-12) for name, cost in costs.items()}
+    whole = sum(costs.values())
+    bill = prices.bill(attempts)
+    assert bill["dollars"].sum() == pytest.approx(whole, abs=1e-12)
+    assert bill.row(-1, named=True)["dollars"] == pytest.approx(0.07)  # the searches
+    assert bill["part"][-1] == "web_search"
+    saved = prices.savings(attempts)
+    assert saved["dollars_with"][-1] == pytest.approx(whole, abs=1e-12)
+    refused = prices.waste(attempts).row(by_predicate=pl.col("kind") == "refusal", named=True)
+    assert (refused["attempts"], refused["billed_attempts"]) == (3, 2)
+    refusals = attempts.filter(error="refusal").sort("input_tokens", "dollars")
+    assert refusals["refusal_category"].to_list() == ["cyber", "cyber", "bio"]
+    assert ["Nothing was paid" in words for words in refusals["message"]] == [False, True, False]
+    every = attempts.filter(web_search_requests=2).row(0, named=True)
+    assert (every["model"], every["answering_model"], every["inference_geo"]) == (ASKED, OTHER, "us")
+    assert attempts.filter(answering_model="claude-next-9")["message"].str.contains(ASKED).all()
+
+
+def test_a_forced_tool_gives_the_reply():
+    """What the model calls a tool with is the row's reply as JSON, and no error."""
+    called = answer(10, 5) | {"stop_reason": "tool_use"}
+    called["content"] = [{"type": "tool_use", "id": "t", "name": "tag", "input": {"label": "good", "n": 1}}]
+    tool = {"name": "tag", "input_schema": {"type": "object"}}
+    params = {"tools": [tool], "tool_choice": {"type": "tool", "name": "tag"}}
+    results = ran({"a": called}, params=params).results
+    assert json.loads(results["reply"].item()) == {"label": "good", "n": 1}
+    assert results["error"].item() is None
+
+
+@pytest.mark.slow
+def test_a_budget_holds_with_searches():
+    """However many searches and tokens the answers have, the worst case is set aside before each call."""
+    answers = {f"row {n}": answer(900_000, 1_024, geo="us", searches=1) for n in range(6)}
+    run = ran(answers, budget=2.5, params={"tools": [{**SEARCH, "max_uses": 1}]})
+    assert run.counts.answered == 3  # 0.51 each, and 1.39 at worst
+    assert run.counts.dollars == pytest.approx(3 * (1.1 * (900_000 * 0.5e-6 + 1_024 * 2.5e-6) + 0.01))
+
+
+def test_the_worst_case_knows_geography_and_tools():
+    """A workspace may answer in the US unasked; with tools of the API every turn may read a full context."""
+    price = prices.price(ASKED, inference_geo=prices.worst_geography(None))
+    assert price.steps[0].output == pytest.approx(0.55e-6)
+    assert prices.price(ASKED, inference_geo="global") == prices.price(ASKED)
+    assert prices.price("claude-haiku-4-5", inference_geo="us") == prices.price("claude-haiku-4-5")
+    plan = cs.plan(pl.DataFrame({"text": ["a"]}), "{text}", model=ASKED, params={"tools": [SEARCH]})
+    most = prices.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
+    # Six turns of a million tokens that are written to the cache, and of 1,024 tokens; five searches.
+    assert most == pytest.approx(6 * (1e6 * 0.6875e-6 + 1_024 * 2.75e-6) + 0.05)
+    with pytest.raises(cs.PlanError, match="max_uses"):
+        plan.replace(budget=100.0, params={"tools": [{**SEARCH, "max_uses": None}]})
+    with pytest.raises(cs.PlanError, match="one row can cost up to"):
+        plan.replace(budget=1.0)
+
+
+def test_estimates_know_geography_and_searches():
+    """US geography is a factor on all tokens, a search tool adds a fee, and a pilot tells how many."""
+    texts = pl.DataFrame({"text": ["a" * 1_000] * 3, "n": [1, 2, 3]})
+    plan = cs.plan(texts, "{text} {n}", model=ASKED)
+    there = plan.replace(params={"inference_geo": "us"})
+    ratio = there.options["dollars"] / plan.options["dollars"]
+    assert ratio.to_list() == pytest.approx([1.1, 1.1])
+    searching = plan.replace(params={"tools": [SEARCH]})
+    assert searching.totals.live_dollars > plan.totals.live_dollars + 3 * 0.01 - 1e-12
+    answers = {f"a {n}": answer(1_000, 10, geo="us", searches=2) for n in range(3)}
+    expected = searching.calibrate(ran(answers, params={"tools": [SEARCH]})).expected
+    assert (expected.web_search_requests, expected.inference_geo) == (2.0, "us")
