@@ -24,7 +24,7 @@ from claudescale.daskbook import on_loop
 from claudescale.errors import ClaudescaleError, PlanError
 from claudescale.leases import Borrower, LeasedLive
 from claudescale.ledger.ledger import Attempt, Ledger
-from claudescale.prompts.parameters import NO_CHARGES, Charges
+from claudescale.prompts.requests import NO_CHARGES, Charges
 from claudescale.running import engines, gathering
 from claudescale.running.guards import Purse, Watch
 from claudescale.running.live import Live, Row
@@ -57,7 +57,7 @@ class Terms:
         Where workers keep their ledgers; all of them and the driver see it.
     head, tail : str
         What stands before and after each row's text in a request.
-    charges : claudescale.prompts.parameters.Charges
+    charges : claudescale.prompts.requests.Charges
         What a request may cost besides its tokens.
     budget : float or None
         Of one part.

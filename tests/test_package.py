@@ -60,7 +60,6 @@ UPWARD = {
     ("pacing.pacer", "planning"),
     ("planning.calls", "evidence"),
     ("planning.plans", "running"),  # stays: a plan starts its run
-    ("prompts.rows", "planning"),
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
     ("running.runs", "widgets"),
     ("views.cards", "planning"),

@@ -380,8 +380,8 @@ def test_the_picture_marks_what_is_picked():
 
 def test_the_rows_are_read_once(monkeypatch):
     """However much is changed, the frame is measured a single time."""
-    counted, measure = [], Prompt.measure
-    monkeypatch.setattr(Prompt, "measure", lambda *given: counted.append(1) or measure(*given))
+    counted, measure = [], Prompt.sizes
+    monkeypatch.setattr(Prompt, "sizes", lambda *given: counted.append(1) or measure(*given))
     picker = cs.pick(a_plan(reviews(500), tier="start", system=SYSTEM))
     for name, values in {
         "model": MODELS, "tier": ["build", "tier 1"], "mode": ["batch", "live"], "max_tokens": [9, 99],

@@ -21,7 +21,7 @@ from predicted import (
 import claudescale as cs
 from claudescale.api import prices
 from claudescale.planning import calls, estimates
-from claudescale.prompts.rows import prepare
+from claudescale.planning.plans import prepare
 
 ROWS = {
     "requests, one length": 900,

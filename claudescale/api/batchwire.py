@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from claudescale.api.answers import Answer
     from claudescale.api.client import Wire
     from claudescale.clock import Clock
-    from claudescale.prompts.rows import Texts
+    from claudescale.prompts.requests import Texts
 
 _PATH = "/v1/messages/batches"
 

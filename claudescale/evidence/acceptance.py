@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError, UnknownColumn
-from claudescale.prompts.rows import one_column, results_schema
+from claudescale.prompts.requests import one_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +87,7 @@ def acceptance(accept: Any, plan: Plan) -> Acceptance:
     """
     if accept is None:
         return Acceptance(accept=None)
-    schema = pl.Schema({**results_schema(plan), MODEL: pl.String()})
+    schema = pl.Schema({**plan.compiled.results_schema(plan.frame), MODEL: pl.String()})
     if isinstance(accept, pl.Expr):
         _check_expression(accept, schema)
     elif callable(accept):

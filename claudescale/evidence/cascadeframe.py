@@ -8,7 +8,7 @@ import polars as pl
 
 from claudescale.evidence.acceptance import MODEL, NOT_ACCEPTED
 from claudescale.prompts.replies import INVALID_REPLY
-from claudescale.prompts.rows import NOT_SENT, schema_of
+from claudescale.prompts.requests import NOT_SENT, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

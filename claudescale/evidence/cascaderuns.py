@@ -144,7 +144,7 @@ class CascadeRun(Handle):
     def _judged(self, step: Step) -> Step:
         if self._frame is None:
             self._frame = self._given(step.run)
-            self._texts = self._frame.select(step.run.plan.compiled.content.alias(_TEXT))[_TEXT]
+            self._texts = self._frame.select(step.run.plan.compiled.text.content.alias(_TEXT))[_TEXT]
         assert self._texts is not None
         frame, texts = self._frame, self._texts
         if step.rows is not None:

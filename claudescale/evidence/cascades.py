@@ -14,7 +14,7 @@ from claudescale.evidence import passing
 from claudescale.evidence.acceptance import MODEL, acceptance
 from claudescale.evidence.cascaderuns import CascadeRun
 from claudescale.evidence.passing import Passing
-from claudescale.prompts.rows import schema_of
+from claudescale.prompts.requests import schema_of
 from claudescale.views import cascadecards
 from claudescale.views.cascadeplots import CascadePlots
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from claudescale.errors import PlanError
 from claudescale.evidence.intervals import bootstrap, chance, interval, mean_of, mirrored, rows_more, wilson
-from claudescale.prompts.parameters import plain
+from claudescale.prompts.requests import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

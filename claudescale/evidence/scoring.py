@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError
-from claudescale.prompts.rows import NOT_SENT, one_column, read, results_schema, unknown_column
+from claudescale.prompts.requests import NOT_SENT, one_column, read, unknown_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,7 +74,7 @@ def scoring(score: Any, plan: Plan, dearest: str) -> Scoring:
     PlanError
         It cannot be a score.
     """
-    schema = results_schema(plan)
+    schema = plan.compiled.results_schema(plan.frame)
     if score is None:
         columns = _comparable(plan)
         return Scoring(

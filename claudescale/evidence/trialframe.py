@@ -8,7 +8,7 @@ import polars as pl
 
 from claudescale.planning import estimates
 from claudescale.prompts.replies import INVALID_REPLY
-from claudescale.prompts.rows import NOT_SENT
+from claudescale.prompts.requests import NOT_SENT
 
 if TYPE_CHECKING:
     from claudescale.planning.plans import Plan

@@ -18,8 +18,7 @@ from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import evidence, trialframe
 from claudescale.evidence.scoring import scoring
 from claudescale.evidence.trialframe import TRIAL
-from claudescale.prompts.parameters import plain
-from claudescale.prompts.rows import read
+from claudescale.prompts.requests import plain, read
 from claudescale.views import card, trialcards
 
 if TYPE_CHECKING:

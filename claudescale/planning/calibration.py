@@ -16,7 +16,6 @@ from claudescale.api.limits import read_headers
 from claudescale.errors import PlanError
 from claudescale.pacing.pacer import Turns
 from claudescale.planning import calls
-from claudescale.prompts.rows import prepare
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -101,7 +100,8 @@ async def counted(plan: Plan, client: AsyncAnthropic, n: int, seed: int) -> Meas
     PlanError
         The model is retired, or the API would not count: what it says.
     """
-    work = prepare(plan.sample(n, seed), "count")
+    sample = plan.sample(n, seed)
+    work = sample.compiled.work(sample.frame, "count", sample.kept)
     requests = list(work.texts.bodies(work.requests["row"]))
     if not requests:
         msg = "The plan has no row to count: every row has a null in the prompt's columns."

@@ -293,8 +293,7 @@ def _z(freedom: int) -> float:
 
 def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False) -> Measured:
     """Return what a call takes before anything is known: assumed, by what the reply must look like."""
-    shared = prompt.shared_characters / facts.characters_per_token
-    cached = shared if cache and caches(prompt, facts) else 0.0
+    cached = prompt.shared_tokens if cache and prompt.is_cacheable else 0.0
     asked = _asked_characters(prompt)
     if prompt.returns is None:
         characters = asked or _TEXT_CHARACTERS
@@ -314,9 +313,7 @@ def guess(prompt: Prompt, facts: Model, max_tokens: int, *, cache: bool = False)
 
 def _asked_characters(prompt: Prompt) -> float:
     """Return the most characters of text that the prompt asks for, as in "one sentence"; 0 if it does not."""
-    system = prompt.constant.get("system") or ""
-    texts = [system] if isinstance(system, str) else [block["text"] for block in system]
-    found = _ASKED.findall(" ".join([prompt.template or "", *texts]))
+    found = _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
     counts = [
         (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1), unit) for count, unit in found
     ]
@@ -353,12 +350,6 @@ def _thinking_tokens(constant: Mapping[str, Any], facts: Model) -> float:
         return 0.0
     effort = constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
     return min(_THINKING_TOKENS[effort], float(thinking.get("budget_tokens", math.inf)))
-
-
-def caches(prompt: Prompt, facts: Model) -> bool:
-    """Whether what all requests share is long enough for the prompt cache."""
-    shared = prompt.shared_characters / facts.characters_per_token
-    return shared >= (facts.cache_minimum_tokens or math.inf)
 
 
 def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measured:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import Model
     from claudescale.api.limits import Limits
     from claudescale.planning.finishing import Finish
-    from claudescale.prompts.requests import Prompt
 
 OPTIONS = pl.Schema(
     {
@@ -43,8 +42,6 @@ CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 """The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
-FRAMING_TOKENS = 10.0
-"""What a request has around its text: roles, turns."""
 _BATCH_MINUTES = 60.0
 _OVERLOADED_CONCURRENCY = 4.5
 """So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
@@ -75,26 +72,6 @@ class Totals(NamedTuple):
     seconds_more: float
     live_more: float
     batch_more: float
-
-
-def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Expr:
-    """Return an expression of the input tokens of each request, all of its input, from its characters.
-
-    Characters are those that the model reads, not those of the body, which has some escaped.
-    """
-    return (characters + prompt.shared_characters) / facts.characters_per_token + FRAMING_TOKENS
-
-
-def sizes(measures: pl.DataFrame) -> pl.DataFrame:
-    """Return how many requests, answering how many rows, there are of each length: few, of however many rows.
-
-    Parameters
-    ----------
-    measures : pl.DataFrame
-        From `Prompt.measure`.
-    """
-    each = measures.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
-    return each.sort("characters")
 
 
 def total(sizes: pl.DataFrame, facts: Model, expected: Measured, max_tokens: int) -> Totals:

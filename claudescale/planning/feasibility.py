@@ -11,7 +11,7 @@ import polars as pl
 from claudescale.api import catalog, prices
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
 from claudescale.planning import estimates
-from claudescale.prompts.parameters import plain
+from claudescale.prompts.requests import plain
 from claudescale.views import card
 
 if TYPE_CHECKING:
@@ -155,7 +155,6 @@ def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
     RequestTooLarge, ImpossibleDeadline, ImpossibleBudget
         Nothing was sent.
     """
-    plan.compiled.characters(plan.frame)
     option = estimates.option(plan.options, plan.mode)
     scaled = _SCALED if plan.mode == "live" else _SCALED[2:]
     option |= {name: option[name] * part for name in scaled}

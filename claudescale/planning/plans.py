@@ -13,10 +13,16 @@ from claudescale.api.limits import Limits
 from claudescale.awaiting import awaited
 from claudescale.errors import PlanError
 from claudescale.planning import calibration, calls, choices, choosing, estimates, feasibility
-from claudescale.prompts import parameters
-from claudescale.prompts.parameters import plain
-from claudescale.prompts.requests import Prompt, compile_prompt
-from claudescale.prompts.rows import Kept, read, schema_of, taken_over, unreadable
+from claudescale.prompts.requests import (
+    Kept,
+    Prompt,
+    check_mode,
+    compile_prompt,
+    plain,
+    read,
+    schema_of,
+    unreadable,
+)
 from claudescale.views.cards import plan_card
 from claudescale.views.planplots import PlanPlots
 
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     from claudescale.api.ownmodels import Model
     from claudescale.planning.calls import Measured
     from claudescale.planning.estimates import Totals
+    from claudescale.prompts.requests import Work
     from claudescale.running.runs import Run
 
 Frame = pl.DataFrame | pl.LazyFrame
@@ -94,7 +101,7 @@ class Plan:
         feasibility.check_prices(self)
         object.__setattr__(self, "limits", Limits.of(self.tier, facts, self.learned))
         object.__setattr__(self, "compiled", self._compile(facts))
-        parameters.check_mode(self.params, self.mode)
+        check_mode(self.params, self.mode)
         feasibility.check_charges(self)
         self.limits.shared(self.share)
 
@@ -125,7 +132,7 @@ class Plan:
 
         Spends: nothing.
         """
-        tokens = estimates.estimated_tokens(self.compiled, self.facts, pl.col("characters"))
+        tokens = self.compiled.estimated_tokens(pl.col("characters"))
         sizes = self._measures.with_columns(estimated_tokens=tokens)
         return estimates.total(sizes, self.facts, self.expected, self.max_tokens)
 
@@ -133,7 +140,7 @@ class Plan:
     def _measures(self) -> pl.DataFrame:
         try:
             only = None if self.kept is None else self.kept.open
-            return estimates.sizes(self.compiled.measure(self.frame, only))
+            return self.compiled.sizes(self.frame, only)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise unreadable(error) from error
 
@@ -168,14 +175,9 @@ class Plan:
 
         Spends: nothing.
         """
-        frame = read(self.frame)
-        bodies = self.compiled.bodies(frame)["body"]
-        keys = self.compiled.keys(self.compiled.contents(frame)["content"], "api.anthropic.com")
-        if self.kept is not None:
-            keys = self.kept.applied(keys)
-        frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
-        frame = frame if self.kept is None else frame[self.kept.open]
-        return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
+        work = prepare(self, "api.anthropic.com")
+        bodies = self.compiled.bodies(work.texts.of(work.requests["row"]))
+        return pl.DataFrame([work.requests["key"].alias("custom_id"), bodies.alias("params")])
 
     # another plan
 
@@ -242,7 +244,8 @@ class Plan:
         frame = read(self.frame)
         other = replace(self, frame=frame, kept=None).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        return replace(other, kept=taken_over(other, run, f"plan.retry({typed})"))
+        kept = Kept.of(run, other.compiled, frame, other.mode, f"plan.retry({typed})")
+        return replace(other, kept=kept)
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows; of a retry, of those that it sends.
@@ -399,6 +402,13 @@ PARAMETERS = tuple(
     name for name in Plan.__dataclass_fields__ if name not in {"kept", "compiled", "limits", "facts"}
 )
 """What `plan` takes and `Plan.replace` changes."""
+
+
+def prepare(plan: Plan, api: str) -> Work:
+    """Return the rows of a plan with the keys they have at one API; what their lengths tell it, it keeps."""
+    work = plan.compiled.work(plan.frame, api, plan.kept)
+    vars(plan)["_measures"] = work.sizes
+    return work
 
 
 def plan(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from claudescale.api.prices import Price
     from claudescale.clock import Clock
     from claudescale.ledger.ledger import Ledger
-    from claudescale.prompts.rows import Texts
+    from claudescale.prompts.requests import Texts
     from claudescale.running.outstanding import Refusals
 
 RETIRED = "model_retired"

@@ -12,7 +12,6 @@ from claudescale.api.batchwire import BatchWire
 from claudescale.api.client import Wire, streams
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.planning.calls import caches
 from claudescale.running.batches import Batches
 from claudescale.running.live import Live, Row
 
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from claudescale.ledger.batchfile import Batch
     from claudescale.ledger.ledger import Attempt, Ledger
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.parameters import Charges
-    from claudescale.prompts.rows import Texts, Work
+    from claudescale.prompts.requests import Charges, Texts, Work
 
 _OVERHEAD_TOKENS = 1_000
 """What the API may add to a request: the instructions that make structured outputs work."""
@@ -184,13 +182,13 @@ def batch_engine(
         known_good=known_good,
         live_price=None if describe["simulated"] else prices.price(plan.facts, mode="live"),
         message_dollars=_message_dollars(plan, charges),
-        prime=plan.cache and caches(plan.compiled, plan.facts),
+        prime=plan.cache and plan.compiled.is_cacheable,
     )
 
 
 def rendered(plan: Plan, texts: Texts, block: pl.DataFrame) -> Iterator[Row]:
     """Yield requests of `work.REQUESTS` as rows for a `Live`."""
-    cached = plan.compiled.shared_characters / plan.facts.characters_per_token if plan.cache else 0.0
+    cached = plan.compiled.shared_tokens if plan.cache else 0.0
     bodies = texts.bodies(block["row"])
     for key, body, tokens in zip(block["key"], bodies, block["estimated_tokens"], strict=True):
         yield Row(key, body, max(tokens - cached, 1.0))

@@ -20,7 +20,8 @@ from claudescale.api.connecting import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
 from claudescale.ledger.ledger import ATTEMPTS
-from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results
+from claudescale.planning.plans import prepare
+from claudescale.prompts.requests import NOT_SENT, last_failures, results
 from claudescale.running import pulses
 from claudescale.running.batchframe import BATCHES, batch_frame
 from claudescale.running.progress import Progress
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.rows import Work
+    from claudescale.prompts.requests import Work
     from claudescale.running.batch_rules import Expected
     from claudescale.running.meter import Meter
 

@@ -21,7 +21,7 @@ from claudescale.errors import LedgerError, PlanError, UnknownModel
 from claudescale.ledger.batchfile import OPEN
 from claudescale.ledger.ledger import Ledger
 from claudescale.planning import feasibility
-from claudescale.prompts.rows import Work, prepare
+from claudescale.planning.plans import prepare
 from claudescale.running import engines, gathering
 from claudescale.running.meter import Meter
 from claudescale.running.supply import Supply
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from claudescale.ledger.ledger import Attempt
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
+    from claudescale.prompts.requests import Work
     from claudescale.running.batches import Batches
     from claudescale.running.live import Live
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from claudescale.ledger.ledger import Ledger
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.rows import Work
+    from claudescale.prompts.requests import Work
     from claudescale.running.live import Row
 
 _CLAIM_ROWS = 256

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from claudescale.api.connecting import check_client
 from claudescale.errors import PlanError, printable
 from claudescale.planning.plans import Plan
-from claudescale.prompts.parameters import plain
+from claudescale.prompts.requests import plain
 from claudescale.views import card as display
 from claudescale.views import cards
 from claudescale.views.theme import specification

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from claudescale.api import catalog, prices
 from claudescale.api.limits import Limits
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
-from claudescale.planning import calls, choosing, estimates, feasibility, whatif
+from claudescale.planning import choosing, estimates, feasibility, whatif
 from claudescale.views import card as display
 from claudescale.views import cards
 
@@ -216,7 +216,7 @@ def cache_hint(plan: Plan) -> str:
         return "no system prompt to cache"
     if least is None:
         return f"from how many tokens on {plan.facts.id} caches is not known"
-    enough = calls.caches(plan.compiled, plan.facts)
+    enough = plan.compiled.is_cacheable
     return (
         "long enough to be cached"
         if enough
