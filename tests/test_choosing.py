@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.planning import choosing, feasibility
-from claudescale.planning.choosing import chosen
+from claudescale.planning import choices, estimates
+from claudescale.planning.choices import mode_of as chosen
 
 
 def auto(rows=200, **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
@@ -14,13 +14,12 @@ from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError, 
 from claudescale.evidence import cascadeframe, passing
 from claudescale.evidence.cascadeframe import TABLE, Step
 from claudescale.handles import Handle
-from claudescale.planning import choosing, feasibility
+from claudescale.planning import choices
 from claudescale.views import card, cascadecards
 from claudescale.views.cascadeplots import CascadeRunPlots
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
@@ -56,7 +55,7 @@ class CascadeRun(Handle):
         cascade: Cascade,
         client: AsyncAnthropic | None,
         *,
-        ledger: str | Path | EllipsisType | None,
+        ledger: str | Path | None,
         progress: bool,
     ) -> None:
         if client is not None:
@@ -112,7 +111,7 @@ class CascadeRun(Handle):
             except PlanError as error:
                 raise RunStopped(self._at(number, error), self) from error
 
-    def _begin(self, plan: Plan, rows: pl.Series | None, ledger: str | Path | EllipsisType | None) -> None:
+    def _begin(self, plan: Plan, rows: pl.Series | None, ledger: str | Path | None) -> None:
         """Start the run of the next model."""
         run = plan.start(self._client, ledger=ledger, progress=self._progress)
         self._steps.append(Step(plan.facts.id, run, rows))
@@ -165,14 +164,15 @@ class CascadeRun(Handle):
         plan = self._handed(number, rows.len() / self._frame.height)
         frame = self._frame[rows]
         if plan.compiled.columns is not None:
-            return choosing.resolved(plan.replace(frame=frame))
+            return choices.resolved(plan.replace(frame=frame))
         frame = frame.with_columns(self._texts.gather(rows))
-        return choosing.resolved(plan.replace(frame=frame, prompt=pl.col(_TEXT), measured=plan.measured))
+        return choices.resolved(plan.replace(frame=frame, prompt=pl.col(_TEXT), measured=plan.measured))
 
     def _handed(self, number: int, part: float) -> Plan:
         """Return the plan of a model over all rows, with what is left of money and time."""
         plan = list(self.cascade.plans.values())[number]
-        deadline, left = feasibility.minutes_of(plan.deadline), {}
+        deadline = plan.deadline
+        left: dict[str, Any] = {}
         if plan.budget is not None and number:
             left["budget"] = plan.budget - self.dollars
             if left["budget"] <= 0:

@@ -14,6 +14,7 @@ from claudescale.evidence import passing
 from claudescale.evidence.acceptance import MODEL, acceptance
 from claudescale.evidence.cascaderuns import CascadeRun
 from claudescale.evidence.passing import Passing
+from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.prompts.requests import schema_of
 from claudescale.views import cascadecards
 from claudescale.views.cascadeplots import CascadePlots
@@ -21,7 +22,6 @@ from claudescale.views.cascadeplots import CascadePlots
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from types import EllipsisType
 
     import polars as pl
     from anthropic import AsyncAnthropic
@@ -171,7 +171,7 @@ class Cascade:
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> CascadeRun:
         """Return a run of this cascade that has been started and is not waited for.
@@ -194,7 +194,7 @@ class Cascade:
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> CascadeRun:
         """Ask each model about the rows that those before it did not settle, and return the finished run.

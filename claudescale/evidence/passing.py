@@ -14,7 +14,7 @@ import polars as pl
 
 from claudescale.errors import PlanError
 from claudescale.evidence.intervals import Interval, wilson
-from claudescale.planning import estimates, feasibility
+from claudescale.planning import choices, estimates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -182,7 +182,7 @@ def _sum(
         takes(plan, mode, part or 0.0, weight)[name]
         for plan, part, weight in zip(plans, parts, weights, strict=True)
     ]
-    deadline = feasibility.minutes_of(plans[0].deadline) if mode == "hybrid" else None
+    deadline = choices.minutes_of(plans[0].deadline) if mode == "hybrid" else None
     whole = float(sum(found))
     return min(whole, deadline) if deadline is not None and name.startswith("minutes") else whole
 
@@ -202,7 +202,7 @@ def takes(plan: Plan, mode: str, part: float, weight: float = 1.0) -> dict[str, 
     scaled = {name: getattr(totals, name) * part * weight for name in amounts}
     of_part = totals._replace(**scaled, requests=math.ceil(totals.requests * part))
     limits = plan.limits.shared(plan.share)
-    deadline = feasibility.minutes_of(plan.deadline)
+    deadline = choices.minutes_of(plan.deadline)
     found = estimates.options(of_part, limits, plan.expected, plan.concurrency, deadline)
     return estimates.option(found, mode)
 
@@ -250,7 +250,7 @@ def reserve_minutes(plans: Sequence[Plan], passings: Sequence[Passing], number: 
         part *= here.interval.high
         if part:
             found = takes(plan, "live", part, here.weight)["minutes_p90"]
-            minutes += found + feasibility.spare_minutes(plan)
+            minutes += found + estimates.CANCEL_MINUTES
     return minutes
 
 

@@ -18,13 +18,13 @@ from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import evidence, trialframe
 from claudescale.evidence.scoring import scoring
 from claudescale.evidence.trialframe import TRIAL
+from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.prompts.requests import plain, read
 from claudescale.views import card, trialcards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
@@ -73,7 +73,7 @@ class Trial:
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> Trial:
         """Send the sampled rows to each model, the cheapest first, and return this trial.

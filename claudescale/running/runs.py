@@ -32,7 +32,6 @@ from claudescale.views.rates import by_minute
 from claudescale.widgets import watchcharts
 
 if TYPE_CHECKING:
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from claudescale.running.batch_rules import Expected
     from claudescale.running.meter import Meter
 
-DEFAULT_LEDGER = "claudescale.ledger"
 
 SUMMARY = pl.Schema(
     {
@@ -85,14 +83,14 @@ class Run(Handle):
         plan: Plan,
         client: AsyncAnthropic | None,
         *,
-        ledger: str | Path | EllipsisType | None,
+        ledger: str | Path | None,
         progress: bool,
         on: Any = None,
         watchable: bool = True,
     ) -> None:
         client = connect() if client is None else client
         check_client(client, plan.mode)
-        given = DEFAULT_LEDGER if ledger is ... else ledger
+        given = ledger
         self.plan = plan
         if given is not None and not isinstance(given, str | os.PathLike):
             msg = f"ledger={given!r}: it is the path of a file, such as ledger='replies.ledger', or None."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -20,7 +19,7 @@ from claudescale.clock import Clock
 from claudescale.errors import LedgerError, PlanError, UnknownModel
 from claudescale.ledger.batchfile import OPEN
 from claudescale.ledger.ledger import Ledger
-from claudescale.planning import feasibility
+from claudescale.planning import choices, estimates
 from claudescale.planning.plans import prepare
 from claudescale.running import engines, gathering
 from claudescale.running.meter import Meter
@@ -82,7 +81,7 @@ class Sending:
         self.batches: Batches | None = None
         self.batches_out = 0
         rows = plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0
-        self.tally = Meter(rows, twice=plan.pay_twice, model=plan.facts)
+        self.tally = Meter(rows, twice=False, model=plan.facts)
         self._plan, self._client, self._path = plan, client, path
         self._live_engine: Callable[..., Live] = engine or engines.live_engine
         self._clock = Clock()
@@ -188,7 +187,7 @@ class Sending:
         self._check_model(missing)
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
-        self.estimate = feasibility.check(replace(self._plan, frame=work.frame), part=part)
+        self.estimate = choices.check(self._plan, part=part)
         self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches(mine=False))
         self.tally.begin(work.keys)
         self.tally.found(found)
@@ -263,8 +262,7 @@ class Sending:
         if self._over:
             return
         self._following = asyncio.ensure_future(self.batches.answer(rows["key"], until=self._latest_switch))
-        freed = self.batches.switched if self._plan.pay_twice else self.batches.freed
-        await loops.either(self._following, freed)
+        await loops.either(self._following, self.batches.freed)
         assert self.ledger is not None
         rest = rows.filter(~await loops.in_thread(self.ledger.answered, rows["key"]))
         if self._over or rest.is_empty():
@@ -272,7 +270,7 @@ class Sending:
         self.live = self._engine(rest.height, self.live.pacer if self.live else None)
         await self._send_live(rest)
         if not self._over:
-            await loops.either(self._following, self.batches.freed)  # with `pay_twice` it may be out still
+            await loops.either(self._following, self.batches.freed)
 
     async def _scout(self, free: pl.DataFrame) -> None:
         """Send one row that nobody holds."""
@@ -290,8 +288,8 @@ class Sending:
         answered = self.tally.requests - self.tally.refused
         output = self.tally.output_tokens / answered if answered else plan.expected.output_tokens
         seconds = engines.rest_seconds(plan, self.live, self.rest, min(output, float(plan.max_tokens)))
-        deadline = feasibility.minutes_of(plan.deadline) or 0.0
-        return self._started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
+        deadline = plan.deadline or 0.0
+        return self._started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     async def _unanswered(self, held: pl.DataFrame) -> pl.DataFrame:
         """Count which of the rows that others hold they have answered, and return the rest.
@@ -308,11 +306,8 @@ class Sending:
 
     def _held_twice(self, keys: pl.Series) -> list[str]:
         """Return which of the keys may be sent although a batch of this run may answer them."""
-        if not self._plan.pay_twice or self.batches is None:
-            return []
-        assert self.ledger is not None
-        held = {key for nonce in list(self.batches.out.open) for key in self.ledger.held(nonce)}
-        return [key for key in keys if key in held]
+        del keys
+        return []
 
     async def _follow(self) -> None:
         """See to it that batches of earlier runs which hold rows of this one are collected."""

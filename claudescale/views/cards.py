@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from claudescale import loops
 from claudescale.api import catalog, prices, standing
 from claudescale.errors import LedgerError, PlanError
-from claudescale.planning import choosing, estimates, whatif
+from claudescale.planning import choices, estimates
 from claudescale.views import card
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ def plan_card(plan: Plan) -> card.Card:
     """Return what is shown of a plan."""
     try:
         totals, options = plan.totals, plan.options
-        chosen = choosing.resolved(plan).mode
+        chosen = choices.resolved(plan).mode
     except PlanError as error:
         return card.Card(title=f"Plan that cannot be run: {error}", header=(), rows=())
     saved = totals.rows - totals.unsent - totals.requests
@@ -301,7 +301,7 @@ def _kept(plan: Plan) -> list[str]:
 def _upgrade(plan: Plan) -> list[str]:
     """Return what the next tier gains; nothing where the limits are no tier's: something else sets them."""
     own = standing.tiers_with(plan.limits, plan.facts)
-    return [f"The next tier, {whatif.upgrade(plan)}."] if own and whatif.higher(plan) else []
+    return [f"The next tier, {choices.upgrade(plan)}."] if own and choices.higher(plan) else []
 
 
 def _assumed(plan: Plan) -> list[str]:

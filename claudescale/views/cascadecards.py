@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from claudescale.api import prices
 from claudescale.errors import PlanError
 from claudescale.evidence import passing
-from claudescale.planning import choosing
+from claudescale.planning import choices
 from claudescale.views import card
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def cascade_card(cascade: Cascade) -> card.Card:
     """Return what is shown of a cascade."""
     first = next(iter(cascade.plans.values()))
     try:
-        mode = choosing.resolved(first).mode
+        mode = choices.resolved(first).mode
         options = cascade.options.filter(mode=mode)
         totals = cascade.priced[0].totals
     except PlanError as error:

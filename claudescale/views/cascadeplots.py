@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from claudescale.evidence import passing
-from claudescale.planning import choosing
+from claudescale.planning import choices
 
 if TYPE_CHECKING:
     from claudescale.evidence.cascaderuns import CascadeRun
@@ -24,7 +24,7 @@ class CascadePlots:
         from claudescale.views import cascadecharts  # noqa: PLC0415  # altair is slow to import
 
         cascade = self._cascade
-        mode = choosing.resolved(next(iter(cascade.plans.values()))).mode
+        mode = choices.resolved(next(iter(cascade.plans.values()))).mode
         ways = cascade.options.filter(mode=mode)[1:]
         first = cascade.passings[0]
         measured = () if first.share is None else (first.interval.low, first.share, first.interval.high)

@@ -10,7 +10,7 @@ import polars as pl
 from claudescale.api import catalog
 from claudescale.api.limits import Limits
 from claudescale.planning import choices as comparing
-from claudescale.planning import estimates, feasibility, whatif
+from claudescale.planning import estimates
 from claudescale.views import frontiercharts, inflight, pacecharts, plan_charts
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class PlanPlots:
         plan = self._plan
         return frontiercharts.frontier(
             choices(plan, lists or _usual(plan)),
-            deadline_minutes=feasibility.minutes_of(plan.deadline),
+            deadline_minutes=comparing.minutes_of(plan.deadline),
             budget_dollars=plan.budget,
         )
 
@@ -70,10 +70,10 @@ class PlanPlots:
         """
         plan = self._plan
         return plan_charts.minutes(
-            whatif.tiers(plan, tier),
-            own=whatif.tier_name(plan.tier),
-            mode=whatif.mode_of(plan),
-            deadline_minutes=feasibility.minutes_of(plan.deadline),
+            comparing.tiers(plan, tier),
+            own=comparing.tier_name(plan.tier),
+            mode=comparing.mode_of(plan),
+            deadline_minutes=comparing.minutes_of(plan.deadline),
         )
 
     def savings(self, model: str | Iterable[str] = ()) -> Shown:
@@ -89,9 +89,9 @@ class PlanPlots:
         plan = self._plan
         by_batch = estimates.option(plan.options, "batch")["dollars"]
         return plan_charts.savings(
-            whatif.savings(plan, model),
+            comparing.savings(plan, model),
             model=plan.facts.id,
-            batch_dollars=by_batch if whatif.mode_of(plan) == "live" else None,
+            batch_dollars=by_batch if comparing.mode_of(plan) == "live" else None,
         )
 
     def concurrency(self, runs: Iterable[Run] = ()) -> Shown:
@@ -136,12 +136,12 @@ def _tried(run: Run) -> tuple[str, float, float, int]:
 
 def _usual(plan: Plan) -> dict[str, Iterable[Any]]:
     """Return the choices one has before a run: another model, the tier next to this one, another mode."""
-    own = whatif.tier_name(plan.tier)
-    several = whatif.family(plan)
-    names = [whatif.tier_name(each) for each in several]
+    own = comparing.tier_name(plan.tier)
+    several = comparing.family(plan)
+    names = [comparing.tier_name(each) for each in several]
     place = names.index(own) if own in names else 0
     near: list[Any] = [plan.tier] if isinstance(plan.tier, Limits) else several[max(place - 1, 0) : place + 2]
-    return {"model": whatif.current_models(plan, near), "tier": near}
+    return {"model": comparing.current_models(plan, near), "tier": near}
 
 
 def choices(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
@@ -155,7 +155,7 @@ def choices(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
     own = {name: [_named(name, getattr(plan, name))] for name in names}
     text = [_text(pl.col(name)) for name in names]
     chosen = (
-        (plan.compare(**own) if own else plan.options).filter(mode=whatif.mode_of(plan)).with_columns(text)
+        (plan.compare(**own) if own else plan.options).filter(mode=comparing.mode_of(plan)).with_columns(text)
     )
     options = plan.compare(**tried) if names else plan.options.filter(pl.col("mode").is_in(tried["mode"]))
     options = options.with_columns(text)
@@ -190,7 +190,7 @@ def choices(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
             words.insert(1 if "model" in varying else 0, point["mode"])
         point["choice"] = " ".join(words)
         point["choices"] = len(point["several"])
-        point["binding"] = whatif.binding_words(point["binding"])
+        point["binding"] = point["binding"].replace("_", " ")
     rows = [{name: point[name] for name in POINTS} for point in points.values()]
     return pl.DataFrame(rows, schema=POINTS)
 

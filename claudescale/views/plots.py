@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from claudescale.planning import feasibility
+from claudescale.planning import choices
 from claudescale.views.rates import rates
 
 if TYPE_CHECKING:
@@ -120,6 +120,6 @@ class Plots:
             run.batches,
             started_at=run.started_at,
             now=run.started_at + run.minutes * 60,
-            deadline_minutes=feasibility.minutes_of(run.plan.deadline) if hybrid else None,
+            deadline_minutes=choices.minutes_of(run.plan.deadline) if hybrid else None,
             live=run.attempts.filter(pl.col("batch_id").is_null()) if hybrid else None,
         )

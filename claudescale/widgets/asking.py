@@ -16,7 +16,6 @@ from claudescale.widgets import picks
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
@@ -86,7 +85,7 @@ class Asking:
         panel: Panel,
         client: AsyncAnthropic | None,
         *,
-        ledger: str | Path | EllipsisType | None,
+        ledger: str | Path | None,
         confirm_dollars: float,
         changed: Callable[[], None],
         measured: Callable[[Run], None],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale.api.connecting import check_client
 from claudescale.errors import PlanError, printable
-from claudescale.planning.plans import Plan
+from claudescale.planning.plans import DEFAULT_LEDGER, Plan
 from claudescale.prompts.requests import plain
 from claudescale.views import card as display
 from claudescale.views import cards
@@ -20,7 +20,6 @@ from claudescale.widgets.redrawing import Redrawing
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
@@ -58,7 +57,7 @@ class Picker:
         plan: Plan,
         client: AsyncAnthropic | None,
         *,
-        ledger: str | Path | EllipsisType | None,
+        ledger: str | Path | None,
         confirm_dollars: float,
     ) -> None:
         from claudescale.widgets.pickpanel import Panel  # noqa: PLC0415 - it imports ipywidgets
@@ -211,7 +210,7 @@ def pick(
     plan: Plan,
     client: AsyncAnthropic | None = None,
     *,
-    ledger: str | Path | EllipsisType | None = ...,
+    ledger: str | Path | None = DEFAULT_LEDGER,
     confirm_dollars: float = 1.0,
 ) -> Picker:
     """Return controls for a plan: every change shows its price, its time and its place among the others.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from claudescale.api import catalog, prices
 from claudescale.api.limits import Limits
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
-from claudescale.planning import choosing, estimates, feasibility, whatif
+from claudescale.planning import choices, estimates
 from claudescale.views import card as display
 from claudescale.views import cards
 
@@ -64,11 +64,11 @@ def of(plan: Plan) -> Pick:
     """Return what is picked in a plan."""
     return Pick(
         model=plan.facts.id,
-        tier=plan.tier if isinstance(plan.tier, Limits) else whatif.tier_name(plan.tier),
+        tier=plan.tier if isinstance(plan.tier, Limits) else choices.tier_name(plan.tier),
         mode=plan.mode,
         max_tokens=plan.max_tokens,
         cache=bool(plan.cache),
-        deadline=feasibility.minutes_of(plan.deadline),
+        deadline=choices.minutes_of(plan.deadline),
         budget=plan.budget,
     )
 
@@ -197,7 +197,7 @@ def tiers(given: Plan, model: str) -> list[tuple[str, str | Limits]]:
     group = (given.facts if model == given.facts.id else catalog.model(model)).rate_group
     own: list[tuple[str, str | Limits]] = []
     if isinstance(given.tier, Limits):
-        label = whatif.tier_name(given.tier).capitalize()
+        label = choices.tier_name(given.tier).capitalize()
         own.append((f"{label}{_NEXT_TO}{given.tier.requests_per_minute:,.0f} requests/min", given.tier))
     for family, title in _FAMILIES.items():
         for tier in catalog.TIERS.values():
@@ -235,7 +235,7 @@ def card(plan: Plan) -> display.Card:
     PlanError
         The plan cannot be priced, or no mode will do for ``mode="auto"``.
     """
-    mode = choosing.resolved(plan).mode
+    mode = choices.resolved(plan).mode
     found = estimates.option(plan.options, mode)
     named = mode if plan.mode == mode else f"{plan.mode}, which is {mode}"
     cost = display.span(display.dollars(found["dollars"]), display.dollars(found["dollars_p90"]))
@@ -248,7 +248,7 @@ def card(plan: Plan) -> display.Card:
             else f"costs {display.dollars(-saved)} more than plain calls"
         )
     time = display.span(display.duration(found["minutes"]), display.duration(found["minutes_p90"]))
-    binding = whatif.binding_words(found["binding"])
+    binding = found["binding"].replace("_", " ")
     title = f"{named.capitalize()}: {cost}, {time}, limited by {binding}; {against}."
     full = cards.plan_card(plan)
     return replace(full, title=title, notes=(*_wishes(plan, mode), *full.notes), next="")
@@ -257,11 +257,11 @@ def card(plan: Plan) -> display.Card:
 def _wishes(plan: Plan, mode: str) -> list[str]:
     """Return where a deadline or a budget will not, or may not, be kept."""
     found, told = estimates.option(plan.options, mode), []
-    deadline = feasibility.minutes_of(plan.deadline)
+    deadline = choices.minutes_of(plan.deadline)
     if deadline is not None:
         minutes, late = found["minutes"], found["minutes_p90"]
         if mode == "hybrid":
-            late = estimates.option(plan.options, "live")["minutes_p90"] + feasibility.spare_minutes(plan)
+            late = estimates.option(plan.options, "live")["minutes_p90"] + estimates.CANCEL_MINUTES
             minutes = late
         told += _kept(minutes, late, deadline, f"the deadline of {display.duration(deadline)}")
     if plan.budget is not None:
@@ -279,13 +279,13 @@ def _kept(usual: float, most: float, wish: float, named: str) -> list[str]:
 
 def dollars(plan: Plan) -> tuple[float, float]:
     """Return what a plan should cost and may cost."""
-    found = estimates.option(plan.options, whatif.mode_of(plan))
+    found = estimates.option(plan.options, choices.mode_of(plan))
     return found["dollars"], found["dollars_p90"]
 
 
 def run_label(plan: Plan) -> str:
     """Return what stands on the button that runs a plan."""
-    found = estimates.option(plan.options, whatif.mode_of(plan))
+    found = estimates.option(plan.options, choices.mode_of(plan))
     time = display.span(display.duration(found["minutes"]), display.duration(found["minutes_p90"]))
     return f"Run: about {display.dollars(found['dollars'])}, {time}"
 
