@@ -619,19 +619,6 @@ def test_hybrid_with_a_batch_that_is_too_slow():
         assert api.stats["billed_rows_by_mode"]["live"] > 20
 
 
-def test_hybrid_that_may_pay_twice():
-    """With pay_twice=True the rest is sent live while the batch is canceled; what both cost is told."""
-    with simulator(batch_seconds=2_000.0, speed=100) as api:
-        run = ended(the_plan(80, mode="hybrid", deadline=15, pay_twice=True), api)
-        stats = api.stats
-        assert run.state == "finished"
-        assert run.results["reply"].null_count() == 0
-        assert stats["distinct_rows_billed"] == 80
-        assert stats["billed_rows_by_mode"]["live"] > 20
-        assert run.batches["state"].to_list() == ["collected"]
-        assert run.summary["dollars"].item() == pytest.approx(stats["dollars"], abs=1e-9)
-
-
 def test_an_impossible_deadline_names_one_that_works():
     """A hybrid run that cannot be in time is refused before anything is sent; the deadline it names works."""
     with simulator(speed=60) as api:

@@ -12,7 +12,7 @@ from running import MODEL, a_plan, reviews
 
 import claudescale as cs
 from claudescale.ledger.ledger import ATTEMPTS
-from claudescale.planning.finishing import finish
+from claudescale.planning.estimates import finish
 from claudescale.views import inflight
 from claudescale.views.levels import LEVELS, levels
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from claudescale import Simulator
 from claudescale.api.limits import HEADERS, Learned, Limits, age, read_headers
 from claudescale.errors import PlanError, UnknownTier
-from claudescale.planning.finishing import finish
+from claudescale.planning.estimates import finish
 
 LIMITS = Limits(requests_per_minute=60, input_tokens_per_minute=6_000, output_tokens_per_minute=600)
 ANSWERED = {

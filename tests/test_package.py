@@ -56,9 +56,6 @@ UPWARD = {
     ("api.connecting", "simulator"),  # stays: the one place that knows the stand-in
     ("api.prices", "ledger"),
     ("api.standing", "views"),
-    ("pacing.concurrency", "planning"),
-    ("pacing.pacer", "planning"),
-    ("planning.calls", "evidence"),
     ("planning.plans", "running"),  # stays: a plan starts its run
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
     ("running.runs", "widgets"),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _FEWEST_FOR_A_LINE = 10
 _SURE_TREND = 3.0  # so many standard errors from zero is a trend
+_SAME_LENGTH = 1e-9
 _AT_ONCE, _MOST_TRIES = 8, 8
 
 
@@ -59,13 +60,15 @@ def measured(paid: pl.DataFrame, attempts: pl.DataFrame | None = None) -> Measur
     """
     live, batch = (paid.filter(mode=mode) for mode in ("live", "batch"))
     estimated = paid["estimated_tokens"]
-    output = _line(paid, "output_tokens")
-    latency = Line(1.0 + output.mean / 80) if live.is_empty() else _line(live, "seconds")
+    output = _line(estimated, paid["output_tokens"])
+    latency = Line(1.0 + output.mean / 80)
+    if not live.is_empty():
+        latency = _line(live["estimated_tokens"], live["seconds"])
     cached = paid.select(tokens=prices.PROMPT - pl.col("input_tokens")).to_series()  # written or read
     cached_tokens = _number(cached.filter(cached > 0).mean())
     error_rate, lost_seconds = _failures(attempts, live)
     return Measured(
-        input=_ratio(estimated, paid.select(prices.PROMPT).to_series()),
+        input=_line(estimated, paid.select(prices.PROMPT).to_series(), rises=True),
         output=output,
         latency=latency,
         estimated_tokens=_number(estimated.mean()),
@@ -84,29 +87,27 @@ def _number(value: Any) -> float:
     return 0.0 if value is None or not math.isfinite(value) else float(value)
 
 
-def _ratio(estimated: pl.Series, real: pl.Series) -> Line:
-    """Return real tokens as so many times the estimated ones: what a pilot of any size can tell."""
-    ratio = float(real.sum()) / float(estimated.sum())
-    # Each is held against the ratio that the others give: few long ones turn it towards themselves.
-    away = (real - ratio * estimated) / (1 - estimated / estimated.sum()) if estimated.len() > 1 else real * 0
-    return Line(_number(real.mean()), ratio, math.sqrt(_number((away**2).mean())))
+def _line(x: pl.Series, y: pl.Series, *, rises: bool = False) -> Line:
+    """Return how a figure goes with the estimated tokens of its requests.
 
-
-def _line(calls: pl.DataFrame, figure: str) -> Line:
-    """Return how a figure goes with the estimated tokens of the requests; flat where that is not certain."""
-    n = calls.height
-    both = calls.select(x=pl.col("estimated_tokens"), y=pl.col(figure).cast(pl.Float64))
-    x, y = both["x"] - both["x"].mean(), both["y"] - both["y"].mean()
-    squares = float((x**2).sum())
-    slope, freedom = 0.0, max(n - 1, 1)
-    if n >= _FEWEST_FOR_A_LINE and squares:
-        steepness = float((x * y).sum()) / squares
-        error = math.sqrt(float(((y - steepness * x) ** 2).sum()) / (n - 2) / squares)
-        if steepness >= _SURE_TREND * error and steepness > 0:
+    It is flat where that is not certain; a figure that surely `rises` then goes through zero.
+    """
+    n, y = x.len(), y.cast(pl.Float64)
+    mean, mean_x = _number(y.mean()), _number(x.mean())
+    slope, freedom = mean / mean_x if rises else 0.0, max(n - 1, 1)
+    inverse = float((1 / x).sum())
+    moment = float(x.sum()) - n**2 / inverse
+    if n >= _FEWEST_FOR_A_LINE and moment > float(x.sum()) * _SAME_LENGTH:
+        # Rows deviate with the root of x: long ones, which deviate most, do not turn the line.
+        steepness = (float(y.sum()) - n * float((y / x).sum()) / inverse) / moment
+        rest = y - mean - steepness * (x - mean_x)
+        error = math.sqrt(float((rest**2 / x).sum()) / (n - 2) / moment)
+        starts = mean + steepness * (_number(x.min()) - mean_x)
+        if steepness >= _SURE_TREND * error and (starts > 0 or not rises):
             slope, freedom = steepness, n - 2
-    rest = y - slope * x
+    rest = y - mean - slope * (x - mean_x)
     deviation = _number(rest.std()) * math.sqrt(max(n - 1, 1) / freedom)
-    return Line(_number(both["y"].mean()), slope, deviation, _number(rest.skew(bias=n < 3)))  # noqa: PLR2004
+    return Line(mean, slope, deviation, _number(rest.skew(bias=n < 3)))  # noqa: PLR2004
 
 
 def _hits(calls: pl.DataFrame, first: int) -> float:
@@ -176,8 +177,9 @@ async def counted(client: AsyncAnthropic, plan: Plan, work: Work) -> Measured:
     estimated = work.requests["estimated_tokens"]
     return replace(
         plan.expected,
-        input=_ratio(estimated, pl.Series(tokens, dtype=pl.Float64)),
+        input=_line(estimated, pl.Series(tokens, dtype=pl.Float64), rises=True),
         estimated_tokens=_number(estimated.mean()),
+        estimated_deviation=_number(estimated.std()),
         counted=len(tasks),
         requests=plan.totals.requests,
     )

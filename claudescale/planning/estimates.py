@@ -123,12 +123,16 @@ class Measured:
         mean: float = self.at(self.input, estimated_tokens / requests) if requests else 0.0
         return max(mean - self.cached_tokens, 0.0) * requests
 
-    def input_more(self, requests: float = math.inf) -> float:
-        """Return how far the 90th percentile of many calls' input is above the median, as a part of it."""
-        return self._more(self.input, self.calls or self.counted, requests, None, _GUESSED_INPUT)
+    def input_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return how far the 90th percentile of many calls' input is above the median, as a part of it.
+
+        Where they are not as long as those measured, less is known.
+        """
+        known = self.calls or self.counted
+        return self._more(self.input, known, requests, estimated_tokens, _GUESSED_INPUT)
 
     def output_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
-        """Return the same of their output; where they are not as long as those measured, less is known."""
+        """Return the same of their output."""
         return self._more(self.output, self.calls, requests, estimated_tokens, _GUESSED_OUTPUT)
 
     def seconds_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
@@ -326,7 +330,8 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     ).row(0, named=True)
     rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
     mean = sums["estimated"] / requests if requests else 0.0
-    input_more, output_more = expected.input_more(requests or 1), expected.output_more(requests or 1, mean)
+    given = requests or 1, mean
+    input_more, output_more = expected.input_more(*given), expected.output_more(*given)
     more = math.hypot(input_more * sums["silent"], output_more * (sums["live"] - sums["silent"]))
     written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
     missed, most_missed = _misses(requests, expected)
@@ -347,7 +352,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         seconds=expected.seconds_at(mean),
         input_more=input_more,
         output_more=output_more,
-        seconds_more=expected.seconds_more(requests or 1, mean),
+        seconds_more=expected.seconds_more(*given),
         live_more=_part(more, live_dollars),
         batch_more=_part(in_batch, batch_dollars),
     )
