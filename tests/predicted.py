@@ -20,7 +20,7 @@ from claudescale.api import prices
 from claudescale.api.client import Api
 from claudescale.ledger.ledger import Ledger
 from claudescale.planning import estimates
-from claudescale.planning.plans import prepare
+from claudescale.planning.choices import prepare
 from claudescale.running import engines
 
 STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour

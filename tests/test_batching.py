@@ -11,7 +11,7 @@ from running import MODEL
 import claudescale as cs
 from claudescale.api.answers import Answer
 from claudescale.ledger.batchfile import Batch
-from claudescale.planning.plans import prepare
+from claudescale.planning.choices import prepare
 from claudescale.running import batch_rules
 
 NONCE = "0123456789ab"

@@ -241,7 +241,7 @@ def test_minutes_are_bars_with_what_limits_each_tier():
     slow = plan(tier=2, concurrency=1).compare(tier=[1, 2, "scale"], mode=["live"])["minutes"]
     assert solid == pytest.approx(slow.to_list(), rel=1e-4)
     said = [text for text, _ in words_of(DRAWN["minutes, latency"]())]
-    assert any(text.endswith("gains nothing: the latency of a call limits it") for text in said)
+    assert any(text.endswith("gains nothing: latency limits it") for text in said)
     assert any(text.startswith("start (this plan)") for text in said)
 
 

@@ -22,6 +22,7 @@ from claudescale.views import card
 if TYPE_CHECKING:
     from claudescale.api.ownmodels import Model
     from claudescale.planning.plans import Plan
+    from claudescale.prompts.requests import Work
 
 MODES = ("live", "batch", "hybrid")
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
@@ -261,6 +262,13 @@ def resolved(plan: Plan) -> Plan:
     return plan.replace(mode=mode)
 
 
+def prepare(plan: Plan, api: str) -> Work:
+    """Return the rows of a plan with the keys they have at one API; what their lengths tell it, it keeps."""
+    work = plan.compiled.work(plan.frame, api, plan.kept)
+    vars(plan).setdefault("_sizes", work.sizes)
+    return work
+
+
 def check(plan: Plan, *, part: float = 1.0) -> dict[str, Any]:
     """Return what a plan takes in its mode, as a row of `OPTIONS`; raise where that is not allowed.
 
@@ -354,7 +362,7 @@ def _gain_words(gain: float, binding: str) -> str:
     if gain >= _NO_GAIN:
         return f"{gain:,.1f} times faster, limited by {words}"
     if gain > 1 / _NO_GAIN:
-        return f"gains nothing, limited by {words}"
+        return "gains nothing: " + (f"{words} limits it" if words != "nothing to send" else "nothing to send")
     return f"{1 / gain:,.1f} times slower, limited by {words}"
 
 

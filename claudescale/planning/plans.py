@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from claudescale.api.limits import Learned
     from claudescale.api.ownmodels import Model
     from claudescale.planning.estimates import Measured, Totals
-    from claudescale.prompts.requests import Work
     from claudescale.running.runs import Run
 
 Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
@@ -291,7 +290,7 @@ class Plan:
 
         Spends: nothing.
         """
-        work = prepare(self, "api.anthropic.com")
+        work = choices.prepare(self, "api.anthropic.com")
         bodies = self.compiled.bodies(work.texts.of(work.requests["row"]))
         return pl.DataFrame([work.requests["key"].alias("custom_id"), bodies.alias("params")])
 
@@ -515,13 +514,6 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return plan_card(self).html()
-
-
-def prepare(plan: Plan, api: str) -> Work:
-    """Return the rows of a plan with the keys they have at one API; what their lengths tell it, it keeps."""
-    work = plan.compiled.work(plan.frame, api, plan.kept)
-    vars(plan).setdefault("_sizes", work.sizes)
-    return work
 
 
 def plan(

@@ -20,7 +20,7 @@ from claudescale.api.connecting import check_client, connect
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.handles import Handle
 from claudescale.ledger.ledger import ATTEMPTS
-from claudescale.planning.plans import prepare
+from claudescale.planning.choices import prepare
 from claudescale.prompts.requests import NOT_SENT, last_failures, results
 from claudescale.running import pulses
 from claudescale.running.batchframe import BATCHES, batch_frame

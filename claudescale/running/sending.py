@@ -20,7 +20,6 @@ from claudescale.errors import LedgerError, PlanError, UnknownModel
 from claudescale.ledger.batchfile import OPEN
 from claudescale.ledger.ledger import Ledger
 from claudescale.planning import choices, estimates
-from claudescale.planning.plans import prepare
 from claudescale.running import engines, gathering
 from claudescale.running.meter import Meter
 from claudescale.running.supply import Supply
@@ -181,7 +180,7 @@ class Sending:
         kept = self._plan.kept
         if kept is not None:
             kept.check(simulated=self.api.simulated)
-        work = prepare(self._plan, self.api.name)
+        work = choices.prepare(self._plan, self.api.name)
         found = self.ledger.replies(work.requests["key"]).select("key", "error")
         missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
         self._check_model(missing)

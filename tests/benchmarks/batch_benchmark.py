@@ -210,7 +210,7 @@ async def our_create(url, frame):
     from claudescale.clock import Clock  # noqa: PLC0415
     from claudescale.ledger.batchfile import Batch  # noqa: PLC0415
     from claudescale.ledger.ledger import Ledger  # noqa: PLC0415
-    from claudescale.planning.plans import prepare  # noqa: PLC0415
+    from claudescale.planning.choices import prepare  # noqa: PLC0415
     from claudescale.running import batch_rules  # noqa: PLC0415
 
     plan = cs.plan(frame, "Name it: {text}", model=MODEL, max_tokens=64, thinking={"type": "disabled"})

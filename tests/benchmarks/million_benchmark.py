@@ -32,7 +32,7 @@ import claudescale as cs
 from claudescale.api import prices
 from claudescale.api.limits import Limits
 from claudescale.ledger.ledger import Attempt, Ledger
-from claudescale.planning.plans import prepare
+from claudescale.planning.choices import prepare
 from claudescale.prompts.requests import results
 from claudescale.running.parts import run_parts
 from claudescale.views import pacecharts, run_charts

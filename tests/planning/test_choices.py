@@ -233,12 +233,12 @@ def test_each_tier_takes_what_a_plan_on_it_would_take():
         ({}, r"build: \d\.\d times faster, limited by requests"),
         ({"tier": "scale"}, "no higher tier has published limits"),
         ({"tier": WIDE_LIMITS}, "no higher tier has published limits"),
-        ({"frame": reviews(20)}, "build: gains nothing, limited by latency"),
-        ({"concurrency": 1}, "build: gains nothing, limited by concurrency"),
-        ({"frame": reviews(0)}, "build: gains nothing, limited by nothing to send"),
-        ({"mode": "batch"}, "build: gains nothing, limited by batch processing"),
-        ({"mode": "hybrid", "deadline": 90}, "build: gains nothing, limited by deadline"),
-        ({"mode": "auto"}, "build: gains nothing, limited by batch processing"),
+        ({"frame": reviews(20)}, "build: gains nothing: latency limits it"),
+        ({"concurrency": 1}, "build: gains nothing: concurrency limits it"),
+        ({"frame": reviews(0)}, "build: gains nothing: nothing to send"),
+        ({"mode": "batch"}, "build: gains nothing: batch processing limits it"),
+        ({"mode": "hybrid", "deadline": 90}, "build: gains nothing: deadline limits it"),
+        ({"mode": "auto"}, "build: gains nothing: batch processing limits it"),
     ],
 )
 def test_the_next_tier_says_what_it_gains_or_why_it_gains_nothing(given, words):

@@ -15,7 +15,7 @@ from running import a_plan, reviews
 
 from claudescale.api import catalog
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.planning.plans import prepare
+from claudescale.planning.choices import prepare
 from claudescale.prompts.requests import (
     NOT_SENT,
     REQUESTS,
