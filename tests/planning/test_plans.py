@@ -3,11 +3,13 @@
 import asyncio
 import datetime as dt
 import functools
+import inspect
 import json
 import math
 import numbers
 from decimal import Decimal
 from fractions import Fraction
+from typing import get_args
 
 import anthropic
 import polars as pl
@@ -16,6 +18,8 @@ from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
+from claudescale.api import catalog
+from claudescale.planning import choices, plans
 from claudescale.planning.estimates import OPTIONS
 from claudescale.planning.plans import PARAMETERS, REQUESTS
 
@@ -138,6 +142,20 @@ def test_the_rows_are_read_once():
     plan.compare(model=[MODEL, "claude-sonnet-5-5"], tier=["start", "build"], max_tokens=[10, 20])
     assert plan.options.height == plan.replace(budget=1.0).options.height == 2
     assert len(reads) == 1
+
+
+def test_what_an_editor_completes_is_what_there_is():
+    """Modes, efforts, models and tiers of the signatures exist; `replace` and `compare` take what `plan` does."""
+    models, tiers = (get_args(get_args(names)[0]) for names in (plans.ModelName, plans.TierName))
+    assert [catalog.model(name).id for name in models] == list(models)
+    assert all(catalog.tier(name) for name in tiers)
+    assert {*get_args(plans.Mode)} == {*choices.MODES, choices.AUTO}
+    assert {*get_args(plans.Effort)} == {
+        effort for each in catalog.MODELS.values() for effort in each.efforts
+    }
+    given = set(inspect.signature(cs.plan).parameters)
+    assert set(PARAMETERS) == given | {"measured", "learned"}
+    assert set(plans.Lists.__annotations__) == given - {"frame"}
 
 
 def test_sample_is_seeded():
