@@ -145,7 +145,7 @@ def test_the_rows_are_read_once():
 
 
 def test_what_an_editor_completes_is_what_there_is():
-    """Modes, efforts, models and tiers of the signatures exist; `replace` and `compare` take what `plan` does."""
+    """Modes, efforts, models and tiers of the signatures exist; `compare` takes what `plan` does."""
     models, tiers = (get_args(get_args(names)[0]) for names in (plans.ModelName, plans.TierName))
     assert [catalog.model(name).id for name in models] == list(models)
     assert all(catalog.tier(name) for name in tiers)
