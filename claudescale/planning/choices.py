@@ -84,7 +84,8 @@ def compare(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
         options = other.options
         if "tier" in same:
             own = sending[key].replace(**same | {"tier": plan.tier}).options["minutes"]
-            options = options.with_columns(_gain(own, options["minutes"]).alias(GAIN))
+            gain = (own / options["minutes"]).fill_nan(1.0)  # of no time at all none is faster
+            options = options.with_columns(gain.alias(GAIN))
         frames.append(_with_hits(other, options) if "cache" in tried else options)
     columns = [_column(name, [changes[name] for changes in several]) for name in tried]
     heights = pl.Series([frame.height for frame in frames])
@@ -95,10 +96,6 @@ def compare(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
             "plan.compare(mode=['hybrid']): a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
         )
     return table
-
-
-def _gain(own: pl.Series, minutes: pl.Series) -> pl.Series:
-    return (own / minutes).fill_nan(1.0)
 
 
 def varied(plan: Plan, changes: dict[str, Any]) -> Plan:

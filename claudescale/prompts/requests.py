@@ -135,10 +135,12 @@ class Prompt:
         # The row number in the same select holds the height: an expression that drops or adds rows fails.
         text = frame.lazy().select(row=pl.int_range(pl.len(), dtype=pl.UInt32), content=self.text.content)
         message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
-        return text.select(
+        contents = text.select(
+            "row",
             characters=pl.col("content").str.len_chars(),
             content=pl.when(pl.col("content").is_not_null()).then(message),
-        ).collect()
+        )
+        return contents.collect().drop("row")
 
     def bodies(self, contents: pl.Series) -> pl.Series:
         """Return the whole body of each message."""
