@@ -21,7 +21,7 @@ from claudescale.api.client import Api
 from claudescale.ledger.ledger import Ledger
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.prompts.rows import prepare
+from claudescale.planning.choices import prepare
 from claudescale.running.job import Job
 from claudescale.running.live import Live
 

@@ -11,7 +11,7 @@ from running import MODEL
 import claudescale as cs
 from claudescale.api.answers import Answer
 from claudescale.ledger.records import Batch
-from claudescale.prompts.rows import prepare
+from claudescale.planning.choices import prepare
 from claudescale.running import batch_rules
 
 NONCE = "0123456789ab"

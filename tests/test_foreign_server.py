@@ -171,7 +171,7 @@ def bound_seconds(limits, rows, run):
 
 
 def _bodies(run):
-    return [body.encode() for body in run.plan.compiled.bodies(run.plan.frame)["body"]]
+    return [body.encode() for body in run.plan.requests["params"]]
 
 
 CASES = {  # limits per minute and seconds that a bucket holds; rows; limits told to the client

@@ -37,9 +37,8 @@ def test_any_template_is_read_or_refused_with_words(template, columns, cell):
     except PlanError as error:
         assert len(str(error)) > 20  # noqa: PT017 - it may come, or not
         return
-    bodies = prompt.bodies(frame)["body"].to_list()
+    bodies = prompt.bodies(prompt.contents(frame)["content"]).to_list()
     assert len(bodies) == 2
-    assert prompt.characters(frame)[0].len() == 2
     for body in bodies:
         if body is not None:
             (message,) = json.loads(body)["messages"]
@@ -84,7 +83,7 @@ def test_any_reply_form_is_taken_by_the_api_or_refused_with_words(wanted, text):
     except PlanError as error:
         assert len(str(error)) > 20  # noqa: PT017 - it may come, or not
         return
-    body = json.loads(prompt.bodies(pl.DataFrame({"t": ["x"]}))["body"].item())
+    body = json.loads(prompt.bodies(prompt.contents(pl.DataFrame({"t": ["x"]}))["content"]).item())
     check(body, MODEL, "2026-10-21")
     columns, errors = returns.decode(pl.Series([text, None, "{}", '{"reply": null}'], dtype=pl.String))
     assert (columns.height, errors.len()) == (4, 4)

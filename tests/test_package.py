@@ -44,11 +44,7 @@ FOLDERS = [
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
     ("api.client", "simulator"),  # stays: the one place that knows the stand-in
-    ("pacing.concurrency", "planning"),
-    ("pacing.pacer", "planning"),
-    ("planning.calls", "evidence"),
     ("planning.plans", "running"),  # stays: a plan starts its run
-    ("prompts.rows", "planning"),
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
     ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
 }

@@ -315,16 +315,18 @@ def test_a_cell_is_never_a_template(rows, around):
     frame = pl.DataFrame(rows, schema={"text": pl.String, "other": pl.String}, orient="row")
     template = around.replace("{", "{{").replace("}", "}}")
     model = catalog.model("claude-haiku-5-5")
-    plain = requests.compile_prompt("{text}", frame.schema, model=model).bodies(frame)["body"]
+    alone = requests.compile_prompt("{text}", frame.schema, model=model)
+    plain = alone.bodies(alone.contents(frame)["content"])
     whole = f"{template}<{{text}}|{template}>"
     prompt = requests.compile_prompt(whole, frame.schema, model=model, system=f"S{around}")
-    for (text, _), body, alone in zip(rows, prompt.bodies(frame)["body"], plain, strict=True):
+    contents = prompt.contents(frame)["content"]
+    for (text, _), body, alone in zip(rows, prompt.bodies(contents), plain, strict=True):
         sent = json.loads(body)
         assert sent["messages"] == [{"role": "user", "content": f"{around}<{text}|{around}>"}]
         assert sent["system"] == f"S{around}"
         assert json.loads(alone)["messages"] == [{"role": "user", "content": text}]
         assert sent["model"] == "claude-haiku-5-5"
-    assert prompt.keys(prompt.contents(frame)["content"], "api").n_unique() == len({text for text, _ in rows})
+    assert prompt.keys(contents, "api").n_unique() == len({text for text, _ in rows})
 
 
 def test_a_cell_arrives_as_it_is(mode):

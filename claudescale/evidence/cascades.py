@@ -13,9 +13,10 @@ import polars as pl
 from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
 from claudescale.evidence import judging
-from claudescale.evidence.trials import INVENTED, LEDGER, TOO_LITTLE, changed, option, several
+from claudescale.evidence.trials import INVENTED, TOO_LITTLE, changed, option, several
 from claudescale.loops import awaited
-from claudescale.prompts.rows import NOT_SENT, read, schema_of
+from claudescale.planning.plans import DEFAULT_LEDGER
+from claudescale.prompts.requests import NOT_SENT, read, schema_of
 from claudescale.views.card import Card, dollars, duration
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class Cascade:
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | None = LEDGER,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> CascadeRun:
         """Ask each model about the rows that those before it did not settle, and return the finished run.
@@ -255,12 +256,13 @@ class CascadeRun:
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole, prompt = self.rows, self.cascade.plan, {}
         if whole.compiled.columns is None:  # the expression may look at all rows, so it is computed once
-            frame = frame.with_columns(whole.compiled.content.alias(_TEXT))
+            frame = frame.with_columns(whole.compiled.text.content.alias(_TEXT))
             prompt = {"prompt": pl.col(_TEXT)}
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
             try:
-                changes = {"frame": frame[places], "measured": plan.measured, **prompt, **self._left()}
+                changes: dict[str, Any] = {"frame": frame[places], "measured": plan.measured}
+                changes |= prompt | self._left()
                 self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
             except PlanError as error:

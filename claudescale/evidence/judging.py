@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError
-from claudescale.prompts.rows import NOT_SENT, read, results_schema, schema_of, unknown_column
+from claudescale.prompts.requests import NOT_SENT, read, schema_of, unknown_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,7 +77,7 @@ class Judge:
 
 def accepting(accept: Any, plan: Plan) -> Judge | None:
     """Return what tells which replies are good enough; None accepts whatever did not fail."""
-    schema = results_schema(plan) | {"model": pl.String()}
+    schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
     return None if accept is None else _tried("accept", accept, schema)
 
 
@@ -87,7 +87,7 @@ def scoring(score: Any, plan: Plan) -> Judge:
         return _agreement(plan)
     if isinstance(score, str):
         return _truth(score, plan)
-    return _tried("score", score, results_schema(plan))
+    return _tried("score", score, plan.compiled.results_schema(plan.frame))
 
 
 def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
@@ -111,7 +111,7 @@ def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
 
 def _truth(name: str, plan: Plan) -> Judge:
     """Return a judge that compares the one typed column, or the reply, with the right answers."""
-    given, schema = schema_of(plan.frame), results_schema(plan)
+    given, schema = schema_of(plan.frame), plan.compiled.results_schema(plan.frame)
     if name not in given:
         raise unknown_column(name, given, "score=")
     own, *more = plan.compiled.returns.columns if plan.compiled.returns is not None else ["reply"]

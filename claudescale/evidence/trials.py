@@ -13,9 +13,9 @@ from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
-from claudescale.prompts.parameters import plain
+from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.prompts.replies import INVALID_REPLY
-from claudescale.prompts.rows import NOT_SENT, read
+from claudescale.prompts.requests import NOT_SENT, plain, read
 from claudescale.views.card import Card, dollars
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ TRIAL = pl.Schema(
 """Columns of `Trial.table`, a row per choice. Before it has run, `rows`, `dollars` and `minutes` are
 estimates and what only a run can tell is null."""
 
-LEDGER = "claudescale.ledger"
 _FEWEST = 2
 TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
 INVENTED = "The simulator's models differ by invented skills: this says nothing of the real ones."
@@ -85,7 +84,7 @@ class Trial:
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | None = LEDGER,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> Trial:
         """Send the sampled rows to each choice, the cheapest first, and return this trial.

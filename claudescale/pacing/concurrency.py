@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from claudescale.planning.finishing import FIRST_CONCURRENCY
-
+FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
+"""Calls in flight at the start of a run, and at most, where nothing else is asked for."""
 _FEWER = 0.75
 """What is left of a window after a cut."""
 _REGAINED = 0.25

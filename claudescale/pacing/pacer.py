@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from claudescale.api.limits import Readings, read_headers
 from claudescale.pacing.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
-from claudescale.pacing.concurrency import Window
-from claudescale.planning.finishing import MOST_CONCURRENCY, RATE_MARGIN
+from claudescale.pacing.concurrency import MOST_CONCURRENCY, Window
 
 if TYPE_CHECKING:
     from claudescale.api.limits import Limits
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("claudescale.pacing")
 _UNUSED = 0.0, 0.0, 0.0
+RATE_MARGIN = 0.99
+"""The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
 _BURST_SECONDS = 1.0
 """What a bucket is taken to hold at the start: the API may enforce the minute by the second."""
 _TRANSIT_SECONDS = 0.1

@@ -1,20 +1,26 @@
-"""What the calls of a plan take together, and what that means in dollars and minutes for each mode."""
+"""What the calls of a plan take, how that is known, and what that means in dollars and minutes."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from dataclasses import dataclass
+from statistics import NormalDist
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
 from claudescale.api import catalog, prices
-from claudescale.planning.calls import P90, Measured
-from claudescale.planning.finishing import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN, finish
+from claudescale.api.limits import BUCKETS
+from claudescale.pacing.concurrency import FIRST_CONCURRENCY, MOST_CONCURRENCY
+from claudescale.pacing.pacer import RATE_MARGIN
 
 if TYPE_CHECKING:
-    from claudescale.api.catalog import Model
+    from collections.abc import Mapping
+
     from claudescale.api.limits import Limits
-    from claudescale.planning.finishing import Finish
     from claudescale.prompts.requests import Prompt
 
 OPTIONS = pl.Schema(
@@ -37,26 +43,243 @@ OPTIONS = pl.Schema(
 account may spend in a month, so that the API would end it: the minutes are then those without that limit.
 """
 
-_MINUTES_P90 = list(OPTIONS).index("minutes_p90")
 SPEND_LIMIT = "spend limit"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 """The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
-FRAMING_TOKENS = 10.0
-"""What a request has around its text: roles, turns."""
+P90 = 0.9
+_NORMAL = NormalDist()
+_Z = _NORMAL.inv_cdf(P90)  # standard deviations from the median to the 90th percentile
+# One standard deviation of a guess of many calls' mean, as a part of it: how long a token is depends on the
+# text; of replies nothing is known.
+_GUESSED_INPUT, _GUESSED_OUTPUT = 0.15, 0.5
+_LEAST_PART = 1 / 3  # of a mean that a line goes through: beyond, it is no line any more
 _BATCH_MINUTES = 60.0
+# So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
+# quarter of them away, each round of successes adds one. Measured at the simulator.
 _OVERLOADED_CONCURRENCY = 4.5
-"""So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
-quarter of them away, each round of successes adds one. Measured at the simulator."""
+# The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
+# unseen, so the pacer keeps up to twice as much.
+_OUTPUT_LEFT = 0.15
+
+
+# ---------------------------------------------------------------------------------- what one call takes
+
+
+class Line(NamedTuple):
+    """A figure of a call: its mean, what each estimated token of the request more adds, and the rest."""
+
+    mean: float
+    slope: float = 0.0
+    deviation: float = 0.0  # around the line
+    skew: float = 0.0  # a few long replies that a small sample tends to miss
+
+
+_AS_ESTIMATED, _NOTHING, _SECONDS = Line(0.0, 1.0), Line(0.0), Line(3.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
+
+    input: Line = _AS_ESTIMATED  # tokens: as estimated from characters
+    output: Line = _NOTHING  # tokens, thinking included, refusals and cut replies too
+    latency: Line = _SECONDS  # seconds
+    estimated_tokens: float = 0.0  # of the requests measured, from their characters: mean,
+    estimated_deviation: float = 0.0  # and standard deviation
+    billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
+    cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
+    cache_hit_share: float = 1.0  # of the live calls after the first, how many found it
+    batch_hit_share: float | None = None  # of the calls in batches; None is not known
+    error_rate: float = 0.0  # the part of the calls that fail and are sent again
+    lost_seconds: float = 0.0  # what a row loses to that on average
+    thinking_tokens: float = 0.0  # of the output tokens that are guessed
+    calls: int = 0  # how many this comes from; 0 is a guess
+    counted: int = 0  # requests whose input tokens the API has counted
+    requests: int = 0  # how many there are of which those measured are a part; 0 is not known
+
+    @property
+    def output_tokens(self) -> float:
+        """Output tokens of a mean call."""
+        return self.output.mean
+
+    @property
+    def seconds(self) -> float:
+        """Latency of a mean call."""
+        return self.latency.mean
+
+    def at(self, line: Line, estimated_tokens: Any) -> Any:
+        """Return a figure of requests of so many estimated tokens: a number or an expression."""
+        return line.mean + line.slope * (estimated_tokens - self.estimated_tokens)
+
+    def seconds_at(self, estimated_tokens: float) -> float:
+        """Return the latency of a mean call of such requests."""
+        usual: float = self.at(self.latency, estimated_tokens)
+        return max(usual, self.seconds * _LEAST_PART)
+
+    def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
+        """Return the input that the limits count, of so many requests and estimated tokens in all."""
+        mean: float = self.at(self.input, estimated_tokens / requests) if requests else 0.0
+        return max(mean - self.cached_tokens, 0.0) * requests
+
+    def input_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return how far the 90th percentile of many calls' input is above the median, as a part of it.
+
+        Where they are not as long as those measured, less is known.
+        """
+        known = self.calls or self.counted
+        return self._more(self.input, known, requests, estimated_tokens, _GUESSED_INPUT)
+
+    def output_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return the same of their output."""
+        return self._more(self.output, self.calls, requests, estimated_tokens, _GUESSED_OUTPUT)
+
+    def seconds_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return the same of their mean latency."""
+        return self._more(self.latency, self.calls, requests, estimated_tokens, _GUESSED_OUTPUT)
+
+    def _more(
+        self, line: Line, known: int, requests: float, estimated_tokens: float | None, guessed: float
+    ) -> float:
+        if known <= 1 or not line.mean:
+            return _Z * guessed
+        # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
+        part = max(1 - known / requests, 0.0) if requests == self.requests else 1.0
+        away, value = 0.0, line.mean
+        if line.slope and estimated_tokens is not None and self.estimated_deviation:
+            away = (estimated_tokens - self.estimated_tokens) / self.estimated_deviation
+            value = max(self.at(line, estimated_tokens), line.mean * _LEAST_PART)
+        variance = part / requests + part**2 * (1 + away**2) / known
+        # Student's quantile, by its first term; and where values are skewed upward, a sample whose mean is
+        # low has a low deviation too: twice Johnson's term, as a small sample tends to miss the long ones.
+        # Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
+        z = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))
+        z += max(line.skew, 0.0) * (1 + 2 * z**2) / (3 * math.sqrt(known))
+        return line.deviation * z * math.sqrt(variance) / value
+
+    def slow_deviation(self) -> float:
+        """Return the 90th percentile of the latency's deviation: few calls seldom have the longest."""
+        if self.calls <= 1:
+            return self.latency.deviation
+        doubt = math.sqrt((1 + 3 * max(self.latency.skew, 0.0) ** 2) / (2 * self.calls))
+        return self.latency.deviation * (1 + _Z * doubt)
+
+    def errors_more(self) -> float:
+        """Return the 90th percentile of `error_rate`; what was not met at all is not looked for."""
+        return self.error_rate + _Z * math.sqrt(self.error_rate * (1 - self.error_rate) / max(self.calls, 1))
+
+    @property
+    def basis(self) -> str:
+        """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
+        if not self.calls:
+            known = (
+                f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
+            )
+            thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
+            reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
+            return f"{known}, output assumed ({reply})"
+        parts = [
+            f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each",
+            *([f"cache found by {self.cache_hit_share:.0%}"] if self.cached_tokens else []),
+            *([f"{self.error_rate:.1%} of calls sent again"] if self.error_rate else []),
+        ]
+        return f"measured on {self.calls:,} calls: {', '.join(parts)}"
+
+    @property
+    def doubt(self) -> float:
+        """The part by which the mean of many calls may be off: one standard deviation."""
+        return (self.more - 1) / _Z
+
+    @property
+    def more(self) -> float:
+        """How many times the median the 90th percentile of the tokens of many calls is, at most."""
+        return 1 + max(self.input_more(), self.output_more())
+
+
+# --------------------------------------------------------------------- a guess, before anything is known
+
+# How long replies are is published nowhere: these are assumptions (checked 2026-11-29), told as such wherever
+# a price rests on them, and replaced by the first pilot.
+_TEXT_CHARACTERS, _FIELD_CHARACTERS = 480.0, 50.0
+"""Of a reply in free text, and of a string among other fields, where the prompt asks for no length."""
+_ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 480.0})
+"""Of each word, sentence or paragraph that the prompt asks for."""
+_ASKED = re.compile(
+    r"\b(one|a|an|a single|two|three|four|five|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)s?\b",
+    re.IGNORECASE,
+)
+_COUNTS = MappingProxyType({"two": 2, "three": 3, "four": 4, "five": 5})
+_FORMAT_CHARACTERS = MappingProxyType({"date": 10, "time": 9, "date-time": 20, "duration": 5, "uri": 45})
+_SCALAR_CHARACTERS = MappingProxyType({"boolean": 4.5, "integer": 2.0, "number": 4.0, "null": 4.0})
+_ITEMS = 3
+_BOUND = re.compile(r"(max length|min items|max items): (\d+)")
+_REPLY_TOKENS = 3.0  # around the text of a reply: its end is a token too
+_THINKING_TOKENS = MappingProxyType(
+    {"low": 50.0, "medium": 200.0, "high": 600.0, "xhigh": 1_500.0, "max": 3_000.0}
+)
+"""Of a row by effort, where a model thinks. Only the order is documented. Source: Anthropic, *Effort*."""
+
+
+def guess(prompt: Prompt, max_tokens: int, *, cache: bool = False) -> Measured:
+    """Return what a call takes before anything is known: assumed, by what the reply must look like."""
+    facts = prompt.model
+    asked = [
+        (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1) * _ASKED_CHARACTERS[unit.lower()])
+        for count, unit in _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
+    ]
+    if prompt.returns is None:
+        characters = max(asked, default=_TEXT_CHARACTERS)
+    else:
+        characters = _json_characters(prompt.returns.json_schema, max(asked, default=_FIELD_CHARACTERS))
+    thinking = min(_thinking_tokens(prompt), float(max_tokens))
+    tokens = min(_REPLY_TOKENS + characters / facts.characters_per_token + thinking, float(max_tokens))
+    return Measured(
+        output=Line(tokens),
+        latency=Line(1.0 + tokens / 80),
+        thinking_tokens=thinking,
+        cached_tokens=prompt.shared_tokens if cache and prompt.is_cacheable else 0.0,
+    )
+
+
+def _json_characters(schema: Mapping[str, Any], text: float) -> float:
+    """Return how long JSON of a schema is, written densely, with so many characters in each free string."""
+    if labels := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return sum(len(json.dumps(label, ensure_ascii=False)) for label in labels) / len(labels)
+    if kinds := [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]:
+        return max(_json_characters(kind, text) for kind in kinds)
+    bounds = {name: int(value) for name, value in _BOUND.findall(schema.get("description", ""))}
+    if (fields := schema.get("properties")) is not None:
+        names = sum(len(json.dumps(name, ensure_ascii=False)) + 2 for name in fields)
+        return names + sum(_json_characters(field, text) for field in fields.values()) + 1
+    if schema.get("type") == "array":
+        items = max(min(_ITEMS, bounds.get("max items", _ITEMS)), bounds.get("min items", 0))
+        return items * (1 + _json_characters(schema["items"], text)) + 1
+    if schema.get("type") == "string":
+        length: float = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
+        return min(length, bounds.get("max length", length)) + 2
+    return _SCALAR_CHARACTERS[schema["type"]]
+
+
+def _thinking_tokens(prompt: Prompt) -> float:
+    """Return how many tokens of thinking are assumed of a request."""
+    thinking, facts = prompt.constant.get("thinking") or {}, prompt.model
+    if thinking.get("type", "adaptive" if facts.thinks_by_default else "disabled") in {
+        "disabled",
+        "between_tools",
+    }:
+        return 0.0
+    effort = prompt.constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
+    return min(_THINKING_TOKENS[effort], float(thinking.get("budget_tokens", math.inf)))
+
+
+# --------------------------------------------------------------------------------- what all calls take
 
 
 class Totals(NamedTuple):
     """What all the requests of a plan take together.
 
-    What ends in `more` is the part by which the 90th percentile is above the median; that of input tokens
-    is a part of those that are not read from the cache. `input_deviation` is of a request's input tokens,
-    `seconds` the latency of a mean call.
+    What ends in `more` is the part by which the 90th percentile is above the median.
     """
 
     rows: int
@@ -65,11 +288,10 @@ class Totals(NamedTuple):
     input_tokens: float
     cache_read_tokens: float
     output_tokens: float
-    input_deviation: float
     live_dollars: float
     batch_dollars: float
-    plain_dollars: float
-    seconds: float
+    plain_dollars: float  # of every row sent by itself, live, nothing cached
+    seconds: float  # latency of a mean call
     input_more: float
     output_more: float
     seconds_more: float
@@ -77,106 +299,77 @@ class Totals(NamedTuple):
     batch_more: float
 
 
-def estimated_tokens(prompt: Prompt, facts: Model, characters: pl.Expr) -> pl.Expr:
-    """Return an expression of the input tokens of each request, all of its input, from its characters.
-
-    Characters are those that the model reads, not those of the body, which has some escaped.
-    """
-    return (characters + prompt.shared_characters) / facts.characters_per_token + FRAMING_TOKENS
-
-
-def sizes(measures: pl.DataFrame) -> pl.DataFrame:
-    """Return how many requests, answering how many rows, there are of each length: few, of however many rows.
-
-    Parameters
-    ----------
-    measures : pl.DataFrame
-        From `Prompt.measure`.
-    """
-    each = measures.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
-    return each.sort("characters")
-
-
-def total(sizes: pl.DataFrame, facts: Model, expected: Measured, max_tokens: int) -> Totals:
+def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: int) -> Totals:
     """Return what all requests take together: each priced by itself, then summed.
 
     Parameters
     ----------
     sizes : pl.DataFrame
-        `estimated_tokens` of requests, null of what is not sent; how many `requests` there are of that size,
-        and how many `rows` they answer.
+        `prompts.requests.SIZES`.
     """
-    sent = sizes.filter(pl.col("estimated_tokens").is_not_null())
-    estimated = pl.col("estimated_tokens")
-    tokens = estimated * expected.input_ratio + expected.input_overhead_tokens
+    sent = sizes.drop_nulls("characters")
+    estimated, times = prompt.estimated_tokens(pl.col("characters")), pl.col("requests")
+    tokens = expected.at(expected.input, estimated).clip(0.0)
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
-    output = expected.output_of(estimated).clip(0.0, float(max_tokens))
-    live = prices.price(facts, mode="live", inference_geo=expected.inference_geo)
-    batch = prices.price(facts, mode="batch", inference_geo=expected.inference_geo)
-    nothing, times = pl.lit(0.0), pl.col("requests")
-    sums = (
-        sent.lazy()
-        .select(
-            estimated=(estimated * times).sum(),
-            input_tokens=(tokens * times).sum(),
-            squares=((tokens - read) ** 2 * times).sum(),
-            read=(read * times).sum(),
-            output=(output * times).sum(),
-            live=(_dollars(live, tokens - read, read, output) * times).sum(),
-            batch=(_dollars(batch, tokens - read, read, output) * times).sum(),
-            plain=(_dollars(live, tokens, nothing, output) * pl.col("rows")).sum(),
-            uncached=(_dollars(live, tokens, nothing, nothing) * times).sum(),
-            silent=(_dollars(live, tokens - read, read, nothing) * times).sum(),
-        )
-        .collect()
-        .row(0, named=True)
-    )
+    output = expected.at(expected.output, estimated).clip(0.0, float(max_tokens))
+    geography = prompt.charges.inference_geo
+    live = prices.price(prompt.model, mode="live", inference_geo=geography)
+    batch = prices.price(prompt.model, mode="batch", inference_geo=geography)
+    # One web search a row is assumed where there is such a tool; after a pilot the bill sets it right.
+    fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
+    nothing = pl.lit(0.0)
+    sums = sent.select(
+        estimated=(estimated * times).sum(),
+        input=(tokens * times).sum(),
+        read=(read * times).sum(),
+        output=(output * times).sum(),
+        live=((_dollars(live, tokens - read, read, output) + fee) * times).sum(),
+        batch=((_dollars(batch, tokens - read, read, output) + fee) * times).sum(),
+        plain=((_dollars(live, tokens, nothing, output) + fee) * pl.col("rows")).sum(),
+        silent=((_dollars(live, tokens - read, read, nothing) + fee) * times).sum(),
+    ).row(0, named=True)
     rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
-    fee = expected.web_search_requests * (live.search or 0.0)
-    sums |= {name: sums[name] + fee * requests for name in ("live", "batch", "silent")}
-    sums["plain"] += fee * int(sent["rows"].sum())
     mean = sums["estimated"] / requests if requests else 0.0
-    given = max(requests, 1), mean
+    given = requests or 1, mean
     input_more, output_more = expected.input_more(*given), expected.output_more(*given)
+    more = math.hypot(input_more * sums["silent"], output_more * (sums["live"] - sums["silent"]))
     written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
-    read_tokens = max(sums["read"] - expected.cached_tokens * written, 0.0)
-    more = math.hypot(input_more * sums["uncached"], output_more * (sums["live"] - sums["silent"]))
-    live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
     missed, most_missed = _misses(requests, expected)
     hour = _write_dollars(batch, expected, "1h")
+    live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
     batch_dollars = sums["batch"] + missed * hour
-    in_batch = more * (sums["batch"] / sums["live"] if sums["live"] else 0.0)
-    limited = sums["input_tokens"] - read_tokens
+    in_batch = math.hypot(more * _part(sums["batch"], sums["live"]), (most_missed - missed) * hour)
     return Totals(
         rows=rows,
         unsent=rows - int(sent["rows"].sum()),
         requests=requests,
-        input_tokens=sums["input_tokens"],
-        cache_read_tokens=read_tokens,
+        input_tokens=sums["input"],
+        cache_read_tokens=max(sums["read"] - expected.cached_tokens * written, 0.0),
         output_tokens=sums["output"],
-        input_deviation=_deviation(requests, limited, sums["squares"]),
         live_dollars=live_dollars * expected.billed_ratio,
         batch_dollars=batch_dollars * expected.billed_ratio,
         plain_dollars=sums["plain"] * expected.billed_ratio,
-        seconds=expected.seconds_of(mean),
-        input_more=_part(input_more * sums["input_tokens"], limited),
+        seconds=expected.seconds_at(mean),
+        input_more=input_more,
         output_more=output_more,
         seconds_more=expected.seconds_more(*given),
         live_more=_part(more, live_dollars),
-        batch_more=_part(math.hypot(in_batch, (most_missed - missed) * hour), batch_dollars),
+        batch_more=_part(in_batch, batch_dollars),
     )
-
-
-def _deviation(count: int, total: float, squares: float) -> float:
-    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0)) if count else 0.0
 
 
 def _part(of: float, whole: float) -> float:
     return of / whole if whole else 0.0
 
 
+def _dollars(price: prices.Price, uncached: pl.Expr, read: pl.Expr, output: pl.Expr) -> pl.Expr:
+    usage = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0))
+    usage |= {"input_tokens": uncached, "cache_read_input_tokens": read, "output_tokens": output}
+    return prices.dollars(price, **usage)
+
+
 def _write_dollars(price: prices.Price, expected: Measured, kept: str) -> float:
-    """Return by how much a call that writes the cache is dearer than one that reads it."""
+    """Return how much more a call that writes the cache costs than one that reads it."""
     cached = expected.cached_tokens
     read = price.dollars(cache_read_input_tokens=cached)
     return price.dollars(**{f"cache_write_{kept}_input_tokens": cached}) - read
@@ -189,11 +382,14 @@ def _misses(requests: int, expected: Measured) -> tuple[float, float]:
     what one batch found may not be what the next finds.
     """
     low, high = catalog.BATCH.cache_hit_shares
-    found = BATCH_HIT_SHARE if expected.batch_hit_share is None else expected.batch_hit_share
-    usual = max(requests * (1 - found), min(requests, 1))
+    share = BATCH_HIT_SHARE if expected.batch_hit_share is None else expected.batch_hit_share
+    usual = max(requests * (1 - share), min(requests, 1))
     if expected.batch_hit_share is not None and expected.calls >= requests:
         return usual, usual
     return usual, max(usual, requests * (1 - low - (1 - P90) * (high - low)))
+
+
+# ------------------------------------------------------------------------------------ dollars and minutes
 
 
 def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
@@ -208,49 +404,58 @@ def options(
     concurrency: int | None,
     deadline_minutes: float | None = None,
 ) -> pl.DataFrame:
-    """Return one row per mode as `OPTIONS`: dollars, minutes, what limits it.
+    """Return one row per mode as `OPTIONS`; a ``"hybrid"`` is among them where there is a deadline.
 
-    There is a row for ``"hybrid"`` where there is a deadline: without one it is a batch.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    totals : Totals
-        From `total`.
-    limits : Limits
-        As far as the run may use them.
-    expected : Measured
-        What a call takes.
-    concurrency : int, optional
-        Most calls in flight.
-    deadline_minutes : float, optional
-        Minutes the run may take.
+    `limits` are those that the run may use, `concurrency` the most calls in flight.
     """
-    rows = [_live(totals, limits, expected, concurrency), _batch(totals, limits)]
-    if deadline_minutes is not None:
-        live_minutes = rows[0][_MINUTES_P90]
-        assert isinstance(live_minutes, float)
-        rows.append(_hybrid(totals, limits, deadline_minutes, live_minutes))
-    return pl.DataFrame(rows, schema=OPTIONS, orient="row")
-
-
-def _live(totals: Totals, limits: Limits, expected: Measured, concurrency: int | None) -> tuple[object, ...]:
+    waves = math.ceil(totals.requests / (limits.batch_queue_requests or catalog.BATCH.max_requests))
+    # Most batches end within an hour, and one that has not ended after a day expires.
+    # Source: Anthropic, *Batch processing* (checked 2026-08-14).
+    batch_minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
     usual, slow = (_live_finish(totals, limits, expected, concurrency, slow=slow) for slow in (False, True))
-    minutes = usual.seconds / 60, slow.seconds / 60, usual.binding
-    return _option("live", totals, (totals.live_dollars, totals.live_more), limits, minutes)
+    live_minutes = usual.seconds / 60, slow.seconds / 60
+    live_p90 = totals.live_dollars * (1 + totals.live_more)
+    batch_p90 = totals.batch_dollars * (1 + totals.batch_more)
+    batch_binding = "queue" if waves > 1 else "batch processing"
+    rows = [
+        ("live", totals.live_dollars, live_p90, *live_minutes, usual.binding),
+        ("batch", totals.batch_dollars, batch_p90, *batch_minutes, batch_binding),
+    ]
+    if deadline_minutes is not None:
+        # As a batch if that usually ends before the rest must go live, else at the price of live calls.
+        in_time = batch_minutes[0] <= deadline_minutes - live_minutes[1] - CANCEL_MINUTES
+        dollars = totals.batch_dollars if in_time else totals.live_dollars
+        minutes = batch_minutes[0] if in_time else deadline_minutes
+        rows.append(("hybrid", dollars, live_p90, minutes, deadline_minutes, "deadline"))
+    most_dollars, amounts = limits.spend_dollars_per_month, (totals.input_tokens, totals.output_tokens)
+    frame = []
+    for mode, dollars, dollars_p90, minutes, minutes_p90, binding in rows:
+        if not totals.requests:
+            minutes, minutes_p90, binding = 0.0, 0.0, "nothing to send"  # noqa: PLW2901
+        if most_dollars is not None and dollars > most_dollars:
+            binding = SPEND_LIMIT  # noqa: PLW2901
+        saved = totals.plain_dollars - dollars
+        figures = (mode, dollars, dollars_p90, minutes, minutes_p90, binding, saved, totals.requests)
+        frame.append((*figures, *map(round, amounts)))
+    return pl.DataFrame(frame, schema=OPTIONS, orient="row")
+
+
+class Finish(NamedTuple):
+    """When the last of a run's rows is answered, and what keeps it from being sooner."""
+
+    seconds: float
+    binding: str
 
 
 def _live_finish(
     totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, *, slow: bool
 ) -> Finish:
     """Return how long a whole run takes live from its start on, usually or where it is slow."""
-    input_more, output_more, more = (
-        (totals.input_more, totals.output_more, totals.seconds_more) if slow else (0.0, 0.0, 0.0)
-    )
+    more = totals.input_more, totals.output_more, totals.seconds_more
+    input_more, output_more, seconds_more = more if slow else (0.0, 0.0, 0.0)
     error_rate = expected.errors_more() if slow else expected.error_rate
-    errors = error_rate / expected.error_rate if error_rate else 1.0
-    latency = totals.seconds * (1 + more)
+    lost = expected.lost_seconds * _part(error_rate, expected.error_rate)
+    latency = totals.seconds * (1 + seconds_more)
     most = float(concurrency or MOST_CONCURRENCY)
     if error_rate:
         most = max(min(most, _OVERLOADED_CONCURRENCY / math.sqrt(error_rate)), 1.0)
@@ -259,23 +464,18 @@ def _live_finish(
         requests=totals.requests,
         input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
         output_tokens=totals.output_tokens * (1 + output_more),
-        input_deviation=totals.input_deviation,
-        latency_seconds=latency + expected.lost_seconds * errors,
-        latency_deviation=expected.slow_deviation() if slow else expected.seconds_deviation,
+        latency_seconds=latency + lost,
+        latency_deviation=expected.slow_deviation() if slow else expected.latency.deviation,
         concurrency=most,
         first_concurrency=FIRST_CONCURRENCY,
-        burst_seconds=(limits.burst_seconds or expected.burst_seconds) / RATE_MARGIN,
-        stopped_seconds=expected.stopped_seconds(totals.requests, slow=slow),
-        error_rate=error_rate,
-        lost_seconds=expected.lost_seconds / expected.error_rate if expected.error_rate else 0.0,
+        burst_seconds=(limits.burst_seconds or 1.0) / RATE_MARGIN,
         quantile=P90 if slow else 0.5,
     )
     warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
     at_once = "concurrency" if most == concurrency else "latency"
     binding = at_once if found.binding == "concurrency" else found.binding
     # Its start and its end take a part of a round more: calls are sent when others are answered.
-    uneven = latency / 4
-    return found._replace(seconds=found.seconds + warming + uneven, binding=binding)
+    return Finish(found.seconds + warming + latency / 4, binding)
 
 
 def live_finish(
@@ -302,66 +502,92 @@ def live_finish(
     )
 
 
-def _hybrid(
-    totals: Totals, limits: Limits, deadline_minutes: float, live_minutes: float
-) -> tuple[object, ...]:
-    """As a batch if that usually ends before the rest must go live, else as dear as live calls."""
-    usual = _BATCH_MINUTES * _waves(totals, limits)
-    in_time = usual <= deadline_minutes - live_minutes - CANCEL_MINUTES
-    minutes = usual if in_time else deadline_minutes, deadline_minutes, "deadline"
-    dollars = totals.batch_dollars if in_time else totals.live_dollars
-    row = _option("hybrid", totals, (dollars, 0.0), limits, minutes)
-    return (*row[:2], totals.live_dollars * (1 + totals.live_more), *row[3:])
-
-
-def _waves(totals: Totals, limits: Limits) -> int:
-    queue = limits.batch_queue_requests or catalog.BATCH.max_requests
-    return math.ceil(totals.requests / queue)
-
-
-def _batch(totals: Totals, limits: Limits) -> tuple[object, ...]:
-    """Most batches end within an hour, and one that has not ended after a day expires.
-
-    Source: Anthropic, *Batch processing* (checked 2026-08-14).
-    """
-    waves = _waves(totals, limits)
-    binding = "queue" if waves > 1 else "batch processing"
-    minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves, binding
-    return _option("batch", totals, (totals.batch_dollars, totals.batch_more), limits, minutes)
-
-
-def _option(
-    mode: str,
-    totals: Totals,
-    price: tuple[float, float],
+def finish(
     limits: Limits,
-    minutes: tuple[float, float, str],
-) -> tuple[object, ...]:
-    dollars, more = price
-    usual, slow, binding = minutes if totals.requests else (0.0, 0.0, "nothing to send")
-    if limits.spend_dollars_per_month is not None and dollars > limits.spend_dollars_per_month:
-        binding = SPEND_LIMIT
-    return (
-        mode,
-        dollars,
-        dollars * (1 + more),
-        usual,
-        slow,
-        binding,
-        totals.plain_dollars - dollars,
-        totals.requests,
-        round(totals.input_tokens),
-        round(totals.output_tokens),
-    )
+    *,
+    requests: float,
+    input_tokens: float,
+    output_tokens: float,
+    latency_seconds: float,
+    latency_deviation: float = 0.0,
+    concurrency: float | None = None,
+    first_concurrency: float | None = None,
+    burst_seconds: float = 1.0,
+    quantile: float = 0.5,
+) -> Finish:
+    """Return the closed form of a live run's duration: the slowest bucket, or the latency.
+
+    A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
+    a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
+    law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
+    are still under way: the slowest of them is waited for.
+
+    Parameters
+    ----------
+    requests, input_tokens, output_tokens : float
+        Totals of the run; input tokens without reads from the prompt cache.
+    latency_seconds, latency_deviation : float
+        Of one call, from sending to the whole answer: mean and standard deviation.
+    concurrency, first_concurrency : float, optional
+        Most calls in flight; and at the start, where they double with each latency.
+    burst_seconds : float
+        How much of a minute a bucket holds when full: the API may enforce the minute by the second.
+    quantile : float
+        Of the slowest of the last calls.
+    """
+    if not requests:
+        return Finish(0.0, "nothing to send")
+    totals = (requests, input_tokens, output_tokens)
+    alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
+    sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+    most = concurrency or math.inf
+    needed = min(requests / max(alone) * latency_seconds, most)  # calls in flight that use up the limits
+    if concurrency:
+        first = min(first_concurrency or concurrency, concurrency)
+        doubling = min(requests, concurrency - first)
+        rounds = math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / concurrency
+        if first_concurrency and burst_seconds > 1:
+            # Until an answer has told what the limits hold, calls go as they refill.
+            rounds += max(min(requests, first) - needed, 0.0) / first
+        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
+    others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
+    under_way = min(max(requests * latency_seconds / (others + latency_seconds), 1.0), most, requests)
+    written = alone[2] * (1 - under_way / requests)  # output tokens are counted as they are written
+    if burst_seconds > 1 and written > others + burst_seconds * (1 - _OUTPUT_LEFT):
+        sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
+    binding = max(sending, key=lambda name: sending[name])
+    seconds = sending[binding]
+    if (
+        first_concurrency
+        and binding in BUCKETS[:2]
+        and seconds > latency_seconds
+        and needed > first_concurrency
+    ):
+        # Latencies that are lost while calls in flight double with each.
+        ramp = math.log2(needed / first_concurrency) - (1 - first_concurrency / needed) / math.log(2)
+        seconds += ramp * latency_seconds
+    slowest = _slowest(requests, seconds, latency_seconds, latency_deviation, quantile)
+    return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
 
 
-def _dollars(price: prices.Price, uncached: pl.Expr, read: pl.Expr, output: pl.Expr) -> pl.Expr:
-    nothing = pl.lit(0.0)
-    return prices.dollars(
-        price,
-        input_tokens=uncached,
-        cache_write_5m_input_tokens=nothing,
-        cache_write_1h_input_tokens=nothing,
-        cache_read_input_tokens=read,
-        output_tokens=output,
-    )
+def _slowest(requests: float, sending: float, mean: float, deviation: float, quantile: float) -> float:
+    """Return how long after the last call is sent all are answered: a quantile, for lognormal latencies.
+
+    A few long replies are what a run waits for. Calls go evenly, so how many are under way some seconds later
+    follows from how far latencies exceed these.
+    """
+    if not mean or not deviation:
+        return mean
+    wide = math.sqrt(math.log1p((deviation / mean) ** 2))
+
+    def excess(seconds: float) -> float:
+        away = (math.log(mean / seconds) + wide**2 / 2) / wide
+        return mean * _NORMAL.cdf(away) - seconds * _NORMAL.cdf(away - wide)
+
+    evenly = max(sending, mean / 100)
+    low, high = mean / 1_000, mean * 1_000
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        left = requests / evenly * (excess(middle) - excess(middle + evenly))
+        low, high = (middle, high) if left > -math.log(quantile) else (low, middle)
+    return high

@@ -12,7 +12,7 @@ from claudescale.api import catalog, limits, prices
 from claudescale.api.limits import BUCKETS, Limits
 from claudescale.errors import PlanError
 from claudescale.planning import choices as comparing
-from claudescale.planning import choosing, estimates, feasibility, whatif
+from claudescale.planning import estimates
 from claudescale.views.card import Card
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def plan_card(plan: Plan) -> Card:
     """Return what is shown of a plan."""
     try:
         totals, options = plan.totals, plan.options
-        chosen = choosing.resolved(plan).mode
+        chosen = comparing.resolved(plan).mode
     except PlanError as error:
         return Card(title=f"Plan that cannot be run: {error}")
     saved = totals.rows - totals.unsent - totals.requests
@@ -81,8 +81,8 @@ def _notices(plan: Plan) -> Iterable[str]:
     if differs := limits.differs(plan.limits, plan.tier, plan.facts):
         yield differs
     # Limits that are no tier's are set by something else than a tier.
-    if limits.tiers_with(plan.limits, plan.facts) and whatif.higher(plan):
-        yield f"The next tier, {whatif.upgrade(plan)}."
+    if limits.tiers_with(plan.limits, plan.facts) and comparing.higher(plan):
+        yield f"The next tier, {comparing.upgrade(plan)}."
     if plan.expected.cached_tokens:
         low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
         share = f"{estimates.BATCH_HIT_SHARE:.0%}"
@@ -114,7 +114,7 @@ class PlanPlots:
         plan = self._plan
         return plan_charts.frontier(
             choices(plan, lists or _usual(plan)),
-            deadline_minutes=feasibility.minutes_of(plan.deadline),
+            deadline_minutes=plan.deadline,
             budget_dollars=plan.budget,
         )
 
@@ -132,10 +132,10 @@ class PlanPlots:
 
         plan = self._plan
         return plan_charts.minutes(
-            whatif.tiers(plan, tier),
-            own=whatif.tier_name(plan.tier),
-            mode=whatif.mode_of(plan),
-            deadline_minutes=feasibility.minutes_of(plan.deadline),
+            comparing.tiers(plan, tier),
+            own=comparing.tier_name(plan.tier),
+            mode=comparing.mode_of(plan),
+            deadline_minutes=plan.deadline,
         )
 
     def savings(self, model: str | Iterable[str] = ()) -> Picture:
@@ -153,9 +153,9 @@ class PlanPlots:
         plan = self._plan
         by_batch = estimates.option(plan.options, "batch")["dollars"]
         return plan_charts.savings(
-            whatif.savings(plan, model),
+            comparing.savings(plan, model),
             model=plan.facts.id,
-            batch_dollars=by_batch if whatif.mode_of(plan) == "live" else None,
+            batch_dollars=by_batch if comparing.mode_of(plan) == "live" else None,
         )
 
     def concurrency(self, runs: Iterable[Run] = ()) -> Picture:
@@ -201,11 +201,11 @@ def _tried(run: Run) -> tuple[str, float, float, int]:
 
 def _usual(plan: Plan) -> dict[str, Iterable[Any]]:
     """Return the choices one has before a run: another model, the tier next to this one, another mode."""
-    own, several = whatif.tier_name(plan.tier), whatif.family(plan)
-    names = [whatif.tier_name(tier) for tier in several]
+    own, several = comparing.tier_name(plan.tier), comparing.family(plan)
+    names = [comparing.tier_name(tier) for tier in several]
     place = names.index(own) if own in names else 0
     near: list[Any] = [plan.tier] if isinstance(plan.tier, Limits) else several[max(place - 1, 0) : place + 2]
-    return {"model": whatif.current_models(plan, near), "tier": near}
+    return {"model": comparing.current_models(plan, near), "tier": near}
 
 
 def choices(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
@@ -217,9 +217,8 @@ def choices(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
     names = [name for name in tried if name != "mode"]
     words = pl.col(names).cast(pl.String).fill_null("None").replace(["true", "false"], ["True", "False"])
     own = {name: [_canonical(name, getattr(plan, name))] for name in names}
-    chosen = (
-        (plan.compare(**own) if own else plan.options).filter(mode=whatif.mode_of(plan)).with_columns(words)
-    )
+    chosen = plan.compare(**own) if own else plan.options
+    chosen = chosen.filter(mode=comparing.mode_of(plan)).with_columns(words)
     options = plan.compare(**tried) if names else plan.options.filter(pl.col("mode").is_in(tried["mode"]))
     options, key = options.with_columns(words), [*names, "mode"]
     options = pl.concat([options, chosen.join(options, on=key, how="anti")])

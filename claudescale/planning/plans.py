@@ -4,42 +4,108 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
 
-from claudescale.api import catalog
+from claudescale.api import catalog, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import PlanError
+from claudescale.errors import ImpossibleBudget
 from claudescale.loops import awaited
-from claudescale.planning import calibration, calls, choices, choosing, estimates, feasibility
+from claudescale.planning import calibration, choices, estimates
+from claudescale.planning.choices import AUTO, MODES, is_number, minutes_of
 from claudescale.planning.plan_views import PlanPlots, plan_card
-from claudescale.prompts import parameters
-from claudescale.prompts.parameters import plain
-from claudescale.prompts.requests import Prompt, compile_prompt
-from claudescale.prompts.rows import Kept, read, schema_of, taken_over, unreadable
+from claudescale.prompts.requests import (
+    Frame,
+    Kept,
+    Prompt,
+    check_mode,
+    compile_prompt,
+    plain,
+    read,
+    refuse,
+    schema_of,
+    unreadable,
+)
+from claudescale.views import card
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import timedelta
     from pathlib import Path
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
     from claudescale.api.models import Model
-    from claudescale.planning.calls import Measured
-    from claudescale.planning.estimates import Totals
+    from claudescale.planning.estimates import Measured, Totals
     from claudescale.running.runs import Run
 
-Frame = pl.DataFrame | pl.LazyFrame
+Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
+Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
+# What an editor completes; any other name that is known will do.
+ModelName: TypeAlias = Literal["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"] | str  # noqa: PYI051
+TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] | str | int  # noqa: PYI051
 
+DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
-
 _VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
 """Changes after which a pilot's measurements no longer hold."""
+_FROM = {
+    "pandas.DataFrame": "pl.from_pandas(frame)",
+    "pyarrow.Table": "pl.from_arrow(frame)",
+    "polars.Series": "frame.to_frame()",
+    "builtins.list": "pl.DataFrame(frame), or pl.DataFrame({'text': frame}) where it is one of texts",
+    "builtins.dict": "pl.DataFrame(frame)",
+}
+
+
+class Changes(TypedDict, total=False):
+    """What `Plan.replace` and `Plan.retry` change: the parameters of `plan`, and what was measured."""
+
+    frame: Frame
+    prompt: str | pl.Expr
+    model: ModelName | Model
+    tier: TierName | Limits
+    mode: Mode
+    system: str | None
+    returns: Any
+    max_tokens: int
+    effort: Effort | None
+    thinking: Mapping[str, Any] | None
+    cache: bool
+    params: Mapping[str, Any] | None
+    deadline: float | timedelta | None
+    budget: float | None
+    concurrency: int | None
+    share: float
+    measured: Measured | None
+    learned: Learned | None
+
+
+class Lists(TypedDict, total=False):
+    """What `Plan.compare` takes: parameters of `plan`, each with the values to try."""
+
+    model: Iterable[ModelName | Model]
+    tier: Iterable[TierName | Limits]
+    mode: Iterable[Mode]
+    prompt: Iterable[str | pl.Expr]
+    system: Iterable[str | None]
+    returns: Iterable[Any]
+    max_tokens: Iterable[int]
+    effort: Iterable[Effort | None]
+    thinking: Iterable[Mapping[str, Any] | None]
+    cache: Iterable[bool]
+    params: Iterable[Mapping[str, Any] | None]
+    deadline: Iterable[float | timedelta | None]
+    budget: Iterable[float | None]
+    concurrency: Iterable[int | None]
+    share: Iterable[float]
+
+
+PARAMETERS = tuple(Changes.__annotations__)
+"""What `Plan.replace` changes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -50,6 +116,8 @@ class Plan:
 
     Attributes
     ----------
+    deadline : float or None
+        Minutes, however it was given.
     limits : Limits
         What the account may do in a minute, by the table of its `tier` until the API says better.
     measured, learned
@@ -60,21 +128,20 @@ class Plan:
 
     frame: Frame
     prompt: str | pl.Expr
-    model: str | Model
-    tier: str | int | Limits = "start"
-    mode: str = "live"
+    model: ModelName | Model
+    tier: TierName | Limits = "start"
+    mode: Mode = "live"
     system: str | None = None
     returns: Any = None
     max_tokens: int = 1024
-    effort: str | None = None
+    effort: Effort | None = None
     thinking: Mapping[str, Any] | None = None
     cache: bool = False
     params: Mapping[str, Any] | None = None
-    deadline: float | timedelta | None = None
+    deadline: float | None = None
     budget: float | None = None
     concurrency: int | None = None
     share: float = 1.0
-    pay_twice: bool = False
     measured: Measured | None = None
     learned: Learned | None = None
     kept: Kept | None = None
@@ -83,26 +150,77 @@ class Plan:
     facts: catalog.Model = field(init=False)
 
     def __post_init__(self) -> None:
-        feasibility.check_frame(self.frame)
+        if not isinstance(self.frame, pl.DataFrame | pl.LazyFrame):
+            kind = f"{type(self.frame).__module__.split('.')[0]}.{type(self.frame).__name__}"
+            hint = _FROM.get(kind, "pl.DataFrame({'text': [...]})")
+            refuse(f"The frame is a {kind}; claudescale works on Polars frames. Use {hint}.")
         for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
             whole = name in {"max_tokens", "concurrency"}
             object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
-        feasibility.check_numbers(self)
+        self._check_numbers()
+        object.__setattr__(self, "deadline", minutes_of(self.deadline))
         facts = catalog.model(self.model)
         object.__setattr__(self, "facts", facts)
-        feasibility.check_prices(self)
+        if facts.given and facts.given_dollars is None and (self.budget is not None or self.mode == AUTO):
+            asked = f"budget={self.budget!r}" if self.budget is not None else f"mode={self.mode!r}"
+            refuse(
+                f"{asked} needs the prices of {facts.id!r}, dollars per million tokens: "
+                f"model=cs.Model({facts.id!r}, input_dollars=..., output_dollars=...)."
+            )
         object.__setattr__(self, "limits", Limits.of(self.tier, facts, self.learned))
-        object.__setattr__(self, "compiled", self._compile(facts))
-        parameters.check_mode(self.params, self.mode)
-        feasibility.check_charges(self)
-        self.limits.shared(self.share)
-
-    def _compile(self, facts: catalog.Model) -> Prompt:
         names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
         given["sent"] = self.model if isinstance(self.model, str) else facts.id
-        return compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
+        compiled = compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
+        object.__setattr__(self, "compiled", compiled)
+        check_mode(self.params, self.mode)
+        self._check_charges()
+        self.limits.shared(self.share)
+
+    def _check_numbers(self) -> None:
+        if not isinstance(self.mode, str) or self.mode not in {*MODES, AUTO}:
+            refuse(f"mode={self.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}.")
+        if not is_number(self.share):
+            refuse(f"share={self.share!r}: it is the part of the limits this run may use, such as share=0.5.")
+        if self.budget is not None and not (is_number(self.budget) and self.budget > 0):
+            refuse(f"budget={self.budget!r}: it is in dollars and above 0, such as budget=5.0.")
+        if self.concurrency is not None and (type(self.concurrency) is not int or self.concurrency < 1):
+            most = "it is the most calls in flight, a whole number from 1 on."
+            refuse(f"concurrency={self.concurrency!r}: {most}")
+        minutes = minutes_of(self.deadline)
+        if minutes is not None and not minutes > 0:
+            what = "it is the minutes the run may take, above 0, or a timedelta."
+            refuse(f"deadline={self.deadline!r}: {what}")
+        if self.mode == "hybrid" and minutes is None:
+            refuse(
+                "mode='hybrid' is a batch until the deadline would be missed, so it needs one: deadline=90 "
+                "(minutes). Without a deadline use mode='batch'."
+            )
+
+    def _check_charges(self) -> None:
+        """Raise where the API runs tools and a budget would not know, or bear, their worst case."""
+        charges, facts = self.compiled.charges, self.facts
+        if charges.searches != 0 and prices.price(facts).search is None:
+            refuse(f"What a web search costs with {facts.id} is not known. Leave the web_search tool out.")
+        if self.budget is None:
+            return
+        if charges.searches is None:
+            refuse(
+                "a budget needs to know the most searches of a row: give the web_search tool a 'max_uses', "
+                "such as 'max_uses': 3."
+            )
+        geography = prices.worst_geography(charges.inference_geo)
+        price = prices.price(facts, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
+        most = prices.most_with_tools(price, facts, self.max_tokens, charges)
+        if most is not None and most > self.budget:
+            msg = (
+                f"With these tools one row can cost up to {card.dollars(most)} ({charges.turns} turns of the "
+                f"model, each with up to {facts.context_tokens:,} input tokens), and the budget is "
+                f"{card.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
+                "'max_uses' with 'allowed_callers': ['direct'], or no budget."
+            )
+            raise ImpossibleBudget(msg)
 
     @cached_property
     def options(self) -> pl.DataFrame:
@@ -112,11 +230,11 @@ class Plan:
 
         Notes
         -----
-        A batch's time is an honest range: most end within an hour, and one that has not ended after
+        A batch's time is a range: most end within an hour, and one that has not ended after
         24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
         """
-        limits, minutes = self.limits.shared(self.share), feasibility.minutes_of(self.deadline)
-        return estimates.options(self.totals, limits, self.expected, self.concurrency, minutes)
+        limits = self.limits.shared(self.share)
+        return estimates.options(self.totals, limits, self.expected, self.concurrency, self.deadline)
 
     @cached_property
     def totals(self) -> Totals:
@@ -124,24 +242,21 @@ class Plan:
 
         Spends: nothing.
         """
-        tokens = estimates.estimated_tokens(self.compiled, self.facts, pl.col("characters"))
-        sizes = self._measures.with_columns(estimated_tokens=tokens)
-        return estimates.total(sizes, self.facts, self.expected, self.max_tokens)
+        return estimates.total(self._sizes, self.compiled, self.expected, self.max_tokens)
 
     @cached_property
-    def _measures(self) -> pl.DataFrame:
+    def _sizes(self) -> pl.DataFrame:
         try:
-            only = None if self.kept is None else self.kept.open
-            return estimates.sizes(self.compiled.measure(self.frame, only))
+            return self.compiled.sizes(self.frame, None if self.kept is None else self.kept.open)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise unreadable(error) from error
 
     @property
     def expected(self) -> Measured:
         """What a call takes: measured by a pilot, or guessed."""
-        return self.measured or calls.guess(self.compiled, self.facts, self.max_tokens, cache=self.cache)
+        return self.measured or estimates.guess(self.compiled, self.max_tokens, cache=self.cache)
 
-    def compare(self, **lists: Iterable[Any]) -> pl.DataFrame:
+    def compare(self, **lists: Unpack[Lists]) -> pl.DataFrame:
         """Return `options` for every combination, with a column for each name given.
 
         Spends: nothing.
@@ -155,11 +270,18 @@ class Plan:
 
         Notes
         -----
-        The plan's own tier has the limits that were learned. After a pilot other models' replies count as
-        long as those measured. Where ``cache`` varies, `cache_hit_share` is the part of the requests taken to
-        find it: in batches the middle of 30% to 98%. Source: *Batch processing* (checked 2026-08-14).
+        Where ``tier`` varies, `gain` is how many times faster than on the plan's own tier, with all else the
+        same; `binding` is what limits it there. The plan's own tier has the limits that were learned. After a
+        pilot other models' replies count as long as those measured. Where ``cache`` varies, `cache_hit_share`
+        is the part of the requests taken to find it: in batches the middle of 30% to 98%.
+        Source: *Batch processing* (checked 2026-08-14).
         """
-        return choices.compare(self, lists)
+        unknown = sorted(set(lists) - set(PARAMETERS))
+        if unknown:
+            there = ", ".join(Lists.__annotations__)
+            refuse(f"plan.compare() knows no {unknown[0]!r}. There is: {there}.")
+        given: Any = lists
+        return choices.compare(self, dict(given))
 
     @property
     def requests(self) -> pl.DataFrame:
@@ -167,18 +289,13 @@ class Plan:
 
         Spends: nothing.
         """
-        frame = read(self.frame)
-        bodies = self.compiled.bodies(frame)["body"]
-        keys = self.compiled.keys(self.compiled.contents(frame)["content"], "api.anthropic.com")
-        if self.kept is not None:
-            keys = self.kept.applied(keys)
-        frame = pl.DataFrame([keys.alias("custom_id"), bodies.alias("params")])
-        frame = frame if self.kept is None else frame[self.kept.open]
-        return frame.drop_nulls().unique("custom_id", keep="first", maintain_order=True)
+        work = choices.prepare(self, "api.anthropic.com")
+        bodies = self.compiled.bodies(work.texts.of(work.requests["row"]))
+        return pl.DataFrame([work.requests["key"].alias("custom_id"), bodies.alias("params")])
 
     # another plan
 
-    def replace(self, **changes: Any) -> Plan:
+    def replace(self, **changes: Unpack[Changes]) -> Plan:
         """Return the same plan with some parameters changed.
 
         A pilot's measurements are kept where they still hold: another model, prompt or reply form
@@ -188,22 +305,25 @@ class Plan:
         """
         unknown = sorted(set(changes) - set(PARAMETERS))
         if unknown:
-            msg = f"plan.replace() knows no {unknown[0]!r}. There is: {', '.join(PARAMETERS)}."
-            raise PlanError(msg)
+            refuse(f"plan.replace() knows no {unknown[0]!r}. There is: {', '.join(PARAMETERS)}.")
         fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self.kept else []
         if fixed:
-            msg = f"A retry keeps the {fixed[0]} of its run. Use replace({fixed[0]}=...) on the plan itself."
-            raise PlanError(msg)
+            what = f"A retry keeps the {fixed[0]} of its run."
+            refuse(f"{what} Use replace({fixed[0]}=...) on the plan itself.")
         if set(_VOIDING) & set(changes):
             changes.setdefault("measured", None)
+        return self._with(**changes)
+
+    def _with(self, **changes: Any) -> Plan:
+        """Return the plan with changes, and with what is known of its rows as far as that still holds."""
         other = replace(self, **changes)
-        if "_measures" in vars(self) and not {"frame", "prompt"} & set(changes):
-            vars(other)["_measures"] = self._measures  # the same rows are not read again
+        if "_sizes" in vars(self) and not {"frame", "prompt", "kept"} & set(changes):
+            vars(other)["_sizes"] = self._sizes  # the same rows are not read again
         if "totals" in vars(self) and set(changes) <= choices.SAME_TOTALS:
             vars(other)["totals"] = self.totals
         return other
 
-    def retry(self, run: Run, **changes: Any) -> Plan:
+    def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
 
         Its run has *every* row in its `results`: what was answered is taken over at no cost, wherever the
@@ -236,38 +356,37 @@ class Plan:
         names = [name for name in PARAMETERS if name not in {"frame", "prompt"}]
         unknown = sorted(set(changes) - set(names))
         if unknown:
-            msg = f"plan.retry() changes no {unknown[0]!r}. There is: {', '.join(names)}."
-            raise PlanError(msg)
+            refuse(f"plan.retry() changes no {unknown[0]!r}. There is: {', '.join(names)}.")
         frame = read(self.frame)
-        other = replace(self, frame=frame, kept=None).replace(**changes)
+        other = self._with(frame=frame, kept=None).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        return replace(other, kept=taken_over(other, run, f"plan.retry({typed})"))
+        kept = Kept.of(run, other.compiled, frame, other.mode, f"plan.retry({typed})")
+        return other._with(kept=kept)  # noqa: SLF001 - another plan
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows; of a retry, of those that it sends.
 
         Spends: nothing.
         """
-        rows = feasibility.rows_of(n)
+        rows = choices.rows_of(n)
         if self.kept is not None:
-            return self._of(self.kept.open.head(rows))
-        return replace(self, frame=self.frame.head(rows))
+            return self._of(self.kept, self.kept.open.head(rows))
+        return self._with(frame=self.frame.head(rows))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
         """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
 
         Spends: nothing.
         """
-        rows, seed = feasibility.rows_of(n), feasibility.rows_of(seed, "seed")
+        rows, seed = choices.rows_of(n), choices.rows_of(seed, "seed")
         if self.kept is not None:
-            return self._of(self.kept.open.sample(min(rows, self.kept.open.len()), seed=seed))
+            return self._of(self.kept, self.kept.open.sample(min(rows, self.kept.open.len()), seed=seed))
         frame = read(self.frame)
-        return replace(self, frame=frame.sample(min(rows, frame.height), seed=seed))
+        return self._with(frame=frame.sample(min(rows, frame.height), seed=seed))
 
-    def _of(self, rows: pl.Series) -> Plan:
+    def _of(self, kept: Kept, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
-        assert self.kept is not None
-        return replace(self, frame=read(self.frame)[rows], kept=self.kept.at(rows))
+        return self._with(frame=read(self.frame)[rows], kept=kept.at(rows))
 
     def calibrate(self, run: Run) -> Plan:
         """Return the same plan with estimates measured on a pilot, and the limits that it met.
@@ -284,7 +403,7 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        return self.replace(measured=calibration.learned(self, run), learned=Learned.after(self, run))
+        return self.replace(measured=calibration.learned(run, self), learned=Learned.after(self, run))
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -299,7 +418,9 @@ class Plan:
         PlanError
             The API would not count: what it says.
         """
-        return self.replace(measured=await calibration.counted(self, client, n, seed))
+        sample = self.sample(n, seed)
+        work = sample.compiled.work(sample.frame, "count", sample.kept)
+        return self.replace(measured=await calibration.counted(client, self, work))
 
     @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
@@ -315,7 +436,7 @@ class Plan:
             The API cannot be reached, or fails.
         """
         told = await account_limits(client, self.limits, self.facts.id)
-        return replace(self, learned=Learned(told, self.tier, self.facts.rate_group))
+        return self._with(learned=Learned(told, self.tier, self.facts.rate_group))
 
     # the one verb that spends
 
@@ -323,7 +444,7 @@ class Plan:
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
         on: Any = None,
         _watchable: bool = True,
@@ -349,14 +470,14 @@ class Plan:
         from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
 
         given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
-        return Run(choosing.resolved(self), client, **given)
+        return Run(choices.resolved(self), client, **given)
 
     @awaited("run = await plan.run(client)")
     async def run(
         self,
         client: AsyncAnthropic | None = None,
         *,
-        ledger: str | Path | EllipsisType | None = ...,
+        ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
         wait: bool = True,
         on: Any = None,
@@ -395,23 +516,17 @@ class Plan:
         return plan_card(self).html()
 
 
-PARAMETERS = tuple(
-    name for name in Plan.__dataclass_fields__ if name not in {"kept", "compiled", "limits", "facts"}
-)
-"""What `plan` takes and `Plan.replace` changes."""
-
-
 def plan(
     frame: Frame,
     prompt: str | pl.Expr,
     *,
-    model: str | Model,
-    tier: str | int | Limits = "start",
-    mode: str = "live",
+    model: ModelName | Model,
+    tier: TierName | Limits = "start",
+    mode: Mode = "live",
     system: str | None = None,
     returns: Any = None,
     max_tokens: int = 1024,
-    effort: str | None = None,
+    effort: Effort | None = None,
     thinking: Mapping[str, Any] | None = None,
     cache: bool = False,
     params: Mapping[str, Any] | None = None,
@@ -419,7 +534,6 @@ def plan(
     budget: float | None = None,
     concurrency: int | None = None,
     share: float = 1.0,
-    pay_twice: bool = False,
 ) -> Plan:
     """Return what running Claude over a frame would cost and take. Nothing is sent.
 
@@ -463,9 +577,6 @@ def plan(
         Most calls in flight; by default found while running.
     share : float
         The part of the account's limits to use.
-    pay_twice : bool
-        In mode ``"hybrid"``, go live without waiting until the batch is canceled: later, and what the batch
-        still answers is paid for too.
 
     Raises
     ------

@@ -9,52 +9,38 @@ import decimal
 import enum
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import polars as pl
+from polars.datatypes import FloatType, IntegerType
 
 from claudescale.errors import BadReturns
 from claudescale.prompts import schemas
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pydantic import BaseModel
-
-INVALID_REPLY = "invalid_reply"
-"""The error of a row whose reply is not what ``returns=`` asks for."""
-
+INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
 _WHAT_THERE_IS = (
     "returns= takes a pydantic model, a dict of Polars types such as {'label': pl.Enum(['yes', 'no']), "
     "'score': pl.Float64}, a pl.Schema, or one Polars type such as pl.Enum(['yes', 'no'])."
 )
+_PYTHON_TYPES = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
 _TEXT = "reply text"
-_SHOWN_CHARACTERS = 60
+
+Fit: TypeAlias = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Returns:
-    """What a reply must be, for the API and for Polars. `compile_returns` makes it.
+    """What a reply must be, for the API and for Polars. `compile_returns` makes it."""
 
-    Attributes
-    ----------
-    json_schema : dict
-        Only keywords the API takes.
-    columns : pl.Schema
-        The typed columns of the results; the one column `reply` where one type was given.
-    single : bool
-        One type was given: the reply itself is typed.
-    """
-
-    json_schema: schemas.Json
-    columns: pl.Schema
-    single: bool
-    _validate: Callable[[str], Any] = field(repr=False)
+    json_schema: schemas.Json  # only keywords the API takes
+    columns: pl.Schema  # the typed columns of the results; `reply` alone where one type was given
+    single: bool  # one type was given: the reply itself is typed
+    _validate: Fit = field(repr=False)
 
     @property
     def output_format(self) -> schemas.Json:
@@ -68,18 +54,6 @@ class Returns:
         does not fit its column gives nulls and the error "invalid_reply". Labels are compared without
         regard to capitals and to spaces around them: the API does not promise the capitals. A null
         reply gives nulls and no error.
-
-        Spends: nothing.
-
-        Parameters
-        ----------
-        replies : pl.Series of String
-            The texts of the replies, null where there is none.
-
-        Returns
-        -------
-        tuple of pl.DataFrame and pl.Series
-            As many rows as `replies`, in their order; the schema is `columns`.
         """
         texts = replies.cast(pl.String).alias(_TEXT)
         distinct = texts.unique(maintain_order=True)
@@ -88,8 +62,8 @@ class Returns:
         # Labels and the like: few texts, many rows. Each text is read once.
         frame, error = self._decode(distinct)
         numbered = frame.rename({name: f"{number}" for number, name in enumerate(frame.columns)})
-        read = numbered.with_columns(distinct, error)
-        joined = texts.to_frame().join(read, on=_TEXT, how="left", maintain_order="left", nulls_equal=True)
+        known = numbered.with_columns(distinct, error)
+        joined = texts.to_frame().join(known, on=_TEXT, how="left", maintain_order="left", nulls_equal=True)
         columns = [joined[f"{number}"].alias(name) for number, name in enumerate(frame.columns)]
         return pl.DataFrame(columns), joined["error"]
 
@@ -124,34 +98,15 @@ class Returns:
 
 
 def compile_returns(returns: object) -> Returns:
-    """Return what a reply must be, from a pydantic model or from Polars types.
+    """Return what a reply must be, from a pydantic model or from Polars types; BadReturns where it cannot be.
 
     With Polars types every field is required and never null; in a dict, ``pl.Float64 | None`` is a field
-    that may be null. The API takes 16 such fields in a schema, so let an empty string, an empty list or a
-    label "unknown" stand for null where that will do. Decimals are rounded to their column's scale, a
-    `pl.Datetime` without time zone keeps the clock time and drops the offset.
+    that may be null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone keeps
+    the clock time and drops the offset.
 
     With a pydantic model its own rules hold and its validators run on every reply. A constraint the API
-    has no keyword for (a minimum, a length, a pattern) is told to the model in the field's description
-    and checked when the reply is read. Columns are named after the fields; aliases are for the API. A
-    `datetime` becomes UTC.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    returns : pydantic model, pl.Schema, dict or Polars type
-        A dict has Polars types as values. One type makes the reply itself typed.
-
-    Returns
-    -------
-    claudescale.prompts.replies.Returns
-        The JSON schema, the columns and the decoder.
-
-    Raises
-    ------
-    BadReturns
-        There is no JSON schema within the API's limits, or no Polars type for a field.
+    has no keyword for (a minimum, a length, a pattern) stands in the field's description and is checked
+    when the reply is read. Columns are named after the fields; aliases are for the API.
 
     Notes
     -----
@@ -163,15 +118,16 @@ def compile_returns(returns: object) -> Returns:
     >>> compile_returns(pl.Enum(["good", "bad"])).json_schema["properties"]
     {'reply': {'type': 'string', 'enum': ['good', 'bad']}}
     """
-    single = _is_type(returns) or isinstance(returns, UnionType)
+    kind = returns if isinstance(returns, type) else type(returns)
+    single = issubclass(kind, pl.DataType | UnionType)
     if single:
         typed = schemas.of_types({"reply": returns}, "the type")
     elif isinstance(returns, Mapping) and returns:
         typed = schemas.of_types(returns, "field {!r}")
-    elif _is_model(returns):
+    elif isinstance(returns, type) and hasattr(returns, "model_json_schema"):
         typed = schemas.of_model(returns)
     else:
-        shown = returns.__name__ if isinstance(returns, type) else f"{returns!r:.{_SHOWN_CHARACTERS}}"
+        shown = returns.__name__ if isinstance(returns, type) else f"{returns!r:.60}"
         msg = f"returns={shown} cannot be used. {_hint(returns)}{_WHAT_THERE_IS}"
         raise BadReturns(msg)
     json_schema, columns, validate = typed
@@ -181,26 +137,11 @@ def compile_returns(returns: object) -> Returns:
 def _hint(returns: object) -> str:
     if isinstance(returns, type) and issubclass(returns, enum.Enum):
         return f"For this class: returns=pl.Enum({returns.__name__}). "
-    if isinstance(returns, Sequence) and returns and all(isinstance(each, str) for each in returns):
+    if isinstance(returns, Sequence) and returns and all(isinstance(label, str) for label in returns):
         return "For one of several labels: returns=pl.Enum([...]). "
-    named = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
-    if isinstance(returns, type) and returns in named:
-        return f"For this type: returns=pl.{named[returns]}. "
+    if isinstance(returns, type) and returns in _PYTHON_TYPES:
+        return f"For this type: returns=pl.{_PYTHON_TYPES[returns]}. "
     return ""
-
-
-def _is_model(returns: object) -> TypeGuard[type[BaseModel]]:
-    if not isinstance(returns, type):
-        return False
-    from pydantic import BaseModel  # noqa: PLC0415  # 0.1 s, and only needed for typed replies
-
-    return issubclass(returns, BaseModel)
-
-
-def _is_type(returns: object) -> bool:
-    return isinstance(returns, pl.DataType) or (
-        isinstance(returns, type) and issubclass(returns, pl.DataType)
-    )
 
 
 def _recased(value: Any, schema: schemas.Json) -> Any:
@@ -209,13 +150,13 @@ def _recased(value: Any, schema: schemas.Json) -> Any:
         value = _recased(value, option)
     if isinstance(value, str):
         labels = [schema["const"]] if "const" in schema else schema.get("enum", ())
-        alike = [each for each in labels if isinstance(each, str) and _plain(each) == _plain(value)]
+        alike = [label for label in labels if isinstance(label, str) and _plain(label) == _plain(value)]
         return alike[0] if len(alike) == 1 else value
     if isinstance(value, list) and "items" in schema:
-        return [_recased(each, schema["items"]) for each in value]
+        return [_recased(item, schema["items"]) for item in value]
     if isinstance(value, dict):
         known = schema.get("properties", {})
-        return {name: _recased(each, known.get(name, {})) for name, each in value.items()}
+        return {name: _recased(part, known.get(name, {})) for name, part in value.items()}
     return value
 
 
@@ -230,8 +171,10 @@ def _part(value: Any, name: str) -> Any:
 # ----------------------------------------------- from a validated value to what fits a column, or an error
 
 
-def _fit(dtype: pl.DataType) -> Callable[[Any], Any]:
-    fit = _fit_nested(dtype) or _fit_number(dtype) or _fit_plain(dtype)
+def _fit(dtype: pl.DataType) -> Fit:
+    """Return what makes a value fit a column of this type; it raises where that cannot be."""
+    make = next((make for kind, make in _FITS.items() if isinstance(dtype, kind)), lambda _: str)
+    fit = make(dtype)
 
     def fitted(value: Any) -> Any:
         if isinstance(value, enum.Enum):
@@ -241,50 +184,6 @@ def _fit(dtype: pl.DataType) -> Callable[[Any], Any]:
         return None if value is None else fit(value)
 
     return fitted
-
-
-def _fit_nested(dtype: pl.DataType) -> Callable[[Any], Any] | None:
-    if isinstance(dtype, pl.Struct):
-        parts = [(each.name, _fit(schemas.instance(each.dtype))) for each in dtype.fields]
-        return lambda value: {name: fit(_part(value, name)) for name, fit in parts}
-    if isinstance(dtype, (pl.List, pl.Array)):
-        item = _fit(schemas.instance(dtype.inner))
-        return lambda value: [item(each) for each in value]
-    return None
-
-
-def _fit_number(dtype: pl.DataType) -> Callable[[Any], Any] | None:
-    if isinstance(dtype, pl.Decimal):
-        context = decimal.Context(prec=dtype.precision, traps=[decimal.InvalidOperation])
-        unit = decimal.Decimal(1).scaleb(-dtype.scale)
-        return lambda value: decimal.Decimal(value).quantize(unit, context=context)
-    if dtype.is_integer():
-        low, high = schemas.integer_bounds(dtype)
-        return lambda value: _within(operator.index(value), low, high)
-    if dtype.is_float():
-        largest = {"Float16": 65504.0, "Float32": 3.4028234663852886e38}.get(str(dtype), float("inf"))
-        return lambda value: _within(float(value), -largest, largest)
-    return None
-
-
-def _fit_plain(dtype: pl.DataType) -> Callable[[Any], Any]:  # noqa: PLR0911  # one for each type
-    if isinstance(dtype, pl.Enum):
-        labels = frozenset(dtype.categories)
-        return lambda value: _checked(value, ok=value in labels)
-    if isinstance(dtype, pl.Datetime):
-        zone = ZoneInfo(dtype.time_zone) if dtype.time_zone else None
-        years = (1678, 2261) if dtype.time_unit == "ns" else (1, 9999)
-        return lambda value: _moment(value, zone, years)
-    if isinstance(dtype, pl.Duration):
-        longest = timedelta(days=106_000 if dtype.time_unit == "ns" else 106_000_000)
-        return lambda value: _within(value, -longest, longest)
-    if isinstance(dtype, pl.Time):
-        return lambda value: _checked(value, ok=isinstance(value, time)).replace(tzinfo=None)
-    if isinstance(dtype, pl.Date):
-        return lambda value: _checked(value, ok=type(value) is date)
-    if isinstance(dtype, pl.Boolean):
-        return lambda value: _checked(value, ok=isinstance(value, bool))
-    return str
 
 
 def _checked(value: Any, *, ok: bool) -> Any:
@@ -297,10 +196,66 @@ def _within(value: Any, low: Any, high: Any) -> Any:
     return _checked(value, ok=low <= value <= high)
 
 
-def _moment(value: datetime, zone: ZoneInfo | None, years: tuple[int, int]) -> datetime:
-    if zone is None:
-        moment = value.replace(tzinfo=None)
-    else:
-        moment = (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(UTC)
-    _within(moment.year, *years)
+def _struct(dtype: Any) -> Fit:
+    parts = [(part.name, _fit(schemas.instance(part.dtype))) for part in dtype.fields]
+    return lambda value: {name: fit(_part(value, name)) for name, fit in parts}
+
+
+def _list(dtype: Any) -> Fit:
+    item = _fit(schemas.instance(dtype.inner))
+    return lambda value: [item(part) for part in value]
+
+
+def _label(dtype: Any) -> Fit:
+    labels = frozenset(dtype.categories)
+    return lambda value: _checked(value, ok=value in labels)
+
+
+def _decimal(dtype: Any) -> Fit:
+    context = decimal.Context(prec=dtype.precision, traps=[decimal.InvalidOperation])
+    unit = decimal.Decimal(1).scaleb(-dtype.scale)
+    return lambda value: decimal.Decimal(value).quantize(unit, context=context)
+
+
+def _integer(dtype: Any) -> Fit:
+    low, high = schemas.integer_bounds(dtype)
+    return lambda value: _within(operator.index(value), low, high)
+
+
+def _float(dtype: Any) -> Fit:
+    largest = {"Float16": 65504.0, "Float32": 3.4028234663852886e38}.get(str(dtype), float("inf"))
+    return lambda value: _within(float(value), -largest, largest)
+
+
+def _duration(dtype: Any) -> Fit:
+    longest = timedelta(days=106_000 if dtype.time_unit == "ns" else 106_000_000)
+    return lambda value: _within(value, -longest, longest)
+
+
+def _datetime(dtype: Any) -> Fit:
+    zone = ZoneInfo(dtype.time_zone) if dtype.time_zone else None
+    years = (1678, 2261) if dtype.time_unit == "ns" else (1, 9999)
+
+    def moment(value: datetime) -> datetime:
+        zoned = value if value.tzinfo or zone is None else value.replace(tzinfo=zone)
+        found = zoned.replace(tzinfo=None) if zone is None else zoned.astimezone(UTC)
+        _within(found.year, *years)
+        return found
+
     return moment
+
+
+_FITS: dict[Any, Callable[[Any], Fit]] = {
+    pl.Struct: _struct,
+    (pl.List, pl.Array): _list,
+    pl.Enum: _label,
+    pl.Decimal: _decimal,
+    IntegerType: _integer,
+    FloatType: _float,
+    pl.Duration: _duration,
+    pl.Datetime: _datetime,
+    pl.Time: lambda _: lambda value: _checked(value, ok=isinstance(value, time)).replace(tzinfo=None),
+    pl.Date: lambda _: lambda value: _checked(value, ok=type(value) is date),
+    pl.Boolean: lambda _: lambda value: _checked(value, ok=isinstance(value, bool)),
+}
+"""By type of a column: what makes its fit. All else is text."""

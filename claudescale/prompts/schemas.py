@@ -11,15 +11,7 @@ import re
 from dataclasses import is_dataclass
 from functools import lru_cache
 from types import MappingProxyType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    NoReturn,
-    TypeAlias,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args, get_origin, get_type_hints
 
 import polars as pl
 
@@ -29,19 +21,15 @@ from claudescale.errors import BadReturns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pydantic import BaseModel
     from pydantic.json_schema import GenerateJsonSchema
-    from pydantic_core import CoreSchema
 
 Json: TypeAlias = dict[str, Any]
 Typed: TypeAlias = "tuple[Json, pl.Schema, Callable[[str], Any]]"
 """The API's JSON schema, the columns, and what validates the text of a reply."""
 
-_FORMATS = frozenset(
-    # Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
-    {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
-)
-_SILENT = frozenset({"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly"})
+# Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
+_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+_SILENT = {"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly"}
 _SCALARS: dict[str, pl.DataType] = {
     "integer": pl.Int64(),
     "number": pl.Float64(),
@@ -49,8 +37,34 @@ _SCALARS: dict[str, pl.DataType] = {
     "string": pl.String(),
 }
 _TEMPORAL: dict[str, pl.DataType] = {"date": pl.Date(), "time": pl.Time(), "duration": pl.Duration("us")}
-_WITH_FIELDS = frozenset({"model-fields", "dataclass-args", "typed-dict"})
-_BINARY = frozenset({"binary", "base64", "base64url"})
+_NO_COLUMN = {
+    "object": "is a dict with free keys. Give it named fields: a nested model.",
+    "array": "is a list without one type of item. Write list[str], or a list of a nested model.",
+    "null": "can only be null.",
+    "string": "is bytes, for which there is no JSON. Use str.",
+}
+_LABELS: tuple[tuple[set[type], pl.DataType], ...] = (
+    ({bool}, pl.Boolean()),
+    ({int}, pl.Int64()),
+    ({int, float}, pl.Float64()),
+)
+_CORES: dict[type[pl.DataType], str] = {
+    pl.String: "str",
+    pl.Categorical: "str",
+    pl.Boolean: "bool",
+    pl.Date: "date",
+    pl.Datetime: "datetime",
+    pl.Time: "time",
+    pl.Duration: "timedelta",
+}
+_COMPLETE = {
+    "Enum": "pl.Enum(['yes', 'no'])",
+    "List": "pl.List(pl.String)",
+    "Array": "pl.Array(pl.Float64, 3)",
+    "Struct": "pl.Struct({'name': pl.String})",
+    "Decimal": "pl.Decimal(scale=2)",
+}
+_WITH_FIELDS = {"model-fields", "dataclass-args", "typed-dict"}
 _DTYPE = "x-claudescale-dtype"
 _DECIMAL_SCALE = 10
 _TOLD_BITS = 16
@@ -76,8 +90,8 @@ def integer_bounds(dtype: pl.DataType) -> tuple[int, int]:
 def nodes(schema: Json) -> Iterator[Json]:
     """Yield a schema and every schema inside it."""
     yield schema
-    for each in (*schema.get("anyOf", ()), *schema.get("properties", {}).values()):
-        yield from nodes(each)
+    for inner in (*schema.get("anyOf", ()), *schema.get("properties", {}).values()):
+        yield from nodes(inner)
     if "items" in schema:
         yield from nodes(schema["items"])
 
@@ -104,81 +118,64 @@ def of_types(types: Mapping[Any, Any], what: str) -> Typed:
 
 
 def _dtype_given(given: Any, path: str) -> tuple[pl.DataType, bool]:
+    """Return a type that was given, and whether it may be null."""
     nullable = isinstance(given, UnionType) and type(None) in get_args(given)
     if isinstance(given, UnionType):
-        kinds = [each for each in get_args(given) if each is not type(None)]
+        kinds = [kind for kind in get_args(given) if kind is not type(None)]
         if len(kinds) != 1:
             refuse(path, f"is {given}: a column has one type. Choose one, or pl.String.")
         given = kinds[0]
-    if any(given is each for each in (pl.Categorical, pl.Datetime, pl.Duration)):
+    if any(given is kind for kind in (pl.Categorical, pl.Datetime, pl.Duration)):
         given = given()  # these have defaults that nobody is surprised by
     try:
         return pl.Schema({"field": given})["field"], nullable
-    except TypeError as error:
-        complete = {"Enum": "pl.Enum(['yes', 'no'])", "List": "pl.List(pl.String)"}
-        complete |= {"Array": "pl.Array(pl.Float64, 3)", "Struct": "pl.Struct({'name': pl.String})"}
-        complete |= {"Decimal": "pl.Decimal(scale=2)"}
-        write = complete.get(getattr(given, "__name__", ""))
-        hint = f"Write {write}." if write else "Write one, such as pl.String."
-        msg = f"returns=: {path} is {given!r:.60}, which is no complete Polars type. {hint}"
-        raise BadReturns(msg) from error
+    except TypeError:
+        write = _COMPLETE.get(getattr(given, "__name__", ""), "one, such as pl.String")
+        refuse(path, f"is {given!r:.60}, which is no complete Polars type. Write {write}.")
 
 
-def _core(dtype: pl.DataType, path: str) -> CoreSchema:
+def _core(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
+    """Return pydantic's core schema of a Polars type."""
     from pydantic_core import core_schema  # noqa: PLC0415
 
-    plain: dict[type[pl.DataType], Callable[..., CoreSchema]] = {
-        pl.String: core_schema.str_schema,
-        pl.Categorical: core_schema.str_schema,
-        pl.Boolean: core_schema.bool_schema,
-        pl.Date: core_schema.date_schema,
-        pl.Datetime: core_schema.datetime_schema,
-        pl.Time: core_schema.time_schema,
-        pl.Duration: core_schema.timedelta_schema,
-    }
-    if type(dtype) in plain:
-        return plain[type(dtype)](strict=True)
+    if type(dtype) in _CORES:
+        return getattr(core_schema, f"{_CORES[type(dtype)]}_schema")(strict=True)
     if isinstance(dtype, pl.Enum) and len(dtype.categories):
         return core_schema.literal_schema(dtype.categories.to_list())
-    if dtype.is_numeric():
-        return _core_of_number(dtype)
-    if isinstance(dtype, pl.Struct) and dtype.fields:
-        inner = {each.name: _core(instance(each.dtype), f"{path}.{each.name}") for each in dtype.fields}
-        return core_schema.typed_dict_schema(
-            {name: core_schema.typed_dict_field(core) for name, core in inner.items()}
-        )
-    if isinstance(dtype, (pl.List, pl.Array)):
-        item = _core(instance(dtype.inner), f"{path}[]")
-        size = dtype.size if isinstance(dtype, pl.Array) else None
-        return core_schema.list_schema(item, min_length=size, max_length=size)
-    return refuse(path, f"is {dtype!r}, for which there is no JSON. For free text: pl.String.")
-
-
-def _core_of_number(dtype: pl.DataType) -> CoreSchema:
-    from pydantic_core import core_schema  # noqa: PLC0415
-
     if isinstance(dtype, pl.Decimal):
         return core_schema.decimal_schema(allow_inf_nan=False, metadata={"scale": dtype.scale})
     if dtype.is_float():
         return core_schema.float_schema(allow_inf_nan=False)
-    low, high = integer_bounds(dtype)
-    # The bounds go into the description and cost tokens, so only those that a count or a score may meet.
-    least = low if low == 0 or high < 2**_TOLD_BITS else None
-    return core_schema.int_schema(ge=least, le=high if high < 2**_TOLD_BITS else None)
+    if dtype.is_integer():
+        low, high = integer_bounds(dtype)
+        # The bounds go into the description and cost tokens, so only those that a count or a score may meet.
+        small = high < 2**_TOLD_BITS
+        return core_schema.int_schema(ge=low if low == 0 or small else None, le=high if small else None)
+    if isinstance(dtype, pl.Struct) and dtype.fields:
+        inner = {field.name: _core(instance(field.dtype), f"{path}.{field.name}") for field in dtype.fields}
+        fields = {name: core_schema.typed_dict_field(core) for name, core in inner.items()}
+        return core_schema.typed_dict_schema(fields)
+    if isinstance(dtype, (pl.List, pl.Array)):
+        item = _core(instance(dtype.inner), f"{path}[]")
+        size = dtype.size if isinstance(dtype, pl.Array) else None
+        return core_schema.list_schema(item, min_length=size, max_length=size)
+    refuse(path, f"is {dtype!r}, for which there is no JSON. For free text: pl.String.")
 
 
 # ---------------------------------------------------------------------------------- pydantic models
 
 
-def of_model(model: type[BaseModel]) -> Typed:
+def of_model(model: Any) -> Typed:
     """Return schema, columns and validator of a pydantic model."""
     from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError  # noqa: PLC0415
 
     path = f"the model {model.__name__}"
     try:
         # By alias is what the API sees; by name, the same tree, is what the columns are called.
-        wire = model.model_json_schema(by_alias=True, schema_generator=_generator())
-        named = model.model_json_schema(by_alias=False, schema_generator=_generator())
+        wire, named = (
+            model.model_json_schema(by_alias=by_alias, schema_generator=_generator())
+            for by_alias in (True, False)
+        )
     except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
         msg = f"returns=: {path} has no JSON schema: {error.message}"
         raise BadReturns(msg) from error
@@ -194,8 +191,8 @@ def of_model(model: type[BaseModel]) -> Typed:
 def _check_fields(core: Any, path: str, config: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Refuse fields whose value cannot come out of a reply, by pydantic's schema, in models inside too."""
     if isinstance(core, list | tuple):
-        for each in core:
-            _check_fields(each, path, config)
+        for inner in core:
+            _check_fields(inner, path, config)
     if not isinstance(core, dict):
         return
     config = core.get("config") or config
@@ -204,12 +201,13 @@ def _check_fields(core: Any, path: str, config: Mapping[str, Any] = MappingProxy
         what = "is computed, so it is no column. Take it off, and compute it from the results."
         refuse(f"{path}.{computed['property_name']}", what)
     fields = core.get("fields", ()) if core.get("type") in _WITH_FIELDS else ()
-    named = fields.items() if isinstance(fields, dict) else [(each["name"], each) for each in fields]
-    for name, each in named:
-        _check_field(each, f"{path}.{name}", config)
-    for key, each in core.items():
+    for name, field in (
+        fields.items() if isinstance(fields, dict) else [(each["name"], each) for each in fields]
+    ):
+        _check_field(field, f"{path}.{name}", config)
+    for key, inner in core.items():
         if key not in {"metadata", "serialization", "config", "cls", "computed_fields"}:
-            _check_fields(each, path, config)
+            _check_fields(inner, path, config)
 
 
 def _check_field(field: Json, path: str, config: Mapping[str, Any]) -> None:
@@ -227,25 +225,22 @@ def _check_field(field: Json, path: str, config: Mapping[str, Any]) -> None:
 def _check_annotation(hint: Any, path: str, seen: set[Any]) -> None:
     """Refuse types whose value is not what a column would show, in models inside too."""
     origin: Any = get_origin(hint) or hint
-    marks = getattr(hint, "__metadata__", ())
-    for each in (*marks, origin):
-        what = _unreadable(each)
-        if what:
+    for mark in (*getattr(hint, "__metadata__", ()), origin):
+        if what := _unreadable(mark):
             refuse(path, what)
-    for each in get_args(hint):
-        _check_annotation(each, path, seen)
-    if not isinstance(origin, type) or origin in seen:
-        return
-    seen.add(origin)
-    for name, each in _hints(origin):
-        _check_annotation(each, f"the model {origin.__name__}.{name}", seen)
+    for argument in get_args(hint):
+        _check_annotation(argument, path, seen)
+    if isinstance(origin, type) and origin not in seen:
+        seen.add(origin)
+        for name, inner in _hints(origin):
+            _check_annotation(inner, f"the model {origin.__name__}.{name}", seen)
 
 
 def _hints(kind: Any) -> list[tuple[str, Any]]:
     """Return the fields of a model, a dataclass or a TypedDict, each with its annotation."""
     fields = getattr(kind, "model_fields", None)
     if isinstance(fields, dict):
-        return [(name, each) for name, of in fields.items() for each in (of.annotation, *of.metadata)]
+        return [(name, hint) for name, of in fields.items() for hint in (of.annotation, *of.metadata)]
     if is_dataclass(kind) or hasattr(kind, "__total__"):
         return [*get_type_hints(kind, include_extras=True).items()]
     return []
@@ -257,11 +252,12 @@ def _unreadable(kind: Any) -> str | None:
 
     secret: Any = types._SecretBase  # noqa: SLF001 - of all secrets
     json_mark: Any = Json
-    if isinstance(kind, type) and issubclass(kind, secret):
-        return f"is a {kind.__name__}, which hides its value: the column would hold stars. Use str."
-    if kind is ImportString or isinstance(kind, ImportString):
+    mark = kind if isinstance(kind, type) else type(kind)
+    if issubclass(mark, secret):
+        return f"is a {mark.__name__}, which hides its value: the column would hold stars. Use str."
+    if kind is ImportString or issubclass(mark, ImportString):
         return "is an ImportString: a reply must not choose what is imported. Use str."
-    if kind is json_mark or isinstance(kind, json_mark):
+    if kind is json_mark or issubclass(mark, json_mark):
         return "is JSON inside a text. Give the type itself, without Json."
     if kind in (re.Pattern, complex):
         return f"is a {kind.__name__}, which no column holds. Use str."
@@ -269,7 +265,7 @@ def _unreadable(kind: Any) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _generator() -> type[GenerateJsonSchema]:  # noqa: C901  # a class of small methods
+def _generator() -> type[GenerateJsonSchema]:
     from pydantic.errors import PydanticInvalidForJsonSchema  # noqa: PLC0415
     from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
     from pydantic_core import PydanticOmit  # noqa: PLC0415
@@ -281,11 +277,11 @@ def _generator() -> type[GenerateJsonSchema]:  # noqa: C901  # a class of small 
 
         def decimal_schema(self, schema: Any) -> Json:
             words = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-            told: Json = {word: float(schema[key]) for key, word in words.items() if key in schema}
+            bounds: Json = {word: float(schema[key]) for key, word in words.items() if key in schema}
             places = schema.get("decimal_places", schema.get("metadata", {}).get("scale"))
             if places is not None:
-                told["digitsAfterThePoint"] = places
-            return {"type": "number", **told, _DTYPE: pl.Decimal(38, places or _DECIMAL_SCALE)}
+                bounds["digitsAfterThePoint"] = places
+            return {"type": "number", **bounds, _DTYPE: pl.Decimal(38, places or _DECIMAL_SCALE)}
 
         def datetime_schema(self, schema: Any) -> Json:
             if schema.get("tz_constraint") != "naive":
@@ -300,19 +296,10 @@ def _generator() -> type[GenerateJsonSchema]:  # noqa: C901  # a class of small 
         def bytes_schema(self, schema: Any) -> Json:  # noqa: ARG002
             return {"type": "string", "format": "binary"}
 
-        def model_field_schema(self, schema: Any) -> Json:
-            return self._kept(super().model_field_schema, schema)
-
-        def dataclass_field_schema(self, schema: Any) -> Json:
-            return self._kept(super().dataclass_field_schema, schema)
-
-        def typed_dict_field_schema(self, schema: Any) -> Json:
-            return self._kept(super().typed_dict_field_schema, schema)
-
-        def _kept(self, of_field: Callable[[Any], Json], schema: Any) -> Json:
+        def _field_schema(self, schema: Any) -> Json:
             """Return a field's schema; one that is left out (SkipJsonSchema) would never be answered."""
             try:
-                return of_field(schema)
+                return self.generate_inner(schema["schema"])
             except PydanticOmit as error:
                 if schema["schema"]["type"] == "default":
                     raise
@@ -320,6 +307,8 @@ def _generator() -> type[GenerateJsonSchema]:  # noqa: C901  # a class of small 
                     "a field without a default is left out of it (SkipJsonSchema), so no reply could have it"
                 )
                 raise PydanticInvalidForJsonSchema(words) from error
+
+        model_field_schema = dataclass_field_schema = typed_dict_field_schema = _field_schema
 
     return Generator
 
@@ -337,60 +326,45 @@ def _resolved(node: Json, definitions: Json, inside: tuple[str, ...]) -> Json:
     if "oneOf" in found:
         found["anyOf"] = found.pop("oneOf")
     if "anyOf" in found:
-        found["anyOf"] = [_resolved(each, definitions, inside) for each in found["anyOf"]]
+        found["anyOf"] = [_resolved(option, definitions, inside) for option in found["anyOf"]]
     if isinstance(found.get("items"), dict):
         found["items"] = _resolved(found["items"], definitions, inside)
     if "properties" in found:
-        inner = found["properties"].items()
-        found["properties"] = {name: _resolved(each, definitions, inside) for name, each in inner}
+        parts = found["properties"].items()
+        found["properties"] = {name: _resolved(part, definitions, inside) for name, part in parts}
     return found
 
 
 def _dtype(node: Json, path: str) -> pl.DataType:  # noqa: PLR0911  # one for each kind of schema
+    """Return the type of a column that holds the values of a schema."""
     if _DTYPE in node:
         return instance(node[_DTYPE])
-    kind, format_ = str(node.get("type")), node.get("format")
-    if "anyOf" in node:
-        return _dtype_of_any(node["anyOf"], path)
+    kind, format_ = str(node.get("type")), str(node.get("format"))
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) == 1:
+        return _dtype(options[0], path)
+    if options and {option.get("type") for option in options} == {"integer", "number"}:
+        return pl.Float64()
+    if options:
+        refuse(path, "may be of several types, and a column has one. Choose one, or str.")
     if "const" in node or "enum" in node:
         return _dtype_of_labels([node["const"]] if "const" in node else node["enum"], path)
-    if kind in _SCALARS and format_ not in _BINARY:
-        return _TEMPORAL.get(str(format_), _SCALARS[kind])
+    if kind in _SCALARS and format_ not in {"binary", "base64", "base64url"}:
+        return _TEMPORAL.get(format_, _SCALARS[kind])
     if kind == "array" and node.get("items"):
         return pl.List(_dtype(node["items"], f"{path}[]"))
     if kind == "object" and node.get("properties"):
-        return pl.Struct({name: _dtype(each, f"{path}.{name}") for name, each in node["properties"].items()})
-    what = {
-        "object": "is a dict with free keys. Give it named fields: a nested model.",
-        "array": "is a list without one type of item. Write list[str], or a list of a nested model.",
-        "null": "can only be null.",
-        "string": "is bytes, for which there is no JSON. Use str.",
-    }
-    return refuse(path, what.get(kind, "has no one type. Give it one, such as str."))
-
-
-def _dtype_of_any(options: Sequence[Json], path: str) -> pl.DataType:
-    kinds = [each for each in options if each.get("type") != "null"]
-    if len(kinds) == 1:
-        return _dtype(kinds[0], path)
-    if {each.get("type") for each in kinds} == {"integer", "number"}:
-        return pl.Float64()
-    return refuse(path, "may be of several types, and a column has one. Choose one, or str.")
+        return pl.Struct({name: _dtype(part, f"{path}.{name}") for name, part in node["properties"].items()})
+    refuse(path, _NO_COLUMN.get(kind, "has no one type. Give it one, such as str."))
 
 
 def _dtype_of_labels(labels: Sequence[object], path: str) -> pl.DataType:
-    kinds = {type(each) for each in labels if each is not None}
+    kinds = {type(label) for label in labels if label is not None}
     if kinds == {str}:
-        return pl.Enum([each for each in labels if isinstance(each, str)])
-    numbers: dict[frozenset[type], pl.DataType] = {
-        frozenset({bool}): pl.Boolean(),
-        frozenset({int}): pl.Int64(),
-        frozenset({float}): pl.Float64(),
-        frozenset({int, float}): pl.Float64(),
-    }
-    if frozenset(kinds) in numbers:
-        return numbers[frozenset(kinds)]
-    return refuse(path, "has labels of several types, and a column has one. Make them all strings.")
+        return pl.Enum([label for label in labels if isinstance(label, str)])
+    if dtype := next((dtype for taken, dtype in _LABELS if kinds and kinds <= taken), None):
+        return dtype
+    refuse(path, "has labels of several types, and a column has one. Make them all strings.")
 
 
 # ------------------------------------------------------------------------------- the API's JSON schema
@@ -401,19 +375,14 @@ def _wire(schema: Json) -> Json:
     every = list(nodes(tree))
     optional = sum(len(node["properties"]) - len(node["required"]) for node in every if "properties" in node)
     unions = sum("anyOf" in node for node in every)
-    if optional > MESSAGE.schema_optional_parameters:
-        refuse(
-            f"{optional} fields",
-            f"may be left out; the API takes {MESSAGE.schema_optional_parameters} such fields in a schema. "
-            "Take away the default of some.",
-        )
-    if unions > MESSAGE.schema_union_parameters:
-        refuse(
-            f"{unions} fields",
-            "may be null or of several types, and the API takes "
-            f"{MESSAGE.schema_union_parameters} such fields in a schema. "
-            "For some, let an empty string, an empty list or a label 'unknown' stand for null.",
-        )
+    most, most_unions = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
+    such = "such fields in a schema"
+    if optional > most:
+        may = f"may be left out, and the API takes {most} {such}. Take away the default of some."
+        refuse(f"{optional} fields", may)
+    if unions > most_unions:
+        may = f"may be null or of several types, and the API takes {most_unions} {such}. For some, let an "
+        refuse(f"{unions} fields", f"{may}empty string, an empty list or a label 'unknown' stand for null.")
     return tree
 
 
@@ -425,25 +394,23 @@ def _trimmed(node: Json) -> Json:
     for key, taken in (("format", _FORMATS), ("minItems", (0, 1))):
         if rest.get(key) in taken:
             kept[key] = rest.pop(key)
-    for key in ("const", "enum"):
-        if key in rest:
-            kept[key] = rest.pop(key)
+    kept |= {key: rest.pop(key) for key in ("const", "enum") if key in rest}
     if "anyOf" in rest:
-        kept["anyOf"] = [_trimmed(each) for each in rest.pop("anyOf")]
+        kept["anyOf"] = [_trimmed(option) for option in rest.pop("anyOf")]
     if "items" in rest:
         kept["items"] = _trimmed(rest.pop("items"))
     if kept.get("type") == "object":
-        kept["properties"] = {name: _trimmed(each) for name, each in rest.pop("properties", {}).items()}
+        kept["properties"] = {name: _trimmed(part) for name, part in rest.pop("properties", {}).items()}
         kept["required"] = rest.pop("required", [])
         kept["additionalProperties"] = False
     if rest:
-        told = ", ".join(f"{_words(key)}: {_shown(value)}" for key, value in rest.items())
-        text = f"{text} ({told})".strip()
+        words = ", ".join(f"{_words(key)}: {_shown(value)}" for key, value in rest.items())
+        text = f"{text} ({words})".strip()
     return kept | ({"description": text} if text else {})
 
 
 def _words(key: str) -> str:
-    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in key)
+    return re.sub("([A-Z])", lambda letter: f" {letter[0].lower()}", key)
 
 
 def _shown(value: object) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.answers import Answer
     from claudescale.ledger.records import Batch
-    from claudescale.prompts.rows import Texts
+    from claudescale.prompts.requests import Texts
 
 FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
 """Bytes of a batch that is full: below the API's limit, which may count differently."""

@@ -36,7 +36,6 @@ from claudescale.api.answers import (
 from claudescale.api.client import BatchWire, Parts, listed
 from claudescale.api.limits import read_headers
 from claudescale.ledger.records import Batch
-from claudescale.planning.calls import caches
 from claudescale.running import batch_rules
 from claudescale.running.batch_results import attempts, missing_lines, proves
 
@@ -135,7 +134,7 @@ class Batches:
         )
         self._requests = job.batch_requests()
         self._hands_over = plan.mode == "hybrid"  # where no batch can be made, live calls do the rest
-        self._prime = plan.cache and caches(plan.compiled, plan.facts)  # one row alone writes the cache first
+        self._prime = plan.cache and plan.compiled.is_cacheable  # one row alone writes the cache first
         # what is to be submitted
         self._left = self._others = self._requests.clear()
         self._submits = self._stopping = self._leaving = False

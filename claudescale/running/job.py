@@ -10,7 +10,6 @@ import asyncio
 import math
 import random
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,8 +23,7 @@ from claudescale.clock import Clock
 from claudescale.errors import LedgerError, UnknownModel
 from claudescale.ledger.records import OPEN, Attempt
 from claudescale.ledger.store import Store
-from claudescale.planning import feasibility
-from claudescale.prompts.rows import Work, prepare
+from claudescale.planning import choices
 from claudescale.running.batches import Batches
 from claudescale.running.meter import Meter
 
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from claudescale.api.client import Api
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
+    from claudescale.prompts.requests import Work
     from claudescale.running.live import Live
 
 _OVERHEAD_TOKENS = 1_000
@@ -170,13 +169,13 @@ class Job:
         plan, kept = self.plan, self.plan.kept
         if kept is not None:
             kept.check(simulated=self.api.simulated)
-        work = prepare(plan, self.api.name)
+        work = choices.prepare(plan, self.api.name)
         found = self.ledger.replies(work.requests["key"], ["error"])
         self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
         self._check_model()
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
-        self.estimate = feasibility.check(replace(plan, frame=work.frame), part=part)
+        self.estimate = choices.check(plan, part=part)
         self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         self.meter.begin(work.keys)
         self.meter.found(found)
@@ -271,7 +270,7 @@ class Job:
     def rendered(self, rows: pl.DataFrame) -> Iterator[Row]:
         """Yield requests as rows for a `Live`."""
         plan = self.plan
-        cached = plan.compiled.shared_characters / plan.facts.characters_per_token if plan.cache else 0.0
+        cached = plan.compiled.shared_tokens if plan.cache else 0.0
         bodies = self.work.texts.bodies(rows["row"])
         for key, body, tokens in zip(rows["key"], bodies, rows["estimated_tokens"], strict=True):
             yield Row(key, body, max(tokens - cached, 1.0))

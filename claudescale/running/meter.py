@@ -399,7 +399,8 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
         input_tokens = tokens * meter.reply_input_tokens / sent_tokens
         output_tokens = meter.reply_output_tokens / meter.replies
         seconds = meter.reply_seconds / meter.replies
-        expected = replace(expected, seconds=seconds, calls=max(meter.replies, expected.calls))
+        latency = expected.latency._replace(mean=seconds)
+        expected = replace(expected, latency=latency, calls=max(meter.replies, expected.calls))
         if pacer.in_flight >= pacer.window:  # it is what holds the run back
             concurrency = concurrency or pacer.window
     usual, slow = (

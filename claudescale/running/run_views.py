@@ -11,7 +11,6 @@ from claudescale import text
 from claudescale.api import limits
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
-from claudescale.planning import feasibility
 from claudescale.planning.plan_views import awaited
 from claudescale.running.rates import rates
 from claudescale.views.card import Card
@@ -276,7 +275,7 @@ class Plots:
             run.batches,
             started_at=run.started_at,
             now=run.started_at + run.minutes * 60,
-            deadline_minutes=feasibility.minutes_of(run.plan.deadline) if hybrid else None,
+            deadline_minutes=run.plan.deadline if hybrid else None,
             live=run.attempts.filter(pl.col("batch_id").is_null()) if hybrid else None,
             empty="This run sent no batch: mode='live'." if run.plan.mode == "live" else self._empty,
         )

@@ -21,8 +21,9 @@ from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
-from claudescale.planning import estimates, feasibility
-from claudescale.prompts.rows import NOT_SENT, last_failures, prepare, results
+from claudescale.planning import estimates
+from claudescale.planning.choices import prepare
+from claudescale.prompts.requests import NOT_SENT, last_failures, results
 from claudescale.running import meter, run_views
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
@@ -33,16 +34,14 @@ from claudescale.running.run_views import Plots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import EllipsisType
 
     from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.rows import Work
+    from claudescale.prompts.requests import Work
     from claudescale.running.batch_rules import Expected
 
-DEFAULT_LEDGER = "claudescale.ledger"
 
 SUMMARY = pl.Schema(
     {
@@ -112,14 +111,14 @@ class Run(Handle):
         plan: Plan,
         client: AsyncAnthropic | None,
         *,
-        ledger: str | Path | EllipsisType | None,
+        ledger: str | Path | None,
         progress: bool,
         on: Any = None,
         watchable: bool = True,
     ) -> None:
         client = connect() if client is None else client
         check_client(client, plan.mode)
-        given = DEFAULT_LEDGER if ledger is ... else ledger
+        given = ledger
         self.plan = plan
         if given is not None and not isinstance(given, str | os.PathLike):
             msg = f"ledger={given!r}: it is the path of a file, such as ledger='replies.ledger', or None."
@@ -263,8 +262,8 @@ class Run(Handle):
                 concurrency=plan.concurrency,
                 more=expected.more,
             ).seconds
-        deadline = feasibility.minutes_of(plan.deadline) or 0.0
-        return job.started_at + (deadline - feasibility.spare_minutes(plan)) * 60 - seconds
+        deadline = plan.deadline or 0.0
+        return job.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     def _end_state(self) -> str:
         job, batches = self._job, self._job.batches

@@ -12,7 +12,6 @@ from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.limits import Limits
 from claudescale.errors import PlanError, printable
-from claudescale.planning import feasibility
 from claudescale.planning.plans import Plan
 from claudescale.views.card import Card
 
@@ -181,7 +180,7 @@ def pick(plan: Plan) -> Picker:
 
 def _values(plan: Plan) -> dict[str, Any]:
     """Return what the controls show of a plan."""
-    minutes = feasibility.minutes_of(plan.deadline)
+    minutes = plan.deadline
     return {
         "model": plan.facts.id,
         "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,

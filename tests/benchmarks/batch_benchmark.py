@@ -213,7 +213,7 @@ async def our_create(url, frame):
     from claudescale.clock import Clock  # noqa: PLC0415
     from claudescale.ledger.records import Batch  # noqa: PLC0415
     from claudescale.ledger.store import Store  # noqa: PLC0415
-    from claudescale.prompts.rows import prepare  # noqa: PLC0415
+    from claudescale.planning.choices import prepare  # noqa: PLC0415
     from claudescale.running import batch_rules  # noqa: PLC0415
 
     plan = cs.plan(frame, "Name it: {text}", model=MODEL, max_tokens=64, thinking={"type": "disabled"})

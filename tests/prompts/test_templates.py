@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claudescale.errors import BadTemplate, PlanError, UnknownColumn
-from claudescale.prompts.templates import content_of
+from claudescale.prompts.templates import text_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def rendered(prompt, frame):
-    content, length = content_of(prompt, frame.schema)
+    content, length, _ = text_of(prompt, frame.schema)
     found = frame.select(content=content, length=length)
     assert found["length"].equals(found["content"].str.len_chars(), check_names=False)
     return found["content"].to_list()
@@ -116,13 +116,13 @@ def test_doubled_braces_are_text(template, text):
 def test_a_template_that_cannot_be_read_says_what_to_type(template, error, words):
     """Each mistake is named with its place and with what to write instead."""
     with pytest.raises(error, match=words):
-        content_of(template, pl.Schema({"text": pl.String, "rating": pl.Int64}))
+        text_of(template, pl.Schema({"text": pl.String, "rating": pl.Int64}))
 
 
 def test_many_columns_are_not_all_listed():
     """A message about a wide frame stays readable."""
     with pytest.raises(UnknownColumn) as raised:
-        content_of("{nothing}", pl.Schema({f"column_{number}": pl.String for number in range(5_000)}))
+        text_of("{nothing}", pl.Schema({f"column_{number}": pl.String for number in range(5_000)}))
     assert len(str(raised.value)) < 600
 
 
@@ -134,7 +134,7 @@ def test_many_columns_are_not_all_listed():
 def test_what_is_no_text_is_refused(dtype):
     """Bytes and objects, at any depth, are refused before Polars meets them."""
     with pytest.raises(BadTemplate, match=r"The column 'data' .* no text"):
-        content_of("{data}", pl.Schema({"data": dtype}))
+        text_of("{data}", pl.Schema({"data": dtype}))
 
 
 def test_expressions_give_the_text():
@@ -145,7 +145,7 @@ def test_expressions_give_the_text():
     assert rendered(pl.format("{}-{}", "text", "n"), frame) == ["a-1", None]
     assert rendered(pl.col("kind"), frame) == ["x", "y"]
     assert rendered(pl.col("text").shift(1), frame) == [None, "a"]
-    constant, _ = content_of(pl.lit("same"), frame.schema)
+    constant, *_ = text_of(pl.lit("same"), frame.schema)
     assert frame.with_columns(content=constant)["content"].to_list() == ["same", "same"]
 
 
@@ -174,4 +174,4 @@ def test_a_function_of_the_users_may_refuse_nulls():
 def test_an_expression_that_gives_no_text_per_row_is_refused(expression, error, words):
     """An expression of a wrong type, height or column is refused from the schema alone."""
     with pytest.raises(error, match=words):
-        content_of(expression, pl.Schema({"text": pl.String, "n": pl.Int64}))
+        text_of(expression, pl.Schema({"text": pl.String, "n": pl.Int64}))
