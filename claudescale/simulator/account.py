@@ -293,7 +293,8 @@ class Account:
     ) -> float:
         """Add one reply to the bill, and return its dollars: none for most refusals, whose tokens count."""
         amounts = (*shares, reply.output_tokens, reply.thinking_tokens)
-        self.counts.update(dict(zip(USAGE, amounts, strict=True)))
+        for name, amount in zip(USAGE, amounts, strict=True):
+            self.counts[name] += amount
         if not reply.billed:
             self.counts["free_refusals"] += 1
             return 0.0

@@ -66,9 +66,10 @@ def check(
     """Refuse the first thing the API would refuse in a request, or in one for a token count."""
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
     fields |= dict.fromkeys(SAMPLING, "any") if version == OLD_VERSION else {}
-    fields |= {name: "any" for name in BETAS if _has(betas, name)}
-    for name in body.keys() - {name.removesuffix("!") for name in fields}:
-        raise Problem(400, f"{name}: Extra inputs are not permitted")
+    fields |= {name: "any" for name in BETAS if betas and _has(betas, name)}
+    for name in body:
+        if name not in fields and f"{name}!" not in fields:
+            raise Problem(400, f"{name}: Extra inputs are not permitted")
     for words in _fields("", body, fields, loose=bool(betas)):
         raise Problem(400, words)
     for wrong, words in Call(body, model, betas, old=version == OLD_VERSION).refusals():
@@ -92,9 +93,10 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         if value not in spec:
             yield f"{where}: Input should be {_either(spec)}"
         return
-    alternatives = spec.split(" or ")
-    kinds: dict[str, type[Any]] = {one: KINDS.get(one.partition(" of ")[0], object) for one in alternatives}
-    name = next((one for one in alternatives if isinstance(value, kinds[one])), alternatives[0])
+    if spec == "any":
+        return
+    kinds = _kinds(spec)
+    name = next((one for one in kinds if isinstance(value, kinds[one])), next(iter(kinds)))
     if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
         yield f"{where}: Input should be a valid {name.partition(' of ')[0]}"
     elif name.startswith("list of "):
@@ -104,6 +106,12 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         yield from _fields(where, value, TABLES["fields"][name], loose=loose)
     elif name in TABLES["choices"] or name in TABLES["tagged"]:
         yield from _chosen(where, value, name, loose=loose)
+
+
+@lru_cache
+def _kinds(spec: str) -> dict[str, Any]:
+    """Return the kind of value that each alternative of a field asks for."""
+    return {one: KINDS.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
 
 
 def _chosen(where: str, value: Any, name: str, *, loose: bool) -> Iterator[str]:
@@ -127,14 +135,16 @@ def _fields(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"{where}: Input should be a valid dictionary"
         return
-    at, keys = f"{where}." if where else "", {key.removesuffix("!"): key for key in spec}
-    if not loose:
-        yield from (f"{at}{name}: Extra inputs are not permitted" for name in value if name not in keys)
-    for name, key in keys.items():
-        if value.get(name) is not None:
-            yield from _shape(f"{at}{name}", value[name], spec[key], loose=loose)
-        elif key != name:
-            yield f"{at}{name}: Field required"
+    at = f"{where}." if where else ""
+    for name, part in value.items():
+        key = name if name in spec else f"{name}!"
+        if key not in spec and not loose:
+            yield f"{at}{name}: Extra inputs are not permitted"
+        elif key in spec and part is not None:
+            yield from _shape(f"{at}{name}", part, spec[key], loose=loose)
+    for key in spec:
+        if key[-1] == "!" and value.get(key[:-1]) is None:
+            yield f"{at}{key[:-1]}: Field required"
 
 
 def _either(values: Iterable[str]) -> str:

@@ -121,6 +121,9 @@ class Faults:
                 several = value if isinstance(value, list) else [value]
                 self._faults[kind] = [_fault(kind, one) for one in several]
 
+    def __bool__(self) -> bool:
+        return bool(self._faults or self.levels)
+
     def attempt(self, key: bytes) -> int:
         """Count one more try of the request `key`, and return which one it is."""
         if not self._faults:

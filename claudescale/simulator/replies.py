@@ -156,8 +156,7 @@ class Model:
         self._tools, self._schema = body.get("tools") or [], (self._config.get("format") or {}).get("schema")
         self._asked = "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
         self._subject = subject(self._asked)
-        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
-        self._own, self._fair = draws(key), draws(_hash(seed, self._subject, 64), "fair")
+        self._seed, self._own = seed, draws(key)
         self._written = 0
 
     def reply(self, written: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
@@ -285,17 +284,26 @@ class Model:
         return sentences(self._subject)
 
     @cached_property
+    def _fair(self) -> Random:
+        """What is right is drawn the same for every model; where one errs, and all else, by its own luck."""
+        return draws(_hash(self._seed, self._subject, 64), "fair")
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return [word[:5] for word in WORD.findall(self._subject[:READ_CHARACTERS].lower())]
+
+    @cached_property
     def _stems(self) -> Counter[str]:
-        return Counter(word[:5] for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()))
+        return Counter(self._words)
 
     @cached_property
     def _sentiment(self) -> int:
         """How many more good words there are than bad ones; after a negator it is the other way round."""
         found = flipped = 0
-        for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()):
-            value = (word[:5] in GOOD) - (word[:5] in BAD)
+        for stem in self._words:
+            value = (stem in GOOD) - (stem in BAD)
             found += -value if flipped > 0 else value
-            flipped = 3 if word[:5] in NEGATORS else flipped - 1
+            flipped = 3 if stem in NEGATORS else flipped - 1
         return found
 
     def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
@@ -367,7 +375,7 @@ class Model:
         """Return how much the text speaks of `label`; 0 means not at all."""
         score = 0.0
         for stem in label_stems(label):
-            score += 2.0 * min(self._stems[stem], 3)
+            score += 2.0 * min(self._stems.get(stem, 0), 3)
             if stem in {"posit", "prais", "good", "happy"}:
                 score += max(0, self._sentiment)
             elif stem in {"negat", "compl", "bad", "unhap"}:
