@@ -2,9 +2,8 @@
 
 import http.server
 import json
-import sqlite3
 import threading
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import polars as pl
@@ -223,28 +222,3 @@ def test_estimates_know_geography_and_searches():
     answers = {f"a {n}": answer(1_000, 10, geo="us", searches=2) for n in range(3)}
     measured = searching.calibrate(ran(answers, params={"tools": [SEARCH]})).expected
     assert (measured.web_search_requests, measured.inference_geo) == (2.0, "us")
-
-
-def test_a_ledger_of_before_is_read_and_pays_nothing_again(tmp_path):
-    """A file whose lines lack the newer columns keeps its answers and its bill, and no row is sent again."""
-    path, answers = tmp_path / "l", {f"row {n}": answer(1_000, 10) for n in range(4)}
-    with server(answers) as address:
-        before = ran_at(address, list(answers)[:3], path).bill
-        with closing(sqlite3.connect(path)) as connection:
-            lines = connection.execute("SELECT id, line FROM records").fetchall()
-            shorter = [(line.rsplit(",", 5)[0], number) for number, line in lines]
-            assert all(line.endswith(("True", "False")) for line, _ in shorter)
-            connection.executemany("UPDATE records SET line = ? WHERE id = ?", shorter)
-            connection.execute("PRAGMA user_version = 2")
-            connection.commit()
-        again = ran_at(address, answers, path)
-    assert (again.counts.reused, again.counts.requests) == (3, 1)
-    with Ledger(path) as kept:
-        every = kept.attempts()
-    assert every["web_search_requests"].to_list() == [0] * 4
-    assert every["answering_model"].to_list() == [None] * 3 + [ASKED]
-    assert prices.bill(every)["dollars"].sum() == pytest.approx(before["dollars"].sum() * 4 / 3)
-    with closing(sqlite3.connect(path)) as connection:
-        header, *lines = (line for (line,) in connection.execute("SELECT * FROM csv"))
-        assert header.endswith("refusal_category")
-        assert connection.execute("PRAGMA user_version").fetchone() == (3,)
