@@ -938,9 +938,9 @@ def _check_proxy(url: httpx2.URL) -> None:
     proxy = proxies.get(url.scheme) or proxies.get("all") or ""
     if proxy.startswith("socks") and not urllib.request.proxy_bypass(url.host):
         msg = (
-            f"The environment has a SOCKS proxy for {url.host}, which cannot be used. Set HTTPS_PROXY=http: "
-            "or give AsyncAnthropic(http_client=httpx2.AsyncClient(proxy='socks5://...')), which needs the "
-            "package socksio."
+            f"The environment has a SOCKS proxy for {url.host}, which cannot be used. Set HTTPS_PROXY to one "
+            "of http://, or give AsyncAnthropic(http_client=httpx2.AsyncClient(proxy='socks5://...')), which "
+            "needs the package socksio."
         )
         raise PlanError(msg)
 
