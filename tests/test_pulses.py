@@ -18,7 +18,7 @@ import claudescale as cs
 from claudescale.api import prices
 from claudescale.ledger.records import ATTEMPTS, Attempt
 from claudescale.planning import estimates
-from claudescale.planning.calls import Measured
+from claudescale.planning.estimates import Line, Measured
 from claudescale.running import meter as meters
 from claudescale.running.meter import MOST_SLICES, Ends, Meter, Slice
 
@@ -176,7 +176,7 @@ def test_what_was_measured_replaces_what_was_guessed():
         made.add(attempt(number, tokens=90, seconds=2.0), final=True)
     ends = meters.live_ends(a_plan(reviews(600), tier=LIMITS), pacer(), rest(600), made, 0.0)
     output = {"requests": 500, "input_tokens": 0, "output_tokens": 500 * 90}
-    wanted = estimates.live_finish(LIMITS, Measured(seconds=2.0), **output)
+    wanted = estimates.live_finish(LIMITS, Measured(latency=Line(2.0)), **output)
     assert ends.usual_minutes == pytest.approx(wanted.seconds / 60)
 
 

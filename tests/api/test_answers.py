@@ -4,7 +4,6 @@ import json
 
 import pytest
 from canned import error, message
-from claudescale.simulator.streams import event
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from claudescale.api.answers import (
 )
 from claudescale.api.catalog import ERRORS as CODES
 from claudescale.api.catalog import USAGE
+from claudescale.simulator.wire import event
 
 OUTCOMES = {"answered", "failed", "refused", "overloaded", "again", "stop"}
 SPENT = "You have reached your API usage limits"

@@ -11,7 +11,6 @@ import canned
 import httpx2
 import pytest
 from canned import KEY, Canned, passed_on
-from claudescale.simulator.streams import event
 from engine import body
 from opentelemetry import trace
 from running import MODEL, a_plan, finished, reviews, simulator
@@ -21,6 +20,7 @@ from claudescale.api import client as wire
 from claudescale.api.answers import usage_of, verdict
 from claudescale.api.catalog import MESSAGE
 from claudescale.api.client import Wire
+from claudescale.simulator.wire import event
 
 LONG = MESSAGE.nonstreaming_max_tokens + 1
 

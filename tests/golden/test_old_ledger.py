@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import anthropic
+from canned import KEY
 from ledger_rows import attempt, records
 from plans import OPTIONS, a_plan
-from served import KEY
 
 import claudescale as cs
 from claudescale.ledger.store import Store
