@@ -341,8 +341,8 @@ def _notes(body: Mapping[str, Any], schema: pl.Schema, model: Model, prefix: int
     names = _properties([body.get("tools"), body.get("output_config", {}).get("format")])
     if named := next((name for name in names if name.lower() in FACTS["extracting"]), None):
         yield (
-            f"A returned field called {named!r} can make the model decline (reasoning_extraction), and such a "
-            "refusal is billed. Rename it, for example to 'why'."
+            f"A returned field called {named!r} can make the model decline (reasoning_extraction), and such "
+            "a refusal is billed. Rename it, for example to 'why'."
         )
     if column := next((name for name in schema if f"{{{name}}}" in body.get("system", "")), None):
         note = "is text there: the system prompt is the same for every row. Columns belong in the prompt."
