@@ -32,7 +32,7 @@ def minutes(tiers: pl.DataFrame, *, own: str, mode: str, deadline_minutes: float
     Parameters
     ----------
     tiers : pl.DataFrame
-        Of `claudescale.planning.whatif.TIERS`.
+        Of `claudescale.planning.choices.tiers`.
     own : str
         The plan's tier.
     mode : str
