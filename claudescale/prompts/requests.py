@@ -307,12 +307,7 @@ def compile_prompt(
         constant=body,
         model=model,
         shared_characters=prefix + (len(as_json(typed.json_schema)) if typed else 0),
-        notes=(
-            *(_cache_notes(model, prefix) if cache else ()),
-            *notes,
-            *_extraction_notes(extra.get("tools"), output.get("format")),
-            *_system_notes(system, schema),
-        ),
+        notes=(*notes, *_notes(body, schema, model, prefix if cache else None)),
         charges=charges._replace(
             inference_geo=extra.get("inference_geo"), caches='"cache_control":' in tools
         ),
@@ -335,11 +330,23 @@ def _check_names(schema: pl.Schema, typed: Returns | None) -> None:
             raise NameTaken(msg)
 
 
-def _system_notes(system: str | None, schema: pl.Schema) -> tuple[str, ...]:
-    """Return a warning where the system prompt seems to name a column."""
-    named = [f"{{{name}}}" for name in schema if f"{{{name}}}" in (system or "")]
-    note = "is text there: the system prompt is the same for every row. Columns belong in the prompt."
-    return (f"{named[0]} {note}",) if named else ()
+def _notes(body: Mapping[str, Any], schema: pl.Schema, model: Model, prefix: int | None) -> Iterator[str]:
+    """Yield what is worth knowing of a request; `prefix` is the length of what is to be cached."""
+    minimum, tokens = model.cache_minimum_tokens, round((prefix or 0) / model.characters_per_token)
+    if prefix is not None and minimum is not None and tokens < minimum:
+        yield (
+            f"The shared prefix is about {tokens:,} tokens (estimated from characters); {model.id} caches "
+            f"from {minimum:,} on, so it will most likely not be cached."
+        )
+    names = _properties([body.get("tools"), body.get("output_config", {}).get("format")])
+    if named := next((name for name in names if name.lower() in FACTS["extracting"]), None):
+        yield (
+            f"A returned field called {named!r} can make the model decline (reasoning_extraction), and such "
+            "a refusal is billed. Rename it, for example to 'why'."
+        )
+    if column := next((name for name in schema if f"{{{name}}}" in body.get("system", "")), None):
+        note = "is text there: the system prompt is the same for every row. Columns belong in the prompt."
+        yield f"{{{column}}} {note}"
 
 
 def _cache_control(cache: Cache, system: str | None) -> dict[str, Any]:
@@ -353,25 +360,6 @@ def _cache_control(cache: Cache, system: str | None) -> dict[str, Any]:
             "Move what is the same for every row out of the prompt and into system=."
         )
     return {"cache_control": {"type": "ephemeral"} | ({"ttl": "1h"} if cache == "1h" else {})}
-
-
-def _cache_notes(model: Model, characters: int) -> tuple[str, ...]:
-    minimum = model.cache_minimum_tokens
-    tokens = round(characters / model.characters_per_token)
-    if minimum is None or tokens >= minimum:
-        return ()
-    note = (
-        f"The shared prefix is about {tokens:,} tokens (estimated from characters); {model.id} caches "
-        f"from {minimum:,} on, so it will most likely not be cached."
-    )
-    return (note,)
-
-
-def _extraction_notes(tools: Any, output_format: Any) -> tuple[str, ...]:
-    """Return a warning where a field of the reply is named as if the model's reasoning were asked for."""
-    named = [name for name in _properties([tools, output_format]) if name.lower() in FACTS["extracting"]]
-    note = "can make the model decline (reasoning_extraction), and such a refusal is billed."
-    return (f"A returned field called {named[0]!r} {note} Rename it, for example to 'why'.",) if named else ()
 
 
 def _properties(value: Any) -> Iterator[str]:

@@ -157,29 +157,3 @@ def test_a_column_in_the_system_prompt_is_told():
     """Braces there are text; the card of the plan says so, with the name."""
     assert "{stars} is text there" in repr(plan(system="They gave {stars}."))
     assert "is text there" not in repr(plan(system="Answer with {braces}."))
-
-
-@pytest.mark.parametrize("prompt", ["Read {text} {stars} {when}", pl.format("Read {} {}", "text", "stars")])
-def test_columns_that_are_no_text_are_written_as_text(prompt):
-    """Numbers and dates need no cast; a null still keeps its row from being sent."""
-    rows = FRAME.with_columns(when=pl.date(2026, 11, 1))
-    with simulator() as api:
-        results = finished(a_plan(rows, prompt), api.client()).results
-    assert results["error"].null_count() == rows.height
-    assert results["reply"].null_count() == 1
-
-
-def test_a_lazy_frame_is_a_frame():
-    """It is read when it is needed."""
-    with simulator() as api:
-        results = finished(a_plan(FRAME.lazy()), api.client()).results
-    assert results.height == FRAME.height
-
-
-def test_labels_come_back_as_they_were_written():
-    """The case of a label is kept: the API may only answer with one of them."""
-    labels = pl.Enum(["Late", "WORKS"])
-    with simulator() as api:
-        reply = finished(a_plan(FRAME, returns=labels), api.client()).results["reply"]
-    assert reply.dtype == labels
-    assert reply.null_count() == 1
