@@ -46,31 +46,6 @@ _FIRST_HOLD_SECONDS = 1.0
 _LONGEST_HOLD_SECONDS = 60.0
 
 
-class Turns:
-    """Lets calls go one after the other, so many a minute: for endpoints that are asked seldom.
-
-    Parameters
-    ----------
-    clock : Clock
-        API time.
-    per_minute : float
-        Calls a minute.
-    """
-
-    def __init__(self, clock: Clock, per_minute: float) -> None:
-        self.clock = clock
-        self._gap_seconds = 60.0 / per_minute
-        self._next_at = 0.0
-        self._lock = asyncio.Lock()
-
-    async def next(self) -> None:
-        """Return when the next call may go."""
-        async with self._lock:
-            now = self.clock.seconds()
-            await self.clock.sleep(self._next_at - now)
-            self._next_at = max(self._next_at, now) + self._gap_seconds
-
-
 @dataclass(slots=True)
 class Permit:
     """The right to send one call, as the nth in flight, and what was set aside for it."""

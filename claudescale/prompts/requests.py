@@ -801,25 +801,6 @@ def unreadable(error: Exception) -> PlanError:
     return PlanError(msg)
 
 
-def one_column(expression: pl.Expr, schema: pl.Schema, subject: str, advice: str) -> pl.DataFrame:
-    """Return the one column that an expression gives of no rows; raise what is wrong with it.
-
-    Messages begin with `subject`, such as ``"The score"``, and end with `advice`.
-    """
-    try:
-        column = pl.DataFrame(schema=schema).select(expression)
-    except pl.exceptions.ColumnNotFoundError as error:
-        missing = next((name for name in expression.meta.root_names() if name not in schema), "?")
-        raise unknown_column(missing, schema, subject) from error
-    except pl.exceptions.PolarsError as error:
-        msg = f"{subject} cannot be computed: {error}. {advice}"
-        raise PlanError(msg) from error
-    if column.width != 1:
-        names = ", ".join(column.columns)
-        refuse(f"{subject} is one column, and the expression gives {column.width}: {names}.")
-    return column
-
-
 def unknown_column(name: str, schema: pl.Schema, subject: str) -> UnknownColumn:
     """Return the error that says which column is meant, and which there are."""
     there_are = f"The results have: {', '.join(schema)}."

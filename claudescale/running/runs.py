@@ -84,6 +84,15 @@ BATCHES = pl.Schema(
 from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
 
 
+_BATCH_COLUMNS = (
+    "batch_id",
+    "dollars",
+    "cache_write_5m_input_tokens",
+    "cache_write_1h_input_tokens",
+    "cache_read_input_tokens",
+)
+
+
 class Run(Handle):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
@@ -426,7 +435,7 @@ class Run(Handle):
         ``write_csv``: ``pl.col(pl.String).str.replace(r"^([=+@\t\r-])", "'$1")``.
         """
         work = self.work
-        answers = self._replies(work).select("key", "reply", "error")
+        answers = self._replies(work, ("key", "reply", "error"))
         if self._started.future.done() and self.state != "left":
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
@@ -457,10 +466,12 @@ class Run(Handle):
         """
         return self._replies(self.work)
 
-    def _replies(self, work: Work) -> pl.DataFrame:
+    def _replies(self, work: Work, columns: Sequence[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
         kept = self.plan.kept
-        found = self._job.ledger.replies(work.requests["key"]) if self._job.is_open else ATTEMPTS.to_frame()
-        return found if kept is None else pl.concat([kept.attempts, found])
+        found = ATTEMPTS.to_frame().select(columns)
+        if self._job.is_open:
+            found = self._job.ledger.replies(work.requests["key"], columns).select(columns)
+        return found if kept is None else pl.concat([kept.attempts.select(columns), found])
 
     @property
     def attempts(self) -> pl.DataFrame:
@@ -480,7 +491,8 @@ class Run(Handle):
         """
         if not self._job.is_open:
             return BATCHES.to_frame()
-        return batch_frame(self._job.ledger.batches(mine=True), self._job.ledger.attempts())
+        ledger = self._job.ledger
+        return batch_frame(ledger.batches(mine=True), ledger.attempts(columns=_BATCH_COLUMNS))
 
     @property
     def sizes(self) -> pl.DataFrame:
