@@ -27,7 +27,7 @@ from distributed import Client, Event, KilledWorker
 
 from claudescale import loops
 from claudescale.api.answers import Verdict
-from claudescale.api.client import own_transport
+from claudescale.api.client import has_own_transport
 from claudescale.api.prices import UNCACHED
 from claudescale.errors import ClaudescaleError, ImpossibleBudget, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Attempt
@@ -166,7 +166,7 @@ def engine(dask: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Clu
         sent = pickle.dumps(settings)
     except (TypeError, AttributeError, pickle.PicklingError):
         sent = None
-    if sent is None or own_transport(client) or type(client).__name__ != "AsyncAnthropic":
+    if sent is None or has_own_transport(client) or type(client).__name__ != "AsyncAnthropic":
         msg = (
             "on= takes a plain AsyncAnthropic, which each worker makes anew: without an http_client, and with"
         )

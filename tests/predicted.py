@@ -7,6 +7,7 @@ whatever else the machine does.
 import inspect
 import random
 import zlib
+from contextlib import closing
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from engine import DeskSend
 import claudescale as cs
 from claudescale.api import prices
 from claudescale.api.client import Api
-from claudescale.ledger.ledger import Ledger
+from claudescale.ledger.store import Store
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
 from claudescale.planning.choices import prepare
@@ -284,7 +285,7 @@ def ran(plan, **api):
         job.clock, job.wire = clock, SimpleNamespace(send=send)
         job.api = Api(name="simulator", simulated=True, clock=clock)
         job.meter.begin(work.keys)
-        with Ledger(None) as ledger:
+        with closing(Store(None)) as ledger:
             job.ledger = ledger
             pacer = Pacer(
                 plan.limits,

@@ -159,7 +159,7 @@ def test_before_any_answer_the_time_left_is_that_of_the_plan():
     """The first estimate is the closed form over limits that the plan itself uses."""
     plan = a_plan(reviews(600), tier=LIMITS)
     expected = plan.expected
-    tokens = 600 * (50 * expected.input_ratio + expected.input_overhead_tokens - expected.cached_tokens)
+    tokens = expected.uncached_tokens(600 * 50.0, 600)
     output = 600 * min(expected.output_tokens, 64.0)
     wanted = estimates.live_finish(
         LIMITS, expected, requests=600, input_tokens=tokens, output_tokens=output

@@ -117,7 +117,7 @@ class Wire:
         self, client: AsyncAnthropic, max_tokens: int = 1024, *, timeout_seconds: float | None = None
     ) -> None:
         self._loopback = client.base_url.host in LOOPBACK
-        own = own_transport(client)
+        own = _own_transport(client)
         self._made = transport(here=self._loopback) if own is None else None
         self._client = _copied(client, own or cast("httpx2.AsyncClient", self._made))
         self._given_seconds, self._connect_seconds = _time_out(client)
@@ -654,7 +654,7 @@ async def _see_redirect(response: httpx2.Response) -> None:
     response.headers[NOT_FOLLOWED] = response.headers.pop("location")
 
 
-def _has_own_transport(client: AsyncAnthropic) -> bool:
+def has_own_transport(client: AsyncAnthropic) -> bool:
     """Whether the user gave a client its ``http_client``: it is neither the SDK's nor ours."""
     from anthropic._base_client import AsyncHttpxClientWrapper  # noqa: PLC0415 - the SDK's own kind
 
@@ -662,9 +662,9 @@ def _has_own_transport(client: AsyncAnthropic) -> bool:
     return not isinstance(http, AsyncHttpxClientWrapper) and not hasattr(http, "claudescale")
 
 
-def own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
+def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
     """Return the ``http_client`` that the user gave a client, ready for this loop; None where it has none."""
-    if not _has_own_transport(client):
+    if not has_own_transport(client):
         return None
     http: httpx2.AsyncClient = client._client  # noqa: SLF001 - there is no public name
     here, home = asyncio.get_running_loop(), _homes.get(http)
@@ -881,7 +881,7 @@ def check_client(client: object, mode: str = "live") -> None:
             msg = f"The header {name!r} has a character that cannot be sent, such as a newline. Leave it out."
             raise PlanError(msg)
     _check_address(client)
-    if client.base_url.host not in LOOPBACK and not _has_own_transport(client):
+    if client.base_url.host not in LOOPBACK and not has_own_transport(client):
         _check_proxy(client.base_url)
     patched = [name for name in vars(client) if inspect.isfunction(getattr(type(client), name, None))]
     if patched:

@@ -96,8 +96,10 @@ def columns_of(record: type[tuple[Any, ...]]) -> pl.Schema:
 
 def columns_sql(record: type[tuple[Any, ...]]) -> str:
     """Return the same for a table of SQLite."""
-    columns = _kinds(record).items()
-    return ", ".join(f"{name} {_SQL[kind]}{'' if null else ' NOT NULL'}" for name, (kind, *null) in columns)
+    return ", ".join(
+        f"{name} {_SQL[kind]}{'' if null or name == 'dollars' else ' NOT NULL'}"  # of an unknown price: null
+        for name, (kind, *null) in _kinds(record).items()
+    )
 
 
 ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": pl.Datetime("us", "UTC")})
@@ -114,7 +116,7 @@ _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": p
 def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
     """Return an attempt as the file keeps it; TypeError or OverflowError where it cannot."""
     values = (attempt.key, run, *attempt[2:], final)
-    if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds + attempt.dollars):
+    if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds):
         msg = "this is no attempt: a value is not of its field's type"
         raise TypeError(msg)
     # An array refuses what 64 bits cannot hold.
@@ -142,4 +144,5 @@ def frame(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pl.DataFram
     """Return rows of the file as these columns of `RECORDS`; `sent_at` comes in microseconds."""
     columns = zip(names, zip(*table, strict=True) if table else [()] * len(names), strict=True)
     made = pl.DataFrame([pl.Series(name, values, _STORED[name]) for name, values in columns])
-    return made.cast({name: RECORDS[name] for name in names})
+    unknown = pl.col(["dollars"] if "dollars" in names else []).fill_null(math.nan)
+    return made.cast({name: RECORDS[name] for name in names}).with_columns(unknown)

@@ -148,7 +148,7 @@ def test_other_kinds_of_numbers_are_numbers():
 
 def info(name, **changes):
     """Return a model as the Models API shows it, agreeing with the catalog but for the changes."""
-    from claudescale.simulator.listings import model_info  # noqa: PLC0415
+    from claudescale.simulator.wire import model_info  # noqa: PLC0415
 
     return json.loads(json.dumps(model_info(catalog.model(name), NOW))) | changes
 

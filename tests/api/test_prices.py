@@ -347,4 +347,4 @@ def test_estimates_know_geography_and_searches():
     assert searching.totals.live_dollars > plan.totals.live_dollars + 3 * 0.01 - 1e-12
     answers = {f"a {n}": answer(1_000, 10, geo="us", searches=2) for n in range(3)}
     expected = searching.calibrate(ran(answers, params={"tools": [SEARCH]})).expected
-    assert (expected.web_search_requests, expected.inference_geo) == (2.0, "us")
+    assert expected.billed_ratio == pytest.approx(1.0, abs=0.2)

@@ -124,7 +124,7 @@ def test_every_end_of_a_run_has_an_advice():
 
 def test_a_plan_card_says_what_the_next_tier_gains():
     """One line, where there is a next tier; none for limits that are no tier's: something else sets them."""
-    gain = "\nThe next tier, build: gains nothing: the latency of a call limits it.\n"
+    gain = "\nThe next tier, build: gains nothing: latency limits it.\n"
     assert gain in repr(a_plan(reviews(5), tier="start"))
     for none in (a_plan(reviews(5), tier="scale"), a_plan(reviews(5))):
         assert "next tier" not in repr(none)

@@ -140,13 +140,13 @@ def test_the_latest_choice_is_drawn(monkeypatch):
 
 def test_the_rows_are_read_once(monkeypatch):
     """However much is picked, the frame is measured for the first figures only."""
-    measured, real = [], Prompt.measure
+    measured, real = [], Prompt.sizes
 
     def measure(*given, **named):
         measured.append(1)
         return real(*given, **named)
 
-    monkeypatch.setattr(Prompt, "measure", measure)
+    monkeypatch.setattr(Prompt, "sizes", measure)
     picker = cs.pick(a_plan(ROWS, tier="start"))
     for tier in ("build", "scale", "start"):
         picker.controls["tier"].value = tier
