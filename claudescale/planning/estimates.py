@@ -288,6 +288,7 @@ class Totals(NamedTuple):
     input_tokens: float
     cache_read_tokens: float
     output_tokens: float
+    input_deviation: float  # of a request's input tokens that are not read from the cache
     live_dollars: float
     batch_dollars: float
     plain_dollars: float  # of every row sent by itself, live, nothing cached
@@ -323,6 +324,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         input=(tokens * times).sum(),
         read=(read * times).sum(),
         output=(output * times).sum(),
+        squares=((tokens - read) ** 2 * times).sum(),
         live=((_dollars(live, tokens - read, read, output) + fee) * times).sum(),
         batch=((_dollars(batch, tokens - read, read, output) + fee) * times).sum(),
         plain=((_dollars(live, tokens, nothing, output) + fee) * pl.col("rows")).sum(),
@@ -339,6 +341,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
     batch_dollars = sums["batch"] + missed * hour
     in_batch = math.hypot(more * _part(sums["batch"], sums["live"]), (most_missed - missed) * hour)
+    uncached = _part(sums["input"] - sums["read"], requests)
     return Totals(
         rows=rows,
         unsent=rows - int(sent["rows"].sum()),
@@ -346,6 +349,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         input_tokens=sums["input"],
         cache_read_tokens=max(sums["read"] - expected.cached_tokens * written, 0.0),
         output_tokens=sums["output"],
+        input_deviation=math.sqrt(max(_part(sums["squares"], requests) - uncached**2, 0.0)),
         live_dollars=live_dollars * expected.billed_ratio,
         batch_dollars=batch_dollars * expected.billed_ratio,
         plain_dollars=sums["plain"] * expected.billed_ratio,
@@ -464,6 +468,7 @@ def _live_finish(
         requests=totals.requests,
         input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
         output_tokens=totals.output_tokens * (1 + output_more),
+        input_deviation=totals.input_deviation,
         latency_seconds=latency + lost,
         latency_deviation=expected.slow_deviation() if slow else expected.latency.deviation,
         concurrency=most,
@@ -508,6 +513,7 @@ def finish(
     requests: float,
     input_tokens: float,
     output_tokens: float,
+    input_deviation: float = 0.0,
     latency_seconds: float,
     latency_deviation: float = 0.0,
     concurrency: float | None = None,
@@ -526,6 +532,8 @@ def finish(
     ----------
     requests, input_tokens, output_tokens : float
         Totals of the run; input tokens without reads from the prompt cache.
+    input_deviation : float
+        Standard deviation of a request's input tokens.
     latency_seconds, latency_deviation : float
         Of one call, from sending to the whole answer: mean and standard deviation.
     concurrency, first_concurrency : float, optional
@@ -540,6 +548,9 @@ def finish(
     totals = (requests, input_tokens, output_tokens)
     alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
     sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+    slower = "requests" if alone[0] >= alone[1] else "input_tokens"
+    both = _together(requests, alone, input_deviation / (limits.input_tokens_per_minute / 60), burst_seconds)
+    sending[slower] = max(both - burst_seconds, 0.0)
     most = concurrency or math.inf
     needed = min(requests / max(alone) * latency_seconds, most)  # calls in flight that use up the limits
     if concurrency:
@@ -568,6 +579,23 @@ def finish(
         seconds += ramp * latency_seconds
     slowest = _slowest(requests, seconds, latency_seconds, latency_deviation, quantile)
     return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+
+
+def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:
+    """Return the seconds in which requests and their input pass both limits.
+
+    Of calls that fit a full bucket at once, the slower limit holds them up; where they are few, long requests
+    wait for tokens and short ones for requests. The mean of the larger of the two is Clark's, of a normal
+    distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, OR 9 (1961).
+    """
+    count = max(burst_seconds * requests / max(alone), 1.0)
+    each, tokens = (seconds * count / requests for seconds in alone[:2])
+    deviation = math.sqrt(count) * deviation_seconds
+    if not deviation or count >= requests:
+        return max(alone[:2])
+    away = (tokens - each) / deviation
+    both = each + deviation * (_NORMAL.pdf(away) + away * _NORMAL.cdf(away))
+    return both * requests / count
 
 
 def _slowest(requests: float, sending: float, mean: float, deviation: float, quantile: float) -> float:
