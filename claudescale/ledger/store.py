@@ -462,7 +462,7 @@ def _check_locks(path: Path) -> None:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
         return
-    with tempfile.TemporaryFile(dir=path.parent) as file:
+    with tempfile.NamedTemporaryFile(prefix=f"{path.name}.", dir=path.parent) as file:
         file.truncate(mmap.PAGESIZE)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
