@@ -27,7 +27,7 @@ PURPLE, SKY = "#CC79A7", "#56B4E9"
 PALETTE = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
 GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
-TITLE_CHARACTERS = 90  # of the title's font, as wide as a chart with its axis and what stands beside it
+TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis and what stands beside it
 DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
@@ -44,7 +44,7 @@ THEME: dict[str, Any] = {
         "gridColor": GREY, "gridOpacity": 0.25, "domainColor": GREY, "tickColor": GREY, "labelPadding": 5,
         "labelFontSize": 11, "labelLimit": 190, "titleFontSize": 12, "titleFontWeight": "normal",
     },
-    "axisX": {"grid": False, "titlePadding": 8, "labelFlush": False, "tickCount": 6},
+    "axisX": {"grid": False, "titlePadding": 8, "labelFlush": False, "tickCount": 6, "labelSeparation": 8},
     "axisYQuantitative": {  # its title stands level above it, from its left edge
         "domain": False, "ticks": False, "tickCount": 4, "minExtent": 44,
         "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -44, "titleY": -9,
