@@ -216,6 +216,15 @@ def test_a_hybrid_run_whose_batch_is_not_shown(real, forever):
         assert api.stats["billed_rows_by_mode"] == {"live": 1, "batch": 29}
 
 
+def test_a_hybrid_run_goes_live_where_there_are_no_batches():
+    """A 404 to a batch is no word on the model where a row was answered live: the rest goes live too."""
+    with simulator(speed=200) as api:
+        with front(api, lambda name, path, ask: NOT_FOUND if name == "create" else ask()) as server:
+            run, words = ended(the_plan(30, mode="hybrid", deadline=30), api, server)
+        assert (run.state, run.counts.answered, words) == ("finished", 30, None)
+        assert api.stats["billed_rows_by_mode"]["live"] == 30
+
+
 def test_a_page_instead_of_a_batch_is_waited_out():
     """What a proxy says of a batch for a while is no word of the API on it."""
     count = 0

@@ -172,8 +172,13 @@ class Batches:
     def is_refused(self) -> bool:
         """Whether there is a reason to stop, which live calls would meet as well."""
         found = self._no_more
-        shared = found is not None and (found.error in STOPPING_ERRORS or found.error in {"budget", RETIRED})
-        return self._nothing_learned is not None or (found is not None and (shared or not self._hands_over))
+        if found is None or self._nothing_learned is not None:
+            return self._nothing_learned is not None
+        if not self._hands_over or found.error in {"budget", RETIRED}:
+            return True
+        # A key and a model that answer live are good: then it is the batches that the API does not have.
+        only_here = found.error in DOUBTED and self._job.known_good
+        return found.error in STOPPING_ERRORS and not only_here
 
     @property
     def waited(self) -> list[Batch]:
