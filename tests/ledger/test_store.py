@@ -115,6 +115,14 @@ def test_any_value_survives(tmp_path_factory, rows, many):
         assert_frame_equal(again.replies(keys(range(len(rows)))), right, check_exact=True)
 
 
+def test_dollars_of_an_unknown_price_are_kept_as_unknown(anywhere):
+    """Of a model without a price nothing is guessed: the file has NULL there, a frame no number."""
+    anywhere.record(attempt(0, dollars=float("nan")), final=True)
+    assert anywhere.attempts()["dollars"].is_nan().to_list() == [True]
+    anywhere.record(attempt(1), final=True)
+    assert anywhere.attempts(columns=["dollars"])["dollars"].is_nan().to_list() == [True, False]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -123,7 +131,7 @@ def test_any_value_survives(tmp_path_factory, rows, many):
         {"status": "200"},
         {"reply": b"x"},
         {"sent_at": 1e30},
-        {"dollars": float("nan")},
+        {"seconds": float("nan")},
     ],
 )
 def test_what_no_file_can_hold_is_refused_at_once(anywhere, wrong):
