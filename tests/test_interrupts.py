@@ -26,9 +26,11 @@ cs.Plan.start = remembered
 given = {"ledger": path or None, "progress": False}
 async def main():
     await plan.run(client, **given)
+def out(run):
+    return getattr(run._job.batches, "open", {})
 for _ in range(int(times)):
     # No frame is asked for: Polars would be interrupted in that thread, too.
-    interrupt_when(lambda: runs and (runs[0].counts.answered > 50 or getattr(runs[0]._job.batches, 'open', ())))
+    interrupt_when(lambda: runs and (runs[0].counts.answered > 50 or out(runs[0])))
 match door:
     case "wait": cs.wait(plan.run(client, **given))
     case "result": plan.start(client, **given).result()
