@@ -113,7 +113,7 @@ class Job:
     ledger, wire, api, work : Store, Wire, Api, Work
         Where replies are kept, what sends, who answers, and the rows.
     missing : pl.DataFrame
-        Of `rows.REQUESTS`: what had no answer at the start, in the order of sending.
+        Of `requests.REQUESTS`: what had no answer at the start, in the order of sending.
     estimate : dict
         What that should take, as a row of `Plan.options`.
     started_at, minutes : float
@@ -328,14 +328,18 @@ class Job:
         """Of a row in a batch."""
         return prices.price(self.plan.facts, mode="batch")
 
-    def _dearest(self, price: prices.Price) -> prices.Price:
-        """Return the price where a request is answered at worst."""
-        geography = prices.worst_geography(self.plan.compiled.charges.inference_geo)
-        return prices.answered(price, inference_geo=geography)
+    @cached_property
+    def _dearest(self) -> prices.Price:
+        """Of a live call where it is answered at worst; asked for each row, so it is worked out once."""
+        return prices.answered(self.price, inference_geo=self._worst_geography)
+
+    @property
+    def _worst_geography(self) -> str:
+        return prices.worst_geography(self.plan.compiled.charges.inference_geo)
 
     def worst_dollars(self, size_bytes: int, max_tokens: int) -> float:
         """Return the most a live message of so many bytes, with so long a reply, can cost."""
-        plan, price = self.plan, self._dearest(self.price)
+        plan, price = self.plan, self._dearest
         most = prices.most_with_tools(price, plan.facts, max_tokens, plan.compiled.charges)
         if most is not None:
             return most
@@ -344,7 +348,8 @@ class Job:
 
     def batch_requests(self) -> pl.DataFrame:
         """Return `Work.requests` with `worst_dollars`: the most each can cost in a batch."""
-        plan, price = self.plan, self._dearest(self.batch_price)
+        plan = self.plan
+        price = prices.answered(self.batch_price, inference_geo=self._worst_geography)
         most = prices.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
         paid = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0)) | {
             self._written("1h"): pl.col("bytes") + _OVERHEAD_TOKENS,

@@ -127,12 +127,11 @@ class Run(Handle):
     ) -> None:
         client = connect() if client is None else client
         check_client(client, plan.mode)
-        given = ledger
         self.plan = plan
-        if given is not None and not isinstance(given, str | os.PathLike):
-            msg = f"ledger={given!r}: it is the path of a file, such as ledger='replies.ledger', or None."
+        if ledger is not None and not isinstance(ledger, str | os.PathLike):
+            msg = f"ledger={ledger!r}: it is the path of a file, such as ledger='replies.ledger', or None."
             raise PlanError(msg)
-        self.path = None if given is None else Path(given).expanduser().absolute()
+        self.path = None if ledger is None else Path(ledger).expanduser().absolute()
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
