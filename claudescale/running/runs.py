@@ -340,9 +340,6 @@ class Run(Handle):
         batches = self._job.batches
         return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
 
-    def _line(self) -> str:
-        return run_views.line(self)
-
     @property
     def kept(self) -> str:
         """What an interrupt leaves, in one sentence. Spends: nothing."""
