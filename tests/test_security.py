@@ -280,7 +280,9 @@ def test_what_replies_and_frames_say_is_text(tmp_path, mode):
         run = finished(plan, api.client(), ledger=tmp_path / "<script>.ledger")
         run.message = run.stopped_by = SCRIPT
         pages = [plan._repr_html_(), run._repr_html_()]
-        pages += [frame._repr_html_() for frame in (run.results, run.attempts, run.replies, run.summary)]
+        pages += [
+            frame._repr_html_() for frame in (run.results, run.attempts, run.job.replies(), run.summary)
+        ]
         assert run.results["reply"].to_list() == [SCRIPT] * 3
         assert "&lt;script&gt;" in run.results._repr_html_()
         for page in pages:

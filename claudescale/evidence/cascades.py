@@ -156,7 +156,7 @@ class Cascade:
             raise PlanError(msg)
         plans = dict(self.plans)
         for model, run in pilot.runs.items():
-            if run.replies["dollars"].sum():
+            if run.job.replies()["dollars"].sum():
                 plans[model] = plans[model].calibrate(run)
         unasked = [Passed()] * (len(plans) - len(pilot.passed))
         return replace(self, plans=plans, passed=(*pilot.passed, *unasked))
@@ -339,7 +339,7 @@ class CascadeRun:
     @property
     def simulated(self) -> bool:
         """Whether the replies are a simulator's."""
-        return any(run.simulated for run in self.runs.values())
+        return any(run.job.simulated for run in self.runs.values())
 
     @property
     def results(self) -> pl.DataFrame:
@@ -372,7 +372,7 @@ class CascadeRun:
             errors, asked = step["error"].drop_nulls(), step["model"].count()
             on = errors.filter(errors != NOT_SENT)
             missing = errors.len() - on.len()
-            share, paid = on.len() / asked if asked else None, float(run.replies["dollars"].sum())
+            share, paid = on.len() / asked if asked else None, float(run.job.replies()["dollars"].sum())
             counts = (asked + missing, asked - on.len(), on.len(), missing)
             rows.append((model, *counts, share, judging.why(on), paid, run.minutes))
         return pl.DataFrame(rows, schema=TABLE, orient="row")
@@ -386,7 +386,7 @@ class CascadeRun:
 
         Spends: nothing.
         """
-        paid = [float(run.replies["dollars"].sum()) for run in self.runs.values()]
+        paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
         ways = [(CASCADE, sum(paid), False)]
         ways += [(f"all on {model}", option(plan)["dollars"], True) for model, plan in known.plans.items()]

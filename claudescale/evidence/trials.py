@@ -145,10 +145,10 @@ class Trial:
             paid, row["rows"], row["minutes"] = takes["dollars"], rows, takes["minutes"]
             return row | {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000}
         run, judged = self.runs[choice], scores.drop_nulls()
-        live = run.replies.filter(mode="live", status=200)["seconds"]
+        live = run.job.replies().filter(mode="live", status=200)["seconds"]
         errors = run.results["error"].drop_nulls()
         errors = errors.filter(errors != NOT_SENT)
-        paid = float(run.replies["dollars"].sum())
+        paid = float(run.job.replies()["dollars"].sum())
         done = answered(run)["error"].ne_missing(NOT_SENT) & ~self.unsent
         low, high = judging.interval(judged, self.confidence, seed=self.seed)
         row["score_low"] = 1.0 if choice == self.reference else low  # it agrees with itself
@@ -158,7 +158,7 @@ class Trial:
             "dollars_per_1000_rows": paid / int(done.sum()) * 1_000 if done.any() else None,
         }
         row |= {"seconds": live.median(), "seconds_p90": live.quantile(0.9, "linear"), "minutes": run.minutes}
-        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.simulated}
+        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.job.simulated}
 
     @property
     def scores(self) -> dict[str, pl.Series]:
@@ -237,7 +237,7 @@ class Trial:
         return TrialPlots(self)
 
     def _card(self) -> Card:
-        table, mark = self.table, "SIMULATED " * any(run.simulated for run in self.runs.values())
+        table, mark = self.table, "SIMULATED " * any(run.job.simulated for run in self.runs.values())
         scored = f"{self.judge.words} with {self.reference}" if self.reference else self.judge.words
         title = f"{mark}Trial of {table.height} choices on {self.sample.height:,} rows, scored by {scored}"
         total = dollars(float(table["dollars"].sum()))
@@ -285,7 +285,7 @@ def option(plan: Plan, mode: str | None = None) -> dict[str, Any]:
 def answered(run: Run) -> pl.DataFrame:
     """Return the results of a run; rows that were given up, which tells nothing of a model, as not sent."""
     error = pl.col("error")
-    final = error.is_null() | error.is_in([*run.replies["error"].drop_nulls().unique(), INVALID_REPLY])
+    final = error.is_null() | error.is_in([*run.job.replies()["error"].drop_nulls().unique(), INVALID_REPLY])
     return run.results.with_columns(error=pl.when(final).then(error).otherwise(pl.lit(NOT_SENT)))
 
 
