@@ -49,7 +49,7 @@ def test_results_are_the_frame_with_reply_and_error(api):
 def test_a_run_that_is_over_goes_with_its_last_name(api):
     """Nothing keeps frame, texts and replies until the garbage collector comes round."""
     run = finished(a_plan(reviews(5)), api.client())
-    gone = weakref.ref(run), weakref.ref(run._job)
+    gone = weakref.ref(run), weakref.ref(run.job)
     gc.collect()
     gc.disable()
     try:

@@ -108,11 +108,11 @@ def test_the_key_is_nowhere(tmp_path, mode, key, status, logged):
         shown += [
             repr(run),
             repr(vars(run)),
-            repr(vars(run._job)),
-            repr(run._job.wire),
+            repr(vars(run.job)),
+            repr(run.job.wire),
             repr(client),
         ]
-        shown += [repr(vars(run._job.ledger)), repr(run.plan), repr(run.counts)]
+        shown += [repr(vars(run.job.ledger)), repr(run.plan), repr(run.counts)]
         run = finished(plan, api.client(api_key=key), ledger=tmp_path / "l")
         assert run.results["reply"].null_count() == 0
         shown += [run.attempts.write_json(), repr(run), repr(vars(api)), repr(vars(api.desk))]
