@@ -364,7 +364,7 @@ def test_no_secret_in_what_is_shown(counted, caplog):
         repr(plan),
         plan._repr_html_(),
         caplog.text,
-        str(good._job.ledger),
+        str(good.job.ledger),
     ]
     for run in (stopped.value.run, good):
         shown += [repr(run), run._repr_html_(), str(run.summary)]
