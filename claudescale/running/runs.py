@@ -24,6 +24,7 @@ from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
 from claudescale.prompts.requests import last_failures, results
 from claudescale.running import meter, run_views
+from claudescale.running.arrivals import Arrivals
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 from claudescale.running.live import Live
@@ -32,7 +33,7 @@ from claudescale.running.rates import by_minute
 from claudescale.running.run_views import Plots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from anthropic import AsyncAnthropic
 
@@ -337,6 +338,38 @@ class Run(Handle):
             return self.state != "starting"
         batches = self.job.batches
         return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
+
+    async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield each row of the frame once, as a dict: `index`, its place from 0, and what `results` has.
+
+        Rows come in the order in which they are answered, those that the ledger had first; at the end of the
+        run those without a reply. Leaving the loop early leaves the run going.
+
+        Raises
+        ------
+        PlanError
+            The frame has a column `index`.
+        RunStopped
+            The run could not go on; every row was given before that.
+        """
+        while not (self.job.is_open or self._started.future.done()):
+            await self._followed(loops.SLICE_SECONDS)
+        if not self.job.is_open:
+            self._outcome()
+        rows = await loops.in_thread(Arrivals, self)
+        try:
+            while True:
+                has_ended = self._started.future.done()
+                for row in await loops.in_thread(rows.read):
+                    yield row
+                if has_ended:
+                    break
+                await self._followed(loops.SLICE_SECONDS)
+            for row in await loops.in_thread(rows.rest):
+                yield row
+        finally:
+            rows.close()
+        self._outcome()
 
     def _line(self) -> str:
         return run_views.line(self)
