@@ -153,7 +153,7 @@ class Cascade(Shown):
         if not any(passed.asked for passed in pilot.passed):
             msg = f"The pilot has no replies to learn from. {use}"
             raise PlanError(msg)
-        paid = {model: run for model, run in pilot.runs.items() if run.replies["dollars"].sum()}
+        paid = {model: run for model, run in pilot.runs.items() if run.job.replies()["dollars"].sum()}
         measured = {model: self.plans[model].calibrate(run) for model, run in paid.items()}
         unasked = [Passed()] * (len(self.plans) - len(pilot.passed))
         return replace(self, plans={**self.plans, **measured}, passed=(*pilot.passed, *unasked))
@@ -279,7 +279,7 @@ class CascadeRun(Shown):
         """Keep what a model answered, and return the places of the rows that it did not settle."""
         run, results, error = self.runs[model], self.runs[model].results, pl.col("error")
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
-        keys = run.work.keys.alias(_KEY)  # null where there is nothing to ask
+        keys = run.job.work.keys.alias(_KEY)  # null where there is nothing to ask
         asked = error.ne_missing(NOT_SENT) & pl.lit(keys).is_not_null()
         own = results.select(pl.exclude(*schema_of(run.plan.frame), "simulated"))
         step = own.with_columns(pl.when(asked).then(pl.lit(model)).alias("model"), places.alias(_ROW), keys)
@@ -316,7 +316,7 @@ class CascadeRun(Shown):
     @property
     def simulated(self) -> bool:
         """Whether the replies are a simulator's."""
-        return any(run.simulated for run in self.runs.values())
+        return any(run.job.simulated for run in self.runs.values())
 
     @property
     def results(self) -> pl.DataFrame:
@@ -349,7 +349,7 @@ class CascadeRun(Shown):
             errors, asked = step["error"].drop_nulls(), step["model"].count()
             on = errors.filter(errors != NOT_SENT)
             missing = errors.len() - on.len()
-            share, paid = on.len() / asked if asked else None, float(run.replies["dollars"].sum())
+            share, paid = on.len() / asked if asked else None, float(run.job.replies()["dollars"].sum())
             counts = (asked + missing, asked - on.len(), on.len(), missing)
             rows.append((model, *counts, share, judging.why(on), paid, run.minutes))
         return pl.DataFrame(rows, schema=TABLE, orient="row")
@@ -363,7 +363,7 @@ class CascadeRun(Shown):
 
         Spends: nothing.
         """
-        paid = [float(run.replies["dollars"].sum()) for run in self.runs.values()]
+        paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
         ways = [(CASCADE, sum(paid), False)]
         ways += [(f"all on {model}", option(plan)["dollars"], True) for model, plan in known.plans.items()]

@@ -144,15 +144,15 @@ class Trial(Shown):
             return row | {"dollars_per_1000_rows": takes["dollars"] / rows * 1_000}
         run, judged, results = self.runs[choice], scores.drop_nulls(), answered(self.runs[choice])
         low, high = judging.interval(judged, self.confidence, seed=self.seed)
-        live = run.replies.filter(mode="live", status=200)["seconds"]
+        live = run.job.replies().filter(mode="live", status=200)["seconds"]
         errors = run.results["error"].drop_nulls()
         errors = errors.filter(errors != NOT_SENT)
-        paid, rows = float(run.replies["dollars"].sum()), int(results["judged"].sum())
+        paid, rows = float(run.job.replies()["dollars"].sum()), int(results["judged"].sum())
         row |= {"rows": judged.len(), "score": judged.mean(), "score_high": high}
         row |= {"score_low": 1.0 if choice == self.reference else low}  # it agrees with itself
         row |= {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000 if rows else None}
         row |= {"seconds": live.median(), "seconds_p90": live.quantile(0.9, "linear"), "minutes": run.minutes}
-        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.simulated}
+        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.job.simulated}
 
     @property
     def scores(self) -> dict[str, pl.Series]:
@@ -232,7 +232,7 @@ class Trial(Shown):
         return TrialPlots(self)
 
     def _card(self) -> Card:
-        table, mark = self.table, "SIMULATED " * any(run.simulated for run in self.runs.values())
+        table, mark = self.table, "SIMULATED " * any(run.job.simulated for run in self.runs.values())
         scored = f"{self.judge.words} with {self.reference}" if self.reference else self.judge.words
         title = f"{mark}Trial of {table.height} choices on {self.sample.height:,} rows, scored by {scored}"
         total = dollars(float(table["dollars"].sum()))
@@ -274,8 +274,8 @@ def option(plan: Plan) -> dict[str, Any]:
 def answered(run: Run) -> pl.DataFrame:
     """Return the results of a run, and which rows are `judged`: given up tells nothing of a model."""
     error = pl.col("error")
-    final = error.is_null() | error.is_in([*run.replies["error"].drop_nulls().unique(), INVALID_REPLY])
-    return run.results.with_columns(judged=final & run.work.keys.is_not_null())
+    final = error.is_null() | error.is_in([*run.job.replies()["error"].drop_nulls().unique(), INVALID_REPLY])
+    return run.results.with_columns(judged=final & run.job.work.keys.is_not_null())
 
 
 def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:

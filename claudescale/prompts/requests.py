@@ -642,7 +642,7 @@ class Kept(NamedTuple):
         """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
         _check_retried(run, prompt, frame)
         returns, before = prompt.returns, run.plan.compiled
-        replies = run.replies
+        replies = run.job.replies()
         error = replies["error"]
         if _form(returns) != _form(before.returns) and error.null_count():
             refuse(
@@ -661,7 +661,7 @@ class Kept(NamedTuple):
         tried = pl.col("sent_at").dt.epoch("us").alias("tried_at")
         stay = kept.select("key", kept="key", tried_at=pl.lit(None, pl.Int64))
         known = pl.concat([stay, rest.select("key", pl.lit(None, pl.String).alias("kept"), tried)])
-        rows = run.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+        rows = run.job.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
         tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.kept
         if earlier is not None:
             tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
@@ -706,7 +706,7 @@ class Kept(NamedTuple):
 
 
 def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
-    if not hasattr(run, "sizes"):
+    if not hasattr(run, "job"):
         kind = type(run).__name__
         refuse(f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client).")
     if run.state in {"starting", "running"}:
@@ -716,13 +716,13 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
             "Batches of the run are still at the API and will be paid for. Collect them first with the same "
             "cell: run = await plan.run(client)."
         )
-    rows, theirs = frame.height, run.work.frame.height
+    rows, theirs = frame.height, run.job.work.frame.height
     if rows != theirs:
         refuse(
             f"The run has {theirs:,} rows and the plan {rows:,}: plan.retry() takes a run of the same rows. "
             "Use run.plan.retry(run)."
         )
-    asked = run.plan.compiled.contents(run.work.frame)["content"]
+    asked = run.plan.compiled.contents(run.job.work.frame)["content"]
     if not prompt.contents(frame)["content"].equals(asked):
         refuse(
             "The run asks something else of these rows: plan.retry() takes a run with the same texts in the "

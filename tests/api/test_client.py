@@ -50,7 +50,7 @@ def test_without_a_key_it_is_a_simulator(capsys):
     line = capsys.readouterr().err
     assert line.startswith("SIMULATED: ")
     assert "20 times real time" in line
-    assert finished(a_plan(reviews(2)), client).simulated
+    assert finished(a_plan(reviews(2)), client).job.simulated
 
 
 @pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])

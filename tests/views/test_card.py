@@ -81,7 +81,7 @@ def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
     assert all(name not in first for name in ("failed", "missing", "reused"))
     assert run_views.text.dollars(run.counts.dollars) in measured
     assert run_views.text.tokens(run.counts.output_tokens) in measured
-    assert run_views.text.dollars(run.estimate["dollars"]) in estimated
+    assert run_views.text.dollars(run.job.estimate["dollars"]) in estimated
     assert limit.split() == ["limit", "60,000"]
     assert last == "run.results"
 

@@ -207,7 +207,7 @@ def test_the_stop_button_stops(page):
         (button,) = watcher._panel._buttons.values()
         assert (button.description, bool(button.tooltip)) == ("Stop", True)
         button.click()
-        assert run.pulse.asked == "stop"
+        assert run.job.asked == "stop"
         await run
         await until(lambda: not followers())
         return run
