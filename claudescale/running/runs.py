@@ -23,7 +23,8 @@ from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
 from claudescale.planning.choices import prepare
-from claudescale.prompts.requests import NOT_SENT, last_failures, results
+from claudescale.prompts.requests import NOT_SENT
+from claudescale.prompts.retries import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
@@ -440,7 +441,7 @@ class Run(Handle):
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
-        return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)
+        return work.results(answers, simulated=self.simulated)
 
     @property
     def failures(self) -> dict[str, int]:
