@@ -14,8 +14,9 @@ from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
 from claudescale.planning.plans import DEFAULT_LEDGER
+from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
-from claudescale.prompts.requests import NOT_SENT, plain, read
+from claudescale.prompts.requests import NOT_SENT, read
 from claudescale.views.card import Card, Shown, dollars
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:
     name, plans = kind.removesuffix("s"), {}
     for number, value in enumerate(several, 1):
         own = name == "model" and value in {plan.model, plan.facts.id}  # it keeps what a pilot has measured
-        other = plan if own else plan.replace(**{name: value})  # type: ignore[misc]
+        other = plan if own else plan.replace(**{name: value})
         plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
     if len(plans) < len(several):
         msg = f"{kind}={several!r} names a {name} twice. Give different ones."

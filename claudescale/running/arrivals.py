@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError
-from claudescale.prompts.requests import results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +48,7 @@ class Arrivals:
         job = self._run.job
         work = job.work._replace(frame=job.work.frame[places], keys=job.work.keys[places])
         answers = job.replies(("key", "reply", "error"), of=work.keys.drop_nulls().unique())
-        found = results(work, self._run.plan.compiled.returns, answers, simulated=job.simulated)
-        return _rows(places, found)
+        return _rows(places, work.results(answers, simulated=job.simulated))
 
     def rest(self) -> list[dict[str, Any]]:
         """Return, once the run has ended, the rows that have no final reply, in the frame's order."""

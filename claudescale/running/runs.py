@@ -22,7 +22,7 @@ from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.prompts.requests import last_failures, results
+from claudescale.prompts.retries import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.arrivals import Arrivals
 from claudescale.running.batches import Batches
@@ -436,7 +436,7 @@ class Run(Handle):
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
-        return results(work, self.plan.compiled.returns, answers, simulated=self.job.simulated)
+        return work.results(answers, simulated=self.job.simulated)
 
     @property
     def attempts(self) -> pl.DataFrame:
