@@ -371,9 +371,6 @@ class Run(Handle):
             rows.close()
         self._outcome()
 
-    def _line(self) -> str:
-        return run_views.line(self)
-
     @property
     def kept(self) -> str:
         """What an interrupt leaves, in one sentence. Spends: nothing."""
