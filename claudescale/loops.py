@@ -339,14 +339,18 @@ class Handle(ABC):
         return self._wait().__await__()
 
     async def _wait(self) -> Self:
+        await self._followed()
+        return self._outcome()
+
+    async def _followed(self, seconds: float = math.inf) -> None:
+        """Wait so long for the end; an interrupt leaves the work and waits for what is out."""
         try:
-            await self._ended()
+            await self._ended(seconds)
         except asyncio.CancelledError as cancelled:
             self.leave()
             await self._ended(EXIT_SECONDS)
             show_as(cancelled, self.kept)
             raise
-        return self._outcome()
 
     async def _ended(self, seconds: float = math.inf) -> None:
         """Wait in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
