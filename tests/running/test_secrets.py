@@ -72,7 +72,7 @@ def all_of(run):
     """Return what cards, frames and objects of a run show."""
     frames = (run.attempts, run.summary, run.results, run.batches, run.waste)
     made = [repr(run), run._repr_html_(), repr(run.plan), repr(run.counts), *map(repr, vars(run).values())]
-    job = run._job
+    job = run.job
     made += [repr(vars(job)), repr(job.wire), repr(vars(job.ledger)), repr(vars(run))]
     return made + [frame.write_json() for frame in frames]
 
