@@ -68,6 +68,7 @@ def test_a_refusal_without_output_costs_nothing():
     assert (engine.dollars, engine.job.purse.gone, len(engine.finals)) == (0.0, 0.0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "share"), [("The parcel was late. " * 200, 0.7), ("它坏了。🎈👩‍👩‍👧" * 60, 0.7)]
 )
@@ -86,6 +87,7 @@ def test_a_run_that_reaches_its_budget_says_what_to_type(text, share):
 # before anything is sent
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_sends_nothing(api):
     """A row over the API's size is named; a LazyFrame's own error says where to look; the run failed."""
     with pytest.raises(cs.RequestTooLarge, match="row 1"):
@@ -102,6 +104,7 @@ def test_what_cannot_be_sent_sends_nothing(api):
 # the ledger
 
 
+@pytest.mark.slow
 def test_the_default_ledger_is_a_file_of_its_owner_here_and_none_says_so(api, tmp_path, monkeypatch):
     """Without a word every reply is on the disk; with ledger=None the card says that nothing is."""
     monkeypatch.chdir(tmp_path)
@@ -126,6 +129,7 @@ def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
     assert api.stats["calls"] == 0
 
 
+@pytest.mark.slow
 def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path, monkeypatch):
     """Disk full, read-only, no locks: the run stops for it, and what the server billed is in the results."""
     real, full = Store.record, cs.errors.LedgerFull("The disk is full: make room.")
@@ -163,6 +167,7 @@ def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
     assert again.summary["dollars"].item() == 0
 
 
+@pytest.mark.slow
 def test_a_resume_asks_again_only_what_may_be_mended(tmp_path):
     """A 400 beside good answers is the last word on a row; one before any answer is asked again."""
     plan = a_plan(reviews(60), concurrency=2)
@@ -175,6 +180,7 @@ def test_a_resume_asks_again_only_what_may_be_mended(tmp_path):
     assert again.results.filter(first.results["error"].is_null()).equals(first.results.drop_nulls("reply"))
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_the_work(tmp_path):
     """Two runs of one plan on one ledger bill each row once, and both have every reply in the end."""
 
