@@ -167,7 +167,7 @@ def test_a_request_that_is_wrong_ends_the_run_soon_and_leaves_every_row_open():
     ):
         finished(a_plan(reviews(3_000)), client)
     assert len(client.seen) < 200
-    assert stopped.value.run.replies.is_empty()
+    assert stopped.value.run.job.replies().is_empty()
 
 
 def test_a_small_frame_that_fails_alike_ends_as_failed():

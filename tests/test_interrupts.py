@@ -27,7 +27,7 @@ given = {"ledger": path or None, "progress": False}
 async def main():
     await plan.run(client, **given)
 def out(run):
-    return getattr(run._job.batches, "open", {})
+    return getattr(run.job.batches, "open", {})
 for _ in range(int(times)):
     # No frame is asked for: Polars would be interrupted in that thread, too.
     interrupt_when(lambda: runs and (runs[0].counts.answered > 50 or out(runs[0])))
@@ -41,7 +41,7 @@ match door:
 CAUGHT = """
 from claudescale import loops
 try:
-    raise loops.Interrupted("x")
+    raise KeyboardInterrupt("x")
 except KeyboardInterrupt as error:
     loops.show_as(error, "one line")
 raise ValueError("as ever")

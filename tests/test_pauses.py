@@ -130,7 +130,7 @@ def test_the_clock_is_set_between_two_runs(tmp_path, monkeypatch, first, second)
     runs = []
     with simulator(batch_seconds=1.0, speed=1.0) as api, Breaker(api.url, strikes) as breaker:
         asyncio.run(go())
-        assert not runs[-1].simulated
+        assert not runs[-1].job.simulated
         assert runs[-1].results["reply"].null_count() == 0
         assert api.stats["billed_rows"] == 13  # the rows, and the short message before the batch
 

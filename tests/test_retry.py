@@ -12,6 +12,7 @@ from running import MODEL, a_plan, finished, simulator
 
 import claudescale as cs
 from claudescale.api.prices import price
+from claudescale.running.run_views import row_errors
 
 SHORT, LONG = 20, 400
 
@@ -373,10 +374,10 @@ def test_the_card_says_what_failed_and_what_to_type():
     """Kinds with counts of rows, and the line that sends them again with a larger `max_tokens`."""
     with simulator(replies=Scripted(LENGTHY), faults={"refusal": 0.1}) as api:
         run = finished(asked(numbered(20)), api.client())
-        assert finished(asked(numbered(2)), api.client()).failures == {}
+        assert row_errors(finished(asked(numbered(2)), api.client())) == {}
     lines = repr(run).splitlines()
-    refused = run.failures["refusal"]
-    assert run.failures == {"max_tokens": 2, "refusal": refused}
+    refused = row_errors(run)["refusal"]
+    assert row_errors(run) == {"max_tokens": 2, "refusal": refused}
     assert lines[-1] == "run = cs.wait(plan.retry(run, max_tokens=80).run(client))"
     assert "2 cut off at max_tokens=20" in lines[-2]
     assert f"{refused} refused by the model" in lines[-2]
@@ -397,7 +398,7 @@ def test_the_card_of_a_retry_counts_what_it_sends():
     with simulator(replies=Scripted(LENGTHY), faults={"refusal": 0.1}) as api:
         plan = asked(numbered(20))
         run = finished(plan, api.client())
-        refused = run.failures["refusal"]
+        refused = row_errors(run)["refusal"]
         shown = repr(plan.retry(run, max_tokens=80))
         assert shown.startswith("Plan: 2 rows on claude-haiku-5-5, 2 requests.")
         assert f"{18 - refused} answered rows are taken over at no cost. Left out, as " in shown

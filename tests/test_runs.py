@@ -49,7 +49,7 @@ def test_results_are_the_frame_with_reply_and_error(api):
 def test_a_run_that_is_over_goes_with_its_last_name(api):
     """Nothing keeps frame, texts and replies until the garbage collector comes round."""
     run = finished(a_plan(reviews(5)), api.client())
-    gone = weakref.ref(run), weakref.ref(run._job)
+    gone = weakref.ref(run), weakref.ref(run.job)
     gc.collect()
     gc.disable()
     try:
@@ -288,7 +288,7 @@ def _all_of(run):
         "results": run.results, "summary": run.summary, "throughput": run.throughput,
         "attempts": run.attempts,
         "batches": run.batches, "savings": run.savings, "bill": run.bill, "waste": run.waste,
-        "replies": run.replies, "sizes": run.sizes, "card": repr(run), "html": run._repr_html_(),
+        "replies": run.job.replies(), "card": repr(run), "html": run._repr_html_(),
     }  # fmt: skip
 
 
@@ -340,7 +340,7 @@ def test_pictures_before_and_after(counted, name):
 def test_simulated_replies_are_marked(counted):
     """Every attempt says it is simulated, free text says so itself, and the run's card begins with it."""
     run = finished(a_plan(reviews(3)), counted.client())
-    assert run.simulated
+    assert run.job.simulated
     assert run.attempts["simulated"].all()
     assert run.results["reply"].str.starts_with("[simulated]").all()
     assert repr(run).startswith("SIMULATED ")
@@ -364,7 +364,7 @@ def test_no_secret_in_what_is_shown(counted, caplog):
         repr(plan),
         plan._repr_html_(),
         caplog.text,
-        str(good._job.ledger),
+        str(good.job.ledger),
     ]
     for run in (stopped.value.run, good):
         shown += [repr(run), run._repr_html_(), str(run.summary)]

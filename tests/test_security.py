@@ -108,11 +108,11 @@ def test_the_key_is_nowhere(tmp_path, mode, key, status, logged):
         shown += [
             repr(run),
             repr(vars(run)),
-            repr(vars(run._job)),
-            repr(run._job.wire),
+            repr(vars(run.job)),
+            repr(run.job.wire),
             repr(client),
         ]
-        shown += [repr(vars(run._job.ledger)), repr(run.plan), repr(run.counts)]
+        shown += [repr(vars(run.job.ledger)), repr(run.plan), repr(run.counts)]
         run = finished(plan, api.client(api_key=key), ledger=tmp_path / "l")
         assert run.results["reply"].null_count() == 0
         shown += [run.attempts.write_json(), repr(run), repr(vars(api)), repr(vars(api.desk))]
@@ -280,7 +280,9 @@ def test_what_replies_and_frames_say_is_text(tmp_path, mode):
         run = finished(plan, api.client(), ledger=tmp_path / "<script>.ledger")
         run.message = run.stopped_by = SCRIPT
         pages = [plan._repr_html_(), run._repr_html_()]
-        pages += [frame._repr_html_() for frame in (run.results, run.attempts, run.replies, run.summary)]
+        pages += [
+            frame._repr_html_() for frame in (run.results, run.attempts, run.job.replies(), run.summary)
+        ]
         assert run.results["reply"].to_list() == [SCRIPT] * 3
         assert "&lt;script&gt;" in run.results._repr_html_()
         for page in pages:

@@ -351,7 +351,7 @@ def read(job: Job, state: str) -> Pulse:
     if batches is not None:
         known["batches"] = batches.seen
         known["expected"] = batches.expected()
-    if job.is_open:
+    if job.estimate is not None:
         known |= {"simulated": job.api.simulated, "estimate_dollars": job.estimate["dollars"]}
     seconds = meter.reply_seconds
     return Pulse(

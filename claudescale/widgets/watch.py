@@ -84,7 +84,7 @@ def watch(run: Run) -> Watch:
     -----
     A refresh takes about two milliseconds of a thread of its own, however many rows there are.
     """
-    if not hasattr(run, "pulse"):
+    if not hasattr(run, "job"):
         msg = f"watch takes a Run, not a {type(run).__name__}: run = plan.start(client), then cs.watch(run)"
         raise TypeError(msg)
     return Watch(run)
@@ -191,7 +191,7 @@ class Watch:
                 return
             if self._woken.wait(min(left, _LOOK_SECONDS)):
                 self._woken.clear()
-                if self.run.pulse.asked:  # a button: what it did is shown at once
+                if self.run.job.pulse(self.run.state).asked:  # a button: what it did is shown at once
                     return
 
     def _show(self) -> None:
@@ -214,7 +214,7 @@ class Watch:
         while not self._over:
             if time.monotonic() >= self._shown_at + LINE_SECONDS:
                 self._shown_at = time.monotonic()
-                print(headline(self.run.pulse), flush=True)  # noqa: T201 - what it is for
+                print(headline(self.run.job.pulse(self.run.state)), flush=True)  # noqa: T201 - what it is for
             self._woken.wait(_LOOK_SECONDS)
         self._print_last()
 
@@ -259,7 +259,8 @@ class Panel:
 
     def show(self, number: int) -> None:
         """Tell the widgets how the run goes now. What reads the same is not sent again."""
-        run, pulse = self._run, self._run.pulse
+        run = self._run
+        pulse = run.job.pulse(run.state)
         done = f"{pulse.done:,} of {pulse.rows:,} rows done"
         self._bar.value = (
             f'<div style="line-height:1.4"><strong>{html.escape(headline(pulse))}</strong></div>'

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 from drawing import DARK, check_drawn_whole, rows_of, words_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
@@ -131,10 +131,8 @@ def test_a_large_run_makes_a_small_picture():
 
 @pytest.mark.parametrize("draw", [
     lambda: charts.throughput(slices(), requests_per_minute=1_000, empty="Why."),
-    lambda: charts.tokens(slices(), limits=LIMITS, empty="Why."),
     lambda: charts.latency(attempts(0), empty="Why."),
     lambda: charts.spending(spent(1, 1).clear(), empty="Why."),
-    lambda: charts.savings(savings(), empty="Why."),
     lambda: charts.savings(savings(plain=0, paid=0), empty="Why."),
     lambda: batch_chart(batches(), empty="Why."),
     lambda: charts.buckets(charts.LEVELS.to_frame(), empty="Why."),
@@ -202,14 +200,6 @@ def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
     assert '"domain": [0, 945.0]' in json.dumps(far.to_dict())
 
 
-def test_refused_calls_are_all_counted():
-    """The title counts them, and a sign stands above each slice with how many."""
-    chart = charts.throughput(slices(900, 0, 900, refused=7), requests_per_minute=1_000)
-    assert "21 calls refused" in repr(chart)
-    signs = [rows for rows in chart.to_dict()["datasets"].values() if len(rows) == 3]
-    assert all(row["refused"] == 7 for row in signs[0])
-
-
 def test_latency_is_of_all_answers_and_of_no_failure():
     """Median and p90 count every answer, also those not drawn; of nine answers there is no p90."""
     calls = attempts(4_000)
@@ -260,20 +250,6 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near():
     assert "Minutes since the first batch" in json.dumps(batch_chart(made, began=20.0).to_dict())
 
 
-def test_live_calls_have_a_lane_without_their_pauses():
-    """The first row of a hybrid run and its rest are two bars of one lane."""
-    sent = [START + timedelta(minutes=minute) for minute in (0, 30, 30.1)]
-    live = pl.DataFrame({"sent_at": sent, "seconds": [6.0] * 3, "error": [None, None, "api_error"]})
-    made = batches((1, 29, "collected", {"succeeded": 100}))
-    bars = [row for row in rows_of(batch_chart(made, live=live), "lane") if row["lane"] == "live"]
-    assert [(bar["start"], bar["end"]) for bar in bars] == [
-        (0, 0.151),
-        (30, 30.2),
-    ]  # no thinner than can be seen
-    assert bars[0]["words"] == "live: 2 answered"
-    assert "1 batch: 100 succeeded, 2 live" in repr(batch_chart(made, live=live))
-
-
 def test_a_hybrid_run_draws_its_batches_and_its_deadline():
     """`run.plot.batches()` has the run's own frames, moments and deadline."""
     with simulator(speed=600, batch_seconds=60) as api:
@@ -295,7 +271,8 @@ _CALLS = st.lists(
 )
 
 
-@given(_CALLS, st.sampled_from([1.0, 10.0, 60.0]))
+@settings(max_examples=25)
+@given(_CALLS, st.sampled_from([1.0, 60.0]))
 def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
     """Sums and a running minimum give what a loop gives; refused calls take nothing, nor do batches."""
     frame = attempts(len(calls)).with_columns(
@@ -314,24 +291,8 @@ def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
     assert levels_of(frame.with_columns(batch_id=pl.lit("b"))).is_empty()
 
 
-def test_the_lowest_level_is_drawn_and_an_overdrawn_bucket_said():
-    """Of many calls in a short time the lowest level is drawn, and no level below zero is claimed."""
-    calls = attempts(4_000, failed=0)
-    chart = charts.buckets(levels_of(calls, 10.0))
-    assert repr(chart).startswith("Lowest level of each bucket: requests 0% (overdrawn), ")
-    lowest = levels_of(calls, 10.0).filter(bucket="requests")["level"].min()
-    drawn = [
-        row["level"]
-        for rows in chart.to_dict()["datasets"].values()
-        for row in rows
-        if row["bucket"] == "requests"
-    ]
-    assert min(drawn) == pytest.approx(lowest, rel=1e-4)
-    assert max(drawn) == 10
-
-
 @pytest.mark.parametrize("numbers", [
-    [math.nan, math.inf, 1.0], [None, None], [1.0, None], [1.0, -math.inf, math.nan], [1e-9, 1e12],
+    [math.nan, math.inf, 1.0, -math.inf], [None, None], [1e-9, 1e12],
 ])  # fmt: skip
 def test_no_number_breaks_a_chart(numbers):
     """Nulls, NaN and infinities in a frame give a picture with fewer marks, never an error."""

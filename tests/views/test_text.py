@@ -1,7 +1,7 @@
 """How figures read: units, digits, one noun or several."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claudescale.text import coarse, dollars, duration, plural, significant, span, tokens
@@ -41,6 +41,7 @@ def test_tokens(count, shown):
     assert tokens(count) == shown
 
 
+@settings(max_examples=50)
 @given(st.floats(0, 1e11))
 def test_no_figure_has_an_exponent(value):
     """However large or small, people read digits."""

@@ -9,7 +9,6 @@ import types
 from dataclasses import replace
 
 import pytest
-import vl_convert
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
@@ -65,22 +64,18 @@ def test_figures_show_what_is_known_and_what_is_not():
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
-    """A call is known when it is answered, so the picture ends a slow answer ago."""
+    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is named."""
     pulse = replace(PULSE, minutes=20 / 60, slow_seconds=4.5)
     drawn = watch.drawn(pulse, 1, [Slice(requests=10)] * 20, LIMITS, number=7)
     assert (drawn["number"], drawn["unit"], len(drawn["starts"])) == (7, "Seconds since the start", 16)
     assert drawn["requests"]["rates"] == [600.0] * 15
     assert drawn["requests"]["limit"] == 1_000
     assert drawn["until"] == pytest.approx(20)
-    assert watch.drawn(PULSE, 1, [], LIMITS, number=1)["starts"] == [0.0]
-    assert watch._SLICES == MOST_SLICES
-
-
-def test_a_limit_far_away_is_named_at_the_top():
-    """Rates far below their limit fill the picture; the limit's name stands above them."""
     far = watch.drawn(replace(PULSE, minutes=1.0), 60, [Slice(requests=10)], LIMITS, number=1)["requests"]
     assert (far["top"], far["limit"]) == (pytest.approx(12.5), None)
     assert far["words"] == "\N{UPWARDS ARROW} limit 1,000 requests/min"
+    assert watch.drawn(PULSE, 1, [], LIMITS, number=1)["starts"] == [0.0]
+    assert watch._SLICES == MOST_SLICES
 
 
 @pytest.mark.slow
@@ -203,19 +198,6 @@ def test_a_finished_run_is_shown_at_once(page):
     assert len(page.shown) == 4
 
 
-def test_a_run_that_cannot_go_on_says_why(page):
-    """A run that fails leaves its reason and what to do on the page."""
-
-    async def steps(run):
-        Watch(run)
-        with pytest.raises(cs.RunStopped):
-            await run
-        await until(lambda: not followers())
-
-    follow(steps, rows=3, faults={401: 1.0})
-    assert "does not accept the key" in dict(page.updates)[1]["text/html"]
-
-
 def test_the_stop_button_stops(page):
     """A click on Stop stops the run; the button cannot be pressed again."""
 
@@ -225,7 +207,7 @@ def test_the_stop_button_stops(page):
         (button,) = watcher._panel._buttons.values()
         assert (button.description, bool(button.tooltip)) == ("Stop", True)
         button.click()
-        assert run.pulse.asked == "stop"
+        assert run.job.asked == "stop"
         await run
         await until(lambda: not followers())
         return run
@@ -335,11 +317,3 @@ def test_in_a_notebook_a_run_sends_nothing_before_a_watcher_is_ready(monkeypatch
         else:
             cs.wait(plan.start(api.client(), ledger=None, progress=False))
     assert calls_made.calls == wanted
-
-
-def test_a_live_picture_after_the_preparation_bundles_and_draws_nothing(monkeypatch):
-    """What vl-convert does once, without letting other threads run, is not done again for a watcher."""
-    watch.prepare()
-    for name in ("javascript_bundle", "vegalite_to_png"):
-        monkeypatch.delattr(vl_convert, name)
-    watch.live_chart().close()
