@@ -118,6 +118,7 @@ def test_every_chart_is_drawn_whole(look):
         check_drawn_whole(chart, look)
 
 
+@pytest.mark.slow
 def test_a_large_run_makes_a_small_picture():
     """Of 20,000 calls at most 5,000 rows go into a chart, and the same rows make the same picture."""
     pictures = several(20_000)
@@ -150,6 +151,7 @@ def run():
         return finished(a_plan(reviews(200)), api.client())
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_run_are_in_its_pictures(run):
     """Calls sent, dollars paid, answers and failures: what is drawn sums up to what the run counts."""
     counts = run.counts
