@@ -250,8 +250,9 @@ class CascadeRun(Shown):
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
             # What is left for this model; too little is refused by its run.
-            for name, spent in (("budget", self.dollars), ("deadline", self.minutes)):
-                changes[name] = (whole_ := getattr(whole, name)) and max(whole_ - spent, TOO_LITTLE)
+            for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
+                most = getattr(whole, name)
+                changes[name] = most and max(most - used, TOO_LITTLE)
             changes |= {"frame": frame[places], "measured": plan.measured}
             try:
                 self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
@@ -262,8 +263,8 @@ class CascadeRun(Shown):
                 self.runs.pop(model, None)  # it was asked nothing
                 reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
                 self.state, self.stopped_by = "stopped", reasons.get(type(error), "plan")
-                spent_ = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
-                self.message = f"{places.len():,} rows are passed on to {model}, and {spent_}. {error}"
+                spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
+                self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
                 return
             except RunStopped as error:
                 self._judge(model, places)

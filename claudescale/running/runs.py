@@ -30,6 +30,7 @@ from claudescale.running.live import Live
 from claudescale.running.progress import Progress
 from claudescale.running.rates import by_minute
 from claudescale.running.run_views import Plots
+from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
+    from claudescale.views.card import Card
 
 
 SUMMARY = pl.Schema(
@@ -90,7 +92,7 @@ _BATCH_COLUMNS = (
 )
 
 
-class Run(Handle):
+class Run(Shown, Handle):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
     `Plan.run` and `Plan.start` make one.
@@ -467,11 +469,8 @@ class Run(Handle):
         """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
         return Plots(self)
 
-    def __repr__(self) -> str:
-        return run_views.run_card(self).text()
-
-    def _repr_html_(self) -> str:
-        return run_views.run_card(self).html()
+    def _card(self) -> Card:
+        return run_views.run_card(self)
 
 
 def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:
