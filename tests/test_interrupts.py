@@ -41,7 +41,7 @@ match door:
 CAUGHT = """
 from claudescale import loops
 try:
-    raise loops.Interrupted("x")
+    raise KeyboardInterrupt("x")
 except KeyboardInterrupt as error:
     loops.show_as(error, "one line")
 raise ValueError("as ever")

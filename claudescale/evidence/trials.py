@@ -14,8 +14,9 @@ from claudescale.evidence import judging
 from claudescale.loops import awaited
 from claudescale.planning.choices import is_number
 from claudescale.planning.plans import DEFAULT_LEDGER
+from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
-from claudescale.prompts.requests import NOT_SENT, plain, read
+from claudescale.prompts.requests import NOT_SENT, read
 from claudescale.views.card import Card, Shown, dollars
 
 if TYPE_CHECKING:

@@ -16,18 +16,9 @@ from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import AUTO, MODES, is_number, minutes_of
 from claudescale.planning.plan_views import PlanPlots, plan_card
-from claudescale.prompts.requests import (
-    Frame,
-    Kept,
-    Prompt,
-    check_mode,
-    compile_prompt,
-    plain,
-    read,
-    refuse,
-    schema_of,
-    unreadable,
-)
+from claudescale.prompts.parameters import check_mode, plain, refuse
+from claudescale.prompts.requests import Frame, Prompt, compile_prompt, read, schema_of, unreadable
+from claudescale.prompts.retries import Kept
 from claudescale.views import card
 
 if TYPE_CHECKING:
@@ -290,8 +281,8 @@ class Plan(card.Shown):
         Spends: nothing.
         """
         work = choices.prepare(self, "api.anthropic.com")
-        bodies = self.compiled.bodies(work.texts.of(work.requests["row"]))
-        return pl.DataFrame([work.requests["key"].alias("custom_id"), bodies.alias("params")])
+        bodies = [body.decode() for body in work.texts.bodies(work.requests["row"])]
+        return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
     # another plan
 

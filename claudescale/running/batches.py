@@ -362,9 +362,9 @@ class Batches:
         message, longest = batch_rules.dry_run(request)
         worst = job.worst_dollars(len(message), longest)
         if job.api.simulated or not worst <= self._purse.left:
-            return await self._wire.check(request)
+            return await job.wire.count_tokens(request)
         sent = self._clock.seconds()
-        answer = await self._wire.message(message)
+        answer = await job.wire.send(message)
         found = verdict(answer)
         if found.outcome == "answered":
             seconds = self._clock.seconds() - sent

@@ -28,6 +28,7 @@ from claudescale.running.batches import Batches
 from claudescale.running.meter import Meter, Pulse, read
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
 
@@ -117,6 +118,8 @@ class Job:
         Of `requests.REQUESTS`: what had no answer at the start, in the order of sending.
     estimate : dict or None
         What that should take, as a row of `Plan.options`; None until it is known.
+    feeds : list of deque
+        Where the keys of final replies are put for those who follow the rows.
     row_errors : dict of str to int, or None
         How many rows have which error, once that was counted at the end.
     started_at, minutes : float
@@ -147,6 +150,7 @@ class Job:
         self.ledger_error: LedgerError | None = None
         self.is_open = False
         self.estimate: dict[str, Any] | None = None
+        self.feeds: list[deque[pl.Series]] = []
         self.row_errors: dict[str, int] | None = None
         self._work: Work | None = None
         self.batches_out = 0
@@ -211,12 +215,14 @@ class Job:
         """Return how it goes right now, at a cost that does not grow with the rows."""
         return read(self, state)
 
-    def replies(self, columns: Sequence[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
-        """Return the final attempt of every distinct request that has one, of this run or an earlier one."""
-        kept = self.plan.kept
-        found = ATTEMPTS.to_frame().select(columns)
+    def replies(
+        self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
+    ) -> pl.DataFrame:
+        """Return the final attempt of every request that has one, of this run or an earlier one."""
+        kept, found = self.plan.kept, ATTEMPTS.to_frame().select(columns)
         if self.is_open:
-            found = self.ledger.replies(self.work.requests["key"], columns).select(columns)
+            keys = self.work.requests["key"] if of is None else of
+            found = self.ledger.replies(keys, columns).select(columns)
         return found if kept is None else pl.concat([kept.attempts.select(columns), found])
 
     def _check_model(self) -> None:
@@ -344,7 +350,9 @@ class Job:
             stuck = await loops.in_thread(self.ledger.held, nonce)
             held = held.filter(~pl.col("key").is_in(stuck))
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
-        self.meter.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
+        theirs = replies.filter(pl.col("run") != self.ledger.run).select("key", "error")
+        self.meter.found(theirs)
+        self._arrived(theirs["key"])
         return held.join(replies, on="key", how="anti", maintain_order="left")
 
     async def first(self, rows: pl.DataFrame) -> AsyncGenerator[Row, None]:
@@ -452,12 +460,20 @@ class Job:
             self.ledger.record(attempt, final=final)
         except LedgerError as error:
             self.fail(error)
+        if final and self.feeds:
+            self._arrived(pl.Series([attempt.key]))
 
     async def record_many(self, attempts: pl.DataFrame) -> None:
         """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
         await loops.in_thread(self.ledger.extend, attempts)
         self.purse.pay(float(attempts["dollars"].sum()))
         await loops.in_thread(self._count, attempts)
+        self._arrived(attempts.filter("final")["key"])
+
+    def _arrived(self, keys: pl.Series) -> None:
+        """Tell those who follow the rows of this run that these requests have their final reply."""
+        for feed in self.feeds:
+            feed.append(keys)
 
     def _count(self, attempts: pl.DataFrame) -> None:
         """Count the results of a batch. One of an earlier run may have rows of another frame, too."""

@@ -22,8 +22,9 @@ from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.prompts.requests import last_failures, results
+from claudescale.prompts.retries import last_failures
 from claudescale.running import meter, run_views
+from claudescale.running.arrivals import Arrivals
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 from claudescale.running.live import Live
@@ -33,7 +34,7 @@ from claudescale.running.run_views import Plots
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from anthropic import AsyncAnthropic
 
@@ -340,8 +341,37 @@ class Run(Shown, Handle):
         batches = self.job.batches
         return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
 
-    def _line(self) -> str:
-        return run_views.line(self)
+    async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield each row of the frame once, as a dict: `index`, its place from 0, and what `results` has.
+
+        Rows come in the order in which they are answered, those that the ledger had first; at the end of the
+        run those without a reply. Leaving the loop early leaves the run going.
+
+        Raises
+        ------
+        PlanError
+            The frame has a column `index`.
+        RunStopped
+            The run could not go on; every row was given before that.
+        """
+        while not (self.job.is_open or self._started.future.done()):
+            await self._followed(loops.SLICE_SECONDS)
+        if not self.job.is_open:
+            self._outcome()
+        rows = await loops.in_thread(Arrivals, self)
+        try:
+            while True:
+                has_ended = self._started.future.done()
+                for row in await loops.in_thread(rows.read):
+                    yield row
+                if has_ended:
+                    break
+                await self._followed(loops.SLICE_SECONDS)
+            for row in await loops.in_thread(rows.rest):
+                yield row
+        finally:
+            rows.close()
+        self._outcome()
 
     @property
     def kept(self) -> str:
@@ -405,7 +435,7 @@ class Run(Shown, Handle):
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
-        return results(work, self.plan.compiled.returns, answers, simulated=self.job.simulated)
+        return work.results(answers, simulated=self.job.simulated)
 
     @property
     def attempts(self) -> pl.DataFrame:

@@ -211,7 +211,7 @@ def test_a_batch_over_the_spend_cap_is_refused():
     """Once the dollars are spent no batch is made: the documented words, without the Messages API's code."""
     at = desk(faults={"spend_cap": 0.0})
     with pytest.raises(Problem, match=r"^You have reached your API usage limits") as error:
-        batches_of(at).submit(NOW, batch_of(2), VERSION)
+        batches_of(at).create(NOW, batch_of(2), VERSION)
     assert (error.value.status, error.value.details) == (429, None)
     assert at.account.figures()["batches_created"] == 0
 
