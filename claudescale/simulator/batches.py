@@ -80,7 +80,7 @@ class Batch:
     @property
     def expires_at(self) -> float:
         """When it ends at the latest."""
-        return self.created_at + catalog.BATCH.expires_hours * 3600.0
+        return self.created_at + float(catalog.BATCH.expires_hours) * 3600.0
 
     @property
     def ends_at(self) -> float:
@@ -91,7 +91,7 @@ class Batch:
     @property
     def archived_at(self) -> float:
         """When its results are gone."""
-        return self.created_at + catalog.BATCH.results_days * DAY
+        return self.created_at + float(catalog.BATCH.results_days) * DAY
 
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
         """Return it as the API shows it at `now`."""
@@ -323,7 +323,7 @@ def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
 
 def _hits(batch: Batch, measured: Measured) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
-    fewest, most = catalog.BATCH.cache_hit_shares
+    fewest, most = map(float, catalog.BATCH.cache_hit_shares)
     hour = any(prefix.ttl == "1h" for prefix in measured.prefixes)
     luck = replies.draws(batch.mark, "cache").random() + hour
     return fewest + (most - fewest) * luck / 2
