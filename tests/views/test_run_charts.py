@@ -235,7 +235,7 @@ def test_a_bar_is_where_and_as_long_as_its_batch_was():
 
 
 def test_a_deadline_is_said_and_drawn_where_it_is_near():
-    """The sentence says whether it was met; a day away it is only named. An earlier batch begins the axis."""
+    """The sentence says if it was met; a day away it is only named; an earlier batch begins the axis."""
     made = batches((0, 30, "collected", {"succeeded": 100}))
     met = repr(batch_chart(made, deadline_minutes=45))
     assert met.endswith("done after 30 m 00 s, in time for the deadline 45 m 00 s")
