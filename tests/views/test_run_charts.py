@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from drawing import DARK, check_drawn_whole, rows_of, words_of
+from drawing import check_drawn_whole, rows_of, words_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
@@ -104,11 +104,10 @@ def several(count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("look", [{}, DARK], ids=["light", "dark"])
-def test_every_chart_is_drawn_whole(look):
+def test_every_chart_is_drawn_whole():
     """Old and new Vega-Lite draw it within 640 pixels, no label is a computer's number, nothing is black."""
     for chart in several(3_000).values():
-        check_drawn_whole(chart, look)
+        check_drawn_whole(chart)
 
 
 @pytest.mark.slow
