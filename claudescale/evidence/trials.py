@@ -286,7 +286,7 @@ def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:
     """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
     several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
     if len(several) < _FEWEST:
-        such_as = ", the cheap one first, such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
+        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
         msg = f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}."
         raise PlanError(msg)
     name, plans = kind.removesuffix("s"), {}

@@ -282,7 +282,7 @@ class Run(Shown, Handle):
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        if batches is not None and batches.open:
+        if batches is not None and batches.waited:
             return "left"
         return "stopped" if job.asked and job.meter.missing else "finished"
 
