@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import mul
@@ -106,21 +107,18 @@ class Cascade(Shown):
 
         Spends: nothing.
         """
-        plans, ends = self.plans, ("_low", "", "_high")
-        takes = pl.concat([plan.options.filter(mode=plan.mode) for plan in plans.values()])
-        shares = zip(*[passed.shares for passed in self.passed], strict=True)
-        reaching = [pl.Series([*accumulate(share[:-1], mul, initial=1.0)]) for share in shares]
-        together = [pl.lit(CASCADE).alias("way")]
-        alone = [pl.lit(pl.Series([f"all on {name}" for name in plans])).alias("way")]
+        takes = [plan.options.filter(mode=plan.mode).row(0, named=True) for plan in self.plans.values()]
+        ways: dict[str, list[Any]] = {"way": [CASCADE, *(f"all on {name}" for name in self.plans)]}
         for unit in ("dollars", "minutes"):
-            for end, part in zip(ends, reaching, strict=True):
-                figure = pl.col(f"{unit}_p90" if end == "_high" else unit)
-                part_ = part.ceil() if unit == "minutes" and self.plan.mode == "batch" else part
-                together.append((figure * pl.lit(part_)).sum().alias(f"{unit}{end}"))
-                alone.append(figure.alias(f"{unit}{end}"))
-        table = pl.concat([takes.select(together), takes.select(alone)])
-        known = pl.lit(self.passed[0].asked > 0) | (pl.col("way") != CASCADE)
-        return table.with_columns(pl.when(known).then(pl.col("dollars", "minutes")))
+            for number, end in enumerate(("_low", "", "_high")):
+                figures = [take[f"{unit}_p90" if end == "_high" else unit] for take in takes]
+                shares = (passed.shares[number] for passed in self.passed[:-1])
+                parts: Iterable[float] = accumulate(shares, mul, initial=1.0)
+                if unit == "minutes" and self.plan.mode == "batch":
+                    parts = map(math.ceil, parts)
+                known = end or self.passed[0].asked
+                ways[f"{unit}{end}"] = [sum(map(mul, figures, parts)) if known else None, *figures]
+        return pl.DataFrame(ways, schema=OPTIONS)
 
     def sample(self, n: int = 50, seed: int = 0) -> Cascade:
         """Return the cascade over `n` rows drawn without replacement, or over all if there are fewer.
@@ -252,8 +250,9 @@ class CascadeRun(Shown):
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
             # What is left for this model; too little is refused by its run.
-            for name, spent in (("budget", self.dollars), ("deadline", self.minutes)):
-                changes[name] = (whole_ := getattr(whole, name)) and max(whole_ - spent, TOO_LITTLE)
+            for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
+                most = getattr(whole, name)
+                changes[name] = most and max(most - used, TOO_LITTLE)
             changes |= {"frame": frame[places], "measured": plan.measured}
             try:
                 self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
@@ -264,8 +263,8 @@ class CascadeRun(Shown):
                 self.runs.pop(model, None)  # it was asked nothing
                 reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
                 self.state, self.stopped_by = "stopped", reasons.get(type(error), "plan")
-                spent_ = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
-                self.message = f"{places.len():,} rows are passed on to {model}, and {spent_}. {error}"
+                spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
+                self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
                 return
             except RunStopped as error:
                 self._judge(model, places)

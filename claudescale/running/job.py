@@ -23,6 +23,7 @@ from claudescale.clock import Clock
 from claudescale.errors import LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
+from claudescale.pacing.middleware import unlimited
 from claudescale.planning import choices
 from claudescale.running.batches import Batches
 from claudescale.running.meter import Meter, Pulse, read
@@ -137,7 +138,7 @@ class Job:
 
     def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None) -> None:
         self.plan = plan
-        self.client = client
+        self.client = unlimited(client)  # a run has a pacer of its own
         self.path = path
         self.clock = Clock()
         self.meter = Meter(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.facts)

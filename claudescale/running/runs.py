@@ -31,6 +31,7 @@ from claudescale.running.live import Live
 from claudescale.running.progress import Progress
 from claudescale.running.rates import by_minute
 from claudescale.running.run_views import Plots
+from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
+    from claudescale.views.card import Card
 
 
 SUMMARY = pl.Schema(
@@ -91,7 +93,7 @@ _BATCH_COLUMNS = (
 )
 
 
-class Run(Handle):
+class Run(Shown, Handle):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
     `Plan.run` and `Plan.start` make one.
@@ -497,11 +499,8 @@ class Run(Handle):
         """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
         return Plots(self)
 
-    def __repr__(self) -> str:
-        return run_views.run_card(self).text()
-
-    def _repr_html_(self) -> str:
-        return run_views.run_card(self).html()
+    def _card(self) -> Card:
+        return run_views.run_card(self)
 
 
 def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:

@@ -65,6 +65,7 @@ def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
         a_cascade(**{"frame": numbers(10), **options})
 
 
+@pytest.mark.slow
 def test_what_a_model_does_not_settle_goes_to_the_next_and_each_row_has_its_model(api, path):
     """Wrong by `accept` or broken, a row is passed on; whole, in order, and at the second run for nothing."""
     frame = pl.concat([numbers(100), numbers(30), pl.DataFrame({"number": [None], "truth": ["even"]})])
@@ -223,6 +224,7 @@ def test_killed_in_the_second_batch_and_run_again_it_pays_once(path):
         assert done.bill["dollars"][0] == pytest.approx(api.stats["dollars"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
     """A calibrated cascade's dollars are those it then costs, within the interval of its shares."""
     whole = a_cascade(200)
@@ -240,6 +242,7 @@ def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
             wrong.calibrate(given)
 
 
+@pytest.mark.slow
 def test_the_bill_stands_next_to_every_row_on_each_model(api):
     """The first model's is what it was paid, a later one's is estimated from its replies."""
     done = run(a_cascade(100, models=[CHEAP, DEAR]), api.client())

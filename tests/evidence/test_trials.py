@@ -41,6 +41,7 @@ def test_a_trial_shows_what_it_costs_before_anything_is_sent():
     assert trial.plot.quality().to_dict()["description"].startswith("Nothing to show yet")
 
 
+@pytest.mark.slow
 def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(api):
     """Scores are shares of right replies, dollars what the server billed; a plan keeps mode and rows."""
     whole = a_plan(500, mode="batch", deadline=5000)
@@ -81,6 +82,7 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
     assert (picked.prompt, picked.effort, picked.totals.rows) == (sent.prompt, sent.effort, 500)
 
 
+@pytest.mark.slow
 def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
     """With one ledger nothing is sent twice, n=30 has the rows of n=10; too few say how many would do."""
     first = run(a_trial(10, [CHEAP, DEAR]), api.client(), path)
@@ -98,6 +100,7 @@ def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
     assert api.stats["calls"] == 60 + 40 - sampled
 
 
+@pytest.mark.slow
 def test_the_ways_to_score_give_what_they_say(api, path):
     """Expression, function and truth column agree, agreement is with the dearest, numbers are averaged."""
     scores = ["truth", RIGHT, lambda results: results.select(RIGHT).to_series(), None]

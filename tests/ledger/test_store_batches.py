@@ -29,21 +29,6 @@ from claudescale.ledger.liveness import Presence
 from claudescale.ledger.store import Store
 
 
-def test_what_cannot_be_done(anywhere):
-    """A key that is not claimed or given twice, or a batch of another run, leaves everything as it was."""
-    anywhere.claim(some(0, 3))
-    anywhere.intend(batch(), some(0, 1))
-    for refused in (some(1, 4), [key(1), key(1)], some(0, 2)):
-        with pytest.raises(LedgerError, match="not claimed by this run"):
-            anywhere.intend(batch(1), refused)
-    for state in ("in_progress", "absent"):
-        with pytest.raises(LedgerError, match="does not follow"):
-            anywhere.note(sent(7, state=state))
-    assert anywhere.batches() == [batch()]
-    anywhere.intend(batch(1), some(1, 3))
-    assert anywhere.batches() == [batch(0), batch(1)]
-
-
 def test_a_killed_process_lets_go(path):
     """After SIGKILL of the process that follows it, a batch is taken over by one living run, only once."""
     code = """
