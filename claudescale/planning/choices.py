@@ -16,7 +16,7 @@ from claudescale.api import catalog, prices
 from claudescale.api.limits import Limits, tiers_with
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, PlanError
 from claudescale.planning import estimates
-from claudescale.prompts.requests import plain, refuse
+from claudescale.prompts.parameters import plain, refuse
 from claudescale.views import card
 
 if TYPE_CHECKING:

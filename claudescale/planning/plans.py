@@ -16,18 +16,9 @@ from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import AUTO, MODES, is_number, minutes_of
 from claudescale.planning.plan_views import PlanPlots, plan_card
-from claudescale.prompts.requests import (
-    Frame,
-    Kept,
-    Prompt,
-    check_mode,
-    compile_prompt,
-    plain,
-    read,
-    refuse,
-    schema_of,
-    unreadable,
-)
+from claudescale.prompts.parameters import check_mode, plain, refuse
+from claudescale.prompts.requests import Frame, Prompt, compile_prompt, read, schema_of, unreadable
+from claudescale.prompts.retries import Kept
 from claudescale.views import card
 
 if TYPE_CHECKING:
@@ -109,7 +100,7 @@ PARAMETERS = tuple(Changes.__annotations__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Plan:
+class Plan(card.Shown):
     """Claude's calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
 
     It shows its price and its time; `run` is the one verb that spends.
@@ -290,8 +281,8 @@ class Plan:
         Spends: nothing.
         """
         work = choices.prepare(self, "api.anthropic.com")
-        bodies = self.compiled.bodies(work.texts.of(work.requests["row"]))
-        return pl.DataFrame([work.requests["key"].alias("custom_id"), bodies.alias("params")])
+        bodies = [body.decode() for body in work.texts.bodies(work.requests["row"])]
+        return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
     # another plan
 
@@ -509,11 +500,8 @@ class Plan:
         """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
         return PlanPlots(self)
 
-    def __repr__(self) -> str:
-        return plan_card(self).text()
-
-    def _repr_html_(self) -> str:
-        return plan_card(self).html()
+    def _card(self) -> card.Card:
+        return plan_card(self)
 
 
 def plan(

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
-from drawing import DARK, check_drawn_whole, rows_of, words_of
-from hypothesis import given
+from drawing import check_drawn_whole, rows_of, words_of
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
@@ -62,20 +62,13 @@ def savings(**dollars):
 def batches(*rows):
     """Return batches of (minute made, minute ended, state, counts by outcome)."""
     moment = pl.Datetime("us", "UTC")
-    columns = {"batch_id": pl.String, "state": pl.String, "created_at": moment, "ended_at": moment}
+    columns = {"batch_id": pl.String, "created_at": moment, "ended_at": moment, "state": pl.String}
     columns |= dict.fromkeys(["requests", *charts.PARTS], pl.Int64)
-    made = [
-        dict.fromkeys(charts.PARTS, 0)
-        | {
-            "batch_id": f"b{n}",
-            "state": state,
-            "requests": 100,
-            "created_at": START + timedelta(minutes=begun),
-        }
-        | {"ended_at": None if ended is None else START + timedelta(minutes=ended), **counts}
-        for n, (begun, ended, state, counts) in enumerate(rows)
-    ]
-    return pl.DataFrame(made, schema=columns)
+    made = []
+    for n, (*minutes, state, counts) in enumerate(rows):
+        moments = [minute if minute is None else START + timedelta(minutes=minute) for minute in minutes]
+        made.append((f"b{n}", *moments, state, 100, *(counts.get(part, 0) for part in charts.PARTS)))
+    return pl.DataFrame(made, schema=columns, orient="row")
 
 
 def batch_chart(frame, now=60.0, began=0.0, **options):
@@ -111,13 +104,13 @@ def several(count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("look", [{}, DARK], ids=["light", "dark"])
-def test_every_chart_is_drawn_whole(look):
+def test_every_chart_is_drawn_whole():
     """Old and new Vega-Lite draw it within 640 pixels, no label is a computer's number, nothing is black."""
     for chart in several(3_000).values():
-        check_drawn_whole(chart, look)
+        check_drawn_whole(chart)
 
 
+@pytest.mark.slow
 def test_a_large_run_makes_a_small_picture():
     """Of 20,000 calls at most 5,000 rows go into a chart, and the same rows make the same picture."""
     pictures = several(20_000)
@@ -131,10 +124,8 @@ def test_a_large_run_makes_a_small_picture():
 
 @pytest.mark.parametrize("draw", [
     lambda: charts.throughput(slices(), requests_per_minute=1_000, empty="Why."),
-    lambda: charts.tokens(slices(), limits=LIMITS, empty="Why."),
     lambda: charts.latency(attempts(0), empty="Why."),
     lambda: charts.spending(spent(1, 1).clear(), empty="Why."),
-    lambda: charts.savings(savings(), empty="Why."),
     lambda: charts.savings(savings(plain=0, paid=0), empty="Why."),
     lambda: batch_chart(batches(), empty="Why."),
     lambda: charts.buckets(charts.LEVELS.to_frame(), empty="Why."),
@@ -152,6 +143,7 @@ def run():
         return finished(a_plan(reviews(200)), api.client())
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_run_are_in_its_pictures(run):
     """Calls sent, dollars paid, answers and failures: what is drawn sums up to what the run counts."""
     counts = run.counts
@@ -202,14 +194,6 @@ def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
     assert '"domain": [0, 945.0]' in json.dumps(far.to_dict())
 
 
-def test_refused_calls_are_all_counted():
-    """The title counts them, and a sign stands above each slice with how many."""
-    chart = charts.throughput(slices(900, 0, 900, refused=7), requests_per_minute=1_000)
-    assert "21 calls refused" in repr(chart)
-    signs = [rows for rows in chart.to_dict()["datasets"].values() if len(rows) == 3]
-    assert all(row["refused"] == 7 for row in signs[0])
-
-
 def test_latency_is_of_all_answers_and_of_no_failure():
     """Median and p90 count every answer, also those not drawn; of nine answers there is no p90."""
     calls = attempts(4_000)
@@ -250,7 +234,7 @@ def test_a_bar_is_where_and_as_long_as_its_batch_was():
 
 
 def test_a_deadline_is_said_and_drawn_where_it_is_near():
-    """The sentence says whether it was met; a day away it is only named. An earlier batch begins the axis."""
+    """The sentence says if it was met; a day away it is only named; an earlier batch begins the axis."""
     made = batches((0, 30, "collected", {"succeeded": 100}))
     met = repr(batch_chart(made, deadline_minutes=45))
     assert met.endswith("done after 30 m 00 s, in time for the deadline 45 m 00 s")
@@ -258,20 +242,6 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near():
     far = batch_chart(made, deadline_minutes=1_440)
     assert "deadline 24 h 00 m \N{RIGHTWARDS ARROW}" in words_of(far)
     assert "Minutes since the first batch" in json.dumps(batch_chart(made, began=20.0).to_dict())
-
-
-def test_live_calls_have_a_lane_without_their_pauses():
-    """The first row of a hybrid run and its rest are two bars of one lane."""
-    sent = [START + timedelta(minutes=minute) for minute in (0, 30, 30.1)]
-    live = pl.DataFrame({"sent_at": sent, "seconds": [6.0] * 3, "error": [None, None, "api_error"]})
-    made = batches((1, 29, "collected", {"succeeded": 100}))
-    bars = [row for row in rows_of(batch_chart(made, live=live), "lane") if row["lane"] == "live"]
-    assert [(bar["start"], bar["end"]) for bar in bars] == [
-        (0, 0.151),
-        (30, 30.2),
-    ]  # no thinner than can be seen
-    assert bars[0]["words"] == "live: 2 answered"
-    assert "1 batch: 100 succeeded, 2 live" in repr(batch_chart(made, live=live))
 
 
 def test_a_hybrid_run_draws_its_batches_and_its_deadline():
@@ -295,7 +265,8 @@ _CALLS = st.lists(
 )
 
 
-@given(_CALLS, st.sampled_from([1.0, 10.0, 60.0]))
+@settings(max_examples=25)
+@given(_CALLS, st.sampled_from([1.0, 60.0]))
 def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
     """Sums and a running minimum give what a loop gives; refused calls take nothing, nor do batches."""
     frame = attempts(len(calls)).with_columns(
@@ -314,24 +285,8 @@ def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
     assert levels_of(frame.with_columns(batch_id=pl.lit("b"))).is_empty()
 
 
-def test_the_lowest_level_is_drawn_and_an_overdrawn_bucket_said():
-    """Of many calls in a short time the lowest level is drawn, and no level below zero is claimed."""
-    calls = attempts(4_000, failed=0)
-    chart = charts.buckets(levels_of(calls, 10.0))
-    assert repr(chart).startswith("Lowest level of each bucket: requests 0% (overdrawn), ")
-    lowest = levels_of(calls, 10.0).filter(bucket="requests")["level"].min()
-    drawn = [
-        row["level"]
-        for rows in chart.to_dict()["datasets"].values()
-        for row in rows
-        if row["bucket"] == "requests"
-    ]
-    assert min(drawn) == pytest.approx(lowest, rel=1e-4)
-    assert max(drawn) == 10
-
-
 @pytest.mark.parametrize("numbers", [
-    [math.nan, math.inf, 1.0], [None, None], [1.0, None], [1.0, -math.inf, math.nan], [1e-9, 1e12],
+    [math.nan, math.inf, 1.0, -math.inf], [None, None], [1e-9, 1e12],
 ])  # fmt: skip
 def test_no_number_breaks_a_chart(numbers):
     """Nulls, NaN and infinities in a frame give a picture with fewer marks, never an error."""
