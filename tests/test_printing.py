@@ -18,7 +18,7 @@ with cs.Simulator(speed=600, latency=0.2) as api:
     ledger = cs.Ledger("b\u00fcro\u5024.ledger")
     run = cs.wait(plan.run(api.client(), ledger=ledger.path))
     bad = cs.plan(frame, "Say {text}", model="claude-haiku-5-5", system="wert\u5024")
-    for each in (plan, cascade, run, ledger, plan.limits, api, run.plot.throughput(), bad):
+    for each in (plan, cascade, run, ledger, plan.compiled.limits, api, run.plot.throughput(), bad):
         print(each)
     ledger.close()
 """

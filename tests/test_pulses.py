@@ -158,7 +158,7 @@ def rest(rows, tokens=50.0):
 def test_before_any_answer_the_time_left_is_that_of_the_plan():
     """The first estimate is the closed form over limits that the plan itself uses."""
     plan = a_plan(reviews(600), tier=LIMITS)
-    expected = plan.expected
+    expected = plan.compiled.expected
     tokens = expected.uncached_tokens(600 * 50.0, 600)
     output = 600 * min(expected.output_tokens, 64.0)
     wanted = estimates.live_finish(

@@ -57,7 +57,11 @@ def test_only_rows_cut_off_are_sent_again_and_every_row_comes_out(tmp_path, firs
         run = finished(plan, api.client(), ledger=ledgers[0])
         assert run.results["error"].drop_nulls().to_list() == ["max_tokens"] * 2
         again = plan.retry(run, max_tokens=LONG)
-        assert (again.totals.requests, again.requests.height, again.options["requests"][0]) == (2, 2, 2)
+        assert (again.compiled.totals.requests, again.requests.height, again.options["requests"][0]) == (
+            2,
+            2,
+            2,
+        )
         retried = finished(again, api.client(), ledger=ledgers[1])
         assert replies.asked == Counter({number: 1 + (number in LENGTHY) for number in range(10)})
         assert api.stats["dollars"] == pytest.approx(run.counts.dollars + retried.counts.dollars)
@@ -195,7 +199,11 @@ def test_duplicates_nulls_and_an_expression_that_looks_at_many_rows():
         plan = a_plan(frame, prompt, max_tokens=SHORT)
         run = finished(plan, api.client())
         again = plan.retry(run, max_tokens=LONG)
-        assert (again.totals.rows, again.totals.requests, again.totals.unsent) == (3, 1, 1)
+        assert (again.compiled.totals.rows, again.compiled.totals.requests, again.compiled.totals.unsent) == (
+            3,
+            1,
+            1,
+        )
         retried = finished(again, api.client())
         assert api.stats["calls"] == 4
     cut = [None, "max_tokens", None, "max_tokens", None, None]
@@ -318,10 +326,11 @@ def test_replies_of_a_simulator_never_stand_beside_real_ones():
         plan = asked(numbered(5))
         run = finished(plan, api.client())
         again = plan.retry(run, max_tokens=LONG)
-        again.kept.check(simulated=True)
+        again.compiled.kept.check(simulated=True)
         with pytest.raises(cs.PlanError, match="was answered by a simulator, and this client calls the API"):
-            again.kept.check(simulated=False)
-        real = again.kept._replace(attempts=again.kept.attempts.with_columns(simulated=pl.lit(False)))  # noqa: FBT003
+            again.compiled.kept.check(simulated=False)
+        kept = again.compiled.kept
+        real = kept._replace(attempts=kept.attempts.with_columns(simulated=pl.lit(value=False)))
         before = api.stats["calls"]
         with pytest.raises(cs.PlanError, match="was answered by the API, and this client calls a simulator"):
             finished(dataclasses.replace(again, kept=real), api.client())

@@ -207,7 +207,7 @@ class Cascade:
         notes += [] if plan.budget is None else [f"Budget: {dollars(plan.budget)} for all models together."]
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
         about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
-        title = f"Cascade: {plan.totals.rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
+        title = f"Cascade: {plan.compiled.totals.rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
         pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
         ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
         table = ways.select("way", **ends, minutes_p90="minutes_high")
@@ -255,15 +255,17 @@ class CascadeRun:
     async def climb(self, client: AsyncAnthropic, *, ledger: Any, progress: bool) -> None:
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole, prompt = self.rows, self.cascade.plan, {}
-        if whole.compiled.columns is None:  # the expression may look at all rows, so it is computed once
-            frame = frame.with_columns(whole.compiled.text.content.alias(_TEXT))
+        if (
+            whole.compiled.prompt.columns is None
+        ):  # the expression may look at all rows, so it is computed once
+            frame = frame.with_columns(whole.compiled.prompt.text.content.alias(_TEXT))
             prompt = {"prompt": pl.col(_TEXT)}
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
             try:
-                changes: dict[str, Any] = {"frame": frame[places], "measured": plan.measured}
+                changes: dict[str, Any] = {"frame": frame[places]}
                 changes |= prompt | self._left()
-                self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
+                self.runs[model] = replace(plan, **changes).start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
             except PlanError as error:
                 if number == 1:
@@ -298,7 +300,7 @@ class CascadeRun:
         """Keep what a model answered, and return the places of the rows that it did not settle."""
         run, error = self.runs[model], pl.col("error")
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
-        content = run.plan.compiled.contents(read(run.plan.frame))["content"]
+        content = run.plan.compiled.prompt.contents(read(run.plan.frame))["content"]
         asked = pl.lit(content.is_not_null()) & error.ne_missing(NOT_SENT)
         theirs = {*schema_of(run.plan.frame), "simulated"}
         model_ = pl.when(asked).then(pl.lit(model)).alias("model")
@@ -481,16 +483,16 @@ def cascade(
     if plan.mode not in _MODES:
         msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         raise PlanError(msg)
-    if plan.kept is not None:
+    if plan.compiled.kept is not None:
         msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
         raise PlanError(msg)
-    typed = plan.compiled.returns.columns if plan.compiled.returns is not None else {}
+    typed = plan.compiled.prompt.returns.columns if plan.compiled.prompt.returns is not None else {}
     if "model" in {*schema_of(plan.frame), *typed}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
     judge = judging.accepting(accept, plan)
-    _ = plan.totals  # the frame is read once for the prices of all models
-    plans = {other.facts.id: other for other in (changed(plan, "model", model) for model in named)}
+    _ = plan.compiled.totals  # the frame is read once for the prices of all models
+    plans = {other.compiled.model.id: other for other in (changed(plan, "model", model) for model in named)}
     if len(plans) < len(named):
         msg = f"models={named!r} names a model twice. Rows are passed on to another one."
         raise PlanError(msg)

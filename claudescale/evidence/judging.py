@@ -77,7 +77,7 @@ class Judge:
 
 def accepting(accept: Any, plan: Plan) -> Judge | None:
     """Return what tells which replies are good enough; None accepts whatever did not fail."""
-    schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
+    schema = plan.compiled.prompt.results_schema(plan.frame) | {"model": pl.String()}
     return None if accept is None else _tried("accept", accept, schema)
 
 
@@ -87,7 +87,7 @@ def scoring(score: Any, plan: Plan) -> Judge:
         return _agreement(plan)
     if isinstance(score, str):
         return _truth(score, plan)
-    return _tried("score", score, plan.compiled.results_schema(plan.frame))
+    return _tried("score", score, plan.compiled.prompt.results_schema(plan.frame))
 
 
 def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
@@ -111,10 +111,12 @@ def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
 
 def _truth(name: str, plan: Plan) -> Judge:
     """Return a judge that compares the one typed column, or the reply, with the right answers."""
-    given, schema = schema_of(plan.frame), plan.compiled.results_schema(plan.frame)
+    given, schema = schema_of(plan.frame), plan.compiled.prompt.results_schema(plan.frame)
     if name not in given:
         raise unknown_column(name, given, "score=")
-    own, *more = plan.compiled.returns.columns if plan.compiled.returns is not None else ["reply"]
+    own, *more = (
+        plan.compiled.prompt.returns.columns if plan.compiled.prompt.returns is not None else ["reply"]
+    )
     if more:
         such_as = f"score=pl.col({own!r}) == pl.col({name!r})"
         columns = ", ".join([own, *more])
@@ -134,7 +136,7 @@ def _truth(name: str, plan: Plan) -> Judge:
 
 def _agreement(plan: Plan) -> Judge:
     """Return a judge that counts how often a choice replies as another, by labels, flags, counts, dates."""
-    typed = plan.compiled.returns.columns if plan.compiled.returns is not None else {}
+    typed = plan.compiled.prompt.returns.columns if plan.compiled.prompt.returns is not None else {}
     loose = {pl.String, pl.Decimal, pl.List, pl.Array, pl.Struct, *pl.datatypes.group.FLOAT_DTYPES}
     columns = tuple(name for name, dtype in typed.items() if dtype.base_type() not in loose)
     if not columns:

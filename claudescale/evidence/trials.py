@@ -139,9 +139,9 @@ class Trial:
 
     def _row(self, choice: str, scores: pl.Series | None) -> dict[str, Any]:
         plan = self.plans[choice]
-        row: dict[str, Any] = {"choice": choice, "model": plan.facts.id}
+        row: dict[str, Any] = {"choice": choice, "model": plan.compiled.model.id}
         if scores is None:
-            takes, rows = option(plan), plan.totals.rows - plan.totals.unsent
+            takes, rows = option(plan), plan.compiled.totals.rows - plan.compiled.totals.unsent
             paid, row["rows"], row["minutes"] = takes["dollars"], rows, takes["minutes"]
             return row | {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000}
         run, judged = self.runs[choice], scores.drop_nulls()
@@ -226,7 +226,7 @@ class Trial:
         if not plans:
             reason, more = judging.shortfall(evidence, min_score, self.confidence)
             if more:
-                rows = f"n={self.sample.height + more} of the plan's {self.plan.totals.rows:,} rows"
+                rows = f"n={self.sample.height + more} of the plan's {self.plan.compiled.totals.rows:,} rows"
                 reason += f" Use cs.trial with {rows}: with the same ledger none is paid for twice."
             raise NotEnoughEvidence(reason, more)
         return min(plans, key=lambda plan: option(plan)[by])
@@ -300,7 +300,7 @@ def several(name: str, values: Any, such_as: str) -> list[Any]:
 
 def changed(plan: Plan, name: str, value: Any) -> Plan:
     """Return the plan with one change; its own model keeps what a pilot has measured."""
-    own = name == "model" and value in {plan.model, plan.facts.id}
+    own = name == "model" and value in {plan.model, plan.compiled.model.id}
     return plan if own else plan.replace(**{name: value})
 
 
@@ -372,7 +372,7 @@ def trial(
     live, plans = plan.replace(mode="live", deadline=None, budget=None), {}
     for number, value in enumerate(values, 1):
         other = changed(live, name, value).replace(budget=budget)
-        plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+        plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
     if len(plans) < len(values):
         msg = f"{kind}={values!r} names a {name} twice. A trial is of different ones."
         raise PlanError(msg)
@@ -381,7 +381,7 @@ def trial(
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
     sample = shuffled.head(n)
-    unsent = plan.compiled.contents(sample)["content"].is_null()
+    unsent = plan.compiled.prompt.contents(sample)["content"].is_null()
     if (~unsent).sum() < _FEWEST:
         msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
         raise PlanError(msg)

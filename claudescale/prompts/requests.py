@@ -641,7 +641,7 @@ class Kept(NamedTuple):
     def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, mode: str, typed: str) -> Kept:
         """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
         _check_retried(run, prompt, frame)
-        returns, before = prompt.returns, run.plan.compiled
+        returns, before = prompt.returns, run.plan.compiled.prompt
         replies = run.replies
         error = replies["error"]
         if _form(returns) != _form(before.returns) and error.null_count():
@@ -662,7 +662,7 @@ class Kept(NamedTuple):
         stay = kept.select("key", kept="key", tried_at=pl.lit(None, pl.Int64))
         known = pl.concat([stay, rest.select("key", pl.lit(None, pl.String).alias("kept"), tried)])
         rows = run.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
-        tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.kept
+        tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.compiled.kept
         if earlier is not None:
             tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
             spent = pl.concat([earlier.spent, spent])
@@ -722,7 +722,7 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
             f"The run has {theirs:,} rows and the plan {rows:,}: plan.retry() takes a run of the same rows. "
             "Use run.plan.retry(run)."
         )
-    asked = run.plan.compiled.contents(run.work.frame)["content"]
+    asked = run.plan.compiled.prompt.contents(run.work.frame)["content"]
     if not prompt.contents(frame)["content"].equals(asked):
         refuse(
             "The run asks something else of these rows: plan.retry() takes a run with the same texts in the "

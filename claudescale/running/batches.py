@@ -130,15 +130,15 @@ class Batches:
         self._clock = job.clock
         self._purse = job.purse
         self._wire = BatchWire(
-            job.wire, job.clock, plan.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
+            job.wire, job.clock, plan.compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
         )
         self._requests = job.batch_requests()
         self._hands_over = plan.mode == "hybrid"  # where no batch can be made, live calls do the rest
-        self._prime = plan.cache and plan.compiled.is_cacheable  # one row alone writes the cache first
+        self._prime = plan.cache and plan.compiled.prompt.is_cacheable  # one row alone writes the cache first
         # what is to be submitted
         self._left = self._others = self._requests.clear()
         self._submits = self._stopping = self._leaving = False
-        self._queue_requests = plan.limits.batch_queue_requests or catalog.BATCH.max_requests
+        self._queue_requests = plan.compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
         self._most_requests = catalog.BATCH.max_requests
         self._most_bytes = batch_rules.FULL_BYTES
         self._rounds: Counter[str] = Counter()
@@ -347,7 +347,7 @@ class Batches:
             answer = await self._looked_at(self._left[place])
             self._ahead_seconds = batch_rules.ahead_seconds(answer, self._clock.seconds())
             found.append(verdict(answer))
-            wrong = batch_rules.is_wrong(answer, self._job.plan.facts.id)
+            wrong = batch_rules.is_wrong(answer, self._job.plan.compiled.model.id)
             if self._stopping or self._leaving or not wrong:
                 return
         if len({(reason.error, reason.message) for reason in found}) == 1:
@@ -411,7 +411,7 @@ class Batches:
         batch = Batch(
             nonce=nonce,
             api=self._job.api.name,
-            model=self._job.plan.facts.id,
+            model=self._job.plan.compiled.model.id,
             requests=rows.height,
             intended_at=self._clock.seconds() + self._ahead_seconds,
         )

@@ -22,7 +22,6 @@ from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.planning.choices import prepare
 from claudescale.prompts.requests import NOT_SENT, last_failures, results
 from claudescale.running import meter, run_views
 from claudescale.running.batches import Batches
@@ -244,11 +243,11 @@ class Run(Handle):
             job.pacer = job.live.pacer
             return job.live
         job.pacer = job.pacer or Pacer(
-            plan.limits,
+            plan.compiled.limits,
             clock=job.clock,
             share=plan.share,
             concurrency=plan.concurrency,
-            output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
+            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
         )
         job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
         return job.live
@@ -256,11 +255,11 @@ class Run(Handle):
     def _latest_switch(self) -> float:
         """Return the API second from which on the rest would not be done live in time."""
         job, plan = self._job, self.plan
-        rest, expected, seconds = job.missing, plan.expected, 0.0
+        rest, expected, seconds = job.missing, plan.compiled.expected, 0.0
         if rest.height:
             answered = job.meter.requests - job.meter.refused
             output = job.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = job.pacer.limits if job.pacer else plan.limits
+            limits = job.pacer.limits if job.pacer else plan.compiled.limits
             seconds = estimates.live_finish(
                 limits.shared(plan.share),
                 expected,
@@ -398,7 +397,7 @@ class Run(Handle):
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or what the API's answers told."""
-        return self._job.pacer.limits if self._job.pacer else self.plan.limits
+        return self._job.pacer.limits if self._job.pacer else self.plan.compiled.limits
 
     @property
     def summary(self) -> pl.DataFrame:
@@ -440,7 +439,7 @@ class Run(Handle):
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
-        return results(work, self.plan.compiled.returns, answers, simulated=self.simulated)
+        return results(work, self.plan.compiled.prompt.returns, answers, simulated=self.simulated)
 
     @property
     def failures(self) -> dict[str, int]:
@@ -448,7 +447,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        typed = self.plan.compiled.returns is not None
+        typed = self.plan.compiled.prompt.returns is not None
         if not self._started.future.done() or self.state == "left" or not (typed or self.counts.failed):
             return {}
         if self._failures is None:  # the rows of a run that has ended stay as they are
@@ -466,7 +465,7 @@ class Run(Handle):
         return self._replies(self.work)
 
     def _replies(self, work: Work, columns: Sequence[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
-        kept = self.plan.kept
+        kept = self.plan.compiled.kept
         found = ATTEMPTS.to_frame().select(columns)
         if self._job.is_open:
             found = self._job.ledger.replies(work.requests["key"], columns).select(columns)
@@ -519,7 +518,7 @@ class Run(Handle):
         """
         rows = self.work.keys.drop_nulls().value_counts(name="rows")
         repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.facts,))
+        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.compiled.model,))
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -527,7 +526,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return prices.bill(self.attempts, models=(self.plan.facts,))
+        return prices.bill(self.attempts, models=(self.plan.compiled.model,))
 
     @property
     def waste(self) -> pl.DataFrame:
@@ -543,7 +542,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return self._job.work if self._job.is_open else prepare(self.plan, "not known yet")
+        return self._job.work if self._job.is_open else self.plan.compiled.work("not known yet")
 
     @property
     def plot(self) -> Plots:

@@ -262,14 +262,17 @@ def test_a_plan_learns_what_the_rate_limit_api_tells():
         plan = learned(a_plan(reviews(30), tier="start"), api.client())
         assert api.stats["calls"] == api.stats["billed_rows"] == 0
         piloted = plan.calibrate(finished(plan.head(2), api.client()))
-    assert plan.limits.per_minute == BUILD
-    assert plan.limits.count_tokens_per_minute == 123
-    assert (plan.limits.batch_queue_requests, plan.limits.batch_requests_per_minute) == (300_000, 2_000)
+    assert plan.compiled.limits.per_minute == BUILD
+    assert plan.compiled.limits.count_tokens_per_minute == 123
+    assert (plan.compiled.limits.batch_queue_requests, plan.compiled.limits.batch_requests_per_minute) == (
+        300_000,
+        2_000,
+    )
     assert "Limits: the rate-limit API, just now." in repr(plan)
     for same in (plan.replace(system="Be brief."), plan.head(3), plan.replace(tier="Start"), piloted):
-        assert same.limits.per_minute == BUILD
-    assert plan.replace(model="claude-sonnet-5-5").limits.source == "table of tier 'start'"
-    assert plan.replace(tier="scale").replace(tier="start").limits == plan.limits
+        assert same.compiled.limits.per_minute == BUILD
+    assert plan.replace(model="claude-sonnet-5-5").compiled.limits.source == "table of tier 'start'"
+    assert plan.replace(tier="scale").replace(tier="start").compiled.limits == plan.compiled.limits
 
 
 def test_a_key_that_may_not_is_no_error():
@@ -279,10 +282,10 @@ def test_a_key_that_may_not_is_no_error():
         plan = learned(a_plan(reviews(30), tier="start"), client)
         piloted = plan.calibrate(finished(plan.head(2), client))
         after = learned(piloted, client)
-    assert plan.limits.per_minute == START
+    assert plan.compiled.limits.per_minute == START
     assert "(this key may not read the account's limits: a pilot tells them)." in repr(plan)
-    assert piloted.limits.requests_per_minute == 70
-    assert (after.limits, after.limits.source) == (piloted.limits, HEADERS)
+    assert piloted.compiled.limits.requests_per_minute == 70
+    assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
 
 
 def test_an_api_that_cannot_be_reached_is_an_error():
@@ -301,11 +304,11 @@ def test_a_run_that_asked_nothing_teaches_nothing(tmp_path):
         first = finished(plan.head(2), api.client(), ledger=tmp_path / "l")
         again = finished(plan.head(2), api.client(), ledger=tmp_path / "l")
         known = learned(plan, api.client())
-    assert plan.calibrate(first).limits.source == HEADERS
-    assert plan.calibrate(again).limits == Limits.of("start", MODEL)
-    assert known.calibrate(again).limits == known.limits
-    assert known.calibrate(first).limits == first.limits
-    assert plan.replace(tier="build").calibrate(first).limits == Limits.of("build", MODEL)
+    assert plan.calibrate(first).compiled.limits.source == HEADERS
+    assert plan.calibrate(again).compiled.limits == Limits.of("start", MODEL)
+    assert known.calibrate(again).compiled.limits == known.compiled.limits
+    assert known.calibrate(first).compiled.limits == first.limits
+    assert plan.replace(tier="build").calibrate(first).compiled.limits == Limits.of("build", MODEL)
 
 
 @pytest.mark.parametrize(

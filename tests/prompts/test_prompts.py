@@ -15,7 +15,6 @@ from running import a_plan, reviews
 
 from claudescale.api import catalog
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.planning.choices import prepare
 from claudescale.prompts.requests import (
     NOT_SENT,
     REQUESTS,
@@ -261,7 +260,7 @@ TEXTS = st.lists(st.text(max_size=5) | st.none(), max_size=20)
 def test_answers_are_joined_to_their_rows(texts, data):
     """Whichever requests are answered: the frame is untouched, and each row has its own answer or none."""
     frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
-    work = prepare(a_plan(frame, "{text}"), "test")
+    work = a_plan(frame, "{text}").compiled.work("test")
     assert work.requests["key"].n_unique() == work.requests.height == len(set(texts) - {None})
     known = data.draw(st.sets(st.sampled_from(texts)) if texts else st.just(set())) - {None}
     answers = pl.DataFrame(
@@ -284,12 +283,12 @@ def test_texts_are_rendered_a_slice_at_a_time(prompt, texts, slice_rows):
     plan = a_plan(frame, prompt)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("claudescale.prompts.requests.SLICE_ROWS", slice_rows)
-        work = prepare(plan, "test")
+        work = plan.compiled.work("test")
     assert work.requests.schema == REQUESTS
-    whole = plan.compiled.contents(frame)["content"]
+    whole = plan.compiled.prompt.contents(frame)["content"]
     assert work.texts.of(work.requests["row"]).to_list() == list(dict.fromkeys(whole.drop_nulls()))
-    assert work.keys.equals(plan.compiled.keys(whole, "test"))
-    bodies = plan.compiled.bodies(whole).gather(work.requests["row"])
+    assert work.keys.equals(plan.compiled.prompt.keys(whole, "test"))
+    bodies = plan.compiled.prompt.bodies(whole).gather(work.requests["row"])
     assert work.requests["bytes"].to_list() == bodies.str.len_bytes().to_list()
 
 
@@ -303,5 +302,8 @@ def test_the_last_failure_of_rows_without_a_final_answer():
 def test_a_request_is_as_long_in_a_run_as_in_its_plan():
     """What a pilot's tokens are held against is what the plan counts: the characters of the text."""
     plan = a_plan(reviews(7), system="Briefly.")
-    run, planned = prepare(plan, "test").requests["estimated_tokens"].sum(), plan.totals.input_tokens
+    run, planned = (
+        plan.compiled.work("test").requests["estimated_tokens"].sum(),
+        plan.compiled.totals.input_tokens,
+    )
     assert run == pytest.approx(planned)

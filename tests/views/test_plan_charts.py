@@ -163,14 +163,14 @@ def test_the_calls_needed_are_where_the_plan_stops_to_gain():
     """The line rises as Little's law says and then is the limit; runs that tried are points."""
     own = plan(reviews(3_000))
     most, binding = plan_views.allowed(own)
-    enough = most / 60 * own.expected.seconds
+    enough = most / 60 * own.compiled.expected.seconds
     assert (most, binding) == (1_000, "requests")
     fewer, more = (own.replace(concurrency=calls).options for calls in (int(enough * 0.9), int(enough * 1.2)))
     assert fewer.filter(mode="live")["binding"].item() == "concurrency"
     assert more.filter(mode="live")["binding"].item() == "requests"
     steps = [row for row in rows_of(own.plot.concurrency(), "requests_per_minute") if "run" not in row]
     for step in steps:
-        rate = min(step["concurrency"] * 60 / own.expected.seconds, 1_000)
+        rate = min(step["concurrency"] * 60 / own.compiled.expected.seconds, 1_000)
         assert step["requests_per_minute"] == pytest.approx(rate, rel=1e-4)
     assert repr(own.plot.concurrency()).startswith(
         f"{-int(-enough // 1)} calls in flight are enough for 1,000 "
