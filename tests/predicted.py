@@ -132,8 +132,8 @@ class Past(NamedTuple):
 
     plan: cs.Plan
     keys: pl.Series
-    sizes: pl.DataFrame
-    replies: pl.DataFrame
+    requests: pl.DataFrame
+    replied: pl.DataFrame
     attempts: pl.DataFrame
     limits: cs.Limits
     minutes: float
@@ -141,7 +141,7 @@ class Past(NamedTuple):
     @property
     def job(self):
         """What the engine of a run knows."""
-        return self
+        return SimpleNamespace(work=self, replies=lambda: self.replied)
 
     @property
     def dollars(self):
@@ -152,7 +152,7 @@ class Past(NamedTuple):
         """Return what a pilot of some of the rows would have left behind: nothing is sent for it."""
         keys = self.keys.sample(min(rows, self.keys.len()), seed=seed).drop_nulls().unique().implode()
         frames = [
-            frame.filter(pl.col("key").is_in(keys)) for frame in (self.sizes, self.replies, self.attempts)
+            frame.filter(pl.col("key").is_in(keys)) for frame in (self.requests, self.replied, self.attempts)
         ]
         return Past(self.plan, self.keys, *frames, self.limits, self.minutes)
 
@@ -174,8 +174,8 @@ def ran(plan, **api: Any):
     async def go():
         clock = virtual.clock()
         send = DeskSend(clock, **dict(zip(names, compiled.limits.per_minute, strict=True)), **api)
-        job = Job(plan, None, None)
-        job.work = work = compiled.work("simulator")
+        job = Job(plan, SimpleNamespace(middleware=()), None)
+        job._work = work = compiled.work("simulator")
         job.clock, job.wire = clock, SimpleNamespace(send=send)
         job.api = Api(name="simulator", simulated=True, clock=clock)
         job.meter.begin(work.keys)

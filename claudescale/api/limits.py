@@ -290,6 +290,7 @@ class Learned(NamedTuple):
         return named[0] == named[1] and catalog.model(model).rate_group == self.rate_group
 
 
+
 # ------------------------------------------------------------------------------ whose limits they look like
 
 

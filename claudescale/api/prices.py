@@ -25,7 +25,7 @@ from claudescale.errors import PlanError, UnknownModel
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from claudescale.prompts.requests import Charges
+    from claudescale.prompts.parameters import Charges
 
 _TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import Model
     from claudescale.api.limits import Learned, Limits
     from claudescale.planning.estimates import Measured, Totals
-    from claudescale.prompts.requests import Frame, Kept, Prompt, Work
+    from claudescale.prompts.requests import Frame, Prompt, Work
+    from claudescale.prompts.retries import Kept
 
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
 _TRUSTED_DOUBT = 0.5
@@ -32,6 +33,9 @@ class Evidence(NamedTuple):
     measured: Measured | None = None  # by `Plan.calibrate` or `Plan.count_tokens`
     learned: Learned | None = None  # the limits, by `Plan.learn_limits` or a pilot's answers
     kept: Kept | None = None  # what `Plan.retry` takes over from a run
+
+
+NO_EVIDENCE = Evidence()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,4 +157,5 @@ class Compiled:
 
     def _refuse_budget(self, cost: str, instead: str) -> NoReturn:
         spends = f"the budget is {dollars(self.budget or 0.0)}{instead} larger budget."
-        raise ImpossibleBudget(f"These rows cost {cost}, and {spends}")
+        msg = f"These rows cost {cost}, and {spends}"
+        raise ImpossibleBudget(msg)

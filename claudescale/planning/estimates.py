@@ -35,7 +35,7 @@ OPTIONS = pl.Schema(
 account may spend in a month, so that the API would end it: the minutes are then those without that limit.
 """
 
-SPEND_LIMIT = "spend limit"
+SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
@@ -64,13 +64,16 @@ class Line(NamedTuple):
     skew: float = 0.0  # a few long replies that a small sample tends to miss
 
 
+_AS_ESTIMATED, _NOTHING, _SECONDS = Line(0.0, 1.0), Line(0.0), Line(3.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
 
-    input: Line = Line(0.0, 1.0)  # tokens: as estimated from characters
-    output: Line = Line(0.0)  # tokens, thinking included, refusals and cut replies too
-    latency: Line = Line(3.0)  # seconds
+    input: Line = _AS_ESTIMATED  # tokens
+    output: Line = _NOTHING  # tokens, thinking included, refusals and cut replies too
+    latency: Line = _SECONDS  # seconds
     estimated_tokens: float = 0.0  # of a mean request measured, from its characters
     billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
     cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
@@ -344,13 +347,9 @@ def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
 
 
 def options(
-    totals: Totals,
-    limits: Limits,
-    expected: Measured,
-    concurrency: int | None,
-    deadline_minutes: float | None = None,
+    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, deadline: float | None
 ) -> pl.DataFrame:
-    """Return one row per mode as `OPTIONS`; a ``"hybrid"`` is among them where there is a deadline.
+    """Return one row per mode as `OPTIONS`; with a deadline, in minutes, a ``"hybrid"`` is among them.
 
     `limits` are those that the run may use, `concurrency` the most calls in flight.
     """
@@ -358,32 +357,45 @@ def options(
     # Most batches end within an hour, and one that has not ended after a day expires.
     # Source: Anthropic, *Batch processing* (checked 2026-08-14).
     batch_minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
-    usual, slow = (_live_finish(totals, limits, expected, concurrency, slow=slow) for slow in (False, True))
+    count, uncached = totals.requests or 1, totals.input_tokens - totals.cache_read_tokens
+    usual, slow = (
+        live_finish(
+            limits,
+            expected,
+            requests=totals.requests,
+            input_tokens=uncached * (1 + is_slow * expected.input_more(count)),
+            output_tokens=totals.output_tokens * (1 + is_slow * expected.output_more(count)),
+            input_deviation=totals.input_deviation,
+            concurrency=concurrency,
+            from_start=True,
+            is_slow=is_slow,
+        )
+        for is_slow in (False, True)
+    )
     live = "live", totals.live_dollars, totals.live_dollars_p90, usual.seconds / 60, slow.seconds / 60
     batch = "batch", totals.batch_dollars, totals.batch_dollars_p90, *batch_minutes
     rows = [(*live, usual.binding), (*batch, "queue" if waves > 1 else "batch processing")]
-    if deadline_minutes is not None:
+    if deadline is not None:
         # As a batch if that usually ends before the rest must go live, else at the price of live calls.
-        in_time = batch_minutes[0] <= deadline_minutes - slow.seconds / 60 - CANCEL_MINUTES
+        in_time = batch_minutes[0] <= deadline - slow.seconds / 60 - CANCEL_MINUTES
         dollars = totals.batch_dollars if in_time else totals.live_dollars
-        minutes = batch_minutes[0] if in_time else deadline_minutes
-        rows.append(("hybrid", dollars, totals.live_dollars_p90, minutes, deadline_minutes, "deadline"))
-    frame = pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row")
-    spends, paid = limits.spend_dollars_per_month, pl.col("dollars")
+        minutes = batch_minutes[0] if in_time else deadline
+        rows.append(("hybrid", dollars, totals.live_dollars_p90, minutes, deadline, "deadline"))
     if not totals.requests:
-        nothing = pl.lit("nothing to send").alias("binding")
-        frame = frame.with_columns(pl.col("minutes", "minutes_p90") * 0.0, nothing)
-    if spends is not None:
-        frame = frame.with_columns(
-            binding=pl.when(paid > spends).then(pl.lit(SPEND_LIMIT)).otherwise("binding")
+        rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
+    spends = math.inf if limits.spend_dollars_per_month is None else limits.spend_dollars_per_month
+    is_above, binding = pl.col("dollars") > spends, pl.lit(SPEND_LIMIT)
+    return (
+        pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row")
+        .with_columns(
+            binding=pl.when(is_above).then(binding).otherwise("binding"),
+            dollars_saved=totals.plain_dollars - pl.col("dollars"),
+            requests=totals.requests,
+            input_tokens=round(totals.input_tokens),
+            output_tokens=round(totals.output_tokens),
         )
-    frame = frame.with_columns(
-        dollars_saved=totals.plain_dollars - paid,
-        requests=totals.requests,
-        input_tokens=round(totals.input_tokens),
-        output_tokens=round(totals.output_tokens),
+        .cast(OPTIONS)
     )
-    return frame.cast(OPTIONS)
 
 
 class Finish(NamedTuple):
@@ -393,33 +405,6 @@ class Finish(NamedTuple):
     binding: str
 
 
-def _live_finish(
-    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, *, slow: bool
-) -> Finish:
-    """Return how long a whole run takes live from its start on, usually or where it is slow."""
-    count = totals.requests or 1
-    more = (expected.input_more(count), expected.output_more(count), expected.seconds_more(count))
-    input_more, output_more, seconds_more = more if slow else (0.0, 0.0, 0.0)
-    latency = expected.seconds * (1 + seconds_more)
-    found = finish(
-        limits.shared(RATE_MARGIN),
-        requests=totals.requests,
-        input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
-        output_tokens=totals.output_tokens * (1 + output_more),
-        input_deviation=totals.input_deviation,
-        latency_seconds=latency + expected.lost_seconds,
-        latency_deviation=expected.slow_deviation() if slow else expected.latency.deviation,
-        concurrency=concurrency or MOST_CONCURRENCY,
-        first_concurrency=FIRST_CONCURRENCY,
-        burst_seconds=(limits.burst_seconds or 1.0) / RATE_MARGIN,
-        quantile=P90 if slow else 0.5,
-    )
-    warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
-    binding = "latency" if found.binding == "concurrency" and not concurrency else found.binding
-    # Its start and its end take a part of a round more: calls are sent when others are answered.
-    return Finish(found.seconds + warming + latency / 4, binding)
-
-
 def live_finish(
     limits: Limits,
     expected: Measured,
@@ -427,81 +412,63 @@ def live_finish(
     requests: float,
     input_tokens: float,
     output_tokens: float,
+    input_deviation: float = 0.0,
     concurrency: int | None = None,
     more: float = 1.0,
+    from_start: bool = False,
+    is_slow: bool = False,
 ) -> Finish:
-    """Return how long requests take live in a run that is under way, and what limits them.
+    """Return the closed form of how long requests take live: the slowest bucket, or the latency.
 
-    `more` times the tokens for a percentile. No bucket is taken to be full.
-    """
-    return finish(
-        limits.shared(RATE_MARGIN),
-        requests=requests,
-        input_tokens=input_tokens * more,
-        output_tokens=output_tokens * more,
-        latency_seconds=expected.seconds,
-        concurrency=concurrency,
-    )
-
-
-def finish(
-    limits: Limits,
-    *,
-    requests: float,
-    input_tokens: float,
-    output_tokens: float,
-    input_deviation: float = 0.0,
-    latency_seconds: float,
-    latency_deviation: float = 0.0,
-    concurrency: float | None = None,
-    first_concurrency: float | None = None,
-    burst_seconds: float = 1.0,
-    quantile: float = 0.5,
-) -> Finish:
-    """Return the closed form of a live run's duration: the slowest bucket, or the latency.
-
-    A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
-    a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
+    A token bucket that holds `burst` seconds' worth at the start and refills at a constant rate lets
+    a total pass in ``total / rate - burst``; with the limit on calls in flight it is Little's
     law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
     are still under way: the slowest of them is waited for.
 
     Parameters
     ----------
-    requests, input_tokens, output_tokens : float
-        Totals of the run; input tokens without reads from the prompt cache.
+    input_tokens, output_tokens : float
+        In all, input without reads from the prompt cache; `more` times as many for a percentile.
     input_deviation : float
         Standard deviation of a request's input tokens.
-    latency_seconds, latency_deviation : float
-        Of one call, from sending to the whole answer: mean and standard deviation.
-    concurrency, first_concurrency : float, optional
-        Most calls in flight; and at the start, where they double with each latency.
-    burst_seconds : float
-        How much of a minute a bucket holds when full: the API may enforce the minute by the second.
-    quantile : float
-        Of the slowest of the last calls.
+    concurrency : int, optional
+        Most calls in flight.
+    from_start : bool
+        A run that starts has full buckets and few calls in flight, and waits for its slowest call.
+    is_slow : bool
+        Of a latency at its 90th percentile.
     """
     if not requests:
-        return Finish(0.0, "nothing to send")
-    totals = (requests, input_tokens, output_tokens)
-    alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
-    sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+        return Finish(0.0, NOTHING)
+    latency = expected.seconds * (1 + (expected.seconds_more(requests) if is_slow else 0.0))
+    round_trip = latency + (expected.lost_seconds if from_start else 0.0)
+    burst = (limits.burst_seconds or 1.0) / RATE_MARGIN if from_start else 1.0
+    allowed = limits.shared(RATE_MARGIN).per_minute
+    used = (requests, input_tokens * more, output_tokens * more)
+    alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
+    sending = {name: max(seconds - burst, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
     slower = "requests" if alone[0] >= alone[1] else "input_tokens"
-    both = _together(requests, alone, input_deviation / (limits.input_tokens_per_minute / 60), burst_seconds)
-    sending[slower] = max(both - burst_seconds, 0.0)
-    if concurrency:
-        first = min(first_concurrency or concurrency, concurrency)
-        doubling = min(requests, concurrency - first)
-        rounds = math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / concurrency
-        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
-    sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
+    sending[slower] = max(_together(requests, alone, input_deviation / allowed[1] * 60, burst) - burst, 0.0)
+    sending["output_tokens"] = max(alone[2] - burst * (1 - _OUTPUT_LEFT), 0.0)
+    most = concurrency or (MOST_CONCURRENCY if from_start else math.inf)
+    first = min(FIRST_CONCURRENCY, most) if from_start else most
+    if most < math.inf:  # calls in flight double with each latency
+        doubling = min(requests, most - first)
+        rounds = math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / most
+        sending["concurrency" if concurrency else "latency"] = max(rounds - 1, 0.0) * round_trip
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
-    under_way = min(requests * latency_seconds / (seconds + latency_seconds), requests)
-    if first_concurrency and binding in BUCKETS[:2] and under_way > first_concurrency:
-        # Latencies that are lost while calls in flight double with each.
-        seconds += (math.log2(under_way / first_concurrency) - 1) * latency_seconds
-    last = _slowest(under_way, latency_seconds, latency_deviation, quantile)
-    return Finish(seconds + last, "latency" if seconds < latency_seconds else binding)
+    binding = "latency" if seconds < round_trip else binding
+    under_way = min(requests * round_trip / (seconds + round_trip), requests)
+    if not from_start:
+        return Finish(seconds + round_trip, binding)
+    if binding in BUCKETS[:2] and under_way > first:
+        seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
+    deviation = expected.slow_deviation() if is_slow else expected.latency.deviation
+    seconds += _slowest(under_way, round_trip, deviation, P90 if is_slow else 0.5)
+    warming = latency if expected.cached_tokens and requests > 1 else 0.0
+    # Its start and its end take a part of a round more: calls are sent when others are answered.
+    return Finish(seconds + warming + latency / 4, binding)
 
 
 def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:

@@ -201,9 +201,9 @@ class PlanPlots:
     def saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
         """Return what each strategy saves, against the same rows without it, as `prices.SAVINGS`.
 
-        Read it downward, like `Run.savings`: the first row begins with every row sent by itself, live, nothing
-        cached; the last ends with what the plan costs. A strategy that costs more than it saves says so.
-        With `model` it begins with these models, the most expensive first.
+        Read it downward, like `Run.savings`: the first row begins with every row sent by itself, live,
+        nothing cached; the last ends with what the plan costs. A strategy that costs more than it saves
+        says so. With `model` it begins with these models, the most expensive first.
 
         Spends: nothing.
         """
@@ -235,7 +235,7 @@ class PlanPlots:
         return [own, *names] if isinstance(own, Limits) else [*names]
 
     def _usual(self) -> dict[str, list[Any]]:
-        """Return the choices one has before a run: a current model of another line, the tier next to this one."""
+        """Return the choices one has before a run: current models of other lines, tiers next to this one."""
         plan, own, tiers = self._plan, self._plan.compiled.model, self._tiers()
         place = tiers.index(shown("tier", plan.tier)) if shown("tier", plan.tier) in tiers else 0
         near = [plan.tier] if isinstance(plan.tier, Limits) else tiers[max(place - 1, 0) : place + 2]

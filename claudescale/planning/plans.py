@@ -17,19 +17,12 @@ from claudescale.api.limits import Learned, Limits
 from claudescale.errors import ImpossibleBudget, PlanError
 from claudescale.loops import awaited
 from claudescale.planning import calibration, estimates, plan_views
-from claudescale.planning.compiled import AUTO, Compiled, Evidence
+from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
 from claudescale.planning.plan_views import PlanPlots
-from claudescale.prompts.requests import (
-    Frame,
-    Kept,
-    check_mode,
-    compile_prompt,
-    plain,
-    read,
-    refuse,
-    schema_of,
-)
-from claudescale.views.card import Card
+from claudescale.prompts.parameters import check_mode, plain, refuse
+from claudescale.prompts.requests import Frame, compile_prompt, read, schema_of
+from claudescale.prompts.retries import Kept
+from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,8 +47,8 @@ MODES = ("live", "batch", "hybrid")
 GAIN = "gain"
 """Column of `Plan.compare` where ``tier`` is varied: how many times faster than on the plan's own tier."""
 CACHE_HIT_SHARE = "cache_hit_share"
-"""Column of `Plan.compare` where ``cache`` is varied: the part of the requests taken to find the cache; null in
-a hybrid, which may end either way."""
+"""Column of `Plan.compare` where ``cache`` is varied: the part of the requests taken to find the cache; null
+in a hybrid, which may end either way."""
 _SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_evidence"}
 """What does not change the tokens of a plan, nor what they cost, but for what was measured."""
 _ASKED = ("prompt", "system", "returns", "effort", "thinking", "params")
@@ -111,7 +104,7 @@ class Lists(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Plan:
+class Plan(Shown):
     """Claude's calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
 
     It shows its price and its time; `run` is the one verb that spends.
@@ -140,7 +133,7 @@ class Plan:
     budget: float | None = None
     concurrency: int | None = None
     share: float = 1.0
-    _evidence: Evidence = Evidence()
+    _evidence: Evidence = NO_EVIDENCE
     compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
@@ -189,7 +182,7 @@ class Plan:
         deadline, budget, most = self.deadline, self.budget, self.concurrency
         minutes = deadline / timedelta(minutes=1) if isinstance(deadline, timedelta) else deadline
         wrong = {
-            "share": not _is_number(self.share) and "part of the limits this run may use, such as share=0.5",
+            "share": not is_number(self.share) and "part of the limits this run may use, such as share=0.5",
             "budget": not _is_positive(budget) and "in dollars and above 0, such as budget=5.0",
             "concurrency": not (most is None or (type(most) is int and most >= 1))
             and "the most calls in flight, a whole number from 1 on",
@@ -288,15 +281,13 @@ class Plan:
                 options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
             if "cache" in tried:
                 options = options.with_columns(other._hits())  # noqa: SLF001 - another plan
-            options = options.filter(pl.col("mode").is_in(modes))
-            frames.append(options)
-            for name, column in columns.items():
-                column += [plan_views.shown(name, getattr(other, name))] * options.height
+            frames.append(options.filter(pl.col("mode").is_in(modes)))
+            for name in tried:
+                columns[name] += [plan_views.shown(name, getattr(other, name))] * frames[-1].height
         table = pl.concat(frames)
         if table.is_empty():
-            refuse(
-                "plan.compare(mode=['hybrid']): a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
-            )
+            needed = "a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
+            refuse(f"plan.compare(mode=['hybrid']): {needed}")
         return table.select(*(plan_views.column(*named) for named in columns.items()), pl.all())
 
     def _hits(self) -> pl.Expr:
@@ -316,8 +307,8 @@ class Plan:
         Spends: nothing.
         """
         work = self.compiled.work("api.anthropic.com")
-        bodies = self.compiled.prompt.bodies(work.texts.of(work.requests["row"]))
-        return pl.DataFrame([work.requests["key"].alias("custom_id"), bodies.alias("params")])
+        bodies = [body.decode() for body in work.texts.bodies(work.requests["row"])]
+        return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
     # another plan
 
@@ -452,11 +443,12 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        if not hasattr(run, "attempts"):
+        if not hasattr(run, "job"):
             kind = type(run).__name__
             refuse(f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client).")
         mine, theirs = self.compiled, run.plan.compiled
-        done = run.sizes.join(run.replies.filter(model=mine.model.id), on="key", how="inner")
+        sizes = run.job.work.requests.select("key", "estimated_tokens")
+        done = sizes.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
         known = calibration.measured(done, run.attempts, mine.prompt, self.max_tokens)
         learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
         if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
@@ -605,8 +597,8 @@ class Plan:
             following = f"pilot = await plan.sample(50){live}.run(client)"
         return Card.of(
             table,
-            title=f"Plan: {totals.rows:,} rows on {compiled.model.id}, {totals.requests:,} requests{same}{null}. "
-            "Nothing is sent yet.",
+            title=f"Plan: {totals.rows:,} rows on {compiled.model.id}, {totals.requests:,} requests"
+            f"{same}{null}. Nothing is sent yet.",
             notes=[f"{tokens}, {basis}. {sources}", *self._notices(), *compiled.prompt.notes, *retired],
             next=following,
         )
@@ -631,14 +623,8 @@ class Plan:
                 yield f"The next tier, {above}: {plan_views.gain_words(row[GAIN], row['binding'])}."
         if compiled.expected.cached_tokens:
             low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-            share = f"{estimates.BATCH_HIT_SHARE:.0%}"
-            yield f"In a batch {share} of the requests are taken to find the cache: {low} to {high} are usual."
-
-    def __repr__(self) -> str:
-        return self._card().text()
-
-    def _repr_html_(self) -> str:
-        return self._card().html()
+            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are taken to find the cache"
+            yield f"{share}: {low} to {high} are usual."
 
 
 PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))
@@ -663,12 +649,13 @@ def _same(value: object, own: object) -> bool:
     return value is own or (is_plain and bool(value == own))
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a number that a plan can have."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
 
 
 def _is_positive(value: Any) -> bool:
-    return value is None or (_is_number(value) and value > 0)
+    return value is None or (is_number(value) and value > 0)
 
 
 def _rows(n: object, name: str = "n") -> int:
@@ -689,10 +676,9 @@ def as_frame(frame: object) -> Frame:
         return pl.DataFrame(frame)
     kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
     use = "frame.to_frame()" if isinstance(frame, pl.Series) else "pl.DataFrame({'text': [...]})"
-    refuse(
-        f"The frame is a {kind}. It can be a Polars frame, a list of texts, or a table of pandas, pyarrow or "
-        f"DuckDB. Use {use}."
-    )
+    there = "It can be a Polars frame, a list of texts, or a table of pandas, pyarrow or DuckDB."
+    msg = f"The frame is a {kind}. {there} Use {use}."
+    raise PlanError(msg)
 
 
 def plan(

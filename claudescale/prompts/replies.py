@@ -28,7 +28,6 @@ _WHAT_THERE_IS = (
     "'score': pl.Float64}, a pl.Schema, or one Polars type such as pl.Enum(['yes', 'no'])."
 )
 _PYTHON_TYPES = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
-_TEXT = "reply text"
 
 Fit: TypeAlias = Callable[[Any], Any]
 
@@ -42,11 +41,6 @@ class Returns:
     single: bool  # one type was given: the reply itself is typed
     _validate: Fit = field(repr=False)
 
-    @property
-    def output_format(self) -> schemas.Json:
-        """The ``output_config.format`` of a request."""
-        return {"type": "json_schema", "schema": self.json_schema}
-
     def decode(self, replies: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         """Return the typed columns of reply texts, and the error of each row.
 
@@ -55,17 +49,12 @@ class Returns:
         regard to capitals and to spaces around them: the API does not promise the capitals. A null
         reply gives nulls and no error.
         """
-        texts = replies.cast(pl.String).alias(_TEXT)
-        distinct = texts.unique(maintain_order=True)
-        if distinct.len() * 2 > texts.len():
-            return self._decode(texts)
-        # Labels and the like: few texts, many rows. Each text is read once.
-        frame, error = self._decode(distinct)
-        numbered = frame.rename({name: f"{number}" for number, name in enumerate(frame.columns)})
-        known = numbered.with_columns(distinct, error)
-        joined = texts.to_frame().join(known, on=_TEXT, how="left", maintain_order="left", nulls_equal=True)
-        columns = [joined[f"{number}"].alias(name) for number, name in enumerate(frame.columns)]
-        return pl.DataFrame(columns), joined["error"]
+        texts = replies.cast(pl.String).alias("text").to_frame()
+        distinct = texts.unique(maintain_order=True)  # labels and the like: each text is read once
+        frame, error = self._decode(distinct["text"])
+        numbered = distinct.with_row_index("place")
+        places = texts.join(numbered, on="text", how="left", nulls_equal=True, maintain_order="left")["place"]
+        return frame[places], error.gather(places)
 
     def _decode(self, texts: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         fits = [(name, _fit(dtype)) for name, dtype in self.columns.items()]
@@ -192,8 +181,9 @@ def _checked(value: Any, *, ok: bool) -> Any:
     return value
 
 
-def _within(value: Any, low: Any, high: Any) -> Any:
-    return _checked(value, ok=low <= value <= high)
+def _between(low: Any, high: Any, plain: Fit = lambda value: value) -> Fit:
+    """Return what keeps a value, made `plain`, within bounds."""
+    return lambda value: _checked(plain(value), ok=low <= plain(value) <= high)
 
 
 def _struct(dtype: Any) -> Fit:
@@ -217,29 +207,24 @@ def _decimal(dtype: Any) -> Fit:
     return lambda value: decimal.Decimal(value).quantize(unit, context=context)
 
 
-def _integer(dtype: Any) -> Fit:
-    low, high = schemas.integer_bounds(dtype)
-    return lambda value: _within(operator.index(value), low, high)
-
-
 def _float(dtype: Any) -> Fit:
     largest = {"Float16": 65504.0, "Float32": 3.4028234663852886e38}.get(str(dtype), float("inf"))
-    return lambda value: _within(float(value), -largest, largest)
+    return _between(-largest, largest, float)
 
 
 def _duration(dtype: Any) -> Fit:
     longest = timedelta(days=106_000 if dtype.time_unit == "ns" else 106_000_000)
-    return lambda value: _within(value, -longest, longest)
+    return _between(-longest, longest)
 
 
 def _datetime(dtype: Any) -> Fit:
     zone = ZoneInfo(dtype.time_zone) if dtype.time_zone else None
-    years = (1678, 2261) if dtype.time_unit == "ns" else (1, 9999)
+    within = _between(*((1678, 2261) if dtype.time_unit == "ns" else (1, 9999)))
 
     def moment(value: datetime) -> datetime:
         zoned = value if value.tzinfo or zone is None else value.replace(tzinfo=zone)
         found = zoned.replace(tzinfo=None) if zone is None else zoned.astimezone(UTC)
-        _within(found.year, *years)
+        within(found.year)
         return found
 
     return moment
@@ -250,7 +235,7 @@ _FITS: dict[Any, Callable[[Any], Fit]] = {
     (pl.List, pl.Array): _list,
     pl.Enum: _label,
     pl.Decimal: _decimal,
-    IntegerType: _integer,
+    IntegerType: lambda dtype: _between(*schemas.integer_bounds(dtype), operator.index),
     FloatType: _float,
     pl.Duration: _duration,
     pl.Datetime: _datetime,

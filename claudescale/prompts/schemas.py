@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import is_dataclass
 from functools import lru_cache
-from types import MappingProxyType, UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args
 
 import polars as pl
 
@@ -43,11 +42,6 @@ _NO_COLUMN = {
     "null": "can only be null.",
     "string": "is bytes, for which there is no JSON. Use str.",
 }
-_LABELS: tuple[tuple[set[type], pl.DataType], ...] = (
-    ({bool}, pl.Boolean()),
-    ({int}, pl.Int64()),
-    ({int, float}, pl.Float64()),
-)
 _CORES: dict[type[pl.DataType], str] = {
     pl.String: "str",
     pl.Categorical: "str",
@@ -64,6 +58,14 @@ _COMPLETE = {
     "Struct": "pl.Struct({'name': pl.String})",
     "Decimal": "pl.Decimal(scale=2)",
 }
+_UNREADABLE = {
+    "_?Secret.*": "is secret, so it hides its value: the column would hold stars. Use str.",
+    "import_string": "is an ImportString: a reply must not choose what is imported. Use str.",
+    "json": "is JSON inside a text. Give the type itself, without Json.",
+    "pattern_.*": "is a compiled pattern, which no column holds. Use str.",
+    "complex": "is a complex number, which no column holds. Use str.",
+}
+"""By the type of a core schema of pydantic, or the name of its function: why no column can show the value."""
 _WITH_FIELDS = {"model-fields", "dataclass-args", "typed-dict"}
 _DTYPE = "x-claudescale-dtype"
 _DECIMAL_SCALE = 10
@@ -179,8 +181,7 @@ def of_model(model: Any) -> Typed:
     except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
         msg = f"returns=: {path} has no JSON schema: {error.message}"
         raise BadReturns(msg) from error
-    _check_fields(model.__pydantic_core_schema__, path)
-    _check_annotation(model, path, set())
+    _check_core(model.__pydantic_core_schema__, path)
     tree = _resolved(named, named.get("$defs", {}), ())
     if tree.get("type") != "object" or not tree.get("properties"):
         refuse(path, "has no named fields, so there would be no columns. Give it a field.")
@@ -188,80 +189,42 @@ def of_model(model: Any) -> Typed:
     return _wire(wire), pl.Schema(columns), model.model_validate_json
 
 
-def _check_fields(core: Any, path: str, config: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Refuse fields whose value cannot come out of a reply, by pydantic's schema, in models inside too."""
+def _check_core(core: Any, path: str, *, by_alias: bool = True) -> None:
+    """Refuse what cannot come out of a reply, by pydantic's own schema of a model and of those inside."""
     if isinstance(core, list | tuple):
         for inner in core:
-            _check_fields(inner, path, config)
+            _check_core(inner, path, by_alias=by_alias)
     if not isinstance(core, dict):
         return
-    config = core.get("config") or config
-    path = f"the model {core['cls'].__name__}" if core.get("type") in {"model", "dataclass"} else path
+    kind, function = core.get("type"), core.get("function")
+    is_pydantic = getattr(function, "__module__", "").startswith("pydantic")
+    made_by = getattr(function, "__qualname__", "") if is_pydantic else str(kind)
+    if what := next((what for name, what in _UNREADABLE.items() if re.fullmatch(name, made_by)), None):
+        refuse(path, what)
+    path = f"the model {core['cls'].__name__}" if kind in {"model", "dataclass"} else path
+    by_alias = core.get("config", {}).get("validate_by_alias", by_alias)
     for computed in core.get("computed_fields", ()):
         what = "is computed, so it is no column. Take it off, and compute it from the results."
         refuse(f"{path}.{computed['property_name']}", what)
-    fields = core.get("fields", ()) if core.get("type") in _WITH_FIELDS else ()
-    for name, field in (
-        fields.items() if isinstance(fields, dict) else [(each["name"], each) for each in fields]
-    ):
-        _check_field(field, f"{path}.{name}", config)
-    for key, inner in core.items():
-        if key not in {"metadata", "serialization", "config", "cls", "computed_fields"}:
-            _check_fields(inner, path, config)
+    fields = core.get("fields", ()) if kind in _WITH_FIELDS else ()
+    named = fields.items() if isinstance(fields, dict) else [(field["name"], field) for field in fields]
+    for name, field in named:
+        _check_field(field, f"{path}.{name}", by_alias=by_alias)
+        _check_core(field["schema"], f"{path}.{name}", by_alias=by_alias)
+    for key in core.keys() - {"metadata", "serialization", "config", "cls", "computed_fields", "fields"}:
+        _check_core(core[key], path, by_alias=by_alias)
 
 
-def _check_field(field: Json, path: str, config: Mapping[str, Any]) -> None:
+def _check_field(field: Json, path: str, *, by_alias: bool) -> None:
     alias = field.get("validation_alias")
     # A list of lists has several ways to the value, a plain list is one way; the reply knows only names.
     ways = alias if isinstance(alias, list) and isinstance(alias[0], list) else []
     if isinstance(alias, list) and not any(len(way) == 1 for way in ways):
         refuse(path, "is read from inside another field (AliasPath). Make that field a nested model instead.")
-    if alias is not None and config.get("validate_by_alias") is False:
+    if alias is not None and not by_alias:
         refuse(path, "has an alias, which validate_by_alias=False does not read. Leave the alias out.")
     if field.get("init") is False:
         refuse(path, "has init=False, so it is never read from a reply. Take it off.")
-
-
-def _check_annotation(hint: Any, path: str, seen: set[Any]) -> None:
-    """Refuse types whose value is not what a column would show, in models inside too."""
-    origin: Any = get_origin(hint) or hint
-    for mark in (*getattr(hint, "__metadata__", ()), origin):
-        if what := _unreadable(mark):
-            refuse(path, what)
-    for argument in get_args(hint):
-        _check_annotation(argument, path, seen)
-    if isinstance(origin, type) and origin not in seen:
-        seen.add(origin)
-        for name, inner in _hints(origin):
-            _check_annotation(inner, f"the model {origin.__name__}.{name}", seen)
-
-
-def _hints(kind: Any) -> list[tuple[str, Any]]:
-    """Return the fields of a model, a dataclass or a TypedDict, each with its annotation."""
-    fields = getattr(kind, "model_fields", None)
-    if isinstance(fields, dict):
-        return [(name, hint) for name, of in fields.items() for hint in (of.annotation, *of.metadata)]
-    if is_dataclass(kind) or hasattr(kind, "__total__"):
-        return [*get_type_hints(kind, include_extras=True).items()]
-    return []
-
-
-def _unreadable(kind: Any) -> str | None:
-    """Return what is wrong with a type, or a mark on one, whose value no column can show."""
-    from pydantic import ImportString, Json, types  # noqa: PLC0415
-
-    secret: Any = types._SecretBase  # noqa: SLF001 - of all secrets
-    json_mark: Any = Json
-    mark = kind if isinstance(kind, type) else type(kind)
-    if issubclass(mark, secret):
-        return f"is a {mark.__name__}, which hides its value: the column would hold stars. Use str."
-    if kind is ImportString or issubclass(mark, ImportString):
-        return "is an ImportString: a reply must not choose what is imported. Use str."
-    if kind is json_mark or issubclass(mark, json_mark):
-        return "is JSON inside a text. Give the type itself, without Json."
-    if kind in (re.Pattern, complex):
-        return f"is a {kind.__name__}, which no column holds. Use str."
-    return None
 
 
 @lru_cache(maxsize=1)
@@ -359,12 +322,11 @@ def _dtype(node: Json, path: str) -> pl.DataType:  # noqa: PLR0911  # one for ea
 
 
 def _dtype_of_labels(labels: Sequence[object], path: str) -> pl.DataType:
-    kinds = {type(label) for label in labels if label is not None}
-    if kinds == {str}:
-        return pl.Enum([label for label in labels if isinstance(label, str)])
-    if dtype := next((dtype for taken, dtype in _LABELS if kinds and kinds <= taken), None):
-        return dtype
-    refuse(path, "has labels of several types, and a column has one. Make them all strings.")
+    try:
+        known = pl.Series([label for label in labels if label is not None])
+    except TypeError:
+        refuse(path, "has labels of several types, and a column has one. Make them all strings.")
+    return pl.Enum(known) if known.dtype == pl.String else known.dtype
 
 
 # ------------------------------------------------------------------------------- the API's JSON schema

@@ -50,8 +50,8 @@ def test_its_name_is_sent_and_is_part_of_the_key():
     own, twin = a_plan(reviews(3), model=PRICED), a_plan(reviews(3))
     assert sent(own) == {"my-haiku"}
     assert not set(own.requests["custom_id"]) & set(twin.requests["custom_id"])
-    assert own.facts.tokenizer == twin.facts.tokenizer
-    assert own.replace(model=cs.Model("my-haiku", max_tokens=64)).facts.max_output_tokens == 64
+    assert own.compiled.model.tokenizer == twin.compiled.model.tokenizer
+    assert own.replace(model=cs.Model("my-haiku", max_tokens=64)).compiled.model.max_output_tokens == 64
     assert cs.Model("a") == cs.Model("a") != cs.Model("b")
     assert "id='a'" in repr(cs.Model("a"))
 
@@ -63,7 +63,7 @@ def test_a_dated_id_is_sent_as_typed(name):
     dated, short = a_plan(reviews(3), model=name), a_plan(reviews(3), model=alias)
     assert (sent(dated), sent(short)) == ({name}, {alias})
     assert dated.requests["custom_id"].to_list() == short.requests["custom_id"].to_list()
-    assert dated.facts is short.facts
+    assert dated.compiled.model is short.compiled.model
     assert dated.options.equals(short.options)
 
 
@@ -88,7 +88,7 @@ def test_given_prices_make_the_bill(mode):
 
 def test_the_cache_has_the_usual_multiples():
     """Writes cost 1.25 and 2 times the input, reads a tenth, and all of it half in batches."""
-    live, batch = (prices.price(PRICED.facts, mode=mode).steps[0] for mode in ("live", "batch"))
+    live, batch = (prices.price(PRICED.compiled.model, mode=mode).steps[0] for mode in ("live", "batch"))
     million = [each * 1e6 for each in (live.cache_write_5m, live.cache_write_1h, live.cache_read)]
     assert million == pytest.approx([0.25, 0.4, 0.02])
     assert (batch.input, batch.output) == (live.input / 2, live.output / 2)
@@ -107,7 +107,7 @@ def test_without_prices_dollars_are_unknown(mode, path):
     assert run.results["error"].null_count() == 6
     assert math.isnan(run.counts.dollars)
     assert run.bill.row(-1, named=True)["dollars"] is None
-    assert plan.calibrate(run).expected.calls == 6
+    assert plan.calibrate(run).compiled.expected.calls == 6
     assert run.waste.is_empty()
     assert (again.counts.reused, again.counts.dollars) == (6, 0)
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_is_named_with_what_to_type(make, words):
 def test_other_kinds_of_numbers_are_numbers():
     """Decimals and whole numbers do as prices and lengths."""
     own = cs.Model("a", input_dollars=Decimal("0.5"), output_dollars=2, max_tokens=pl.Series([64.0])[0])
-    assert (own.facts.given_dollars, own.facts.max_output_tokens) == ((0.5, 2.0), 64)
+    assert (own.compiled.model.given_dollars, own.compiled.model.max_output_tokens) == ((0.5, 2.0), 64)
 
 
 # ------------------------------------------------------------------------------------------ the Models API

@@ -1,13 +1,13 @@
 """How often the 90th percentiles hold that a plan tells after a pilot, and how far its figures are off.
 
-Run: ``python tests/benchmarks/prediction_benchmark.py [worlds] [pilots]``; 10 and 40 take some minutes. A world
-is a run of all rows by the real engine, with replies and latencies by a seed of its own; its pilots of 20 and of
-50 rows are drawn from what it recorded, so nothing is sent for them, and are held against its own bill and its
-own minutes. Virtual time: the figures are the same on every machine.
+Run: ``python tests/benchmarks/prediction_benchmark.py [worlds] [pilots]``; 10 and 40 take some minutes. A
+world is a run of all rows by the real engine, with replies and latencies by a seed of its own; its pilots of
+20 and of 50 rows are drawn from what it recorded, so nothing is sent for them, and are held against its own
+bill and its own minutes. Virtual time: the figures are the same on every machine.
 
-``covered`` is how often what was measured is not above the 90th percentile told; 85% to 95% keep the promise. A
-run that a limit paces takes the same minutes in each world: all are below a 90th percentile that is ``wide`` of
-the estimate, and there it must be narrow. So it is with the dollars of a cached prompt, which hardly vary.
+``covered`` is how often what was measured is not above the 90th percentile told; 85% to 95% keep the promise.
+A run that a limit paces takes the same minutes in each world: all are below a 90th percentile that is
+``wide`` of the estimate, and there it must be narrow. So it is with the dollars of a cached prompt.
 """
 
 import multiprocessing

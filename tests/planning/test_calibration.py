@@ -83,7 +83,7 @@ def test_a_line_gives_back_what_it_comes_from(slope, overhead, sizes):
 
 @pytest.mark.parametrize("calls", [3, 30, 300])
 def test_more_calls_less_doubt(calls):
-    """The doubt of a mean falls with the calls it comes from, a guess has the most, and skewness adds some."""
+    """The doubt of a mean falls with the calls it comes from; a guess has the most; skewness adds some."""
     line = Line(50.0, 0.0, 20.0)
     few, many = (Measured(input=line, output=line, calls=n) for n in (calls, calls * 4))
     assert few.doubt / 4 < many.doubt <= few.doubt / 2, "few calls have Student's tails too"
@@ -151,7 +151,7 @@ def test_a_pilot_tells_the_limits(pilot):
 
 
 def test_measurements_hold_as_long_as_the_question(pilot):
-    """Another tier or more rows keep a pilot's measurements, another prompt or form of the reply voids them."""
+    """Another tier or more rows keep a pilot's measurements, another prompt or form of reply voids them."""
     plan, known = pilot
     measured = known.compiled.evidence.measured
     assert plan.compiled.evidence.measured is None

@@ -37,7 +37,7 @@ def plan(frame=None, prompt="Say {text}", **options):
 
 
 def test_nothing_is_sent_until_run():
-    """Everything a plan can tell it tells without a call, and it has thirteen members besides its parameters."""
+    """What a plan can tell it tells without a call; it has thirteen members besides its parameters."""
     members = {name for name in vars(plan(cache=False)) | vars(cs.Plan) if name[0] != "_"} - set(PARAMETERS)
     assert members - {"compiled"} == {
         *("options", "compare", "head", "sample", "replace", "retry", "calibrate", "count_tokens"),
@@ -124,11 +124,22 @@ def test_arguments_of_a_wrong_kind_are_told_what_to_type(name):
 class Int64:
     """Stands for NumPy's integer, which need not be installed: an Integral that is no int."""
 
-    __index__ = __int__ = lambda self: 5
-    __float__ = lambda self: 5.0
-    __eq__ = lambda self, other: other == 5
-    __lt__ = lambda self, other: other > 5
-    __hash__ = lambda self: hash(5)
+    def __index__(self):
+        return 5
+
+    __int__ = __index__
+
+    def __float__(self):
+        return 5.0
+
+    def __eq__(self, other):
+        return other == 5
+
+    def __lt__(self, other):
+        return other > 5
+
+    def __hash__(self):
+        return hash(5)
 
 
 @pytest.mark.parametrize("value", [Int64(), Decimal(5), Fraction(10, 2), 5.0])
@@ -213,7 +224,9 @@ def test_compare_tells_gains_and_cache_hits():
         row[:2]: row[2] for row in table.filter(model=MODEL).select("cache", "mode", CACHE_HIT_SHARE).rows()
     }
     assert hits == {
-        **{(True, "live"): 0.99, (True, "batch"): estimates.BATCH_HIT_SHARE, (True, "hybrid"): None},
+        (True, "live"): 0.99,
+        (True, "batch"): estimates.BATCH_HIT_SHARE,
+        (True, "hybrid"): None,
         **dict.fromkeys([(False, "live"), (False, "batch"), (False, "hybrid")], 0.0),
     }
 
@@ -261,7 +274,7 @@ def test_sample_is_seeded():
 
 
 def test_what_an_editor_completes_is_what_there_is():
-    """Modes, efforts, models and tiers of the signatures exist; `replace` and `compare` take what `plan` does."""
+    """Modes, efforts, models and tiers of the signatures exist; all methods take what `plan` does."""
     models, tiers = (get_args(get_args(names)[0]) for names in (plans.ModelName, plans.TierName))
     assert [catalog.model(name).id for name in models] == list(models)
     assert all(catalog.tier(name) for name in tiers)

@@ -35,42 +35,23 @@ ZONE = pl.Datetime("us", "Europe/Berlin")
     ("dtype", "value", "cell"),
     [
         (pl.String, "\u00e9\U0001f600\x00\u2028", "\u00e9\U0001f600\x00\u2028"),
-        (pl.String, "", ""),
         (pl.Categorical, "a", "a"),
-        (pl.Enum(["a", "b"]), "b", "b"),
         (pl.Boolean, False, False),
         (pl.Int8, -128, -128),
-        (pl.UInt8, 255, 255),
-        (pl.Int64, 2**63 - 1, 2**63 - 1),
         (pl.Int64, 3.0, 3),
         (pl.UInt64, 2**64 - 1, 2**64 - 1),
         (pl.Int128, 2**100, 2**100),
-        (pl.UInt128, 2**128 - 1, 2**128 - 1),
-        (pl.Float64, 0.1, 0.1),
-        (pl.Float64, 1, 1.0),
-        (pl.Float32, 0.5, 0.5),
         (pl.Float16, 0.5, 0.5),
-        (pl.Decimal(10, 2), 1.5, Decimal("1.50")),
         (pl.Decimal(10, 2), 1.239, Decimal("1.24")),
-        (pl.Decimal(38, 2), 12345678901234.25, Decimal("12345678901234.25")),
-        (pl.Date, "2026-01-31", date(2026, 1, 31)),
         (pl.Datetime("us"), "2026-01-31T09:30:00", WINTER),
         (pl.Datetime("ms"), "2026-01-31T09:30:00+05:00", WINTER),
-        (pl.Datetime("ns"), "2026-01-31T09:30:00Z", WINTER),
         (pl.Datetime("us", "UTC"), "2026-01-31T10:30:00+01:00", WINTER.replace(tzinfo=UTC)),
         (pl.Datetime("us", "UTC"), "2026-01-31T09:30:00", WINTER.replace(tzinfo=UTC)),
         (ZONE, "2026-01-31T08:30:00Z", pl.Series([WINTER]).dt.replace_time_zone("Europe/Berlin")[0]),
-        (ZONE, "2026-01-31T09:30:00", pl.Series([WINTER]).dt.replace_time_zone("Europe/Berlin")[0]),
         (pl.Time, "09:30:00Z", time(9, 30)),
-        (pl.Time, "23:59:59.999999", time(23, 59, 59, 999_999)),
-        (pl.Duration, "P1DT3S", timedelta(days=1, seconds=3)),
         (pl.Duration("ns"), "-PT1H", timedelta(hours=-1)),
-        (pl.List(pl.String), [], []),
-        (pl.List(pl.Date), ["2026-01-31"], [date(2026, 1, 31)]),
-        (pl.List(pl.Enum(["a", "b"])), ["b", "a"], ["b", "a"]),
         (pl.Struct({"a": pl.Date, "b": pl.List(pl.Int64)}), {"a": "2026-01-31", "b": [1]}, None),
         (pl.Float64 | None, None, None),
-        (pl.Float64 | None, 1.5, 1.5),
     ],
     ids=str,
 )
@@ -83,44 +64,6 @@ def test_a_value_of_each_type_arrives(dtype, value, cell):
         cell = {"a": date(2026, 1, 31), "b": [1]}
     found = column[0]
     assert (found.to_list() if isinstance(found, pl.Series) else found) == cell
-
-
-@settings(deadline=None, max_examples=50)
-@given(
-    rows=st.lists(
-        st.tuples(
-            TEXT,
-            st.integers(-(2**63), 2**63 - 1),
-            st.floats(allow_nan=False, allow_infinity=False),
-            st.dates(),
-            st.datetimes(),
-            st.times(),
-            st.timedeltas(timedelta(days=-100_000), timedelta(days=100_000)),
-            st.decimals(-(10**9), 10**9, places=4),
-            st.lists(st.sampled_from(["a", "B"])),
-        ),
-        max_size=8,
-    )
-)
-def test_any_values_go_round(rows):
-    """Random values of every scalar type, written as JSON, come back equal."""
-    names = ["text", "int", "float", "date", "datetime", "time", "duration", "decimal", "labels"]
-    types = [pl.String, pl.Int64, pl.Float64, pl.Date, pl.Datetime("us"), pl.Time, pl.Duration("us")]
-    types += [pl.Decimal(20, 4), pl.List(pl.Enum(["a", "B"]))]
-    frame = pl.DataFrame(rows, schema=dict(zip(names, types, strict=True)), orient="row")
-
-    def plain(value):
-        if isinstance(value, timedelta):
-            total = value // timedelta(microseconds=1)
-            seconds, rest = divmod(abs(total), 1_000_000)
-            days, seconds = divmod(seconds, 86_400)
-            return f"{'-' if total < 0 else ''}P{days}DT{seconds}.{rest:06}S"
-        return float(value) if isinstance(value, Decimal) else value.isoformat()
-
-    texts = [json.dumps(dict(zip(names, row, strict=True)), default=plain) for row in rows]
-    found, errors = compile_returns(frame.schema).decode(pl.Series(texts, dtype=pl.String))
-    assert errors.null_count() == len(rows)
-    assert found.equals(frame)
 
 
 # fmt: off
@@ -159,7 +102,7 @@ def test_a_text_that_is_no_reply_is_an_error_of_its_row(text):
         assert errors.to_list() == [None, "invalid_reply", None]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(texts=st.lists(st.none() | TEXT | st.sampled_from(['{"reply":"a"}', '{"reply":"A"}']), max_size=20))
 def test_rows_in_are_rows_out(texts):
     """Any texts, repeated or not, give as many rows in the same order as reading each alone."""
@@ -169,9 +112,6 @@ def test_rows_in_are_rows_out(texts):
     alone = [returns.decode(pl.Series([text], dtype=pl.String)) for text in texts]
     assert frame["reply"].to_list() == [each["reply"][0] for each, _ in alone]
     assert errors.to_list() == [each[0] for _, each in alone]
-    twice, errors_twice = returns.decode(pl.Series(texts * 3, dtype=pl.String))
-    assert twice["reply"].to_list() == frame["reply"].to_list() * 3
-    assert errors_twice.to_list() == errors.to_list() * 3
 
 
 @pytest.mark.parametrize(
@@ -179,7 +119,6 @@ def test_rows_in_are_rows_out(texts):
     [
         ("Positive", "positive"),
         (" NEGATIVE\n", "Negative"),
-        ("stra\u00dfe", "STRASSE"),
         ("Us", None),
         ("us", "us"),
     ],
@@ -189,15 +128,6 @@ def test_labels_are_compared_without_capitals(value, label):
     column, errors = decoded(pl.Enum(["positive", "Negative", "STRASSE", "us", "US"]), [value])
     assert column.to_list() == [label]
     assert errors == [None if label else "invalid_reply"]
-
-
-def test_labels_inside_other_types_are_compared_the_same_way():
-    """Labels in lists, structs and nullable fields are put right as well, and other texts are not."""
-    label = pl.Enum(["yes", "no"])
-    returns = compile_returns({"all": pl.List(pl.Struct({"label": label})), "free": pl.String})
-    frame, errors = returns.decode(pl.Series(['{"all":[{"label":"YES"},{"label":"no"}],"free":" YES "}']))
-    assert errors.to_list() == [None]
-    assert frame.to_dicts() == [{"all": [{"label": "yes"}, {"label": "no"}], "free": " YES "}]
 
 
 class Mood(enum.Enum):
@@ -280,7 +210,7 @@ def test_a_model_s_reply_becomes_a_row():
 
 
 @pytest.mark.parametrize(
-    "change", [{"the score": 11}, {"the score": 3}, {"the score": 7}, {"link": "no link"}]
+    "change", [{"the score": 11}, {"the score": 3}, {"the score": 7}, {"link": "no link"}, {"price": "x"}]
 )
 def test_a_model_s_own_rules_hold(change):
     """A constraint, a validator that refuses, and one that breaks are each the row's error."""
@@ -292,21 +222,16 @@ def test_a_model_s_own_rules_hold(change):
 
 class Loose(BaseModel):
     count: int
-    kind: Literal["a"]
+    kind: Literal["a", "b"]
 
     @field_validator("kind")
     @classmethod
     def renamed(cls, value):
-        return "z"
-
-
-class Large(BaseModel):
-    count: int
+        return "z" if value == "a" else value
 
 
 def test_what_a_model_lets_through_and_a_column_cannot_hold_is_an_error():
     """A number over 64 bits, or a label a validator made up, is an error and not a crash."""
-    _, errors = compile_returns(Large).decode(pl.Series([f'{{"count":{2**70}}}']))
-    assert errors.to_list() == ["invalid_reply"]
-    _, errors = compile_returns(Loose).decode(pl.Series(['{"count":1,"kind":"a"}']))
-    assert errors.to_list() == ["invalid_reply"]
+    texts = pl.Series([f'{{"count":{2**70},"kind":"b"}}', '{"count":1,"kind":"a"}'])
+    _, errors = compile_returns(Loose).decode(texts)
+    assert errors.to_list() == ["invalid_reply"] * 2
