@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from claudescale.evidence.trials import Trial, trial
     from claudescale.ledger.ledger import Ledger
     from claudescale.loops import wait
+    from claudescale.pacing.middleware import limit
     from claudescale.planning.plans import Plan, plan
     from claudescale.running.runs import Run
     from claudescale.simulator import Simulator
@@ -73,6 +74,7 @@ _HOMES = {
     "Trial": "evidence.trials",
     "cascade": "evidence.cascades",
     "connect": "api.client",
+    "limit": "pacing.middleware",
     "models": "api.models",
     "pick": "widgets.pick",
     "plan": "planning.plans",
@@ -111,6 +113,7 @@ __all__ = [
     "UnknownTier",
     "cascade",
     "connect",
+    "limit",
     "models",
     "pick",
     "plan",

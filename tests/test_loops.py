@@ -43,7 +43,7 @@ async def awaited(run):
 
 
 def test_every_door_gives_the_run(api):
-    """`await` on the caller's own loop, `cs.wait` and `result()`, before and after the end, again and again."""
+    """`await` on the caller's own loop, `cs.wait` and `result()`, before and after the end."""
 
     async def main():
         run = started(api)
@@ -192,8 +192,10 @@ CELLS = [
     "going = start(); going.state",
     "await asyncio.sleep(0.5); (going.state, going.counts.answered < 3_000)",
     "going.stop(); (await going).state, cs.wait(start(3)).state, start(3).result().state",
-    "task = asyncio.create_task(asyncio.wait_for(start(), 0.5))\n"
-    "await asyncio.wait([task]); type(task.exception()), loop is asyncio.get_running_loop()",
+    """
+    task = asyncio.create_task(asyncio.wait_for(start(), 0.5))
+    await asyncio.wait([task]); type(task.exception()), loop is asyncio.get_running_loop()
+    """,
     *(f"run = start(); interrupt_when(lambda: run.counts.answered > 50)\n{door}" for door in DOORS),
     "run.state, run.results['reply'].count() > 50",
 ]
@@ -201,7 +203,7 @@ CELLS = [
 
 @pytest.mark.slow
 def test_in_a_notebook(monkeypatch):
-    """Every door opens, other cells run meanwhile, and an interrupt is one line and leaves the kernel alive."""
+    """Every door opens, other cells run meanwhile, an interrupt is one line, and the kernel lives on."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in CELLS]

@@ -64,7 +64,7 @@ def test_no_minute_and_no_second_is_over_the_limit():
     ids=["another user takes 40%", "a table five times too high", "a table five times too low"],
 )
 def test_headers_correct_what_the_pacer_believes(options):
-    """Whatever it is told at first, a run ends within a tenth of the true bound, and few calls are refused."""
+    """Whatever it is told at first, a run ends within a tenth of the true bound, hardly ever refused."""
     calls = workload(LIMITS, "requests", 2, seed=3)
     outcome = virtual.run(study(LIMITS, calls, **options))
     assert outcome.answered == len(calls)

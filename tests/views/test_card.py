@@ -142,13 +142,3 @@ def test_a_plan_card_is_short_whatever_there_is_to_tell():
     assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines[-2]
     assert lines[-1].startswith("pilot = ")
     assert "In a batch" not in repr(plan.replace(cache=False))
-
-
-def test_a_card_reads_no_row_again():
-    """What the next tier gains is computed from totals that are known."""
-    reads = []
-    frame = reviews(5).lazy().map_batches(lambda read: reads.append(1) or read, schema={"text": pl.String})
-    plan = a_plan(frame, tier="start", mode="auto", deadline=90)
-    first, again = repr(plan), repr(plan)
-    assert first == again
-    assert len(reads) == 1
