@@ -58,7 +58,12 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
         assert row["dollars_per_1000_rows"] == pytest.approx(row["dollars"] / 120 * 1000)
         assert 0 < row["seconds"] <= row["seconds_p90"]
     plan = trial.pick(min_score=0.9)
-    assert (plan.model, plan.mode, plan.totals.rows, plan.expected.calls) == (MIDDLE, "batch", 500, 120)
+    assert (plan.model, plan.mode, plan.compiled.totals.rows, plan.compiled.expected.calls) == (
+        MIDDLE,
+        "batch",
+        500,
+        120,
+    )
     assert trial.pick(min_score=0.7).model == CHEAP
     assert trial.pick(min_score=0.9, by="minutes").model in {MIDDLE, DEAR}
     assert trial.evidence(min_score=0.9).schema == EVIDENCE
@@ -80,7 +85,7 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
     trial = run(cs.trial(a_plan(500, model=MIDDLE), n=60, score="truth", **lists), api.client())
     assert list(trial.plans) == lists.get("efforts", ["prompt 1", "prompt 2"])
     picked, sent = trial.pick(min_score=0.8), trial.plans[best]
-    assert (picked.prompt, picked.effort, picked.totals.rows) == (sent.prompt, sent.effort, 500)
+    assert (picked.prompt, picked.effort, picked.compiled.totals.rows) == (sent.prompt, sent.effort, 500)
 
 
 @pytest.mark.slow

@@ -26,7 +26,9 @@ LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, ou
 def attempt(key, error=None, *, sent=0.0, seconds=1.0, status=200, tokens=100):
     """Return one live call; `sent` is in seconds since the start."""
     paid = tokens if status == 200 else 0
-    nothing = dict.fromkeys(ATTEMPTS, None) | dict.fromkeys([name for name in ATTEMPTS if "tokens" in name], 0)
+    nothing = dict.fromkeys(ATTEMPTS, None) | dict.fromkeys(
+        [name for name in ATTEMPTS if "tokens" in name], 0
+    )
     told = {"key": key, "run": "r", "mode": "live", "model": MODEL, "sent_at": sent, "seconds": seconds}
     told |= {"status": status, "error": error, "input_tokens": paid, "output_tokens": paid, "simulated": True}
     dollars = prices.price(MODEL).dollars(input_tokens=paid, output_tokens=paid)
@@ -48,7 +50,9 @@ def meter(keys=(), *, sent=(), **options):
 
 @given(
     st.lists(st.sampled_from("abcdef") | st.none(), max_size=30),
-    st.lists(st.tuples(st.sampled_from(["reply", "refusal", "gone", "other", ""]), st.integers(0, 2)), min_size=6),
+    st.lists(
+        st.tuples(st.sampled_from(["reply", "refusal", "gone", "other", ""]), st.integers(0, 2)), min_size=6
+    ),
 )
 def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
     """Repeated rows, rows that another run answered, and tries in vain are counted as what they are."""
@@ -76,7 +80,7 @@ def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_what_it_would_have_cost_is_what_the_savings_say(mode):
-    """Counted row by row, or for many results at once, it is the first line of `Run.savings`; kinds are told."""
+    """Counted row by row, or for many results at once, it is what `Run.savings` begins with."""
     frame = pl.DataFrame({"text": ["a", "b", "b", "c", "c", "c"]})
     with simulator(speed=1_000, batch_seconds=60, faults={"cut": 0.3}) as api:
         run = finished(a_plan(frame, mode=mode, system="Be brief. " * 1_500, cache=True), api.client())
@@ -123,14 +127,14 @@ def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
-    """Before an answer it is the plan's closed form; after some, the rest takes what those took, by length."""
+    """Before an answer it is the plan's closed form; after some, the rest takes what those took."""
     plan = a_plan(reviews(600), tier=LIMITS)
     tokens = {
         "requests": 600,
-        "input_tokens": plan.expected.uncached_tokens(600 * 50.0, 600),
-        "output_tokens": 600 * min(plan.expected.output_tokens, 64.0),
+        "input_tokens": plan.compiled.expected.uncached_tokens(600 * 50.0, 600),
+        "output_tokens": 600 * min(plan.compiled.expected.output_tokens, 64.0),
     }
-    planned = estimates.live_finish(LIMITS, plan.expected, **tokens)
+    planned = estimates.live_finish(LIMITS, plan.compiled.expected, **tokens)
     first = ends(meter(600), 600)
     assert first.usual_minutes == pytest.approx(planned.seconds / 60)
     assert first.latest_minutes > first.usual_minutes
