@@ -13,7 +13,6 @@ from running import MODEL
 import claudescale as cs
 from claudescale.api.answers import Answer
 from claudescale.ledger.records import Batch
-from claudescale.planning.choices import prepare
 from claudescale.running import batch_rules
 from claudescale.running.batch_rules import Streak
 
@@ -69,7 +68,7 @@ def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
     """Whatever the texts and the parts it comes in: valid JSON, each row once, by order, as long as told."""
     assume(texts)
     plan = cs.plan(pl.DataFrame({"text": texts}), "<{text}>", model=MODEL, max_tokens=20, mode="batch")
-    work = prepare(plan, "api")
+    work = plan.compiled.work("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_rules, "_PART_BYTES", part_bytes)
         whole = b"".join(batch_rules.body(work.requests, work.texts, NONCE))
