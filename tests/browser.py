@@ -40,6 +40,7 @@ START_SECONDS, CELL_SECONDS = 120, 120
 _HERE = {"127.0.0.1", "localhost", None}
 _NO_KERNEL = "none-is-started"
 _TOO_EARLY = "No such comm target registered: jupyter.widget.control"
+_BUSY = "Dataflow already running"  # Vega, of a slow page: what came too soon is drawn with what comes next
 _TRACKER = "@jupyterlab/notebook-extension/tracker"
 _SETTINGS = {
     _TRACKER: {"windowingMode": "none", "scrollPastEnd": False},  # cells out of sight are drawn too
@@ -77,8 +78,8 @@ _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap
 def lab(source, folder, *, theme="light", width=900, kernel=True):
     """Open a notebook in a JupyterLab of its own, give its `Page`, and end both.
 
-    `source` is the code cells of a new notebook, or the path of a saved one; the kernel runs in `folder`. Without
-    a `kernel` it is opened as by somebody who got the file: not trusted.
+    `source` is the code cells of a new notebook, or the path of a saved one; the kernel runs in `folder`.
+    Without a `kernel` it is opened as by somebody who got the file: not trusted.
     """
     path = _notebook(source, folder, kernel=kernel)
     with ExitStack() as stack:
@@ -181,7 +182,7 @@ class Page:
             route.abort()
 
     def _said(self, message):
-        if message.type == "error":
+        if message.type == "error" and _BUSY not in message.text:
             self._problems.append(f"console: {message.text} {message.location.get('url', '').split('?')[0]}")
 
 

@@ -29,9 +29,7 @@ LIMITS = Limits(
 )
 TIMEOUT_SECONDS = 600.0
 USAGE = {"input_tokens": 20, "output_tokens": 2}
-GOOD = Answer(
-    200, {}, json.dumps({"content": [{"type": "text", "text": "ok"}], "usage": USAGE}).encode()
-)
+GOOD = Answer(200, {}, json.dumps({"content": [{"type": "text", "text": "ok"}], "usage": USAGE}).encode())
 NO_MESSAGE = Answer(200, {}, b"<html></html>")
 UNREACHABLE = Answer(None, {}, b"", "connection_error", sent=False)
 LOST = Answer(None, {}, b"", "connection_error")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 from engine import MODEL
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import WIDE_LIMITS, a_plan, finished, reviews, simulator
 
@@ -26,7 +26,9 @@ LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, ou
 def attempt(key, error=None, *, sent=0.0, seconds=1.0, status=200, tokens=100):
     """Return one live call; `sent` is in seconds since the start."""
     paid = tokens if status == 200 else 0
-    nothing = dict.fromkeys(ATTEMPTS, None) | dict.fromkeys([name for name in ATTEMPTS if "tokens" in name], 0)
+    nothing = dict.fromkeys(ATTEMPTS, None) | dict.fromkeys(
+        [name for name in ATTEMPTS if "tokens" in name], 0
+    )
     told = {"key": key, "run": "r", "mode": "live", "model": MODEL, "sent_at": sent, "seconds": seconds}
     told |= {"status": status, "error": error, "input_tokens": paid, "output_tokens": paid, "simulated": True}
     dollars = prices.price(MODEL).dollars(input_tokens=paid, output_tokens=paid)
@@ -46,9 +48,12 @@ def meter(keys=(), *, sent=(), **options):
 # counts
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from("abcdef") | st.none(), max_size=30),
-    st.lists(st.tuples(st.sampled_from(["reply", "refusal", "gone", "other", ""]), st.integers(0, 2)), min_size=6),
+    st.lists(
+        st.tuples(st.sampled_from(["reply", "refusal", "gone", "other", ""]), st.integers(0, 2)), min_size=6
+    ),
 )
 def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
     """Repeated rows, rows that another run answered, and tries in vain are counted as what they are."""
@@ -74,9 +79,10 @@ def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
     assert made.missing == of.count("") - tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_what_it_would_have_cost_is_what_the_savings_say(mode):
-    """Counted row by row, or for many results at once, it is the first line of `Run.savings`; kinds are told."""
+    """Counted row by row, or for many results at once, it is what `Run.savings` begins with."""
     frame = pl.DataFrame({"text": ["a", "b", "b", "c", "c", "c"]})
     with simulator(speed=1_000, batch_seconds=60, faults={"cut": 0.3}) as api:
         run = finished(a_plan(frame, mode=mode, system="Be brief. " * 1_500, cache=True), api.client())
@@ -84,6 +90,7 @@ def test_what_it_would_have_cost_is_what_the_savings_say(mode):
     assert run.counts.errors == Counter(run.attempts["error"].drop_nulls())
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60))
 def test_slices_stay_few_and_lose_nothing(calls):
     """However long a run lasts there are at most 280 slices, and every call, answer and token is in one."""
@@ -101,6 +108,7 @@ def test_slices_stay_few_and_lose_nothing(calls):
     assert not calls or (len(slices) - 1) * width <= latest < len(slices) * width
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.002, 600), min_size=1, max_size=100), st.sampled_from([0.5, 0.95]))
 def test_quantiles_of_latency_are_true_to_a_fortieth(latencies, quantile):
     """The quantile that is kept in classes is the one of the latencies themselves, by nearest rank."""
@@ -123,14 +131,14 @@ def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
-    """Before an answer it is the plan's closed form; after some, the rest takes what those took, by length."""
+    """Before an answer it is the plan's closed form; after some, the rest takes what those took."""
     plan = a_plan(reviews(600), tier=LIMITS)
     tokens = {
         "requests": 600,
-        "input_tokens": plan.expected.uncached_tokens(600 * 50.0, 600),
-        "output_tokens": 600 * min(plan.expected.output_tokens, 64.0),
+        "input_tokens": plan.compiled.expected.uncached_tokens(600 * 50.0, 600),
+        "output_tokens": 600 * min(plan.compiled.expected.output_tokens, 64.0),
     }
-    planned = estimates.live_finish(LIMITS, plan.expected, **tokens)
+    planned = estimates.live_finish(LIMITS, plan.compiled.expected, **tokens)
     first = ends(meter(600), 600)
     assert first.usual_minutes == pytest.approx(planned.seconds / 60)
     assert first.latest_minutes > first.usual_minutes
@@ -156,13 +164,14 @@ def test_what_holds_a_run_back_is_in_the_time_left():
 # the log, and rates by the minute
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_and_counted_by_the_minute(caplog):
     """At INFO there is a line a minute and one at the end, without a text; throughput has a row a minute.
 
     A machine that is busy may be late with a line: it then tells of more than a minute.
     """
-    plan = a_plan(reviews(300), tier=replace(WIDE_LIMITS, requests_per_minute=200))
-    with simulator(speed=60, bucket_seconds=1, tier=(200, 10**8, 10**8)) as api:
+    plan = a_plan(reviews(150), tier=replace(WIDE_LIMITS, requests_per_minute=100))
+    with simulator(speed=60, bucket_seconds=1, tier=(100, 10**8, 10**8)) as api:
         with caplog.at_level(logging.INFO, logger="claudescale"):
             run = finished(plan, api.client())
         lines = [record.getMessage() for record in caplog.records if record.name == "claudescale"]
@@ -171,7 +180,7 @@ def test_a_run_is_logged_and_counted_by_the_minute(caplog):
     assert caplog.records == []
     assert 1 < len(lines) <= math.floor(run.minutes) + 1
     assert all(line.startswith("minute ") and "parcel" not in line for line in lines)
-    assert lines[-1].endswith("300 of 300 rows done")
+    assert lines[-1].endswith("150 of 150 rows done")
     rates = run.throughput
     assert rates["minute"].to_list() == [float(minute) for minute in range(math.floor(run.minutes) + 1)]
     assert (rates["requests_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(run.counts.requests)
