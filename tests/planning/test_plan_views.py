@@ -6,7 +6,7 @@ from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import prices
-from claudescale.planning.plan_views import frontier, gain_words
+from claudescale.planning.plan_views import frontier
 
 OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-5-5"
 SYSTEM = "You read complaints of customers and answer in one word. " * 400
@@ -45,20 +45,6 @@ def test_the_points_are_the_choices_and_the_plans_own():
     assert points["choices"].sum() == 8
     assert set(points.filter("frontier")["choice"]) == {"haiku-5-5 live scale", "haiku-5-5 batch"}
     assert points.filter("chosen")["choice"].to_list() == ["haiku-5-5 live start"]
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ((5.0, "requests"), "5.0 times faster, limited by requests"),
-        ((1.0, "input_tokens"), "gains nothing: input tokens limits it"),
-        ((1.0, "nothing to send"), "gains nothing: nothing to send"),
-        ((0.5, "latency"), "2.0 times slower, limited by latency"),
-    ],
-)
-def test_a_gain_in_words(given, words):
-    """How many times faster, or why not."""
-    assert gain_words(*given) == words
 
 
 @pytest.mark.parametrize(
