@@ -122,7 +122,7 @@ def test_a_deadline_is_minutes_or_a_timedelta():
     assert plan(deadline=dt.timedelta(hours=2)).deadline == plan(deadline=120).deadline == 120
     for deadline in (5, dt.timedelta(minutes=5)):
         late = plan(reviews(1_000), tier=1, deadline=deadline)
-        with pytest.raises(cs.ImpossibleDeadline, match="the deadline is 5 m 00 s"):
+        with pytest.raises(cs.errors.ImpossibleDeadline, match="the deadline is 5 m 00 s"):
             late.compiled.check()
 
 
