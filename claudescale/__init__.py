@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from claudescale.ledger.ledger import Ledger
     from claudescale.loops import wait
     from claudescale.planning.plans import Plan, plan
+    from claudescale.prompts.parts import image, pdf
     from claudescale.running.runs import Run
     from claudescale.simulator import Simulator
     from claudescale.widgets.pick import Picker, pick
@@ -73,7 +74,9 @@ _HOMES = {
     "Trial": "evidence.trials",
     "cascade": "evidence.cascades",
     "connect": "api.client",
+    "image": "prompts.parts",
     "models": "api.models",
+    "pdf": "prompts.parts",
     "pick": "widgets.pick",
     "plan": "planning.plans",
     "tiers": "api.catalog",
@@ -111,7 +114,9 @@ __all__ = [
     "UnknownTier",
     "cascade",
     "connect",
+    "image",
     "models",
+    "pdf",
     "pick",
     "plan",
     "tiers",

@@ -77,17 +77,25 @@ class Judge:
 
 def accepting(accept: Any, plan: Plan) -> Judge | None:
     """Return what tells which replies are good enough; None accepts whatever did not fail."""
+    _check_samples(plan)
     schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
     return None if accept is None else _tried("accept", accept, schema)
 
 
 def scoring(score: Any, plan: Plan) -> Judge:
     """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
+    _check_samples(plan)
     if score is None:
         return _agreement(plan)
     if isinstance(score, str):
         return _truth(score, plan)
     return _tried("score", score, plan.compiled.results_schema(plan.frame))
+
+
+def _check_samples(plan: Plan) -> None:
+    if plan.samples > 1:
+        msg = "Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1)."
+        raise PlanError(msg)
 
 
 def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:

@@ -17,7 +17,16 @@ from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import AUTO, MODES, is_number, minutes_of
 from claudescale.planning.plan_views import PlanPlots, plan_card
 from claudescale.prompts.parameters import check_mode, plain, refuse
-from claudescale.prompts.requests import Frame, Prompt, compile_prompt, read, schema_of, unreadable
+from claudescale.prompts.requests import (
+    Asked,
+    Examples,
+    Frame,
+    Prompt,
+    compile_prompt,
+    read,
+    schema_of,
+    unreadable,
+)
 from claudescale.prompts.retries import Kept
 from claudescale.views import card
 
@@ -41,8 +50,9 @@ TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] |
 DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
-_VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
+_VOIDING = ("model", "prompt", "system", "examples", "returns", "effort", "thinking", "params", "cache")
 """Changes after which a pilot's measurements no longer hold."""
+_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _FROM = {
     "pandas.DataFrame": "pl.from_pandas(frame)",
     "pyarrow.Table": "pl.from_arrow(frame)",
@@ -56,11 +66,13 @@ class Changes(TypedDict, total=False):
     """What `Plan.replace` and `Plan.retry` change: the parameters of `plan`, and what was measured."""
 
     frame: Frame
-    prompt: str | pl.Expr
+    prompt: Asked
     model: ModelName | Model
     tier: TierName | Limits
     mode: Mode
     system: str | None
+    examples: Examples
+    samples: int
     returns: Any
     max_tokens: int
     effort: Effort | None
@@ -81,8 +93,10 @@ class Lists(TypedDict, total=False):
     model: Iterable[ModelName | Model]
     tier: Iterable[TierName | Limits]
     mode: Iterable[Mode]
-    prompt: Iterable[str | pl.Expr]
+    prompt: Iterable[Asked]
     system: Iterable[str | None]
+    examples: Iterable[Examples]
+    samples: Iterable[int]
     returns: Iterable[Any]
     max_tokens: Iterable[int]
     effort: Iterable[Effort | None]
@@ -118,11 +132,13 @@ class Plan:
     """
 
     frame: Frame
-    prompt: str | pl.Expr
+    prompt: Asked
     model: ModelName | Model
     tier: TierName | Limits = "start"
     mode: Mode = "live"
     system: str | None = None
+    examples: Examples = ()
+    samples: int = 1
     returns: Any = None
     max_tokens: int = 1024
     effort: Effort | None = None
@@ -159,10 +175,11 @@ class Plan:
                 f"model=cs.Model({facts.id!r}, input_dollars=..., output_dollars=...)."
             )
         object.__setattr__(self, "limits", Limits.of(self.tier, facts, self.learned))
-        names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
+        names = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
         given["sent"] = self.model if isinstance(self.model, str) else facts.id
+        given["head"] = self.frame.head(_SEEN_ROWS) if isinstance(self.frame, pl.DataFrame) else None
         compiled = compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
         object.__setattr__(self, "compiled", compiled)
         check_mode(self.params, self.mode)
@@ -308,7 +325,7 @@ class Plan:
     def _with(self, **changes: Any) -> Plan:
         """Return the plan with changes, and with what is known of its rows as far as that still holds."""
         other = replace(self, **changes)
-        if "_sizes" in vars(self) and not {"frame", "prompt", "kept"} & set(changes):
+        if "_sizes" in vars(self) and not {"frame", "prompt", "system", "samples", "kept"} & set(changes):
             vars(other)["_sizes"] = self._sizes  # the same rows are not read again
         if "totals" in vars(self) and set(changes) <= choices.SAME_TOTALS:
             vars(other)["totals"] = self.totals
@@ -377,6 +394,8 @@ class Plan:
 
     def _of(self, kept: Kept, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
+        if self.samples > 1:
+            refuse("A retry with samples= is of all its rows: head() and sample() are for the plan itself.")
         return self._with(frame=read(self.frame)[rows], kept=kept.at(rows))
 
     def calibrate(self, run: Run) -> Plan:
@@ -460,6 +479,8 @@ class Plan:
         """
         from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
 
+        if on is not None and self.samples > 1:
+            refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
         given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
         return Run(choices.resolved(self), client, **given)
 
@@ -509,12 +530,14 @@ class Plan:
 
 def plan(
     frame: Frame,
-    prompt: str | pl.Expr,
+    prompt: Asked,
     *,
     model: ModelName | Model,
     tier: TierName | Limits = "start",
     mode: Mode = "live",
     system: str | None = None,
+    examples: Examples = (),
+    samples: int = 1,
     returns: Any = None,
     max_tokens: int = 1024,
     effort: Effort | None = None,
@@ -534,9 +557,10 @@ def plan(
     ----------
     frame : pl.DataFrame or pl.LazyFrame
         One request per row; identical ones are sent once.
-    prompt : str or pl.Expr
-        A template with ``{column}``, or an expression that gives one String per row. A null makes
-        that row null and unsent.
+    prompt : str, pl.Expr or list
+        A template with ``{column}``, or an expression that gives one String per row. Or a list of parts:
+        files as `image` and `pdf`, and templates. A null makes that row null and unsent; a file that cannot
+        be read does too, and `error` and `message` in the results say why.
     model : str or Model
         Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price. One
         that is not listed is a `claudescale.Model`.
@@ -547,16 +571,24 @@ def plan(
         live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline and budget
         nine times in ten.
     system : str, optional
-        Instructions that are the same for every row.
+        Instructions. An ``{identifier}`` that names a column is filled for each row; other braces stay as
+        they are, and ``{{identifier}}`` stands for that word in braces.
+    examples : list of tuple
+        Pairs of a text and the reply to it, which every request has before its row. With ``returns=`` a reply
+        may be the object, or a dict of its fields.
+    samples : int
+        How often each row is sent, on purpose: as many result rows, with a column `sample` from 1 on. The
+        first is the request of a plan without samples.
     returns : optional
-        A pydantic model, a dict or `pl.Schema` of Polars types, or one type such as a `pl.Enum`:
-        replies become typed columns.
+        A pydantic model or a list of one (``list[Model]``), a dict or `pl.Schema` of Polars types, one type
+        such as a `pl.Enum`, ``bool``, ``int``, ``float``, ``str``, or labels (``Literal["good", "bad"]``, or
+        a list of them): replies become typed columns.
     max_tokens : int
         Longest reply in tokens, thinking included.
     effort, thinking : optional
         As the API takes them. The default keeps thinking off, or small where it cannot be off.
     cache : bool
-        Cache the system prompt, warmed by one call.
+        Cache the system prompt and the examples, warmed by one call.
     params : dict, optional
         Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
         the reply, as JSON.

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from claudescale.api import catalog
-from claudescale.errors import NameTaken, RequestTooLarge
+from claudescale.errors import NameTaken, PlanError, RequestTooLarge
 from claudescale.prompts.requests import NOT_SENT, REQUESTS, compile_prompt
 
 HAIKU = catalog.model("claude-haiku-5-5")
@@ -220,3 +220,99 @@ def test_texts_are_rendered_a_slice_at_a_time(template, texts, slice_rows):
     bodies = list(work.texts.bodies(work.requests["row"]))
     assert work.requests["bytes"].to_list() == [len(body) for body in bodies]
     assert prompt.sizes(frame.lazy()).equals(work.sizes)  # as the plan counts them
+
+
+def body_of(frame, prompt="About {text}", row=0, **options):
+    """Return the body of a row, as the SDK's types take it."""
+    found = json.loads(bodies_of(compiled(prompt, frame, **options), frame)[row])
+    REQUEST.validate_python(found)
+    return found
+
+
+class Mood(BaseModel):
+    label: str = Field(alias="the label")
+    sure: float
+
+
+def test_examples_stand_before_the_row():
+    """Pairs are turns; a reply may be the object, a dict or a value of `returns`; they count as shared."""
+    frame = pl.DataFrame({"text": ["a"]})
+    mood = Mood.model_validate({"the label": "glad", "sure": 1})
+    for reply in (mood, {"the label": "glad", "sure": 1.0}, '{"the label":"glad","sure":1.0}'):
+        turns = body_of(frame, returns=Mood, examples=[("Hi", reply)])["messages"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+        assert json.loads(turns[1]["content"]) == {"the label": "glad", "sure": 1.0}
+    typed = {"returns": ["good", "bad"], "examples": [("Hi", "good")]}
+    assert body_of(frame, **typed)["messages"][1]["content"] == '{"reply":"good"}'
+    plain, taught = compiled("{text}", frame), compiled("{text}", frame, examples=[("Hi", "good")])
+    assert taught.shared_characters - plain.shared_characters == len("Higood")
+    assert keys_of(taught, frame)[0] != keys_of(plain, frame)[0]
+
+
+def test_the_cache_mark_stands_after_the_examples():
+    """They are cached with the system prompt, and the key stays that of the plan without a cache."""
+    frame = pl.DataFrame({"text": ["a"]})
+    given = {"system": "Briefly.", "examples": [("Hi", "good"), ("Bye", "bad")]}
+    body = body_of(frame, cache=True, **given)
+    assert body["system"] == "Briefly."
+    assert [type(turn["content"]) for turn in body["messages"]] == [str, str, str, list, str]
+    block = {"type": "text", "text": "bad", "cache_control": {"type": "ephemeral"}}
+    assert body["messages"][3]["content"] == [block]
+    cached, plain = (compiled("{text}", frame, cache=cache, **given) for cache in (True, False))
+    assert keys_of(cached, frame).equals(keys_of(plain, frame))
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [("Hi", "is no list"), (["Hi"], "is no pair"), ([("Hi", 5)], "is no text"), ([("", "a")], "is no text")],
+)
+def test_examples_that_are_none_are_refused(examples, words):
+    """What would be refused in every row says what to type; so does a reply of another form."""
+    frame = pl.DataFrame({"text": ["a"]})
+    with pytest.raises(PlanError, match=words):
+        compiled("{text}", frame, examples=examples)
+    with pytest.raises(PlanError, match="not what returns= asks for"):
+        compiled("{text}", frame, returns=bool, examples=[("Hi", "maybe")])
+
+
+def test_a_system_prompt_is_filled_for_each_row():
+    """Only an identifier that names a column is; other braces stay, and doubled ones are a word in braces."""
+    frame = pl.DataFrame({"text": ["a", "b", "c"], "language": ["de", 'f"r', None]})
+    system = 'Answer in {language} as {"a": {"b": 1}, "c": {}} or {{name}}.'
+    prompt = compiled("{text}", frame, system=system)
+    bodies = bodies_of(prompt, frame)
+    assert bodies[2] is None  # a null in its columns leaves a row unsent
+    for body, language in zip(map(json.loads, bodies[:2]), ["de", 'f"r'], strict=True):
+        REQUEST.validate_python(body)
+        assert body["system"] == f'Answer in {language} as {{"a": {{"b": 1}}, "c": {{}}}} or {{name}}.'
+    assert prompt.shared_characters == 0
+    work = prompt.work(frame, "api")
+    assert work.keys.null_count() == 1
+    assert prompt.sizes(frame.lazy()).equals(work.sizes)
+    assert work.sizes["characters"].to_list() == [None, len(system) - 9, len(system) - 8]
+    with pytest.raises(PlanError, match=r"no column 'langage'.*'language'.*\{\{langage\}\}"):
+        compiled("{text}", frame, system="Answer in {langage}.")
+    with pytest.raises(PlanError, match="prefix that all rows share"):
+        compiled("{text}", frame, system=system, cache=True)
+
+
+def test_samples_send_each_row_as_often():
+    """Each row has so many results, numbered from 1; the first is the request of the plan without samples."""
+    frame = pl.DataFrame({"text": ["a", None, "b", "a"]})
+    plain, prompt = compiled("{text}", frame), compiled("{text}", frame, samples=3)
+    once, work = plain.work(frame, "api"), prompt.work(frame, "api")
+    assert work.keys.gather_every(3).equals(once.keys)
+    assert work.requests["key"].n_unique() == work.requests.height == 6
+    assert work.requests["row"].to_list() == [0, 0, 0, 2, 2, 2]
+    priced = prompt.sizes(frame.lazy()).drop_nulls()
+    assert priced.equals(work.sizes.drop_nulls())
+    assert priced.select("requests", "rows").row(0) == (6, 9)
+    second = work.keys[1]
+    answers = pl.DataFrame({"key": [second], "reply": ["!"], "error": None}).cast(pl.String)
+    found = work.results(answers)
+    assert found["text"].to_list() == ["a"] * 3 + [None] * 3 + ["b"] * 3 + ["a"] * 3
+    assert found["sample"].to_list() == [1, 2, 3] * 4
+    assert found["reply"].is_not_null().arg_true().to_list() == [1, 10]
+    for samples in (0, 1.5, True):
+        with pytest.raises(PlanError, match="samples="):
+            compiled("{text}", frame, samples=samples)

@@ -25,7 +25,7 @@ from claudescale.errors import BadReturns
 from claudescale.prompts.replies import compile_returns
 from claudescale.prompts.schemas import nodes
 
-TAKEN = {"type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
+TAKEN = {"pattern", "type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
 TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additionalProperties"}
 
 
@@ -57,6 +57,7 @@ class Order(BaseModel):
     there: AwareDatetime
     took: timedelta
     code: str = Field(pattern="^[A-Z]+$", min_length=2, max_length=5)
+    word: str = Field(pattern=r"\bA")
     ident: UUID
     tags: Annotated[list[str], Field(min_length=1)]
     two: Annotated[list[str], Field(min_length=2)]
@@ -86,6 +87,7 @@ def test_a_model_becomes_columns_of_polars_types():
             "there": pl.Datetime("us", "UTC"),
             "took": pl.Duration("us"),
             "code": pl.String(),
+            "word": pl.String(),
             "ident": pl.String(),
             "tags": pl.List(pl.String),
             "two": pl.List(pl.String),
@@ -119,7 +121,8 @@ def test_what_the_api_has_no_keyword_for_is_told():
     assert told.startswith("How many (")
     assert "minimum: 1" in told
     assert "maximum: 99" in told
-    assert "pattern: ^[A-Z]+$" in fields["code"]["description"]
+    assert fields["code"]["pattern"] == "^[A-Z]+$"
+    assert r"pattern: \bA" in fields["word"]["description"]
     assert "max length: 5" in fields["code"]["description"]
     assert "min items: 2" in fields["two"]["description"]
     assert fields["tags"]["minItems"] == 1
@@ -192,6 +195,41 @@ def test_one_type_is_a_reply_of_its_own(given, node):
         "required": ["reply"],
         "additionalProperties": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "node"),
+    [
+        (bool, pl.Boolean, {"type": "boolean"}),
+        (int, pl.Int64, {"type": "integer"}),
+        (float, pl.Float64, {"type": "number"}),
+        (str, pl.String, {"type": "string"}),
+        (["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
+        (Literal["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
+        (Literal[1, 2], pl.Int64, {"type": "integer", "enum": [1, 2]}),
+        (list[int], pl.List(pl.Int64), {"type": "array", "items": {"type": "integer"}}),
+    ],
+    ids=str,
+)
+def test_plain_python_types_are_replies_of_their_own(given, dtype, node):
+    """What one would write in Python is the reply itself, in a column of its type."""
+    returns = compile_returns(given)
+    assert returns.single
+    assert returns.columns == pl.Schema({"reply": dtype})
+    assert returns.json_schema["properties"] == {"reply": node}
+
+
+def test_a_list_of_models_is_a_column_of_structs():
+    """Several objects in one reply; its own rules hold for each."""
+    returns = compile_returns(list[Part])
+    assert returns.columns == pl.Schema({"reply": pl.List(pl.Struct({"name": pl.String, "count": pl.Int64}))})
+    texts = [
+        '{"reply":[{"name":"a","count":1},{"name":"b","count":2}]}',
+        '{"reply":[{"name":"a","count":0}]}',
+    ]
+    found, errors = returns.decode(pl.Series([*texts, '{"reply":[]}']))
+    assert errors.to_list() == [None, "invalid_reply", None]
+    assert found["reply"].to_list() == [[{"name": "a", "count": 1}, {"name": "b", "count": 2}], None, []]
 
 
 class Tree(BaseModel):
