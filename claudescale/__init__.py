@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from claudescale.evidence.trials import Trial, trial
     from claudescale.ledger.ledger import Ledger
     from claudescale.loops import wait
+    from claudescale.pacing.middleware import limit
     from claudescale.planning.plans import Plan, plan
     from claudescale.prompts.parts import image, pdf
     from claudescale.running.runs import Run
@@ -75,6 +76,7 @@ _HOMES = {
     "cascade": "evidence.cascades",
     "connect": "api.client",
     "image": "prompts.parts",
+    "limit": "pacing.middleware",
     "models": "api.models",
     "pdf": "prompts.parts",
     "pick": "widgets.pick",
@@ -115,6 +117,7 @@ __all__ = [
     "cascade",
     "connect",
     "image",
+    "limit",
     "models",
     "pdf",
     "pick",

@@ -112,10 +112,10 @@ def _outcome(run: Any, part: Part) -> Outcome:
         trouble = _BROKE if run.stopped_by == "budget" else None
     except RunStopped:
         trouble = Verdict(outcome="stop", error=run.stopped_by, message=run.message)
-    final = run.replies.select("key", "sent_at", final=pl.lit(value=True))
+    final = run.job.replies().select("key", "sent_at", final=pl.lit(value=True))
     attempts = run.attempts.join(final, on=["key", "sent_at"], how="left", maintain_order="left")
     attempts = attempts.with_columns(
-        pl.col("key").replace_strict(run.work.keys, part.keys),  # in a retry the driver's keys are others
+        pl.col("key").replace_strict(run.job.work.keys, part.keys),  # in a retry the driver's keys are others
         pl.col("final").fill_null(value=False),
     )
     tokens = attempts.select(UNCACHED.sum(), pl.col("output_tokens").sum()).row(0)

@@ -31,28 +31,24 @@ SLICE_SECONDS = 0.1
 """A thread or a loop that waits hears an interrupt only when it wakes, so it wakes this often."""
 EXIT_SECONDS = 60.0
 """How long the end of the process waits for what is in flight: it is paid for."""
+_KEPT = "Interrupted. What was answered by now is kept."
+_BLOCKED = "This blocks the very loop that has to do the work: use await instead, as in await run."
+_INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
 
 _opening = threading.Lock()
 _opened: list[Background] = []
-_jobs: dict[concurrent.futures.Future[None], Callable[[], None]] = {}
-_tasks: set[asyncio.Task[None]] = set()  # a loop alone would let them be collected
-
-
-_KEPT = "Interrupted. What was answered by now is kept."
-_INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
+# Work under way, and how it is asked to end with the process; what runs on the caller's loop ends with that.
+_jobs: dict[concurrent.futures.Future[None], Callable[[], None] | None] = {}
 _in_a_hurry = threading.Event()
 
 
-class Interrupted(KeyboardInterrupt):
-    """An interrupt that is shown as one line, in a notebook and where it ends a script."""
-
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
+# interrupts, shown in one line
 
 
 def show_as(error: BaseException, line: str) -> None:
-    """Have one line shown and no traceback where this error, or an interrupt after it, ends a script."""
+    """Have one line shown and no traceback, in a notebook and where this or a later error ends a script."""
     error.claudescale_line = line  # type: ignore[attr-defined]
+    error._render_traceback_ = lambda: [f"■ {line}"]  # type: ignore[attr-defined]
     if not hasattr(sys.excepthook, "claudescale"):
         sys.excepthook = _hook(sys.excepthook)
 
@@ -80,6 +76,9 @@ def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
 
     hook.claudescale = True  # type: ignore[attr-defined]
     return hook
+
+
+# the background loop
 
 
 class Started(NamedTuple):
@@ -115,18 +114,6 @@ def is_background(loop: asyncio.AbstractEventLoop) -> bool:
     return any(loop is opened.loop for opened in _opened)
 
 
-def _turned(loop: asyncio.AbstractEventLoop) -> bool:
-    """Turn the loop; False where an interrupt threw it out, which ends a task and not the loop.
-
-    Polars raises KeyboardInterrupt in whatever thread is collecting, and asyncio lets that out of a loop.
-    """
-    try:
-        loop.run_forever()
-    except KeyboardInterrupt:
-        return False
-    return True
-
-
 def _report(loop: asyncio.AbstractEventLoop, found: dict[str, Any]) -> None:
     """Show what nobody asked for as asyncio does, but no interrupt: it is told in one sentence elsewhere."""
     if not isinstance(found.get("exception"), KeyboardInterrupt):
@@ -138,8 +125,12 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.set_exception_handler(_report)
     try:
-        while not _turned(loop):
-            pass
+        while True:
+            # Polars raises an interrupt in whatever thread is collecting, and asyncio lets it out of the
+            # loop: it ends that task and not the loop.
+            with suppress(KeyboardInterrupt):
+                loop.run_forever()
+                break
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()
@@ -152,7 +143,7 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
 def _end() -> None:
     """Stop all work at the end of the process, let what is in flight come in, then end the loop."""
     for loop, thread in _opened:
-        jobs = dict(_jobs)
+        jobs = {future: stop for future, stop in list(_jobs.items()) if stop is not None}
         for stop in jobs.values():
             stop()
         with suppress(KeyboardInterrupt):  # whoever interrupts again waits for no answer any more
@@ -168,31 +159,19 @@ def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], N
 
     `stop` asks the work to end; it is called at the end of the process.
     """
-    loop = running()
-    if loop is None or _in_kernel():
-        home, thread = background()
+    loop, thread = running(), threading.current_thread()
+    at_exit = loop is None or _in_kernel()
+    if loop is None or at_exit:
+        loop, thread = background()
         atexit.unregister(_end)  # the last one registered is the first one called: before ledgers close
         atexit.register(_end)
-        future = asyncio.run_coroutine_threadsafe(work(), home)
-        _jobs[future] = stop
-        future.add_done_callback(_jobs.pop)
-        assert thread.ident is not None
-        return Started(future, thread.ident)
-    future = concurrent.futures.Future()
-    task = loop.create_task(work())
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
-    task.add_done_callback(lambda done: _copy_result(done, future))
-    return Started(future, threading.get_ident())
+    future = asyncio.run_coroutine_threadsafe(work(), loop)
+    _jobs[future] = stop if at_exit else None  # a loop alone would let its tasks be collected
+    future.add_done_callback(_jobs.pop)
+    return Started(future, thread.ident or 0)
 
 
-def _copy_result(done: asyncio.Task[None], future: concurrent.futures.Future[None]) -> None:
-    if done.cancelled():
-        future.cancel()
-    elif (error := done.exception()) is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
+# where this is
 
 
 def running() -> asyncio.AbstractEventLoop | None:
@@ -235,24 +214,6 @@ async def in_thread(work: Callable[..., T], *given: Any) -> T:
     return await to_thread.run_sync(work, *given)
 
 
-async def in_time(
-    work: Coroutine[Any, Any, T], seconds: float, woken: asyncio.Event, grace_seconds: float
-) -> T | None:
-    """Return what `work` gives; None, with it canceled, after `seconds` or a moment after `woken`."""
-    task, waiting = asyncio.ensure_future(work), asyncio.ensure_future(woken.wait())
-    timeout = None if math.isinf(seconds) else seconds
-    try:
-        await asyncio.wait([task, waiting], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            await asyncio.wait([task], timeout=grace_seconds)
-        return task.result() if task.done() else None
-    finally:
-        waiting.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-
-
 async def either(task: asyncio.Future[None], event: asyncio.Event) -> None:
     """Return when the task has ended, raising its error, or the event has come."""
     waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
@@ -264,18 +225,21 @@ async def either(task: asyncio.Future[None], event: asyncio.Event) -> None:
         task.result()
 
 
-def join(future: concurrent.futures.Future[Any], stop: Callable[[], object]) -> None:
-    """Return when what runs on another thread has ended, blocking this one; an interrupt stops it first."""
+async def in_time(
+    work: Coroutine[Any, Any, T], seconds: float, woken: asyncio.Event, grace_seconds: float
+) -> T | None:
+    """Return what `work` gives; None, with it canceled, after `seconds` or a moment after `woken`."""
+    task: asyncio.Future[Any] = asyncio.ensure_future(work)
     try:
-        while not future.done():
-            concurrent.futures.wait([future], timeout=SLICE_SECONDS)
-    except KeyboardInterrupt:
-        stop()
-        try:
-            concurrent.futures.wait([future], timeout=EXIT_SECONDS)
-        except KeyboardInterrupt:  # again: what is in flight is not waited for
-            _in_a_hurry.set()
-        raise
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                await either(task, woken)
+                await asyncio.wait([task], timeout=grace_seconds)
+        return task.result() if task.done() else None
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
@@ -306,10 +270,9 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         return _wait_nested(awaitable)
     home, thread = background()
     if threading.get_ident() in {thread.ident, getattr(awaitable, "home", None)}:
-        msg = "cs.wait blocks the very loop that has to do the work: use await here."
-        raise RuntimeError(msg)
+        raise RuntimeError(_BLOCKED)
 
-    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+    ended = threading.Event()
     lines: list[str] = []
 
     async def waited() -> T:
@@ -319,25 +282,23 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
             lines.append(line_of(cancelled))
             raise
         finally:
-            ended.set_result(None)  # a future that is cancelled is done before its work is
+            ended.set()  # a future that is cancelled is done before its work is
 
     future = asyncio.run_coroutine_threadsafe(waited(), home)
     try:
-        join(ended, future.cancel)
+        while not ended.wait(SLICE_SECONDS):
+            pass
     except KeyboardInterrupt:
-        if in_notebook():
-            text = "■ Interrupted. What was paid for is kept."
-            raise Interrupted(text) from None
-        interrupted = Interrupted("".join(lines) or _kept())
-        show_as(interrupted, str(interrupted))
+        future.cancel()
+        try:
+            ended.wait(EXIT_SECONDS)
+        except KeyboardInterrupt:  # again: what is in flight is not waited for
+            _in_a_hurry.set()
+        line = "".join(lines) or _KEPT
+        interrupted = KeyboardInterrupt(line)
+        show_as(interrupted, line)
         raise interrupted from None
     return future.result()
-
-
-def _kept() -> str:
-    """Return what the one job that is under way keeps, where an interrupt does not wait for its end."""
-    kept = [getattr(getattr(stop, "__self__", None), "kept", "") for stop in dict(_jobs).values()]
-    return kept[0] if len(kept) == 1 and kept[0] else _KEPT
 
 
 def _wait_nested(awaitable: Awaitable[T]) -> T:
@@ -369,31 +330,27 @@ class Handle(ABC):
     def leave(self) -> None:
         """Send nothing more. Spends: what is in flight."""
 
-    @abstractmethod
-    def _line(self) -> str:
-        """Return the one line of truth about it."""
-
     @property
+    @abstractmethod
     def kept(self) -> str:
         """What an interrupt leaves, in one sentence."""
-        return f"Interrupted. {self._line()}"
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._wait().__await__()
 
     async def _wait(self) -> Self:
+        await self._followed()
+        return self._outcome()
+
+    async def _followed(self, seconds: float = math.inf) -> None:
+        """Wait so long for the end; an interrupt leaves the work and waits for what is out."""
         try:
-            await self._ended()
+            await self._ended(seconds)
         except asyncio.CancelledError as cancelled:
             self.leave()
             await self._ended(EXIT_SECONDS)
-            if in_notebook():  # one line, where IPython would show a traceback
-                text = f"■ Interrupted. {self._line()}"
-                cancelled._render_traceback_ = lambda: [text]  # type: ignore[attr-defined]
-            else:
-                show_as(cancelled, self.kept)
+            show_as(cancelled, self.kept)
             raise
-        return self._outcome()
 
     async def _ended(self, seconds: float = math.inf) -> None:
         """Wait in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
@@ -418,19 +375,8 @@ class Handle(ABC):
         RuntimeError
             This thread's loop has to do the work: use ``await``.
         """
-        done = self._started.future.done()
-        if not done and threading.get_ident() == self.home:
-            msg = "result() blocks the very loop that has to do the work: use await here, as in await run."
-            raise RuntimeError(msg)
-        try:
-            join(self._started.future, self.leave)
-        except KeyboardInterrupt:
-            if in_notebook():
-                text = f"■ Interrupted. {self._line()}"
-                raise Interrupted(text) from None
-            interrupted = Interrupted(self.kept)
-            show_as(interrupted, self.kept)
-            raise interrupted from None
+        if not self._started.future.done():
+            wait(self)
         return self._outcome()
 
 

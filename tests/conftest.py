@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 for name in [name for name in os.environ if name.startswith("ANTHROPIC_")]:
     del os.environ[name]  # the kernels of notebooks inherit this: nothing here can spend money
 
-# Speed is a benchmark's matter. What lands is judged by the same examples each time; `random` looks for new ones.
+# Speed is a benchmark's matter. What lands is judged by the same examples each time; `random` finds new ones.
 settings.register_profile("claudescale", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "claudescale"))

@@ -478,7 +478,7 @@ def test_a_line_that_is_missing_counts_against_the_budget():
     with simulator() as api:
         with front(api, _changed(lambda content: content[: content.rstrip().rfind(b"\n") + 1])) as server:
             free, _ = ended(the_plan(2), api)
-            dollars = free._job.batch_requests()["worst_dollars"].sum()
+            dollars = free.job.batch_requests()["worst_dollars"].sum()
             run, _ = ended(the_plan(2, budget=dollars), api, server)
         assert (run.stopped_by, run.counts.answered) == ("budget", 1)
         assert api.stats["batches_created"] == 2
@@ -495,7 +495,7 @@ def test_a_line_that_is_missing_in_every_batch():
 
     plan = the_plan(12)
     with simulator() as api, front(api, change) as server:
-        row = cs.wait(plan.run(api.client(), ledger=None, progress=False))._job.work.keys[7].encode()
+        row = cs.wait(plan.run(api.client(), ledger=None, progress=False)).job.work.keys[7].encode()
         made = api.stats["batches_created"]
         run, words = ended(plan, api, server)
         assert (run.counts.answered, run.counts.failed, words) == (11, 1, None)

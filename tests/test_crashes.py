@@ -46,9 +46,9 @@ def check(api, run, rows, ledger):
     assert run.state == "finished"
     assert run.results["text"].to_list() == run.plan.frame["text"].to_list()
     assert run.results["error"].null_count() == rows
-    replies = run.replies.select("key", "reply").unique("key")
+    replies = run.job.replies().select("key", "reply").unique("key")
     assert replies.height == rows
-    expected = pl.DataFrame({"key": run.work.keys}).join(replies, on="key", maintain_order="left")
+    expected = pl.DataFrame({"key": run.job.work.keys}).join(replies, on="key", maintain_order="left")
     assert run.results["reply"].to_list() == expected["reply"].to_list()
     assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
     with contextlib.closing(Store(ledger)) as kept:

@@ -199,7 +199,7 @@ def test_every_row_is_answered_within_its_limits(tmp_path, case, record_property
     assert run.results["text"].to_list() == run.plan.frame["text"].to_list()
     assert run.results["reply"].to_list() == ["mock_string"] * rows
     assert run.results["error"].null_count() == rows
-    assert not run.simulated
+    assert not run.job.simulated
     assert requests - refused == rows
     assert run.counts.refused == refused
     # It closes idle connections after five seconds; a call that meets that has no answer, and goes again.

@@ -5,6 +5,7 @@ The bytes may come from the API, from a proxy, or from a connection that broke h
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from claudescale.api.catalog import CHARGES, ERRORS
+from claudescale.api.catalog import WORDS as SAID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,81 +21,24 @@ if TYPE_CHECKING:
 
 CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
 """Reasons to stop that are the error of the reply."""
-
 DRY_RUN = "dry_run"
 """The error of a message that only had the API look at a request, before a batch of such was made."""
-
-WORDS = {
-    "max_tokens": "The reply was cut off at max_tokens, and paid for. Raise it: thinking counts in it.",
-    "refusal": "The model declined to answer, and the reply is paid for.",
-    "free_refusal": "The model declined to answer before it wrote anything. Nothing was paid.",
-    "model_context_window_exceeded": "Prompt and reply are longer than the model can hold. Shorten the text.",
-    "pause_turn": "The model paused a long turn, which a row cannot go on with.",
-    "tool_use": "The model called a tool, and a row has nobody to answer it. Leave the tools out.",
-    "empty_reply": "The reply has no text, and is paid for. Where the model thinks, raise max_tokens.",
-    "expired": "The batch ended after its 24 hours, before this row was worked off. Nothing was paid.",
-    "canceled": "The batch was canceled before this row was worked off. Nothing was paid.",
-    DRY_RUN: "One short message before the first batch, so that the API looks at the request.",
-}
+WORDS = SAID["answer"]
 """What is said of an answer that has no words of its own, by its error."""
-
 NO_ENDPOINT = "endpoint_not_found"
 """A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
 DOUBTED = {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
 """Errors that a key, a model and an address which have answered may meet once by mistake."""
-STOPPING_ERRORS = frozenset(ERRORS.account_codes) | {
-    "authentication_error",
-    "billing_error",
-    "permission_error",
-    "not_found_error",
-    NO_ENDPOINT,
-    "spend_limit_reached",
-    "account_disabled",
-}
+STOPPING_ERRORS = frozenset(
+    {*ERRORS.account_codes, *ERRORS.stopping_errors, *ERRORS.account_words, NO_ENDPOINT}
+)
 """Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
 NOT_FOLLOWED = "claudescale-not-followed"
 """The header that stands for ``location`` in an answer whose redirect must not be followed."""
 
-_STOPPING = {401, 402, 403, 404}
-_FAILING_ERRORS = {"invalid_request_error", "request_too_large"}
-_RETRIED = {408, 409, 429}
-_ACCOUNT_WORDS = {
-    "spend_limit_reached": re.compile(
-        r"^you have reached your (specified|[\w ]{0,40}usage limits?)\b", re.IGNORECASE
-    ),
-    "billing_error": re.compile("credit balance is too low", re.IGNORECASE),
-    "account_disabled": re.compile(
-        r"\b(organi[sz]ation|workspace|account|encryption key|API key)\b[^.:]{0,40} "
-        r"(has been|have been|is|was)( \w+)? (disabled|suspended|deactivated|on hold|banned|archived)",
-        re.IGNORECASE,
-    ),
-}
-"""What the API says of an account without a code. Source: Anthropic, *Errors* (checked 2026-08-21)."""
+_SERVER_ERROR = 500
+_ACCOUNT_WORDS = {name: re.compile(words, re.IGNORECASE) for name, words in ERRORS.account_words.items()}
 _OF_A_MODEL = re.compile("model|claude-", re.IGNORECASE)
-_UNSENDABLE = {
-    "authentication_error": "The SDK finds no credentials, or none that it can use.",
-    "simulator_error": "A simulator answers there, and only one on this machine can be told from the API.",
-    "unsendable_error": "Nothing could be sent, so nothing is paid",
-    "redirect_error": "The address redirects, and leads nowhere",
-}
-"""Failures that another try or another row would meet again."""
-_SILENCE = {
-    True: "no answer came; the API may have done, and billed, what it was asked",
-    False: "no connection was made, so nothing was sent and nothing is paid",
-}
-_STREAM_STATUSES = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
-"""What the error of a stream would be as an answer of its own; any other is a 500."""
-_DELTAS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature"}
 _USER_OF_URL = re.compile(r"^(\w*:?//)[^/@]*@")
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
@@ -146,22 +91,22 @@ def verdict(answer: Answer) -> Verdict:
     body = read_object(answer.content)
     if answer.partial is not None:  # an error in a stream: what was written before it is paid for
         return replace(_verdict_on_error(answer.status, answer.headers, body), unseen=True)
-    if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
+    if answer.status // 100 == HTTPStatus.OK // 100:
         return _verdict_on_message(body)
     return _verdict_on_error(answer.status, answer.headers, body)
 
 
 def _verdict_on_silence(answer: Answer) -> Verdict:
     because = f": {answer.reason}" if answer.reason else ""
-    if words := _UNSENDABLE.get(answer.failure or ""):
+    if words := SAID["unsendable"].get(answer.failure or ""):
         return Verdict(outcome="stop", error=answer.failure, message=f"{words}{because}")
-    words = f"{_SILENCE[answer.sent]}{because}"
+    words = SAID["silence"]["sent" if answer.sent else "unsent"] + because
     return Verdict(outcome="overloaded", error=answer.failure, message=words, unseen=answer.sent)
 
 
 def _verdict_on_message(body: dict[str, Any]) -> Verdict:
     if dig(list, body, "content") is None:
-        error = _error(body).type or "invalid_response"
+        error = _error(body)[0] or "invalid_response"
         return Verdict(outcome="again", error=error, message="the answer is no Message", unseen=True)
     stop_reason = stop_reason_of(body)
     called = stop_reason == "tool_use" and _tool_input(body) is not None
@@ -172,25 +117,31 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
 
 
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
-    problem = _error(body)
-    if 300 <= status < 400 and (target := headers.get("location") or headers.get(NOT_FOLLOWED)):  # noqa: PLR2004
+    kind, words, code = _error(body)
+    target = headers.get("location") or headers.get(NOT_FOLLOWED)
+    if target and status // 100 == HTTPStatus.MULTIPLE_CHOICES // 100:
         return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, target))
-    if trouble := _account_trouble(problem):
-        return Verdict(outcome="stop", error=trouble, message=problem.message)
-    if problem.code in ERRORS.passing_codes:
-        return Verdict(outcome="overloaded", error=problem.code, message=problem.message)
-    error, outcome, retry = problem.type or f"http_{status}", "failed", headers.get("x-should-retry")
-    if retry != "true" and status in _STOPPING and problem.code not in ERRORS.row_codes:
-        outcome = "stop" if problem.type else "failed"  # a proxy's page says nothing of the account
-        if problem.type == "not_found_error" and not _OF_A_MODEL.search(problem.message):
+    if trouble := _account_trouble(kind, words, code):
+        return Verdict(outcome="stop", error=trouble, message=words)
+    if code in ERRORS.passing_codes:
+        return Verdict(outcome="overloaded", error=code, message=words)
+    failed = status >= _SERVER_ERROR
+    outcome = ERRORS.outcomes.get(str(status), "overloaded" if failed else "failed")
+    error = (code if outcome == "refused" else None) or kind or f"http_{status}"
+    match headers.get("x-should-retry"), outcome:
+        case "true", "failed" | "stop":
+            outcome = "again"
+        case "false", "refused":
+            outcome = "stop"  # no row is to blame for a limit
+        case "false", "again" | "overloaded":
+            outcome = "failed"
+        case _, "stop" if kind is None or code in ERRORS.row_codes:
+            outcome = "failed"  # a proxy's page says nothing of the account
+        case _, "stop" if kind == "not_found_error" and not _OF_A_MODEL.search(words):
             error = NO_ENDPOINT
-    elif status == HTTPStatus.TOO_MANY_REQUESTS:
-        error = problem.code or error
-        outcome = "stop" if retry == "false" else "refused"  # no row is to blame for a limit
-    elif retry == "true" or (retry != "false" and (status in _RETRIED or status >= 500)):  # noqa: PLR2004
-        outcome = "overloaded" if status >= 500 else "again"  # noqa: PLR2004
-    final = outcome == "failed" and problem.type is not None and status < 500  # noqa: PLR2004
-    words = problem.message or _no_words(status, headers)
+    phrase = http.client.responses.get(status, "")
+    words = words or f"status {status} {phrase}, no words of the API: a proxy may have answered"
+    final = outcome == "failed" and kind is not None and not failed
     return Verdict(outcome=outcome, error=error, message=words, final=final)
 
 
@@ -199,14 +150,6 @@ def _redirect_words(status: int, target: str) -> str:
     bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", target.partition("?")[0]))[:_MOST_CHARACTERS]
     there = bare.partition("/v1/")[0] or "/"
     return f"status {status}: the address redirects to {bare}. Set base_url to {there}"
-
-
-def _no_words(status: int, headers: Mapping[str, str]) -> str:
-    """Return what is said of an answer without words of the API: nothing of a page, it may say anything."""
-    phrase = next((f" {known.phrase}" for known in HTTPStatus if known == status), "")
-    kind = headers.get("content-type", "").partition(";")[0].strip()[:40]
-    as_what = f" as {kind}" if kind else ""
-    return f"status {status}{phrase}{as_what}, no words of the API: a proxy may have answered"
 
 
 def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
@@ -227,36 +170,28 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     if kind != "errored":
         words = "the line of the batch tells no result"
         return Verdict(outcome="again", error="invalid_response", message=words, unseen=True)
-    problem = _error(dig(dict, result, "error") or {})
-    passing = problem.code if problem.code in ERRORS.passing_codes else None
-    error = _account_trouble(problem) or passing or problem.type or "invalid_response"
-    outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in _FAILING_ERRORS else "again"
-    words = problem.message or "The API tells no more than the kind of the error."
+    api_type, words, code = _error(dig(dict, result, "error") or {})
+    passing = code if code in ERRORS.passing_codes else None
+    error = _account_trouble(api_type, words, code) or passing or api_type or "invalid_response"
+    outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in ERRORS.failing_errors else "again"
+    words = words or "The API tells no more than the kind of the error."
     return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
 
 
-class _Error(NamedTuple):
-    type: str | None
-    message: str
-    code: str | None
-
-
-def _error(body: dict[str, Any]) -> _Error:
+def _error(body: dict[str, Any]) -> tuple[str | None, str, str | None]:
     """Return type, words and code of an error body, whatever it is; no key stands in the words."""
-    words = dig(str, body, "error", "message") or ""
+    words = _SECRET.sub("sk-...", dig(str, body, "error", "message") or "")[:_MOST_CHARACTERS]
     code = dig(str, body, "error", "details", "error_code")
-    return _Error(
-        dig(str, body, "error", "type") or None, _SECRET.sub("sk-...", words)[:_MOST_CHARACTERS], code
-    )
+    return dig(str, body, "error", "type") or None, words, code
 
 
-def _account_trouble(error: _Error) -> str | None:
+def _account_trouble(kind: str | None, words: str, code: str | None) -> str | None:
     """Return the name of a trouble of the account, which no row is to blame for; None where it is none."""
-    if error.code in ERRORS.account_codes:
-        return error.code
-    if error.type == "billing_error":
-        return error.type
-    return next((name for name, words in _ACCOUNT_WORDS.items() if words.search(error.message)), None)
+    if code in ERRORS.account_codes:
+        return code
+    if kind == "billing_error":
+        return kind
+    return next((name for name, pattern in _ACCOUNT_WORDS.items() if pattern.search(words)), None)
 
 
 # -------------------------------------------------------------------------------------- what a Message has
@@ -360,7 +295,6 @@ class StreamedMessage:
         self._rest = self._plain = b""
         self._message: dict[str, Any] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._inputs: dict[int, str] = {}  # of tools, as JSON
         self._error: dict[str, Any] | None = None
         self._is_over = False
 
@@ -379,8 +313,13 @@ class StreamedMessage:
                 self._message, self._plain = message, b""
             case {"type": "content_block_start", "index": int(index), "content_block": dict(block)}:
                 self._blocks[index] = dict(block)
+            case {"type": "content_block_delta", "index": int(index), "delta": {"citation": citation}}:
+                block = self._blocks.get(index, {})
+                block["citations"] = [*(block.get("citations") or []), citation]
             case {"type": "content_block_delta", "index": int(index), "delta": dict(delta)}:
-                self._add(index, delta)
+                block = self._blocks.get(index, {})
+                for name in delta.keys() & {"text", "thinking", "signature", "partial_json"}:
+                    block[name] = f"{block.get(name) or ''}{delta[name] or ''}"
             case {"type": "message_delta"}:
                 self._message |= dig(dict, event, "delta") or {}
                 usage = {name: n for name, n in (dig(dict, event, "usage") or {}).items() if n is not None}
@@ -391,29 +330,21 @@ class StreamedMessage:
             case {"type": "error"}:
                 self._error = event
 
-    def _add(self, index: int, delta: dict[str, Any]) -> None:
-        block, kind = self._blocks.get(index, {}), str(delta.get("type"))
-        if kind in _DELTAS:
-            name = _DELTAS[kind]
-            block[name] = f"{block.get(name) or ''}{delta.get(name) or ''}"
-        elif kind == "input_json_delta":
-            self._inputs[index] = self._inputs.get(index, "") + str(delta.get("partial_json") or "")
-        elif kind == "citations_delta":
-            block["citations"] = [*(block.get("citations") or []), delta.get("citation")]
-
     @property
     def so_far(self) -> dict[str, Any] | None:
         """The Message as far as it came; None before its beginning."""
         if not self._message:
             return None
-        for index in self._inputs.keys() & self._blocks.keys():
-            self._blocks[index]["input"] = read_object(self._inputs[index].encode())
-        return {**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]}
+        content = [dict(self._blocks[index]) for index in sorted(self._blocks)]
+        for block in content:
+            if (written := block.pop("partial_json", None)) is not None:
+                block["input"] = read_object(written.encode())
+        return {**self._message, "content": content}
 
     def answer(self, headers: Mapping[str, str]) -> Answer:
         """Return what the stream says once it has ended: an answer as any other, or one that broke off."""
         if self._error is not None:
-            status = _STREAM_STATUSES.get(_error(self._error).type or "", 500)
+            status = ERRORS.stream_statuses.get(_error(self._error)[0], _SERVER_ERROR)
             return Answer(status, headers, json.dumps(self._error).encode(), partial=self.so_far)
         if self._is_over:
             return Answer(200, headers, json.dumps(self.so_far).encode())

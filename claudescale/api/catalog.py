@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -140,59 +140,6 @@ class Tier:
     checked: date
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageFacts:
-    """What the Messages API takes in one request."""
-
-    max_bytes: int
-    max_messages: int
-    nonstreaming_max_tokens: int
-    schema_optional_parameters: int
-    schema_union_parameters: int
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFacts:
-    """What the Message Batches API takes in one batch, and how long it keeps it."""
-
-    max_requests: int
-    max_bytes: int
-    expires_hours: int
-    results_days: int
-    custom_id_pattern: str
-    refused_parameters: tuple[str, ...]
-    cache_hit_shares: tuple[float, float]
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChargeFacts:
-    """What costs, or does not cost, besides the tokens at their list price."""
-
-    us_factor: float  # what US geography multiplies the price of every token with
-    geographies: tuple[str, ...]  # that ``inference_geo`` may be
-    no_inference_geo: tuple[str, ...]  # models that do not take it
-    billed_refusals: tuple[str, ...]  # categories that are billed although nothing was written
-    server_tool_turns: int  # most turns of the model in one answer with server tools
-    no_forced_tool: tuple[str, ...]  # models that cannot be made to call a tool
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorFacts:
-    """Error codes that mean more than their status."""
-
-    account_codes: tuple[str, ...]  # troubles of the account, whatever their status
-    passing_codes: tuple[str, ...]  # of the account as well, and gone in minutes
-    row_codes: tuple[str, ...]  # a 404 of what one row names
-    source: str
-    checked: date
-
-
 _Fact = TypeVar("_Fact")
 
 
@@ -215,7 +162,10 @@ def _tier_facts(data: Mapping[str, Any], row: Mapping[str, Any]) -> Tier:
     return _fact(Tier, {**row, "limits": MappingProxyType(limits)})
 
 
-_DATA = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text("utf-8"))
+_HERE = Path(__file__).parent
+_DATA = tomllib.loads((_HERE / "catalog.toml").read_text("utf-8"))
+WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_text("utf-8"))
+"""What is said of answers without words of their own, and of clients that cannot be used."""
 
 MODELS = MappingProxyType({row["id"]: _model_facts(_DATA, row) for row in _DATA["model"]})
 """Every model that was not retired when last checked."""
@@ -223,10 +173,15 @@ RETIRED = MappingProxyType(
     {row["id"]: _fact(RetiredModel, {"snapshot": row["id"], **row}) for row in _DATA["retired"]}
 )
 TIERS = MappingProxyType({row["name"]: _tier_facts(_DATA, row) for row in _DATA["tier"]})
-MESSAGE = _fact(MessageFacts, _DATA["message"])
-BATCH = _fact(BatchFacts, _DATA["batch"])
-CHARGES = _fact(ChargeFacts, _DATA["charges"])
-ERRORS = _fact(ErrorFacts, _DATA["errors"])
+MESSAGE: Any
+BATCH: Any
+CHARGES: Any
+ERRORS: Any
+MESSAGE, BATCH, CHARGES, ERRORS = (
+    _fact(make_dataclass(name, _DATA[name], frozen=True), _DATA[name])
+    for name in ("message", "batch", "charges", "errors")
+)
+"""What one request may be, what one batch may be, what costs besides tokens, and what error codes mean."""
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
 _RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}

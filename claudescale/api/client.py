@@ -12,26 +12,23 @@ import inspect
 import itertools
 import json
 import logging
-import math
 import os
-import socket
+import re
 import ssl
 import sys
 import time
 import urllib.request
-import warnings
 import weakref
-from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import httpx2
 
 from claudescale import loops
 from claudescale.api.answers import NOT_FOLLOWED, Answer, StreamedMessage, dig, read_object, verdict
-from claudescale.api.catalog import MESSAGE
+from claudescale.api.catalog import WORDS
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
 from claudescale.errors import PlanError
@@ -41,6 +38,8 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    Take: TypeAlias = Callable[[bytes], Awaitable[bool | None]]
+
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 """Hosts that are this machine: only they are asked whether they are a simulator."""
 CALL_SECONDS = 600.0
@@ -48,9 +47,11 @@ CALL_SECONDS = 600.0
 LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 
+_SILENT_MAX_TOKENS = 8_192  # a longer reply is streamed: routers drop a connection that is silent for minutes
+_FOREVER_SECONDS = 1e6  # the longest wait of a client that was given none
 _IDLE_SECONDS = 120.0  # real ones between two events of a stream, pings among them, after which it is lost
 _CONNECT_SECONDS = 10.0
-_SHORTEST_TIMEOUT_SECONDS = 10.0
+_SHORTEST_TIMEOUT_SECONDS = 10.0  # of a call to a simulator, however fast its time is
 _HEADER_BYTES = 1 << 17  # gateways add long headers, and an answer that cannot be read is paid for
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
@@ -58,16 +59,15 @@ _MOST_REDIRECTS = 3
 _MOST_PAGES = 100
 _MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call, and of one that gets no answer at all
 _SHORTEST_SECRET = 12
-_MOST_SHOWN = 200
 _BATCHES = "/v1/messages/batches"
-_STREAMED = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _SAME_METHOD = {307, 308}  # after other redirects a POST becomes a GET, without its body
 _HARMLESS = {"accept", "accept-encoding", "host", "user-agent"}
+_UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _SIMULATOR_HEADER = "claudescale-simulator"
-_PROXY_407 = "the proxy wants a user name and password (407): HTTPS_PROXY=http://user:password@host:port"
 _homes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the loop a user's transport is on
 _simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
+_SAID, _WORDS = WORDS["client"], WORDS["reason"]
 _log = logging.getLogger("claudescale.api")
 
 
@@ -104,8 +104,6 @@ class Wire:
         made anew, as one works on one loop only; an ``http_client`` of the user's is used as it is.
     max_tokens : int
         Longest reply; very long ones get more than the SDK's ten minutes, and are streamed.
-    timeout_seconds : float, optional
-        API seconds after which a call is given up, instead of that.
 
     Raises
     ------
@@ -113,24 +111,22 @@ class Wire:
         The user's ``http_client`` is closed, or belongs to another event loop.
     """
 
-    def __init__(
-        self, client: AsyncAnthropic, max_tokens: int = 1024, *, timeout_seconds: float | None = None
-    ) -> None:
-        self._loopback = client.base_url.host in LOOPBACK
-        own = _own_transport(client)
-        self._made = transport(here=self._loopback) if own is None else None
+    def __init__(self, client: AsyncAnthropic, max_tokens: int = 1024) -> None:
+        import anthropic  # noqa: PLC0415 - slow to import
+
+        self._loopback, own = client.base_url.host in LOOPBACK, _own_transport(client)
+        self._made = None if own else transport(here=self._loopback)
         self._client = _copied(client, own or cast("httpx2.AsyncClient", self._made))
-        self._given_seconds, self._connect_seconds = _time_out(client)
-        self._timeout_seconds = (
-            timeout_seconds or self._given_seconds or max(600.0, max_tokens * 3600 / 128_000)
-        )
-        self._client.timeout = self._time_outs(self._given_seconds or CALL_SECONDS)  # of free calls
-        self._signs_bodies = _signs_bodies(client)
         self._streams = streams(max_tokens)
         self._traced = _is_traced(client)
-        self._secrets = _secrets(client)
-        self._simulated = False
-        self.clock = Clock()
+        given, self._connect_seconds = httpx2.Timeout(client.timeout), _CONNECT_SECONDS
+        self._timeout_seconds = max(600.0, max_tokens * 3600 / 128_000)
+        if given != anthropic.DEFAULT_TIMEOUT:
+            self._timeout_seconds = given.read or _FOREVER_SECONDS
+            self._connect_seconds = min(given.connect or _CONNECT_SECONDS, _CONNECT_SECONDS)
+        # A class that looks at requests before they go, as AWS's does to sign them, needs their bodies whole.
+        self.signs_bodies = type(client)._prepare_request is not anthropic.AsyncAnthropic._prepare_request  # noqa: SLF001
+        self._simulated, self.clock = False, Clock()
 
     async def __aenter__(self) -> Self:
         await self.api()
@@ -149,74 +145,76 @@ class Wire:
 
         Spends: nothing.
         """
-        about = await self._about() if self._loopback else {}
-        if about.get("simulator") != "claudescale":
-            url = self._client.base_url
-            host = url.host or type(self._client).__name__  # Google Cloud's is known at the first call
-            name = f"{host}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
-            return Api(name=name, simulated=False, clock=self.clock)
-        self._simulated = True
-        self.clock = Clock(float(about["speed"]), float(about["now"]))
-        self._timeout_seconds = max(self.clock.real(self._timeout_seconds), _SHORTEST_TIMEOUT_SECONDS)
-        if self._given_seconds is not None:
-            seconds = max(self.clock.real(self._given_seconds), _SHORTEST_TIMEOUT_SECONDS)
-            self._client.timeout = self._time_outs(seconds)
-        return Api(name=f"simulator seed={about.get('seed')}", simulated=True, clock=self.clock)
-
-    async def _about(self) -> dict[str, Any]:
-        """Return what a simulator says of itself; nothing where there is none."""
-        import anthropic  # noqa: PLC0415 - slow to import
-
-        options: Any = {"timeout": _CONNECT_SECONDS}
-        try:
-            response = await self._client.get("/simulator", cast_to=httpx2.Response, options=options)
-        except (anthropic.AnthropicError, TypeError):  # TypeError: no key; the first call will say so
-            return {}
-        return read_object(response.content)
+        about: dict[str, Any] = {}
+        if self._loopback:
+            self._simulated = True  # or its answer would be refused as one that is not declared
+            asked = self.call("/simulator", _CONNECT_SECONDS)
+            about = read_object((await self.answer("about", asked, _CONNECT_SECONDS)).content)
+        self._simulated = about.get("simulator") == "claudescale"
+        if self._simulated:
+            self.clock = Clock(float(about["speed"]), float(about["now"]))
+            return Api(name=f"simulator seed={about.get('seed')}", simulated=True, clock=self.clock)
+        url = self._client.base_url
+        host = url.host or type(self._client).__name__  # Google Cloud's is known at the first call
+        name = f"{host}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
+        return Api(name=name, simulated=False, clock=self.clock)
 
     async def send(self, body: bytes) -> Answer:
         """Return what came back for one body of the Messages API, whatever it is.
 
         Spends: tokens.
         """
-        seconds = self._timeout_seconds
+        least = min(self._timeout_seconds, _SHORTEST_TIMEOUT_SECONDS)
+        seconds = max(self.clock.real(self._timeout_seconds), least)
         if not self._streams:
-            return (await self._heard("message", self._post(body), seconds))[0]
+            return await self.answer("message", self._post(body, seconds), seconds)
         message = StreamedMessage()
-        answer = await self._drained("message", self._post(body), (seconds, seconds), message.feed)
+
+        async def take(part: bytes) -> None:
+            message.feed(part)
+
+        answer = await self.answer("message", self._post(body, min(_IDLE_SECONDS, seconds)), seconds, take)
         if answer.status is None:
             return answer._replace(partial=message.so_far)
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
 
-    async def _post(self, body: bytes) -> httpx2.Response:
+    async def _post(self, body: bytes, seconds: float) -> httpx2.Response:
         """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
-        silent = min(_IDLE_SECONDS, self._timeout_seconds) if self._streams else self._timeout_seconds
-        timeout = self._time_outs(silent)
-        headers = {"content-type": "application/json"}
+        headers = {}
         if self._streams:
             body = body.rstrip()[:-1] + b',"stream":true}'
-            headers |= {"accept": "text/event-stream", **_STREAMED}
+            headers = {"accept": "text/event-stream", **_UNREAD}
         if not self._traced:
-            options: Any = {"headers": headers, "timeout": timeout}
-            return await self._client.post(
-                "/v1/messages", content=_Unshown(body), cast_to=httpx2.Response, options=options
-            )
+            return await self.call("/v1/messages", seconds, headers, _Unshown(body))
         fields = json.loads(body)
         given = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
         raw = await self._client.messages.with_raw_response.create(
-            **given, stream=fields.pop("stream", False), extra_body=fields, timeout=timeout
+            **given, stream=fields.pop("stream", False), extra_body=fields, timeout=seconds
         )
         return cast("httpx2.Response", raw.http_response)
 
-    async def free(self, name: str, *given: Any, **fields: Any) -> Answer:
-        """Return what came back for a call of the SDK that costs nothing: ``"messages.batches.retrieve"``.
+    async def count_tokens(self, request: bytes, *, patient: bool = False) -> Answer:
+        """Return what the API says of the input tokens of one request.
 
         Spends: nothing.
         """
-        resource, _, method = name.rpartition(".")
-        # Raw: a strict client's types would refuse what they do not know.
-        call = getattr(attrgetter(resource)(self._client).with_raw_response, method)
-        return (await self._heard(name, call(*given, **fields), CALL_SECONDS))[0]
+        takes = inspect.signature(self._client.messages.count_tokens).parameters
+        fields = {name: value for name, value in json.loads(request).items() if name in takes}
+        return await (self.patiently if patient else self.free)("messages.count_tokens", **fields)
+
+    async def listed(self, name: str, **fields: Any) -> tuple[list[dict[str, Any]], Answer]:
+        """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
+
+        Spends: nothing.
+        """
+        entries: list[dict[str, Any]] = []
+        for _ in range(_MOST_PAGES):
+            answer = await self.patiently(name, **fields)
+            entries += listed(answer)
+            fields["page"] = dig(str, read_object(answer.content), "next_page")
+            if fields["page"] is None:
+                break
+        return entries, answer
 
     async def patiently(self, name: str, **fields: Any) -> Answer:
         """Return what came back for a free call, made again where that may help, in API time.
@@ -233,153 +231,103 @@ class Wire:
             await self.clock.sleep(read_headers(answer.headers).retry_after_seconds or 0.25 * 2**tries)
         return answer
 
-    async def listed(self, name: str, **fields: Any) -> tuple[list[dict[str, Any]], Answer]:
-        """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
+    async def free(self, name: str, *given: Any, **fields: Any) -> Answer:
+        """Return what came back for a call of the SDK that costs nothing: ``"messages.batches.retrieve"``.
 
         Spends: nothing.
         """
-        entries: list[dict[str, Any]] = []
-        for _ in range(_MOST_PAGES):
-            answer = await self.patiently(name, **fields)
-            body = read_object(answer.content)
-            entries += [entry for entry in dig(list, body, "data") or [] if isinstance(entry, dict)]
-            if page := dig(str, body, "next_page"):
-                fields["page"] = page
-            elif body.get("has_more") is True and (last := dig(str, body, "last_id")):
-                fields["after_id"] = last
-            else:
-                break
-        return entries, answer
+        resource, _, method = name.rpartition(".")
+        # Raw: a strict client's types would refuse what they do not know.
+        call = getattr(attrgetter(resource)(self._client).with_raw_response, method)
+        return await self.answer(name, call(*given, **fields), CALL_SECONDS)
 
-    async def count_tokens(self, request: bytes, *, patient: bool = False) -> Answer:
-        """Return what the API says of the input tokens of one request.
+    def call(
+        self, path: str, seconds: float, headers: dict[str, str] | None = None, content: Any = None
+    ) -> Awaitable[httpx2.Response]:
+        """Get a path, or post JSON to it as it is; nothing may be heard for so many real seconds at most."""
+        timeout = httpx2.Timeout(seconds, connect=self._connect_seconds)
+        if content is None:
+            options: Any = {"headers": headers or {}, "timeout": timeout}
+            return self._client.get(path, cast_to=httpx2.Response, options=options)
+        options = {"headers": {"content-type": "application/json"} | (headers or {}), "timeout": timeout}
+        return self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
 
-        Spends: nothing.
-        """
-        takes = inspect.signature(self._client.messages.count_tokens).parameters
-        fields = {name: value for name, value in json.loads(request).items() if name in takes}
-        return await (self.patiently if patient else self.free)("messages.count_tokens", **fields)
-
-    async def upload(self, path: str, parts: AsyncIterable[bytes], length: int) -> Answer:
-        """Post JSON that comes in parts, is sent as it comes, and is never held whole."""
-        content: Any = parts
-        if self._signs_bodies:
-            content = _Unshown(b"".join([part async for part in parts]))
-        headers = {"content-type": "application/json", "content-length": str(length)}
-        options: Any = {"headers": headers, "timeout": self._time_outs(CALL_SECONDS)}
-        request = self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
-        return (await self._heard("upload", request, LONGEST_TRANSFER_SECONDS))[0]
-
-    async def stream(self, path: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
-        """Pass what an endpoint sends to `take`, in blocks of whole lines, and return how it ended.
-
-        Where the answer has no status it broke off: what was taken so far is good.
-
-        Spends: nothing.
-        """
-        options: Any = {"headers": {"accept": "application/binary", **_STREAMED}}
-        options["timeout"] = httpx2.Timeout(CALL_SECONDS, connect=_CONNECT_SECONDS)
-        request = self._client.get(path, cast_to=httpx2.Response, options=options)
-        return await self._drained("results", request, (CALL_SECONDS, LONGEST_TRANSFER_SECONDS), take)
-
-    async def _drained(
-        self,
-        what: str,
-        request: Awaitable[httpx2.Response],
-        seconds: tuple[float, float],  # for its head, and then for its body
-        take: Callable[[bytes], Awaitable[None] | None],
+    async def answer(
+        self, what: str, request: Awaitable[Any], seconds: float, take: Take | None = None
     ) -> Answer:
-        """Return the head of an answer whose body is taken as it comes; no status where it broke off."""
-        answer, response = await self._heard(what, request, seconds[0])
-        if response is None:
-            return answer
-        try:
-            async with asyncio.timeout(_ends(seconds[1])):
-                if answer.status == HTTPStatus.OK:
-                    blocks = response.aiter_bytes() if what == "message" else _blocks_of_lines(response)
-                    async for block in blocks:
-                        if (taken := take(block)) is not None:
-                            await taken
-        except (TimeoutError, httpx2.RequestError) as error:
-            return _failed(error, self._client.base_url.host)._replace(headers=answer.headers)
-        finally:
-            await response.aclose()
-        return answer
+        """Return what came back, whatever happens, and log it: never a text or a key.
 
-    async def _heard(
-        self, what: str, request: Awaitable[Any], seconds: float
-    ) -> tuple[Answer, httpx2.Response | None]:
-        """Return what came back, whatever happens, and log it: never a text or a key."""
+        A body is passed to `take` as it comes, a batch's results in blocks of whole lines. Where the answer
+        then has no status it broke off: what was taken so far is good. A `take` that returns True has enough.
+        """
         import anthropic  # noqa: PLC0415 - slow to import
 
         number, begun = next(_numbers), time.monotonic()
         _log.debug("%s %d sent", what, number)
-        response: httpx2.Response | None = None
+        answer, response = None, None
+        try:
+            async with asyncio.timeout(seconds + self._connect_seconds):
+                try:
+                    raw = await request
+                    response = getattr(raw, "http_response", raw)
+                except anthropic.APIStatusError as error:
+                    response = error.response
+                answer = self._read(response)
+                if take is not None and answer.status == HTTPStatus.OK:
+                    blocks = response.aiter_bytes() if what == "message" else _blocks_of_lines(response)
+                    async for block in blocks:
+                        if await take(block):
+                            break
         # RequestError: the words of an error break off, which the SDK reads by itself.
         # TypeError: there is no key. ValueError, InvalidURL: a header or an address that cannot be sent.
-        unsent = (TypeError, ValueError, httpx2.InvalidURL)
-        try:
-            async with asyncio.timeout(_ends(seconds + self._connect_seconds)):
-                raw = await request
-            response = getattr(raw, "http_response", raw)
-        except anthropic.APIStatusError as error:
-            response = error.response
-        except (anthropic.AnthropicError, httpx2.RequestError, TimeoutError, *unsent) as error:
-            answer = _failed(error, self._client.base_url.host)
-        if response is not None:
-            answer = self._answer(response)
-        if _log.isEnabledFor(logging.DEBUG):
-            means = answer.failure or (verdict(answer).outcome if what == "message" else "free")
-            took = time.monotonic() - begun
-            _log.debug("%s %d: %s, status %s, %.3f s", what, number, means, answer.status, took)
-        return answer, response
+        except (anthropic.AnthropicError, httpx2.RequestError, httpx2.InvalidURL,
+                TimeoutError, TypeError, ValueError) as error:  # fmt: skip
+            if answer is not None and not isinstance(error, TimeoutError | httpx2.RequestError):
+                raise  # of what takes it
+            headers = answer.headers if answer else {}
+            answer = _failed(error, self._client.base_url.host)._replace(headers=headers)
+        finally:
+            if response is not None:
+                await response.aclose()
+        means, took = answer.failure or "answered", time.monotonic() - begun
+        _log.debug("%s %d: %s, status %s, %.3f s", what, number, means, answer.status, took)
+        return answer
 
-    def _answer(self, response: httpx2.Response) -> Answer:
+    def _read(self, response: httpx2.Response) -> Answer:
         if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            return Answer(None, {}, b"", "connection_error", sent=False, reason=_PROXY_407)
-        # A plain dict, read once: the response's own takes 5 µs for each name that is looked up.
-        headers = {
-            name.decode("ascii", "replace").lower(): value.decode("latin-1")
-            for name, value in response.headers.raw
-        }
+            return Answer(None, {}, b"", "connection_error", sent=False, reason=_WORDS["proxy_password"])
+        headers = dict(response.headers.items())  # a lookup in the response's own takes 5 µs
         if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
         content = response.content if response.is_closed else b""
-        if response.is_error:  # a gateway's may repeat what it was sent
-            for secret in self._secrets:
-                content = content.replace(secret, b"...")
+        for name in ("authorization", "x-api-key") if response.is_error else ():
+            secret = response.request.headers.get(name, "").removeprefix("Bearer ")
+            if len(secret) >= _SHORTEST_SECRET:  # a gateway's words may repeat what it was sent
+                content = content.replace(secret.encode(), b"...")
         return Answer(response.status_code, headers, content)
-
-    def _time_outs(self, seconds: float) -> httpx2.Timeout:
-
-        return httpx2.Timeout(_ends(seconds), connect=self._connect_seconds)
-
-
-def _ends(seconds: float) -> float | None:
-    """Return a time-out as asyncio and httpx2 take it: infinity is None."""
-    return None if math.isinf(seconds) else seconds
 
 
 async def _blocks_of_lines(response: httpx2.Response) -> AsyncIterator[bytes]:
     """Yield a body in blocks of whole lines. The last line of one that broke off is left out."""
-    parts: list[bytes] = []
-    size = 0
+    held = bytearray()
     async for part in response.aiter_bytes(_PART_BYTES):
-        parts.append(part)
-        size += len(part)
-        if size < _BLOCK_BYTES:
-            continue
-        lines, newline, rest = b"".join(parts).rpartition(b"\n")
-        if newline:
-            yield lines + newline
-        parts, size = [rest], len(rest) if newline else 0
-    if last := b"".join(parts):
-        yield last
+        held += part
+        if len(held) >= _BLOCK_BYTES and (end := held.rfind(b"\n") + 1):
+            yield bytes(held[:end])
+            del held[:end]
+    if held:
+        yield bytes(held)
 
 
 def streams(max_tokens: int) -> bool:
-    """Whether replies of up to so many tokens are streamed: a silent connection gets lost in ten minutes."""
-    return max_tokens > MESSAGE.nonstreaming_max_tokens
+    """Whether replies of up to so many tokens are streamed."""
+    return max_tokens > _SILENT_MAX_TOKENS
+
+
+def listed(answer: Answer) -> list[dict[str, Any]]:
+    """Return the entries of a list that an answer shows, such as batches."""
+    entries = dig(list, read_object(answer.content), "data") or []
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 # --------------------------------------------------------------------------------------- the batch endpoints
@@ -402,69 +350,50 @@ class BatchWire:
         self._wire, self._clock = wire, clock
         self._gap_seconds, self._next_at, self._lock = 60.0 / requests_per_minute, 0.0, asyncio.Lock()
 
-    async def _turn(self) -> None:
+    async def _turn(self) -> Wire:
         async with self._lock:
             now = self._clock.seconds()
             await self._clock.sleep(self._next_at - now)
             self._next_at = max(self._next_at, now) + self._gap_seconds
-
-    async def _free(self, name: str, *given: Any, **fields: Any) -> Answer:
-        await self._turn()
-        return await self._wire.free(f"messages.batches.{name}", *given, **fields)
-
-    async def check(self, request: bytes) -> Answer:
-        """Return what the API says of one request: it counts its tokens, which costs nothing.
-
-        The rows of a batch are looked at only when they are worked off; a mistake would show hours later.
-        """
-        return await self._wire.count_tokens(request)
-
-    async def message(self, request: bytes) -> Answer:
-        """Send one request live. Spends: what it costs."""
-        return await self._wire.send(request)
+        return self._wire
 
     async def create(self, parts: AsyncIterable[bytes], length: int) -> Answer:
         """Post a batch, once: its answer may be lost and the batch made. Spends: half its rows' price."""
-        await self._turn()
-        return await self._wire.upload(_BATCHES, parts, length)
+        wire, content = await self._turn(), cast("Any", parts)
+        if wire.signs_bodies:
+            content = _Unshown(b"".join([part async for part in parts]))
+        posted = wire.call(_BATCHES, CALL_SECONDS, {"content-length": str(length)}, content)
+        return await wire.answer("batch", posted, LONGEST_TRANSFER_SECONDS)
 
     async def retrieve(self, batch_id: str) -> Answer:
         """Return the answer that shows one batch."""
-        return await self._free("retrieve", batch_id)
+        return await (await self._turn()).free("messages.batches.retrieve", batch_id)
 
     async def page(self, limit: int, after_id: str | None = None) -> Answer:
         """Return the answer that shows the newest batches, or those after one."""
         after = {"after_id": after_id} if after_id else {}
-        return await self._free("list", limit=limit, **after)
+        return await (await self._turn()).free("messages.batches.list", limit=limit, **after)
 
     async def cancel(self, batch_id: str) -> Answer:
         """Ask for the end of a batch; what is under way in it may still be answered and paid for."""
-        return await self._free("cancel", batch_id)
+        return await (await self._turn()).free("messages.batches.cancel", batch_id)
 
-    async def delete(self, batch_id: str) -> Answer:
-        """Delete a batch that has ended, with its results."""
-        return await self._free("delete", batch_id)
-
-    async def results(self, batch_id: str, take: Callable[[bytes], Awaitable[None]]) -> Answer:
-        """Pass the result lines to `take` in blocks; see `Wire.stream`."""
-        await self._turn()
-        return await self._wire.stream(f"{_BATCHES}/{batch_id}/results", take)
+    async def results(self, batch_id: str, take: Take) -> Answer:
+        """Pass the result lines to `take` in blocks; see `Wire.answer`."""
+        wire, headers = await self._turn(), {"accept": "application/binary", **_UNREAD}
+        asked = wire.call(f"{_BATCHES}/{batch_id}/results", CALL_SECONDS, headers)
+        return await wire.answer("results", asked, LONGEST_TRANSFER_SECONDS, take)
 
     async def first_lines(self, batch_id: str) -> bytes | None:
         """Return the first block of a batch's result lines; None where they cannot be read now."""
-        first: list[bytes] = []
+        blocks: list[bytes] = []
 
-        async def take(block: bytes) -> None:
-            first.append(block)
-            raise _Enough
+        async def take(block: bytes) -> bool:
+            blocks.append(block)
+            return True
 
-        with suppress(_Enough):
-            await self.results(batch_id, take)
-        return first[0] if first else None
-
-
-class _Enough(Exception):
-    """The first lines were read."""
+        await self.results(batch_id, take)
+        return blocks[0] if blocks else None
 
 
 class Parts:
@@ -477,12 +406,6 @@ class Parts:
         rendered = self._render()
         while (part := await loops.in_thread(next, rendered, None)) is not None:
             yield part
-
-
-def listed(answer: Answer) -> list[dict[str, Any]]:
-    """Return the batches that a page shows."""
-    shown = dig(list, read_object(answer.content), "data") or []
-    return [batch for batch in shown if isinstance(batch, dict)]
 
 
 async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> Limits:
@@ -520,30 +443,30 @@ def _failed(error: Exception, host: str) -> Answer:
     import anthropic  # noqa: PLC0415 - slow to import
     import httpcore2  # noqa: PLC0415 - comes with httpx2
 
-    chain = list(_chain(error))
-    if flaw := next(filter(None, map(_unsendable, chain)), ""):
-        return Answer(None, {}, b"", "unsendable_error", sent=False, reason=flaw)
-    if any(isinstance(cause, httpx2.TooManyRedirects) for cause in chain):
-        return Answer(None, {}, b"", "redirect_error", sent=False, reason="it goes round in a circle")
-    for cause in chain:  # it may be a proxy that was called
+    causes = list(_causes(error))
+    for cause in causes:  # it may be a proxy that was called
         if isinstance(cause, aiohttp.ClientConnectorError):
             proxy = "the proxy " if isinstance(cause, aiohttp.ClientProxyConnectionError) else ""
             host = f"{proxy}{cause.host}:{cause.port}"
-    reasons = (_words(cause, host) for cause in reversed(chain))
-    reason = next(filter(None, reasons), type(chain[-1]).__name__)  # not its own words: they may be anything
+    reasons = [found for cause in causes if (found := _reason(cause, host))]
     # No connection was made. aiohttp's transport calls a lost one httpx2.ConnectError as well.
     unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpcore2.ConnectError,
               aiohttp.ClientConnectorError)  # fmt: skip
-    sent = not any(isinstance(cause, unsent) for cause in chain)
-    if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
-        return Answer(None, {}, b"", "timeout_error", sent=sent, reason=reason)
-    if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
-        return Answer(None, {}, b"", "connection_error", sent=sent, reason=reason)
-    # The SDK finds no key, or none it can use: an AnthropicError, or a TypeError.
-    return Answer(None, {}, b"", "authentication_error", sent=False)
+    sent = not any(isinstance(cause, unsent) for cause in causes)
+    if certain := next((found for found in reasons if found[0]), None):
+        failure, reason, sent = *certain, False
+    elif isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
+        failure, reason = "timeout_error", ""
+    elif isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
+        failure, reason = "connection_error", ""
+    else:  # the SDK finds no key, or none it can use: an AnthropicError, or a TypeError
+        return Answer(None, {}, b"", "authentication_error", sent=False)
+    # Without words of ours the kind of the error will do: its own words may be anything.
+    reason = reason or (reasons[-1][1] if reasons else type(causes[-1]).__name__)
+    return Answer(None, {}, b"", failure, sent=sent, reason=reason)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it came from, the innermost last; not what was handled meanwhile."""
     cause: BaseException | None = error
     while cause is not None:
@@ -556,37 +479,31 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             cause = cause.__cause__
 
 
-def _unsendable(cause: BaseException) -> str:
-    """Return why no try can send a request, in words that show no key; nothing where one might."""
-    if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
-        return "base_url is no address that begins with https:// or http://"
-    invalid = isinstance(cause, ValueError | httpx2.LocalProtocolError) and "header" in str(cause).lower()
-    if isinstance(cause, UnicodeError) or invalid:
-        return (
-            "a header has a character that cannot be sent, such as a newline: look at the key, the "
-            "credentials and default_headers"
-        )
-    return ""
-
-
-def _words(cause: BaseException, host: str) -> str:  # noqa: PLR0911 - a table
-    """Return what one cause means; nothing where it means nothing by itself."""
+def _reason(cause: BaseException, host: str) -> tuple[str | None, str] | None:
+    """Return what a cause means in words, after the failure that it is where it decides that by itself."""
+    text, failure, detail = str(cause), None, ""
     match cause:
+        case httpx2.UnsupportedProtocol() | httpx2.InvalidURL():
+            failure, name = "unsendable_error", "address"
+        case UnicodeError():
+            failure, name = "unsendable_error", "header"
+        case ValueError() | httpx2.LocalProtocolError() if "header" in text.lower():
+            failure, name = "unsendable_error", "header"
+        case httpx2.TooManyRedirects():
+            failure, name = "redirect_error", "circle"
         case httpx2.ProxyError():
-            return _PROXY_407 if "407" in str(cause) else "the proxy does not connect"
-        case ssl.SSLCertVerificationError():
-            why = f"the certificate of {host} is not trusted ({cause.verify_message})"
-            return f"{why}: set SSL_CERT_FILE to a file of the certificates to trust"
-        case ssl.SSLError():
-            kind = (cause.reason or "TLS").lower().replace("_", " ")
-            return f"{host} does not speak TLS ({kind}): is it http:// instead of https://?"
-        case socket.gaierror():
-            return f"the name of {host} cannot be looked up"
+            name = "proxy_password" if "407" in text else "proxy"
         case httpx2.ConnectTimeout():
-            return f"{host} does not take the connection in time"
-        case OSError() if cause.errno is not None:
-            return f"{host}: {os.strerror(cause.errno).lower()}"
-    return ""
+            name = "slow"
+        case ssl.SSLCertVerificationError(verify_message=str(detail)):
+            name = "certificate"
+        case ssl.SSLError(reason=str(detail)):
+            name = "tls"
+        case OSError(errno=int(number), strerror=str(words)):  # a name that is not known has a negative one
+            name, detail = "system", (os.strerror(number) if number > 0 else words).lower()
+        case _:
+            return None
+    return failure, _WORDS[name].format(host=host, detail=detail)
 
 
 # --------------------------------------------------------------------------------- transports and copies
@@ -607,27 +524,17 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
 
 
 def _session(part: Any) -> Any:
-    """Return the session of an aiohttp transport: as its own, but with long headers and TCP keep-alive."""
+    """Return the session of an aiohttp transport: as its own, but with long headers."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
 
     connector = aiohttp.TCPConnector(
         keepalive_timeout=part.limits.keepalive_expiry,
         ssl=part.ssl_context,
         limit=part.limits.max_connections or 0,
-        socket_factory=_kept_alive,
     )
-    longest = _HEADER_BYTES
-    return aiohttp.ClientSession(connector=connector, max_line_size=longest, max_field_size=longest)
-
-
-def _kept_alive(address: Any) -> socket.socket:
-    """Return a socket as the SDK's default transport makes it. Source: anthropic 2.14.0 _base_client.py."""
-    made = socket.socket(*address[:3])
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5), ("TCP_KEEPIDLE", 60)):
-        if (option := getattr(socket, name, None)) is not None:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
-    return made
+    return aiohttp.ClientSession(
+        connector=connector, max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
+    )
 
 
 async def _see_redirect(response: httpx2.Response) -> None:
@@ -637,21 +544,16 @@ async def _see_redirect(response: httpx2.Response) -> None:
     """
     if not response.has_redirect_location:
         return
-    request = response.request
-    try:
-        target = request.url.join(response.headers["location"])
-    except httpx2.InvalidURL:
-        return
-    here = request.url
+    request, here = response.request, response.request.url
+    target, reading = here.join(response.headers["location"]), request.method == "GET"
     secured = target.host == here.host and (here.scheme, target.scheme) == ("http", "https")
-    reading = request.method == "GET"
     if (target.origin == here.origin or secured) and (reading or response.status_code in _SAME_METHOD):
         return
     if reading and here.path.endswith("/results"):
         for name in set(request.headers) - _HARMLESS:
             del request.headers[name]
-        return
-    response.headers[NOT_FOLLOWED] = response.headers.pop("location")
+    else:
+        response.headers[NOT_FOLLOWED] = response.headers.pop("location")
 
 
 def has_own_transport(client: AsyncAnthropic) -> bool:
@@ -669,66 +571,30 @@ def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
     http: httpx2.AsyncClient = client._client  # noqa: SLF001 - there is no public name
     here, home = asyncio.get_running_loop(), _homes.get(http)
     used = http._state.name != "UNOPENED"  # noqa: SLF001 - there is no public name
-    elsewhere = loops.is_background(here) if home is None else home() is not here
     flaw = "is closed" if http.is_closed else ""
-    if used and elsewhere and not flaw:
+    if used and not flaw and (home() is not here if home else loops.is_background(here)):
         flaw = "has been used on another event loop, and works on one only"
     if flaw:
-        msg = (
-            f"The client's http_client {flaw}. Give the client one of its own for runs: "
-            "AsyncAnthropic(http_client=...)."
-        )
-        raise PlanError(msg)
+        raise PlanError(_SAID["http_client"].format(flaw=flaw))
     _homes[http] = weakref.ref(here)
     return http
 
 
 def _copied(client: AsyncAnthropic, http: httpx2.AsyncClient) -> AsyncAnthropic:
     """Return the client with another transport and no retries; all else of it is kept."""
-    kind = type(client)
-    if kind.__module__.partition(".")[0] == "anthropic":
-        copied = client.copy(http_client=http, max_retries=0)
-        copied._strict_response_validation = client._strict_response_validation  # noqa: SLF001
-        return copied
-    # A class of the user's may have an `__init__` of its own, which the SDK's `copy` would call.
-    copied = copy.copy(client)
+    # Not by the SDK's `copy`: it calls `__init__`, which a class of the user's may have its own of.
+    copied, kind = copy.copy(client), type(client)
     for name in list(vars(copied)):
-        theirs = getattr(kind, name, None)
-        if isinstance(theirs, functools.cached_property) or inspect.isfunction(theirs):
+        if isinstance(getattr(kind, name, None), functools.cached_property) or _is_patched(client, name):
             del vars(copied)[name]  # it knows the original, and would send over its transport
     copied._client, copied.max_retries = http, 0  # noqa: SLF001
     copied._middleware_chain = copied._build_middleware_chain()  # noqa: SLF001 - the one there knows it too
     return copied
 
 
-def _signs_bodies(client: AsyncAnthropic) -> bool:
-    """Whether a client's class looks at requests before they go, as AWS's does: it needs the body whole."""
-    import anthropic  # noqa: PLC0415 - slow to import
-
-    hook = type(client)._prepare_request  # noqa: SLF001 - the SDK's hook for a class of one's own
-    known = (anthropic.AsyncAnthropic, anthropic.AsyncAnthropicGoogleCloud)  # this one only adds a header
-    return all(hook is not kind._prepare_request for kind in known)  # noqa: SLF001
-
-
-def _time_out(client: AsyncAnthropic) -> tuple[float | None, float]:
-    """Return the seconds after which the user wants a call given up, None if unsaid, and a connection."""
-    import anthropic  # noqa: PLC0415 - slow to import
-
-    given = client.timeout
-    if given == anthropic.DEFAULT_TIMEOUT:
-        return None, _CONNECT_SECONDS
-    if isinstance(given, httpx2.Timeout):
-        connect = _CONNECT_SECONDS if given.connect is None else given.connect
-        return math.inf if given.read is None else given.read, connect
-    return (math.inf, _CONNECT_SECONDS) if given is None else (float(given), min(given, _CONNECT_SECONDS))
-
-
-def _secrets(client: AsyncAnthropic) -> list[bytes]:
-    """Return what a client signs in with, whatever its form. What is too short to be a key is none."""
-    sent = {name.lower(): value for name, value in client.default_headers.items() if isinstance(value, str)}
-    given = (client.api_key, client.auth_token, sent.get("x-api-key"), sent.get("authorization"))
-    bare = {key.removeprefix("Bearer ").strip() for key in given if key}
-    return [key.encode() for key in bare if len(key) >= _SHORTEST_SECRET]
+def _is_patched(client: AsyncAnthropic, name: str) -> bool:
+    """Whether a function stands in the place of a method, on the object alone."""
+    return inspect.isfunction(getattr(type(client), name, None))
 
 
 def _is_traced(client: AsyncAnthropic) -> bool:
@@ -742,6 +608,10 @@ def _is_traced(client: AsyncAnthropic) -> bool:
 
 
 # --------------------------------------------------------------------------------------------- the client
+
+
+def _flaw(of: str, text: str) -> str:
+    return next((words for flaw, words in WORDS[of].items() if re.fullmatch(flaw, text, re.DOTALL)), "")
 
 
 def connect(
@@ -776,66 +646,38 @@ def connect(
     PlanError
         The key or the address cannot work, or a profile is broken.
     """
+    import anthropic  # noqa: PLC0415 - slow to import
+
     if simulate:
         return _simulated(simulator)
-    client = _found(api_key, base_url)
-    addressed = base_url is not None or "ANTHROPIC_BASE_URL" in os.environ
-    if simulate is None and not addressed and not _signs_in(client):
-        _check_nothing_is_broken()
+    try:
+        client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=transport())
+    except (httpx2.InvalidURL, TypeError):
+        url = _shown(base_url or os.environ.get("ANTHROPIC_BASE_URL"))
+        raise PlanError(_SAID["no_address"].format(url=url)) from None
+    except anthropic.AnthropicError as error:
+        raise PlanError(_SAID["credentials"].format(flaw=error)) from error
+    named = api_key is not None or base_url is not None or "ANTHROPIC_BASE_URL" in os.environ
+    if simulate is None and not named and not _signs_in(client):
+        if flaw := _passed_over():
+            raise PlanError(_SAID["credentials"].format(flaw=flaw))
         return _simulated(simulator)
     check_client(client)
     host, credentials = client.base_url.host, client.credentials
-    here = host in LOOPBACK
     profile = getattr(credentials, "profile", None)
     by = f" Signed in by {f'profile {profile!r}' if profile else 'workload identity'}." if credentials else ""
+    here = host in LOOPBACK
     _say((f"Calls go to {host}, on this machine." if here else f"LIVE: calls to {host} are paid for.") + by)
     return client
 
 
-def _found(api_key: str | None, base_url: str | None) -> AsyncAnthropic:
-    """Return the SDK's client, with whatever credentials it finds."""
-    import anthropic  # noqa: PLC0415 - slow to import
-
-    if api_key is not None:
-        _check_key("api_key", api_key)
-    if base_url is not None and not isinstance(base_url, str | httpx2.URL):
-        msg = f"base_url is a {type(base_url).__name__}; it is a str, such as base_url='https://...'."
-        raise PlanError(msg)
-    try:
-        return anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=transport())
-    except httpx2.InvalidURL:
-        msg = f"base_url={_shown(base_url)} is no address. Type base_url='https://...'."
-        raise PlanError(msg) from None
-    except anthropic.AnthropicError as error:
-        raise _unusable(error) from error
-
-
-def _unusable(error: Exception) -> PlanError:
-    msg = (
-        f"The SDK finds credentials that it cannot use: {error} Mend that, use cs.connect(api_key=...), or "
-        "cs.connect(simulate=True), which costs nothing."
-    )
-    return PlanError(msg)
-
-
-def _check_nothing_is_broken() -> None:
-    """Raise where there are credentials that the SDK passes over without a word."""
-    import anthropic  # noqa: PLC0415 - slow to import
+def _passed_over() -> str:
+    """Return what is there to sign in with, but the SDK passes over without a word."""
     from anthropic.lib.credentials import CredentialsFile  # noqa: PLC0415 - slow to import
 
-    if os.environ.get("ANTHROPIC_FEDERATION_RULE_ID"):
-        msg = (
-            "ANTHROPIC_FEDERATION_RULE_ID is set, but it takes ANTHROPIC_ORGANIZATION_ID and "
-            "ANTHROPIC_IDENTITY_TOKEN (or ANTHROPIC_IDENTITY_TOKEN_FILE) as well. Set them, or use "
-            "cs.connect(simulate=True), which costs nothing."
-        )
-        raise PlanError(msg)
-    try:
-        profile = CredentialsFile()
-        if profile.config_path.is_file():
-            profile.extra_headers()  # reads it
-    except (anthropic.AnthropicError, OSError) as error:
-        raise _unusable(error) from error
+    if (path := CredentialsFile().config_path).is_file():
+        return str(_SAID["profile"].format(path=path))
+    return _SAID["federation"] if "ANTHROPIC_FEDERATION_RULE_ID" in os.environ else ""
 
 
 def _signs_in(client: AsyncAnthropic) -> bool:
@@ -855,101 +697,52 @@ def check_client(client: object, mode: str = "live") -> None:
         It is no `AsyncAnthropic`, has no key, or one that cannot be sent, or an address that cannot be
         reached, or has no batches and `mode` takes them.
     """
+    for flaw in _flaws(client, mode):
+        raise PlanError(flaw)
+
+
+def _flaws(client: Any, mode: str) -> Iterator[str]:
+    """Yield what is wrong with a client, never showing a key or a password."""
     import anthropic  # noqa: PLC0415 - slow to import
 
     kind = type(client).__name__
     if not isinstance(client, anthropic.AsyncAnthropic):
         other = any(name in kind for name in ("Bedrock", "Vertex"))  # the SDK's own
-        why = " Its wire is another one, without Message Batches." if other else ""
-        msg = f"The client is a {kind}; a run needs an AsyncAnthropic.{why} Use client = cs.connect()."
-        raise PlanError(msg)
+        yield _SAID["kind"].format(kind=kind, why=_SAID["other_wire"] if other else "")
     if mode != "live" and isinstance(client, anthropic.AsyncAnthropicFoundry):
-        msg = f"{kind} has no Message Batches, so mode={mode!r} cannot work there. Use mode='live'."
-        raise PlanError(msg)
+        yield _SAID["no_batches"].format(kind=kind, mode=mode)
+    for name in ("api_key", "auth_token"):
+        key = getattr(client, name)
+        if not isinstance(key, str | None):
+            yield _SAID["no_str"].format(name=name, kind=type(key).__name__)
+        if key is not None and (flaw := _flaw("key_flaws", key)):
+            yield _SAID["key"].format(name=name, flaw=flaw.format(name=name), variable=name.upper())
     # A class with ways of its own to sign in says for itself what it lacks.
     if type(client) is anthropic.AsyncAnthropic and not _signs_in(client):
-        msg = (
-            "The client has no key. Set ANTHROPIC_API_KEY, use cs.connect(api_key=...), or "
-            "cs.connect(simulate=True), which costs nothing."
-        )
-        raise PlanError(msg)
-    for name in ("api_key", "auth_token"):
-        if (key := getattr(client, name)) is not None:
-            _check_key(name, key)
+        yield _SAID["no_key"]
     for name, value in client.default_headers.items():
         if isinstance(value, str) and not (value.isascii() and (value.isprintable() or not value)):
-            msg = f"The header {name!r} has a character that cannot be sent, such as a newline. Leave it out."
-            raise PlanError(msg)
-    _check_address(client)
-    if client.base_url.host not in LOOPBACK and not has_own_transport(client):
-        _check_proxy(client.base_url)
-    patched = [name for name in vars(client) if inspect.isfunction(getattr(type(client), name, None))]
-    if patched:
-        msg = (
-            f"A run's copy of the client leaves out what stands in the place of {patched[0]}(). "
-            "Use AsyncAnthropic(middleware=[...]), or a class of your own."
-        )
-        warnings.warn(msg, stacklevel=3)
+            yield _SAID["header"].format(name=name)
+    for name in filter(functools.partial(_is_patched, client), vars(client)):
+        yield _SAID["patched"].format(name=name)
+    yield from _address_flaws(client)
 
 
-def _check_key(name: str, key: object) -> None:
-    """Raise what is wrong with a key, never showing it."""
-    if not isinstance(key, str):
-        msg = f"{name} is a {type(key).__name__}; it is a str."
-        raise PlanError(msg)
-    if not key.strip():
-        flaw = "is empty"
-    elif key != key.strip():
-        flaw = f"begins or ends with a blank or a newline: {name}=key.strip()"
-    elif {key[0], key[-1]} & set("\"'`"):
-        flaw = f"stands in quotes: {name}=key.strip('\"')"
-    elif not key.isascii() or not key.isprintable() or " " in key:
-        flaw = "has a blank, a newline or a character beyond ASCII in it, which no key has. Copy it again"
-    else:
-        return
-    msg = f"The {name} {flaw}. (It is the argument, or ANTHROPIC_{name.upper()}.)"
-    raise PlanError(msg)
-
-
-def _check_address(client: AsyncAnthropic) -> None:
-    """Raise where nothing can be sent to a client's address, never showing a password."""
-    url = client.base_url
-    if not str(url).strip("/") and type(client).__module__.startswith("anthropic.lib."):
-        return  # it finds its address at the first call
-    text, hint = _shown(str(url)), "base_url='https://...'"
-    if url.scheme not in {"http", "https"}:
-        flaw = f"does not begin with https:// (or http://). Type {hint}"
-        text = text.replace("'/", "'", 1) if not url.scheme else text
-    elif url.userinfo:
-        flaw = f"has a user name or password in it. Leave it out, and give the key: {hint}, api_key=..."
-    elif not url.host or "%" in url.host or any(letter.isspace() for letter in str(url)):
-        flaw = f"has no host, or a blank in it. Type {hint}"
-    elif url.query or url.fragment:
-        flaw = f"has a ? or a # in it. Use AsyncAnthropic({hint}, default_query=...)"
-    else:
-        return
-    msg = f"base_url={text} {flaw}. (It is the argument, or ANTHROPIC_BASE_URL.)"
-    raise PlanError(msg)
-
-
-def _check_proxy(url: httpx2.URL) -> None:
-    """Raise where the environment's proxy is of a kind that aiohttp does not speak."""
-    proxies = urllib.request.getproxies()
+def _address_flaws(client: AsyncAnthropic) -> Iterator[str]:
+    url, later = client.base_url, type(client).__module__.startswith("anthropic.lib.")
+    flaw = _flaw("address_flaws", str(url))
+    if flaw and (str(url).strip("/") or not later):  # some platforms' clients find theirs at the first call
+        yield _SAID["address"].format(url=_shown(str(url)), flaw=flaw)
+    proxies, ours = urllib.request.getproxies(), not has_own_transport(client)
     proxy = proxies.get(url.scheme) or proxies.get("all") or ""
-    if proxy.startswith("socks") and not urllib.request.proxy_bypass(url.host):
-        msg = (
-            f"The environment has a SOCKS proxy for {url.host}, which cannot be used. Set HTTPS_PROXY to one "
-            "of http://, or give AsyncAnthropic(http_client=httpx2.AsyncClient(proxy='socks5://...')), which "
-            "needs the package socksio."
-        )
-        raise PlanError(msg)
+    used = ours and url.host not in LOOPBACK and not urllib.request.proxy_bypass(url.host)
+    if used and proxy.startswith("socks"):  # which aiohttp does not speak
+        yield _SAID["socks"].format(host=url.host)
 
 
-def _shown(url: str | None) -> str:
+def _shown(url: object) -> str:
     """Return an address as it can be shown: no password."""
-    before, at, after = (url or os.environ.get("ANTHROPIC_BASE_URL", "")).rpartition("@")
-    scheme = before.partition("://")[0] + "://" if "://" in before else ""
-    return repr((f"{scheme}...@{after}" if at else after)[:_MOST_SHOWN])
+    return repr(re.sub(r"^(\w+://)?.*@", r"\1...@", str(url)))[:200]
 
 
 def _simulated(options: dict[str, Any]) -> AsyncAnthropic:

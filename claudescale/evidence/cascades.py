@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +13,11 @@ import polars as pl
 from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
 from claudescale.evidence import judging
-from claudescale.evidence.trials import INVENTED, TOO_LITTLE, changed, option, several
+from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices, option
 from claudescale.loops import awaited
 from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
-from claudescale.views.card import Card, dollars, duration
+from claudescale.views.card import Card, Shown, dollars, duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -57,7 +57,7 @@ row on the last one."""
 
 _CONFIDENCE = 0.95
 _MODES = ("live", "batch")
-_TEXT, _ROW, _RANK = "claudescale_prompt", "claudescale row", "claudescale rank"
+_TEXT, _ROW, _RANK, _KEY = "claudescale_prompt", "claudescale row", "claudescale rank", "claudescale key"
 
 
 class Passed(NamedTuple):
@@ -74,7 +74,7 @@ class Passed(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Cascade:
+class Cascade(Shown):
     """A plan over several models, not sent yet. Make one with `cascade`.
 
     It shows what it costs next to every row on each of its models; `run` is the one verb that spends.
@@ -107,21 +107,18 @@ class Cascade:
 
         Spends: nothing.
         """
-        plans, ends = self.plans, ("_low", "", "_high")
-        takes = pl.concat([plan.options.filter(mode=plan.mode) for plan in plans.values()])
-        shares = zip(*[passed.shares for passed in self.passed], strict=True)
-        reaching = [pl.Series([*accumulate(share[:-1], mul, initial=1.0)]) for share in shares]
-        together = [pl.lit(CASCADE).alias("way")]
-        alone = [pl.lit(pl.Series([f"all on {name}" for name in plans])).alias("way")]
+        takes = [plan.options.filter(mode=plan.mode).row(0, named=True) for plan in self.plans.values()]
+        ways: dict[str, list[Any]] = {"way": [CASCADE, *(f"all on {name}" for name in self.plans)]}
         for unit in ("dollars", "minutes"):
-            for end, part in zip(ends, reaching, strict=True):
-                figure = pl.col(f"{unit}_p90" if end == "_high" else unit)
-                part_ = part.ceil() if unit == "minutes" and self.plan.mode == "batch" else part
-                together.append((figure * pl.lit(part_)).sum().alias(f"{unit}{end}"))
-                alone.append(figure.alias(f"{unit}{end}"))
-        table = pl.concat([takes.select(together), takes.select(alone)])
-        known = pl.lit(self.passed[0].asked > 0) | (pl.col("way") != CASCADE)
-        return table.with_columns(pl.when(known).then(pl.col("dollars", "minutes")))
+            for number, end in enumerate(("_low", "", "_high")):
+                figures = [take[f"{unit}_p90" if end == "_high" else unit] for take in takes]
+                shares = (passed.shares[number] for passed in self.passed[:-1])
+                parts: Iterable[float] = accumulate(shares, mul, initial=1.0)
+                if unit == "minutes" and self.plan.mode == "batch":
+                    parts = map(math.ceil, parts)
+                known = end or self.passed[0].asked
+                ways[f"{unit}{end}"] = [sum(map(mul, figures, parts)) if known else None, *figures]
+        return pl.DataFrame(ways, schema=OPTIONS)
 
     def sample(self, n: int = 50, seed: int = 0) -> Cascade:
         """Return the cascade over `n` rows drawn without replacement, or over all if there are fewer.
@@ -146,20 +143,18 @@ class Cascade:
         PlanError
             The pilot is of other models, or accepts something else, or has no replies.
         """
-        pilots = "pilot = await cascade.sample(50).run(client)"
+        use = "Use pilot = await cascade.sample(50).run(client)."
         theirs = pilot.cascade if isinstance(pilot, CascadeRun) else None
         if theirs is None or (list(theirs.plans), theirs.accept) != (list(self.plans), self.accept):
-            msg = f"This is no run of this very cascade. Use {pilots}."
+            msg = f"This is no run of this very cascade. {use}"
             raise PlanError(msg)
         if not any(passed.asked for passed in pilot.passed):
-            msg = f"The pilot has no replies to learn from. Use {pilots}."
+            msg = f"The pilot has no replies to learn from. {use}"
             raise PlanError(msg)
-        plans = dict(self.plans)
-        for model, run in pilot.runs.items():
-            if run.replies["dollars"].sum():
-                plans[model] = plans[model].calibrate(run)
-        unasked = [Passed()] * (len(plans) - len(pilot.passed))
-        return replace(self, plans=plans, passed=(*pilot.passed, *unasked))
+        paid = {model: run for model, run in pilot.runs.items() if run.job.replies()["dollars"].sum()}
+        measured = {model: self.plans[model].calibrate(run) for model, run in paid.items()}
+        unasked = [Passed()] * (len(self.plans) - len(pilot.passed))
+        return replace(self, plans={**self.plans, **measured}, passed=(*pilot.passed, *unasked))
 
     @awaited("run = await cascade.run(client)")
     async def run(
@@ -192,8 +187,7 @@ class Cascade:
             ``.run`` keeps what was paid for.
         """
         run = CascadeRun(cascade=self, rows=read(self.plan.frame))
-        client = connect() if client is None else client
-        await run.climb(client, ledger=ledger, progress=progress)
+        await run.climb(connect() if client is None else client, ledger=ledger, progress=progress)
         return run
 
     def _card(self) -> Card:
@@ -214,15 +208,9 @@ class Cascade:
         next_ = pilot if usual is None else "run = await cascade.run(client)"
         return Card.of(table, title=title, notes=notes, next=next_)
 
-    def __repr__(self) -> str:
-        return self._card().text()
-
-    def _repr_html_(self) -> str:
-        return self._card().html()
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class CascadeRun:
+class CascadeRun(Shown):
     """What came of a cascade. `Cascade.run` makes one.
 
     Attributes
@@ -254,24 +242,27 @@ class CascadeRun:
 
     async def climb(self, client: AsyncAnthropic, *, ledger: Any, progress: bool) -> None:
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
-        frame, whole, prompt = self.rows, self.cascade.plan, {}
+        frame, whole = self.rows, self.cascade.plan
+        changes: dict[str, Any] = {}
         if whole.compiled.columns is None:  # the expression may look at all rows, so it is computed once
             frame = frame.with_columns(whole.compiled.text.content.alias(_TEXT))
-            prompt = {"prompt": pl.col(_TEXT)}
+            changes["prompt"] = pl.col(_TEXT)
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
+            # What is left for this model; too little is refused by its run.
+            for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
+                most = getattr(whole, name)
+                changes[name] = most and max(most - used, TOO_LITTLE)
+            changes |= {"frame": frame[places], "measured": plan.measured}
             try:
-                changes: dict[str, Any] = {"frame": frame[places], "measured": plan.measured}
-                changes |= prompt | self._left()
                 self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
             except PlanError as error:
                 if number == 1:
                     raise
                 self.runs.pop(model, None)  # it was asked nothing
-                self.state = "stopped"
                 reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
-                self.stopped_by = reasons.get(type(error), "plan")
+                self.state, self.stopped_by = "stopped", reasons.get(type(error), "plan")
                 spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
                 self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
                 return
@@ -283,47 +274,32 @@ class CascadeRun:
             if places.is_empty() or self.state != "finished":
                 return
 
-    def _left(self) -> dict[str, float]:
-        """Return what is left of money and time for the next model; too little is refused by its run."""
-        plan, left = self.cascade.plan, {}
-        if plan.budget is not None:
-            left["budget"] = max(plan.budget - self.dollars, TOO_LITTLE)
-        if plan.deadline is not None:
-            given = plan.deadline
-            minutes = given / timedelta(minutes=1) if isinstance(given, timedelta) else given
-            left["deadline"] = max(minutes - self.minutes, TOO_LITTLE)
-        return left
-
     def _judge(self, model: str, places: pl.Series) -> pl.Series:
         """Keep what a model answered, and return the places of the rows that it did not settle."""
-        run, error = self.runs[model], pl.col("error")
+        run, results, error = self.runs[model], self.runs[model].results, pl.col("error")
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
-        content = run.plan.compiled.contents(read(run.plan.frame))["content"]
-        asked = pl.lit(content.is_not_null()) & error.ne_missing(NOT_SENT)
-        theirs = {*schema_of(run.plan.frame), "simulated"}
-        model_ = pl.when(asked).then(pl.lit(model)).alias("model")
-        results = run.results
-        own = results.select(name for name in results.columns if name not in theirs)
-        step = own.with_columns(model_, places.alias(_ROW))
+        keys = run.job.work.keys.alias(_KEY)  # null where there is nothing to ask
+        asked = error.ne_missing(NOT_SENT) & pl.lit(keys).is_not_null()
+        own = results.select(pl.exclude(*schema_of(run.plan.frame), "simulated"))
+        step = own.with_columns(pl.when(asked).then(pl.lit(model)).alias("model"), places.alias(_ROW), keys)
         self._steps.append(step)
         if self.cascade.accept is not None:
-            good = step["error"].is_null() & content.is_not_null()
-            replied = self.rows[places].hstack(step.drop(_ROW)).filter(good)
+            replied = self.rows[places].hstack(step).filter(pl.col(_KEY).is_not_null(), error.is_null())
             try:
-                accepted = self.cascade.accept.values(replied).cast(pl.Boolean).fill_null(value=False)
+                values = self.cascade.accept.values(replied.drop(_ROW, _KEY))
+                accepted = values.cast(pl.Boolean).fill_null(value=False)
             except Exception as failure:  # the user's function may raise anything
                 self.state, self.stopped_by = "failed", "accept"
                 self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
                 kept = "They are in run.runs; with the same ledger another accept= pays for none of them."
                 msg = f"{self.message} {kept}"
                 raise RunStopped(msg, self) from failure
-            refused = pl.col(_ROW).is_in(places.filter(good).filter(~accepted).implode())
+            refused = pl.col(_ROW).is_in(replied.filter(~accepted)[_ROW].implode())
             step = step.with_columns(error=pl.when(refused).then(pl.lit(NOT_ACCEPTED)).otherwise(error))
             self._steps[-1] = step
-        on = step["error"].is_not_null() & step["error"].ne_missing(NOT_SENT)
-        rows = pl.DataFrame({"content": content, "on": on}).filter(step["model"].is_not_null())
-        requests = rows.group_by("content").agg(pl.col("on").any())  # identical rows are sent once
-        self.passed.append(Passed(requests.height, int(requests["on"].sum())))
+        on = step.select(error.is_not_null() & error.ne_missing(NOT_SENT)).to_series()
+        requests = step.filter(pl.col("model").is_not_null()).group_by(_KEY).agg(error.is_not_null().any())
+        self.passed.append(Passed(requests.height, int(requests["error"].sum())))
         return places.filter(on)
 
     @property
@@ -339,7 +315,7 @@ class CascadeRun:
     @property
     def simulated(self) -> bool:
         """Whether the replies are a simulator's."""
-        return any(run.simulated for run in self.runs.values())
+        return any(run.job.simulated for run in self.runs.values())
 
     @property
     def results(self) -> pl.DataFrame:
@@ -359,7 +335,7 @@ class CascadeRun:
         steps = pl.concat(self._steps).with_columns(rank.alias(_RANK))
         kept = steps.sort(_ROW, _RANK, maintain_order=True).unique(_ROW, keep="last", maintain_order=True)
         mark = [pl.lit(value=True).alias("simulated")] * self.simulated
-        return self.rows.hstack(kept.drop(_ROW, _RANK)).with_columns(mark)
+        return self.rows.hstack(kept.drop(_ROW, _RANK, _KEY)).with_columns(mark)
 
     @property
     def table(self) -> pl.DataFrame:
@@ -372,7 +348,7 @@ class CascadeRun:
             errors, asked = step["error"].drop_nulls(), step["model"].count()
             on = errors.filter(errors != NOT_SENT)
             missing = errors.len() - on.len()
-            share, paid = on.len() / asked if asked else None, float(run.replies["dollars"].sum())
+            share, paid = on.len() / asked if asked else None, float(run.job.replies()["dollars"].sum())
             counts = (asked + missing, asked - on.len(), on.len(), missing)
             rows.append((model, *counts, share, judging.why(on), paid, run.minutes))
         return pl.DataFrame(rows, schema=TABLE, orient="row")
@@ -386,7 +362,7 @@ class CascadeRun:
 
         Spends: nothing.
         """
-        paid = [float(run.replies["dollars"].sum()) for run in self.runs.values()]
+        paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
         ways = [(CASCADE, sum(paid), False)]
         ways += [(f"all on {model}", option(plan)["dollars"], True) for model, plan in known.plans.items()]
@@ -415,12 +391,6 @@ class CascadeRun:
             notes=notes,
             next="run.results" if self.state == "finished" else "run = await cascade.run(client)",
         )
-
-    def __repr__(self) -> str:
-        return self._card().text()
-
-    def _repr_html_(self) -> str:
-        return self._card().html()
 
 
 @dataclass(frozen=True)
@@ -476,22 +446,18 @@ def cascade(
     >>> two.options["way"].to_list()
     ['cascade', 'all on claude-haiku-5-5', 'all on claude-opus-5-5']
     """
-    such_as = ", the cheap one first, such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
-    named = several("models", models, such_as)
     if plan.mode not in _MODES:
         msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         raise PlanError(msg)
     if plan.kept is not None:
         msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
         raise PlanError(msg)
-    typed = plan.compiled.returns.columns if plan.compiled.returns is not None else {}
-    if "model" in {*schema_of(plan.frame), *typed}:
+    if "model" in {*schema_of(plan.frame), *judging.typed(plan)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
-    judge = judging.accepting(accept, plan)
+    judging.check_samples(plan)
+    schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
+    judge = None if accept is None else judging.judge("accept", accept, schema)
     _ = plan.totals  # the frame is read once for the prices of all models
-    plans = {other.facts.id: other for other in (changed(plan, "model", model) for model in named)}
-    if len(plans) < len(named):
-        msg = f"models={named!r} names a model twice. Rows are passed on to another one."
-        raise PlanError(msg)
+    plans = choices(plan, "models", models)
     return Cascade(plans=plans, accept=judge, passed=(Passed(),) * len(plans))

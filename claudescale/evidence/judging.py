@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError
-from claudescale.prompts.requests import NOT_SENT, read, schema_of, unknown_column
+from claudescale.prompts.requests import read, schema_of, unknown_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 EVIDENCE = pl.Schema(
     {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
-    | {"chance": pl.Float64(), "clears": pl.Boolean(), "rows_more": pl.Int64()}
+    | {"chance": pl.Float64(), "clears": pl.Boolean()}
 )
 """Columns of `Trial.evidence`: `chance` is that of a score so high by luck, were the truth below the gate,
-corrected for the number of choices; `rows_more` is about how many further rows would settle it, null where
-that is settled, where nobody can say, or where no sample would do."""
+corrected for the number of choices."""
 
 REFERENCE = " of the reference"
 """What the columns end with that a choice has to agree with."""
@@ -67,54 +66,52 @@ class Judge:
         msg = f"{self.name}= gives {gives}, not {wanted}."
         raise PlanError(msg)
 
-    def scores(self, results: pl.DataFrame, unsent: pl.Series) -> pl.Series:
+    def scores(self, results: pl.DataFrame, judged: pl.Series) -> pl.Series:
         """Return the score of each row: null where there is nothing to judge, 0 where the row failed."""
-        number, error = pl.col("value").cast(pl.Float64), pl.col("error")
-        score = pl.when(number.is_finite()).then(number).when(error.is_not_null()).then(0.0)
-        judged = error.ne_missing(NOT_SENT) & ~pl.lit(unsent)
+        number, failed = pl.col("value").cast(pl.Float64), pl.col("error").is_not_null()
+        score = pl.when(number.is_finite()).then(number).when(failed).then(0.0)
         return results.select("error", value=self.values(results)).select(s=pl.when(judged).then(score))["s"]
 
 
-def accepting(accept: Any, plan: Plan) -> Judge | None:
-    """Return what tells which replies are good enough; None accepts whatever did not fail."""
-    _check_samples(plan)
-    schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
-    return None if accept is None else _tried("accept", accept, schema)
-
-
-def scoring(score: Any, plan: Plan) -> Judge:
-    """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
-    _check_samples(plan)
-    if score is None:
-        return _agreement(plan)
-    if isinstance(score, str):
-        return _truth(score, plan)
-    return _tried("score", score, plan.compiled.results_schema(plan.frame))
-
-
-def _check_samples(plan: Plan) -> None:
-    if plan.samples > 1:
-        msg = "Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1)."
-        raise PlanError(msg)
-
-
-def _tried(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
-    """Return a judge that was tried on results without a row."""
+def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
+    """Return a judge that was tried on results without a row; raise what is wrong with it."""
     if not isinstance(by, pl.Expr) and not callable(by):
         msg = f"{name}={by!r:.60} cannot be used. {_TAKES[name]}"
         raise PlanError(msg)
     words = "your expression" if isinstance(by, pl.Expr) else getattr(by, "__name__", "your function")
-    judge = Judge(name=name, by=by, words=words.replace("<lambda>", "your function"))
+    made = Judge(name=name, by=by, words=words.replace("<lambda>", "your function"))
     nothing = pl.DataFrame(schema=schema)
     try:
-        judge.values(nothing)
+        made.values(nothing)
     except pl.exceptions.ColumnNotFoundError as error:
         (missing, *_) = re.findall(r'"([^"]+)"', str(error)) or ["?"]
         raise unknown_column(missing, nothing.schema, f"{name}=") from error
     except Exception as error:
         msg = f"{name}= fails on results without a row: {type(error).__name__}: {error} {_TAKES[name]}"
         raise PlanError(msg) from error
-    return judge
+    return made
+
+
+def scoring(score: Any, plan: Plan) -> Judge:
+    """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
+    check_samples(plan)
+    if score is None:
+        return _agreement(plan)
+    if isinstance(score, str):
+        return _truth(score, plan)
+    return judge("score", score, plan.compiled.results_schema(plan.frame))
+
+
+def check_samples(plan: Plan) -> None:
+    """Refuse a plan that sends each row several times, as each is judged by one reply."""
+    if plan.samples > 1:
+        msg = "Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1)."
+        raise PlanError(msg)
+
+
+def typed(plan: Plan) -> Mapping[str, Any]:
+    """Return the columns of `returns`."""
+    return {} if plan.compiled.returns is None else plan.compiled.returns.columns
 
 
 def _truth(name: str, plan: Plan) -> Judge:
@@ -122,7 +119,7 @@ def _truth(name: str, plan: Plan) -> Judge:
     given, schema = schema_of(plan.frame), plan.compiled.results_schema(plan.frame)
     if name not in given:
         raise unknown_column(name, given, "score=")
-    own, *more = plan.compiled.returns.columns if plan.compiled.returns is not None else ["reply"]
+    own, *more = typed(plan) or ["reply"]
     if more:
         such_as = f"score=pl.col({own!r}) == pl.col({name!r})"
         columns = ", ".join([own, *more])
@@ -131,20 +128,18 @@ def _truth(name: str, plan: Plan) -> Judge:
     reply, truth = pl.col(own), pl.col(name)
     if {schema[own].base_type(), given[name].base_type()} & {pl.String, pl.Enum, pl.Categorical}:
         reply, truth = (side.cast(pl.String).str.strip_chars().str.to_lowercase() for side in (reply, truth))
-    dtype = schema[own]
-    if isinstance(dtype, pl.Enum):
+    if isinstance(dtype := schema[own], pl.Enum):
         labels = dtype.categories.str.strip_chars().str.to_lowercase()
         if not read(plan.frame.lazy().select(truth.is_in(labels.implode()).any())).item():
             msg = f"No value of {name!r} is one of the labels of the replies: {', '.join(dtype.categories)}."
             raise PlanError(msg)
-    return replace(_tried("score", reply == truth, schema), words=f"the truth in {name!r}", truth=name)
+    return replace(judge("score", reply == truth, schema), words=f"the truth in {name!r}", truth=name)
 
 
 def _agreement(plan: Plan) -> Judge:
     """Return a judge that counts how often a choice replies as another, by labels, flags, counts, dates."""
-    typed = plan.compiled.returns.columns if plan.compiled.returns is not None else {}
     loose = {pl.String, pl.Decimal, pl.List, pl.Array, pl.Struct, *pl.datatypes.group.FLOAT_DTYPES}
-    columns = tuple(name for name, dtype in typed.items() if dtype.base_type() not in loose)
+    columns = tuple(name for name, dtype in typed(plan).items() if dtype.base_type() not in loose)
     if not columns:
         msg = (
             "score=None counts how often a model replies as the most expensive one does. Free text, lists "
@@ -163,36 +158,30 @@ def why(errors: pl.Series) -> str:
 
 def tail(right: int, rows: int, share: float) -> float:
     """Return how likely `right` or more of `rows` are right if each is with the chance `share`: exact."""
-    if right <= 0 or share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0
+    if right <= 0 or share <= 0 or share >= 1:
+        return float(right <= 0 or share >= 1)
     if right <= rows * share:  # the other side is the short one
         return 1 - tail(rows - right + 1, rows, 1 - share)
     log = math.lgamma(rows + 1) - math.lgamma(right + 1) - math.lgamma(rows - right + 1)
-    term = math.exp(log + right * math.log(share) + (rows - right) * math.log1p(-share))
-    total = 0.0
-    for k in range(right, rows + 1):
+    term, total = math.exp(log + right * math.log(share) + (rows - right) * math.log1p(-share)), 0.0
+    while right <= rows and term > total * 1e-17:  # of many rows the rest adds nothing
         total += term
-        term *= (rows - k) / (k + 1) * share / (1 - share)
-        if term < total * 1e-17:  # of many rows the rest adds nothing
-            break
+        term *= (rows - right) / (right + 1) * share / (1 - share)
+        right += 1
     return total
 
 
 def clopper_pearson(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
-    alpha = (1 - confidence) / 2
-    return _lowest(right, rows, alpha), 1 - _lowest(rows - right, rows, alpha)
-
-
-def _lowest(right: int, rows: int, alpha: float) -> float:
-    """Return the lowest share with which so many right are no less likely than `alpha`."""
-    low, high = 0.0, right / max(rows, 1)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(right, rows, middle) < alpha else (low, middle)
-    return low
+    ends = []
+    for count in (right, rows - right):  # the lowest share with which so many are no less likely than half
+        low, high = 0.0, count / max(rows, 1)
+        for _ in range(60):
+            middle = (low + high) / 2
+            rare = tail(count, rows, middle) < (1 - confidence) / 2
+            low, high = (middle, high) if rare else (low, middle)
+        ends.append(low)
+    return ends[0], 1 - ends[1]
 
 
 def interval(
@@ -248,10 +237,7 @@ def evidence(
     ranked = pl.DataFrame(rows, schema=list(EVIDENCE.items())[:4], orient="row")
     ranked = ranked.sort("chance", maintain_order=True)
     holm = (pl.col("chance") * pl.int_range(pl.len(), 0, -1)).cum_max().clip(upper_bound=1.0)
-    ranked = ranked.with_columns(chance=holm, clears=holm <= 1 - confidence)
-    open_ = ranked.filter(~pl.col("clears"))["choice"]
-    more = {choice: rows_more(scores[choice], gate, (1 - confidence) / open_.len()) for choice in open_}
-    return ranked.with_columns(pl.Series("rows_more", map(more.get, ranked["choice"]), pl.Int64))
+    return ranked.with_columns(chance=holm, clears=holm <= 1 - confidence)
 
 
 def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
@@ -266,14 +252,14 @@ def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
     return more if more < 1_000_000 else None  # noqa: PLR2004 - more than anyone has
 
 
-def shortfall(evidence: pl.DataFrame, gate: float, confidence: float) -> tuple[str, int | None]:
-    """Return why no choice clears the gate, and about how many rows more would settle it."""
-    scored = evidence.drop_nulls("score").sort("rows_more", -pl.col("score"), nulls_last=True)
-    if scored.is_empty():
+def shortfall(scores: Mapping[str, pl.Series], gate: float, confidence: float) -> tuple[str, int | None]:
+    """Return why no choice clears the gate, and about how many rows more would settle it for the best."""
+    means: dict[str, Any] = {choice: rows.mean() for choice, rows in scores.items() if rows.len()}
+    if not means:
         return "Not enough evidence: no row has a score.", None
-    best = scored.row(0, named=True)
-    scores = f"{best['choice']} scores {best['score']:.3g} on {best['rows']:,} rows"
-    rest = "none scores above it" if best["score"] <= gate else "nobody can say how many rows would settle it"
-    settle = f"about {best['rows_more']:,} rows more would settle it" if best["rows_more"] else rest
-    msg = f"Not enough evidence for a score of {gate:g} at {confidence:.0%} confidence: {scores}; {settle}."
-    return msg, best["rows_more"]
+    best = max(means, key=means.__getitem__)
+    more = rows_more(scores[best], gate, (1 - confidence) / len(scores))
+    rest = "none scores above it" if means[best] <= gate else "nobody can say how many rows would settle it"
+    settle = f"about {more:,} rows more would settle it" if more else rest
+    wanted = f"Not enough evidence for a score of {gate:g} at {confidence:.0%} confidence"
+    return f"{wanted}: {best} scores {means[best]:.3g} on {scores[best].len():,} rows; {settle}.", more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +12,12 @@ from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
+from claudescale.planning.choices import is_number
 from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.views.card import Card, dollars
+from claudescale.views.card import Card, Shown, dollars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ INVENTED = "The simulator's models differ by invented skills: this says nothing 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Trial:
+class Trial(Shown):
     """The same sampled rows through several choices. Make one with `trial`; nothing is sent before `run`.
 
     `run` is the one verb that spends; `table` then has what was measured, `pick` the plan with the cheapest
@@ -59,8 +59,6 @@ class Trial:
         The sample with each choice, as it is sent: live, whatever the mode of `plan`.
     runs : dict of Run
         The run of each choice that has been started.
-    sample : pl.DataFrame
-        The rows that every choice is given; `unsent` says which of them have nothing to send.
     judge : Judge
         What scores the replies; `reference` is the choice that the others have to agree with, if any.
     confidence : float
@@ -71,14 +69,17 @@ class Trial:
 
     plan: Plan
     plans: Mapping[str, Plan]
-    sample: pl.DataFrame
-    unsent: pl.Series
     judge: judging.Judge
     reference: str | None
     seed: int
     confidence: float
     budget: float | None
     runs: dict[str, Run] = field(default_factory=dict)
+
+    @property
+    def sample(self) -> pl.DataFrame:
+        """The rows that every choice is given."""
+        return read(next(iter(self.plans.values())).frame)
 
     @awaited("await trial.run(client)")
     async def run(
@@ -113,16 +114,13 @@ class Trial:
         client = connect() if client is None else client
         self.runs.clear()
         expected = {choice: option(plan)["dollars"] for choice, plan in self.plans.items()}
-        left, open_dollars = self.budget, sum(expected.values())
         for choice in sorted(expected, key=expected.__getitem__):
-            plan = self.plans[choice]
-            if left is not None and open_dollars:
-                share = min(1.0, expected[choice] / open_dollars)
-                plan = plan.replace(budget=max(left * share, TOO_LITTLE))
-            run = self.runs[choice] = plan.start(client, ledger=ledger, progress=progress)
-            await run
-            left = None if left is None else left - run.counts.dollars
-            open_dollars -= expected[choice]
+            plan, open_ = self.plans[choice], sum(expected[other] for other in expected.keys() - self.runs)
+            if self.budget is not None and open_:
+                left = self.budget - sum(run.counts.dollars for run in self.runs.values())
+                plan = plan.replace(budget=max(left * min(expected[choice] / open_, 1.0), TOO_LITTLE))
+            self.runs[choice] = plan.start(client, ledger=ledger, progress=progress)
+            await self.runs[choice]
         return self
 
     @property
@@ -143,23 +141,19 @@ class Trial:
         row: dict[str, Any] = {"choice": choice, "model": plan.facts.id}
         if scores is None:
             takes, rows = option(plan), plan.totals.rows - plan.totals.unsent
-            paid, row["rows"], row["minutes"] = takes["dollars"], rows, takes["minutes"]
-            return row | {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000}
-        run, judged = self.runs[choice], scores.drop_nulls()
-        live = run.replies.filter(mode="live", status=200)["seconds"]
+            row |= {"rows": rows, "dollars": takes["dollars"], "minutes": takes["minutes"]}
+            return row | {"dollars_per_1000_rows": takes["dollars"] / rows * 1_000}
+        run, judged, results = self.runs[choice], scores.drop_nulls(), answered(self.runs[choice])
+        low, high = judging.interval(judged, self.confidence, seed=self.seed)
+        live = run.job.replies().filter(mode="live", status=200)["seconds"]
         errors = run.results["error"].drop_nulls()
         errors = errors.filter(errors != NOT_SENT)
-        paid = float(run.replies["dollars"].sum())
-        done = answered(run)["error"].ne_missing(NOT_SENT) & ~self.unsent
-        low, high = judging.interval(judged, self.confidence, seed=self.seed)
-        row["score_low"] = 1.0 if choice == self.reference else low  # it agrees with itself
+        paid, rows = float(run.job.replies()["dollars"].sum()), int(results["judged"].sum())
         row |= {"rows": judged.len(), "score": judged.mean(), "score_high": high}
-        row |= {
-            "dollars": paid,
-            "dollars_per_1000_rows": paid / int(done.sum()) * 1_000 if done.any() else None,
-        }
+        row |= {"score_low": 1.0 if choice == self.reference else low}  # it agrees with itself
+        row |= {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000 if rows else None}
         row |= {"seconds": live.median(), "seconds_p90": live.quantile(0.9, "linear"), "minutes": run.minutes}
-        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.simulated}
+        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.job.simulated}
 
     @property
     def scores(self) -> dict[str, pl.Series]:
@@ -169,15 +163,17 @@ class Trial:
 
         Spends: nothing.
         """
-        results, unsent = {choice: answered(run) for choice, run in self.runs.items()}, self.unsent
+        results = {choice: answered(run) for choice, run in self.runs.items()}
+        if self.reference not in {None, *results}:
+            nothing = pl.repeat(None, self.sample.height, dtype=pl.Float64, eager=True)
+            return dict.fromkeys(results, nothing)
+        judged = {choice: frame["judged"] for choice, frame in results.items()}
         if self.reference is not None:
-            if self.reference not in results:
-                return {choice: pl.Series([None] * unsent.len(), dtype=pl.Float64) for choice in results}
             against = results[self.reference]
-            unsent |= against["error"].is_not_null()
             columns = against.select(pl.col(self.judge.agrees_on).name.suffix(judging.REFERENCE))
             results = {choice: frame.hstack(columns) for choice, frame in results.items()}
-        return {choice: self.judge.scores(frame, unsent) for choice, frame in results.items()}
+            judged = {choice: rows & against["error"].is_null() for choice, rows in judged.items()}
+        return {choice: self.judge.scores(frame, judged[choice]) for choice, frame in results.items()}
 
     def evidence(self, *, min_score: float) -> pl.DataFrame:
         """Return for each choice how likely its score is by luck, and if it clears, as `judging.EVIDENCE`.
@@ -185,14 +181,17 @@ class Trial:
         Spends: nothing.
         """
         gate = plain(min_score)
-        if isinstance(gate, bool) or not isinstance(gate, int | float) or not math.isfinite(gate):
+        if not is_number(gate):
             msg = f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9."
             raise PlanError(msg)
         if not self.runs:
             msg = "The trial has not been run. Use await trial.run(client) first."
             raise PlanError(msg)
-        scores = {choice: values.drop_nulls() for choice, values in self.scores.items()}
-        return judging.evidence(scores, gate, self.confidence, certain=self.reference, seed=self.seed)
+        return judging.evidence(self._judged, gate, self.confidence, certain=self.reference, seed=self.seed)
+
+    @property
+    def _judged(self) -> dict[str, pl.Series]:
+        return {choice: values.drop_nulls() for choice, values in self.scores.items()}
 
     def pick(self, *, min_score: float, by: Literal["dollars", "minutes"] = "dollars") -> Plan:
         """Return the plan with the cheapest, or fastest, choice that is good enough, calibrated on its run.
@@ -218,19 +217,18 @@ class Trial:
         if by not in {"dollars", "minutes"}:
             msg = f"by={by!r} is not one of 'dollars' (the cheapest), 'minutes' (the fastest)."
             raise PlanError(msg)
-        evidence = self.evidence(min_score=min_score)
         plans = []
-        for choice in evidence.filter("clears")["choice"]:
+        for choice in self.evidence(min_score=min_score).filter("clears")["choice"]:
             chosen = self.plans[choice]
             plan = self.plan.replace(model=chosen.model, effort=chosen.effort, prompt=chosen.prompt)
             plans.append(plan.calibrate(self.runs[choice]))
-        if not plans:
-            reason, more = judging.shortfall(evidence, min_score, self.confidence)
-            if more:
-                rows = f"n={self.sample.height + more} of the plan's {self.plan.totals.rows:,} rows"
-                reason += f" Use cs.trial with {rows}: with the same ledger none is paid for twice."
-            raise NotEnoughEvidence(reason, more)
-        return min(plans, key=lambda plan: option(plan)[by])
+        if plans:
+            return min(plans, key=lambda plan: option(plan)[by])
+        reason, more = judging.shortfall(self._judged, min_score, self.confidence)
+        if more:
+            rows = f"n={self.sample.height + more} of the plan's {self.plan.totals.rows:,} rows"
+            reason += f" Use cs.trial with {rows}: with the same ledger none is paid for twice."
+        raise NotEnoughEvidence(reason, more)
 
     @property
     def plot(self) -> TrialPlots:
@@ -238,7 +236,7 @@ class Trial:
         return TrialPlots(self)
 
     def _card(self) -> Card:
-        table, mark = self.table, "SIMULATED " * any(run.simulated for run in self.runs.values())
+        table, mark = self.table, "SIMULATED " * any(run.job.simulated for run in self.runs.values())
         scored = f"{self.judge.words} with {self.reference}" if self.reference else self.judge.words
         title = f"{mark}Trial of {table.height} choices on {self.sample.height:,} rows, scored by {scored}"
         total = dollars(float(table["dollars"].sum()))
@@ -247,20 +245,14 @@ class Trial:
             notes = [] if self.budget is None else [f"Budget: {dollars(self.budget)}."]
             table = table.select("choice", "rows", "dollars", "minutes")
             return Card.of(table, title=title, notes=notes, next="await trial.run(client)")
-        missing = [f"{run.counts.missing:,} rows of {choice}" for choice, run in self.runs.items()]
-        missing = [words for words in missing if not words.startswith("0 ")]
+        runs = self.runs.items()
+        missing = [f"{run.counts.missing:,} rows of {choice}" for choice, run in runs if run.counts.missing]
         missing += [choice for choice in self.plans if choice not in self.runs]
         notes = [f"Not answered: {', '.join(missing)}. The same cell again sends only what is missing."]
         notes = notes * bool(missing) + [INVENTED] * bool(mark)
         table = table.rename({"score_low": "score_interval", "score_high": "score_interval_p90"})
         table, next_ = table.select("choice", *table.columns[3:10]), "plan = trial.pick(min_score=0.9)"
         return Card.of(table, title=f"{title}: {total} in all.", notes=notes, next=next_)
-
-    def __repr__(self) -> str:
-        return self._card().text()
-
-    def _repr_html_(self) -> str:
-        return self._card().html()
 
 
 @dataclass(frozen=True)
@@ -277,32 +269,35 @@ class TrialPlots:
         return model_charts.quality(self.trial.table, evidence, min_score)
 
 
-def option(plan: Plan, mode: str | None = None) -> dict[str, Any]:
-    """Return what a plan takes in a mode, by default its own; live where that is still to be chosen."""
+def option(plan: Plan) -> dict[str, Any]:
+    """Return what a plan takes in its own mode; live where that is still to be chosen."""
     options = {row["mode"]: row for row in plan.options.iter_rows(named=True)}
-    return options.get(mode or plan.mode, options["live"])
+    return options.get(plan.mode, options["live"])
 
 
 def answered(run: Run) -> pl.DataFrame:
-    """Return the results of a run; rows that were given up, which tells nothing of a model, as not sent."""
+    """Return the results of a run, and which rows are `judged`: given up tells nothing of a model."""
     error = pl.col("error")
-    final = error.is_null() | error.is_in([*run.replies["error"].drop_nulls().unique(), INVALID_REPLY])
-    return run.results.with_columns(error=pl.when(final).then(error).otherwise(pl.lit(NOT_SENT)))
+    final = error.is_null() | error.is_in([*run.job.replies()["error"].drop_nulls().unique(), INVALID_REPLY])
+    return run.results.with_columns(judged=final & run.job.work.keys.is_not_null())
 
 
-def several(name: str, values: Any, such_as: str) -> list[Any]:
-    """Return two or more values to compare, or raise what to type."""
+def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:
+    """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
     several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
     if len(several) < _FEWEST:
-        msg = f"{name}={values!r:.60}: give two or more{such_as}."
+        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
+        msg = f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}."
         raise PlanError(msg)
-    return several
-
-
-def changed(plan: Plan, name: str, value: Any) -> Plan:
-    """Return the plan with one change; its own model keeps what a pilot has measured."""
-    own = name == "model" and value in {plan.model, plan.facts.id}
-    return plan if own else plan.replace(**{name: value})
+    name, plans = kind.removesuffix("s"), {}
+    for number, value in enumerate(several, 1):
+        own = name == "model" and value in {plan.model, plan.facts.id}  # it keeps what a pilot has measured
+        other = plan if own else plan.replace(**{name: value})
+        plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+    if len(plans) < len(several):
+        msg = f"{kind}={several!r} names a {name} twice. Give different ones."
+        raise PlanError(msg)
+    return plans
 
 
 def trial(
@@ -367,31 +362,23 @@ def trial(
     if len(kinds) > 1:
         msg = f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan."
         raise PlanError(msg)
-    kind, name = kinds[0], kinds[0].removesuffix("s")
-    such_as = ", such as models=['claude-haiku-5-5', 'claude-sonnet-5-5']" * (kind == "models")
-    values = several(kind, given[kind], f" to compare{such_as}")
-    live, plans = plan.replace(mode="live", deadline=None, budget=None), {}
-    for number, value in enumerate(values, 1):
-        other = changed(live, name, value).replace(budget=budget)
-        plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
-    if len(plans) < len(values):
-        msg = f"{kind}={values!r} names a {name} twice. A trial is of different ones."
-        raise PlanError(msg)
-    judge, rows = judging.scoring(score, plan), read(plan.frame)
+    (kind,) = kinds
+    live = plan.replace(mode="live", deadline=None, budget=budget)
+    plans, judge, rows = choices(live, kind, given[kind]), judging.scoring(score, plan), read(plan.frame)
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
-    sample = shuffled.head(n)
-    unsent = plan.compiled.contents(sample)["content"].is_null()
-    if (~unsent).sum() < _FEWEST:
+    if min(each.totals.rows - each.totals.unsent for each in plans.values()) < _FEWEST:
         msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
         raise PlanError(msg)
     costs = {choice: option(each)["dollars"] for choice, each in plans.items()}
     whole = sum(costs.values())
     if budget is not None and whole > budget:
-        use = f"n={int(sample.height * budget / whole)}, or a larger budget"
+        use = f"n={int(min(n, shuffled.height) * budget / whole)}, or a larger budget"
         msg = f"This trial costs about {dollars(whole)}, and its budget is {dollars(budget)}. Use {use}."
         raise ImpossibleBudget(msg)
     reference = max(reversed(plans), key=costs.__getitem__) if judge.agrees_on else None
-    asked: dict[str, Any] = {"plan": plan, "plans": plans, "sample": sample, "unsent": unsent, "judge": judge}
-    return Trial(**asked, reference=reference, seed=seed, confidence=confidence, budget=budget)
+    return Trial(
+        plan=plan, plans=plans, judge=judge, reference=reference, seed=seed, confidence=confidence,
+        budget=budget,
+    )  # fmt: skip

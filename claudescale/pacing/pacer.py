@@ -137,9 +137,16 @@ class Pacer:
         self._recent: deque[Permit] = deque()
         self._held_until = self._refused_at = -math.inf
         self._refusals = 0  # in a row, of calls that went after the one before
+        self._window = Window(concurrency or MOST_CONCURRENCY)
+        self.move()
+
+    def move(self) -> None:
+        """Let calls wait on the event loop that runs now, from now on.
+
+        Spends: nothing.
+        """
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._window = Window(concurrency or MOST_CONCURRENCY)
 
     # what a run and its charts may ask
 

@@ -31,12 +31,13 @@ _AT_ONCE = 8
 
 def learned(run: Run, plan: Plan) -> Measured:
     """Return what a plan's calls take, by a run of some of its rows."""
-    if not hasattr(run, "sizes"):
+    if not hasattr(run, "job"):
         kind = type(run).__name__
         msg = f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client)."
         raise PlanError(msg)
     model = plan.facts.id
-    done = run.sizes.join(run.replies.filter(pl.col("model") == model), on="key", how="inner")
+    sizes = run.job.work.requests.select("key", "estimated_tokens")
+    done = sizes.join(run.job.replies().filter(pl.col("model") == model), on="key", how="inner")
     paid, attempts = done.filter(pl.col("dollars") > 0), run.attempts
     if paid.is_empty():
         msg = f"The run has no paid replies of {model} to learn from. "

@@ -114,7 +114,7 @@ PARAMETERS = tuple(Changes.__annotations__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Plan:
+class Plan(card.Shown):
     """Claude's calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
 
     It shows its price and its time; `run` is the one verb that spends.
@@ -521,11 +521,8 @@ class Plan:
         """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
         return PlanPlots(self)
 
-    def __repr__(self) -> str:
-        return plan_card(self).text()
-
-    def _repr_html_(self) -> str:
-        return plan_card(self).html()
+    def _card(self) -> card.Card:
+        return plan_card(self)
 
 
 def plan(

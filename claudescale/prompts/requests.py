@@ -487,37 +487,40 @@ class Work(NamedTuple):
     sizes: pl.DataFrame  # `SIZES`, of what is sent
     unsent: pl.DataFrame | None  # of each row with files, the `error` and `message` of what cannot be sent
 
-    def results(self, answers: pl.DataFrame, *, simulated: bool = False) -> pl.DataFrame:
+    def results(
+        self, answers: pl.DataFrame, places: pl.Series | None = None, *, simulated: bool = False
+    ) -> pl.DataFrame:
         """Return the user's frame, same rows in the same order, with typed columns, `reply` and `error`.
 
         Parameters
         ----------
         answers : pl.DataFrame
             `key`, `reply`, `error`: at most one row per key.
+        places : pl.Series, optional
+            Of the result rows that are wanted; the default is all.
         simulated : bool
             Mark every row as a simulator's, so that no file made of them can pass for the real thing.
         """
+        prompt, frame, keys, unsent = self.texts.prompt, self.frame, self.keys, self.unsent
+        if prompt.samples > 1 or places is not None:
+            places = pl.int_range(keys.len(), eager=True) if places is None else places
+            rows, keys = places // prompt.samples, keys.gather(places)
+            frame, unsent = frame[rows], unsent if unsent is None else unsent[rows]
+        if prompt.samples > 1 and places is not None:
+            frame = frame.with_columns(sample=places.cast(pl.Int64) % prompt.samples + 1)
         known = answers.select("key", "reply", "error", found=pl.lit(value=True))
-        joined = self.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+        joined = keys.to_frame().join(known, on="key", how="left", maintain_order="left")
         waiting = pl.col("key").is_not_null() & pl.col("found").is_null()
-        joined = joined.with_columns(error=pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
-        frame, prompt = self.frame, self.texts.prompt
-        columns, returns = joined.select("reply", "error"), prompt.returns
-        place = pl.int_range(self.keys.len(), eager=True) // prompt.samples
-        if self.unsent is not None:
-            unsent = self.unsent[place]
+        columns = joined.select("reply", error=pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
+        if unsent is not None:
             columns = columns.with_columns(error=pl.coalesce("error", unsent["error"]))
-        if returns is not None:
-            typed, broken = returns.decode(joined["reply"])
+        if prompt.returns is not None:
+            typed, broken = prompt.returns.decode(joined["reply"])
             columns = columns.with_columns(error=pl.coalesce("error", broken))
-            columns = typed.hstack(columns.select("error") if returns.single else columns)
-        if self.unsent is not None:
+            columns = typed.hstack(columns.select("error") if prompt.returns.single else columns)
+        if unsent is not None:
             columns = columns.with_columns(unsent["message"])
-        if simulated:
-            columns = columns.with_columns(simulated=True)
-        if prompt.samples > 1:
-            frame = frame[place].with_columns(sample=pl.int_range(pl.len()) % prompt.samples + 1)
-        return frame.hstack(columns)
+        return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
 
 
 # ---------------------------------------------------------------------------------------- reading frames

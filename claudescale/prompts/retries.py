@@ -28,7 +28,7 @@ class Kept(NamedTuple):
     def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, mode: str, typed: str) -> Kept:
         """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
         _check_retried(run, prompt, frame)
-        returns, before, replies = prompt.returns, run.plan.compiled, run.replies
+        returns, before, replies = prompt.returns, run.plan.compiled, run.job.replies()
         error = replies["error"]
         if _form(returns) != _form(before.returns) and error.null_count():
             refuse(
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
             kept = pl.concat([kept, given_up])
         tried = rest.select("key", tried_at=pl.col("sent_at").dt.epoch("us"))
         known = pl.concat([kept.select("key", kept="key"), tried], how="diagonal")
-        rows = run.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+        rows = run.job.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
         tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.kept
         if earlier is not None:
             tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
@@ -101,7 +101,7 @@ def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
 
 
 def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
-    if not hasattr(run, "sizes"):
+    if not hasattr(run, "job"):
         kind = type(run).__name__
         refuse(f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client).")
     if run.state in {"starting", "running"}:
@@ -111,7 +111,7 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
             "Batches of the run are still at the API and will be paid for. Collect them first with the same "
             "cell: run = await plan.run(client)."
         )
-    before = run.work.frame
+    before = run.job.work.frame
     if run.plan.compiled.samples != prompt.samples:
         refuse("plan.retry() keeps the samples= of its run. Use run.plan.retry(run).")
     if frame.height != before.height:

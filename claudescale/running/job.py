@@ -21,14 +21,16 @@ from claudescale.api.answers import Answer, Verdict, answer_of, is_free, stop_re
 from claudescale.api.client import Wire
 from claudescale.clock import Clock
 from claudescale.errors import LedgerError, UnknownModel
-from claudescale.ledger.records import OPEN, Attempt
+from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
+from claudescale.pacing.middleware import unlimited
 from claudescale.planning import choices
 from claudescale.running.batches import Batches
-from claudescale.running.meter import Meter
+from claudescale.running.meter import Meter, Pulse, read
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections import deque
+    from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Work
+    from claudescale.running.batch_rules import Expected
     from claudescale.running.live import Live
 
 _OVERHEAD_TOKENS = 1_000
@@ -110,12 +113,16 @@ class Job:
         Why the record cannot be kept: then nothing more is sent.
     is_open : bool
         Whether `open` has set what follows.
-    ledger, wire, api, work : Store, Wire, Api, Work
-        Where replies are kept, what sends, who answers, and the rows.
+    ledger, wire, api : Store, Wire, Api
+        Where replies are kept, what sends, and who answers.
     missing : pl.DataFrame
         Of `requests.REQUESTS`: what had no answer at the start, in the order of sending.
-    estimate : dict
-        What that should take, as a row of `Plan.options`.
+    estimate : dict or None
+        What that should take, as a row of `Plan.options`; None until it is known.
+    feeds : list of deque
+        Where the keys of final replies are put for those who follow the rows.
+    row_errors : dict of str to int, or None
+        How many rows have which error, once that was counted at the end.
     started_at, minutes : float
         API unix seconds at which the first call could go, and API minutes since then.
     batches_out : int
@@ -127,13 +134,11 @@ class Job:
     ledger: Store
     wire: Wire
     api: Api
-    work: Work
     missing: pl.DataFrame
-    estimate: dict[str, Any]
 
     def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None) -> None:
         self.plan = plan
-        self.client = client
+        self.client = unlimited(client)  # a run has a pacer of its own
         self.path = path
         self.clock = Clock()
         self.meter = Meter(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.facts)
@@ -145,6 +150,10 @@ class Job:
         self.following: asyncio.Future[None] | None = None
         self.ledger_error: LedgerError | None = None
         self.is_open = False
+        self.estimate: dict[str, Any] | None = None
+        self.feeds: list[deque[pl.Series]] = []
+        self.row_errors: dict[str, int] | None = None
+        self._work: Work | None = None
         self.batches_out = 0
         self.only_collects = False
         self._started_at: float | None = None
@@ -181,7 +190,41 @@ class Job:
         self.meter.found(found)
         if kept is not None:
             self.meter.found(kept.attempts.select("key", "error"))
-        self.work = work
+        self._work = work
+
+    @property
+    def work(self) -> Work:
+        """The rows; before the run has read them, with keys that nothing has answered."""
+        return self._work or choices.prepare(self.plan, "not known yet")
+
+    @property
+    def api_name(self) -> str:
+        """Host and path of the API that answers; empty until that is known."""
+        return self.api.name if self.is_open else ""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the replies are a simulator's."""
+        return self.is_open and self.api.simulated
+
+    @property
+    def expected(self) -> Expected | None:
+        """When the last batch ends, as far as that can be told: the API says nothing of its progress."""
+        return self.batches.expected() if self.batches else None
+
+    def pulse(self, state: str) -> Pulse:
+        """Return how it goes right now, at a cost that does not grow with the rows."""
+        return read(self, state)
+
+    def replies(
+        self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
+    ) -> pl.DataFrame:
+        """Return the final attempt of every request that has one, of this run or an earlier one."""
+        kept, found = self.plan.kept, ATTEMPTS.to_frame().select(columns)
+        if self.is_open:
+            keys = self.work.requests["key"] if of is None else of
+            found = self.ledger.replies(keys, columns).select(columns)
+        return found if kept is None else pl.concat([kept.attempts.select(columns), found])
 
     def _check_model(self) -> None:
         """Raise where rows would be sent to a model that is retired and no batch of it is left to collect."""
@@ -308,7 +351,9 @@ class Job:
             stuck = await loops.in_thread(self.ledger.held, nonce)
             held = held.filter(~pl.col("key").is_in(stuck))
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
-        self.meter.found(replies.filter(pl.col("run") != self.ledger.run).select("key", "error"))
+        theirs = replies.filter(pl.col("run") != self.ledger.run).select("key", "error")
+        self.meter.found(theirs)
+        self._arrived(theirs["key"])
         return held.join(replies, on="key", how="anti", maintain_order="left")
 
     async def first(self, rows: pl.DataFrame) -> AsyncGenerator[Row, None]:
@@ -416,12 +461,20 @@ class Job:
             self.ledger.record(attempt, final=final)
         except LedgerError as error:
             self.fail(error)
+        if final and self.feeds:
+            self._arrived(pl.Series([attempt.key]))
 
     async def record_many(self, attempts: pl.DataFrame) -> None:
         """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
         await loops.in_thread(self.ledger.extend, attempts)
         self.purse.pay(float(attempts["dollars"].sum()))
         await loops.in_thread(self._count, attempts)
+        self._arrived(attempts.filter("final")["key"])
+
+    def _arrived(self, keys: pl.Series) -> None:
+        """Tell those who follow the rows of this run that these requests have their final reply."""
+        for feed in self.feeds:
+            feed.append(keys)
 
     def _count(self, attempts: pl.DataFrame) -> None:
         """Count the results of a batch. One of an earlier run may have rows of another frame, too."""

@@ -349,9 +349,9 @@ def read(job: Job, state: str) -> Pulse:
     if state == "running" and pacer is not None and job.plan.mode != "batch":
         known["ends"] = live_ends(job.plan, pacer, job.missing, meter, job.minutes)
     if batches is not None:
-        known["batches"] = [*batches.closed, *batches.open.values()]
+        known["batches"] = batches.seen
         known["expected"] = batches.expected()
-    if job.is_open:
+    if job.estimate is not None:
         known |= {"simulated": job.api.simulated, "estimate_dollars": job.estimate["dollars"]}
     seconds = meter.reply_seconds
     return Pulse(

@@ -66,7 +66,7 @@ class Progress:
             ncols=_SIZE[0] if notebook else size.columns,
             nrows=size.lines,
             file=stream,
-            desc="simulated" if self._run.simulated else "claude",
+            desc="simulated" if self._run.job.simulated else "claude",
             mininterval=0.0,
         )
         self._tasks.append(asyncio.create_task(self._refresh()))
@@ -101,7 +101,7 @@ class Progress:
         """Log a line when an API minute is over, until it is canceled."""
         while True:
             over = math.floor(self._logged.minutes) + 1.0
-            await asyncio.sleep(max(over - self._run.minutes, 0.0) * 60 / self._run.pulse.speed)
+            await asyncio.sleep(max(over - self._run.minutes, 0.0) * 60 / self._run.job.clock.speed)
             if self._run.minutes >= over:  # a timer may be early by a hair
                 self._log()
 

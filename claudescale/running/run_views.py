@@ -12,6 +12,7 @@ from claudescale.api import limits
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.planning.plan_views import awaited
+from claudescale.prompts.requests import NOT_SENT
 from claudescale.running.rates import rates
 from claudescale.views.card import Card
 
@@ -61,7 +62,7 @@ _LONGER = 4
 def failures(run: Run) -> tuple[str, str]:
     """Return what failed in a run that has ended, by kind, and the line that helps; empty where nothing."""
     try:
-        rows = run.failures
+        rows = row_errors(run)
     except LedgerError as error:
         return f"The ledger cannot be read: {error}", ""
     if not rows:
@@ -81,13 +82,24 @@ def failures(run: Run) -> tuple[str, str]:
     return words, awaited(f"{named}.retry(run{more}).run(client)")
 
 
+def row_errors(run: Run) -> dict[str, int]:
+    """Return how many rows have which error, once the run has ended; those not sent are not among them."""
+    typed = run.plan.compiled.returns is not None
+    if run.state in {"starting", "running", "left"} or not (typed or run.counts.failed):
+        return {}
+    if run.job.row_errors is None:  # the rows of a run that has ended stay as they are
+        errors = run.results["error"].drop_nulls()
+        run.job.row_errors = dict(errors.filter(errors != NOT_SENT).value_counts(sort=True).iter_rows())
+    return run.job.row_errors
+
+
 def why(run: Run) -> str:
     """Return what ended a run, what is kept, and what to do."""
     if run.stopped_by == "ledger" and not run.counts.requests:
         return f"Nothing was sent: {run.message}."
     advice = ADVICE.get(run.stopped_by or "", "The API cannot go on.")
     if run.stopped_by == "endpoint_not_found":
-        advice = _no_endpoint(run.api_name, run.plan.mode)
+        advice = _no_endpoint(run.job.api_name, run.plan.mode)
     said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
     again = "the same cell again sends only what is missing"
     if run.path is None:
@@ -116,22 +128,22 @@ def kept(run: Run) -> str:
 
 def before(run: Run) -> str:
     """Return what is going to be sent, in one line."""
-    counts, option, plan = run.counts, run.estimate, run.plan
+    counts, option, plan = run.counts, run.job.estimate, run.plan
     where = "in the ledger" if plan.kept is None else "taken over"
     reused = f" ({counts.reused:,} requests are {where})" if counts.reused else ""
     about = ""
     if option is not None and counts.missing:
         time = text.span(text.duration(option["minutes"]), text.duration(option["minutes_p90"]))
         about = f": about {text.dollars(option['dollars'])}, {time}"
-    simulated = "SIMULATED, nothing is paid. " if run.simulated else ""
-    pending = text.plural(run.batches_out, "pending batch")
-    first = f" Collecting {pending} of earlier runs first." if run.batches_out else ""
+    simulated = "SIMULATED, nothing is paid. " if run.job.simulated else ""
+    pending = text.plural(run.job.batches_out, "pending batch")
+    first = f" Collecting {pending} of earlier runs first." if run.job.batches_out else ""
     return f"{simulated}{counts.missing:,} rows {_WAYS[plan.mode]} on {plan.facts.id}{reused}{about}.{first}"
 
 
 def waiting(run: Run) -> tuple[str, str] | None:
     """Return how many batches have ended, and when the rest will have; None where none is out."""
-    out = run.expected
+    out = run.job.expected
     if out is None:
         return None
     usual = ""
@@ -155,7 +167,7 @@ def line(run: Run) -> str:
     ]
     kind = "calls" if run.plan.mode == "live" else "requests"
     calls = f"{counts.requests:,} {kind} in {text.duration(run.minutes)}, {text.dollars(counts.dollars)}"
-    return f"{'SIMULATED ' * run.simulated}Run {run.state}{by}: {', '.join(parts)}; {calls}."
+    return f"{'SIMULATED ' * run.job.simulated}Run {run.state}{by}: {', '.join(parts)}; {calls}."
 
 
 def run_card(run: Run) -> Card:
@@ -166,8 +178,8 @@ def run_card(run: Run) -> Card:
     measured |= {"requests_per_minute": counts.requests / minutes if minutes else 0.0}
     limit = {"": "limit", "requests_per_minute": run.limits.requests_per_minute * run.plan.share}
     rows: list[dict[str, Any]] = [measured] if run.plan.mode == "batch" else [measured, limit]
-    if run.estimate is not None:
-        rows.insert(0, {"": "estimated", **{name: run.estimate[name] for name in _ESTIMATED}})
+    if run.job.estimate is not None:
+        rows.insert(0, {"": "estimated", **{name: run.job.estimate[name] for name in _ESTIMATED}})
     table = pl.DataFrame(rows, schema=_TABLE)
     if run.plan.mode == "batch":
         table = table.drop("requests_per_minute", "refused")
@@ -232,7 +244,7 @@ class Plots:
         if run.plan.mode == "batch":
             empty = "Batches take nothing from the token buckets."
         limits = run.limits.shared(run.plan.share).per_minute
-        levels = run_charts.levels(run.attempts, limits, run.started_at, bucket_seconds)
+        levels = run_charts.levels(run.attempts, limits, run.job.started_at, bucket_seconds)
         return run_charts.buckets(levels, empty=empty)
 
     def latency(self) -> Picture:
@@ -246,9 +258,9 @@ class Plots:
         from claudescale.views import run_charts
 
         run = self._run
-        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run.started_at) / 60
+        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run.job.started_at) / 60
         paid = run.attempts.filter(pl.col("dollars") > 0).select("dollars", minute=ended).sort("minute")
-        estimate = run.estimate["dollars"] if run.estimate else None
+        estimate = run.job.estimate["dollars"] if run.job.estimate else None
         so_far = paid.with_columns(pl.col("dollars").cum_sum())
         return run_charts.spending(so_far, estimate_dollars=estimate, empty=self._empty)
 
@@ -273,8 +285,8 @@ class Plots:
         hybrid = run.plan.mode == "hybrid"
         return run_charts.batches(
             run.batches,
-            started_at=run.started_at,
-            now=run.started_at + run.minutes * 60,
+            started_at=run.job.started_at,
+            now=run.job.started_at + run.minutes * 60,
             deadline_minutes=run.plan.deadline if hybrid else None,
             live=run.attempts.filter(pl.col("batch_id").is_null()) if hybrid else None,
             empty="This run sent no batch: mode='live'." if run.plan.mode == "live" else self._empty,
@@ -282,7 +294,7 @@ class Plots:
 
     @property
     def _rates(self) -> pl.DataFrame:
-        return rates(self._run.attempts, self._run.started_at, self._run.minutes)
+        return rates(self._run.attempts, self._run.job.started_at, self._run.minutes)
 
     @property
     def _limits(self) -> dict[str, float | None]:

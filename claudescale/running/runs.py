@@ -22,26 +22,25 @@ from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.planning.choices import prepare
-from claudescale.prompts.requests import NOT_SENT
 from claudescale.prompts.retries import last_failures
 from claudescale.running import meter, run_views
+from claudescale.running.arrivals import Arrivals
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 from claudescale.running.live import Live
 from claudescale.running.progress import Progress
 from claudescale.running.rates import by_minute
 from claudescale.running.run_views import Plots
+from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.requests import Work
-    from claudescale.running.batch_rules import Expected
+    from claudescale.views.card import Card
 
 
 SUMMARY = pl.Schema(
@@ -94,7 +93,7 @@ _BATCH_COLUMNS = (
 )
 
 
-class Run(Handle):
+class Run(Shown, Handle):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
     `Plan.run` and `Plan.start` make one.
@@ -112,6 +111,8 @@ class Run(Handle):
         What ended it early: the API's error type, ``"budget"`` or ``"ledger"``.
     message : str or None
         What the API, or the ledger, said then.
+    job : Job
+        What this package itself needs to know of a run: rows, keys, ledger, money. Nothing for users.
     home : int
         The thread whose loop does the work.
     """
@@ -137,8 +138,7 @@ class Run(Handle):
         self.stopped_by: str | None = None
         self.message: str | None = None
         self._shown = progress
-        self._failures: dict[str, int] | None = None
-        self._job = Job(plan, client, self.path)
+        self.job = Job(plan, client, self.path)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving = False
         self._cluster = _on(on, client, plan)
@@ -156,7 +156,7 @@ class Run(Handle):
         A PlanError says that nothing was sent, a RunStopped that it could not go on.
         """
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
-        job, state = self._job, "failed"
+        job, state = self.job, "failed"
         self._loop = asyncio.get_running_loop()
         try:
             await job.open()
@@ -180,7 +180,7 @@ class Run(Handle):
 
     async def _send(self, progress: Progress) -> None:
         """Send what is missing in the plan's mode."""
-        job, mode = self._job, self.plan.mode
+        job, mode = self.job, self.plan.mode
         if job.only_collects:
             mode = "batch"
         if mode == "live":
@@ -204,21 +204,21 @@ class Run(Handle):
                 await job.following
 
     async def _live(self, rows: pl.DataFrame) -> None:
-        assert self._job.live is not None
-        given = self._job.rows(rows)
+        assert self.job.live is not None
+        given = self.job.rows(rows)
         try:
-            await self._job.live.answer(given)
+            await self.job.live.answer(given)
         finally:
             await given.aclose()
 
     async def _batch(self) -> None:
-        self._job.batches = Batches(self._job)
+        self.job.batches = Batches(self.job)
         self._pass_on()  # what was asked for before there was anything to ask
-        await self._job.batches.answer(self._job.missing["key"])
+        await self.job.batches.answer(self.job.missing["key"])
 
     async def _hybrid(self) -> None:
         """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
-        job, rows = self._job, self._job.missing
+        job, rows = self.job, self.job.missing
         job.batches = batches = Batches(job)
         self._pass_on()
         await batches.adopt()
@@ -234,12 +234,12 @@ class Run(Handle):
 
     async def _scout(self, free: pl.DataFrame) -> None:
         """Send one row that nobody holds."""
-        if not (free.is_empty() or self._job.is_over):
-            await self._make_live(1).answer(self._job.first(free))
+        if not (free.is_empty() or self.job.is_over):
+            await self._make_live(1).answer(self.job.first(free))
 
     def _make_live(self, requests: int) -> Live:
         """Make what sends rows live, at the pace that an earlier one has learned."""
-        job, plan = self._job, self.plan
+        job, plan = self.job, self.plan
         if self._cluster is not None:
             job.live = self._cluster(job)
             job.pacer = job.live.pacer
@@ -256,7 +256,7 @@ class Run(Handle):
 
     def _latest_switch(self) -> float:
         """Return the API second from which on the rest would not be done live in time."""
-        job, plan = self._job, self.plan
+        job, plan = self.job, self.plan
         rest, expected, seconds = job.missing, plan.expected, 0.0
         if rest.height:
             answered = job.meter.requests - job.meter.refused
@@ -275,14 +275,14 @@ class Run(Handle):
         return job.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     def _end_state(self) -> str:
-        job, batches = self._job, self._job.batches
+        job, batches = self.job, self.job.batches
         found = job.live.stopped_by if job.live else None
         if batches is not None:
             found = found or (batches.stopped_by if batches.is_refused else None) or batches.why_stuck
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        if batches is not None and batches.open:
+        if batches is not None and batches.waited:
             return "left"
         return "stopped" if job.asked and job.meter.missing else "finished"
 
@@ -296,7 +296,7 @@ class Run(Handle):
 
         Spends: what is in flight.
         """
-        self._job.asked = "stop"
+        self.job.asked = "stop"
         self._tell()
 
     def leave(self) -> None:
@@ -307,7 +307,7 @@ class Run(Handle):
         Spends: what is in flight; the batches, as they are answered.
         """
         self._leaving = True
-        self._job.asked = self._job.asked or "leave"
+        self.job.asked = self.job.asked or "leave"
         self._tell()
 
     def _tell(self) -> None:
@@ -317,10 +317,10 @@ class Run(Handle):
                 self._loop.call_soon_threadsafe(self._pass_on)
 
     def _pass_on(self) -> None:
-        live, batches = self._job.live, self._job.batches
-        if live is not None and self._job.asked:
+        live, batches = self.job.live, self.job.batches
+        if live is not None and self.job.asked:
             live.stop()
-        if batches is not None and self._job.asked == "stop":
+        if batches is not None and self.job.asked == "stop":
             batches.stop()
         if batches is not None and self._leaving:
             batches.leave()
@@ -338,11 +338,40 @@ class Run(Handle):
     def _is_submitted(self) -> bool:
         if self.state != "running":
             return self.state != "starting"
-        batches = self._job.batches
+        batches = self.job.batches
         return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
 
-    def _line(self) -> str:
-        return run_views.line(self)
+    async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield each row of the frame once, as a dict: `index`, its place from 0, and what `results` has.
+
+        Rows come in the order in which they are answered, those that the ledger had first; at the end of the
+        run those without a reply. Leaving the loop early leaves the run going.
+
+        Raises
+        ------
+        PlanError
+            The frame has a column `index`.
+        RunStopped
+            The run could not go on; every row was given before that.
+        """
+        while not (self.job.is_open or self._started.future.done()):
+            await self._followed(loops.SLICE_SECONDS)
+        if not self.job.is_open:
+            self._outcome()
+        rows = await loops.in_thread(Arrivals, self)
+        try:
+            while True:
+                has_ended = self._started.future.done()
+                for row in await loops.in_thread(rows.read):
+                    yield row
+                if has_ended:
+                    break
+                await self._followed(loops.SLICE_SECONDS)
+            for row in await loops.in_thread(rows.rest):
+                yield row
+        finally:
+            rows.close()
+        self._outcome()
 
     @property
     def kept(self) -> str:
@@ -354,52 +383,17 @@ class Run(Handle):
     @property
     def counts(self) -> meter.Meter:
         """Rows, calls, tokens and dollars so far."""
-        return self._job.meter
-
-    @property
-    def pulse(self) -> meter.Pulse:
-        """How it goes right now, at a cost that does not grow with the rows."""
-        return meter.read(self._job, self.state)
+        return self.job.meter
 
     @property
     def minutes(self) -> float:
         """API minutes since the first call could go."""
-        return self._job.minutes
-
-    @property
-    def started_at(self) -> float:
-        """API unix seconds at which the first call could go."""
-        return self._job.started_at
-
-    @property
-    def batches_out(self) -> int:
-        """Batches of earlier runs in the ledger that were out when this run began."""
-        return self._job.batches_out
-
-    @property
-    def expected(self) -> Expected | None:
-        """When the last batch ends, as far as that can be told: the API says nothing of its progress."""
-        return self._job.batches.expected() if self._job.batches else None
-
-    @property
-    def estimate(self) -> dict[str, Any] | None:
-        """What the rows that were missing should take, as a row of `Plan.options`; None until it is known."""
-        return self._job.estimate if self._job.is_open else None
-
-    @property
-    def api_name(self) -> str:
-        """Host and path of the API that answers; empty until that is known."""
-        return self._job.api.name if self._job.is_open else ""
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the replies are a simulator's."""
-        return self._job.is_open and self._job.api.simulated
+        return self.job.minutes
 
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or what the API's answers told."""
-        return self._job.pacer.limits if self._job.pacer else self.plan.limits
+        return self.job.pacer.limits if self.job.pacer else self.plan.limits
 
     @property
     def summary(self) -> pl.DataFrame:
@@ -411,7 +405,7 @@ class Run(Handle):
         row = (
             self.state, counts.rows, counts.answered, counts.failed, counts.missing, counts.reused,
             counts.requests, counts.refused, minutes, counts.requests / minutes if minutes else 0.0,
-            counts.input_tokens, counts.output_tokens, counts.dollars, self.simulated,
+            counts.input_tokens, counts.output_tokens, counts.dollars, self.job.simulated,
         )  # fmt: skip
         return pl.DataFrame([row], schema=SUMMARY, orient="row")
 
@@ -434,44 +428,14 @@ class Run(Handle):
         cell that begins with ``=``, ``+``, ``-`` or ``@``. ``write_excel`` writes texts as texts; before
         ``write_csv``: ``pl.col(pl.String).str.replace(r"^([=+@\t\r-])", "'$1")``.
         """
-        work = self.work
-        answers = self._replies(work, ("key", "reply", "error"))
-        if self._started.future.done() and self.state != "left":
+        work = self.job.work
+        answers = self.job.replies(("key", "reply", "error"))
+        if self.state in {"finished", "stopped", "failed"}:
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
             if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
-        return work.results(answers, simulated=self.simulated)
-
-    @property
-    def failures(self) -> dict[str, int]:
-        """How many rows have which error, once the run has ended; those not sent are not among them.
-
-        Spends: nothing.
-        """
-        typed = self.plan.compiled.returns is not None
-        if not self._started.future.done() or self.state == "left" or not (typed or self.counts.failed):
-            return {}
-        if self._failures is None:  # the rows of a run that has ended stay as they are
-            errors = self.results["error"].drop_nulls()
-            counted = errors.filter(errors != NOT_SENT).value_counts(sort=True)
-            self._failures = dict(counted.iter_rows())
-        return self._failures
-
-    @property
-    def replies(self) -> pl.DataFrame:
-        """The final attempt of every distinct request that has one, of this run or an earlier one.
-
-        Spends: nothing.
-        """
-        return self._replies(self.work)
-
-    def _replies(self, work: Work, columns: Sequence[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
-        kept = self.plan.kept
-        found = ATTEMPTS.to_frame().select(columns)
-        if self._job.is_open:
-            found = self._job.ledger.replies(work.requests["key"], columns).select(columns)
-        return found if kept is None else pl.concat([kept.attempts.select(columns), found])
+        return work.results(answers, simulated=self.job.simulated)
 
     @property
     def attempts(self) -> pl.DataFrame:
@@ -479,9 +443,9 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        if not self._job.is_open:
+        if not self.job.is_open:
             return ATTEMPTS.to_frame()
-        return self._job.ledger.attempts(run=self._job.ledger.run)
+        return self.job.ledger.attempts(run=self.job.ledger.run)
 
     @property
     def batches(self) -> pl.DataFrame:
@@ -489,18 +453,10 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        if not self._job.is_open:
+        if not self.job.is_open:
             return BATCHES.to_frame()
-        ledger = self._job.ledger
+        ledger = self.job.ledger
         return batch_frame(ledger.batches(mine=True), ledger.attempts(columns=_BATCH_COLUMNS))
-
-    @property
-    def sizes(self) -> pl.DataFrame:
-        """`key` and `estimated_tokens` of every distinct request, for `Plan.calibrate`.
-
-        Spends: nothing.
-        """
-        return self.work.requests.select("key", "estimated_tokens")
 
     @property
     def throughput(self) -> pl.DataFrame:
@@ -510,7 +466,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return by_minute(self.attempts, self.started_at, self.minutes)
+        return by_minute(self.attempts, self.job.started_at, self.minutes)
 
     @property
     def savings(self) -> pl.DataFrame:
@@ -518,7 +474,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        rows = self.work.keys.drop_nulls().value_counts(name="rows")
+        rows = self.job.work.keys.drop_nulls().value_counts(name="rows")
         repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
         return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.facts,))
 
@@ -539,23 +495,12 @@ class Run(Handle):
         return prices.waste(self.attempts)
 
     @property
-    def work(self) -> Work:
-        """The rows; before the run has read them, they are read here, with keys that nothing has answered.
-
-        Spends: nothing.
-        """
-        return self._job.work if self._job.is_open else prepare(self.plan, "not known yet")
-
-    @property
     def plot(self) -> Plots:
         """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
         return Plots(self)
 
-    def __repr__(self) -> str:
-        return run_views.run_card(self).text()
-
-    def _repr_html_(self) -> str:
-        return run_views.run_card(self).html()
+    def _card(self) -> Card:
+        return run_views.run_card(self)
 
 
 def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:

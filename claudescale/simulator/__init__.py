@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
@@ -96,42 +97,24 @@ class Simulator:
         self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
         self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""
-        self._loop = asyncio.new_event_loop()
-        self._failure: OSError | None = None
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(port, started), daemon=True)
+        ready: Future[None] = Future()
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port, ready),), daemon=True)
         self._thread.start()
-        if not started.wait(START_SECONDS):
-            msg = f"the simulator did not start within {START_SECONDS:.0f} seconds"
-            raise TimeoutError(msg)
-        if self._failure is not None:
-            raise self._failure
+        ready.result(START_SECONDS)
 
-    def _serve(self, port: int, started: threading.Event) -> None:
+    async def _serve(self, port: int, ready: Future[None]) -> None:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
-        asyncio.set_event_loop(self._loop)
-        self._shell = shell = Shell(self.desk, self.batches, self.clock)
+        shell = Shell(self.desk, self.batches, self.clock)
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         try:
-            self.url = self._loop.run_until_complete(shell.start(port))
+            self.url = await shell.start(port)
         except OSError as error:
-            self._failure = error
-            self._loop.close()
+            ready.set_exception(error)
             return
-        finally:
-            started.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(shell.stop())
-        self._loop.run_until_complete(self._abandon())
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
-
-    async def _abandon(self) -> None:
-        """End the calls that are still being answered."""
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        ready.set_result(None)
+        await self._over.wait()
+        await shell.stop()
 
     def client(self, **options: Any) -> AsyncAnthropic:
         """Return a client of this simulator; a run works on a copy of it that does not retry.
@@ -166,11 +149,9 @@ class Simulator:
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()
-
-        async def figures() -> dict[str, Any]:
-            return self.desk.account.figures()
-
-        return asyncio.run_coroutine_threadsafe(figures(), self._loop).result()
+        found: Future[dict[str, Any]] = Future()
+        self._loop.call_soon_threadsafe(lambda: found.set_result(self.desk.account.figures()))
+        return found.result()
 
     def close(self) -> None:
         """Stop; what is open is closed. A second call does nothing.
@@ -178,7 +159,7 @@ class Simulator:
         Spends: nothing.
         """
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._over.set)
             self._thread.join()
 
     def __enter__(self) -> Self:

@@ -7,14 +7,11 @@ how many rows it has, as on the API.
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from array import array
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
-
-import pydantic_core
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
@@ -34,8 +31,6 @@ REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
 CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))
 UNANSWERED = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}
 CANCEL_SECONDS = 20.0  # what is under way may still finish
-STRINGS_AND_BRACKETS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{}]', re.DOTALL)
-ROW_DEPTH = 3  # in the object, in its list
 DAY = 24 * 3600.0
 STUCK_SECONDS = 1e12
 COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
@@ -43,9 +38,17 @@ BASE_SECONDS, SECONDS_PER_ROW = 180.0, 0.02
 SECONDS_TO_BEGIN = 1.0  # of a reply: only then others can read what it wrote to the cache
 
 
+class Row(NamedTuple):
+    """One request that is not done: when it will be, its place in the batch, and its JSON."""
+
+    done_at: float
+    place: int
+    raw: bytes
+
+
 @dataclass(slots=True)
 class Batch:
-    """One batch. A row's request is dropped when it is done, its result when the batch is archived.
+    """One batch.
 
     Attributes
     ----------
@@ -53,12 +56,10 @@ class Batch:
         What its luck is drawn from: the simulator's seed and its number.
     seconds : float
         API seconds from its creation until the last row would be done.
-    rows : list of bytes
-        The request of each row as JSON, in the order given; empty once it is done.
-    moments : array of float
-        When each row is done.
-    agenda : list of int
-        Which rows are not done, the next one last.
+    agenda : list of Row
+        The rows that are not done, the next one last.
+    lines : list of bytes
+        The results, until the batch is archived.
     """
 
     id: str
@@ -67,9 +68,7 @@ class Batch:
     seconds: float
     version: str
     betas: str
-    rows: list[bytes]
-    moments: array[float]
-    agenda: list[int]
+    agenda: list[Row]
     canceled_at: float | None = None
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
@@ -78,7 +77,7 @@ class Batch:
     @property
     def expires_at(self) -> float:
         """When it ends at the latest."""
-        return self.created_at + catalog.BATCH.expires_hours * 3600.0
+        return self.created_at + float(catalog.BATCH.expires_hours) * 3600.0
 
     @property
     def ends_at(self) -> float:
@@ -89,30 +88,19 @@ class Batch:
     @property
     def archived_at(self) -> float:
         """When its results are gone."""
-        return self.created_at + catalog.BATCH.results_days * DAY
-
-    @property
-    def next_at(self) -> float:
-        """When there is something to do for it: a row, or its end."""
-        return min(self.ends_at, self.moments[self.agenda[-1]] if self.agenda else math.inf)
-
-    def queued(self, now: float) -> int:
-        """Return how many requests still wait at `now`."""
-        if self.settled_at is not None or now >= self.ends_at:
-            return 0
-        return math.ceil(len(self.rows) * (1 - (now - self.created_at) / self.seconds))
+        return self.created_at + float(catalog.BATCH.results_days) * DAY
 
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
         """Return it as the API shows it at `now`."""
         ended, archived = self.settled_at is not None, now >= self.archived_at
         state = "ended" if ended else "in_progress" if self.canceled_at is None else "canceling"
-        counts = self.counts if ended else {**dict.fromkeys(COUNTS, 0), "processing": len(self.rows)}
+        waiting = {**dict.fromkeys(COUNTS, 0), "processing": len(self.agenda) + len(self.lines)}
         url = f"{base_url}/v1/messages/batches/{self.id}/results" if ended and not archived else None
         return {
             "id": self.id,
             "type": "message_batch",
             "processing_status": state,
-            "request_counts": dict(counts),
+            "request_counts": dict(self.counts) if ended else waiting,
             "created_at": instant(self.created_at),
             "expires_at": instant(self.expires_at),
             "ended_at": instant(self.settled_at),
@@ -120,13 +108,6 @@ class Batch:
             "cancel_initiated_at": instant(self.canceled_at),
             "results_url": url,
         }
-
-    def close(self, index: int, result: dict[str, Any]) -> None:
-        """Write the result of a row, and drop its request."""
-        name = pydantic_core.from_json(self.rows[index])["custom_id"]
-        self.rows[index] = b""
-        self.counts[result["type"]] += 1
-        self.lines.append(wire.json_bytes({"custom_id": name, "result": result}) + b"\n")
 
 
 class Batches:
@@ -153,38 +134,28 @@ class Batches:
 
     # ------------------------------------------------------------------------------------------- creation
 
-    def submit(
+    def create(
         self, now: float, body: list[bytes] | dict[str, Any], version: str, betas: str = ""
     ) -> Answer | dict[str, Any]:
-        """Return the answer to ``POST /v1/messages/batches``, by whatever fault strikes it."""
+        """Return the answer to ``POST /v1/messages/batches``. Each row's `params` are checked only later."""
         attempt = self._desk.faults.attempt(b"create")
         struck = self._desk.struck(CREATE_BEFORE, b"create", attempt, now)
         if struck is None:
             self._desk.check_spending(now, coded=False)
-            shown = self.create(now, body, version, betas)
+            batch = self._made(now, body if isinstance(body, list) else requests_of(body), version, betas)
             struck = self._desk.struck(CREATE_AFTER, b"create", attempt, now)
             if struck is None:
-                return shown
+                return batch.shown(now)
         if struck in UNANSWERED:
             return Answer(0, {}, b"", fault=UNANSWERED[struck])
         raise trouble(struck)
 
-    def create(
-        self, now: float, body: list[bytes] | dict[str, Any], version: str, betas: str = ""
-    ) -> dict[str, Any]:
-        """Return the new batch as it is shown. Each row's `params` are checked only later."""
-        most = self._desk.terms.batch_queue_requests or 0
-        rows = body if isinstance(body, list) else requests_of(wire.json_bytes(body))
-        if sum(batch.queued(now) for batch in self._batches.values()) + len(rows) > most:
-            raise Problem(
-                429, f"This batch would exceed your limit of {most:,} requests in the processing queue."
-            )
-        batch = self._made(now, rows, version, betas)
-        self._batches[batch.id] = batch
-        return batch.shown(now)
-
     def _made(self, now: float, rows: list[bytes], version: str, betas: str) -> Batch:
-        counts = self._desk.account.counts
+        most, counts = self._desk.terms.batch_queue_requests or 0, self._desk.account.counts
+        waiting = sum(row.done_at > now for batch in self._batches.values() for row in batch.agenda)
+        if waiting + len(rows) > most:
+            over = f"This batch would exceed your limit of {most:,} requests in the processing queue."
+            raise Problem(429, over)
         counts["batches_created"] += 1
         number = counts["batches_created"]
         mark = blake2b(f"{self._desk.seed} {number}".encode(), digest_size=16).digest()
@@ -196,10 +167,11 @@ class Batches:
             seconds = STUCK_SECONDS
         own = replies.draws(mark, "moments")
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
-        moments = array("d", (now + seconds * (1 - own.random()) for _ in rows))
-        agenda = sorted(range(len(rows)), key=moments.__getitem__, reverse=True)
-        name = self._desk.next_id("msgbatch")
-        return Batch(name, mark, now, seconds, version, betas, rows, moments, agenda)
+        agenda = [Row(now + seconds * (1 - own.random()), *row) for row in enumerate(rows)]
+        agenda.sort(key=lambda row: row.done_at, reverse=True)
+        batch = Batch(self._desk.next_id("msgbatch"), mark, now, seconds, version, betas, agenda)
+        self._batches[batch.id] = batch
+        return batch
 
     # --------------------------------------------------------------------------------------------- its life
 
@@ -249,29 +221,29 @@ class Batches:
         """Return the batches that are still worked off."""
         return [batch for batch in self._batches.values() if batch.settled_at is None]
 
-    def work(self, batch: Batch, now: float) -> Iterator[int]:
+    def work(self, batch: Batch, now: float) -> Iterator[Row]:
         """Do the rows that are due by `now`, and end the batch if it is over.
 
         It yields after every row so that others get their turn, and may be left there and begun anew.
         """
-        while batch.agenda and batch.moments[batch.agenda[-1]] <= min(now, batch.ends_at):
-            index = batch.agenda.pop()
-            batch.close(index, self._outcome(batch, index))
-            yield index
-        if now < batch.ends_at or batch.settled_at is not None:
-            return
+        over = now >= batch.ends_at
         late = batch.canceled_at is None or batch.ends_at >= batch.expires_at
-        while batch.agenda:
-            index = batch.agenda.pop()
-            batch.close(index, {"type": "expired" if late else "canceled"})
-            yield index
-        replies.draws(batch.mark, "order").shuffle(batch.lines)
-        batch.rows, batch.moments, batch.settled_at = [], array("d"), batch.ends_at
+        while batch.agenda and (over or batch.agenda[-1].done_at <= now):
+            row = batch.agenda.pop()
+            read = json.loads(row.raw)
+            result: dict[str, Any] = {"type": "expired" if late else "canceled"}
+            if row.done_at <= batch.ends_at:
+                result = self._result(batch, row, read["params"])
+            batch.counts[result["type"]] += 1
+            batch.lines.append(wire.json_bytes({"custom_id": read["custom_id"], "result": result}) + b"\n")
+            yield row
+        if over and batch.settled_at is None:
+            replies.draws(batch.mark, "order").shuffle(batch.lines)
+            batch.settled_at = batch.ends_at
 
-    def _outcome(self, batch: Batch, index: int) -> dict[str, Any]:
+    def _result(self, batch: Batch, row: Row, params: dict[str, Any]) -> dict[str, Any]:
         """Return the ``result`` of a row, and bill it if it succeeded."""
-        desk, now = self._desk, batch.moments[index]
-        params = pydantic_core.from_json(batch.rows[index])["params"]
+        desk, now = self._desk, row.done_at
         try:
             model = found_model(params, now)
             _check(params, model, batch)
@@ -285,69 +257,36 @@ class Batches:
         except Problem as problem:
             return {"type": "errored", "error": problem.body(desk.next_id("req"))}
         # The luck of a row with the cache is drawn from its place.
-        own = blake2b(batch.mark + f" {index}".encode(), digest_size=16).digest()
+        own = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
         may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch, weighed)
         least = model.cache_minimum_tokens
         shares = desk.cache.shares(now, weighed, least, may_read=may_read)
         desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed, least)
-        reply = desk.reply(key, params, model, now)
-        shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        reply, shares, message = desk.compose(now, key, params, model, shares, "batch")
         desk.account.bill(now, model.id, "batch", key, shares, reply)
-        return {"type": "succeeded", "message": desk.message(params, model, reply, shares, "batch")}
+        return {"type": "succeeded", "message": message}
 
 
-def requests_of(body: bytes | bytearray) -> list[bytes]:
-    """Return the requests of a new batch, each as the bytes it came in."""
-    if len(body) > MAX_BYTES:
-        raise wire.too_large(MAX_BYTES)
-    # Row by row: a large body as one value takes several times its bytes, and the interpreter for seconds.
-    frame, rows = _split(body)
-    read, most = _read(frame), catalog.BATCH.max_requests
-    if not isinstance(read, dict):
-        raise Problem(400, "Input should be a valid dictionary")
-    for name in read.keys() - {"requests", "workspace_id"}:
+def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[bytes]:
+    """Return the requests of a new batch, each as JSON of its own, which takes less room than its value."""
+    if not isinstance(body, dict):
+        body = wire.read_object(body, MAX_BYTES)
+    for name in body.keys() - {"requests", "workspace_id"}:
         raise Problem(400, f"{name}: Extra inputs are not permitted")
-    if not isinstance(read.get("workspace_id", ""), str):
+    if not isinstance(body.get("workspace_id", ""), str):
         raise Problem(400, "workspace_id: Input should be a valid string")
-    places = read.get("requests")
-    if not isinstance(places, list) or not places:
+    rows, most = body.get("requests"), catalog.BATCH.max_requests
+    if not isinstance(rows, list) or not rows:
         raise Problem(400, "requests: List should have at least 1 item after validation, not 0")
-    if len(places) > most:
-        raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(places)}")
+    if len(rows) > most:
+        raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(rows)}")
     seen: set[str] = set()
-    for index, place in enumerate(places):
-        row = _read(rows[index]) if place == {} and index < len(rows) else place
+    for place, row in enumerate(rows):
         wrong = next((words for wrong, words in _row_refusals(row, seen) if wrong), None)
         if wrong is not None:
-            raise Problem(400, f"requests.{index}{wrong}")
+            raise Problem(400, f"requests.{place}{wrong}")
         seen.add(row["custom_id"])
-    return rows
-
-
-def _split(body: bytes | bytearray) -> tuple[bytes, list[bytes]]:
-    """Return a body with ``{}`` in the place of everything three levels down, and what stood there."""
-    rows, frame, depth, start, end = [], [], 0, 0, 0
-    for token in STRINGS_AND_BRACKETS.finditer(body):
-        first = body[token.start()]
-        if first in b"{[":
-            depth += 1
-            if depth == ROW_DEPTH:
-                start = token.start()
-                frame.append(bytes(body[end:start]))
-        elif first in b"}]":
-            depth -= 1
-            if depth == ROW_DEPTH - 1:
-                end = token.end()
-                frame.append(b"{}")
-                rows.append(bytes(body[start:end]))
-    return b"".join((*frame, body[end:])), rows
-
-
-def _read(raw: bytes) -> Any:
-    try:
-        return pydantic_core.from_json(raw)
-    except ValueError as error:
-        raise Problem(400, f"The request body is not valid JSON: {error}") from None
+    return [wire.json_bytes(row) for row in rows]
 
 
 def _row_refusals(row: Any, seen: set[str]) -> Iterator[tuple[bool, str]]:
@@ -374,7 +313,7 @@ def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
 
 def _hits(batch: Batch, measured: Measured) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
-    fewest, most = catalog.BATCH.cache_hit_shares
+    fewest, most = map(float, catalog.BATCH.cache_hit_shares)
     hour = any(prefix.ttl == "1h" for prefix in measured.prefixes)
     luck = replies.draws(batch.mark, "cache").random() + hour
     return fewest + (most - fewest) * luck / 2

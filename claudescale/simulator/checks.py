@@ -1,7 +1,7 @@
 """What the API refuses with a 400 or 404, and in which words.
 
-First the shape of a request is held against the table `FIELDS`, then its sense is looked into: pairs of what
-is wrong and the words for it, the first of which counts. The messages follow the API's where they are known;
+First the shape of a request is held against `tables.toml`, then its sense is looked into: pairs of what is
+wrong and the words for it, the first of which counts. The messages follow the API's where they are known;
 their exact wording is promised by nobody.
 """
 
@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,18 +33,15 @@ FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
 MOST_PIXELS = 8_000
 MEDIA = {name: begins.encode("latin-1") for name, begins in TABLES["media"].items()}
-ROLES, BETAS, SAMPLING = TABLES["roles"], TABLES["betas"], TABLES["sampling"]
+ROLES, BETAS, SAMPLING, WORDS = (TABLES[name] for name in ("roles", "betas", "sampling", "refusals"))
 TYPES, FORMATS, REFUSED_WORDS = (frozenset(words) for words in TABLES["schema"].values())
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SERVED_TOOL = re.compile(TABLES["served_tools"])
+KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
 
-Refusals: TypeAlias = "Iterator[tuple[Any, str]]"
-
-
-def generation(model_id: str) -> tuple[int, int]:
-    """Return the generation of a model by its id: (4, 5) for ``claude-haiku-4-5``."""
-    found = GENERATION.search(model_id)
-    return (int(found.group(1)), int(found.group(2) or 0)) if found else (0, 0)
+Refusals: TypeAlias = (
+    "Iterator[tuple[Any, ...]]"  # what is wrong, the name of its words, and what stands in them
+)
 
 
 def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
@@ -72,9 +70,9 @@ def check(
             raise Problem(400, f"{name}: Extra inputs are not permitted")
     for words in _fields("", body, fields, loose=bool(betas)):
         raise Problem(400, words)
-    for wrong, words in Call(body, model, betas, old=version == OLD_VERSION).refusals():
+    for wrong, words, *values in Call(body, model, betas, old=version == OLD_VERSION).refusals():
         if wrong:
-            raise Problem(400, words)
+            raise Problem(400, WORDS[words].format(*values))
 
 
 def _has(betas: str, name: str) -> bool:
@@ -84,21 +82,32 @@ def _has(betas: str, name: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------- shapes
 
-KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
+
+def _fields(where: str, value: Any, spec: dict[str, Any], *, loose: bool) -> Iterator[str]:
+    """Yield where an object has other fields than a shape in `tables.toml`; `loose` takes unknown ones."""
+    at = f"{where}." if where else ""
+    for name, part in value.items():
+        key = name if name in spec else f"{name}!"
+        if key not in spec and not loose:
+            yield f"{at}{name}: Extra inputs are not permitted"
+        elif part is not None and key in spec:
+            yield from _shape(at + name, part, spec[key], loose=loose)
+    yield from (
+        f"{at}{key[:-1]}: Field required" for key in spec if key[-1] == "!" and value.get(key[:-1]) is None
+    )
 
 
 def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
-    """Yield where a value is not of a shape in `tables.toml`; `loose` lets pass what is not known."""
+    """Yield where a value is not of a shape; of alternatives the first whose kind it has counts."""
     if isinstance(spec, list):
         if value not in spec:
             yield f"{where}: Input should be {_either(spec)}"
         return
-    if spec == "any":
-        return
     kinds = _kinds(spec)
     name = next((one for one in kinds if isinstance(value, kinds[one])), next(iter(kinds)))
     if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
-        yield f"{where}: Input should be a valid {name.partition(' of ')[0]}"
+        word = "dictionary" if name in TABLES["fields"] else name.partition(" of ")[0]
+        yield f"{where}: Input should be a valid {word}"
     elif name.startswith("list of "):
         for place, item in enumerate(value):
             yield from _shape(f"{where}.{place}", item, name.removeprefix("list of "), loose=loose)
@@ -111,40 +120,23 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
 @lru_cache
 def _kinds(spec: str) -> dict[str, Any]:
     """Return the kind of value that each alternative of a field asks for."""
-    return {one: KINDS.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
+    kinds = {**KINDS, **dict.fromkeys(TABLES["fields"], dict)}
+    return {one: kinds.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
 
 
 def _chosen(where: str, value: Any, name: str, *, loose: bool) -> Iterator[str]:
+    """Yield where a value is none of the objects that are told apart by their type."""
     tagged = TABLES["tagged"].get(name)
     spec, kind = tagged or TABLES["choices"][name], value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str):
         yield f"{where}.type: {'Field required' if tagged else f'Input should be {_either(spec)}'}"
-    elif kind in spec:
+    elif kind in spec and spec[kind] != "any":
         rest = {name: part for name, part in value.items() if name != "type"}
         yield from _fields(f"{where}.{kind}", rest, spec[kind], loose=loose)
-    elif not loose and tagged:
+    elif kind not in spec and not loose:
         tag = f"Input tag {kind!r} found using 'type' does not match any of the expected tags"
-        yield f"{where}: {tag}: {', '.join(map(repr, spec))}"
-    elif not loose:
-        yield f"{where}.type: Input should be {_either(spec)}"
-
-
-def _fields(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
-    if spec == "any":
-        return
-    if not isinstance(value, dict):
-        yield f"{where}: Input should be a valid dictionary"
-        return
-    at = f"{where}." if where else ""
-    for name, part in value.items():
-        key = name if name in spec else f"{name}!"
-        if key not in spec and not loose:
-            yield f"{at}{name}: Extra inputs are not permitted"
-        elif key in spec and part is not None:
-            yield from _shape(f"{at}{name}", part, spec[key], loose=loose)
-    for key in spec:
-        if key[-1] == "!" and value.get(key[:-1]) is None:
-            yield f"{at}{key[:-1]}: Field required"
+        among = f": {tag}: {', '.join(map(repr, spec))}"
+        yield where + (among if tagged else f".type: Input should be {_either(spec)}")
 
 
 def _either(values: Iterable[str]) -> str:
@@ -159,13 +151,16 @@ class Call:
     """A request of the right shape, and what decides how strictly it is read."""
 
     def __init__(self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool) -> None:
-        config = body.get("output_config") or {}
         self.body, self.model, self.betas, self.old = body, model, betas, old
-        self.turns: list[dict[str, Any]] = body["messages"]
         self.tools: list[dict[str, Any]] = body.get("tools") or []
         self.choice: dict[str, Any] = body.get("tool_choice") or {}
+        config: dict[str, Any] = body.get("output_config") or {}
         self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
         self.effort, self.format = config.get("effort"), config.get("format")
+        found = GENERATION.search(model.id)
+        self.generation = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+        contents = [turn["content"] for turn in body["messages"]]
+        self.blocks = [block for content in contents if isinstance(content, list) for block in content]
 
     def refusals(self) -> Refusals:
         """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
@@ -175,159 +170,142 @@ class Call:
 
     def _max_tokens(self) -> Refusals:
         tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
-        zero = "max_tokens: 0 is not"
-        which = f"which is the maximum allowed number of output tokens for {self.model.snapshot}"
-        yield tokens < 0, "max_tokens: Input should be greater than or equal to 0"
-        yield tokens > most, f"max_tokens: {tokens} > {most}, {which}"
-        yield not tokens and self.body.get("stream"), f"{zero} supported with `stream`"
-        yield not tokens and self.format, f"{zero} supported with `output_config.format`"
-        yield not tokens and self.forced, f"{zero} supported with `tool_choice.type` {self.forced!r}"
+        yield tokens < 0, "negative", "max_tokens"
+        yield tokens > most, "max_tokens", tokens, most, self.model.snapshot
+        yield not tokens and self.body.get("stream"), "no_output", "stream"
+        yield not tokens and self.format, "no_output", "output_config.format"
+        yield not tokens and self.forced, "no_output", "tool_choice.type"
 
     def _conversation(self) -> Refusals:
-        most, number = catalog.MESSAGE.max_messages, generation(self.model.id)
-        yield not self.turns, "messages: at least one message is required"
-        yield len(self.turns) > most, f"messages: at most {most} messages are allowed"
-        for place, turn in enumerate(self.turns):
+        turns, most = self.body["messages"], catalog.MESSAGE.max_messages
+        yield not turns, "no_messages"
+        yield len(turns) > most, "many_messages", most
+        for place, turn in enumerate(turns):
             where, role, content = f"messages.{place}", turn["role"], turn["content"]
-            early = role == "system" and number < SYSTEM_TURNS_FROM
             blank = isinstance(content, str) and not content.strip() and role != "assistant"
-            yield early, f"{where}: role 'system' is not supported on this model"
-            yield blank or not content, f"{where}: {role} messages must have non-empty content"
+            yield role == "system" and self.generation < SYSTEM_TURNS_FROM, "system_turn", where
+            yield blank or not content, "blank_turn", where, role
             for n, block in enumerate(content if isinstance(content, list) else ()):
                 yield from self._block(f"{where}.content.{n}", role, block)
-        yield self.turns[0]["role"] != "user", 'messages: first message must use the "user" role'
+        yield turns[0]["role"] != "user", "first_turn"
         if role == "assistant":
             blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
             # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
             paused = any(block["type"] == "server_tool_use" for block in blocks)
-            trailing = "messages: final assistant content cannot end with trailing whitespace"
-            yield number > PREFILL_UNTIL and not paused, TABLES["prefill"]
-            yield str(blocks[-1].get("text", ""))[-1:].isspace(), trailing
-            no_format = "assistant message prefill cannot be used with structured outputs"
-            yield self.format, f"output_config.format: {no_format}"
+            yield self.generation > PREFILL_UNTIL and not paused, "prefill"
+            yield str(blocks[-1].get("text", ""))[-1:].isspace(), "prefill_blank"
+            yield self.format, "prefill_format"
 
     def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
         kind = block["type"]
         only = role if kind == "document" and self.old else ROLES.get(kind, role)
-        yield only != role, f"{where}: `{kind}` blocks can only be in `{only}` messages"
+        yield only != role, "role", where, kind, only
         if kind == "text":
-            cited = block.get("citations") and role == "user" and not self.old
-            yield not block["text"].strip(), "messages: text content blocks must be non-empty"
-            yield cited, f"{where}.text.citations: Extra inputs are not permitted"
+            yield not block["text"].strip(), "blank_text"
+            yield (
+                block.get("citations") and role == "user" and not self.old,
+                "extra",
+                f"{where}.text.citations",
+            )
         if kind in ("image", "document") and block["source"]["type"] == "base64":
-            yield from _media(f"{where}.{kind}.source.base64", kind, **block["source"])
+            yield from _media(f"{where}.{kind}.source.base64", kind, block["source"])
 
     def _tools(self) -> Refusals:
         for place, tool in enumerate(self.tools):
             yield from self._tool(f"tools.{place}", tool.get("type") or "custom", tool)
         names, asked = [tool["name"] for tool in self.tools if tool.get("name")], self.choice.get("name")
-        never = self.forced and self.model.id in catalog.CHARGES.no_forced_tool
-        yield any(names.count(name) > 1 for name in names), "tools: Tool names must be unique."
-        yield never, f"tool_choice.type: {self.forced!r} is not supported on this model"
-        yield self.forced and not self.tools, "tool_choice: may only be specified while providing `tools`"
-        yield self.forced == "tool" and asked not in names, f"Tool {asked!r} not found in provided tools"
+        never = self.model.id in catalog.CHARGES.no_forced_tool
+        yield any(names.count(name) > 1 for name in names), "tool_twice"
+        yield self.forced and never, "not_here", f"tool_choice.type: {self.forced!r}"
+        yield self.forced and not self.tools, "no_tools"
+        yield self.forced == "tool" and asked not in names, "no_tool", asked
 
     def _tool(self, where: str, kind: Any, tool: dict[str, Any]) -> Refusals:
-        name, at = tool.get("name"), f"{where}.{kind}"
+        name, most, at = tool.get("name"), tool.get("max_uses"), f"{where}.{kind}"
         if kind == "custom":
-            yield not isinstance(name, str), f"{at}.name: Field required"
-            pattern = f"String should match pattern '^{TOOL_NAME.pattern}$'"
-            yield not TOOL_NAME.fullmatch(str(name)), f"{at}.name: {pattern}"
-            yield "input_schema" not in tool, f"{at}.input_schema: Field required"
-            found = Schema(tool["input_schema"], strict=False).problem()
-            yield found, f"{at}.input_schema: {found}"
+            yield not isinstance(name, str), "missing", f"{at}.name"
+            yield not TOOL_NAME.fullmatch(str(name)), "tool_name", at, TOOL_NAME.pattern
+            yield "input_schema" not in tool, "missing", f"{at}.input_schema"
+            problem = schema_problem(json.dumps(tool["input_schema"]), strict=False)
+            yield problem, "schema", f"{at}.input_schema", problem
         else:
-            most, tag = tool.get("max_uses"), f"Input tag {kind!r} found using 'type' does not match any"
-            known = SERVED_TOOL.fullmatch(str(kind)) or self.betas
-            yield not known, f"{where}: {tag} of the expected tags"
-            none = most is not None and not _at_least(most, 1)
-            yield none, f"{at}.max_uses: Input should be greater than 0"
+            yield not (SERVED_TOOL.fullmatch(str(kind)) or self.betas), "tool_unknown", where, kind
+            yield most is not None and not _at_least(most, 1), "max_uses", at
 
     def _cache(self) -> Refusals:
-        lists = [self.tools, self.body.get("system"), *(turn["content"] for turn in self.turns)]
-        blocks = [block for blocks in lists if isinstance(blocks, list) for block in blocks]
-        marks = [block.get("cache_control") for block in [*blocks, self.body]]
-        marks = [mark for mark in marks if mark is not None]
+        system = self.body.get("system")
+        blocks = [*self.tools, *(system if isinstance(system, list) else ()), *self.blocks, self.body]
+        marks = [block["cache_control"] for block in blocks if block.get("cache_control") is not None]
         for mark in marks:
-            right = isinstance(mark, dict) and mark.get("type") == "ephemeral"
-            yield (
-                not (right and mark.keys() <= {"type", "ttl"}),
-                "cache_control.type: Input should be 'ephemeral'",
+            right = (
+                isinstance(mark, dict) and mark.get("type") == "ephemeral" and mark.keys() <= {"type", "ttl"}
             )
-            life = "cache_control.ephemeral.ttl: Input should be '5m' or '1h'"
-            yield mark.get("ttl", "5m") not in ("5m", "1h"), life
-        lives, most = [mark.get("ttl", "5m") for mark in marks], MAX_BREAKPOINTS
-        many = f"A maximum of {most} blocks with cache_control may be provided. Found {len(marks)}."
-        yield len(marks) > most, many
-        after = "cache_control: a ttl='1h' block must not come after a ttl='5m' block"
-        yield lives != sorted(lives), after
+            yield not right, "cache_type"
+            yield mark.get("ttl", "5m") not in ("5m", "1h"), "cache_life"
+        lives = [mark.get("ttl", "5m") for mark in marks]
+        yield len(marks) > MAX_BREAKPOINTS, "cache_marks", MAX_BREAKPOINTS, len(marks)
+        yield lives != sorted(lives), "cache_order"
 
     def _output(self) -> Refusals:
         efforts, given = self.model.efforts, self.effort is not None
-        yield given and not efforts, "This model does not support the effort parameter."
-        among = ", ".join(map(repr, efforts))
-        yield given and self.effort not in efforts, f"output_config.effort: Input should be one of {among}"
+        yield given and not efforts, "no_effort"
+        yield given and self.effort not in efforts, "effort", ", ".join(map(repr, efforts))
         if self.format:
-            at, found = "output_config.format", schema_problem(json.dumps(self.format["schema"]))
-            lists = [turn["content"] for turn in self.turns if isinstance(turn["content"], list)]
-            cited = [block.get("citations") for blocks in lists for block in blocks]
-            cites = any(isinstance(one, dict) and one.get("enabled") for one in cited)
-            not_here = f"{at}: structured outputs are not supported on this model"
-            yield not self.model.structured_outputs, not_here
-            yield found, f"{at}.schema: {found}"
-            yield cites, f"{at}: citations cannot be enabled together with structured outputs"
+            problem = schema_problem(json.dumps(self.format["schema"]))
+            cited = [block.get("citations") for block in self.blocks]
+            yield not self.model.structured_outputs, "no_format"
+            yield problem, "schema", "output_config.format.schema", problem
+            yield any(isinstance(one, dict) and one.get("enabled") for one in cited), "cited_format"
 
     def _thinking(self) -> Refusals:
-        asked, model = self.body.get("thinking") or {}, self.model
-        kind, bound, may = asked.get("type"), model.thinking_off_up_to_effort, ", ".join(model.thinking_types)
-        never = f'"thinking.type.{kind}" is not supported for this model. Supported: {may or "none"}.'
-        yield kind and kind not in model.thinking_types, never
+        asked, efforts, bound = (
+            self.body.get("thinking") or {},
+            self.model.efforts,
+            self.model.thinking_off_up_to_effort,
+        )
+        kind, may = asked.get("type"), self.model.thinking_types
+        yield kind and kind not in may, "thinking", kind, ", ".join(may) or "none"
         if kind == "enabled":
-            budget, least = asked.get("budget_tokens"), FEW_THINKING_TOKENS
-            few = f"thinking.budget_tokens: Input should be greater than or equal to {least}"
-            yield not _at_least(budget, least), few
-            over = "`max_tokens` must be greater than `thinking.budget_tokens`."
-            yield budget >= self.body.get("max_tokens", math.inf), over
-            yield self.forced, "Thinking may not be enabled when tool_choice forces tool use."
+            budget = asked.get("budget_tokens")
+            yield not _at_least(budget, FEW_THINKING_TOKENS), "few_thinking", FEW_THINKING_TOKENS
+            yield budget >= self.body.get("max_tokens", math.inf), "many_thinking"
+            yield self.forced, "forced_thinking"
         elif kind != "adaptive" and kind and bound:
-            late = self.effort in model.efforts[model.efforts.index(bound) + 1 :]
-            words = f"is not supported at effort {self.effort!r}: use {bound!r} or lower"
-            yield late, f'"thinking.type.{kind}" {words}'
+            late = self.effort in efforts[efforts.index(bound) + 1 :]
+            yield late, "thinking_off", kind, self.effort, bound
 
     def _options(self) -> Refusals:
         body, model = self.body, self.model.id
         speed, stops = body.get("speed"), body.get("stop_sequences") or ()
-        beta = speed and model in BETAS and not _has(self.betas, model)
-        yield beta, "speed: Extra inputs are not permitted"
-        yield speed == "fast" and model not in FAST, "speed: fast mode is not supported on this model"
-        nowhere = body.get("inference_geo") and model in catalog.CHARGES.no_inference_geo
-        yield nowhere, "inference_geo: not supported on this model"
-        texts = all(isinstance(stop, str) for stop in stops)
-        yield not texts, "stop_sequences: Input should be a valid list"
-        blank = "stop_sequences: each stop sequence must contain non-whitespace"
-        yield not all(stop.strip() for stop in stops), blank
-        yield body.get("stream", 0) is None, "stream: Input should be a valid boolean"
+        yield speed and model in BETAS and not _has(self.betas, model), "extra", "speed"
+        yield speed == "fast" and model not in FAST, "not_here", "speed: fast mode"
+        nowhere = model in catalog.CHARGES.no_inference_geo
+        yield body.get("inference_geo") and nowhere, "no_geo"
+        yield not all(isinstance(stop, str) for stop in stops), "kind", "stop_sequences", "list"
+        yield not all(stop.strip() for stop in stops), "blank_stop"
+        yield body.get("stream", 0) is None, "kind", "stream", "boolean"
         for name, default in SAMPLING.items():
-            other = body.get(name) not in (None, default) and self.model.tokenizer == "2026"
-            yield other, f"{name}: `{name}` may only be set to its default on {model}"
+            other = body.get(name) not in (None, default)
+            yield other and self.model.tokenizer == "2026", "sampling", name, model
 
 
-def _media(where: str, kind: str, *, type: str, media_type: Any, data: Any) -> Refusals:  # noqa: ARG001
+def _media(where: str, kind: str, source: dict[str, Any]) -> Refusals:
     """Yield what may be wrong with an image or a PDF, by the first of its bytes."""
-    kinds = [name for name in MEDIA if name.startswith("image/") == (kind == "image")]
-    yield media_type not in kinds, f"{where}.media_type: Input should be {' or '.join(map(repr, kinds))}"
+    kinds, named = (
+        [name for name in MEDIA if name.startswith("image/") == (kind == "image")],
+        source["media_type"],
+    )
+    yield named not in kinds, "media_type", where, " or ".join(map(repr, kinds))
     try:
-        raw = base64.b64decode(str(data), validate=True)
+        raw = base64.b64decode(str(source["data"]), validate=True)
     except ValueError:
-        yield True, f"{where}: invalid base64 data"
+        yield True, "base64", where
         return
     real = next((name for name in kinds if raw.startswith(MEDIA[name])), None)
-    none = "Could not process image" if kind == "image" else f"{where}.data: The PDF was not valid."
-    yield real is None, none
-    says = f"The image was specified using the {media_type} media type, but the image appears to be"
-    yield real != media_type, f"{where}: {says} a {real} image"
+    yield real is None, f"no_{kind}", where
+    yield real != named, "other_media", where, named, real
     wide = real == "image/png" and max(int.from_bytes(raw[at : at + 4]) for at in (16, 20)) > MOST_PIXELS
-    yield wide, f"{where}: image dimensions exceed the maximum of {MOST_PIXELS} pixels"
+    yield wide, "pixels", where, MOST_PIXELS
 
 
 def _at_least(value: Any, least: int) -> bool:
@@ -338,18 +316,79 @@ def _at_least(value: Any, least: int) -> bool:
 # Source: platform.claude.com, Structured outputs, "JSON Schema limitations" (checked 2026-08-22).
 
 MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
-SHAPES: dict[str, type] = dict.fromkeys(MAPPINGS, dict)
-SHAPES |= dict.fromkeys(("required", "enum", *SEQUENCES), list) | {
+WELL_FORMED: dict[str, type] = {
+    **dict.fromkeys(MAPPINGS, dict),
+    **dict.fromkeys(("required", "enum", *SEQUENCES), list),
     "$ref": str,
     "format": str,
     "minItems": int,
 }
 
+MOST = {
+    "optional": catalog.MESSAGE.schema_optional_parameters,
+    "unions": catalog.MESSAGE.schema_union_parameters,
+}
+
 
 @lru_cache(maxsize=256)
-def schema_problem(text: str) -> str | None:
-    """Return why the API refuses a schema for ``output_config.format``, or None if it takes it."""
-    return Schema(json.loads(text), strict=True).problem()
+def schema_problem(text: str, *, strict: bool = True) -> str | None:
+    """Return why a schema is refused: it is none, or, if `strict`, structured outputs do not take it."""
+    root, counts = json.loads(text), Counter[str]()
+    for wrong, words, *values in _schema(root, "(root)", frozenset(), root, counts if strict else None):
+        if wrong:
+            return str(WORDS[words].format(*values))
+    for kind, most in MOST.items():
+        if counts[kind] > most:
+            return str(WORDS[kind].format(counts[kind], most))
+    return None
+
+
+def _schema(
+    schema: Any, where: str, path: frozenset[str], root: Any, counts: Counter[str] | None
+) -> Refusals:
+    """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
+    yield not isinstance(schema, dict), "schema", where, "a schema must be an object"
+    for word in WELL_FORMED.keys() & schema.keys():
+        wrong = not isinstance(schema[word], WELL_FORMED[word]) or (schema[word] == [] and word != "required")
+        yield wrong, "no_schema", where, word
+    kind = schema.get("type", "null")
+    kinds, required = kind if isinstance(kind, list) else [kind], schema.get("required", ())
+    texts = all(isinstance(text, str) for text in (*kinds, *required))
+    yield not texts or not kinds, "no_schema", where, "type"
+    parts = [schema["items"]] if "items" in schema else []
+    parts += [part for word in SEQUENCES for part in schema.get(word, ())]
+    if counts is None:
+        parts += [part for word in MAPPINGS for part in schema.get(word, {}).values()]
+    else:
+        yield from _unsupported(schema, where, kinds, counts)
+        parts += schema.get("properties", {}).values()
+        if reference := schema.get("$ref"):
+            parts = [resolved(root, reference)]
+            yield reference == "#" or reference in path, "recursive"
+            yield parts == [None], "unresolved", where, reference
+            path |= {reference}
+    for part in parts:
+        yield from _schema(part, where, path, root, counts)
+
+
+def _unsupported(schema: dict[str, Any], where: str, kinds: list[str], counts: Counter[str]) -> Refusals:
+    """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
+    kind, properties, form = schema.get("type"), schema.get("properties", {}), schema.get("format", "text")
+    for word in REFUSED_WORDS.intersection(schema):
+        yield True, "keyword", kind, f"property '{word}' is"
+    for one in kinds:
+        yield one not in TYPES, "schema", where, f"type {one!r} is not supported"
+    yield (
+        schema.get("minItems", 0) not in {0, 1},
+        "keyword",
+        "array",
+        "'minItems' values other than 0 or 1 are",
+    )
+    yield kind == "string" and form not in FORMATS, "keyword", "string", f"format {form!r} is"
+    open_ = (kind == "object" or properties) and schema.get("additionalProperties") is not False
+    yield open_, "open"
+    counts["unions"] += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
+    counts["optional"] += sum(name not in schema.get("required", ()) for name in properties)
 
 
 def resolved(root: Any, reference: str) -> Any:
@@ -358,74 +397,3 @@ def resolved(root: Any, reference: str) -> Any:
     for part in filter(None, reference[1:].split("/")):
         found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
     return found
-
-
-class Schema:
-    """One look through a JSON schema; `strict` is what structured outputs ask of it, beyond being one."""
-
-    def __init__(self, root: Any, *, strict: bool) -> None:
-        self._root, self._strict = root, strict
-        self._optional = self._unions = 0
-
-    def problem(self) -> str | None:
-        """Return the first reason for refusal."""
-        for wrong, words in self._walk(self._root, "(root)", frozenset()):
-            if wrong:
-                return words
-        few, most = catalog.MESSAGE.schema_optional_parameters, catalog.MESSAGE.schema_union_parameters
-        if self._optional > few:
-            would = "which would make grammar compilation inefficient"
-            return f"Schemas contain too many optional parameters ({self._optional}), {would}. Limit: {few}"
-        if self._unions > most:
-            many = f"({self._unions} parameters with type arrays or anyOf)"
-            return f"Schemas contain too many parameters with union types {many}. Limit: {most}"
-        return None
-
-    def _walk(self, schema: Any, where: str, path: frozenset[str]) -> Iterator[tuple[Any, str]]:
-        """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
-        yield not isinstance(schema, dict), f"{where}: a schema must be an object"
-        for word in SHAPES.keys() & schema.keys():
-            wrong = not isinstance(schema[word], SHAPES[word]) or (schema[word] == [] and word != "required")
-            yield wrong, f"{where}.{word}: not valid in a JSON schema"
-        kinds = schema.get("type", "any")
-        for word, texts in (
-            ("type", kinds if isinstance(kinds, list) else [kinds]),
-            ("required", _names(schema)),
-        ):
-            good = all(isinstance(text, str) for text in texts) and (texts or word == "required")
-            yield not good, f"{where}.{word}: not valid in a JSON schema"
-        parts = [schema["items"]] if "items" in schema else []
-        parts += [part for word in SEQUENCES for part in schema.get(word, ())]
-        if self._strict:
-            yield from self._refused(schema, where)
-            parts += schema.get("properties", {}).values()
-            if reference := schema.get("$ref"):
-                parts = [resolved(self._root, reference)]
-                yield reference == "#" or reference in path, "Recursive schemas are not supported"
-                yield parts == [None], f"{where}: $ref {reference!r} cannot be resolved"
-                path |= {reference}
-        else:
-            parts += [part for word in MAPPINGS for part in schema.get(word, {}).values()]
-        for part in parts:
-            yield from self._walk(part, where, path)
-
-    def _refused(self, schema: dict[str, Any], where: str) -> Iterator[tuple[Any, str]]:
-        """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
-        kind, properties = schema.get("type"), schema.get("properties", {})
-        form = schema.get("format", "text")
-        for word in REFUSED_WORDS.intersection(schema):
-            yield True, f"For '{kind}' type, property '{word}' is not supported"
-        for one in kind if isinstance(kind, list) else [kind]:
-            yield one not in {None, *TYPES}, f"{where}: type {one!r} is not supported"
-        few = "For 'array' type, 'minItems' values other than 0 or 1 are not supported"
-        yield schema.get("minItems", 0) not in {0, 1}, few
-        unknown = kind == "string" and form not in FORMATS
-        yield unknown, f"For 'string' type, format {form!r} is not supported"
-        open_ = (kind == "object" or properties) and schema.get("additionalProperties") is not False
-        yield open_, "For 'object' type, 'additionalProperties' must be explicitly set to false"
-        self._unions += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
-        self._optional += sum(name not in _names(schema) for name in properties)
-
-
-def _names(schema: dict[str, Any]) -> list[Any]:
-    return schema.get("required") or []

@@ -6,7 +6,6 @@ Time is passed in, as API seconds since 1970. `Desk.admit` decides when a call a
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,7 @@ from claudescale.simulator.account import Account, Bucket, Buckets, terms
 from claudescale.simulator.checks import VERSIONS, check, found_model
 from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
-from claudescale.simulator.wire import Answer, Problem
+from claudescale.simulator.wire import TABLES, Answer, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -135,24 +134,17 @@ class Desk:
         """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
         if wait := bucket.wait(now):
             limit = f"your rate limit of {bucket.per_minute:,.0f} {calls} per minute"
-            over = Problem(429, f"This request would exceed {limit}.", kind=kind)
-            over.headers["retry-after"] = str(max(1, math.ceil(wait)))
-            raise over
+            raise wire.limited(f"This request would exceed {limit}.", max(1, math.ceil(wait)), kind)
         bucket.level -= 1
 
     def check_spending(self, now: float, *, coded: bool = True) -> None:
         """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
-        dollars, levels = sum(self.account.dollars.values()), self.faults.levels
-        first = (datetime.fromtimestamp(now, UTC).replace(day=28) + timedelta(days=4)).replace(day=1)
-        until = f"You will regain access on {first:%Y-%m-%d} at 00:00 UTC."
-        if dollars >= levels.get("spend_cap", math.inf):
-            threshold = "your organization has crossed its monthly API usage threshold"
-            code = "enforced_spend_limit_reached"
-            message = f"You have reached your API usage limits: {threshold}. {until}"
-            raise Problem(429, message, details={"error_code": code} if coded else None, kind=code)
-        if dollars >= levels.get("workspace_spend", math.inf):
-            message = f"You have reached your specified workspace API usage limits. {until}"
-            raise Problem(400, message, kind="workspace_spend")
+        dollars, late = sum(self.account.dollars.values()), datetime.fromtimestamp(now, UTC).replace(day=28)
+        until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
+        for level, (status, code, words) in TABLES["spending"].items():
+            if dollars >= self.faults.levels.get(level, math.inf):
+                details = {"error_code": code} if code and coded else None
+                raise Problem(status, f"{words} {until}", details=details, kind=code or level)
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -170,23 +162,20 @@ class Desk:
         self.account.counts["calls"] += 1
         buckets: Buckets | None = None
         try:
-            read = self._opened(body, headers)
-            model = found_model(read, now)
+            read, model = self._opened(now, body, headers)
             buckets = self.buckets(model, now)
             check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
-            weighed = self.weighed(read, model)
-            key = replies.digest(self.seed, read)
+            weighed, key = self.weighed(read, model), replies.digest(self.seed, read)
             attempt = self.faults.attempt(key)
             broken = self._failed(now, key, attempt) if self.faults else None
-            return broken or self._let_in(now, key, attempt, read, model, weighed)
+            return broken or self._let_in(now, key, attempt, read, model, weighed, buckets)
         except Problem as refusal:
             refusal.headers |= buckets.headers(now) if buckets else {}
             return self.refuse(refusal)
 
     def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, int]:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
-        body = self._opened(raw, headers)
-        model = found_model(body, now)
+        body, model = self._opened(now, raw, headers)
         check(body, model, headers["anthropic-version"], headers.get("anthropic-beta", ""), counting=True)
         self.limit(self._counts, now, "count_tokens_per_minute", "requests")
         return {"input_tokens": measure(body, model).input_tokens}
@@ -198,13 +187,15 @@ class Desk:
             raise Problem(400, f"prompt is too long: {measured.input_tokens} tokens > {most} maximum")
         return measured
 
-    def _opened(self, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]) -> dict[str, Any]:
-        """Return the body of a call with a key and a version."""
+    def _opened(
+        self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
+    ) -> tuple[dict[str, Any], catalog.Model]:
+        """Return the body of a call with a key and a version, and its model."""
         self.authorize(headers)
         if not isinstance(body, dict):
-            body = _read(body)
+            body = wire.read_object(body, catalog.MESSAGE.max_bytes)
         self.check_version(headers)
-        return body
+        return body, found_model(body, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
         """Return the first of these faults that strikes a try, and count it."""
@@ -221,9 +212,8 @@ class Desk:
             return Answer(0, {}, b"", fault=kind)
         if kind == "html_body":
             return Answer(502, {"content-type": "text/html"}, wire.HTML)
-        if kind is None and self.account.counts["in_flight"] >= self.faults.levels.get(
-            "overload_above", math.inf
-        ):
+        most = self.faults.levels.get("overload_above", math.inf)
+        if kind is None and self.account.counts["in_flight"] >= most:
             self.account.faults["overload_above"] += 1
             kind = "529"
         if kind is not None:
@@ -231,31 +221,24 @@ class Desk:
         return None
 
     def _let_in(  # noqa: PLR0917 - what decides it
-        self,
-        now: float,
-        key: bytes,
-        attempt: int,
-        body: dict[str, Any],
-        model: catalog.Model,
-        weighed: Measured,
-    ) -> Admission:
-        buckets, least = self.buckets(model, now), model.cache_minimum_tokens
+        self, now: float, key: bytes, attempt: int, body: dict[str, Any],
+        model: catalog.Model, weighed: Measured, buckets: Buckets,
+    ) -> Admission:  # fmt: skip
+        least = model.cache_minimum_tokens
         shares = self.cache.shares(now, weighed, least)
         self._reserve(now, buckets, shares.limited_input_tokens)
-        reply = self.reply(key, body, model, now)
-        shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        reply, shares, message = self.compose(now, key, body, model, shares, "standard")
+        self.account.began(now, shares.limited_input_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
         begins, ends = replies.seconds(key, model.line, reply, shares.total_input_tokens)
         if self._latency is not None:
             ends = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
             begins = ends / 2
-        self.cache.keep(now, now + begins, weighed, least)
-        buckets.produce(now + ends, reply.output_tokens, begin=now + begins)
-        self.account.began(now, shares.limited_input_tokens)
-        message = self.message(body, model, reply, shares, "standard")
+        begins, ends = now + begins, now + ends
+        self.cache.keep(now, begins, weighed, least)
+        buckets.produce(ends, reply.output_tokens, begin=begins)
         fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
-        ends += now
-        return Admission(key, body, model, shares, reply, message, now + begins, ends, request_id, fault)
+        return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault)
 
     def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
         """Take a call from the buckets, or refuse it."""
@@ -263,49 +246,43 @@ class Desk:
             return
         waits = buckets.waits(now, input_tokens=input_tokens)
         name = max(waits, key=waits.__getitem__)
-        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')}"
-        over = Problem(
-            429,
-            f"This request would exceed your organization's rate limit of {limit} per minute. "
-            "Try again after the time in the retry-after header.",
-            kind=f"{name.replace('-', '_')}_per_minute",
-        )
-        over.headers["retry-after"] = str(buckets.retry_after(now, input_tokens=input_tokens))
-        raise over
+        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
+        over = f"This request would exceed your organization's rate limit of {limit}."
+        again = "Try again after the time in the retry-after header."
+        after = buckets.retry_after(now, input_tokens=input_tokens)
+        raise wire.limited(f"{over} {again}", after, f"{name.replace('-', '_')}_per_minute")
 
-    def reply(self, key: bytes, body: dict[str, Any], model: catalog.Model, now: float) -> replies.Reply:
-        """Return the reply to a valid request, spoiled where a fault strikes it."""
+    def compose(  # noqa: PLR0917 - what makes a message
+        self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str
+    ) -> tuple[replies.Reply, Shares, dict[str, Any]]:
+        """Return the reply to a valid request, spoiled where a fault strikes it; its input; its message."""
         at_work = replies.Model(key, self.seed, body, model)
         reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
         if struck is not None:
             at_work.spoil(struck, reply)
-        return reply
-
-    def message(
-        self, body: dict[str, Any], model: catalog.Model, reply: replies.Reply, shares: Shares, tier: str
-    ) -> dict[str, Any]:
-        """Return the Message that answers a request."""
+        shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         name = self.next_id("msg")
-        diagnostics = self._diagnosis(body, name, shares)
-        return wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
+        diagnostics = self._diagnosis(body, name, shares) if body.get("diagnostics") else None
+        return reply, shares, wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
 
     def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
-        """Return why the prompt cache missed what an earlier message had, where a request asks for it."""
-        if not body.get("diagnostics"):
-            return None
-        previous = body["diagnostics"].get("previous_message_id")
-        before = self._diagnosed.get(previous)
+        """Return why the prompt cache missed what an earlier message had."""
         self._diagnosed[name] = body
         if len(self._diagnosed) > MOST_DIAGNOSED:
             del self._diagnosed[next(iter(self._diagnosed))]
-        if previous is None or before is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}} if previous else None
+        previous = body["diagnostics"].get("previous_message_id")
+        if previous is None:
+            return None
+        before = self._diagnosed.get(previous)
+        if before is None:
+            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
         seen = {**body, "messages": body["messages"][: len(before["messages"])]}
-        changed = {name for name in {*seen, *before} if seen.get(name) != before.get(name)}
-        reason = next((why for why, parts in CHANGES.items() if not changed.isdisjoint(parts)), None)
-        missed = {"cache_missed_input_tokens": shares.limited_input_tokens} if reason != "unavailable" else {}
-        return {"cache_miss_reason": {"type": reason, **missed}} if reason else None
+        for reason, parts in CHANGES.items():
+            if any(seen.get(part) != before.get(part) for part in parts):
+                missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
+                return {"cache_miss_reason": {"type": reason, **({} if reason == "unavailable" else missed)}}
+        return None
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
@@ -326,16 +303,3 @@ class Desk:
         """Return the headers of an answer given at `now`."""
         limits = self.buckets(admission.model, now).headers(now)
         return {**wire.MARKS, "request-id": admission.request_id, **limits}
-
-
-def _read(raw: bytes | bytearray) -> dict[str, Any]:
-    """Return the JSON object that a body is."""
-    if len(raw) > catalog.MESSAGE.max_bytes:
-        raise wire.too_large(catalog.MESSAGE.max_bytes)
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, f"The request body is not valid JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise Problem(400, "Input should be a valid dictionary")
-    return body

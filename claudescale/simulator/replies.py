@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MARK = "[simulated] "
+SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_control", "diagnostics"})
 LINES, WORDS = TABLES["lines"], TABLES["words"]
 EFFORTS: dict[str, tuple[float, int]] = TABLES["efforts"]
@@ -46,6 +47,7 @@ FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS = 20_000
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
 MAX_DEPTH = 24
+NULL_SHARE, OPTIONAL_SHARE, YES_SHARE = 0.15, 0.8, 0.2  # how often what may be is so
 MAX_VALUES = 5_000  # a tool may have a schema that contains itself
 
 
@@ -75,8 +77,13 @@ class Reply:
 def digest(seed: int, body: dict[str, Any]) -> bytes:
     """Return what decides the reply to a request: the seed and everything the model would see."""
     seen = {key: value for key, value in body.items() if key not in ASIDE}
-    text = json.dumps(seen, sort_keys=True, separators=(",", ":"))
-    return _hash(seed, text, 16)
+    return hashed(seed, SORTED.encode(seen), 16)
+
+
+def hashed(seed: int, text: str, size: int) -> bytes:
+    """Return a hash of a text that is another for every seed."""
+    raw, salt = text.encode("utf-8", "surrogatepass"), str(seed).encode()[:64]
+    return blake2b(raw, digest_size=size, key=salt).digest()
 
 
 def draws(key: bytes, purpose: str = "") -> Random:
@@ -84,11 +91,6 @@ def draws(key: bytes, purpose: str = "") -> Random:
     if purpose:
         key = blake2b(purpose.encode(), digest_size=8, key=key[:64]).digest()
     return Random(int.from_bytes(key[:8], "big"))
-
-
-def _hash(seed: int, text: str, size: int) -> bytes:
-    raw, salt = text.encode("utf-8", "surrogatepass"), str(seed).encode()[:64]
-    return blake2b(raw, digest_size=size, key=salt).digest()
 
 
 def seconds(key: bytes, line: str | None, reply: Reply, input_tokens: int) -> tuple[float, float]:
@@ -151,9 +153,9 @@ class Model:
         self._key, self._body, self._model = key, body, model
         self._old = model.tokenizer == "2024"
         self._skill = LINES.get(model.line, LINES["sonnet"])["skill"] - OLD_SKILL_LOSS * self._old
-        fields = ("tool_choice", "thinking", "output_config")
-        self._choice, self._thinking, self._config = (body.get(field) or {} for field in fields)
-        self._tools, self._schema = body.get("tools") or [], (self._config.get("format") or {}).get("schema")
+        fields = ("tool_choice", "thinking", "output_config", "tools")
+        self._choice, self._thinking, self._config, self._tools = (body.get(field) or {} for field in fields)
+        self._schema = (self._config.get("format") or {}).get("schema")
         self._asked = "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
         self._subject = subject(self._asked)
         self._seed, self._own = seed, draws(key)
@@ -185,11 +187,6 @@ class Model:
     def spoil(self, kind: str, reply: Reply) -> None:
         """Make of a reply what a fault makes of it: empty, thinking alone, refused or cut short."""
         reply.stop_reason, reply.stop_sequence = "max_tokens", None
-        if kind.startswith("refusal"):
-            reasons = REASONING.search(json.dumps(self._schema))
-            category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
-            details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
-            reply.stop_reason, reply.stop_details = "refusal", details
         if kind == "empty_content":
             reply.content, reply.stop_reason = [], "end_turn"
             reply.output_tokens, reply.thinking_tokens = BLOCK_TOKENS, 0
@@ -204,6 +201,11 @@ class Model:
                 if "text" in block:
                     block["text"] = block["text"][: len(block["text"]) // 2]
             reply.output_tokens = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
+        if kind.startswith("refusal"):
+            reasons = REASONING.search(json.dumps(self._schema))
+            category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
+            details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
+            reply.stop_reason, reply.stop_details = "refusal", details
 
     def _thinking_tokens(self) -> int:
         """Return how many tokens it would think, if nothing cut it short."""
@@ -249,22 +251,31 @@ class Model:
         tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
         if not tools:
             return
-        own, key = draws(self._key, "search"), self._key.hex()
+        own, key, caller = draws(self._key, "search"), self._key.hex(), {"type": "direct"}
         count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
         count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
         never = self._choice.get("type") == "none" or reply.stop_reason == "max_tokens"
         reply.searches = 0 if never else count
-        blocks: list[dict[str, Any]] = []
-        for number in range(reply.searches):
-            name, caller = f"srvtoolu_sim{key[:16]}{number:02d}", {"caller": {"type": "direct"}}
-            query = {"name": "web_search", "input": {"query": f"{MARK}{number + 1}"}}
-            page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
-            found = [{"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}]
-            blocks.append({"type": "server_tool_use", "id": name, **query, **caller})
-            blocks.append({"type": "web_search_tool_result", "tool_use_id": name, "content": found, **caller})
-            reply.found_tokens += own.randint(500, 2_000)
         thoughts = sum(block["type"] == "thinking" for block in reply.content)
-        reply.content[thoughts:thoughts] = blocks
+        for number in range(reply.searches):
+            name, query = f"srvtoolu_sim{key[:16]}{number:02d}", {"query": f"{MARK}{number + 1}"}
+            page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
+            found = {"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}
+            asks = {
+                "type": "server_tool_use",
+                "id": name,
+                "name": "web_search",
+                "input": query,
+                "caller": caller,
+            }
+            gives = {
+                "type": "web_search_tool_result",
+                "tool_use_id": name,
+                "content": [found],
+                "caller": caller,
+            }
+            reply.content[thoughts + 2 * number : thoughts + 2 * number] = [asks, gives]
+            reply.found_tokens += own.randint(500, 2_000)
         reply.output_tokens += SEARCH_TOKENS * reply.searches
 
     def _text(self) -> str:
@@ -286,7 +297,7 @@ class Model:
     @cached_property
     def _fair(self) -> Random:
         """What is right is drawn the same for every model; where one errs, and all else, by its own luck."""
-        return draws(_hash(self._seed, self._subject, 64), "fair")
+        return draws(hashed(self._seed, self._subject, 64), "fair")
 
     @cached_property
     def _words(self) -> list[str]:
@@ -315,7 +326,7 @@ class Model:
             return self.value(resolved(self._root, schema["$ref"]), name, depth + 1)
         if branches := schema.get("anyOf") or schema.get("oneOf"):
             rich = [branch for branch in branches if branch.get("type") != "null"]
-            if self._is_null(len(branches), len(rich)):
+            if self._is_null(branches, rich):
                 return None
             return self.value(rich[self._fair.randrange(len(rich))], name, depth + 1)
         if parts := schema.get("allOf"):
@@ -325,24 +336,21 @@ class Model:
         kind = schema.get("type")
         if isinstance(kind, list):
             rich = [one for one in kind if one != "null"]
-            kind = None if self._is_null(len(kind), len(rich)) else rich[0]
-            return self.value({**schema, "type": kind or "null"}, name, depth + 1)
+            one = "null" if self._is_null(kind, rich) else rich[0]
+            return self.value({**schema, "type": one}, name, depth + 1)
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
             return self._label(schema["enum"])
         if kind == "object" or "properties" in schema:
-            return self._object(schema, depth)
+            properties = schema.get("properties") or {}
+            keys = [key for key in schema.get("required") or () if key in properties]
+            keys += [key for key in properties if key not in keys and self._fair.random() < OPTIONAL_SHARE]
+            return {key: self.value(properties[key], key, depth + 1) for key in keys}
         return self._array(schema, name, depth) if kind == "array" else self._scalar(kind, schema, name)
 
-    def _is_null(self, branches: int, rich: int) -> bool:
-        return rich < branches and (not rich or self._fair.random() < 0.15)  # noqa: PLR2004
-
-    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
-        properties = schema.get("properties") or {}
-        names = [key for key in schema.get("required") or () if key in properties]
-        names += [key for key in properties if key not in names and self._fair.random() < 0.8]  # noqa: PLR2004
-        return {key: self.value(properties[key], key, depth + 1) for key in names}
+    def _is_null(self, branches: list[Any], rich: list[Any]) -> bool:
+        return len(rich) < len(branches) and (not rich or self._fair.random() < NULL_SHARE)
 
     def _array(self, schema: dict[str, Any], name: str, depth: int) -> list[Any]:
         bounds = _bounds(schema)
@@ -406,7 +414,7 @@ class Model:
 
     def _boolean(self, name: str) -> bool:
         stems = [stem for stem in label_stems(name) if stem not in ASIDES]
-        answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < 0.2  # noqa: PLR2004
+        answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < YES_SHARE
         return answer if self._own.random() <= self._skill else not answer
 
     def _number(self, name: str, *, whole: bool) -> float:

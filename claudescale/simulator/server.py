@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -26,11 +27,10 @@ if TYPE_CHECKING:
     Found = Answer | dict[str, Any] | web.StreamResponse
 
 HANG_CHECK_SECONDS = 0.2
-TURN_ROWS = 5  # of a batch, before other calls get their turn
-# A thread that often drops the interpreter's lock and takes it back at once starves the others.
-REST_ROWS = 50  # of a batch, before other threads get their turn
-REST_SECONDS = 0.001
-PAUSE_SECONDS = 0.02  # before its next rows
+# Of work on batches at a stretch. A thread that drops the interpreter's lock more often than its switch
+# interval of 0.005 and takes it back at once starves the others.
+TURN_SECONDS = 0.01
+PAUSE_SECONDS = 0.02  # until the next rows of batches are looked for
 RESULT_LINES = 500  # of a batch, written at once
 CATCH_UP_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
@@ -55,7 +55,7 @@ class Shell:
         self.desk, self.batches, self.clock = desk, batches, clock
         self.url = ""
         self._runner: web.ServerRunner | None = None
-        self._working: dict[str, asyncio.Task[None]] = {}
+        self._worker: asyncio.Task[None] | None = None
         self._routes: list[tuple[re.Pattern[str], Callable[..., Awaitable[Found]]]] = [
             (re.compile("POST /v1/messages"), self._messages),
             (re.compile("POST /v1/messages/count_tokens"), self._count_tokens),
@@ -77,9 +77,9 @@ class Shell:
 
     async def stop(self) -> None:
         """Stop listening and close what is open."""
-        for task in self._working.values():
-            task.cancel()
-        await asyncio.gather(*self._working.values(), return_exceptions=True)
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -171,9 +171,9 @@ class Shell:
                 now = self.clock.seconds()
                 version, betas = (request.headers.get(f"anthropic-{of}", "") for of in ("version", "beta"))
                 try:
-                    return self.batches.submit(now, rows, version, betas)
+                    return self.batches.create(now, rows, version, betas)
                 finally:
-                    self._work_off()
+                    self._begin()
             case "GET", None, "":
                 return self.batches.page(now, _query(request), self.url)
             case "GET", batches.Batch(), "":
@@ -182,9 +182,6 @@ class Shell:
                 return await self._results(request, batch)
             case "POST", batches.Batch(), "cancel":
                 self.batches.cancel(now, batch)
-                if batch.id in self._working:  # it ends sooner than its task thinks
-                    self._working.pop(batch.id).cancel()
-                    self._work_off()
                 return batch.shown(now, self.url)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
@@ -199,31 +196,33 @@ class Shell:
         headers = self.desk.answer({}).headers
         return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
-    def _work_off(self) -> None:
-        """See to it that every batch that has not ended is worked off in the background."""
-        for name in [name for name, task in self._working.items() if task.done()]:
-            self._working.pop(name).result()
-        for batch in self.batches.unsettled():
-            if batch.id not in self._working:
-                self._working[batch.id] = asyncio.ensure_future(self._work(batch))
+    def _begin(self) -> None:
+        """See to it that batches are worked off in the background."""
+        if self._worker is None or self._worker.done():
+            if self._worker is not None:
+                self._worker.result()
+            self._worker = asyncio.ensure_future(self._work())
 
     async def _catch_up(self) -> None:
         """Let batches end that have reached their end; one with much left to do goes on behind."""
-        now = self.clock.seconds()
-        due = {batch.id for batch in self.batches.unsettled() if now >= batch.ends_at}
-        tasks = [task for name, task in self._working.items() if name in due]
-        if tasks:
-            await asyncio.wait(tasks, timeout=CATCH_UP_SECONDS)
-        self._work_off()
+        patience = time.monotonic() + CATCH_UP_SECONDS
+        while self._overdue() and time.monotonic() < patience:
+            self._begin()
+            await asyncio.sleep(TURN_SECONDS)
 
-    async def _work(self, batch: Batch) -> None:
-        while batch.settled_at is None:
-            for done, _ in enumerate(self.batches.work(batch, self.clock.seconds())):
-                if done % TURN_ROWS == 0:
-                    await asyncio.sleep(0 if done % REST_ROWS else REST_SECONDS)
-            if batch.settled_at is None:
-                wait = self.clock.real(batch.next_at - self.clock.seconds())
-                await asyncio.sleep(max(wait, PAUSE_SECONDS))
+    def _overdue(self) -> bool:
+        return any(self.clock.seconds() >= batch.ends_at for batch in self.batches.unsettled())
+
+    async def _work(self) -> None:
+        """Work off the rows of all batches as they are due, in turns after which others are served."""
+        while unsettled := self.batches.unsettled():
+            turn_ends = time.monotonic() + TURN_SECONDS
+            for batch in unsettled:
+                for _ in self.batches.work(batch, self.clock.seconds()):
+                    if time.monotonic() >= turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = time.monotonic() + TURN_SECONDS
+            await asyncio.sleep(0 if self._overdue() else PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------- writing
 

@@ -26,6 +26,7 @@ MARKS = {
 }
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
+ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 MOST_DELTAS = 24  # events that one block's text comes in
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # the API's own value for a release date it does not know
 SNAPSHOT_DATE = re.compile(r"-(\d{4})(\d{2})(\d{2})$")
@@ -66,15 +67,30 @@ class Answer(NamedTuple):
     fault: str | None = None
 
 
-def too_large(max_bytes: int) -> Problem:
-    """Return the 413 of a body that is too long."""
-    most = f"The maximum request size is {max_bytes} bytes."
-    return Problem(413, f"Request exceeds the maximum allowed number of bytes. {most}")
+def limited(message: str, retry_after: int, kind: str) -> Problem:
+    """Return the 429 of a limit."""
+    over = Problem(429, message, kind=kind)
+    over.headers["retry-after"] = str(retry_after)
+    return over
+
+
+def read_object(raw: bytes | bytearray, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object that a body is."""
+    if len(raw) > max_bytes:
+        most = f"The maximum request size is {max_bytes} bytes."
+        raise Problem(413, f"Request exceeds the maximum allowed number of bytes. {most}")
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"The request body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Problem(400, "Input should be a valid dictionary")
+    return body
 
 
 def json_bytes(value: Any) -> bytes:
     """Return JSON in UTF-8 without spaces."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
 def instant(seconds: float | None) -> str | None:

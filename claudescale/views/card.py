@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-__all__ = ["Card", "coarse", "dollars", "duration", "span", "tokens"]
+__all__ = ["Card", "Shown", "coarse", "dollars", "duration", "span", "tokens"]
 
 FORMATS: dict[str, Callable[[Any], str]] = {
     "dollars": text.dollars,
@@ -93,6 +93,19 @@ class Card:
         notes = "".join(f"<div><small>{_safe(note)}</small></div>" for note in self.footnotes)
         following = f"<div><small>Next: <code>{_safe(self.next)}</code></small></div>" if self.next else ""
         return f"<div><strong>{_safe(self.title)}</strong>{table}{notes}{following}</div>"
+
+
+class Shown:
+    """Shows itself as its card, in a terminal and on a page."""
+
+    def _card(self) -> Card:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
 
 
 def _cell(row: dict[str, Any], name: str) -> str:

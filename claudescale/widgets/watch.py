@@ -14,13 +14,12 @@ import html
 import math
 import threading
 import time
-import weakref
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from claudescale import loops
 from claudescale.views.card import Card, coarse, dollars, duration, span
@@ -51,16 +50,6 @@ _STOP = "Send nothing more. What is in flight is paid for and kept; the same pla
 _LEAVE = "Send nothing more and let the batches go on at the API. The same plan run again collects them."
 
 
-class Cell(NamedTuple):
-    """Where output goes: a cell of a notebook, and which run of that cell."""
-
-    name: str | None
-    execution: str | None
-
-
-_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
-
-
 def watch(run: Run) -> Watch:
     """Show how a run goes while it goes on: progress, rates against limits, dollars, latency, errors.
 
@@ -84,7 +73,7 @@ def watch(run: Run) -> Watch:
     -----
     A refresh takes about two milliseconds of a thread of its own, however many rows there are.
     """
-    if not hasattr(run, "pulse"):
+    if not hasattr(run, "job"):
         msg = f"watch takes a Run, not a {type(run).__name__}: run = plan.start(client), then cs.watch(run)"
         raise TypeError(msg)
     return Watch(run)
@@ -106,17 +95,12 @@ class Watch:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.refreshes, self.busy_seconds, self._shown_at = 0, 0.0, -math.inf
-        self._closed = self._dropped = False
+        self._closed = False
         self._woken = threading.Event()
-        self._cell = Cell(None, None)
         if not loops.in_notebook():
             self._begin(self._print)
             return
         self._cell = _cell()
-        for other in list(_watches):
-            if other.replaced_by(self._cell):
-                other.drop()
-        _watches.add(self)
         if run.state in ENDED:
             for bundle in self._still():
                 _display(bundle)
@@ -134,18 +118,6 @@ class Watch:
         """
         self._closed = True
         self._woken.set()
-
-    def drop(self) -> None:
-        """Follow the run no longer, and leave nothing on the page.
-
-        Spends: nothing.
-        """
-        self._dropped = True
-        self.close()
-
-    def replaced_by(self, cell: Cell) -> bool:
-        """Whether what this shows has given way to what a cell that was run again shows."""
-        return cell.name is not None and cell.name == self._cell.name and cell != self._cell
 
     def __repr__(self) -> str:
         return repr(self.run)
@@ -168,16 +140,14 @@ class Watch:
         threading.Thread(target=context.run, args=[work], name="claudescale-watch", daemon=True).start()
 
     def _follow(self, handles: Sequence[Any]) -> None:
-        while not self._dropped:
+        while not self._over:
             # Polars raises the interrupt of another cell in whatever thread is collecting.
             with suppress(KeyboardInterrupt):
                 self._wait()
-                if self._over:
-                    break
-                self._show()
-        if not self._dropped:
-            for handle, bundle in zip(handles, self._still(), strict=True):
-                handle.update(bundle, raw=True)
+                if not self._over:
+                    self._show()
+        for handle, bundle in zip(handles, self._still(), strict=True):
+            handle.update(bundle, raw=True)
         time.sleep(LINGER_SECONDS)
         if self._panel.is_heard:
             self._panel.close()
@@ -191,7 +161,7 @@ class Watch:
                 return
             if self._woken.wait(min(left, _LOOK_SECONDS)):
                 self._woken.clear()
-                if self.run.pulse.asked:  # a button: what it did is shown at once
+                if self.run.job.pulse(self.run.state).asked:  # a button: what it did is shown at once
                     return
 
     def _show(self) -> None:
@@ -214,7 +184,7 @@ class Watch:
         while not self._over:
             if time.monotonic() >= self._shown_at + LINE_SECONDS:
                 self._shown_at = time.monotonic()
-                print(headline(self.run.pulse), flush=True)  # noqa: T201 - what it is for
+                print(headline(self.run.job.pulse(self.run.state)), flush=True)  # noqa: T201 - what it is for
             self._woken.wait(_LOOK_SECONDS)
         self._print_last()
 
@@ -259,7 +229,8 @@ class Panel:
 
     def show(self, number: int) -> None:
         """Tell the widgets how the run goes now. What reads the same is not sent again."""
-        run, pulse = self._run, self._run.pulse
+        run = self._run
+        pulse = run.job.pulse(run.state)
         done = f"{pulse.done:,} of {pulse.rows:,} rows done"
         self._bar.value = (
             f'<div style="line-height:1.4"><strong>{html.escape(headline(pulse))}</strong></div>'
@@ -288,12 +259,12 @@ def _display(bundle: dict[str, Any]) -> Any:
     return show(bundle, raw=True, display_id=True)
 
 
-def _cell() -> Cell:
-    """Return which cell runs now."""
+def _cell() -> str | None:
+    """Return which run of a cell this is."""
     from IPython import get_ipython
 
-    parent = get_ipython().get_parent()
-    return Cell(parent.get("metadata", {}).get("cellId"), parent.get("header", {}).get("msg_id"))
+    execution: str | None = get_ipython().get_parent().get("header", {}).get("msg_id")
+    return execution
 
 
 # in words

@@ -18,11 +18,10 @@ from running import MODEL, a_plan, finished, reviews, simulator
 import claudescale as cs
 from claudescale.api import client as wire
 from claudescale.api.answers import usage_of, verdict
-from claudescale.api.catalog import MESSAGE
 from claudescale.api.client import Wire
 from claudescale.simulator.wire import event
 
-LONG = MESSAGE.nonstreaming_max_tokens + 1
+LONG = 30_000
 
 
 def answer_of(client, content=None, max_tokens=100, *, ask=True, **options):
@@ -50,7 +49,7 @@ def test_without_a_key_it_is_a_simulator(capsys):
     line = capsys.readouterr().err
     assert line.startswith("SIMULATED: ")
     assert "20 times real time" in line
-    assert finished(a_plan(reviews(2)), client).simulated
+    assert finished(a_plan(reviews(2)), client).job.simulated
 
 
 @pytest.mark.parametrize("name", ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"])

@@ -281,7 +281,7 @@ def test_a_run_costs_what_the_account_says(mode):
     attempts = run.attempts.filter(mode=mode) if mode == "batch" else run.attempts
     by_key = dict(attempts.select("key", "dollars").iter_rows())
     costs = {name: row[1 if mode == "live" else 2] for name, row in ACCOUNT.items()}
-    paid = dict(zip(ACCOUNT, (by_key[key] for key in run.work.keys), strict=True))
+    paid = dict(zip(ACCOUNT, (by_key[key] for key in run.job.work.keys), strict=True))
     assert paid == {name: pytest.approx(cost, abs=1e-12) for name, cost in costs.items()}
     whole = sum(costs.values())
     bill = prices.bill(attempts)

@@ -28,21 +28,17 @@ LIMITS = cs.Limits(
 CHILD = Path(__file__).parent.parent / "cluster_child.py"
 
 
-@pytest.fixture(scope="module", params=[False], ids=["in this process"])
-def dask(request):
+def workers(**given):
     """Start two workers of one thread each."""
-    given = {
-        "n_workers": 2,
-        "threads_per_worker": 1,
-        "dashboard_address": None,
-        "host": "127.0.0.1",
-        "protocol": "tcp",
-    }
-    with distributed.Client(processes=request.param, set_as_default=False, **given) as client:
+    given |= {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    return distributed.Client(set_as_default=False, protocol="tcp", **given)
+
+
+@pytest.fixture(scope="module")
+def dask():
+    """Start them in this process."""
+    with workers(processes=False) as client:
         yield client
-
-
-processes = pytest.mark.parametrize("dask", [True], indirect=True, ids=["processes"])
 
 
 @pytest.fixture
@@ -69,17 +65,6 @@ def once(condition, act):
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
-
-
-def check(run, rows, api, twice=0):
-    """Check that each row has its answer and that no more than `twice` were paid for again."""
-    assert (run.state, run.message) == ("finished", None)
-    assert run.results["text"].to_list() == reviews(rows)["text"].to_list()
-    assert run.results["reply"].null_count() == 0
-    assert run.results["error"].null_count() == rows
-    assert api.stats["distinct_rows_billed"] == rows
-    assert api.stats["billed_rows"] - rows <= twice
-    assert api.stats["refused"] == {}
 
 
 def test_the_result_is_that_of_one_process(dask, path):
@@ -121,42 +106,33 @@ def test_fixed_shares_stay_below_the_limit(dask):
     assert run.minutes * 60 >= 200 / 10 - 2
 
 
-@processes
-def test_a_worker_that_is_killed(dask, api, path):
+def test_a_worker_that_is_killed(api, path):
     """After kill -9 nothing is lost, and no more is paid again than the part which the worker had."""
-    victim = min(dask.run(os.getpid).values())
-    killed = once(lambda: api.stats["calls"] > 100, lambda: os.kill(victim, signal.SIGKILL))
-    run = on_cluster(a_plan(reviews(600), tier=LIMITS), api, dask, path)
-    killed.join()
-    check(run, 600, api, twice=300)
+    with workers(processes=True) as dask:
+        victim = min(dask.run(os.getpid).values())
+        killed = once(lambda: api.stats["calls"] > 60, lambda: os.kill(victim, signal.SIGKILL))
+        run = on_cluster(a_plan(reviews(400), tier=LIMITS), api, dask, path)
+        killed.join()
+    assert (run.state, run.message, run.results["error"].null_count()) == ("finished", None, 400)
+    assert run.results["text"].to_list() == reviews(400)["text"].to_list()
+    assert api.stats["distinct_rows_billed"] == 400
+    assert api.stats["billed_rows"] - 400 <= 200
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
 
 
 def test_an_interrupt_reaches_driver_and_workers_at_once(api, path):
     """Ctrl-C in a terminal goes to every process: what is in flight comes in, and nothing is paid twice."""
-    command = [sys.executable, CHILD, api.url, path, "600"]
+    command = [sys.executable, CHILD, api.url, path, "400"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     driver = subprocess.Popen(command, start_new_session=True, **pipes)
-    once(lambda: api.stats["calls"] > 100, lambda: os.killpg(driver.pid, signal.SIGINT)).join()
+    once(lambda: api.stats["calls"] > 60, lambda: os.killpg(driver.pid, signal.SIGINT)).join()
     out, err = driver.communicate(timeout=120)
     assert "interrupted, stopped" in out, err
     assert "Traceback" not in err
     answered = api.stats["distinct_rows_billed"]
-    assert 0 < answered < 600
+    assert 0 < answered < 400
     with Ledger(path) as ledger:
         assert ledger.attempts()["key"].n_unique() == answered == api.stats["billed_rows"]
-
-
-def test_stop_and_resume(dask, api, path):
-    """A stopped run ends soon with what was in flight, and the next one sends the rest."""
-    plan = a_plan(reviews(600), tier=LIMITS, concurrency=40)
-    run = plan.start(api.client(), ledger=path, progress=False, on=dask)
-    once(lambda: api.stats["calls"] > 100, run.stop).join()
-    run.result()
-    assert run.state == "stopped"
-    assert api.stats["peak_in_flight"] <= 40
-    assert 0 < run.counts.answered == api.stats["billed_rows"] < 600
-    check(on_cluster(plan, api, dask, path), 600, api)
 
 
 def test_a_budget_is_a_hard_stop(dask):
@@ -172,17 +148,6 @@ def test_a_budget_is_a_hard_stop(dask):
         assert api.stats["dollars"] - spent <= budget
 
 
-def test_failures_are_met_by_the_workers(dask):
-    """Overloads, lost connections and refused rows end as they do in one process."""
-    plan, faults = a_plan(reviews(200)), {"529": 0.05, "drop": 0.02, "400": 0.02}
-    runs = []
-    for on in (dask, None):
-        with simulator(faults=faults) as api:
-            runs.append(on_cluster(plan, api, on))
-    assert runs[0].results.equals(runs[1].results)
-    assert {"overloaded_error", "connection_error", "invalid_request_error"} <= set(runs[0].attempts["error"])
-
-
 def test_one_row_writes_the_cache_and_the_others_read_it(dask):
     """With a cached prompt one row goes first, whatever the number of workers."""
     with simulator() as api:
@@ -194,7 +159,7 @@ def test_one_row_writes_the_cache_and_the_others_read_it(dask):
 def test_the_accounts_error_ends_the_run(dask):
     """What no row can help, such as a spend limit, ends the run with the API's words."""
     with simulator(faults={"spend_cap": 0.001}) as api, pytest.raises(cs.RunStopped) as stopped:
-        on_cluster(a_plan(reviews(500)), api, dask)
+        on_cluster(a_plan(reviews(200)), api, dask)
     assert stopped.value.run.stopped_by == "enforced_spend_limit_reached"
     assert stopped.value.run.counts.answered > 0
 

@@ -52,4 +52,4 @@ def test_a_ledger_written_before_is_not_paid_again(tmp_path):
     for name in ("plain", "batch"):
         run = cs.wait(a_plan(**OPTIONS[name]).run(client, ledger=path, progress=False))
         assert (run.state, run.attempts.height) == ("finished", 0)
-        assert run.replies["reply"].unique().to_list() == ["late"]
+        assert run.job.replies()["reply"].unique().to_list() == ["late"]

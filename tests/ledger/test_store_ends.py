@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import sqlite3
 import time
 from contextlib import closing
 
 import pytest
-from ledger_rows import attempt, expected, key, keys, output, some, start, together
-from polars.testing import assert_frame_equal
+from ledger_rows import keys, output, some, start, together
 
 from claudescale.ledger import store as store_module
 from claudescale.ledger.store import Store
-
-
-def check_rows(frame):
-    """Check that these are the first attempts of one run, in order, whole, and without a gap."""
-    right = [attempt(number) for number in range(frame.height)]
-    assert_frame_equal(frame, expected(right, frame.item(0, "run") if right else ""))
-
-
-def test_claims_of_a_killed_process_are_free_at_once(path):
-    """A process that died holds nothing, though it never said goodbye."""
-    process = start("print(len(store.claim([t.key(1)])), flush=True); input()", path)
-    assert process.stdout.readline() == "1\n"
-    with closing(Store(path)) as store:
-        assert store.claim([key(1)]) == []
-        process.kill()
-        process.communicate()
-        assert store.claim([key(1)]) == [key(1)]
-
-
-RECORDER = """
-for number in range(10**9):
-    store.record(t.attempt(number), final=True)
-    if number % int(sys.argv[2]) == 0:
-        store.sync()
-        print(number, flush=True)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("every", [1, 7, 500])
-def test_kill_at_any_moment(path, every):
-    """After SIGKILL all that `sync` confirmed is there, in order, nothing else, and the next run goes on."""
-    moments = random.Random(every)
-    for round_ in range(3):
-        file = path.with_name(f"{round_}.ledger")
-        process = start(RECORDER, file, every)
-        assert process.stdout.readline() == "0\n"
-        time.sleep(moments.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        out, _ = process.communicate()
-        last = int(([0] + [int(line) for line in out.splitlines() if line])[-1])
-        with closing(Store(file)) as store:
-            attempts = store.attempts()
-            assert attempts.height > last
-            check_rows(attempts)
-            assert store.answered(attempts["key"]).all()
-            assert store.claim([key(attempts.height)]) == [key(attempts.height)]
-
 
 SHARER = """
 moment, paid = random.Random(int(sys.argv[2])), 0

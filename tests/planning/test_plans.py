@@ -192,7 +192,7 @@ def test_without_a_client_one_is_made(tmp_path, monkeypatch, capsys):
     """plan.run() alone connects: with no key in the environment to a simulator, which is said."""
     monkeypatch.chdir(tmp_path)
     run = asyncio.run(a_plan(reviews(1)).run(ledger=None, progress=False))
-    assert run.simulated
+    assert run.job.simulated
     assert "SIMULATED" in capsys.readouterr().err
 
 

@@ -4,12 +4,11 @@ import html.parser
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale.errors import ADVICE
 from claudescale.running import run_views
 from claudescale.views.card import Card
 
@@ -32,6 +31,7 @@ class _Reader(html.parser.HTMLParser):
         self.shown += data
 
 
+@settings(max_examples=25)
 @given(_CELLS, st.lists(st.tuples(_CELLS, _CELLS), max_size=4), st.lists(_CELLS, max_size=4), _CELLS)
 def test_a_card_shows_its_facts_and_nothing_else(title, rows, notes, following):
     """Whatever the texts are, the HTML is balanced, has only the tags of a card, and shows every text."""
@@ -70,15 +70,6 @@ def test_a_card_of_a_frame_reads_each_column_by_the_unit_in_its_name():
     ]
 
 
-def test_what_is_saved_is_a_column_only_where_something_is():
-    """Different rows sent live save nothing: no row of zeros says so."""
-    alone = cs.plan(reviews(50), "Label: {text}", model="claude-haiku-5-5", max_tokens=64)
-    header, *rows = repr(alone).splitlines()[1:4]
-    assert "saved" in header
-    assert "$0 " not in rows[0]
-    assert "$" in rows[1].split("batch processing")[0].split()[-1]
-
-
 def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
     """One line with what there is, then estimated, measured and limit, as the run has them."""
     with simulator() as api:
@@ -90,7 +81,7 @@ def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
     assert all(name not in first for name in ("failed", "missing", "reused"))
     assert run_views.text.dollars(run.counts.dollars) in measured
     assert run_views.text.tokens(run.counts.output_tokens) in measured
-    assert run_views.text.dollars(run.estimate["dollars"]) in estimated
+    assert run_views.text.dollars(run.job.estimate["dollars"]) in estimated
     assert limit.split() == ["limit", "60,000"]
     assert last == "run.results"
 
@@ -114,12 +105,6 @@ def test_what_the_same_cell_would_pay_again(tmp_path, kept):
     words = "sends only what is missing" if kept else "pays for them again"
     assert words in str(stopped.value)
     assert words in repr(stopped.value.run)
-
-
-def test_every_end_of_a_run_has_an_advice():
-    """Whatever the verdicts call an end is explained, with something to do."""
-    for error, advice in ADVICE.items():
-        assert advice.count(". ") + advice.endswith(".") >= 2, error
 
 
 def test_a_plan_card_says_what_the_next_tier_gains():
@@ -157,13 +142,3 @@ def test_a_plan_card_is_short_whatever_there_is_to_tell():
     assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines[-2]
     assert lines[-1].startswith("pilot = ")
     assert "In a batch" not in repr(plan.replace(cache=False))
-
-
-def test_a_card_reads_no_row_again():
-    """What the next tier gains is computed from totals that are known."""
-    reads = []
-    frame = reviews(5).lazy().map_batches(lambda read: reads.append(1) or read, schema={"text": pl.String})
-    plan = a_plan(frame, tier="start", mode="auto", deadline=90)
-    first, again = repr(plan), repr(plan)
-    assert first == again
-    assert len(reads) == 1

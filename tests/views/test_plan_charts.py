@@ -46,10 +46,10 @@ def test_every_chart_is_drawn_whole(look):
         check_drawn_whole(draw(), look)
 
 
-@pytest.mark.parametrize("chart", ["frontier", "minutes", "savings"])
-def test_nothing_to_send_is_said(chart):
+def test_nothing_to_send_is_said():
     """A plan without rows has words in place of a picture."""
-    assert repr(getattr(plan(reviews(0)).plot, chart)()) == "There is nothing to send."
+    plot = plan(reviews(0)).plot
+    assert {repr(chart()) for chart in (plot.frontier, plot.minutes, plot.savings)} == {plan_charts.NOTHING}
 
 
 def test_the_points_of_the_frontier_are_the_options_of_the_plan():
@@ -77,18 +77,6 @@ def test_the_points_of_the_frontier_are_the_options_of_the_plan():
     assert [name for name, row in points.items() if row["chosen"]] == ["haiku-5-5 live start"]
 
 
-def test_choices_that_differ_in_name_alone_are_one_point():
-    """A batch takes as long on each tier and is drawn once; no choice is lost."""
-    points = plan_views.choices(plan(), {"model": [HAIKU, OPUS], "tier": ["start", "build", "scale"]})
-    assert points["choices"].sum() == 2 * 3 * 2
-    batch = points.filter(mode="batch")
-    assert (batch["choice"].to_list(), batch["choices"].to_list()) == (
-        ["haiku-5-5 batch", "opus-5-5 batch"],
-        [3, 3],
-    )
-    assert points["group"].unique(maintain_order=True).to_list() == ["haiku-5-5", "opus-5-5"]
-
-
 def test_the_plan_itself_is_among_the_points():
     """Whatever is compared, the plan's own choice is drawn, ringed and named, and what beats it said."""
     chart = plan(tier="scale").plot.frontier(model=[SONNET, OPUS], tier=["start"])
@@ -99,21 +87,6 @@ def test_the_plan_itself_is_among_the_points():
         plan(tier="build").plot.frontier(tier=["start", "build"], mode=["live"])
     )
     assert "build beats it" in repr(plan().plot.frontier(tier=["start", "build"], mode=["live"]))
-
-
-def test_without_lists_a_plan_stands_beside_its_neighbours():
-    """The usual choices are the current models of other lines and the tiers next to its own."""
-    points = plan_views.choices(plan(tier="build"), plan_views._usual(plan(tier="build")))
-    assert {"haiku-5-5", "sonnet-5-5", "opus-5-5"} <= set(points["group"])
-    assert {word for name in points["choice"] for word in name.split()} >= {"start", "build", "scale"}
-    assert not any("tier" in name for name in points["choice"])
-
-
-def test_of_many_models_none_shares_a_colour():
-    """Six have one each, the rest are others."""
-    groups = [row["group"] for row in rows_of(PICTURES["many"](), "choice")]
-    assert len(set(groups)) == 7
-    assert "others" in groups
 
 
 @pytest.mark.parametrize(("options", "near", "far"), [

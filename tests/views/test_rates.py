@@ -4,7 +4,7 @@ import datetime as dt
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claudescale.ledger.records import ATTEMPTS
@@ -36,6 +36,7 @@ _CALLS = st.lists(
 )
 
 
+@settings(max_examples=25)
 @given(_CALLS, st.floats(0, 400))
 def test_slices_add_up(calls, minutes):
     """Over all slices there are as many requests, refusals and tokens as there were, cache reads apart."""
@@ -51,24 +52,8 @@ def test_slices_add_up(calls, minutes):
     assert width.n_unique() <= 1
 
 
-def test_a_quiet_slice_is_a_zero():
-    """A gap in the calls is a rate of zero and no missing slice."""
-    frame = rates(attempts([(0.5, 0.1, 200, 10), (5.5, 0.1, 200, 10)]), START.timestamp(), 0.1)
-    assert frame["requests_per_minute"].to_list() == [60, 0, 0, 0, 0, 60]
-
-
 def test_tokens_count_when_they_are_answered():
     """A call counts in the slice in which it was sent, its tokens in the one in which it ended."""
     frame = rates(attempts([(0.5, 2.0, 200, 10)]), START.timestamp(), 0.05)
     assert frame["requests_per_minute"].to_list() == [60, 0, 0]
     assert frame["output_tokens_per_minute"].to_list() == [0, 0, 1200]
-
-
-@pytest.mark.parametrize(
-    ("minutes", "seconds"), [(0, 1), (1, 1), (1.5, 2), (10, 10), (60, 60), (600, 600), (1440, 1440)]
-)
-def test_slices_fit_the_run(minutes, seconds):
-    """A slice is at least a second and at most about a sixtieth of the run."""
-    frame = rates(attempts([(0.5, 0.1, 200, 10)]), START.timestamp(), minutes)
-    assert frame["slice_minutes"].unique().to_list() == [seconds / 60]
-    assert rates(ATTEMPTS.to_frame(), START.timestamp(), minutes).is_empty()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import polars as pl
 import pytest
 from drawing import DARK, check_drawn_whole, rows_of, words_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
@@ -62,20 +62,13 @@ def savings(**dollars):
 def batches(*rows):
     """Return batches of (minute made, minute ended, state, counts by outcome)."""
     moment = pl.Datetime("us", "UTC")
-    columns = {"batch_id": pl.String, "state": pl.String, "created_at": moment, "ended_at": moment}
+    columns = {"batch_id": pl.String, "created_at": moment, "ended_at": moment, "state": pl.String}
     columns |= dict.fromkeys(["requests", *charts.PARTS], pl.Int64)
-    made = [
-        dict.fromkeys(charts.PARTS, 0)
-        | {
-            "batch_id": f"b{n}",
-            "state": state,
-            "requests": 100,
-            "created_at": START + timedelta(minutes=begun),
-        }
-        | {"ended_at": None if ended is None else START + timedelta(minutes=ended), **counts}
-        for n, (begun, ended, state, counts) in enumerate(rows)
-    ]
-    return pl.DataFrame(made, schema=columns)
+    made = []
+    for n, (*minutes, state, counts) in enumerate(rows):
+        moments = [minute if minute is None else START + timedelta(minutes=minute) for minute in minutes]
+        made.append((f"b{n}", *moments, state, 100, *(counts.get(part, 0) for part in charts.PARTS)))
+    return pl.DataFrame(made, schema=columns, orient="row")
 
 
 def batch_chart(frame, now=60.0, began=0.0, **options):
@@ -118,6 +111,7 @@ def test_every_chart_is_drawn_whole(look):
         check_drawn_whole(chart, look)
 
 
+@pytest.mark.slow
 def test_a_large_run_makes_a_small_picture():
     """Of 20,000 calls at most 5,000 rows go into a chart, and the same rows make the same picture."""
     pictures = several(20_000)
@@ -131,10 +125,8 @@ def test_a_large_run_makes_a_small_picture():
 
 @pytest.mark.parametrize("draw", [
     lambda: charts.throughput(slices(), requests_per_minute=1_000, empty="Why."),
-    lambda: charts.tokens(slices(), limits=LIMITS, empty="Why."),
     lambda: charts.latency(attempts(0), empty="Why."),
     lambda: charts.spending(spent(1, 1).clear(), empty="Why."),
-    lambda: charts.savings(savings(), empty="Why."),
     lambda: charts.savings(savings(plain=0, paid=0), empty="Why."),
     lambda: batch_chart(batches(), empty="Why."),
     lambda: charts.buckets(charts.LEVELS.to_frame(), empty="Why."),
@@ -152,6 +144,7 @@ def run():
         return finished(a_plan(reviews(200)), api.client())
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_run_are_in_its_pictures(run):
     """Calls sent, dollars paid, answers and failures: what is drawn sums up to what the run counts."""
     counts = run.counts
@@ -200,14 +193,6 @@ def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
     assert "\N{UPWARDS ARROW} limit\\n50,000/min" in words_of(far)
     assert [json.dumps(chart.to_dict()).count('"datum": 1000') for chart in (near, far)] == [2, 0]
     assert '"domain": [0, 945.0]' in json.dumps(far.to_dict())
-
-
-def test_refused_calls_are_all_counted():
-    """The title counts them, and a sign stands above each slice with how many."""
-    chart = charts.throughput(slices(900, 0, 900, refused=7), requests_per_minute=1_000)
-    assert "21 calls refused" in repr(chart)
-    signs = [rows for rows in chart.to_dict()["datasets"].values() if len(rows) == 3]
-    assert all(row["refused"] == 7 for row in signs[0])
 
 
 def test_latency_is_of_all_answers_and_of_no_failure():
@@ -260,20 +245,6 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near():
     assert "Minutes since the first batch" in json.dumps(batch_chart(made, began=20.0).to_dict())
 
 
-def test_live_calls_have_a_lane_without_their_pauses():
-    """The first row of a hybrid run and its rest are two bars of one lane."""
-    sent = [START + timedelta(minutes=minute) for minute in (0, 30, 30.1)]
-    live = pl.DataFrame({"sent_at": sent, "seconds": [6.0] * 3, "error": [None, None, "api_error"]})
-    made = batches((1, 29, "collected", {"succeeded": 100}))
-    bars = [row for row in rows_of(batch_chart(made, live=live), "lane") if row["lane"] == "live"]
-    assert [(bar["start"], bar["end"]) for bar in bars] == [
-        (0, 0.151),
-        (30, 30.2),
-    ]  # no thinner than can be seen
-    assert bars[0]["words"] == "live: 2 answered"
-    assert "1 batch: 100 succeeded, 2 live" in repr(batch_chart(made, live=live))
-
-
 def test_a_hybrid_run_draws_its_batches_and_its_deadline():
     """`run.plot.batches()` has the run's own frames, moments and deadline."""
     with simulator(speed=600, batch_seconds=60) as api:
@@ -295,7 +266,8 @@ _CALLS = st.lists(
 )
 
 
-@given(_CALLS, st.sampled_from([1.0, 10.0, 60.0]))
+@settings(max_examples=25)
+@given(_CALLS, st.sampled_from([1.0, 60.0]))
 def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
     """Sums and a running minimum give what a loop gives; refused calls take nothing, nor do batches."""
     frame = attempts(len(calls)).with_columns(
@@ -314,24 +286,8 @@ def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
     assert levels_of(frame.with_columns(batch_id=pl.lit("b"))).is_empty()
 
 
-def test_the_lowest_level_is_drawn_and_an_overdrawn_bucket_said():
-    """Of many calls in a short time the lowest level is drawn, and no level below zero is claimed."""
-    calls = attempts(4_000, failed=0)
-    chart = charts.buckets(levels_of(calls, 10.0))
-    assert repr(chart).startswith("Lowest level of each bucket: requests 0% (overdrawn), ")
-    lowest = levels_of(calls, 10.0).filter(bucket="requests")["level"].min()
-    drawn = [
-        row["level"]
-        for rows in chart.to_dict()["datasets"].values()
-        for row in rows
-        if row["bucket"] == "requests"
-    ]
-    assert min(drawn) == pytest.approx(lowest, rel=1e-4)
-    assert max(drawn) == 10
-
-
 @pytest.mark.parametrize("numbers", [
-    [math.nan, math.inf, 1.0], [None, None], [1.0, None], [1.0, -math.inf, math.nan], [1e-9, 1e12],
+    [math.nan, math.inf, 1.0, -math.inf], [None, None], [1e-9, 1e12],
 ])  # fmt: skip
 def test_no_number_breaks_a_chart(numbers):
     """Nulls, NaN and infinities in a frame give a picture with fewer marks, never an error."""

@@ -60,7 +60,7 @@ def as_typed(line, plan):
     return names["plan"]
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @sampled(st.sampled_from(list(BEGINNINGS)), st.fixed_dictionaries({}, optional=CHOICES))
 def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
     """Whatever is picked, from whatever plan: the line evaluates to a plan with the same parameters."""
@@ -85,16 +85,6 @@ def test_the_line_is_what_one_would_type():
     for name, value in {"model": "claude-haiku-5-5", "tier": "start", "mode": "live", "deadline": ""}.items():
         picker.controls[name].value = value
     assert picker.code == "plan"
-
-
-def test_a_change_is_seen_at_once():
-    """Figures and code follow the controls: they are the card of the plan that is picked."""
-    picker = cs.pick(BEGINNINGS["plain"])
-    before = picker._figures.value
-    picker.controls["tier"].value = "build"
-    assert picker._figures.value != before
-    assert picker.plan._repr_html_() in picker._figures.value
-    assert "tier=&quot;build&quot;" in picker._code.value
 
 
 @pytest.mark.parametrize(
@@ -151,13 +141,6 @@ def test_the_rows_are_read_once(monkeypatch):
     for tier in ("build", "scale", "start"):
         picker.controls["tier"].value = tier
     assert len(measured) == 1
-
-
-def test_every_control_says_what_it_is():
-    """Each has a label and a tooltip."""
-    for control in cs.pick(BEGINNINGS["plain"]).controls.values():
-        assert control.description
-        assert control.tooltip
 
 
 def test_what_is_left_without_a_kernel_is_the_line_of_code():

@@ -9,7 +9,6 @@ import types
 from dataclasses import replace
 
 import pytest
-import vl_convert
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
@@ -18,7 +17,7 @@ from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
 from claudescale.running.meter import MOST_SLICES, Ends, Pulse, Slice
 from claudescale.widgets import watch
-from claudescale.widgets.watch import Cell, Panel, Watch
+from claudescale.widgets.watch import Panel, Watch
 
 PULSE = Pulse(state="running", errors={}, refusals={})
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
@@ -65,22 +64,18 @@ def test_figures_show_what_is_known_and_what_is_not():
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
-    """A call is known when it is answered, so the picture ends a slow answer ago."""
+    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is named."""
     pulse = replace(PULSE, minutes=20 / 60, slow_seconds=4.5)
     drawn = watch.drawn(pulse, 1, [Slice(requests=10)] * 20, LIMITS, number=7)
     assert (drawn["number"], drawn["unit"], len(drawn["starts"])) == (7, "Seconds since the start", 16)
     assert drawn["requests"]["rates"] == [600.0] * 15
     assert drawn["requests"]["limit"] == 1_000
     assert drawn["until"] == pytest.approx(20)
-    assert watch.drawn(PULSE, 1, [], LIMITS, number=1)["starts"] == [0.0]
-    assert watch._SLICES == MOST_SLICES
-
-
-def test_a_limit_far_away_is_named_at_the_top():
-    """Rates far below their limit fill the picture; the limit's name stands above them."""
     far = watch.drawn(replace(PULSE, minutes=1.0), 60, [Slice(requests=10)], LIMITS, number=1)["requests"]
     assert (far["top"], far["limit"]) == (pytest.approx(12.5), None)
     assert far["words"] == "\N{UPWARDS ARROW} limit 1,000 requests/min"
+    assert watch.drawn(PULSE, 1, [], LIMITS, number=1)["starts"] == [0.0]
+    assert watch._SLICES == MOST_SLICES
 
 
 @pytest.mark.slow
@@ -119,7 +114,7 @@ class Page:
 
     def __init__(self, monkeypatch):
         watch.prepare()
-        self.cell = Cell("cell", "first")
+        self.cell = "first"
         self.shown, self.updates = [], []
         monkeypatch.setattr(loops, "in_notebook", lambda: True)
         monkeypatch.setattr(watch, "_cell", lambda: self.cell)
@@ -198,22 +193,9 @@ def test_a_finished_run_is_shown_at_once(page):
     assert (watcher.refreshes, followers()) == (0, [])
     watcher._ipython_display_()
     assert len(page.shown) == 2
-    page.cell = Cell("another", "second")
+    page.cell = "second"
     watcher._ipython_display_()
     assert len(page.shown) == 4
-
-
-def test_a_run_that_cannot_go_on_says_why(page):
-    """A run that fails leaves its reason and what to do on the page."""
-
-    async def steps(run):
-        Watch(run)
-        with pytest.raises(cs.RunStopped):
-            await run
-        await until(lambda: not followers())
-
-    follow(steps, rows=3, faults={401: 1.0})
-    assert "does not accept the key" in dict(page.updates)[1]["text/html"]
 
 
 def test_the_stop_button_stops(page):
@@ -225,7 +207,7 @@ def test_the_stop_button_stops(page):
         (button,) = watcher._panel._buttons.values()
         assert (button.description, bool(button.tooltip)) == ("Stop", True)
         button.click()
-        assert run.pulse.asked == "stop"
+        assert run.job.asked == "stop"
         await run
         await until(lambda: not followers())
         return run
@@ -249,22 +231,6 @@ def test_a_batch_can_be_left(page):
 
     run = follow(steps, rows=5, mode="batch", tier="start", concurrency=None, faults={"batch_stuck": 1.0})
     assert run.state == "left"
-
-
-def test_a_cell_that_is_run_again_is_watched_once(page):
-    """The watchers of a cell's earlier run end without a word; those of other cells go on."""
-
-    async def steps(run):
-        first, beside = Watch(run), Watch(run)
-        page.cell = Cell("another", "second")
-        other = Watch(run)
-        page.cell = Cell("cell", "third")
-        again = Watch(run)
-        assert [each._dropped for each in (first, beside, other, again)] == [True, True, False, False]
-        await watched(run, other, again)
-
-    follow(steps)
-    assert sorted(place for place, _ in page.updates) == [5, 6, 7, 8]
 
 
 def test_a_watcher_can_be_closed(page):
@@ -335,11 +301,3 @@ def test_in_a_notebook_a_run_sends_nothing_before_a_watcher_is_ready(monkeypatch
         else:
             cs.wait(plan.start(api.client(), ledger=None, progress=False))
     assert calls_made.calls == wanted
-
-
-def test_a_live_picture_after_the_preparation_bundles_and_draws_nothing(monkeypatch):
-    """What vl-convert does once, without letting other threads run, is not done again for a watcher."""
-    watch.prepare()
-    for name in ("javascript_bundle", "vegalite_to_png"):
-        monkeypatch.delattr(vl_convert, name)
-    watch.live_chart().close()

@@ -1,4 +1,6 @@
-"""A watched run as a person sees it in JupyterLab: while it goes on, stopped, saved, reopened, exported."""
+"""A picker and a watched run as a person sees them in JupyterLab: one session, saved and reopened once."""
+
+import re
 
 import pytest
 from browser import lab
@@ -15,8 +17,11 @@ FOLLOWERS = """import threading
 print("followers:", sum(each.name == "claudescale-watch" for each in threading.enumerate()))"""
 REFRESHES = 'print("refreshes:", watcher.refreshes)'
 SLEEP = "import time; time.sleep(60)"
-SETUP_CELL, START_CELL, WATCHED, SECOND, FOLLOWERS_CELL, REFRESHES_CELL, SLEEPING = range(7)
-CELLS = [SETUP, START, WATCH, "cs.watch(run)", FOLLOWERS, REFRESHES, SLEEP]
+PICK = """picker = cs.pick(cs.plan(texts, "Name it: {text}", model="claude-haiku-5-5", tier="start"))
+picker"""
+SETUP_CELL, START_CELL, WATCHED, SECOND, FOLLOWERS_CELL, REFRESHES_CELL, SLEEPING, PICKED, AGAIN = range(9)
+CELLS = [SETUP, START, WATCH, "cs.watch(run)", FOLLOWERS, REFRESHES, SLEEP, PICK, "picker"]
+CHART, WIDE = ".vega-embed svg, .vega-embed canvas", 900
 NOTHING_CUT_OFF = """area => [...area.querySelectorAll('.jp-OutputArea-output')].every(
     output => output.scrollWidth <= output.clientWidth + 1)"""
 DRAWN = "area => [...area.querySelectorAll('canvas, svg.marks')].some(each => each.clientHeight > 100)"
@@ -45,12 +50,38 @@ def is_stopped(page, cell):
     return output.locator("table").count() == 1 and output.evaluate(NOTHING_CUT_OFF)
 
 
+def picked(page):
+    """Pick by mouse and reach every control by keyboard; return what was reached, and how far it extends."""
+    for cell in (PICKED, AGAIN):
+        page.run(cell)
+    output = page.output(PICKED)
+    output.locator(CHART).first.wait_for()
+    output.get_by_label("Model").select_option(label="claude-sonnet-5-5")
+    output.get_by_label("Tier").select_option(label="build")
+    for cell in (PICKED, AGAIN):
+        page.wait_for(cell, 'plan = plan.replace(model="claude-sonnet-5-5", tier="build")')
+    output.get_by_label("Mode", exact=True).select_option(index=2)
+    page.wait_for(PICKED, re.compile("Not possible"))
+    output.get_by_label("Mode", exact=True).select_option(index=1)
+    page.wait_for(PICKED, re.compile('mode="batch"'))
+    output.get_by_label("Model").focus()
+    reached = []
+    for _ in range(6):
+        page.page.keyboard.press("Tab")
+        name = "node => (node.labels?.[0] || node).textContent"
+        reached.append(page.page.locator(":focus").evaluate(name).strip())
+    inside = "nodes => Math.max(...nodes.map(node => node.getBoundingClientRect().right))"
+    return reached, output.locator(".jupyter-widgets").evaluate_all(inside)
+
+
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """Watch a run in JupyterLab once; give what was seen, and the saved notebook."""
-    folder, found = tmp_path_factory.mktemp("watch"), {}
-    with lab(CELLS, folder) as page:
-        for cell in (SETUP_CELL, START_CELL, WATCHED):
+    """Pick a plan and watch a run in JupyterLab once; give what was seen, and the saved notebook."""
+    folder, found = tmp_path_factory.mktemp("lab"), {}
+    with lab(CELLS, folder, width=WIDE) as page:
+        page.run(SETUP_CELL)
+        found["picked"] = picked(page)
+        for cell in (START_CELL, WATCHED):
             page.run(cell)
         page.wait_for(WATCHED, " left, ")
         output = page.output(WATCHED)
@@ -72,7 +103,6 @@ def seen(tmp_path_factory):
         found["after an interrupt"] = number(page, REFRESHES_CELL) - before
         page.run(WATCHED)
         page.wait_for(WATCHED, " left, ")
-        found["the same cell again"] = followers(page, 2)
         page.clear(WATCHED)
         page.page.wait_for_timeout(2_500)
         before = number(page, REFRESHES_CELL)
@@ -91,6 +121,13 @@ def seen(tmp_path_factory):
     return found
 
 
+def test_a_plan_is_picked_in_both_views_by_mouse_and_keyboard(seen):
+    """Everything follows a choice wherever the picker is shown; nothing is wider than the page."""
+    controls, right = seen["picked"]
+    assert controls == ["Tier", "Mode", "Max tokens", "Deadline", "Budget", "Cache the system prompt"]
+    assert right <= WIDE
+
+
 def test_the_run_is_seen_while_it_goes_on(seen):
     """Progress, time left, rates against limits and figures are there, and nothing is cut off at 900 px."""
     drawn, whole, text = seen["live"]
@@ -106,9 +143,8 @@ def test_other_cells_run_meanwhile_and_an_interrupt_ends_only_them(seen):
 
 
 def test_there_is_a_follower_for_each_picture(seen):
-    """Two watchers follow one run; a cell that is run again replaces its own; ended, none is left."""
+    """Two watchers follow one run, and when it has ended none is left."""
     assert seen["two"] == 2
-    assert seen["the same cell again"] == 2
     assert seen["finished"] == (True, 0)
 
 
@@ -129,9 +165,11 @@ def test_nothing_goes_wrong_and_no_other_machine_is_asked(seen):
 
 
 def test_the_saved_notebook_shows_it_without_a_kernel(seen, tmp_path):
-    """Reopened by somebody else, in dark, with no kernel and no trust, table and picture are there."""
+    """Reopened by somebody else, in dark, with no kernel and no trust, all that stays is there."""
     with lab(seen["saved"], tmp_path, theme="dark", kernel=False) as page:
         assert is_stopped(page, WATCHED)
         assert is_stopped(page, SECOND)
         assert page.output(WATCHED).get_by_role("button", name="Stop").count() == 0
+        page.wait_for(PICKED, re.compile("The same in code: "))
+        assert "Run the cell again for its controls." in page.text_of(PICKED)
     assert [each for each in page.problems() if "KeyboardInterrupt" not in each] == []

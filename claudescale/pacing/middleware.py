@@ -1,0 +1,402 @@
+"""`limit`: the SDK's own client, whose calls wait for the account's limits as a run's do, and are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import weakref
+from collections import Counter, deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import httpx2
+import polars as pl
+
+from claudescale.api import catalog, prices
+from claudescale.api.answers import (
+    Answer,
+    StreamedMessage,
+    Verdict,
+    answer_of,
+    is_free,
+    stop_reason_of,
+    usage_of,
+    verdict,
+)
+from claudescale.api.client import Api, Wire, check_client
+from claudescale.api.limits import BUCKETS, Limits, read_headers
+from claudescale.errors import PlanError
+from claudescale.pacing.pacer import Outcome, Pacer, Permit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from anthropic import AsyncAnthropic
+
+Client = TypeVar("Client", bound="AsyncAnthropic")
+
+MOST_CALLS = 50_000
+"""So many calls are remembered, the latest ones; the counts are of all."""
+_LIKE = "claude-haiku-5-5"
+"""A model that the catalog does not know is paced as this one, in a group of its own."""
+_OUTPUT_TOKENS = 256.0  # of a call, until answers teach better
+_BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says nothing
+_UNCACHED = ("input", "cache_write_5m", "cache_write_1h")
+_CANCELED = Answer(None, {}, b"", "canceled")
+_FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
+_KINDS: dict[str, Any] = {"answered": "answered", "refused": "refused", "overloaded": "overloaded"}
+_TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
+
+CALLS = pl.Schema(
+    {"sent_at": pl.Datetime("us", "UTC"), "waited_seconds": _NUMBER, "seconds": _NUMBER}
+    | dict.fromkeys(("model", "answering_model"), _TEXT)
+    | {"status": _COUNT, "error": _TEXT, "stop_reason": _TEXT, "request_id": _TEXT}
+    | dict.fromkeys(usage_of(None), _COUNT)
+    | {"dollars": _NUMBER, "simulated": pl.Boolean()}
+)
+"""Columns of `Limiter.calls`: one row for each HTTP attempt, in the order in which they ended.
+
+`sent_at` is API time, `waited_seconds` for the limits before that, `seconds` until the end of the answer.
+"""
+RATES = pl.Schema(
+    {"rate_group": _TEXT, "bucket": _TEXT, "used_per_minute": _NUMBER, "limit_per_minute": _NUMBER}
+)
+"""Columns of `Limiter.rates`: one row for each limit of each group of models."""
+
+
+def limit(
+    client: Client, *, tier: str | int | Limits = "start", concurrency: int | None = None, share: float = 1.0
+) -> Client:
+    """Return the client with its calls paced: each waits until the account's limits have room for it.
+
+    Every ``messages.create``, ``parse`` and ``stream``, also of ``client.beta``, from your own code or from a
+    framework that takes an Anthropic client. The headers of the answers correct the limits, and a 429 holds
+    everybody for as long as it says. Retries stay the SDK's. Batches, token counting and free calls pass
+    through. A run has a pacer of its own and takes this one off. ``cs.watch(claude)`` follows the calls.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    client : AsyncAnthropic
+        From `connect`, or your own; its middleware stays. What is returned shares its connections.
+    tier : str, int or Limits
+        Whose limits to begin with, as in `plan`. Each group of models has its own.
+    concurrency : int, optional
+        Most calls in flight, all models together. Without it as many as the API bears.
+    share : float
+        The part of the limits to use.
+
+    Raises
+    ------
+    PlanError
+        The client cannot be used, or an option is none.
+
+    Notes
+    -----
+    A streamed answer holds its place until it has been read or is closed: read it in ``async with``.
+    The client may be used on several event loops one after the other, not at once.
+
+    Examples
+    --------
+    ::
+
+        claude = cs.limit(cs.connect(), tier="start", concurrency=10)
+        message = await claude.messages.create(model="claude-haiku-5-5", max_tokens=100, messages=[...])
+    """
+    if any(kind.__name__ == "SyncAPIClient" for kind in type(client).__mro__):
+        name = type(client).__name__
+        msg = (
+            f"The client is {name}, which blocks while it waits; calls are paced on an event loop. Type "
+            f"claude = cs.limit(Async{name}(...)), then await claude.messages.create(...)."
+        )
+        raise PlanError(msg)
+    check_client(client)
+    Limits.of(tier, _LIKE).shared(share)
+    if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
+        msg = f"concurrency={concurrency!r}: it is the most calls in flight, 1 or more."
+        raise PlanError(msg)
+    bare = unlimited(client)
+    return bare.with_middleware(Limiter(bare, tier=tier, concurrency=concurrency, share=share))
+
+
+def unlimited(client: Client) -> Client:
+    """Return a client without what `limit` put on it; the same one where there is nothing."""
+    others = [middleware for middleware in client.middleware if not isinstance(middleware, Limiter)]
+    return client if len(others) == len(client.middleware) else client.copy(middleware=others)
+
+
+def limiter_of(client: object) -> Limiter | None:
+    """Return what paces a client's calls; None where nothing does."""
+    return next((one for one in getattr(client, "middleware", ()) if isinstance(one, Limiter)), None)
+
+
+class _Line(NamedTuple):
+    """What calls to one model need to know; models of one group share a pacer."""
+
+    model: str
+    rate_group: str
+    pacer: Pacer
+    characters_per_token: float
+    price: prices.Price | None
+
+
+class Limiter:
+    """The middleware of `limit`, and the meter of its calls.
+
+    Attributes
+    ----------
+    requests, answered : int
+        HTTP attempts that have ended, and those of them that were answered.
+    errors : Counter
+        The others by the API's error type: refusals are ``"rate_limit_error"``.
+    waiting : int
+        Calls that wait for the limits now.
+    under_way : set
+        Calls that were sent and have not ended.
+    dollars : float
+        Of all attempts.
+    api : Api or None
+        Who answers; None before the first call.
+    """
+
+    def __init__(
+        self, client: AsyncAnthropic, *, tier: str | int | Limits, concurrency: int | None, share: float
+    ) -> None:
+        self.requests = self.answered = self.waiting = 0
+        self.dollars = 0.0
+        self.errors: Counter[str] = Counter()
+        self.under_way: set[_Call] = set()
+        self.api: Api | None = None
+        self._client, self._tier, self._concurrency, self._share = client, tier, concurrency, share
+        self._calls: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)
+        self._recent: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)  # when, group, and what of each limit
+        self._lines: dict[str, _Line] = {}  # by model
+        self._pacers: dict[str, Pacer] = {}  # by group of models
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asking: asyncio.Lock
+        self._slots: asyncio.Semaphore
+
+    # what a watcher may ask
+
+    @property
+    def calls(self) -> pl.DataFrame:
+        """The latest calls that have ended, at most `MOST_CALLS`: schema `CALLS`."""
+        made = pl.DataFrame(list(self._calls), {**CALLS, "sent_at": _NUMBER}, orient="row")
+        moment = pl.from_epoch(pl.col("sent_at") * 1e6, "us").dt.replace_time_zone("UTC")
+        return made.with_columns(sent_at=moment)
+
+    @property
+    def rates(self) -> pl.DataFrame:
+        """What was used of each limit in the last API minute: schema `RATES`."""
+        since = self.api.clock.seconds() - 60.0 if self.api else 0.0
+        recent = [call for call in list(self._recent) if call[0] > since]
+        rows: list[tuple[Any, ...]] = []
+        for group, pacer in self._pacers.items():
+            used = [
+                sum(amounts)
+                for amounts in zip(*(call[2:] for call in recent if call[1] == group), strict=True)
+            ]
+            limits = pacer.limits.shared(self._share).per_minute
+            rows += zip([group] * 3, BUCKETS, used or [0.0] * 3, limits, strict=True)
+        return pl.DataFrame(rows, RATES, orient="row")
+
+    # the middleware
+
+    async def __call__(self, request: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Send one HTTP attempt when it may go. Spends: what it costs."""
+        path = request.url.partition("?")[0].rstrip("/")
+        if request.method.lower() != "post" or not path.endswith("/v1/messages"):
+            return await call_next(request)
+        call = await self._admitted(request.json if isinstance(request.json, dict) else {})
+        content = b""
+        try:
+            response = await call_next(request)
+            http: httpx2.Response | None = getattr(response, "http_response", None)
+            if http is not None and (http.is_closed or not http.is_success):
+                # An error's words may break off: its status says enough.
+                with suppress(httpx2.HTTPError, httpx2.StreamError):
+                    content = await http.aread()
+        except BaseException as error:
+            kinds = (_FAILURES.get(kind.__name__) for kind in type(error).__mro__)
+            canceled = "canceled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+            call.end(Answer(None, {}, b"", next(filter(None, kinds), canceled)))
+            raise
+        if http is None:  # another middleware has answered, and nothing was sent
+            call.end(_CANCELED)
+        elif http.is_closed or not http.is_success:
+            call.end(Answer(http.status_code, dict(http.headers.items()), content))
+        else:
+            call.follow(http)
+        return response
+
+    async def _admitted(self, body: dict[str, Any]) -> _Call:
+        """Return a call that may be sent now; its permit comes back when it ends."""
+        self.waiting += 1
+        try:
+            clock = (await self._opened()).clock
+            line = self._line(str(body.get("model")), body.get("max_tokens"))
+            asked = clock.seconds()
+            slots = self._slots
+            await slots.acquire()
+            try:
+                permit = await line.pacer.acquire(_characters(body) / line.characters_per_token)
+            except BaseException:
+                slots.release()
+                raise
+        finally:
+            self.waiting -= 1
+        return _Call(self, line, permit, permit.sent - asked, slots)
+
+    async def _opened(self) -> Api:
+        """Return which API answers, asked once; from now on all waits for this thread's loop."""
+        loop, before = asyncio.get_running_loop(), self._loop
+        if loop is not before:
+            if before is not None and not before.is_closed() and (self.waiting > 1 or self.under_way):
+                msg = "This client has calls under way on another event loop. Give each loop its own client."
+                raise RuntimeError(msg)
+            for call in list(self.under_way):  # of a loop that is closed: nobody reads them any more
+                call.end(_CANCELED)
+            self._loop, self._asking = loop, asyncio.Lock()
+            self._slots = asyncio.Semaphore(self._concurrency or MOST_CALLS)
+            for pacer in self._pacers.values():
+                pacer.move()
+        async with self._asking:
+            if self.api is None:
+                wire = Wire(self._client)
+                try:
+                    self.api = await wire.api()
+                finally:
+                    await wire.close()
+        return self.api
+
+    def _line(self, model: str, max_tokens: Any) -> _Line:
+        if model not in self._lines:
+            assert self.api is not None
+            facts, group, price = catalog.model(_LIKE), model, None
+            limits = Limits.of(self._tier, facts)
+            with suppress(PlanError):  # a gateway's name, a retired model, an unpublished limit
+                facts = catalog.model(model)
+                group = facts.rate_group
+                price = prices.price(facts, at=self.api.clock.now())
+                limits = Limits.of(self._tier, facts)
+            if group not in self._pacers:
+                output = min(_OUTPUT_TOKENS, max_tokens if isinstance(max_tokens, int) else math.inf)
+                pacer = Pacer(limits, clock=self.api.clock, share=self._share, output_tokens=output)
+                self._pacers[group] = pacer
+            self._lines[model] = _Line(model, group, self._pacers[group], facts.characters_per_token, price)
+        return self._lines[model]
+
+    def settle(self, call: _Call, answer: Answer) -> None:
+        """Take the permit of a call back, and count it.
+
+        Spends: nothing.
+        """
+        assert self.api is not None
+        canceled = answer.failure == "canceled"
+        found = Verdict(outcome="failed", error="canceled") if canceled else verdict(answer)
+        message = found.reply or answer.partial
+        usage, facts = usage_of(message), answer_of(message)
+        uncached = float(sum(usage[prices.COLUMNS[part]] for part in _UNCACHED))
+        output, pacer = float(usage["output_tokens"]), call.line.pacer
+        kind = "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
+        if message is not None and (canceled or (kind == "answered" and found.unseen)):
+            # What it took is not told, and it took something.
+            kind, uncached = "answered", uncached or call.permit.estimate
+            output = max(output, pacer.expected_output_tokens)
+        outcome = Outcome(kind, read_headers(answer.headers), uncached, output, typical=not canceled)
+        pacer.settle(call.permit, outcome)
+        now, dollars = self.api.clock.seconds(), _dollars(call.line.price, message, usage, facts)
+        error = None if found.outcome == "answered" else found.error
+        self.requests += 1
+        self.answered += error is None
+        self.errors.update([] if error is None else [error])
+        self.dollars += dollars
+        self._recent.append((now, call.line.rate_group, 1, uncached, output))
+        while self._recent[0][0] < now - 60.0:
+            self._recent.popleft()
+        sent = call.permit.sent, call.waited_seconds, now - call.permit.sent, call.line.model
+        came = facts["answering_model"], answer.status, error, stop_reason_of(message or {})
+        request_id = answer.headers.get("request-id")
+        self._calls.append((*sent, *came, request_id, *usage.values(), dollars, self.api.simulated))
+
+
+class _Call:
+    """One HTTP attempt that has its permit, until it ends, which it does once."""
+
+    def __init__(
+        self, limiter: Limiter, line: _Line, permit: Permit, waited_seconds: float, slots: asyncio.Semaphore
+    ) -> None:
+        self.line, self.permit, self.waited_seconds = line, permit, waited_seconds
+        self._limiter, self._slots = limiter, slots
+        limiter.under_way.add(self)
+
+    def end(self, answer: Answer) -> None:
+        """Hand the permit back with what came, if it is not back already."""
+        if self in self._limiter.under_way:
+            self._limiter.under_way.remove(self)
+            self._slots.release()
+            self._limiter.settle(self, answer)
+
+    def follow(self, http: httpx2.Response) -> None:
+        """End when a body has been read to its end, breaks off, or is closed; it is passed on as it comes."""
+        message, headers = StreamedMessage(), dict(http.headers.items())
+        read, close, awaited = http.aiter_bytes, http.aclose, False
+
+        def ended() -> None:
+            if self in self._limiter.under_way:
+                answer = message.answer(headers)
+                left = not awaited or isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
+                self.end(answer._replace(failure="canceled") if left and answer.status is None else answer)
+
+        async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+            nonlocal awaited
+            awaited = True
+            try:
+                async for chunk in read(chunk_size):
+                    message.feed(chunk)  # first: whoever breaks off here has been told as much
+                    awaited = False
+                    yield chunk
+                    awaited = True
+            finally:
+                ended()
+
+        async def aclose() -> None:
+            ended()
+            await close()
+
+        http.aiter_bytes, http.aclose = aiter_bytes, aclose  # type: ignore[method-assign]
+        # A stream that is dropped unread and never closed ends when it is collected, on whatever thread.
+        weakref.finalize(http, _dropped, asyncio.get_running_loop(), self).atexit = False
+
+
+def _dropped(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call.end, _CANCELED)
+
+
+def _characters(part: Any) -> float:
+    """Return the characters of text in a request's body, its names left out."""
+    match part:
+        case str():
+            return len(part)
+        case {"type": "base64"}:
+            return _BASE64_TOKENS * catalog.model(_LIKE).characters_per_token
+        case dict():
+            return sum(map(_characters, part.values()))
+        case list() | tuple():
+            return sum(map(_characters, part))
+    return 0.0
+
+
+def _dollars(price: prices.Price | None, message: Any, usage: dict[str, int], facts: dict[str, Any]) -> float:
+    """Return what an answer costs, by what it says of itself; no number where its price is unknown."""
+    if message is None or is_free(message):
+        return 0.0
+    if price is None:
+        return math.nan
+    names = ("answering_model", "inference_geo", "speed")
+    real = prices.answered(price, **{name: facts[name] for name in names})
+    tokens = {name: usage[name] for name in prices.COLUMNS.values()}
+    return real.dollars(**tokens, web_search_requests=facts["web_search_requests"])

@@ -1,0 +1,379 @@
+"""`cs.limit` under the real SDK, against the simulator over a socket: each permit comes back exactly once."""
+
+import asyncio
+import gc
+import json
+from typing import Literal
+
+import anthropic
+import httpx2
+import pydantic
+import pytest
+from running import WIDE, WIDE_LIMITS, a_plan, reviews, simulator, until
+
+import claudescale as cs
+from claudescale.errors import PlanError
+from claudescale.pacing.middleware import CALLS, RATES, limiter_of, unlimited
+from claudescale.simulator import Fault
+
+ASKED = {"model": "claude-haiku-5-5", "max_tokens": 60, "thinking": {"type": "disabled"}}
+SPEED = 20
+
+
+def asked(text="Tell me a story."):
+    """Return what `create` takes."""
+    return {**ASKED, "messages": [{"role": "user", "content": text}]}
+
+
+class Label(pydantic.BaseModel):
+    """What is parsed."""
+
+    label: Literal["a", "b"]
+
+
+def over(claude):
+    """Return the meter of a client with no call under way: every permit is back, and came back once."""
+    limiter = limiter_of(claude)
+    assert not limiter.under_way
+    assert limiter.waiting == 0
+    assert [pacer.in_flight for pacer in limiter._pacers.values()] == [0] * len(limiter._pacers)
+    assert limiter._slots._value == 2
+    calls = limiter.calls
+    assert calls.schema == CALLS
+    assert calls.height == limiter.requests == limiter.answered + limiter.errors.total()
+    assert calls["dollars"].sum() == pytest.approx(limiter.dollars)
+    return limiter
+
+
+async def used(api, ways, **options):
+    """Return the meter of a limited client of a simulator after it was used in some ways, one by one."""
+    client = api.client(**{"max_retries": 0, **options})
+    async with cs.limit(client, tier=WIDE_LIMITS, concurrency=2) as claude:
+        for way in ways:
+            await way(claude)
+            async with asyncio.timeout(5):
+                await until(lambda: not limiter_of(claude).under_way)
+            over(claude)
+        return limiter_of(claude)
+
+
+@pytest.fixture(scope="module")
+def api():
+    """Return a simulator with room for everything."""
+    with simulator(speed=SPEED, latency=2.0) as one:
+        yield one
+
+
+# each way to call, to its end
+
+
+async def create(claude):
+    """Call."""
+    await claude.messages.create(**asked())
+
+
+async def beta(claude):
+    """Call as pydantic-ai and LangChain do."""
+    await claude.beta.messages.create(**asked())
+
+
+async def parse(claude):
+    """Ask for a typed reply."""
+    message = await claude.messages.parse(**asked(), output_format=Label)
+    assert message.parsed_output.label in {"a", "b"}
+
+
+async def raw(claude):
+    """Look at the headers."""
+    response = await claude.messages.with_raw_response.create(**asked())
+    assert response.headers["request-id"]
+    await response.parse()
+
+
+async def streaming_response(claude):
+    """Read the body oneself."""
+    async with claude.messages.with_streaming_response.create(**asked()) as response:
+        assert limiter_of(claude).under_way
+        assert (await response.json())["usage"]
+
+
+async def stream(claude):
+    """Get the answer while it is written."""
+    async with claude.messages.stream(**asked()) as events:
+        async for _ in events.text_stream:
+            assert limiter_of(claude).under_way
+    assert not limiter_of(claude).under_way
+
+
+async def stream_of_create(claude):
+    """Stream."""
+    async for _ in await claude.messages.create(**asked(), stream=True):
+        pass
+
+
+async def raw_stream(claude):
+    """Stream lines as they are."""
+    async with claude.messages.with_streaming_response.create(**asked(), stream=True) as response:
+        lines = [line async for line in response.iter_lines()]
+    assert any("message_stop" in line for line in lines)
+
+
+WHOLE = [create, beta, parse, raw, streaming_response, stream, stream_of_create, raw_stream]
+
+
+def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
+    """One call is counted for each, with the dollars that the API's own account has."""
+    before = api.stats["dollars"]
+    calls = asyncio.run(used(api, WHOLE)).calls
+    assert calls.height == len(WHOLE)
+    assert set(calls["status"]) == {200}
+    assert set(calls["error"]) == {None}
+    assert set(calls["stop_reason"]) <= {"end_turn", "max_tokens"}
+    assert calls["dollars"].sum() == pytest.approx(api.stats["dollars"] - before)
+    assert calls["output_tokens"].min() > 0
+    assert calls["seconds"].min() >= 1.9
+    assert calls["simulated"].all()
+
+
+# each way not to come to an end
+
+
+async def left(claude):
+    """Break off."""
+    async for _ in await claude.messages.create(**asked(), stream=True):
+        break
+
+
+async def closed_unread(claude):
+    """Close before anything was read."""
+    events = await claude.messages.create(**asked(), stream=True)
+    await events.close()
+    await events.close()
+
+
+async def dropped(claude):
+    """Neither read nor close."""
+    await claude.messages.create(**asked(), stream=True)
+    gc.collect()
+
+
+async def canceled(claude):
+    """Cancel in flight."""
+    task = asyncio.create_task(create(claude))
+    await until(lambda: limiter_of(claude).under_way)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def canceled_stream(claude):
+    """Cancel between two events."""
+
+    async def read():
+        async for event in await claude.messages.create(**asked(), stream=True):
+            if event.type == "content_block_delta":
+                began.set()
+
+    began = asyncio.Event()
+    task = asyncio.create_task(read())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_a_call_that_is_left_gives_its_permit_back(api):
+    """A break, a close, a dropped stream and a cancellation are each counted once, as canceled."""
+    ways = [left, closed_unread, dropped, canceled, canceled_stream]
+    assert asyncio.run(used(api, ways)).errors == {"canceled": len(ways)}
+
+
+def test_a_canceled_wait_takes_no_permit(api):
+    """Who gives up while waiting for its turn was never sent and is not counted."""
+
+    async def way(claude):
+        calls = [asyncio.create_task(create(claude)) for _ in range(3)]
+        await until(lambda: limiter_of(claude).waiting == 1 and len(limiter_of(claude).under_way) == 2)
+        calls[2].cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    assert asyncio.run(used(api, [way])).requests == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "way", "raised", "errors"),
+    [
+        ("drop", create, anthropic.APIConnectionError, ["connection_error"] * 2),
+        ("drop_after", stream, httpx2.HTTPError, ["connection_error"]),
+        (529, create, anthropic.OverloadedError, ["overloaded_error"] * 2),
+        (529, stream, anthropic.OverloadedError, ["overloaded_error"] * 2),
+        (400, raw, anthropic.BadRequestError, ["invalid_request_error"]),
+    ],
+)
+def test_what_fails_gives_its_permit_back(fault, way, raised, errors):
+    """A cut connection and an error, streamed or not: one permit for each attempt of the SDK's retries."""
+
+    async def failing(claude):
+        with pytest.raises(raised):
+            await way(claude)
+
+    with simulator(speed=SPEED, faults={fault: 1.0}) as api:
+        limiter = asyncio.run(used(api, [failing], max_retries=1))
+    assert limiter.calls["error"].to_list() == errors
+
+
+def test_a_refusal_holds_everybody_for_retry_after():
+    """After a 429 that says five seconds, the next call of anybody waits for them."""
+
+    async def refused(claude):
+        for text in ("one", "two"):
+            with pytest.raises(anthropic.RateLimitError):
+                await claude.messages.create(**asked(text))
+
+    with simulator(speed=SPEED, faults={429: Fault(tries=[1])}) as api:
+        calls = asyncio.run(used(api, [refused])).calls
+    assert calls["status"].to_list() == [429, 429]
+    assert calls["error"].to_list() == ["ramp_limit_exceeded"] * 2
+    assert calls["waited_seconds"][0] < 1
+    assert calls["waited_seconds"][1] >= 4.5
+
+
+def test_an_error_event_gives_the_permit_back():
+    """An error in the middle of a stream ends the call as overloaded; what was written before is counted."""
+    usage = {"input_tokens": 11, "output_tokens": 1}
+    message = {"type": "message", "id": "m", "role": "assistant", "content": [], "model": ASKED["model"]}
+    start = {"type": "message_start", "message": {**message, "usage": usage}}
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    events = "".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in (start, error))
+
+    async def serve(reader, writer):
+        request = await reader.readuntil(b"\r\n\r\n")
+        head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\n\r\n"
+        writer.write((head + events).encode() if request.startswith(b"POST") else b"HTTP/1.1 404 No\r\n\r\n")
+        writer.close()
+
+    async def main():
+        async with await asyncio.start_server(serve, "127.0.0.1") as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            client = anthropic.AsyncAnthropic(api_key="simulated", base_url=url, max_retries=0)
+            async with cs.limit(client, concurrency=2) as claude:
+                with pytest.raises(anthropic.APIStatusError):
+                    await stream_of_create(claude)
+                return over(claude)
+
+    (call,) = asyncio.run(main()).calls.iter_rows(named=True)
+    assert (call["status"], call["error"], call["input_tokens"]) == (529, "overloaded_error", 11)
+    assert not call["simulated"]
+
+
+# what it learns, and what it leaves alone
+
+
+def test_headers_teach_the_limits_and_each_group_has_its_own(api):
+    """The table said tier 1; the first answer says what the account has, for its models alone."""
+
+    async def main():
+        async with cs.limit(api.client(), tier=1) as claude:
+            await create(claude)
+            await claude.messages.create(
+                **asked() | {"model": "claude-sonnet-5-5", "thinking": {"type": "between_tools"}}
+            )
+            with pytest.raises(anthropic.NotFoundError):
+                await claude.messages.create(**asked() | {"model": "unheard-of"})
+            return limiter_of(claude)
+
+    limiter = asyncio.run(main())
+    assert limiter.rates.schema == RATES
+    limits = limiter.rates.filter(bucket="requests").select(
+        "rate_group", "used_per_minute", "limit_per_minute"
+    )
+    assert limits.rows() == [("haiku-5-5", 1, WIDE[0]), ("sonnet-5-5", 1, WIDE[0]), ("unheard-of", 1, 50)]
+    assert limiter.api.clock.speed == SPEED
+
+
+def test_free_calls_and_batches_pass_through(api):
+    """Token counts, batches and lists are not paced, nor counted."""
+
+    async def way(claude):
+        fields = asked()
+        await claude.messages.count_tokens(model=fields["model"], messages=fields["messages"])
+        await claude.messages.batches.list()
+        await claude.models.list()
+        limiter_of(claude)._slots = asyncio.Semaphore(2)  # made by the first call that is paced
+
+    assert asyncio.run(used(api, [way])).requests == 0
+
+
+def test_concurrency_caps_what_is_in_flight_and_the_users_middleware_stays():
+    """Never more than two at once, all models together; what the user hung in sees each attempt."""
+    seen = []
+
+    async def mine(request, call_next):
+        seen.append(request.url)
+        return await call_next(request)
+
+    async def way(claude):
+        assert claude.middleware[0] is mine
+        await asyncio.gather(*(create(claude) for _ in range(6)))
+
+    with simulator(speed=SPEED, latency=1.0) as api:
+        asyncio.run(used(api, [way], middleware=[mine]))
+        assert api.stats["peak_in_flight"] == 2
+    assert seen.count("/v1/messages") == 6
+
+
+def test_a_run_takes_the_limiter_off(api):
+    """A run given a limited client paces its calls itself, so none is paced twice; limiting twice is once."""
+    claude = cs.limit(cs.limit(api.client()), tier="build")
+    assert len(claude.middleware) == 1
+    assert not unlimited(claude).middleware
+    run = cs.wait(a_plan(reviews(3)).run(claude, ledger=None, progress=False))
+    assert run.state == "finished"
+    assert limiter_of(claude).requests == 0
+
+
+def test_several_loops_one_after_the_other(api):
+    """The same client in one `asyncio.run` after another: counts and buckets go on, on a loop each."""
+    http = httpx2.AsyncClient(limits=httpx2.Limits(max_keepalive_connections=0))
+    claude = cs.limit(api.client(http_client=http), tier=WIDE_LIMITS, concurrency=2)
+    for _ in range(3):
+        asyncio.run(create(claude))
+    assert over(claude).requests == 3
+
+
+@pytest.mark.parametrize(
+    ("client", "options", "words"),
+    [
+        (anthropic.Anthropic, {}, r"cs.limit\(AsyncAnthropic\(...\)\), then await"),
+        (anthropic.AsyncAnthropic, {"tier": "gold"}, "no usage tier 'gold'"),
+        (anthropic.AsyncAnthropic, {"share": 0}, "share=0"),
+        (anthropic.AsyncAnthropic, {"concurrency": 0}, "concurrency=0"),
+    ],
+)
+def test_what_cannot_be_limited_says_what_to_type(client, options, words):
+    """A client that blocks, and options that are none, raise before anything is sent."""
+    with pytest.raises(PlanError, match=words):
+        cs.limit(client(api_key="simulated"), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("AsyncAnthropicAWS", {"api_key": "simulated", "aws_region": "us-east-1", "workspace_id": "w"}),
+        (
+            "AsyncAnthropicGoogleCloud",
+            {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"},
+        ),
+    ],
+)
+def test_clients_of_the_clouds_are_limited(kind, own, api):
+    """AWS and Google speak the same wire, so their clients are paced and stay what they are."""
+
+    async def main():
+        client = getattr(anthropic, kind)(base_url=api.url, **own)
+        async with cs.limit(client, concurrency=2) as claude:
+            assert type(claude) is type(client)
+            await create(claude)
+            return over(claude)
+
+    assert asyncio.run(main()).answered == 1

@@ -1,0 +1,171 @@
+"""The pacer in virtual time; golden tests hold its exact times."""
+
+import asyncio
+
+import pytest
+import virtual
+from hypothesis import given
+from hypothesis import strategies as st
+from paced import Call, busiest, study, table, workload
+
+from claudescale.api.limits import Limits, read_headers
+from claudescale.clock import Clock
+from claudescale.pacing.buckets import Bucket
+from claudescale.pacing.pacer import Outcome, Pacer
+
+LIMITS = table(1_000, 80_000, 16_000)
+WIDE = table(1e6, 1e9, 1e9)
+ANSWERED = Outcome("answered", input_tokens=1, output_tokens=1)
+
+
+def pacer(limits=WIDE, **options):
+    """Of the running virtual loop."""
+    return Pacer(limits, clock=Clock(1.0, 0.0, asyncio.get_running_loop().time), **options)
+
+
+def now():
+    """Virtual seconds."""
+    return asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize(
+    ("tier", "binding", "minutes"),
+    [("2", "requests", 1), ("2", "input_tokens", 2), ("2", "output_tokens", 4)],
+)
+@pytest.mark.slow
+def test_a_run_alone_is_close_to_the_bound_and_hardly_ever_refused(tier, binding, minutes):
+    """For every limit, with buckets of a second: the last call goes within 6% of the bound."""
+    limits = Limits.of(tier, "claude-haiku-4-5")
+    calls = workload(limits, binding, minutes, seed=1)
+    outcome = virtual.run(study(limits, calls, bucket_seconds=1.0))
+    assert outcome.answered == len(calls)
+    assert outcome.arrivals[-1][0] < 1.06 * outcome.bound_seconds
+    assert outcome.refused <= max(0.003 * len(calls), 1)
+
+
+def test_no_minute_and_no_second_is_over_the_limit():
+    """What the API let in never exceeds the bucket and its refill, in any window of a second or a minute."""
+    calls = workload(LIMITS, "input_tokens", 2, seed=0)
+    outcome = virtual.run(study(LIMITS, calls, bucket_seconds=1.0))
+    requests, tokens = busiest(outcome.arrivals, 60.0)
+    assert requests <= 1_000 * 61 / 60
+    assert tokens <= 80_000 * 61 / 60 + max(call.input_tokens for call in calls)
+    assert busiest(outcome.arrivals, 1.0)[0] <= 2 * 1_000 / 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"other_share": 0.4},
+        {"table": table(5_000, 400_000, 80_000)},
+        {"table": table(200, 16_000, 3_200), "bucket_seconds": 1.0},
+    ],
+    ids=["another user takes 40%", "a table five times too high", "a table five times too low"],
+)
+def test_headers_correct_what_the_pacer_believes(options):
+    """Whatever it is told at first, a run ends within a tenth of the true bound, hardly ever refused."""
+    calls = workload(LIMITS, "requests", 2, seed=3)
+    outcome = virtual.run(study(LIMITS, calls, **options))
+    assert outcome.answered == len(calls)
+    assert outcome.ratio < 1.1
+    assert outcome.refused < 0.02 * len(calls)
+
+
+def test_a_share_uses_no_more_than_its_part():
+    """With share=0.25 a run sends a quarter of the requests, whatever the account has left."""
+    calls = workload(LIMITS, "requests", 1, seed=4)
+    outcome = virtual.run(study(LIMITS, calls, share=0.25))
+    assert busiest(outcome.arrivals, 60.0)[0] <= 250 * 61 / 60 + 1
+
+
+def test_concurrency_is_a_hard_cap():
+    """Never are more calls in flight than the user allows."""
+    outcome = virtual.run(study(table(60_000, 1e9, 1e9), [Call(20, 20, 60)] * 100, concurrency=3))
+    assert outcome.most_in_flight == 3
+
+
+def test_calls_go_in_the_order_they_came():
+    """First come, first served, also when a large call waits at the head."""
+
+    async def order():
+        paced, went = pacer(table(60, 6_000, 6_000)), []
+
+        async def call(number, tokens):
+            permit = await paced.acquire(tokens)
+            went.append(number)
+            paced.settle(permit, ANSWERED)
+
+        await asyncio.gather(*(call(number, 400 if number == 2 else 1) for number in range(6)))
+        return went
+
+    assert virtual.run(order()) == list(range(6))
+
+
+@pytest.mark.parametrize(("headers", "least", "most"), [({"retry-after": "20"}, 20, 22.1), ({}, 1, 1.2)])
+def test_nobody_goes_before_retry_after_has_passed(headers, least, most):
+    """A refusal holds all for as long as the API says, and for a second where it says nothing."""
+
+    async def waited():
+        paced = pacer()
+        paced.settle(await paced.acquire(10), Outcome("refused", read_headers(headers)))
+        await paced.acquire(10)
+        return now()
+
+    assert least <= virtual.run(waited()) <= most
+
+
+def test_a_cancelled_wait_leaves_the_line_open():
+    """Cancelling the one at the head lets the next one go."""
+
+    async def second_goes():
+        paced = pacer(table(1, 1e6, 1e6))
+        await paced.acquire(1)
+        head = asyncio.create_task(paced.acquire(1))
+        await asyncio.sleep(1)
+        head.cancel()
+        await asyncio.gather(head, return_exceptions=True)
+        await paced.acquire(1)
+        return now()
+
+    assert 55 < virtual.run(second_goes()) < 65
+
+
+def test_a_long_pause_gives_one_burst_and_no_more():
+    """After an hour asleep the buckets are full once, not sixty times."""
+
+    async def burst():
+        paced = pacer(table(600, 1e9, 1e9))
+        await asyncio.sleep(3_600)
+        start = now()
+        for _ in range(100):
+            paced.settle(await paced.acquire(1), ANSWERED)
+        return now() - start
+
+    assert virtual.run(burst()) >= 8.5
+
+
+def test_the_expected_output_is_learned():
+    """After some answers the pacer expects what they took."""
+
+    async def learned():
+        paced = pacer(output_tokens=1_000)
+        for _ in range(200):
+            paced.settle(await paced.acquire(10), Outcome("answered", input_tokens=10, output_tokens=40))
+        return paced.expected_output_tokens
+
+    assert virtual.run(learned()) == pytest.approx(40, abs=10)
+
+
+@given(
+    st.lists(st.tuples(*(st.floats(low, high) for low, high in [(0, 5), (0.1, 30), (0, 10)])), max_size=40)
+)
+def test_waiting_as_long_as_a_bucket_says_is_enough(moves):
+    """After `seconds_until` the same need waits no more, and no bucket holds more than it can."""
+    held = Bucket(rate=10.0, capacity=10.0, slop_seconds=0.0, at=0.0)
+    for seconds, amount, deviation in moves:
+        held.refill(held.at + seconds)
+        held.refill(held.at + held.seconds_until(amount) + 1e-9)
+        assert held.seconds_until(amount) <= 1e-6
+        assert held.level <= held.full + held.doubt + 1e-9
+        held.settle(held.take(amount, deviation), amount / 2)

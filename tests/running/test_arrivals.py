@@ -1,0 +1,90 @@
+"""``async for row in run``: every row of the frame once, in the order in which they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+
+import polars as pl
+import pytest
+
+import claudescale as cs
+
+FRAME = pl.DataFrame({"text": [*(f"text {number % 30}" for number in range(40)), None]})
+
+
+def started(sim, path, frame=FRAME, **options):
+    """Start a plan over a frame that has repeated texts and a null."""
+    plan = cs.plan(frame, "Say {text}", model="claude-haiku-5-5", max_tokens=50, **options)
+    return plan.start(sim.client(), ledger=path, progress=False)
+
+
+async def all_of(run):
+    """Return every row that a run gives."""
+    return [row async for row in run]
+
+
+@pytest.mark.parametrize("options", [{"mode": "live"}, {"mode": "batch"}, {"mode": "hybrid", "deadline": 60}])
+def test_rows_come_once_each_as_in_results(options, path):
+    """Each row of the frame is given once, with its index and all columns of `results`, repeats as well."""
+    with cs.Simulator(speed=600) as sim:
+        run = started(sim, path, **options)
+        rows = asyncio.run(all_of(run))
+        by_index = sorted(rows, key=lambda row: row["index"])
+        assert by_index == run.results.with_row_index("index").to_dicts()
+        assert sim.stats["calls"] + run.batches["requests"].sum() >= 30
+
+
+def test_rows_come_in_the_order_of_arrival(path):
+    """Slow rows come after quick ones; a row with nothing to send comes last."""
+    replies = {"slow": 3.0, "quick": 0.1}
+    frame = pl.DataFrame({"text": ["slow", None, "quick"]})
+
+    def latency(body, _tokens):
+        return replies[body["messages"][0]["content"].split()[-1]]
+
+    with cs.Simulator(latency=latency) as sim:
+        rows = asyncio.run(all_of(started(sim, path, frame)))
+    assert [row["index"] for row in rows] == [2, 0, 1]
+
+
+def test_what_the_ledger_has_comes_without_a_call(path):
+    """In a second run every row is given, and nothing is paid for."""
+    with cs.Simulator(speed=600) as sim:
+        asyncio.run(all_of(started(sim, path)))
+        run = started(sim, path)
+        assert len(asyncio.run(all_of(run))) == FRAME.height
+        assert run.counts.requests == 0
+
+
+def test_leaving_the_loop_leaves_the_run_going(path):
+    """After a break the run goes on to its end."""
+
+    async def few(run):
+        async for _ in run:
+            break
+        return await run
+
+    with cs.Simulator(speed=600) as sim:
+        run = asyncio.run(few(started(sim, path)))
+        assert (run.state, run.counts.answered) == ("finished", 40)
+        assert run.job.feeds == []
+
+
+def test_rows_of_a_run_that_fails_are_given_before_it_is_raised(path):
+    """What was not answered is given with its error, then RunStopped says why."""
+    rows = []
+
+    async def collect(run):
+        async for row in run:
+            rows.append(row)  # noqa: PERF401 - what came before it was raised is looked at
+
+    with cs.Simulator(speed=600, faults={401: 1.0}) as sim, pytest.raises(cs.RunStopped):
+        asyncio.run(collect(started(sim, path)))
+    assert [row["index"] for row in rows] == list(range(41))
+    assert {row["error"] for row in rows} == {"not_sent", None}
+
+
+def test_a_column_named_index_is_refused(path):
+    """It would hide the place of a row."""
+    with cs.Simulator(speed=600) as sim, pytest.raises(cs.PlanError, match="rename yours"):
+        asyncio.run(all_of(started(sim, path, FRAME.with_row_index())))
