@@ -98,6 +98,7 @@ class Source(NamedTuple):
 
     source: dict[str, str]
     tokens: float
+    most_tokens: float
     data_bytes: int = 0  # how long its data is, in base64
     data: str = ""  # that data, if it is to be sent
 
@@ -107,13 +108,15 @@ def source_of(part: Part, value: Any, model: Model, purpose: Purpose) -> Source:
     if isinstance(value, bytes):
         return _read(io.BytesIO(value), part, model, purpose)
     kind = part.kind or ("url" if value.lower().startswith(("https://", "http://")) else "path")
-    unseen = MEDIA["image_tokens"] if part.block == "image" else MEDIA["pages"] * MEDIA["page_tokens"]
+    unseen = MEDIA["image_tokens"], MEDIA["most_image_tokens"]
+    if part.block == "document":
+        unseen = MEDIA["pages"] * MEDIA["page_tokens"], model.context_tokens
     if kind == "file_id":
-        return Source({"type": "file", "file_id": value}, unseen)
+        return Source({"type": "file", "file_id": value}, *unseen)
     if kind == "url":
         if not value.lower().startswith("https://"):
             raise Unusable(error="url_not_https", message="The API takes URLs that begin with https://.")
-        return Source({"type": "url", "url": value}, unseen)
+        return Source({"type": "url", "url": value}, *unseen)
     try:
         with Path(value).expanduser().open("rb") as file:
             return _read(file, part, model, purpose)
@@ -136,7 +139,7 @@ def _read(file: File, part: Part, model: Model, purpose: Purpose) -> Source:
     else:
         digest = hashlib.file_digest(file, _blake).hexdigest() if purpose == "key" else ""
     source = {"type": "base64", "media_type": media_type, "data": digest}
-    return Source(source, tokens, data_bytes, base64.b64encode(raw).decode())
+    return Source(source, tokens, MEDIA["doubt"] * tokens, data_bytes, base64.b64encode(raw).decode())
 
 
 def _blake() -> Any:

@@ -52,9 +52,11 @@ SIZES = pl.Schema({"characters": pl.UInt32(), "requests": pl.UInt32(), "rows": p
 """Columns of `Prompt.sizes`: how many requests, answering how many rows, there are of each length; null
 characters are rows that are not sent."""
 REQUESTS = pl.Schema(
-    {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "estimated_tokens": pl.Float64()}
+    {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "most_tokens": pl.Int64()}
+    | {"estimated_tokens": pl.Float64()}
 )
-"""Columns of `Work.requests`: its first row in the frame, its key, the size of its body."""
+"""Columns of `Work.requests`: its first row in the frame, its key, the size of its body, and the most tokens
+that can be: no token is shorter than a byte, and a file has its own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,9 +189,10 @@ class Prompt:
             message = contents["content"]
             rendered = message if self.columns is None else None
             size = message.str.len_bytes().cast(pl.Int64).alias("bytes") + around
-            found = contents.drop("content").with_columns(self.keys(message, api), size)
+            found = contents.drop("content").with_columns(self.keys(message, api), size, most_tokens=size)
             if isinstance(self.text, Parts):
-                found = found.with_columns(pl.col("bytes") + pl.col("more_bytes"))
+                more = pl.col("bytes") + pl.col("file_bytes"), pl.col("most_tokens") + pl.col("file_tokens")
+                found = found.with_columns(*more)
             parts.append(found)
         rows = pl.concat(parts, rechunk=True).with_row_index("row")
         if isinstance(self.text, Parts):
@@ -203,7 +206,7 @@ class Prompt:
         if kept is not None:
             rows = rows.with_columns(kept.applied(rows["key"]))
         sent = rows if kept is None else rows[kept.open]
-        first = [pl.first("row", "bytes", "characters"), pl.len().alias("rows")]
+        first = [pl.first("row", "bytes", "most_tokens", "characters"), pl.len().alias("rows")]
         distinct = sent.group_by("key", maintain_order=True).agg(first)
         requests = distinct.filter(pl.col("key").is_not_null()).with_columns(
             estimated_tokens=self.estimated_tokens(pl.col("characters"))

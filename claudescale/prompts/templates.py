@@ -25,12 +25,13 @@ _DOUBLED = "For a brace that is text, such as in JSON, write it twice: {{ and }}
 
 
 MESSAGES = pl.Schema(
-    {"characters": pl.UInt32(), "content": pl.String(), "more_bytes": pl.Int64()}
+    {"characters": pl.UInt32(), "content": pl.String(), "file_bytes": pl.Int64()}
+    | {"file_tokens": pl.Int64()}
     | {"error": pl.String(), "message": pl.String(), "stamp": pl.UInt64()}
 )
 """Columns of `Parts.messages`: how long each row is, in characters, which the tokens of its files make too;
-its message as JSON; the bytes it has besides once its files stand in it; why a file of it cannot be sent; a
-mark by which it is known whether a file has changed since."""
+its message as JSON; the bytes it has besides once its files stand in it, and the most tokens of those; why a
+file of it cannot be sent; a mark by which it is known whether a file has changed since."""
 
 
 class Text(NamedTuple):
@@ -235,7 +236,8 @@ class Parts:
                 columns.append(piece.column)
             else:
                 kind = type(piece).__name__
-                msg = f"A {kind} stands in the prompt's list. Give cs.image(...), cs.pdf(...) or a template."
+                msg = f"The prompt is a list with a {kind} in it. Give a template such as 'Name the topic: {{text}}', "
+                msg += "or a list of parts: [cs.image('photo'), 'What is broken?']."
                 raise BadTemplate(msg)
         if not columns:
             msg = "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?']."
@@ -290,7 +292,7 @@ class Parts:
 
     def _row(self, cells: Sequence[Any], purpose: Purpose) -> tuple[tuple[Any, ...], list[Source]]:
         if None in cells:
-            return (None, None, None, None, None), []
+            return (None,) * 6, []
         blocks, sources, characters = [], [], 0.0
         for piece, cell in zip(self.pieces, cells, strict=True):
             if isinstance(piece, Text):
@@ -300,13 +302,14 @@ class Parts:
             try:
                 source = source_of(piece, cell, self.model, purpose)
             except Unusable as error:
-                return (None, None, None, error.error, error.message), []
+                return (*(None,) * 4, error.error, error.message), []
             blocks.append({"type": piece.block, "source": source.source})
             sources.append(source)
             characters += source.tokens * self.model.characters_per_token
-        more = sum(source.data_bytes - len(source.source.get("data", "")) for source in sources)
+        size = sum(source.data_bytes - len(source.source.get("data", "")) for source in sources)
+        most = sum(source.most_tokens for source in sources)
         message = as_json({"role": "user", "content": blocks})
-        return (round(characters), message, more, None, None), sources
+        return (round(characters), message, size, round(most), None, None), sources
 
 
 def _check_column(part: Part, schema: pl.Schema) -> None:

@@ -138,6 +138,8 @@ def test_size_and_tokens_count_the_files(files):
     characters = len("What is broken? cracked") / HAIKU.characters_per_token
     known = 100 + 2 * MEDIA["page_tokens"] + characters + 10
     assert work.requests["estimated_tokens"][0] == pytest.approx(known, abs=1)
+    most = work.requests["most_tokens"][0]  # what a budget sets aside: not a token for each byte of a file
+    assert known < most < 2 * (100 + 2 * MEDIA["page_tokens"]) + 1_000
     sizes = work.texts.prompt.sizes(frame.lazy()).drop_nulls()
     assert sizes["rows"].sum() == work.sizes.drop_nulls()["rows"].sum() == 4
     assert sizes["characters"].to_list() == work.sizes.drop_nulls()["characters"].to_list()
@@ -190,7 +192,7 @@ def test_a_row_whose_files_are_over_32_mb_is_named():
         ([cs.image("foto")], "'foto'.* Did you mean 'photo'"),
         ([cs.image("stars")], "'stars' is Int64"),
         ([cs.image("raw", kind="path")], "'raw' is Binary"),
-        ([cs.image("photo"), 5], "A int stands in"),
+        ([cs.image("photo"), 5], "a int in it"),
     ],
 )
 def test_a_list_that_cannot_be_read_says_what_to_type(prompt, words):
