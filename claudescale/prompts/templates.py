@@ -235,9 +235,8 @@ class Parts:
                 pieces.append(piece)
                 columns.append(piece.column)
             else:
-                kind = type(piece).__name__
-                msg = f"The prompt is a list with a {kind} in it. Give a template such as 'Name the topic: {{text}}', "
-                msg += "or a list of parts: [cs.image('photo'), 'What is broken?']."
+                msg = f"The prompt is a list with a {type(piece).__name__} in it. Give a template such as "
+                msg += "'Name the topic: {text}', or a list of parts: [cs.image('photo'), 'What is broken?']."
                 raise BadTemplate(msg)
         if not columns:
             msg = "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?']."
