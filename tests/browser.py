@@ -77,8 +77,8 @@ _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap
 def lab(source, folder, *, theme="light", width=900, kernel=True):
     """Open a notebook in a JupyterLab of its own, give its `Page`, and end both.
 
-    `source` is the code cells of a new notebook, or the path of a saved one; the kernel runs in `folder`. Without
-    a `kernel` it is opened as by somebody who got the file: not trusted.
+    `source` is the code cells of a new notebook, or the path of a saved one; the kernel runs in `folder`.
+    Without a `kernel` it is opened as by somebody who got the file: not trusted.
     """
     path = _notebook(source, folder, kernel=kernel)
     with ExitStack() as stack:

@@ -1,15 +1,15 @@
-"""A process that runs a plan by batches and ends without a word at one point; see `test_crashes`.
+"""A process that runs plans by batches in children, which are killed at one step; see `running/test_crashes`.
 
-``python crash_child.py <url> <ledger> <point> <options as JSON>``
+Each line of its input is a JSON list of orders, that run at once; each line of its output has their statuses.
+It imports once for all of them, and no thread is in it when it forks.
 """
 
 import asyncio
 import json
 import os
+import signal
 import sys
-import threading
-import time
-import urllib.request
+import traceback
 from dataclasses import replace
 
 import anthropic
@@ -24,8 +24,21 @@ from claudescale.running import batch_rules
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 
-CRASHED = 77
 LIMITS = {"requests_per_minute": 60_000, "input_tokens_per_minute": 10**8, "output_tokens_per_minute": 10**8}
+POINTS = {
+    "before the intent": (Store, "intend", "before"),
+    "before the create": (Store, "intend", "after"),
+    "before posted": (Batches, "_created", "after"),
+    "before the id": (Store, "note", "before"),
+    "after the id": (Store, "note", "after"),
+    "polling": (BatchWire, "retrieve", "after"),
+    "before results": (Batches, "_collect", "before"),
+    "results not on the disk": (Store, "extend", "before"),
+    "in the results": (Job, "record_many", "after"),
+    "before the close": (Batches, "_close", "before"),
+    "after the close": (Batches, "_close", "after"),
+}
+"""Where a child is killed: the method, and whether before it does anything or when it returns."""
 
 
 def the_plan(rows, *, queue=None, mode="batch", **options):
@@ -39,122 +52,87 @@ def most_requests(most):
     return replace(catalog.BATCH, max_requests=most)
 
 
-def _end(*_, **__):
-    os._exit(CRASHED)
+class Countdown:
+    """Kills this process at the so-manieth call."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def __call__(self):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _before(owner, name, times=1):
-    """End at the call number `times` of a method, before it does anything."""
-    real, left = getattr(owner, name), [times]
+def strike(owner, name, when, countdown):
+    """Count the calls of a method, before they do anything or when they return."""
+    real = getattr(owner, name)
 
     def called(*given, **named):
-        left[0] -= 1
-        return real(*given, **named) if left[0] else _end()
+        if when == "before":
+            countdown()
+        found = real(*given, **named)
+        if asyncio.iscoroutine(found):
+            return awaited(found)
+        if when == "after":
+            countdown()
+        return found
+
+    async def awaited(found):
+        found = await found
+        if when == "after":
+            countdown()
+        return found
 
     setattr(owner, name, called)
 
 
-def _after(owner, name, times=1):
-    """End when the call number `times` of a method returns."""
-    real, left = getattr(owner, name), [times]
+def _in_the_body(countdown):
+    """Count bodies of which half was sent."""
+    real = batch_rules.body
 
-    def called(*given, **named):
-        found = real(*given, **named)
-        left[0] -= 1
-        return found if left[0] else _end()
-
-    async def awaited(*given, **named):
-        found = await real(*given, **named)
-        left[0] -= 1
-        return found if left[0] else _end()
-
-    setattr(owner, name, awaited if asyncio.iscoroutinefunction(real) else called)
-
-
-def _in_the_body(times):
-    """End when half of a body is sent."""
-    real, left = BatchWire.create, [times]
-    batch_rules._PART_BYTES = 1_000
-
-    async def half(parts):
-        kept = [part async for part in parts]
-        for part in kept[: len(kept) // 2]:
+    def body(*given):
+        parts = list(real(*given))
+        for number, part in enumerate(parts):
+            if number == len(parts) // 2:
+                countdown()
             yield part
-        _end()
 
-    async def create(self, parts, length):
-        left[0] -= 1
-        return await real(self, parts if left[0] else half(parts), length)
-
-    BatchWire.create = create
+    batch_rules.body = body
 
 
-def _once_accepted(url, times):
-    """End as soon as the server counts that many batches."""
-
-    def watch():
-        created = 0
-        while created < times:
-            with urllib.request.urlopen(f"{url}/simulator/stats") as answer:
-                created = json.load(answer)["batches_created"]
-            time.sleep(0.01)
-        _end()
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _while_it_waits(times):
-    """End at a look at batches that are not over."""
-    real, left = Batches._poll, [times]
-
-    async def poll(self, batches):
-        await real(self, batches)
-        left[0] -= any(batch.state == "in_progress" for batch in self.known)
-        if not left[0]:
-            _end()
-
-    Batches._poll = poll
-
-
-def _small_blocks():
-    wire._PART_BYTES, wire._BLOCK_BYTES = 1_000, 4_000
-
-
-def prepare(point, url, times):
-    """Make the process end at a point, the time it comes there for the `times`-th time."""
-    _small_blocks()
-    ways = {
-        "before the intent": lambda: _before(Store, "intend", times),
-        "before the create": lambda: _after(Store, "intend", times),
-        "in the body": lambda: _in_the_body(times),
-        "accepted": lambda: _once_accepted(url, times),
-        "before posted": lambda: _after(Batches, "_created", times),
-        "before the id": lambda: _before(Store, "note", times),
-        "after the id": lambda: _after(Store, "note", times),
-        "polling": lambda: _while_it_waits(times),
-        "before results": lambda: _before(Batches, "_collect", times),
-        "in the results": lambda: _after(Job, "record_many", times),
-        "results not on the disk": lambda: _before(Store, "extend", times),
-        "before end_batch": lambda: _before(Batches, "_close", times),
-        "after end_batch": lambda: _after(Batches, "_close", times),
-        "nowhere": lambda: None,
-    }
-    ways[point]()
-
-
-def main(url, ledger, point, options):
-    """Run the plan to its end, or to the point."""
-    options = json.loads(options)
-    if "most" in options:
-        catalog.BATCH = most_requests(options.pop("most"))
-    prepare(point, url, options.pop("times", 1))
+def _run(order):
+    """Run the plan of an order to its end, or to its point."""
+    wire._PART_BYTES, wire._BLOCK_BYTES, batch_rules._PART_BYTES = 1_000, 4_000, 1_000
+    url, ledger, point = order.pop("url"), order.pop("ledger"), order.pop("point")
+    countdown = Countdown(order.pop("times", 1))
+    if most := order.pop("most", None):
+        catalog.BATCH = most_requests(most)
+    if point == "in the body":
+        _in_the_body(countdown)
+    for owner, name, when in POINTS.values() if point == "any" else filter(None, [POINTS.get(point)]):
+        strike(owner, name, when, countdown)
     client = anthropic.AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0)
-    asyncio.run(_run(the_plan(**options), client, ledger))
+    cs.wait(the_plan(**order).run(client, ledger=ledger, progress=False))
 
 
-async def _run(plan, client, ledger):
-    await plan.run(client, ledger=ledger, progress=False)
+def _child(order):
+    """Return the process that carries out an order."""
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        _run(order)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for line in sys.stdin:
+        children = [_child(order) for order in json.loads(line)]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(statuses), flush=True)

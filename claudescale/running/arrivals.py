@@ -46,8 +46,8 @@ class Arrivals:
         if places.is_empty():
             return []
         job = self._run.job
-        keys = job.work.keys.gather(places).drop_nulls().unique()
-        answers = job.replies(("key", "reply", "error"), of=keys)
+        asked = job.work.keys.gather(places).drop_nulls().unique()
+        answers = job.replies(("key", "reply", "error"), of=asked)
         return _rows(places, job.work.results(answers, places, simulated=job.simulated))
 
     def rest(self) -> list[dict[str, Any]]:

@@ -56,16 +56,15 @@ _SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
 # what goes into one
 
 
-def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float | None) -> int:
+def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float) -> int:
     """Return how many of the first rows fit into one batch; the first one does whatever its size.
 
     `rows` has `bytes` and `worst_dollars` of each request; `dollars` is the most the batch may cost,
-    whatever the replies; None is without end.
+    whatever the replies.
     """
     alone = pl.int_range(pl.len()) == 0
-    fits = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
-    if dollars is not None:
-        fits &= pl.col("worst_dollars").cum_sum() <= dollars
+    short = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
+    fits = short & (pl.col("worst_dollars").cum_sum() <= dollars)
     return int(rows.head(max(requests, 0)).select(fits.sum()).item())
 
 

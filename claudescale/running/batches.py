@@ -77,7 +77,6 @@ SILENT_SECONDS = 6 * 3_600.0
 FEW_LOOKS = 8
 """In vain in a row, however long ago the last good one is: a computer that wakes has no network at first."""
 _PAGE = 100
-_SEVERAL = 2
 _STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
 _REFUSALS = pl.col("error").is_in(["invalid_request_error", "request_too_large"]) & ~pl.col("final")
 _UNCLEAR = pl.col("error").is_in(["invalid_response", "result_missing"])
@@ -106,11 +105,6 @@ class Followed:
         """Whether it is still to come in."""
         return self.batch.state in OPEN and self.stuck is None
 
-    @property
-    def is_known(self) -> bool:
-        """Whether it is, and surely is at the API."""
-        return self.is_waited and self.batch.batch_id is not None
-
 
 class Batches:
     """Answers rows over Message Batches; `answer` does it, once.
@@ -138,7 +132,7 @@ class Batches:
             job.wire, job.clock, plan.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
         )
         self._requests = job.batch_requests()
-        self._followed: dict[str, Followed] = {}  # by nonce, in the order they were met
+        self._followed: list[Followed] = []  # in the order they were met; other threads read it
         self._until: Callable[[], float] = lambda: math.inf  # the API second at which to stop submitting
         self._stopping = self._leaving = self._switched = self._submits = False
         self._woken = asyncio.Event()
@@ -176,22 +170,22 @@ class Batches:
     @property
     def seen(self) -> list[Batch]:
         """All batches that this run follows or followed."""
-        return [each.batch for each in self._followed.values()]
+        return [each.batch for each in self._followed]
 
     @property
     def waited(self) -> list[Followed]:
         """Batches that are still to come in."""
-        return [each for each in self._followed.values() if each.is_waited]
+        return [each for each in self._followed if each.is_waited]
 
     @property
     def known(self) -> list[Followed]:
         """Those of them that surely are at the API."""
-        return [each for each in self.waited if each.is_known]
+        return [each for each in self.waited if each.batch.batch_id is not None]
 
     @property
     def stuck(self) -> dict[str, Verdict]:
         """By nonce, why batches cannot be brought in by this run; they go on holding their rows."""
-        return {nonce: each.stuck for nonce, each in self._followed.items() if each.stuck is not None}
+        return {each.batch.nonce: each.stuck for each in self._followed if each.stuck is not None}
 
     @property
     def why_stuck(self) -> Verdict | None:
@@ -204,7 +198,7 @@ class Batches:
 
     def expected(self) -> batch_rules.Expected | None:
         """Return when the last batch ends, as far as that can be told."""
-        shown = [each.batch for each in self._followed.values() if each.stuck is None]
+        shown = [each.batch for each in self._followed if each.stuck is None]
         return batch_rules.expected_end(shown, self._clock.seconds())
 
     def stop(self) -> None:
@@ -309,7 +303,7 @@ class Batches:
         for batch in await loops.in_thread(self._ledger.adopt, self._requests["key"]):
             sent_by = batch.intended_at + batch_rules.LONGEST_UPLOAD_SECONDS
             lost_until = min(now, sent_by) + batch_rules.LOST_SECONDS
-            self._followed[batch.nonce] = Followed(batch, lost_until, is_canceled=True)
+            self._followed.append(Followed(batch, lost_until, is_canceled=True))
             held = await loops.in_thread(self._ledger.held, batch.nonce)
             is_held = pl.col("key").is_in(held)
             self.adopted.update(held)
@@ -339,11 +333,9 @@ class Batches:
 
         At most three, from all over the frame, as a row may be to blame itself.
         """
-        rows = self._left
-        # Nothing will be sent, or all is well.
+        rows, reasons = self._left, set()
         if self._job.refusal() is not None or self._job.known_good or rows.is_empty():
-            return
-        reasons = set()
+            return  # nothing will be sent, or all is well
         for place in sorted({0, rows.height // 2, rows.height - 1}):
             answer = await self._looked_at(rows[place])
             self._ahead_seconds, _ = batch_rules.clock_offset(answer, self._clock.seconds())
@@ -398,7 +390,7 @@ class Batches:
         """Return the rows of the next batch; none where they have to wait."""
         out = self.waited
         most = min(self._most_requests, self._queue_requests - sum(each.batch.requests for each in out))
-        if self._prime and all(each.is_waited for each in self._followed.values()):
+        if self._prime and all(each.is_waited for each in self._followed):
             most = 0 if out else 1
         count = batch_rules.fitting(
             self._left, requests=most, size_bytes=self._most_bytes, dollars=self._purse.left
@@ -418,7 +410,8 @@ class Batches:
             intended_at=self._clock.seconds() + self._ahead_seconds,
         )
         await loops.in_thread(self._ledger.intend, batch, keys)
-        self._followed[nonce] = posted = Followed(batch)
+        posted = Followed(batch)
+        self._followed.append(posted)
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
         answer = await self._created(rows, nonce)
         outcome, now = batch_rules.made(answer), self._clock.seconds()
@@ -455,10 +448,10 @@ class Batches:
         if refused and not self.waited and self._refusals % _MOST_REFUSALS == 0:
             self._most_requests = max(self._most_requests // 2, 1)  # the queue is smaller than was thought
         made = self.known or any(batch.state == "collected" for batch in self.seen)
-        most, hopeless = _FAILURES_LATER if made else MOST_FAILURES, batch_rules.is_hopeless(found)
-        if hopeless:  # at once, but for a key and a model that were good
-            most = MISSED_LOOKS if made and found.error in DOUBTED else 1
-        if self._failures >= most or (hopeless and most == 1):
+        most = _FAILURES_LATER if made else MOST_FAILURES
+        if batch_rules.is_hopeless(found):  # at once, but for a key and a model that were good
+            most = MISSED_LOOKS if made and found.error in DOUBTED else 0
+        if self._failures >= most:
             self._stop(found)
         growing = max(batch_rules.poll_seconds(now - self._changed_at), 2.0**self._failures)
         self._hold_until = now + (retry_after_seconds or min(growing, _LONGEST_HOLD))
@@ -468,11 +461,12 @@ class Batches:
     async def _look(self) -> None:
         """See how every batch is, collect what has ended, and send again what was not answered."""
         for each in self.waited:
-            if not each.is_known:
+            if each.batch.batch_id is None:
                 await self._search(each)
-        await self._poll([each for each in self.known if each.batch.state != "ended"])
         for each in self.known:
-            if each.batch.state == "ended":
+            if each.batch.state != "ended":
+                await self._look_at(each, await self._wire.retrieve(each.batch_id))
+            if each.is_waited and each.batch.state == "ended":
                 await self._collect(each)
         if self._others.height:
             await self._look_at_others()
@@ -492,7 +486,7 @@ class Batches:
         candidates = await self._candidates(lost)
         if candidates is None:
             return
-        waiting = False
+        unclear = False
         for shown in candidates:
             ended = shown["processing_status"] == "ended"
             block = await self._wire.first_lines(shown["id"]) if ended else None
@@ -500,11 +494,11 @@ class Batches:
             if ours:
                 await self._note(lost, batch_rules.seen(lost.batch, shown))
                 return
-            if ours is False or (ended and not batch_rules.has_results(shown)):
-                lost.foreign.add(shown["id"])
+            if ours is None and (batch_rules.has_results(shown) or not ended):
+                unclear = True
             else:
-                waiting = True
-        if not waiting and self._clock.seconds() >= lost.lost_until:
+                lost.foreign.add(shown["id"])
+        if not unclear and self._clock.seconds() >= lost.lost_until:
             await self._unsent(lost, "absent")
 
     async def _unsent(self, each: Followed, state: str) -> None:
@@ -534,32 +528,25 @@ class Batches:
                 return found
             after = str(page[-1].get("id"))
 
-    async def _poll(self, batches: list[Followed]) -> None:
-        left = {each.batch_id: each for each in batches}
-        if len(left) >= _SEVERAL:
-            answer = await self._wire.page(min(_PAGE, 2 * len(left)))
-            for shown in listed(answer) if answer.status == HTTPStatus.OK else []:
-                if batch_rules.is_batch(shown) and shown["id"] in left:
-                    await self._see(left.pop(shown["id"]), shown)
-        for batch_id, each in left.items():
-            await self._look_at(each, await self._wire.retrieve(batch_id))
-
     async def _look_at(self, each: Followed, answer: Answer) -> None:
         """Take in an answer that shows one batch."""
         self._hear(answer)
         shown = read_object(answer.content)
-        if answer.status == HTTPStatus.OK and batch_rules.is_batch(shown):
-            await self._see(each, shown)
-        else:
+        if answer.status != HTTPStatus.OK or not batch_rules.is_batch(shown):
             await self._miss(each, answer)
-
-    async def _see(self, each: Followed, shown: dict[str, Any]) -> None:
+            return
         each.missed = Streak()
         batch = batch_rules.seen(each.batch, shown)
         if batch != each.batch:
             await self._note(each, batch)
         if batch.state == "ended" and not batch_rules.has_results(shown):
-            await self._lose(each)
+            await self._close(each, "gone")  # and stop: its rows would be paid for again
+            words = (
+                f"the results of batch {each.batch_id} are over {catalog.BATCH.results_days} days old and "
+                "gone. What it answered was paid for. Nothing was sent again; the same cell again sends its "
+                "rows anew"
+            )
+            self._stop(_because("results_gone", words), all_calls=True)
 
     def _hear(self, answer: Answer) -> None:
         """Notice an API that has nothing to say any more, or not to this key."""
@@ -691,15 +678,6 @@ class Batches:
         if several or nothing_else:
             count = f"{rows:,} of {batch.requests:,} rows of batch {each.batch_id}"
             self._stop(_because(error, f"{count} were refused alike: {message}"))
-
-    async def _lose(self, each: Followed) -> None:
-        """Close a batch whose results cannot be read any more, and stop: its rows would be paid for again."""
-        await self._close(each, "gone")
-        words = (
-            f"the results of batch {each.batch_id} are over {catalog.BATCH.results_days} days old and gone. "
-            "What it answered was paid for. Nothing was sent again; the same cell again sends its rows anew"
-        )
-        self._stop(_because("results_gone", words), all_calls=True)
 
     async def _close(self, each: Followed, state: str) -> list[str]:
         """Close a batch, and return which of its rows have no final answer."""

@@ -15,22 +15,20 @@ import claudescale as cs
 SCRIPT = """
 import asyncio, sys, anthropic, claudescale as cs
 from running import interrupt_when, a_plan, reviews
-door, url, path, mode, times = sys.argv[1:]
+door, url, path, times = sys.argv[1:]
 client = anthropic.AsyncAnthropic(api_key="simulated", base_url=url)
-plan = a_plan(reviews(5_000), concurrency=20, mode=mode)
+plan = a_plan(reviews(5_000), concurrency=20)
 runs, start = [], cs.Plan.start
 def remembered(self, *args, **named):
     runs.append(start(self, *args, **named))
     return runs[-1]
 cs.Plan.start = remembered
-given = {"ledger": path or None, "progress": False}
+given = {"ledger": path, "progress": False}
 async def main():
     await plan.run(client, **given)
-def out(run):
-    return getattr(run.job.batches, "open", {})
 for _ in range(int(times)):
     # No frame is asked for: Polars would be interrupted in that thread, too.
-    interrupt_when(lambda: runs and (runs[0].counts.answered > 50 or out(runs[0])))
+    interrupt_when(lambda: runs and runs[0].counts.answered > 50)
 match door:
     case "wait": cs.wait(plan.run(client, **given))
     case "asyncio": asyncio.run(main())
@@ -52,49 +50,31 @@ def ended(*script):
     return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=200)
 
 
-def interrupted(door, path="", mode="live", times=1):
-    """Return the ended process of a script that was interrupted, and what the simulator billed."""
-    with simulator(batch_seconds=100_000) as api:
-        done = ended(SCRIPT, door, api.url, str(path), mode, str(times))
+def interrupted(door, path, times=1):
+    """Return the ended process of a script that was interrupted, what was billed, and what the ledger has."""
+    with simulator() as api:
+        done = ended(SCRIPT, door, api.url, str(path), str(times))
         assert "Traceback" not in done.stderr
-        return done, api.stats["billed_rows"]
+        with cs.Ledger(path) as ledger:
+            return done, api.stats["billed_rows"], ledger.attempts()["reply"].count()
 
 
 @pytest.mark.slow
 def test_a_script_that_is_interrupted_ends_with_one_sentence(path):
     """How many rows are kept, where, and how to resume; the ledger has every row that was billed."""
-    done, billed = interrupted("wait", path)
-    assert done.returncode == 130
-    assert done.stderr.split("\n")[1:-1] == [
-        f"Interrupted: {billed:,} of 5,000 rows are answered and kept in {path}; the same command sends "
-        "only what is missing."
-    ]
-    with cs.Ledger(path) as ledger:
-        assert ledger.attempts()["reply"].count() == billed
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("door", "mode", "words"),
-    [
-        ("asyncio", "live", "not kept, as there is no ledger"),
-        ("wait", "batch", "collects the batches, which go on at the API"),
-    ],
-)
-def test_the_sentence_says_what_becomes_of_the_rows(path, door, mode, words):
-    """Without a ledger it names what would keep replies; batches go on and are collected by the same command."""
-    done, _ = interrupted(door, path if mode == "batch" else "", mode)
-    assert done.returncode == 130
-    assert words in done.stderr
+    done, billed, kept = interrupted("asyncio", path)
+    assert (done.returncode, kept) == (130, billed)
+    kept = f"{billed:,} of 5,000 rows are answered and kept in {path}"
+    told = f"Interrupted: {kept}; the same command sends only what is missing."
+    assert done.stderr.split("\n")[1:-1] == [told]
 
 
 @pytest.mark.slow
 def test_a_second_interrupt_does_not_wait(path):
     """Whoever interrupts twice is not kept waiting, and the ledger is whole."""
-    done, billed = interrupted("wait", path, times=2)
+    done, billed, kept = interrupted("wait", path, times=2)
     assert done.returncode in {130, -signal.SIGINT}
-    with cs.Ledger(path) as ledger:
-        assert 50 < ledger.attempts()["reply"].count() <= billed
+    assert 50 < kept <= billed
 
 
 @pytest.mark.slow
@@ -126,6 +106,7 @@ def test_what_is_in_flight_is_awaited_and_kept(way):
         assert 60 <= run.results["reply"].count() == api.stats["billed_rows"] < 2_000
     assert run.state == "stopped"
     assert run.summary["missing"].item() == (run.results["error"] == "not_sent").sum() > 0
+    assert "not kept, as there is no ledger" in run.kept
 
 
 @pytest.mark.parametrize("pause", [None, 0.0, 0.02])
@@ -145,10 +126,16 @@ def test_stop_during_the_start(pause):
     assert run.state == "stopped"
 
 
-def test_stop_after_the_end():
-    """stop() may be said at any time and as often as one likes."""
-    with simulator() as api:
-        run = finished(a_plan(reviews(2)), api.client())
-    run.stop()
-    run.stop()
-    assert run.state == "finished"
+def test_batches_are_left_at_the_api_and_collected_by_the_same_command(path):
+    """What an interrupt does with them: the sentence says so, and the next run pays for nothing again."""
+    plan = a_plan(reviews(4), mode="batch")
+    with simulator(speed=1_000, batch_seconds=600) as api:
+        run = cs.wait(plan.run(api.client(), ledger=path, progress=False, wait=False))
+        run.leave()
+        cs.wait(run)
+        assert "collects the batches, which go on at the API" in run.kept
+        again = finished(plan, api.client(), ledger=path)
+        assert (run.state, again.counts.answered, api.stats["billed_rows"]) == ("left", 4, 4)
+    for _ in range(2):
+        again.stop()  # at any time, as often as one likes
+    assert again.state == "finished"

@@ -3,11 +3,8 @@
 import asyncio
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import polars as pl
@@ -18,7 +15,6 @@ from running import a_plan, finished, reviews, simulator, until
 import claudescale as cs
 from claudescale.api.answers import Answer
 from claudescale.ledger.store import GROUP_ROWS, Store
-from claudescale.running.job import Purse
 
 
 def billed_twice(api):
@@ -36,7 +32,7 @@ def api():
 # the budget
 
 
-@pytest.mark.parametrize("answers", [0.99, 2.5, 40, 100])
+@pytest.mark.parametrize("answers", [0.99, 2.5, 60])
 def test_the_budget_is_a_hard_stop(answers):
     """What the API billed, seen or not, is never over it: the worst case of each call is set aside before."""
     budget = answers * worst_dollars()
@@ -46,12 +42,6 @@ def test_the_budget_is_a_hard_stop(answers):
     assert engine.stopped_by == "budget"
     assert engine.stats["billed_rows"] >= answers - 1
     assert bool(engine.attempts) is (answers > 1)
-
-
-def test_a_budget_of_all_worst_cases_answers_all_rows():
-    """Nothing is left out for fear."""
-    engine = through_desk(50, {"budget_dollars": 50 * worst_dollars() * 1.01})
-    assert (len(engine.finals), engine.stopped_by) == (50, None)
 
 
 def test_what_a_lost_call_takes_from_the_budget():
@@ -78,17 +68,6 @@ def test_a_refusal_without_output_costs_nothing():
     assert (engine.dollars, engine.job.purse.gone, len(engine.finals)) == (0.0, 0.0, 3)
 
 
-def test_nothing_is_set_aside_once_no_call_is_under_way():
-    """Whatever floating point left over."""
-    purse = Purse(0.0)
-    reserved = [purse.reserved(worst) for worst in (0.1, 0.2, 0.3)]
-    for each in reserved:
-        each.__enter__()
-    for each in reversed(reserved):
-        each.__exit__(None, None, None)
-    assert purse.affords(0.0)
-
-
 @pytest.mark.parametrize(
     ("text", "share"), [("The parcel was late. " * 200, 0.7), ("它坏了。🎈👩‍👩‍👧" * 60, 0.7)]
 )
@@ -105,20 +84,6 @@ def test_a_run_that_reaches_its_budget_says_what_to_type(text, share):
 
 
 # before anything is sent
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"budget": 0.0001}, cs.ImpossibleBudget, r"plan\.head\(\d+\)"),
-        ({"tier": 1, "deadline": 5}, cs.ImpossibleDeadline, r"deadline=2\d \(minutes\)"),
-    ],
-)
-def test_what_cannot_be_kept_sends_nothing(api, options, error, words):
-    """A budget or a deadline far below the estimate is refused, with what is possible."""
-    with pytest.raises(error, match=words):
-        finished(a_plan(reviews(1_000), **options), api.client())
-    assert api.stats["calls"] == 0
 
 
 def test_what_cannot_be_sent_sends_nothing(api):
@@ -162,60 +127,23 @@ def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
 
 
 def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path, monkeypatch):
-    """Read-only, or without locks: the run stops for it, and what the server billed is all in the results."""
-    real = Store.record
+    """Disk full, read-only, no locks: the run stops for it, and what the server billed is in the results."""
+    real, full = Store.record, cs.errors.LedgerFull("The disk is full: make room.")
 
     def record(store, attempt, **named):
         real(store, attempt, **named)
         if run.counts.answered > 50:
-            raise cs.errors.LedgerError("the file is read-only now")
+            raise full
 
     monkeypatch.setattr(Store, "record", record)
     with simulator() as api:
         run = a_plan(reviews(2_000), concurrency=16).start(
             api.client(), ledger=tmp_path / "l", progress=False
         )
-        with pytest.raises(cs.RunStopped, match="read-only"):
+        with pytest.raises(cs.RunStopped, match="make room"):
             cs.wait(run)
         assert (run.state, run.stopped_by) == ("failed", "ledger")
         assert 50 < run.results["reply"].count() == api.stats["billed_rows"] < 2_000
-
-
-def python(script, folder, *given):
-    """Return a started process that runs a script in a folder."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *given],
-        cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_full_disk_keeps_every_paid_reply(tmp_path):
-    """When the file can grow no more the run stops; what the server billed is all in run.results."""
-    child = python(
-        """
-        import resource, signal, claudescale as cs
-        from running import a_plan, finished, reviews, simulator
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        with simulator() as api:
-            plan = a_plan(reviews(3_000), concurrency=16)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
-            try:
-                finished(plan, api.client(), ledger="full.ledger")
-            except cs.RunStopped as stopped:
-                run = stopped.run
-                assert isinstance(stopped.__cause__, cs.LedgerFull), stopped.__cause__
-                assert run.state == "failed" and run.stopped_by == "ledger"
-                assert 0 < run.results["reply"].count() == api.stats["billed_rows"] < 3_000, api.stats
-                assert "make room" in repr(run)
-                print("KEPT")
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        """,
-        tmp_path,
-    )
-    out, err = child.communicate(timeout=200)
-    assert "KEPT" in out, err
 
 
 # the same cell again
@@ -247,28 +175,19 @@ def test_a_resume_asks_again_only_what_may_be_mended(tmp_path):
     assert again.results.filter(first.results["error"].is_null()).equals(first.results.drop_nulls("reply"))
 
 
-def test_another_question_is_another_reply(api, tmp_path):
-    """Everything that can change an answer makes another request of a row."""
-    plan = a_plan(reviews(2))
-    changes = [{}, {"prompt": "Say: {text}"}, {"system": "Be brief."}, {"max_tokens": 65}]
-    for each in [*changes, {"model": "claude-sonnet-5-5"}, {"returns": pl.Boolean()}]:
-        run = finished(plan.replace(**each), api.client(), ledger=tmp_path / "l")
-        assert run.summary["requests"].item() == 2
-
-
 def test_two_runs_at_once_share_the_work(tmp_path):
     """Two runs of one plan on one ledger bill each row once, and both have every reply in the end."""
 
     async def both(api):
-        plan = a_plan(reviews(400), concurrency=16)
+        plan = a_plan(reviews(300), concurrency=16)
         runs = [plan.start(api.client(), ledger=tmp_path / "l", progress=False) for _ in range(2)]
         return [await run for run in runs]
 
     with simulator() as api:
         runs = asyncio.run(both(api))
-        assert (api.stats["billed_rows"], billed_twice(api)) == (400, 0)
+        assert (api.stats["billed_rows"], billed_twice(api)) == (300, 0)
     assert all(run.results["reply"].null_count() == 0 for run in runs)
-    assert all(run.summary["answered"].item() == 400 for run in runs)
+    assert all(run.summary["answered"].item() == 300 for run in runs)
     assert min(run.summary["requests"].item() for run in runs) > 0
 
 
@@ -292,31 +211,26 @@ def test_a_run_that_waits_for_another_can_be_stopped(tmp_path):
 
 
 @pytest.mark.slow
-def test_kills_lose_nothing(tmp_path):
-    """A process killed at any moment has lost no row on resume; billed twice is what was not on the disk yet.
+def test_a_kill_loses_nothing(tmp_path):
+    """A process killed in the middle has lost no row on resume; billed twice is what was not on the disk yet.
 
     That is what was in flight, and at most one group of replies that came in a moment before.
     """
     script = """
-        import sys, anthropic, claudescale as cs
-        from running import a_plan, reviews
-        client = anthropic.AsyncAnthropic(api_key="simulated", base_url=sys.argv[1], max_retries=0)
-        print("READY", flush=True)
-        cs.wait(a_plan(reviews(300), concurrency=10).run(client, ledger="l", progress=False))
-    """
-    draws, kills = random.Random(7), 2
+import sys, anthropic, claudescale as cs
+from running import a_plan, reviews
+client = anthropic.AsyncAnthropic(api_key="simulated", base_url=sys.argv[1], max_retries=0)
+cs.wait(a_plan(reviews(300), concurrency=10).run(client, ledger="l", progress=False))
+"""
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with simulator(speed=4) as api:
-        for _ in range(kills):
-            child = python(script, tmp_path, api.url)
-            child.stdout.readline()
-            most = api.stats["calls"] + draws.randint(40, 100)
-            while api.stats["calls"] < most:
-                assert child.poll() is None, child.stderr.read()
+        with subprocess.Popen([sys.executable, "-c", script, api.url], cwd=tmp_path, env=given) as child:
+            while api.stats["calls"] < 70:
+                assert child.poll() is None
                 time.sleep(0.01)
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
-        run = finished(a_plan(reviews(300), concurrency=10), api.client(), ledger=tmp_path / "l")
-        assert billed_twice(api) <= kills * (10 + GROUP_ROWS)
+            child.kill()
+        run = finished(a_plan(reviews(300)), api.client(), ledger=tmp_path / "l")
+        assert billed_twice(api) <= 10 + GROUP_ROWS
         assert api.stats["distinct_rows_billed"] == 300
     assert run.results["reply"].null_count() == 0
     assert run.summary["reused"].item() > 0

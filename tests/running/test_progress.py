@@ -80,7 +80,7 @@ def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_what_it_would_have_cost_is_what_the_savings_say(mode):
-    """Counted row by row, or for many results at once, it is the first line of `Run.savings`; kinds are told."""
+    """Counted row by row, or for many results at once, it is what `Run.savings` begins with."""
     frame = pl.DataFrame({"text": ["a", "b", "b", "c", "c", "c"]})
     with simulator(speed=1_000, batch_seconds=60, faults={"cut": 0.3}) as api:
         run = finished(a_plan(frame, mode=mode, system="Be brief. " * 1_500, cache=True), api.client())
@@ -127,7 +127,7 @@ def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
-    """Before an answer it is the plan's closed form; after some, the rest takes what those took, by length."""
+    """Before an answer it is the plan's closed form; after some, the rest takes what those took."""
     plan = a_plan(reviews(600), tier=LIMITS)
     tokens = {
         "requests": 600,

@@ -85,17 +85,6 @@ def test_the_same_cells_after_a_restart_pay_nothing(tmp_path):
             assert replies.asked.total() == 10
 
 
-def test_going_back_to_what_failed_asks_again(tmp_path):
-    """A row that was cut off at 20 and then at 21 tokens is sent anew at 20."""
-    with simulator(replies=Scripted()) as api:
-        plan, client = asked(numbered(5)), api.client()
-        run = finished(plan, client, ledger=tmp_path / "l")
-        longer = finished(plan.retry(run, max_tokens=SHORT + 1), client, ledger=tmp_path / "l")
-        back = finished(plan.retry(longer), client, ledger=tmp_path / "l")
-        assert api.stats["calls"] == 7
-    assert back.results["error"].to_list() == [None] * 3 + ["max_tokens", None]
-
-
 @pytest.mark.parametrize(
     ("fault", "useless", "of_use"),
     [
@@ -190,7 +179,9 @@ def test_a_retry_of_typed_replies_takes_them_over_typed():
 
 
 def test_what_cannot_be_retried_is_told():
-    """Another frame, another prompt, a pilot, what is no run, names that a retry keeps, a run under way."""
+    """A run under way, of another frame or prompt, a pilot, no run at all, names that a retry keeps."""
+    given = [numbered(4)]
+    lazy = asked(pl.LazyFrame().map_batches(lambda _: given[0], schema={"text": pl.String}))
     with simulator(latency=2.0) as api:
         plan = asked(numbered(6))
         run = plan.start(api.client(), ledger=None, progress=False)
@@ -198,12 +189,16 @@ def test_what_cannot_be_retried_is_told():
             plan.retry(run)
         cs.wait(run)
         pilot = finished(plan.sample(3), api.client())
+        whole = finished(lazy, api.client())
     again = plan.retry(run)
+    assert lazy.retry(whole).requests.height == 0
+    given[0] = given[0].reverse()
     for retried, other, words in (
         (plan, pilot, r"has 3 rows and the plan 6.*run\.plan\.retry\(run\)"),
         (asked(numbered(6, first=1)), run, "asks something else"),
         (a_plan(numbered(6), "Look: {text}"), run, "asks something else"),
         (plan, run.results, "takes a run of a plan, not a"),
+        (lazy, whole, "the same texts in the same order"),
     ):
         with pytest.raises(cs.PlanError, match=words):
             retried.retry(other)
@@ -214,19 +209,6 @@ def test_what_cannot_be_retried_is_told():
         again.replace(frame=plan.frame)
     with pytest.raises(cs.PlanError, match="Give it the plan itself"):
         cs.cascade(again, models=[MODEL, "claude-sonnet-5-5"], accept=pl.lit(value=True))
-
-
-def test_a_lazy_frame_is_read_once_more_and_compared():
-    """A LazyFrame that gives the same texts is retried; one that gives others is told."""
-    given = [numbered(4)]
-    lazy = pl.LazyFrame().map_batches(lambda _: given[0], schema={"text": pl.String})
-    with simulator(replies=Scripted()) as api:
-        plan = asked(lazy)
-        run = finished(plan, api.client())
-        assert plan.retry(run, max_tokens=LONG).requests.height == 1
-        given[0] = given[0].reverse()
-        with pytest.raises(cs.PlanError, match="the same texts in the same order"):
-            plan.retry(run, max_tokens=LONG)
 
 
 def test_replies_of_a_simulator_never_stand_beside_real_ones():

@@ -1,14 +1,11 @@
 """The key and the texts stay where they belong; what data and replies say is shown as text, never run."""
 
-import html.parser
 import json
 import logging
 import os
 import re
 import stat
 import subprocess
-import sys
-import textwrap
 import traceback
 from pathlib import Path
 
@@ -129,10 +126,10 @@ def test_no_committed_file_has_a_key_in_it():
 
 
 def test_no_text_of_a_row_or_prompt_in_cards_errors_and_logs(caplog):
-    """What is private in the frame, the prompt or the system prompt is shown in results and attempts alone."""
+    """What is private in the frame, the prompt or the system prompt is in results and attempts alone."""
     caplog.set_level(logging.DEBUG, logger="claudescale")
     frame = pl.DataFrame({"text": ["my diagnosis is private"]})
-    plan = a_plan(frame, "Confidential instruction: {text}", system="Hidden system")
+    plan = a_plan(frame, "Confidential: {text}", system="Hidden system")
     with simulator() as api:
         with pytest.raises(cs.RunStopped) as stopped:
             finished(plan, api.client(api_key="sk-wrong-0123456789abcdef"))
@@ -149,64 +146,33 @@ def test_no_text_of_a_row_or_prompt_in_cards_errors_and_logs(caplog):
 # the files
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="there are no such permissions")
-def test_files_are_their_owners(tmp_path):
-    """The ledger, its companions while it is open, and exports are their owner's only, whatever the umask."""
-    script = """
-        import os, stat
-        from pathlib import Path
-        os.umask(0)
-        import claudescale as cs
-        from running import a_plan, reviews
-        run = cs.wait(a_plan(reviews(5)).run(cs.connect(speed=1_000), ledger="l", progress=False))
-        with cs.Ledger("l") as ledger:
-            ledger._store.claim(["k"])
-            Path("e.parquet").write_bytes(b"")
-            os.chmod("e.parquet", 0o666)
-            ledger.export("e.parquet")
-            for file in sorted(Path().iterdir()):
-                print(file.name, oct(stat.S_IMODE(file.stat().st_mode)))
-    """
-    given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, env=given, capture_output=True,
-        text=True, timeout=200, check=False,
-    )  # fmt: skip
-    modes = dict(line.split() for line in done.stdout.splitlines())
-    assert {"l", "l-wal", "l-shm", "e.parquet"} <= set(modes), done.stderr
-    assert set(modes.values()) == {"0o600"}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="there are no such permissions")
-def test_an_export_is_never_open(tmp_path, monkeypatch):
-    """Also while it is written an export can be read by its owner only."""
-    seen, real = [], pl.DataFrame.write_parquet
+def test_files_are_their_owners(tmp_path, monkeypatch):
+    """The ledger, its companions while it is open, and exports as they are written, whatever the umask."""
+    seen, real = {}, pl.DataFrame.write_parquet
 
     def write(frame, target, **options):
-        seen.append(stat.S_IMODE(Path(target).stat().st_mode))
-        return real(frame, target, **options)
+        real(frame, target, **options)
+        seen.update({file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()})
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", write)
-    with cs.Ledger(tmp_path / "l") as ledger:
-        ledger.export(tmp_path / "e")
-    assert seen == [0o600]
+    before = os.umask(0)
+    try:
+        (tmp_path / "old.parquet").touch(0o666)
+        with simulator() as api:
+            finished(a_plan(reviews(2)), api.client(), ledger=tmp_path / "l")
+        with cs.Ledger(tmp_path / "l") as ledger:
+            ledger.export(tmp_path / "old.parquet")
+    finally:
+        os.umask(before)
+    assert set(seen) >= {"l", "l-wal", "l-shm", "old.parquet"}
+    assert set(seen.values()) == {0o600}
 
 
 # what is shown
 
 
-class Tags(html.parser.HTMLParser):
-    """Collects the tags of a page, and their attributes."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.attributes = set(), set()
-        self.feed(re.sub(r"(?s)<style>.*?</style>", "", page))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
+RUNS = re.compile(r"<(script|img|iframe|svg|object|embed|link|a)\b|<[^>]*\s(on\w+|src|href)=")
 
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
@@ -219,10 +185,9 @@ def test_what_frames_replies_and_errors_say_is_text(tmp_path, mode):
     run.message = run.stopped_by = SCRIPT
     assert run.results["reply"].to_list() == [SCRIPT] * 3
     assert "&lt;script&gt;" in run.results._repr_html_()
+    assert RUNS.search(SCRIPT)
     for page in (plan, run, run.results, run.attempts, run.summary):
-        tags = Tags(page._repr_html_())
-        assert not tags.tags & {"script", "img", "iframe", "svg", "object", "embed", "link", "a"}
-        assert not [name for name in tags.attributes if name.startswith("on") or name in {"src", "href"}]
+        assert not RUNS.search(page._repr_html_())
     bundle = run.plot.throughput()._repr_mimebundle_()
     found = bundle if isinstance(bundle, dict) else bundle[0]
     assert "text/html" not in found

@@ -112,7 +112,7 @@ def limits_of(*tier, **limits):
 
 
 def test_the_limits_are_those_of_the_tier_and_any_can_be_replaced():
-    """A name, a number or three numbers give the limits; a keyword replaces one; some tiers need all three."""
+    """A name, a number or three numbers give the limits; a keyword replaces one; some need all three."""
     assert limits_of("start") == (1_000, 2_000_000)
     assert limits_of(1) == (50, 40_000)
     assert limits_of((7, 8_000, 9_000)) == (7, 8_000)

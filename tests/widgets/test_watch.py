@@ -166,6 +166,7 @@ def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
         return asyncio.run(go(server.client()))
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
     """The widgets are told new figures; then what is saved takes their places, and they close."""
 
