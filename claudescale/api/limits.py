@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.catalog import Model
-    from claudescale.planning.plans import Plan
-    from claudescale.running.runs import Run
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
@@ -272,14 +270,6 @@ class Learned(NamedTuple):
         """Whether these are the limits of a plan for that tier and model."""
         named = [name if isinstance(name, Limits) else catalog.tier(name).name for name in (tier, self.tier)]
         return named[0] == named[1] and catalog.model(model).rate_group == self.rate_group
-
-    @classmethod
-    def after(cls, plan: Plan, run: Run) -> Learned | None:
-        """Return what is learned of a plan's limits after a run: what the API told it, if of this tier."""
-        learned = cls(run.limits, run.plan.tier, run.plan.facts.rate_group)
-        if not learned.stands_for(plan.tier, plan.facts):
-            return plan.learned
-        return learned if run.limits is not run.plan.limits else plan.learned or run.plan.learned
 
 
 # ------------------------------------------------------------------------------ whose limits they look like

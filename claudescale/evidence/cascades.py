@@ -201,7 +201,8 @@ class Cascade(Shown):
         notes += [] if plan.budget is None else [f"Budget: {dollars(plan.budget)} for all models together."]
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
         about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
-        title = f"Cascade: {plan.totals.rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
+        rows = plan.compiled.totals.rows
+        title = f"Cascade: {rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
         pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
         ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
         table = ways.select("way", **ends, minutes_p90="minutes_high")
@@ -244,8 +245,10 @@ class CascadeRun(Shown):
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole = self.rows, self.cascade.plan
         changes: dict[str, Any] = {}
-        if whole.compiled.columns is None:  # the expression may look at all rows, so it is computed once
-            frame = frame.with_columns(whole.compiled.text.content.alias(_TEXT))
+        if (
+            whole.compiled.prompt.columns is None
+        ):  # the expression may look at all rows, so it is computed once
+            frame = frame.with_columns(whole.compiled.prompt.text.content.alias(_TEXT))
             changes["prompt"] = pl.col(_TEXT)
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
@@ -253,9 +256,9 @@ class CascadeRun(Shown):
             for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
                 most = getattr(whole, name)
                 changes[name] = most and max(most - used, TOO_LITTLE)
-            changes |= {"frame": frame[places], "measured": plan.measured}
+            changes |= {"frame": frame[places]}
             try:
-                self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
+                self.runs[model] = replace(plan, **changes).start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
             except PlanError as error:
                 if number == 1:
@@ -449,15 +452,15 @@ def cascade(
     if plan.mode not in _MODES:
         msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         raise PlanError(msg)
-    if plan.kept is not None:
+    if plan.compiled.kept is not None:
         msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
         raise PlanError(msg)
     if "model" in {*schema_of(plan.frame), *judging.typed(plan)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
     judging.check_samples(plan)
-    schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
+    schema = plan.compiled.prompt.results_schema(plan.frame) | {"model": pl.String()}
     judge = None if accept is None else judging.judge("accept", accept, schema)
-    _ = plan.totals  # the frame is read once for the prices of all models
+    _ = plan.compiled.totals  # the frame is read once for the prices of all models
     plans = choices(plan, "models", models)
     return Cascade(plans=plans, accept=judge, passed=(Passed(),) * len(plans))

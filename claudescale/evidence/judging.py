@@ -99,7 +99,7 @@ def scoring(score: Any, plan: Plan) -> Judge:
         return _agreement(plan)
     if isinstance(score, str):
         return _truth(score, plan)
-    return judge("score", score, plan.compiled.results_schema(plan.frame))
+    return judge("score", score, plan.compiled.prompt.results_schema(plan.frame))
 
 
 def check_samples(plan: Plan) -> None:
@@ -111,12 +111,12 @@ def check_samples(plan: Plan) -> None:
 
 def typed(plan: Plan) -> Mapping[str, Any]:
     """Return the columns of `returns`."""
-    return {} if plan.compiled.returns is None else plan.compiled.returns.columns
+    return {} if plan.compiled.prompt.returns is None else plan.compiled.prompt.returns.columns
 
 
 def _truth(name: str, plan: Plan) -> Judge:
     """Return a judge that compares the one typed column, or the reply, with the right answers."""
-    given, schema = schema_of(plan.frame), plan.compiled.results_schema(plan.frame)
+    given, schema = schema_of(plan.frame), plan.compiled.prompt.results_schema(plan.frame)
     if name not in given:
         raise unknown_column(name, given, "score=")
     own, *more = typed(plan) or ["reply"]

@@ -12,8 +12,7 @@ from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
-from claudescale.planning.choices import is_number
-from claudescale.planning.plans import DEFAULT_LEDGER
+from claudescale.planning.plans import DEFAULT_LEDGER, is_number
 from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
@@ -138,9 +137,9 @@ class Trial(Shown):
 
     def _row(self, choice: str, scores: pl.Series | None) -> dict[str, Any]:
         plan = self.plans[choice]
-        row: dict[str, Any] = {"choice": choice, "model": plan.facts.id}
+        row: dict[str, Any] = {"choice": choice, "model": plan.compiled.model.id}
         if scores is None:
-            takes, rows = option(plan), plan.totals.rows - plan.totals.unsent
+            takes, rows = option(plan), plan.compiled.totals.rows - plan.compiled.totals.unsent
             row |= {"rows": rows, "dollars": takes["dollars"], "minutes": takes["minutes"]}
             return row | {"dollars_per_1000_rows": takes["dollars"] / rows * 1_000}
         run, judged, results = self.runs[choice], scores.drop_nulls(), answered(self.runs[choice])
@@ -226,7 +225,7 @@ class Trial(Shown):
             return min(plans, key=lambda plan: option(plan)[by])
         reason, more = judging.shortfall(self._judged, min_score, self.confidence)
         if more:
-            rows = f"n={self.sample.height + more} of the plan's {self.plan.totals.rows:,} rows"
+            rows = f"n={self.sample.height + more} of the plan's {self.plan.compiled.totals.rows:,} rows"
             reason += f" Use cs.trial with {rows}: with the same ledger none is paid for twice."
         raise NotEnoughEvidence(reason, more)
 
@@ -291,9 +290,8 @@ def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:
         raise PlanError(msg)
     name, plans = kind.removesuffix("s"), {}
     for number, value in enumerate(several, 1):
-        own = name == "model" and value in {plan.model, plan.facts.id}  # it keeps what a pilot has measured
-        other = plan if own else plan.replace(**{name: value})
-        plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+        other = plan.replace(**{name: value})
+        plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
     if len(plans) < len(several):
         msg = f"{kind}={several!r} names a {name} twice. Give different ones."
         raise PlanError(msg)
@@ -368,7 +366,7 @@ def trial(
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
-    if min(each.totals.rows - each.totals.unsent for each in plans.values()) < _FEWEST:
+    if min(each.compiled.totals.rows - each.compiled.totals.unsent for each in plans.values()) < _FEWEST:
         msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
         raise PlanError(msg)
     costs = {choice: option(each)["dollars"] for choice, each in plans.items()}

@@ -129,7 +129,7 @@ class Batches:
         self.submitted, self.freed = asyncio.Event(), asyncio.Event()
         self._job, self._ledger, self._clock, self._purse = job, job.ledger, job.clock, job.purse
         self._wire = BatchWire(
-            job.wire, job.clock, plan.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
+            job.wire, job.clock, plan.compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
         )
         self._requests = job.batch_requests()
         self._followed: list[Followed] = []  # in the order they were met; other threads read it
@@ -139,8 +139,8 @@ class Batches:
         # what is to be submitted
         self._left = self._others = self._requests.clear()  # the others' rows are held by other runs
         self._hands_over = plan.mode == "hybrid"  # where no batch can be made, live calls do the rest
-        self._prime = plan.cache and plan.compiled.is_cacheable  # one row alone writes the cache first
-        self._queue_requests = plan.limits.batch_queue_requests or catalog.BATCH.max_requests
+        self._prime = plan.cache and plan.compiled.prompt.is_cacheable  # one row alone writes the cache first
+        self._queue_requests = plan.compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
         self._most_requests, self._most_bytes = catalog.BATCH.max_requests, batch_rules.FULL_BYTES
         self._rounds: Counter[str] = Counter()
         self._hold_until = self._ahead_seconds = 0.0
@@ -339,7 +339,7 @@ class Batches:
         for place in sorted({0, rows.height // 2, rows.height - 1}):
             answer = await self._looked_at(rows[place])
             self._ahead_seconds, _ = batch_rules.clock_offset(answer, self._clock.seconds())
-            wrong = batch_rules.is_wrong(answer, self._job.plan.facts.id)
+            wrong = batch_rules.is_wrong(answer, self._job.plan.compiled.model.id)
             if self._stopping or self._leaving or not wrong:
                 return
             found = verdict(answer)
@@ -405,7 +405,7 @@ class Batches:
         batch = Batch(
             nonce=nonce,
             api=self._job.api.name,
-            model=self._job.plan.facts.id,
+            model=self._job.plan.compiled.model.id,
             requests=rows.height,
             intended_at=self._clock.seconds() + self._ahead_seconds,
         )

@@ -391,7 +391,7 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
     estimated = rest["estimated_tokens"]
     tokens = float(estimated.tail(left).sum())
     sent_tokens = float(estimated.sum()) - tokens
-    expected = plan.expected
+    expected = plan.compiled.expected
     input_tokens = expected.uncached_tokens(tokens, left)
     output_tokens = min(expected.output_tokens, float(plan.max_tokens))
     concurrency = plan.concurrency

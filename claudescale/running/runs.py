@@ -245,11 +245,11 @@ class Run(Shown, Handle):
             job.pacer = job.live.pacer
             return job.live
         job.pacer = job.pacer or Pacer(
-            plan.limits,
+            plan.compiled.limits,
             clock=job.clock,
             share=plan.share,
             concurrency=plan.concurrency,
-            output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
+            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
         )
         job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
         return job.live
@@ -257,11 +257,11 @@ class Run(Shown, Handle):
     def _latest_switch(self) -> float:
         """Return the API second from which on the rest would not be done live in time."""
         job, plan = self.job, self.plan
-        rest, expected, seconds = job.missing, plan.expected, 0.0
+        rest, expected, seconds = job.missing, plan.compiled.expected, 0.0
         if rest.height:
             answered = job.meter.requests - job.meter.refused
             output = job.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = job.pacer.limits if job.pacer else plan.limits
+            limits = job.pacer.limits if job.pacer else plan.compiled.limits
             seconds = estimates.live_finish(
                 limits.shared(plan.share),
                 expected,
@@ -393,7 +393,7 @@ class Run(Shown, Handle):
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or what the API's answers told."""
-        return self.job.pacer.limits if self.job.pacer else self.plan.limits
+        return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
 
     @property
     def summary(self) -> pl.DataFrame:
@@ -476,7 +476,7 @@ class Run(Shown, Handle):
         """
         rows = self.job.work.keys.drop_nulls().value_counts(name="rows")
         repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.facts,))
+        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.compiled.model,))
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -484,7 +484,7 @@ class Run(Shown, Handle):
 
         Spends: nothing.
         """
-        return prices.bill(self.attempts, models=(self.plan.facts,))
+        return prices.bill(self.attempts, models=(self.plan.compiled.model,))
 
     @property
     def waste(self) -> pl.DataFrame:

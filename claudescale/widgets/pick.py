@@ -177,7 +177,7 @@ def _values(plan: Plan) -> dict[str, Any]:
     """Return what the controls show of a plan."""
     minutes = plan.deadline
     return {
-        "model": plan.facts.id,
+        "model": plan.compiled.model.id,
         "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,
         "mode": plan.mode,
         "max_tokens": plan.max_tokens,
@@ -193,7 +193,7 @@ def _options(plan: Plan, name: str) -> list[tuple[str, Any]]:
         return [(label, mode) for mode, label in MODES.items()]
     if name == "model":
         models = [model.id for model in catalog.MODELS.values() if catalog.lifecycle(model) != "retired"]
-        return [(model, model) for model in dict.fromkeys([*models, plan.facts.id])]
+        return [(model, model) for model in dict.fromkeys([*models, plan.compiled.model.id])]
     own = [("your limits", plan.tier)] if isinstance(plan.tier, Limits) else []
     return [*own, *((tier.name, tier.name) for tier in catalog.TIERS.values() if tier.limits)]
 

@@ -214,13 +214,16 @@ def test_a_plan_learns_what_the_rate_limit_api_tells():
         plan = learned(a_plan(reviews(30), tier="start"), api.client())
         assert api.stats["calls"] == api.stats["billed_rows"] == 0
         piloted = plan.calibrate(finished(plan.head(2), api.client()))
-    assert plan.limits.count_tokens_per_minute == 123
-    assert (plan.limits.batch_queue_requests, plan.limits.batch_requests_per_minute) == (300_000, 2_000)
+    assert plan.compiled.limits.count_tokens_per_minute == 123
+    assert (plan.compiled.limits.batch_queue_requests, plan.compiled.limits.batch_requests_per_minute) == (
+        300_000,
+        2_000,
+    )
     assert "Limits: the rate-limit API, " in repr(plan)
     for same in (plan, plan.replace(system="Be brief."), plan.head(3), plan.replace(tier="Start"), piloted):
-        assert same.limits.per_minute == BUILD
-    assert plan.replace(model="claude-sonnet-5-5").limits.source == "table of tier 'start'"
-    assert plan.replace(tier="scale").replace(tier="start").limits == plan.limits
+        assert same.compiled.limits.per_minute == BUILD
+    assert plan.replace(model="claude-sonnet-5-5").compiled.limits.source == "table of tier 'start'"
+    assert plan.replace(tier="scale").replace(tier="start").compiled.limits == plan.compiled.limits
 
 
 @pytest.mark.slow
@@ -232,12 +235,12 @@ def test_a_key_that_may_not_is_no_error(tmp_path):
         first, again = (finished(plan.head(2), client, ledger=tmp_path / "l") for _ in range(2))
         piloted = plan.calibrate(first)
         after = learned(piloted, client)
-    assert plan.limits.per_minute == START
+    assert plan.compiled.limits.per_minute == START
     assert "(this key may not read the account's limits: a pilot tells them)." in repr(plan)
-    assert piloted.limits.requests_per_minute == 70
-    assert (after.limits, after.limits.source) == (piloted.limits, HEADERS)
-    assert start.calibrate(again).limits.per_minute == START
-    assert start.replace(tier="build").calibrate(first).limits == Limits.of("build", MODEL)
+    assert piloted.compiled.limits.requests_per_minute == 70
+    assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
+    assert start.calibrate(again).compiled.limits.per_minute == START
+    assert start.replace(tier="build").calibrate(first).compiled.limits == Limits.of("build", MODEL)
     with pytest.raises(cs.PlanError, match=r"cannot be asked for its limits \(connection_error\)") as raised:
         learned(plan, client)  # it has ended: no answer is no statement about the limits
     assert "ordinary" not in str(raised.value)

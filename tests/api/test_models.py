@@ -42,7 +42,7 @@ def test_its_name_is_sent_and_is_part_of_the_key():
     own, twin = a_plan(reviews(3), model=PRICED), a_plan(reviews(3))
     assert sent(own) == {"my-haiku"}
     assert not set(own.requests["custom_id"]) & set(twin.requests["custom_id"])
-    assert own.facts.tokenizer == twin.facts.tokenizer
+    assert own.compiled.model.tokenizer == twin.compiled.model.tokenizer
     assert cs.Model("a") == cs.Model("a") != cs.Model("b")
     numbers = cs.Model("a", input_dollars=Decimal("0.5"), output_dollars=2, max_tokens=64.0).facts
     assert (numbers.given_dollars, numbers.max_output_tokens) == ((0.5, 2.0), 64)
@@ -79,7 +79,7 @@ def test_given_prices_make_the_bill(mode):
 
 def test_the_cache_has_the_usual_multiples():
     """Writes cost 1.25 and 2 times the input, reads a tenth, and all of it half in batches."""
-    live, batch = (prices.price(PRICED.facts, mode=mode).steps[0] for mode in ("live", "batch"))
+    live, batch = (prices.price(PRICED.compiled.model, mode=mode).steps[0] for mode in ("live", "batch"))
     million = [each * 1e6 for each in (live.cache_write_5m, live.cache_write_1h, live.cache_read)]
     assert million == pytest.approx([0.25, 0.4, 0.02])
     assert (batch.input, batch.output) == (live.input / 2, live.output / 2)

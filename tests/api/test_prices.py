@@ -301,7 +301,7 @@ def test_the_worst_case_knows_geography_and_tools():
     assert prices.price(ASKED, inference_geo="global") == prices.price(ASKED)
     assert prices.price("claude-haiku-4-5", inference_geo="us") == prices.price("claude-haiku-4-5")
     plan = cs.plan(pl.DataFrame({"text": ["a"]}), "{text}", model=ASKED, params={"tools": [SEARCH]})
-    most = prices.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
+    most = prices.most_with_tools(price, plan.compiled.model, plan.max_tokens, plan.compiled.prompt.charges)
     # Six turns of a million tokens that are written to the cache, and of 1,024 tokens; five searches.
     assert most == pytest.approx(6 * (1e6 * 0.6875e-6 + 1_024 * 2.75e-6) + 0.05)
     with pytest.raises(cs.PlanError, match="max_uses"):
@@ -318,8 +318,8 @@ def test_estimates_know_geography_and_searches():
     ratio = there.options["dollars"] / plan.options["dollars"]
     assert ratio.to_list() == pytest.approx([1.1, 1.1])
     searching = plan.replace(params={"tools": [SEARCH]})
-    assert searching.totals.live_dollars > plan.totals.live_dollars + 3 * 0.01 - 1e-12
+    assert searching.compiled.totals.live_dollars > plan.compiled.totals.live_dollars + 3 * 0.01 - 1e-12
     answers = {f"a {n}": answer(1_000, 10, geo="us", searches=2) for n in range(3)}
     pilot = ran(answers, params={"tools": [SEARCH]})
     known = pilot.plan.calibrate(pilot)
-    assert known.totals.live_dollars == pytest.approx(pilot.counts.dollars, rel=1e-6)
+    assert known.compiled.totals.live_dollars == pytest.approx(pilot.counts.dollars, rel=1e-6)

@@ -96,6 +96,7 @@ def test_what_a_model_does_not_settle_goes_to_the_next_and_each_row_has_its_mode
     assert_frame_equal(again.bill, done.bill)
 
 
+@pytest.mark.slow
 def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
     """Refused, cut off, empty and broken replies go on; a later failure takes no earlier reply away."""
 
@@ -117,6 +118,7 @@ def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api, path):
     """A Boolean per row, null is a no; where it fails on real replies none is lost, and the next one pays."""
     seen = []
@@ -144,6 +146,7 @@ def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api, p
     assert "what sure does not accept" in repr(done.cascade)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_looks_at_all_rows_is_the_same_for_every_model(api, path):
     """An expression over the whole frame is not computed anew on the rows that are passed on."""
     words = pl.format("Row {} of {}. Even or odd? {}", pl.int_range(pl.len()), pl.len(), pl.col("number"))
@@ -165,6 +168,7 @@ def test_a_wrong_key_stops_the_cascade_with_what_it_has(path):
     assert "run = await cascade.run(client)" in repr(stopped)
 
 
+@pytest.mark.slow
 def test_the_budget_is_one_for_all_models_and_never_passed(api):
     """What the first leaves is handed on; where it does not buy the next model's rows, the cascade stops."""
     budget = 0.03

@@ -58,7 +58,12 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
         assert row["dollars_per_1000_rows"] == pytest.approx(row["dollars"] / 120 * 1000)
         assert 0 < row["seconds"] <= row["seconds_p90"]
     plan = trial.pick(min_score=0.9)
-    assert (plan.model, plan.mode, plan.totals.rows, plan.expected.calls) == (MIDDLE, "batch", 500, 120)
+    assert (plan.model, plan.mode, plan.compiled.totals.rows, plan.compiled.expected.calls) == (
+        MIDDLE,
+        "batch",
+        500,
+        120,
+    )
     assert trial.pick(min_score=0.7).model == CHEAP
     assert trial.pick(min_score=0.9, by="minutes").model in {MIDDLE, DEAR}
     assert trial.evidence(min_score=0.9).schema == EVIDENCE
@@ -67,6 +72,7 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
     assert repr(trial.plot.quality(min_score=0.9)).startswith("SIMULATED: 2 of 3 surely reach 0.9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lists", "best"),
     [
@@ -79,7 +85,7 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
     trial = run(cs.trial(a_plan(500, model=MIDDLE), n=60, score="truth", **lists), api.client())
     assert list(trial.plans) == lists.get("efforts", ["prompt 1", "prompt 2"])
     picked, sent = trial.pick(min_score=0.8), trial.plans[best]
-    assert (picked.prompt, picked.effort, picked.totals.rows) == (sent.prompt, sent.effort, 500)
+    assert (picked.prompt, picked.effort, picked.compiled.totals.rows) == (sent.prompt, sent.effort, 500)
 
 
 @pytest.mark.slow
@@ -115,6 +121,7 @@ def test_the_ways_to_score_give_what_they_say(api, path):
     assert row["score_low"] < row["score"] < row["score_high"]
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(path):
     """Cut off or broken, a row is wrong; with agreement, rows on which the reference failed do not count."""
 
@@ -179,6 +186,7 @@ def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate(asked, words):
         a_trial(50).pick(**asked)
 
 
+@pytest.mark.slow
 def test_the_budget_is_never_passed():
     """Replies twice as long as guessed: the trial stops, within its budget, and says what is missing."""
     plan, options = a_plan(returns=None, max_tokens=1000), {"n": 40, "score": pl.col("error").is_null()}
@@ -192,6 +200,7 @@ def test_the_budget_is_never_passed():
     assert "Not answered: " in repr(trial)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_ends_the_trial_and_is_sent_again_by_the_same_cell(api, path):
     """A wrong key raises as for any run and is no model's failure; the trial can be run again."""
     trial = a_trial(10, [CHEAP, DEAR])

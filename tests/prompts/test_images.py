@@ -207,9 +207,11 @@ def test_a_list_that_cannot_be_read_says_what_to_type(prompt, words):
 def test_files_that_cost_as_text_or_were_not_seen_are_noted():
     """Base64 in a template is noted, and so are URLs, whose tokens are assumed."""
     frame = pl.DataFrame({"photo": [base64.b64encode(png(9, 9)).decode()]})
-    (note,) = a_plan(frame, "What is in {photo}?").compiled.notes
+    (note,) = a_plan(frame, "What is in {photo}?").compiled.prompt.notes
     assert "cs.image('photo')" in note
-    (note,) = a_plan(pl.DataFrame({"photo": ["https://example.org/a"]}), [cs.image("photo")]).compiled.notes
+    (note,) = a_plan(
+        pl.DataFrame({"photo": ["https://example.org/a"]}), [cs.image("photo")]
+    ).compiled.prompt.notes
     assert "assumed" in note
 
 

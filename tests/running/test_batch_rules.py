@@ -6,6 +6,7 @@ from email.utils import format_datetime
 
 import polars as pl
 import pytest
+from claudescale.planning.choices import prepare
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from running import MODEL
@@ -13,7 +14,6 @@ from running import MODEL
 import claudescale as cs
 from claudescale.api.answers import Answer
 from claudescale.ledger.records import Batch
-from claudescale.planning.choices import prepare
 from claudescale.running import batch_rules
 from claudescale.running.batch_rules import Streak
 

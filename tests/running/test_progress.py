@@ -131,10 +131,10 @@ def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
     plan = a_plan(reviews(600), tier=LIMITS)
     tokens = {
         "requests": 600,
-        "input_tokens": plan.expected.uncached_tokens(600 * 50.0, 600),
-        "output_tokens": 600 * min(plan.expected.output_tokens, 64.0),
+        "input_tokens": plan.compiled.expected.uncached_tokens(600 * 50.0, 600),
+        "output_tokens": 600 * min(plan.compiled.expected.output_tokens, 64.0),
     }
-    planned = estimates.live_finish(LIMITS, plan.expected, **tokens)
+    planned = estimates.live_finish(LIMITS, plan.compiled.expected, **tokens)
     first = ends(meter(600), 600)
     assert first.usual_minutes == pytest.approx(planned.seconds / 60)
     assert first.latest_minutes > first.usual_minutes

@@ -217,10 +217,12 @@ def test_replies_of_a_simulator_never_stand_beside_real_ones():
         plan = asked(numbered(5))
         again = plan.retry(finished(plan, api.client()), max_tokens=LONG)
         with pytest.raises(cs.PlanError, match="was answered by a simulator, and this client calls the API"):
-            again.kept.check(simulated=False)
-        real = again.kept._replace(attempts=again.kept.attempts.with_columns(simulated=pl.lit(False)))  # noqa: FBT003
+            again.compiled.kept.check(simulated=False)
+        kept, evidence = again.compiled.kept, again.compiled.evidence
+        real = kept._replace(attempts=kept.attempts.with_columns(simulated=pl.lit(value=False)))
+        again = dataclasses.replace(again, _evidence=evidence._replace(kept=real))
         with pytest.raises(cs.PlanError, match="was answered by the API, and this client calls a simulator"):
-            finished(dataclasses.replace(again, kept=real), api.client())
+            finished(again, api.client())
         assert api.stats["calls"] == 5
 
 
@@ -233,7 +235,7 @@ def test_pilots_and_budgets_of_a_retry_are_of_what_it_sends():
         again = plan.retry(run, max_tokens=LONG)
         pilot = finished(again.sample(1), api.client())
         assert pilot.results["text"].item() in set(frame["text"].gather([3, 7]))
-        assert again.calibrate(pilot).measured.calls == 1
+        assert again.calibrate(pilot).compiled.expected.calls == 1
         budget = run.counts.dollars
         retried = finished(again.replace(budget=budget), api.client())
     assert retried.counts.dollars <= budget < retried.counts.dollars + run.counts.dollars

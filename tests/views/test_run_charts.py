@@ -163,6 +163,7 @@ def test_the_figures_of_a_run_are_in_its_pictures(run):
     assert {row["bucket"] for row in rows_of(run.plot.buckets(), "level")} == {*charts.BUCKETS}
 
 
+@pytest.mark.slow
 def test_a_run_says_why_a_picture_is_empty(run, tmp_path):
     """A live run has no batches, and one that only resumes has sent nothing."""
     assert repr(run.plot.batches()) == "This run sent no batch: mode='live'."

@@ -186,6 +186,7 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
     assert one._panel.box.comm is None
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_at_once(page):
     """There is nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
     with simulator() as server:
@@ -199,6 +200,7 @@ def test_a_finished_run_is_shown_at_once(page):
     assert len(page.shown) == 4
 
 
+@pytest.mark.slow
 def test_the_stop_button_stops(page):
     """A click on Stop stops the run; the button cannot be pressed again."""
 
@@ -217,6 +219,7 @@ def test_the_stop_button_stops(page):
     assert "Run stopped" in dict(page.updates)[1]["text/html"]
 
 
+@pytest.mark.slow
 def test_a_batch_can_be_left(page):
     """A run with batches has a second button, which leaves them at the API."""
 
@@ -234,6 +237,7 @@ def test_a_batch_can_be_left(page):
     assert run.state == "left"
 
 
+@pytest.mark.slow
 def test_a_watcher_can_be_closed(page):
     """Closed, it leaves a table and a picture of how the run stood; the run goes on."""
 
@@ -250,6 +254,7 @@ def test_a_watcher_can_be_closed(page):
     assert "Run running: " in dict(page.updates)[1]["text/html"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
     """Polars may raise the kernel's interrupt in the watcher's thread: it goes on."""
     raised, real = [], watch.drawn
