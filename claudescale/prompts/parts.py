@@ -48,6 +48,10 @@ class Part:
     block: Literal["image", "document"]
     kind: Kind | None = None
 
+    def __repr__(self) -> str:
+        kind = f", kind={self.kind!r}" if self.kind else ""
+        return f"cs.{'image' if self.block == 'image' else 'pdf'}({self.column!r}{kind})"
+
 
 def image(column: str, *, kind: Kind | None = None) -> Part:
     """Return the part of a prompt that is the image in a column: PNG, JPEG, GIF or WebP.
