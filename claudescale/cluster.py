@@ -192,16 +192,20 @@ class Cluster:
             content = work.texts.rendered.str.json_decode(pl.Struct({"content": pl.String}))
             self._frame, prompt = content.struct.field("content").to_frame(_TEXT), pl.col(_TEXT)
         self._plan = replace(
-            plan, frame=self._frame.clear(), prompt=prompt, share=plan.share / lanes, kept=None, learned=None,
+            plan, frame=self._frame.clear(), prompt=prompt, share=plan.share / lanes,
             concurrency=plan.concurrency and plan.concurrency // lanes, deadline=None, budget=None,
+            _evidence=plan.compiled.evidence._replace(kept=None),
         )  # fmt: skip
         self._lane_dollars = math.inf if plan.budget is None else plan.budget / lanes
-        tokens = cast("float", work.requests["estimated_tokens"].mean() or 0.0), plan.expected.output_tokens
-        rows = int(PART_SECONDS * self._plan.share / _seconds(plan.limits, 1, *tokens))
+        tokens = (
+            cast("float", work.requests["estimated_tokens"].mean() or 0.0),
+            plan.compiled.expected.output_tokens,
+        )
+        rows = int(PART_SECONDS * self._plan.share / _seconds(plan.compiled.limits, 1, *tokens))
         fair = math.ceil(work.requests.height / lanes) or 1
         self._part_rows = max(math.ceil(fair / math.ceil(fair / max(min(rows, MOST_ROWS), 1))), LEAST_ROWS)
         # What a run asks of a pacer; rows that are out count as calls in flight.
-        self.pacer = SimpleNamespace(limits=plan.limits, in_flight=0, window=lanes * self._part_rows)
+        self.pacer = SimpleNamespace(limits=plan.compiled.limits, in_flight=0, window=lanes * self._part_rows)
         self._name = f"claudescale-{secrets.token_hex(8)}"
         self._stopping, self._primed, self._pulling = asyncio.Event(), asyncio.Event(), asyncio.Lock()
 
@@ -259,8 +263,8 @@ class Cluster:
 
     def _billed(self, part: list[Row], outcome: Outcome) -> float:
         """Return what a part may have cost at most: an answer that was lost may be billed."""
-        longest = self._plan.max_tokens
-        attempts, worst = outcome.attempts, [self._job.worst_dollars(len(row.body), longest) for row in part]
+        attempts, longest = outcome.attempts, self._plan.max_tokens
+        worst = [self._job.worst_dollars(row.most_tokens, longest) for row in part]
         lost = attempts.filter(~pl.col("final"), pl.col("status").is_null() | (pl.col("status") == OK)).height
         return sum(worst) if outcome.lost else float(attempts["dollars"].sum()) + lost * max(worst)
 

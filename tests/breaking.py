@@ -1,10 +1,13 @@
 """A proxy before a server that breaks any call at any point: on its way there, within it, on its way back."""
 
-import asyncio
 import json
 import socket
+import socketserver
 import struct
 import threading
+import time
+from collections import Counter
+from contextlib import suppress
 from typing import NamedTuple
 
 PATHS = {
@@ -36,11 +39,6 @@ class Break(NamedTuple):
     answer: object = b""
     end: str = "close"
 
-    @property
-    def is_seen(self):
-        """Whether the server has done its work."""
-        return self.where == "back"
-
 
 def http(status, body=b"", kind="application/json", **headers):
     """Return a whole answer."""
@@ -55,102 +53,62 @@ def error(kind, message="Words of the API.", **details):
     return json.dumps({"type": "error", "error": told, "request_id": "req_broken"}).encode()
 
 
-def cut(place):
-    """Return what cuts an answer: within the first line, the headers, or the body."""
+class _Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        """Pass one call on, or break it; either side may be gone at any time."""
+        with suppress(OSError, ConnectionError):
+            self._pass_on()
 
-    def shortened(answer):
-        head = answer.index(b"\r\n\r\n") + 4
-        ends = {"line": 10, "headers": head // 2, "body": head, "middle": (head + len(answer)) // 2}
-        return answer[: ends[place]]
+    def _pass_on(self):
+        head = b"".join(iter(self.rfile.readline, b"\r\n"))
+        if not head:
+            return
+        method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+        broken = self.server.broken(endpoint(method, target)) or Break("back", lambda answer: answer)
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-1])
+        length = int(fields.get(b"content-length", 0))
+        body = self.rfile.read({"before": 0, "within": length // 2}.get(broken.where, length))
+        answer = self._asked(head, body) if broken.where == "back" else b""
+        self.wfile.write(broken.answer(answer) if callable(broken.answer) else broken.answer)
+        if broken.end == "hang":
+            time.sleep(HANG_SECONDS)
+        if broken.end == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    return shortened
+    def _asked(self, head, body):
+        """Return the server's whole answer."""
+        ours = (b"connection:", b"transfer-encoding:")
+        lines = [line for line in head.split(b"\r\n")[:-1] if not line.lower().startswith(ours)]
+        with socket.create_connection(self.server.behind) as server:
+            server.sendall(b"\r\n".join([*lines, b"connection: close", b"", b""]) + body)
+            return b"".join(iter(lambda: server.recv(65_536), b""))
 
 
-class Breaker:
-    """Listens on 127.0.0.1 in a thread of its own and passes calls on to `url`, some of them broken.
+class Breaker(socketserver.ThreadingTCPServer):
+    """Listens on 127.0.0.1 and passes calls on to `url`, some of them broken; `struck` has those.
 
     `strikes(endpoint, number)` gives the `Break` of the call that is the so-manieth to its endpoint, or None.
     """
 
-    def __init__(self, url, strikes):
-        self._host, _, port = url.removeprefix("http://").partition(":")
-        self._port = int(port)
-        self._strikes = strikes
-        self.calls = {}
-        self.struck = []
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self._thread.start()
-        ready.wait(30)
+    daemon_threads, block_on_close, request_queue_size = True, False, 512
 
-    def __enter__(self):
-        return self
+    def __init__(self, url, strikes):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        host, _, port = url.removeprefix("http://").partition(":")
+        self.behind, self.url = (host, int(port)), f"http://127.0.0.1:{self.server_address[1]}"
+        self.calls, self.struck = Counter(), []
+        self._strikes, self._lock = strikes, threading.Lock()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self.shutdown()
+        self.server_close()
 
-    def _serve(self, ready):
-        asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._call, "127.0.0.1", 0, limit=2**26))
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        ready.set()
-        self._loop.run_forever()
-        server.close()
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        self._loop.close()
-
-    async def _call(self, reader, writer):
-        try:
-            await self._pass_on(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):  # one side has gone
-            pass
-        finally:
-            writer.close()
-
-    async def _pass_on(self, reader, writer):
-        head = await reader.readuntil(b"\r\n\r\n")
-        method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-        name = endpoint(method, target)
-        number = self.calls[name] = self.calls.get(name, 0) + 1
-        broken = self._strikes(name, number)
-        if broken is not None:
-            self.struck.append((name, broken))
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
-        length = int(fields.get(b"content-length", 0))
-        if broken is not None and broken.where in {"before", "within"}:
-            await reader.readexactly(length // 2 if broken.where == "within" else 0)
-            await self._end(writer, broken, b"")
-            return
-        body = await reader.readexactly(length)
-        answer = b"" if broken is not None and not broken.is_seen else await self._asked(head, body)
-        if broken is None:
-            writer.write(answer)
-            await writer.drain()
-        else:
-            await self._end(writer, broken, answer)
-
-    async def _asked(self, head, body):
-        """Return the server's whole answer."""
-        reader, writer = await asyncio.open_connection(self._host, self._port)
-        ours = (b"connection:", b"transfer-encoding:")
-        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(ours)]
-        writer.write(b"\r\n".join([*lines[:-2], b"connection: close", b"", b""]) + body)
-        await writer.drain()
-        try:
-            return await reader.read()
-        finally:
-            writer.close()
-
-    async def _end(self, writer, broken, answer):
-        writer.write(broken.answer(answer) if callable(broken.answer) else broken.answer)
-        await writer.drain()
-        if broken.end == "hang":
-            await asyncio.sleep(HANG_SECONDS)
-        if broken.end == "reset":
-            connection = writer.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def broken(self, name):
+        """Return how the next call to an endpoint is broken; None where it is not."""
+        with self._lock:
+            self.calls[name] += 1
+            broken = self._strikes(name, self.calls[name])
+            if broken is not None:
+                self.struck.append((name, broken))
+            return broken

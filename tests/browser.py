@@ -2,10 +2,10 @@
 
 Importing this module skips the tests of the importing module where there is no playwright or no Chromium::
 
-    with lab(["import claudescale as cs", "cs.models()"], tmp_path) as page:
-        page.run_all()
-        assert "claude" in page.text_of(1)
-        page.output(1).get_by_role("button", name="Stop").click()     # any Playwright locator
+    with lab(["import claudescale as cs; cs.models()"], tmp_path) as page:
+        page.run(0)
+        assert "claude" in page.text_of(0)
+        page.output(0).get_by_role("button", name="Stop").click()     # any Playwright locator
         saved = page.save()
     assert page.problems() == []
     with lab(saved, tmp_path, kernel=False) as reader: ...            # untrusted, as a reader opens it
@@ -40,6 +40,7 @@ START_SECONDS, CELL_SECONDS = 120, 120
 _HERE = {"127.0.0.1", "localhost", None}
 _NO_KERNEL = "none-is-started"
 _TOO_EARLY = "No such comm target registered: jupyter.widget.control"
+_BUSY = "Dataflow already running"  # Vega, of a slow page: what came too soon is drawn with what comes next
 _TRACKER = "@jupyterlab/notebook-extension/tracker"
 _SETTINGS = {
     _TRACKER: {"windowingMode": "none", "scrollPastEnd": False},  # cells out of sight are drawn too
@@ -71,30 +72,14 @@ _RUN = """([command, index]) => {
 _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap((cell, index) =>
     (cell.model.toJSON().outputs || []).filter(output => output.output_type === 'error')
         .map(output => `cell ${index}: ${output.ename}: ${output.evalue}`))"""
-_HEIGHT = """() => {
-    const cells = [...document.querySelectorAll('.jp-Notebook .jp-Cell')];
-    const frame = document.querySelector('.jp-WindowedPanel-outer');
-    frame.scrollTop = 0;
-    return Math.ceil(cells.at(-1).getBoundingClientRect().bottom + 60);
-}"""
 
 
 @contextmanager
 def lab(source, folder, *, theme="light", width=900, kernel=True):
     """Open a notebook in a JupyterLab of its own, give its `Page`, and end both.
 
-    Parameters
-    ----------
-    source : list of str, or Path
-        The code cells of a new notebook, or a saved one (it is copied).
-    folder : Path
-        Where the kernel runs and the notebook lies.
-    theme : {"light", "dark"}
-        Of JupyterLab.
-    width : int
-        Of the window, in pixels.
-    kernel : bool
-        False opens it as somebody does who got the file: not trusted, and without a kernel.
+    `source` is the code cells of a new notebook, or the path of a saved one; the kernel runs in `folder`.
+    Without a `kernel` it is opened as by somebody who got the file: not trusted.
     """
     path = _notebook(source, folder, kernel=kernel)
     with ExitStack() as stack:
@@ -112,15 +97,7 @@ def lab(source, folder, *, theme="light", width=900, kernel=True):
 
 
 class Page:
-    """One notebook, open in JupyterLab.
-
-    Attributes
-    ----------
-    page : playwright.sync_api.Page
-        For what is not offered here.
-    path : Path
-        The notebook's file.
-    """
+    """One notebook, open in JupyterLab: `page` is Playwright's, `path` the file."""
 
     def __init__(self, page, path):
         self.page = page
@@ -141,11 +118,6 @@ class Page:
             return
         self._until(f"() => {_KERNEL}?.status === 'idle'", START_SECONDS)
         page.evaluate(_LISTEN)
-
-    def run_all(self, *, seconds=CELL_SECONDS):
-        """Run every cell, and return when the last has ended."""
-        self.page.evaluate(_RUN, ["notebook:run-all-cells", None])
-        self._until("() => window.ended[null]", seconds)
 
     def run(self, cell, *, wait=True, seconds=CELL_SECONDS):
         """Run one cell (the first is 0), and return when it has ended, or at once."""
@@ -182,15 +154,6 @@ class Page:
         self._until(f"() => {_PANEL}.context.save().then(() => true)", CELL_SECONDS)
         return self.path
 
-    def picture(self, path):
-        """Save a picture of the whole notebook, and return its path."""
-        size = self.page.viewport_size
-        self.page.set_viewport_size({**size, "height": max(400, self.page.evaluate(_HEIGHT))})
-        self.page.wait_for_timeout(300)
-        self.page.screenshot(path=path, animations="disabled")
-        self.page.set_viewport_size(size)
-        return path
-
     def look(self):
         """Take note of errors in cells and in what ran behind them."""
         self._problems += self.page.evaluate(_ERRORS)
@@ -219,7 +182,7 @@ class Page:
             route.abort()
 
     def _said(self, message):
-        if message.type == "error":
+        if message.type == "error" and _BUSY not in message.text:
             self._problems.append(f"console: {message.text} {message.location.get('url', '').split('?')[0]}")
 
 

@@ -13,7 +13,7 @@ def main(url, ledger, rows):
 
     client = cs.connect(base_url=url, api_key="simulated")
     tier = cs.Limits(requests_per_minute=12_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
-    with Client(n_workers=2, dashboard_address=None, set_as_default=False) as dask:
+    with Client(n_workers=1, dashboard_address=None, set_as_default=False) as dask:
         run = a_plan(reviews(int(rows)), tier=tier).start(client, ledger=ledger, progress=False, on=dask)
         try:
             run.result()

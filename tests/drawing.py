@@ -7,7 +7,6 @@ import vl_convert
 
 UNREADABLE = re.compile(r"\de[+-]?\d|NaN|null|undefined|\N{HORIZONTAL ELLIPSIS}")
 """A number as computers write it, what is no number, or a label that is cut off."""
-DARK = {"background": "#111111", "config": {"title": {"color": "white"}, "axis": {"labelColor": "white"}}}
 
 
 def labels_of_what_fits(drawing):
@@ -30,11 +29,9 @@ def words_of(chart):
     return re.findall(r'"text": "([^"]*)"', json.dumps(chart.to_dict(), ensure_ascii=False))
 
 
-def check_drawn_whole(chart, look):
+def check_drawn_whole(chart):
     """Fail where a picture is cut off, has a label nobody can read, or is black, which dark pages hide."""
     drawing = chart.to_dict()
-    config = drawing["config"] | look.get("config", {})
-    drawing |= {"background": look.get("background", "white"), "config": config}
-    for label in labels_of_what_fits(drawing):
+    for label in labels_of_what_fits(drawing | {"background": "white"}):
         assert not UNREADABLE.search(label), label
     assert "black" not in json.dumps(drawing)

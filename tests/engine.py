@@ -2,14 +2,15 @@
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import polars as pl
 import virtual
 
 import claudescale as cs
-from claudescale.api import prices
 from claudescale.api.answers import Answer
 from claudescale.api.client import Api, Wire
 from claudescale.api.limits import Limits
@@ -21,12 +22,24 @@ from claudescale.simulator.wire import Answer as Told
 
 MODEL = "claude-haiku-5-5"
 MAX_TOKENS = 100
+BEGUN = 1_790_000_000.0
 HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21"}
 LIMITS = Limits(
     requests_per_minute=1_000, input_tokens_per_minute=2_000_000, output_tokens_per_minute=400_000
 )
 TIMEOUT_SECONDS = 600.0
-PRICE = prices.price(MODEL)
+USAGE = {"input_tokens": 20, "output_tokens": 2}
+GOOD = Answer(200, {}, json.dumps({"content": [{"type": "text", "text": "ok"}], "usage": USAGE}).encode())
+NO_MESSAGE = Answer(200, {}, b"<html></html>")
+UNREACHABLE = Answer(None, {}, b"", "connection_error", sent=False)
+LOST = Answer(None, {}, b"", "connection_error")
+TIMED_OUT = Answer(None, {}, b"", "timeout_error")
+
+
+def answer(status, kind="api_error", words="no", *, headers=None, **details):
+    """Return an error of the API."""
+    error = {"type": kind, "message": words, "details": details}
+    return Answer(status, headers or {}, json.dumps({"type": "error", "error": error}).encode())
 
 
 def body(number, text="The parcel came late and the box was broken.", **changes):
@@ -39,7 +52,7 @@ def body(number, text="The parcel came late and the box was broken.", **changes)
 def rows(count, first=0, **changes):
     """Return that many different rows."""
     bodies = [body(number, **changes) for number in range(first, first + count)]
-    return [Row(f"{number:032x}", each, len(each) / 3) for number, each in enumerate(bodies, first)]
+    return [Row(f"{n:032x}", each, len(each) / 3, len(each)) for n, each in enumerate(bodies, first)]
 
 
 def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, reused=0):
@@ -47,7 +60,7 @@ def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, re
     plan = cs.plan(
         pl.DataFrame({"text": [""]}), "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars
     )
-    job = Job(plan, None, None)
+    job = Job(plan, SimpleNamespace(middleware=()), None)
     job.clock, job.wire, job.record = clock, SimpleNamespace(send=send), record
     job.api = Api(name="test", simulated=True, clock=clock)
     job.ledger = SimpleNamespace(run="run")
@@ -55,9 +68,9 @@ def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, re
     return job
 
 
-def worst_dollars(row, max_tokens=MAX_TOKENS):
+def worst_dollars(max_tokens=MAX_TOKENS):
     """Return the most an answer to a row can cost."""
-    return a_job(None, None, None, max_tokens=max_tokens).worst_dollars(len(row.body), max_tokens)
+    return a_job(None, None, None, max_tokens=max_tokens).worst_dollars(len(body(0)), max_tokens)
 
 
 def taken_for_real(monkeypatch):
@@ -94,28 +107,37 @@ class DeskSend:
             found = self.desk.finish(self.clock.seconds(), found)
         if found.fault == "hang":
             await self.clock.sleep(TIMEOUT_SECONDS)
-            return Answer(None, {}, b"", "timeout_error")
+            return TIMED_OUT
         if found.fault is not None:
-            return Answer(None, {}, b"", "connection_error")
+            return LOST
         return Answer(found.status, found.headers, found.body)
 
 
+class Call(NamedTuple):
+    """One call: the body, the number of this call and of this try of its row, and virtual seconds so far."""
+
+    body: bytes
+    number: int
+    tries: int
+    seconds: float
+
+
 class ScriptSend:
-    """Gives each body what a function of (body, number of this try) says, after some seconds."""
+    """Answers each `Call` as a function of it says, after some seconds; where that is None it hangs."""
 
     def __init__(self, script, seconds=1.0):
         self.script, self.seconds = script, seconds
-        self.calls = []
-        self.tries = {}
+        self.tries = Counter()
 
     async def __call__(self, content):
         """Return the script's answer."""
-        self.calls.append(content)
-        self.tries[content] = self.tries.get(content, 0) + 1
-        await asyncio.sleep(self.seconds)
-        found = self.script(content, self.tries[content])
+        self.tries[content] += 1
+        now = asyncio.get_running_loop().time()
+        call = Call(content, self.tries.total(), self.tries[content], now)
+        found = self.script(call)
         if found is None:
-            await asyncio.Event().wait()  # it hangs
+            await asyncio.Event().wait()
+        await asyncio.sleep(self.seconds(call) if callable(self.seconds) else self.seconds)
         return found
 
 
@@ -144,11 +166,12 @@ class Engine:
         """Answer the rows; whatever happens, the pacer has nothing under way and no task is left after it."""
         before = asyncio.all_tasks()
         try:
-            await self.live.answer(self._given(some))
+            await self.live.answer(self._given(some) if hasattr(some, "__iter__") else some)
         finally:
             assert self.pacer.in_flight == 0
             assert self.job.purse.calls == 0
             assert asyncio.all_tasks() <= before
+            self.seconds = self.clock.seconds() - BEGUN
         return self
 
     @property
@@ -159,10 +182,17 @@ class Engine:
     @property
     def errors(self):
         """How many attempts had which error."""
-        found = {}
-        for attempt in self.attempts:
-            found[attempt.error] = found.get(attempt.error, 0) + 1
-        return found
+        return dict(Counter(attempt.error for attempt in self.attempts))
+
+    @property
+    def stopped_by(self):
+        """The error that ended the run, if one did."""
+        return self.live.stopped_by and self.live.stopped_by.error
+
+    @property
+    def sent(self):
+        """Virtual seconds at which calls were sent."""
+        return sorted(attempt.sent_at - BEGUN for attempt in self.attempts)
 
 
 def through_desk(count, options=None, *, some=None, **desk):
@@ -173,20 +203,18 @@ def through_desk(count, options=None, *, some=None, **desk):
         engine = Engine(DeskSend(clock, **desk), clock, **(options or {}))
         await engine.answer(rows(count) if some is None else some)
         engine.stats = engine.send.desk.account.figures()
-        engine.seconds = clock.seconds() - 1_790_000_000.0
         return engine
 
     return virtual.run(go())
 
 
-def through_script(script, count=10, *, seconds=1.0, some=None, **options):
-    """Return the engine after it answered that many rows by a script."""
+def through_script(script, count=10, *, seconds=1.0, some=None, before=None, **options):
+    """Return the engine after it answered that many rows by a script; `before` is called with it first."""
 
     async def go():
-        clock = virtual.clock()
-        engine = Engine(ScriptSend(script, seconds), clock, **options)
-        await engine.answer(rows(count) if some is None else some)
-        engine.seconds = clock.seconds() - 1_790_000_000.0
-        return engine
+        engine = Engine(ScriptSend(script, seconds), virtual.clock(), **options)
+        if before is not None:
+            before(engine)
+        return await engine.answer(rows(count) if some is None else some)
 
     return virtual.run(go())

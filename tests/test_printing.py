@@ -21,7 +21,7 @@ def test_everything_can_be_printed_in_every_encoding(path, monkeypatch):
     other = plan.replace(system="wert\u5024")
     with simulator() as api, cs.Ledger(path.with_name("b\u00fcro\u5024.ledger")) as ledger:
         run = finished(plan, api.client(), ledger=ledger.path)
-        things = [plan, cascade, trial, run, ledger, plan.limits, api, run.plot.throughput(), other]
+        things = [plan, cascade, trial, run, ledger, plan.compiled.limits, api, run.plot.throughput(), other]
         for encoding in ("cp1252", "ascii", "utf-8"):
             written = io.BytesIO()
             monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding))

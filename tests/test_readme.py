@@ -65,6 +65,7 @@ async def run_as_cells(cells):
             assert mode == "exec" or isinstance(repr(value), str)
 
 
+@pytest.mark.slow
 def test_its_python_runs_in_order(tmp_path, monkeypatch):
     """Each Python block runs after those before it, offline, in an empty folder."""
     monkeypatch.chdir(tmp_path)

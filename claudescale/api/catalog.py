@@ -185,6 +185,7 @@ MESSAGE, BATCH, CHARGES, ERRORS = (
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
 _RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}
+_SAID = WORDS["model"]
 _NOTICE_DAYS = 60  # before a model retires a plan says so: Anthropic's own notice is no shorter
 
 
@@ -203,7 +204,7 @@ def refusal(model: Model | RetiredModel, at: datetime | None = None) -> str | No
     """Return why a model cannot be called at a moment, and what to use; None where it can be."""
     if lifecycle(model, at) != "retired":
         return None
-    return f"{model.id!r} was retired on {model.retires_on}: requests to it fail. Use {model.successor!r}."
+    return _SAID["refused"].format(id=model.id, day=model.retires_on, successor=model.successor)
 
 
 def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
@@ -220,22 +221,20 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     """
     moment, retires_at = at or clock.now(), model.retires_at
     use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
+    said = {"id": model.id, "use": use, "day": model.retires_on, "moment": retires_at}
+    left = None if retires_at is None else (retires_at.date() - moment.date()).days
     if retires_at is not None and moment >= retires_at:
-        return [f"{model.id} was retired on {model.retires_on}: what is answered stays readable. {use}"]
+        return [_SAID["retired"].format(**said)]
     notes = []
-    if retires_at is not None and retires_at - moment <= timedelta(days=_NOTICE_DAYS):
-        left = (retires_at.date() - moment.date()).days
-        days = f"in {left} days" if left > 1 else "tomorrow" if left == 1 else "today"
-        notes.append(f"{model.id} retires {days}, on {retires_at:%Y-%m-%d at %H:%M} UTC. {use}")
+    if left is not None and left <= _NOTICE_DAYS:
+        days = f"in {left} days" if left > 1 else ("today", "tomorrow")[left]
+        notes.append(_SAID["retires"].format(**said, days=days))
     elif model.lifecycle == "deprecated":
         when = f" and retires on {model.retires_on}" if retires_at else ""
-        notes.append(f"{model.id} is deprecated{when}. {use}")
+        notes.append(_SAID["deprecated"].format(**said, when=when))
     if retires_at is not None and moment + timedelta(minutes=batch_minutes) > retires_at:
-        hours = batch_minutes / 60
-        notes.append(f"A batch may take {hours:,.0f} hours, which is past that: its open rows would fail.")
-    if model.verified_only:
-        notes.append(f"{model.id} is offered only to organizations that Anthropic has verified.")
-    return notes
+        notes.append(_SAID["batch"].format(hours=batch_minutes / 60))
+    return [*notes, _SAID["verified"].format(**said)] if model.verified_only else notes
 
 
 def model(name: object) -> Model:
@@ -265,36 +264,17 @@ def model(name: object) -> Model:
     if isinstance(facts, Model):
         return facts
     if not isinstance(name, str):
-        raise PlanError(_not_a_name(name))
+        kinds = {"Series": "Expr", "tuple": "list", "set": "list", "dict": "list"}
+        kind, no_model = type(name).__name__, WORDS["no_model"]
+        raise PlanError(no_model.get(kinds.get(kind, kind), no_model["other"]).format(name=name))
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name in _RETIRED_BY_NAME:
         raise UnknownModel(refusal(replace(_RETIRED_BY_NAME[name], id=name)))
-    newest = {facts.line: facts.id for facts in MODELS.values() if facts.lifecycle == "active"}
-    hint = f" Did you mean {newest[name]!r}?" if name in newest else nearest(name, _BY_NAME)
-    current = ", ".join(facts.id for facts in MODELS.values() if facts.lifecycle == "active")
-    msg = (
-        f"There is no model {name!r} in the catalog.{hint} Current models: {current}. "
-        f"A newer one, or a gateway's: model=cs.Model({name!r}, like=...)."
-    )
-    raise UnknownModel(msg)
-
-
-def _not_a_name(name: object) -> str:
-    """Return what to type instead of something that is no model's name."""
-    if name is None:
-        return "model=None: there is no default, as it decides the price. Such as model='claude-haiku-5-5'."
-    if isinstance(name, pl.Expr | pl.Series):
-        return (
-            "model= is one name for all rows, not a column. Use one plan for each model: "
-            "cs.plan(frame.filter(pl.col('model') == 'claude-haiku-5-5'), ..., model='claude-haiku-5-5')."
-        )
-    if isinstance(name, list | tuple | set | dict):
-        return (
-            f"model={name!r:.60}: a plan has one model. To compare the price of several use "
-            "plan.compare(model=[...]), to try them cs.trial(plan, models=[...])."
-        )
-    return f"model={name!r:.60}: it is a name, such as model='claude-haiku-5-5'; cs.models() lists them."
+    active = {facts.id: facts.line for facts in MODELS.values() if facts.lifecycle == "active"}
+    newest = [known for known, line in active.items() if line == name]
+    hint = f" Did you mean {newest[0]!r}?" if newest else nearest(name, _BY_NAME)
+    raise UnknownModel(_SAID["unknown"].format(name=name, hint=hint, current=", ".join(active)))
 
 
 def callable_model(name: object, at: datetime | None = None) -> Model:
@@ -338,11 +318,8 @@ def tier(name: str | int) -> Tier:
     for key in (text, bare, f"tier {bare}"):
         if key in TIERS:
             return TIERS[key]
-    msg = (
-        f"There is no usage tier {name!r}.{nearest(text, TIERS)} Tiers: {', '.join(TIERS)} (1 to 4 will do). "
-        "With limits of your own: tier=cs.Limits(...)."
-    )
-    raise UnknownTier(msg)
+    hint = nearest(text, TIERS)
+    raise UnknownTier(WORDS["limits"]["no_tier"].format(name=name, hint=hint, tiers=", ".join(TIERS)))
 
 
 def tier_rates(name: Tier | str | int, of: Model | str) -> Rates:
@@ -363,21 +340,12 @@ def tier_rates(name: Tier | str | int, of: Model | str) -> Rates:
     facts, called = name if isinstance(name, Tier) else tier(name), model(of)
     rates = facts.limits.get(called.rate_group)
     if rates is None:
-        msg = (
-            f"The limits of {called.id} on the tier {facts.name!r} are not published (checked "
-            f"{facts.checked}). Give your own, as the console's limits page shows them: "
-            "tier=cs.Limits(requests_per_minute=..., input_tokens_per_minute=..., "
-            "output_tokens_per_minute=...)."
-        )
-        raise UnknownTier(msg)
+        words = WORDS["limits"]["unpublished"]
+        raise UnknownTier(words.format(model=called.id, tier=facts.name, checked=facts.checked))
     return rates
 
 
 # ----------------------------------------------------------------------------------------------- prices
-
-_PRICE_KEYS = {part: (f"{part}_mtok",) for part in PARTS} | {
-    "cache_write_5m": ("cache_write_5m_mtok", "cache_write_mtok")
-}
 
 
 def list_price(
@@ -407,43 +375,39 @@ def list_price(
     PlanError
         The price for that mode or speed at that time is unknown.
     """
-    if mode not in ("live", "batch"):
-        msg = f"mode must be 'live' or 'batch', not {mode!r}"
-        raise PlanError(msg)
+    return _list_price(_RETIRED_BY_NAME.get(model_id) or model(model_id), mode, utc_day(at), speed)
+
+
+def utc_day(at: datetime | None) -> date:
+    """Return the day that decides a price, of a moment or of now."""
     moment = at or clock.now()
-    day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
-    return _list_price(_RETIRED_BY_NAME.get(model_id) or model(model_id), mode, day, speed)
+    return (moment.astimezone(UTC) if moment.tzinfo else moment).date()
 
 
 @lru_cache(maxsize=1024)
 def _list_price(model: Model | RetiredModel, mode: Mode, day: date, speed: str | None) -> Mapping[str, Steps]:
     info, noon = _priced(model), datetime.combine(day, time(12), UTC)
     when = {"processing": "batch"} if mode == "batch" else {"speed": "fast"} if speed == "fast" else None
-    variants = [variant for variant in info.price_variants or () if variant.when == when]
-    if when and not any(
-        variant.constraint is None or variant.constraint.active(noon) for variant in variants
-    ):
+    known = [each for each in info.price_variants or () if each.when == when]
+    if when and not any(each.constraint is None or each.constraint.active(noon) for each in known):
         # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
         # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
         if mode == "batch" and model.retires_on is not None:
             live = _list_price(model, "live", day, None)
-            half = {
-                part: tuple((above, dollars / 2) for above, dollars in steps) for part, steps in live.items()
-            }
-            return MappingProxyType(half)
-        begin = "; its batch prices begin on 2026-10-14" if mode == "batch" else ""
-        msg = f"genai-prices has no {'batch' if begin else 'fast'} price of {info.id} on {day}{begin}."
-        raise PlanError(msg)
+            return {part: tuple((above, price / 2) for above, price in steps) for part, steps in live.items()}
+        words = _SAID["batch_unpriced" if mode == "batch" else "fast_unpriced"]
+        raise PlanError(words.format(id=info.id, day=day))
     prices = info.get_prices(noon, when)
     steps: dict[str, Steps] = {}
-    for part, keys in _PRICE_KEYS.items():
-        value = next((price for key in keys if (price := getattr(prices, key)) is not None), None)
+    for part in PARTS:
+        value = getattr(prices, f"{part}_mtok")
+        if value is None and part == "cache_write_5m":
+            value = prices.cache_write_mtok
         if value is None:
-            msg = f"genai-prices has no {part} price of {info.id}."
-            raise UnknownModel(msg)
+            raise UnknownModel(_SAID["part_unpriced"].format(part=part, id=info.id))
         tiers = getattr(value, "tiers", ())
         steps[part] = ((0, getattr(value, "base", value)), *((step.start, step.price) for step in tiers))
-    return MappingProxyType(steps)
+    return steps
 
 
 @lru_cache(maxsize=1024)
@@ -461,11 +425,7 @@ def _priced(model: Model | RetiredModel) -> ModelInfo:
     try:
         return get_snapshot().find_provider_model(name, None, "anthropic", None)[1]
     except LookupError as error:
-        msg = (
-            f"genai-prices does not know the price of {name}, so a run of it cannot be priced. "
-            "A newer genai-prices may: pip install --upgrade genai-prices."
-        )
-        raise UnknownModel(msg) from error
+        raise UnknownModel(_SAID["unpriced"].format(id=name)) from error
 
 
 # ----------------------------------------------------------------------------------------------- frames
@@ -493,10 +453,6 @@ TIERS_SCHEMA = pl.Schema(
 """Columns of `tiers`."""
 
 
-def _frame(rows: Iterable[Mapping[str, Any]], schema: pl.Schema) -> pl.DataFrame:
-    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema)
-
-
 def models(*, at: datetime | None = None) -> pl.DataFrame:
     """Return the models that can be called at a moment (now), newest of each line first, as `MODELS_SCHEMA`.
 
@@ -507,7 +463,7 @@ def models(*, at: datetime | None = None) -> pl.DataFrame:
     """
     moment = at or clock.now()
     known = [facts for facts in MODELS.values() if lifecycle(facts, moment) != "retired"]
-    return _frame((models_row(facts, moment) for facts in known), MODELS_SCHEMA)
+    return pl.DataFrame([models_row(facts, moment) for facts in known], MODELS_SCHEMA)
 
 
 def models_row(model: Model | RetiredModel, at: datetime) -> dict[str, Any]:
@@ -546,7 +502,7 @@ def tiers(model: Model | str | None = None) -> pl.DataFrame:
         row = {fact.name: getattr(facts, fact.name) for fact in fields(facts)}
         rates = facts.limits.get(group)
         rows.append(row | {"tier": facts.name, "rate_group": group} | (rates._asdict() if rates else {}))
-    return _frame(rows, TIERS_SCHEMA)
+    return pl.DataFrame(rows, TIERS_SCHEMA)
 
 
 _model = model  # `tiers` has a parameter of that name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.catalog import Model
-    from claudescale.planning.plans import Plan
-    from claudescale.running.runs import Run
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
@@ -33,7 +32,7 @@ _OPTIONAL = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_
              "spend_dollars_per_month", "burst_seconds")  # fmt: skip
 _MISSING = math.nan
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
-_PREFIX = "anthropic-ratelimit-"
+_SAID = catalog.WORDS["limits"]
 _NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
 _FRESH = timedelta(minutes=1)  # so long headers need not be noted again that say the same
@@ -106,15 +105,8 @@ class Limits:
     note: str = ""
 
     def __post_init__(self) -> None:
-        missing = [name for name in _PER_MINUTE if getattr(self, name) is _MISSING]
-        if missing:
-            known = [f"{name}={getattr(self, name)!r:.40}" for name in _PER_MINUTE if name not in missing]
-            typed = ", ".join([*known, *(f"{name}=..." for name in missing)])
-            msg = (
-                f"Limits() needs all three limits: tier=cs.Limits({typed}). The Console's limits page shows "
-                "them; where there is none, give a large number such as 1e9."
-            )
-            raise PlanError(msg)
+        if any(getattr(self, name) is _MISSING for name in _PER_MINUTE):
+            raise PlanError(_SAID["missing"])
         for name in (*_PER_MINUTE, *_OPTIONAL):
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -147,8 +139,7 @@ class Limits:
         Spends: nothing.
         """
         if not 0 < share <= 1:
-            msg = f"share={share!r}: it is the part of the limits this run may use, above 0 and at most 1"
-            raise PlanError(msg)
+            raise PlanError(_SAID["share"].format(share=share))
         if share == 1:
             return self
         less: dict[str, Any] = {name: getattr(self, name) * share for name in _PER_MINUTE}
@@ -227,9 +218,7 @@ class Limits:
                 if name and _LEAST <= value <= _MOST:
                     values[name] = min(value, values.get(name, math.inf))
         if not values.keys() >= set(_PER_MINUTE):
-            msg = f"the rate-limit API tells no limits for {model or 'any model'!r}. "
-            msg += "Pass tier=cs.Limits(requests_per_minute=..., ...)"
-            raise UnknownTier(msg)
+            raise UnknownTier(_SAID["untold"].format(model=model or "any model"))
         return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
 
     def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
@@ -237,25 +226,22 @@ class Limits:
 
         Spends: nothing.
         """
-        why = "this key may not read the account's limits: a pilot tells them"
+        note = _SAID["may_not"]
         if items is not None:
-            try:
+            with suppress(UnknownTier):  # no access to this model, or an answer of another form
                 account = Limits.read(items, model)
-            except UnknownTier:  # no access to this model, or an answer of another form
-                why = f"the rate-limit API tells nothing of {model}: a pilot does"
-            else:
                 kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:3]}
                 return replace(account, **kept)
-        return self if self.source == HEADERS else replace(self, note=why)  # the API's answers are as good
+            note = _SAID["nothing"].format(model=model)
+        return self if self.source == HEADERS else replace(self, note=note)  # the API's answers are as good
 
 
 def _limit(name: str, value: Any) -> float:
     """Return a limit as a number; raise what is wrong with it."""
     real = isinstance(value, Real | Decimal) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not _LEAST <= value <= _MOST:
-        none = " Where there is no limit, give a large number such as 1e9." if value == math.inf else ""
-        msg = f"Limits({name}={value!r:.40}): a limit is a number above 0, such as {name}=1_000.{none}"
-        raise PlanError(msg)
+        none = _SAID["none"] if value == math.inf else ""
+        raise PlanError(_SAID["number"].format(name=name, value=value, none=none))
     return value if isinstance(value, int | float) else float(value)
 
 
@@ -267,16 +253,10 @@ def age(checked: date | datetime | None, now: datetime) -> str:
         days = (now.date() - checked).days
         return f", checked {checked}" + (f" (old: {days:,} days)" if days > _OLD_TABLE_DAYS else "")
     past = now - (checked if checked.tzinfo else checked.replace(tzinfo=UTC))
-    if past > timedelta(days=1):
-        return f", {checked:%Y-%m-%d} (old: {_count(past.days, 'day')})"
+    if past >= timedelta(hours=1):
+        return f", {checked:%Y-%m-%d %H:%M} UTC"
     minutes = past // timedelta(minutes=1)
-    if minutes < 1:
-        return ", just now"
-    return f", {_count(minutes, 'minute') if minutes < 60 else _count(minutes // 60, 'hour')} ago"  # noqa: PLR2004
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number:,} {unit}{'s' * (number != 1)}"
+    return f", {minutes} minute{'s' * (minutes != 1)} ago" if minutes > 0 else ", just now"
 
 
 class Learned(NamedTuple):
@@ -291,21 +271,14 @@ class Learned(NamedTuple):
         named = [name if isinstance(name, Limits) else catalog.tier(name).name for name in (tier, self.tier)]
         return named[0] == named[1] and catalog.model(model).rate_group == self.rate_group
 
-    @classmethod
-    def after(cls, plan: Plan, run: Run) -> Learned | None:
-        """Return what is learned of a plan's limits after a run: what the API told it, if of this tier."""
-        learned = cls(run.limits, run.plan.tier, run.plan.facts.rate_group)
-        if not learned.stands_for(plan.tier, plan.facts):
-            return plan.learned
-        return learned if run.limits is not run.plan.limits else plan.learned or run.plan.learned
-
 
 # ------------------------------------------------------------------------------ whose limits they look like
 
 
 def tiers_with(limits: Limits, model: Model) -> list[str]:
     """Return the names of the tiers whose table has exactly these limits for a model."""
-    return [name for name, distance in _distances(limits, model).items() if not distance]
+    own, group = limits.per_minute, model.rate_group
+    return [name for name, tier in catalog.TIERS.items() if tier.limits.get(group) == own]
 
 
 def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | None:
@@ -317,8 +290,8 @@ def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | Non
     >>> differs(Limits.of("build", "claude-haiku-5-5"), "build", haiku)
     >>> slow = replace(Limits.of("build", "claude-haiku-5-5"), requests_per_minute=2_000)
     >>> print(differs(slow, "build", haiku))  # doctest: +NORMALIZE_WHITESPACE
-    The API allows 2,000 requests a minute, not 5,000 as tier 'build' has: a workspace or a contract
-    may set less.
+    The API allows 2,000 requests a minute, not 5,000 as tier 'build' has: a workspace or contract may
+    set its own.
     """
     figures = zip(BUCKETS, limits.per_minute, Limits.of(tier, model).per_minute, strict=True)
     other = [(name.replace("_", " "), allowed, named) for name, allowed, named in figures if allowed != named]
@@ -326,27 +299,10 @@ def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | Non
         return None
     allows = " and ".join(f"{allowed:,.0f} {unit}" for unit, allowed, _ in other)
     nots = " and ".join(f"{named:,.0f}" for _, _, named in other)
-    distances, less = _distances(limits, model), all(allowed < named for _, allowed, named in other)
-    nearest = min(distances, key=lambda name: distances[name]) if distances else None
-    own = tier if isinstance(tier, Limits) else catalog.tier(tier).name
-    if nearest is not None and not distances[nearest]:
-        whose = f"those are the limits of tier={nearest!r}"
-    elif nearest in {None, own} if isinstance(own, str) else nearest is None:
-        whose = "a workspace or a contract may set less" if less else "limits of the account's own"
-    else:
-        whose = f"nearest is tier={nearest!r}" + (", or a workspace sets less" if less else "")
-    having = "your Limits have" if isinstance(own, Limits) else f"tier {own!r} has"
+    having = "your Limits have" if isinstance(tier, Limits) else f"tier {catalog.tier(tier).name!r} has"
+    same = tiers_with(limits, model)
+    whose = f"those are the limits of tier={same[0]!r}" if same else "a workspace or contract may set its own"
     return f"The API allows {allows} a minute, not {nots} as {having}: {whose}."
-
-
-def _distances(limits: Limits, model: Model) -> dict[str, float]:
-    """Return by tier how many times, as a logarithm, the limit furthest from its table is away."""
-    tables = {name: tier.limits.get(model.rate_group) for name, tier in catalog.TIERS.items()}
-    return {
-        name: max(abs(math.log(ours / theirs)) for ours, theirs in zip(limits.per_minute, rates, strict=True))
-        for name, rates in tables.items()
-        if rates is not None
-    }
 
 
 # ---------------------------------------------------------------------------------- what answers' headers say
@@ -359,8 +315,7 @@ class Reading(NamedTuple):
     remaining: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readings:
+class Readings(NamedTuple):
     """What the headers of one answer say of the limits; damaged values read as unknown."""
 
     requests: Reading
@@ -371,24 +326,17 @@ class Readings:
     @property
     def buckets(self) -> tuple[Reading, Reading, Reading]:
         """The three limits in the order of `BUCKETS`."""
-        return (self.requests, self.input_tokens, self.output_tokens)
+        return self[:3]
 
     def limits(self, before: Limits) -> Limits:
         """Return `before` with every limit these headers tell; the same object if it says so just now."""
-        changes: dict[str, Any] = {
-            name: reading.limit
-            for name, reading in zip(_PER_MINUTE, self.buckets, strict=True)
-            if reading.limit
-        }
-        left = [
-            bucket.remaining / bucket.limit for bucket in self.buckets if bucket.limit and bucket.remaining
-        ]
+        figures = zip(_PER_MINUTE, self.buckets, strict=True)
+        changes: dict[str, Any] = {name: reading.limit for name, reading in figures if reading.limit}
+        left = [known.remaining / known.limit for known in self.buckets if known.limit and known.remaining]
         if left:  # what a bucket is told to hold is there to be taken at once
             changes["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
         now, noted = datetime.now(UTC), before.checked
-        agree = before.source == HEADERS and all(
-            getattr(before, name) == limit for name, limit in changes.items()
-        )
+        agree = before.source == HEADERS and all(getattr(before, name) == changes[name] for name in changes)
         if not changes or (agree and isinstance(noted, datetime) and now - noted < _FRESH):
             return before
         return replace(before, **changes, source=HEADERS, checked=now, note="")
@@ -402,13 +350,14 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
     Source: Anthropic, *Rate limits: response headers* (checked 2026-10-08). Token counts that remain
     are rounded to the nearest thousand.
     """
-    buckets = {name: _reading(headers, f"{_PREFIX}{name.replace('_', '-')}-") for name in BUCKETS}
-    return Readings(**buckets, retry_after_seconds=_retry_after(headers))
+    requests, input_tokens, output_tokens = (_reading(headers, name) for name in BUCKETS)
+    return Readings(requests, input_tokens, output_tokens, _retry_after(headers))
 
 
-def _reading(headers: Mapping[str, str], prefix: str) -> Reading:
-    limit = _number(headers.get(f"{prefix}limit"))
-    return Reading(limit if limit and limit >= 1 else None, _number(headers.get(f"{prefix}remaining")))
+def _reading(headers: Mapping[str, str], bucket: str) -> Reading:
+    prefix = f"anthropic-ratelimit-{bucket.replace('_', '-')}-"
+    limit, remaining = (_number(headers.get(prefix + what)) for what in ("limit", "remaining"))
+    return Reading(limit if limit and limit >= 1 else None, remaining)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

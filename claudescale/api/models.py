@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
 
+_SAID = catalog.WORDS["given"]
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that the catalog does not have: released yesterday, or a gateway's name for one.
@@ -73,15 +76,14 @@ class Model:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():
-            msg = f"cs.Model({self.id!r:.60}): the first argument is the name to send, such as 'my-haiku'."
-            raise PlanError(msg)
+            raise PlanError(_SAID["id"].format(id=self.id))
         like = catalog.model(self.like)
         prices = {name: self._number(name) for name in ("input_dollars", "output_dollars")}
         unpriced = [name for name, value in prices.items() if value is None]
         if len(unpriced) == 1:
-            msg = f"cs.Model({self.id!r}) has one price. It needs {unpriced[0]}=, dollars per million tokens."
-            raise PlanError(msg)
-        changes: dict[str, Any] = {
+            raise PlanError(_SAID["one_price"].format(id=self.id, name=unpriced[0]))
+        unknown: Any = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
+        changes: dict[str, Any] = dict.fromkeys(unknown) | {
             "lifecycle": "active",
             "context_tokens": int(self._number("context_tokens") or like.context_tokens),
             "max_output_tokens": int(self._number("max_tokens") or like.max_output_tokens),
@@ -91,57 +93,40 @@ class Model:
             "source": f"given by you, like {like.id}",
             "checked": clock.now().date(),
         }
-        unknown: Any = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
-        changes |= dict.fromkeys(unknown)
-        facts = replace(like, id=self.id, snapshot=self.id, **changes)
-        object.__setattr__(self, "facts", facts)
+        object.__setattr__(self, "facts", replace(like, id=self.id, snapshot=self.id, **changes))
 
     def _number(self, name: str) -> float | None:
         value: Any = getattr(self, name)
         if value is None:
             return None
         real = isinstance(value, Real | Decimal) and not isinstance(value, bool) and math.isfinite(value)
-        if real and value > 0 and (name.endswith("dollars") or value == int(value)):
+        dollars = name.endswith("dollars")
+        if real and value > 0 and (dollars or value == int(value)):
             return float(value)
-        must = (
-            f"dollars per million tokens and above 0, such as {name}=0.5. Leave both prices out where they "
-            "are not known."
-            if name.endswith("dollars")
-            else "a whole number of tokens, such as 64_000."
-        )
-        msg = f"cs.Model({self.id!r}, {name}={value!r:.40}): it is {must}"
-        raise PlanError(msg)
+        words = _SAID["dollars" if dollars else "tokens"]
+        raise PlanError(words.format(id=self.id, name=name, value=value))
 
 
-_FIELDS = {
-    "api_lifecycle": ("lifecycle", str),
-    "max_input_tokens": ("max_input_tokens", int),
-    "max_tokens": ("max_tokens", int),
-    **{
-        name: (f"capabilities.{name}.supported", bool)
-        for name in ("batch", "structured_outputs", "image_input", "pdf_input", "citations")
-    },
-}  # columns of what the Models API says, where each stands and its type
-_LISTS = {"api_efforts": "capabilities.effort", "thinking_types": "capabilities.thinking.types"}
+_TEXTS, _COUNT, _FLAG = pl.List(pl.String()), pl.Int64(), pl.Boolean()
+_API: dict[str, tuple[str, pl.DataType, str]] = {
+    "api_lifecycle": ("lifecycle", pl.String(), "lifecycle"),
+    "max_input_tokens": ("max_input_tokens", _COUNT, "context_tokens"),
+    "max_tokens": ("max_tokens", _COUNT, "max_output_tokens"),
+    "batch": ("capabilities.batch.supported", _FLAG, "batch"),
+    "structured_outputs": ("capabilities.structured_outputs.supported", _FLAG, "structured_outputs"),
+    "image_input": ("capabilities.image_input.supported", _FLAG, ""),
+    "pdf_input": ("capabilities.pdf_input.supported", _FLAG, ""),
+    "citations": ("capabilities.citations.supported", _FLAG, ""),
+    "api_efforts": ("capabilities.effort", _TEXTS, "efforts"),
+    "thinking_types": ("capabilities.thinking.types", _TEXTS, "thinking_types"),
+    "retires_at": ("retires_at", pl.Datetime("us", "UTC"), "retires_on"),
+}
+"""Columns of what the Models API says: where each stands, its type, and what the catalog calls the same."""
 API_MODELS = pl.Schema(
-    catalog.MODELS_SCHEMA
-    | {
-        name: {str: pl.String(), int: pl.Int64(), bool: pl.Boolean()}[kind]
-        for name, (_, kind) in _FIELDS.items()
-    }
-    | dict.fromkeys(_LISTS, pl.List(pl.String()))
-    | {"retires_at": pl.Datetime("us", "UTC"), "differs": pl.List(pl.String())}
+    catalog.MODELS_SCHEMA | {name: kind for name, (_, kind, _) in _API.items()} | {"differs": _TEXTS}
 )
 """Columns of `compared`: the catalog's, what the Models API says, and in which of the catalog's columns the
 two differ; ``"model"`` where only one of them has it."""
-_SAME = {
-    "lifecycle": "api_lifecycle",
-    "retires_on": "retires_at",
-    "context_tokens": "max_input_tokens",
-    "max_output_tokens": "max_tokens",
-    "efforts": "api_efforts",
-    **{name: name for name in ("thinking_types", "batch", "structured_outputs")},
-}  # what the catalog calls what the API says
 
 
 def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) -> pl.DataFrame:
@@ -191,47 +176,51 @@ def compared(listed: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
     """Return the catalog's models beside what the Models API says of each, as `API_MODELS`."""
     infos = {info["id"]: info for info in listed if isinstance(info.get("id"), str)}
     rows: list[dict[str, Any]] = []
-    known: tuple[catalog.Model | catalog.RetiredModel, ...]
-    known = (*catalog.MODELS.values(), *catalog.RETIRED.values())
+    known: Any = (*catalog.MODELS.values(), *catalog.RETIRED.values())
     for facts in known:
         dated = infos.pop(facts.snapshot, None)
         info = infos.pop(facts.id, dated)
-        row = catalog.models_row(facts, at)
-        if info is None and row["lifecycle"] == "retired":
-            continue
-        api = {} if info is None else _api_columns(info)
-        differs = _differences(row, api) if api else ["model"]
-        rows.append({name: row.get(name) for name in catalog.MODELS_SCHEMA} | api | {"differs": differs})
+        row = {name: value for name, value in catalog.models_row(facts, at).items() if name not in _API}
+        if info is not None:
+            api = _columns(info)
+            rows.append(row | api | {"differs": _differences(catalog.models_row(facts, at), api)})
+        elif row["lifecycle"] != "retired":
+            rows.append(row | {"differs": ["model"]})
     for name, info in infos.items():
-        line = dig(str, info, "line")
-        rows.append({"model": name, "line": line, **_api_columns(info), "differs": ["model"]})
-    return pl.DataFrame([{name: row.get(name) for name in API_MODELS} for row in rows], API_MODELS)
+        api = _columns(info)
+        rows.append({"model": name, "line": dig(str, info, "line"), "differs": ["model"], **api})
+    return pl.DataFrame(rows, API_MODELS)
 
 
 def _differences(row: Mapping[str, Any], api: Mapping[str, Any]) -> list[str]:
     """Return the catalog's columns in which the API says something else; where it says nothing, none does."""
     differ = []
-    for name, column in _SAME.items():
-        ours, theirs = row.get(name), api[column]
-        if name == "retires_on":  # that there is no day is said too
+    for name, (*_, same) in _API.items():
+        ours, theirs = row.get(same), api[name]
+        if name == "retires_at":  # that there is no day is said too
             theirs = theirs and theirs.date()
         elif theirs is None:
             continue
         if isinstance(theirs, list):
             ours, theirs = set(ours or ()), set(theirs)
-        if ours != theirs and (ours, theirs) != ("legacy", "active"):  # "legacy" is no word of the API's
-            differ.append(name)
+        alike = ours == theirs or (ours, theirs) == ("legacy", "active")  # it has no word for "legacy"
+        if same and not alike:
+            differ.append(same)
     return differ
 
 
-def _api_columns(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the API says of a model as columns; null where it says nothing that can be read."""
-    row: dict[str, Any] = {name: dig(kind, info, *path.split(".")) for name, (path, kind) in _FIELDS.items()}
-    for name, path in _LISTS.items():
-        kinds = dig(dict, info, *path.split("."))
-        row[name] = kinds and [kind for kind in kinds if dig(bool, kinds, kind, "supported")]
-    row["retires_at"] = None
-    with suppress(ValueError):
-        moment = datetime.fromisoformat(dig(str, info, "retires_at") or "")
-        row["retires_at"] = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return row
+def _columns(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _column(info, path, kind) for name, (path, kind, _) in _API.items()}
+
+
+def _column(info: Mapping[str, Any], path: str, kind: pl.DataType) -> Any:
+    """Return what the API says of a model in one column; null where it says nothing that can be read."""
+    if kind == _TEXTS:
+        known = dig(dict, info, *path.split("."))
+        return known and [name for name in known if dig(bool, known, name, "supported")]
+    if isinstance(kind, pl.Datetime):
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(dig(str, info, path) or "")
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return None
+    return dig(kind.to_python(), info, *path.split("."))

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from functools import lru_cache, reduce
 from importlib.metadata import version
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from claudescale import clock
 from claudescale.api import catalog
 from claudescale.api.catalog import ANSWERED, PARTS
 from claudescale.errors import PlanError, UnknownModel
@@ -56,8 +55,7 @@ _TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
 """What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriceStep:
+class PriceStep(NamedTuple):
     """Dollars per token for requests whose whole prompt is longer than `above_tokens`."""
 
     above_tokens: int
@@ -70,13 +68,13 @@ class PriceStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """The list price of one model in one mode."""
+    """The list price of one model in one mode on one day."""
 
     model: str
     mode: catalog.Mode
     steps: tuple[PriceStep, ...]  # rising; the last one that a prompt exceeds prices its whole request
     search: float | None  # the fee of one web search, where it is known
-    day: date = field(compare=False)
+    day: date
     given: bool = False  # by the user
 
     @property
@@ -144,8 +142,7 @@ def price(
     >>> [step.above_tokens for step in cheap.steps]
     [0, 100000]
     """
-    moment = at or clock.now()
-    day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
+    day = catalog.utc_day(at)
     if isinstance(model, catalog.Model) and model.given:
         listed = _given(model.id, mode, model.given_dollars, day)
     else:
@@ -158,12 +155,9 @@ def _listed(model_id: str, mode: catalog.Mode, day: date, speed: str | None = No
     parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC), speed=speed)
     steps = []
     for threshold in sorted({above for part in parts.values() for above, _ in part}):
-        rates = {
-            name: [dollars for above, dollars in part if above <= threshold][-1]
-            for name, part in parts.items()
-        }
-        per_token = {name: float(million / 1_000_000) for name, million in rates.items()}
-        steps.append(PriceStep(above_tokens=threshold, **per_token))
+        last = {name: max(step for step in part if step[0] <= threshold) for name, part in parts.items()}
+        rates = {name: float(million / 1_000_000) for name, (_, million) in last.items()}
+        steps.append(PriceStep(above_tokens=threshold, **rates))
     search = catalog.search_dollars(model_id, day)
     return Price(model=model_id, mode=mode, steps=tuple(steps), search=search, day=day)
 
@@ -178,6 +172,7 @@ def _given(model_id: str, mode: catalog.Mode, dollars: tuple[float, float] | Non
     return Price(model=model_id, mode=mode, steps=(step,), search=None, day=day, given=dollars is not None)
 
 
+@lru_cache(maxsize=1024)
 def answered(
     asked: Price,
     *,
@@ -191,25 +186,16 @@ def answered(
     """
     if asked.given or not asked.is_known:
         return asked
-    if answering_model in (None, asked.model) and inference_geo != "us" and speed != "fast":
-        return asked
-    # The day is no part of a price that is compared, but decides here.
-    return _answered(asked, asked.day, answering_model or asked.model, inference_geo, speed)
-
-
-@lru_cache(maxsize=1024)
-def _answered(asked: Price, day: date, model: str, inference_geo: str | None, speed: str | None) -> Price:
-    real = asked
+    real, other = asked, answering_model or asked.model
     with suppress(PlanError):  # it is paid for all the same: never the end of a run
-        real = asked if catalog.same_model(model, [asked.model]) else _listed(model, asked.mode, day)
+        real = asked if catalog.same_model(other, [asked.model]) else _listed(other, asked.mode, asked.day)
     if speed == "fast":
         with suppress(PlanError):
-            real = _listed(real.model, asked.mode, day, speed)
+            real = _listed(real.model, asked.mode, asked.day, speed)
     if inference_geo != "us" or catalog.same_model(real.model, catalog.CHARGES.no_inference_geo):
         return real
     factor = catalog.CHARGES.us_factor
-    rates = [{part: getattr(step, part) * factor for part in PARTS} for step in real.steps]
-    steps = [replace(step, **rate) for step, rate in zip(real.steps, rates, strict=True)]
+    steps = (PriceStep(step[0], *(rate * factor for rate in step[1:])) for step in real.steps)
     return replace(real, steps=tuple(steps))
 
 
@@ -235,13 +221,10 @@ def most_with_tools(price: Price, facts: catalog.Model, max_tokens: int, charges
 
 def is_priced(asked: Price, answering_model: str | None) -> bool:
     """Whether the price of the model that answered is known."""
-    if answering_model is None or catalog.same_model(answering_model, [asked.model]):
+    if answering_model is None or asked.given or not asked.is_known:
         return True
-    try:
-        _listed(answering_model, asked.mode, asked.day)
-    except PlanError:
-        return False
-    return True
+    real = answered(asked, answering_model=answering_model)
+    return catalog.same_model(answering_model, [real.model])
 
 
 def unpriced_words(asked: str, answering_model: str) -> str:
@@ -319,38 +302,39 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
         no use (see `waste`). Where the web was searched there is a part web_search for the fees, without
         tokens: what was found is input.
     """
-    parts = {part: (pl.col(column), part) for part, column in COLUMNS.items() if part != "output"}
-    parts["reply"] = (pl.col("output_tokens") - pl.col("thinking_tokens"), "output")
-    parts["thinking"] = (pl.col("thinking_tokens"), "output")
-    lines = {part: (count, count * pl.col(rate)) for part, (count, rate) in parts.items()}
-    lines["web_search"] = (pl.col("web_search_requests") * 0, _FEES)
-    priced = _priced(attempts.with_columns(wasted=_waste_kind(attempts).is_not_null()), models)
+    priced = _priced(attempts.with_columns(wasted=_waste_kind().is_not_null()), models)
     known, unknown = priced.filter("is_known"), priced.filter(~pl.col("is_known"))
-    sums = pl.concat([_line(known, part, *line) for part, line in lines.items()]).collect()
-    bill = sums.filter((pl.col("part") != "web_search") | (pl.col("dollars") != 0))
-    rest = float(sums["recorded"][0] - sums["dollars"].sum())
-    if abs(rest) > _ROUNDING_DOLLARS * attempts.height:
-        changed = {"part": "price changed since", "tokens": 0, "dollars": rest, "wasted_dollars": 0.0}
-        bill = pl.concat([bill, pl.DataFrame([changed])], how="diagonal")
-    other = _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars"))
-    bill = pl.concat([bill, other.filter(pl.col("rows") > 0).collect()], how="diagonal")
+    thinking, nothing = pl.col("thinking_tokens"), pl.lit(0, pl.Int64)
+    parts = {part: (pl.col(column), pl.col(part)) for part, column in COLUMNS.items() if part != "output"}
+    parts |= {"reply": (pl.col("output_tokens") - thinking, pl.col("output"))}
+    parts |= {"thinking": (thinking, pl.col("output"))}
+    lines = [_line(known, part, count, count * rate) for part, (count, rate) in parts.items()]
+    cost = reduce(add, (count * rate for count, rate in parts.values()), _FEES)
+    others = [
+        _line(known, "web_search", nothing, _FEES),
+        _line(known, "price changed since", nothing, pl.col("dollars") - cost),
+        _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars")),
+    ]
+    more = pl.concat(others).collect()
+    more = more.filter(~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height))  # nan is not known
+    bill = pl.concat([pl.concat(lines).collect(), more])
     sources = known.select("source").unique(maintain_order=True).collect().to_series().to_list()
     of = ", ".join(sources) or f"genai-prices {version('genai-prices')}"
-    is_unknown, whole = pl.col("part") == "price not known", bill["dollars"].sum()
-    share = pl.col("dollars") / whole if whole else pl.lit(0.0)
-    bill = bill.with_columns(
-        share=share, prices=pl.when(is_unknown).then(pl.lit("not known")).otherwise(pl.lit(of))
-    )
-    return bill.select(pl.col(name).cast(dtype) for name, dtype in BILL.items()).with_columns(
-        pl.col(pl.Float64).fill_nan(None)  # what is not known is null
-    )
+    whole = bill["dollars"].sum()
+    return bill.select(
+        "part",
+        "tokens",
+        pl.col("dollars").fill_nan(None),  # what is not known is null
+        (pl.col("dollars") / whole if whole else pl.lit(0.0)).fill_nan(None).alias("share"),
+        pl.col("wasted_dollars").fill_nan(None),
+        pl.when(part="price not known").then(pl.lit("not known")).otherwise(pl.lit(of)).alias("prices"),
+    ).cast(BILL)
 
 
 def _line(priced: pl.LazyFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl.LazyFrame:
-    """Return one row: a part's tokens and dollars, those of no use, and what was recorded for all parts."""
-    lost, recorded = cost.filter("wasted").sum(), pl.col("dollars").sum()
-    sums = {"tokens": tokens.sum(), "dollars": cost.sum(), "wasted_dollars": lost, "recorded": recorded}
-    return priced.select(part=pl.lit(part), **sums, rows=pl.len())
+    """Return one row: a part's tokens and dollars, and those of no use."""
+    wasted = cost.filter("wasted").sum()
+    return priced.select(part=pl.lit(part), tokens=tokens.sum(), dollars=cost.sum(), wasted_dollars=wasted)
 
 
 def waste(attempts: pl.DataFrame) -> pl.DataFrame:
@@ -370,7 +354,7 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
         `WASTE`: attempts, how many of them were billed, their tokens and their dollars.
     """
     billed = pl.col("dollars") > 0
-    useless = attempts.lazy().with_columns(kind=_waste_kind(attempts)).filter(pl.col("kind").is_not_null())
+    useless = attempts.lazy().with_columns(kind=_waste_kind()).filter(pl.col("kind").is_not_null())
     sums = useless.group_by("kind").agg(
         attempts=pl.len(),
         billed_attempts=billed.sum(),
@@ -409,29 +393,28 @@ def savings(
     pl.DataFrame
         `SAVINGS`: one row each for deduplication, cache and batch; `share` is of the plain price.
     """
-    priced = _priced(attempts.with_columns(kept=_waste_kind(attempts).is_null()), models)
+    priced = _priced(attempts.with_columns(kept=_waste_kind().is_null()), models)
     repeats = pl.lit(0)
     if duplicates is not None:
         priced = priced.join(duplicates.lazy().select("key", "duplicates"), on="key", how="left")
         repeats = pl.col("duplicates").fill_null(0) * pl.col("kept")
     plain = PROMPT * pl.col("live_input") + pl.col("output_tokens") * pl.col("live_output") + _FEES
-    live = reduce(add, (pl.col(column) * pl.col(f"live_{part}") for part, column in COLUMNS.items())) + _FEES
-    own = reduce(add, (pl.col(column) * pl.col(part) for part, column in COLUMNS.items())) + _FEES
-    sums = priced.select(
-        repeated=(plain * repeats).sum(), cache=(plain - live).sum(), batch=(live - own).sum(),
-        billed=pl.col("dollars").sum(),
-    ).collect().row(0, named=True)  # fmt: skip
-    chain = {
-        ("deduplication", "every row sent by itself"): sums["repeated"],
-        ("cache", "nothing cached"): sums["cache"],
-        ("batch", "everything sent live"): sums["batch"],
+    live, own = (
+        reduce(add, (pl.col(column) * pl.col(of + part) for part, column in COLUMNS.items()), _FEES)
+        for of in ("live_", "")
+    )
+    saved = {
+        ("deduplication", "every row sent by itself"): plain * repeats,
+        ("cache", "nothing cached"): plain - live,
+        ("batch", "everything sent live"): live - own,
     }
-    whole = without = sums["billed"] + sum(chain.values())
+    sums = priced.select(pl.sum("dollars"), *(cost.sum().alias(name) for (name, _), cost in saved.items()))
+    billed, *dollars = sums.collect().row(0)
+    whole = without = billed + sum(dollars)
     rows = []
-    for (strategy, counterfactual), saved in chain.items():
-        share = saved / whole if whole else 0.0
-        rows.append((strategy, counterfactual, without, without - saved, saved, share))
-        without -= saved
+    for name, less in zip(saved, dollars, strict=True):
+        rows.append((*name, without, without - less, less, less / whole if whole else 0.0))
+        without -= less
     return pl.DataFrame(rows, schema=SAVINGS, orient="row")
 
 
@@ -474,10 +457,7 @@ def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Pric
         return _given(model if isinstance(model, str) else model.id, mode, None, at.date())
 
 
-def _waste_kind(attempts: pl.DataFrame) -> pl.Expr:
+def _waste_kind() -> pl.Expr:
     good = (pl.col("dollars") > 0) & pl.col("error").is_null()
-    different = pl.col("key").hash().filter(good).n_unique()
-    if attempts.select(different == good.sum()).item():  # the usual case, four times as fast to see
-        return pl.col("error")
     first = pl.when(good).then("key").is_first_distinct()
     return pl.when(good & ~first).then(pl.lit("repeated")).otherwise("error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from operator import mul
@@ -106,21 +107,18 @@ class Cascade(Shown):
 
         Spends: nothing.
         """
-        plans, ends = self.plans, ("_low", "", "_high")
-        takes = pl.concat([plan.options.filter(mode=plan.mode) for plan in plans.values()])
-        shares = zip(*[passed.shares for passed in self.passed], strict=True)
-        reaching = [pl.Series([*accumulate(share[:-1], mul, initial=1.0)]) for share in shares]
-        together = [pl.lit(CASCADE).alias("way")]
-        alone = [pl.lit(pl.Series([f"all on {name}" for name in plans])).alias("way")]
+        takes = [plan.options.filter(mode=plan.mode).row(0, named=True) for plan in self.plans.values()]
+        ways: dict[str, list[Any]] = {"way": [CASCADE, *(f"all on {name}" for name in self.plans)]}
         for unit in ("dollars", "minutes"):
-            for end, part in zip(ends, reaching, strict=True):
-                figure = pl.col(f"{unit}_p90" if end == "_high" else unit)
-                part_ = part.ceil() if unit == "minutes" and self.plan.mode == "batch" else part
-                together.append((figure * pl.lit(part_)).sum().alias(f"{unit}{end}"))
-                alone.append(figure.alias(f"{unit}{end}"))
-        table = pl.concat([takes.select(together), takes.select(alone)])
-        known = pl.lit(self.passed[0].asked > 0) | (pl.col("way") != CASCADE)
-        return table.with_columns(pl.when(known).then(pl.col("dollars", "minutes")))
+            for number, end in enumerate(("_low", "", "_high")):
+                figures = [take[f"{unit}_p90" if end == "_high" else unit] for take in takes]
+                shares = (passed.shares[number] for passed in self.passed[:-1])
+                parts: Iterable[float] = accumulate(shares, mul, initial=1.0)
+                if unit == "minutes" and self.plan.mode == "batch":
+                    parts = map(math.ceil, parts)
+                known = end or self.passed[0].asked
+                ways[f"{unit}{end}"] = [sum(map(mul, figures, parts)) if known else None, *figures]
+        return pl.DataFrame(ways, schema=OPTIONS)
 
     def sample(self, n: int = 50, seed: int = 0) -> Cascade:
         """Return the cascade over `n` rows drawn without replacement, or over all if there are fewer.
@@ -203,7 +201,8 @@ class Cascade(Shown):
         notes += [] if plan.budget is None else [f"Budget: {dollars(plan.budget)} for all models together."]
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
         about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
-        title = f"Cascade: {plan.totals.rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
+        rows = plan.compiled.totals.rows
+        title = f"Cascade: {rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
         pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
         ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
         table = ways.select("way", **ends, minutes_p90="minutes_high")
@@ -246,17 +245,20 @@ class CascadeRun(Shown):
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole = self.rows, self.cascade.plan
         changes: dict[str, Any] = {}
-        if whole.compiled.columns is None:  # the expression may look at all rows, so it is computed once
-            frame = frame.with_columns(whole.compiled.text.content.alias(_TEXT))
+        if (
+            whole.compiled.prompt.columns is None
+        ):  # the expression may look at all rows, so it is computed once
+            frame = frame.with_columns(whole.compiled.prompt.text.content.alias(_TEXT))
             changes["prompt"] = pl.col(_TEXT)
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
             # What is left for this model; too little is refused by its run.
-            for name, spent in (("budget", self.dollars), ("deadline", self.minutes)):
-                changes[name] = (whole_ := getattr(whole, name)) and max(whole_ - spent, TOO_LITTLE)
-            changes |= {"frame": frame[places], "measured": plan.measured}
+            for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
+                most = getattr(whole, name)
+                changes[name] = most and max(most - used, TOO_LITTLE)
+            changes |= {"frame": frame[places]}
             try:
-                self.runs[model] = plan.replace(**changes).start(client, ledger=ledger, progress=progress)
+                self.runs[model] = replace(plan, **changes).start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
             except PlanError as error:
                 if number == 1:
@@ -264,8 +266,8 @@ class CascadeRun(Shown):
                 self.runs.pop(model, None)  # it was asked nothing
                 reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
                 self.state, self.stopped_by = "stopped", reasons.get(type(error), "plan")
-                spent_ = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
-                self.message = f"{places.len():,} rows are passed on to {model}, and {spent_}. {error}"
+                spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
+                self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
                 return
             except RunStopped as error:
                 self._judge(model, places)
@@ -450,14 +452,15 @@ def cascade(
     if plan.mode not in _MODES:
         msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         raise PlanError(msg)
-    if plan.kept is not None:
+    if plan.compiled.kept is not None:
         msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
         raise PlanError(msg)
     if "model" in {*schema_of(plan.frame), *judging.typed(plan)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
-    schema = plan.compiled.results_schema(plan.frame) | {"model": pl.String()}
+    judging.check_samples(plan)
+    schema = plan.compiled.prompt.results_schema(plan.frame) | {"model": pl.String()}
     judge = None if accept is None else judging.judge("accept", accept, schema)
-    _ = plan.totals  # the frame is read once for the prices of all models
+    _ = plan.compiled.totals  # the frame is read once for the prices of all models
     plans = choices(plan, "models", models)
     return Cascade(plans=plans, accept=judge, passed=(Passed(),) * len(plans))

@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
 EVIDENCE = pl.Schema(
     {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
-    | {"chance": pl.Float64(), "clears": pl.Boolean(), "rows_more": pl.Int64()}
+    | {"chance": pl.Float64(), "clears": pl.Boolean()}
 )
 """Columns of `Trial.evidence`: `chance` is that of a score so high by luck, were the truth below the gate,
-corrected for the number of choices; `rows_more` is about how many further rows would settle it, null where
-that is settled, where nobody can say, or where no sample would do."""
+corrected for the number of choices."""
 
 REFERENCE = " of the reference"
 """What the columns end with that a choice has to agree with."""
@@ -95,21 +94,29 @@ def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
 
 def scoring(score: Any, plan: Plan) -> Judge:
     """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
+    check_samples(plan)
     if score is None:
         return _agreement(plan)
     if isinstance(score, str):
         return _truth(score, plan)
-    return judge("score", score, plan.compiled.results_schema(plan.frame))
+    return judge("score", score, plan.compiled.prompt.results_schema(plan.frame))
+
+
+def check_samples(plan: Plan) -> None:
+    """Refuse a plan that sends each row several times, as each is judged by one reply."""
+    if plan.samples > 1:
+        msg = "Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1)."
+        raise PlanError(msg)
 
 
 def typed(plan: Plan) -> Mapping[str, Any]:
     """Return the columns of `returns`."""
-    return {} if plan.compiled.returns is None else plan.compiled.returns.columns
+    return {} if plan.compiled.prompt.returns is None else plan.compiled.prompt.returns.columns
 
 
 def _truth(name: str, plan: Plan) -> Judge:
     """Return a judge that compares the one typed column, or the reply, with the right answers."""
-    given, schema = schema_of(plan.frame), plan.compiled.results_schema(plan.frame)
+    given, schema = schema_of(plan.frame), plan.compiled.prompt.results_schema(plan.frame)
     if name not in given:
         raise unknown_column(name, given, "score=")
     own, *more = typed(plan) or ["reply"]
@@ -230,10 +237,7 @@ def evidence(
     ranked = pl.DataFrame(rows, schema=list(EVIDENCE.items())[:4], orient="row")
     ranked = ranked.sort("chance", maintain_order=True)
     holm = (pl.col("chance") * pl.int_range(pl.len(), 0, -1)).cum_max().clip(upper_bound=1.0)
-    ranked = ranked.with_columns(chance=holm, clears=holm <= 1 - confidence)
-    open_ = ranked.filter(~pl.col("clears"))["choice"]
-    more = {choice: rows_more(scores[choice], gate, (1 - confidence) / open_.len()) for choice in open_}
-    return ranked.with_columns(pl.Series("rows_more", map(more.get, ranked["choice"]), pl.Int64))
+    return ranked.with_columns(chance=holm, clears=holm <= 1 - confidence)
 
 
 def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
@@ -248,14 +252,14 @@ def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
     return more if more < 1_000_000 else None  # noqa: PLR2004 - more than anyone has
 
 
-def shortfall(evidence: pl.DataFrame, gate: float, confidence: float) -> tuple[str, int | None]:
-    """Return why no choice clears the gate, and about how many rows more would settle it."""
-    scored = evidence.drop_nulls("score").sort("rows_more", -pl.col("score"), nulls_last=True)
-    if scored.is_empty():
+def shortfall(scores: Mapping[str, pl.Series], gate: float, confidence: float) -> tuple[str, int | None]:
+    """Return why no choice clears the gate, and about how many rows more would settle it for the best."""
+    means: dict[str, Any] = {choice: rows.mean() for choice, rows in scores.items() if rows.len()}
+    if not means:
         return "Not enough evidence: no row has a score.", None
-    best = scored.row(0, named=True)
-    scores = f"{best['choice']} scores {best['score']:.3g} on {best['rows']:,} rows"
-    rest = "none scores above it" if best["score"] <= gate else "nobody can say how many rows would settle it"
-    settle = f"about {best['rows_more']:,} rows more would settle it" if best["rows_more"] else rest
-    msg = f"Not enough evidence for a score of {gate:g} at {confidence:.0%} confidence: {scores}; {settle}."
-    return msg, best["rows_more"]
+    best = max(means, key=means.__getitem__)
+    more = rows_more(scores[best], gate, (1 - confidence) / len(scores))
+    rest = "none scores above it" if means[best] <= gate else "nobody can say how many rows would settle it"
+    settle = f"about {more:,} rows more would settle it" if more else rest
+    wanted = f"Not enough evidence for a score of {gate:g} at {confidence:.0%} confidence"
+    return f"{wanted}: {best} scores {means[best]:.3g} on {scores[best].len():,} rows; {settle}.", more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,7 @@ from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
-from claudescale.planning.plans import DEFAULT_LEDGER
+from claudescale.planning.plans import DEFAULT_LEDGER, is_number
 from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
@@ -138,9 +137,9 @@ class Trial(Shown):
 
     def _row(self, choice: str, scores: pl.Series | None) -> dict[str, Any]:
         plan = self.plans[choice]
-        row: dict[str, Any] = {"choice": choice, "model": plan.facts.id}
+        row: dict[str, Any] = {"choice": choice, "model": plan.compiled.model.id}
         if scores is None:
-            takes, rows = option(plan), plan.totals.rows - plan.totals.unsent
+            takes, rows = option(plan), plan.compiled.totals.rows - plan.compiled.totals.unsent
             row |= {"rows": rows, "dollars": takes["dollars"], "minutes": takes["minutes"]}
             return row | {"dollars_per_1000_rows": takes["dollars"] / rows * 1_000}
         run, judged, results = self.runs[choice], scores.drop_nulls(), answered(self.runs[choice])
@@ -181,14 +180,17 @@ class Trial(Shown):
         Spends: nothing.
         """
         gate = plain(min_score)
-        if isinstance(gate, bool) or not isinstance(gate, int | float) or not math.isfinite(gate):
+        if not is_number(gate):
             msg = f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9."
             raise PlanError(msg)
         if not self.runs:
             msg = "The trial has not been run. Use await trial.run(client) first."
             raise PlanError(msg)
-        scores = {choice: values.drop_nulls() for choice, values in self.scores.items()}
-        return judging.evidence(scores, gate, self.confidence, certain=self.reference, seed=self.seed)
+        return judging.evidence(self._judged, gate, self.confidence, certain=self.reference, seed=self.seed)
+
+    @property
+    def _judged(self) -> dict[str, pl.Series]:
+        return {choice: values.drop_nulls() for choice, values in self.scores.items()}
 
     def pick(self, *, min_score: float, by: Literal["dollars", "minutes"] = "dollars") -> Plan:
         """Return the plan with the cheapest, or fastest, choice that is good enough, calibrated on its run.
@@ -214,16 +216,16 @@ class Trial(Shown):
         if by not in {"dollars", "minutes"}:
             msg = f"by={by!r} is not one of 'dollars' (the cheapest), 'minutes' (the fastest)."
             raise PlanError(msg)
-        evidence, plans = self.evidence(min_score=min_score), []
-        for choice in evidence.filter("clears")["choice"]:
+        plans = []
+        for choice in self.evidence(min_score=min_score).filter("clears")["choice"]:
             chosen = self.plans[choice]
             plan = self.plan.replace(model=chosen.model, effort=chosen.effort, prompt=chosen.prompt)
             plans.append(plan.calibrate(self.runs[choice]))
         if plans:
             return min(plans, key=lambda plan: option(plan)[by])
-        reason, more = judging.shortfall(evidence, min_score, self.confidence)
+        reason, more = judging.shortfall(self._judged, min_score, self.confidence)
         if more:
-            rows = f"n={self.sample.height + more} of the plan's {self.plan.totals.rows:,} rows"
+            rows = f"n={self.sample.height + more} of the plan's {self.plan.compiled.totals.rows:,} rows"
             reason += f" Use cs.trial with {rows}: with the same ledger none is paid for twice."
         raise NotEnoughEvidence(reason, more)
 
@@ -283,14 +285,13 @@ def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:
     """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
     several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
     if len(several) < _FEWEST:
-        such_as = ", the cheap one first, such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
+        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
         msg = f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}."
         raise PlanError(msg)
     name, plans = kind.removesuffix("s"), {}
     for number, value in enumerate(several, 1):
-        own = name == "model" and value in {plan.model, plan.facts.id}  # it keeps what a pilot has measured
-        other = plan if own else plan.replace(**{name: value})
-        plans[{"model": other.facts.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+        other = plan.replace(**{name: value})
+        plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
     if len(plans) < len(several):
         msg = f"{kind}={several!r} names a {name} twice. Give different ones."
         raise PlanError(msg)
@@ -365,7 +366,7 @@ def trial(
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
-    if min(each.totals.rows - each.totals.unsent for each in plans.values()) < _FEWEST:
+    if min(each.compiled.totals.rows - each.compiled.totals.unsent for each in plans.values()) < _FEWEST:
         msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
         raise PlanError(msg)
     costs = {choice: option(each)["dollars"] for choice, each in plans.items()}

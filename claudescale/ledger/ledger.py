@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+import polars as pl
 
 from claudescale.errors import LedgerError, printable
-from claudescale.ledger.store import Store
+from claudescale.ledger.store import Store, explained, opened_to_read
 
-if TYPE_CHECKING:
-    import polars as pl
+SPEND = pl.Schema(
+    {"date": pl.Date(), "ledger": pl.String(), "model": pl.String(), "mode": pl.String()}
+    | {"requests": pl.Int64(), "input_tokens": pl.Int64(), "output_tokens": pl.Int64()}
+    | {"dollars": pl.Float64(), "simulated": pl.Boolean()}
+)
+"""Columns of `spend`. `requests` are calls, those that failed among them; `input_tokens` are all, cached or
+not; `dollars` are NaN where a price is not known."""
+
+_SPENT = """SELECT date(sent_at, 'unixepoch'), model, mode, count(*), sum(input_tokens
+    + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens),
+    sum(output_tokens), iif(count(dollars) = count(*), total(dollars), NULL), simulated
+    FROM attempts GROUP BY 1, 2, 3, simulated"""
 
 
 class Ledger:
@@ -111,3 +125,49 @@ class Ledger:
         Spends: nothing.
         """
         self._store.close()
+
+
+def spend(folder: str | Path = ".") -> pl.DataFrame:
+    """Return what the ledgers in a folder say was spent, by day, ledger, model and mode.
+
+    What a simulator answered cost nothing; it stands in rows of its own, marked `simulated`. Files that are
+    no ledgers are skipped. One that is damaged, or of another format, is named in a warning. Reading keeps no
+    run from writing.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where the ledgers are; folders inside it are not looked into.
+
+    Returns
+    -------
+    polars.DataFrame
+        Of `SPEND`, the oldest day first; a day is one of UTC.
+
+    Raises
+    ------
+    LedgerError
+        There is no such folder.
+    """
+    place = Path(folder).expanduser().absolute()
+    if not place.is_dir():
+        msg = f"there is no folder {place}: name the one where your ledgers are, such as cs.spend('.')"
+        raise LedgerError(msg)
+    rows: list[tuple[object, ...]] = []
+    for path in filter(Path.is_file, place.iterdir()):
+        try:
+            with explained(path):
+                connection = opened_to_read(path)
+                if connection is not None:
+                    with closing(connection):
+                        found = connection.execute(_SPENT).fetchall()
+                    rows += [(day, path.name, *others) for day, *others in found]
+        except LedgerError as error:
+            warnings.warn(f"What {path.name} says was spent is missing: {error}", stacklevel=2)
+    written = SPEND | {"date": pl.String(), "simulated": pl.Int64()}
+    table = pl.DataFrame(rows, schema=written, orient="row").with_columns(
+        pl.col("date").str.to_date("%Y-%m-%d")
+    )
+    return table.cast(SPEND).with_columns(pl.col("dollars").fill_null(float("nan"))).sort(*SPEND.names()[:4])

@@ -51,7 +51,8 @@ BEAT_SECONDS = 10.0
 BLOCK_ROWS = 50_000  # read at once
 FEW_KEYS = 10_000  # up to here keys are looked up one by one
 
-_APPLICATION, _VERSION = int.from_bytes(b"cldl"), 4
+OURS = int.from_bytes(b"cldl"), 4
+"""The marks of a ledger: application and format."""
 _PRESENCE = ", ".join(Presence._fields)
 _BATCH = ", ".join(Batch._fields)
 _OPEN = f"state IN {OPEN}"
@@ -63,8 +64,8 @@ CREATE TABLE attempts (id INTEGER PRIMARY KEY, {records.columns_sql(Attempt)}, f
 CREATE INDEX answers ON attempts(key, final) WHERE final;
 CREATE TABLE claims (key TEXT PRIMARY KEY, opening INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE batches (id INTEGER PRIMARY KEY, opening INTEGER NOT NULL, {records.columns_sql(Batch)});
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_VERSION}"""
+PRAGMA application_id = {OURS[0]};
+PRAGMA user_version = {OURS[1]}"""
 
 
 def _values(names: Collection[str]) -> str:
@@ -400,13 +401,13 @@ def _leave(connection: sqlite3.Connection, opening: int) -> None:
 # opening a file, and what can be wrong with it
 
 
-def connect(path: Path | None) -> sqlite3.Connection:
+def connect(path: Path | None, options: str = "mode=rw") -> sqlite3.Connection:
     """Return a connection to a file that is there; without a path, to a temporary file of its own."""
     if path is not None and not path.exists():
         msg = f"{path} is gone, and with it what was paid for. Put it back, or the rows are paid for again."
         raise LedgerError(msg)
     connection = sqlite3.connect(
-        f"{path.as_uri()}?mode=rw" if path else "",  # makes no file: one that was deleted stays deleted
+        f"{path.as_uri()}?{options}" if path else "",  # makes no file: one that was deleted stays deleted
         uri=True,
         timeout=BUSY_SECONDS,
         isolation_level=None,
@@ -427,33 +428,50 @@ def _make(path: Path) -> None:
     if not path.parent.is_dir():
         msg = f"there is no folder {path.parent}: make it with Path({str(path.parent)!r}).mkdir(parents=True)"
         raise LedgerError(msg)
-    # A plain handle, once closed, drops the locks this process's own connections hold on a file.
-    if path.exists() and _identity(path) not in {store._file for store in _opened}:  # noqa: SLF001
+    if path.exists():
         _recognise(path)
     _check_locks(path)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
+def marks(path: Path) -> tuple[int, int] | None:
+    """Return whose file it is and of which format; None where it is empty. `_opening` has to be held."""
+    # A plain handle, once closed, drops the locks this process's own connections hold on a file.
+    if _identity(path) in {store._file for store in _opened}:  # noqa: SLF001
+        return OURS
+    with path.open("rb") as file:
+        head = file.read(100)
+    return (int.from_bytes(head[68:72]), int.from_bytes(head[60:64])) if head else None
+
+
 def _recognise(path: Path) -> None:
     if not path.is_file():
         msg = f"{path} is a folder or a device: name a file, ledger={str(path / 'replies.ledger')!r}"
         raise ForeignLedger(msg)
-    with path.open("rb") as file:
-        head = file.read(100)
-    if not head:
+    found = marks(path)
+    if found is None or found == OURS:
         return
-    version, application = int.from_bytes(head[60:64]), int.from_bytes(head[68:72])
-    if application != _APPLICATION:
+    application, version = found
+    if application != OURS[0]:
         msg = f"{path} is not a ledger and was not touched: name a file of its own, ledger='replies.ledger'"
         raise ForeignLedger(msg)
-    if version != _VERSION:
-        msg = (
-            f"{path} is a ledger of format {version} and was not touched: this claudescale reads format"
-            f" {_VERSION}. Use the version that wrote it, or name another file, ledger='new.ledger': its rows"
-            " are then sent, and paid for, again."
-        )
-        raise ForeignLedger(msg)
+    other = f"{path} is a ledger of format {version}, not {OURS[1]}, and was not touched."
+    new = "name another file, ledger='new.ledger': its rows are then sent, and paid for, again."
+    msg = f"{other} Use the version that wrote it, or {new}"
+    raise ForeignLedger(msg)
+
+
+def opened_to_read(path: Path) -> sqlite3.Connection | None:
+    """Return a connection that only reads a ledger; None where the file is none."""
+    with _opening:
+        found = marks(path)
+        if found is None or found[0] != OURS[0]:
+            return None
+        _recognise(path)
+    # Nobody writes where there is no write-ahead log, and without `immutable` reading would leave one behind.
+    quiet = not path.with_name(f"{path.name}-wal").exists()
+    return connect(path, "mode=ro&immutable=1" if quiet else "mode=ro")
 
 
 def _check_locks(path: Path) -> None:

@@ -24,18 +24,10 @@ if TYPE_CHECKING:
     from claudescale.prompts.requests import Prompt
 
 OPTIONS = pl.Schema(
-    {
-        "mode": pl.String(),
-        "dollars": pl.Float64(),
-        "dollars_p90": pl.Float64(),
-        "minutes": pl.Float64(),
-        "minutes_p90": pl.Float64(),
-        "binding": pl.String(),
-        "dollars_saved": pl.Float64(),
-        "requests": pl.Int64(),
-        "input_tokens": pl.Int64(),
-        "output_tokens": pl.Int64(),
-    }
+    {"mode": pl.String()}
+    | dict.fromkeys(("dollars", "dollars_p90", "minutes", "minutes_p90"), pl.Float64())
+    | {"binding": pl.String(), "dollars_saved": pl.Float64()}
+    | dict.fromkeys(("requests", "input_tokens", "output_tokens"), pl.Int64())
 )
 """Columns of `Plan.options`: dollars and minutes as median and 90th percentile.
 
@@ -43,7 +35,7 @@ OPTIONS = pl.Schema(
 account may spend in a month, so that the API would end it: the minutes are then those without that limit.
 """
 
-SPEND_LIMIT = "spend limit"
+SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
@@ -54,14 +46,10 @@ _Z = _NORMAL.inv_cdf(P90)  # standard deviations from the median to the 90th per
 # One standard deviation of a guess of many calls' mean, as a part of it: how long a token is depends on the
 # text; of replies nothing is known.
 _GUESSED_INPUT, _GUESSED_OUTPUT = 0.15, 0.5
-_LEAST_PART = 1 / 3  # of a mean that a line goes through: beyond, it is no line any more
 _BATCH_MINUTES = 60.0
-# So many calls, divided by the root of the error rate, are in flight in the long run: each overload takes a
-# quarter of them away, each round of successes adds one. Measured at the simulator.
-_OVERLOADED_CONCURRENCY = 4.5
 # The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 # unseen, so the pacer keeps up to twice as much.
-_OUTPUT_LEFT = 0.15
+_OUTPUT_LEFT = 0.2
 
 
 # ---------------------------------------------------------------------------------- what one call takes
@@ -83,11 +71,10 @@ _AS_ESTIMATED, _NOTHING, _SECONDS = Line(0.0, 1.0), Line(0.0), Line(3.0)
 class Measured:
     """What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
 
-    input: Line = _AS_ESTIMATED  # tokens: as estimated from characters
+    input: Line = _AS_ESTIMATED  # tokens
     output: Line = _NOTHING  # tokens, thinking included, refusals and cut replies too
     latency: Line = _SECONDS  # seconds
-    estimated_tokens: float = 0.0  # of the requests measured, from their characters: mean,
-    estimated_deviation: float = 0.0  # and standard deviation
+    estimated_tokens: float = 0.0  # of a mean request measured, from its characters
     billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
     cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
     cache_hit_share: float = 1.0  # of the live calls after the first, how many found it
@@ -113,78 +100,53 @@ class Measured:
         """Return a figure of requests of so many estimated tokens: a number or an expression."""
         return line.mean + line.slope * (estimated_tokens - self.estimated_tokens)
 
-    def seconds_at(self, estimated_tokens: float) -> float:
-        """Return the latency of a mean call of such requests."""
-        usual: float = self.at(self.latency, estimated_tokens)
-        return max(usual, self.seconds * _LEAST_PART)
-
     def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
         """Return the input that the limits count, of so many requests and estimated tokens in all."""
         mean: float = self.at(self.input, estimated_tokens / requests) if requests else 0.0
         return max(mean - self.cached_tokens, 0.0) * requests
 
-    def input_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
-        """Return how far the 90th percentile of many calls' input is above the median, as a part of it.
+    def input_more(self, requests: float = math.inf) -> float:
+        """Return how far the 90th percentile of many calls' input is above the median, as a part of it."""
+        return self._more(self.input, self.calls or self.counted, requests, _GUESSED_INPUT)
 
-        Where they are not as long as those measured, less is known.
-        """
-        known = self.calls or self.counted
-        return self._more(self.input, known, requests, estimated_tokens, _GUESSED_INPUT)
-
-    def output_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+    def output_more(self, requests: float = math.inf) -> float:
         """Return the same of their output."""
-        return self._more(self.output, self.calls, requests, estimated_tokens, _GUESSED_OUTPUT)
+        return self._more(self.output, self.calls, requests, _GUESSED_OUTPUT)
 
-    def seconds_more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+    def seconds_more(self, requests: float = math.inf) -> float:
         """Return the same of their mean latency."""
-        return self._more(self.latency, self.calls, requests, estimated_tokens, _GUESSED_OUTPUT)
+        return self._more(self.latency, self.calls, requests, _GUESSED_OUTPUT)
 
-    def _more(
-        self, line: Line, known: int, requests: float, estimated_tokens: float | None, guessed: float
-    ) -> float:
+    def _more(self, line: Line, known: int, requests: float, guessed: float) -> float:
         if known <= 1 or not line.mean:
             return _Z * guessed
         # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
-        part = max(1 - known / requests, 0.0) if requests == self.requests else 1.0
-        away, value = 0.0, line.mean
-        if line.slope and estimated_tokens is not None and self.estimated_deviation:
-            away = (estimated_tokens - self.estimated_tokens) / self.estimated_deviation
-            value = max(self.at(line, estimated_tokens), line.mean * _LEAST_PART)
-        variance = part / requests + part**2 * (1 + away**2) / known
+        unknown = max(1 - known / requests, 0.0) if requests == self.requests else 1.0
+        variance = unknown / requests + unknown**2 / known
         # Student's quantile, by its first term; and where values are skewed upward, a sample whose mean is
         # low has a low deviation too: twice Johnson's term, as a small sample tends to miss the long ones.
         # Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
         z = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))
         z += max(line.skew, 0.0) * (1 + 2 * z**2) / (3 * math.sqrt(known))
-        return line.deviation * z * math.sqrt(variance) / value
+        return line.deviation * z * math.sqrt(variance) / line.mean
 
     def slow_deviation(self) -> float:
         """Return the 90th percentile of the latency's deviation: few calls seldom have the longest."""
-        if self.calls <= 1:
-            return self.latency.deviation
-        doubt = math.sqrt((1 + 3 * max(self.latency.skew, 0.0) ** 2) / (2 * self.calls))
+        doubt = math.sqrt((1 + 3 * max(self.latency.skew, 0.0) ** 2) / (2 * max(self.calls, 1)))
         return self.latency.deviation * (1 + _Z * doubt)
-
-    def errors_more(self) -> float:
-        """Return the 90th percentile of `error_rate`; what was not met at all is not looked for."""
-        return self.error_rate + _Z * math.sqrt(self.error_rate * (1 - self.error_rate) / max(self.calls, 1))
 
     @property
     def basis(self) -> str:
         """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
-        if not self.calls:
-            known = (
-                f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
-            )
-            thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
-            reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
-            return f"{known}, output assumed ({reply})"
-        parts = [
-            f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each",
-            *([f"cache found by {self.cache_hit_share:.0%}"] if self.cached_tokens else []),
-            *([f"{self.error_rate:.1%} of calls sent again"] if self.error_rate else []),
-        ]
-        return f"measured on {self.calls:,} calls: {', '.join(parts)}"
+        reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
+        if self.calls:
+            cache = f", cache found by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
+            again = f", {self.error_rate:.1%} of calls sent again" if self.error_rate else ""
+            return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
+        known = f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
+        thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
+        reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
+        return f"{known}, output assumed ({reply})"
 
     @property
     def doubt(self) -> float:
@@ -277,10 +239,7 @@ def _thinking_tokens(prompt: Prompt) -> float:
 
 
 class Totals(NamedTuple):
-    """What all the requests of a plan take together.
-
-    What ends in `more` is the part by which the 90th percentile is above the median.
-    """
+    """What all the requests of a plan take together; what ends in `p90` is a 90th percentile."""
 
     rows: int
     unsent: int
@@ -290,14 +249,10 @@ class Totals(NamedTuple):
     output_tokens: float
     input_deviation: float  # of a request's input tokens that are not read from the cache
     live_dollars: float
+    live_dollars_p90: float
     batch_dollars: float
+    batch_dollars_p90: float
     plain_dollars: float  # of every row sent by itself, live, nothing cached
-    seconds: float  # latency of a mean call
-    input_more: float
-    output_more: float
-    seconds_more: float
-    live_more: float
-    batch_more: float
 
 
 def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: int) -> Totals:
@@ -306,21 +261,22 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     Parameters
     ----------
     sizes : pl.DataFrame
-        `prompts.requests.SIZES`.
+        `estimated_tokens`, and how many `requests` of so many there are, for how many `rows`; null tokens are
+        rows that are not sent.
     """
-    sent = sizes.drop_nulls("characters")
-    estimated, times = prompt.estimated_tokens(pl.col("characters")), pl.col("requests")
+    sent, times = sizes.drop_nulls(), pl.col("requests")
+    estimated = pl.col("estimated_tokens")
     tokens = expected.at(expected.input, estimated).clip(0.0)
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.at(expected.output, estimated).clip(0.0, float(max_tokens))
     geography = prompt.charges.inference_geo
-    live = prices.price(prompt.model, mode="live", inference_geo=geography)
-    batch = prices.price(prompt.model, mode="batch", inference_geo=geography)
+    live, batch = (
+        prices.price(prompt.model, mode=mode, inference_geo=geography) for mode in ("live", "batch")
+    )
     # One web search a row is assumed where there is such a tool; after a pilot the bill sets it right.
     fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
     nothing = pl.lit(0.0)
     sums = sent.select(
-        estimated=(estimated * times).sum(),
         input=(tokens * times).sum(),
         read=(read * times).sum(),
         output=(output * times).sum(),
@@ -331,17 +287,24 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         silent=((_dollars(live, tokens - read, read, nothing) + fee) * times).sum(),
     ).row(0, named=True)
     rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
-    mean = sums["estimated"] / requests if requests else 0.0
-    given = requests or 1, mean
-    input_more, output_more = expected.input_more(*given), expected.output_more(*given)
-    more = math.hypot(input_more * sums["silent"], output_more * (sums["live"] - sums["silent"]))
+    count = requests or 1
+    more = math.hypot(
+        expected.input_more(count) * sums["silent"],
+        expected.output_more(count) * (sums["live"] - sums["silent"]),
+    )
+    # Who finds no cache writes it: live the first call and some others, in batches more of them.
     written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
-    missed, most_missed = _misses(requests, expected)
+    low, high = catalog.BATCH.cache_hit_shares
+    share = BATCH_HIT_SHARE if expected.batch_hit_share is None else expected.batch_hit_share
+    missed = max(requests * (1 - share), min(requests, 1))
+    is_measured = expected.batch_hit_share is not None and expected.calls >= requests
+    # Any share in the documented range is as likely as another: what one batch found the next may not find.
+    most_missed = missed if is_measured else max(missed, requests * (1 - low - (1 - P90) * (high - low)))
     hour = _write_dollars(batch, expected, "1h")
     live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
     batch_dollars = sums["batch"] + missed * hour
-    in_batch = math.hypot(more * _part(sums["batch"], sums["live"]), (most_missed - missed) * hour)
-    uncached = _part(sums["input"] - sums["read"], requests)
+    batch_more = math.hypot(more * _part(sums["batch"], sums["live"]), (most_missed - missed) * hour)
+    ratio, uncached = expected.billed_ratio, _part(sums["input"] - sums["read"], requests)
     return Totals(
         rows=rows,
         unsent=rows - int(sent["rows"].sum()),
@@ -350,15 +313,11 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         cache_read_tokens=max(sums["read"] - expected.cached_tokens * written, 0.0),
         output_tokens=sums["output"],
         input_deviation=math.sqrt(max(_part(sums["squares"], requests) - uncached**2, 0.0)),
-        live_dollars=live_dollars * expected.billed_ratio,
-        batch_dollars=batch_dollars * expected.billed_ratio,
-        plain_dollars=sums["plain"] * expected.billed_ratio,
-        seconds=expected.seconds_at(mean),
-        input_more=input_more,
-        output_more=output_more,
-        seconds_more=expected.seconds_more(*given),
-        live_more=_part(more, live_dollars),
-        batch_more=_part(in_batch, batch_dollars),
+        live_dollars=live_dollars * ratio,
+        live_dollars_p90=(live_dollars + more) * ratio,
+        batch_dollars=batch_dollars * ratio,
+        batch_dollars_p90=(batch_dollars + batch_more) * ratio,
+        plain_dollars=sums["plain"] * ratio,
     )
 
 
@@ -379,20 +338,6 @@ def _write_dollars(price: prices.Price, expected: Measured, kept: str) -> float:
     return price.dollars(**{f"cache_write_{kept}_input_tokens": cached}) - read
 
 
-def _misses(requests: int, expected: Measured) -> tuple[float, float]:
-    """Return how many calls of a batch find no cache, usually and at most nine times in ten.
-
-    Hits are best effort there: any share in the documented range is taken to be as likely as any other, and
-    what one batch found may not be what the next finds.
-    """
-    low, high = catalog.BATCH.cache_hit_shares
-    share = BATCH_HIT_SHARE if expected.batch_hit_share is None else expected.batch_hit_share
-    usual = max(requests * (1 - share), min(requests, 1))
-    if expected.batch_hit_share is not None and expected.calls >= requests:
-        return usual, usual
-    return usual, max(usual, requests * (1 - low - (1 - P90) * (high - low)))
-
-
 # ------------------------------------------------------------------------------------ dollars and minutes
 
 
@@ -402,13 +347,9 @@ def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
 
 
 def options(
-    totals: Totals,
-    limits: Limits,
-    expected: Measured,
-    concurrency: int | None,
-    deadline_minutes: float | None = None,
+    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, deadline: float | None
 ) -> pl.DataFrame:
-    """Return one row per mode as `OPTIONS`; a ``"hybrid"`` is among them where there is a deadline.
+    """Return one row per mode as `OPTIONS`; with a deadline, in minutes, a ``"hybrid"`` is among them.
 
     `limits` are those that the run may use, `concurrency` the most calls in flight.
     """
@@ -416,32 +357,45 @@ def options(
     # Most batches end within an hour, and one that has not ended after a day expires.
     # Source: Anthropic, *Batch processing* (checked 2026-08-14).
     batch_minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
-    usual, slow = (_live_finish(totals, limits, expected, concurrency, slow=slow) for slow in (False, True))
-    live_minutes = usual.seconds / 60, slow.seconds / 60
-    live_p90 = totals.live_dollars * (1 + totals.live_more)
-    batch_p90 = totals.batch_dollars * (1 + totals.batch_more)
-    batch_binding = "queue" if waves > 1 else "batch processing"
-    rows = [
-        ("live", totals.live_dollars, live_p90, *live_minutes, usual.binding),
-        ("batch", totals.batch_dollars, batch_p90, *batch_minutes, batch_binding),
-    ]
-    if deadline_minutes is not None:
+    count, uncached = totals.requests or 1, totals.input_tokens - totals.cache_read_tokens
+    usual, slow = (
+        live_finish(
+            limits,
+            expected,
+            requests=totals.requests,
+            input_tokens=uncached * (1 + is_slow * expected.input_more(count)),
+            output_tokens=totals.output_tokens * (1 + is_slow * expected.output_more(count)),
+            input_deviation=totals.input_deviation,
+            concurrency=concurrency,
+            from_start=True,
+            is_slow=is_slow,
+        )
+        for is_slow in (False, True)
+    )
+    live = "live", totals.live_dollars, totals.live_dollars_p90, usual.seconds / 60, slow.seconds / 60
+    batch = "batch", totals.batch_dollars, totals.batch_dollars_p90, *batch_minutes
+    rows = [(*live, usual.binding), (*batch, "queue" if waves > 1 else "batch processing")]
+    if deadline is not None:
         # As a batch if that usually ends before the rest must go live, else at the price of live calls.
-        in_time = batch_minutes[0] <= deadline_minutes - live_minutes[1] - CANCEL_MINUTES
+        in_time = batch_minutes[0] <= deadline - slow.seconds / 60 - CANCEL_MINUTES
         dollars = totals.batch_dollars if in_time else totals.live_dollars
-        minutes = batch_minutes[0] if in_time else deadline_minutes
-        rows.append(("hybrid", dollars, live_p90, minutes, deadline_minutes, "deadline"))
-    most_dollars, amounts = limits.spend_dollars_per_month, (totals.input_tokens, totals.output_tokens)
-    frame = []
-    for mode, dollars, dollars_p90, minutes, minutes_p90, binding in rows:
-        if not totals.requests:
-            minutes, minutes_p90, binding = 0.0, 0.0, "nothing to send"  # noqa: PLW2901
-        if most_dollars is not None and dollars > most_dollars:
-            binding = SPEND_LIMIT  # noqa: PLW2901
-        saved = totals.plain_dollars - dollars
-        figures = (mode, dollars, dollars_p90, minutes, minutes_p90, binding, saved, totals.requests)
-        frame.append((*figures, *map(round, amounts)))
-    return pl.DataFrame(frame, schema=OPTIONS, orient="row")
+        minutes = batch_minutes[0] if in_time else deadline
+        rows.append(("hybrid", dollars, totals.live_dollars_p90, minutes, deadline, "deadline"))
+    if not totals.requests:
+        rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
+    spends = math.inf if limits.spend_dollars_per_month is None else limits.spend_dollars_per_month
+    is_above, binding = pl.col("dollars") > spends, pl.lit(SPEND_LIMIT)
+    return (
+        pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row")
+        .with_columns(
+            binding=pl.when(is_above).then(binding).otherwise("binding"),
+            dollars_saved=totals.plain_dollars - pl.col("dollars"),
+            requests=totals.requests,
+            input_tokens=round(totals.input_tokens),
+            output_tokens=round(totals.output_tokens),
+        )
+        .cast(OPTIONS)
+    )
 
 
 class Finish(NamedTuple):
@@ -451,38 +405,6 @@ class Finish(NamedTuple):
     binding: str
 
 
-def _live_finish(
-    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, *, slow: bool
-) -> Finish:
-    """Return how long a whole run takes live from its start on, usually or where it is slow."""
-    more = totals.input_more, totals.output_more, totals.seconds_more
-    input_more, output_more, seconds_more = more if slow else (0.0, 0.0, 0.0)
-    error_rate = expected.errors_more() if slow else expected.error_rate
-    lost = expected.lost_seconds * _part(error_rate, expected.error_rate)
-    latency = totals.seconds * (1 + seconds_more)
-    most = float(concurrency or MOST_CONCURRENCY)
-    if error_rate:
-        most = max(min(most, _OVERLOADED_CONCURRENCY / math.sqrt(error_rate)), 1.0)
-    found = finish(
-        limits.shared(RATE_MARGIN),
-        requests=totals.requests,
-        input_tokens=(totals.input_tokens - totals.cache_read_tokens) * (1 + input_more),
-        output_tokens=totals.output_tokens * (1 + output_more),
-        input_deviation=totals.input_deviation,
-        latency_seconds=latency + lost,
-        latency_deviation=expected.slow_deviation() if slow else expected.latency.deviation,
-        concurrency=most,
-        first_concurrency=FIRST_CONCURRENCY,
-        burst_seconds=(limits.burst_seconds or 1.0) / RATE_MARGIN,
-        quantile=P90 if slow else 0.5,
-    )
-    warming = latency if expected.cached_tokens and totals.requests > 1 else 0.0
-    at_once = "concurrency" if most == concurrency else "latency"
-    binding = at_once if found.binding == "concurrency" else found.binding
-    # Its start and its end take a part of a round more: calls are sent when others are answered.
-    return Finish(found.seconds + warming + latency / 4, binding)
-
-
 def live_finish(
     limits: Limits,
     expected: Measured,
@@ -490,95 +412,63 @@ def live_finish(
     requests: float,
     input_tokens: float,
     output_tokens: float,
+    input_deviation: float = 0.0,
     concurrency: int | None = None,
     more: float = 1.0,
+    from_start: bool = False,
+    is_slow: bool = False,
 ) -> Finish:
-    """Return how long requests take live in a run that is under way, and what limits them.
+    """Return the closed form of how long requests take live: the slowest bucket, or the latency.
 
-    `more` times the tokens for a percentile. No bucket is taken to be full.
-    """
-    return finish(
-        limits.shared(RATE_MARGIN),
-        requests=requests,
-        input_tokens=input_tokens * more,
-        output_tokens=output_tokens * more,
-        latency_seconds=expected.seconds,
-        concurrency=concurrency,
-    )
-
-
-def finish(
-    limits: Limits,
-    *,
-    requests: float,
-    input_tokens: float,
-    output_tokens: float,
-    input_deviation: float = 0.0,
-    latency_seconds: float,
-    latency_deviation: float = 0.0,
-    concurrency: float | None = None,
-    first_concurrency: float | None = None,
-    burst_seconds: float = 1.0,
-    quantile: float = 0.5,
-) -> Finish:
-    """Return the closed form of a live run's duration: the slowest bucket, or the latency.
-
-    A token bucket that holds `burst_seconds` worth at the start and refills at a constant rate lets
-    a total pass in ``total / rate - burst_seconds``; with the limit on calls in flight it is Little's
+    A token bucket that holds `burst` seconds' worth at the start and refills at a constant rate lets
+    a total pass in ``total / rate - burst``; with the limit on calls in flight it is Little's
     law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
     are still under way: the slowest of them is waited for.
 
     Parameters
     ----------
-    requests, input_tokens, output_tokens : float
-        Totals of the run; input tokens without reads from the prompt cache.
+    input_tokens, output_tokens : float
+        In all, input without reads from the prompt cache; `more` times as many for a percentile.
     input_deviation : float
         Standard deviation of a request's input tokens.
-    latency_seconds, latency_deviation : float
-        Of one call, from sending to the whole answer: mean and standard deviation.
-    concurrency, first_concurrency : float, optional
-        Most calls in flight; and at the start, where they double with each latency.
-    burst_seconds : float
-        How much of a minute a bucket holds when full: the API may enforce the minute by the second.
-    quantile : float
-        Of the slowest of the last calls.
+    concurrency : int, optional
+        Most calls in flight.
+    from_start : bool
+        A run that starts has full buckets and few calls in flight, and waits for its slowest call.
+    is_slow : bool
+        Of a latency at its 90th percentile.
     """
     if not requests:
-        return Finish(0.0, "nothing to send")
-    totals = (requests, input_tokens, output_tokens)
-    alone = [total / (limit / 60) for total, limit in zip(totals, limits.per_minute, strict=True)]
-    sending = {name: max(seconds - burst_seconds, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
+        return Finish(0.0, NOTHING)
+    latency = expected.seconds * (1 + (expected.seconds_more(requests) if is_slow else 0.0))
+    round_trip = latency + (expected.lost_seconds if from_start else 0.0)
+    burst = (limits.burst_seconds or 1.0) / RATE_MARGIN if from_start else 1.0
+    allowed = limits.shared(RATE_MARGIN).per_minute
+    used = (requests, input_tokens * more, output_tokens * more)
+    alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
+    sending = {name: max(seconds - burst, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
     slower = "requests" if alone[0] >= alone[1] else "input_tokens"
-    both = _together(requests, alone, input_deviation / (limits.input_tokens_per_minute / 60), burst_seconds)
-    sending[slower] = max(both - burst_seconds, 0.0)
-    most = concurrency or math.inf
-    needed = min(requests / max(alone) * latency_seconds, most)  # calls in flight that use up the limits
-    if concurrency:
-        first = min(first_concurrency or concurrency, concurrency)
-        doubling = min(requests, concurrency - first)
-        rounds = math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / concurrency
-        if first_concurrency and burst_seconds > 1:
-            # Until an answer has told what the limits hold, calls go as they refill.
-            rounds += max(min(requests, first) - needed, 0.0) / first
-        sending["concurrency"] = max(rounds - 1, 0.0) * latency_seconds
-    others = max(seconds for name, seconds in sending.items() if name != "output_tokens")
-    under_way = min(max(requests * latency_seconds / (others + latency_seconds), 1.0), most, requests)
-    written = alone[2] * (1 - under_way / requests)  # output tokens are counted as they are written
-    if burst_seconds > 1 and written > others + burst_seconds * (1 - _OUTPUT_LEFT):
-        sending["output_tokens"] = max(alone[2] - burst_seconds * (1 - _OUTPUT_LEFT), 0.0)
+    sending[slower] = max(_together(requests, alone, input_deviation / allowed[1] * 60, burst) - burst, 0.0)
+    sending["output_tokens"] = max(alone[2] - burst * (1 - _OUTPUT_LEFT), 0.0)
+    most = concurrency or (MOST_CONCURRENCY if from_start else math.inf)
+    first = min(FIRST_CONCURRENCY, most) if from_start else most
+    if most < math.inf:  # calls in flight double with each latency
+        doubling = min(requests, most - first)
+        rounds = math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / most
+        sending["concurrency" if concurrency else "latency"] = max(rounds - 1, 0.0) * round_trip
     binding = max(sending, key=lambda name: sending[name])
     seconds = sending[binding]
-    if (
-        first_concurrency
-        and binding in BUCKETS[:2]
-        and seconds > latency_seconds
-        and needed > first_concurrency
-    ):
-        # Latencies that are lost while calls in flight double with each.
-        ramp = math.log2(needed / first_concurrency) - (1 - first_concurrency / needed) / math.log(2)
-        seconds += ramp * latency_seconds
-    slowest = _slowest(requests, seconds, latency_seconds, latency_deviation, quantile)
-    return Finish(seconds + slowest, "latency" if seconds < latency_seconds else binding)
+    binding = "latency" if seconds < round_trip else binding
+    under_way = min(requests * round_trip / (seconds + round_trip), requests)
+    if not from_start:
+        return Finish(seconds + round_trip, binding)
+    if binding in BUCKETS[:2] and under_way > first:
+        seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
+    deviation = expected.slow_deviation() if is_slow else expected.latency.deviation
+    seconds += _slowest(under_way, round_trip, deviation, P90 if is_slow else 0.5)
+    warming = latency if expected.cached_tokens and requests > 1 else 0.0
+    # Its start and its end take a part of a round more: calls are sent when others are answered.
+    return Finish(seconds + warming + latency / 4, binding)
 
 
 def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:
@@ -598,24 +488,9 @@ def _together(requests: float, alone: list[float], deviation_seconds: float, bur
     return both * requests / count
 
 
-def _slowest(requests: float, sending: float, mean: float, deviation: float, quantile: float) -> float:
-    """Return how long after the last call is sent all are answered: a quantile, for lognormal latencies.
-
-    A few long replies are what a run waits for. Calls go evenly, so how many are under way some seconds later
-    follows from how far latencies exceed these.
-    """
+def _slowest(calls: float, mean: float, deviation: float, quantile: float) -> float:
+    """Return the latency of the slowest of so many calls: a quantile, for lognormal latencies."""
     if not mean or not deviation:
         return mean
     wide = math.sqrt(math.log1p((deviation / mean) ** 2))
-
-    def excess(seconds: float) -> float:
-        away = (math.log(mean / seconds) + wide**2 / 2) / wide
-        return mean * _NORMAL.cdf(away) - seconds * _NORMAL.cdf(away - wide)
-
-    evenly = max(sending, mean / 100)
-    low, high = mean / 1_000, mean * 1_000
-    for _ in range(40):
-        middle = math.sqrt(low * high)
-        left = requests / evenly * (excess(middle) - excess(middle + evenly))
-        low, high = (middle, high) if left > -math.log(quantile) else (low, middle)
-    return high
+    return mean * math.exp(wide * _NORMAL.inv_cdf(quantile ** (1 / max(calls, 1.0))) - wide**2 / 2)

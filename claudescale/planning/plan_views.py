@@ -1,19 +1,19 @@
-"""How a plan looks: its card, and the frames that go into its pictures."""
+"""The pictures of a plan: the frames that go into them, made of what the plan itself tells."""
 # ruff: noqa: PLC0415  # altair takes 2 s to import, and many plans are never drawn
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import loops, text
-from claudescale.api import catalog, limits, prices
+from claudescale import loops
+from claudescale.api import catalog, prices
 from claudescale.api.limits import BUCKETS, Limits
 from claudescale.errors import PlanError
-from claudescale.planning import choices as comparing
 from claudescale.planning import estimates
-from claudescale.views.card import Card
+from claudescale.text import tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
     from claudescale.views.theme import Picture
 
-_SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
-_FIGURES = ["dollars", "dollars_p90", "minutes", "minutes_p90"]
+FIGURES = ("dollars", "dollars_p90", "minutes", "minutes_p90")
 _LONGEST_WORD = 24
+_NO_GAIN = 1.1  # less than so many times faster is nothing to pay for
+_FELT_SHARE, _FELT_MINUTES, _FELT_SLOW = 0.01, 5 / 60, 0.5
+"""What nobody feels: a price higher by less than this part, a time longer by less than this, and a 90th
+percentile of a time longer by less than this part."""
 
 
 def awaited(call: str) -> str:
@@ -32,61 +35,69 @@ def awaited(call: str) -> str:
     return f"run = await {call}" if loops.in_notebook() else f"run = cs.wait({call})"
 
 
-def plan_card(plan: Plan) -> Card:
-    """Return what is shown of a plan."""
-    try:
-        totals, options = plan.totals, plan.options
-        chosen = comparing.resolved(plan).mode
-    except PlanError as error:
-        return Card(title=f"Plan that cannot be run: {error}")
-    saved = totals.rows - totals.unsent - totals.requests
-    same = f", {saved:,} identical rows sent once" if saved else ""
-    null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
-    mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
-    worth = pl.col("dollars_saved").abs() > pl.max_horizontal(
-        pl.col("dollars") * _SAVED, pl.lit(_SAVED / 100)
-    )
-    table = options.select(mark, *_FIGURES, pl.when(worth).then("dollars_saved"), "binding")
-    if not table["dollars_saved"].count():
-        table = table.drop("dollars_saved")
-    calls = plan.expected.calls
-    basis = plan.expected.basis + ("" if calls else ": calibrate with a pilot")
-    tokens = f"{text.tokens(totals.input_tokens)} input + {text.tokens(totals.output_tokens)} output tokens"
-    sources = f"Prices: {prices.price(plan.facts).source}. Limits: {plan.limits.provenance}."
-    batch = estimates.option(options, "batch")["minutes_p90"]
-    notes = [f"{tokens}, {basis}. {sources}", *_notices(plan), *plan.compiled.notes]
-    following = "run = await plan.run(client)"
-    if plan.kept is not None:
-        following = awaited(f"{plan.kept.typed}.run(client)")
-    elif not calls:
-        live = "" if chosen == "live" else ".replace(mode='live')"
-        following = f"pilot = await plan.sample(50){live}.run(client)"
-    return Card.of(
-        table,
-        title=f"Plan: {totals.rows:,} rows on {plan.facts.id}, {totals.requests:,} requests{same}{null}. "
-        "Nothing is sent yet.",
-        notes=[*notes, *catalog.notices(plan.facts, batch_minutes=batch)],
-        next=following,
-    )
+def shown(name: str, value: Any) -> Any:
+    """Return a parameter's value as columns have it: the one name of a model or tier, limits in short."""
+    if name == "model":
+        return catalog.model(value).id
+    if name == "tier" and isinstance(value, Limits):
+        return f"Limits({', '.join(tokens(limit) for limit in value.per_minute)})"
+    return catalog.tier(value).name if name == "tier" else value
 
 
-def _notices(plan: Plan) -> Iterable[str]:
-    """Return what is worth knowing of this plan: what is taken over, assumed, or would be better."""
-    if plan.kept is not None and plan.kept.keys.count():
-        failed = plan.kept.failed
-        yield f"{plan.kept.keys.count() - sum(failed.values()):,} answered rows are taken over at no cost."
-        if failed:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
-            yield f"Left out, as the same request would fail again: {kinds}."
-    if differs := limits.differs(plan.limits, plan.tier, plan.facts):
-        yield differs
-    # Limits that are no tier's are set by something else than a tier.
-    if limits.tiers_with(plan.limits, plan.facts) and comparing.higher(plan):
-        yield f"The next tier, {comparing.upgrade(plan)}."
-    if plan.expected.cached_tokens:
-        low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-        share = f"{estimates.BATCH_HIT_SHARE:.0%}"
-        yield f"In a batch {share} of the requests are taken to find the cache: {low} to {high} are usual."
+def column(name: str, values: list[Any]) -> pl.Series:
+    """Return values as a column: as they are where they are of one simple type, else as text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or (len(kinds) == 1 and kinds <= {str, bool}):
+        return pl.Series(name, values, strict=False)
+    return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in values])
+
+
+def family(tier: str | int | Limits, rate_group: str) -> list[str]:
+    """Return the tiers of one family with published limits, from the lowest on."""
+    kind = "today" if isinstance(tier, Limits) else catalog.tier(tier).family
+    tiers = [each for each in catalog.TIERS.values() if each.family == kind]
+    return [each.name for each in tiers if rate_group in each.limits]
+
+
+def gain_words(gain: float, binding: str) -> str:
+    """Return in a few words what a tier gains, or why it gains nothing."""
+    words = binding.replace("_", " ")
+    if gain >= _NO_GAIN:
+        return f"{gain:,.1f} times faster, limited by {words}"
+    if gain > 1 / _NO_GAIN:
+        return "gains nothing: " + (f"{words} limits it" if words != "nothing to send" else words)
+    return f"{1 / gain:,.1f} times slower, limited by {words}"
+
+
+def frontier(options: pl.DataFrame) -> pl.Series:
+    """Return which options are on the frontier: no other is as cheap and as fast and better in one.
+
+    Only a difference that can be felt counts. Prices are alike up to 1%. Times are alike up to five seconds
+    and where they differ by less than both may vary, from `minutes` to `minutes_p90`; what they may take is
+    alike where one is not half as long again as the other. Options that are alike in all are on it together;
+    one whose figures are unknown is not.
+
+    Examples
+    --------
+    >>> options = pl.DataFrame({"dollars": [1.0, 2.0, 2.0], "minutes": [60.0, 5.0, 90.0]})
+    >>> frontier(options.with_columns(minutes_p90="minutes")).to_list()
+    [True, True, False]
+    """
+    figures = options.select(pl.col("dollars", "minutes", "minutes_p90").cast(pl.Float64))
+    rows = figures.filter(pl.all_horizontal(pl.all().is_finite())).unique(maintain_order=True).rows()
+    best = [row for row in rows if not any(_worse(row, other) and not _worse(other, row) for other in rows)]
+    return pl.Series("frontier", [row in set(best) for row in figures.iter_rows()], pl.Boolean)
+
+
+def _worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether it is felt that an option is worse in dollars, usual minutes or slow ones."""
+    (dollars, usual, slow), (other_dollars, other_usual, other_slow) = one, other
+    alike = max(min(slow - usual, other_slow - other_usual), _FELT_MINUTES)
+    return (
+        dollars - other_dollars > _FELT_SHARE * min(dollars, other_dollars)
+        or usual - other_usual > alike
+        or slow - other_slow > max(alike, _FELT_SLOW * min(slow, other_slow))
+    )
 
 
 class PlanPlots:
@@ -112,11 +123,9 @@ class PlanPlots:
         from claudescale.views import plan_charts
 
         plan = self._plan
-        return plan_charts.frontier(
-            choices(plan, lists or _usual(plan)),
-            deadline_minutes=plan.deadline,
-            budget_dollars=plan.budget,
-        )
+        deadline, budget = plan.deadline, plan.budget
+        points = self.points(lists or self._usual())
+        return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
         """Return how long the plan takes on each tier in its mode, and what limits it there.
@@ -130,13 +139,15 @@ class PlanPlots:
         """
         from claudescale.views import plan_charts
 
-        plan = self._plan
-        return plan_charts.minutes(
-            comparing.tiers(plan, tier),
-            own=comparing.tier_name(plan.tier),
-            mode=comparing.mode_of(plan),
-            deadline_minutes=plan.deadline,
-        )
+        plan, own = self._plan, shown("tier", self._plan.tier)
+        mode: Any = plan.compiled.likely_mode
+        table = plan.compare(tier=self._tiers() if tier is None else tier, mode=[mode])
+        notes = [
+            "this plan's tier" if name == own else gain_words(gain, binding)
+            for name, gain, binding in table.select("tier", "gain", "binding").iter_rows()
+        ]
+        table = table.with_columns(note=pl.Series(notes))
+        return plan_charts.minutes(table, own=own, mode=mode, deadline_minutes=plan.deadline)
 
     def savings(self, model: str | Iterable[str] = ()) -> Picture:
         """Return what the rows would cost plainly, what each strategy saves of it, what the plan costs.
@@ -150,12 +161,11 @@ class PlanPlots:
         """
         from claudescale.views import plan_charts
 
-        plan = self._plan
-        by_batch = estimates.option(plan.options, "batch")["dollars"]
+        plan, mode = self._plan, self._plan.compiled.likely_mode
         return plan_charts.savings(
-            comparing.savings(plan, model),
-            model=plan.facts.id,
-            batch_dollars=by_batch if comparing.mode_of(plan) == "live" else None,
+            self.saved(model),
+            model=plan.compiled.model.id,
+            batch_dollars=estimates.option(plan.options, "batch")["dollars"] if mode == "live" else None,
         )
 
     def concurrency(self, runs: Iterable[Run] = ()) -> Picture:
@@ -170,93 +180,135 @@ class PlanPlots:
         """
         from claudescale.views import plan_charts
 
-        most, binding = allowed(self._plan)
-        tried = pl.DataFrame([_tried(run) for run in runs], schema=plan_charts.RUNS, orient="row")
+        plan, tried = self._plan.compiled, []
+        for run in runs:
+            counts, minutes, given = run.counts, run.minutes or float("inf"), run.plan.concurrency
+            flight = float(given or float(run.attempts["seconds"].sum()) / 60 / minutes)
+            done = (counts.requests - counts.refused) / minutes
+            tried.append((f"concurrency={given}", flight, done, counts.refused))
+        totals, count = plan.totals, max(plan.totals.requests, 1)
+        # Limits on tokens are counted in calls of the plan's mean size.
+        used = 1.0, (totals.input_tokens - totals.cache_read_tokens) / count, totals.output_tokens / count
+        limits = zip(plan.limits.shared(plan.share).per_minute, used, BUCKETS, strict=True)
+        most, binding = min((limit / size, name) for limit, size, name in limits if size)
         return plan_charts.concurrency(
-            seconds=self._plan.expected.seconds, requests_per_minute=most, binding=binding, runs=tried
+            seconds=plan.expected.seconds,
+            requests_per_minute=most,
+            binding=binding,
+            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row"),
         )
 
+    def saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
+        """Return what each strategy saves, against the same rows without it, as `prices.SAVINGS`.
 
-def allowed(plan: Plan) -> tuple[float, str]:
-    """Return the requests per minute that a plan's limits let through, and which limit that is.
+        Read it downward, like `Run.savings`: the first row begins with every row sent by itself, live,
+        nothing cached; the last ends with what the plan costs. A strategy that costs more than it saves
+        says so. With `model` it begins with these models, the most expensive first.
 
-    Limits on tokens are counted in calls of the plan's mean size.
-    """
-    totals, limits = plan.totals, plan.limits.shared(plan.share)
-    tokens = totals.input_tokens - totals.cache_read_tokens, totals.output_tokens
-    sizes = (1.0, *(each / max(totals.requests, 1) for each in tokens))
-    rates = [most / size for most, size in zip(limits.per_minute, sizes, strict=True) if size]
-    names = [name for name, size in zip(BUCKETS, sizes, strict=True) if size]
-    return min(zip(rates, names, strict=True))
+        Spends: nothing.
+        """
+        plan, own = self._plan, self._plan.compiled.model.id
+        models = [model] if isinstance(model, str) else list(model)
+        plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
+        plain = plain.with_columns(without=pl.col("dollars") + pl.col("dollars_saved"))
+        steps = [
+            ("model", f"the same on {name}", without)
+            for name, without in plain.select("model", "without").iter_rows()
+            if name != own
+        ]
+        live = estimates.option(plan.options, "live")["dollars"]
+        steps += [
+            ("deduplication", "every row sent by itself", plain["without"][-1]),
+            ("cache", "nothing cached", plain["dollars"][-1]),
+            ("batch", "everything sent live", live),
+        ]
+        frame = pl.DataFrame(steps, schema=list(prices.SAVINGS)[:3], orient="row")
+        without, last = pl.col("dollars_without"), plan.compiled.likely_mode
+        left = without.shift(-1, fill_value=estimates.option(plan.options, last)["dollars"])
+        frame = frame.with_columns(dollars_with=left, dollars_saved=without - left)
+        share = pl.col("dollars_saved") / without.first()
+        return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
 
+    def models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
+        """Return the plan's model and the current one of every other line that could take its place.
 
-def _tried(run: Run) -> tuple[str, float, float, int]:
-    """Return what a run got done, and with how many calls in flight on average."""
-    counts, minutes = run.counts, run.minutes
-    busy = run.attempts.select(pl.col("seconds").sum()).item() / 60
-    flight = run.plan.concurrency or (busy / minutes if minutes else 0.0)
-    name, done = f"concurrency={run.plan.concurrency}", counts.requests - counts.refused
-    return name, float(flight), done / minutes if minutes else 0.0, counts.refused
+        Spends: nothing.
 
+        Parameters
+        ----------
+        tiers : list of str, int or Limits
+            On each of them the models have published limits.
+        """
+        plan, tiers = self._plan, list(tiers)
+        models: dict[str, Any] = {plan.compiled.model.line: plan.model}
+        for model in catalog.MODELS.values():
+            goes = catalog.lifecycle(model) in {
+                "deprecated",
+                "retired",
+            }  # a legacy one may be all that will do
+            if model.line in models or goes or model.verified_only:
+                continue
+            with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
+                for tier in tiers or [plan.tier]:
+                    plan.replace(model=model.id, tier=tier)
+                prices.price(model.id, mode="live"), prices.price(model.id, mode="batch")
+                models[model.line] = model.id
+        return [*models.values()]
 
-def _usual(plan: Plan) -> dict[str, Iterable[Any]]:
-    """Return the choices one has before a run: another model, the tier next to this one, another mode."""
-    own, several = comparing.tier_name(plan.tier), comparing.family(plan)
-    names = [comparing.tier_name(tier) for tier in several]
-    place = names.index(own) if own in names else 0
-    near: list[Any] = [plan.tier] if isinstance(plan.tier, Limits) else several[max(place - 1, 0) : place + 2]
-    return {"model": comparing.current_models(plan, near), "tier": near}
+    def _tiers(self) -> list[str | int | Limits]:
+        """Return the plan's tier and those of its family with published limits."""
+        own, names = self._plan.tier, family(self._plan.tier, self._plan.compiled.model.rate_group)
+        return [own, *names] if isinstance(own, Limits) else [*names]
 
+    def _usual(self) -> dict[str, list[Any]]:
+        """Return the choices one has before a run: current models of other lines, tiers next to this one."""
+        own, tiers = self._plan.tier, self._tiers()
+        place = tiers.index(shown("tier", own)) if shown("tier", own) in tiers else 0
+        near = [own] if isinstance(own, Limits) else tiers[max(place - 1, 0) : place + 2]
+        return {"model": self.models(near), "tier": near}
 
-def choices(plan: Plan, lists: dict[str, Iterable[Any]]) -> pl.DataFrame:
-    """Return a row per choice of `Plan.compare`, the plan's own among them, for `plan_charts.frontier`.
+    def points(self, lists: dict[str, Any]) -> pl.DataFrame:
+        """Return a row per choice, the plan's own among them, for `plan_charts.frontier`.
 
-    Choices that differ in name alone are one row: a batch is the same on every tier.
-    """
-    tried = {name: [_canonical(name, value) for value in values] for name, values in lists.items()}
-    names = [name for name in tried if name != "mode"]
-    words = pl.col(names).cast(pl.String).fill_null("None").replace(["true", "false"], ["True", "False"])
-    own = {name: [_canonical(name, getattr(plan, name))] for name in names}
-    chosen = plan.compare(**own) if own else plan.options
-    chosen = chosen.filter(mode=comparing.mode_of(plan)).with_columns(words)
-    options = plan.compare(**tried) if names else plan.options.filter(pl.col("mode").is_in(tried["mode"]))
-    options, key = options.with_columns(words), [*names, "mode"]
-    options = pl.concat([options, chosen.join(options, on=key, how="anti")])
-    options = options.join(chosen.select(key, chosen=True), on=key, how="left", maintain_order="left")
-    varying = [name for name in names if options[name].n_unique() > 1]
-    colored = [name for name in ("model", *varying) if name in varying and name != "tier"][:1]
-    parts = options.partition_by(colored) if colored else [options]
-    best = pl.concat([comparing.frontier(part).rename({"frontier": "best"}) for part in parts])
-    options = comparing.frontier(options).join(
-        best.select(*key, "best"), on=key, how="left", maintain_order="left"
-    )
-    figures = [pl.col(name).round_sig_figs(9) for name in _FIGURES]
-    points = options.group_by(*colored, "mode", *figures, maintain_order=True).agg(
-        pl.col("binding", "frontier", "best").first(),
-        pl.col("chosen").any(),
-        *(pl.col(name).unique(maintain_order=True).alias(f"{name}s") for name in varying),
-        choices=pl.len(),
-    )
-    several_modes = options["mode"].n_unique() > 1
-    labels, groups = [], []
-    for row in points.iter_rows(named=True):
-        shown = {name: row[f"{name}s"] for name in varying if len(row[f"{name}s"]) < options[name].n_unique()}
-        label = ["/".join(_word(name, value) for value in values) for name, values in shown.items()]
-        if several_modes or not label:
-            label.insert("model" in varying, row["mode"])
-        labels.append(" ".join(label))
-        groups.append(" ".join(_word(name, row[name]) for name in colored))
-    return points.with_columns(
-        pl.col("binding").str.replace_all("_", " "), choice=pl.Series(labels), group=pl.Series(groups)
-    )
+        Choices that differ in name alone are one row: a batch is the same on every tier.
 
-
-def _canonical(name: str, value: Any) -> Any:
-    """Return a value under its one name, so that the plan's own is found among those given."""
-    if name == "model":
-        facts = catalog.model(value)
-        return value if facts.given else facts.id
-    return catalog.tier(value).name if name == "tier" and not isinstance(value, Limits) else value
+        Spends: nothing.
+        """
+        plan, names = self._plan, [name for name in lists if name != "mode"]
+        own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
+        key = [*names, "mode"]
+        words = pl.col(names).cast(pl.String).fill_null("None").replace(["true", "false"], ["True", "False"])
+        options, chosen = (
+            plan.compare(**given).with_columns(mode="mode").with_columns(words) for given in (lists, own)
+        )
+        options = pl.concat([options, chosen]).unique(key, keep="first", maintain_order=True)
+        options = options.join(chosen.select(key, chosen=True), on=key, how="left", maintain_order="left")
+        options = options.with_columns(frontier(options))
+        varying = [name for name in names if options[name].n_unique() > 1]
+        colored = [name for name in ("model", *varying) if name in varying and name != "tier"][:1]
+        parts = options.partition_by(colored, maintain_order=True) if colored else [options]
+        options = pl.concat([part.with_columns(frontier(part).alias("best")) for part in parts])
+        figures = [pl.col(name).round_sig_figs(9) for name in FIGURES]
+        points = options.group_by(*colored, "mode", *figures, maintain_order=True).agg(
+            pl.col("binding", "frontier", "best").first(),
+            pl.col("chosen").any(),
+            *(pl.col(name).unique(maintain_order=True).alias(f"{name}s") for name in varying),
+            choices=pl.len(),
+        )
+        several_modes = options["mode"].n_unique() > 1
+        labels, groups = [], []
+        for row in points.iter_rows(named=True):
+            label = [
+                "/".join(_word(name, value) for value in row[f"{name}s"])
+                for name in varying
+                if len(row[f"{name}s"]) < options[name].n_unique()
+            ]
+            if several_modes or not label:
+                label.insert("model" in varying, row["mode"])
+            labels.append(" ".join(label))
+            groups.append(" ".join(_word(name, row[name]) for name in colored))
+        binding = pl.col("binding").str.replace_all("_", " ")
+        return points.with_columns(binding, choice=pl.Series(labels), group=pl.Series(groups))
 
 
 def _word(name: str, value: str) -> str:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
 
-from claudescale.api import catalog, prices
+from claudescale import text
+from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import ImpossibleBudget
+from claudescale.errors import ImpossibleBudget, PlanError
 from claudescale.loops import awaited
-from claudescale.planning import calibration, choices, estimates
-from claudescale.planning.choices import AUTO, MODES, is_number, minutes_of
-from claudescale.planning.plan_views import PlanPlots, plan_card
+from claudescale.planning import calibration, estimates, plan_views
+from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
+from claudescale.planning.plan_views import PlanPlots
 from claudescale.prompts.parameters import check_mode, plain, refuse
-from claudescale.prompts.requests import Frame, Prompt, compile_prompt, read, schema_of, unreadable
+from claudescale.prompts.requests import Asked, Examples, Frame, compile_prompt, read, schema_of
 from claudescale.prompts.retries import Kept
-from claudescale.views import card
+from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from datetime import timedelta
+    from collections.abc import Mapping
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
 
     from claudescale.api.models import Model
-    from claudescale.planning.estimates import Measured, Totals
+    from claudescale.planning.estimates import Measured
     from claudescale.running.runs import Run
 
 Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
@@ -41,27 +43,27 @@ TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] |
 DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
-_VOIDING = ("model", "prompt", "system", "returns", "effort", "thinking", "params", "cache")
-"""Changes after which a pilot's measurements no longer hold."""
-_FROM = {
-    "pandas.DataFrame": "pl.from_pandas(frame)",
-    "pyarrow.Table": "pl.from_arrow(frame)",
-    "polars.Series": "frame.to_frame()",
-    "builtins.list": "pl.DataFrame(frame), or pl.DataFrame({'text': frame}) where it is one of texts",
-    "builtins.dict": "pl.DataFrame(frame)",
-}
+MODES = ("live", "batch", "hybrid")
+GAIN = "gain"
+"""Column of `Plan.compare` where ``tier`` is varied: how many times faster than on the plan's own tier."""
+CACHE_HIT_SHARE = "cache_hit_share"
+"""Column of `Plan.compare` where ``cache`` is varied: the part of the requests taken to find the cache; null
+in a hybrid, which may end either way."""
+_SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_evidence"}
+"""What does not change the tokens of a plan, nor what they cost, but for what was measured."""
+_ASKED = ("prompt", "system", "examples", "returns", "effort", "thinking", "params")
+"""After a change of these a pilot's measurements no longer hold."""
+_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
+_MOST = 1e15  # no plan has a larger number
+_SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
 
 
-class Changes(TypedDict, total=False):
-    """What `Plan.replace` and `Plan.retry` change: the parameters of `plan`, and what was measured."""
+class Settings(TypedDict, total=False):
+    """The parameters of `plan` besides rows, prompt, model, tier, mode and the form of replies."""
 
-    frame: Frame
-    prompt: str | pl.Expr
-    model: ModelName | Model
-    tier: TierName | Limits
-    mode: Mode
     system: str | None
-    returns: Any
+    examples: Examples
+    samples: int
     max_tokens: int
     effort: Effort | None
     thinking: Mapping[str, Any] | None
@@ -71,8 +73,17 @@ class Changes(TypedDict, total=False):
     budget: float | None
     concurrency: int | None
     share: float
-    measured: Measured | None
-    learned: Learned | None
+
+
+class Changes(Settings, total=False):
+    """What `Plan.replace` and `Plan.retry` change: the parameters of `plan`."""
+
+    frame: Frame
+    prompt: Asked
+    model: ModelName | Model
+    tier: TierName | Limits
+    mode: Mode
+    returns: Any
 
 
 class Lists(TypedDict, total=False):
@@ -81,8 +92,10 @@ class Lists(TypedDict, total=False):
     model: Iterable[ModelName | Model]
     tier: Iterable[TierName | Limits]
     mode: Iterable[Mode]
-    prompt: Iterable[str | pl.Expr]
+    prompt: Iterable[Asked]
     system: Iterable[str | None]
+    examples: Iterable[Examples]
+    samples: Iterable[int]
     returns: Iterable[Any]
     max_tokens: Iterable[int]
     effort: Iterable[Effort | None]
@@ -95,12 +108,8 @@ class Lists(TypedDict, total=False):
     share: Iterable[float]
 
 
-PARAMETERS = tuple(Changes.__annotations__)
-"""What `Plan.replace` changes."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Plan:
+class Plan(Shown):
     """Claude's calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
 
     It shows its price and its time; `run` is the one verb that spends.
@@ -109,20 +118,18 @@ class Plan:
     ----------
     deadline : float or None
         Minutes, however it was given.
-    limits : Limits
-        What the account may do in a minute, by the table of its `tier` until the API says better.
-    measured, learned
-        What `calibrate`, `count_tokens` and `learn_limits` found out.
-    kept
-        What `retry` takes over from a run.
+    compiled : Compiled
+        What the engine knows of it: its prompt, model, limits, and what was measured.
     """
 
     frame: Frame
-    prompt: str | pl.Expr
+    prompt: Asked
     model: ModelName | Model
     tier: TierName | Limits = "start"
     mode: Mode = "live"
     system: str | None = None
+    examples: Examples = ()
+    samples: int = 1
     returns: Any = None
     max_tokens: int = 1024
     effort: Effort | None = None
@@ -133,56 +140,66 @@ class Plan:
     budget: float | None = None
     concurrency: int | None = None
     share: float = 1.0
-    measured: Measured | None = None
-    learned: Learned | None = None
-    kept: Kept | None = None
-    compiled: Prompt = field(init=False)
-    limits: Limits = field(init=False)
-    facts: catalog.Model = field(init=False)
+    _evidence: Evidence = NO_EVIDENCE
+    compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.frame, pl.DataFrame | pl.LazyFrame):
-            kind = f"{type(self.frame).__module__.split('.')[0]}.{type(self.frame).__name__}"
-            hint = _FROM.get(kind, "pl.DataFrame({'text': [...]})")
-            refuse(f"The frame is a {kind}; claudescale works on Polars frames. Use {hint}.")
+        object.__setattr__(self, "frame", as_frame(self.frame))
         for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
             whole = name in {"max_tokens", "concurrency"}
             object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
         self._check_numbers()
-        object.__setattr__(self, "deadline", minutes_of(self.deadline))
-        facts = catalog.model(self.model)
-        object.__setattr__(self, "facts", facts)
-        if facts.given and facts.given_dollars is None and (self.budget is not None or self.mode == AUTO):
+        model = catalog.model(self.model)
+        if model.given and model.given_dollars is None and (self.budget is not None or self.mode == AUTO):
             asked = f"budget={self.budget!r}" if self.budget is not None else f"mode={self.mode!r}"
             refuse(
-                f"{asked} needs the prices of {facts.id!r}, dollars per million tokens: "
-                f"model=cs.Model({facts.id!r}, input_dollars=..., output_dollars=...)."
+                f"{asked} needs the prices of {model.id!r}, dollars per million tokens: "
+                f"model=cs.Model({model.id!r}, input_dollars=..., output_dollars=...)."
             )
-        object.__setattr__(self, "limits", Limits.of(self.tier, facts, self.learned))
-        names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
+        names = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
-        given["sent"] = self.model if isinstance(self.model, str) else facts.id
-        compiled = compile_prompt(self.prompt, schema_of(self.frame), model=facts, **given)
+        given["sent"] = self.model if isinstance(self.model, str) else model.id
+        given["head"] = self.frame.head(_SEEN_ROWS) if isinstance(self.frame, pl.DataFrame) else None
+        allowed = Limits.of(self.tier, model, self._evidence.learned)
+        allowed.shared(self.share)
+        read_by_engine = (
+            "frame",
+            "mode",
+            "max_tokens",
+            "cache",
+            "deadline",
+            "budget",
+            "concurrency",
+            "share",
+        )
+        compiled = Compiled(
+            prompt=compile_prompt(self.prompt, schema_of(self.frame), model=model, **given),
+            model=model,
+            limits=allowed,
+            evidence=self._evidence,
+            **{name: getattr(self, name) for name in read_by_engine},
+        )
         object.__setattr__(self, "compiled", compiled)
         check_mode(self.params, self.mode)
         self._check_charges()
-        self.limits.shared(self.share)
 
     def _check_numbers(self) -> None:
         if not isinstance(self.mode, str) or self.mode not in {*MODES, AUTO}:
             refuse(f"mode={self.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}.")
-        if not is_number(self.share):
-            refuse(f"share={self.share!r}: it is the part of the limits this run may use, such as share=0.5.")
-        if self.budget is not None and not (is_number(self.budget) and self.budget > 0):
-            refuse(f"budget={self.budget!r}: it is in dollars and above 0, such as budget=5.0.")
-        if self.concurrency is not None and (type(self.concurrency) is not int or self.concurrency < 1):
-            most = "it is the most calls in flight, a whole number from 1 on."
-            refuse(f"concurrency={self.concurrency!r}: {most}")
-        minutes = minutes_of(self.deadline)
-        if minutes is not None and not minutes > 0:
-            what = "it is the minutes the run may take, above 0, or a timedelta."
-            refuse(f"deadline={self.deadline!r}: {what}")
+        deadline, budget, most = self.deadline, self.budget, self.concurrency
+        minutes = deadline / timedelta(minutes=1) if isinstance(deadline, timedelta) else deadline
+        wrong = {
+            "share": not is_number(self.share) and "part of the limits this run may use, such as share=0.5",
+            "budget": not _is_positive(budget) and "in dollars and above 0, such as budget=5.0",
+            "concurrency": not (most is None or (type(most) is int and most >= 1))
+            and "the most calls in flight, a whole number from 1 on",
+            "deadline": not _is_positive(minutes) and "the minutes the run may take, above 0, or a timedelta",
+        }
+        for name, what in wrong.items():
+            if what:
+                refuse(f"{name}={getattr(self, name)!r:.60}: it is {what}.")
+        object.__setattr__(self, "deadline", minutes)
         if self.mode == "hybrid" and minutes is None:
             refuse(
                 "mode='hybrid' is a batch until the deadline would be missed, so it needs one: deadline=90 "
@@ -191,9 +208,9 @@ class Plan:
 
     def _check_charges(self) -> None:
         """Raise where the API runs tools and a budget would not know, or bear, their worst case."""
-        charges, facts = self.compiled.charges, self.facts
-        if charges.searches != 0 and prices.price(facts).search is None:
-            refuse(f"What a web search costs with {facts.id} is not known. Leave the web_search tool out.")
+        charges, model = self.compiled.prompt.charges, self.compiled.model
+        if charges.searches != 0 and prices.price(model).search is None:
+            refuse(f"What a web search costs with {model.id} is not known. Leave the web_search tool out.")
         if self.budget is None:
             return
         if charges.searches is None:
@@ -202,18 +219,18 @@ class Plan:
                 "such as 'max_uses': 3."
             )
         geography = prices.worst_geography(charges.inference_geo)
-        price = prices.price(facts, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
-        most = prices.most_with_tools(price, facts, self.max_tokens, charges)
+        price = prices.price(model, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
+        most = prices.most_with_tools(price, model, self.max_tokens, charges)
         if most is not None and most > self.budget:
             msg = (
-                f"With these tools one row can cost up to {card.dollars(most)} ({charges.turns} turns of the "
-                f"model, each with up to {facts.context_tokens:,} input tokens), and the budget is "
-                f"{card.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
+                f"With these tools one row can cost up to {text.dollars(most)} ({charges.turns} turns of the "
+                f"model, each with up to {model.context_tokens:,} input tokens), and the budget is "
+                f"{text.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
                 "'max_uses' with 'allowed_callers': ['direct'], or no budget."
             )
             raise ImpossibleBudget(msg)
 
-    @cached_property
+    @property
     def options(self) -> pl.DataFrame:
         """One row per mode: dollars, minutes, what limits it. Schema `OPTIONS`.
 
@@ -224,28 +241,7 @@ class Plan:
         A batch's time is a range: most end within an hour, and one that has not ended after
         24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
         """
-        limits = self.limits.shared(self.share)
-        return estimates.options(self.totals, limits, self.expected, self.concurrency, self.deadline)
-
-    @cached_property
-    def totals(self) -> Totals:
-        """What all requests take together; the frame is read once, as a stream.
-
-        Spends: nothing.
-        """
-        return estimates.total(self._sizes, self.compiled, self.expected, self.max_tokens)
-
-    @cached_property
-    def _sizes(self) -> pl.DataFrame:
-        try:
-            return self.compiled.sizes(self.frame, None if self.kept is None else self.kept.open)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(error) from error
-
-    @property
-    def expected(self) -> Measured:
-        """What a call takes: measured by a pilot, or guessed."""
-        return self.measured or estimates.guess(self.compiled, self.max_tokens, cache=self.cache)
+        return self.compiled.options
 
     def compare(self, **lists: Unpack[Lists]) -> pl.DataFrame:
         """Return `options` for every combination, with a column for each name given.
@@ -267,12 +263,50 @@ class Plan:
         is the part of the requests taken to find it: in batches the middle of 30% to 98%.
         Source: *Batch processing* (checked 2026-08-14).
         """
-        unknown = sorted(set(lists) - set(PARAMETERS))
-        if unknown:
-            there = ", ".join(Lists.__annotations__)
-            refuse(f"plan.compare() knows no {unknown[0]!r}. There is: {there}.")
-        given: Any = lists
-        return choices.compare(self, dict(given))
+        _check_names("compare", lists, tuple(Lists.__annotations__))
+        tried = {name: _several(name, values) for name, values in lists.items()}
+        modes = tried.pop("mode", [*MODES])
+        for mode in modes:
+            if mode not in MODES:
+                why = "auto is the cheapest of these that is in time; leave mode out."
+                why = why if mode == AUTO else f"there is {', '.join(map(repr, MODES))}."
+                refuse(f"plan.compare(mode=[{mode!r}]): {why}")
+        _ = self.compiled.totals  # read once, for all combinations
+        sending: dict[tuple[int, ...], Plan] = {}  # those that send the same share their totals
+        frames: list[pl.DataFrame] = []
+        columns: dict[str, list[Any]] = {name: [] for name in tried}
+        for values in itertools.product(*tried.values()):
+            changes: Any = dict(zip(tried, values, strict=True))
+            paid = {name: value for name, value in changes.items() if name not in _SAME_TOTALS}
+            key = tuple(map(id, paid.values()))
+            if key not in sending:
+                sending[key] = self.replace(**paid)
+                _ = sending[key].compiled.totals
+            other = sending[key].replace(**{name: changes[name] for name in changes.keys() - paid})
+            options = other.options
+            if "tier" in tried:
+                own = other.replace(tier=self.tier).options["minutes"]
+                options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
+            if "cache" in tried:
+                options = options.with_columns(other._hits())  # noqa: SLF001 - another plan
+            frames.append(options.filter(pl.col("mode").is_in(modes)))
+            for name in tried:
+                columns[name] += [plan_views.shown(name, getattr(other, name))] * frames[-1].height
+        table = pl.concat(frames)
+        if table.is_empty():
+            needed = "a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
+            refuse(f"plan.compare(mode=['hybrid']): {needed}")
+        return table.select(*(plan_views.column(*named) for named in columns.items()), pl.all())
+
+    def _hits(self) -> pl.Expr:
+        """Return the part of the requests of each mode that are taken to read the cache."""
+        requests = self.compiled.totals.requests
+        live = (requests - 1) / requests if requests and self.compiled.expected.cached_tokens else 0.0
+        shares = {"live": live, "batch": min(live, estimates.BATCH_HIT_SHARE)} | (
+            {} if live else {"hybrid": 0.0}
+        )
+        hits = pl.col("mode").replace_strict(shares, default=None, return_dtype=pl.Float64)
+        return hits.alias(CACHE_HIT_SHARE)
 
     @property
     def requests(self) -> pl.DataFrame:
@@ -280,7 +314,7 @@ class Plan:
 
         Spends: nothing.
         """
-        work = choices.prepare(self, "api.anthropic.com")
+        work = self.compiled.work("api.anthropic.com")
         bodies = [body.decode() for body in work.texts.bodies(work.requests["row"])]
         return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
@@ -289,30 +323,57 @@ class Plan:
     def replace(self, **changes: Unpack[Changes]) -> Plan:
         """Return the same plan with some parameters changed.
 
-        A pilot's measurements are kept where they still hold: another model, prompt or reply form
-        makes them void.
+        A pilot's measurements are kept where they still hold: another prompt or reply form makes them void.
+        Another model's replies count as long as those measured, with the doubt of a guess.
 
         Spends: nothing.
         """
-        unknown = sorted(set(changes) - set(PARAMETERS))
-        if unknown:
-            refuse(f"plan.replace() knows no {unknown[0]!r}. There is: {', '.join(PARAMETERS)}.")
-        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self.kept else []
+        _check_names("replace", changes, PARAMETERS)
+        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self._evidence.kept else []
         if fixed:
             what = f"A retry keeps the {fixed[0]} of its run."
             refuse(f"{what} Use replace({fixed[0]}=...) on the plan itself.")
-        if set(_VOIDING) & set(changes):
-            changes.setdefault("measured", None)
         return self._with(**changes)
 
     def _with(self, **changes: Any) -> Plan:
         """Return the plan with changes, and with what is known of its rows as far as that still holds."""
         other = replace(self, **changes)
-        if "_sizes" in vars(self) and not {"frame", "prompt", "kept"} & set(changes):
-            vars(other)["_sizes"] = self._sizes  # the same rows are not read again
-        if "totals" in vars(self) and set(changes) <= choices.SAME_TOTALS:
-            vars(other)["totals"] = self.totals
+        known = self._carried(other)
+        if known is not other.compiled.evidence.measured:
+            other = replace(other, _evidence=other.compiled.evidence._replace(measured=known))
+        mine, theirs = vars(self.compiled), vars(other.compiled)
+        if (
+            "sizes" in mine
+            and not {"frame", "prompt", "system", "samples"} & set(changes)
+            and other.compiled.kept is self.compiled.kept
+        ):
+            theirs["sizes"] = mine["sizes"]  # the same rows are not read again
+            if "totals" in mine and set(changes) <= _SAME_TOTALS and known is self._evidence.measured:
+                theirs["totals"] = mine["totals"]
         return other
+
+    def _carried(self, other: Plan) -> Measured | None:
+        """Return what is known of another plan's calls by what was measured of this one's."""
+        mine, theirs = self.compiled, other.compiled
+        known = theirs.evidence.measured
+        if known is None or known is not mine.evidence.measured:
+            return known
+        if not all(_same(getattr(self, name), getattr(other, name)) for name in _ASKED):
+            return None
+        same_model = mine.model.id == theirs.model.id
+        if same_model and self.cache == other.cache:
+            return known
+        before, after = (
+            estimates.guess(each.prompt, each.max_tokens, cache=each.cache) for each in (mine, theirs)
+        )
+        # Another model thinks more by default, or cannot write as much.
+        more, times = after.output_tokens - before.output_tokens, after.output_tokens / before.output_tokens
+        mean = known.output_tokens + more if more > 0 else known.output_tokens * times
+        known = replace(known, cached_tokens=after.cached_tokens, output=known.output._replace(mean=mean))
+        if same_model:
+            return known
+        latency = known.latency._replace(mean=after.seconds * mean / after.output_tokens, slope=0.0)
+        return replace(known, calls=0, counted=0, requests=0, billed_ratio=1.0, latency=latency)
 
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
@@ -344,40 +405,38 @@ class Plan:
         --------
         ``run = await plan.retry(run, max_tokens=4000).run(client)``
         """
-        names = [name for name in PARAMETERS if name not in {"frame", "prompt"}]
-        unknown = sorted(set(changes) - set(names))
-        if unknown:
-            refuse(f"plan.retry() changes no {unknown[0]!r}. There is: {', '.join(names)}.")
+        _check_names("retry", changes, tuple(name for name in PARAMETERS if name not in {"frame", "prompt"}))
         frame = read(self.frame)
-        other = self._with(frame=frame, kept=None).replace(**changes)
+        mine = self._evidence._replace(kept=None)
+        other = self._with(frame=frame, _evidence=mine).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        kept = Kept.of(run, other.compiled, frame, other.mode, f"plan.retry({typed})")
-        return other._with(kept=kept)  # noqa: SLF001 - another plan
+        kept = Kept.of(run, other.compiled.prompt, frame, other.mode, f"plan.retry({typed})")
+        return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows; of a retry, of those that it sends.
 
         Spends: nothing.
         """
-        rows = choices.rows_of(n)
-        if self.kept is not None:
-            return self._of(self.kept, self.kept.open.head(rows))
-        return self._with(frame=self.frame.head(rows))
+        rows, kept = _rows(n), self._evidence.kept
+        return self._with(frame=self.frame.head(rows)) if kept is None else self._some(kept.open.head(rows))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
         """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
 
         Spends: nothing.
         """
-        rows, seed = choices.rows_of(n), choices.rows_of(seed, "seed")
-        if self.kept is not None:
-            return self._of(self.kept, self.kept.open.sample(min(rows, self.kept.open.len()), seed=seed))
-        frame = read(self.frame)
-        return self._with(frame=frame.sample(min(rows, frame.height), seed=seed))
+        rows, seed, kept = _rows(n), _rows(seed, "seed"), self._evidence.kept
+        drawn: Any = read(self.frame) if kept is None else kept.open
+        drawn = drawn.sample(min(rows, len(drawn)), seed=seed)
+        return self._with(frame=drawn) if kept is None else self._some(drawn)
 
-    def _of(self, kept: Kept, rows: pl.Series) -> Plan:
+    def _some(self, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
-        return self._with(frame=read(self.frame)[rows], kept=kept.at(rows))
+        if self.samples > 1:
+            refuse("A retry with samples= is of all its rows: head() and sample() are for the plan itself.")
+        kept = self._evidence.kept and self._evidence.kept.at(rows)
+        return self._with(frame=read(self.frame)[rows], _evidence=self._evidence._replace(kept=kept))
 
     def calibrate(self, run: Run) -> Plan:
         """Return the same plan with estimates measured on a pilot, and the limits that it met.
@@ -394,7 +453,18 @@ class Plan:
         PlanError
             The run has no paid replies of this model to learn from.
         """
-        return self.replace(measured=calibration.learned(run, self), learned=Learned.after(self, run))
+        if not hasattr(run, "job"):
+            kind = type(run).__name__
+            refuse(f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client).")
+        mine, theirs = self.compiled, run.plan.compiled
+        sizes = run.job.work.requests.select("key", "estimated_tokens")
+        done = sizes.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
+        known = calibration.measured(done, run.attempts, mine.prompt, self.max_tokens)
+        learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
+        if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
+            learned = self._evidence.learned
+        known = replace(known, requests=mine.totals.requests)
+        return self._with(_evidence=self._evidence._replace(measured=known, learned=learned))
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -409,9 +479,10 @@ class Plan:
         PlanError
             The API would not count: what it says.
         """
-        sample = self.sample(n, seed)
-        work = sample.compiled.work(sample.frame, "count", sample.kept)
-        return self.replace(measured=await calibration.counted(client, self, work))
+        work = self.sample(n, seed).compiled.work("count")
+        known = replace(self.compiled.expected, requests=self.compiled.totals.requests)
+        known = await calibration.counted(client, work, known, self.compiled.model)
+        return self._with(_evidence=self._evidence._replace(measured=known))
 
     @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
@@ -426,8 +497,10 @@ class Plan:
         PlanError
             The API cannot be reached, or fails.
         """
-        told = await account_limits(client, self.limits, self.facts.id)
-        return self._with(learned=Learned(told, self.tier, self.facts.rate_group))
+        model = self.compiled.model
+        allowed = await account_limits(client, self.compiled.limits, model.id)
+        learned = Learned(allowed, self.tier, model.rate_group)
+        return self._with(_evidence=self._evidence._replace(learned=learned))
 
     # the one verb that spends
 
@@ -460,8 +533,11 @@ class Plan:
         """
         from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
 
+        if on is not None and self.samples > 1:
+            refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
         given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
-        return Run(choices.resolved(self), client, **given)
+        mode: Any = self.compiled.resolved()
+        return Run(self if mode == self.mode else self._with(mode=mode), client, **given)
 
     @awaited("run = await plan.run(client)")
     async def run(
@@ -495,26 +571,138 @@ class Plan:
         run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
         return await run if wait else await run.submitted()
 
+    # how it looks
+
     @property
     def plot(self) -> PlanPlots:
         """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
         return PlanPlots(self)
 
-    def __repr__(self) -> str:
-        return plan_card(self).text()
+    def _card(self) -> Card:
+        compiled = self.compiled
+        try:
+            totals, options, chosen = compiled.totals, compiled.options, compiled.resolved()
+        except PlanError as error:
+            return Card(title=f"Plan that cannot be run: {error}")
+        saved = totals.rows - totals.unsent - totals.requests
+        same = f", {saved:,} identical rows sent once" if saved else ""
+        null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
+        mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
+        least = pl.max_horizontal(pl.col("dollars") * _SAVED, pl.lit(_SAVED / 100))
+        worth = pl.when(pl.col("dollars_saved").abs() > least).then("dollars_saved")
+        table = options.select(mark, *plan_views.FIGURES, worth, "binding")
+        if not table["dollars_saved"].count():
+            table = table.drop("dollars_saved")
+        known = compiled.expected
+        basis = known.basis + ("" if known.calls else ": calibrate with a pilot")
+        tokens = (
+            f"{text.tokens(totals.input_tokens)} input + {text.tokens(totals.output_tokens)} output tokens"
+        )
+        sources = f"Prices: {prices.price(compiled.model).source}. Limits: {compiled.limits.provenance}."
+        batch = estimates.option(options, "batch")["minutes_p90"]
+        retired = catalog.notices(compiled.model, batch_minutes=batch)
+        following = "run = await plan.run(client)"
+        if compiled.kept is not None:
+            following = plan_views.awaited(f"{compiled.kept.typed}.run(client)")
+        elif not known.calls:
+            live = "" if chosen == "live" else ".replace(mode='live')"
+            following = f"pilot = await plan.sample(50){live}.run(client)"
+        return Card.of(
+            table,
+            title=f"Plan: {totals.rows:,} rows on {compiled.model.id}, {totals.requests:,} requests"
+            f"{same}{null}. Nothing is sent yet.",
+            notes=[f"{tokens}, {basis}. {sources}", *self._notices(), *compiled.prompt.notes, *retired],
+            next=following,
+        )
 
-    def _repr_html_(self) -> str:
-        return plan_card(self).html()
+    def _notices(self) -> Iterable[str]:
+        """Return what is worth knowing of this plan: what is taken over, assumed, or would be better."""
+        compiled, kept = self.compiled, self.compiled.kept
+        if kept is not None and kept.keys.count():
+            failed = kept.failed
+            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are taken over at no cost."
+            if failed:
+                kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
+                yield f"Left out, as the same request would fail again: {kinds}."
+        if differs := limits.differs(compiled.limits, self.tier, compiled.model):
+            yield differs
+        # Limits that are no tier's are set by something else than a tier; the API may have told a better one.
+        for own in limits.tiers_with(compiled.limits, compiled.model)[:1]:
+            names = plan_views.family(own, compiled.model.rate_group)
+            for above in names[names.index(own) + 1 :][:1]:
+                mode: Any = compiled.likely_mode
+                row = self.compare(tier=[above], mode=[mode]).row(0, named=True)
+                yield f"The next tier, {above}: {plan_views.gain_words(row[GAIN], row['binding'])}."
+        if compiled.expected.cached_tokens:
+            low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
+            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are taken to find the cache"
+            yield f"{share}: {low} to {high} are usual."
+
+
+PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))
+"""What `plan` takes, and `Plan.replace` changes."""
+
+
+def _check_names(method: str, given: Iterable[str], there: tuple[str, ...]) -> None:
+    if unknown := sorted(set(given) - set(there)):
+        refuse(f"plan.{method}() knows no {unknown[0]!r}. There is: {', '.join(there)}.")
+
+
+def _several(name: str, values: object) -> list[Any]:
+    """Return the values to compare as a list."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (several := list(values)):
+        refuse(f"plan.compare({name}={values!r}): give a list of values to try, such as {name}=[...].")
+    return several
+
+
+def _same(value: object, own: object) -> bool:
+    """Whether two values of a parameter ask for the same; an expression is the same as itself alone."""
+    is_plain = type(value) is type(own) and not isinstance(own, pl.Expr)
+    return value is own or (is_plain and bool(value == own))
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number that a plan can have."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
+
+
+def _is_positive(value: Any) -> bool:
+    return value is None or (is_number(value) and value > 0)
+
+
+def _rows(n: object, name: str = "n") -> int:
+    """Return how many rows are asked for; PlanError where that is no number of rows."""
+    rows = plain(n, whole=True)
+    if type(rows) is not int or rows < 0:
+        refuse(f"{name}={n!r}: it is how many rows, a whole number from 0 on, such as int(...).")
+    return rows
+
+
+def as_frame(frame: object) -> Frame:
+    """Return rows as a Polars frame: of a list of texts with the column ``text``, of others by Arrow."""
+    if isinstance(frame, pl.DataFrame | pl.LazyFrame):
+        return frame
+    if isinstance(frame, list) and all(isinstance(each, str | None) for each in frame):
+        return pl.DataFrame({"text": frame}, schema={"text": pl.String})
+    if hasattr(frame, "__arrow_c_stream__") and not isinstance(frame, pl.Series):
+        return pl.DataFrame(frame)
+    kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
+    use = "frame.to_frame()" if isinstance(frame, pl.Series) else "pl.DataFrame({'text': [...]})"
+    there = "It can be a Polars frame, a list of texts, or a table of pandas, pyarrow or DuckDB."
+    msg = f"The frame is a {kind}. {there} Use {use}."
+    raise PlanError(msg)
 
 
 def plan(
     frame: Frame,
-    prompt: str | pl.Expr,
+    prompt: Asked,
     *,
     model: ModelName | Model,
     tier: TierName | Limits = "start",
     mode: Mode = "live",
     system: str | None = None,
+    examples: Examples = (),
+    samples: int = 1,
     returns: Any = None,
     max_tokens: int = 1024,
     effort: Effort | None = None,
@@ -532,11 +720,12 @@ def plan(
 
     Parameters
     ----------
-    frame : pl.DataFrame or pl.LazyFrame
-        One request per row; identical ones are sent once.
-    prompt : str or pl.Expr
-        A template with ``{column}``, or an expression that gives one String per row. A null makes
-        that row null and unsent.
+    frame : pl.DataFrame, pl.LazyFrame, list of str, or a table of pandas, pyarrow or DuckDB
+        One request per row; identical ones are sent once. Of a list the column is ``text``.
+    prompt : str, pl.Expr or list
+        A template with ``{column}``, or an expression that gives one String per row. Or a list of parts:
+        files as `image` and `pdf`, and templates. A null makes that row null and unsent; a file that cannot
+        be read does too, and `error` and `message` in the results say why.
     model : str or Model
         Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price. One
         that is not listed is a `claudescale.Model`.
@@ -547,16 +736,24 @@ def plan(
         live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline and budget
         nine times in ten.
     system : str, optional
-        Instructions that are the same for every row.
+        Instructions. An ``{identifier}`` that names a column is filled for each row; other braces stay as
+        they are, and ``{{identifier}}`` stands for that word in braces.
+    examples : list of tuple
+        Pairs of a text and the reply to it, which every request has before its row. With ``returns=`` a reply
+        may be the object, or a dict of its fields.
+    samples : int
+        How often each row is sent, on purpose: as many result rows, with a column `sample` from 1 on. The
+        first is the request of a plan without samples.
     returns : optional
-        A pydantic model, a dict or `pl.Schema` of Polars types, or one type such as a `pl.Enum`:
-        replies become typed columns.
+        A pydantic model or a list of one (``list[Model]``), a dict or `pl.Schema` of Polars types, one type
+        such as a `pl.Enum`, ``bool``, ``int``, ``float``, ``str``, or labels (``Literal["good", "bad"]``, or
+        a list of them): replies become typed columns.
     max_tokens : int
         Longest reply in tokens, thinking included.
     effort, thinking : optional
         As the API takes them. The default keeps thinking off, or small where it cannot be off.
     cache : bool
-        Cache the system prompt, warmed by one call.
+        Cache the system prompt and the examples, warmed by one call.
     params : dict, optional
         Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
         the reply, as JSON.
@@ -578,8 +775,7 @@ def plan(
     --------
     >>> import polars as pl
     >>> frame = pl.DataFrame({"text": ["late again", "works", "works"]})
-    >>> plan(frame, "Is this a complaint? {text}", model="claude-haiku-5-5").totals.requests
+    >>> plan(frame, "Is this a complaint? {text}", model="claude-haiku-5-5").requests.height
     2
     """
-    given = {name: value for name, value in locals().items() if name in PARAMETERS}
-    return Plan(**given)
+    return Plan(**locals())

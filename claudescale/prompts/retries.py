@@ -28,7 +28,7 @@ class Kept(NamedTuple):
     def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, mode: str, typed: str) -> Kept:
         """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
         _check_retried(run, prompt, frame)
-        returns, before, replies = prompt.returns, run.plan.compiled, run.job.replies()
+        returns, before, replies = prompt.returns, run.plan.compiled.prompt, run.job.replies()
         error = replies["error"]
         if _form(returns) != _form(before.returns) and error.null_count():
             refuse(
@@ -47,7 +47,7 @@ class Kept(NamedTuple):
         tried = rest.select("key", tried_at=pl.col("sent_at").dt.epoch("us"))
         known = pl.concat([kept.select("key", kept="key"), tried], how="diagonal")
         rows = run.job.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
-        tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.kept
+        tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.compiled.kept
         if earlier is not None:
             tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
             spent = pl.concat([earlier.spent, spent])
@@ -112,12 +112,14 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
             "cell: run = await plan.run(client)."
         )
     before = run.job.work.frame
+    if run.plan.samples != prompt.samples:
+        refuse("plan.retry() keeps the samples= of its run. Use run.plan.retry(run).")
     if frame.height != before.height:
         refuse(
             f"The run has {before.height:,} rows and the plan {frame.height:,}: plan.retry() takes a run of "
             "the same rows. Use run.plan.retry(run)."
         )
-    asked = run.plan.compiled.contents(before)["content"]
+    asked = run.plan.compiled.prompt.contents(before)["content"]
     if not prompt.contents(frame)["content"].equals(asked):
         refuse(
             "The run asks something else of these rows: plan.retry() takes a run with the same texts in the "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale.api import catalog
-from claudescale.api.answers import NO_ENDPOINT, Verdict, read_object, verdict
+from claudescale.api.answers import NO_ENDPOINT, Verdict, dig, read_object, verdict
 from claudescale.ledger.records import OPEN
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ LONGEST_UPLOAD_SECONDS = 3_600.0
 USUAL_SECONDS = 3_600.0
 """Most batches end within an hour. Source: Anthropic, *Batch processing* (checked 2026-08-14)."""
 _PART_BYTES = 4_000_000
+_COUNTS = ("succeeded", "errored", "canceled", "expired")
+_MOMENTS = ("created_at", "expires_at", "ended_at")
 _OPENING, _CLOSING, _ID, _PARAMS, _END = '{"requests":[', "]}", '{"custom_id":"', '","params":', "}"
 _ROW_BYTES = len(f"{_ID}-{_PARAMS}{_END},") + 32 + 2 * NONCE_BYTES
 _SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
@@ -53,22 +56,15 @@ _SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
 # what goes into one
 
 
-def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float | None) -> int:
-    """Return how many of the first rows fit into one batch.
+def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float) -> int:
+    """Return how many of the first rows fit into one batch; the first one does whatever its size.
 
-    Parameters
-    ----------
-    rows : pl.DataFrame
-        With `bytes` and `worst_dollars` of each request.
-    requests, size_bytes : int
-        Most of them in the batch.
-    dollars : float or None
-        The most it may cost, whatever the replies; None is without end.
+    `rows` has `bytes` and `worst_dollars` of each request; `dollars` is the most the batch may cost,
+    whatever the replies.
     """
-    alone = pl.int_range(pl.len()) == 0  # whatever its size, it goes
-    fits = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
-    if dollars is not None:
-        fits &= pl.col("worst_dollars").cum_sum() <= dollars
+    alone = pl.int_range(pl.len()) == 0
+    short = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
+    fits = short & (pl.col("worst_dollars").cum_sum() <= dollars)
     return int(rows.head(max(requests, 0)).select(fits.sum()).item())
 
 
@@ -102,38 +98,21 @@ def _parts(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 # what an answer means
 
 
-class Made(NamedTuple):
-    """What became of a batch that was posted.
+def made(answer: Answer) -> str:
+    """Decide what became of a batch that was posted.
 
-    Attributes
-    ----------
-    outcome : str
-        ``"created"``; ``"absent"`` (surely not made, try again), ``"refused"`` (the limits),
-        ``"too_large"``, ``"stop"`` (none can be made); ``"unknown"``: it may be there, look for it.
-    shown : dict
-        The batch, where it was created.
-    found : Verdict
-        Otherwise, what the API says.
+    It is ``"created"``, ``"absent"`` (surely not made: try again), ``"refused"`` (the limits),
+    ``"too_large"``, ``"stop"`` (none can be made) or ``"unknown"``: after anything but a plain yes or no it
+    may be there, and is looked for.
     """
-
-    outcome: str
-    shown: dict[str, Any]
-    found: Verdict
-
-
-def made(answer: Answer) -> Made:
-    """Decide what became of a batch; after anything but a plain yes or no it may be there."""
-    found = verdict(answer)
+    outcome = verdict(answer).outcome
     if answer.status is None:
-        surely = "stop" if found.outcome == "stop" else "absent"
-        return Made("unknown" if answer.sent else surely, {}, found)
-    shown = read_object(answer.content)
-    if 200 <= answer.status < 300:  # noqa: PLR2004 - HTTP's own numbers
-        return Made("created" if is_batch(shown) else "unknown", shown, found)
+        return "unknown" if answer.sent else "stop" if outcome == "stop" else "absent"
+    if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
+        return "created" if is_batch(read_object(answer.content)) else "unknown"
     if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return Made("too_large", {}, found)
-    outcomes = {"refused": "refused", "overloaded": "unknown", "again": "unknown"}
-    return Made(outcomes.get(found.outcome, "stop"), {}, found)
+        return "too_large"
+    return {"refused": "refused", "overloaded": "unknown", "again": "unknown"}.get(outcome, "stop")
 
 
 def is_wrong(answer: Answer, model: str) -> bool:
@@ -150,19 +129,14 @@ def is_wrong(answer: Answer, model: str) -> bool:
 def dry_run(request: bytes) -> tuple[bytes, int]:
     """Return a request with the shortest reply that the API allows, and its length in tokens."""
     fields = json.loads(request)
-    thinking = fields.get("thinking")
-    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-    longest = fields["max_tokens"] = budget + 1 if isinstance(budget, int) else 1
+    longest = fields["max_tokens"] = (dig(int, fields, "thinking", "budget_tokens") or 0) + 1
     return json.dumps(fields).encode(), longest
 
 
 def trusts(batch: Batch, *, known_good: bool) -> bool:
     """Whether a row that was refused in a batch is to blame for it, as others were answered.
 
-    Parameters
-    ----------
-    known_good : bool
-        Rows of the plan were answered before this batch.
+    `known_good`: rows of the plan were answered before this batch.
     """
     if batch.succeeded:
         return batch.errored <= _MOST_ERRORED * batch.succeeded
@@ -190,16 +164,13 @@ def has_results(shown: dict[str, Any]) -> bool:
 
 
 def seen(batch: Batch, shown: dict[str, Any]) -> Batch:
-    """Return a batch as the API shows it now."""
-    counts = shown.get("request_counts")
-    counted = counts if isinstance(counts, dict) else {}
-    names = ("succeeded", "errored", "canceled", "expired")
-    changes: dict[str, Any] = {name: counted[name] for name in names if isinstance(counted.get(name), int)}
-    for name in ("created_at", "expires_at", "ended_at"):
-        changes[name] = seconds_of(shown.get(name)) or getattr(batch, name)
+    """Return a batch as the API shows it now; what cannot be read stays as it was."""
+    counts = {name: dig(int, shown, "request_counts", name) for name in _COUNTS}
+    moments = {name: seconds_of(shown.get(name)) for name in _MOMENTS}
+    known = {name: value for name, value in (counts | moments).items() if value is not None}
     state = shown["processing_status"]
-    known = state if state in {"in_progress", "canceling", "ended"} else "in_progress"
-    return batch._replace(batch_id=shown["id"], state=known, **changes)
+    state = state if state in OPEN else "in_progress"
+    return batch._replace(**{**known, "batch_id": shown["id"], "state": state})
 
 
 def seconds_of(moment: object) -> float | None:
@@ -210,48 +181,34 @@ def seconds_of(moment: object) -> float | None:
         return None
 
 
+# a batch whose answer was lost
+
+
 def clock_offset(answer: Answer, now: float) -> tuple[float, float]:
     """Return by how many seconds the API's clock is ahead of `now`, and how well that is known."""
     try:
-        told = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        ahead = parsedate_to_datetime(answer.headers["date"]).timestamp() - now
     except (KeyError, ValueError, OverflowError, OSError, TypeError, IndexError):
         return 0.0, CLOCK_SECONDS
-    return told - now, DATE_SECONDS
+    return (ahead if abs(ahead) > DATE_SECONDS else 0.0), DATE_SECONDS
 
 
-def ahead_seconds(answer: Answer, now: float) -> float:
-    """Return by how much the API's clock is ahead of one that is wrong; 0 where they agree, or who knows."""
-    ahead, doubt = clock_offset(answer, now)
-    return ahead if abs(ahead) > doubt else 0.0
+def window(batch: Batch, until: float, offset: tuple[float, float]) -> tuple[float, float]:
+    """Return from when to when, in API time, a batch may have been made whose answer was lost.
 
-
-def may_be(batch: Batch, shown: dict[str, Any], until: float, offset: tuple[float, float]) -> bool:
-    """Whether a batch that the API lists may be the one whose answer was lost: by time and size.
-
-    Parameters
-    ----------
-    until : float
-        When the API has surely stopped making it, by this clock.
-    offset : tuple
-        Of `clock_offset`.
+    It is wide where this clock is wrong: the intent is in API time only if that was known then. `until` is
+    when the API has surely stopped making it, by this clock; `offset` is of `clock_offset`.
     """
-    counts = shown.get("request_counts")
-    created = seconds_of(shown.get("created_at"))
-    if not is_batch(shown) or not isinstance(counts, dict) or created is None:
-        return False
     ahead, doubt = offset
-    # The intent is in API time as it was known then: in this clock's where it was not. Either may be right.
-    earliest, latest = batch.intended_at - doubt, until + doubt
-    in_time = earliest <= created - ahead <= latest or earliest <= created <= latest + ahead
-    if abs(ahead) > doubt:  # this clock is wrong, and so may `until` be
-        in_time |= earliest <= created <= batch.intended_at + LONGEST_UPLOAD_SECONDS + LOST_SECONDS + doubt
-    return in_time and sum(counts.values()) == batch.requests
+    return batch.intended_at + min(ahead, 0.0) - doubt, until + max(ahead, 0.0) + doubt
 
 
-def looked_far_enough(batch: Batch, shown: list[dict[str, Any]], offset: tuple[float, float]) -> bool:
-    """Whether the list, newest first, has come to batches that are too old to be the lost one."""
-    created = seconds_of(shown[-1].get("created_at")) if shown else None
-    return created is None or max(created, created - offset[0]) < batch.intended_at - offset[1]
+def may_be(batch: Batch, shown: dict[str, Any], window: tuple[float, float]) -> bool:
+    """Whether a batch that the API lists may be the one whose answer was lost: by time and size."""
+    created, counts = seconds_of(shown.get("created_at")), dig(dict, shown, "request_counts")
+    if not is_batch(shown) or created is None or counts is None:
+        return False
+    return window[0] <= created <= window[1] and sum(counts.values()) == batch.requests
 
 
 # when to look again
@@ -262,31 +219,35 @@ def poll_seconds(age_seconds: float) -> float:
     return min(max(age_seconds * _GROWTH, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 
 
+@dataclass(slots=True)
+class Streak:
+    """Bad answers in a row: how many, and since when."""
+
+    count: int = 0
+    since: float = 0.0
+
+    def add(self, now: float) -> None:
+        """Count one more."""
+        self.since = self.since if self.count else now
+        self.count += 1
+
+    def lasts(self, now: float, *, seconds: float, count: int) -> bool:
+        """Whether there were so many, over so long a time."""
+        return self.count >= count and now - self.since >= seconds
+
+
 class Expected(NamedTuple):
-    """How batches stand, and when the last of them ends.
+    """How batches stand, and when the last of them ends."""
 
-    Attributes
-    ----------
-    open, ended : int
-        Batches that are out, and those that have ended.
-    requests : int
-        In those that are out.
-    usual_seconds : float or None
-        After which the last one has usually ended: as long as those took that have, else an hour. None
-        once that is over.
-    latest_seconds : float
-        After which it has expired.
-    """
-
-    open: int
+    open: int  # batches that are out
     ended: int
-    requests: int
-    usual_seconds: float | None
-    latest_seconds: float
+    requests: int  # in those that are out
+    usual_seconds: float | None  # until it has usually ended; None once that is over
+    latest_seconds: float  # until it has expired
 
 
 def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
-    """Return when the open batches end; None where there are none.
+    """Return when the open batches end: as long as others took, else an hour. None where there are none.
 
     The API tells nothing of a batch before its end.
     """
@@ -295,10 +256,12 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     if not waited:
         return None
     took = [batch.ended_at - batch.created_at for batch in made if batch.ended_at and batch.created_at]
-    begun_at = max(batch.created_at or batch.intended_at for batch in waited)
-    usual = begun_at + (statistics.median(took) if took else USUAL_SECONDS) - now
-    latest = begun_at + catalog.BATCH.expires_hours * 3_600 - now
-    requests = sum(batch.requests for batch in waited)
+    age = now - max(batch.created_at or batch.intended_at for batch in waited)
+    usual = (statistics.median(took) if took else USUAL_SECONDS) - age
     return Expected(
-        len(waited), len(made) - len(waited), requests, usual if usual > 0 else None, max(latest, 0.0)
+        open=len(waited),
+        ended=len(made) - len(waited),
+        requests=sum(batch.requests for batch in waited),
+        usual_seconds=usual if usual > 0 else None,
+        latest_seconds=max(catalog.BATCH.expires_hours * 3_600 - age, 0.0),
     )

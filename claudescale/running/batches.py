@@ -14,10 +14,11 @@ import math
 import secrets
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -35,12 +36,13 @@ from claudescale.api.answers import (
 )
 from claudescale.api.client import BatchWire, Parts, listed
 from claudescale.api.limits import read_headers
-from claudescale.ledger.records import Batch
+from claudescale.ledger.records import OPEN, Batch
 from claudescale.running import batch_rules
 from claudescale.running.batch_results import attempts, missing_lines, proves
+from claudescale.running.batch_rules import Streak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
     from claudescale.running.job import Job
 
@@ -75,22 +77,33 @@ SILENT_SECONDS = 6 * 3_600.0
 FEW_LOOKS = 8
 """In vain in a row, however long ago the last good one is: a computer that wakes has no network at first."""
 _PAGE = 100
-_SEVERAL = 2
 _STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
 _REFUSALS = pl.col("error").is_in(["invalid_request_error", "request_too_large"]) & ~pl.col("final")
 _UNCLEAR = pl.col("error").is_in(["invalid_response", "result_missing"])
 
 
-class Refusals(NamedTuple):
-    """How many rows of a batch were refused alike, for a reason that another try would meet again.
-
-    Only those that count as no last word, as hardly a row of their batch was answered.
-    """
+@dataclass(slots=True)
+class Followed:
+    """A batch that this run follows, and what it has learned of it."""
 
     batch: Batch
-    rows: int
-    error: str | None
-    message: str | None
+    lost_until: float = math.inf  # when one whose answer was lost surely was not made
+    foreign: set[str] = field(default_factory=set)  # batches that were looked at and are not this one
+    missed: Streak = field(default_factory=Streak)  # looks that did not show it
+    stuck: Verdict | None = None  # why this run cannot bring it in; it goes on holding its rows
+    is_canceled: bool = False  # by this run, or maybe by an earlier one
+    reads: int = 0  # of results that lack lines
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)  # by key, error and message
+
+    @property
+    def batch_id(self) -> str:
+        """Its name at the API."""
+        return str(self.batch.batch_id)
+
+    @property
+    def is_waited(self) -> bool:
+        """Whether it is still to come in."""
+        return self.batch.state in OPEN and self.stuck is None
 
 
 class Batches:
@@ -98,82 +111,56 @@ class Batches:
 
     Spends: half of what the rows cost live.
 
-    Parameters
-    ----------
-    job : Job
-        Whose rows these are.
-
     Attributes
     ----------
-    open : dict
-        By nonce, the batches that this run follows and that are not closed yet.
-    stuck : dict
-        By nonce, why this run cannot bring in some of those; they go on holding their rows.
-    closed : list of Batch
-        The others, in the order they were closed.
+    stopped_by : Verdict or None
+        Why nothing more was submitted.
     adopted : set of str
         Keys of rows that a batch of an earlier run held.
-    submitted, switched, freed : asyncio.Event
-        All is submitted that the queue has room for; nothing more will be, as the time is up; and what
-        was out is canceled and collected too.
+    submitted, freed : asyncio.Event
+        All is submitted that the queue has room for; nothing more will be, as the time is up, and what
+        was out is canceled and collected.
     """
 
     def __init__(self, job: Job) -> None:
         plan = job.plan
-        self.open: dict[str, Batch] = {}
-        self.stuck: dict[str, Verdict] = {}
-        self.closed: list[Batch] = []
+        self.stopped_by: Verdict | None = None
         self.adopted: set[str] = set()
-        self.submitted, self.switched, self.freed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._job = job
-        self._ledger = job.ledger
-        self._clock = job.clock
-        self._purse = job.purse
+        self.submitted, self.freed = asyncio.Event(), asyncio.Event()
+        self._job, self._ledger, self._clock, self._purse = job, job.ledger, job.clock, job.purse
         self._wire = BatchWire(
-            job.wire, job.clock, plan.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
+            job.wire, job.clock, plan.compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
         )
         self._requests = job.batch_requests()
-        self._hands_over = plan.mode == "hybrid"  # where no batch can be made, live calls do the rest
-        self._prime = plan.cache and plan.compiled.is_cacheable  # one row alone writes the cache first
-        # what is to be submitted
-        self._left = self._others = self._requests.clear()
-        self._submits = self._stopping = self._leaving = False
-        self._queue_requests = plan.limits.batch_queue_requests or catalog.BATCH.max_requests
-        self._most_requests = catalog.BATCH.max_requests
-        self._most_bytes = batch_rules.FULL_BYTES
-        self._rounds: Counter[str] = Counter()
-        self._hold_until = self._others_at = self._ahead_seconds = 0.0
-        self._failures = self._refusals = 0
-        self._alike: list[Refusals] = []  # of the last batches, in which nearly all rows were refused
-        self._no_more: Verdict | None = None  # why nothing more is submitted
+        self._followed: list[Followed] = []  # in the order they were met; other threads read it
+        self._until: Callable[[], float] = lambda: math.inf  # the API second at which to stop submitting
+        self._stopping = self._leaving = self._switched = self._submits = False
         self._woken = asyncio.Event()
-        # what is out
-        self._nothing_learned: Verdict | None = None  # why nothing more can be learned of what is out
-        self._is_silent = False
-        self._changed_at = self._reached_at = job.clock.seconds()
-        self._looks_in_vain = 0
-        self._lost: dict[str, float] = {}  # until when a batch without an answer may still appear
-        self._foreign: dict[str, set[str]] = {}  # by nonce, batches that were looked at and are not this one
-        self._missed: dict[str, tuple[float, int]] = {}  # by nonce, since when and how often it was not shown
-        self._accepted = self._readable = self._made_none = False
-        self._doubts, self._doubted_at = 0, 0.0
-        self._reads: Counter[str] = Counter()
-        self._refused: dict[str, dict[str, tuple[str, str]]] = {}  # by nonce and key, error and message
-        self._canceled: set[str] = set()  # batches whose cancellation is not somebody else's doing now
+        # what is to be submitted
+        self._left = self._others = self._requests.clear()  # the others' rows are held by other runs
+        self._hands_over = plan.mode == "hybrid"  # where no batch can be made, live calls do the rest
+        self._prime = plan.cache and plan.compiled.prompt.is_cacheable  # one row alone writes the cache first
+        self._queue_requests = plan.compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
+        self._most_requests, self._most_bytes = catalog.BATCH.max_requests, batch_rules.FULL_BYTES
+        self._rounds: Counter[str] = Counter()
+        self._hold_until = self._ahead_seconds = 0.0
+        self._failures = self._refusals = 0
+        self._alike: tuple[object, int] = None, 0  # why whole batches were refused, and how many rows
+        # what was heard
+        self._ends_all = False  # live calls would meet what stopped this, too
+        self._is_deaf = False  # nothing more can be learned of what is out
+        self._accepted = self._readable = False
+        self._silence, self._doubts = Streak(), Streak()
+        self._changed_at = job.clock.seconds()
 
     # the handle
 
     @property
-    def stopped_by(self) -> Verdict | None:
-        """Why nothing more was submitted."""
-        return self._no_more or self._nothing_learned
-
-    @property
     def is_refused(self) -> bool:
         """Whether there is a reason to stop, which live calls would meet as well."""
-        found = self._no_more
-        if found is None or self._nothing_learned is not None:
-            return self._nothing_learned is not None
+        found = self.stopped_by
+        if found is None or self._ends_all:
+            return self._ends_all
         if not self._hands_over or found.error in {"budget", RETIRED}:
             return True
         # A key and a model that answer live are good: then it is the batches that the API does not have.
@@ -181,29 +168,38 @@ class Batches:
         return found.error in STOPPING_ERRORS and not only_here
 
     @property
-    def waited(self) -> list[Batch]:
-        """Batches that are still to come in."""
-        return [batch for nonce, batch in self.open.items() if nonce not in self.stuck]
+    def seen(self) -> list[Batch]:
+        """All batches that this run follows or followed."""
+        return [each.batch for each in self._followed]
 
     @property
-    def known(self) -> list[Batch]:
+    def waited(self) -> list[Followed]:
+        """Batches that are still to come in."""
+        return [each for each in self._followed if each.is_waited]
+
+    @property
+    def known(self) -> list[Followed]:
         """Those of them that surely are at the API."""
-        return [batch for batch in self.waited if batch.batch_id is not None]
+        return [each for each in self.waited if each.batch.batch_id is not None]
+
+    @property
+    def stuck(self) -> dict[str, Verdict]:
+        """By nonce, why batches cannot be brought in by this run; they go on holding their rows."""
+        return {each.batch.nonce: each.stuck for each in self._followed if each.stuck is not None}
 
     @property
     def why_stuck(self) -> Verdict | None:
         """What to say of batches that could not be brought in."""
-        if not self.stuck:
+        if not (stuck := self.stuck):
             return None
-        first, *more = self.stuck.values()
-        if not more:
-            return first
-        words = f"this is so of {len(self.stuck)} batches, one of them: {first.message}"
-        return Verdict(outcome="stop", error=first.error, message=words)
+        first, *more = stuck.values()
+        words = f"this is so of {len(stuck)} batches, one of them: {first.message}"
+        return _because(first.error, words) if more else first
 
     def expected(self) -> batch_rules.Expected | None:
         """Return when the last batch ends, as far as that can be told."""
-        return batch_rules.expected_end([*self.closed, *self.waited], self._clock.seconds())
+        shown = [each.batch for each in self._followed if each.stuck is None]
+        return batch_rules.expected_end(shown, self._clock.seconds())
 
     def stop(self) -> None:
         """Submit nothing more and cancel what is out; what was answered comes in. From the loop's thread.
@@ -235,22 +231,19 @@ class Batches:
         until : callable, optional
             Gives the API second at which to stop; asked again each time the batches are looked at.
         """
-        self._submits = True
+        self._submits, self._until = True, until
         self._left = self._requests.filter(pl.col("key").is_in(keys.implode()))
         await self.adopt()
         await self._check()
-        await self._go(until)
+        await self.follow()
 
     async def follow(self) -> None:
-        """Collect batches of earlier runs that hold a row of this one; submit none. Spends: nothing more."""
-        await self._go(lambda: math.inf)
-
-    async def _go(self, until: Callable[[], float]) -> None:
+        """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
         try:
             while not self._leaving:
-                await self._submit(until)
+                await self._submit()
                 self.submitted.set()
-                self._hand_over(until)
+                self._hand_over()
                 if self._is_canceling:
                     await self._cancel()
                 await self._look()
@@ -258,45 +251,46 @@ class Batches:
                     self.freed.set()
                 if self._is_done():
                     break
-                await self._wait(until())
+                await self._wait()
         finally:
-            for event in (self.submitted, self.switched, self.freed):
-                event.set()
+            self.submitted.set()
+            self.freed.set()
 
-    def _hand_over(self, until: Callable[[], float]) -> None:
+    def _hand_over(self) -> None:
         """Leave the rest to live calls where the time is up, or no batch can be made."""
-        ill = self._hands_over and self._no_more is not None and not self.is_refused
-        if self._submits and (ill or self._clock.seconds() >= until()):
-            self.switched.set()
-            self._submits = False
-            self._left, self._others = self._left.clear(), self._others.clear()
+        ill = self._hands_over and self.stopped_by is not None and not self.is_refused
+        if self._submits and (ill or self._clock.seconds() >= self._until()):
+            self._switched, self._submits = True, False
+            self._left = self._others = self._left.clear()
 
     @property
     def _is_canceling(self) -> bool:
-        return self._stopping or self.switched.is_set()
+        return self._stopping or self._switched
 
     def _is_done(self) -> bool:
         if self._stopping:
             return not self.known
-        if self._is_silent:
-            return True
-        waiting = 0 if self.stopped_by else self._left.height + self._others.height
-        return not self.waited and not waiting
+        sends = self.stopped_by is None and (self._left.height or self._others.height)
+        return self._is_deaf or not (self.waited or sends)
 
-    async def _wait(self, until: float) -> None:
+    async def _wait(self) -> None:
         """Wait until it is time to look again, or something was asked of this."""
         now = self._clock.seconds()
-        due = [now + batch_rules.poll_seconds(now - self._changed_at)] if self.waited else []
+        due = [self._until()] if self._submits else []
+        if self.waited or self._others.height:
+            due.append(now + batch_rules.poll_seconds(now - self._changed_at))
         if self._left.height and (self._hold_until > now or not self.waited):
-            due.append(max(self._hold_until, now))
-        if self._others.height:
-            due.append(now + batch_rules.poll_seconds(now - self._others_at))
-        due += [until] if self._submits else []
+            due.append(self._hold_until)
         seconds = min(due, default=now) - now
         with suppress(TimeoutError):
             async with asyncio.timeout(self._clock.real(max(seconds, 0.0))):
                 await self._woken.wait()
         self._woken.clear()
+
+    def _stop(self, found: Verdict, *, all_calls: bool = False) -> None:
+        """Submit nothing more; with `all_calls` for a reason that live calls would meet, too."""
+        self.stopped_by = self.stopped_by or found
+        self._ends_all |= all_calls
 
     # rows that are in a batch, or another run's
 
@@ -307,18 +301,18 @@ class Batches:
         """
         now = self._clock.seconds()
         for batch in await loops.in_thread(self._ledger.adopt, self._requests["key"]):
-            self.open[batch.nonce] = batch
-            self._canceled.add(batch.nonce)
-            if batch.batch_id is None:
-                sent_by = batch.intended_at + batch_rules.LONGEST_UPLOAD_SECONDS
-                self._lost[batch.nonce] = min(now, sent_by) + batch_rules.LOST_SECONDS
+            sent_by = batch.intended_at + batch_rules.LONGEST_UPLOAD_SECONDS
+            lost_until = min(now, sent_by) + batch_rules.LOST_SECONDS
+            self._followed.append(Followed(batch, lost_until, is_canceled=True))
             held = await loops.in_thread(self._ledger.held, batch.nonce)
             is_held = pl.col("key").is_in(held)
             self.adopted.update(held)
-            worst = float(self._requests.filter(is_held)["worst_dollars"].sum())
-            self._purse.batches[batch.nonce] = worst
+            self._purse.batches[batch.nonce] = self._worst_dollars(is_held)
             self._left, self._others = self._left.filter(~is_held), self._others.filter(~is_held)
             _LOG.debug("batch %s of an earlier run: taken over", batch.batch_id)
+
+    def _worst_dollars(self, which: pl.Expr) -> float:
+        return float(self._requests.filter(which)["worst_dollars"].sum())
 
     def _give_back(self, keys: list[str]) -> None:
         """Send rows again; where nothing is submitted they are free, and live calls may claim them."""
@@ -339,19 +333,19 @@ class Batches:
 
         At most three, from all over the frame, as a row may be to blame itself.
         """
-        if self._job.refusal() is not None or self._job.known_good:  # nothing will be sent, or all is well
-            return
-        found: list[Verdict] = []
-        last = self._left.height - 1
-        for place in sorted({0, (last + 1) // 2, last}) if self._left.height else ():
-            answer = await self._looked_at(self._left[place])
-            self._ahead_seconds = batch_rules.ahead_seconds(answer, self._clock.seconds())
-            found.append(verdict(answer))
-            wrong = batch_rules.is_wrong(answer, self._job.plan.facts.id)
+        rows, reasons = self._left, set()
+        if self._job.refusal() is not None or self._job.known_good or rows.is_empty():
+            return  # nothing will be sent, or all is well
+        for place in sorted({0, rows.height // 2, rows.height - 1}):
+            answer = await self._looked_at(rows[place])
+            self._ahead_seconds, _ = batch_rules.clock_offset(answer, self._clock.seconds())
+            wrong = batch_rules.is_wrong(answer, self._job.plan.compiled.model.id)
             if self._stopping or self._leaving or not wrong:
                 return
-        if len({(reason.error, reason.message) for reason in found}) == 1:
-            self._no_more = found[-1]
+            found = verdict(answer)
+            reasons.add((found.error, found.message))
+        if len(reasons) == 1:
+            self._stop(found)
 
     async def _looked_at(self, row: pl.DataFrame) -> Answer:
         """Return what the API says of a row: to a short message, or to a count where the budget has no room.
@@ -360,7 +354,7 @@ class Batches:
         """
         job, (request,) = self._job, self._job.work.texts.bodies(row["row"])
         message, longest = batch_rules.dry_run(request)
-        worst = job.worst_dollars(len(message), longest)
+        worst = job.worst_dollars(row["most_tokens"].item(), longest)
         if job.api.simulated or not worst <= self._purse.left:
             return await job.wire.count_tokens(request)
         sent = self._clock.seconds()
@@ -375,77 +369,74 @@ class Batches:
             self._purse.pay(worst)
         return answer
 
-    async def _submit(self, until: Callable[[], float]) -> None:
+    async def _submit(self) -> None:
         """Submit as much as queue, budget and time allow."""
         while self._submits and not (self._stopping or self._leaving or self.stopped_by):
             now = self._clock.seconds()
-            rows = self._next() if self._hold_until <= now < until() else self._left.clear()
+            rows = self._next() if self._hold_until <= now < self._until() else self._left.clear()
             if rows.is_empty():
                 break
             self._left = self._left.slice(rows.height)
             mine = await loops.in_thread(self._job.claimed, rows)
             if mine.height < rows.height:
                 others = rows.join(mine, on="key", how="anti", maintain_order="left")
-                self._others = pl.concat([self._others, others])
-                self._others_at = max(self._others_at, self._changed_at)
+                self._others, self._changed_at = pl.concat([self._others, others]), now
             if mine.height and (words := self._job.refusal()) is not None:
-                self._no_more = Verdict(outcome="stop", error=RETIRED, message=words)
+                self._stop(_because(RETIRED, words))
             elif mine.height:
-                await self._post(mine, until)
+                await self._post(mine)
 
     def _next(self) -> pl.DataFrame:
         """Return the rows of the next batch; none where they have to wait."""
         out = self.waited
-        most = min(self._most_requests, self._queue_requests - sum(batch.requests for batch in out))
-        if self._prime and not self.closed:
+        most = min(self._most_requests, self._queue_requests - sum(each.batch.requests for each in out))
+        if self._prime and all(each.is_waited for each in self._followed):
             most = 0 if out else 1
-        dollars = self._purse.left
-        count = batch_rules.fitting(self._left, requests=most, size_bytes=self._most_bytes, dollars=dollars)
+        count = batch_rules.fitting(
+            self._left, requests=most, size_bytes=self._most_bytes, dollars=self._purse.left
+        )
         if not count and self._left.height and not out:
-            self._no_more = Verdict(outcome="stop", error="budget")
+            self._stop(_because("budget"))
         return self._left.head(count)
 
-    async def _post(self, rows: pl.DataFrame, until: Callable[[], float]) -> None:
+    async def _post(self, rows: pl.DataFrame) -> None:
         """Post one batch, once: the intent before, the id after."""
-        nonce = secrets.token_hex(batch_rules.NONCE_BYTES)
+        nonce, keys = secrets.token_hex(batch_rules.NONCE_BYTES), rows["key"].to_list()
         batch = Batch(
             nonce=nonce,
             api=self._job.api.name,
-            model=self._job.plan.facts.id,
+            model=self._job.plan.compiled.model.id,
             requests=rows.height,
             intended_at=self._clock.seconds() + self._ahead_seconds,
         )
-        keys = rows["key"].to_list()
         await loops.in_thread(self._ledger.intend, batch, keys)
-        self.open[nonce] = batch
+        posted = Followed(batch)
+        self._followed.append(posted)
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
-        size_bytes = batch_rules.body_bytes(rows)
-        body = Parts(partial(batch_rules.body, rows, self._job.work.texts, nonce))
-        answer = await self._created(self._wire.create(body, size_bytes), until)
-        made = batch_rules.made(answer)
-        self._changed_at = self._clock.seconds()
-        _LOG.debug(
-            "batch of %d rows, %d bytes: %s, %s", len(keys), size_bytes, made.outcome, made.found.error
-        )
-        if made.outcome == "created":
-            await self._note(batch_rules.seen(batch, made.shown))
+        answer = await self._created(rows, nonce)
+        outcome, now = batch_rules.made(answer), self._clock.seconds()
+        self._changed_at = now
+        _LOG.debug("batch of %d rows: %s, status %s", len(keys), outcome, answer.status)
+        if outcome == "created":
+            await self._note(posted, batch_rules.seen(batch, read_object(answer.content)))
             self._failures = self._refusals = 0
             return
-        if made.outcome == "unknown":  # it may be there: it is looked for
-            answered = answer.status is not None
-            patience = batch_rules.FAILED_SECONDS if answered else batch_rules.LOST_SECONDS
-            self._lost[nonce] = self._clock.seconds() + patience
+        if outcome == "unknown":  # it may be there: it is looked for
+            patience = batch_rules.FAILED_SECONDS if answer.status else batch_rules.LOST_SECONDS
+            posted.lost_until = now + patience
             return
-        await self._close(batch, "absent")
+        await self._close(posted, "absent")
         self._give_back(keys)
-        if made.outcome == "too_large" and rows.height > 1:
-            self._most_bytes = size_bytes // 2
+        if outcome == "too_large" and rows.height > 1:
+            self._most_bytes = batch_rules.body_bytes(rows) // 2
         else:
-            self._failed(made.found, read_headers(answer.headers).retry_after_seconds)
+            self._failed(verdict(answer), read_headers(answer.headers).retry_after_seconds)
 
-    async def _created(self, create: Coroutine[Any, Any, Answer], until: Callable[[], float]) -> Answer:
+    async def _created(self, rows: pl.DataFrame, nonce: str) -> Answer:
         """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
-        seconds = self._clock.real(max(until() - self._clock.seconds(), 0.0))
+        body = Parts(partial(batch_rules.body, rows, self._job.work.texts, nonce))
+        create = self._wire.create(body, batch_rules.body_bytes(rows))
+        seconds = self._clock.real(max(self._until() - self._clock.seconds(), 0.0))
         answer = await loops.in_time(create, seconds, self._woken, _GRACE_SECONDS)
         return answer or Answer(None, {}, b"", "timeout_error")
 
@@ -456,13 +447,12 @@ class Batches:
         self._refusals, self._failures = self._refusals + refused, self._failures + (not refused)
         if refused and not self.waited and self._refusals % _MOST_REFUSALS == 0:
             self._most_requests = max(self._most_requests // 2, 1)  # the queue is smaller than was thought
-        made = self.known or any(batch.state == "collected" for batch in self.closed)
-        patience = _FAILURES_LATER if made else MOST_FAILURES
-        hopeless = batch_rules.is_hopeless(found)
-        if hopeless and made and found.error in DOUBTED:  # a key and a model that were good
-            hopeless = self._failures >= MISSED_LOOKS
-        if hopeless or self._failures >= patience:
-            self._no_more = found
+        made = self.known or any(batch.state == "collected" for batch in self.seen)
+        most = _FAILURES_LATER if made else MOST_FAILURES
+        if batch_rules.is_hopeless(found):  # at once, but for a key and a model that were good
+            most = MISSED_LOOKS if made and found.error in DOUBTED else 0
+        if self._failures >= most:
+            self._stop(found)
         growing = max(batch_rules.poll_seconds(now - self._changed_at), 2.0**self._failures)
         self._hold_until = now + (retry_after_seconds or min(growing, _LONGEST_HOLD))
 
@@ -470,18 +460,14 @@ class Batches:
 
     async def _look(self) -> None:
         """See how every batch is, collect what has ended, and send again what was not answered."""
-        self._made_none = False
-        refusals: list[Refusals] = []
-        for batch in list(self.open.values()):
-            if batch.batch_id is None:
-                await self._search(batch)
-        await self._poll([batch for batch in self.known if batch.state != "ended"])
-        for batch in self.known:
-            if batch.state == "ended":
-                await self._collect(batch, refusals)
-        self._weigh(refusals)
-        if self._made_none and self._submits:
-            self._failed(Verdict(outcome="again", error="api_error", message="a batch was not made"))
+        for each in self.waited:
+            if each.batch.batch_id is None:
+                await self._search(each)
+        for each in self.known:
+            if each.batch.state != "ended":
+                await self._look_at(each, await self._wire.retrieve(each.batch_id))
+            if each.is_waited and each.batch.state == "ended":
+                await self._collect(each)
         if self._others.height:
             await self._look_at_others()
         elif not self._submits:
@@ -489,43 +475,42 @@ class Batches:
 
     async def _cancel(self) -> None:
         """Ask for the end of every batch that is known to be there."""
-        for batch in self.known:
-            if batch.state == "in_progress":
-                if batch.nonce not in self._canceled:
-                    self._changed_at = self._clock.seconds()
-                    self._canceled.add(batch.nonce)
-                await self._look_at(batch, await self._wire.cancel(str(batch.batch_id)))
+        for each in self.known:
+            if each.batch.state == "in_progress":
+                if not each.is_canceled:
+                    each.is_canceled, self._changed_at = True, self._clock.seconds()
+                await self._look_at(each, await self._wire.cancel(each.batch_id))
 
-    async def _search(self, batch: Batch) -> None:
+    async def _search(self, lost: Followed) -> None:
         """Look for a batch whose answer was lost: the nonce in its results proves it."""
-        candidates = await self._candidates(batch)
+        candidates = await self._candidates(lost)
         if candidates is None:
             return
-        waiting = False
+        unclear = False
         for shown in candidates:
             ended = shown["processing_status"] == "ended"
             block = await self._wire.first_lines(shown["id"]) if ended else None
-            ours = proves(block, batch.nonce) if block else None
+            ours = proves(block, lost.batch.nonce) if block else None
             if ours:
-                del self._lost[batch.nonce]
-                await self._note(batch_rules.seen(batch, shown))
+                await self._note(lost, batch_rules.seen(lost.batch, shown))
                 return
-            if ours is False or (ended and not batch_rules.has_results(shown)):
-                self._foreign.setdefault(batch.nonce, set()).add(shown["id"])
+            if ours is None and (batch_rules.has_results(shown) or not ended):
+                unclear = True
             else:
-                waiting = True
-        if not waiting and self._clock.seconds() >= self._lost[batch.nonce]:
-            await self._unsent(batch, "absent")
+                lost.foreign.add(shown["id"])
+        if not unclear and self._clock.seconds() >= lost.lost_until:
+            await self._unsent(lost, "absent")
 
-    async def _unsent(self, batch: Batch, state: str) -> None:
+    async def _unsent(self, each: Followed, state: str) -> None:
         """Close a batch that was never made, or ended with its simulator: its rows go again."""
-        self._give_back(await self._close(batch, state))
-        self._made_none = True
+        self._give_back(await self._close(each, state))
+        if self._submits and self._hold_until <= self._clock.seconds():  # several count once
+            self._failed(Verdict(outcome="again", error="api_error", message="a batch was not made"))
 
-    async def _candidates(self, batch: Batch) -> list[dict[str, Any]] | None:
+    async def _candidates(self, lost: Followed) -> list[dict[str, Any]] | None:
         """Return the listed batches that may be this one; None where the list cannot be read now."""
-        others = await loops.in_thread(self._ledger.batches)
-        known = {other.batch_id for other in others} | self._foreign.get(batch.nonce, set())
+        kept = await loops.in_thread(self._ledger.batches)
+        others = {other.batch_id for other in kept} | lost.foreign
         found: list[dict[str, Any]] = []
         after = None
         while True:
@@ -534,219 +519,187 @@ class Batches:
             if answer.status != HTTPStatus.OK:
                 return None
             page, offset = listed(answer), batch_rules.clock_offset(answer, self._clock.seconds())
-            until = self._lost[batch.nonce]
-            may_be = [shown for shown in page if batch_rules.may_be(batch, shown, until, offset)]
-            found += [shown for shown in may_be if shown["id"] not in known]
-            if batch_rules.looked_far_enough(batch, page, offset) or len(page) < _PAGE:
+            window = batch_rules.window(lost.batch, lost.lost_until, offset)
+            may_be = [shown for shown in page if batch_rules.may_be(lost.batch, shown, window)]
+            found += [shown for shown in may_be if shown["id"] not in others]
+            # The newest come first.
+            oldest = batch_rules.seconds_of(page[-1].get("created_at")) if page else None
+            if oldest is None or oldest < window[0] or len(page) < _PAGE:
                 return found
             after = str(page[-1].get("id"))
 
-    async def _poll(self, batches: list[Batch]) -> None:
-        left = {str(batch.batch_id): batch for batch in batches}
-        if len(left) >= _SEVERAL:
-            answer = await self._wire.page(min(_PAGE, 2 * len(left)))
-            for shown in listed(answer) if answer.status == HTTPStatus.OK else []:
-                if batch_rules.is_batch(shown) and shown["id"] in left:
-                    await self._see(left.pop(shown["id"]), shown)
-        for batch_id, batch in left.items():
-            await self._look_at(batch, await self._wire.retrieve(batch_id))
-
-    async def _look_at(self, batch: Batch, answer: Answer) -> None:
+    async def _look_at(self, each: Followed, answer: Answer) -> None:
         """Take in an answer that shows one batch."""
         self._hear(answer)
         shown = read_object(answer.content)
-        if answer.status == HTTPStatus.OK and batch_rules.is_batch(shown):
-            await self._see(batch, shown)
-        else:
-            await self._miss(batch, answer)
-
-    async def _see(self, batch: Batch, shown: dict[str, Any]) -> None:
-        self._missed.pop(batch.nonce, None)
-        now = batch_rules.seen(batch, shown)
-        if now != batch:
-            await self._note(now)
-        if now.state == "ended" and not batch_rules.has_results(shown):
-            await self._lose(now)
+        if answer.status != HTTPStatus.OK or not batch_rules.is_batch(shown):
+            await self._miss(each, answer)
+            return
+        each.missed = Streak()
+        batch = batch_rules.seen(each.batch, shown)
+        if batch != each.batch:
+            await self._note(each, batch)
+        if batch.state == "ended" and not batch_rules.has_results(shown):
+            await self._close(each, "gone")  # and stop: its rows would be paid for again
+            words = (
+                f"the results of batch {each.batch_id} are over {catalog.BATCH.results_days} days old and "
+                "gone. What it answered was paid for. Nothing was sent again; the same cell again sends its "
+                "rows anew"
+            )
+            self._stop(_because("results_gone", words), all_calls=True)
 
     def _hear(self, answer: Answer) -> None:
         """Notice an API that has nothing to say any more, or not to this key."""
         now = self._clock.seconds()
-        self._looks_in_vain += 1
-        if answer.status is not None and answer.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            self._reached_at, self._looks_in_vain = now, 0
+        if answer.status is None or answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._silence.add(now)
+        else:
+            self._silence = Streak()
         if answer.status == HTTPStatus.OK:
-            self._accepted, self._doubts = True, 0
+            self._accepted, self._doubts = True, Streak()
         if answer.status == HTTPStatus.OK or batch_rules.is_gone(answer):
             return
         found = verdict(answer)
-        silent = now - self._reached_at > SILENT_SECONDS and self._looks_in_vain > FEW_LOOKS
-        if silent or (found.outcome == "stop" and self._is_believed(now)):
-            self._is_silent = True
-            self._nothing_learned = self._nothing_learned or found
+        ends = self._silence.lasts(now, seconds=SILENT_SECONDS, count=FEW_LOOKS)
+        if found.outcome == "stop":  # of a key that was good it is not believed at once
+            self._doubts.add(now)
+            lasts = self._doubts.lasts(now, seconds=MISSED_SECONDS, count=MISSED_LOOKS)
+            ends = ends or lasts or not self._accepted
+        if ends:
+            self._is_deaf = True
+            self._stop(found, all_calls=True)
 
-    def _is_believed(self, now: float) -> bool:
-        """Count an answer that the account is in trouble, and return whether to believe it of a good key."""
-        self._doubted_at = self._doubted_at if self._doubts else now
-        self._doubts += 1
-        lasting = self._doubts >= MISSED_LOOKS and now - self._doubted_at >= MISSED_SECONDS
-        return lasting or not self._accepted
-
-    async def _miss(self, batch: Batch, answer: Answer) -> None:
+    async def _miss(self, each: Followed, answer: Answer) -> None:
         """Count an answer that does not show a batch. One 404 may be another replica's, of a batch just made.
 
         When it is to be believed the batch stays in the ledger, for another key may see it. A simulator's
         ended with it, and its rows cost nothing.
         """
         now, gone = self._clock.seconds(), batch_rules.is_gone(answer)
-        since, looks = self._missed.get(batch.nonce, (now, 0))
-        self._missed[batch.nonce] = since, looks + 1
-        patience = MISSED_SECONDS if gone else SILENT_SECONDS
-        if looks + 1 < MISSED_LOOKS or now - since < patience:
+        each.missed.add(now)
+        if not each.missed.lasts(now, seconds=MISSED_SECONDS if gone else SILENT_SECONDS, count=MISSED_LOOKS):
             return
         if gone and self._job.api.simulated:
-            await self._unsent(batch, "gone")
-            return
-        if gone:
-            words = f"batch {batch.batch_id} is not shown to this key: another workspace's, or deleted"
-            words = f"{words}. {_held(batch)}"
-            self.stuck[batch.nonce] = Verdict(outcome="stop", error="batch_not_found", message=words)
+            await self._unsent(each, "gone")
+        elif gone:
+            words = f"batch {each.batch_id} is not shown to this key: another workspace's, or deleted"
+            each.stuck = _because("batch_not_found", f"{words}. {_held(each)}")
         else:
             found = verdict(answer)
-            words = f"batch {batch.batch_id} could not be seen for hours: {found.message}"
-            self.stuck[batch.nonce] = Verdict(outcome="stop", error=found.error, message=words)
+            words = f"batch {each.batch_id} could not be seen for hours: {found.message}"
+            each.stuck = _because(found.error, words)
 
     # collect one that has ended
 
-    async def _collect(self, batch: Batch, refusals: list[Refusals]) -> None:
+    async def _collect(self, each: Followed) -> None:
         """Bring the results of a batch to the disk, those that are not there yet, and close it."""
-        recorded = await loops.in_thread(self._ledger.recorded, batch)
-        canceled: list[str] = []
+        recorded = await loops.in_thread(self._ledger.recorded, each.batch)
+        canceled = 0
 
         async def take(block: bytes) -> None:
-            nonlocal recorded
-            frame = await loops.in_thread(self._read, block, batch, recorded)
-            await self._keep(batch, frame)
+            nonlocal recorded, canceled
+            frame = await loops.in_thread(self._read, block, each.batch, recorded)
+            await self._keep(each, frame)
             recorded = recorded.append(frame["key"])
-            self._readable |= frame.height > 0
-            canceled.extend(frame.filter(pl.col("error") == "canceled")["key"])
+            canceled += frame.filter(error="canceled").height
 
-        answer = await self._wire.results(str(batch.batch_id), take)
+        answer = await self._wire.results(each.batch_id, take)
         self._hear(answer)
         if answer.status != HTTPStatus.OK:
-            await self._miss(batch, answer)
+            await self._miss(each, answer)
             return
-        self._missed.pop(batch.nonce, None)
-        held = pl.Series(await loops.in_thread(self._ledger.held, batch.nonce), dtype=pl.String)
+        each.missed = Streak()
+        held = pl.Series(await loops.in_thread(self._ledger.held, each.batch.nonce), dtype=pl.String)
         missing = held.filter(~held.is_in(recorded.implode())).to_list()
         if missing:
-            if not self._gives_up(batch, len(missing)):
+            if not self._gives_up(each, len(missing)):
                 return
-            await take(missing_lines(missing, batch.nonce))
-        if canceled and batch.nonce not in self._canceled:
-            words = f"{len(canceled):,} rows of batch {batch.batch_id} were canceled, and not by this run"
-            self._learn_nothing("canceled", words)
-        left = await self._close(batch, "collected")
-        refused = self._refused.pop(batch.nonce, {})
-        unanswered = [key for key in left if key not in refused]
+            await take(missing_lines(missing, each.batch.nonce))
+        if canceled and not each.is_canceled:
+            words = f"{canceled:,} rows of batch {each.batch_id} were canceled, and not by this run"
+            self._stop(_because("canceled", words), all_calls=True)
+        left = await self._close(each, "collected")
+        unanswered = [key for key in left if key not in each.refused]
         self._rounds.update(unanswered)
         self._give_back([key for key in unanswered if self._rounds[key] < MOST_ROUNDS])
-        (why, rows), *_ = [*Counter(refused.values()).most_common(1), ((None, None), 0)]
-        refusals.append(Refusals(self.closed[-1], rows, *why))
+        self._weigh(each)
 
-    async def _keep(self, batch: Batch, frame: pl.DataFrame) -> None:
+    async def _keep(self, each: Followed, frame: pl.DataFrame) -> None:
         """Bring results to the disk, and note what they say of more than their rows."""
         await self._job.record_many(frame)
+        self._readable |= frame.height > 0
         refused = frame.filter(_REFUSALS).select("key", "error", "message").rows()
-        self._refused.setdefault(batch.nonce, {}).update(
-            {key: (error, words) for key, error, words in refused}
-        )
-        unclear = self._requests.join(frame.filter(_UNCLEAR), on="key", how="semi")  # it may be billed
-        self._purse.pay(float(unclear["worst_dollars"].sum()))
+        each.refused |= {key: (error, words) for key, error, words in refused}
+        unclear = frame.filter(_UNCLEAR)["key"].to_list()  # they may be billed
+        self._purse.pay(self._worst_dollars(pl.col("key").is_in(unclear)))
         for error, message in frame.filter(_STOPS).select("error", "message").rows()[:1]:
-            self._learn_nothing(error, message)
-
-    def _learn_nothing(self, error: str, message: str | None) -> None:
-        """Submit nothing more, for a reason that more batches would meet too."""
-        found = Verdict(outcome="stop", error=error, message=message)
-        self._nothing_learned = self._nothing_learned or found
+            self._stop(_because(error, message), all_calls=True)
 
     def _read(self, block: bytes, batch: Batch, recorded: pl.Series) -> pl.DataFrame:
         begun = batch.created_at or batch.intended_at
         frame = attempts(
             block,
             nonce=batch.nonce,
-            batch_id=str(batch.batch_id),
             # A batch is billed as on the day it was made.
             price=self._job.batch_price.at(datetime.fromtimestamp(begun, UTC)),
+            trusted=batch_rules.trusts(batch, known_good=self._job.known_good),
+            batch_id=batch.batch_id,
             sent_at=begun,
             seconds=(batch.ended_at or begun) - begun,
-            trusted=batch_rules.trusts(batch, known_good=self._job.known_good),
             **self._job.common,
         )
         new = ~pl.col("key").is_in(recorded.implode())
         return frame.unique("key", keep="first", maintain_order=True).filter(new)
 
-    def _gives_up(self, batch: Batch, missing: int) -> bool:
+    def _gives_up(self, each: Followed, missing: int) -> bool:
         """Whether results that lack lines were read often enough, so that their rows go to another batch."""
-        self._reads[batch.nonce] += 1
-        if self._reads[batch.nonce] < MOST_READS:
+        each.reads += 1
+        if each.reads < MOST_READS:
             return False
-        if self._readable and missing <= max(MOST_MISSING, MOST_MISSING_SHARE * batch.requests):
+        requests = each.batch.requests
+        if self._readable and missing <= max(MOST_MISSING, MOST_MISSING_SHARE * requests):
             return True
-        words = f"of batch {batch.batch_id} {missing:,} of {batch.requests:,} results cannot be read"
-        words = f"{words}. {_held(batch)}"
-        self.stuck[batch.nonce] = Verdict(outcome="stop", error="results_incomplete", message=words)
+        words = f"of batch {each.batch_id} {missing:,} of {requests:,} results cannot be read"
+        each.stuck = _because("results_incomplete", f"{words}. {_held(each)}")
         return False
 
-    def _weigh(self, refusals: list[Refusals]) -> None:
+    def _weigh(self, each: Followed) -> None:
         """Stop where whole batches are refused alike: it is the request, or the account, and not a row."""
-        for found in refusals:
-            alike = len({(kind.error, kind.message) for kind in [*self._alike[:1], found]}) == 1
-            if found.rows < batch_rules.NEARLY_ALL * found.batch.requests:
-                self._alike = [] if found.batch.succeeded else self._alike
-            else:
-                self._alike = [*self._alike, found] if alike else [found]
-        if not self._alike:
+        batch = each.batch
+        ((error, message), rows), *_ = [*Counter(each.refused.values()).most_common(1), (("", ""), 0)]
+        if rows < batch_rules.NEARLY_ALL * batch.requests:
+            self._alike = (None, 0) if batch.succeeded else self._alike
             return
-        rows = sum(kind.rows for kind in self._alike)
-        answered = any(batch.succeeded for batch in self.closed)
-        several = rows >= batch_rules.ALIKE_ROWS and (len(self._alike) > 1 or not answered)
+        before = self._alike[1] if self._alike[0] == (error, message) else 0
+        self._alike = (error, message), before + rows
+        answered = any(other.succeeded for other in self.seen)
+        several = before + rows >= batch_rules.ALIKE_ROWS and (before or not answered)
         nothing_else = not (answered or self._job.known_good or self._left.height or self.waited)
         if several or nothing_else:
-            found = self._alike[-1]
-            count = f"{found.rows:,} of {found.batch.requests:,} rows"
-            message = f"{count} of batch {found.batch.batch_id} were refused alike: {found.message}"
-            self._no_more = Verdict(outcome="stop", error=found.error, message=message)
+            count = f"{rows:,} of {batch.requests:,} rows of batch {each.batch_id}"
+            self._stop(_because(error, f"{count} were refused alike: {message}"))
 
-    async def _lose(self, batch: Batch) -> None:
-        """Close a batch whose results cannot be read any more, and stop: its rows would be paid for again."""
-        await self._close(batch, "gone")
-        words = (
-            f"the results of batch {batch.batch_id} are over {catalog.BATCH.results_days} days old and gone. "
-            "What it answered was paid for. Nothing was sent again; the same cell again sends its rows anew"
-        )
-        self._learn_nothing("results_gone", words)
-
-    async def _close(self, batch: Batch, state: str) -> list[str]:
+    async def _close(self, each: Followed, state: str) -> list[str]:
         """Close a batch, and return which of its rows have no final answer."""
-        left = await loops.in_thread(self._ledger.held, batch.nonce)
-        done = batch._replace(state=state)
-        await loops.in_thread(self._ledger.note, done)
-        self.open.pop(batch.nonce, None)
-        self._lost.pop(batch.nonce, None)
-        self._purse.batches.pop(batch.nonce, None)
-        self.closed.append(done)
+        left = await loops.in_thread(self._ledger.held, each.batch.nonce)
+        await self._note(each, each.batch._replace(state=state))
+        self._purse.batches.pop(each.batch.nonce, None)
         self._changed_at = self._clock.seconds()
-        _LOG.debug("batch %s: %s, %d rows without an answer", batch.batch_id, state, len(left))
         return left
 
-    async def _note(self, batch: Batch) -> None:
+    async def _note(self, each: Followed, batch: Batch) -> None:
+        """Write down what is known of a batch now."""
         await loops.in_thread(self._ledger.note, batch)
-        self.open[batch.nonce] = batch
+        each.batch = batch
         _LOG.debug("batch %s: %s", batch.batch_id, batch.state)
 
 
-def _held(batch: Batch) -> str:
+def _because(error: str | None, message: str | None = None) -> Verdict:
+    """Return a reason to stop."""
+    return Verdict(outcome="stop", error=error, message=message)
+
+
+def _held(each: Followed) -> str:
     """Return what becomes of the rows of a batch that cannot be brought in."""
-    freed = f"cs.Ledger(...).forget({batch.batch_id!r})"
+    freed = f"cs.Ledger(...).forget({each.batch_id!r})"
     return f"Its rows stay held, as they may be paid for. After {freed} they are sent, and paid for, again"

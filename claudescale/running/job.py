@@ -24,7 +24,6 @@ from claudescale.errors import LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
-from claudescale.planning import choices
 from claudescale.running.batches import Batches
 from claudescale.running.meter import Meter, Pulse, read
 
@@ -50,11 +49,12 @@ _FIRST_ROWS, _EVERY = 32, 8
 
 
 class Row(NamedTuple):
-    """One request to make: its key, its body as JSON bytes, the estimate of its uncached input tokens."""
+    """One request to make: its key, its body as JSON, its uncached input tokens, estimated, and the most."""
 
     key: str
     body: bytes
     input_tokens: float
+    most_tokens: int
 
 
 class Purse:
@@ -141,7 +141,9 @@ class Job:
         self.client = unlimited(client)  # a run has a pacer of its own
         self.path = path
         self.clock = Clock()
-        self.meter = Meter(plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.facts)
+        self.meter = Meter(
+            plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.compiled.model
+        )
         self.purse = Purse(plan.budget)
         self.asked = ""
         self.live: Live | None = None
@@ -175,16 +177,16 @@ class Job:
         self.is_open = True
 
     def _read(self) -> None:
-        plan, kept = self.plan, self.plan.kept
+        plan, kept = self.plan, self.plan.compiled.kept
         if kept is not None:
             kept.check(simulated=self.api.simulated)
-        work = choices.prepare(plan, self.api.name)
+        work = plan.compiled.work(self.api.name)
         found = self.ledger.replies(work.requests["key"], ["error"])
         self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
         self._check_model()
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
-        self.estimate = choices.check(plan, part=part)
+        self.estimate = plan.compiled.check(part=part)
         self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         self.meter.begin(work.keys)
         self.meter.found(found)
@@ -195,7 +197,7 @@ class Job:
     @property
     def work(self) -> Work:
         """The rows; before the run has read them, with keys that nothing has answered."""
-        return self._work or choices.prepare(self.plan, "not known yet")
+        return self._work or self.plan.compiled.work("not known yet")
 
     @property
     def api_name(self) -> str:
@@ -220,7 +222,7 @@ class Job:
         self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
     ) -> pl.DataFrame:
         """Return the final attempt of every request that has one, of this run or an earlier one."""
-        kept, found = self.plan.kept, ATTEMPTS.to_frame().select(columns)
+        kept, found = self.plan.compiled.kept, ATTEMPTS.to_frame().select(columns)
         if self.is_open:
             keys = self.work.requests["key"] if of is None else of
             found = self.ledger.replies(keys, columns).select(columns)
@@ -239,7 +241,7 @@ class Job:
 
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""
-        return catalog.refusal(self.plan.facts, self.clock.now())
+        return catalog.refusal(self.plan.compiled.model, self.clock.now())
 
     def start(self) -> None:
         """Take note that the first call can go."""
@@ -279,7 +281,7 @@ class Job:
 
         What a retry takes over may be answers to other requests than it sends.
         """
-        return self.plan.kept is None and self.meter.answered > 0
+        return self.plan.compiled.kept is None and self.meter.answered > 0
 
     @property
     def is_over(self) -> bool:
@@ -313,10 +315,11 @@ class Job:
     def rendered(self, rows: pl.DataFrame) -> Iterator[Row]:
         """Yield requests as rows for a `Live`."""
         plan = self.plan
-        cached = plan.compiled.shared_tokens if plan.cache else 0.0
+        cached = plan.compiled.prompt.shared_tokens if plan.cache else 0.0
         bodies = self.work.texts.bodies(rows["row"])
-        for key, body, tokens in zip(rows["key"], bodies, rows["estimated_tokens"], strict=True):
-            yield Row(key, body, max(tokens - cached, 1.0))
+        columns = (rows[name] for name in ("key", "estimated_tokens", "most_tokens"))
+        for key, tokens, most, body in zip(*columns, bodies, strict=True):
+            yield Row(key, body, max(tokens - cached, 1.0), most)
 
     async def _waited(self, held: pl.DataFrame) -> pl.DataFrame:
         """Return which rows others hold and have not answered, after a while if there are any."""
@@ -366,12 +369,12 @@ class Job:
     @cached_property
     def price(self) -> prices.Price:
         """Of a live call."""
-        return prices.price(self.plan.facts, mode="live")
+        return prices.price(self.plan.compiled.model, mode="live")
 
     @cached_property
     def batch_price(self) -> prices.Price:
         """Of a row in a batch."""
-        return prices.price(self.plan.facts, mode="batch")
+        return prices.price(self.plan.compiled.model, mode="batch")
 
     @cached_property
     def _dearest(self) -> prices.Price:
@@ -380,24 +383,26 @@ class Job:
 
     @property
     def _worst_geography(self) -> str:
-        return prices.worst_geography(self.plan.compiled.charges.inference_geo)
+        return prices.worst_geography(self.plan.compiled.prompt.charges.inference_geo)
 
-    def worst_dollars(self, size_bytes: int, max_tokens: int) -> float:
-        """Return the most a live message of so many bytes, with so long a reply, can cost."""
+    def worst_dollars(self, most_tokens: int, max_tokens: int) -> float:
+        """Return the most a live message of so many tokens, with so long a reply, can cost."""
         plan, price = self.plan, self._dearest
-        most = prices.most_with_tools(price, plan.facts, max_tokens, plan.compiled.charges)
+        most = prices.most_with_tools(price, plan.compiled.model, max_tokens, plan.compiled.prompt.charges)
         if most is not None:
             return most
-        tokens = size_bytes + _OVERHEAD_TOKENS  # no token is shorter than a byte
+        tokens = most_tokens + _OVERHEAD_TOKENS
         return price.dollars(output_tokens=max_tokens, **{self._written("5m"): tokens})
 
     def batch_requests(self) -> pl.DataFrame:
         """Return `Work.requests` with `worst_dollars`: the most each can cost in a batch."""
         plan = self.plan
         price = prices.answered(self.batch_price, inference_geo=self._worst_geography)
-        most = prices.most_with_tools(price, plan.facts, plan.max_tokens, plan.compiled.charges)
+        most = prices.most_with_tools(
+            price, plan.compiled.model, plan.max_tokens, plan.compiled.prompt.charges
+        )
         paid = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0)) | {
-            self._written("1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
+            self._written("1h"): pl.col("most_tokens") + _OVERHEAD_TOKENS,
             "output_tokens": pl.lit(float(plan.max_tokens)),
         }
         worst = prices.dollars(price, **paid).fill_nan(0.0) if most is None else pl.lit(most)
@@ -405,7 +410,7 @@ class Job:
 
     def _written(self, kept: str) -> str:
         """Return what the prompt is paid as at worst."""
-        if self.plan.compiled.charges.caches:
+        if self.plan.compiled.prompt.charges.caches:
             return "cache_write_1h_input_tokens"
         return f"cache_write_{kept}_input_tokens" if self.plan.cache else "input_tokens"
 
@@ -414,7 +419,7 @@ class Job:
     @property
     def common(self) -> dict[str, Any]:
         """The columns of an attempt that are the same for all."""
-        return {"run": self.ledger.run, "model": self.plan.facts.id, "simulated": self.api.simulated}
+        return {"run": self.ledger.run, "model": self.plan.compiled.model.id, "simulated": self.api.simulated}
 
     def attempt(self, key: str, answer: Answer, found: Verdict, *, sent: float, seconds: float) -> Attempt:
         """Return the record of one live call."""

@@ -349,7 +349,7 @@ def read(job: Job, state: str) -> Pulse:
     if state == "running" and pacer is not None and job.plan.mode != "batch":
         known["ends"] = live_ends(job.plan, pacer, job.missing, meter, job.minutes)
     if batches is not None:
-        known["batches"] = [*batches.closed, *batches.open.values()]
+        known["batches"] = batches.seen
         known["expected"] = batches.expected()
     if job.estimate is not None:
         known |= {"simulated": job.api.simulated, "estimate_dollars": job.estimate["dollars"]}
@@ -391,7 +391,7 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
     estimated = rest["estimated_tokens"]
     tokens = float(estimated.tail(left).sum())
     sent_tokens = float(estimated.sum()) - tokens
-    expected = plan.expected
+    expected = plan.compiled.expected
     input_tokens = expected.uncached_tokens(tokens, left)
     output_tokens = min(expected.output_tokens, float(plan.max_tokens))
     concurrency = plan.concurrency

@@ -58,7 +58,7 @@ async def run_parts(
         A slice was not finished; the files of those before it stand.
     """
     frame = plan.frame.lazy()
-    if plan.compiled.columns is None:
+    if plan.compiled.prompt.columns is None:
         msg = "run_parts needs a prompt with {column} in it: an expression may look at rows of other slices"
         raise PlanError(msg)
     if ROW in frame.collect_schema():

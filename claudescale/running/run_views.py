@@ -74,17 +74,17 @@ def failures(run: Run) -> tuple[str, str]:
         same = f" Retrying unchanged is of no use for {' and '.join(hopeless)}:"
         words += f"{same} change the model, the system prompt or the text."
     plan = run.plan
-    longer = min(plan.max_tokens * _LONGER, plan.facts.max_output_tokens)
+    longer = min(plan.max_tokens * _LONGER, plan.compiled.model.max_output_tokens)
     more = f", max_tokens={longer}" if _TOO_SHORT & set(rows) and longer > plan.max_tokens else ""
     if set(rows) <= _HOPELESS or run.state != "finished":
         return words, ""
-    named = "plan" if plan.kept is None else "run.plan"
+    named = "plan" if plan.compiled.kept is None else "run.plan"
     return words, awaited(f"{named}.retry(run{more}).run(client)")
 
 
 def row_errors(run: Run) -> dict[str, int]:
     """Return how many rows have which error, once the run has ended; those not sent are not among them."""
-    typed = run.plan.compiled.returns is not None
+    typed = run.plan.compiled.prompt.returns is not None
     if run.state in {"starting", "running", "left"} or not (typed or run.counts.failed):
         return {}
     if run.job.row_errors is None:  # the rows of a run that has ended stay as they are
@@ -129,7 +129,7 @@ def kept(run: Run) -> str:
 def before(run: Run) -> str:
     """Return what is going to be sent, in one line."""
     counts, option, plan = run.counts, run.job.estimate, run.plan
-    where = "in the ledger" if plan.kept is None else "taken over"
+    where = "in the ledger" if plan.compiled.kept is None else "taken over"
     reused = f" ({counts.reused:,} requests are {where})" if counts.reused else ""
     about = ""
     if option is not None and counts.missing:
@@ -138,7 +138,8 @@ def before(run: Run) -> str:
     simulated = "SIMULATED, nothing is paid. " if run.job.simulated else ""
     pending = text.plural(run.job.batches_out, "pending batch")
     first = f" Collecting {pending} of earlier runs first." if run.job.batches_out else ""
-    return f"{simulated}{counts.missing:,} rows {_WAYS[plan.mode]} on {plan.facts.id}{reused}{about}.{first}"
+    model = plan.compiled.model.id
+    return f"{simulated}{counts.missing:,} rows {_WAYS[plan.mode]} on {model}{reused}{about}.{first}"
 
 
 def waiting(run: Run) -> tuple[str, str] | None:
@@ -158,7 +159,7 @@ def line(run: Run) -> str:
     """Return the one line of truth about a run."""
     counts = run.counts
     by = f" ({run.stopped_by})" if run.stopped_by else ""
-    where = "reused from the ledger" if run.plan.kept is None else "taken over"
+    where = "reused from the ledger" if run.plan.compiled.kept is None else "taken over"
     parts = [
         f"{counts.answered:,} of {counts.rows:,} rows answered",
         *([f"{counts.failed:,} failed"] if counts.failed else []),
@@ -185,7 +186,7 @@ def run_card(run: Run) -> Card:
         table = table.drop("requests_per_minute", "refused")
     failed, retry = failures(run)
     kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, replies are kept in memory only."
-    notes = [limits.differs(run.limits, run.plan.tier, run.plan.facts), _pending(run), failed]
+    notes = [limits.differs(run.limits, run.plan.tier, run.plan.compiled.model), _pending(run), failed]
     return Card.of(
         table,
         title=line(run),

@@ -16,7 +16,7 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
-from claudescale.api.client import check_client, connect
+from claudescale.api.client import check_client, current
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
@@ -31,6 +31,7 @@ from claudescale.running.live import Live
 from claudescale.running.progress import Progress
 from claudescale.running.rates import by_minute
 from claudescale.running.run_views import Plots
+from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
+    from claudescale.views.card import Card
 
 
 SUMMARY = pl.Schema(
@@ -91,7 +93,7 @@ _BATCH_COLUMNS = (
 )
 
 
-class Run(Handle):
+class Run(Shown, Handle):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
     `Plan.run` and `Plan.start` make one.
@@ -125,7 +127,7 @@ class Run(Handle):
         on: Any = None,
         watchable: bool = True,
     ) -> None:
-        client = connect() if client is None else client
+        client = current() if client is None else client
         check_client(client, plan.mode)
         self.plan = plan
         if ledger is not None and not isinstance(ledger, str | os.PathLike):
@@ -243,11 +245,11 @@ class Run(Handle):
             job.pacer = job.live.pacer
             return job.live
         job.pacer = job.pacer or Pacer(
-            plan.limits,
+            plan.compiled.limits,
             clock=job.clock,
             share=plan.share,
             concurrency=plan.concurrency,
-            output_tokens=min(plan.expected.output_tokens, float(plan.max_tokens)),
+            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
         )
         job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
         return job.live
@@ -255,11 +257,11 @@ class Run(Handle):
     def _latest_switch(self) -> float:
         """Return the API second from which on the rest would not be done live in time."""
         job, plan = self.job, self.plan
-        rest, expected, seconds = job.missing, plan.expected, 0.0
+        rest, expected, seconds = job.missing, plan.compiled.expected, 0.0
         if rest.height:
             answered = job.meter.requests - job.meter.refused
             output = job.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = job.pacer.limits if job.pacer else plan.limits
+            limits = job.pacer.limits if job.pacer else plan.compiled.limits
             seconds = estimates.live_finish(
                 limits.shared(plan.share),
                 expected,
@@ -280,7 +282,7 @@ class Run(Handle):
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        if batches is not None and batches.open:
+        if batches is not None and batches.waited:
             return "left"
         return "stopped" if job.asked and job.meter.missing else "finished"
 
@@ -391,7 +393,7 @@ class Run(Handle):
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or what the API's answers told."""
-        return self.job.pacer.limits if self.job.pacer else self.plan.limits
+        return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
 
     @property
     def summary(self) -> pl.DataFrame:
@@ -474,7 +476,7 @@ class Run(Handle):
         """
         rows = self.job.work.keys.drop_nulls().value_counts(name="rows")
         repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.facts,))
+        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.compiled.model,))
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -482,7 +484,7 @@ class Run(Handle):
 
         Spends: nothing.
         """
-        return prices.bill(self.attempts, models=(self.plan.facts,))
+        return prices.bill(self.attempts, models=(self.plan.compiled.model,))
 
     @property
     def waste(self) -> pl.DataFrame:
@@ -497,11 +499,8 @@ class Run(Handle):
         """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
         return Plots(self)
 
-    def __repr__(self) -> str:
-        return run_views.run_card(self).text()
-
-    def _repr_html_(self) -> str:
-        return run_views.run_card(self).html()
+    def _card(self) -> Card:
+        return run_views.run_card(self)
 
 
 def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:

@@ -38,29 +38,30 @@ def faults(text: str) -> dict[str, Any]:
     return dict(fault(part) for part in text.split(",") if part.strip())
 
 
+OPTIONS: dict[str, tuple[Any, str, str]] = {
+    "port": (int, "any free one", ""),
+    "tier": (str, "start", "start, build, scale, 1 to 4"),
+    "speed": (float, "1", "API seconds per second"),
+    "seed": (int, "0", "decides replies and faults"),
+    "bucket-seconds": (float, "60", "a full bucket holds"),
+    "latency": (float, "plausible API seconds", ""),
+    "batch-seconds": (float, "plausible API seconds", ""),
+    **{name.replace("_", "-"): (float, "the tier's", "") for name in LIMITS},
+}
+
+
 def arguments() -> argparse.ArgumentParser:
     """Return what the command line takes."""
     what = "same wire and limits, synthetic replies, no cost. Any client can use it."
     parser = argparse.ArgumentParser(
         prog="python -m claudescale.simulator",
         description=f"A local stand-in of the Claude API on 127.0.0.1: {what}",
+        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--port", type=int, default=0, help="0 takes any free one (default)")
-    parser.add_argument("--tier", default="start", help="start, build, scale, 1 to 4")
-    parser.add_argument("--speed", type=float, default=1.0, help="API seconds per second (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="decides replies and faults (default: 0)")
+    for name, (kind, default, words) in OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=f"{words} (default: {default})".strip())
     how = f"how often, or how many dollars, when, and at which of its tries: {', '.join(KINDS)}"
-    usual = "KIND=VALUE[@START-END][#TRY],..."
-    parser.add_argument("--faults", type=faults, default={}, metavar=usual, help=how)
-    parser.add_argument(
-        "--bucket-seconds", type=float, default=60.0, help="a full bucket holds (default: 60)"
-    )
-    for name in ("latency", "batch_seconds", *LIMITS):
-        default = "the tier's" if name in LIMITS else "plausible API seconds"
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(
-            option, type=float, metavar="N", default=argparse.SUPPRESS, help=f"(default: {default})"
-        )
+    parser.add_argument("--faults", type=faults, metavar="KIND=VALUE[@START-END][#TRY],...", help=how)
     return parser
 
 

@@ -6,7 +6,8 @@ import heapq
 import math
 from collections import Counter, deque
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api import catalog
@@ -15,7 +16,7 @@ from claudescale.errors import PlanError, UnknownTier, nearest
 from claudescale.simulator.wire import Problem, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Mapping
 
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
@@ -48,7 +49,7 @@ def terms(tier: Any, **limits: float) -> catalog.Tier:
             raise ValueError(msg)
     known = catalog.tier(tier) if isinstance(tier, (str, int)) else None
     if isinstance(tier, (tuple, list)):
-        limits = {**dict(zip(RATES, tier, strict=True)), **limits}
+        limits = dict(zip(RATES, tier, strict=True)) | limits
     elif known is None:
         limits = {name: getattr(tier, name) for name in LIMITS if getattr(tier, name, None)} | limits
     rates: dict[str, Any] = {name: limits[name] for name in RATES if name in limits}
@@ -60,10 +61,9 @@ def terms(tier: Any, **limits: float) -> catalog.Tier:
         own = "such as Simulator((50, 30_000, 8_000)): requests, input tokens, output tokens per minute"
         msg = f"{what}. Give your own, {own}"
         raise UnknownTier(msg)
-    table = {}
-    for group in {model.rate_group for model in catalog.MODELS.values()}:
-        known_rates = usual.get(group) or usual.get(PROMISED_GROUP) or catalog.Rates(**rates)
-        table[group] = known_rates._replace(**rates)
+    promised = usual.get(PROMISED_GROUP) or catalog.Rates(**rates)
+    groups = {model.rate_group for model in catalog.MODELS.values()}
+    table = {group: (usual.get(group) or promised)._replace(**rates) for group in groups}
     other = known if known and known.batch_queue_requests else catalog.tier("start")
     further: dict[str, Any] = {name: int(limits.get(name) or getattr(other, name)) for name in FURTHER}
     return replace(other, name=known.name if known else "custom", limits=table, **further)
@@ -71,23 +71,19 @@ def terms(tier: Any, **limits: float) -> catalog.Tier:
 
 def listed(tier: catalog.Tier, now: float, query: Query) -> dict[str, Any]:
     """Return the answer to ``GET /v1/organizations/rate_limits``."""
-    groups: dict[str, list[str]] = {}
+    at, groups = datetime.fromtimestamp(now, UTC), dict[str, list[str]]()
     for model in catalog.MODELS.values():
-        if (
-            not model.verified_only
-            and catalog.lifecycle(model, datetime.fromtimestamp(now, UTC)) != "retired"
-        ):
+        if not model.verified_only and catalog.lifecycle(model, at) != "retired":
             groups.setdefault(model.rate_group, []).extend(dict.fromkeys([model.id, model.snapshot]))
     items = []
     for name, models in groups.items():
-        limits = zip(LISTED, tier.limits[name], strict=True)
-        entry = _entry(f"claude_{name.replace('-', '_')}", "model_group", models, limits)
-        entry["group"]["display_name"] = f"Claude {name.replace('-', ' ').title()}"
-        items.append(entry)
-    calls, counts = tier.batch_requests_per_minute or 0, tier.count_tokens_per_minute or 0
-    queue = ("enqueued_batch_requests", tier.batch_queue_requests or 0)
-    items.append(_entry("batch", "batch", None, [queue, ("requests_per_minute", calls)]))
-    items.append(_entry("token_count", "token_count", None, [("requests_per_minute", counts)]))
+        group = {"id": f"claude_{name.replace('-', '_')}", "type": "model_group"}
+        group["display_name"] = f"Claude {name.replace('-', ' ').title()}"
+        items.append(_entry(group, models, dict(zip(LISTED, tier.limits[name], strict=True))))
+    queue, calls, counts = (getattr(tier, name) or 0 for name in FURTHER)
+    batch = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
+    items.append(_entry({"id": "batch", "type": "batch"}, None, batch))
+    items.append(_entry({"id": "token_count", "type": "token_count"}, None, {"requests_per_minute": counts}))
     names = ("group_type", "model", "page", "limit")
     kind, model_id, page, limit = (query.get(name, [""])[0] for name in names)
     items = [item for item in items if not kind or item["group"]["type"] == kind]
@@ -99,11 +95,9 @@ def listed(tier: catalog.Tier, now: float, query: Query) -> dict[str, Any]:
     return {"data": items[start:end], "next_page": f"page_{end}" if end < len(items) else None}
 
 
-def _entry(
-    group: str, kind: str, models: list[str] | None, limits: Iterable[tuple[str, float]]
-) -> dict[str, Any]:
-    amounts = [{"type": name, "value": round(value)} for name, value in limits]
-    named = {"id": f"rl_sim_{group}", "type": "rate_limit", "group": {"id": group, "type": kind}}
+def _entry(group: dict[str, str], models: list[str] | None, limits: dict[str, float]) -> dict[str, Any]:
+    amounts = [{"type": name, "value": round(value)} for name, value in limits.items()]
+    named = {"id": f"rl_sim_{group['id']}", "type": "rate_limit", "group": group}
     return {**named, "models": models, "limits": amounts}
 
 
@@ -241,6 +235,15 @@ class Buckets:
 # --------------------------------------------------------------------------------------------------- bill
 
 
+@lru_cache(maxsize=256)
+def _prices(model_id: str, mode: catalog.Mode, day: date) -> Mapping[str, catalog.Steps]:
+    """Return the list price of a model on a day; nothing where there is none."""
+    try:
+        return catalog.list_price(model_id, mode=mode, at=datetime(day.year, day.month, day.day, tzinfo=UTC))
+    except PlanError:  # no price of that model, or none yet on the simulated day
+        return {}
+
+
 class Peak:
     """The most that fell into any window of a length: sliding, not by the clock's minutes."""
 
@@ -268,6 +271,7 @@ class Account:
         self.faults: Counter[str] = Counter()
         self.billed_rows: dict[catalog.Mode, int] = {"live": 0, "batch": 0}
         self.dollars: dict[catalog.Mode, float] = {"live": 0.0, "batch": 0.0}
+        self.before: list[Callable[[], None]] = []  # what completes the bill before it is read
         self._keys: set[bytes] = set()
         kinds = ("requests", "input_tokens", "output_tokens")
         self._peaks = {(name, unit): Peak(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
@@ -298,14 +302,11 @@ class Account:
         if not reply.billed:
             self.counts["free_refusals"] += 1
             return 0.0
-        try:
-            prices = catalog.list_price(model_id, mode=mode, at=datetime.fromtimestamp(now, UTC))
-        except PlanError:  # no price of that model, or none yet on the simulated day
-            prices = {}
-        dollars = 0.0
+        prices, dollars = _prices(model_id, mode, datetime.fromtimestamp(now, UTC).date()), 0.0
         for part, amount in zip(catalog.PARTS, amounts, strict=False):  # thinking is output
-            above = [price for least, price in prices.get(part, ()) if shares.total_input_tokens > least]
-            dollars += amount * float(above[-1]) / PER_MILLION if amount and above else 0.0
+            if amount:
+                above = [price for least, price in prices.get(part, ()) if shares.total_input_tokens > least]
+                dollars += amount * float(above[-1]) / PER_MILLION if above else 0.0
         dollars *= catalog.CHARGES.us_factor if reply.geo == "us" else 1.0
         dollars *= FAST_FACTOR if reply.speed == "fast" else 1.0
         dollars += WEB_SEARCH_DOLLARS * (reply.searches or 0)
@@ -315,8 +316,15 @@ class Account:
         self._keys.add(key)
         return dollars
 
+    def complete(self) -> float:
+        """Bill what is due, and return the dollars so far."""
+        for bill in self.before:
+            bill()
+        return sum(self.dollars.values())
+
     def figures(self) -> dict[str, Any]:
         """Return everything counted so far."""
+        dollars = self.complete()
         return {
             **self.counts,
             "refused": dict(self.refused),
@@ -324,7 +332,7 @@ class Account:
             "billed_rows": sum(self.billed_rows.values()),
             "billed_rows_by_mode": dict(self.billed_rows),
             "distinct_rows_billed": len(self._keys),
-            "dollars": sum(self.dollars.values()),
+            "dollars": dollars,
             "dollars_by_mode": dict(self.dollars),
             **{f"peak_{name}_per_{unit}": int(peak.most) for (name, unit), peak in self._peaks.items()},
         }

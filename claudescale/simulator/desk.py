@@ -30,6 +30,7 @@ CHANGES = {
     "messages_changed": ("messages",),
     "unavailable": ("thinking", "tool_choice", "output_config"),
 }
+AGAIN = " Try again after the time in the retry-after header."
 MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
@@ -134,15 +135,15 @@ class Desk:
         """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
         if wait := bucket.wait(now):
             limit = f"your rate limit of {bucket.per_minute:,.0f} {calls} per minute"
-            raise wire.limited(f"This request would exceed {limit}.", max(1, math.ceil(wait)), kind)
+            raise wire.limited(limit, max(1, math.ceil(wait)), kind)
         bucket.level -= 1
 
     def check_spending(self, now: float, *, coded: bool = True) -> None:
         """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
-        dollars, late = sum(self.account.dollars.values()), datetime.fromtimestamp(now, UTC).replace(day=28)
+        late = datetime.fromtimestamp(now, UTC).replace(day=28)
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
-            if dollars >= self.faults.levels.get(level, math.inf):
+            if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
                 details = {"error_code": code} if code and coded else None
                 raise Problem(status, f"{words} {until}", details=details, kind=code or level)
 
@@ -247,10 +248,9 @@ class Desk:
         waits = buckets.waits(now, input_tokens=input_tokens)
         name = max(waits, key=waits.__getitem__)
         limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
-        over = f"This request would exceed your organization's rate limit of {limit}."
-        again = "Try again after the time in the retry-after header."
         after = buckets.retry_after(now, input_tokens=input_tokens)
-        raise wire.limited(f"{over} {again}", after, f"{name.replace('-', '_')}_per_minute")
+        limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
+        raise wire.limited(limit, after, kind, AGAIN)
 
     def compose(  # noqa: PLR0917 - what makes a message
         self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str

@@ -115,8 +115,8 @@ class Faults:
             if kind not in KINDS:
                 msg = f"there is no fault {kind!r}.{nearest(kind, KINDS)} Faults: {', '.join(KINDS)}"
                 raise ValueError(msg)
-            if kind in LEVELS:
-                self.levels[kind] = _numbers(kind, value)[0]
+            if kind in LEVELS and isinstance(value, int | float):
+                self.levels[kind] = float(value)
             else:
                 several = value if isinstance(value, list) else [value]
                 self._faults[kind] = [_fault(kind, one) for one in several]
@@ -141,17 +141,13 @@ class Faults:
         return None
 
 
-def _numbers(kind: str, value: Any, *, most: int = 1) -> list[float]:
-    numbers = value if isinstance(value, tuple) else (value,)
-    if len(numbers) in {1, most} and all(isinstance(number, int | float) for number in numbers):
-        return [float(number) for number in numbers]
-    msg = f"the fault {kind!r} takes a number, (probability, starts, ends) or a Fault, not {value!r}"
-    raise TypeError(msg)
-
-
 def _fault(kind: str, value: Any) -> Fault:
+    """Return what a probability, or one with the moments between which it holds, means."""
     if isinstance(value, Fault):
         return value
-    names = ("probability", "starts", "ends")
-    given: Any = dict(zip(names, _numbers(kind, value, most=len(names)), strict=False))
+    numbers = value if isinstance(value, tuple) else (value,)
+    if len(numbers) not in {1, 3} or not all(isinstance(number, int | float) for number in numbers):
+        msg = f"the fault {kind!r} takes a number, (probability, starts, ends) or a Fault, not {value!r}"
+        raise TypeError(msg)
+    given: dict[str, Any] = dict(zip(("probability", "starts", "ends"), map(float, numbers), strict=False))
     return Fault(**given)

@@ -138,11 +138,10 @@ class PromptCache:
         marked = _marked(measured, minimum_tokens)
         hit = self._hit(now, measured, marked) if may_read else None
         read = reached = hit.tokens if hit else 0
-        written = {"5m": 0, "1h": 0}
+        written = dict.fromkeys(TTL_SECONDS, 0)
         for prefix in marked:
-            if prefix.tokens > reached:
-                written[prefix.ttl or "5m"] += prefix.tokens - reached
-                reached = prefix.tokens
+            written[prefix.ttl or "5m"] += max(0, prefix.tokens - reached)
+            reached = max(reached, prefix.tokens)
         return Shares(measured.input_tokens - reached, written["5m"], written["1h"], read)
 
     def keep(self, now: float, begins_at: float, measured: Measured, minimum_tokens: int | None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from claudescale.api import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
@@ -67,9 +67,9 @@ class Answer(NamedTuple):
     fault: str | None = None
 
 
-def limited(message: str, retry_after: int, kind: str) -> Problem:
+def limited(limit: str, retry_after: int, kind: str, more: str = "") -> Problem:
     """Return the 429 of a limit."""
-    over = Problem(429, message, kind=kind)
+    over = Problem(429, f"This request would exceed {limit}.{more}", kind=kind)
     over.headers["retry-after"] = str(retry_after)
     return over
 
@@ -207,20 +207,16 @@ def model_info(model: catalog.Model | catalog.RetiredModel, at: datetime) -> dic
 
 
 def _capabilities(model: catalog.Model) -> dict[str, Any]:
-    def these(names: str, having: Iterable[str]) -> dict[str, Any]:
-        return {name: {"supported": name in having} for name in names.split()}
-
     thinks = model.thinks_by_default or not {"adaptive", "enabled"}.isdisjoint(model.thinking_types)
-    always = "citations code_execution context_management image_input pdf_input server_tools"
-    found = these(always, always.split())
-    found["server_tools"] |= these("code_execution web_search", ("code_execution", "web_search"))
-    found["batch"] = {"supported": model.batch}
-    found["structured_outputs"] = {"supported": model.structured_outputs}
-    efforts = these("low medium high xhigh max", model.efforts)
-    found["effort"] = {"supported": bool(model.efforts), **efforts}
-    types = these("adaptive between_tools disabled enabled", model.thinking_types)
-    found["thinking"] = {"supported": thinks, "types": types}
-    return found
+    has: dict[str, Any] = {name: {"supported": True} for name in TABLES["capabilities"]}
+    has["server_tools"] |= {name: {"supported": True} for name in ("code_execution", "web_search")}
+    has["batch"] = {"supported": model.batch}
+    has["structured_outputs"] = {"supported": model.structured_outputs}
+    efforts = {name: {"supported": name in model.efforts} for name in TABLES["efforts"]}
+    types = {name: {"supported": name in model.thinking_types} for name in TABLES["choices"]["thinking"]}
+    has["effort"] = {"supported": bool(model.efforts), **efforts}
+    has["thinking"] = {"supported": thinks, "types": types}
+    return has
 
 
 def _models() -> list[catalog.Model | catalog.RetiredModel]:

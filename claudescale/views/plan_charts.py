@@ -237,18 +237,13 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
     for strategy, saved in savings.select("strategy", "dollars_saved").iter_rows():
         words = "{}, not {}".format(*next(changes)) if strategy == "model" else used[strategy]
         parts.append((words, saved))
-    plain, dollars = parts[0][1], savings["dollars_with"][-1]
+    dollars, more = savings["dollars_with"][-1], ""
     parts.append(("this plan", dollars))
-    less = plain - dollars
-    sentence = f"{text.dollars(dollars)} instead of {text.dollars(plain)}: {text.dollars(less)} saved"
-    sentence += f" ({less / plain:.1%})" if plain else ""
-    if abs(less) <= plain * run_charts.WORTH:
-        sentence = f"{text.dollars(dollars)}, nothing saved"
     if batch_dollars is not None and dollars:
         less = dollars - batch_dollars
-        sentence += f"; by batch {text.dollars(abs(less))} {'less' if less >= 0 else 'more'}"
+        more = f"; by batch {text.dollars(abs(less))} {'less' if less >= 0 else 'more'}"
     frame = pl.DataFrame(parts, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
-    return run_charts.savings(frame, sentence=sentence, empty=NOTHING)
+    return run_charts.savings(frame, paid_words="", more=more, empty=NOTHING)
 
 
 def concurrency(

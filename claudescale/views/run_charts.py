@@ -236,7 +236,9 @@ def spending(
     return picture(layers, words)
 
 
-def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) -> theme.Picture:
+def savings(
+    parts: pl.DataFrame, *, paid_words: str = " paid", more: str = "", empty: str = NOTHING
+) -> theme.Picture:
     """Return the chart of what was saved: step by step from what the rows would have cost to what was paid.
 
     A step that saved nothing is left out.
@@ -248,8 +250,8 @@ def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) ->
     parts : pl.DataFrame
         `part` and `dollars`, in the order to be drawn: first what the rows would have cost, then what each
         part saved (negative where it cost more than it saved), last what was paid.
-    sentence : str
-        What the picture says, instead of what was paid and saved.
+    paid_words, more : str
+        What the title says after the dollars, and at its end.
     empty : str
         Why there is nothing to see, where there is nothing.
     """
@@ -282,10 +284,10 @@ def savings(parts: pl.DataFrame, *, sentence: str = "", empty: str = NOTHING) ->
         drawn.mark_text(align="left", dx=6).encode(y=y, x="end:Q", text="label:N"),
     ]
     less = total - paid
-    saving = f"{text.dollars(less)} saved ({less / total:.1%})"
-    words = f"{text.dollars(paid)} paid instead of {text.dollars(total)}: {saving}"
-    words = words if abs(less) >= total * WORTH else f"{text.dollars(paid)} paid, nothing saved"
-    return picture(layers, sentence or words, width=340, height=alt.Step(34))
+    words = f"{text.dollars(paid)}{paid_words}"
+    saving = f" instead of {text.dollars(total)}: {text.dollars(less)} saved ({less / total:.1%})"
+    words += saving if abs(less) >= total * WORTH else ", nothing saved"
+    return picture(layers, words + more, width=340, height=alt.Step(34))
 
 
 # batches

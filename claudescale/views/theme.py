@@ -203,21 +203,18 @@ def limit(
 
     Only the label, with an arrow, where the line lies far beyond the picture.
     """
-    text: dict[str, Any] = {"text": label, "lineBreak": "\n", "color": GREY}
-    if far:
-        text["text"] = f"\N{UPWARDS ARROW} {label}" if x is None else f"{label} \N{RIGHTWARDS ARROW}"
-    if x is None:
-        place = {"x": alt.value("width"), "y": alt.value(0) if far else alt.datum(y)}
-        return [
-            *([] if far else [chart().mark_rule(**DASHED).encode(y=alt.datum(y))]),
-            chart().mark_text(align="left", baseline="middle", dx=6, **text).encode(**place),
-        ]
-    place = {"x": alt.value("width") if far else alt.datum(x), "y": alt.value(0)}
-    align: Any = "right" if far else "center"
-    return [
-        *([] if far else [chart().mark_rule(**DASHED).encode(x=alt.datum(x))]),
-        chart().mark_text(align=align, baseline="bottom", dy=-4, **text).encode(**place),
-    ]
+    along, value = ("x", x) if y is None else ("y", y)
+    place: dict[str, Any] = {"x": alt.value("width"), "y": alt.value(0)}
+    look: dict[str, Any] = {"align": "right" if far else "center", "baseline": "bottom", "dy": -4}
+    words = f"{label} \N{RIGHTWARDS ARROW}" if far else label
+    if along == "y":
+        look = {"align": "left", "baseline": "middle", "dx": 6}
+        words = f"\N{UPWARDS ARROW} {label}" if far else label
+    rule = []
+    if not far:
+        place[along] = alt.datum(value)
+        rule = [chart().mark_rule(**DASHED).encode(**{along: place[along]})]
+    return [*rule, chart().mark_text(text=words, lineBreak="\n", color=GREY, **look).encode(**place)]
 
 
 def time_axis(field: str, title: str | None, until: float | None = None) -> alt.X:

@@ -24,15 +24,15 @@ MODES = {
     "auto": "auto \N{MIDDLE DOT} the cheapest that keeps deadline and budget",
 }
 CONTROLS = {
-    "model": ("Model", "Which model answers."),
-    "tier": ("Tier", "The account's usage tier: what it allows this model in a minute."),
-    "mode": ("Mode", "How the rows are sent."),
-    "max_tokens": ("Max tokens", "The longest reply in tokens, thinking included."),
-    "deadline": ("Deadline", "Minutes the run may take. Empty is no deadline."),
-    "budget": ("Budget", "US dollars the run may spend: a hard stop. Empty is no budget."),
-    "cache": ("Cache the system prompt", "It is paid in full once, then read at a lower price."),
+    "model": ("Dropdown", "Model", "Which model answers."),
+    "tier": ("Dropdown", "Tier", "The account's usage tier: what it allows this model in a minute."),
+    "mode": ("Dropdown", "Mode", "How the rows are sent."),
+    "max_tokens": ("IntText", "Max tokens", "The longest reply in tokens, thinking included."),
+    "deadline": ("Text", "Deadline", "Minutes the run may take. Empty is no deadline."),
+    "budget": ("Text", "Budget", "US dollars the run may spend: a hard stop. Empty is no budget."),
+    "cache": ("Checkbox", "Cache the system prompt", "It is paid in full once, then read at a lower price."),
 }
-"""The name of each control: its label and its tooltip."""
+"""The name of each control: its kind, its label and its tooltip."""
 _GONE = "<div><small>A picker, as it was when shown. Run the cell again for its controls.</small></div>"
 
 
@@ -67,22 +67,17 @@ class Picker:
     def _control(self, name: str) -> Any:
         import ipywidgets as widgets
 
-        label, tooltip = CONTROLS[name]
-        value = self._first[name]
-        given: dict[str, Any] = {"description": label, "tooltip": tooltip, "value": value}
+        kind, label, tooltip = CONTROLS[name]
+        given: dict[str, Any] = {"description": label, "tooltip": tooltip, "value": self._first[name]}
         given["style"] = {"description_width": "82px"}
-        layout = widgets.Layout(width="215px")
-        if name in {"model", "tier", "mode"}:
-            layout = widgets.Layout(width="520px", max_width="100%")
-            made: Any = widgets.Dropdown(options=_options(self._given, name), layout=layout, **given)
-        elif name == "max_tokens":
-            made = widgets.IntText(layout=layout, **given)
-        elif name == "cache":
-            given["style"] = {"description_width": "initial"}
-            made = widgets.Checkbox(indent=False, layout=widgets.Layout(width="auto"), **given)
-        else:
-            unit = "minutes" if name == "deadline" else "dollars"
-            made = widgets.Text(placeholder=unit, layout=layout, **given)
+        width = "215px"
+        if kind == "Dropdown":
+            width, given["options"] = "520px", _options(self._given, name)
+        elif kind == "Checkbox":
+            width, given["indent"], given["style"] = "auto", False, {"description_width": "initial"}
+        elif kind == "Text":
+            given["placeholder"] = "minutes" if name == "deadline" else "dollars"
+        made = getattr(widgets, kind)(layout=widgets.Layout(width=width, max_width="100%"), **given)
         made.observe(self._refresh, "value")
         return made
 
@@ -182,7 +177,7 @@ def _values(plan: Plan) -> dict[str, Any]:
     """Return what the controls show of a plan."""
     minutes = plan.deadline
     return {
-        "model": plan.facts.id,
+        "model": plan.compiled.model.id,
         "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,
         "mode": plan.mode,
         "max_tokens": plan.max_tokens,
@@ -198,7 +193,7 @@ def _options(plan: Plan, name: str) -> list[tuple[str, Any]]:
         return [(label, mode) for mode, label in MODES.items()]
     if name == "model":
         models = [model.id for model in catalog.MODELS.values() if catalog.lifecycle(model) != "retired"]
-        return [(model, model) for model in dict.fromkeys([*models, plan.facts.id])]
+        return [(model, model) for model in dict.fromkeys([*models, plan.compiled.model.id])]
     own = [("your limits", plan.tier)] if isinstance(plan.tier, Limits) else []
     return [*own, *((tier.name, tier.name) for tier in catalog.TIERS.values() if tier.limits)]
 

@@ -14,13 +14,12 @@ import html
 import math
 import threading
 import time
-import weakref
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from claudescale import loops
 from claudescale.pacing.middleware import limiter_of
@@ -52,16 +51,6 @@ _SLICES = 280
 _FAR = 5  # a limit that many times above the rates would press them flat
 _STOP = "Send nothing more. What is in flight is paid for and kept; the same plan run again sends the rest."
 _LEAVE = "Send nothing more and let the batches go on at the API. The same plan run again collects them."
-
-
-class Cell(NamedTuple):
-    """Where output goes: a cell of a notebook, and which run of that cell."""
-
-    name: str | None
-    execution: str | None
-
-
-_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
 
 
 @overload
@@ -121,17 +110,12 @@ class Watch:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.refreshes, self.busy_seconds, self._shown_at = 0, 0.0, -math.inf
-        self._closed = self._dropped = False
+        self._closed = False
         self._woken = threading.Event()
-        self._cell = Cell(None, None)
         if not loops.in_notebook():
             self._begin(self._print)
             return
         self._cell = _cell()
-        for other in list(_watches):
-            if other.replaced_by(self._cell):
-                other.drop()
-        _watches.add(self)
         if run.state in ENDED:
             for bundle in self._still():
                 _display(bundle)
@@ -149,18 +133,6 @@ class Watch:
         """
         self._closed = True
         self._woken.set()
-
-    def drop(self) -> None:
-        """Follow the run no longer, and leave nothing on the page.
-
-        Spends: nothing.
-        """
-        self._dropped = True
-        self.close()
-
-    def replaced_by(self, cell: Cell) -> bool:
-        """Whether what this shows has given way to what a cell that was run again shows."""
-        return cell.name is not None and cell.name == self._cell.name and cell != self._cell
 
     def __repr__(self) -> str:
         return repr(self.run)
@@ -183,16 +155,14 @@ class Watch:
         threading.Thread(target=context.run, args=[work], name="claudescale-watch", daemon=True).start()
 
     def _follow(self, handles: Sequence[Any]) -> None:
-        while not self._dropped:
+        while not self._over:
             # Polars raises the interrupt of another cell in whatever thread is collecting.
             with suppress(KeyboardInterrupt):
                 self._wait()
-                if self._over:
-                    break
-                self._show()
-        if not self._dropped:
-            for handle, bundle in zip(handles, self._still(), strict=True):
-                handle.update(bundle, raw=True)
+                if not self._over:
+                    self._show()
+        for handle, bundle in zip(handles, self._still(), strict=True):
+            handle.update(bundle, raw=True)
         time.sleep(LINGER_SECONDS)
         if self._panel.is_heard:
             self._panel.close()
@@ -304,12 +274,12 @@ def _display(bundle: dict[str, Any]) -> Any:
     return show(bundle, raw=True, display_id=True)
 
 
-def _cell() -> Cell:
-    """Return which cell runs now."""
+def _cell() -> str | None:
+    """Return which run of a cell this is."""
     from IPython import get_ipython
 
-    parent = get_ipython().get_parent()
-    return Cell(parent.get("metadata", {}).get("cellId"), parent.get("header", {}).get("msg_id"))
+    execution: str | None = get_ipython().get_parent().get("header", {}).get("msg_id")
+    return execution
 
 
 # in words

@@ -1,4 +1,4 @@
-"""Limits: the tiers' tables, the headers of answers, and the rate-limit API."""
+"""Rate limits: tables, the API's headers, its rate-limit endpoint, and what a plan learns of them."""
 
 import asyncio
 import math
@@ -8,7 +8,7 @@ from decimal import Decimal
 from email.utils import format_datetime
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from running import MODEL, a_plan, finished, reviews, simulator
 
@@ -17,39 +17,34 @@ from claudescale.api import catalog
 from claudescale.api.limits import HEADERS, Learned, Limits, age, differs, read_headers, tiers_with
 from claudescale.errors import PlanError, UnknownTier
 
-THREE = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 HAIKU = catalog.model(MODEL)
+THREE = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 START, BUILD = (1_000, 2_000_000, 400_000), (5_000, 5_000_000, 1_000_000)
-
-
-def limits(*per_minute):
-    """Return limits of these three figures."""
-    return Limits(**dict(zip(THREE, per_minute, strict=True)))
-
-
-LIMITS = limits(60, 6_000, 600)
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    ("tier", "per_minute"),
-    [("start", START), ("Build", BUILD), (1, (50, 40_000, 8_000)), ("tier 4", (4_000, 400_000, 80_000))],
-)
-def test_a_tier_has_the_limits_of_its_table(tier, per_minute):
-    """Today's names and the numbered tiers give the figures of their tables, and say so with the day."""
+def limits(*per_minute, **more):
+    """Return limits of a user's own."""
+    return Limits(**dict(zip(THREE, per_minute, strict=True)), **more)
+
+
+LIMITS = limits(60, 6_000, 600)
+OWN = "a workspace or contract may set its own."
+
+
+@pytest.mark.parametrize(("tier", "per_minute"), [("start", START), (1, (50, 40_000, 8_000))])
+def test_a_tier_gives_the_figures_of_its_table(tier, per_minute):
+    """Today's names and the numbered tiers, with the day they were checked; your own as they are."""
     own = Limits.of(tier, MODEL)
     assert own.per_minute == per_minute
     assert f"table of tier {catalog.tier(tier).name!r}, checked {own.checked}" in repr(own)
     assert Limits.of(LIMITS, MODEL) is LIMITS
-    assert repr(LIMITS).endswith("a minute, given by you)")
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, "300", None, True, 1e300, Decimal("NaN"), [1]])
-@pytest.mark.parametrize("name", ["requests_per_minute", "output_tokens_per_minute", "batch_queue_requests"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, "300", True, 1e300, Decimal("NaN"), [1]])
+@pytest.mark.parametrize("name", ["requests_per_minute", "batch_queue_requests"])
 def test_a_limit_that_is_none_is_named(name, value):
     """A limit that no pacer could keep, or that is no number, is a PlanError with what to type."""
-    if name == "batch_queue_requests" and value is None:
-        return
     with pytest.raises(PlanError, match=name):
         Limits(**(dict.fromkeys(THREE, 1e6) | {name: value}))
 
@@ -62,11 +57,11 @@ def test_a_plan_with_extreme_limits_is_shown(value):
     assert plan.options["minutes"].is_finite().all()
 
 
-@pytest.mark.parametrize("share", [0, -0.5, 1.5])
-def test_a_share_is_a_part(share):
+def test_a_share_is_a_part():
     """More than all, or nothing, is no share; half of the limits is half of each."""
-    with pytest.raises(PlanError, match="share"):
-        LIMITS.shared(share)
+    for share in (0, -0.5, 1.5):
+        with pytest.raises(PlanError, match="share"):
+            LIMITS.shared(share)
     assert LIMITS.shared(0.5).per_minute == (30, 3_000, 300)
 
 
@@ -76,17 +71,14 @@ def test_a_share_is_a_part(share):
         (None, ""),
         (date(2026, 5, 27), ", checked 2026-05-27"),
         (date(2026, 5, 26), ", checked 2026-05-26 (old: 181 days)"),
-        (NOW - timedelta(seconds=59), ", just now"),
         (NOW + timedelta(seconds=59), ", just now"),
         (NOW - timedelta(seconds=61), ", 1 minute ago"),
-        (NOW - timedelta(minutes=59, seconds=59), ", 59 minutes ago"),
-        (NOW - timedelta(hours=24), ", 24 hours ago"),
-        (NOW - timedelta(hours=25), ", 2026-11-22 (old: 1 day)"),
-        (datetime(2026, 11, 20, 12), ", 2026-11-20 (old: 3 days)"),  # noqa: DTZ001 - as a user may give it
+        (NOW - timedelta(minutes=61), ", 2026-11-23 10:59 UTC"),
+        (datetime(2026, 11, 20, 12), ", 2026-11-20 12:00 UTC"),  # noqa: DTZ001 - as a user may give it
     ],
 )
 def test_how_old_limits_are(checked, words):
-    """A day is given for a table, the time since for an answer, and both are called old in the end."""
+    """A day is given for a table, the time since for an answer, and its moment in the end."""
     assert age(checked, NOW) == words
 
 
@@ -99,50 +91,25 @@ def headers(**figures):
 
 
 def test_every_header_is_read():
-    """Limit and remaining of the three buckets, and the time to wait."""
+    """Limit and remaining of the three buckets, and the time to wait in three forms."""
     names = ("requests", "input_tokens", "output_tokens")
-    given = headers(
-        **{f"{name}_{what}": value for name in names for what, value in (("limit", 9), ("remaining", 4))}
-    )
-    readings = read_headers({**given, "retry-after": "7"})
+    given = {f"{name}_{what}": figure for name in names for what, figure in (("limit", 9), ("remaining", 4))}
+    readings = read_headers({**headers(**given), "retry-after": "7"})
     assert readings.buckets == ((9, 4),) * 3
     assert readings.retry_after_seconds == 7
-
-
-def test_the_time_to_wait_comes_in_three_ways():
-    """Milliseconds beat seconds, and a date is read as the seconds until then."""
     assert read_headers({"retry-after-ms": "1500", "retry-after": "9"}).retry_after_seconds == 1.5
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 80 < read_headers({"retry-after": date}).retry_after_seconds <= 90
+    soon = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    assert 0 < read_headers({"retry-after": soon}).retry_after_seconds <= 3_600
     assert read_headers({"retry-after": "Sun, 22 Nov 2020 10:00:00 GMT"}).retry_after_seconds == 0
 
 
-NAMES = [
-    "retry-after",
-    "retry-after-ms",
-    *headers(requests_limit=1, input_tokens_limit=1, output_tokens_remaining=1),
-]
-ODD = st.sampled_from(
-    [
-        "Wed, 21 Oct 99999999999999999999 07:28:00 GMT",
-        "Wed, 21 Oct 2026 07:28:00 +999999999999",
-        "Fri, 31 Feb 2026 99:99:99 GMT",
-        "nan",
-        "-inf",
-        "1e400",
-        "9" * 5_000,
-        "-1",
-        "\uff11\uff12",
-        "\u0663",
-        "1_000",
-        "",
-        ",",
-    ]
-)
-VALUES = ODD | st.text(max_size=30) | st.integers().map(str) | st.floats().map(str) | st.datetimes().map(str)
+ODD = ["Wed, 21 Oct 2026 07:28:00 +999999999999", "Fri, 31 Feb 2026 99:99:99 GMT", "nan", "-inf", "1e400",
+       "9" * 5_000, "-1", "\uff11\uff12", "\u0663", "1_000", "", ","]  # fmt: skip
+NAMES = ["retry-after", "retry-after-ms", *headers(requests_limit=1, output_tokens_remaining=1)]
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), VALUES))
+@settings(max_examples=20)
+@given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from(ODD) | st.text(max_size=9)))
 @example({"retry-after": "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"})
 def test_damaged_headers_read_as_unknown(given_headers):
     """Whatever a proxy makes of the headers is unknown or a number that an account can have."""
@@ -153,22 +120,15 @@ def test_damaged_headers_read_as_unknown(given_headers):
         assert reading.remaining is None or 0 <= reading.remaining <= 1e12
 
 
-@pytest.mark.parametrize("value", ["\uff11\uff12", "\u0663", "1_000", "nan", "inf", "-1", "9" * 40])
-def test_a_damaged_number_is_unknown(value):
-    """Digits of other scripts, signs and words are no number of an account."""
-    assert read_headers({"retry-after": value}).retry_after_seconds is None
-    assert read_headers(headers(requests_remaining=value)).requests.remaining is None
-
-
 def test_headers_beat_the_table_and_are_noted_once_a_minute():
     """What the API says of the account is used; then the same object comes back for a minute."""
-    first = read_headers(headers(requests_limit=4_000)).limits(LIMITS)
+    told = read_headers(headers(requests_limit=4_000))
+    first = told.limits(LIMITS)
     assert (first.per_minute, first.source) == ((4_000, 6_000, 600), HEADERS)
-    assert repr(first).endswith(f"{HEADERS}, just now)")
-    same = read_headers(headers(requests_limit=4_000))
-    assert same.limits(first) is first
+    first = replace(first, checked=datetime.now(UTC) + timedelta(days=1))
+    assert told.limits(first) is first
     stale = replace(first, checked=datetime.now(UTC) - timedelta(minutes=2))
-    assert same.limits(stale).checked > stale.checked
+    assert told.limits(stale).checked > stale.checked
     assert read_headers({"retry-after": "1"}).limits(LIMITS) is LIMITS
 
 
@@ -198,53 +158,44 @@ def test_every_kind_of_group_is_read(flat):
     assert own.count_tokens_per_minute == 100
 
 
-@pytest.mark.parametrize("value", [0, -1, None, "50", True, math.inf, math.nan, [50]])
-def test_a_value_that_is_no_limit_is_an_error(value):
-    """Nothing is guessed for it: a model without all three limits is an error that says what to type."""
-    items = [entry("model_group", [MODEL], **(dict.fromkeys(THREE, 50) | {"requests_per_minute": value}))]
-    with pytest.raises(UnknownTier, match=r"tier=cs\.Limits"):
-        Limits.read(items, MODEL)
-
-
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["group", "group_type", "type", "models", "limits", "value"]), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(["group", "type", "models", "limits", "value"]), inner, max_size=4)
     ),
-    max_leaves=12,
+    max_leaves=8,
 )
 
 
-@given(st.lists(_JSON, max_size=4))
-def test_no_answer_of_the_rate_limit_api_breaks_it(items):
-    """Whatever JSON comes, what is not told stays as it was known, with a note why."""
+@settings(max_examples=20)
+@given(st.lists(_JSON, max_size=4), st.sampled_from([0, -1, None, "50", True, math.inf, math.nan, [50]]))
+def test_what_the_api_does_not_tell_stays_as_it_is_known(items, odd):
+    """Whatever JSON comes, nothing is guessed: an answer that says nothing of the model leaves a note why."""
     assert LIMITS.updated(items, MODEL).per_minute == LIMITS.per_minute
-
-
-def test_what_the_api_leaves_out_stays_as_it_is_known():
-    """An answer without the plan's model changes nothing; one without a queue keeps the table's."""
     known = Limits.of("start", MODEL)
     assert "tells nothing of" in known.updated([], MODEL).note
-    items = [entry("model_group", [MODEL], **dict(zip(THREE, (9, 90, 9), strict=True)))]
-    told = known.updated(items, MODEL)
-    assert (told.per_minute, told.batch_queue_requests) == ((9, 90, 9), 200_000)
+    told = [entry("model_group", [MODEL], **dict(zip(THREE, (9, 90, 9), strict=True)))]
+    found = known.updated(told, MODEL)
+    assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)
+    damaged = [entry("model_group", [MODEL], **(dict.fromkeys(THREE, 50) | {"requests_per_minute": odd}))]
+    with pytest.raises(UnknownTier, match=r"tier=cs\.Limits"):
+        Limits.read(damaged, MODEL)
 
 
+@pytest.mark.slow
 def test_the_rate_limit_api_gives_an_accounts_own_limits():
     """Through the SDK: a model's own figures, the smallest of all models', no guess for an unknown one."""
     with cs.Simulator("start", speed=60, requests_per_minute=1_234) as api:
 
-        async def ask(model):
+        async def ask(*models):
             async with api.client() as client:
-                return await Limits.from_api(client, model)
+                return [await Limits.from_api(client, model) for model in models]
 
-        own = asyncio.run(ask(MODEL))
+        own, least = asyncio.run(ask(MODEL, None))
         assert (own.per_minute, own.batch_queue_requests) == ((1_234, 2_000_000, 400_000), 200_000)
-        assert own.provenance == "the rate-limit API, just now"
-        assert asyncio.run(ask(None)).input_tokens_per_minute == 500_000  # Fable's
+        assert own.provenance.startswith("the rate-limit API, ")
+        assert least.input_tokens_per_minute == 500_000  # Fable's
         with pytest.raises(UnknownTier, match="Limits"):
             asyncio.run(ask("claude-none"))
 
@@ -256,99 +207,65 @@ def learned(plan, client):
     return cs.wait(plan.learn_limits(client))
 
 
+@pytest.mark.slow
 def test_a_plan_learns_what_the_rate_limit_api_tells():
     """All six limits of its model, free of charge; they hold until another tier or model is named."""
     with simulator(tier="build", speed=60, count_tokens_per_minute=123) as api:
         plan = learned(a_plan(reviews(30), tier="start"), api.client())
         assert api.stats["calls"] == api.stats["billed_rows"] == 0
         piloted = plan.calibrate(finished(plan.head(2), api.client()))
-    assert plan.limits.per_minute == BUILD
-    assert plan.limits.count_tokens_per_minute == 123
-    assert (plan.limits.batch_queue_requests, plan.limits.batch_requests_per_minute) == (300_000, 2_000)
-    assert "Limits: the rate-limit API, just now." in repr(plan)
-    for same in (plan.replace(system="Be brief."), plan.head(3), plan.replace(tier="Start"), piloted):
-        assert same.limits.per_minute == BUILD
-    assert plan.replace(model="claude-sonnet-5-5").limits.source == "table of tier 'start'"
-    assert plan.replace(tier="scale").replace(tier="start").limits == plan.limits
+    assert plan.compiled.limits.count_tokens_per_minute == 123
+    assert (plan.compiled.limits.batch_queue_requests, plan.compiled.limits.batch_requests_per_minute) == (
+        300_000,
+        2_000,
+    )
+    assert "Limits: the rate-limit API, " in repr(plan)
+    for same in (plan, plan.replace(system="Be brief."), plan.head(3), plan.replace(tier="Start"), piloted):
+        assert same.compiled.limits.per_minute == BUILD
+    assert plan.replace(model="claude-sonnet-5-5").compiled.limits.source == "table of tier 'start'"
+    assert plan.replace(tier="scale").replace(tier="start").compiled.limits == plan.compiled.limits
 
 
-def test_a_key_that_may_not_is_no_error():
-    """The table stays in force and says what would tell more; once a pilot told, there is nothing to say."""
+@pytest.mark.slow
+def test_a_key_that_may_not_is_no_error(tmp_path):
+    """The table stays in force and says so; a pilot that asked the API tells more."""
     with simulator(tier=(70, 900_000, 90_000), speed=60) as api:
-        client = api.client(api_key="sk-ant-api03-ordinary")
-        plan = learned(a_plan(reviews(30), tier="start"), client)
-        piloted = plan.calibrate(finished(plan.head(2), client))
+        client, start = api.client(api_key="sk-ant-api03-ordinary"), a_plan(reviews(30), tier="start")
+        plan = learned(start, client)
+        first, again = (finished(plan.head(2), client, ledger=tmp_path / "l") for _ in range(2))
+        piloted = plan.calibrate(first)
         after = learned(piloted, client)
-    assert plan.limits.per_minute == START
+    assert plan.compiled.limits.per_minute == START
     assert "(this key may not read the account's limits: a pilot tells them)." in repr(plan)
-    assert piloted.limits.requests_per_minute == 70
-    assert (after.limits, after.limits.source) == (piloted.limits, HEADERS)
-
-
-def test_an_api_that_cannot_be_reached_is_an_error():
-    """No answer is no statement about the limits; nothing of the key is shown."""
-    with simulator() as api:
-        client = api.client(api_key="sk-ant-api03-ordinary")
+    assert piloted.compiled.limits.requests_per_minute == 70
+    assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
+    assert start.calibrate(again).compiled.limits.per_minute == START
+    assert start.replace(tier="build").calibrate(first).compiled.limits == Limits.of("build", MODEL)
     with pytest.raises(cs.PlanError, match=r"cannot be asked for its limits \(connection_error\)") as raised:
-        learned(a_plan(reviews(3)), client)
+        learned(plan, client)  # it has ended: no answer is no statement about the limits
     assert "ordinary" not in str(raised.value)
 
 
-def test_a_run_that_asked_nothing_teaches_nothing(tmp_path):
-    """A pilot that is all in the ledger met no limits: what was learned before stays."""
-    with simulator(tier=(70, 900_000, 90_000), speed=60) as api:
-        plan = a_plan(reviews(30), tier="start")
-        first = finished(plan.head(2), api.client(), ledger=tmp_path / "l")
-        again = finished(plan.head(2), api.client(), ledger=tmp_path / "l")
-        known = learned(plan, api.client())
-    assert plan.calibrate(first).limits.source == HEADERS
-    assert plan.calibrate(again).limits == Limits.of("start", MODEL)
-    assert known.calibrate(again).limits == known.limits
-    assert known.calibrate(first).limits == first.limits
-    assert plan.replace(tier="build").calibrate(first).limits == Limits.of("build", MODEL)
-
-
-@pytest.mark.parametrize(
-    ("tier", "model", "holds"),
-    [
-        ("Start", "claude-sonnet-4-6", True),
-        ("build", "claude-sonnet-4-6", False),
-        ("start", MODEL, False),
-        (LIMITS, "claude-sonnet-4-6", False),
-    ],
-)
-def test_what_was_learned_holds_for_its_tier_and_models(tier, model, holds):
+def test_what_was_learned_holds_for_its_tier_and_models():
     """However the tier is written, and for every model of the group; else the table counts."""
     known = Learned(limits(1, 1, 1), "start", "sonnet-4")
-    assert known.stands_for(tier, model) is holds
-    assert (Limits.of(tier, model, known) is known.limits) is holds
-
-
-# ------------------------------------------------------------------------------------------- whose they are
-
-LESS = "a workspace or a contract may set less."
+    assert Limits.of("Start", "claude-sonnet-4-6", known) is known.limits
+    for tier, model in (("build", "claude-sonnet-4-6"), ("start", MODEL), (LIMITS, "claude-sonnet-4-6")):
+        assert Limits.of(tier, model, known) is not known.limits
 
 
 @pytest.mark.parametrize(
     ("own", "tier", "words"),
     [
         (BUILD, "start", "2,000,000 and 400,000 as tier 'start' has: those are the limits of tier='build'."),
-        ((500, *START[1:]), "start", "500 requests a minute, not 1,000 as tier 'start' has: " + LESS),
-        ((1_200, *START[1:]), "start", "not 1,000 as tier 'start' has: limits of the account's own."),
-        ((5_000, 5_000_000, 900_000), "scale", "has: nearest is tier='build', or a workspace sets less."),
-        ((900, 80_000, 16_000), 1, "as tier 'tier 1' has: nearest is tier='tier 2'."),
+        ((500, *START[1:]), "start", "500 requests a minute, not 1,000 as tier 'start' has: " + OWN),
         (BUILD, limits(10, 1_000, 1_000), "as your Limits have: those are the limits of tier='build'."),
     ],
 )  # fmt: skip
-def test_limits_that_differ_are_named_with_the_tier_they_look_like(own, tier, words):
+def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words):
     """Only the limits that differ are named, then what the tier named has, then whose they are."""
     assert differs(limits(*own), tier, HAIKU).endswith(words)
     assert differs(Limits.of(tier, MODEL), tier, HAIKU) is None
-
-
-def test_every_tier_is_recognized_by_its_limits():
-    """The table of each published tier leads back to its name, for models of every group."""
-    for model in (HAIKU, catalog.model("claude-fable-5-1")):
-        for tier in catalog.TIERS.values():
-            if tier.limits.get(model.rate_group):
-                assert tiers_with(Limits.of(tier.name, model.id), model) == [tier.name]
+    for known in catalog.TIERS.values():
+        if known.limits.get(HAIKU.rate_group):
+            assert tiers_with(Limits.of(known.name, MODEL), HAIKU) == [known.name]

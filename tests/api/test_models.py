@@ -21,24 +21,16 @@ from claudescale.clock import Clock
 PRICED = cs.Model("my-haiku", input_dollars=0.2, output_dollars=1.0)
 UNPRICED = cs.Model("my-haiku")
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
+BATCHED = pytest.mark.parametrize("mode", ["live", "batch"])
 
 
 @pytest.fixture
 def _served(monkeypatch):
     """Let the simulator serve the name, as a gateway does."""
-    callable_model = catalog.callable_model
+    known = catalog.callable_model
     monkeypatch.setattr(
-        catalog,
-        "callable_model",
-        lambda name, at=None: callable_model({"my-haiku": MODEL}.get(name, name), at),
+        catalog, "callable_model", lambda name, at=None: known(MODEL if name == "my-haiku" else name, at)
     )
-
-
-@pytest.fixture
-def _today(monkeypatch):
-    """Let it be the day whose facts the catalog has."""
-    monkeypatch.setattr(clock, "now", lambda: NOW)
-    monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=NOW.timestamp()))
 
 
 def sent(plan):
@@ -50,25 +42,24 @@ def test_its_name_is_sent_and_is_part_of_the_key():
     own, twin = a_plan(reviews(3), model=PRICED), a_plan(reviews(3))
     assert sent(own) == {"my-haiku"}
     assert not set(own.requests["custom_id"]) & set(twin.requests["custom_id"])
-    assert own.facts.tokenizer == twin.facts.tokenizer
-    assert own.replace(model=cs.Model("my-haiku", max_tokens=64)).facts.max_output_tokens == 64
+    assert own.compiled.model.tokenizer == twin.compiled.model.tokenizer
     assert cs.Model("a") == cs.Model("a") != cs.Model("b")
-    assert "id='a'" in repr(cs.Model("a"))
+    numbers = cs.Model("a", input_dollars=Decimal("0.5"), output_dollars=2, max_tokens=64.0).facts
+    assert (numbers.given_dollars, numbers.max_output_tokens) == ((0.5, 2.0), 64)
 
 
-@pytest.mark.parametrize("name", ["claude-haiku-4-5-20251001", "claude-opus-4-5-20251101"])
-def test_a_dated_id_is_sent_as_typed(name):
+def test_a_dated_id_is_sent_as_typed():
     """The body has what was typed; facts, price and keys are those of the alias, so no row is paid twice."""
-    alias = name.rpartition("-")[0]
+    name, alias = "claude-haiku-4-5-20251001", "claude-haiku-4-5"
     dated, short = a_plan(reviews(3), model=name), a_plan(reviews(3), model=alias)
     assert (sent(dated), sent(short)) == ({name}, {alias})
     assert dated.requests["custom_id"].to_list() == short.requests["custom_id"].to_list()
-    assert dated.facts is short.facts
     assert dated.options.equals(short.options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_served")
-@pytest.mark.parametrize("mode", ["live", "batch"])
+@BATCHED
 def test_given_prices_make_the_bill(mode):
     """Dollars are tokens times what was given, half in batches; bill and card say whose prices they are."""
     plan = a_plan(reviews(6), model=PRICED, mode=mode)
@@ -94,20 +85,19 @@ def test_the_cache_has_the_usual_multiples():
     assert (batch.input, batch.output) == (live.input / 2, live.output / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_served")
-@pytest.mark.parametrize("mode", ["live", "batch"])
+@BATCHED
 def test_without_prices_dollars_are_unknown(mode, path):
     """Nothing is guessed: options, counts and bill have no dollars, and the run works."""
     plan = a_plan(reviews(6), model=UNPRICED, mode=mode)
     assert plan.options["dollars"].is_nan().all()
     assert "Prices: not known" in repr(plan)
     with simulator(speed=600) as api:
-        run = finished(plan, api.client(), ledger=path)
-        again = finished(plan, api.client(), ledger=path)
+        run, again = (finished(plan, api.client(), ledger=path) for _ in range(2))
     assert run.results["error"].null_count() == 6
     assert math.isnan(run.counts.dollars)
     assert run.bill.row(-1, named=True)["dollars"] is None
-    assert plan.calibrate(run).expected.calls == 6
     assert run.waste.is_empty()
     assert (again.counts.reused, again.counts.dollars) == (6, 0)
 
@@ -116,18 +106,13 @@ def test_without_prices_dollars_are_unknown(mode, path):
     ("make", "words"),
     [
         (lambda: a_plan(reviews(2), model=UNPRICED, budget=1.0), "input_dollars=..., output_dollars=..."),
-        (lambda: cs.Model(""), "the name to send"),
         (lambda: cs.Model(5), "the name to send"),
         (lambda: cs.Model("a", like="claude-haku-5-5"), "Did you mean 'claude-haiku-5-5'"),
         (lambda: cs.Model("a", input_dollars=1.0), "It needs output_dollars="),
-        (lambda: cs.Model("a", input_dollars=-1, output_dollars=1), "above 0"),
         (lambda: cs.Model("a", input_dollars=math.nan, output_dollars=1), "above 0"),
         (lambda: cs.Model("a", input_dollars="1", output_dollars=1), "above 0"),
-        (lambda: cs.Model("a", input_dollars=Decimal("NaN"), output_dollars=1), "above 0"),
-        (lambda: cs.Model("a", max_tokens=0), "whole number of tokens"),
         (lambda: cs.Model("a", max_tokens=1.5), "whole number of tokens"),
-        (lambda: cs.Model("a", context_tokens=math.nan), "whole number of tokens"),
-        (lambda: cs.plan(reviews(2), "x {text}", model="my-haiku"), "cs.Model('my-haiku', like=...)"),
+        (lambda: cs.Model("a", context_tokens=0), "whole number of tokens"),
     ],
 )
 def test_what_cannot_be_is_named_with_what_to_type(make, words):
@@ -135,12 +120,6 @@ def test_what_cannot_be_is_named_with_what_to_type(make, words):
     with pytest.raises(cs.PlanError) as error:
         make()
     assert words in str(error.value)
-
-
-def test_other_kinds_of_numbers_are_numbers():
-    """Decimals and whole numbers do as prices and lengths."""
-    own = cs.Model("a", input_dollars=Decimal("0.5"), output_dollars=2, max_tokens=pl.Series([64.0])[0])
-    assert (own.facts.given_dollars, own.facts.max_output_tokens) == ((0.5, 2.0), 64)
 
 
 # ------------------------------------------------------------------------------------------ the Models API
@@ -157,18 +136,20 @@ def row(frame, name):
     return frame.row(by_predicate=pl.col("model") == name, named=True)
 
 
-@pytest.mark.usefixtures("_today")
-def test_the_simulators_models_are_the_catalogs():
+@pytest.mark.slow
+def test_the_simulators_models_are_the_catalogs(monkeypatch):
     """One free call, from async code too, gives every model with its lifecycle, and nothing differs."""
+    monkeypatch.setattr(clock, "now", lambda: NOW)
+    monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=NOW.timestamp()))
 
     async def asked(client):
         return cs.models(client)
 
     with simulator() as api, Canned(passed_on(api.url)) as server:
         frame = asyncio.run(asked(api.client(base_url=server.url)))
-        assert api.stats["calls"] == 0
-    (page,) = [path for _, path, _, _ in server.seen if path.startswith("/v1/models")]
-    assert "limit=1000" in page
+        with pytest.raises(cs.PlanError, match="cannot be asked for its models"):
+            cs.models(api.client(base_url=f"{api.url}/nowhere"))
+    assert len([path for _, path, _, _ in server.seen if path.startswith("/v1/models")]) == 1
     assert frame.schema == API_MODELS
     is_mythos = pl.col("model").str.contains("mythos")
     assert frame.filter(~is_mythos)["differs"].list.len().sum() == 0
@@ -177,7 +158,6 @@ def test_the_simulators_models_are_the_catalogs():
     assert deprecated["api_lifecycle"] == "deprecated"
     assert deprecated["retires_at"] == datetime(2027, 1, 22, 17, tzinfo=UTC)
     assert row(frame, "claude-opus-4-1")["api_lifecycle"] == "retired"
-    assert frame.head(1).select("model", "max_tokens").row(0) == ("claude-haiku-5-5", 128_000)
     assert cs.models().equals(catalog.models())
 
 
@@ -194,7 +174,7 @@ def test_what_differs_is_named():
     frame = compared(listed, NOW)
     assert row(frame, "claude-sonnet-4-5")["differs"] == ["retires_on"]
     assert row(frame, "claude-haiku-4-5")["differs"] == ["lifecycle", "retires_on"]
-    assert row(frame, "claude-opus-5-5")["differs"] == ["max_output_tokens", "batch"]
+    assert sorted(row(frame, "claude-opus-5-5")["differs"]) == ["batch", "max_output_tokens"]
     assert row(frame, "claude-sonnet-5-5")["batch"] is None  # the API did not say
     new = row(frame, "claude-haiku-6")
     assert (new["differs"], new["line"], new["max_tokens"]) == (["model"], "haiku", 128_000)
@@ -205,20 +185,11 @@ def test_what_differs_is_named():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"retires_at": "soon"},
         {"retires_at": 5, "capabilities": []},
-        {"capabilities": {"effort": "high", "thinking": {"types": None}, "batch": 1}},
+        {"retires_at": "soon", "capabilities": {"effort": "high", "thinking": {"types": None}, "batch": 1}},
         {"lifecycle": None, "max_tokens": "many", "line": None},
     ],
 )
 def test_damaged_answers_read_as_unknown(changes):
     """Whatever the API says, there is a frame; what cannot be read is null."""
     assert compared([info("claude-haiku-5-5", **changes)], NOW).schema == API_MODELS
-
-
-def test_an_api_that_has_none_says_so():
-    """An error is a PlanError with what the API said; a key instead of a client says what to use."""
-    with simulator() as api, pytest.raises(cs.PlanError, match="cannot be asked for its models"):
-        cs.models(api.client(base_url=f"{api.url}/nowhere"))
-    with pytest.raises(cs.PlanError, match=r"cs\.connect\(\)"):
-        cs.models("claude-haiku-5-5")

@@ -213,7 +213,6 @@ async def our_create(url, frame):
     from claudescale.clock import Clock  # noqa: PLC0415
     from claudescale.ledger.records import Batch  # noqa: PLC0415
     from claudescale.ledger.store import Store  # noqa: PLC0415
-    from claudescale.planning.choices import prepare  # noqa: PLC0415
     from claudescale.running import batch_rules  # noqa: PLC0415
 
     plan = cs.plan(frame, "Name it: {text}", model=MODEL, max_tokens=64, thinking={"type": "disabled"})
@@ -223,7 +222,7 @@ async def our_create(url, frame):
         tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
         closing(Store(Path(folder) / "a.ledger")) as ledger,
     ):
-        work = prepare(plan, "benchmark")
+        work = plan.compiled.work("benchmark")
         keys = ledger.claim(work.requests["key"].to_list())
         ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)
         body = Parts(lambda: batch_rules.body(work.requests, work.texts, NONCE))

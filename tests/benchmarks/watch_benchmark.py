@@ -73,7 +73,7 @@ async def rate(watchers):
     took = time.perf_counter() - begun, time.process_time() - spent
     shown, busy = sum(each.refreshes for each in made), sum(each.busy_seconds for each in made)
     for each in made:
-        each.drop()
+        each.close()
     await run
     return done / took[0], took[1] / done * 1e3, shown, busy
 await rate(0)

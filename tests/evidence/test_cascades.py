@@ -49,14 +49,14 @@ def test_before_anything_is_known_the_price_is_a_range(mode):
     ("options", "error", "words"),
     [
         ({"models": [CHEAP]}, cs.PlanError, "two or more"),
-        ({"models": [CHEAP, "claude-opus-9"]}, cs.UnknownModel, "claude-opus-9"),
+        ({"models": [CHEAP, "claude-opus-9"]}, cs.errors.UnknownModel, "claude-opus-9"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"mode": "auto"}, cs.PlanError, r"not in mode='auto'.*mode='batch'"),
-        ({"accept": pl.col("lable") == "even"}, cs.UnknownColumn, "'lable'"),
+        ({"accept": pl.col("lable") == "even"}, cs.errors.UnknownColumn, "'lable'"),
         ({"accept": pl.col("number")}, cs.PlanError, "Int64"),
         ({"accept": "truth"}, cs.PlanError, "accept='truth'"),
         ({"accept": lambda results: results["reply"].lenght()}, cs.PlanError, "AttributeError"),
-        ({"frame": numbers(4).with_columns(model=pl.lit("x"))}, cs.NameTaken, "'model'"),
+        ({"frame": numbers(4).with_columns(model=pl.lit("x"))}, cs.errors.NameTaken, "'model'"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
@@ -65,6 +65,7 @@ def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
         a_cascade(**{"frame": numbers(10), **options})
 
 
+@pytest.mark.slow
 def test_what_a_model_does_not_settle_goes_to_the_next_and_each_row_has_its_model(api, path):
     """Wrong by `accept` or broken, a row is passed on; whole, in order, and at the second run for nothing."""
     frame = pl.concat([numbers(100), numbers(30), pl.DataFrame({"number": [None], "truth": ["even"]})])
@@ -95,6 +96,7 @@ def test_what_a_model_does_not_settle_goes_to_the_next_and_each_row_has_its_mode
     assert_frame_equal(again.bill, done.bill)
 
 
+@pytest.mark.slow
 def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
     """Refused, cut off, empty and broken replies go on; a later failure takes no earlier reply away."""
 
@@ -116,6 +118,7 @@ def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api, path):
     """A Boolean per row, null is a no; where it fails on real replies none is lost, and the next one pays."""
     seen = []
@@ -143,6 +146,7 @@ def test_accept_may_be_a_function_and_sees_only_replies_that_came_through(api, p
     assert "what sure does not accept" in repr(done.cascade)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_looks_at_all_rows_is_the_same_for_every_model(api, path):
     """An expression over the whole frame is not computed anew on the rows that are passed on."""
     words = pl.format("Row {} of {}. Even or odd? {}", pl.int_range(pl.len()), pl.len(), pl.col("number"))
@@ -164,6 +168,7 @@ def test_a_wrong_key_stops_the_cascade_with_what_it_has(path):
     assert "run = await cascade.run(client)" in repr(stopped)
 
 
+@pytest.mark.slow
 def test_the_budget_is_one_for_all_models_and_never_passed(api):
     """What the first leaves is handed on; where it does not buy the next model's rows, the cascade stops."""
     budget = 0.03
@@ -178,7 +183,7 @@ def test_the_budget_is_one_for_all_models_and_never_passed(api):
     waiting = done.results.filter(pl.col("error") == "not_accepted")
     assert waiting.height > waiting["reply"].null_count() == 0
     calls = api.stats["calls"]
-    with pytest.raises(cs.ImpossibleBudget):  # too small for the first: told before anything is sent
+    with pytest.raises(cs.errors.ImpossibleBudget):  # too small for the first: told before anything is sent
         run(a_cascade(100, budget=0.0001), api.client())
     assert api.stats["calls"] == calls
 
@@ -223,6 +228,7 @@ def test_killed_in_the_second_batch_and_run_again_it_pays_once(path):
         assert done.bill["dollars"][0] == pytest.approx(api.stats["dollars"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
     """A calibrated cascade's dollars are those it then costs, within the interval of its shares."""
     whole = a_cascade(200)
@@ -240,6 +246,7 @@ def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
             wrong.calibrate(given)
 
 
+@pytest.mark.slow
 def test_the_bill_stands_next_to_every_row_on_each_model(api):
     """The first model's is what it was paid, a later one's is estimated from its replies."""
     done = run(a_cascade(100, models=[CHEAP, DEAR]), api.client())

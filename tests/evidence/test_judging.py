@@ -100,8 +100,7 @@ def test_too_few_or_equal_numbers_say_nothing(scores):
 )
 def test_why_nothing_clears_is_said(counts, words, more):
     """With the nearest choice, its score, and about how many rows more would do; no number is made up."""
-    table = judging.evidence({name: share(*count) for name, count in counts.items()}, 0.9, 0.95)
-    reason, rows_more = judging.shortfall(table, 0.9, 0.95)
+    reason, rows_more = judging.shortfall({name: share(*count) for name, count in counts.items()}, 0.9, 0.95)
     assert words in reason
     assert rows_more == more or (more and rows_more > more)
 

@@ -41,6 +41,7 @@ def test_a_trial_shows_what_it_costs_before_anything_is_sent():
     assert trial.plot.quality().to_dict()["description"].startswith("Nothing to show yet")
 
 
+@pytest.mark.slow
 def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(api):
     """Scores are shares of right replies, dollars what the server billed; a plan keeps mode and rows."""
     whole = a_plan(500, mode="batch", deadline=5000)
@@ -57,7 +58,12 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
         assert row["dollars_per_1000_rows"] == pytest.approx(row["dollars"] / 120 * 1000)
         assert 0 < row["seconds"] <= row["seconds_p90"]
     plan = trial.pick(min_score=0.9)
-    assert (plan.model, plan.mode, plan.totals.rows, plan.expected.calls) == (MIDDLE, "batch", 500, 120)
+    assert (plan.model, plan.mode, plan.compiled.totals.rows, plan.compiled.expected.calls) == (
+        MIDDLE,
+        "batch",
+        500,
+        120,
+    )
     assert trial.pick(min_score=0.7).model == CHEAP
     assert trial.pick(min_score=0.9, by="minutes").model in {MIDDLE, DEAR}
     assert trial.evidence(min_score=0.9).schema == EVIDENCE
@@ -66,6 +72,7 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
     assert repr(trial.plot.quality(min_score=0.9)).startswith("SIMULATED: 2 of 3 surely reach 0.9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lists", "best"),
     [
@@ -78,13 +85,14 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
     trial = run(cs.trial(a_plan(500, model=MIDDLE), n=60, score="truth", **lists), api.client())
     assert list(trial.plans) == lists.get("efforts", ["prompt 1", "prompt 2"])
     picked, sent = trial.pick(min_score=0.8), trial.plans[best]
-    assert (picked.prompt, picked.effort, picked.totals.rows) == (sent.prompt, sent.effort, 500)
+    assert (picked.prompt, picked.effort, picked.compiled.totals.rows) == (sent.prompt, sent.effort, 500)
 
 
+@pytest.mark.slow
 def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
     """With one ledger nothing is sent twice, n=30 has the rows of n=10; too few say how many would do."""
     first = run(a_trial(10, [CHEAP, DEAR]), api.client(), path)
-    with pytest.raises(cs.NotEnoughEvidence, match="rows more would settle it") as caught:
+    with pytest.raises(cs.errors.NotEnoughEvidence, match="rows more would settle it") as caught:
         first.pick(min_score=0.9)
     assert f"n={10 + caught.value.rows_more} of the plan's 500 rows" in str(caught.value)
     again = run(a_trial(10, [CHEAP, DEAR]), api.client(), path)
@@ -98,6 +106,7 @@ def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
     assert api.stats["calls"] == 60 + 40 - sampled
 
 
+@pytest.mark.slow
 def test_the_ways_to_score_give_what_they_say(api, path):
     """Expression, function and truth column agree, agreement is with the dearest, numbers are averaged."""
     scores = ["truth", RIGHT, lambda results: results.select(RIGHT).to_series(), None]
@@ -112,6 +121,7 @@ def test_the_ways_to_score_give_what_they_say(api, path):
     assert row["score_low"] < row["score"] < row["score_high"]
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(path):
     """Cut off or broken, a row is wrong; with agreement, rows on which the reference failed do not count."""
 
@@ -141,19 +151,19 @@ def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(pat
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"models": [CHEAP, "claude-sonet-5-5"]}, cs.UnknownModel, "claude-sonnet-5-5"),
+        ({"models": [CHEAP, "claude-sonet-5-5"]}, cs.errors.UnknownModel, "claude-sonnet-5-5"),
         ({"models": None}, cs.PlanError, "models=None: give two or more"),
         ({"efforts": ["low", "high"]}, cs.PlanError, "compares one thing"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"n": 1}, cs.PlanError, "fewer than 2 rows"),
         ({"n": 2.5}, cs.PlanError, "n=2.5"),
-        ({"score": "trut"}, cs.UnknownColumn, "'truth'"),
+        ({"score": "trut"}, cs.errors.UnknownColumn, "'truth'"),
         ({"score": "number"}, cs.PlanError, "labels of the replies: even, odd"),
-        ({"score": lambda results: results["label"]}, cs.UnknownColumn, "'label'"),
+        ({"score": lambda results: results["label"]}, cs.errors.UnknownColumn, "'label'"),
         ({"score": lambda _: 0.5}, cs.PlanError, "a float"),
         ({"score": 0.9}, cs.PlanError, "score=0.9"),
         ({"confidence": 95}, cs.PlanError, "confidence=95"),
-        ({"budget": 1e-6}, cs.ImpossibleBudget, "larger budget"),
+        ({"budget": 1e-6}, cs.errors.ImpossibleBudget, "larger budget"),
         ({"plan": {"returns": None}, "score": None}, cs.PlanError, "Free text"),
         ({"plan": {"returns": {"a": pl.Int8, "b": pl.Int8}}}, cs.PlanError, r"score=pl\.col\('a'\) == pl"),
     ],
@@ -176,6 +186,7 @@ def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate(asked, words):
         a_trial(50).pick(**asked)
 
 
+@pytest.mark.slow
 def test_the_budget_is_never_passed():
     """Replies twice as long as guessed: the trial stops, within its budget, and says what is missing."""
     plan, options = a_plan(returns=None, max_tokens=1000), {"n": 40, "score": pl.col("error").is_null()}
@@ -189,13 +200,14 @@ def test_the_budget_is_never_passed():
     assert "Not answered: " in repr(trial)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_ends_the_trial_and_is_sent_again_by_the_same_cell(api, path):
     """A wrong key raises as for any run and is no model's failure; the trial can be run again."""
     trial = a_trial(10, [CHEAP, DEAR])
     with simulator(faults={401: 1.0}) as refusing, pytest.raises(cs.RunStopped, match="authentication_error"):
         run(trial, refusing.client(), path)
     assert trial.table["rows"].to_list() == [0, 10]  # what was judged, and what would be sent
-    with pytest.raises(cs.NotEnoughEvidence, match="no row has a score"):
+    with pytest.raises(cs.errors.NotEnoughEvidence, match="no row has a score"):
         trial.pick(min_score=0.5)
     assert "claude-opus-5-5. The same cell again" in repr(trial)
     assert run(trial, api.client(), path).table["rows"].to_list() == [10, 10]

@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import random
-import shutil
 import signal
-import tempfile
 import time
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
-from ledger_rows import attempt, batch, key, keys, records, sent, some, start
+from ledger_rows import attempt, batch, keys, sent, some, start
 
 from claudescale.errors import LedgerError
-from claudescale.ledger import store as store_module
-from claudescale.ledger.liveness import Presence
 from claudescale.ledger.store import Store
 
 
-def test_what_cannot_be_done(anywhere):
-    """A key that is not claimed or given twice, or a batch of another run, leaves everything as it was."""
-    anywhere.claim(some(0, 3))
-    anywhere.intend(batch(), some(0, 1))
-    for refused in (some(1, 4), [key(1), key(1)], some(0, 2)):
-        with pytest.raises(LedgerError, match="not claimed by this run"):
-            anywhere.intend(batch(1), refused)
-    for state in ("in_progress", "absent"):
-        with pytest.raises(LedgerError, match="does not follow"):
-            anywhere.note(sent(7, state=state))
-    assert anywhere.batches() == [batch()]
-    anywhere.intend(batch(1), some(1, 3))
-    assert anywhere.batches() == [batch(0), batch(1)]
+def test_the_life_of_a_batch(anywhere):
+    """From the intent to the end: what is noted is read, what it holds is nobody's, what is left is free."""
+    anywhere.claim(some(0, 5))
+    anywhere.intend(batch(), some(0, 3))
+    assert anywhere.batches() == anywhere.batches(mine=True) == [batch()]
+    assert anywhere.claim(some(0, 5)) == some(3, 5)
+    anywhere.note(sent())
+    ended = sent(state="ended", expires_at=2.5, ended_at=3.5, succeeded=1, errored=2, canceled=3, expired=4)
+    anywhere.note(ended)
+    assert anywhere.batches() == [ended]
+    assert sorted(anywhere.held(batch().nonce)) == sorted(some(0, 3))
+    anywhere.record(attempt(0, batch_id="msgbatch_0"), final=True)
+    anywhere.record(attempt(1, batch_id="msgbatch_0"), final=False)
+    assert sorted(anywhere.held(batch().nonce)) == sorted(some(1, 3))
+    anywhere.note(ended._replace(state="collected"))
+    assert anywhere.batches() == [ended._replace(state="collected")]
+    assert anywhere.held(batch().nonce) == []
+    assert anywhere.claim(some(0, 5)) == some(1, 5)
+    assert anywhere.adopt(keys(range(5))) == []
 
 
 def test_a_killed_process_lets_go(path):
@@ -104,114 +95,3 @@ def test_kill_at_any_moment_of_a_batch(path, seed):
             store.note(each._replace(state="collected"))
         left = store.claim(some(0, 30 * len(found)))
         assert len(left) == 30 * len(found) - store.answered(keys(range(3_000))).sum()
-
-
-ROWS = 12
-NUMBERS = st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=5, unique=True)
-
-
-class Kept(RuleBasedStateMachine):
-    """One run at a time on one file; a kill is the file as it is on the disk, opened by the next run."""
-
-    @initialize()
-    def begin(self):
-        """Open a new file."""
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(store_module, "GROUP_SECONDS", 3_600.0)  # written when asked for, not by chance
-        self.patch.setattr(Presence, "may_live", lambda self, here: False)
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "0.ledger"
-        self.store = Store(self.path)
-        self.answers, self.claimed, self.open, self.mine = {}, set(), {}, set()
-        self.written = self.made = self.kills = 0
-
-    def teardown(self):
-        """Close what is open."""
-        if hasattr(self, "folder"):
-            self.store.close()
-            self.patch.undo()
-            self.folder.cleanup()
-
-    @rule(some=NUMBERS)
-    def claim(self, some):
-        """Claim rows: those that are neither answered nor in a batch."""
-        held = {row for rows in self.open.values() for row in rows}
-        free = [each for each in some if each not in self.answers and each not in held]
-        assert self.store.claim(keys(some).to_list()) == keys(free).to_list()
-        self.claimed |= set(free)
-
-    @rule(some=NUMBERS, final=st.booleans(), many=st.booleans())
-    def record(self, some, final, many):
-        """Record attempts, one by one or as a frame."""
-        self.written += 1
-        rows = [attempt(number, reply=f"{self.written}") for number in some]
-        if many:
-            self.store.extend(records(rows, final=final))
-        else:
-            for row in rows:
-                self.store.record(row, final=final)
-        if final:
-            self.answers |= dict.fromkeys(some, f"{self.written}")
-            self.claimed -= set(some)
-
-    @precondition(lambda self: self.claimed)
-    @rule()
-    def intend(self):
-        """Put what is claimed into a batch."""
-        rows, one = sorted(self.claimed), sent(self.made)
-        self.store.intend(batch(self.made), keys(rows).to_list())
-        self.store.note(one)
-        self.open[one.nonce] = rows
-        self.mine.add(one.nonce)
-        self.made += 1
-        self.claimed = set()
-
-    @precondition(lambda self: self.mine)
-    @rule(state=st.sampled_from(["collected", "absent", "gone"]))
-    def end(self, state):
-        """Close a batch that this run follows: what it left open is free."""
-        nonce = min(self.mine)
-        self.store.note(sent(int(nonce), state=state))
-        self.mine.remove(nonce)
-        del self.open[nonce]
-
-    @rule(some=NUMBERS)
-    def adopt(self, some):
-        """Take over the batches of killed runs that hold a row which is wanted."""
-        adopted = {each.nonce for each in self.store.adopt(keys(some))}
-        left = {nonce: set(rows) for nonce, rows in self.open.items() if nonce not in self.mine}
-        assert adopted == {nonce for nonce, rows in left.items() if rows & set(some)}
-        self.mine |= adopted
-
-    @rule(killed=st.booleans())
-    def again(self, killed):
-        """End, without a word or by `close`: the next run has the files as they are on the disk."""
-        after = self.path
-        if killed:
-            self.kills += 1
-            after = Path(self.folder.name) / f"{self.kills}.ledger"
-            for part in self.path.parent.glob(f"{self.path.name}*"):
-                if not part.name.endswith("-shm"):
-                    shutil.copy(part, f"{after}{part.name.removeprefix(self.path.name)}")
-        self.store.close()
-        self.path, self.store = after, Store(after)
-        self.claimed, self.mine = set(), set()
-
-    @invariant()
-    def holds(self):
-        """Answers, batches and the rows in them are those that were recorded; the question writes them."""
-        if not hasattr(self, "folder"):
-            return
-        asked = keys(range(ROWS))
-        assert self.store.answered(asked).to_list() == [each in self.answers for each in range(ROWS)]
-        replies = dict(self.store.replies(asked).select("key", "reply").rows())
-        assert replies == {key(number): reply for number, reply in self.answers.items()}
-        assert {each.nonce for each in self.store.batches() if each.state == "in_progress"} == set(self.open)
-        for nonce, rows in self.open.items():
-            assert set(self.store.held(nonce)) == {key(each) for each in rows if each not in self.answers}
-
-
-@pytest.mark.slow
-def test_what_was_confirmed_is_there():
-    """Whatever is claimed, recorded and sent, and however suddenly it ends: what was confirmed is there."""
-    run_state_machine_as_test(Kept, settings=settings(max_examples=15, stateful_step_count=25))

@@ -133,9 +133,9 @@ def test_bulk_rows_do_not_think_unless_asked(model, options, expected):
 def test_fields_that_ask_for_reasoning_are_warned_of():
     """A field called reasoning, thinking or trace, however deep, is noted: such refusals are billed."""
     for returns in ({"Trace": pl.String}, {"a": pl.List(pl.Struct({"thinking": pl.String}))}):
-        (note,) = plan(returns=returns).compiled.notes
+        (note,) = plan(returns=returns).compiled.prompt.notes
         assert "reasoning_extraction" in note
-    assert plan(returns={"why": pl.String}).compiled.notes == ()
+    assert plan(returns={"why": pl.String}).compiled.prompt.notes == ()
 
 
 @pytest.mark.parametrize(("cache", "control"), [(True, {}), ("1h", {"ttl": "1h"})])
@@ -147,10 +147,10 @@ def test_the_cache_mark_stands_on_the_system_prompt(cache, control):
 
 def test_a_prefix_too_short_to_cache_is_noted():
     """Below the model's minimum there is a note with both numbers, and no error; above it, nothing."""
-    (note,) = plan(system="Briefly.", cache=True).compiled.notes
+    (note,) = plan(system="Briefly.", cache=True).compiled.prompt.notes
     assert "about 3 tokens" in note
     assert "512" in note
-    assert plan(system="Briefly. " * 1_000, cache=True).compiled.notes == ()
+    assert plan(system="Briefly. " * 1_000, cache=True).compiled.prompt.notes == ()
 
 
 def test_returns_needs_structured_outputs():

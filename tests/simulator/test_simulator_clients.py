@@ -22,9 +22,6 @@ from claudescale.simulator import Fault, Simulator
 ROWS = 6
 PROMPTS = [f"Row {number}: the box was broken." for number in range(ROWS)]
 
-# What the others' own code warns about is theirs.
-others = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
-
 
 class Review(pydantic.BaseModel):
     """What is asked about a review."""
@@ -40,8 +37,7 @@ def serve(monkeypatch):
 
     def made(**options):
         running.append(Simulator(speed=2_000, batch_seconds=300, **options))
-        environment = {"BASE_URL": running[-1].url, "API_KEY": "sk-any"}
-        for name, value in environment.items():
+        for name, value in {"BASE_URL": running[-1].url, "API_KEY": "sk-any"}.items():
             monkeypatch.setenv(f"ANTHROPIC_{name}", value)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         return running[-1]
@@ -52,8 +48,8 @@ def serve(monkeypatch):
     gc.collect()  # what a client has not closed is reported here, where it is ignored
 
 
-@pytest.mark.parametrize("beta", [False, True])
-def test_the_sdk_in_strict_mode_takes_every_kind_of_result(serve, beta):
+@pytest.mark.slow
+def test_the_sdk_in_strict_mode_takes_every_kind_of_result(serve):
     """The synchronous client validates batch, list, cancel, delete, and results of all four kinds."""
     faults = {"batch_stuck": Fault(tries=[2]), "batch_expired": Fault(tries=[1], probability=0.5)}
     body = batch_of(2 * ROWS)
@@ -64,8 +60,8 @@ def test_the_sdk_in_strict_mode_takes_every_kind_of_result(serve, beta):
         httpx2.Client(trust_env=False) as http,
         anthropic.Anthropic(api_key="sk-any", http_client=http, **strict) as client,
     ):
-        batches = client.beta.messages.batches if beta else client.messages.batches
-        made, stuck = batches.create(**body), batches.create(**body)
+        batches = client.messages.batches
+        made, stuck = batches.create(**body), client.beta.messages.batches.create(**body)
         assert (made.processing_status, made.request_counts.processing) == ("in_progress", 2 * ROWS)
         assert made.expires_at - made.created_at == timedelta(hours=24)
         with pytest.raises(anthropic.BadRequestError, match="still processing"):
@@ -86,80 +82,47 @@ def test_the_sdk_in_strict_mode_takes_every_kind_of_result(serve, beta):
     assert {result.type for result in first.values()} == {"succeeded", "errored", "expired"}
     errors = [first[name].error.error.type for name in ("row-1", "row-2")]
     assert errors == ["invalid_request_error", "not_found_error"]
-    answered = [result.message for result in first.values() if result.type == "succeeded"]
-    assert {message.usage.service_tier for message in answered} == {"batch"}
+    tiers = {result.message.usage.service_tier for result in first.values() if result.type == "succeeded"}
+    assert tiers == {"batch"}
 
 
-class TestPydanticAi:
-    """Agents of pydantic-ai, live and with its batches."""
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what the others' own code warns about is theirs
+def test_pydantic_ai_runs_agents_live_and_in_batches(serve):
+    """Typed outputs come back from batches; rows that expire or meet an overload are sent again."""
+    pydantic_ai = pytest.importorskip("pydantic_ai")
+    overloaded = {"batch_overloaded": Fault(tries=[1], probability=0.5)}
+    simulator = serve(faults={**overloaded, "batch_expired": Fault(tries=[1])})
+    soon = timedelta(seconds=0.1)
+    waits = {"max_wait": timedelta(seconds=0.5), "poll_interval": soon, "max_poll_interval": soon}
+    capabilities = importlib.import_module("pydantic_ai.capabilities")
+    batching = capabilities.BatchModelRequests(max_requests=ROWS, **waits)
+    agent = pydantic_ai.Agent(f"anthropic:{HAIKU}", capabilities=[batching], output_type=Review)
 
-    pytestmark = others
+    async def run():
+        live = await pydantic_ai.Agent(f"anthropic:{HAIKU}").run("It was late.")
+        async with batching:
+            return live, await asyncio.gather(*map(agent.run, PROMPTS))
 
-    @staticmethod
-    def agents(wait, **options):
-        """Return an agent, and the capability by which it sends all rows in one batch, fewer after a wait."""
-        pydantic_ai = pytest.importorskip("pydantic_ai")
-        soon = timedelta(seconds=0.1)
-        waits = {"max_wait": wait, "poll_interval": soon, "max_poll_interval": soon}
-        capabilities = importlib.import_module("pydantic_ai.capabilities")
-        batching = capabilities.BatchModelRequests(max_requests=ROWS, **waits)
-        return pydantic_ai.Agent(f"anthropic:{HAIKU}", capabilities=[batching], **options), batching
-
-    def test_it_runs_agents_live_and_in_batches(self, serve):
-        """An agent's typed outputs come back from one batch, and live ones from the Messages API."""
-        simulator = serve()
-        agent, batching = self.agents(None, output_type=Review)
-
-        async def run():
-            live = (
-                await importlib.import_module("pydantic_ai").Agent(f"anthropic:{HAIKU}").run("It was late.")
-            )
-            async with batching:
-                return live, await asyncio.gather(*map(agent.run, PROMPTS))
-
-        live, found = asyncio.run(run())
-        assert live.output.startswith("[simulated]")
-        assert [type(result.output) for result in found] == [Review] * ROWS
-        assert simulator.stats["billed_rows_by_mode"] == {"live": 1, "batch": ROWS}
-
-    def test_it_sends_expired_and_overloaded_rows_again(self, serve):
-        """Every row fails for the moment in its first batch, and is billed once in its second."""
-        overloaded = {"batch_overloaded": Fault(tries=[1], probability=0.5)}
-        simulator = serve(faults={**overloaded, "batch_expired": Fault(tries=[1])})
-        agent, batching = self.agents(timedelta(seconds=0.5))
-
-        async def run():
-            async with batching:
-                return await asyncio.gather(*map(agent.run, PROMPTS))
-
-        assert len(asyncio.run(run())) == ROWS
-        stats = simulator.stats
-        assert stats["batches_created"] >= 2
-        assert sum(stats["faults"].values()) == ROWS
-        assert stats["billed_rows"] == stats["distinct_rows_billed"] == ROWS
+    live, found = asyncio.run(run())
+    assert live.output.startswith("[simulated]")
+    assert [type(result.output) for result in found] == [Review] * ROWS
+    stats = simulator.stats
+    assert stats["batches_created"] >= 2
+    assert sum(stats["faults"].values()) == ROWS
+    assert stats["billed_rows_by_mode"] == {"live": 1, "batch": ROWS}
 
 
-class TestChatlas:
-    """Batches of chatlas."""
-
-    pytestmark = others
-
-    def test_it_runs_batches_and_takes_them_up_from_its_file(self, serve, tmp_path):
-        """Texts and structured data come in the order of the prompts; the second call only reads the file."""
-        chatlas, simulator = pytest.importorskip("chatlas"), serve()
-        chat = chatlas.ChatAnthropic(model=HAIKU, system_prompt="Be brief.")
-        texts = chatlas.batch_chat_text(chat, PROMPTS, tmp_path / "texts.json")
-        assert texts == chatlas.batch_chat_text(chat, PROMPTS, tmp_path / "texts.json")
-        assert [text.startswith("[simulated]") for text in texts] == [True] * ROWS
-        found = chatlas.batch_chat_structured(chat, PROMPTS, tmp_path / "reviews.json", Review)
-        assert [type(review) for review in found] == [Review] * ROWS
-        assert simulator.stats["batches_created"] == 2
-
-    def test_a_client_that_retries_a_lost_create_pays_for_two_batches(self, serve, tmp_path):
-        """What this package's ledger is for: by the SDK's default the lost batch is made a second time."""
-        chatlas = pytest.importorskip("chatlas")
-        simulator = serve(faults={"create_lost": Fault(tries=[1])})
-        chat = chatlas.ChatAnthropic(model=HAIKU)
-        assert len(chatlas.batch_chat_text(chat, PROMPTS, tmp_path / "texts.json")) == ROWS
-        assert simulator.stats["batches_created"] == 2
-        assert simulator.stats["billed_rows"] == 2 * simulator.stats["distinct_rows_billed"] == 2 * ROWS
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_chatlas_runs_batches_and_pays_twice_for_a_lost_create(serve, tmp_path):
+    """Texts and data come in order; by the SDK's retries a lost batch is made again, and paid for twice."""
+    chatlas, simulator = pytest.importorskip("chatlas"), serve(faults={"create_lost": Fault(tries=[1])})
+    chat = chatlas.ChatAnthropic(model=HAIKU, system_prompt="Be brief.")
+    texts = chatlas.batch_chat_text(chat, PROMPTS, tmp_path / "texts.json")
+    assert texts == chatlas.batch_chat_text(chat, PROMPTS, tmp_path / "texts.json")
+    assert [text.startswith("[simulated]") for text in texts] == [True] * ROWS
+    assert simulator.stats["batches_created"] == 2
+    assert simulator.stats["billed_rows"] == 2 * simulator.stats["distinct_rows_billed"] == 2 * ROWS
+    found = chatlas.batch_chat_structured(chat, PROMPTS, tmp_path / "reviews.json", Review)
+    assert [type(review) for review in found] == [Review] * ROWS

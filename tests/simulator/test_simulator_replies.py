@@ -25,60 +25,50 @@ from desks import (
     text_of,
     worked,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from claudescale.api import catalog
-from claudescale.simulator import Admission, Fault, Simulator
+from claudescale.simulator import Fault, Simulator
 from claudescale.simulator.replies import MARK
 
 # ------------------------------------------------------------------------------------------ replies
 
 
 def test_a_reply_depends_on_the_seed_and_the_body_alone():
-    """Neither order, time, tier nor earlier calls change a reply; the seed does."""
+    """Neither order, time, tier nor earlier calls change a reply; the seed does; every text is marked."""
     bodies = [request(f"Row {n}: the screen froze. It was slow. I like the case.") for n in range(30)]
     one, two, other = desk(seed=3), desk("start", seed=3), desk(seed=4)
-    first = [message_of(body, one)["content"] for body in bodies]
-    later = [message_of(body, two, NOW + 9e4 + 60 * n)["content"] for n, body in enumerate(bodies[::-1])]
+    first = [text_of(message_of(body, one)) for body in bodies]
+    later = [text_of(message_of(body, two, NOW + 9e4 + 60 * n)) for n, body in enumerate(bodies[::-1])]
     assert first == later[::-1]
-    assert first != [message_of(body, other)["content"] for body in bodies]
-
-
-def test_free_text_says_that_it_is_simulated_and_may_be_the_callers():
-    """Every free-text reply begins with the mark; a callable gives the text, or a JSON value."""
-    assert all(text_of(message_of(request(model=name))).startswith(MARK) for name in (HAIKU, OLD, OPUS))
+    assert first != [text_of(message_of(body, other)) for body in bodies]
+    assert all(text.startswith(MARK) for text in first)
     at = desk(written=lambda body: {"seen": body["messages"][0]["content"]})
     assert json.loads(text_of(message_of(request("abc"), at))) == {"seen": "abc"}
 
 
 def test_max_tokens_cuts_and_thinking_counts_in_it():
     """With little room the answer is cut or missing, and never more than max_tokens is billed."""
-    empty = 0
-    for number in range(60):
-        message = message_of(
-            request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
-        )
+    empty, high = 0, {"output_config": {"effort": "high"}}
+    for number in range(30):
+        message = message_of(request(f"Row {number}: {LONG}", max_tokens=12, **high))
         assert message["stop_reason"] == "max_tokens"
         assert message["usage"]["output_tokens"] <= 12
         empty += [block["type"] for block in message["content"]] == ["thinking"]
-    assert 10 < empty < 60
-    cut = message_of(request(max_tokens=6, thinking={"type": "disabled"}, **form()))
-    with pytest.raises(json.JSONDecodeError):
-        json.loads(text_of(cut))
+    assert 5 < empty < 30
 
 
 def test_thinking_can_be_kept_off_where_the_model_allows_it():
     """Haiku 5.5 thinks on some rows by default, and on none with thinking disabled."""
-    thought = Counter()
-    for kind, changes in {"default": {}, "off": {"thinking": {"type": "disabled"}}}.items():
-        for number in range(60):
+    off = {"thinking": {"type": "disabled"}}
+    thought = [0, 0]
+    for number in range(30):
+        for which, changes in enumerate(({}, off)):
             message = message_of(request(f"Row {number}", **changes))
             tokens = message["usage"]["output_tokens_details"]["thinking_tokens"]
             assert (tokens > 0) == any(block["type"] == "thinking" for block in message["content"])
-            thought[kind] += tokens > 0
-    assert 10 < thought["default"] < 50
-    assert thought["off"] == 0
+            thought[which] += tokens > 0
+    assert 5 < thought[0] < 25
+    assert thought[1] == 0
 
 
 def test_a_stop_sequence_ends_the_text():
@@ -101,18 +91,16 @@ def test_a_forced_tool_is_used_with_input_that_fits():
 
 def test_classification_looks_plausible_and_better_models_err_less():
     """Labels follow the words of the text; over many rows Opus errs less than Haiku 4.5."""
-    texts = [f"Order {n}: great quality, I love it." for n in range(150)]
-    texts += [f"Order {n}: arrived broken and late, terrible." for n in range(150)]
+    texts = [f"Order {n}: great quality, I love it." for n in range(100)]
+    texts += [f"Order {n}: arrived broken and late, terrible." for n in range(100)]
     right = Counter()
     for model in (OLD, HAIKU, OPUS):
-        at = desk()
         for number, text in enumerate(texts):
-            reply = text_of(
-                message_of(request(f"Which is it?\n\n{text}", model=model, max_tokens=8000, **form()), at)
-            )
-            right[model] += json.loads(reply)["sentiment"] == ("positive" if number < 150 else "negative")
-    assert 0.75 < right[OLD] / 300 < right[OPUS] / 300 < 1.0
-    assert right[HAIKU] / 300 > 0.85
+            body = request(f"Which is it?\n\n{text}", model=model, max_tokens=8000, **form())
+            found = json.loads(text_of(message_of(body)))["sentiment"]
+            right[model] += found == ("positive" if number < 100 else "negative")
+    assert 0.75 < right[OLD] / 200 < right[OPUS] / 200 < 1.0
+    assert right[HAIKU] / 200 > 0.85
 
 
 def test_bounds_that_are_told_in_words_are_obeyed():
@@ -125,7 +113,7 @@ def test_bounds_that_are_told_in_words_are_obeyed():
         "few": {"type": "array", "items": {"type": "integer"}, "description": few},
     }
     schema = {**SENTIMENT, "properties": properties, "required": [*properties]}
-    for seed in range(20):
+    for seed in range(8):
         body = request(f"{seed} parcels of 300 were late, {seed * 7} came.", max_tokens=9_000, **form(schema))
         written = json.loads(text_of(message_of(body, desk(seed=seed))))
         assert 4 <= written["score"] <= 5
@@ -137,12 +125,11 @@ def test_bounds_that_are_told_in_words_are_obeyed():
 # -------------------------------------------------------------------------------- tokens and caching
 
 
-@given(st.text('abcdefg .,:\n"\\{}09éß漢🙂', min_size=50, max_size=400))
-@settings(deadline=None)
-def test_token_counts_are_near_the_estimate(text):
+def test_token_counts_are_near_the_estimate():
     """A text has its characters' worth of tokens, up to about a tenth more or less."""
     base = message_of(request("x"))["usage"]["input_tokens"] - 1
-    if text.strip():
+    for number in range(50):
+        text = f"{number} ß漢🙂 word" * (number + 5)
         found = message_of(request(text))["usage"]["input_tokens"] - base
         expected = len(text) / catalog.model(HAIKU).characters_per_token
         assert expected / 1.1 - 1 <= found <= expected / 0.9 + 1
@@ -154,22 +141,20 @@ def shares(message):
     return tuple(message["usage"][name] for name in names)
 
 
-def test_the_older_tokenizer_gives_fewer_tokens_and_needs_longer_prefixes():
-    """About a quarter fewer on Haiku 4.5; the same prefix is cached on Haiku 5.5 and too short for 4.5."""
-    new, old = (shares(message_of(request(LONG, model=model)))[0] for model in (HAIKU, OLD))
-    assert 0.68 < old / new < 0.8
-    assert shares(message_of(cached("a")))[1] > 0
-    assert shares(message_of(cached("a", model=OLD)))[1:] == (0, 0)
-
-
-def test_the_first_call_writes_and_later_ones_read_until_the_time_is_up():
-    """Write, read (which renews it), read again, and after five idle minutes write again."""
+def test_a_prefix_is_written_then_read_until_its_time_is_up():
+    """Write, read (which renews it), read again, after five idle minutes write again; an hour is longer."""
     at = desk()
     moments = (("a", 0), ("b", 250), ("c", 500), ("d", 801))
     first, second, third, late = (shares(message_of(cached(row), at, NOW + wait)) for row, wait in moments)
     assert (first[2], second[1], third[1], late[2]) == (0, 0, 0, 0)
     assert first[1] == second[2] == third[2] == late[1] > 512
-    assert first[0] == second[0]
+    warm = message_of(cached("a", ttl="1h", max_tokens=0), at, NOW + 9_000)
+    assert (warm["content"], warm["stop_reason"], warm["usage"]["output_tokens"]) == ([], "max_tokens", 0)
+    assert warm["usage"]["cache_creation"]["ephemeral_1h_input_tokens"] > 512
+    assert shares(message_of(cached("b", ttl="1h"), at, NOW + 12_500))[2] > 512
+    other = cached("c", ttl="1h", output_config={"effort": "low"})
+    assert shares(message_of(other, at, NOW + 12_500))[2] == 0
+    assert shares(message_of(cached("a", model=OLD)))[1:] == (0, 0)  # too short for 4.5
 
 
 def test_calls_that_start_together_all_write():
@@ -178,19 +163,7 @@ def test_calls_that_start_together_all_write():
     together = [at.admit(NOW + 0.1 * number, cached(f"row {number}"), HEADERS) for number in range(5)]
     later = at.admit(NOW + 2.1, cached("later"), HEADERS)
     assert [call.shares.cache_read_input_tokens for call in together] == [0] * 5
-    assert all(call.shares.cache_write_5m_input_tokens > 512 for call in together)
-    assert later.shares.cache_read_input_tokens == together[0].shares.cache_write_5m_input_tokens
-
-
-def test_an_hour_another_effort_and_a_warming_call():
-    """A 1h entry outlives 5 minutes; another effort does not find it; max_tokens 0 only writes."""
-    at = desk()
-    warm = message_of(cached("a", ttl="1h", max_tokens=0), at)
-    assert (warm["content"], warm["stop_reason"], warm["usage"]["output_tokens"]) == ([], "max_tokens", 0)
-    assert warm["usage"]["cache_creation"]["ephemeral_1h_input_tokens"] > 512
-    assert shares(message_of(cached("b", ttl="1h"), at, NOW + 3500))[2] > 512
-    other = cached("c", ttl="1h", output_config={"effort": "low"})
-    assert shares(message_of(other, at, NOW + 3500))[2] == 0
+    assert later.shares.cache_read_input_tokens == together[0].shares.cache_write_5m_input_tokens > 512
 
 
 def test_cache_reads_do_not_count_against_the_input_limit():
@@ -245,26 +218,26 @@ def test_every_status_can_be_made_to_happen(status):
     at = desk(faults={status: 1.0})
     found, headers, error = answered(at, request())
     assert found == status
-    assert (at.account.figures()["billed_rows"], at.account.figures()["faults"]) == (0, {str(status): 1})
     if status == 429:
-        assert headers["retry-after"] == "5"
-        assert error["error"]["details"] == {"error_code": "ramp_limit_exceeded"}
+        details = error["error"]["details"]
+        assert (headers["retry-after"], details) == ("5", {"error_code": "ramp_limit_exceeded"})
+    assert (at.account.figures()["billed_rows"], at.account.figures()["faults"]) == (0, {str(status): 1})
 
 
 def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
     """The same calls are struck in any order; a retry is drawn anew; outside the window none is."""
-    bodies = [request(f"row {number}") for number in range(200)]
+    bodies = [request(f"row {number}") for number in range(100)]
 
     def struck(order, now=NOW + 15):
         at = desk(faults={529: (0.3, 10, 20)}, seed=5)
         return at, {number for number in order if answered(at, bodies[number], now)[0] == 529}
 
-    at, forward = struck(range(200))
-    assert forward == struck(reversed(range(200)))[1]
-    assert 35 < len(forward) < 85
+    at, forward = struck(range(100))
+    assert forward == struck(reversed(range(100)))[1]
+    assert 15 < len(forward) < 45
     again = [answered(at, bodies[number], NOW + 16)[0] for number in forward]
     assert 0 < again.count(529) < len(again)
-    assert struck(range(200), NOW + 20)[1] == set()
+    assert struck(range(100), NOW + 20)[1] == set()
 
 
 def test_the_spend_cap_ends_everything_without_a_retry_after():
@@ -283,11 +256,11 @@ def test_the_spend_cap_ends_everything_without_a_retry_after():
 
 def test_overload_above_a_number_in_flight():
     """The call beyond the number gets a 529, until one before it is done."""
-    at = desk(faults={"overload_above": 2})
-    one, _ = (at.admit(NOW, request(f"{number}"), HEADERS) for number in range(2))
-    assert answered(at, request("3"))[0] == 529
-    at.finish(one.done_at, one)
-    assert isinstance(at.admit(one.done_at, request("4"), HEADERS), Admission)
+    at = desk(faults={"overload_above": 1})
+    first = at.admit(NOW, request("1"), HEADERS)
+    assert answered(at, request("2"))[0] == 529
+    at.finish(first.done_at, first)
+    assert answered(at, request("3"), first.done_at)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -311,8 +284,8 @@ def test_replies_can_be_spoiled(kind, stop_reason, types):
 def test_a_refusal_is_billed_in_some_categories_only():
     """Before any output: free but in three categories; its tokens stand in `usage` all the same."""
     at = desk(faults={"refusal": 1.0})
-    messages = [message_of(request(f"row {n}"), at) for n in range(60)]
-    late = worked(batches_of(at), rows_of(*(request(f"batch {n}") for n in range(60))))
+    messages = [message_of(request(f"row {n}"), at) for n in range(30)]
+    late = worked(batches_of(at), rows_of(*(request(f"batch {n}") for n in range(30))))
     messages += [result["message"] for result in late.values()]
     categories = Counter(message["stop_details"]["category"] for message in messages)
     assert set(categories) == {"general_harms", "cyber", "bio", "frontier_llm"}
@@ -323,15 +296,9 @@ def test_a_refusal_is_billed_in_some_categories_only():
     assert figures["billed_rows"] == categories["bio"] + categories["frontier_llm"]
     assert figures["free_refusals"] == categories["general_harms"] + categories["cyber"]
     assert figures["input_tokens"] == sum(message["usage"]["input_tokens"] for message in messages)
-
-
-@pytest.mark.parametrize("field", ["reasoning", "thinking", "trace"])
-def test_a_field_for_the_reasoning_can_be_refused_and_is_billed(field):
-    """The category is reasoning_extraction, one of those that cost."""
-    schema = {**SENTIMENT, "properties": {field: {"type": "string"}}, "required": [field]}
-    at = desk(faults={"refusal": 1.0})
+    schema = {**SENTIMENT, "properties": {"reasoning": {"type": "string"}}, "required": ["reasoning"]}
     assert message_of(request(**form(schema)), at)["stop_details"]["category"] == "reasoning_extraction"
-    assert at.account.figures()["billed_rows"] == 1
+    assert at.account.figures()["billed_rows"] == figures["billed_rows"] + 1
 
 
 ACCOUNT = "organization_on_hold workspace_human_review_disabled cmek_key_disabled cmek_key_network_blocked"

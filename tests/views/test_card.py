@@ -4,7 +4,7 @@ import html.parser
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
@@ -32,6 +32,7 @@ class _Reader(html.parser.HTMLParser):
 
 
 @settings(max_examples=25)
+@example("<b>&$1 $2", [("<i>", "&lt;")], ["</div>"], "`x`")
 @given(_CELLS, st.lists(st.tuples(_CELLS, _CELLS), max_size=4), st.lists(_CELLS, max_size=4), _CELLS)
 def test_a_card_shows_its_facts_and_nothing_else(title, rows, notes, following):
     """Whatever the texts are, the HTML is balanced, has only the tags of a card, and shows every text."""
@@ -68,6 +69,14 @@ def test_a_card_of_a_frame_reads_each_column_by_the_unit_in_its_name():
         ["live", "$0.40 to $0.65", "4 m 30 s", "12.4 k", "64%", "1,200"],
         ["batch", "$0.20", "1 h 00 m", "", "?", "3"],
     ]
+
+
+def test_what_is_saved_is_a_figure_only_where_something_is():
+    """Different rows sent live save nothing, and no zero says so; a batch shows what it saves."""
+    alone = cs.plan(reviews(50), "Label: {text}", model="claude-haiku-5-5", max_tokens=64)
+    live, batch = repr(alone).splitlines()[2:4]
+    assert "$0 " not in live
+    assert batch.split("batch processing")[0].split()[-1].startswith("$")
 
 
 def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
@@ -142,13 +151,3 @@ def test_a_plan_card_is_short_whatever_there_is_to_tell():
     assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines[-2]
     assert lines[-1].startswith("pilot = ")
     assert "In a batch" not in repr(plan.replace(cache=False))
-
-
-def test_a_card_reads_no_row_again():
-    """What the next tier gains is computed from totals that are known."""
-    reads = []
-    frame = reviews(5).lazy().map_batches(lambda read: reads.append(1) or read, schema={"text": pl.String})
-    plan = a_plan(frame, tier="start", mode="auto", deadline=90)
-    first, again = repr(plan), repr(plan)
-    assert first == again
-    assert len(reads) == 1

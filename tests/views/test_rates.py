@@ -57,11 +57,3 @@ def test_tokens_count_when_they_are_answered():
     frame = rates(attempts([(0.5, 2.0, 200, 10)]), START.timestamp(), 0.05)
     assert frame["requests_per_minute"].to_list() == [60, 0, 0]
     assert frame["output_tokens_per_minute"].to_list() == [0, 0, 1200]
-
-
-@pytest.mark.parametrize(("minutes", "seconds"), [(0, 1), (1.5, 2), (1440, 1440)])
-def test_slices_fit_the_run(minutes, seconds):
-    """A slice is at least a second and at most about a sixtieth of the run."""
-    frame = rates(attempts([(0.5, 0.1, 200, 10)]), START.timestamp(), minutes)
-    assert frame["slice_minutes"].unique().to_list() == [seconds / 60]
-    assert rates(ATTEMPTS.to_frame(), START.timestamp(), minutes).is_empty()

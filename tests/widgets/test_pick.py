@@ -60,7 +60,7 @@ def as_typed(line, plan):
     return names["plan"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @sampled(st.sampled_from(list(BEGINNINGS)), st.fixed_dictionaries({}, optional=CHOICES))
 def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
     """Whatever is picked, from whatever plan: the line evaluates to a plan with the same parameters."""
@@ -109,6 +109,7 @@ def test_what_cannot_be_is_said_in_place_of_figures(choices, words):
     assert "Not possible. " not in picker._figures.value
 
 
+@pytest.mark.slow
 def test_the_latest_choice_is_drawn(monkeypatch):
     """Of many changes at once only the last is drawn: this plan among the others, and what fails is said."""
     monkeypatch.undo()

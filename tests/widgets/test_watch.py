@@ -17,7 +17,7 @@ from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
 from claudescale.running.meter import MOST_SLICES, Ends, Pulse, Slice
 from claudescale.widgets import watch
-from claudescale.widgets.watch import Cell, Panel, Watch
+from claudescale.widgets.watch import Panel, Watch
 
 PULSE = Pulse(state="running", errors={}, refusals={})
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
@@ -114,7 +114,7 @@ class Page:
 
     def __init__(self, monkeypatch):
         watch.prepare()
-        self.cell = Cell("cell", "first")
+        self.cell = "first"
         self.shown, self.updates = [], []
         monkeypatch.setattr(loops, "in_notebook", lambda: True)
         monkeypatch.setattr(watch, "_cell", lambda: self.cell)
@@ -166,6 +166,7 @@ def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
         return asyncio.run(go(server.client()))
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
     """The widgets are told new figures; then what is saved takes their places, and they close."""
 
@@ -185,6 +186,7 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
     assert one._panel.box.comm is None
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_at_once(page):
     """There is nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
     with simulator() as server:
@@ -193,11 +195,12 @@ def test_a_finished_run_is_shown_at_once(page):
     assert (watcher.refreshes, followers()) == (0, [])
     watcher._ipython_display_()
     assert len(page.shown) == 2
-    page.cell = Cell("another", "second")
+    page.cell = "second"
     watcher._ipython_display_()
     assert len(page.shown) == 4
 
 
+@pytest.mark.slow
 def test_the_stop_button_stops(page):
     """A click on Stop stops the run; the button cannot be pressed again."""
 
@@ -216,6 +219,7 @@ def test_the_stop_button_stops(page):
     assert "Run stopped" in dict(page.updates)[1]["text/html"]
 
 
+@pytest.mark.slow
 def test_a_batch_can_be_left(page):
     """A run with batches has a second button, which leaves them at the API."""
 
@@ -233,22 +237,7 @@ def test_a_batch_can_be_left(page):
     assert run.state == "left"
 
 
-def test_a_cell_that_is_run_again_is_watched_once(page):
-    """The watchers of a cell's earlier run end without a word; those of other cells go on."""
-
-    async def steps(run):
-        first, beside = Watch(run), Watch(run)
-        page.cell = Cell("another", "second")
-        other = Watch(run)
-        page.cell = Cell("cell", "third")
-        again = Watch(run)
-        assert [each._dropped for each in (first, beside, other, again)] == [True, True, False, False]
-        await watched(run, other, again)
-
-    follow(steps)
-    assert sorted(place for place, _ in page.updates) == [5, 6, 7, 8]
-
-
+@pytest.mark.slow
 def test_a_watcher_can_be_closed(page):
     """Closed, it leaves a table and a picture of how the run stood; the run goes on."""
 
@@ -265,6 +254,7 @@ def test_a_watcher_can_be_closed(page):
     assert "Run running: " in dict(page.updates)[1]["text/html"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
     """Polars may raise the kernel's interrupt in the watcher's thread: it goes on."""
     raised, real = [], watch.drawn

@@ -22,6 +22,7 @@ def plan(tmp_path):
     return a_plan(pl.scan_parquet(tmp_path / "in.parquet"))
 
 
+@pytest.mark.slow
 def test_slices_give_what_the_whole_gives(plan, tmp_path):
     """The files together are the results of one run, and rows that are alike are paid for once."""
     with simulator() as api:
@@ -38,6 +39,7 @@ def test_slices_give_what_the_whole_gives(plan, tmp_path):
     assert shuffled.sort("row").drop("row").equals(whole)
 
 
+@pytest.mark.slow
 def test_the_same_call_again_pays_nothing(plan, tmp_path):
     """A second call, with other slices, sends nothing and leaves no file of the first."""
     with simulator() as api:
@@ -48,6 +50,7 @@ def test_the_same_call_again_pays_nothing(plan, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_budget_holds_for_all_slices(plan, tmp_path):
     """What one slice spent, the next cannot spend again; the files of finished slices stand."""
     plan = plan.replace(frame=reviews(400))

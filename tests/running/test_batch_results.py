@@ -1,0 +1,293 @@
+"""Result lines of a batch as attempts: tables of lines, and properties over any bytes."""
+
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from claudescale.api.answers import read_object
+from claudescale.api.prices import price
+from claudescale.ledger.records import RECORDS
+from claudescale.running import batch_results
+from claudescale.running.batch_results import attempts, missing_lines, proves
+
+KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
+MODEL = "claude-haiku-5-5"
+PRICE = price(MODEL, mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))
+CAP = "enforced_spend_limit_reached"
+
+
+def read(*lines, trusted=True):
+    """Return the attempts of lines, which are bytes or JSON."""
+    block = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+    return attempts(
+        block, nonce=NONCE, price=PRICE, trusted=trusted, batch_id="msgbatch_1", model=MODEL, simulated=True,
+        run="run", sent_at=1_764_000_000.123456, seconds=61.5,
+    )  # fmt: skip
+
+
+def row(result, custom_id=f"{KEY}-{NONCE}"):
+    return {"custom_id": custom_id, "result": result}
+
+
+def succeeded(*texts, **changes):
+    usage = {
+        "input_tokens": 11,
+        "cache_creation_input_tokens": 700,
+        "cache_read_input_tokens": 50,
+        "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 600},
+        "output_tokens": 9,
+        "output_tokens_details": {"thinking_tokens": 4},
+        "service_tier": "batch",
+        **changes.pop("usage", {}),
+    }
+    content = [{"type": "text", "text": text} for text in texts]
+    message = {"model": MODEL, "role": "assistant", "content": content, "stop_reason": "end_turn"}
+    return {"type": "succeeded", "message": {**message, "usage": usage, **changes}}
+
+
+def errored(kind, words="no", code=None):
+    error = {"type": kind, "message": words, **({"details": {"error_code": code}} if code else {})}
+    return {"type": "errored", "error": {"type": "error", "error": error, "request_id": "req_1"}}
+
+
+PLAIN = json.dumps(row(succeeded("fine"))).encode()
+
+
+def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
+    """Every column of the ledger is there, in its order and type, and the batch's price is paid."""
+    found = read(row(succeeded("fine")))
+    assert found.schema == read(b"").schema == RECORDS
+    step = PRICE.steps[0]
+    dollars = 11 * step.input + 100 * step.cache_write_5m + 600 * step.cache_write_1h
+    dollars += 50 * step.cache_read + 9 * step.output
+    assert found.row(0, named=True) == {
+        "key": KEY, "run": "run", "mode": "batch", "batch_id": "msgbatch_1", "model": MODEL,
+        "sent_at": datetime(2025, 11, 24, 16, 0, 0, 123456, tzinfo=UTC), "seconds": 61.5, "status": None,
+        "error": None, "message": None, "request_id": None, "stop_reason": "end_turn", "reply": "fine",
+        "input_tokens": 11, "cache_write_5m_input_tokens": 100, "cache_write_1h_input_tokens": 600,
+        "cache_read_input_tokens": 50, "output_tokens": 9, "thinking_tokens": 4,
+        "dollars": pytest.approx(dollars), "simulated": True, "final": True,
+        "answering_model": MODEL, "inference_geo": None, "speed": None, "web_search_requests": 0,
+        "refusal_category": None,
+    }  # fmt: skip
+
+
+def test_a_price_step_is_taken_row_by_row():
+    """A long prompt is priced as a whole at its own step, and the short one beside it is not."""
+    low, high = (dict.fromkeys(("cache_creation", "cache_creation_input_tokens"), None) for _ in range(2))
+    for usage, tokens in ((low, 100_000), (high, 100_001)):
+        usage.update(input_tokens=tokens, output_tokens=1, cache_read_input_tokens=0)
+    found = read(*(row(succeeded("a", usage=usage)) for usage in (low, high)))["dollars"].to_list()
+    base, step = PRICE.steps
+    assert found == pytest.approx([100_000 * base.input + base.output, 100_001 * step.input + step.output])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "code", "error", "final"),
+    [
+        ("invalid_request_error", "no", None, "invalid_request_error", True),
+        ("request_too_large", "no", None, "request_too_large", True),
+        ("not_found_error", "no", None, "not_found_error", False),
+        ("overloaded_error", "no", None, "overloaded_error", False),
+        ("rate_limit_error", "no", CAP, CAP, False),
+        ("invalid_request_error", "Your credit balance is too low to", None, "billing_error", False),
+        ("brand_new_error", "no", None, "brand_new_error", False),
+        (None, "no", None, "invalid_response", False),
+    ],
+)
+def test_an_error_ends_its_row_only_where_sending_again_cannot_mend_it(kind, words, code, error, final):
+    """The error's own type says whether the row goes into the next batch; none of them is billed."""
+    line = row(errored(kind, words, code))
+    found = read(line).row(0, named=True)
+    assert (found["error"], found["message"], found["final"]) == (error, words, final)
+    assert (found["request_id"], found["dollars"], found["reply"]) == ("req_1", 0.0, None)
+    assert not read(line, trusted=False)["final"].any()
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        ({"type": "expired"}, "expired"),
+        ({"type": "canceled"}, "canceled"),
+        ({"type": "brand_new"}, "invalid_response"),
+        ({"type": ["expired"]}, "invalid_response"),
+        (None, "invalid_response"),
+        ({"type": "errored"}, "invalid_response"),
+        ({"type": "succeeded", "message": {"content": "text"}}, "invalid_response"),
+    ],
+)
+def test_a_row_without_an_answer_is_to_be_sent_again(result, error):
+    """What expired, was canceled or cannot be understood is on record, unpaid, and not final."""
+    found = read(row(result)).row(0, named=True)
+    assert (found["error"], found["final"], found["dollars"]) == (error, False, 0.0)
+
+
+@pytest.mark.parametrize("reason", ["refusal", "max_tokens", "tool_use"])
+def test_a_cut_reply_is_paid_for_and_final(reason):
+    """A reply that broke off is an answer whose error is the reason why."""
+    found = read(row(succeeded("half", stop_reason=reason))).row(0, named=True)
+    assert (found["error"], found["stop_reason"], found["reply"], found["final"]) == (
+        reason, reason, "half", True
+    )  # fmt: skip
+    assert found["dollars"] > 0
+
+
+THINKING = {"type": "thinking", "thinking": 'he said "text":"x"', "signature": "abc=="}
+CALL = {"type": "tool_use", "id": "t", "name": "look", "input": {"text": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("result", "reply", "tokens"),
+    [
+        (succeeded("one", "two"), "onetwo", 9),
+        (succeeded('"a",\n\\ é \N{GRINNING FACE}\0'), '"a",\n\\ é \N{GRINNING FACE}\0', 9),
+        (succeeded(content=[THINKING, {"type": "text", "text": "b", "citations": None}]), "b", 9),
+        (succeeded("a", content=[CALL, {"type": "text", "text": "x"}]), '{"text":"x"}', 9),
+        (succeeded("half \ud800 pair"), "half \ufffd pair", 9),
+        (succeeded(""), None, 9),
+        (succeeded(5), None, 9),
+        (succeeded("a", usage={"output_tokens": True}), "a", 0),
+        (succeeded("a", usage={"output_tokens": "7"}), "a", 0),
+        (succeeded("a", usage={"output_tokens": -1}), "a", 0),
+        (succeeded("a", usage={"output_tokens": 10**30}), "a", 0),
+        (succeeded("a", usage={"output_tokens": 10**14, "later": {"output_tokens": 1}}), "a", 10**14),
+    ],
+)
+def test_what_a_reply_says_and_counts(result, reply, tokens):
+    """Texts are joined, a call is its input, and what is no count is none, in ASCII or in UTF-8."""
+    for ascii_only in (True, False):
+        line = json.dumps(row(result), ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        if b"\xed\xa0\x80" not in line:  # half a surrogate pair is no UTF-8
+            assert read(line).select("reply", "output_tokens").rows() == [(reply, tokens)]
+
+
+NOT_OURS = [
+    b"",
+    b"null",
+    b"[" * 100_000,
+    PLAIN[:-1],
+    PLAIN + b"," + PLAIN,
+    PLAIN.replace(b"fine", b"\xff"),
+    PLAIN.replace(b"11", b"011"),
+    row(succeeded("a"), custom_id=f"{KEY}-000000000000"),
+    row(succeeded("a"), custom_id=f"{KEY}{NONCE}"),
+    row(succeeded("a"), custom_id=5),
+    {"result": succeeded("a")},
+]
+
+
+@pytest.mark.parametrize("line", NOT_OURS)
+def test_what_is_unreadable_or_of_another_is_left_out(line):
+    """A line that is broken or not ours gives no row, and its neighbours stay what they are."""
+    assert read(line).height == 0
+    assert read(PLAIN, line, PLAIN).equals(read(PLAIN, PLAIN))
+
+
+USUAL = [
+    succeeded("fine"),
+    succeeded("a", more={"one": 1.5, "type": "c"}, container=None, stop_details=None),
+    succeeded(content=[THINKING, {"type": "text", "text": "b"}]),
+    succeeded("a", usage={"speed": "fast", "inference_geo": "us", "server_tool_use": None}),
+    succeeded("a", usage={"server_tool_use": {"web_search_requests": 2}, "cache_creation": None}),
+]
+OTHER = [succeeded(), succeeded("a", stop_reason="max_tokens"), {"type": "expired"}, errored("api_error")]
+FIELDS = [
+    *("content", "stop_reason", "usage", "cache_creation", "type", "text", "model", "speed", "input_tokens"),
+    *("cache_creation_input_tokens", "ephemeral_1h_input_tokens", "server_tool_use", "custom_id", "result"),
+]
+NAMES = st.sampled_from(FIELDS) | st.text(max_size=3)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["text", "tool_use", "succeeded", "expired", "refusal", "\ud83d", 2**53, 2**64, 10**30])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def spoiled(draw):
+    """Draw a line that is nearly as usual: members changed or added, and bytes changed."""
+    body = json.loads(json.dumps(row(draw(st.sampled_from(USUAL + OTHER)))))
+    for _ in range(draw(st.integers(0, 2))):
+        place = body
+        while inner := [value for value in places(place) if isinstance(value, dict | list)]:
+            if draw(st.booleans()):
+                break
+            place = draw(st.sampled_from(inner))
+        if isinstance(place, dict):
+            place[draw(NAMES | st.sampled_from(list(place) or [""]))] = draw(VALUES)
+        else:
+            place.insert(draw(st.integers(0, len(place))), draw(VALUES))
+    line = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        start = draw(st.integers(0, len(line)))
+        piece = draw(st.sampled_from([b"", b'"', b"\\", b",", b"0", b"{", b"}"]) | st.binary(max_size=3))
+        line = line[:start] + piece + line[start + draw(st.sampled_from([0, 0, 1, 2, 20])) :]
+    return line.replace(b"\n", b"")
+
+
+def places(place):
+    return list(place.values()) if isinstance(place, dict) else place
+
+
+EDGES = [
+    succeeded("a", usage={"cache_creation_input_tokens": 5}),  # less than was written for an hour
+    succeeded("a", usage={"output_tokens": 2**53 + 1}),
+    succeeded("a", usage={"input_tokens": None, "cache_read_input_tokens": -1}),
+    succeeded("a", usage={"cache_creation": [1], "speed": 5}),
+    succeeded("a", model=None, stop_reason=[]),
+    succeeded("a", stop_reason="stop_sequence", content=[{"type": "text", "text": "b"}, CALL]),
+    succeeded(content=["text", {"type": "text"}]),
+    succeeded(content={"type": "text"}),
+    {**succeeded("a"), "type": "expired"},
+]
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@example([json.dumps(row(result)).encode() for result in EDGES])
+@given(st.lists(spoiled() | st.binary(max_size=40), max_size=3))
+def test_any_lines_give_a_frame_and_both_ways_agree(lines):
+    """However lines are spoiled: a row each as the careful way gives it, whatever stands beside it."""
+    lines = [line.replace(b"\n", b"") for line in lines]
+    suffix = f"-{NONCE}"
+    careful = [batch_results._any_row(read_object(line), suffix, trusted=True) for line in lines]
+    assert [batch_results._row(line, suffix, trusted=True) for line in lines] == careful
+    found = read(*lines)
+    assert found.schema == RECORDS
+    assert found["key"].to_list() == [each[0] for each in careful if each is not None]
+    assert found.equals(pl.concat([RECORDS.to_frame(), *(read(line) for line in lines)]))
+
+
+def test_usual_lines_go_the_quick_way():
+    """Replies with or without thinking, and with fields yet unknown, need no careful reading."""
+    for result in USUAL:
+        assert batch_results._usual_row(row(result), f"-{NONCE}") is not None
+
+
+@pytest.mark.parametrize(
+    ("block", "proven"),
+    [
+        (b"", None),
+        (b"junk\n\n{}\n", None),
+        (b"junk\n" + json.dumps(row({})).encode(), True),
+        (json.dumps(row({}, f"{KEY}-000000000000")).encode() + b"\n" + json.dumps(row({})).encode(), False),
+        (json.dumps(row({}, 5)).encode() + b"\n" + json.dumps(row({})).encode() + b"\n", True),
+    ],
+)
+def test_the_first_readable_line_proves_whose_batch_it_is(block, proven):
+    """The nonce in one result tells an orphan of ours from another's batch."""
+    assert proves(block, NONCE) is proven
+
+
+def test_a_row_without_a_result_line_gets_one_that_says_so():
+    """The row is on record, unpaid as far as is known, and not final."""
+    found = read(missing_lines([KEY], NONCE))
+    assert found.select("key", "error", "final").rows() == [(KEY, "result_missing", False)]

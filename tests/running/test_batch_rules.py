@@ -1,0 +1,257 @@
+"""Decisions about batches: pure functions, by tables of cases and by properties."""
+
+import json
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from running import MODEL
+
+import claudescale as cs
+from claudescale.api.answers import Answer
+from claudescale.ledger.records import Batch
+from claudescale.running import batch_rules
+from claudescale.running.batch_rules import Streak
+
+NONCE = "0123456789ab"
+BATCH = Batch(nonce=NONCE, api="api", model=MODEL, requests=5, intended_at=1_000.0)
+SHOWN = {
+    "id": "msgbatch_1",
+    "processing_status": "in_progress",
+    "request_counts": {"processing": 5, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 0},
+    "created_at": "1970-01-01T00:20:00+00:00",
+    "expires_at": "1970-01-02T00:20:00Z",
+    "ended_at": None,
+    "archived_at": None,
+    "results_url": None,
+}
+
+
+# what goes into one
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(100, 5_000), st.floats(0, 0.01)), max_size=30),
+    st.integers(-2, 40),
+    st.integers(6_000, 60_000),
+    st.floats(0, 0.1) | st.just(float("inf")),
+)
+def test_a_batch_is_as_large_as_allowed_and_no_larger(rows, requests, size_bytes, dollars):
+    """Count, bytes and dollars of what fits are within all limits, and one row more would pass one."""
+    frame = pl.DataFrame(rows, schema={"bytes": pl.Int64, "worst_dollars": pl.Float64}, orient="row")
+    count = batch_rules.fitting(frame, requests=requests, size_bytes=size_bytes, dollars=dollars)
+
+    def fits(number, slack):
+        part = frame.head(number)
+        size = int((part["bytes"] + batch_rules._ROW_BYTES).sum())
+        return (
+            number <= max(requests, 0)
+            and size <= size_bytes
+            and part["worst_dollars"].sum() <= dollars + slack
+        )
+
+    assert 0 <= count <= frame.height
+    assert fits(count, 1e-12)
+    assert count == frame.height or not fits(count + 1, -1e-12)
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=30, unique=True),
+    st.integers(50, 3_000),
+)
+def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
+    """Whatever the texts and the parts it comes in: valid JSON, each row once, by order, as long as told."""
+    assume(texts)
+    plan = cs.plan(pl.DataFrame({"text": texts}), "<{text}>", model=MODEL, max_tokens=20, mode="batch")
+    work = plan.compiled.work("api")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_rules, "_PART_BYTES", part_bytes)
+        whole = b"".join(batch_rules.body(work.requests, work.texts, NONCE))
+    assert len(whole) == batch_rules.body_bytes(work.requests)
+    requests = json.loads(whole)["requests"]
+    assert [each["custom_id"] for each in requests] == [f"{key}-{NONCE}" for key in work.requests["key"]]
+    assert [each["params"] for each in requests] == [json.loads(body) for body in plan.requests["params"]]
+    assert max(len(each["custom_id"]) for each in requests) <= 64  # what the API takes
+
+
+def test_the_first_message_leaves_thinking_its_budget():
+    """Where thinking has a budget of tokens the shortest reply is one token longer, as the API demands."""
+    thinking = {"type": "enabled", "budget_tokens": 2_048}
+    given = {"model": "m", "max_tokens": 4_096, "thinking": thinking}
+    body, longest = batch_rules.dry_run(json.dumps(given).encode())
+    assert (json.loads(body), longest) == ({**given, "max_tokens": 2_049}, 2_049)
+    assert batch_rules.dry_run(b'{"max_tokens": 9}') == (b'{"max_tokens": 1}', 1)
+
+
+# what an answer means
+
+
+def _error(kind, words="no"):
+    return json.dumps({"type": "error", "error": {"type": kind, "message": words}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (Answer(200, {}, json.dumps(SHOWN).encode()), "created"),
+        (Answer(200, {}, b"upstream said: ok"), "unknown"),
+        (Answer(200, {}, json.dumps(SHOWN | {"id": None}).encode()), "unknown"),
+        (Answer(None, {}, b"", "connection_error"), "unknown"),
+        (Answer(None, {}, b"", "connection_error", sent=False), "absent"),
+        (Answer(None, {}, b"", "authentication_error", sent=False), "stop"),
+        (Answer(500, {}, _error("api_error")), "unknown"),
+        (Answer(502, {}, b"<html>bad gateway</html>"), "unknown"),
+        (Answer(529, {}, _error("overloaded_error")), "unknown"),
+        (Answer(408, {}, _error("timeout_error")), "unknown"),
+        (Answer(429, {}, _error("rate_limit_error")), "refused"),
+        (Answer(413, {}, b"<html>too large</html>"), "too_large"),
+        (Answer(400, {}, _error("invalid_request_error")), "stop"),
+        (Answer(401, {}, _error("authentication_error")), "stop"),
+        (Answer(404, {}, _error("not_found_error")), "stop"),
+    ],
+)
+def test_what_became_of_a_batch(answer, outcome):
+    """Only a plain yes is a batch and only a plain no is none; all else has to be looked for."""
+    assert batch_rules.made(answer) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "wrong"),
+    [
+        (400, _error("invalid_request_error"), True),
+        (401, _error("authentication_error"), True),
+        (404, _error("not_found_error", f"model: {MODEL}"), True),
+        (404, _error("not_found_error", "no such route"), False),  # a gateway without live calls
+        (403, b"<html>Gateway</html>", False),
+        (429, _error("rate_limit_error"), False),
+        (529, _error("overloaded_error"), False),
+        (200, b'{"input_tokens": 9}', False),
+    ],
+)
+def test_what_a_look_at_one_row_says_of_all(status, content, wrong):
+    """Only the API's own no keeps batches from being made; an overload or a gateway's page does not."""
+    assert batch_rules.is_wrong(Answer(status, {}, content), MODEL) is wrong
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "gone"),
+    [
+        (404, _error("not_found_error"), True),
+        (404, _error("something_else"), False),
+        (404, b"<html>nothing here</html>", False),
+        (403, _error("permission_error"), False),
+        (200, _error("not_found_error"), False),
+    ],
+)
+def test_only_the_apis_own_words_say_that_a_batch_is_gone(status, content, gone):
+    """A 404 of a proxy is no reason to give up what was paid for."""
+    assert batch_rules.is_gone(Answer(status, {}, content)) is gone
+
+
+def test_a_batch_as_the_api_shows_it():
+    """Id, state, times and counts are taken over; the rest of the batch stays."""
+    counts = {"processing": 0, "succeeded": 2, "errored": 1, "canceled": 1, "expired": 1}
+    ended = {"processing_status": "ended", "request_counts": counts, "ended_at": "1970-01-01T01:30:00+01:00"}
+    under_way, over = batch_rules.seen(BATCH, SHOWN), batch_rules.seen(BATCH, SHOWN | ended)
+    assert under_way == BATCH._replace(
+        state="in_progress", batch_id="msgbatch_1", created_at=1_200.0, expires_at=87_600.0
+    )
+    assert over == under_way._replace(
+        state="ended", ended_at=1_800.0, succeeded=2, errored=1, canceled=1, expired=1
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"processing_status": "a new one"},
+        {"request_counts": {"succeeded": "many"}},
+        {"created_at": "yesterday"},
+    ],
+)
+def test_a_batch_shown_in_an_odd_way(changes):
+    """An unknown state is one of a batch under way; what cannot be read changes nothing."""
+    shown = batch_rules.seen(BATCH._replace(created_at=7.0, succeeded=3), SHOWN | changes)
+    assert (shown.state, shown.batch_id) == ("in_progress", "msgbatch_1")
+    assert shown.succeeded == (3 if "request_counts" in changes else 0)
+    assert shown.created_at == (7.0 if "created_at" in changes else 1_200.0)
+
+
+HOUR, NOW = 3_600.0, 1_790_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("created", "requests", "ahead", "may_be"),
+    [
+        (0, 5, 0.0, True),
+        (-60, 5, 0.0, True),
+        (-HOUR, 5, 0.0, False),
+        (HOUR, 5, 0.0, False),
+        (0, 6, 0.0, False),
+        (5 * HOUR, 5, 5 * HOUR, True),  # this clock is late
+        (-5 * HOUR, 5, -5 * HOUR, True),
+        (0, 5, -5 * HOUR, True),  # and that was known when it was sent
+        (8 * HOUR, 5, 5 * HOUR, False),
+    ],
+)
+def test_which_batch_may_be_the_lost_one(created, requests, ahead, may_be):
+    """It has as many requests and was made at the time, by the API's clock, however wrong this one is."""
+    moment = datetime.fromtimestamp(NOW + created, UTC)
+    shown = SHOWN | {"created_at": moment.isoformat(), "request_counts": {"processing": requests}}
+    told = Answer(200, {"date": format_datetime(datetime.fromtimestamp(NOW + ahead, UTC))}, b"")
+    offset = batch_rules.clock_offset(told, NOW)
+    batch = BATCH._replace(intended_at=NOW)
+    window = batch_rules.window(batch, NOW + batch_rules.LOST_SECONDS, offset)
+    assert batch_rules.may_be(batch, shown, window) is may_be
+
+
+# when to look again
+
+
+def test_looks_become_rarer():
+    """From a batch's creation to its expiry there are below 400 looks, the first ones soon."""
+    at, waits = 0.0, []
+    while at < 86_400:
+        waits.append(batch_rules.poll_seconds(at))
+        at += waits[-1]
+    assert len(waits) < 400
+    assert waits[0] <= 10
+    assert waits == sorted(waits)
+
+
+def test_a_streak_needs_both_a_number_and_a_time():
+    """Neither a burst of bad answers nor two that are far apart are believed."""
+    burst, rare = Streak(), Streak()
+    for now in range(10):
+        burst.add(now)
+    for now in (0, 1_000):
+        rare.add(now)
+    assert not burst.lasts(9, seconds=60, count=5)
+    assert not rare.lasts(1_000, seconds=60, count=5)
+    assert burst.lasts(70, seconds=60, count=5)
+
+
+def _made(created_at, ended_at=None, state="in_progress"):
+    return BATCH._replace(state=state, created_at=created_at, ended_at=ended_at)
+
+
+@pytest.mark.parametrize(
+    ("batches", "now", "expected"),
+    [
+        ([], 100.0, None),
+        ([_made(10_000.0, 10_060.0, "collected"), BATCH._replace(state="absent")], 100.0, None),
+        ([_made(10_000.0), _made(10_050.0)], 10_100.0, (2, 0, 10, 3_550.0, 86_350.0)),
+        ([_made(10_000.0, 10_600.0, "collected"), _made(10_600.0)], 10_700.0, (1, 1, 5, 500.0, 86_300.0)),
+        ([_made(10_000.0)], 15_000.0, (1, 0, 5, None, 81_400.0)),
+        ([_made(10_000.0)], 100_000.0, (1, 0, 5, None, 0.0)),
+        ([BATCH], 1_000.0, (1, 0, 5, 3_600.0, 86_400.0)),
+    ],
+)
+def test_when_the_last_batch_ends(batches, now, expected):
+    """As long as the others took, else an hour; nothing usual is told once that is over; at most 24 hours."""
+    assert batch_rules.expected_end(batches, now) == expected

@@ -1,0 +1,125 @@
+"""A process that is killed at any point of a batch's life, then the same plan again: each row paid once."""
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import crash_child
+import pytest
+from crash_child import LIMITS, POINTS, most_requests, the_plan
+from running import finished
+
+import claudescale as cs
+from claudescale.ledger.store import Store
+from claudescale.simulator import Fault
+
+KILLED = -9
+pytestmark = pytest.mark.slow
+
+
+def simulator(*, queue=100_000, **options):
+    """Return a simulator on which a batch and the patience for a lost one are fractions of a second."""
+    given = {"speed": 1_000, "batch_seconds": 120.0, "latency": 0.2, **options}
+    return cs.Simulator(
+        tuple(LIMITS.values()), batch_queue_requests=queue, batch_requests_per_minute=6_000, **given
+    )
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Give what runs plans in processes of their own, and returns how they ended."""
+    given = [sys.executable, "-P", crash_child.__file__]
+    path = {"PYTHONPATH": ":".join([str(Path(crash_child.__file__).parent), *sys.path])}
+    with subprocess.Popen(
+        given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=path
+    ) as server:
+
+        def run(*orders):
+            print(json.dumps(orders), file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline())
+
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture
+def crash(children, tmp_path):
+    """Give what runs a plan in a process that is killed at a point."""
+
+    def run(api, point, **options):
+        order = {"url": api.url, "ledger": str(tmp_path / "l"), "point": point, **options}
+        (status,) = children(order)
+        assert status == KILLED or (point == "any" and status == 0)  # few steps may be left
+
+    return run
+
+
+def check(api, ledger, rows, **plan):
+    """Run the plan again: each row is answered, and paid for once by the server's account and the file's."""
+    run = finished(the_plan(rows, **plan), api.client(), ledger=ledger)
+    stats = api.stats
+    assert run.state == "finished"
+    assert run.results["text"].to_list() == run.plan.frame["text"].to_list()
+    assert run.results["reply"].null_count() == 0
+    assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
+    with contextlib.closing(Store(ledger)) as kept:
+        final = kept.attempts(columns=["key", "reply", "final"]).filter("final")
+        assert final["key"].n_unique() == final.height == rows
+        assert set(run.results["reply"]) == set(final["reply"])
+        assert kept.attempts()["dollars"].sum() == pytest.approx(stats["dollars"], abs=1e-9)
+        assert {batch.state for batch in kept.batches()} <= {"collected", "absent"}
+        assert not any(kept.held(batch.nonce) for batch in kept.batches())
+
+
+@pytest.mark.parametrize("point", [*POINTS, "in the body"])
+def test_one_batch(tmp_path, crash, point):
+    """Wherever the process is killed in the life of its only batch, the next run pays for no row again."""
+    with simulator() as api:
+        crash(api, point, rows=40)
+        check(api, tmp_path / "l", 40)
+        assert api.stats["batches_created"] == 1
+
+
+@pytest.mark.parametrize("fault", ["create_lost", "create_failed_after"])
+def test_no_answer_and_then_the_end(tmp_path, crash, fault):
+    """A create that was not answered as it should be, and the process ends before it notes anything."""
+    with simulator(faults={fault: Fault(tries=[1])}) as api:
+        crash(api, "before posted", rows=40)
+        check(api, tmp_path / "l", 40)
+
+
+@pytest.mark.parametrize(
+    ("point", "most"),
+    [("in the body", 20), ("before the id", None), ("in the results", 20), ("after the close", None)],
+)
+def test_in_the_middle_of_several_batches(tmp_path, crash, monkeypatch, point, most):
+    """The end comes at the second batch of several, which were cut by count or by the queue."""
+    queue = None if most else 40
+    if most:
+        monkeypatch.setattr("claudescale.api.catalog.BATCH", most_requests(most))
+    with simulator(queue=queue or 100_000) as api:
+        crash(api, point, rows=100, queue=queue, most=most, times=2)
+        check(api, tmp_path / "l", 100, queue=queue)
+        assert api.stats["refused"] == {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
+    """Runs that take over are killed as well, with lost answers besides: each row is paid once."""
+    drawn = random.Random(seed)
+    faults = {"create_lost": Fault(tries=[2]), "create_failed": Fault(tries=[3])}
+    with simulator(queue=80, seed=seed, faults=faults) as api:
+        for _ in range(4):
+            crash(api, "any", rows=120, queue=40, times=drawn.randint(1, 9))
+        check(api, tmp_path / "l", 120, queue=40)
+
+
+def test_two_processes_at_once(tmp_path, children):
+    """Two processes that run the same plan on one ledger share the rows: each is paid for once."""
+    with simulator(queue=60, batch_seconds=300.0) as api:
+        order = {"url": api.url, "ledger": str(tmp_path / "l"), "point": "nowhere", "rows": 150, "queue": 30}
+        assert children(order, order) == [0, 0]
+        check(api, tmp_path / "l", 150, queue=30)

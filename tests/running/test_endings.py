@@ -1,0 +1,286 @@
+"""A run ends, and a row fails, for the right reason: the account's, the request's, the row's own, chance."""
+
+import itertools
+
+import canned
+import polars as pl
+import pytest
+from engine import GOOD, NO_MESSAGE, TIMED_OUT, UNREACHABLE, answer, body, rows, through_desk, through_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import a_plan, finished, reviews, simulator
+
+import claudescale as cs
+from claudescale.api.answers import Answer, Verdict
+from claudescale.running import health, live
+from claudescale.running.job import spread
+
+BLOCKED = answer(400, "invalid_request_error", "Output blocked by content filtering policy")
+DOUBTFUL = {
+    "401": answer(401, "authentication_error"),
+    "403": answer(403, "permission_error"),
+    "404": answer(404, "not_found_error", "model: claude-haiku-5-5"),
+    "a proxy's 404": Answer(404, {"content-type": "text/html"}, b"<html>"),
+}
+
+
+def always(no):
+    """Return a script that always answers so."""
+    return lambda _: no
+
+
+def after(count, no):
+    """Return a script that answers so many calls, and then none."""
+    return lambda call: no if call.number > count else GOOD
+
+
+# what ends a run
+
+WRONG = answer(400, "invalid_request_error", "Extra inputs are not permitted")
+ON_HOLD = answer(400, "invalid_request_error", "No.", error_code="organization_on_hold")
+DISABLED = answer(400, "invalid_request_error", "This organization has been disabled.")
+REVIEW = answer(400, "invalid_request_error", "No.", error_code="workspace_human_review_disabled")
+NO_KEY = answer(400, "invalid_request_error", "No.", error_code="cmek_key_disabled")
+SPENT = answer(429, "rate_limit_error", "You have reached your API usage limits.")
+ENDS = {  # script: rows answered, calls at most, seconds at least and at most, and the error that is told
+    "a wrong key": (always(DOUBTFUL["401"]), 0, 32, 0, 9, "authentication_error"),
+    "no money": (always(answer(402, "billing_error")), 0, 32, 0, 9, "billing_error"),
+    "no right": (always(DOUBTFUL["403"]), 0, 32, 0, 9, "permission_error"),
+    "no such model": (always(DOUBTFUL["404"]), 0, 32, 0, 9, "not_found_error"),
+    "a key withdrawn": (after(100, DOUBTFUL["401"]), 100, 400, 5, 90, "authentication_error"),
+    "a model withdrawn": (after(100, DOUBTFUL["404"]), 100, 400, 5, 90, "not_found_error"),
+    "on hold": (after(40, ON_HOLD), 40, 140, 0, 30, "organization_on_hold"),
+    "disabled": (after(40, DISABLED), 40, 140, 0, 30, "account_disabled"),
+    "review switched off": (after(40, REVIEW), 40, 140, 0, 30, "workspace_human_review_disabled"),
+    "a key of ours disabled": (after(40, NO_KEY), 40, 140, 0, 30, "cmek_key_disabled"),
+    "spend limit": (after(40, SPENT), 40, 140, 0, 30, "spend_limit_reached"),
+    "a wrong request": (always(WRONG), 0, health.HOPELESS_ROWS + 32, 0, 30, "invalid_request_error"),
+    "a trouble without a name": (
+        after(60, answer(400, "invalid_request_error", "The API is closed to you.")),
+        60, 60 + health.HOPELESS_ROWS_LATER + 64, 0, 60, "invalid_request_error",
+    ),
+    "no API at all": (always(NO_MESSAGE), 0, health.HOPELESS_ROWS + 32, 0, 30, "invalid_response"),
+    "out of reach": (always(UNREACHABLE), 0, 1e9, health.UNREACHABLE_SECONDS, 240, "connection_error"),
+    "an outage without end": (
+        after(60, answer(529, "overloaded_error")),
+        60, 1e9, health.SILENT_SECONDS, 1_500, "overloaded_error",
+    ),
+    "refusals without end": (
+        always(answer(429, "rate_limit_error")), 0, 1e3, health.SILENT_SECONDS, 1_500, "rate_limit_error",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", ENDS)
+def test_what_every_row_would_meet_ends_the_run(trouble):
+    """Soon, with few calls and the API's own error; what was answered is kept, and no row fails for it."""
+    script, answered, calls, least, most, error = ENDS[trouble]
+    engine = through_script(script, 1_000, concurrency=20)
+    assert engine.stopped_by == error
+    assert len(engine.finals) == engine.errors.get(None, 0) == answered
+    assert len(engine.attempts) <= calls
+    assert least <= engine.seconds <= most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("no", [SPENT, WRONG], ids=["spend limit", "a trouble nobody knows"])
+def test_the_same_run_goes_on_after_the_repair(tmp_path, no):
+    """Rows that met the trouble did not fail but are not sent; the next run answers each of them once."""
+    told = canned.json.loads(no.content)
+    rows = 60 if no is SPENT else 160
+    plan, repaired = a_plan(reviews(rows)), []
+
+    def script(_path, _body, number):
+        return (no.status, {}, told) if number > 40 and not repaired else (200, {}, canned.message())
+
+    with canned.served(script) as client:
+        with pytest.raises(cs.RunStopped) as stopped:
+            finished(plan, client, ledger=tmp_path / "l")
+        run = stopped.value.run
+        assert (run.counts.answered, run.state) == (40, "failed")
+        if no is SPENT:
+            assert (run.counts.failed, run.counts.missing) == (0, 20)
+            assert set(run.results["error"]) == {None, "not_sent"}
+        repaired.append(len(client.seen))
+        run = finished(plan, client, ledger=tmp_path / "l")
+        assert len(client.seen) == repaired[0] + rows - 40
+    assert run.counts.answered == rows
+
+
+def test_an_answer_sent_before_the_trouble_says_nothing_of_it():
+    """Slow answers that come in after the account was closed neither make its words final nor delay it."""
+    engine = through_script(
+        lambda call: GOOD if call.seconds < 3 else answer(400, "invalid_request_error", "closed"),
+        2_000,
+        seconds=lambda call: 20.0 if call.seconds < 3 else 0.1,
+        concurrency=30,
+    )
+    assert engine.stopped_by == "invalid_request_error"
+    assert 0 < len(engine.finals) == engine.errors[None]
+    assert len(engine.attempts) < 450
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "advice"),
+    [
+        (401, "authentication_error", "ANTHROPIC_API_KEY"),
+        (402, "billing_error", "billing"),
+        (403, "permission_error", "key"),
+        (404, "endpoint_not_found", "base_url"),
+    ],
+)
+def test_a_run_that_cannot_go_on_says_what_to_do(fault, error, advice):
+    """The error has the API's kind, advice of its own, and the run with the whole frame."""
+    with simulator(faults={fault: 1.0}) as api, pytest.raises(cs.RunStopped, match=error) as stopped:
+        finished(a_plan(reviews(100)), api.client())
+    run = stopped.value.run
+    assert (run.state, run.stopped_by, run.results.height) == ("failed", error, 100)
+    assert run.summary["dollars"].item() == 0
+    assert advice in str(stopped.value)
+    assert advice in repr(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "no", "words"),
+    [
+        ("/v1", canned.error("not_found_error", "Not found"), "take the /v1 off base_url"),
+        ("/gateway", b"<html>404</html>", "404"),
+        ("", canned.error("not_found_error", "model: claude-haiku-5-5"), "does not know this model"),
+    ],
+)
+def test_each_404_is_told_by_its_cause(path, no, words):
+    """One of an address names base_url; only one about the model blames the model."""
+    with (
+        canned.served(lambda *_: (404, {}, no), path=path) as client,
+        pytest.raises(cs.RunStopped) as stopped,
+    ):
+        finished(a_plan(reviews(100)), client)
+    assert words in str(stopped.value)
+    assert path or "base_url" not in str(stopped.value)
+
+
+# what ends no run
+
+
+@pytest.mark.parametrize("no", DOUBTFUL)
+def test_one_odd_answer_does_not_end_a_long_run(no):
+    """A key or model that has answered is not wrong for a few 401, 403 or 404; the rows are answered."""
+    engine = through_script(
+        lambda call: DOUBTFUL[no] if call.number in {100, 101, 102, 200} else GOOD, 300, seconds=0.2
+    )
+    assert engine.stopped_by is None
+    assert len(engine.finals) == 300
+    assert len(engine.attempts) == 304
+
+
+@pytest.mark.slow
+def test_an_outage_is_waited_out():
+    """Five minutes of failures cost no row, and all are under way within seconds of the first answer."""
+    engine = through_desk(250, seed=2, faults={529: (1.0, 2.0, 302.0)})
+    assert engine.stopped_by is None
+    assert len(engine.finals) == 250
+    back = [at.sent_at - engine.attempts[0].sent_at for at in engine.attempts if at.error is None]
+    back = [second for second in back if second > 302]
+    assert min(back) < 320
+    assert sum(second < min(back) + 8 for second in back) > 50
+
+
+def test_a_wait_that_the_api_asked_for_is_no_silence():
+    """Failures before and after an hour's refusal, or a night's sleep, are no hour of failures."""
+    failed = Verdict(outcome="overloaded", error="api_error")
+    refused = Verdict(outcome="refused", error="rate_limit_error")
+    for waited in (True, False):
+        watch, later = health.Health(), 4_000.0 if waited else 30_000.0
+        seen = [watch.sees(failed, now, status=500, waiting=False) for now in range(20)]
+        seen += [watch.sees(refused, 20.0, status=429, waiting=True)] * waited
+        seen += [watch.sees(failed, later + now, status=500, waiting=False) for now in range(20)]
+        assert not any(seen)
+        assert watch.sees(failed, later + health.SILENT_SECONDS + 1, status=500, waiting=False)
+
+
+def refused_rows(kinds, ledger):
+    """Return the run, the third on its ledger, over rows of which the API blocks those of kind b."""
+
+    def script(_path, content, _number):
+        no = canned.json.loads(BLOCKED.content)
+        return (400, {}, no) if b"bad" in content else (200, {}, canned.message())
+
+    frame = pl.DataFrame(
+        {"text": [f"{'bad' if kind == 'b' else 'fine'} {n}" for n, kind in enumerate(kinds)]}
+    )
+    with canned.served(script) as client:
+        for _ in range(3):
+            try:
+                run = finished(a_plan(frame, "{text}"), client, ledger=ledger)
+            except cs.RunStopped as stopped:
+                run = stopped.run
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kinds",
+    ["b" * 130 + "g" * 10, "g" * 20 + "b" * 60 + "g" * 20],
+    ids=["most, and first", "in the middle"],
+)
+def test_rows_that_are_refused_alone_do_not_end_a_run(tmp_path, kinds):
+    """Wherever they stand, each has its error and the good ones their answers, in three runs at most."""
+    run = refused_rows(kinds, tmp_path / "l")
+    good = kinds.count("g")
+    assert run.counts.answered == run.results["error"].is_null().sum() == good
+    assert run.counts.failed + run.counts.missing == len(kinds) - good
+
+
+def test_rows_turned_down_each_for_its_own_reason_do_not_end_a_run():
+    """Where the words differ it is the rows."""
+    engine = through_script(lambda call: answer(400, "invalid_request_error", f"at {call.number}"), 200)
+    assert len(engine.attempts) == 200
+    assert engine.stopped_by is None
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 3_000))
+def test_rows_go_in_an_order_that_sees_all_of_the_frame_early(count):
+    """Every row is there once; the first 32, and every eighth later, are from all over the frame."""
+    order = spread(count, 0.3).to_list()
+    assert sorted(order) == list(range(count))
+    for seen in (order[:32], order[39:800:8]) if count > 1_000 else ():
+        gaps = [b - a for a, b in itertools.pairwise([0, *sorted(seen), count])]
+        assert max(gaps) < 0.25 * count
+
+
+# what ends a row
+
+
+def test_a_row_turned_down_first_is_final_once_another_is_answered():
+    """Until then it may be the account that is wrong: alone, or with others like it, it stays open."""
+    engine = through_script(lambda call: BLOCKED if call.body == body(0) else GOOD, concurrency=1)
+    assert (len(engine.attempts), len(engine.finals), engine.errors[None]) == (10, 10, 9)
+    alone = through_script(always(BLOCKED), concurrency=1)
+    assert (len(alone.attempts), alone.finals) == (10, [])
+    assert len(through_script(always(BLOCKED), concurrency=1, reused=1).finals) == 10
+
+
+def test_a_row_that_makes_only_errors_is_given_up_and_ends_nothing():
+    """After its tries, without being final: the next run may send it."""
+    bad = rows(300)[10]
+    engine = through_script(lambda call: answer(500) if call.body == bad.body else GOOD, 300, concurrency=2)
+    assert sum(attempt.key == bad.key for attempt in engine.attempts) == live.MOST_TRIES
+    assert len(engine.finals) == 299
+    assert engine.stopped_by is None
+
+
+@pytest.mark.parametrize(
+    ("no", "tries"),
+    [
+        (answer(500), live.MOST_TRIES_IN_SILENCE),
+        (TIMED_OUT, 3),
+        (answer(429, "rate_limit_error", headers={"retry-after": "1"}), live.MOST_REFUSALS),
+    ],
+    ids=["errors", "hangs", "refusals"],
+)
+def test_a_lone_row_is_given_up_too(no, tries):
+    """Where nothing tells whether it is the row or the API it has more tries; three calls of ten minutes."""
+    engine = through_script(always(no), 1, seconds=600.0 if no is TIMED_OUT else 1.0)
+    assert (len(engine.attempts), engine.finals, engine.stopped_by) == (tries, [], None)

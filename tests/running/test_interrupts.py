@@ -1,0 +1,142 @@
+"""Ctrl-C in a script, stop() and leave(): what is in flight is awaited, and all that was billed is kept."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from running import a_plan, finished, reviews, simulator, until
+
+import claudescale as cs
+
+SCRIPT = """
+import asyncio, sys, anthropic, claudescale as cs
+from running import interrupt_when, a_plan, reviews
+door, url, path, times = sys.argv[1:]
+client = anthropic.AsyncAnthropic(api_key="simulated", base_url=url)
+plan = a_plan(reviews(5_000), concurrency=20)
+runs, start = [], cs.Plan.start
+def remembered(self, *args, **named):
+    runs.append(start(self, *args, **named))
+    return runs[-1]
+cs.Plan.start = remembered
+given = {"ledger": path, "progress": False}
+async def main():
+    await plan.run(client, **given)
+for _ in range(int(times)):
+    # No frame is asked for: Polars would be interrupted in that thread, too.
+    interrupt_when(lambda: runs and runs[0].counts.answered > 50)
+match door:
+    case "wait": cs.wait(plan.run(client, **given))
+    case "asyncio": asyncio.run(main())
+"""
+CAUGHT = """
+from claudescale import loops
+try:
+    raise KeyboardInterrupt("x")
+except KeyboardInterrupt as error:
+    loops.show_as(error, "one line")
+raise ValueError("as ever")
+"""
+
+
+def ended(*script):
+    """Return the ended process of a script."""
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", *script]
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=200)
+
+
+def interrupted(door, path, times=1):
+    """Return the ended process of a script that was interrupted, what was billed, and what the ledger has."""
+    with simulator() as api:
+        done = ended(SCRIPT, door, api.url, str(path), str(times))
+        assert "Traceback" not in done.stderr
+        with cs.Ledger(path) as ledger:
+            return done, api.stats["billed_rows"], ledger.attempts()["reply"].count()
+
+
+@pytest.mark.slow
+def test_a_script_that_is_interrupted_ends_with_one_sentence(path):
+    """How many rows are kept, where, and how to resume; the ledger has every row that was billed."""
+    done, billed, kept = interrupted("asyncio", path)
+    assert (done.returncode, kept) == (130, billed)
+    kept = f"{billed:,} of 5,000 rows are answered and kept in {path}"
+    told = f"Interrupted: {kept}; the same command sends only what is missing."
+    assert done.stderr.split("\n")[1:-1] == [told]
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_does_not_wait(path):
+    """Whoever interrupts twice is not kept waiting, and the ledger is whole."""
+    done, billed, kept = interrupted("wait", path, times=2)
+    assert done.returncode in {130, -signal.SIGINT}
+    assert 50 < kept <= billed
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_is_caught_is_an_ordinary_one():
+    """It is a KeyboardInterrupt; what ends a script otherwise is shown as ever."""
+    done = ended(CAUGHT)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ValueError: as ever")
+    assert "one line" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["stop", "stop from a thread", "leave"])
+def test_what_is_in_flight_is_awaited_and_kept(way):
+    """stop() and leave() send nothing more; all that the server bills is in the results."""
+
+    async def main(api):
+        run = a_plan(reviews(2_000), concurrency=20).start(api.client(), ledger=None, progress=False)
+        await until(lambda: run.counts.answered >= 60)
+        thread = threading.Thread(target=run.leave if way == "leave" else run.stop)
+        if way == "stop":
+            run.stop()
+        else:
+            thread.start()
+            thread.join()
+        return await run
+
+    with simulator(latency=1.0) as api:
+        run = asyncio.run(main(api))
+        assert 60 <= run.results["reply"].count() == api.stats["billed_rows"] < 2_000
+    assert run.state == "stopped"
+    assert run.summary["missing"].item() == (run.results["error"] == "not_sent").sum() > 0
+    assert "not kept, as there is no ledger" in run.kept
+
+
+@pytest.mark.parametrize("pause", [None, 0.0, 0.02])
+def test_stop_during_the_start(pause):
+    """A run that is told to stop before its first call, or about then, ends at once and properly."""
+
+    async def main(api):
+        run = a_plan(reviews(2_000), concurrency=5).start(api.client(), ledger=None, progress=False)
+        if pause is not None:
+            await asyncio.sleep(pause)
+        run.stop()
+        return await run
+
+    with simulator() as api:
+        run = asyncio.run(main(api))
+        assert run.results["reply"].count() == api.stats["billed_rows"] < 2_000
+    assert run.state == "stopped"
+
+
+def test_batches_are_left_at_the_api_and_collected_by_the_same_command(path):
+    """What an interrupt does with them: the sentence says so, and the next run pays for nothing again."""
+    plan = a_plan(reviews(4), mode="batch")
+    with simulator(speed=1_000, batch_seconds=600) as api:
+        run = cs.wait(plan.run(api.client(), ledger=path, progress=False, wait=False))
+        run.leave()
+        cs.wait(run)
+        assert "collects the batches, which go on at the API" in run.kept
+        again = finished(plan, api.client(), ledger=path)
+        assert (run.state, again.counts.answered, api.stats["billed_rows"]) == ("left", 4, 4)
+    for _ in range(2):
+        again.stop()  # at any time, as often as one likes
+    assert again.state == "finished"

@@ -1,0 +1,297 @@
+"""The live engine in virtual time: each row is answered and paid for once, whatever the API does."""
+
+import asyncio
+import itertools
+import logging
+
+import pytest
+import virtual
+from engine import (
+    GOOD,
+    LIMITS,
+    LOST,
+    NO_MESSAGE,
+    TIMEOUT_SECONDS,
+    Engine,
+    ScriptSend,
+    answer,
+    rows,
+    through_desk,
+    through_script,
+)
+
+from claudescale.running import live
+
+TROUBLES = {
+    "none": {},
+    "before anything is billed": {"faults": {
+        429: 0.05, 500: 0.05, 529: 0.05, 408: 0.03, 409: 0.03, "drop": 0.05, "html_body": 0.03, "hang": 0.01,
+    }},
+    "after it was billed": {"faults": {"drop_after": 0.05, "truncated_body": 0.05, "not_json": 0.05}},
+    "replies of no use": {"faults": dict.fromkeys(("refusal", "cut", "empty_content", "thinking_only"), 0.1)},
+    "a tenth of the limits": {"bucket_seconds": 1.0, "requests_per_minute": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_every_row_is_answered_and_paid_for_once(trouble):
+    """Each row has one last word; only an answer that was lost after the API billed it is paid for again."""
+    engine = through_desk(120, seed=1, **TROUBLES[trouble])
+    stats, lost = engine.stats, 0
+    if trouble == "after it was billed":
+        lost = sum(engine.errors[error] for error in ("connection_error", "invalid_response"))
+        assert lost > 5
+        assert engine.dollars < stats["dollars"]
+    else:
+        assert engine.dollars == pytest.approx(stats["dollars"], abs=1e-12)
+    assert sorted(engine.finals) == [row.key for row in rows(120)]
+    assert stats["billed_rows"] == stats["distinct_rows_billed"] + lost
+    assert stats["calls"] == len(engine.attempts)
+    assert engine.stopped_by is None
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+def test_rows_are_pulled_as_they_go(concurrency):
+    """From rows without end only as many are taken, and made tasks of, as can be under way."""
+    tasks, engines = set(), []
+
+    def script(call):
+        tasks.add(len(asyncio.all_tasks()))
+        if call.number == 100:
+            engines[0].live.stop()
+        return GOOD
+
+    endless = itertools.chain.from_iterable(rows(10, first) for first in itertools.count(0, 10))
+    engine = through_script(script, some=endless, before=engines.append, concurrency=concurrency)
+    assert engine.rows_given <= 100 + concurrency
+    assert max(tasks) <= concurrency + 1
+    assert len(engine.finals) == len(engine.attempts)
+
+
+# when calls go
+
+
+@pytest.mark.parametrize(("status", "holds"), [(429, True), (529, True), (503, True), (408, False)])
+def test_nobody_goes_before_the_time_that_the_api_says(status, holds):
+    """retry-after holds the row that was told; of a refusal and an overload it holds everybody."""
+    told = answer(status, headers={"retry-after": "40"})
+    engine = through_script(lambda call: told if call.number == 30 else GOOD, 100, seconds=0.5)
+    (refused,) = [attempt for attempt in engine.attempts if attempt.error]
+    again = [attempt.sent_at for attempt in engine.attempts if attempt.key == refused.key][1]
+    heard = refused.sent_at + refused.seconds
+    assert again >= heard + 40
+    meanwhile = [attempt for attempt in engine.attempts if heard + 0.001 < attempt.sent_at < heard + 40]
+    assert bool(meanwhile) is not holds
+    assert len(engine.finals) == 100
+
+
+@pytest.mark.parametrize("told", [None, "0", "-5", "0.2", "soon", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_refusals_that_name_no_wait_are_waited_out(told):
+    """Two minutes of them cost no row and few calls: the gaps between them grow."""
+    no = answer(429, "rate_limit_error", headers={} if told is None else {"retry-after": told})
+    engine = through_script(lambda call: no if call.seconds < 120 else GOOD, 40, seconds=0.05)
+    assert len(engine.finals) == 40
+    assert engine.stopped_by is None
+    assert len({round(second) for second in engine.sent if second < 120}) < 15
+
+
+def test_a_row_that_fails_waits_longer_and_longer():
+    """Between the tries of a row the gaps double, up to a minute."""
+    engine = through_script(lambda call: answer(500) if call.tries <= 10 else GOOD, 1, seconds=0.0)
+    for number, (before, after) in enumerate(itertools.pairwise(engine.sent)):
+        most = min(0.5 * 2.0**number, 60.0)
+        assert most / 2 <= after - before <= most * 1.01
+
+
+def test_the_log_says_why_calls_wait(caplog):
+    """At DEBUG there is the cause of each hold and of each failure, and no text and no key."""
+    told = answer(429, "rate_limit_error", "Row 3 was too much", headers={"retry-after": "40"})
+    script = {1: told, 9: answer(529, "overloaded_error", headers={"retry-after": "7"})}
+    with caplog.at_level(logging.DEBUG, logger="claudescale"):
+        through_script(lambda call: script.get(call.number, GOOD), 20, concurrency=1)
+    lines = [record.getMessage() for record in caplog.records]
+    assert "refused: nothing is sent for 40.0 s" in lines
+    assert "overloaded: nothing is sent for 7.0 s" in lines
+    assert "refused: rate_limit_error, status 429, 1.0 s" in lines
+    assert not any("Row" in line or "00000000" in line for line in lines)
+
+
+# calls that hang
+
+
+def hung(script, count=60, **options):
+    """Return the engine after that many rows, in replies of up to 1,024 tokens."""
+    return through_script(script, count, concurrency=30, **{"max_tokens": 1_024, **options})
+
+
+def test_hung_calls_cost_about_a_minute():
+    """One call in a hundred never ends: it is cut far above the slowest answer, and sent again."""
+    engine = hung(lambda call: None if call.number % 100 == 50 else GOOD, 400, seconds=0.1)
+    assert engine.errors == {None: 400, "timeout_error": 4}
+    assert engine.seconds < 150
+
+
+@pytest.mark.parametrize(
+    ("usual", "slow", "max_tokens"), [(15.0, 120.0, 1_024), (0.5, 4_096 * 3600 / 128_000, 4_096)]
+)
+def test_slow_answers_are_waited_for(usual, slow, max_tokens):
+    """What takes a few times as long as others, or as long as its longest reply would, is none that hangs."""
+    engine = hung(
+        lambda _: GOOD, 100, seconds=lambda call: slow if call.number == 60 else usual, max_tokens=max_tokens
+    )
+    assert engine.errors == {None: 100}
+
+
+def test_a_row_that_hangs_is_given_up():
+    """A row whose calls never end is cut later each time, takes half an hour of them, and is not final."""
+    some = rows(60)
+    engine = hung(lambda call: None if call.body == some[7].body else GOOD, some=some, seconds=0.1)
+    cut = [attempt.seconds for attempt in engine.attempts if attempt.error]
+    assert len(engine.finals) == 59
+    assert cut == sorted(cut)
+    within = sum(min(seconds, TIMEOUT_SECONDS) for seconds in cut)
+    assert live.MOST_LOST_SECONDS <= within < live.MOST_LOST_SECONDS + TIMEOUT_SECONDS
+
+
+# the cache
+
+
+@pytest.mark.parametrize(
+    "failure", [None, answer(500), answer(400, "invalid_request_error"), NO_MESSAGE], ids=str
+)
+def test_one_call_goes_ahead_until_the_prefix_is_cached(failure):
+    """The first call goes alone, also where it fails; once one is answered the others follow together."""
+    failing = 3 if failure else 0
+    engine = through_script(lambda call: failure if call.number <= failing else GOOD, 6, warm=True)
+    alone = engine.sent[: failing + 2]
+    assert all(after - before >= 1.0 for before, after in itertools.pairwise(alone))
+    assert engine.sent[failing + 2] - alone[-1] < 0.5
+
+
+def cached(count):
+    """Return rows that share a prefix for the cache."""
+    text = "Name the complaint. " * 2_000
+    system = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]
+    return [row._replace(input_tokens=30.0) for row in rows(count, system=system)]
+
+
+def test_the_prefix_is_written_once_and_slows_nobody_down():
+    """What the first call takes of the input limit is not expected of those that read the cache."""
+    some = cached(200)
+    engine = through_desk(0, {"warm": True}, some=some, bucket_seconds=1)
+    assert sum(attempt.cache_write_5m_input_tokens > 0 for attempt in engine.attempts) == 1
+    assert engine.seconds < 1.2 * 60 * 200 / LIMITS.requests_per_minute
+    cold = through_desk(0, some=some[:30])
+    assert sum(attempt.cache_write_5m_input_tokens > 0 for attempt in cold.attempts) > 5
+
+
+# the end
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        lambda _: GOOD,
+        lambda _: answer(429, "rate_limit_error", headers={"retry-after": "3600"}),
+        lambda _: answer(503, headers={"retry-after": "3600"}),
+    ],
+    ids=["answered", "refused for an hour", "overloaded for an hour"],
+)
+def test_stop_waits_for_what_is_in_flight_and_for_nothing_else(script):
+    """After `stop` nothing is sent; calls under way are kept, and no wait of the API is sat out."""
+
+    def later(engine):
+        for _ in range(2):
+            asyncio.get_running_loop().call_later(20.5, engine.live.stop)
+
+    engine = through_script(script, 2_000, before=later)
+    assert 0 < len(engine.attempts) == engine.send.tries.total() < 2_000
+    assert len(engine.finals) == engine.errors.get(None, 0)
+    assert engine.sent[-1] <= 20.5
+    assert engine.seconds <= 21.5 + 1e-6
+    assert engine.stopped_by is None
+
+
+def test_stop_while_rows_are_awaited_or_before_the_first():
+    """A run whose next row never comes, and one that has not begun, end at once when they are stopped."""
+
+    async def one_and_no_more():
+        yield rows(1)[0]
+        await asyncio.Event().wait()
+
+    def later(engine):
+        asyncio.get_running_loop().call_later(5, engine.live.stop)
+
+    engine = through_script(lambda _: GOOD, some=one_and_no_more(), before=later)
+    assert (len(engine.finals), engine.seconds) == (1, 5.0)
+    engine = through_script(lambda _: GOOD, 50, before=lambda engine: engine.live.stop())
+    assert (engine.send.tries.total(), engine.rows_given) == (0, 0)
+
+
+@pytest.mark.parametrize("after", [0.0, 1.5, 7.25])
+def test_a_cancellation_leaves_nothing_behind(after):
+    """At whatever moment: it is passed on, and there is no task, no permit and no call left."""
+
+    def script(call):
+        return answer(429, headers={"retry-after": "2"}) if call.number % 7 == 3 else GOOD
+
+    async def go():
+        engine = Engine(ScriptSend(script), virtual.clock())
+        running = asyncio.create_task(engine.answer(rows(3_000)))
+        await asyncio.sleep(after)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    virtual.run(go())
+
+
+def raising(error):
+    """Return a function that raises, whatever it is given."""
+
+    def fails(*_, **__):
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("where", ["rows", "send", "record"])
+def test_an_error_of_our_own_ends_the_run_with_it(where):
+    """Wherever it comes from, what was in flight is awaited and kept, and the error is raised."""
+    engines = []
+
+    def before(engine):
+        engines.append(engine)
+        if where == "record":
+            engine.job.record = raising(LookupError)
+
+    def some():
+        yield from rows(5)
+        if where == "rows":
+            raise LookupError
+
+    script = raising(LookupError) if where == "send" else lambda _: GOOD
+    with pytest.raises(LookupError):
+        through_script(script, some=some(), before=before)
+    assert len(engines[0].finals) == (5 if where == "rows" else 0)
+
+
+# sleep
+
+
+@pytest.mark.parametrize("pause", [90.0, 8 * 3_600.0])
+def test_a_computer_that_sleeps_in_the_middle_loses_no_row(pause):
+    """Calls that were under way are lost, some more until there is a network again; no row is given up."""
+    slept = []
+
+    def script(call):
+        if call.number <= 3:
+            return LOST
+        if call.number >= 60 and not slept:
+            slept.append(call.number)
+            asyncio.get_running_loop()._virtual.now += pause
+        return LOST if slept and call.number <= slept[0] + 30 and call.tries <= 2 else GOOD
+
+    engine = through_script(script, 300)
+    assert engine.stopped_by is None
+    assert len(engine.finals) == len(set(engine.finals)) == 300

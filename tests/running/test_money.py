@@ -1,0 +1,242 @@
+"""What a run owes to money: nothing is paid twice, nothing paid is lost, no more is paid than the budget."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+from engine import GOOD, UNREACHABLE, through_desk, through_script, worst_dollars
+from running import a_plan, finished, reviews, simulator, until
+
+import claudescale as cs
+from claudescale.api.answers import Answer
+from claudescale.ledger.store import GROUP_ROWS, Store
+
+
+def billed_twice(api):
+    """Return how many replies the server billed for a request it had billed before."""
+    return api.stats["billed_rows"] - api.stats["distinct_rows_billed"]
+
+
+@pytest.fixture
+def api():
+    """Return a fresh simulator, whose counts are this test's alone."""
+    with simulator() as one:
+        yield one
+
+
+# the budget
+
+
+@pytest.mark.parametrize("answers", [0.99, 2.5, 60])
+def test_the_budget_is_a_hard_stop(answers):
+    """What the API billed, seen or not, is never over it: the worst case of each call is set aside before."""
+    budget = answers * worst_dollars()
+    faults = {"drop_after": 0.1, "not_json": 0.1, "truncated_body": 0.1, 500: 0.1}
+    engine = through_desk(1_000, {"budget_dollars": budget}, seed=1, faults=faults)
+    assert engine.stats["dollars"] <= budget
+    assert engine.stopped_by == "budget"
+    assert engine.stats["billed_rows"] >= answers - 1
+    assert bool(engine.attempts) is (answers > 1)
+
+
+def test_what_a_lost_call_takes_from_the_budget():
+    """A call that never arrived takes nothing; one that hung, or has no usage, all that it could cost."""
+    worst = worst_dollars()
+    unreached = through_script(
+        lambda call: UNREACHABLE if call.tries <= 5 else GOOD, 1, budget_dollars=1.5 * worst
+    )
+    assert len(unreached.finals) == 1
+    bare = Answer(200, {}, b'{"content": [{"type": "text", "text": "ok"}], "usage": null}')
+    unpriced = through_script(lambda _: bare, 10, budget_dollars=3.5 * worst, concurrency=1)
+    assert [attempt.reply for attempt in unpriced.attempts] == ["ok"] * 3
+    assert unpriced.stopped_by == "budget"
+    hung = through_script(lambda call: None if call.number == 50 else GOOD, 100, budget_dollars=1.0)
+    assert hung.job.purse.gone == pytest.approx(hung.dollars + worst, rel=0.01)
+
+
+def test_a_refusal_without_output_costs_nothing():
+    """The API bills no refusal before any output, though it has tokens: neither does the run."""
+    usage = {"input_tokens": 20, "output_tokens": 0}
+    free = {"content": [], "stop_reason": "refusal", "usage": usage}
+    engine = through_script(lambda _: Answer(200, {}, json.dumps(free).encode()), 3)
+    assert [attempt.error for attempt in engine.attempts] == ["refusal"] * 3
+    assert (engine.dollars, engine.job.purse.gone, len(engine.finals)) == (0.0, 0.0, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "share"), [("The parcel was late. " * 200, 0.7), ("它坏了。🎈👩‍👩‍👧" * 60, 0.7)]
+)
+def test_a_run_that_reaches_its_budget_says_what_to_type(text, share):
+    """By the server's own account the dollars stay within it, in any script; the card says how to go on."""
+    plan = a_plan(pl.DataFrame({"text": [f"{i} {text}" for i in range(100)]}))
+    budget = plan.options["dollars"][0] * share
+    with simulator() as api:
+        run = finished(plan.replace(budget=budget), api.client())
+        assert budget / 2 < api.stats["dollars"] <= budget
+        assert run.results["reply"].count() == api.stats["billed_rows"] < 100
+    assert (run.state, run.stopped_by) == ("stopped", "budget")
+    assert "plan.replace(budget=...)" in repr(run)
+
+
+# before anything is sent
+
+
+@pytest.mark.slow
+def test_what_cannot_be_sent_sends_nothing(api):
+    """A row over the API's size is named; a LazyFrame's own error says where to look; the run failed."""
+    with pytest.raises(cs.errors.RequestTooLarge, match="row 1"):
+        finished(a_plan(pl.DataFrame({"text": ["a", "x" * 33_000_000]})), api.client())
+    lazy = pl.LazyFrame({"text": ["a"]}).with_columns(pl.col("text").cast(pl.Int64).cast(pl.String))
+    run = a_plan(lazy).start(api.client(), ledger=None, progress=False)
+    with pytest.raises(cs.PlanError, match=r"frame\.collect\(\)"):
+        cs.wait(run)
+    assert run.state == "failed"
+    assert "failed" in repr(run)
+    assert api.stats["calls"] == 0
+
+
+# the ledger
+
+
+@pytest.mark.slow
+def test_the_default_ledger_is_a_file_of_its_owner_here_and_none_says_so(api, tmp_path, monkeypatch):
+    """Without a word every reply is on the disk; with ledger=None the card says that nothing is."""
+    monkeypatch.chdir(tmp_path)
+    assert "replies are kept in memory only" in repr(finished(a_plan(reviews(2)), api.client()))
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        run = cs.wait(a_plan(reviews(2)).run(api.client(), progress=False))
+    assert (tmp_path / "claudescale.ledger").stat().st_mode & 0o077 == 0
+    assert api.stats["calls"] == 4
+    assert "Ledger: claudescale.ledger." in repr(run)
+
+
+def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
+    """A foreign file stays as it is, a missing folder is told with what to type; the run has its frame."""
+    (tmp_path / "notes.txt").write_text("my notes")
+    for name, words in (("notes.txt", "not a ledger"), ("no/such.ledger", "mkdir")):
+        with pytest.raises(cs.RunStopped, match=words) as stopped:
+            finished(a_plan(reviews(3)), api.client(), ledger=tmp_path / name)
+        assert isinstance(stopped.value.__cause__, cs.errors.LedgerError)
+        assert stopped.value.run.results["error"].to_list() == ["not_sent"] * 3
+    assert (tmp_path / "notes.txt").read_text() == "my notes"
+    assert api.stats["calls"] == 0
+
+
+@pytest.mark.slow
+def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path, monkeypatch):
+    """Disk full, read-only, no locks: the run stops for it, and what the server billed is in the results."""
+    real, full = Store.record, cs.errors.LedgerFull("The disk is full: make room.")
+
+    def record(store, attempt, **named):
+        real(store, attempt, **named)
+        if run.counts.answered > 50:
+            raise full
+
+    monkeypatch.setattr(Store, "record", record)
+    with simulator() as api:
+        run = a_plan(reviews(2_000), concurrency=16).start(
+            api.client(), ledger=tmp_path / "l", progress=False
+        )
+        with pytest.raises(cs.RunStopped, match="make room"):
+            cs.wait(run)
+        assert (run.state, run.stopped_by) == ("failed", "ledger")
+        assert 50 < run.results["reply"].count() == api.stats["billed_rows"] < 2_000
+
+
+# the same cell again
+
+
+def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
+    """New rows are sent, and nothing of what was paid for; budget and deadline count only those."""
+    ledger = tmp_path / "l"
+    finished(a_plan(reviews(90)), api.client(), ledger=ledger)
+    with pytest.raises(cs.errors.ImpossibleBudget):
+        finished(a_plan(reviews(100), budget=0.0004), api.client())
+    run = finished(a_plan(reviews(100), budget=0.0004), api.client(), ledger=ledger)
+    assert run.summary.row(0, named=True).items() >= {"reused": 90, "requests": 10, "answered": 100}.items()
+    again = finished(a_plan(reviews(100)), api.client(), ledger=ledger)
+    assert api.stats["calls"] == 100
+    assert again.results.equals(run.results)
+    assert again.summary["dollars"].item() == 0
+
+
+@pytest.mark.slow
+def test_a_resume_asks_again_only_what_may_be_mended(tmp_path):
+    """A 400 beside good answers is the last word on a row; one before any answer is asked again."""
+    plan = a_plan(reviews(60), concurrency=2)
+    with simulator(faults={400: 0.2}) as api:
+        first = finished(plan, api.client(), ledger=tmp_path / "l")
+    with simulator() as api:
+        again = finished(plan, api.client(), ledger=tmp_path / "l")
+        assert api.stats["calls"] <= 2
+    assert first.summary["failed"].item() > 6
+    assert again.results.filter(first.results["error"].is_null()).equals(first.results.drop_nulls("reply"))
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_work(tmp_path):
+    """Two runs of one plan on one ledger bill each row once, and both have every reply in the end."""
+
+    async def both(api):
+        plan = a_plan(reviews(300), concurrency=16)
+        runs = [plan.start(api.client(), ledger=tmp_path / "l", progress=False) for _ in range(2)]
+        return [await run for run in runs]
+
+    with simulator() as api:
+        runs = asyncio.run(both(api))
+        assert (api.stats["billed_rows"], billed_twice(api)) == (300, 0)
+    assert all(run.results["reply"].null_count() == 0 for run in runs)
+    assert all(run.summary["answered"].item() == 300 for run in runs)
+    assert min(run.summary["requests"].item() for run in runs) > 0
+
+
+def test_a_run_that_waits_for_another_can_be_stopped(tmp_path):
+    """While the last rows are another run's, stop() does not wait for them."""
+
+    async def main():
+        with simulator(latency=600.0) as slow, simulator() as quick:
+            plan = a_plan(reviews(3))
+            first = plan.start(slow.client(), ledger=tmp_path / "l", progress=False)
+            await until(lambda: slow.stats["calls"])
+            second = plan.start(quick.client(), ledger=tmp_path / "l", progress=False)
+            await until(lambda: second.state == "running")
+            second.stop()
+            await second
+            assert (second.state, quick.stats["calls"], first.state) == ("stopped", 0, "running")
+            slow.close()
+            first.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_a_kill_loses_nothing(tmp_path):
+    """A process killed in the middle has lost no row on resume; billed twice is what was not on the disk yet.
+
+    That is what was in flight, and at most one group of replies that came in a moment before.
+    """
+    script = """
+import sys, anthropic, claudescale as cs
+from running import a_plan, reviews
+client = anthropic.AsyncAnthropic(api_key="simulated", base_url=sys.argv[1], max_retries=0)
+cs.wait(a_plan(reviews(300), concurrency=10).run(client, ledger="l", progress=False))
+"""
+    given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with simulator(speed=4) as api:
+        with subprocess.Popen([sys.executable, "-c", script, api.url], cwd=tmp_path, env=given) as child:
+            while api.stats["calls"] < 70:
+                assert child.poll() is None
+                time.sleep(0.01)
+            child.kill()
+        run = finished(a_plan(reviews(300)), api.client(), ledger=tmp_path / "l")
+        assert billed_twice(api) <= 10 + GROUP_ROWS
+        assert api.stats["distinct_rows_billed"] == 300
+    assert run.results["reply"].null_count() == 0
+    assert run.summary["reused"].item() > 0

@@ -1,0 +1,223 @@
+"""Runs end to end, with the real SDK against the simulator over HTTP: what comes back, and for which rows."""
+
+import asyncio
+import datetime as dt
+import decimal
+import gc
+import weakref
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from running import a_plan, finished, reviews, simulator
+
+from claudescale.ledger.records import ATTEMPTS
+from claudescale.running.rates import THROUGHPUT
+from claudescale.running.runs import BATCHES, SUMMARY
+
+OURS = ("reply", "error", "simulated")
+
+
+@pytest.fixture(scope="module")
+def api():
+    """One simulator for tests that do not count its calls."""
+    with simulator(replies=lambda body: "Re: " + body["messages"][0]["content"]) as one:
+        yield one
+
+
+@pytest.fixture
+def counted():
+    """Return a fresh simulator, whose counts are this test's alone."""
+    with simulator() as one:
+        yield one
+
+
+# rows in, rows out
+
+
+def test_each_row_has_the_reply_to_its_own_text(api):
+    """Same rows in the same order, whatever repeats; emoji, quotes, braces and 100 KB arrive as they are."""
+    texts = [
+        "🎈👩‍👩‍👧 é", 'quote " back \\ slash', "tab\tnew\nline\x01\x7f", "{n} {{x}}", "",
+        "\u2028" + "x" * 100_000,
+    ]  # fmt: skip
+    frame = pl.DataFrame({"text": [*texts, *texts, *map(str, range(30))]}).with_row_index("n")
+    frame = frame.sample(fraction=1.0, shuffle=True, seed=3)
+    run = finished(a_plan(frame, "<{text}>", max_tokens=60_000), api.client())
+    assert_frame_equal(run.results.drop(OURS), frame)
+    assert run.results["reply"].to_list() == [f"Re: <{text}>" for text in frame["text"]]
+    assert run.results["error"].null_count() == frame.height
+    assert run.state == "finished"
+
+
+def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
+    """A row without a text has neither reply nor error; a text that repeats is paid for once."""
+    frame = pl.DataFrame({"text": ["same", None] * 20 + ["other"]})
+    run = finished(a_plan(frame), counted.client())
+    assert counted.stats["calls"] == counted.stats["billed_rows"] == 2
+    assert run.results["reply"].is_null().equals(frame["text"].is_null().rename("reply"))
+    assert run.results["reply"].n_unique() == 3
+    assert run.results["error"].null_count() == 41
+    assert run.summary.row(0, named=True).items() >= {"rows": 41, "answered": 21, "missing": 0}.items()
+
+
+@pytest.mark.parametrize(("lazy", "texts"), [(True, []), (False, [None, None]), (False, ["one"])])
+def test_small_frames(counted, lazy, texts):
+    """No row, none that can be sent and one row are frames like any other."""
+    frame = pl.DataFrame({"text": texts}, schema={"text": pl.String})
+    run = finished(a_plan(frame.lazy() if lazy else frame), counted.client())
+    mark = {"simulated": pl.Boolean}
+    assert run.results.schema == {"text": pl.String, "reply": pl.String, "error": pl.String} | mark
+    assert run.results["reply"].count() == counted.stats["calls"] == len([text for text in texts if text])
+    assert (run.results.height, run.state) == (len(texts), "finished")
+
+
+def test_the_users_columns_are_untouched(api):
+    """Every type and any name comes back unchanged, used in the prompt or not."""
+    frame = pl.DataFrame(
+        {
+            "n": pl.Series([1, 2], dtype=pl.UInt8),
+            "x": [1.5, float("nan")],
+            "day": [dt.date(2026, 1, 2), None],
+            "at": pl.Series(
+                [dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC)] * 2, dtype=pl.Datetime("ms", "Europe/Berlin")
+            ),
+            "tags": [["a", "b"], []],
+            "point": [{"x": 1, "y": None}, {"x": None, "y": "z"}],
+            "kind": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])),
+            "category": pl.Series(["u", "u"], dtype=pl.Categorical),
+            "price": pl.Series([decimal.Decimal("1.50")] * 2, dtype=pl.Decimal(10, 2)),
+            "raw": [b"\x00\xff", None],
+            "span": [dt.timedelta(seconds=3), None],
+            "none": [None, None],
+            **{name: [name] * 2 for name in ("key", "content", "row", "found", "body", "broken", "rows")},
+        }
+    )
+    run = finished(a_plan(frame, "{n} {x} {tags} {point} {kind} {price} {key} {row}"), api.client())
+    assert_frame_equal(run.results.drop(OURS), frame)
+    assert run.results["reply"].to_list()[0].startswith("Re: 1 1.5 ")
+
+
+# rows that go wrong
+
+
+def test_a_reply_that_breaks_the_schema_is_that_rows_error():
+    """Typed values are null, the raw reply stays, and the error says so; other rows are untouched."""
+    with simulator(replies=lambda body: {"n": 1} if "Review 1:" in str(body) else "nonsense") as liar:
+        run = finished(a_plan(reviews(3), returns={"n": pl.Int64}), liar.client())
+    assert run.results["n"].to_list() == [None, 1, None]
+    assert run.results["error"].to_list() == ["invalid_reply", None, "invalid_reply"]
+    assert run.results["reply"].to_list()[0] == "nonsense"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (400, "invalid_request_error"),
+        ("refusal", "refusal"),
+        ("cut", "max_tokens"),
+        ("empty_content", "empty_reply"),
+    ],
+)
+def test_a_row_that_fails_says_why_and_fails_alone(fault, error):
+    """A rejected request and a paid reply of no use are data of their row, and not sent again."""
+    with simulator(faults={fault: 0.4}) as api:
+        run = finished(a_plan(reviews(30)), api.client())
+        assert api.stats["calls"] == 30
+    failed = (run.results["error"] == error).sum()
+    assert set(run.results["error"]) == {None, error}
+    assert run.summary.row(0, named=True).items() >= {"failed": failed, "missing": 0}.items()
+    assert run.results.filter(pl.col("error").is_null())["reply"].null_count() == 0
+    assert (run.waste["dollars"].sum() > 0) is (fault != 400)
+
+
+# what it says of itself
+
+
+def test_counts_bill_and_attempts_are_the_servers():
+    """Rows, calls, tokens and dollars agree with the API's account, failures and repeats included."""
+    frame = pl.concat([reviews(40), reviews(10), pl.DataFrame({"text": [None]}, schema={"text": pl.String})])
+    faults = {400: 0.1, "refusal": 0.1, 529: 0.1, 429: 0.05, "drop": 0.1, "html_body": 0.05}
+    with simulator(faults=faults, speed=60) as api:
+        run = finished(a_plan(frame), api.client())
+        stats = api.stats
+    row, results, attempts = run.summary.row(0, named=True), run.results, run.attempts
+    assert row["rows"] == 51
+    assert row["answered"] == (results["error"].is_null() & results["text"].is_not_null()).sum()
+    assert row["failed"] == results["error"].is_not_null().sum()
+    assert set(results["error"]) == {None, "invalid_request_error", "refusal"}
+    assert row["requests"] == attempts.height > 40
+    assert row["output_tokens"] == stats["output_tokens"]
+    input_tokens = attempts.select(pl.sum_horizontal(pl.col("^.*input_tokens$")).sum()).item()
+    assert row["input_tokens"] == input_tokens
+    for dollars in (row["dollars"], run.bill["dollars"].sum(), attempts["dollars"].sum()):
+        assert dollars == pytest.approx(stats["dollars"], rel=1e-9)
+
+
+def test_the_system_prompt_is_cached_and_written_once(counted):
+    """With cache=True one call writes the prefix, all others read it, and the savings say so."""
+    run = finished(a_plan(reviews(10), system="Answer in one word. " * 600, cache=True), counted.client())
+    written = run.attempts.filter(pl.col("cache_write_5m_input_tokens") > 0)
+    read = run.attempts.filter(pl.col("cache_read_input_tokens") > 0)
+    assert (written.height, read.height) == (1, 9)
+    assert run.savings.filter(pl.col("strategy") == "cache")["dollars_saved"].item() > 0
+
+
+def all_of(run):
+    """Return every frame of a run, and its cards."""
+    names = ("results", "summary", "throughput", "attempts", "batches", "savings", "bill", "waste")
+    return {name: getattr(run, name) for name in names} | {"card": repr(run), "html": run._repr_html_()}
+
+
+@pytest.mark.slow
+def test_every_frame_can_be_read_before_during_and_after():
+    """Each frame of a run has its schema and all rows from the first moment to the last."""
+
+    async def main():
+        with simulator(speed=2, latency=0.5) as api:
+            plan = a_plan(reviews(24).lazy(), returns={"n": pl.Int64}, concurrency=8)
+            run = plan.start(api.client(), ledger=None, progress=False)
+            seen = [(run.state, all_of(run))]
+            while run.state in {"starting", "running"}:
+                await asyncio.sleep(0.1)
+                seen.append((run.state, all_of(run)))
+            await run
+        return seen
+
+    seen = asyncio.run(main())
+    assert {state for state, _ in seen} == {"starting", "running", "finished"}
+    schemas = {"summary": SUMMARY, "throughput": THROUGHPUT, "attempts": ATTEMPTS, "batches": BATCHES}
+    for _, frames in seen:
+        assert {name: frames[name].schema for name in schemas} == schemas
+        # Which API answers, and so the mark of a simulator's results, is known from the first call on.
+        assert frames["results"].columns[:4] == ["text", "n", "reply", "error"]
+        assert frames["results"].height == 24
+    answered = [frames["results"]["reply"].count() for _, frames in seen]
+    assert answered == sorted(answered)
+    assert (answered[0], answered[-1]) == (0, 24)
+    assert (seen[0][1]["results"]["error"] == "not_sent").all()
+
+
+def test_a_simulated_reply_is_never_taken_for_a_real_one(counted):
+    """Attempts, results, texts and cards say what it is, and its key is not that of the API's answer."""
+    plan = a_plan(reviews(3))
+    run = finished(plan, counted.client())
+    assert run.attempts["simulated"].all()
+    assert run.results["simulated"].all()
+    assert run.results["reply"].str.starts_with("[simulated]").all()
+    assert repr(run).startswith("SIMULATED ")
+    assert "SIMULATED " in run._repr_html_()
+    assert not set(plan.requests["custom_id"]) & set(run.attempts["key"])
+
+
+def test_a_run_that_is_over_goes_with_its_last_name(api):
+    """Nothing keeps frame, texts and replies until the garbage collector comes round."""
+    run = finished(a_plan(reviews(5)), api.client())
+    gone = weakref.ref(run)
+    gc.collect()
+    gc.disable()
+    try:
+        del run
+        assert gone() is None
+    finally:
+        gc.enable()
