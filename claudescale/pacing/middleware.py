@@ -30,7 +30,7 @@ from claudescale.errors import PlanError
 from claudescale.pacing.pacer import Outcome, Pacer, Permit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from anthropic import AsyncAnthropic
 
@@ -45,7 +45,7 @@ _BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says 
 _UNCACHED = ("input", "cache_write_5m", "cache_write_1h")
 _CANCELED = Answer(None, {}, b"", "canceled")
 _FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
-_KINDS: dict[str, Any] = {"answered": "answered", "refused": "refused", "overloaded": "overloaded"}
+_KINDS = {"answered": "answered", "refused": "refused", "overloaded": "overloaded"}
 _TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
 
 CALLS = pl.Schema(
@@ -226,7 +226,7 @@ class Limiter:
         if http is None:  # another middleware has answered, and nothing was sent
             call.end(_CANCELED)
         elif http.is_closed or not http.is_success:
-            call.end(Answer(http.status_code, dict(http.headers.items()), content))
+            call.end(Answer(http.status_code, _headers(http), content))
         else:
             call.follow(http)
         return response
@@ -252,6 +252,8 @@ class Limiter:
     async def _opened(self) -> Api:
         """Return which API answers, asked once; from now on all waits for this thread's loop."""
         loop, before = asyncio.get_running_loop(), self._loop
+        if loop is before and self.api is not None:
+            return self.api
         if loop is not before:
             if before is not None and not before.is_closed() and (self.waiting > 1 or self.under_way):
                 msg = "This client has calls under way on another event loop. Give each loop its own client."
@@ -300,7 +302,9 @@ class Limiter:
         usage, facts = usage_of(message), answer_of(message)
         uncached = float(sum(usage[prices.COLUMNS[part]] for part in _UNCACHED))
         output, pacer = float(usage["output_tokens"]), call.line.pacer
-        kind = "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
+        kind: Any = (
+            "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
+        )
         if message is not None and (canceled or (kind == "answered" and found.unseen)):
             # What it took is not told, and it took something.
             kind, uncached = "answered", uncached or call.permit.estimate
@@ -341,7 +345,7 @@ class _Call:
 
     def follow(self, http: httpx2.Response) -> None:
         """End when a body has been read to its end, breaks off, or is closed; it is passed on as it comes."""
-        message, headers = StreamedMessage(), dict(http.headers.items())
+        message, headers = StreamedMessage(), _headers(http)
         read, close, awaited = http.aiter_bytes, http.aclose, False
 
         def ended() -> None:
@@ -350,7 +354,7 @@ class _Call:
                 left = not awaited or isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
                 self.end(answer._replace(failure="canceled") if left and answer.status is None else answer)
 
-        async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        async def aiter_bytes(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             nonlocal awaited
             awaited = True
             try:
@@ -374,6 +378,11 @@ class _Call:
 def _dropped(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(call.end, _CANCELED)
+
+
+def _headers(http: httpx2.Response) -> dict[str, str]:
+    """Return the headers as a plain dict: the response's own takes its time for each name."""
+    return {name.decode("latin-1").lower(): text.decode("latin-1") for name, text in http.headers.raw}
 
 
 def _characters(part: Any) -> float:

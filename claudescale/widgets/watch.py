@@ -19,15 +19,18 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from claudescale import loops
+from claudescale.pacing.middleware import limiter_of
 from claudescale.views.card import Card, coarse, dollars, duration, span
+from claudescale.widgets.watch_client import ClientWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import altair as alt
+    from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
     from claudescale.running.meter import Pulse, Slice
@@ -50,7 +53,11 @@ _STOP = "Send nothing more. What is in flight is paid for and kept; the same pla
 _LEAVE = "Send nothing more and let the batches go on at the API. The same plan run again collects them."
 
 
-def watch(run: Run) -> Watch:
+@overload
+def watch(run: Run) -> Watch: ...
+@overload
+def watch(run: AsyncAnthropic) -> ClientWatch: ...
+def watch(run: Run | AsyncAnthropic) -> Watch | ClientWatch:
     """Show how a run goes while it goes on: progress, rates against limits, dollars, latency, errors.
 
     Returns at once, so other cells can be run meanwhile. When the run has ended, a table and a picture stay
@@ -61,22 +68,30 @@ def watch(run: Run) -> Watch:
 
     Parameters
     ----------
-    run : Run
-        From ``plan.start(client)``: ``await plan.run(client)`` returns only at the end.
+    run : Run or AsyncAnthropic
+        From ``plan.start(client)``: ``await plan.run(client)`` returns only at the end. Or a client from
+        `limit`: it is followed until it is closed, and its calls are a frame at ``cs.watch(claude).calls``.
 
     Raises
     ------
     TypeError
-        This is no run.
+        This is neither.
 
     Notes
     -----
     A refresh takes about two milliseconds of a thread of its own, however many rows there are.
     """
+    if (limiter := limiter_of(run)) is not None:
+        return ClientWatch(limiter)
     if not hasattr(run, "job"):
-        msg = f"watch takes a Run, not a {type(run).__name__}: run = plan.start(client), then cs.watch(run)"
+        name = type(run).__name__
+        msg = f"watch takes a Run, not a {name}: run = plan.start(client), then cs.watch(run)"
+        if hasattr(run, "with_middleware"):
+            msg = (
+                f"watch takes a Run, or a client that is limited: claude = cs.limit(client), not this {name}"
+            )
         raise TypeError(msg)
-    return Watch(run)
+    return Watch(cast("Run", run))
 
 
 class Watch:

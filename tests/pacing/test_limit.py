@@ -332,6 +332,22 @@ def test_a_run_takes_the_limiter_off(api):
     assert limiter_of(claude).requests == 0
 
 
+def test_watch_shows_the_calls_of_a_limited_client(api):
+    """`cs.watch` says how many were answered and what the limits have left, and has the calls as a frame."""
+
+    async def way(claude):
+        await create(claude)
+        watch = cs.watch(claude)
+        watch.close()
+        assert watch.calls.equals(limiter_of(claude).calls)
+        assert "SIMULATED 1 of 1 calls answered, 0 in flight, 0 waiting" in repr(watch)
+        assert f"1 / {WIDE[0]:,}" in watch._repr_html_()
+
+    asyncio.run(used(api, [way]))
+    with pytest.raises(TypeError, match=r"claude = cs.limit\(client\)"):
+        cs.watch(api.client())
+
+
 def test_several_loops_one_after_the_other(api):
     """The same client in one `asyncio.run` after another: counts and buckets go on, on a loop each."""
     http = httpx2.AsyncClient(limits=httpx2.Limits(max_keepalive_connections=0))
