@@ -40,6 +40,7 @@ START_SECONDS, CELL_SECONDS = 120, 120
 _HERE = {"127.0.0.1", "localhost", None}
 _NO_KERNEL = "none-is-started"
 _TOO_EARLY = "No such comm target registered: jupyter.widget.control"
+_BUSY = "Dataflow already running"  # Vega, of a slow page: what came too soon is drawn with what comes next
 _TRACKER = "@jupyterlab/notebook-extension/tracker"
 _SETTINGS = {
     _TRACKER: {"windowingMode": "none", "scrollPastEnd": False},  # cells out of sight are drawn too
@@ -181,7 +182,7 @@ class Page:
             route.abort()
 
     def _said(self, message):
-        if message.type == "error":
+        if message.type == "error" and _BUSY not in message.text:
             self._problems.append(f"console: {message.text} {message.location.get('url', '').split('?')[0]}")
 
 

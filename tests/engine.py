@@ -60,7 +60,7 @@ def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, re
     plan = cs.plan(
         pl.DataFrame({"text": [""]}), "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars
     )
-    job = Job(plan, None, None)
+    job = Job(plan, SimpleNamespace(middleware=()), None)
     job.clock, job.wire, job.record = clock, SimpleNamespace(send=send), record
     job.api = Api(name="test", simulated=True, clock=clock)
     job.ledger = SimpleNamespace(run="run")

@@ -229,17 +229,18 @@ class PlanPlots:
         share = pl.col("dollars_saved") / without.first()
         return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
 
-    def _tiers(self) -> list[str | int | Limits]:
-        """Return the plan's tier and those of its family with published limits."""
-        own, names = self._plan.tier, family(self._plan.tier, self._plan.compiled.model.rate_group)
-        return [own, *names] if isinstance(own, Limits) else [*names]
+    def models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
+        """Return the plan's model and the current one of every other line that could take its place.
 
-    def _usual(self) -> dict[str, list[Any]]:
-        """Return the choices one has before a run: current models of other lines, tiers next to this one."""
-        plan, own, tiers = self._plan, self._plan.compiled.model, self._tiers()
-        place = tiers.index(shown("tier", plan.tier)) if shown("tier", plan.tier) in tiers else 0
-        near = [plan.tier] if isinstance(plan.tier, Limits) else tiers[max(place - 1, 0) : place + 2]
-        models: dict[str, Any] = {own.line: plan.model}
+        Spends: nothing.
+
+        Parameters
+        ----------
+        tiers : list of str, int or Limits
+            On each of them the models have published limits.
+        """
+        plan, tiers = self._plan, list(tiers)
+        models: dict[str, Any] = {plan.compiled.model.line: plan.model}
         for model in catalog.MODELS.values():
             goes = catalog.lifecycle(model) in {
                 "deprecated",
@@ -247,15 +248,24 @@ class PlanPlots:
             }  # a legacy one may be all that will do
             if model.line in models or goes or model.verified_only:
                 continue
-            with suppress(
-                PlanError
-            ):  # no price, no limits on one of the tiers, or it cannot do what is asked
-                plan.replace(model=model.id)
+            with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
+                for tier in tiers or [plan.tier]:
+                    plan.replace(model=model.id, tier=tier)
                 prices.price(model.id, mode="live"), prices.price(model.id, mode="batch")
-                for tier in near:
-                    Limits.of(tier, model.id)
                 models[model.line] = model.id
-        return {"model": [*models.values()], "tier": near}
+        return [*models.values()]
+
+    def _tiers(self) -> list[str | int | Limits]:
+        """Return the plan's tier and those of its family with published limits."""
+        own, names = self._plan.tier, family(self._plan.tier, self._plan.compiled.model.rate_group)
+        return [own, *names] if isinstance(own, Limits) else [*names]
+
+    def _usual(self) -> dict[str, list[Any]]:
+        """Return the choices one has before a run: current models of other lines, tiers next to this one."""
+        own, tiers = self._plan.tier, self._tiers()
+        place = tiers.index(shown("tier", own)) if shown("tier", own) in tiers else 0
+        near = [own] if isinstance(own, Limits) else tiers[max(place - 1, 0) : place + 2]
+        return {"model": self.models(near), "tier": near}
 
     def points(self, lists: dict[str, Any]) -> pl.DataFrame:
         """Return a row per choice, the plan's own among them, for `plan_charts.frontier`.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from claudescale.simulator.desk import Desk
-    from claudescale.simulator.tokens import Measured
+    from claudescale.simulator.tokens import Measured, Shares
 
 MAX_BYTES = catalog.BATCH.max_bytes
 REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
@@ -46,6 +46,14 @@ class Row(NamedTuple):
     raw: bytes
 
 
+class Done(NamedTuple):
+    """A row whose ``result`` is decided; its reply, of (key, model, input), is written when asked for."""
+
+    row: Row
+    result: dict[str, Any]
+    reply: tuple[bytes, catalog.Model, Shares] | None
+
+
 @dataclass(slots=True)
 class Batch:
     """One batch.
@@ -58,7 +66,7 @@ class Batch:
         API seconds from its creation until the last row would be done.
     agenda : list of Row
         The rows that are not done, the next one last.
-    lines : list of bytes
+    lines : list of bytes or Done
         The results, until the batch is archived.
     right : bytes, optional
         The last request of one turn that was in order, without its text.
@@ -74,7 +82,7 @@ class Batch:
     canceled_at: float | None = None
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    lines: list[bytes] = field(default_factory=list)
+    lines: list[bytes | Done] = field(default_factory=list)
     right: bytes | None = None
 
     @property
@@ -130,6 +138,7 @@ class Batches:
         self._batches: dict[str, Batch] = {}
         per_minute = desk.terms.batch_requests_per_minute or 0
         self._calls = Bucket(per_minute, per_minute, now)
+        desk.account.before.append(self.bill)
 
     def limited(self, now: float) -> None:
         """Count one call to any endpoint of batches, and refuse it if there were too many."""
@@ -203,17 +212,19 @@ class Batches:
         """Delete a batch that has ended."""
         if batch.settled_at is None:
             raise Problem(400, f"Message batch {batch.id} is still processing: cancel it before deleting it")
+        self.bill()
         del self._batches[batch.id]
         return {"id": batch.id, "type": "message_batch_deleted"}
 
-    def results(self, now: float, batch: Batch) -> list[bytes]:
+    def results(self, now: float, batch: Batch) -> Iterator[bytes]:
         """Return the lines of a batch's results, in no order."""
         if batch.settled_at is None:
             raise Problem(400, f"Message batch {batch.id} has no results yet: it has not ended")
         if now >= batch.archived_at:
+            self.bill()
             batch.lines = []
             raise Problem(404, f"The results of message batch {batch.id} are archived")
-        return batch.lines
+        return self._written(batch)
 
     def results_cut(self, now: float, batch: Batch) -> bool:
         """Count one download of a batch's results, and return whether a fault breaks it off."""
@@ -221,11 +232,11 @@ class Batches:
         return self._desk.struck(("results_cut",), batch.mark, attempt, now) is not None
 
     def unsettled(self) -> list[Batch]:
-        """Return the batches that are still worked off."""
+        """Return the batches that have not ended."""
         return [batch for batch in self._batches.values() if batch.settled_at is None]
 
     def work(self, batch: Batch, now: float) -> Iterator[Row]:
-        """Do the rows that are due by `now`, and end the batch if it is over.
+        """Decide the rows that are due by `now`, and end the batch if it is over.
 
         It yields after every row so that others get their turn, and may be left there and begun anew.
         """
@@ -233,41 +244,62 @@ class Batches:
         late = batch.canceled_at is None or batch.ends_at >= batch.expires_at
         while batch.agenda and (over or batch.agenda[-1].done_at <= now):
             row = batch.agenda.pop()
-            read = json.loads(row.raw)
-            result: dict[str, Any] = {"type": "expired" if late else "canceled"}
+            done = Done(row, {"type": "expired" if late else "canceled"}, None)
             if row.done_at <= batch.ends_at:
-                result = self._result(batch, row, read["params"])
-            batch.counts[result["type"]] += 1
-            batch.lines.append(wire.json_bytes({"custom_id": read["custom_id"], "result": result}) + b"\n")
+                done = self._decided(batch, row)
+            batch.counts[done.result["type"]] += 1
+            batch.lines.append(done)
             yield row
         if over and batch.settled_at is None:
             replies.draws(batch.mark, "order").shuffle(batch.lines)
             batch.settled_at = batch.ends_at
 
-    def _result(self, batch: Batch, row: Row, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the ``result`` of a row, and bill it if it succeeded."""
-        desk, now = self._desk, row.done_at
+    def _decided(self, batch: Batch, row: Row) -> Done:
+        """Return how a row ends, at its moment."""
+        desk, now, params = self._desk, row.done_at, json.loads(row.raw)["params"]
         try:
             model = found_model(params, now)
             _check(params, model, batch)
             key = replies.digest(desk.seed, params)
             struck = desk.struck(ROWS, key, desk.faults.attempt(key), now)
             if struck == "batch_expired":
-                return {"type": "expired"}
+                return Done(row, {"type": "expired"}, None)
             if struck is not None:
                 raise trouble(struck, ROW.get(struck, 400))
             weighed = desk.weighed(params, model)
         except Problem as problem:
-            return {"type": "errored", "error": problem.body(desk.next_id("req"))}
+            return Done(row, {"type": "errored", "error": problem.body(desk.next_id("req"))}, None)
         # The luck of a row with the cache is drawn from its place.
         own = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
         may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch, weighed)
         least = model.cache_minimum_tokens
         shares = desk.cache.shares(now, weighed, least, may_read=may_read)
         desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed, least)
-        reply, shares, message = desk.compose(now, key, params, model, shares, "batch")
-        desk.account.bill(now, model.id, "batch", key, shares, reply)
-        return {"type": "succeeded", "message": message}
+        return Done(row, {"type": "succeeded"}, (key, model, shares))
+
+    def _written(self, batch: Batch) -> Iterator[bytes]:
+        """Yield the lines of a batch's results; a reply is written, and billed, when its turn comes."""
+        for place, line in enumerate(batch.lines):
+            written = line if isinstance(line, bytes) else self._line(*line)
+            batch.lines[place] = written
+            yield written
+
+    def _line(
+        self, row: Row, result: dict[str, Any], parts: tuple[bytes, catalog.Model, Shares] | None
+    ) -> bytes:
+        request, desk, now = json.loads(row.raw), self._desk, row.done_at
+        if parts is not None:
+            key, model, shares = parts
+            reply, shares, message = desk.compose(now, key, request["params"], model, shares, "batch")
+            desk.account.bill(now, model.id, "batch", key, shares, reply)
+            result = {**result, "message": message}
+        return wire.json_bytes({"custom_id": request["custom_id"], "result": result}) + b"\n"
+
+    def bill(self) -> None:
+        """Write every reply that is due, as what is read next is the bill."""
+        for batch in self._batches.values():
+            for _ in self._written(batch):
+                pass
 
 
 def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[bytes]:

@@ -140,10 +140,10 @@ class Desk:
 
     def check_spending(self, now: float, *, coded: bool = True) -> None:
         """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
-        dollars, late = sum(self.account.dollars.values()), datetime.fromtimestamp(now, UTC).replace(day=28)
+        late = datetime.fromtimestamp(now, UTC).replace(day=28)
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
-            if dollars >= self.faults.levels.get(level, math.inf):
+            if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
                 details = {"error_code": code} if code and coded else None
                 raise Problem(status, f"{words} {until}", details=details, kind=code or level)
 

@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from claudescale.simulator.account import listed
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from claudescale.clock import Clock
     from claudescale.simulator.batches import Batch, Batches
@@ -31,10 +31,10 @@ HANG_CHECK_SECONDS = 0.2
 # interval of 0.005 and takes it back at once starves the others.
 TURN_SECONDS = 0.01
 PAUSE_SECONDS = 0.02  # until the next rows of batches are looked for
-RESULT_LINES = 500  # of a batch, written at once
 CATCH_UP_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
+T = TypeVar("T")
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -189,10 +189,12 @@ class Shell:
 
     async def _results(self, request: web.BaseRequest, batch: Batch) -> Found:
         lines = self.batches.results(self.clock.seconds(), batch)
-        cut, half = self.batches.results_cut(self.clock.seconds(), batch), len(lines) // 2
+        cut = self.batches.results_cut(self.clock.seconds(), batch)
         if cut:
-            lines = [*lines[:half], lines[half][: len(lines[half]) // 2]]
-        parts = ((0.0, b"".join(lines[at : at + RESULT_LINES])) for at in range(0, len(lines), RESULT_LINES))
+            whole = [*lines]
+            last = whole[len(whole) // 2]
+            lines = iter([*whole[: len(whole) // 2], last[: len(last) // 2]])
+        parts = ((0.0, b"".join(block)) for block in _turns(lines))
         headers = self.desk.answer({}).headers
         return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
@@ -215,13 +217,10 @@ class Shell:
 
     async def _work(self) -> None:
         """Work off the rows of all batches as they are due, in turns after which others are served."""
-        while unsettled := self.batches.unsettled():
-            turn_ends = time.monotonic() + TURN_SECONDS
-            for batch in unsettled:
-                for _ in self.batches.work(batch, self.clock.seconds()):
-                    if time.monotonic() >= turn_ends:
-                        await asyncio.sleep(0)
-                        turn_ends = time.monotonic() + TURN_SECONDS
+        while self.batches.unsettled():
+            for batch in self.batches.unsettled():
+                for _ in _turns(self.batches.work(batch, self.clock.seconds())):
+                    await asyncio.sleep(0)
             await asyncio.sleep(0 if self._overdue() else PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------- writing
@@ -240,6 +239,7 @@ class Shell:
             if due_at > self.clock.seconds():
                 await self.clock.sleep(due_at - self.clock.seconds())
             await response.write(part)
+            await asyncio.sleep(0)  # a write waits for nothing where there is room
         if cut:
             _cut_off(request)
         else:
@@ -261,6 +261,17 @@ class Shell:
             return await self._write(request, kind, headers, [(0.0, half)], cut=True)
         headers = self._headers(kind, answer.headers)
         return web.Response(status=answer.status, headers=headers, body=answer.body)
+
+
+def _turns(work: Iterable[T]) -> Iterator[list[T]]:
+    """Yield what some work gives in lists, each of which took one turn."""
+    done, turn_ends = list[T](), time.monotonic() + TURN_SECONDS
+    for part in work:
+        done.append(part)
+        if time.monotonic() >= turn_ends:
+            yield done
+            done, turn_ends = [], time.monotonic() + TURN_SECONDS
+    yield done
 
 
 def _is_local(host: str) -> bool:

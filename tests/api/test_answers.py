@@ -103,6 +103,7 @@ MESSAGES = [  # body, error, unseen
     (message_body(content=[{"type": "thinking", "thinking": "hm", "signature": "x"}]), "empty_reply", False),
     (message_body(content=[None, 3, "x", {"type": "text"}]), "empty_reply", False),
     (message_body(content=[{"type": "hologram"}, {"type": "text", "text": "yes"}]), None, False),
+    (message_body(content=[{"type": "tool_use", "input": {}}], stop_reason="tool_use"), None, False),
     (message_body(usage=[]), None, True),
     (message_body(usage={"input_tokens": 5, "output_tokens": -1}), None, True),
     (message_body(usage={"input_tokens": 0, "output_tokens": 0}), None, False),
@@ -181,7 +182,7 @@ BODIES = st.binary(max_size=60) | st.dictionaries(st.sampled_from(NAMES), JSON).
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(status=st.none() | st.integers(100, 999), content=BODIES, retry=st.text(max_size=5))
 @example(status=429, content=b'{"error": {"type": [], "details": {"error_code": {}}}}', retry="")
 def test_any_answer_has_a_meaning(status, content, retry):

@@ -1,6 +1,5 @@
 """Bills: every row at genai-prices' price and by what its answer says, every dollar in one part."""
 
-import json
 from datetime import UTC, datetime, timedelta
 
 import canned
@@ -272,17 +271,6 @@ def test_a_run_costs_what_the_account_says(mode):
     every = attempts.filter(web_search_requests=2).row(0, named=True)
     assert (every["model"], every["answering_model"], every["inference_geo"]) == (ASKED, OTHER, "us")
     assert attempts.filter(answering_model="claude-next-9")["message"].str.contains(ASKED).all()
-
-
-def test_a_forced_tool_gives_the_reply():
-    """What the model calls a tool with is the row's reply as JSON, and no error."""
-    called = answer(10, 5) | {"stop_reason": "tool_use"}
-    called["content"] = [{"type": "tool_use", "id": "t", "name": "tag", "input": {"label": "good", "n": 1}}]
-    tool = {"name": "tag", "input_schema": {"type": "object"}}
-    params = {"tools": [tool], "tool_choice": {"type": "tool", "name": "tag"}}
-    results = ran({"a": called}, params=params).results
-    assert json.loads(results["reply"].item()) == {"label": "good", "n": 1}
-    assert results["error"].item() is None
 
 
 @pytest.mark.slow

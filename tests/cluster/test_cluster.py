@@ -138,12 +138,12 @@ def test_an_interrupt_reaches_driver_and_workers_at_once(api, path):
 def test_a_budget_is_a_hard_stop(dask):
     """Each lane spends its share of the budget at most, the worst case of what is out counted."""
     with simulator() as api:
-        plan = a_plan(reviews(600))
+        plan = a_plan(reviews(300))
         plan = plan.calibrate(finished(plan.head(20), api.client()))
         spent, budget = api.stats["dollars"], 1.02 * plan.options["dollars"][0]
         run = on_cluster(plan.replace(budget=budget), api, dask)
         assert (run.state, run.stopped_by) == ("stopped", "budget")
-        assert 0 < run.counts.answered < 600
+        assert 0 < run.counts.answered < 300
         assert run.counts.dollars == pytest.approx(api.stats["dollars"] - spent)
         assert api.stats["dollars"] - spent <= budget
 

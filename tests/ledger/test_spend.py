@@ -3,6 +3,8 @@
 import datetime as dt
 import math
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import polars as pl
@@ -12,6 +14,15 @@ from ledger_rows import attempt, records
 from claudescale.errors import LedgerError
 from claudescale.ledger.ledger import SPEND, spend
 from claudescale.ledger.store import Store
+
+LOCKED = """import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)
+    except OSError:
+        print("locked")
+"""
+"""Says if SQLite's shared lock on a file is held: 510 bytes from 1,073,741,826 on (sqlite's os.h)."""
 
 
 def seen(folder):
@@ -48,14 +59,16 @@ def test_what_was_spent_by_day_ledger_model_and_mode(tmp_path):
 
 
 def test_a_run_that_writes_is_read_and_not_disturbed(path):
-    """What is on the disk counts while this process writes on; nothing in between is lost."""
+    """What is on the disk counts while this process writes on; without its locks rows would be lost."""
     with closing(Store(path)) as store:
         for number in range(1, 4):
             store.record(attempt(number), final=True)
             store.sync()
             assert spend(path.parent)["requests"].sum() == number
-            with closing(sqlite3.connect(path)) as other:  # its lock is still there, and its rows
-                assert other.execute("SELECT count(*) FROM attempts").fetchone() == (number,)
+        other = subprocess.run(
+            [sys.executable, "-c", LOCKED, path], capture_output=True, text=True, check=True
+        )
+        assert other.stdout == "locked\n"
     with closing(Store(path)) as store:
         assert store.attempts().height == 3
 

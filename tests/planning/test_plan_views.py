@@ -6,7 +6,7 @@ from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import prices
-from claudescale.planning.plan_views import frontier, gain_words
+from claudescale.planning.plan_views import frontier
 
 OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-5-5"
 SYSTEM = "You read complaints of customers and answer in one word. " * 400
@@ -48,20 +48,6 @@ def test_the_points_are_the_choices_and_the_plans_own():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ((5.0, "requests"), "5.0 times faster, limited by requests"),
-        ((1.0, "input_tokens"), "gains nothing: input tokens limits it"),
-        ((1.0, "nothing to send"), "gains nothing: nothing to send"),
-        ((0.5, "latency"), "2.0 times slower, limited by latency"),
-    ],
-)
-def test_a_gain_in_words(given, words):
-    """How many times faster, or why not."""
-    assert gain_words(*given) == words
-
-
-@pytest.mark.parametrize(
     ("given", "note"),
     [
         ({}, "times faster, limited by requests."),
@@ -92,6 +78,7 @@ def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode, c
     assert plan().plot.saved()["dollars_saved"].to_list() == pytest.approx([0, 0, 0])
 
 
+@pytest.mark.slow
 def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
     """A calibrated plan says before what the run says after: same strategies, same counterfactuals."""
     with simulator() as api:

@@ -2,29 +2,25 @@
 
 import asyncio
 import datetime as dt
-import functools
 import inspect
-import json
 import math
-import numbers
 import re
 import warnings
 from decimal import Decimal
 from fractions import Fraction
 from typing import get_args
 
-import anthropic
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
+from running import MODEL, WIDE_LIMITS, a_plan, reviews, simulator
 
 import claudescale as cs
 from claudescale import clock
 from claudescale.api import catalog
 from claudescale.planning import estimates, plans
 from claudescale.planning.estimates import OPTIONS
-from claudescale.planning.plans import CACHE_HIT_SHARE, PARAMETERS, REQUESTS
+from claudescale.planning.plans import CACHE_HIT_SHARE, PARAMETERS
 
 SECRET = "my diagnosis is private"
 OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-5-5"
@@ -51,19 +47,6 @@ def test_nothing_is_sent_until_run():
         assert all(shown for shown in (repr(made), made._repr_html_()))
         assert made.head(2).requests.height == made.sample(2).requests.height == 2
         assert api.stats["calls"] == 0
-
-
-def test_requests_are_what_would_be_sent():
-    """One row per distinct request: a custom_id the API accepts, and the body as JSON."""
-    frame = pl.DataFrame({"text": ["a", "b", "a", None]})
-    requests = plan(frame, system="Be brief.", max_tokens=64).requests
-    assert requests.schema == REQUESTS
-    assert requests["custom_id"].str.contains(r"^[A-Za-z0-9_-]{1,64}$").all()
-    bodies = [json.loads(body) for body in requests["params"]]
-    assert [body["messages"][0]["content"] for body in bodies] == ["Say a", "Say b"]
-    assert {(body["model"], body["system"], body["max_tokens"]) for body in bodies} == {
-        (MODEL, "Be brief.", 64)
-    }
 
 
 class Table:
@@ -119,30 +102,7 @@ def test_arguments_of_a_wrong_kind_are_told_what_to_type(name):
         assert len(str(error.value)) < 400
 
 
-@numbers.Integral.register
-@functools.total_ordering
-class Int64:
-    """Stands for NumPy's integer, which need not be installed: an Integral that is no int."""
-
-    def __index__(self):
-        return 5
-
-    __int__ = __index__
-
-    def __float__(self):
-        return 5.0
-
-    def __eq__(self, other):
-        return other == 5
-
-    def __lt__(self, other):
-        return other > 5
-
-    def __hash__(self):
-        return hash(5)
-
-
-@pytest.mark.parametrize("value", [Int64(), Decimal(5), Fraction(10, 2), 5.0])
+@pytest.mark.parametrize("value", [Decimal(5), Fraction(10, 2), 5.0])
 def test_numbers_of_any_kind_are_plain_ones(value):
     """A number of another library gives the very plan that Python's own gives, also by replace."""
     for name in ("max_tokens", "concurrency", "budget", "deadline"):
@@ -162,7 +122,7 @@ def test_a_deadline_is_minutes_or_a_timedelta():
     assert plan(deadline=dt.timedelta(hours=2)).deadline == plan(deadline=120).deadline == 120
     for deadline in (5, dt.timedelta(minutes=5)):
         late = plan(reviews(1_000), tier=1, deadline=deadline)
-        with pytest.raises(cs.ImpossibleDeadline, match="the deadline is 5 m 00 s"):
+        with pytest.raises(cs.errors.ImpossibleDeadline, match="the deadline is 5 m 00 s"):
             late.compiled.check()
 
 
@@ -235,9 +195,7 @@ def test_compare_tells_gains_and_cache_hits():
     ("lists", "error"),
     [
         ({"model": MODEL}, r"model=\[\.\.\.\]"),
-        ({"tiers": ["start"]}, r"plan\.compare\(\) knows no 'tiers'"),
         ({"mode": ["bath"]}, "'live', 'batch', 'hybrid'"),
-        ({"mode": ["auto"]}, "leave mode out"),
         ({"mode": ["hybrid"]}, r"deadline=\[60, 90\]"),
     ],
 )
@@ -310,18 +268,6 @@ def test_the_card_warns_of_a_model_that_retires_within_60_days(monkeypatch):
         assert (f"{retiring.id} retires in {days} days" in repr(plan(model=retiring.id))) is warned
 
 
-def test_a_wrong_client_is_refused_before_anything_is_sent(monkeypatch):
-    """A synchronous client, or something else, is told what to use; so is a client without a key."""
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    for client in (anthropic.Anthropic(api_key="k"), "key"):
-        with pytest.raises(cs.PlanError, match=r"cs\.connect\(\)"):
-            plan().start(client, ledger=None)
-    with pytest.raises(cs.PlanError, match="ANTHROPIC_API_KEY"):
-        plan().start(anthropic.AsyncAnthropic(), ledger=None)
-    with cs.Simulator() as api, pytest.raises(cs.PlanError, match="path of a file"):
-        plan().start(api.client(), ledger=5)
-
-
 def test_without_a_client_one_is_made(monkeypatch, capsys):
     """plan.run() alone connects: with no key in the environment to a simulator, which is said."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
@@ -345,14 +291,3 @@ def test_a_forgotten_await_says_so(ask, line):
         with pytest.raises(AttributeError, match=f"await is missing. Type {re.escape(line)}"):
             ask(plan(), api.client())
         assert api.stats["calls"] == 0
-
-
-def test_what_is_awaited_is_a_coroutine_like_any_other():
-    """``asyncio.run`` and `wait` take it; so do tasks."""
-
-    async def as_task(client):
-        return await asyncio.create_task(plan().run(client, ledger=None, progress=False))
-
-    with simulator() as api:
-        runs = [asyncio.run(as_task(api.client())), finished(plan(), api.client())]
-    assert [run.state for run in runs] == ["finished", "finished"]

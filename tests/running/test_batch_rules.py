@@ -6,7 +6,6 @@ from email.utils import format_datetime
 
 import polars as pl
 import pytest
-from claudescale.planning.choices import prepare
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from running import MODEL
@@ -34,7 +33,7 @@ SHOWN = {
 # what goes into one
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(100, 5_000), st.floats(0, 0.01)), max_size=30),
     st.integers(-2, 40),
@@ -69,7 +68,7 @@ def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
     """Whatever the texts and the parts it comes in: valid JSON, each row once, by order, as long as told."""
     assume(texts)
     plan = cs.plan(pl.DataFrame({"text": texts}), "<{text}>", model=MODEL, max_tokens=20, mode="batch")
-    work = prepare(plan, "api")
+    work = plan.compiled.work("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_rules, "_PART_BYTES", part_bytes)
         whole = b"".join(batch_rules.body(work.requests, work.texts, NONCE))

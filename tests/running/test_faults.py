@@ -144,7 +144,7 @@ def test_whatever_befalls_calls_no_row_is_lost_or_paid_twice(tmp_path, mode, nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["live", "batch", "hybrid"])
+@pytest.mark.parametrize("mode", ["live", "hybrid"])
 def test_calls_that_never_end_are_given_up(tmp_path, mode):
     """The first call to each endpoint does its work and hangs: no row or batch is lost for it."""
 
@@ -154,7 +154,7 @@ def test_calls_that_never_end_are_given_up(tmp_path, mode):
     with broken(strikes) as (api, breaker):
         client = api.client(base_url=breaker.url, timeout=5.0)
         run = run_of(plan_of(mode, 8), client, tmp_path / "l")
-        assert len(breaker.struck) > (mode == "batch")
+        assert len(breaker.struck) > 3 * (mode == "hybrid")
         check(run, api, breaker, tmp_path / "l")
 
 
@@ -222,7 +222,7 @@ def told():
 @pytest.mark.slow
 @given(some=st.lists(ANSWERS | st.binary(max_size=200), min_size=1, max_size=4))
 @example(some=[b""])
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_any_bytes_are_an_answer(told, some):
     """Whatever a server sends, sending a row ends with an answer that has a meaning."""
     sent, client = told

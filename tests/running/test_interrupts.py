@@ -86,6 +86,7 @@ def test_an_interrupt_that_is_caught_is_an_ordinary_one():
     assert "one line" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stop", "stop from a thread", "leave"])
 def test_what_is_in_flight_is_awaited_and_kept(way):
     """stop() and leave() send nothing more; all that the server bills is in the results."""

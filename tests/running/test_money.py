@@ -68,6 +68,7 @@ def test_a_refusal_without_output_costs_nothing():
     assert (engine.dollars, engine.job.purse.gone, len(engine.finals)) == (0.0, 0.0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "share"), [("The parcel was late. " * 200, 0.7), ("它坏了。🎈👩‍👩‍👧" * 60, 0.7)]
 )
@@ -86,9 +87,10 @@ def test_a_run_that_reaches_its_budget_says_what_to_type(text, share):
 # before anything is sent
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sent_sends_nothing(api):
     """A row over the API's size is named; a LazyFrame's own error says where to look; the run failed."""
-    with pytest.raises(cs.RequestTooLarge, match="row 1"):
+    with pytest.raises(cs.errors.RequestTooLarge, match="row 1"):
         finished(a_plan(pl.DataFrame({"text": ["a", "x" * 33_000_000]})), api.client())
     lazy = pl.LazyFrame({"text": ["a"]}).with_columns(pl.col("text").cast(pl.Int64).cast(pl.String))
     run = a_plan(lazy).start(api.client(), ledger=None, progress=False)
@@ -102,6 +104,7 @@ def test_what_cannot_be_sent_sends_nothing(api):
 # the ledger
 
 
+@pytest.mark.slow
 def test_the_default_ledger_is_a_file_of_its_owner_here_and_none_says_so(api, tmp_path, monkeypatch):
     """Without a word every reply is on the disk; with ledger=None the card says that nothing is."""
     monkeypatch.chdir(tmp_path)
@@ -120,12 +123,13 @@ def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
     for name, words in (("notes.txt", "not a ledger"), ("no/such.ledger", "mkdir")):
         with pytest.raises(cs.RunStopped, match=words) as stopped:
             finished(a_plan(reviews(3)), api.client(), ledger=tmp_path / name)
-        assert isinstance(stopped.value.__cause__, cs.LedgerError)
+        assert isinstance(stopped.value.__cause__, cs.errors.LedgerError)
         assert stopped.value.run.results["error"].to_list() == ["not_sent"] * 3
     assert (tmp_path / "notes.txt").read_text() == "my notes"
     assert api.stats["calls"] == 0
 
 
+@pytest.mark.slow
 def test_a_ledger_that_can_be_written_no_more_keeps_replies_in_results(tmp_path, monkeypatch):
     """Disk full, read-only, no locks: the run stops for it, and what the server billed is in the results."""
     real, full = Store.record, cs.errors.LedgerFull("The disk is full: make room.")
@@ -153,7 +157,7 @@ def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
     """New rows are sent, and nothing of what was paid for; budget and deadline count only those."""
     ledger = tmp_path / "l"
     finished(a_plan(reviews(90)), api.client(), ledger=ledger)
-    with pytest.raises(cs.ImpossibleBudget):
+    with pytest.raises(cs.errors.ImpossibleBudget):
         finished(a_plan(reviews(100), budget=0.0004), api.client())
     run = finished(a_plan(reviews(100), budget=0.0004), api.client(), ledger=ledger)
     assert run.summary.row(0, named=True).items() >= {"reused": 90, "requests": 10, "answered": 100}.items()
@@ -163,6 +167,7 @@ def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
     assert again.summary["dollars"].item() == 0
 
 
+@pytest.mark.slow
 def test_a_resume_asks_again_only_what_may_be_mended(tmp_path):
     """A 400 beside good answers is the last word on a row; one before any answer is asked again."""
     plan = a_plan(reviews(60), concurrency=2)
@@ -175,6 +180,7 @@ def test_a_resume_asks_again_only_what_may_be_mended(tmp_path):
     assert again.results.filter(first.results["error"].is_null()).equals(first.results.drop_nulls("reply"))
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_the_work(tmp_path):
     """Two runs of one plan on one ledger bill each row once, and both have every reply in the end."""
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 from engine import MODEL
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import WIDE_LIMITS, a_plan, finished, reviews, simulator
 
@@ -48,6 +48,7 @@ def meter(keys=(), *, sent=(), **options):
 # counts
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from("abcdef") | st.none(), max_size=30),
     st.lists(
@@ -78,6 +79,7 @@ def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
     assert made.missing == of.count("") - tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_what_it_would_have_cost_is_what_the_savings_say(mode):
     """Counted row by row, or for many results at once, it is what `Run.savings` begins with."""
@@ -88,6 +90,7 @@ def test_what_it_would_have_cost_is_what_the_savings_say(mode):
     assert run.counts.errors == Counter(run.attempts["error"].drop_nulls())
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60))
 def test_slices_stay_few_and_lose_nothing(calls):
     """However long a run lasts there are at most 280 slices, and every call, answer and token is in one."""
@@ -105,6 +108,7 @@ def test_slices_stay_few_and_lose_nothing(calls):
     assert not calls or (len(slices) - 1) * width <= latest < len(slices) * width
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.002, 600), min_size=1, max_size=100), st.sampled_from([0.5, 0.95]))
 def test_quantiles_of_latency_are_true_to_a_fortieth(latencies, quantile):
     """The quantile that is kept in classes is the one of the latencies themselves, by nearest rank."""
@@ -160,13 +164,14 @@ def test_what_holds_a_run_back_is_in_the_time_left():
 # the log, and rates by the minute
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_and_counted_by_the_minute(caplog):
     """At INFO there is a line a minute and one at the end, without a text; throughput has a row a minute.
 
     A machine that is busy may be late with a line: it then tells of more than a minute.
     """
-    plan = a_plan(reviews(300), tier=replace(WIDE_LIMITS, requests_per_minute=200))
-    with simulator(speed=60, bucket_seconds=1, tier=(200, 10**8, 10**8)) as api:
+    plan = a_plan(reviews(150), tier=replace(WIDE_LIMITS, requests_per_minute=100))
+    with simulator(speed=60, bucket_seconds=1, tier=(100, 10**8, 10**8)) as api:
         with caplog.at_level(logging.INFO, logger="claudescale"):
             run = finished(plan, api.client())
         lines = [record.getMessage() for record in caplog.records if record.name == "claudescale"]
@@ -175,7 +180,7 @@ def test_a_run_is_logged_and_counted_by_the_minute(caplog):
     assert caplog.records == []
     assert 1 < len(lines) <= math.floor(run.minutes) + 1
     assert all(line.startswith("minute ") and "parcel" not in line for line in lines)
-    assert lines[-1].endswith("300 of 300 rows done")
+    assert lines[-1].endswith("150 of 150 rows done")
     rates = run.throughput
     assert rates["minute"].to_list() == [float(minute) for minute in range(math.floor(run.minutes) + 1)]
     assert (rates["requests_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(run.counts.requests)

@@ -169,6 +169,7 @@ def all_of(run):
     return {name: getattr(run, name) for name in names} | {"card": repr(run), "html": run._repr_html_()}
 
 
+@pytest.mark.slow
 def test_every_frame_can_be_read_before_during_and_after():
     """Each frame of a run has its schema and all rows from the first moment to the last."""
 

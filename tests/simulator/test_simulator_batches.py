@@ -226,12 +226,11 @@ def reads(batches, rows, ttl, now=NOW):
     """Return whether each row of a new batch reads the cache, in the order in which they are done."""
     block = {"type": "text", "text": LONG, "cache_control": {**EPHEMERAL, "ttl": ttl}}
     batch = batches.find(batches.create(now, batch_of(rows, system=[block]), VERSION)["id"])
-    found = []
-    for _ in batches.work(batch, now + 600):
-        usage = json.loads(batch.lines[-1])["result"]["message"]["usage"]
-        found.append(usage["cache_read_input_tokens"] > 512)
-        assert found[-1] == (usage["cache_creation_input_tokens"] <= 512)
-    return found
+    shares = [batch.lines[-1].reply[2] for _ in batches.work(batch, now + 600)]
+    assert all(
+        (share.cache_read_input_tokens > 512) == (share.limited_input_tokens <= 512) for share in shares
+    )
+    return [share.cache_read_input_tokens > 512 for share in shares]
 
 
 @pytest.mark.parametrize(("ttl", "least", "most"), [("5m", 0.1, 0.8), ("1h", 0.45, 1.0)])

@@ -4,7 +4,7 @@ import html.parser
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
@@ -32,6 +32,7 @@ class _Reader(html.parser.HTMLParser):
 
 
 @settings(max_examples=25)
+@example("<b>&$1 $2", [("<i>", "&lt;")], ["</div>"], "`x`")
 @given(_CELLS, st.lists(st.tuples(_CELLS, _CELLS), max_size=4), st.lists(_CELLS, max_size=4), _CELLS)
 def test_a_card_shows_its_facts_and_nothing_else(title, rows, notes, following):
     """Whatever the texts are, the HTML is balanced, has only the tags of a card, and shows every text."""
@@ -68,6 +69,14 @@ def test_a_card_of_a_frame_reads_each_column_by_the_unit_in_its_name():
         ["live", "$0.40 to $0.65", "4 m 30 s", "12.4 k", "64%", "1,200"],
         ["batch", "$0.20", "1 h 00 m", "", "?", "3"],
     ]
+
+
+def test_what_is_saved_is_a_figure_only_where_something_is():
+    """Different rows sent live save nothing, and no zero says so; a batch shows what it saves."""
+    alone = cs.plan(reviews(50), "Label: {text}", model="claude-haiku-5-5", max_tokens=64)
+    live, batch = repr(alone).splitlines()[2:4]
+    assert "$0 " not in live
+    assert batch.split("batch processing")[0].split()[-1].startswith("$")
 
 
 def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
