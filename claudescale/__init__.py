@@ -16,6 +16,7 @@ planning    what would happen
 running     what happens
 evidence    which model is good enough
 widgets     choose before a run, follow one; ipywidgets are imported only here
+helpers     level 1: a whole job in one line
 simulator   the API's stand-in, for lessons and tests
 cluster     a run on Dask
 =========== ==========================================================================
@@ -26,58 +27,46 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from claudescale.errors import (
-    BadReturns,
-    BadTemplate,
-    ClaudescaleError,
-    DamagedLedger,
-    ForeignLedger,
-    ImpossibleBudget,
-    ImpossibleDeadline,
-    LedgerError,
-    LedgerFull,
-    NameTaken,
-    NotEnoughEvidence,
-    PlanError,
-    RequestTooLarge,
-    RunStopped,
-    UnknownColumn,
-    UnknownModel,
-    UnknownTier,
-)
+from claudescale import errors
+from claudescale.errors import ClaudescaleError, PlanError, RunStopped
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import tiers
     from claudescale.api.client import connect
     from claudescale.api.limits import Limits
     from claudescale.api.models import Model, models
-    from claudescale.evidence.cascades import Cascade, cascade
-    from claudescale.evidence.trials import Trial, trial
-    from claudescale.ledger.ledger import Ledger
+    from claudescale.evidence.cascades import cascade
+    from claudescale.evidence.trials import trial
+    from claudescale.helpers import batch, map, price  # noqa: A004 - what it does
+    from claudescale.ledger.ledger import Ledger, spend
     from claudescale.loops import wait
     from claudescale.pacing.middleware import limit
     from claudescale.planning.plans import Plan, plan
+    from claudescale.prompts.parts import image, pdf
     from claudescale.running.runs import Run
     from claudescale.simulator import Simulator
-    from claudescale.widgets.pick import Picker, pick
+    from claudescale.widgets.pick import pick
     from claudescale.widgets.watch import watch
 
 _HOMES = {
-    "Cascade": "evidence.cascades",
     "Ledger": "ledger.ledger",
     "Limits": "api.limits",
     "Model": "api.models",
-    "Picker": "widgets.pick",
     "Plan": "planning.plans",
     "Run": "running.runs",
     "Simulator": "simulator",
-    "Trial": "evidence.trials",
+    "batch": "helpers",
     "cascade": "evidence.cascades",
     "connect": "api.client",
+    "image": "prompts.parts",
     "limit": "pacing.middleware",
+    "map": "helpers",
     "models": "api.models",
+    "pdf": "prompts.parts",
     "pick": "widgets.pick",
     "plan": "planning.plans",
+    "price": "helpers",
+    "spend": "ledger.ledger",
     "tiers": "api.catalog",
     "trial": "evidence.trials",
     "wait": "loops",
@@ -85,38 +74,28 @@ _HOMES = {
 }
 
 __all__ = [
-    "BadReturns",
-    "BadTemplate",
-    "Cascade",
     "ClaudescaleError",
-    "DamagedLedger",
-    "ForeignLedger",
-    "ImpossibleBudget",
-    "ImpossibleDeadline",
     "Ledger",
-    "LedgerError",
-    "LedgerFull",
     "Limits",
     "Model",
-    "NameTaken",
-    "NotEnoughEvidence",
-    "Picker",
     "Plan",
     "PlanError",
-    "RequestTooLarge",
     "Run",
     "RunStopped",
     "Simulator",
-    "Trial",
-    "UnknownColumn",
-    "UnknownModel",
-    "UnknownTier",
+    "batch",
     "cascade",
     "connect",
+    "errors",
+    "image",
     "limit",
+    "map",
     "models",
+    "pdf",
     "pick",
     "plan",
+    "price",
+    "spend",
     "tiers",
     "trial",
     "wait",

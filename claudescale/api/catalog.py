@@ -264,10 +264,9 @@ def model(name: object) -> Model:
     if isinstance(facts, Model):
         return facts
     if not isinstance(name, str):
-        kind = {"Series": "Expr", "tuple": "list", "set": "list", "dict": "list"}.get(
-            kind := type(name).__name__, kind
-        )
-        raise PlanError(WORDS["no_model"].get(kind, WORDS["no_model"]["other"]).format(name=name))
+        kinds = {"Series": "Expr", "tuple": "list", "set": "list", "dict": "list"}
+        kind, no_model = type(name).__name__, WORDS["no_model"]
+        raise PlanError(no_model.get(kinds.get(kind, kind), no_model["other"]).format(name=name))
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name in _RETIRED_BY_NAME:

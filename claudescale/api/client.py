@@ -614,6 +614,9 @@ def _flaw(of: str, text: str) -> str:
     return next((words for flaw, words in WORDS[of].items() if re.fullmatch(flaw, text, re.DOTALL)), "")
 
 
+_connected: list[AsyncAnthropic] = []  # the one that `connect` made last
+
+
 def connect(
     *,
     api_key: str | None = None,
@@ -649,7 +652,7 @@ def connect(
     import anthropic  # noqa: PLC0415 - slow to import
 
     if simulate:
-        return _simulated(simulator)
+        return _latest(_simulated(simulator))
     try:
         client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=transport())
     except (httpx2.InvalidURL, TypeError):
@@ -661,13 +664,23 @@ def connect(
     if simulate is None and not named and not _signs_in(client):
         if flaw := _passed_over():
             raise PlanError(_SAID["credentials"].format(flaw=flaw))
-        return _simulated(simulator)
+        return _latest(_simulated(simulator))
     check_client(client)
     host, credentials = client.base_url.host, client.credentials
     profile = getattr(credentials, "profile", None)
     by = f" Signed in by {f'profile {profile!r}' if profile else 'workload identity'}." if credentials else ""
     here = host in LOOPBACK
     _say((f"Calls go to {host}, on this machine." if here else f"LIVE: calls to {host} are paid for.") + by)
+    return _latest(client)
+
+
+def current() -> AsyncAnthropic:
+    """Return the client that `connect` made last; where there is none, connect. Spends: nothing."""
+    return _connected[0] if _connected else connect()
+
+
+def _latest(client: AsyncAnthropic) -> AsyncAnthropic:
+    _connected[:] = [client]
     return client
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
-from claudescale.api.client import check_client, connect
+from claudescale.api.client import check_client, current
 from claudescale.errors import LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
@@ -127,7 +127,7 @@ class Run(Shown, Handle):
         on: Any = None,
         watchable: bool = True,
     ) -> None:
-        client = connect() if client is None else client
+        client = current() if client is None else client
         check_client(client, plan.mode)
         self.plan = plan
         if ledger is not None and not isinstance(ledger, str | os.PathLike):

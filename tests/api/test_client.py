@@ -158,7 +158,7 @@ def test_a_header_that_cannot_be_sent():
 
 
 def test_a_key_that_a_gateway_repeats_is_not_passed_on(caplog):
-    """Whatever the key looks like, an error's body that has it comes back without it; a log says what came."""
+    """Whatever the key looks like, an error's body that has it comes back without it; a log says so."""
     caplog.set_level(logging.DEBUG, logger="claudescale")
     words = canned.error("authentication_error", "no tenant has the token of-the-vault-12345")
     with Canned(lambda *_: (401, {}, words)) as server:

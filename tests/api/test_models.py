@@ -79,7 +79,7 @@ def test_given_prices_make_the_bill(mode):
 
 def test_the_cache_has_the_usual_multiples():
     """Writes cost 1.25 and 2 times the input, reads a tenth, and all of it half in batches."""
-    live, batch = (prices.price(PRICED.compiled.model, mode=mode).steps[0] for mode in ("live", "batch"))
+    live, batch = (prices.price(PRICED.facts, mode=mode).steps[0] for mode in ("live", "batch"))
     million = [each * 1e6 for each in (live.cache_write_5m, live.cache_write_1h, live.cache_read)]
     assert million == pytest.approx([0.25, 0.4, 0.02])
     assert (batch.input, batch.output) == (live.input / 2, live.output / 2)

@@ -49,14 +49,14 @@ def test_before_anything_is_known_the_price_is_a_range(mode):
     ("options", "error", "words"),
     [
         ({"models": [CHEAP]}, cs.PlanError, "two or more"),
-        ({"models": [CHEAP, "claude-opus-9"]}, cs.UnknownModel, "claude-opus-9"),
+        ({"models": [CHEAP, "claude-opus-9"]}, cs.errors.UnknownModel, "claude-opus-9"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"mode": "auto"}, cs.PlanError, r"not in mode='auto'.*mode='batch'"),
-        ({"accept": pl.col("lable") == "even"}, cs.UnknownColumn, "'lable'"),
+        ({"accept": pl.col("lable") == "even"}, cs.errors.UnknownColumn, "'lable'"),
         ({"accept": pl.col("number")}, cs.PlanError, "Int64"),
         ({"accept": "truth"}, cs.PlanError, "accept='truth'"),
         ({"accept": lambda results: results["reply"].lenght()}, cs.PlanError, "AttributeError"),
-        ({"frame": numbers(4).with_columns(model=pl.lit("x"))}, cs.NameTaken, "'model'"),
+        ({"frame": numbers(4).with_columns(model=pl.lit("x"))}, cs.errors.NameTaken, "'model'"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
@@ -183,7 +183,7 @@ def test_the_budget_is_one_for_all_models_and_never_passed(api):
     waiting = done.results.filter(pl.col("error") == "not_accepted")
     assert waiting.height > waiting["reply"].null_count() == 0
     calls = api.stats["calls"]
-    with pytest.raises(cs.ImpossibleBudget):  # too small for the first: told before anything is sent
+    with pytest.raises(cs.errors.ImpossibleBudget):  # too small for the first: told before anything is sent
         run(a_cascade(100, budget=0.0001), api.client())
     assert api.stats["calls"] == calls
 

@@ -92,7 +92,7 @@ def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
 def test_a_larger_trial_pays_for_its_new_rows_only(api, path):
     """With one ledger nothing is sent twice, n=30 has the rows of n=10; too few say how many would do."""
     first = run(a_trial(10, [CHEAP, DEAR]), api.client(), path)
-    with pytest.raises(cs.NotEnoughEvidence, match="rows more would settle it") as caught:
+    with pytest.raises(cs.errors.NotEnoughEvidence, match="rows more would settle it") as caught:
         first.pick(min_score=0.9)
     assert f"n={10 + caught.value.rows_more} of the plan's 500 rows" in str(caught.value)
     again = run(a_trial(10, [CHEAP, DEAR]), api.client(), path)
@@ -151,19 +151,19 @@ def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(pat
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"models": [CHEAP, "claude-sonet-5-5"]}, cs.UnknownModel, "claude-sonnet-5-5"),
+        ({"models": [CHEAP, "claude-sonet-5-5"]}, cs.errors.UnknownModel, "claude-sonnet-5-5"),
         ({"models": None}, cs.PlanError, "models=None: give two or more"),
         ({"efforts": ["low", "high"]}, cs.PlanError, "compares one thing"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"n": 1}, cs.PlanError, "fewer than 2 rows"),
         ({"n": 2.5}, cs.PlanError, "n=2.5"),
-        ({"score": "trut"}, cs.UnknownColumn, "'truth'"),
+        ({"score": "trut"}, cs.errors.UnknownColumn, "'truth'"),
         ({"score": "number"}, cs.PlanError, "labels of the replies: even, odd"),
-        ({"score": lambda results: results["label"]}, cs.UnknownColumn, "'label'"),
+        ({"score": lambda results: results["label"]}, cs.errors.UnknownColumn, "'label'"),
         ({"score": lambda _: 0.5}, cs.PlanError, "a float"),
         ({"score": 0.9}, cs.PlanError, "score=0.9"),
         ({"confidence": 95}, cs.PlanError, "confidence=95"),
-        ({"budget": 1e-6}, cs.ImpossibleBudget, "larger budget"),
+        ({"budget": 1e-6}, cs.errors.ImpossibleBudget, "larger budget"),
         ({"plan": {"returns": None}, "score": None}, cs.PlanError, "Free text"),
         ({"plan": {"returns": {"a": pl.Int8, "b": pl.Int8}}}, cs.PlanError, r"score=pl\.col\('a'\) == pl"),
     ],
@@ -207,7 +207,7 @@ def test_a_run_that_cannot_go_on_ends_the_trial_and_is_sent_again_by_the_same_ce
     with simulator(faults={401: 1.0}) as refusing, pytest.raises(cs.RunStopped, match="authentication_error"):
         run(trial, refusing.client(), path)
     assert trial.table["rows"].to_list() == [0, 10]  # what was judged, and what would be sent
-    with pytest.raises(cs.NotEnoughEvidence, match="no row has a score"):
+    with pytest.raises(cs.errors.NotEnoughEvidence, match="no row has a score"):
         trial.pick(min_score=0.5)
     assert "claude-opus-5-5. The same cell again" in repr(trial)
     assert run(trial, api.client(), path).table["rows"].to_list() == [10, 10]

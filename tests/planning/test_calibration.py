@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from predicted import ran
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
@@ -26,45 +27,52 @@ def texts(rows=60, seed=1):
     return pl.DataFrame({"text": lines + lines[:9]})
 
 
-def calibrated(plan, **api):
-    """Return a plan calibrated on all of its rows, and the run they were paid in."""
-    with simulator(speed=120, **api) as server:
-        run = finished(plan, server.client())
-    return plan.calibrate(run), run
+def tokens(run):
+    """Return the input tokens of the calls of a run."""
+    return run.attempts.select(PROMPT.sum()).item()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "api"),
     [
         ({}, {}),
-        ({"mode": "batch"}, {"batch_seconds": 5}),
         ({"returns": {"who": pl.String, "stars": pl.Int64}, "max_tokens": 200}, {}),
         ({"model": "claude-opus-5-5", "prompt": "Translate: {text}", "max_tokens": 60}, {}),
         ({"system": SYSTEM, "cache": True}, {}),
-        ({"system": SYSTEM, "cache": True, "mode": "batch"}, {"batch_seconds": 5}),
         ({}, {"faults": {"refusal": 0.3, 500: 0.05}}),
     ],
-    ids=["live", "batch", "typed", "thinking, cut", "cached", "cached in a batch", "not billed"],
+    ids=["plain", "typed", "thinking, cut", "cached", "not billed"],
 )
 def test_a_pilot_of_all_rows_gives_the_bill(options, api):
     """Dollars and their 90th percentile are what was paid, to the last digit."""
-    plan, run = calibrated(a_plan(texts(), **options), **api)
-    prices = plan.options.filter(mode=plan.mode).select("dollars", "dollars_p90").row(0)
+    plan = a_plan(texts(), **options)
+    run = ran(plan, **api)
+    known = plan.calibrate(run)
+    assert known.options["dollars"][0] == pytest.approx(run.dollars, rel=1e-9)
+    if not api:  # else nobody knows what the rows take that were not billed
+        assert known.options["dollars_p90"][0] == pytest.approx(run.dollars, rel=1e-9)
+        assert known.compiled.totals.input_tokens == pytest.approx(tokens(run), rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"system": SYSTEM, "cache": True}], ids=["plain", "cached"])
+def test_a_batch_of_all_rows_gives_its_bill(options):
+    """Half the price, and hits of the cache as that batch found them."""
+    plan = a_plan(texts(), mode="batch", **options)
+    with simulator(speed=120, batch_seconds=5) as api:
+        run = finished(plan, api.client())
+    prices = plan.calibrate(run).options.filter(mode="batch").select("dollars", "dollars_p90").row(0)
     bill = run.bill["dollars"].sum()
-    assert prices[0] == pytest.approx(bill, rel=1e-9)
-    if "faults" not in api:  # else nobody knows what the rows take that were not billed
-        assert prices[1] == pytest.approx(bill, rel=1e-9)
-        tokens = run.attempts.select(PROMPT.sum()).item()
-        assert plan.compiled.totals.input_tokens == pytest.approx(tokens, rel=1e-9)
+    assert prices == pytest.approx((bill, bill), rel=1e-9)
 
 
 def test_a_step_of_the_price_is_in_the_estimate():
     """Prompts that are so long that they cost more give the bill too."""
     draws = random.Random(3)
-    frame = pl.DataFrame({"text": [f"{n} " + "word " * draws.randrange(40_000, 60_000) for n in range(6)]})
-    plan, run = calibrated(a_plan(frame))
-    assert plan.options["dollars"][0] == pytest.approx(run.bill["dollars"].sum(), rel=1e-9)
+    frame = pl.DataFrame({"text": [f"{n} " + "word " * draws.randrange(60_000, 90_000) for n in range(5)]})
+    plan = a_plan(frame)
+    run = ran(plan)
+    assert plan.calibrate(run).options["dollars"][0] == pytest.approx(run.dollars, rel=1e-9)
 
 
 @settings(max_examples=30)
@@ -98,7 +106,7 @@ def test_a_pilot_says_what_it_measured():
     """What an estimate rests on stands in a line, with the rates behind it; a guess says that it is one."""
     plan = a_plan(reviews(60))
     assert plan.compiled.expected.basis.startswith("estimated from characters, output assumed")
-    plan, _ = calibrated(plan, faults={529: 0.2})
+    plan = plan.calibrate(ran(plan, faults={529: 0.2}, seed=1))
     known = plan.compiled.expected
     assert known.error_rate == pytest.approx(0.2, abs=0.12)
     assert known.lost_seconds > 0
@@ -106,13 +114,14 @@ def test_a_pilot_says_what_it_measured():
     assert "of calls sent again" in repr(plan)
 
 
+@pytest.mark.slow
 def test_counted_tokens_are_the_apis():
     """Input counted on all rows is what the rows then take, on a sample nearly; it costs nothing."""
     plan = a_plan(texts(), system="Answer in one word.")
     with simulator(speed=60) as api:
         some, every = (cs.wait(plan.count_tokens(api.client(), n=n)) for n in (40, 1_000))
         assert api.stats["billed_rows"] == 0
-        taken = finished(plan, api.client()).summary["input_tokens"].item()
+    taken = tokens(ran(plan))
     assert some.compiled.totals.input_tokens == pytest.approx(taken, rel=0.02)
     assert every.compiled.totals.input_tokens == pytest.approx(taken, rel=1e-9)
     assert some.compiled.totals.output_tokens == plan.compiled.totals.output_tokens

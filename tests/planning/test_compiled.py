@@ -44,15 +44,15 @@ def test_what_is_chosen_meets_deadline_and_budget(deadline, budget):
 
 def test_what_cannot_be_met_names_what_can():
     """An impossible deadline says one that would do, and that does; a budget, the cheapest way's price."""
-    with pytest.raises(cs.ImpossibleDeadline, match="mode='live', the quickest") as refused:
+    with pytest.raises(cs.errors.ImpossibleDeadline, match="mode='live', the quickest") as refused:
         auto(deadline=2).compiled.resolved()
     minutes = float(re.search(r"deadline=(\d+)", str(refused.value))[1])
     assert auto(deadline=minutes).compiled.resolved() == "live"
-    with pytest.raises(cs.ImpossibleBudget, match=r"up to \$0\.\d+ in mode='batch'"):
+    with pytest.raises(cs.errors.ImpossibleBudget, match=r"up to \$0\.\d+ in mode='batch'"):
         auto(budget=1e-6).compiled.resolved()
-    with pytest.raises(cs.ImpossibleDeadline, match=r"live, and mode='hybrid' keeps 5 m 00 s"):
+    with pytest.raises(cs.errors.ImpossibleDeadline, match=r"live, and mode='hybrid' keeps 5 m 00 s"):
         auto(mode="hybrid", deadline=12).compiled.check()
-    with pytest.raises(cs.ImpossibleBudget, match=r"about \$.* enough for about \d+ rows"):
+    with pytest.raises(cs.errors.ImpossibleBudget, match=r"about \$.* enough for about \d+ rows"):
         auto(mode="live", budget=0.001).compiled.check()
     assert auto(mode="live", budget=0.001).compiled.check(part=0.01)["dollars"] < 0.001
     assert auto(deadline=0.001).compiled.likely_mode == "batch", "a picture of it can be drawn"

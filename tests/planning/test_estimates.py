@@ -167,6 +167,7 @@ def test_thinking_is_assumed_where_a_model_thinks():
     assert "estimated from characters, output assumed (59 tokens, 50 of them thinking, in 1.7 s): cal" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["level", "explained"])
 def test_the_first_price_is_near_what_is_paid(name):
     """Of the notebooks' plans: within a quarter, before anything is known."""

@@ -78,6 +78,7 @@ def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode, c
     assert plan().plot.saved()["dollars_saved"].to_list() == pytest.approx([0, 0, 0])
 
 
+@pytest.mark.slow
 def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
     """A calibrated plan says before what the run says after: same strategies, same counterfactuals."""
     with simulator() as api:

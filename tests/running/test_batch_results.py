@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from claudescale.api.answers import read_object
@@ -237,7 +237,22 @@ def places(place):
     return list(place.values()) if isinstance(place, dict) else place
 
 
+EDGES = [
+    succeeded("a", usage={"cache_creation_input_tokens": 5}),  # less than was written for an hour
+    succeeded("a", usage={"output_tokens": 2**53 + 1}),
+    succeeded("a", usage={"input_tokens": None, "cache_read_input_tokens": -1}),
+    succeeded("a", usage={"cache_creation": [1], "speed": 5}),
+    succeeded("a", model=None, stop_reason=[]),
+    succeeded("a", stop_reason="stop_sequence", content=[{"type": "text", "text": "b"}, CALL]),
+    succeeded(content=["text", {"type": "text"}]),
+    succeeded(content={"type": "text"}),
+    {**succeeded("a"), "type": "expired"},
+]
+
+
+@pytest.mark.slow
 @settings(max_examples=150)
+@example([json.dumps(row(result)).encode() for result in EDGES])
 @given(st.lists(spoiled() | st.binary(max_size=40), max_size=3))
 def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     """However lines are spoiled: a row each as the careful way gives it, whatever stands beside it."""

@@ -33,7 +33,7 @@ SHOWN = {
 # what goes into one
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(100, 5_000), st.floats(0, 0.01)), max_size=30),
     st.integers(-2, 40),

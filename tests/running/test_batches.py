@@ -13,7 +13,7 @@ from breaking import endpoint, error
 from canned import Canned, passed_on
 from crash_child import LIMITS, most_requests, the_plan
 from engine import taken_for_real
-from running import interrupt_when, until
+from running import until
 
 import claudescale as cs
 from claudescale.ledger.store import Store
@@ -131,6 +131,7 @@ def test_a_create_without_a_plain_answer(fault, tries):
         assert set(run.batches["state"]) <= {"collected", "absent"}
 
 
+@slow
 def test_a_create_that_hangs(monkeypatch):
     """A create that is never answered is given up, and its batch is found by its nonce."""
     monkeypatch.setattr("claudescale.api.client.CALL_SECONDS", 0.5)
@@ -344,6 +345,7 @@ def test_a_few_refused_rows_beside_answered_ones_are_to_blame(tmp_path):
         assert api.stats["batches_created"] == 1
 
 
+@slow
 def test_a_mistake_in_all_requests_is_told_before_a_batch(real):
     """Three rows from all over the frame are refused alike: no batch is made, and the words are the API's."""
     with (
@@ -400,6 +402,7 @@ def test_the_first_message_keeps_to_the_budget(real):
 # trouble on the way
 
 
+@slow
 def test_results_that_break_off_are_read_on(monkeypatch):
     """A download that breaks off is tried again; what it brought is on record once."""
     monkeypatch.setattr("claudescale.api.client._BLOCK_BYTES", 4_000)
@@ -737,22 +740,15 @@ def _canceled(api, ledger):
     asyncio.run(main())
 
 
-def _interrupted(api, ledger):
-    """Interrupt a script that waits for a run."""
-    interrupt_when(lambda: api.stats["batches_created"])
-    with pytest.raises(KeyboardInterrupt):
-        cs.wait(the_plan(50).run(api.client(), ledger=ledger, progress=False))
-
-
 def _left(api, ledger):
     """Leave a run."""
     assert left(the_plan(50), api, ledger).state == "left"
 
 
 @slow
-@pytest.mark.parametrize("leave", [_left, _canceled, _interrupted])
+@pytest.mark.parametrize("leave", [_left, _canceled])
 def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path, leave):
-    """After leave(), a canceled task or Ctrl-C the batch goes on; the next run sends nothing."""
+    """After leave() or a canceled task the batch goes on; the next run sends nothing."""
     with simulator(batch_seconds=1_500.0) as api:
         leave(api, tmp_path / "l")
         with closing(Store(tmp_path / "l")) as ledger:
@@ -765,6 +761,7 @@ def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path, leave)
 # two runs, one ledger
 
 
+@slow
 def test_two_runs_in_one_process(tmp_path):
     """They share the rows, with a lost answer besides: each is paid for once."""
 
@@ -792,6 +789,7 @@ def test_live_over_an_open_batch(tmp_path):
 # hybrid
 
 
+@slow
 def test_hybrid_with_a_batch_in_time(api):
     """Where the batch is in time nothing but the first row is sent live."""
     run = ended(the_plan(40, mode="hybrid", deadline=600), api)

@@ -90,7 +90,7 @@ def test_a_run_that_reaches_its_budget_says_what_to_type(text, share):
 @pytest.mark.slow
 def test_what_cannot_be_sent_sends_nothing(api):
     """A row over the API's size is named; a LazyFrame's own error says where to look; the run failed."""
-    with pytest.raises(cs.RequestTooLarge, match="row 1"):
+    with pytest.raises(cs.errors.RequestTooLarge, match="row 1"):
         finished(a_plan(pl.DataFrame({"text": ["a", "x" * 33_000_000]})), api.client())
     lazy = pl.LazyFrame({"text": ["a"]}).with_columns(pl.col("text").cast(pl.Int64).cast(pl.String))
     run = a_plan(lazy).start(api.client(), ledger=None, progress=False)
@@ -123,7 +123,7 @@ def test_a_ledger_that_cannot_be_opened_sends_nothing(api, tmp_path):
     for name, words in (("notes.txt", "not a ledger"), ("no/such.ledger", "mkdir")):
         with pytest.raises(cs.RunStopped, match=words) as stopped:
             finished(a_plan(reviews(3)), api.client(), ledger=tmp_path / name)
-        assert isinstance(stopped.value.__cause__, cs.LedgerError)
+        assert isinstance(stopped.value.__cause__, cs.errors.LedgerError)
         assert stopped.value.run.results["error"].to_list() == ["not_sent"] * 3
     assert (tmp_path / "notes.txt").read_text() == "my notes"
     assert api.stats["calls"] == 0
@@ -157,7 +157,7 @@ def test_a_resume_pays_only_for_what_is_missing(api, tmp_path):
     """New rows are sent, and nothing of what was paid for; budget and deadline count only those."""
     ledger = tmp_path / "l"
     finished(a_plan(reviews(90)), api.client(), ledger=ledger)
-    with pytest.raises(cs.ImpossibleBudget):
+    with pytest.raises(cs.errors.ImpossibleBudget):
         finished(a_plan(reviews(100), budget=0.0004), api.client())
     run = finished(a_plan(reviews(100), budget=0.0004), api.client(), ledger=ledger)
     assert run.summary.row(0, named=True).items() >= {"reused": 90, "requests": 10, "answered": 100}.items()

@@ -22,6 +22,7 @@ def plan(tmp_path):
     return a_plan(pl.scan_parquet(tmp_path / "in.parquet"))
 
 
+@pytest.mark.slow
 def test_slices_give_what_the_whole_gives(plan, tmp_path):
     """The files together are the results of one run, and rows that are alike are paid for once."""
     with simulator() as api:

@@ -1,4 +1,4 @@
-"""A process that runs plans by batches in children, which are killed at one step; see `running/test_crashes`.
+"""A process that runs plans by batches in children, which are killed at one step; see `test_crashes`.
 
 Each line of its input is a JSON list of orders, that run at once; each line of its output has their statuses.
 It imports once for all of them, and no thread is in it when it forks.
