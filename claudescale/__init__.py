@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from claudescale.loops import wait
     from claudescale.pacing.middleware import limit
     from claudescale.planning.plans import Plan, plan
+    from claudescale.prompts.parts import image, pdf
     from claudescale.running.runs import Run
     from claudescale.simulator import Simulator
     from claudescale.widgets.pick import pick
@@ -57,9 +58,11 @@ _HOMES = {
     "batch": "helpers",
     "cascade": "evidence.cascades",
     "connect": "api.client",
+    "image": "prompts.parts",
     "limit": "pacing.middleware",
     "map": "helpers",
     "models": "api.models",
+    "pdf": "prompts.parts",
     "pick": "widgets.pick",
     "plan": "planning.plans",
     "price": "helpers",
@@ -84,9 +87,11 @@ __all__ = [
     "cascade",
     "connect",
     "errors",
+    "image",
     "limit",
     "map",
     "models",
+    "pdf",
     "pick",
     "plan",
     "price",

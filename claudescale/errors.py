@@ -17,6 +17,7 @@
     │   ├── ForeignLedger           the file is something else
     │   ├── DamagedLedger           the file was a ledger and is broken
     │   └── LedgerFull              no room on the disk, or no right to write
+    ├── FileChanged                 an image or a PDF is another than when the run began
     ├── NotEnoughEvidence           a trial does not show that any model is good enough
     └── RunStopped                  the run cannot go on; ``.run`` keeps what was paid for
 
@@ -94,6 +95,10 @@ class DamagedLedger(LedgerError):
 
 class LedgerFull(LedgerError):
     """A reply could not be written: the disk is full or the file is read-only."""
+
+
+class FileChanged(ClaudescaleError):
+    """A file that a row sends is not what it was when the run began. Everything paid for is kept."""
 
 
 class NotEnoughEvidence(ClaudescaleError):

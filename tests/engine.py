@@ -52,7 +52,7 @@ def body(number, text="The parcel came late and the box was broken.", **changes)
 def rows(count, first=0, **changes):
     """Return that many different rows."""
     bodies = [body(number, **changes) for number in range(first, first + count)]
-    return [Row(f"{number:032x}", each, len(each) / 3) for number, each in enumerate(bodies, first)]
+    return [Row(f"{n:032x}", each, len(each) / 3, len(each)) for n, each in enumerate(bodies, first)]
 
 
 def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, reused=0):
@@ -60,7 +60,7 @@ def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, re
     plan = cs.plan(
         pl.DataFrame({"text": [""]}), "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars
     )
-    job = Job(plan, None, None)
+    job = Job(plan, SimpleNamespace(middleware=()), None)
     job.clock, job.wire, job.record = clock, SimpleNamespace(send=send), record
     job.api = Api(name="test", simulated=True, clock=clock)
     job.ledger = SimpleNamespace(run="run")

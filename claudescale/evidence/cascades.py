@@ -458,6 +458,7 @@ def cascade(
     if "model" in {*schema_of(plan.frame), *judging.typed(plan)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
+    judging.check_samples(plan)
     schema = plan.compiled.prompt.results_schema(plan.frame) | {"model": pl.String()}
     judge = None if accept is None else judging.judge("accept", accept, schema)
     _ = plan.compiled.totals  # the frame is read once for the prices of all models

@@ -94,11 +94,19 @@ def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
 
 def scoring(score: Any, plan: Plan) -> Judge:
     """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
+    check_samples(plan)
     if score is None:
         return _agreement(plan)
     if isinstance(score, str):
         return _truth(score, plan)
     return judge("score", score, plan.compiled.prompt.results_schema(plan.frame))
+
+
+def check_samples(plan: Plan) -> None:
+    """Refuse a plan that sends each row several times, as each is judged by one reply."""
+    if plan.samples > 1:
+        msg = "Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1)."
+        raise PlanError(msg)
 
 
 def typed(plan: Plan) -> Mapping[str, Any]:

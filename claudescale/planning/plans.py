@@ -20,7 +20,7 @@ from claudescale.planning import calibration, estimates, plan_views
 from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
 from claudescale.planning.plan_views import PlanPlots
 from claudescale.prompts.parameters import check_mode, plain, refuse
-from claudescale.prompts.requests import Frame, compile_prompt, read, schema_of
+from claudescale.prompts.requests import Asked, Examples, Frame, compile_prompt, read, schema_of
 from claudescale.prompts.retries import Kept
 from claudescale.views.card import Card, Shown
 
@@ -51,8 +51,9 @@ CACHE_HIT_SHARE = "cache_hit_share"
 in a hybrid, which may end either way."""
 _SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_evidence"}
 """What does not change the tokens of a plan, nor what they cost, but for what was measured."""
-_SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache"}
+_SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache", "samples"}
 """After a change of these a pilot's measurements still say how long replies are."""
+_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
 _SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
 
@@ -61,6 +62,8 @@ class Settings(TypedDict, total=False):
     """The parameters of `plan` besides rows, prompt, model, tier, mode and the form of replies."""
 
     system: str | None
+    examples: Examples
+    samples: int
     max_tokens: int
     effort: Effort | None
     thinking: Mapping[str, Any] | None
@@ -76,7 +79,7 @@ class Changes(Settings, total=False):
     """What `Plan.replace` and `Plan.retry` change: the parameters of `plan`."""
 
     frame: Frame
-    prompt: str | pl.Expr
+    prompt: Asked
     model: ModelName | Model
     tier: TierName | Limits
     mode: Mode
@@ -89,8 +92,10 @@ class Lists(TypedDict, total=False):
     model: Iterable[ModelName | Model]
     tier: Iterable[TierName | Limits]
     mode: Iterable[Mode]
-    prompt: Iterable[str | pl.Expr]
+    prompt: Iterable[Asked]
     system: Iterable[str | None]
+    examples: Iterable[Examples]
+    samples: Iterable[int]
     returns: Iterable[Any]
     max_tokens: Iterable[int]
     effort: Iterable[Effort | None]
@@ -118,11 +123,13 @@ class Plan(Shown):
     """
 
     frame: Frame
-    prompt: str | pl.Expr
+    prompt: Asked
     model: ModelName | Model
     tier: TierName | Limits = "start"
     mode: Mode = "live"
     system: str | None = None
+    examples: Examples = ()
+    samples: int = 1
     returns: Any = None
     max_tokens: int = 1024
     effort: Effort | None = None
@@ -149,10 +156,11 @@ class Plan(Shown):
                 f"{asked} needs the prices of {model.id!r}, dollars per million tokens: "
                 f"model=cs.Model({model.id!r}, input_dollars=..., output_dollars=...)."
             )
-        names = ("max_tokens", "system", "returns", "effort", "thinking", "params")
+        names = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
         given: dict[str, Any] = {name: getattr(self, name) for name in names}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
         given["sent"] = self.model if isinstance(self.model, str) else model.id
+        given["head"] = self.frame.head(_SEEN_ROWS) if isinstance(self.frame, pl.DataFrame) else None
         allowed = Limits.of(self.tier, model, self._evidence.learned)
         allowed.shared(self.share)
         read_by_engine = (
@@ -336,7 +344,7 @@ class Plan(Shown):
         mine, theirs = vars(self.compiled), vars(other.compiled)
         if (
             "sizes" in mine
-            and not {"frame", "prompt"} & set(changes)
+            and not {"frame", "prompt", "system", "samples"} & set(changes)
             and other.compiled.kept is self.compiled.kept
         ):
             theirs["sizes"] = mine["sizes"]  # the same rows are not read again
@@ -426,6 +434,8 @@ class Plan(Shown):
 
     def _some(self, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
+        if self.samples > 1:
+            refuse("A retry with samples= is of all its rows: head() and sample() are for the plan itself.")
         kept = self._evidence.kept and self._evidence.kept.at(rows)
         return self._with(frame=read(self.frame)[rows], _evidence=self._evidence._replace(kept=kept))
 
@@ -524,6 +534,8 @@ class Plan(Shown):
         """
         from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
 
+        if on is not None and self.samples > 1:
+            refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
         given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
         mode: Any = self.compiled.resolved()
         return Run(self if mode == self.mode else self._with(mode=mode), client, **given)
@@ -684,12 +696,14 @@ def as_frame(frame: object) -> Frame:
 
 def plan(
     frame: Frame,
-    prompt: str | pl.Expr,
+    prompt: Asked,
     *,
     model: ModelName | Model,
     tier: TierName | Limits = "start",
     mode: Mode = "live",
     system: str | None = None,
+    examples: Examples = (),
+    samples: int = 1,
     returns: Any = None,
     max_tokens: int = 1024,
     effort: Effort | None = None,
@@ -709,9 +723,10 @@ def plan(
     ----------
     frame : pl.DataFrame, pl.LazyFrame, list of str, or a table of pandas, pyarrow or DuckDB
         One request per row; identical ones are sent once. Of a list the column is ``text``.
-    prompt : str or pl.Expr
-        A template with ``{column}``, or an expression that gives one String per row. A null makes
-        that row null and unsent.
+    prompt : str, pl.Expr or list
+        A template with ``{column}``, or an expression that gives one String per row. Or a list of parts:
+        files as `image` and `pdf`, and templates. A null makes that row null and unsent; a file that cannot
+        be read does too, and `error` and `message` in the results say why.
     model : str or Model
         Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price. One
         that is not listed is a `claudescale.Model`.
@@ -722,16 +737,24 @@ def plan(
         live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline and budget
         nine times in ten.
     system : str, optional
-        Instructions that are the same for every row.
+        Instructions. An ``{identifier}`` that names a column is filled for each row; other braces stay as
+        they are, and ``{{identifier}}`` stands for that word in braces.
+    examples : list of tuple
+        Pairs of a text and the reply to it, which every request has before its row. With ``returns=`` a reply
+        may be the object, or a dict of its fields.
+    samples : int
+        How often each row is sent, on purpose: as many result rows, with a column `sample` from 1 on. The
+        first is the request of a plan without samples.
     returns : optional
-        A pydantic model, a dict or `pl.Schema` of Polars types, or one type such as a `pl.Enum`:
-        replies become typed columns.
+        A pydantic model or a list of one (``list[Model]``), a dict or `pl.Schema` of Polars types, one type
+        such as a `pl.Enum`, ``bool``, ``int``, ``float``, ``str``, or labels (``Literal["good", "bad"]``, or
+        a list of them): replies become typed columns.
     max_tokens : int
         Longest reply in tokens, thinking included.
     effort, thinking : optional
         As the API takes them. The default keeps thinking off, or small where it cannot be off.
     cache : bool
-        Cache the system prompt, warmed by one call.
+        Cache the system prompt and the examples, warmed by one call.
     params : dict, optional
         Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
         the reply, as JSON.

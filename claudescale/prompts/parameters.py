@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, cast
 from claudescale.api import catalog
 from claudescale.api.catalog import BATCH, CHARGES
 from claudescale.errors import PlanError, nearest
-from claudescale.prompts.templates import check_unicode
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
@@ -77,6 +76,16 @@ def plain(value: Any, *, whole: bool = False) -> Any:
 def as_json(value: object) -> str:
     """Return a value as compact JSON, always the same bytes for the same value."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Refuse text with a lone surrogate in it, which cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{what} has half a character (a lone surrogate) at position {error.start}. "
+        msg += "Mend it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        raise PlanError(msg[0].upper() + msg[1:]) from error
 
 
 def check_mode(params: Fields | None, mode: str) -> None:

@@ -9,11 +9,11 @@ import decimal
 import enum
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from types import UnionType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_origin
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -22,12 +22,12 @@ from polars.datatypes import FloatType, IntegerType
 from claudescale.errors import BadReturns
 from claudescale.prompts import schemas
 
+_PYTHON_TYPES = (bool, int, float, str)
 INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
 _WHAT_THERE_IS = (
-    "returns= takes a pydantic model, a dict of Polars types such as {'label': pl.Enum(['yes', 'no']), "
-    "'score': pl.Float64}, a pl.Schema, or one Polars type such as pl.Enum(['yes', 'no'])."
+    "returns= takes a pydantic model or list[Model], labels such as ['yes', 'no'], bool, int, float, str, "
+    "a dict of types such as {'label': pl.Enum(['yes', 'no']), 'score': float}, or a Polars type."
 )
-_PYTHON_TYPES = {str: "String", int: "Int64", float: "Float64", bool: "Boolean"}
 
 Fit: TypeAlias = Callable[[Any], Any]
 
@@ -55,6 +55,18 @@ class Returns:
         numbered = distinct.with_row_index("place")
         places = texts.join(numbered, on="text", how="left", nulls_equal=True, maintain_order="left")["place"]
         return frame[places], error.gather(places)
+
+    def example(self, reply: Any) -> str:
+        """Return a reply as the model would write it; BadReturns where it is not what was asked for."""
+        from pydantic_core import to_json  # noqa: PLC0415 - needed for typed examples only
+
+        texts = [reply] if isinstance(reply, str) else []
+        texts.append(to_json({"reply": reply} if self.single else reply, by_alias=True).decode())
+        for text in texts:
+            if self.decode(pl.Series([text]))[1].item() is None:
+                return text
+        msg = f"examples= has the reply {reply!r:.60}, which is not what returns= asks for: {self.columns}."
+        raise BadReturns(msg)
 
     def _decode(self, texts: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         fits = [(name, _fit(dtype)) for name, dtype in self.columns.items()]
@@ -87,15 +99,15 @@ class Returns:
 
 
 def compile_returns(returns: object) -> Returns:
-    """Return what a reply must be, from a pydantic model or from Polars types; BadReturns where it cannot be.
+    """Return what a reply must be, from types or a pydantic model; BadReturns where it cannot be.
 
     With Polars types every field is required and never null; in a dict, ``pl.Float64 | None`` is a field
     that may be null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone keeps
     the clock time and drops the offset.
 
     With a pydantic model its own rules hold and its validators run on every reply. A constraint the API
-    has no keyword for (a minimum, a length, a pattern) stands in the field's description and is checked
-    when the reply is read. Columns are named after the fields; aliases are for the API.
+    has no keyword for (a minimum, a length, a pattern that is not simple) stands in the field's description
+    and is checked when the reply is read. Columns are named after the fields; aliases are for the API.
 
     Notes
     -----
@@ -107,9 +119,14 @@ def compile_returns(returns: object) -> Returns:
     >>> compile_returns(pl.Enum(["good", "bad"])).json_schema["properties"]
     {'reply': {'type': 'string', 'enum': ['good', 'bad']}}
     """
+    if isinstance(returns, list | tuple) and returns and all(isinstance(label, str) for label in returns):
+        returns = pl.Enum([*dict.fromkeys(returns)])
     kind = returns if isinstance(returns, type) else type(returns)
-    single = issubclass(kind, pl.DataType | UnionType)
-    if single:
+    annotated = get_origin(returns) in {Literal, list}
+    single = annotated or issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES
+    if annotated:
+        typed = schemas.of_annotation(returns)
+    elif single:
         typed = schemas.of_types({"reply": returns}, "the type")
     elif isinstance(returns, Mapping) and returns:
         typed = schemas.of_types(returns, "field {!r}")
@@ -117,20 +134,12 @@ def compile_returns(returns: object) -> Returns:
         typed = schemas.of_model(returns)
     else:
         shown = returns.__name__ if isinstance(returns, type) else f"{returns!r:.60}"
-        msg = f"returns={shown} cannot be used. {_hint(returns)}{_WHAT_THERE_IS}"
+        is_enum = isinstance(returns, type) and issubclass(returns, enum.Enum)
+        hint = f"For this class: returns=pl.Enum({shown}). " if is_enum else ""
+        msg = f"returns={shown} cannot be used. {hint}{_WHAT_THERE_IS}"
         raise BadReturns(msg)
     json_schema, columns, validate = typed
     return Returns(json_schema=json_schema, columns=columns, single=single, _validate=validate)
-
-
-def _hint(returns: object) -> str:
-    if isinstance(returns, type) and issubclass(returns, enum.Enum):
-        return f"For this class: returns=pl.Enum({returns.__name__}). "
-    if isinstance(returns, Sequence) and returns and all(isinstance(label, str) for label in returns):
-        return "For one of several labels: returns=pl.Enum([...]). "
-    if isinstance(returns, type) and returns in _PYTHON_TYPES:
-        return f"For this type: returns=pl.{_PYTHON_TYPES[returns]}. "
-    return ""
 
 
 def _recased(value: Any, schema: schemas.Json) -> Any:

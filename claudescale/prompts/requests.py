@@ -1,7 +1,7 @@
 """From a frame to the requests of a run, and from its replies back to the rows, by Polars expressions alone.
 
-A body is a constant head, the row's message as JSON, a constant tail. No Python runs per row except to
-hash the keys.
+A body is a constant head, what differs by row as JSON, a constant tail. No Python runs per row except to
+hash the keys, and to read the files of a row that has some.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from claudescale.prompts.parameters import (
     FACTS,
     Charges,
     as_json,
+    check_unicode,
     checked,
     plain,
     refuse,
@@ -25,30 +26,37 @@ from claudescale.prompts.parameters import (
     tool_charges,
 )
 from claudescale.prompts.replies import Returns, compile_returns
-from claudescale.prompts.templates import Text, check_unicode, text_of
+from claudescale.prompts.retries import key_of
+from claudescale.prompts.templates import Parts, Text, system_of, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from claudescale.api.catalog import Model
+    from claudescale.prompts.parts import Part
     from claudescale.prompts.retries import Kept
 
 Cache: TypeAlias = bool | Literal["5m", "1h"]
 Frame: TypeAlias = pl.DataFrame | pl.LazyFrame
+Asked: TypeAlias = "str | pl.Expr | list[Part] | list[str | Part]"
+"""What may be given as a prompt."""
+Examples: TypeAlias = "Sequence[tuple[str, Any]]"
 
 SLICE_ROWS = 4_000  # so many rows are rendered at once
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
 OUTPUT_COLUMNS = ("reply", "error", "simulated")
-"""What the results add to the user's frame, besides the typed columns of ``returns=``; the last one only
-where a simulator answered."""
+"""What the results add to the user's frame, besides the typed columns of ``returns=``: the last one only
+where a simulator answered, before it `message` where files are sent, and `sample` where there are several."""
 SIZES = pl.Schema({"characters": pl.UInt32(), "requests": pl.UInt32(), "rows": pl.UInt32()})
 """Columns of `Prompt.sizes`: how many requests, answering how many rows, there are of each length; null
 characters are rows that are not sent."""
 REQUESTS = pl.Schema(
-    {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "estimated_tokens": pl.Float64()}
+    {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "most_tokens": pl.Int64()}
+    | {"estimated_tokens": pl.Float64()}
 )
-"""Columns of `Work.requests`: its first row in the frame, its key, the size of its body."""
+"""Columns of `Work.requests`: its first row in the frame, its key, the size of its body, and the most tokens
+that can be: no token is shorter than a byte, and a file has its own."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +65,8 @@ class Prompt:
 
     head: str  # the constant JSON before a row's message: a body is head + message + tail
     tail: str = "]}"
-    text: Text = field(repr=False)
+    text: Text | Parts = field(repr=False)
+    system: Text | None = field(repr=False)  # of each row; None where it is the same for all, or none
     template: str | None = field(repr=False)  # the prompt; None of an expression
     returns: Returns | None  # what makes typed columns of the replies
     constant: Mapping[str, Any] = field(repr=False)  # the request without its messages, and without caching
@@ -65,11 +74,14 @@ class Prompt:
     shared_characters: int  # of every request besides the row's text: system prompt, schema, tools
     notes: tuple[str, ...]  # what is worth knowing and no error
     charges: Charges
+    samples: int = 1  # how often each row is sent
 
     @property
     def columns(self) -> tuple[str, ...] | None:
         """The columns a template names; None of an expression, which cannot be rendered a slice at a time."""
-        return self.text.columns
+        if self.text.columns is None or self.system is None:
+            return self.text.columns
+        return tuple(dict.fromkeys([*self.text.columns, *(self.system.columns or ())]))
 
     @property
     def shared_tokens(self) -> float:
@@ -89,17 +101,30 @@ class Prompt:
         """
         return (characters + self.shared_characters) / self.model.characters_per_token + FRAMING_TOKENS
 
-    def contents(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the `characters` of each row's text and its message as JSON, null where it is not sent."""
-        # The row number in the same select holds the height: an expression that drops or adds rows fails.
-        text = frame.lazy().select(row=pl.int_range(pl.len(), dtype=pl.UInt32), content=self.text.content)
-        message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
-        contents = text.select(
-            "row",
-            characters=pl.col("content").str.len_chars(),
-            content=pl.when(pl.col("content").is_not_null()).then(message),
-        )
-        return contents.collect().drop("row")
+    def contents(self, frame: pl.DataFrame, stamps: pl.Series | None = None) -> pl.DataFrame:
+        """Return the `characters` of each row and its part of the body as JSON, null where it is not sent.
+
+        Of a prompt of several parts as `templates.MESSAGES`; given their `stamps`, with files to be sent.
+        """
+        if isinstance(self.text, Parts):
+            found = self.text.messages(frame, "key" if stamps is None else "send", stamps)
+        else:
+            # The row number in the same select holds the height: an expression that drops or adds rows fails.
+            number = pl.int_range(pl.len(), dtype=pl.UInt32)
+            text = frame.lazy().select(row=number, content=self.text.content)
+            message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
+            contents = text.select(
+                "row",
+                characters=pl.col("content").str.len_chars(),
+                content=pl.when(pl.col("content").is_not_null()).then(message),
+            )
+            found = contents.collect().drop("row")
+        if self.system is None:
+            return found
+        system = frame.select(system=self.system.content).to_series()
+        ending = pl.struct(system).struct.json_encode().str.slice(1)
+        both = pl.when(system.is_not_null()).then(pl.concat_str("content", pl.lit("],"), ending))
+        return found.with_columns(content=both, characters=pl.col("characters") + system.str.len_chars())
 
     def bodies(self, contents: pl.Series) -> pl.Series:
         """Return the whole body of each message."""
@@ -107,14 +132,21 @@ class Prompt:
 
     def sizes(self, frame: Frame, only: pl.Series | None = None) -> pl.DataFrame:
         """Return `SIZES` of a frame, or of some of its rows: read as a stream, nothing rendered whole."""
+        texts = [text for text in (self.text, self.system) if text is not None]
+        content = self.text.content if len(texts) == 1 else pl.struct(a=texts[0].content, b=texts[1].content)
         rows = frame.lazy().select(
             pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
-            self.text.content.hash().alias("text"),
-            self.text.characters.cast(pl.UInt32).alias("characters"),
+            content.hash().alias("text"),
+            characters=pl.sum_horizontal([text.characters for text in texts], ignore_nulls=False).cast(
+                pl.UInt32
+            ),
         )
+        if self.samples > 1:
+            rows = _sampled(rows, self.samples).with_columns(row="place")
         if only is not None:
             rows = rows.join(only.alias("row").to_frame().lazy(), on="row", how="semi")
-        return _sizes(rows.group_by("text", "characters").agg(rows=pl.len())).collect(engine="streaming")
+        group = ["text", "characters", *(["sample"] if self.samples > 1 else [])]
+        return _sizes(rows.group_by(group).agg(rows=pl.len())).collect(engine="streaming")
 
     def keys(self, contents: pl.Series, api: str) -> pl.Series:
         """Return the key of each message, null for null: the same request to the same API, the same key.
@@ -136,7 +168,10 @@ class Prompt:
     def results_schema(self, frame: Frame) -> pl.Schema:
         """Return the columns that the results of a frame have."""
         typed = {} if self.returns is None else self.returns.columns
-        return pl.Schema({**schema_of(frame), **typed, "reply": pl.String(), "error": pl.String(), **typed})
+        sample = {"sample": pl.Int64()} if self.samples > 1 else {}
+        message = {"message": pl.String()} if isinstance(self.text, Parts) else {}
+        texts = {"reply": pl.String(), "error": pl.String(), **message}
+        return pl.Schema({**schema_of(frame), **sample, **typed, **texts, **typed})
 
     def changed(self, other: Prompt) -> set[str]:
         """Return which fields of the requests differ from another prompt's, of those that keys depend on."""
@@ -148,25 +183,42 @@ class Prompt:
         """Return the rows of a frame with the keys they have at one API, in one pass over their texts."""
         frame = read(frame)
         around = len(self.head.encode()) + len(self.tail.encode())
-        parts, rendered = [], None
+        parts, rendered, unsent, stamps = [], None, None, None
         for part in [frame] if self.columns is None else _slices(frame.select(self.columns)):
             contents = self.contents(part)
             message = contents["content"]
             rendered = message if self.columns is None else None
             size = message.str.len_bytes().cast(pl.Int64).alias("bytes") + around
-            parts.append(pl.DataFrame([self.keys(message, api), size, contents["characters"]]))
+            found = contents.drop("content").with_columns(self.keys(message, api), size, most_tokens=size)
+            if isinstance(self.text, Parts):
+                more = pl.col("bytes") + pl.col("file_bytes"), pl.col("most_tokens") + pl.col("file_tokens")
+                found = found.with_columns(*more)
+            parts.append(found)
         rows = pl.concat(parts, rechunk=True).with_row_index("row")
+        if isinstance(self.text, Parts):
+            unsent, stamps = rows.select("error", "message"), rows["stamp"]
+        _check_sizes(rows, has_files=stamps is not None)
+        if self.samples > 1:
+            rows = _sampled(rows.lazy(), self.samples).collect()
+            keys = zip(rows["key"], rows["sample"], strict=True)
+            key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in keys]
+            rows = rows.with_columns(pl.Series("key", key, pl.String))
         if kept is not None:
             rows = rows.with_columns(kept.applied(rows["key"]))
-        _check_sizes(rows)
         sent = rows if kept is None else rows[kept.open]
-        first = [pl.first("row", "bytes", "characters"), pl.len().alias("rows")]
+        first = [pl.first("row", "bytes", "most_tokens", "characters"), pl.len().alias("rows")]
         distinct = sent.group_by("key", maintain_order=True).agg(first)
-        requests = distinct.drop_nulls().with_columns(
+        requests = distinct.filter(pl.col("key").is_not_null()).with_columns(
             estimated_tokens=self.estimated_tokens(pl.col("characters"))
         )
-        texts = Texts(self, frame, rendered)
-        return Work(frame, rows["key"], requests.select(*REQUESTS), texts, _sizes(distinct.lazy()).collect())
+        texts, sizes = Texts(self, frame, rendered, stamps), _sizes(distinct.lazy()).collect()
+        return Work(frame, rows["key"], requests.select(*REQUESTS), texts, sizes, unsent)
+
+
+def _sampled(rows: pl.LazyFrame, samples: int) -> pl.LazyFrame:
+    """Return each row as often as it is sent: with its `sample`, from 1, and its `place` in the results."""
+    every = rows.with_columns(sample=pl.int_ranges(1, pl.lit(samples + 1))).explode("sample")
+    return every.with_columns(place=(pl.col("row") * samples + pl.col("sample") - 1).cast(pl.UInt32))
 
 
 def _sizes(distinct: pl.LazyFrame) -> pl.LazyFrame:
@@ -180,32 +232,37 @@ def _slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
     yield from (frame.slice(start, SLICE_ROWS) for start in range(0, max(frame.height, 1), SLICE_ROWS))
 
 
-def _check_sizes(rows: pl.DataFrame) -> None:
+def _check_sizes(rows: pl.DataFrame, *, has_files: bool) -> None:
     large = rows.filter(pl.col("bytes") > MESSAGE.max_bytes)
     if large.height:
         row, size = large.select("row", "bytes").row(0)
         more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
+        shorten = (
+            "Make its files smaller" if has_files else "Shorten its text, as in pl.col(...).str.head(100_000)"
+        )
         msg = (
             f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
-            f"{MESSAGE.max_bytes:,}. Shorten its text, as in pl.col(...).str.head(100_000), or leave the row "
-            f"out.{more}"
+            f"{MESSAGE.max_bytes:,}. {shorten}, or leave the row out.{more}"
         )
         raise RequestTooLarge(msg)
 
 
 def compile_prompt(
-    prompt: str | pl.Expr,
+    prompt: Asked,
     schema: pl.Schema,
     *,
     model: Model,
     max_tokens: int = 1024,
     system: str | None = None,
+    examples: Examples = (),
+    samples: int = 1,
     returns: object = None,
     effort: str | None = None,
     thinking: Mapping[str, Any] | None = None,
     cache: Cache = False,
     params: Mapping[str, Any] | None = None,
     sent: str | None = None,
+    head: pl.DataFrame | None = None,
 ) -> Prompt:
     """Return what is asked about every row of frames of one schema; a PlanError says what cannot be.
 
@@ -217,6 +274,8 @@ def compile_prompt(
     sent : str, optional
         The model's name as it was typed and is sent; the default is its id. A dated id and its alias are one
         model, so keys have the id.
+    head : pl.DataFrame, optional
+        A few rows, to see whether one holds files as text.
 
     Examples
     --------
@@ -226,14 +285,21 @@ def compile_prompt(
     >>> prompt.contents(frame)["content"].item()
     '{"role":"user","content":"Name it: late again"}'
     """
-    text = text_of(prompt, schema)
+    text = Parts.of(prompt, schema, model) if isinstance(prompt, list) else text_of(prompt, schema)
     if returns is not None and not model.structured_outputs:
         refuse(
             f"{model.id} has no structured outputs, which returns= needs. Choose another model, or ask for "
             "the form in the prompt and read run.results['reply'] yourself."
         )
     typed = None if returns is None else compile_returns(returns)
-    _check_names(schema, typed)
+    samples = plain(samples, whole=True)
+    if type(samples) is not int or samples < 1:
+        refuse(f"samples={samples!r}: it is how often each row is sent, a whole number from 1 on.")
+    _check_names(
+        schema,
+        typed,
+        [*(["message"] if isinstance(text, Parts) else []), *(["sample"] if samples > 1 else [])],
+    )
     extra = checked(params or {}, model)
     max_tokens = plain(max_tokens, whole=True)
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
@@ -242,47 +308,88 @@ def compile_prompt(
     thinking, output = thinking_of(model, max_tokens, effort, thinking)
     output |= _output(typed, extra.pop("output_config", {}))
     charges, notes = tool_charges(model, extra, thinking, typed=typed is not None)
-    control = _cache_control(cache, system)
+    filled: str | Text | None = None
     if system is not None:
         if not isinstance(system, str) or not system.strip():
             why = f"system= must be a text that says something, not {system!r:.40}."
             refuse(f"{why} Leave it out if there is none.")
         check_unicode("system", system)
-    fields = {"system": system, "thinking": dict(thinking or {}), "output_config": output}
-    body = {"model": model.id, "max_tokens": max_tokens}
+        filled = system_of(system, schema)
+    per_row = filled if isinstance(filled, Text) else None
+    shared = filled if isinstance(filled, str) else None
+    turns = _turns(examples, typed)
+    fields = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
+    body: dict[str, Any] = {"model": model.id, "max_tokens": max_tokens}
     body |= {name: value for name, value in fields.items() if value} | extra
-    block = [{"type": "text", "text": system, **control}]
-    prefix = len(system or "") + (len(as_json(extra["tools"])) if extra.get("tools") else 0)
+    body |= {"messages": turns} if turns else {}
+    marked = _marked(cache, shared, turns, is_shared=per_row is None)
+    prefix = len(shared or "") + (len(as_json(extra["tools"])) if extra.get("tools") else 0)
+    prefix += sum(len(turn["content"]) for turn in turns)
     return Prompt(
-        head=_head(body | {"model": sent or model.id} | ({"system": block} if control else {})),
+        head=_head(body | {"model": sent or model.id} | marked),
+        tail="]}" if per_row is None else "",
         text=text,
-        template=None if isinstance(prompt, pl.Expr) else prompt,
+        system=per_row,
+        samples=samples,
+        template=_template(prompt, system if per_row else None),
         returns=typed,
         constant=body,
         model=model,
         shared_characters=prefix + (len(as_json(typed.json_schema)) if typed else 0),
-        notes=(*notes, *_notes(body, schema, model, prefix if cache else None)),
+        notes=(*notes, *_notes(body, text, head, model, prefix if cache else None)),
         charges=charges,
     )
 
 
 def _head(body: Mapping[str, Any]) -> str:
-    return f'{as_json(body)[:-1]},"messages":['
+    """Return the JSON of a body up to the row's message, which stands after the examples."""
+    rest = {name: value for name, value in body.items() if name != "messages"}
+    examples = "".join(f"{as_json(turn)}," for turn in body.get("messages", ()))
+    return f'{as_json(rest)[:-1]},"messages":[{examples}'
 
 
-def _check_names(schema: pl.Schema, typed: Returns | None) -> None:
+def _template(prompt: Asked, system: str | None) -> str | None:
+    """Return the words of a prompt, by which the length of a reply is guessed."""
+    if isinstance(prompt, pl.Expr):
+        return system
+    texts = [prompt] if isinstance(prompt, str) else [piece for piece in prompt if isinstance(piece, str)]
+    return " ".join([*texts, *([system] if system else [])])
+
+
+def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
+    """Return examples as turns of a conversation; PlanError for what is none."""
+    turns = []
+    such_as = "Give pairs of texts: examples=[('Late again', 'complaint'), ...]."
+    if not isinstance(examples, list | tuple):
+        refuse(f"examples={examples!r:.60} is no list. {such_as}")
+    for example in examples:
+        if not isinstance(example, list | tuple) or len(example) != 2:  # noqa: PLR2004 - user, assistant
+            refuse(f"examples= has {example!r:.60}, which is no pair. {such_as}")
+        user, reply = example
+        reply = typed.example(reply) if typed is not None else reply
+        for role, content in (("user", user), ("assistant", reply)):
+            if not isinstance(content, str) or not content.strip():
+                refuse(f"examples= has {content!r:.60} for the {role}, which is no text. {such_as}")
+            check_unicode("examples", content)
+            turns.append({"role": role, "content": content})
+    return turns
+
+
+def _check_names(schema: pl.Schema, typed: Returns | None, more: list[str]) -> None:
     fields = () if typed is None or typed.single else tuple(typed.columns)
-    for name in (*OUTPUT_COLUMNS, *fields):
+    for name in (*OUTPUT_COLUMNS, *more, *fields):
         if name in schema:
             renamed = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
             msg = f"The frame has a column {name!r}, and the results get one of that name. Use {renamed}."
             raise NameTaken(msg)
-        if name in OUTPUT_COLUMNS and name in fields:
+        if name in (*OUTPUT_COLUMNS, *more) and name in fields:
             msg = f"returns= has a field {name!r}, a name the results need for themselves. Rename the field."
             raise NameTaken(msg)
 
 
-def _notes(body: Mapping[str, Any], schema: pl.Schema, model: Model, prefix: int | None) -> Iterator[str]:
+def _notes(
+    body: Mapping[str, Any], text: Text | Parts, head: pl.DataFrame | None, model: Model, prefix: int | None
+) -> Iterator[str]:
     """Yield what is worth knowing of a request; `prefix` is the length of what is to be cached."""
     minimum, tokens = model.cache_minimum_tokens, round((prefix or 0) / model.characters_per_token)
     if prefix is not None and minimum is not None and tokens < minimum:
@@ -296,22 +403,36 @@ def _notes(body: Mapping[str, Any], schema: pl.Schema, model: Model, prefix: int
             f"A returned field called {named!r} can make the model decline (reasoning_extraction), and such "
             "a refusal is billed. Rename it, for example to 'why'."
         )
-    if column := next((name for name in schema if f"{{{name}}}" in body.get("system", "")), None):
-        note = "is text there: the system prompt is the same for every row. Columns belong in the prompt."
-        yield f"{{{column}}} {note}"
+    if isinstance(text, Parts):
+        yield from text.notes(head)
+        return
+    texts = pl.DataFrame() if head is None else head.select(text.columns or ()).select(pl.col(pl.String))
+    for name in texts.columns:
+        if texts[name].str.contains(f"^({'|'.join(FACTS['media']['base64'])})").any():
+            yield (
+                f"The column {name!r} holds files as text in base64, which costs a hundred times more than "
+                f"the file: prompt=[cs.image({name!r}), ...] over frame.with_columns("
+                f"pl.col({name!r}).str.decode('base64'))."
+            )
 
 
-def _cache_control(cache: Cache, system: str | None) -> dict[str, Any]:
+def _marked(
+    cache: Cache, system: str | None, turns: list[dict[str, Any]], *, is_shared: bool
+) -> dict[str, Any]:
+    """Return the last field that all rows share, with the mark of the cache at its end."""
     if cache is False:
         return {}
     if cache not in (True, "5m", "1h"):
         refuse(f"cache must be False, True, '5m' or '1h', not {cache!r}.")
-    if system is None:
+    if not is_shared or (system is None and not turns):
         refuse(
             "cache= needs a prefix that all rows share. "
             "Move what is the same for every row out of the prompt and into system=."
         )
-    return {"cache_control": {"type": "ephemeral"} | ({"ttl": "1h"} if cache == "1h" else {})}
+    control = {"type": "ephemeral"} | ({"ttl": "1h"} if cache == "1h" else {})
+    last = turns[-1]["content"] if turns else system
+    block = [{"type": "text", "text": last, "cache_control": control}]
+    return {"messages": [*turns[:-1], {**turns[-1], "content": block}]} if turns else {"system": block}
 
 
 def _properties(value: Any) -> Iterator[str]:
@@ -342,49 +463,67 @@ class Texts(NamedTuple):
     prompt: Prompt
     frame: pl.DataFrame
     rendered: pl.Series | None
+    stamps: pl.Series | None  # of rows with files, what they were when the keys were made
 
     def of(self, rows: pl.Series) -> pl.Series:
-        """Return the text of each of the rows."""
+        """Return the text of each of the rows, their files in it; `FileChanged` where one is another now."""
         if self.rendered is not None:
             return self.rendered.gather(rows)
-        return self.prompt.contents(self.frame.select(self.prompt.columns or ())[rows])["content"]
+        part = self.frame.select(self.prompt.columns or ())[rows]
+        stamps = None if self.stamps is None else self.stamps.gather(rows)
+        return self.prompt.contents(part, stamps)["content"]
 
     def bodies(self, rows: pl.Series) -> Iterator[bytes]:
-        """Yield the whole request of each of the rows."""
-        return (f"{self.prompt.head}{text}{self.prompt.tail}".encode() for text in self.of(rows))
+        """Yield the whole request of each of the rows; files are read as it is asked for."""
+        for part in rows.to_frame().iter_slices(SLICE_ROWS if self.stamps is None else 1):
+            for text in self.of(part.to_series()):
+                yield f"{self.prompt.head}{text}{self.prompt.tail}".encode()
 
 
 class Work(NamedTuple):
     """What a run needs to know of its rows."""
 
     frame: pl.DataFrame  # the user's rows
-    keys: pl.Series  # of each row, null where it has nothing to send
+    keys: pl.Series  # of each row, as often as it is sent, null where it has nothing to send
     requests: pl.DataFrame  # `REQUESTS`: each distinct request once, in the frame's order
     texts: Texts  # what each request says
     sizes: pl.DataFrame  # `SIZES`, of what is sent
+    unsent: pl.DataFrame | None  # of each row with files, the `error` and `message` of what cannot be sent
 
-    def results(self, answers: pl.DataFrame, *, simulated: bool = False) -> pl.DataFrame:
+    def results(
+        self, answers: pl.DataFrame, places: pl.Series | None = None, *, simulated: bool = False
+    ) -> pl.DataFrame:
         """Return the user's frame, same rows in the same order, with typed columns, `reply` and `error`.
 
         Parameters
         ----------
         answers : pl.DataFrame
             `key`, `reply`, `error`: at most one row per key.
+        places : pl.Series, optional
+            Of the result rows that are wanted; the default is all.
         simulated : bool
             Mark every row as a simulator's, so that no file made of them can pass for the real thing.
         """
+        prompt, frame, keys, unsent = self.texts.prompt, self.frame, self.keys, self.unsent
+        if prompt.samples > 1 or places is not None:
+            places = pl.int_range(keys.len(), eager=True) if places is None else places
+            rows, keys = places // prompt.samples, keys.gather(places)
+            frame, unsent = frame[rows], unsent if unsent is None else unsent[rows]
+        if prompt.samples > 1 and places is not None:
+            frame = frame.with_columns(sample=places.cast(pl.Int64) % prompt.samples + 1)
         known = answers.select("key", "reply", "error", found=pl.lit(value=True))
-        joined = self.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+        joined = keys.to_frame().join(known, on="key", how="left", maintain_order="left")
         waiting = pl.col("key").is_not_null() & pl.col("found").is_null()
-        joined = joined.with_columns(error=pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
-        columns, returns = joined.select("reply", "error"), self.texts.prompt.returns
-        if returns is not None:
-            typed, broken = returns.decode(joined["reply"])
+        columns = joined.select("reply", error=pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
+        if unsent is not None:
+            columns = columns.with_columns(error=pl.coalesce("error", unsent["error"]))
+        if prompt.returns is not None:
+            typed, broken = prompt.returns.decode(joined["reply"])
             columns = columns.with_columns(error=pl.coalesce("error", broken))
-            columns = typed.hstack(columns.select("error") if returns.single else columns)
-        if simulated:
-            columns = columns.with_columns(simulated=True)
-        return self.frame.hstack(columns)
+            columns = typed.hstack(columns.select("error") if prompt.returns.single else columns)
+        if unsent is not None:
+            columns = columns.with_columns(unsent["message"])
+        return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
 
 
 # ---------------------------------------------------------------------------------------- reading frames

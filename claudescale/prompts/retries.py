@@ -112,6 +112,8 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
             "cell: run = await plan.run(client)."
         )
     before = run.job.work.frame
+    if run.plan.samples != prompt.samples:
+        refuse("plan.retry() keeps the samples= of its run. Use run.plan.retry(run).")
     if frame.height != before.height:
         refuse(
             f"The run has {before.height:,} rows and the plan {frame.height:,}: plan.retry() takes a run of "

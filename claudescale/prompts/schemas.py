@@ -28,6 +28,8 @@ Typed: TypeAlias = "tuple[Json, pl.Schema, Callable[[str], Any]]"
 
 # Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
 _FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+# What a pattern may not have. Source: Anthropic, *Structured outputs*, patterns (checked 2026-09-02).
+_COMPLEX = re.compile(r"\(\?|\\(?![dws])\w|[*+?}][+?]|\{\d*,?\d{3,}")
 _SILENT = {"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly"}
 _SCALARS: dict[str, pl.DataType] = {
     "integer": pl.Int64(),
@@ -165,6 +167,13 @@ def _core(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one for eac
 
 
 # ---------------------------------------------------------------------------------- pydantic models
+
+
+def of_annotation(hint: Any) -> Typed:
+    """Return schema, columns and validator of one field `reply`, of such as ``list[Model]``."""
+    from pydantic import create_model  # noqa: PLC0415
+
+    return of_model(create_model("Reply", reply=(hint, ...)))
 
 
 def of_model(model: Any) -> Typed:
@@ -356,6 +365,8 @@ def _trimmed(node: Json) -> Json:
     for key, taken in (("format", _FORMATS), ("minItems", (0, 1))):
         if rest.get(key) in taken:
             kept[key] = rest.pop(key)
+    if "pattern" in rest and not _COMPLEX.search(rest["pattern"]):
+        kept["pattern"] = rest.pop("pattern")
     kept |= {key: rest.pop(key) for key in ("const", "enum") if key in rest}
     if "anyOf" in rest:
         kept["anyOf"] = [_trimmed(option) for option in rest.pop("anyOf")]

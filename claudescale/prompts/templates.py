@@ -1,21 +1,37 @@
-"""From a prompt and a frame's schema to the expression that gives each row's text."""
+"""From a prompt and a frame's schema to what each row says."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 import polars.selectors
 
-from claudescale.errors import BadTemplate, PlanError, UnknownColumn, nearest
+from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest
+from claudescale.prompts.parameters import as_json, check_unicode
+from claudescale.prompts.parts import Part, Purpose, Source, Unusable, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from claudescale.api.catalog import Model
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_IDENTIFIER = re.compile(r"\{\{([^\W\d]\w*)\}\}|\{([^\W\d]\w*)\}")
 _SHOWN_COLUMNS = 20
 _DOUBLED = "For a brace that is text, such as in JSON, write it twice: {{ and }}."
+
+
+MESSAGES = pl.Schema(
+    {"characters": pl.UInt32(), "content": pl.String(), "file_bytes": pl.Int64()}
+    | {"file_tokens": pl.Int64()}
+    | {"error": pl.String(), "message": pl.String(), "stamp": pl.UInt64()}
+)
+"""Columns of `Parts.messages`: how long each row is, in characters, which the tokens of its files make too;
+its message as JSON; the bytes it has besides once its files stand in it, and the most tokens of those; why a
+file of it cannot be sent; a mark by which it is known whether a file has changed since."""
 
 
 class Text(NamedTuple):
@@ -26,8 +42,11 @@ class Text(NamedTuple):
     columns: tuple[str, ...] | None  # None of an expression, which may look at many rows at once
 
 
-def text_of(prompt: str | pl.Expr, schema: pl.Schema) -> Text:
-    """Return what a template, or an expression, makes of the rows of frames of one schema."""
+def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False) -> Text:
+    """Return what a template, or an expression, makes of the rows of frames of one schema.
+
+    `constant` takes one that is the same for every row.
+    """
     if isinstance(prompt, pl.Expr):
         content = _checked_expression(prompt, schema).cast(pl.String)
         return Text(content, content.str.len_chars(), None)
@@ -37,16 +56,43 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema) -> Text:
         raise BadTemplate(msg)
     check_unicode("the prompt", prompt)
     parts = list(_parts(prompt, schema))
-    columns = tuple(dict.fromkeys(part for part, is_column in parts if is_column))
-    if not columns:
+    if not constant and not any(is_column for _, is_column in parts):
         msg = (
             "The prompt names no column, so it would be the same for every row. "
             f"Name one in braces, as in 'Name the topic: {{{next(iter(schema), 'text')}}}'."
         )
         raise BadTemplate(msg)
+    return _joined(parts, schema)
+
+
+def _joined(parts: Sequence[tuple[str, bool]], schema: pl.Schema) -> Text:
+    """Return the text of texts (False) and names of columns (True)."""
     texts = [_readable(part, schema[part]) if is_column else pl.lit(part) for part, is_column in parts]
-    lengths = [text.str.len_chars() for text in texts]
-    return Text(pl.concat_str(texts), pl.sum_horizontal(lengths, ignore_nulls=False), columns)
+    lengths = pl.sum_horizontal([text.str.len_chars() for text in texts], ignore_nulls=False)
+    columns = tuple(dict.fromkeys(part for part, is_column in parts if is_column))
+    return Text(pl.concat_str(texts), lengths, columns)
+
+
+def system_of(system: str, schema: pl.Schema) -> str | Text:
+    """Return a system prompt, as a text of each row where an ``{identifier}`` in it names a column.
+
+    Other braces stay as they are, as in JSON; ``{{identifier}}`` is that identifier in braces.
+    """
+    parts, end = [], 0
+    for found in _IDENTIFIER.finditer(system):
+        literal, name = found.groups()
+        if name and name not in schema:
+            msg = (
+                f"system= has {{{name}}}, and the frame has no column {name!r}.{nearest(name, schema)} "
+                f"Braces that are text are written twice: {{{{{name}}}}}."
+            )
+            raise UnknownColumn(msg)
+        parts += [(system[end : found.start()], False), (name, True) if name else (f"{{{literal}}}", False)]
+        end = found.end()
+    parts.append((system[end:], False))
+    if any(is_column for _, is_column in parts):
+        return _joined([part for part in parts if part[0]], schema)
+    return "".join(text for text, _ in parts)
 
 
 def _parts(template: str, schema: pl.Schema) -> Iterator[tuple[str, bool]]:
@@ -86,10 +132,11 @@ def _check_field(brace: re.Match[str], schema: pl.Schema) -> None:
             "{shown}."
         )
         raise BadTemplate(msg)
-    raise _unknown_column([name], schema, _DOUBLED)
+    raise no_such_column([name], schema, _DOUBLED)
 
 
-def _unknown_column(names: Iterable[str], schema: pl.Schema, more: str = "") -> UnknownColumn:
+def no_such_column(names: Iterable[str], schema: pl.Schema, more: str = "") -> UnknownColumn:
+    """Return the error that says which column is meant, and which there are."""
     name = next(iter(names), "?")
     shown = ", ".join(list(schema)[:_SHOWN_COLUMNS]) + (", ..." if len(schema) > _SHOWN_COLUMNS else "")
     msg = f"The prompt names a column {name!r} that the frame does not have.{nearest(name, schema)} "
@@ -104,7 +151,7 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
         dtypes = nulls.lazy().select(prompt).collect_schema().dtypes()
     except pl.exceptions.ColumnNotFoundError as error:
         missing = [name for name in prompt.meta.root_names() if name not in schema]
-        raise _unknown_column(missing, schema) from error
+        raise no_such_column(missing, schema) from error
     except pl.exceptions.PolarsError as error:
         msg = f"The prompt's expression does not fit the frame: {str(error).splitlines()[0]}"
         raise BadTemplate(msg) from error
@@ -162,11 +209,121 @@ def _leaves(dtype: pl.DataType) -> Iterator[pl.DataType]:
         yield dtype
 
 
-def check_unicode(what: str, text: str) -> None:
-    """Refuse text with a lone surrogate in it, which cannot be sent."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        msg = f"{what} has half a character (a lone surrogate) at position {error.start}. "
-        msg += "Mend it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
-        raise PlanError(msg[0].upper() + msg[1:]) from error
+# ------------------------------------------------------------------------------ prompts of several parts
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A prompt of several parts over frames of one schema; it stands where a `Text` does."""
+
+    pieces: tuple[Part | Text, ...]
+    columns: tuple[str, ...]
+    model: Model
+
+    @classmethod
+    def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: Model) -> Parts:
+        """Return a prompt that was given as a list; PlanError for what cannot be read."""
+        pieces: list[Part | Text] = []
+        columns: list[str] = []
+        for piece in prompt:
+            if isinstance(piece, str):
+                text = text_of(piece, schema, constant=True)
+                pieces.append(text)
+                columns += text.columns or ()
+            elif isinstance(piece, Part):
+                _check_column(piece, schema)
+                pieces.append(piece)
+                columns.append(piece.column)
+            else:
+                msg = f"The prompt is a list with a {type(piece).__name__} in it. Give a template such as "
+                msg += "'Name the topic: {text}', or a list of parts: [cs.image('photo'), 'What is broken?']."
+                raise BadTemplate(msg)
+        if not columns:
+            msg = "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?']."
+            raise BadTemplate(msg)
+        return cls(tuple(pieces), tuple(dict.fromkeys(columns)), model)
+
+    def notes(self, head: pl.DataFrame | None) -> Iterator[str]:
+        """Yield what is worth knowing of the estimate, given a few rows."""
+        for piece in self.pieces:
+            if isinstance(piece, Part):
+                cells = [] if head is None else head[piece.column].cast(pl.Binary).drop_nulls().to_list()
+                if piece.kind in {"url", "file_id"} or any(cell.startswith(b"https://") for cell in cells):
+                    yield f"The files of {piece.column!r} were not seen, so their tokens are assumed."
+
+    @property
+    def content(self) -> pl.Expr:
+        """What tells rows apart before files are read."""
+        return pl.struct(self.columns)
+
+    @property
+    def characters(self) -> pl.Expr:
+        """The length of each row; only the heads of files are read."""
+
+        def lengths(rows: pl.Series) -> pl.Series:
+            return self.messages(rows.struct.unnest(), "price")["characters"]
+
+        return self.content.map_batches(lengths, return_dtype=pl.UInt32(), is_elementwise=True)
+
+    def messages(
+        self, frame: pl.DataFrame, purpose: Purpose = "key", stamps: pl.Series | None = None
+    ) -> pl.DataFrame:
+        """Return `MESSAGES` of the rows; to send them, each must still be what its stamp says."""
+        texts = [
+            frame[piece.column] if isinstance(piece, Part) else frame.select(piece.content).to_series()
+            for piece in self.pieces
+        ]
+        columns = [
+            text if text.len() == frame.height else text.new_from_index(0, frame.height) for text in texts
+        ]
+        rows = [self._row(cells, purpose) for cells in zip(*columns, strict=True)]
+        schema = {name: dtype for name, dtype in MESSAGES.items() if name != "stamp"}
+        found = pl.DataFrame([row for row, _ in rows], schema=schema, orient="row")
+        found = found.with_columns(stamp=pl.col("content").hash())
+        if purpose != "send" or stamps is None:
+            return found
+        if not found["stamp"].equals(stamps):
+            msg = "A file has changed, or is gone, since the run began, so its row is another one now. "
+            msg += "What is paid for is kept: run the same cell again."
+            raise FileChanged(msg)
+        whole = [_filled(row[1], sources) for row, sources in rows]
+        return found.with_columns(pl.Series("content", whole, pl.String))
+
+    def _row(self, cells: Sequence[Any], purpose: Purpose) -> tuple[tuple[Any, ...], list[Source]]:
+        if None in cells:
+            return (None,) * 6, []
+        blocks, sources, characters = [], [], 0.0
+        for piece, cell in zip(self.pieces, cells, strict=True):
+            if isinstance(piece, Text):
+                blocks.append({"type": "text", "text": cell})
+                characters += len(cell)
+                continue
+            try:
+                source = source_of(piece, cell, self.model, purpose)
+            except Unusable as error:
+                return (*(None,) * 4, error.error, error.message), []
+            blocks.append({"type": piece.block, "source": source.source})
+            sources.append(source)
+            characters += source.tokens * self.model.characters_per_token
+        size = sum(source.data_bytes - len(source.source.get("data", "")) for source in sources)
+        most = sum(source.most_tokens for source in sources)
+        message = as_json({"role": "user", "content": blocks})
+        return (round(characters), message, size, round(most), None, None), sources
+
+
+def _check_column(part: Part, schema: pl.Schema) -> None:
+    if part.column not in schema:
+        raise no_such_column([part.column], schema)
+    dtype = schema[part.column]
+    if not isinstance(dtype, pl.String | pl.Binary) or (dtype == pl.Binary and part.kind is not None):
+        kinds = "bytes (pl.Binary), or paths, URLs or ids of files (pl.String, with kind=)"
+        msg = f"The column {part.column!r} is {dtype!r}, and {part.block}s are {kinds}."
+        raise BadTemplate(msg)
+
+
+def _filled(message: str | None, sources: Sequence[Source]) -> str | None:
+    """Return a message with its files instead of their digests."""
+    for source in sources:
+        if source.data and message is not None:
+            message = message.replace(f'"data":"{source.source["data"]}"', f'"data":"{source.data}"', 1)
+    return message

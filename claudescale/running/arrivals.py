@@ -46,9 +46,9 @@ class Arrivals:
         if places.is_empty():
             return []
         job = self._run.job
-        work = job.work._replace(frame=job.work.frame[places], keys=job.work.keys[places])
-        answers = job.replies(("key", "reply", "error"), of=work.keys.drop_nulls().unique())
-        return _rows(places, work.results(answers, simulated=job.simulated))
+        asked = job.work.keys.gather(places).drop_nulls().unique()
+        answers = job.replies(("key", "reply", "error"), of=asked)
+        return _rows(places, job.work.results(answers, places, simulated=job.simulated))
 
     def rest(self) -> list[dict[str, Any]]:
         """Return, once the run has ended, the rows that have no final reply, in the frame's order."""

@@ -354,7 +354,7 @@ class Batches:
         """
         job, (request,) = self._job, self._job.work.texts.bodies(row["row"])
         message, longest = batch_rules.dry_run(request)
-        worst = job.worst_dollars(len(message), longest)
+        worst = job.worst_dollars(row["most_tokens"].item(), longest)
         if job.api.simulated or not worst <= self._purse.left:
             return await job.wire.count_tokens(request)
         sent = self._clock.seconds()

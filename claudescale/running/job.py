@@ -49,11 +49,12 @@ _FIRST_ROWS, _EVERY = 32, 8
 
 
 class Row(NamedTuple):
-    """One request to make: its key, its body as JSON bytes, the estimate of its uncached input tokens."""
+    """One request to make: its key, its body as JSON, its uncached input tokens, estimated, and the most."""
 
     key: str
     body: bytes
     input_tokens: float
+    most_tokens: int
 
 
 class Purse:
@@ -316,8 +317,9 @@ class Job:
         plan = self.plan
         cached = plan.compiled.prompt.shared_tokens if plan.cache else 0.0
         bodies = self.work.texts.bodies(rows["row"])
-        for key, body, tokens in zip(rows["key"], bodies, rows["estimated_tokens"], strict=True):
-            yield Row(key, body, max(tokens - cached, 1.0))
+        columns = (rows[name] for name in ("key", "estimated_tokens", "most_tokens"))
+        for key, tokens, most, body in zip(*columns, bodies, strict=True):
+            yield Row(key, body, max(tokens - cached, 1.0), most)
 
     async def _waited(self, held: pl.DataFrame) -> pl.DataFrame:
         """Return which rows others hold and have not answered, after a while if there are any."""
@@ -383,13 +385,13 @@ class Job:
     def _worst_geography(self) -> str:
         return prices.worst_geography(self.plan.compiled.prompt.charges.inference_geo)
 
-    def worst_dollars(self, size_bytes: int, max_tokens: int) -> float:
-        """Return the most a live message of so many bytes, with so long a reply, can cost."""
+    def worst_dollars(self, most_tokens: int, max_tokens: int) -> float:
+        """Return the most a live message of so many tokens, with so long a reply, can cost."""
         plan, price = self.plan, self._dearest
         most = prices.most_with_tools(price, plan.compiled.model, max_tokens, plan.compiled.prompt.charges)
         if most is not None:
             return most
-        tokens = size_bytes + _OVERHEAD_TOKENS  # no token is shorter than a byte
+        tokens = most_tokens + _OVERHEAD_TOKENS
         return price.dollars(output_tokens=max_tokens, **{self._written("5m"): tokens})
 
     def batch_requests(self) -> pl.DataFrame:
@@ -400,7 +402,7 @@ class Job:
             price, plan.compiled.model, plan.max_tokens, plan.compiled.prompt.charges
         )
         paid = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0)) | {
-            self._written("1h"): pl.col("bytes") + _OVERHEAD_TOKENS,
+            self._written("1h"): pl.col("most_tokens") + _OVERHEAD_TOKENS,
             "output_tokens": pl.lit(float(plan.max_tokens)),
         }
         worst = prices.dollars(price, **paid).fill_nan(0.0) if most is None else pl.lit(most)

@@ -225,7 +225,7 @@ class Live:
 
     async def _try(self, row: Row, patience: float) -> Tried | None:
         """Send a row once, when money and limits allow it; None where the run stops before that."""
-        worst = self._job.worst_dollars(len(row.body), self._job.plan.max_tokens)
+        worst = self._job.worst_dollars(row.most_tokens, self._job.plan.max_tokens)
         if not await self._afford(worst):
             return None
         with self._purse.reserved(worst):

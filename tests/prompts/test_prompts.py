@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from claudescale.api import catalog
-from claudescale.errors import NameTaken, RequestTooLarge
+from claudescale.errors import NameTaken, PlanError, RequestTooLarge
 from claudescale.prompts.requests import NOT_SENT, REQUESTS, compile_prompt
 
 HAIKU = catalog.model("claude-haiku-5-5")
@@ -21,9 +21,7 @@ REQUEST = TypeAdapter(wire.MessageCreateParamsNonStreaming)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 HOSTILE = [
     "",
-    " ",
-    "\x00",
-    "\r\n\t\x1f\x7f\x85\u2028\u2029",
+    "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029",
     'quote " backslash \\ slash / </script>',
     "\\u0041 \\n",
     "{rating} {{text}}",
@@ -83,66 +81,42 @@ def test_caching_does_not_change_the_key():
 def test_the_key_depends_on_everything_that_may_change_the_answer():
     """Model, prompt, system, schema, parameters, effort, cell and API each make another key."""
     frame = pl.DataFrame({"text": ["a"]})
-    variants = [
-        compiled("Say {text}", frame),
-        compiled("Tell {text}", frame),
-        compiled("Say {text}", frame, model=catalog.model("claude-sonnet-5-5")),
-        compiled("Say {text}", frame, system="Briefly."),
-        compiled("Say {text}", frame, returns=pl.Enum(["a"])),
-        compiled("Say {text}", frame, max_tokens=5),
-        compiled("Say {text}", frame, effort="low"),
-        compiled("Say {text}", frame, thinking={"type": "adaptive"}),
-        compiled("Say {text}", frame, params={"stop_sequences": ["."]}),
-    ]
+    options = {
+        "model": catalog.model("claude-sonnet-5-5"), "system": "Briefly.", "returns": pl.Enum(["a"]),
+        "max_tokens": 5, "effort": "low", "thinking": {"type": "adaptive"}, "examples": [("Hi", "there")],
+        "params": {"stop_sequences": ["."]},
+    }  # fmt: skip
+    plain = compiled("Say {text}", frame)
+    variants = [plain, compiled("Tell {text}", frame)]
+    variants += [compiled("Say {text}", frame, **{name: value}) for name, value in options.items()]
     keys = {keys_of(prompt, frame)[0] for prompt in variants}
-    keys.add(keys_of(variants[0], frame, "another")[0])
-    keys.add(keys_of(variants[0], pl.DataFrame({"text": ["b"]}))[0])
+    keys.add(keys_of(plain, frame, "another")[0])
+    keys.add(keys_of(plain, pl.DataFrame({"text": ["b"]}))[0])
     assert len(keys) == len(variants) + 2
 
 
-@pytest.mark.parametrize("name", ["claude-haiku-5-5", "claude-opus-5-5", "claude-haiku-4-5"])
+TOOLS = [{"name": "look", "input_schema": {"type": "object", "properties": {}}}]
+FULL = {"stop_sequences": ["END"], "metadata": {"user_id": "u"}, "service_tier": "standard_only"}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"system": "Briefly.", "cache": "1h", "returns": {"label": pl.Enum(["a", "b"])}, "max_tokens": 64},
         {"thinking": {"type": "adaptive"}, "effort": "high", "returns": pl.Boolean},
-        {
-            "params": {
-                "stop_sequences": ["END"],
-                "metadata": {"user_id": "u"},
-                "service_tier": "standard_only",
-                "tools": [{"name": "look", "input_schema": {"type": "object", "properties": {}}}],
-                "tool_choice": {"type": "none"},
-            }
-        },
+        {"params": {**FULL, "tools": TOOLS, "tool_choice": {"type": "none"}}},
     ],
-    ids=["plain", "cached", "thinking", "params"],
+    ids=["cached", "thinking", "params"],
 )
-def test_bodies_are_what_the_sdk_would_send(name, options):
+def test_bodies_are_what_the_sdk_would_send(options):
     """A rendered body has only fields of the SDK's own request type, each of its type."""
-    if options.get("effort") and not catalog.MODELS[name].efforts:
-        options = {**options, "effort": None, "thinking": None}
-    if options.get("thinking") and "adaptive" not in catalog.MODELS[name].thinking_types:
-        options = {**options, "thinking": None}
     frame = pl.DataFrame({"text": ["a"]})
-    prompt = compiled("Say {text}", frame, model=catalog.MODELS[name], **options)
-    body = json.loads(bodies_of(prompt, frame)[0])
+    body = json.loads(bodies_of(compiled("Say {text}", frame, **options), frame)[0])
     valid = REQUEST.validate_python(body)
     assert list(valid["messages"]) == [{"role": "user", "content": "Say a"}]
     for field in {"system", "tools"} & set(valid):
         assert list(valid[field])  # an Iterable field is validated as it is read
     assert set(body) <= set(get_type_hints(wire.MessageCreateParamsNonStreaming))
-    assert body["model"] == name
-
-
-def test_a_plan_and_its_run_count_the_same_requests():
-    """The stream over a LazyFrame and the one pass of a run find the same lengths, requests and rows."""
-    texts = ["a", None, "bb", "a", "", "cc", None]
-    frame = pl.DataFrame({"text": texts * 900})
-    for prompt in (compiled("{text}", frame), compiled(pl.col("text"), frame)):
-        assert prompt.sizes(frame.lazy()).equals(prompt.work(frame, "api").sizes)
-        assert prompt.sizes(frame).rows() == [(None, 1, 1_800), (0, 1, 900), (1, 1, 1_800), (2, 2, 1_800)]
 
 
 @pytest.mark.slow
@@ -150,11 +124,8 @@ def test_a_request_over_32_mb_is_named_by_row_and_size():
     """Size counts bytes as sent; the message has the row and the size and not the text."""
     text = "\x01" * 5_400_000  # of six bytes each
     frame = pl.DataFrame({"text": ["short", None, text, text]})
-    prompt = compiled("{text}", frame)
-    message = json.dumps({"role": "user", "content": text}, separators=(",", ":"))
-    size = len(prompt.head) + len(message) + len(prompt.tail)
-    with pytest.raises(RequestTooLarge, match=rf"row 2 .* is {size:,} bytes.* 2 rows are") as raised:
-        prompt.work(frame, "api")
+    with pytest.raises(RequestTooLarge, match=r"row 2 .* is 32,400,123 bytes.* 2 rows are") as raised:
+        compiled("{text}", frame).work(frame, "api")
     assert len(str(raised.value)) < 300
 
 
@@ -166,18 +137,6 @@ def test_a_field_may_not_hide_a_column():
     for name in ("reply", "error"):
         with pytest.raises(NameTaken, match="Rename the field"):
             compiled("{text}", frame, returns={name: pl.String, "label": pl.String})
-
-
-def test_shared_characters_count_what_every_request_repeats():
-    """System prompt, tools and schema are shared; the row's text is not."""
-    frame = pl.DataFrame({"text": ["four"]})
-    tools = [{"name": "look", "input_schema": {"type": "object"}}]
-    bare = compiled(
-        "{text}", frame, system="Briefly.", params={"tools": tools, "tool_choice": {"type": "none"}}
-    )
-    assert bare.shared_characters == len("Briefly.") + len(json.dumps(tools, separators=(",", ":")))
-    typed = compiled("{text}", frame, returns=pl.Boolean)
-    assert typed.shared_characters == len(json.dumps(typed.returns.json_schema, separators=(",", ":")))
 
 
 TEXTS = st.lists(st.text(max_size=5) | st.none(), max_size=20)
@@ -220,3 +179,98 @@ def test_texts_are_rendered_a_slice_at_a_time(template, texts, slice_rows):
     bodies = list(work.texts.bodies(work.requests["row"]))
     assert work.requests["bytes"].to_list() == [len(body) for body in bodies]
     assert prompt.sizes(frame.lazy()).equals(work.sizes)  # as the plan counts them
+
+
+def body_of(frame, prompt="About {text}", row=0, **options):
+    """Return the body of a row, as the SDK's types take it."""
+    found = json.loads(bodies_of(compiled(prompt, frame, **options), frame)[row])
+    REQUEST.validate_python(found)
+    return found
+
+
+class Mood(BaseModel):
+    label: str = Field(alias="the label")
+    sure: float
+
+
+def test_examples_stand_before_the_row():
+    """Pairs are turns; a reply may be the object, a dict or a value of `returns`; they count as shared."""
+    frame = pl.DataFrame({"text": ["a"]})
+    mood = Mood.model_validate({"the label": "glad", "sure": 1})
+    for reply in (mood, {"the label": "glad", "sure": 1.0}, '{"the label":"glad","sure":1.0}'):
+        turns = body_of(frame, returns=Mood, examples=[("Hi", reply)])["messages"]
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+        assert json.loads(turns[1]["content"]) == {"the label": "glad", "sure": 1.0}
+    typed = {"returns": ["good", "bad"], "examples": [("Hi", "good")]}
+    assert body_of(frame, **typed)["messages"][1]["content"] == '{"reply":"good"}'
+    plain, taught = compiled("{text}", frame), compiled("{text}", frame, examples=[("Hi", "good")])
+    assert taught.shared_characters - plain.shared_characters == len("Higood")
+
+
+def test_the_cache_mark_stands_after_the_examples():
+    """They are cached with the system prompt, and the key stays that of the plan without a cache."""
+    frame = pl.DataFrame({"text": ["a"]})
+    given = {"system": "Briefly.", "examples": [("Hi", "good"), ("Bye", "bad")]}
+    body = body_of(frame, cache=True, **given)
+    assert body["system"] == "Briefly."
+    assert [type(turn["content"]) for turn in body["messages"]] == [str, str, str, list, str]
+    block = {"type": "text", "text": "bad", "cache_control": {"type": "ephemeral"}}
+    assert body["messages"][3]["content"] == [block]
+    cached, plain = (compiled("{text}", frame, cache=cache, **given) for cache in (True, False))
+    assert keys_of(cached, frame).equals(keys_of(plain, frame))
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [("Hi", "is no list"), (["Hi"], "is no pair"), ([("Hi", 5)], "is no text"), ([("", "a")], "is no text")],
+)
+def test_examples_that_are_none_are_refused(examples, words):
+    """What would be refused in every row says what to type; so does a reply of another form."""
+    frame = pl.DataFrame({"text": ["a"]})
+    with pytest.raises(PlanError, match=words):
+        compiled("{text}", frame, examples=examples)
+    with pytest.raises(PlanError, match="not what returns= asks for"):
+        compiled("{text}", frame, returns=bool, examples=[("Hi", "maybe")])
+
+
+def test_a_system_prompt_is_filled_for_each_row():
+    """Only an identifier that names a column is; other braces stay, and doubled ones are a word in braces."""
+    frame = pl.DataFrame({"text": ["a", "b", "c"], "language": ["de", 'f"r', None]})
+    system = 'Answer in {language} as {"a": {"b": 1}, "c": {}} or {{name}}.'
+    prompt = compiled("{text}", frame, system=system)
+    bodies = bodies_of(prompt, frame)
+    assert bodies[2] is None  # a null in its columns leaves a row unsent
+    for body, language in zip(map(json.loads, bodies[:2]), ["de", 'f"r'], strict=True):
+        REQUEST.validate_python(body)
+        assert body["system"] == f'Answer in {language} as {{"a": {{"b": 1}}, "c": {{}}}} or {{name}}.'
+    assert prompt.shared_characters == 0
+    work = prompt.work(frame, "api")
+    assert work.keys.null_count() == 1
+    assert prompt.sizes(frame.lazy()).equals(work.sizes)
+    assert work.sizes["characters"].to_list() == [None, len(system) - 9, len(system) - 8]
+    with pytest.raises(PlanError, match=r"no column 'langage'.*'language'.*\{\{langage\}\}"):
+        compiled("{text}", frame, system="Answer in {langage}.")
+    with pytest.raises(PlanError, match="prefix that all rows share"):
+        compiled("{text}", frame, system=system, cache=True)
+
+
+def test_samples_send_each_row_as_often():
+    """Each row has so many results, numbered from 1; the first is the request of the plan without samples."""
+    frame = pl.DataFrame({"text": ["a", None, "b", "a"]})
+    plain, prompt = compiled("{text}", frame), compiled("{text}", frame, samples=3)
+    once, work = plain.work(frame, "api"), prompt.work(frame, "api")
+    assert work.keys.gather_every(3).equals(once.keys)
+    assert work.requests["key"].n_unique() == work.requests.height == 6
+    assert work.requests["row"].to_list() == [0, 0, 0, 2, 2, 2]
+    priced = prompt.sizes(frame.lazy()).drop_nulls()
+    assert priced.equals(work.sizes.drop_nulls())
+    assert priced.select("requests", "rows").row(0) == (6, 9)
+    second = work.keys[1]
+    answers = pl.DataFrame({"key": [second], "reply": ["!"], "error": None}).cast(pl.String)
+    found = work.results(answers)
+    assert found["text"].to_list() == ["a"] * 3 + [None] * 3 + ["b"] * 3 + ["a"] * 3
+    assert found["sample"].to_list() == [1, 2, 3] * 4
+    assert found["reply"].is_not_null().arg_true().to_list() == [1, 10]
+    for samples in (0, 1.5, True):
+        with pytest.raises(PlanError, match="samples="):
+            compiled("{text}", frame, samples=samples)

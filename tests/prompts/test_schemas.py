@@ -25,7 +25,7 @@ from claudescale.errors import BadReturns
 from claudescale.prompts.replies import compile_returns
 from claudescale.prompts.schemas import nodes
 
-TAKEN = {"type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
+TAKEN = {"pattern", "type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
 TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additionalProperties"}
 
 
@@ -57,6 +57,7 @@ class Order(BaseModel):
     there: AwareDatetime
     took: timedelta
     code: str = Field(pattern="^[A-Z]+$", min_length=2, max_length=5)
+    word: str = Field(pattern=r"\bA")
     ident: UUID
     tags: Annotated[list[str], Field(min_length=1)]
     two: Annotated[list[str], Field(min_length=2)]
@@ -86,6 +87,7 @@ def test_a_model_becomes_columns_of_polars_types():
             "there": pl.Datetime("us", "UTC"),
             "took": pl.Duration("us"),
             "code": pl.String(),
+            "word": pl.String(),
             "ident": pl.String(),
             "tags": pl.List(pl.String),
             "two": pl.List(pl.String),
@@ -119,36 +121,24 @@ def test_what_the_api_has_no_keyword_for_is_told():
     assert told.startswith("How many (")
     assert "minimum: 1" in told
     assert "maximum: 99" in told
-    assert "pattern: ^[A-Z]+$" in fields["code"]["description"]
+    assert fields["code"]["pattern"] == "^[A-Z]+$"
+    assert r"pattern: \bA" in fields["word"]["description"]
     assert "max length: 5" in fields["code"]["description"]
     assert "min items: 2" in fields["two"]["description"]
     assert fields["tags"]["minItems"] == 1
     assert "digits after the point: 2" in fields["price"]["description"]
     assert '["Ann"]' in fields["customer-name"]["description"]
-
-
-def test_a_default_makes_a_field_optional():
-    """Only a field with a default may be left out by the model."""
-    schema = compile_returns(Order).json_schema
-    assert set(schema["properties"]) - set(schema["required"]) == {"note"}
-    assert {"type": "null"} in schema["properties"]["spare"]["anyOf"]
+    assert set(fields) - set(compile_returns(Order).json_schema["required"]) == {"note"}  # it has a default
+    assert {"type": "null"} in fields["spare"]["anyOf"]
 
 
 EVERY_TYPE = {
     "string": pl.String,
     "categorical": pl.Categorical,
     "label": pl.Enum(["a", "b"]),
-    "flag": pl.Boolean,
-    **{str(kind): kind for kind in (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.Int128)},
-    **{str(kind): kind for kind in (pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64, pl.UInt128)},
-    **{str(kind): kind for kind in (pl.Float16, pl.Float32, pl.Float64)},
-    "decimal": pl.Decimal(10, 2),
-    "date": pl.Date,
+    **{str(kind): kind for kind in (pl.Int8, pl.Int128, pl.UInt8, pl.UInt128, pl.Float16)},
     "datetime": pl.Datetime("ms"),
-    "time": pl.Time,
     "duration": pl.Duration,
-    "list": pl.List(pl.Int64),
-    "array": pl.Array(pl.Float64, 3),
     "matrix": pl.Array(pl.Int64, (2, 3)),
     "struct": pl.Struct({"a": pl.String, "b": pl.List(pl.Struct({"c": pl.Date}))}),
     "nullable": pl.Float64 | None,
@@ -156,16 +146,11 @@ EVERY_TYPE = {
 
 
 def test_polars_types_stay_as_given():
-    """The columns have the types that were asked for, whether given as class or as instance."""
+    """The columns have the types that were asked for, as class or as instance; every field is required."""
     returns = compile_returns(EVERY_TYPE)
-    expected = {
-        **EVERY_TYPE,
-        "categorical": pl.Categorical(),
-        "duration": pl.Duration("us"),
-        "nullable": pl.Float64,
-    }
-    assert returns.columns == pl.Schema(expected)
-    assert returns.columns == compile_returns(pl.Schema(expected)).columns
+    instances = {"categorical": pl.Categorical(), "duration": pl.Duration("us"), "nullable": pl.Float64}
+    assert returns.columns == pl.Schema(EVERY_TYPE | instances)
+    assert returns.columns == compile_returns(returns.columns).columns
     assert returns.json_schema["required"] == list(returns.columns) == list(EVERY_TYPE)
 
 
@@ -192,6 +177,41 @@ def test_one_type_is_a_reply_of_its_own(given, node):
         "required": ["reply"],
         "additionalProperties": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "node"),
+    [
+        (bool, pl.Boolean, {"type": "boolean"}),
+        (int, pl.Int64, {"type": "integer"}),
+        (float, pl.Float64, {"type": "number"}),
+        (str, pl.String, {"type": "string"}),
+        (["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
+        (Literal["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
+        (Literal[1, 2], pl.Int64, {"type": "integer", "enum": [1, 2]}),
+        (list[int], pl.List(pl.Int64), {"type": "array", "items": {"type": "integer"}}),
+    ],
+    ids=str,
+)
+def test_plain_python_types_are_replies_of_their_own(given, dtype, node):
+    """What one would write in Python is the reply itself, in a column of its type."""
+    returns = compile_returns(given)
+    assert returns.single
+    assert returns.columns == pl.Schema({"reply": dtype})
+    assert returns.json_schema["properties"] == {"reply": node}
+
+
+def test_a_list_of_models_is_a_column_of_structs():
+    """Several objects in one reply; its own rules hold for each."""
+    returns = compile_returns(list[Part])
+    assert returns.columns == pl.Schema({"reply": pl.List(pl.Struct({"name": pl.String, "count": pl.Int64}))})
+    texts = [
+        '{"reply":[{"name":"a","count":1},{"name":"b","count":2}]}',
+        '{"reply":[{"name":"a","count":0}]}',
+    ]
+    found, errors = returns.decode(pl.Series([*texts, '{"reply":[]}']))
+    assert errors.to_list() == [None, "invalid_reply", None]
+    assert found["reply"].to_list() == [[{"name": "a", "count": 1}, {"name": "b", "count": 2}], None, []]
 
 
 class Tree(BaseModel):
