@@ -189,8 +189,10 @@ class Cluster:
         self._lanes = lanes = min(len(dask.nthreads()), plan.concurrency or MOST_ROWS)
         self._frame, prompt = work.frame, plan.prompt
         if work.texts.rendered is not None:  # by an expression, which may look at other rows
-            content = work.texts.rendered.str.json_decode(pl.Struct({"content": pl.String}))
-            self._frame, prompt = content.struct.field("content").to_frame(_TEXT), pl.col(_TEXT)
+            asked = plan.compiled.prompt
+            columns = asked.system.columns or () if asked.system is not None else ()
+            self._frame = work.frame.select(asked.text.content.alias(_TEXT), *columns)
+            prompt = pl.col(_TEXT)
         self._plan = replace(
             plan, frame=self._frame.clear(), prompt=prompt, share=plan.share / lanes,
             concurrency=plan.concurrency and plan.concurrency // lanes, deadline=None, budget=None,

@@ -25,7 +25,7 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 FOLDERS = ["errors", "clock", "text", "loops", "api", "prompts", "pacing", "ledger", "views", "planning"]
-FOLDERS += ["running", "evidence", "widgets", "cluster"]
+FOLDERS += ["running", "evidence", "widgets", "helpers", "cluster"]
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
     ("api.client", "simulator"),  # stays: the one place that knows the stand-in
@@ -150,9 +150,9 @@ def public_face():
     """Return what a user can call: public functions, and the public methods of the classes one meets."""
     seen = {}
     for thing in [*(getattr(cs, name) for name in cs.__all__), Plots, PlanPlots]:
-        if not isinstance(thing, type):
+        if inspect.isroutine(thing):
             seen[thing.__name__] = thing
-        elif not issubclass(thing, BaseException):
+        elif isinstance(thing, type) and not issubclass(thing, BaseException):
             methods = {name: getattr(value, "__func__", value) for name, value in vars(thing).items()}
             seen |= {
                 f"{thing.__name__}.{name}": value

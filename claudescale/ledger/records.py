@@ -110,6 +110,8 @@ RECORDS = pl.Schema({**ATTEMPTS, "final": pl.Boolean()})
 
 _FIELDS = [*_kinds(Attempt).values(), (bool,)]  # of a row
 _ACCEPTED: list[Any] = [(*kinds, int) if float in kinds else kinds for kinds in _FIELDS]
+_REQUIRED = [name for name, (_, *null) in _kinds(Attempt).items() if not null] + ["final"]
+_NO_ATTEMPT = "this is no attempt: a value is not of its field's type"
 _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": pl.Int64()}
 
 
@@ -117,8 +119,7 @@ def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
     """Return an attempt as the file keeps it; TypeError or OverflowError where it cannot."""
     values = (attempt.key, run, *attempt[2:], final)
     if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds):
-        msg = "this is no attempt: a value is not of its field's type"
-        raise TypeError(msg)
+        raise TypeError(_NO_ATTEMPT)
     # An array refuses what 64 bits cannot hold.
     array("q", [round(attempt.sent_at * 1e6), *[value for value in values if isinstance(value, int)]])
     try:
@@ -136,8 +137,10 @@ def _storable(value: Any) -> Any:
 
 def rows(attempts: pl.DataFrame, run: str) -> list[tuple[Any, ...]]:
     """Return a frame of `RECORDS` as the file keeps it; TypeError where a value is missing."""
-    plain = attempts.select(*RECORDS).with_columns(pl.col("sent_at").cast(pl.Int64) / 1e6)
-    return [row(Attempt(*values), run, final=final) for *values, final in plain.iter_rows()]
+    plain = attempts.select(*RECORDS).with_columns(pl.col("sent_at").cast(pl.Int64) / 1e6, run=pl.lit(run))
+    if any(plain.select(pl.col(_REQUIRED).is_null().any()).row(0)) or plain["seconds"].is_nan().any():
+        raise TypeError(_NO_ATTEMPT)
+    return plain.rows()
 
 
 def frame(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pl.DataFrame:

@@ -51,8 +51,8 @@ CACHE_HIT_SHARE = "cache_hit_share"
 in a hybrid, which may end either way."""
 _SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_evidence"}
 """What does not change the tokens of a plan, nor what they cost, but for what was measured."""
-_ASKED = ("prompt", "system", "examples", "returns", "effort", "thinking", "params")
-"""After a change of these a pilot's measurements no longer hold."""
+_SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache", "samples"}
+"""After a change of these a pilot's measurements still say how long replies are."""
 _SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
 _SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
@@ -358,7 +358,8 @@ class Plan(Shown):
         known = theirs.evidence.measured
         if known is None or known is not mine.evidence.measured:
             return known
-        if not all(_same(getattr(self, name), getattr(other, name)) for name in _ASKED):
+        asked = {*PARAMETERS} - _SAME_REPLIES
+        if not all(_same(getattr(self, name), getattr(other, name)) for name in asked):
             return None
         same_model = mine.model.id == theirs.model.id
         if same_model and self.cache == other.cache:
@@ -656,8 +657,8 @@ def _several(name: str, values: object) -> list[Any]:
 
 
 def _same(value: object, own: object) -> bool:
-    """Whether two values of a parameter ask for the same; an expression is the same as itself alone."""
-    is_plain = type(value) is type(own) and not isinstance(own, pl.Expr)
+    """Whether two values of a parameter ask for the same; what may hold an expression is only itself."""
+    is_plain = type(value) is type(own) and not isinstance(own, pl.Expr | list)
     return value is own or (is_plain and bool(value == own))
 
 

@@ -122,7 +122,10 @@ def source_of(part: Part, value: Any, model: Model, purpose: Purpose) -> Source:
             raise Unusable(error="url_not_https", message="The API takes URLs that begin with https://.")
         return Source({"type": "url", "url": value}, *unseen)
     try:
-        with Path(value).expanduser().open("rb") as file:
+        path = Path(value).expanduser()
+        if path.exists() and not path.is_file():  # a folder, or a pipe, which may never end
+            raise Unusable(error="file_unreadable", message="It is no file.")
+        with path.open("rb") as file:
             return _read(file, part, model, purpose)
     except FileNotFoundError as error:
         raise Unusable(error="file_not_found", message="There is no such file.") from error

@@ -134,12 +134,11 @@ class Prompt:
         """Return `SIZES` of a frame, or of some of its rows: read as a stream, nothing rendered whole."""
         texts = [text for text in (self.text, self.system) if text is not None]
         content = self.text.content if len(texts) == 1 else pl.struct(a=texts[0].content, b=texts[1].content)
+        characters = pl.sum_horizontal([text.characters for text in texts], ignore_nulls=False)
         rows = frame.lazy().select(
             pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
             content.hash().alias("text"),
-            characters=pl.sum_horizontal([text.characters for text in texts], ignore_nulls=False).cast(
-                pl.UInt32
-            ),
+            characters.cast(pl.UInt32).alias("characters"),
         )
         if self.samples > 1:
             rows = _sampled(rows, self.samples).with_columns(row="place")
@@ -237,12 +236,11 @@ def _check_sizes(rows: pl.DataFrame, *, has_files: bool) -> None:
     if large.height:
         row, size = large.select("row", "bytes").row(0)
         more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
-        shorten = (
-            "Make its files smaller" if has_files else "Shorten its text, as in pl.col(...).str.head(100_000)"
-        )
+        text = "Shorten its text, as in pl.col(...).str.head(100_000)"
         msg = (
             f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
-            f"{MESSAGE.max_bytes:,}. {shorten}, or leave the row out.{more}"
+            f"{MESSAGE.max_bytes:,}. {'Make its files smaller' if has_files else text}, or leave the row "
+            f"out.{more}"
         )
         raise RequestTooLarge(msg)
 
@@ -295,11 +293,8 @@ def compile_prompt(
     samples = plain(samples, whole=True)
     if type(samples) is not int or samples < 1:
         refuse(f"samples={samples!r}: it is how often each row is sent, a whole number from 1 on.")
-    _check_names(
-        schema,
-        typed,
-        [*(["message"] if isinstance(text, Parts) else []), *(["sample"] if samples > 1 else [])],
-    )
+    more = {"message": isinstance(text, Parts), "sample": samples > 1}
+    _check_names(schema, typed, [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)])
     extra = checked(params or {}, model)
     max_tokens = plain(max_tokens, whole=True)
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
@@ -308,15 +303,7 @@ def compile_prompt(
     thinking, output = thinking_of(model, max_tokens, effort, thinking)
     output |= _output(typed, extra.pop("output_config", {}))
     charges, notes = tool_charges(model, extra, thinking, typed=typed is not None)
-    filled: str | Text | None = None
-    if system is not None:
-        if not isinstance(system, str) or not system.strip():
-            why = f"system= must be a text that says something, not {system!r:.40}."
-            refuse(f"{why} Leave it out if there is none.")
-        check_unicode("system", system)
-        filled = system_of(system, schema)
-    per_row = filled if isinstance(filled, Text) else None
-    shared = filled if isinstance(filled, str) else None
+    shared, per_row = (None, None) if system is None else system_of(system, schema)
     turns = _turns(examples, typed)
     fields = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
     body: dict[str, Any] = {"model": model.id, "max_tokens": max_tokens}
@@ -375,14 +362,14 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     return turns
 
 
-def _check_names(schema: pl.Schema, typed: Returns | None, more: list[str]) -> None:
+def _check_names(schema: pl.Schema, typed: Returns | None, own: list[str]) -> None:
     fields = () if typed is None or typed.single else tuple(typed.columns)
-    for name in (*OUTPUT_COLUMNS, *more, *fields):
+    for name in (*own, *fields):
         if name in schema:
             renamed = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
             msg = f"The frame has a column {name!r}, and the results get one of that name. Use {renamed}."
             raise NameTaken(msg)
-        if name in (*OUTPUT_COLUMNS, *more) and name in fields:
+        if name in own and name in fields:
             msg = f"returns= has a field {name!r}, a name the results need for themselves. Rename the field."
             raise NameTaken(msg)
 

@@ -10,7 +10,7 @@ import polars as pl
 import polars.selectors
 
 from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest
-from claudescale.prompts.parameters import as_json, check_unicode
+from claudescale.prompts.parameters import as_json, check_unicode, refuse
 from claudescale.prompts.parts import Part, Purpose, Source, Unusable, source_of
 
 if TYPE_CHECKING:
@@ -73,11 +73,15 @@ def _joined(parts: Sequence[tuple[str, bool]], schema: pl.Schema) -> Text:
     return Text(pl.concat_str(texts), lengths, columns)
 
 
-def system_of(system: str, schema: pl.Schema) -> str | Text:
-    """Return a system prompt, as a text of each row where an ``{identifier}`` in it names a column.
+def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
+    """Return a system prompt as it is for all rows, or as the text of each, as an identifier names a column.
 
     Other braces stay as they are, as in JSON; ``{{identifier}}`` is that identifier in braces.
     """
+    if not isinstance(system, str) or not system.strip():
+        why = f"system= must be a text that says something, not {system!r:.40}."
+        refuse(f"{why} Leave it out if there is none.")
+    check_unicode("system", system)
     parts, end = [], 0
     for found in _IDENTIFIER.finditer(system):
         literal, name = found.groups()
@@ -91,8 +95,8 @@ def system_of(system: str, schema: pl.Schema) -> str | Text:
         end = found.end()
     parts.append((system[end:], False))
     if any(is_column for _, is_column in parts):
-        return _joined([part for part in parts if part[0]], schema)
-    return "".join(text for text, _ in parts)
+        return None, _joined([part for part in parts if part[0]], schema)
+    return "".join(text for text, _ in parts), None
 
 
 def _parts(template: str, schema: pl.Schema) -> Iterator[tuple[str, bool]]:
@@ -247,8 +251,9 @@ class Parts:
         """Yield what is worth knowing of the estimate, given a few rows."""
         for piece in self.pieces:
             if isinstance(piece, Part):
-                cells = [] if head is None else head[piece.column].cast(pl.Binary).drop_nulls().to_list()
-                if piece.kind in {"url", "file_id"} or any(cell.startswith(b"https://") for cell in cells):
+                cells = pl.Series([]) if head is None else head[piece.column]
+                linked = cells.dtype == pl.String and cells.str.starts_with("https://").any()
+                if linked or piece.kind in {"url", "file_id"}:
                     yield f"The files of {piece.column!r} were not seen, so their tokens are assumed."
 
     @property
@@ -273,10 +278,11 @@ class Parts:
             frame[piece.column] if isinstance(piece, Part) else frame.select(piece.content).to_series()
             for piece in self.pieces
         ]
-        columns = [
-            text if text.len() == frame.height else text.new_from_index(0, frame.height) for text in texts
+        # Cell by cell: to iterate over a Series is to copy all of it, and it may be gigabytes of images.
+        rows = [
+            self._row([text[0 if text.len() == 1 else row] for text in texts], purpose)
+            for row in range(frame.height)
         ]
-        rows = [self._row(cells, purpose) for cells in zip(*columns, strict=True)]
         schema = {name: dtype for name, dtype in MESSAGES.items() if name != "stamp"}
         found = pl.DataFrame([row for row, _ in rows], schema=schema, orient="row")
         found = found.with_columns(stamp=pl.col("content").hash())

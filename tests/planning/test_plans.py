@@ -205,6 +205,16 @@ def test_what_cannot_be_compared_says_what_to_type(lists, error):
         plan().compare(**lists)
 
 
+def test_a_price_list_is_one_compare():
+    """Every current model that can do it, on tiers and in modes, sorted: the cheapest is a batch."""
+    made = plan(returns=pl.Boolean)
+    models = made.plot.models(["start", "build"])
+    table = made.compare(model=models, tier=["start", "build"], mode=["live", "batch"]).sort("dollars")
+    assert {MODEL, SONNET, OPUS} <= set(models)
+    assert table.height == len(models) * 4
+    assert table.row(0, named=True)["mode"] == "batch"
+
+
 def test_the_rows_are_read_once():
     """Comparing models, tiers and lengths measures the frame a single time."""
     reads = []
