@@ -321,7 +321,7 @@ async def _blocks_of_lines(response: httpx2.Response) -> AsyncIterator[bytes]:
 
 def streams(max_tokens: int) -> bool:
     """Whether replies of up to so many tokens are streamed: a silent connection gets lost in ten minutes."""
-    return int(max_tokens) > MESSAGE.nonstreaming_max_tokens
+    return bool(max_tokens > MESSAGE.nonstreaming_max_tokens)
 
 
 def listed(answer: Answer) -> list[dict[str, Any]]:
