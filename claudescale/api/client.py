@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import socket
 import ssl
 import sys
 import time
@@ -28,7 +29,7 @@ import httpx2
 
 from claudescale import loops
 from claudescale.api.answers import NOT_FOLLOWED, Answer, StreamedMessage, dig, read_object, verdict
-from claudescale.api.catalog import WORDS
+from claudescale.api.catalog import MESSAGE, WORDS
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
 from claudescale.errors import PlanError
@@ -47,7 +48,6 @@ CALL_SECONDS = 600.0
 LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 
-_SILENT_MAX_TOKENS = 8_192  # a longer reply is streamed: routers drop a connection that is silent for minutes
 _FOREVER_SECONDS = 1e6  # the longest wait of a client that was given none
 _IDLE_SECONDS = 120.0  # real ones between two events of a stream, pings among them, after which it is lost
 _CONNECT_SECONDS = 10.0
@@ -320,8 +320,8 @@ async def _blocks_of_lines(response: httpx2.Response) -> AsyncIterator[bytes]:
 
 
 def streams(max_tokens: int) -> bool:
-    """Whether replies of up to so many tokens are streamed."""
-    return max_tokens > _SILENT_MAX_TOKENS
+    """Whether replies of up to so many tokens are streamed: a silent connection gets lost in ten minutes."""
+    return bool(max_tokens > MESSAGE.nonstreaming_max_tokens)
 
 
 def listed(answer: Answer) -> list[dict[str, Any]]:
@@ -524,17 +524,28 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
 
 
 def _session(part: Any) -> Any:
-    """Return the session of an aiohttp transport: as its own, but with long headers."""
+    """Return the session of an aiohttp transport: as its own, but with long headers and TCP keep-alive."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
 
     connector = aiohttp.TCPConnector(
         keepalive_timeout=part.limits.keepalive_expiry,
         ssl=part.ssl_context,
         limit=part.limits.max_connections or 0,
+        socket_factory=_kept_alive,
     )
     return aiohttp.ClientSession(
         connector=connector, max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
     )
+
+
+def _kept_alive(address: Any) -> socket.socket:
+    """Return a socket as the SDK's default transport makes it. Source: anthropic 2.14.0 _base_client.py."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5), ("TCP_KEEPIDLE", 60)):
+        if (option := getattr(socket, name, None)) is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 async def _see_redirect(response: httpx2.Response) -> None:

@@ -37,7 +37,7 @@ MOST_TRIES = 8
 MOST_TRIES_IN_SILENCE = 16
 """Of one row while nothing at all is answered: then it is hardly the row."""
 MOST_LOST_SECONDS = 1_800.0
-"""Of one row in calls that failed, as much as three hung calls take."""
+"""Of one row in calls that failed: a call that hangs costs up to ten minutes of it."""
 MOST_REFUSALS = 100
 """Of one row by the limits: past it something is wrong that waiting does not mend."""
 LEAST_WAIT_SECONDS = 1.0

@@ -242,11 +242,24 @@ def test_a_cancelled_call_closes_its_connection():
     gc.collect()  # a connection left open would warn here
 
 
-def test_long_headers_are_read():
-    """A gateway's header of 100 KB costs no paid answer."""
+def test_connections_are_kept_alive_and_long_headers_read():
+    """The transport has the SDK's TCP keep-alive, and a gateway's header of 100 KB costs no paid answer."""
+    options = []
+
+    async def go(client):
+        async with Wire(client) as opened:
+            answer = await opened.send(body(1))
+            for connections in opened._client._client._transport.client.connector._conns.values():
+                for protocol, _ in connections:
+                    made = protocol.transport.get_extra_info("socket")
+                    options.append(made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+            return answer
+
     long = {"content-security-policy": "x" * 100_000}
     with canned.served(lambda *_: (200, long, canned.message())) as client:
-        assert answer_of(client)[0].status == 200
+        assert asyncio.run(go(client)).status == 200
+    assert options
+    assert all(options)
 
 
 def test_what_was_handled_meanwhile_says_nothing_of_a_call():
