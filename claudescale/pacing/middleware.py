@@ -194,10 +194,8 @@ class Limiter:
         recent = [call for call in list(self._recent) if call[0] > since]
         rows: list[tuple[Any, ...]] = []
         for group, pacer in self._pacers.items():
-            used = [
-                sum(amounts)
-                for amounts in zip(*(call[2:] for call in recent if call[1] == group), strict=True)
-            ]
+            of_group = [call[2:] for call in recent if call[1] == group]
+            used = [sum(amounts) for amounts in zip(*of_group, strict=True)]
             limits = pacer.limits.shared(self._share).per_minute
             rows += zip([group] * 3, BUCKETS, used or [0.0] * 3, limits, strict=True)
         return pl.DataFrame(rows, RATES, orient="row")
@@ -219,9 +217,7 @@ class Limiter:
                 with suppress(httpx2.HTTPError, httpx2.StreamError):
                     content = await http.aread()
         except BaseException as error:
-            kinds = (_FAILURES.get(kind.__name__) for kind in type(error).__mro__)
-            canceled = "canceled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
-            call.end(Answer(None, {}, b"", next(filter(None, kinds), canceled)))
+            call.end(Answer(None, {}, b"", _failure(error)))
             raise
         if http is None:  # another middleware has answered, and nothing was sent
             call.end(_CANCELED)
@@ -296,8 +292,8 @@ class Limiter:
         Spends: nothing.
         """
         assert self.api is not None
-        canceled = answer.failure == "canceled"
-        found = Verdict(outcome="failed", error="canceled") if canceled else verdict(answer)
+        lost = answer.failure is not None and answer.failure not in _FAILURES.values()
+        found = Verdict(outcome="failed", error=answer.failure) if lost else verdict(answer)
         message = found.reply or answer.partial
         usage, facts = usage_of(message), answer_of(message)
         uncached = float(sum(usage[prices.COLUMNS[part]] for part in _UNCACHED))
@@ -305,11 +301,11 @@ class Limiter:
         kind: Any = (
             "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
         )
-        if message is not None and (canceled or (kind == "answered" and found.unseen)):
+        if message is not None and (lost or (kind == "answered" and found.unseen)):
             # What it took is not told, and it took something.
             kind, uncached = "answered", uncached or call.permit.estimate
             output = max(output, pacer.expected_output_tokens)
-        outcome = Outcome(kind, read_headers(answer.headers), uncached, output, typical=not canceled)
+        outcome = Outcome(kind, read_headers(answer.headers), uncached, output, typical=not lost)
         pacer.settle(call.permit, outcome)
         now, dollars = self.api.clock.seconds(), _dollars(call.line.price, message, usage, facts)
         error = None if found.outcome == "answered" else found.error
@@ -378,6 +374,14 @@ class _Call:
 def _dropped(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(call.end, _CANCELED)
+
+
+def _failure(error: BaseException) -> str:
+    """Return why there is no answer: a call that is canceled says nothing of the API."""
+    if isinstance(error, asyncio.CancelledError):
+        return "canceled"
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((_FAILURES[name] for name in names if name in _FAILURES), names[0])
 
 
 def _headers(http: httpx2.Response) -> dict[str, str]:

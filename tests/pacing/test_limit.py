@@ -21,7 +21,6 @@ SPEED = 20
 
 
 def asked(text="Tell me a story."):
-    """Return what `create` takes."""
     return {**ASKED, "messages": [{"role": "user", "content": text}]}
 
 
@@ -68,37 +67,31 @@ def api():
 
 
 async def create(claude):
-    """Call."""
     await claude.messages.create(**asked())
 
 
 async def beta(claude):
-    """Call as pydantic-ai and LangChain do."""
     await claude.beta.messages.create(**asked())
 
 
 async def parse(claude):
-    """Ask for a typed reply."""
     message = await claude.messages.parse(**asked(), output_format=Label)
     assert message.parsed_output.label in {"a", "b"}
 
 
 async def raw(claude):
-    """Look at the headers."""
     response = await claude.messages.with_raw_response.create(**asked())
     assert response.headers["request-id"]
     await response.parse()
 
 
 async def streaming_response(claude):
-    """Read the body oneself."""
     async with claude.messages.with_streaming_response.create(**asked()) as response:
         assert limiter_of(claude).under_way
         assert (await response.json())["usage"]
 
 
 async def stream(claude):
-    """Get the answer while it is written."""
     async with claude.messages.stream(**asked()) as events:
         async for _ in events.text_stream:
             assert limiter_of(claude).under_way
@@ -106,13 +99,11 @@ async def stream(claude):
 
 
 async def stream_of_create(claude):
-    """Stream."""
     async for _ in await claude.messages.create(**asked(), stream=True):
         pass
 
 
 async def raw_stream(claude):
-    """Stream lines as they are."""
     async with claude.messages.with_streaming_response.create(**asked(), stream=True) as response:
         lines = [line async for line in response.iter_lines()]
     assert any("message_stop" in line for line in lines)
@@ -139,26 +130,22 @@ def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
 
 
 async def left(claude):
-    """Break off."""
     async for _ in await claude.messages.create(**asked(), stream=True):
         break
 
 
 async def closed_unread(claude):
-    """Close before anything was read."""
     events = await claude.messages.create(**asked(), stream=True)
     await events.close()
     await events.close()
 
 
 async def dropped(claude):
-    """Neither read nor close."""
     await claude.messages.create(**asked(), stream=True)
     gc.collect()
 
 
 async def canceled(claude):
-    """Cancel in flight."""
     task = asyncio.create_task(create(claude))
     await until(lambda: limiter_of(claude).under_way)
     task.cancel()
@@ -167,8 +154,6 @@ async def canceled(claude):
 
 
 async def canceled_stream(claude):
-    """Cancel between two events."""
-
     async def read():
         async for event in await claude.messages.create(**asked(), stream=True):
             if event.type == "content_block_delta":

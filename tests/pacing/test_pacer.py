@@ -6,7 +6,7 @@ import pytest
 import virtual
 from hypothesis import given
 from hypothesis import strategies as st
-from paced import Call, busiest, study, table, workload
+from paced import busiest, study, table, workload
 
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
@@ -51,38 +51,6 @@ def test_no_minute_and_no_second_is_over_the_limit():
     assert requests <= 1_000 * 61 / 60
     assert tokens <= 80_000 * 61 / 60 + max(call.input_tokens for call in calls)
     assert busiest(outcome.arrivals, 1.0)[0] <= 2 * 1_000 / 60
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"other_share": 0.4},
-        {"table": table(5_000, 400_000, 80_000)},
-        {"table": table(200, 16_000, 3_200), "bucket_seconds": 1.0},
-    ],
-    ids=["another user takes 40%", "a table five times too high", "a table five times too low"],
-)
-def test_headers_correct_what_the_pacer_believes(options):
-    """Whatever it is told at first, a run ends within a tenth of the true bound, hardly ever refused."""
-    calls = workload(LIMITS, "requests", 2, seed=3)
-    outcome = virtual.run(study(LIMITS, calls, **options))
-    assert outcome.answered == len(calls)
-    assert outcome.ratio < 1.1
-    assert outcome.refused < 0.02 * len(calls)
-
-
-def test_a_share_uses_no_more_than_its_part():
-    """With share=0.25 a run sends a quarter of the requests, whatever the account has left."""
-    calls = workload(LIMITS, "requests", 1, seed=4)
-    outcome = virtual.run(study(LIMITS, calls, share=0.25))
-    assert busiest(outcome.arrivals, 60.0)[0] <= 250 * 61 / 60 + 1
-
-
-def test_concurrency_is_a_hard_cap():
-    """Never are more calls in flight than the user allows."""
-    outcome = virtual.run(study(table(60_000, 1e9, 1e9), [Call(20, 20, 60)] * 100, concurrency=3))
-    assert outcome.most_in_flight == 3
 
 
 def test_calls_go_in_the_order_they_came():
@@ -143,18 +111,6 @@ def test_a_long_pause_gives_one_burst_and_no_more():
         return now() - start
 
     assert virtual.run(burst()) >= 8.5
-
-
-def test_the_expected_output_is_learned():
-    """After some answers the pacer expects what they took."""
-
-    async def learned():
-        paced = pacer(output_tokens=1_000)
-        for _ in range(200):
-            paced.settle(await paced.acquire(10), Outcome("answered", input_tokens=10, output_tokens=40))
-        return paced.expected_output_tokens
-
-    assert virtual.run(learned()) == pytest.approx(40, abs=10)
 
 
 @given(
