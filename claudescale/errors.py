@@ -9,7 +9,7 @@
     │   ├── UnknownColumn           the prompt names a column the frame does not have
     │   ├── BadTemplate             the prompt cannot be read as a template
     │   ├── BadReturns              ``returns=`` has no JSON schema the API accepts
-    │   ├── NameTaken               an output column would hide one of the frame's
+    │   ├── NameTaken               a field of returns= would hide another column
     │   ├── RequestTooLarge         one request is over the API's 32 MB
     │   ├── ImpossibleDeadline      no mode can meet it
     │   └── ImpossibleBudget        the budget does not buy the run
@@ -66,7 +66,7 @@ class BadReturns(PlanError):
 
 
 class NameTaken(PlanError):
-    """An output column has the name of a column of the frame, or a reserved one."""
+    """A field of ``returns=`` has the name of a column of the frame, or a reserved one."""
 
 
 class RequestTooLarge(PlanError):

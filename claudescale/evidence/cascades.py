@@ -283,11 +283,11 @@ class CascadeRun(Shown):
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
         keys = run.job.work.keys.alias(_KEY)  # null where there is nothing to ask
         asked = error.ne_missing(NOT_SENT) & pl.lit(keys).is_not_null()
-        own = results.select(pl.exclude(*schema_of(run.plan.frame), "simulated"))
+        own = results[:, run.job.work.frame.width :].drop("simulated", strict=False)
         step = own.with_columns(pl.when(asked).then(pl.lit(model)).alias("model"), places.alias(_ROW), keys)
         self._steps.append(step)
         if self.cascade.accept is not None:
-            replied = self.rows[places].hstack(step).filter(pl.col(_KEY).is_not_null(), error.is_null())
+            replied = self._renamed[places].hstack(step).filter(pl.col(_KEY).is_not_null(), error.is_null())
             try:
                 values = self.cascade.accept.values(replied.drop(_ROW, _KEY))
                 accepted = values.cast(pl.Boolean).fill_null(value=False)
@@ -304,6 +304,11 @@ class CascadeRun(Shown):
         requests = step.filter(pl.col("model").is_not_null()).group_by(_KEY).agg(error.is_not_null().any())
         self.passed.append(Passed(requests.height, int(requests["error"].sum())))
         return places.filter(on)
+
+    @property
+    def _renamed(self) -> pl.DataFrame:
+        """Its frame, with the names that its columns have in the results."""
+        return self.rows.rename(self.cascade.plan.compiled.prompt.renamed)
 
     @property
     def dollars(self) -> float:
@@ -338,7 +343,7 @@ class CascadeRun(Shown):
         steps = pl.concat(self._steps).with_columns(rank.alias(_RANK))
         kept = steps.sort(_ROW, _RANK, maintain_order=True).unique(_ROW, keep="last", maintain_order=True)
         mark = [pl.lit(value=True).alias("simulated")] * self.simulated
-        return self.rows.hstack(kept.drop(_ROW, _RANK, _KEY)).with_columns(mark)
+        return self._renamed.hstack(kept.drop(_ROW, _RANK, _KEY)).with_columns(mark)
 
     @property
     def table(self) -> pl.DataFrame:

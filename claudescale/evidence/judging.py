@@ -116,21 +116,23 @@ def typed(plan: Plan) -> Mapping[str, Any]:
 
 def _truth(name: str, plan: Plan) -> Judge:
     """Return a judge that compares the one typed column, or the reply, with the right answers."""
-    given, schema = schema_of(plan.frame), plan.compiled.prompt.results_schema(plan.frame)
+    prompt, given = plan.compiled.prompt, schema_of(plan.frame)
+    schema, there = prompt.results_schema(plan.frame), prompt.renamed.get(name, name)
     if name not in given:
         raise unknown_column(name, given, "score=")
     own, *more = typed(plan) or ["reply"]
     if more:
-        such_as = f"score=pl.col({own!r}) == pl.col({name!r})"
+        such_as = f"score=pl.col({own!r}) == pl.col({there!r})"
         columns = ", ".join([own, *more])
         msg = f"The replies have the columns {columns}: say what {name!r} is the truth of, as {such_as}."
         raise PlanError(msg)
-    reply, truth = pl.col(own), pl.col(name)
+    reply, truth = pl.col(own), pl.col(there)
     if {schema[own].base_type(), given[name].base_type()} & {pl.String, pl.Enum, pl.Categorical}:
         reply, truth = (side.cast(pl.String).str.strip_chars().str.to_lowercase() for side in (reply, truth))
     if isinstance(dtype := schema[own], pl.Enum):
         labels = dtype.categories.str.strip_chars().str.to_lowercase()
-        if not read(plan.frame.lazy().select(truth.is_in(labels.implode()).any())).item():
+        rows = plan.frame.lazy().rename(prompt.renamed)
+        if not read(rows.select(truth.is_in(labels.implode()).any())).item():
             msg = f"No value of {name!r} is one of the labels of the replies: {', '.join(dtype.categories)}."
             raise PlanError(msg)
     return replace(judge("score", reply == truth, schema), words=f"the truth in {name!r}", truth=name)

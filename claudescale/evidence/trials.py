@@ -302,8 +302,8 @@ def trial(
     plan: Plan,
     models: Iterable[str | Model] | None = None,
     *,
-    efforts: Iterable[str] | None = None,
-    prompts: Iterable[Any] | None = None,
+    effort: Iterable[str] | None = None,
+    prompt: Iterable[Any] | None = None,
     n: int = 50,
     score: pl.Expr | Callable[[pl.DataFrame], pl.Series] | str | None = None,
     seed: int = 0,
@@ -318,7 +318,7 @@ def trial(
     ----------
     plan : Plan
         What a choice is looked for. Its own model, effort or prompt need not be among those to compare.
-    models, efforts, prompts : list
+    models, effort, prompt : list
         Two or more to compare, of one kind, as for `plan`.
     n : int
         Rows to sample without replacement, or all if there are fewer. A larger trial with the same seed
@@ -355,14 +355,20 @@ def trial(
     if not (isinstance(confidence, float) and 0.5 <= confidence < 1):  # noqa: PLR2004 - a coin's toss
         msg = f"confidence={confidence!r}: it is a share from 0.5 to below 1, such as confidence=0.95."
         raise PlanError(msg)
-    given = {"efforts": efforts, "prompts": prompts, "models": models}
+    given = {"effort": effort, "prompt": prompt, "models": models}
     kinds = [kind for kind, values in given.items() if values is not None] or ["models"]
     if len(kinds) > 1:
         msg = f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan."
         raise PlanError(msg)
     (kind,) = kinds
     live = plan.replace(mode="live", deadline=None, budget=budget)
-    plans, judge, rows = choices(live, kind, given[kind]), judging.scoring(score, plan), read(plan.frame)
+    plans, rows = choices(live, kind, given[kind]), read(plan.frame)
+    one, *others = plans.values()
+    if any(other.compiled.prompt.renamed != one.compiled.prompt.renamed for other in others):
+        msg = "The results of a prompt with files get a column 'message', and not all of these have files. "
+        msg += "Use frame.rename({'message': 'my_message'})."
+        raise PlanError(msg)
+    judge = judging.scoring(score, one)
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}

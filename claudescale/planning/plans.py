@@ -723,7 +723,8 @@ def plan(
     Parameters
     ----------
     frame : pl.DataFrame, pl.LazyFrame, list of str, or a table of pandas, pyarrow or DuckDB
-        One request per row; identical ones are sent once. Of a list the column is ``text``.
+        One request per row; identical ones are sent once. Of a list the column is ``text``. Results can be
+        the next input: their `reply` is then ``{reply}`` in the prompt, and `reply_1` in the new results.
     prompt : str, pl.Expr or list
         A template with ``{column}``, or an expression that gives one String per row. Or a list of parts:
         files as `image` and `pdf`, and templates. A null makes that row null and unsent; a file that cannot

@@ -7,6 +7,7 @@ hash the keys, and to read the files of a row that has some.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -47,7 +48,8 @@ NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
 OUTPUT_COLUMNS = ("reply", "error", "simulated")
 """What the results add to the user's frame, besides the typed columns of ``returns=``: the last one only
-where a simulator answered, before it `message` where files are sent, and `sample` where there are several."""
+where a simulator answered, before it `message` where files are sent, and `sample` where there are several.
+A column of the frame that has such a name is renamed in the results: `reply` to `reply_1`."""
 SIZES = pl.Schema({"characters": pl.UInt32(), "requests": pl.UInt32(), "rows": pl.UInt32()})
 """Columns of `Prompt.sizes`: how many requests, answering how many rows, there are of each length; null
 characters are rows that are not sent."""
@@ -75,6 +77,7 @@ class Prompt:
     notes: tuple[str, ...]  # what is worth knowing and no error
     charges: Charges
     samples: int = 1  # how often each row is sent
+    renamed: Mapping[str, str] = field(default_factory=dict)  # columns of the frame that results rename
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -175,7 +178,8 @@ class Prompt:
         sample = {"sample": pl.Int64()} if self.samples > 1 else {}
         message = {"message": pl.String()} if self.has_files else {}
         texts = {"reply": pl.String(), "error": pl.String(), **message}
-        return pl.Schema({**schema_of(frame), **sample, **typed, **texts, **typed})
+        given = {self.renamed.get(name, name): dtype for name, dtype in schema_of(frame).items()}
+        return pl.Schema({**given, **sample, **typed, **texts, **typed})
 
     def changed(self, other: Prompt) -> set[str]:
         """Return which fields of the requests differ from another prompt's, of those that keys depend on."""
@@ -299,7 +303,8 @@ def compile_prompt(
     if type(samples) is not int or samples < 1:
         refuse(f"samples={samples!r}: it is how often each row is sent, a whole number from 1 on.")
     more = {"message": isinstance(text, Parts), "sample": samples > 1}
-    _check_names(schema, typed, [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)])
+    own = [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)]
+    renamed = _renamed(schema, typed, own)
     extra = checked(params or {}, model)
     max_tokens = plain(max_tokens, whole=True)
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
@@ -308,6 +313,10 @@ def compile_prompt(
     thinking, output = thinking_of(model, max_tokens, effort, thinking)
     output |= _output(typed, extra.pop("output_config", {}))
     charges, notes = tool_charges(model, extra, thinking, typed=typed is not None)
+    if renamed:
+        pairs = ", ".join(f"{name!r} to {new!r}" for name, new in renamed.items())
+        words = f"The results have columns of these names, so the frame's are renamed there: {pairs}."
+        notes = (words, *notes)
     shared, per_row = (None, None) if system is None else system_of(system, schema)
     turns = _turns(examples, typed)
     fields = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
@@ -323,6 +332,7 @@ def compile_prompt(
         text=text,
         system=per_row,
         samples=samples,
+        renamed=renamed,
         template=_template(prompt, system if per_row else None),
         returns=typed,
         constant=body,
@@ -367,16 +377,23 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     return turns
 
 
-def _check_names(schema: pl.Schema, typed: Returns | None, own: list[str]) -> None:
+def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[str, str]:
+    """Return the frame's columns whose names the results need, and new names; raise for a field's."""
     fields = () if typed is None or typed.single else tuple(typed.columns)
-    for name in (*own, *fields):
-        if name in schema:
-            renamed = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
-            msg = f"The frame has a column {name!r}, and the results get one of that name. Use {renamed}."
-            raise NameTaken(msg)
-        if name in own and name in fields:
+    for name in fields:
+        if name in own:
             msg = f"returns= has a field {name!r}, a name the results need for themselves. Rename the field."
             raise NameTaken(msg)
+        if name in schema:
+            use = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
+            msg = f"The frame has a column {name!r}, and the results get one of that name. Use {use}."
+            raise NameTaken(msg)
+    there, renamed = {*schema, *fields}, {}
+    for name in own:
+        if name in schema:
+            numbered = (f"{name}_{number}" for number in itertools.count(1))
+            renamed[name] = next(new for new in numbered if new not in there)
+    return renamed
 
 
 def _notes(
@@ -487,6 +504,8 @@ class Work(NamedTuple):
     ) -> pl.DataFrame:
         """Return the user's frame, same rows in the same order, with typed columns, `reply` and `error`.
 
+        Columns of the frame that have such a name are renamed, as `Prompt.renamed` says.
+
         Parameters
         ----------
         answers : pl.DataFrame
@@ -496,7 +515,8 @@ class Work(NamedTuple):
         simulated : bool
             Mark every row as a simulator's, so that no file made of them can pass for the real thing.
         """
-        prompt, frame, keys, unsent = self.texts.prompt, self.frame, self.keys, self.unsent
+        prompt, keys, unsent = self.texts.prompt, self.keys, self.unsent
+        frame = self.frame.rename(prompt.renamed)
         if prompt.samples > 1 or places is not None:
             places = pl.int_range(keys.len(), eager=True) if places is None else places
             rows, keys = places // prompt.samples, keys.gather(places)

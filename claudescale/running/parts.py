@@ -53,7 +53,8 @@ async def run_parts(
     Raises
     ------
     PlanError
-        The prompt is an expression, which might look at other rows than its own; or there is a column `row`.
+        The prompt is an expression, which might look at other rows than its own; there is a column `row`;
+        or the plan has `samples`, with which a row of the input is several.
     RunStopped
         A slice was not finished; the files of those before it stand.
     """
@@ -61,6 +62,9 @@ async def run_parts(
     if plan.compiled.prompt.columns is None:
         msg = "run_parts needs a prompt with {column} in it: an expression may look at rows of other slices"
         raise PlanError(msg)
+    if plan.samples > 1:
+        msg = f"run_parts keeps one result for each row, and the plan has samples={plan.samples}: "
+        raise PlanError(msg + "use plan.replace(samples=1), or a plan over a smaller frame with plan.run")
     if ROW in frame.collect_schema():
         msg = f"the frame has a column {ROW!r}, which is where run_parts keeps the rows' order: rename yours"
         raise PlanError(msg)

@@ -97,6 +97,23 @@ def test_what_a_model_does_not_settle_goes_to_the_next_and_each_row_has_its_mode
 
 
 @pytest.mark.slow
+def test_results_can_be_the_input_of_a_cascade_and_of_a_trial(api):
+    """An earlier `reply` is `reply_1` for `accept` and in the results, and may be the truth of a score."""
+    frame = numbers(30).rename({"truth": "reply"}).with_columns(error=pl.lit("kept"))
+    right = pl.col("reply").cast(pl.String) == pl.col("reply_1").str.strip_chars().str.to_lowercase()
+    for prompt in ("Even or odd? {number}", pl.format("Even or odd? {}", "number")):
+        plan = a_plan(frame=frame, prompt=prompt)
+        done = run(cs.cascade(plan, MODELS, accept=right), api.client())
+        results = done.results
+        assert results.columns == ["number", "reply_1", "error_1", "reply", "error", "model", "simulated"]
+        assert results["reply_1", "error_1"].rows() == frame["reply", "error"].rows()
+        assert results.filter(pl.col("number") > 0).select(right.all()).item()
+    trial = run(cs.trial(plan, [CHEAP, DEAR], n=30, score="reply"), api.client())
+    assert trial.scores[DEAR].sum() == 29  # 0 is wrong for all
+    assert trial.scores[CHEAP].sum() < 29
+
+
+@pytest.mark.slow
 def test_without_accept_only_failures_are_passed_on_and_the_last_reply_stays():
     """Refused, cut off, empty and broken replies go on; a later failure takes no earlier reply away."""
 

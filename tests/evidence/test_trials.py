@@ -76,14 +76,14 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
 @pytest.mark.parametrize(
     ("lists", "best"),
     [
-        ({"prompts": ["Even or odd? {number}", "Odd or even? {number}"]}, "prompt 1"),
-        ({"efforts": ["high", "low"]}, "low"),
+        ({"prompt": ["Even or odd? {number}", "Odd or even? {number}"]}, "prompt 1"),
+        ({"effort": ["high", "low"]}, "low"),
     ],
 )
 def test_efforts_and_prompts_are_compared_like_models(api, lists, best):
     """Each is a choice on the same rows, and `pick` returns the plan with the one that is good enough."""
     trial = run(cs.trial(a_plan(500, model=MIDDLE), n=60, score="truth", **lists), api.client())
-    assert list(trial.plans) == lists.get("efforts", ["prompt 1", "prompt 2"])
+    assert list(trial.plans) == lists.get("effort", ["prompt 1", "prompt 2"])
     picked, sent = trial.pick(min_score=0.8), trial.plans[best]
     assert (picked.prompt, picked.effort, picked.compiled.totals.rows) == (sent.prompt, sent.effort, 500)
 
@@ -153,7 +153,7 @@ def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(pat
     [
         ({"models": [CHEAP, "claude-sonet-5-5"]}, cs.errors.UnknownModel, "claude-sonnet-5-5"),
         ({"models": None}, cs.PlanError, "models=None: give two or more"),
-        ({"efforts": ["low", "high"]}, cs.PlanError, "compares one thing"),
+        ({"effort": ["low", "high"]}, cs.PlanError, "compares one thing"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
         ({"n": 1}, cs.PlanError, "fewer than 2 rows"),
         ({"n": 2.5}, cs.PlanError, "n=2.5"),

@@ -43,7 +43,7 @@ ERRORS = {
     "expression with an unknown column": lambda: plan(pl.col("txt")),
     "frame of a wrong kind": lambda: plan(frame=5),
     "series": lambda: plan(frame=FRAME["text"]),
-    "name taken": lambda: plan("Read {reply}", FRAME.rename({"text": "reply"})),
+    "name taken": lambda: plan(returns={"reply": pl.String}),
     "field taken": lambda: plan(returns={"text": pl.String}),
     "unknown model": lambda: plan(model="claude-haiku"),
     "foreign model": lambda: plan(model="gpt-5"),

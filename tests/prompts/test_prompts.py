@@ -139,6 +139,32 @@ def test_a_field_may_not_hide_a_column():
             compiled("{text}", frame, returns={name: pl.String, "label": pl.String})
 
 
+def test_results_can_be_the_next_input():
+    """Columns named as ours keep their cells under the next free name; bodies and keys know nothing of it."""
+    frame = pl.DataFrame({"reply": ["late", "fine"], "error": None, "reply_1": ["a", "b"], "simulated": True})
+    texts = frame.select(text="reply")
+    prompt = compiled("Is it bad? {reply}", frame, returns={"bad": pl.Boolean})
+    plain = compiled("Is it bad? {text}", texts, returns={"bad": pl.Boolean})
+    assert texts_of(prompt, frame) == ["Is it bad? late", "Is it bad? fine"]
+    assert keys_of(prompt, frame).equals(keys_of(plain, texts))
+    work = prompt.work(frame, "api")
+    answers = pl.DataFrame({"key": [work.keys[1]], "reply": ['{"bad":false}'], "error": None})
+    found = work.results(answers.cast(pl.String))
+    assert found.schema == prompt.results_schema(frame)
+    kept = found.select("reply_2", "error_1", "reply_1", "simulated_1")
+    assert_frame_equal(kept.rename(dict(zip(kept.columns, frame.columns, strict=True))), frame)
+    assert found["bad", "error"].rows() == [(None, NOT_SENT), (False, None)]
+    (note,) = prompt.notes
+    assert note.endswith("'reply' to 'reply_2', 'error' to 'error_1', 'simulated' to 'simulated_1'.")
+    field = compiled("{reply}", frame.select("reply"), returns={"reply_1": pl.String})
+    assert field.renamed == {"reply": "reply_2"}
+    with_sample = pl.DataFrame({"text": ["a"], "sample": [7], "message": ["kept"]})
+    several = compiled("{text}", with_sample, samples=2)
+    found = several.work(with_sample, "api").results(answers.clear().cast(pl.String))
+    assert found.schema == several.results_schema(with_sample)
+    assert found.select("sample_1", "sample", "message").rows() == [(7, 1, "kept"), (7, 2, "kept")]
+
+
 TEXTS = st.lists(st.text(max_size=5) | st.none(), max_size=20)
 
 

@@ -34,6 +34,21 @@ def test_rows_come_once_each_as_in_results(options, path):
         assert sim.stats["calls"] + run.batches["requests"].sum() >= 30
 
 
+def test_results_can_be_the_next_input(path):
+    """The results of a run are the frame of another; both ways of reading it name the columns alike."""
+    with cs.Simulator(speed=600) as sim:
+        first = started(sim, path)
+        asyncio.run(all_of(first))
+        plan = first.plan.replace(frame=first.results, prompt="Is that so? {reply}", samples=2)
+        assert "'reply' to 'reply_1', 'error' to 'error_1', 'simulated' to 'simulated_1'." in repr(plan)
+        run = plan.start(sim.client(), ledger=path, progress=False)
+        rows = asyncio.run(all_of(run))
+        assert sorted(rows, key=lambda row: row["index"]) == run.results.with_row_index("index").to_dicts()
+    assert run.results.drop("simulated").schema == plan.compiled.prompt.results_schema(plan.frame)
+    earlier = run.results["reply_1", "error_1", "simulated_1"].gather_every(2)
+    assert earlier.rows() == first.results["reply", "error", "simulated"].rows()
+
+
 def test_rows_come_in_the_order_of_arrival(path):
     """Slow rows come after quick ones; a row with nothing to send comes last."""
     replies = {"slow": 3.0, "quick": 0.1}

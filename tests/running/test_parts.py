@@ -69,10 +69,11 @@ def test_a_budget_holds_for_all_slices(plan, tmp_path):
     [
         ({"prompt": pl.col("text").shift(1)}, "other slices"),
         ({"frame": reviews(3).with_row_index("row")}, "column 'row'"),
+        ({"samples": 2}, r"samples=2: use plan\.replace\(samples=1\)"),
     ],
 )
 def test_what_cannot_be_sliced_is_refused(plan, tmp_path, changes, words):
-    """A prompt that may look at other rows, and a column of the same name, are told before sending."""
+    """A prompt that may look at other rows, a column of the same name, and `samples`: told before sending."""
     with simulator() as api:
         with pytest.raises(cs.PlanError, match=words):
             parts(plan.replace(**changes), tmp_path, api.client())
