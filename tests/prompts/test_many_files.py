@@ -55,7 +55,9 @@ def frame(tmp_path_factory):
         (folder / f"{number}.png").write_bytes(png(SIDE, number))
     for number in range(PDFS):
         (folder / f"{number}.pdf").write_bytes(pdf(1 + number % 5, number))
-    rows = [(f"{folder}/{number}.png", f"{folder}/{number % PDFS}.pdf", "cracked") for number in range(IMAGES)]
+    rows = [
+        (f"{folder}/{number}.png", f"{folder}/{number % PDFS}.pdf", "cracked") for number in range(IMAGES)
+    ]
     return pl.DataFrame(rows, schema=["photo", "file", "note"], orient="row")
 
 

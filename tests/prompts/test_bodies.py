@@ -1,0 +1,115 @@
+"""The body of one row of each kind, as the SDK's own types take it: live and in a batch."""
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import polars as pl
+import pytest
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+from anthropic.types.messages.batch_create_params import Request
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from running import simulator
+
+import claudescale as cs
+
+LIVE, BATCH = TypeAdapter(MessageCreateParamsNonStreaming), TypeAdapter(Request)
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x1c\0\0\0\x1c\x08\x02"
+FRAME = pl.DataFrame(
+    {"text": ["late again"], "language": ["German"], "photo": [PNG], "file": [b"%PDF-1.7 << /Type /Page >>"]}
+    | {"url": ["https://example.org/a"], "id": ["file_011"]}
+)
+
+
+class Mood(BaseModel):
+    """What a customer feels."""
+
+    model_config = ConfigDict(extra="forbid")
+    word: str
+    sure: float | None
+
+
+TEXT, LONG = "Name it: {text}", "You are brief. " * 400
+KINDS = {
+    "text": {},
+    "image": {"prompt": [cs.image("photo"), TEXT]},
+    "image behind a URL": {"prompt": [cs.image("url"), TEXT]},
+    "image by its id": {"prompt": [cs.image("id", kind="file_id"), TEXT]},
+    "PDF": {"prompt": [cs.pdf("file"), TEXT]},
+    "PDF behind a URL": {"prompt": [cs.pdf("url"), TEXT]},
+    "PDF by its id": {"prompt": [cs.pdf("id", kind="file_id"), TEXT]},
+    "several": {"prompt": [cs.image("photo"), cs.pdf("file"), TEXT], "examples": [("Hi", "there")]},
+    "examples": {"examples": [("works", "praise"), ("late", "complaint")], "system": "Be brief."},
+    "examples cached": {"examples": [("works", "praise")], "system": "Be brief.", "cache": True},
+    "typed examples": {"examples": [("works", Mood(word="glad", sure=1))], "returns": Mood},
+    "system": {"system": LONG, "cache": True},
+    "system by row": {"system": "Answer in {language}."},
+    "samples": {"samples": 3},
+    "bool": {"returns": bool},
+    "int": {"returns": int},
+    "float": {"returns": float},
+    "str": {"returns": str},
+    "Literal": {"returns": Literal["good", "bad"]},
+    "labels": {"returns": ["good", "bad"]},
+    "Polars type": {"returns": pl.List(pl.Enum(["good", "bad"]))},
+    "dict": {"returns": {"label": pl.Enum(["good", "bad"]), "sure": pl.Float64 | None, "on": pl.Date}},
+    "model": {"returns": Mood},
+    "list of models": {"returns": list[Mood]},
+}
+
+
+def read(value):
+    """Return a validated value with all inside it: an Iterable of the types is validated as it is read."""
+    if isinstance(value, Mapping):
+        return {name: read(inner) for name, inner in value.items()}
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    return [read(inner) for inner in value] if is_list else value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_a_body_of_each_kind_is_of_the_sdk_s_types(kind, mode):
+    """Each field is of its type, and none is there that the types do not know: those would be dropped."""
+    prompt = KINDS[kind].get("prompt", TEXT)
+    plan = cs.plan(FRAME, **{"model": "claude-haiku-5-5", "mode": mode, **KINDS[kind], "prompt": prompt})
+    rows = plan.requests
+    assert rows.height == plan.samples
+    for key, params in rows.iter_rows():
+        body = json.loads(params)
+        assert read(LIVE.validate_python(body, strict=True)) == body
+        request = {"custom_id": key, "params": body}
+        assert read(BATCH.validate_python(request, strict=True)) == request
+
+
+def test_the_types_would_refuse_what_the_api_does_not_know():
+    """A block of a wrong kind, or with one field more, is seen by this way of asking."""
+    (body,) = map(json.loads, cs.plan(FRAME, TEXT, model="claude-haiku-5-5").requests["params"])
+    source = {"type": "base64", "media_type": "image/bmp", "data": "AA=="}
+    for content in ([{"type": "image", "source": source}], [{"type": "text"}]):
+        body["messages"] = [{"role": "user", "content": content}]
+        with pytest.raises(ValidationError):
+            read(LIVE.validate_python(body, strict=True))
+    body["messages"] = [{"role": "user", "content": [{"type": "text", "text": "a", "colour": "red"}]}]
+    assert read(LIVE.validate_python(body, strict=True)) != body
+
+
+@pytest.mark.slow
+def test_the_simulator_answers_a_body_of_each_kind():
+    """Live and in one batch, each is answered as the API would, none refused."""
+    plans = [
+        cs.plan(FRAME, **{"prompt": TEXT, "model": "claude-haiku-5-5", **each}) for each in KINDS.values()
+    ]
+    bodies = [json.loads(params) for plan in plans for params in plan.requests["params"]]
+
+    async def answered(client):
+        replies = await asyncio.gather(*(client.messages.create(**body) for body in bodies))
+        requests = [{"custom_id": str(number), "params": body} for number, body in enumerate(bodies)]
+        batch = await client.messages.batches.create(requests=requests)
+        while batch.processing_status != "ended":
+            await asyncio.sleep(0.02)
+            batch = await client.messages.batches.retrieve(batch.id)
+        return [reply.stop_reason for reply in replies], batch.request_counts.succeeded
+
+    with simulator(speed=600, batch_seconds=6) as api:
+        assert cs.wait(answered(api.client())) == (["end_turn"] * len(bodies), len(bodies))
