@@ -418,7 +418,8 @@ class Run(Shown, Handle):
         `reply` is null where there is none. `error` is null where all went well, ``"not_sent"`` where
         the row has no answer yet, the API's error type where it failed, ``"invalid_reply"`` where a reply
         breaks the `returns` schema. A row with a null in the prompt's columns has neither. A simulator's
-        replies are marked by a last column, `simulated`; the API's results have none.
+        replies are marked by a last column, `simulated`; the API's results have none. Where the frame has a
+        column of one of these names, as earlier results do, it is renamed here: `reply_1`.
 
         Spends: nothing.
 

@@ -155,6 +155,15 @@ def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(pat
         ({"models": None}, cs.PlanError, "models=None: give two or more"),
         ({"effort": ["low", "high"]}, cs.PlanError, "compares one thing"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
+        (
+            {
+                "models": None,
+                "prompt": ["{number}", [cs.image("truth")]],
+                "plan": {"frame": numbers(9).with_columns(message=pl.lit("a"))},
+            },
+            cs.PlanError,
+            "'my_message'",
+        ),
         ({"n": 1}, cs.PlanError, "fewer than 2 rows"),
         ({"n": 2.5}, cs.PlanError, "n=2.5"),
         ({"score": "trut"}, cs.errors.UnknownColumn, "'truth'"),
