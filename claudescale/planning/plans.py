@@ -587,7 +587,8 @@ class Plan(Shown):
             return Card(title=f"Plan that cannot be run: {error}")
         saved = totals.rows - totals.unsent - totals.requests
         same = f", {saved:,} identical rows sent once" if saved else ""
-        null = f", {totals.unsent:,} with a null not sent" if totals.unsent else ""
+        file = " or a file that cannot be read" if compiled.prompt.has_files else ""
+        null = f", {totals.unsent:,} with a null{file} not sent" if totals.unsent else ""
         mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
         least = pl.max_horizontal(pl.col("dollars") * _SAVED, pl.lit(_SAVED / 100))
         worth = pl.when(pl.col("dollars_saved").abs() > least).then("dollars_saved")

@@ -84,6 +84,11 @@ class Prompt:
         return tuple(dict.fromkeys([*self.text.columns, *(self.system.columns or ())]))
 
     @property
+    def has_files(self) -> bool:
+        """Whether images or PDFs are sent: what cannot be read is an error of its row."""
+        return isinstance(self.text, Parts)
+
+    @property
     def shared_tokens(self) -> float:
         """Estimated tokens that all requests share."""
         return self.shared_characters / self.model.characters_per_token
@@ -168,7 +173,7 @@ class Prompt:
         """Return the columns that the results of a frame have."""
         typed = {} if self.returns is None else self.returns.columns
         sample = {"sample": pl.Int64()} if self.samples > 1 else {}
-        message = {"message": pl.String()} if isinstance(self.text, Parts) else {}
+        message = {"message": pl.String()} if self.has_files else {}
         texts = {"reply": pl.String(), "error": pl.String(), **message}
         return pl.Schema({**schema_of(frame), **sample, **typed, **texts, **typed})
 
@@ -189,14 +194,14 @@ class Prompt:
             rendered = message if self.columns is None else None
             size = message.str.len_bytes().cast(pl.Int64).alias("bytes") + around
             found = contents.drop("content").with_columns(self.keys(message, api), size, most_tokens=size)
-            if isinstance(self.text, Parts):
+            if self.has_files:
                 more = pl.col("bytes") + pl.col("file_bytes"), pl.col("most_tokens") + pl.col("file_tokens")
                 found = found.with_columns(*more)
             parts.append(found)
         rows = pl.concat(parts, rechunk=True).with_row_index("row")
-        if isinstance(self.text, Parts):
+        if self.has_files:
             unsent, stamps = rows.select("error", "message"), rows["stamp"]
-        _check_sizes(rows, has_files=stamps is not None)
+        _check_sizes(rows, has_files=self.has_files)
         if self.samples > 1:
             rows = _sampled(rows.lazy(), self.samples).collect()
             keys = zip(rows["key"], rows["sample"], strict=True)

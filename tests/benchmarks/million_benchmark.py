@@ -34,7 +34,6 @@ from claudescale.api import prices
 from claudescale.api.limits import Limits
 from claudescale.ledger.records import Attempt
 from claudescale.ledger.store import Store
-from claudescale.prompts.requests import prepare, results
 from claudescale.running.parts import run_parts
 from claudescale.running.rates import rates
 from claudescale.views import run_charts
@@ -109,7 +108,7 @@ class Stages:
         return distinct.select(pl.col("characters").sum()).collect(engine="streaming")
 
     def prepare(self):
-        self.work = prepare(self.plan_made, API)
+        self.work = self.plan_made.compiled.work(API)
 
     def digests(self):
         return [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in self.frame["text"]]
@@ -171,7 +170,7 @@ class Stages:
         return found
 
     def results(self):
-        assert results(self.work, None, self.replies, simulated=True)["reply"].null_count() == 0
+        assert self.work.results(self.replies, simulated=True)["reply"].null_count() == 0
 
     def joined(self):
         keyed = self.frame.with_columns(self.work.keys)

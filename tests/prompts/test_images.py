@@ -143,6 +143,7 @@ def test_size_and_tokens_count_the_files(files):
     sizes = work.texts.prompt.sizes(frame.lazy()).drop_nulls()
     assert sizes["rows"].sum() == work.sizes.drop_nulls()["rows"].sum() == 4
     assert sizes["characters"].to_list() == work.sizes.drop_nulls()["characters"].to_list()
+    assert "5 with a null or a file that cannot be read not sent" in repr(a_plan(frame, PROMPT))
 
 
 def test_what_cannot_be_read_is_an_error_of_its_row(files):
