@@ -289,7 +289,7 @@ def test_a_lone_row_is_given_up_too(no, tries):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_a_file_that_changes_ends_the_run(mode, tmp_path, monkeypatch):
-    """No row is sent with another file than its key stands for; the run says so, and the same cell goes on."""
+    """No row is sent with another file than its key stands for; it is said, and the same cell goes on."""
     files = [tmp_path / f"{number}.gif" for number in range(40)]
     for number, file in enumerate(files):
         file.write_bytes(b"GIF89a" + bytes([9, 0, 9, 0, number]))
@@ -303,9 +303,10 @@ def test_a_file_that_changes_ends_the_run(mode, tmp_path, monkeypatch):
         begin(job)
 
     with simulator(speed=600) as api:
-        with monkeypatch.context() as patch, pytest.raises(cs.RunStopped, match="same cell again") as stopped:
-            patch.setattr(Job, "start", changed)  # the rows are read, and nothing is sent yet
+        monkeypatch.setattr(Job, "start", changed)  # the rows are read, and nothing is sent yet
+        with pytest.raises(cs.RunStopped, match="same cell again") as stopped:
             cs.wait(plan.run(api.client(), ledger=tmp_path / "l", progress=False))
+        monkeypatch.undo()
         assert stopped.value.run.stopped_by == "file_changed"
         run = finished(plan, api.client(), ledger=tmp_path / "l")
         assert (run.counts.answered, api.stats["billed_rows"]) == (40, 40)
