@@ -103,12 +103,13 @@ def test_the_simulator_answers_a_body_of_each_kind():
     bodies = [json.loads(params) for plan in plans for params in plan.requests["params"]]
 
     async def answered(client):
-        replies = await asyncio.gather(*(client.messages.create(**body) for body in bodies))
         requests = [{"custom_id": str(number), "params": body} for number, body in enumerate(bodies)]
-        batch = await client.messages.batches.create(requests=requests)
-        while batch.processing_status != "ended":
-            await asyncio.sleep(0.02)
-            batch = await client.messages.batches.retrieve(batch.id)
+        async with client:
+            replies = await asyncio.gather(*(client.messages.create(**body) for body in bodies))
+            batch = await client.messages.batches.create(requests=requests)
+            while batch.processing_status != "ended":
+                await asyncio.sleep(0.02)
+                batch = await client.messages.batches.retrieve(batch.id)
         return [reply.stop_reason for reply in replies], batch.request_counts.succeeded
 
     with simulator(speed=600, batch_seconds=6) as api:
