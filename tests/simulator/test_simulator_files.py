@@ -158,12 +158,21 @@ def test_a_client_without_the_sdk_may_send_images():
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
 def test_a_run_over_images_costs_what_its_plan_says(mode):
-    """Twenty images of different sizes: the bill for input is within a tenth of the estimate."""
+    """Twenty images of different sizes: the bill is within a tenth of the estimate, counted and plain."""
     images = [png(300 + 60 * n, 900 - 30 * n, n) for n in range(20)]
     frame = pl.DataFrame({"photo": images, "note": [f"Parcel {n}." for n in range(20)]})
-    plan = a_plan(frame, [cs.image("photo"), "What is broken? {note}"], mode=mode)
+    prompt = [cs.image("photo"), "What is broken? {note}"]
+    plain = a_plan(frame, prompt, mode=mode)
+    typed = a_plan(frame, prompt, mode=mode, returns=pl.Enum(["box", "lid", "nothing"]))
     with simulator(tier=WIDE, speed=600, batch_seconds=60) as api:
-        run = finished(plan, api.client())
-    assert run.results["reply"].null_count() == 0
-    estimate = plan.compiled.totals.input_tokens
-    assert run.attempts["input_tokens"].sum() == pytest.approx(estimate, rel=0.1)
+        client = api.client()
+        first = finished(plain, client)
+        counted = cs.wait(typed.count_tokens(client))
+        second = finished(counted, client)
+    for plan, run in ((plain, first), (counted, second)):
+        assert run.results["reply"].null_count() == 0
+        spent = run.attempts["input_tokens"].sum()
+        assert spent == pytest.approx(plan.compiled.totals.input_tokens, rel=0.1)
+    totals = counted.compiled.totals
+    dollars = totals.live_dollars if mode == "live" else totals.batch_dollars
+    assert second.bill["dollars"].sum() == pytest.approx(dollars, rel=0.1)
