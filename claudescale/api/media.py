@@ -75,8 +75,8 @@ def _jpeg(file: File) -> tuple[int, int]:
 
 def image_tokens(width: int, height: int, tokenizer: str) -> int:
     """Return the tokens of an image: each is a square of pixels, and larger images are scaled down."""
-    side = MEDIA["pixels_a_token"]
-    return min(math.ceil(width / side) * math.ceil(height / side), MEDIA["most_tokens"][tokenizer])
+    side, most = int(MEDIA["pixels_a_token"]), int(MEDIA["most_tokens"][tokenizer])
+    return min(math.ceil(width / side) * math.ceil(height / side), most)
 
 
 def pdf_pages(data: bytes) -> tuple[int, int]:
@@ -94,4 +94,4 @@ def pdf_pages(data: bytes) -> tuple[int, int]:
 
 def unseen_tokens(block: str) -> int:
     """Return the tokens assumed of an image or a document behind a URL or an id, which nobody has seen."""
-    return MEDIA["image_tokens"] if block == "image" else MEDIA["pages"] * MEDIA["page_tokens"]
+    return int(MEDIA["image_tokens"] if block == "image" else MEDIA["pages"] * MEDIA["page_tokens"])

@@ -92,13 +92,12 @@ def pieces(content: Any) -> Iterator[Piece]:
         return
     for block in (block for block in content if isinstance(block, dict)) if isinstance(content, list) else ():
         kind, control = block.get("type"), block.get("cache_control")
-        source = block.get("source")
-        of = source.get("type") if isinstance(source, dict) else None
+        source = given if isinstance(given := block.get("source"), dict) else {}
         if kind == "text":
             yield Piece(str(block.get("text")), control)
-        elif kind == "document" and of == "text":
+        elif kind == "document" and source.get("type") == "text":
             yield Piece(str(source.get("data")), control)
-        elif kind == "tool_result" or (kind == "document" and of == "content"):
+        elif kind == "tool_result" or (kind == "document" and source.get("type") == "content"):
             inner = list(pieces((block if kind == "tool_result" else source).get("content")))
             files = tuple(file for piece in inner for file in piece.files)
             yield Piece("".join(piece.text for piece in inner), control, files)
