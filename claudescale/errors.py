@@ -147,6 +147,7 @@ def printable(text: str) -> str:
 
 
 ADVICE = {
+    "file_changed": "A file changed after its row was read. Leave files alone while a run sends them.",
     "authentication_error": "The API does not accept the key. Set ANTHROPIC_API_KEY, or use "
     "cs.connect(api_key=...).",
     "billing_error": "The account cannot be billed. See the billing page of the Console.",

@@ -98,6 +98,10 @@ CASES = {
         {"prompt": "Write about: {doc}", "max_tokens": 8_000},
         _SECONDS | {"written": _long_tailed},
     ),
+    "long tail, output binds": (
+        {"prompt": "Write about: {doc}", "max_tokens": 8_000, "tier": _OUTPUT},
+        _SECONDS | {"written": _long_tailed},
+    ),
     # Each limit in turn, enforced by the minute, and an API that fails.
     "requests bind": ({"tier": limits(300)}, {}),
     "requests bind, refusals and cuts": ({"tier": limits(300)}, {"faults": {"refusal": 0.05, "cut": 0.1}}),

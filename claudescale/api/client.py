@@ -32,7 +32,7 @@ from claudescale.api.answers import NOT_FOLLOWED, Answer, StreamedMessage, dig, 
 from claudescale.api.catalog import MESSAGE, WORDS
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
-from claudescale.errors import PlanError
+from claudescale.errors import ClaudescaleError, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
@@ -397,15 +397,23 @@ class BatchWire:
 
 
 class Parts:
-    """A body that is rendered part by part in a thread, while the loop runs. Iterating begins anew."""
+    """A body that is rendered part by part in a thread, while the loop runs. Iterating begins anew.
+
+    `flaw` is why it could not be rendered to its end: what calls the transport hears of a lost connection.
+    """
 
     def __init__(self, render: Callable[[], Iterator[bytes]]) -> None:
+        self.flaw: ClaudescaleError | None = None
         self._render = render
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         rendered = self._render()
-        while (part := await loops.in_thread(next, rendered, None)) is not None:
-            yield part
+        try:
+            while (part := await loops.in_thread(next, rendered, None)) is not None:
+                yield part
+        except ClaudescaleError as error:
+            self.flaw = error
+            raise
 
 
 async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> Limits:

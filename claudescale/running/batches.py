@@ -413,7 +413,8 @@ class Batches:
         posted = Followed(batch)
         self._followed.append(posted)
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
-        answer = await self._created(rows, nonce)
+        body = Parts(partial(batch_rules.body, rows, self._job.work.texts, nonce))
+        answer = await self._created(body, batch_rules.body_bytes(rows))
         outcome, now = batch_rules.made(answer), self._clock.seconds()
         self._changed_at = now
         _LOG.debug("batch of %d rows: %s, status %s", len(keys), outcome, answer.status)
@@ -421,6 +422,9 @@ class Batches:
             await self._note(posted, batch_rules.seen(batch, read_object(answer.content)))
             self._failures = self._refusals = 0
             return
+        if body.flaw is not None:  # half a body makes no batch
+            await self._close(posted, "absent")
+            raise body.flaw
         if outcome == "unknown":  # it may be there: it is looked for
             patience = batch_rules.FAILED_SECONDS if answer.status else batch_rules.LOST_SECONDS
             posted.lost_until = now + patience
@@ -432,10 +436,9 @@ class Batches:
         else:
             self._failed(verdict(answer), read_headers(answer.headers).retry_after_seconds)
 
-    async def _created(self, rows: pl.DataFrame, nonce: str) -> Answer:
+    async def _created(self, body: Parts, size_bytes: int) -> Answer:
         """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
-        body = Parts(partial(batch_rules.body, rows, self._job.work.texts, nonce))
-        create = self._wire.create(body, batch_rules.body_bytes(rows))
+        create = self._wire.create(body, size_bytes)
         seconds = self._clock.real(max(self._until() - self._clock.seconds(), 0.0))
         answer = await loops.in_time(create, seconds, self._woken, _GRACE_SECONDS)
         return answer or Answer(None, {}, b"", "timeout_error")

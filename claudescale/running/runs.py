@@ -17,7 +17,7 @@ from claudescale import loops
 from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.client import check_client, current
-from claudescale.errors import LedgerError, PlanError, RunStopped
+from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
@@ -157,6 +157,7 @@ class Run(Shown, Handle):
         """
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         job, state = self.job, "failed"
+        cause: FileChanged | None = None
         self._loop = asyncio.get_running_loop()
         try:
             await job.open()
@@ -164,6 +165,8 @@ class Run(Shown, Handle):
             state = self._end_state()
         except LedgerError as error:
             job.fail(error)
+        except FileChanged as error:
+            self.stopped_by, self.message, cause = "file_changed", str(error), error
         except asyncio.CancelledError:
             state = "stopped"
             raise
@@ -176,7 +179,7 @@ class Run(Shown, Handle):
             self.state = state
             await progress.close()
         if state == "failed":
-            raise RunStopped(run_views.why(self), self) from job.ledger_error
+            raise RunStopped(run_views.why(self), self) from job.ledger_error or cause
 
     async def _send(self, progress: Progress) -> None:
         """Send what is missing in the plan's mode."""

@@ -13,7 +13,7 @@ from running import a_plan, finished, reviews, simulator
 import claudescale as cs
 from claudescale.api.answers import Answer, Verdict
 from claudescale.running import health, live
-from claudescale.running.job import spread
+from claudescale.running.job import Job, spread
 
 BLOCKED = answer(400, "invalid_request_error", "Output blocked by content filtering policy")
 DOUBTFUL = {
@@ -284,3 +284,29 @@ def test_a_lone_row_is_given_up_too(no, tries):
     """Where nothing tells whether it is the row or the API it has more tries; three calls of ten minutes."""
     engine = through_script(always(no), 1, seconds=600.0 if no is TIMED_OUT else 1.0)
     assert (len(engine.attempts), engine.finals, engine.stopped_by) == (tries, [], None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_a_file_that_changes_ends_the_run(mode, tmp_path, monkeypatch):
+    """No row is sent with another file than its key stands for; it is said, and the same cell goes on."""
+    files = [tmp_path / f"{number}.gif" for number in range(40)]
+    for number, file in enumerate(files):
+        file.write_bytes(b"GIF89a" + bytes([9, 0, 9, 0, number]))
+    frame = pl.DataFrame({"photo": [str(file) for file in files]})
+    prompt = [cs.image("photo"), "What is it?"]
+    plan = cs.plan(frame, prompt, model="claude-haiku-5-5", mode=mode, concurrency=2)
+    begin = Job.start
+
+    def changed(job):
+        files[30].write_bytes(b"GIF89a" + bytes([9, 0, 9, 0, 99]))
+        begin(job)
+
+    with simulator(speed=600) as api:
+        monkeypatch.setattr(Job, "start", changed)  # the rows are read, and nothing is sent yet
+        with pytest.raises(cs.RunStopped, match="same cell again") as stopped:
+            cs.wait(plan.run(api.client(), ledger=tmp_path / "l", progress=False))
+        monkeypatch.undo()
+        assert stopped.value.run.stopped_by == "file_changed"
+        run = finished(plan, api.client(), ledger=tmp_path / "l")
+        assert (run.counts.answered, api.stats["billed_rows"]) == (40, 40)
