@@ -134,6 +134,9 @@ def _read(file: File, part: Part, model: Model, purpose: Purpose) -> Source:
     file.seek(0)
     media_type, tokens = _measured(file, part.block, model.tokenizer)
     data_bytes, raw = 4 * math.ceil(size / 3), b""
+    if part.block == "image" and data_bytes > MEDIA["most_base64_bytes"]:
+        most = MEDIA["most_base64_bytes"] * 3 // 4
+        raise Unusable(error="image_too_large", message=f"It has {size:,} bytes, and the API takes {most:,}.")
     file.seek(0)
     if purpose == "send":
         raw = file.read()

@@ -159,6 +159,7 @@ def test_what_cannot_be_read_is_an_error_of_its_row(files):
     assert found["message"].null_count() == 5
     for data, error in (
         (png(9_000, 2), "image_too_large"),
+        (png(9, 2) + bytes(4_000_000), "image_too_large"),
         (png(1, 1)[:20], "file_damaged"),
         (b"", "file_type"),
     ):
