@@ -34,7 +34,7 @@ UPWARD = {
     ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
 }
 """What still imports upward."""
-SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.catalog"}
+SIMULATOR_MAY_IMPORT = {"errors", "clock", "api.catalog", "api.media"}
 # Which modules may import what is slow or reaches the network.
 RESERVED = {
     # The simulator hands out a client of its own, and a worker has to make one.

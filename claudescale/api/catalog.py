@@ -182,6 +182,8 @@ MESSAGE, BATCH, CHARGES, ERRORS = (
     for name in ("message", "batch", "charges", "errors")
 )
 """What one request may be, what one batch may be, what costs besides tokens, and what error codes mean."""
+MEDIA: Mapping[str, Any] = MappingProxyType(_DATA["media"])
+"""What images and PDFs may be, and the tokens they take; `claudescale.api.media` counts them."""
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
 _RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}

@@ -10,26 +10,22 @@ import base64
 import hashlib
 import io
 import math
-import re
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
+from claudescale.api import catalog, media
 from claudescale.prompts.parameters import FACTS, refuse
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
+    from claudescale.api.media import File
 
 Kind: TypeAlias = Literal["path", "url", "file_id"]
 Purpose: TypeAlias = Literal["price", "key", "send"]
-File: TypeAlias = io.BytesIO | io.BufferedReader
 
-MEDIA: dict[str, Any] = FACTS["media"]
-_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
-_OBJECTS = re.compile(rb"/ObjStm.*?stream\r?\n", re.DOTALL)  # since PDF 1.5 pages stand in compressed streams
-_SIZES_IN_JPEG = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, which has its size
+MEDIA: dict[str, Any] = {**catalog.MEDIA, **FACTS["media"]}
 
 
 class Unusable(Exception):
@@ -112,9 +108,8 @@ def source_of(part: Part, value: Any, model: Model, purpose: Purpose) -> Source:
     if isinstance(value, bytes):
         return _read(io.BytesIO(value), part, model, purpose)
     kind = part.kind or ("url" if value.lower().startswith(("https://", "http://")) else "path")
-    unseen = MEDIA["image_tokens"], MEDIA["most_image_tokens"]
-    if part.block == "document":
-        unseen = MEDIA["pages"] * MEDIA["page_tokens"], model.context_tokens
+    most = MEDIA["most_image_tokens"] if part.block == "image" else model.context_tokens
+    unseen = media.unseen_tokens(part.block), most
     if kind == "file_id":
         return Source({"type": "file", "file_id": value}, *unseen)
     if kind == "url":
@@ -137,8 +132,11 @@ def source_of(part: Part, value: Any, model: Model, purpose: Purpose) -> Source:
 def _read(file: File, part: Part, model: Model, purpose: Purpose) -> Source:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    media_type, tokens = _measured(file, part.block, MEDIA["most_tokens"][model.tokenizer])
+    media_type, tokens = _measured(file, part.block, model.tokenizer)
     data_bytes, raw = 4 * math.ceil(size / 3), b""
+    if part.block == "image" and data_bytes > MEDIA["most_base64_bytes"]:
+        most = MEDIA["most_base64_bytes"] * 3 // 4
+        raise Unusable(error="image_too_large", message=f"It has {size:,} bytes, and the API takes {most:,}.")
     file.seek(0)
     if purpose == "send":
         raw = file.read()
@@ -153,72 +151,23 @@ def _blake() -> Any:
     return hashlib.blake2b(digest_size=16)
 
 
-def _measured(file: File, block: str, most_tokens: int) -> tuple[str, float]:
-    """Return the media type by the first bytes, and the tokens.
-
-    Source: API facts of 2026-11-29, datasets image-token-cost and pdf-token-cost (Oct 2026).
-    """
-    head = file.read(32)
+def _measured(file: File, block: str, tokenizer: str) -> tuple[str, float]:
+    """Return the media type by the first bytes, and the tokens."""
+    found = media.media_type(file.read(media.HEAD_BYTES))
     if block == "document":
-        if b"%PDF-" not in head:
+        if found != media.PDF:
             raise Unusable(error="file_type_unknown", message="It does not begin as a PDF does.")
-        return "application/pdf", _page_tokens(head + file.read(MEDIA["most_bytes"]))
+        file.seek(0)
+        return found, float(media.pdf_pages(file.read(MEDIA["most_bytes"]))[1])
+    if found not in media.IMAGES:
+        hint = " It is a PDF: cs.pdf(...)." if found == media.PDF else ""
+        words = f"It does not begin as a PNG, JPEG, GIF or WebP does.{hint}"
+        raise Unusable(error="file_type_unknown", message=words)
     try:
-        media_type, (width, height) = _pixels(head, file)
+        width, height = media.pixels(file)
     except (struct.error, IndexError) as error:
         raise Unusable(error="file_damaged", message="The image ends before it says its size.") from error
     if max(width, height) > MEDIA["most_pixels"]:
         words = f"It has {width:,} x {height:,} pixels, and the API takes {MEDIA['most_pixels']:,} on a side."
         raise Unusable(error="image_too_large", message=words)
-    side = MEDIA["pixels_a_token"]  # a token is a square of so many pixels; larger images are scaled down
-    return media_type, float(min(math.ceil(width / side) * math.ceil(height / side), most_tokens))
-
-
-def _pixels(head: bytes, file: File) -> tuple[str, tuple[int, int]]:
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png", struct.unpack_from(">II", head, 16)
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif", struct.unpack_from("<HH", head, 6)
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "image/webp", _webp(head)
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg", _jpeg(file)
-    hint = " It is a PDF: cs.pdf(...)." if head.startswith(b"%PDF-") else ""
-    raise Unusable(
-        error="file_type_unknown", message=f"It does not begin as a PNG, JPEG, GIF or WebP does.{hint}"
-    )
-
-
-def _webp(head: bytes) -> tuple[int, int]:
-    match head[12:16]:
-        case b"VP8X":
-            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-        case b"VP8L":
-            (bits,) = struct.unpack_from("<I", head, 21)
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        case _:
-            width, height = struct.unpack_from("<HH", head, 26)
-            return width & 0x3FFF, height & 0x3FFF
-
-
-def _jpeg(file: File) -> tuple[int, int]:
-    file.seek(2)
-    while True:
-        _, marker, length = struct.unpack(">BBH", file.read(4))
-        if marker in _SIZES_IN_JPEG:
-            height, width = struct.unpack_from(">HH", file.read(5), 1)
-            return width, height
-        file.seek(length - 2, io.SEEK_CUR)
-
-
-def _page_tokens(data: bytes) -> float:
-    """Return the tokens of all pages of a PDF; those without any font are scans."""
-    texts, view = [data], memoryview(data)
-    for stream in _OBJECTS.finditer(data):
-        try:
-            texts.append(zlib.decompressobj().decompress(view[stream.end() :], MEDIA["most_bytes"]))
-        except zlib.error:  # encrypted, or packed in another way
-            continue
-    pages = sum(len(_PAGE.findall(text)) for text in texts) or 1
-    is_text = any(b"/Font" in text for text in texts)
-    return float(pages * MEDIA["page_tokens" if is_text else "scan_tokens"])
+    return found, float(media.image_tokens(width, height, tokenizer))

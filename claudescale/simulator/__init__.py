@@ -28,7 +28,8 @@ class Simulator:
     """A Claude API on this machine, for any client; it costs nothing and answers nonsense that fits.
 
     It listens on 127.0.0.1 only, in a thread of its own. Limits, headers, errors, token counts,
-    caching and time behave as on the API; the replies are synthetic, and free text says so. Any key will do;
+    caching and time behave as on the API; the replies are synthetic, and free text says so. Images and PDFs
+    are counted and checked, and never looked at: a reply to one is drawn by its bytes. Any key will do;
     one that looks like an ordinary key (``sk-ant-api...``) may not read the account's rate limits.
 
     Spends: nothing.
@@ -47,7 +48,10 @@ class Simulator:
         ones by model and length; they are invented, as no measured ones are published.
     faults : mapping or Faults, optional
         What goes wrong and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``, or at which try,
-        such as ``{"create_lost": Fault(tries=[1])}``; see `Faults`.
+        such as ``{"create_lost": Fault(tries=[1])}``. By status, or by name: ``"overloaded"`` (529),
+        ``"rate_limit"`` (429), ``"server_error"`` (500), ``"timeout"`` (no answer ever comes), ``"drop"``
+        (the connection closes), and more in `Faults`. `stats` counts the first three by their status and
+        ``"timeout"`` as ``"hang"``.
     replies : callable, optional
         ``replies(body)`` gives the text, or a JSON value, of each reply. Called from the simulator's
         thread.

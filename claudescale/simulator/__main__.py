@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from claudescale.errors import UnknownTier
 from claudescale.simulator import Simulator
 from claudescale.simulator.account import LIMITS
-from claudescale.simulator.faults import KINDS, LEVELS, Fault
+from claudescale.simulator.faults import KINDS, LEVELS, NAMES, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     for name, (kind, default, words) in OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=f"{words} (default: {default})".strip())
-    how = f"how often, or how many dollars, when, and at which of its tries: {', '.join(KINDS)}"
+    how = f"how often, or how many dollars, when, and at which of its tries: {', '.join((*NAMES, *KINDS))}"
     parser.add_argument("--faults", type=faults, metavar="KIND=VALUE[@START-END][#TRY],...", help=how)
     return parser
 

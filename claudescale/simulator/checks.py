@@ -8,15 +8,19 @@ their exact wording is promised by nobody.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
+import struct
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from claudescale.api import catalog
+from claudescale.api import catalog, media
+from claudescale.api.catalog import MEDIA
 from claudescale.errors import UnknownModel
 from claudescale.simulator.wire import TABLES, Problem
 
@@ -31,8 +35,7 @@ SYSTEM_TURNS_FROM = (4, 8)
 FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
-MOST_PIXELS = 8_000
-MEDIA = {name: begins.encode("latin-1") for name, begins in TABLES["media"].items()}
+LONG_CONTEXT = 1_000_000
 ROLES, BETAS, SAMPLING, WORDS = (TABLES[name] for name in ("roles", "betas", "sampling", "refusals"))
 TYPES, FORMATS, REFUSED_WORDS = (frozenset(words) for words in TABLES["schema"].values())
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -161,10 +164,14 @@ class Call:
         self.generation = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
         contents = [turn["content"] for turn in body["messages"]]
         self.blocks = [block for content in contents if isinstance(content, list) for block in content]
+        self.images = sum(block["type"] == "image" for block in self.blocks)
+        self.pages = 0  # of PDFs, counted as each is looked into
+        is_long = model.context_tokens >= LONG_CONTEXT
+        self._most_files: int = MEDIA["most_files" if is_long else "most_files_in_short_context"]
 
     def refusals(self) -> Refusals:
         """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
-        of_the_prompt = (self._max_tokens, self._conversation, self._tools, self._cache)
+        of_the_prompt = (self._max_tokens, self._conversation, self._files, self._tools, self._cache)
         for part in (*of_the_prompt, self._output, self._thinking, self._options):
             yield from part()
 
@@ -207,8 +214,39 @@ class Call:
                 "extra",
                 f"{where}.text.citations",
             )
-        if kind in ("image", "document") and block["source"]["type"] == "base64":
-            yield from _media(f"{where}.{kind}.source.base64", kind, block["source"])
+        if kind in ("image", "document"):
+            source = block["source"]
+            insecure = source["type"] == "url" and not source["url"].lower().startswith("https://")
+            yield insecure, "insecure", f"{where}.{kind}.source.url.url"
+            if source["type"] == "base64":
+                yield from self._media(f"{where}.{kind}.source.base64", kind, source)
+
+    def _media(self, where: str, kind: str, source: dict[str, Any]) -> Refusals:
+        """Yield what may be wrong with an image or a PDF; where it breaks off before its size that passes."""
+        kinds, named = media.IMAGES if kind == "image" else (media.PDF,), source["media_type"]
+        yield named not in kinds, "media_type", where, " or ".join(map(repr, kinds))
+        most, size = MEDIA["most_base64_bytes"], len(source["data"])
+        yield kind == "image" and size > most, "heavy", where, most // 2**20, size, most
+        try:
+            raw = base64.b64decode(source["data"], validate=True)
+        except ValueError:
+            yield True, "base64", where
+            return
+        real = media.media_type(raw[: media.HEAD_BYTES])
+        yield real not in kinds, f"no_{kind}", where
+        yield real != named, "other_media", where, named, real
+        if kind == "document":
+            self.pages += media.pdf_pages(raw)[0]
+            yield self.pages > self._most_files, "many_pages", self._most_files
+            return
+        with suppress(struct.error, IndexError):
+            side, many = max(media.pixels(io.BytesIO(raw))), self.images > MEDIA["many_images"]
+            most = MEDIA["most_pixels_of_many" if many else "most_pixels"]
+            yield side > most, "pixels", where, " for many-image requests" * many, most
+
+    def _files(self) -> Refusals:
+        over = self.images + self.pages > self._most_files
+        yield over, "many_files", self.pages, self.images, self._most_files
 
     def _tools(self) -> Refusals:
         for place, tool in enumerate(self.tools):
@@ -287,25 +325,6 @@ class Call:
         for name, default in SAMPLING.items():
             other = body.get(name) not in (None, default)
             yield other and self.model.tokenizer == "2026", "sampling", name, model
-
-
-def _media(where: str, kind: str, source: dict[str, Any]) -> Refusals:
-    """Yield what may be wrong with an image or a PDF, by the first of its bytes."""
-    kinds, named = (
-        [name for name in MEDIA if name.startswith("image/") == (kind == "image")],
-        source["media_type"],
-    )
-    yield named not in kinds, "media_type", where, " or ".join(map(repr, kinds))
-    try:
-        raw = base64.b64decode(str(source["data"]), validate=True)
-    except ValueError:
-        yield True, "base64", where
-        return
-    real = next((name for name in kinds if raw.startswith(MEDIA[name])), None)
-    yield real is None, f"no_{kind}", where
-    yield real != named, "other_media", where, named, real
-    wide = real == "image/png" and max(int.from_bytes(raw[at : at + 4]) for at in (16, 20)) > MOST_PIXELS
-    yield wide, "pixels", where, MOST_PIXELS
 
 
 def _at_least(value: Any, least: int) -> bool:

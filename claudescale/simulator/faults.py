@@ -14,6 +14,7 @@ from claudescale.simulator.wire import TABLES, Problem
 ACCOUNT: dict[str, str] = TABLES["account"]
 _KINDS = TABLES["faults"]
 ROW: dict[str, int] = _KINDS["of_a_row"]
+NAMES: dict[str, str] = _KINDS["names"]
 RAMP_SECONDS = 5
 ROWS = (*ROW, "batch_expired", *ACCOUNT)
 BEFORE = (*(status for status in TABLES["errors"] if status != "405"), *ACCOUNT, *_KINDS["before"])
@@ -72,9 +73,10 @@ class Faults:
     given : mapping
         By kind: a probability; or (probability, starts, ends) with API seconds since the simulator
         began; or a `Fault`; or a list of these. Kinds: an HTTP status (400, 401, 402, 403, 404, 408,
-        409, 413, 429 for the ramp limit, 500, 503, 504, 529); ``drop`` (the connection closes before
-        anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` (never
-        answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
+        409, 413, 429 for the ramp limit, 500, 503, 504, 529), of which three have a name: ``overloaded``
+        (529), ``rate_limit`` (429), ``server_error`` (500); ``drop`` (the connection closes before
+        anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` or
+        ``timeout`` (never answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
         ``empty_content``, ``thinking_only``, ``refusal`` (before any output: billed only in some
         categories, which the seed chooses), ``refusal_midway`` (billed), ``cut`` (as if ``max_tokens``
         were reached). Troubles of the account, which strike calls, creates of batches and rows alike:
@@ -111,15 +113,16 @@ class Faults:
             msg = f"faults say what goes wrong and how often, such as faults={{529: 0.05}}, not {given!r}"
             raise TypeError(msg)
         for key, value in (given or {}).items():
-            kind = str(key)
+            kind = NAMES.get(str(key), str(key))
             if kind not in KINDS:
-                msg = f"there is no fault {kind!r}.{nearest(kind, KINDS)} Faults: {', '.join(KINDS)}"
+                known = (*NAMES, *KINDS)
+                msg = f"there is no fault {kind!r}.{nearest(kind, known)} Faults: {', '.join(known)}"
                 raise ValueError(msg)
             if kind in LEVELS and isinstance(value, int | float):
                 self.levels[kind] = float(value)
             else:
                 several = value if isinstance(value, list) else [value]
-                self._faults[kind] = [_fault(kind, one) for one in several]
+                self._faults.setdefault(kind, []).extend(_fault(kind, one) for one in several)
 
     def __bool__(self) -> bool:
         return bool(self._faults or self.levels)

@@ -156,8 +156,10 @@ class Model:
         fields = ("tool_choice", "thinking", "output_config", "tools")
         self._choice, self._thinking, self._config, self._tools = (body.get(field) or {} for field in fields)
         self._schema = (self._config.get("format") or {}).get("schema")
-        self._asked = "\n".join(text for text, _, _ in pieces(body["messages"][-1]["content"]))
+        asked = [*pieces(body["messages"][-1]["content"])]
+        self._asked = "\n".join(piece.text for piece in asked)
         self._subject = subject(self._asked)
+        self._files = [file.get("source") for piece in asked for file in piece.files]
         self._seed, self._own = seed, draws(key)
         self._written = 0
 
@@ -297,7 +299,8 @@ class Model:
     @cached_property
     def _fair(self) -> Random:
         """What is right is drawn the same for every model; where one errs, and all else, by its own luck."""
-        return draws(hashed(self._seed, self._subject, 64), "fair")
+        files = SORTED.encode(self._files) if self._files else ""
+        return draws(hashed(self._seed, self._subject + files, 64), "fair")
 
     @cached_property
     def _words(self) -> list[str]:

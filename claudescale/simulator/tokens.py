@@ -1,16 +1,23 @@
 """How many tokens a request has, and which of them the prompt cache holds.
 
 Counts are deterministic: characters by the tokenizer's generation, each text up to a tenth off, so
-that an estimate from characters has an error as it has on the API.
+that an estimate from characters has an error as it has on the API. Images and PDFs count by their pixels
+and pages as they do in an estimate, one behind a URL or an id as many tokens as an estimate assumes.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import struct
 import zlib
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from claudescale.api import media
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +28,6 @@ REQUEST_TOKENS = 4
 MESSAGE_TOKENS = 3
 SCHEMA_TOKENS = 80  # the hidden system prompt of structured outputs
 TOOLS_TOKENS = 290
-MEDIA_TOKENS = 1_500  # of one image or document, whatever its size
 LOOKBACK_BLOCKS = 20
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MINIMUM_TOKENS = 512  # cacheable prefix of models whose own is not published
@@ -71,23 +77,49 @@ def tokens_in(text: str, characters_per_token: float) -> int:
     return math.ceil(len(text) / (characters_per_token * (0.9 + 0.2 * drawn)))
 
 
-def pieces(content: Any) -> Iterator[tuple[str, int, Any]]:
-    """Yield (text, further tokens, cache_control) of each block of a `content`, `system` or `tools` field."""
+class Piece(NamedTuple):
+    """One block of a request."""
+
+    text: str
+    cache_control: Any = None
+    files: tuple[dict[str, Any], ...] = ()  # blocks of images and of documents that are no text
+
+
+def pieces(content: Any) -> Iterator[Piece]:
+    """Yield each block of a `content`, `system` or `tools` field."""
     if isinstance(content, str):
-        yield content, 0, None
+        yield Piece(content)
         return
     for block in (block for block in content if isinstance(block, dict)) if isinstance(content, list) else ():
         kind, control = block.get("type"), block.get("cache_control")
+        source = given if isinstance(given := block.get("source"), dict) else {}
         if kind == "text":
-            yield str(block.get("text")), 0, control
+            yield Piece(str(block.get("text")), control)
+        elif kind == "document" and source.get("type") == "text":
+            yield Piece(str(source.get("data")), control)
+        elif kind == "tool_result" or (kind == "document" and source.get("type") == "content"):
+            inner = list(pieces((block if kind == "tool_result" else source).get("content")))
+            files = tuple(file for piece in inner for file in piece.files)
+            yield Piece("".join(piece.text for piece in inner), control, files)
         elif kind in ("image", "document"):
-            yield "", MEDIA_TOKENS, control
-        elif kind == "tool_result":
-            inner = list(pieces(block.get("content")))
-            yield "".join(text for text, _, _ in inner), sum(tokens for _, tokens, _ in inner), control
+            yield Piece("", control, (block,))
         else:
             rest = {key: value for key, value in block.items() if key not in {"cache_control", "signature"}}
-            yield json.dumps(rest), 0, control
+            yield Piece(json.dumps(rest), control)
+
+
+def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
+    """Return the tokens of an image or a PDF; one that does not show its size counts as one unseen."""
+    source = block.get("source")
+    data = source.get("data") if isinstance(source, dict) else None
+    with suppress(ValueError, struct.error, IndexError):  # broken, or cut off
+        raw = base64.b64decode(data) if isinstance(data, str) else b""
+        found = media.media_type(raw[: media.HEAD_BYTES])
+        if found == media.PDF:
+            return media.pdf_pages(raw)[1]
+        if found is not None:
+            return media.image_tokens(*media.pixels(io.BytesIO(raw)), tokenizer)
+    return media.unseen_tokens(block["type"])
 
 
 def measure(body: dict[str, Any], model: Model) -> Measured:
@@ -97,17 +129,21 @@ def measure(body: dict[str, Any], model: Model) -> Measured:
     if wanted := (body.get("output_config") or {}).get("format"):
         overhead += SCHEMA_TOKENS + tokens_in(json.dumps(wanted.get("schema")), per_token)
     fields = [tools, body.get("system"), *(message["content"] for message in messages)]
-    marked = (piece for part in fields for piece in pieces(part))
-    blocks = [(text, more + tokens_in(text, per_token), mark) for text, more, mark in marked]
-    total = overhead + sum(tokens for _, tokens, _ in blocks)
+    blocks = [piece for part in fields for piece in pieces(part)]
+    counts = [
+        tokens_in(text, per_token) + sum(file_tokens(file, model.tokenizer) for file in files)
+        for text, _, files in blocks
+    ]
+    total = overhead + sum(counts)
     automatic = body.get("cache_control")
-    if not automatic and not any(mark for _, _, mark in blocks):
+    if not automatic and not any(piece.cache_control for piece in blocks):
         return Measured(total)
     prefixes, reached = [], overhead
     digest = json.dumps([body.get(name) for name in SALT], sort_keys=True).encode()
-    for place, (text, tokens, mark) in enumerate(blocks, start=1):
+    for place, ((text, mark, files), tokens) in enumerate(zip(blocks, counts, strict=True), start=1):
         reached += tokens
-        digest = blake2b(digest + b"\0" + text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        said = text + "".join(json.dumps(file.get("source"), sort_keys=True) for file in files)
+        digest = blake2b(digest + b"\0" + said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         control = mark or (automatic if place == len(blocks) else None)
         prefixes.append(Prefix(reached, digest, control.get("ttl", "5m") if control else None))
     return Measured(total, tuple(prefixes))

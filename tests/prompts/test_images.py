@@ -159,6 +159,7 @@ def test_what_cannot_be_read_is_an_error_of_its_row(files):
     assert found["message"].null_count() == 5
     for data, error in (
         (png(9_000, 2), "image_too_large"),
+        (png(9, 2) + bytes(4_000_000), "image_too_large"),
         (png(1, 1)[:20], "file_damaged"),
         (b"", "file_type"),
     ):
@@ -180,9 +181,10 @@ def test_files_are_read_when_their_row_is_sent(files, tmp_path):
 
 def test_a_row_whose_files_are_over_32_mb_is_named():
     """They count as they are sent, in base64."""
-    frame = pl.DataFrame({"photo": [png(10, 10), png(10, 10, bytes(24_000_000))]})
-    with pytest.raises(RequestTooLarge, match=r"row 1 .* 32,000,233 bytes.*Make its files smaller"):
-        work_of(frame, [cs.image("photo")])
+    small, large = b"%PDF-1.4 /Type /Page", b"%PDF-1.4 /Type /Page" + bytes(24_000_000)
+    frame = pl.DataFrame({"file": [small, large]})
+    with pytest.raises(RequestTooLarge, match=r"row 1 .* 32,000,\d{3} bytes.*Make its files smaller"):
+        work_of(frame, [cs.pdf("file")])
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from claudescale.simulator import Admission
 from claudescale.simulator.checks import check, schema_problem
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4) * 2
+PAGES = b"%PDF-1.4 " + b"<< /Type /Page >>" * 99
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF"
 FORMAT = form()["output_config"]
 
@@ -74,7 +75,16 @@ REFUSED = {
     'citations and a format': (request([document(citations={'enabled': True}), text()], output_config=FORMAT), 'output_config.format: citations cannot be enabled'),
     'image that is none': (request([source('image', b'no image', 'image/png')]), 'Could not process image'),
     'image of another type': (request([source('image', JPEG, 'image/png')]), 'messages.0.content.0.image.source.base64: The image was specified using the image/png media type'),
-    'image that is too wide': (request([source('image', PNG[:16] + (9_000).to_bytes(4) * 2, 'image/png')]), 'messages.0.content.0.image.source.base64: image dimensions exceed'),
+    'image that is too wide': (request([source('image', PNG[:16] + (9_000).to_bytes(4) * 2, 'image/png')]), 'messages.0.content.0.image.source.base64.data: At least one of the image dimensions exceed max allowed size: 8000 pixels'),
+    'one that is too wide of many': (request([source('image', PNG, 'image/png')] * 20 + [source('image', PNG[:16] + (2_001).to_bytes(4) * 2, 'image/png')]), 'messages.0.content.20.image.source.base64.data: At least one of the image dimensions exceed max allowed size for many-image requests: 2000 pixels'),
+    'image of too many bytes': (request([source('image', PNG + bytes(4_000_000), 'image/png')]), 'messages.0.content.0.image.source.base64: image exceeds 5 MB maximum: 53333'),
+    'image in broken base64': (request([source('image', 'iVBORw0KGgo?', 'image/png')]), 'messages.0.content.0.image.source.base64: invalid base64 data'),
+    'image that is no text': (request([source('image', 5, 'image/png')]), 'messages.0.content.0.image.source.base64.data: Input should be a valid string'),
+    'image of a type not taken': (request([source('image', b'BM', 'image/bmp')]), "messages.0.content.0.image.source.base64.media_type: Input should be 'image/jpeg' or 'image/png'"),
+    'image behind http': (request([{'type': 'image', 'source': {'type': 'url', 'url': 'http://example.org/a.png'}}]), 'messages.0.content.0.image.source.url.url: Only HTTPS'),
+    'too many images': (request([source('image', PNG, 'image/png')] * 101, model=OLD), 'Too much media: 0 document pages + 101 images > 100'),
+    'too many images and pages': (request([source('document', PAGES, 'application/pdf')] + [source('image', PNG, 'image/png')] * 2, model=OLD), 'Too much media: 99 document pages + 2 images > 100'),
+    'PDF of too many pages': (request([source('document', PAGES * 7, 'application/pdf')]), 'A maximum of 600 PDF pages may be provided.'),
     'image without a source': (request([{'type': 'image'}]), 'messages.0.content.0.image.source: Field required'),
     'document that is no PDF': (request([source('document', b'<html>', 'application/pdf')]), 'messages.0.content.0.document.source.base64.data: The PDF'),
     'task budget without': (request(output_config={'task_budget': {}}), 'output_config.task_budget: Extra inputs are not permitted'),

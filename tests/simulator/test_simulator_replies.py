@@ -224,6 +224,18 @@ def test_every_status_can_be_made_to_happen(status):
     assert (at.account.figures()["billed_rows"], at.account.figures()["faults"]) == (0, {str(status): 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "status"), [("overloaded", 529), ("rate_limit", 429), ("server_error", 500)]
+)
+def test_a_fault_may_be_given_by_name(name, status):
+    """A name is another word for its status, in the answer, in `stats` and at the same calls."""
+    at = desk(faults={name: 1.0})
+    assert answered(at, request())[0] == status
+    assert at.account.figures()["faults"] == {str(status): 1}
+    both = desk(faults={name: Fault(tries=[1]), status: Fault(tries=[2])})
+    assert [answered(both, request())[0] for _ in range(3)] == [status, status, 200]
+
+
 def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
     """The same calls are struck in any order; a retry is drawn anew; outside the window none is."""
     bodies = [request(f"row {number}") for number in range(100)]
@@ -324,6 +336,7 @@ def test_troubles_of_the_account_strike_calls_and_rows(kind):
     ("faults", "error", "says"),
     [
         ({"refusals": 1.0}, ValueError, "Did you mean 'refusal'"),
+        ({"overload": 1.0}, ValueError, "Did you mean 'overloaded'.* Faults: .*timeout, .*drop, "),
         ({529: 1.5}, ValueError, "from 0 to 1"),
         ({529: "often"}, TypeError, "takes a number"),
         ({529: (0.1, 2)}, TypeError, r"\(probability, starts, ends\)"),

@@ -114,6 +114,7 @@ def test_the_sdk_in_strict_mode_takes_every_message_streamed_or_not_and_in_a_bat
         ("drop", anthropic.APIConnectionError, 0),
         ("drop_after", anthropic.APIConnectionError, 1),
         ("hang", anthropic.APITimeoutError, 0),
+        ("timeout", anthropic.APITimeoutError, 0),
         ("html_body", anthropic.InternalServerError, 0),
         ("truncated_body", Exception, 1),
         ("not_json", Exception, 1),
