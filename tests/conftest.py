@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from claudescale.api import client
 from claudescale.ledger.store import Store
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ def _no_network() -> Any:
         patch.setattr(socket.socket, "connect", connect_here)
         patch.setattr(socket, "getaddrinfo", look_up_here)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test be answered by what another one has connected to."""
+    monkeypatch.setattr(client, "_connected", [])
 
 
 @pytest.fixture
