@@ -108,7 +108,7 @@ def run_part(part: Part) -> Outcome:
 
 def _outcome(run: Any, part: Part) -> Outcome:
     try:
-        run.result()
+        loops.wait(run)
         trouble = _BROKE if run.stopped_by == "budget" else None
     except RunStopped:
         trouble = Verdict(outcome="stop", error=run.stopped_by, message=run.message)

@@ -269,7 +269,8 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
     if nested:
         return _wait_nested(awaitable)
     home, thread = background()
-    if threading.get_ident() in {thread.ident, getattr(awaitable, "home", None)}:
+    mine = threading.get_ident()
+    if mine == thread.ident or (running() is not None and mine == getattr(awaitable, "home", None)):
         raise RuntimeError(_BLOCKED)
 
     ended = threading.Event()
@@ -362,22 +363,6 @@ class Handle(ABC):
         if not self._started.future.cancelled():
             self._started.future.result()
         return self
-
-    def result(self) -> Self:
-        """Return this when it has ended, blocking this thread: a door for scripts.
-
-        Spends: nothing by itself.
-
-        Raises
-        ------
-        RunStopped
-            The work could not go on.
-        RuntimeError
-            This thread's loop has to do the work: use ``await``.
-        """
-        if not self._started.future.done():
-            wait(self)
-        return self._outcome()
 
 
 class Awaited(Coroutine[Any, Any, T]):

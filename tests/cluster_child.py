@@ -16,7 +16,7 @@ def main(url, ledger, rows):
     with Client(n_workers=1, dashboard_address=None, set_as_default=False) as dask:
         run = a_plan(reviews(int(rows)), tier=tier).start(client, ledger=ledger, progress=False, on=dask)
         try:
-            run.result()
+            cs.wait(run)
         except KeyboardInterrupt:
             print(f"interrupted, {run.state}, {run.counts.answered} answered", flush=True)
 

@@ -43,20 +43,19 @@ async def awaited(run):
 
 
 def test_every_door_gives_the_run(api):
-    """`await` on the caller's own loop, `cs.wait` and `result()`, before and after the end."""
+    """`await` on the caller's own loop and `cs.wait`, before and after the end."""
 
     async def main():
         run = started(api)
         assert run.home == threading.get_ident()
-        for door in (run.result, lambda: cs.wait(run)):
-            with pytest.raises(RuntimeError, match="use await"):  # it would wait for itself for ever
-                door()
+        with pytest.raises(RuntimeError, match="use await"):  # it would wait for itself for ever
+            cs.wait(run)
         assert await asyncio.gather(run._wait(), run._wait()) == [run, run]
-        return run.result()
+        return await run
 
     assert asyncio.run(main()).state == cs.wait(main()).state == "finished"
     run = started(api)
-    assert run.result() is cs.wait(run) is asyncio.run(awaited(run)) is run
+    assert cs.wait(run) is cs.wait(run) is asyncio.run(awaited(run)) is run
 
 
 def test_errors_come_out_of_every_door(api):
@@ -69,7 +68,7 @@ def test_errors_come_out_of_every_door(api):
     errors, run = asyncio.run(main())
     assert [type(error) for error in errors] == [cs.RunStopped] * 2
     with pytest.raises(cs.RunStopped):
-        run.result()
+        cs.wait(run)
 
 
 def test_several_runs_at_once(api):
@@ -178,7 +177,7 @@ def texts(cell):
     return "".join(shown)
 
 
-DOORS = ["await run", "cs.wait(run)", "run.result()"]
+DOORS = ["await run", "cs.wait(run)"]
 CELLS = [
     """
     import asyncio, claudescale as cs
@@ -191,7 +190,7 @@ CELLS = [
     "run = await a_plan(reviews(30)).run(client, ledger=None)\nrun",
     "going = start(); going.state",
     "await asyncio.sleep(0.2); (going.state, going.counts.answered < 3_000)",
-    "going.stop(); (await going).state, cs.wait(start(3)).state, start(3).result().state",
+    "going.stop(); (await going).state, cs.wait(start(3)).state",
     """
     task = asyncio.create_task(asyncio.wait_for(start(), 0.2))
     await asyncio.wait([task]); type(task.exception()), loop is asyncio.get_running_loop()
@@ -218,13 +217,13 @@ def test_in_a_notebook(monkeypatch):
     assert "SIMULATED Run finished: 30 of 30" in bar.outputs[-1]["data"]["text/html"]
     assert texts(doors[0]) in {"'starting'", "'running'"}
     assert texts(doors[1]) == "('running', True)"
-    assert texts(doors[2]) == "('stopped', 'finished', 'finished')"
+    assert texts(doors[2]) == "('stopped', 'finished')"
     assert texts(doors[3]) == "(TimeoutError, True)"
-    for cell in doors[4:7]:
+    for cell in doors[4:6]:
         (error,) = [output for output in cell.outputs if output.output_type == "error"]
         (line,) = error.traceback
         assert line.startswith("■ Interrupted: ")
-    assert texts(doors[7]) == "('stopped', True)"
+    assert texts(doors[6]) == "('stopped', True)"
 
 
 def test_outside_a_kernel():

@@ -59,8 +59,8 @@ def share(rows=4_000, per_minute=4_800):
     for workers in (0, 1, 2, 4):
         on = Client(n_workers=workers, set_as_default=False) if workers else None
         with served(per_minute) as url, tempfile.TemporaryDirectory() as folder:
-            started(url, 200, 60_000, None, on).result()  # so that every process has imported what it needs
-            run = started(url, rows, per_minute, Path(folder) / "l", on).result()
+            cs.wait(started(url, 200, 60_000, None, on))  # so that every process has imported what it needs
+            run = cs.wait(started(url, rows, per_minute, Path(folder) / "l", on))
             reached, refused = rows / run.minutes / per_minute, run.counts.refused
         print(f"{workers or 'no'} workers: {reached:.1%} of the limit, {refused} refusals of {rows:,}")
         if on:
@@ -80,7 +80,7 @@ def kills(rows=5_000, times=5, per_minute=6_000):
             time.sleep(chance.uniform(5.0, 12.0))
             if run.state == "running":
                 os.kill(chance.choice(list(on.run(os.getpid).values())), signal.SIGKILL)
-        lost = run.result().results["reply"].null_count()
+        lost = cs.wait(run).results["reply"].null_count()
         counted = stats(url)
     again = counted["billed_rows"] - counted["distinct_rows_billed"]
     print(f"{rows:,} rows, {times} kills: lost {lost}, paid again {again}")
