@@ -27,11 +27,13 @@ from claudescale.widgets.watch import Panel
 MODEL = "claude-haiku-5-5"
 limits = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=90_000, output_tokens_per_minute=90_000)
 one = dict.fromkeys(Attempt._fields) | dict(mode="live", model=MODEL, status=200, dollars=1e-5, seconds=1.3)
-one |= {name: 70 for name in Attempt._fields if name.endswith("tokens")}
+one |= {name: 70 for name in Attempt._fields if name.endswith("tokens")} | {"web_search_requests": 0}
 meter, added, found = Meter(model=MODEL), 0, {}
 meter.begin(pl.Series("key", [str(n) for n in range(100_000)]))
 plan = types.SimpleNamespace(mode="live", share=1.0)
-run = types.SimpleNamespace(plan=plan, limits=limits, counts=meter, stop=print, leave=print)
+job = types.SimpleNamespace(pulse=lambda state: now)
+run = types.SimpleNamespace(plan=plan, limits=limits, counts=meter, state="running", job=job)
+run.stop = run.leave = print
 panel = Panel(run, threading.Event())
 for rows in (1_000, 10_000, 100_000):
     begun = time.thread_time()
@@ -42,7 +44,7 @@ for rows in (1_000, 10_000, 100_000):
     took = []
     for number in range(100):
         start = time.thread_time()
-        run.pulse = Pulse(
+        now = Pulse(
             state="running", errors=dict(meter.errors), refusals={}, rows=100_000, done=meter.done + number,
             minutes=rows * 0.001, in_flight=20, most_in_flight=40, median_seconds=meter.latency(0.5),
             slow_seconds=meter.latency(0.95), dollars=meter.dollars, ends=Ends(rows * 0.01, rows * 0.011),
