@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Unpack
 
 from claudescale.api import catalog
-from claudescale.api.client import current
 from claudescale.errors import PlanError
 from claudescale.loops import awaited
 from claudescale.planning.plans import DEFAULT_LEDGER
@@ -66,7 +65,7 @@ async def map(  # noqa: A001 - what it is; nobody imports * from here
         The run could not go on; ``.run`` has what was paid for, and the same call again goes on.
     """
     made = make_plan(frame, prompt, model=model, tier=tier, mode="live", returns=returns, **options)
-    run = await made.run(client or current(), ledger=ledger, progress=progress)
+    run = await made.run(client, ledger=ledger, progress=progress)
     return run.results
 
 
@@ -101,7 +100,7 @@ async def batch(
         As for `map`.
     """
     made = make_plan(frame, prompt, model=model, tier=tier, mode="batch", returns=returns, **options)
-    run = await made.run(client or current(), ledger=ledger, progress=progress)
+    run = await made.run(client, ledger=ledger, progress=progress)
     return run.results
 
 

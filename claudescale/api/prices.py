@@ -22,7 +22,7 @@ from claudescale.api.catalog import ANSWERED, PARTS
 from claudescale.errors import PlanError, UnknownModel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from claudescale.prompts.parameters import Charges
 
@@ -262,6 +262,13 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
     for step in steps:
         rate = pl.when(prompt > step.above_tokens).then(getattr(step, part)).otherwise(rate)
     return rate
+
+
+def answer_dollars(asked: Price, usage: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
+    """Return the dollars of one answer (`usage_of`, `answer_of`), priced by what it says of itself."""
+    real = answered(asked, **{name: facts[name] for name in ANSWERED[:-1]})
+    tokens = {column: usage[column] for column in COLUMNS.values()}
+    return real.dollars(**tokens, web_search_requests=facts["web_search_requests"])
 
 
 def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:

@@ -17,7 +17,8 @@ from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices, option
 from claudescale.loops import awaited
 from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
-from claudescale.views.card import Card, Shown, dollars, duration
+from claudescale.text import dollars, duration
+from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

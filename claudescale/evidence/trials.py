@@ -16,7 +16,8 @@ from claudescale.planning.plans import DEFAULT_LEDGER, is_number
 from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.views.card import Card, Shown, dollars
+from claudescale.text import dollars
+from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -27,7 +27,7 @@ from claudescale.api.answers import (
 from claudescale.api.client import Api, Wire, check_client
 from claudescale.api.limits import BUCKETS, Limits, read_headers
 from claudescale.errors import PlanError
-from claudescale.pacing.pacer import Outcome, Pacer, Permit
+from claudescale.pacing.pacer import Outcome, Pacer, Permit, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -45,7 +45,6 @@ _BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says 
 _UNCACHED = ("input", "cache_write_5m", "cache_write_1h")
 _CANCELED = Answer(None, {}, b"", "canceled")
 _FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
-_KINDS = {"answered": "answered", "refused": "refused", "overloaded": "overloaded"}
 _TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
 
 CALLS = pl.Schema(
@@ -298,9 +297,7 @@ class Limiter:
         usage, facts = usage_of(message), answer_of(message)
         uncached = float(sum(usage[prices.COLUMNS[part]] for part in _UNCACHED))
         output, pacer = float(usage["output_tokens"]), call.line.pacer
-        kind: Any = (
-            "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
-        )
+        kind = kind_of(found)
         if message is not None and (lost or (kind == "answered" and found.unseen)):
             # What it took is not told, and it took something.
             kind, uncached = "answered", uncached or call.permit.estimate
@@ -409,7 +406,4 @@ def _dollars(price: prices.Price | None, message: Any, usage: dict[str, int], fa
         return 0.0
     if price is None:
         return math.nan
-    names = ("answering_model", "inference_geo", "speed")
-    real = prices.answered(price, **{name: facts[name] for name in names})
-    tokens = {name: usage[name] for name in prices.COLUMNS.values()}
-    return real.dollars(**tokens, web_search_requests=facts["web_search_requests"])
+    return prices.answer_dollars(price, usage, facts)

@@ -13,13 +13,14 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from claudescale.api.limits import Readings, read_headers
 from claudescale.pacing.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
 from claudescale.pacing.concurrency import MOST_CONCURRENCY, Window
 
 if TYPE_CHECKING:
+    from claudescale.api.answers import Verdict
     from claudescale.api.limits import Limits
     from claudescale.clock import Clock
 
@@ -56,6 +57,10 @@ class Permit:
     taken: tuple[Taken, Taken, Taken]
 
 
+Kind: TypeAlias = Literal["answered", "refused", "too_fast", "overloaded", "failed"]
+_KINDS: dict[str, Kind] = {"answered": "answered", "refused": "refused", "overloaded": "overloaded"}
+
+
 class Outcome(NamedTuple):
     """What came of a call.
 
@@ -72,11 +77,16 @@ class Outcome(NamedTuple):
         Whether its input tells anything of that of others.
     """
 
-    kind: Literal["answered", "refused", "too_fast", "overloaded", "failed"]
+    kind: Kind
     readings: Readings = read_headers({})
     input_tokens: float = 0.0
     output_tokens: float = 0.0
     typical: bool = True
+
+
+def kind_of(found: Verdict) -> Kind:
+    """Return what a verdict means for the pace."""
+    return "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
 
 
 class Pacer:

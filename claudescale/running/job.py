@@ -438,20 +438,11 @@ class Job:
             request_id=answer.headers.get("request-id"),
             stop_reason=stop_reason_of(found.reply or {}),
             reply=text_of(found.reply or {}),
-            dollars=0.0 if is_free(found.reply) else self._dollars(usage, facts),
+            dollars=0.0 if is_free(found.reply) else prices.answer_dollars(self.price, usage, facts),
             **usage,
             **facts,
             **self.common,
         )
-
-    def _dollars(self, usage: dict[str, Any], facts: dict[str, Any]) -> float:
-        """Return what an answer costs, by what it says of itself."""
-        geography, speed = facts["inference_geo"], facts["speed"]
-        price = prices.answered(
-            self.price, answering_model=facts["answering_model"], inference_geo=geography, speed=speed
-        )
-        tokens = {name: usage[name] for name in prices.COLUMNS.values()}
-        return price.dollars(**tokens, web_search_requests=facts["web_search_requests"])
 
     def _unpriced(self, model: str | None) -> str | None:
         """Return what is said where a model answered whose price is not known."""

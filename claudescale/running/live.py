@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from claudescale.api.answers import Answer, Verdict, verdict
 from claudescale.api.client import streams
 from claudescale.api.limits import read_headers
-from claudescale.pacing.pacer import Outcome
+from claudescale.pacing.pacer import Outcome, kind_of
 from claudescale.running.health import FEW_FAILURES, Health
 
 if TYPE_CHECKING:
@@ -283,20 +283,13 @@ class Live:
 
     def _outcome(self, row: Row, found: Verdict, attempt: Attempt, readings: Readings) -> Outcome:
         """Return what the pacer has to know of a call."""
-        match found.outcome:
-            case "answered":
-                used = float(attempt.uncached_tokens), float(attempt.output_tokens)
-                if found.unseen:
-                    used = row.input_tokens, self.pacer.expected_output_tokens
-                # The first one wrote the prefix that the others read.
-                typical = not self._warm or self.health.answered > 0
-                return Outcome("answered", readings, *used, typical=typical)
-            case "refused":
-                return Outcome("too_fast" if found.error == "ramp_limit_exceeded" else "refused", readings)
-            case "overloaded":
-                return Outcome("overloaded", readings)
-            case _:
-                return Outcome("failed", readings)
+        if (kind := kind_of(found)) != "answered":
+            return Outcome(kind, readings)
+        used = float(attempt.uncached_tokens), float(attempt.output_tokens)
+        if found.unseen:
+            used = row.input_tokens, self.pacer.expected_output_tokens
+        # The first one wrote the prefix that the others read.
+        return Outcome(kind, readings, *used, typical=not self._warm or self.health.answered > 0)
 
     def _settle_doubted(self, before: float = math.inf) -> None:
         """Record rows that failed before a call was sent: for good, if that was answered, or others were."""

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import html
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from claudescale import text
 from claudescale.errors import printable
-from claudescale.text import coarse, dollars, duration, span, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import polars as pl
-
-__all__ = ["Card", "Shown", "coarse", "dollars", "duration", "span", "tokens"]
 
 FORMATS: dict[str, Callable[[Any], str]] = {
     "dollars": text.dollars,
@@ -95,11 +93,12 @@ class Card:
         return f"<div><strong>{_safe(self.title)}</strong>{table}{notes}{following}</div>"
 
 
-class Shown:
+class Shown(ABC):
     """Shows itself as its card, in a terminal and on a page."""
 
+    @abstractmethod
     def _card(self) -> Card:
-        raise NotImplementedError
+        """Return what is shown."""
 
     def __repr__(self) -> str:
         return self._card().text()

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from claudescale import loops
 from claudescale.pacing.middleware import limiter_of
-from claudescale.views.card import Card, coarse, dollars, duration, span
+from claudescale.text import coarse, dollars, duration, span
+from claudescale.views.card import Card
 from claudescale.widgets.watch_client import ClientWatch
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from claudescale import loops
 from claudescale.api.limits import BUCKETS
-from claudescale.views.card import Card, Shown, dollars
+from claudescale.text import dollars
+from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
