@@ -17,6 +17,7 @@ running     what happens
 evidence    which model is good enough
 widgets     choose before a run, follow one; ipywidgets are imported only here
 helpers     level 1: a whole job in one line
+lessons     real texts to practise on
 simulator   the API's stand-in, for lessons and tests
 cluster     a run on Dask
 =========== ==========================================================================

@@ -25,7 +25,7 @@ PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 FOLDERS = ["errors", "clock", "text", "loops", "api", "prompts", "pacing", "ledger", "views", "planning"]
-FOLDERS += ["running", "evidence", "widgets", "helpers", "cluster"]
+FOLDERS += ["running", "evidence", "widgets", "helpers", "lessons", "cluster"]
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
     ("api.client", "simulator"),  # stays: the one place that knows the stand-in

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     Take: TypeAlias = Callable[[bytes], Awaitable[bool | None]]
 
+SIMULATED_SPEED = 10.0  # of a simulator that `connect` starts: API seconds in a real one
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 """Hosts that are this machine: only they are asked whether they are a simulator."""
 CALL_SECONDS = 600.0
@@ -662,6 +663,7 @@ def connect(
     **simulator
         For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They say what it is like
         if one is started; with a key they change nothing, so that the same cell works with and without.
+        It runs at ``speed=10`` unless told otherwise.
 
     Raises
     ------
@@ -780,7 +782,7 @@ def _shown(url: object) -> str:
 def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
     from claudescale.simulator import Simulator  # noqa: PLC0415 - an edge, started only here
 
-    simulator = Simulator(**options)
+    simulator = Simulator(**{"speed": SIMULATED_SPEED, **options})
     _simulators.append(simulator)
     speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""
     _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")

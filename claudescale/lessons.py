@@ -1,0 +1,90 @@
+"""What the lessons stand on: real texts out of installed packages, and a folder that starts empty."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+_HOME = Path.cwd()
+_OWNERS = (pl.DataFrame, pl.LazyFrame, pl.Series, pl.Expr, pl)
+_KINDS = {"string": "str", "datetime": "dt", "list": "list", "array": "arr", "binary": "bin"}
+
+
+def docstrings() -> pl.DataFrame:
+    """Return the docstrings of Polars itself, about nine hundred real texts, and what each belongs to.
+
+    Spends: nothing.
+
+    Returns
+    -------
+    pl.DataFrame
+        ``owner`` (DataFrame, LazyFrame, Series, Expr or polars), ``name`` of the method, ``text``.
+        Some texts are alike, as a method of a DataFrame and one of a LazyFrame may share theirs.
+    """
+    found = [(owner.__name__, name, _text(owner, name)) for owner in _OWNERS for name in _names(owner)]
+    frame = pl.DataFrame(found, schema=["owner", "name", "text"], orient="row")
+    return frame.filter(pl.col("text") != "")
+
+
+def labelled_docstrings() -> pl.DataFrame:
+    """Return docstrings of Polars whose kind of data is known, about three hundred, no two alike.
+
+    Spends: nothing.
+
+    Returns
+    -------
+    pl.DataFrame
+        ``kind`` of data it is for (string, datetime, list, array or binary), ``name``, ``text``.
+    """
+    found = [
+        (kind, name, _text(getattr(owner, space), name))
+        for owner in (pl.col("any"), pl.Series())
+        for kind, space in _KINDS.items()
+        for name in _names(getattr(owner, space))
+    ]
+    frame = pl.DataFrame(found, schema=["kind", "name", "text"], orient="row")
+    return frame.filter(pl.col("text") != "").unique("text", maintain_order=True)
+
+
+def work_in(folder: str, client: AsyncAnthropic) -> Path:
+    """Make a folder the working folder: an empty one each time with a simulator, the same one with the API.
+
+    So a lesson on the simulator shows the same at its second run, and one that has cost money goes on.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    folder
+        Its name, where the notebook was started.
+    client
+        Of `connect`.
+
+    Returns
+    -------
+    Path
+        The folder, which ledgers and files without a folder of their own are now kept in.
+    """
+    from claudescale.api.client import LOOPBACK  # noqa: PLC0415 - texts need no client
+
+    simulated = client.base_url.host in LOOPBACK
+    path = Path(tempfile.mkdtemp(prefix=f"{folder}-")) if simulated else _HOME / folder
+    path.mkdir(exist_ok=True)
+    os.chdir(path)
+    return path
+
+
+def _names(owner: object) -> list[str]:
+    return [name for name in getattr(owner, "__all__", dir(owner)) if not name.startswith("_")]
+
+
+def _text(owner: object, name: str) -> str:
+    return inspect.getdoc(getattr(owner, name)) or ""

@@ -1,0 +1,36 @@
+"""The texts that lessons stand on, and the folder in which they work."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import polars as pl
+
+import claudescale as cs
+from claudescale import lessons
+
+
+def test_texts_are_real_and_each_has_its_label():
+    """Several hundred docstrings of Polars, none empty, each with what it belongs to."""
+    docs, kinds = lessons.docstrings(), lessons.labelled_docstrings()
+    assert docs.filter(owner="DataFrame", name="head")["text"].item() == inspect.getdoc(pl.DataFrame.head)
+    assert set(docs["owner"]) == {"DataFrame", "LazyFrame", "Series", "Expr", "polars"}
+    assert set(kinds["kind"]) == {"string", "datetime", "list", "array", "binary"}
+    assert docs.height > 500
+    assert kinds.height > 200
+    assert "" not in {*docs["text"], *kinds["text"]}
+    assert kinds["text"].is_unique().all()
+
+
+def test_a_lesson_on_the_simulator_starts_in_an_empty_folder(tmp_path, monkeypatch):
+    """Each time a new one; with the API it is the same folder again, so what was paid for is found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lessons, "_HOME", tmp_path)
+    client = cs.connect(simulate=True)
+    first = lessons.work_in("rows", client)
+    assert Path.cwd() == first
+    assert lessons.work_in("rows", client) != first
+    assert list(Path.cwd().iterdir()) == []
+    real = cs.connect(api_key="k" * 20, base_url="https://gateway.example.com")
+    assert lessons.work_in("rows", real) == lessons.work_in("rows", real) == tmp_path / "rows"
