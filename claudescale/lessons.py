@@ -1,4 +1,4 @@
-"""What the lessons stand on: real texts out of installed packages, and a folder that starts empty."""
+"""What the lessons stand on: real texts out of installed packages, a folder that starts empty, and checks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import inspect
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anthropic import AsyncAnthropic
 
 _HOME = Path.cwd()
@@ -80,6 +82,34 @@ def work_in(folder: str, client: AsyncAnthropic) -> Path:
     path.mkdir(exist_ok=True)
     os.chdir(path)
     return path
+
+
+def check(answer: Any, is_right: Callable[[Any], bool], hint: str) -> None:
+    """Print whether an exercise is solved; an answer of None is one that is not given yet.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    answer
+        What the reader found.
+    is_right
+        Takes the answer and says whether it is right.
+    hint
+        What to try.
+
+    Raises
+    ------
+    AssertionError
+        The answer is wrong. It carries the hint.
+    """
+    if answer is None:
+        print("Your turn: replace None above, and run both cells again.")  # noqa: T201 - a line in a notebook
+        return
+    if not is_right(answer):
+        msg = f"Not yet. {hint}"
+        raise AssertionError(msg)
+    print("Right.")  # noqa: T201 - a line in a notebook
 
 
 def _names(owner: object) -> list[str]:

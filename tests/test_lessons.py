@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 import claudescale as cs
 from claudescale import lessons
@@ -34,3 +35,12 @@ def test_a_lesson_on_the_simulator_starts_in_an_empty_folder(tmp_path, monkeypat
     assert list(Path.cwd().iterdir()) == []
     real = cs.connect(api_key="k" * 20, base_url="https://gateway.example.com")
     assert lessons.work_in("rows", real) == lessons.work_in("rows", real) == tmp_path / "rows"
+
+
+def test_an_exercise_is_open_right_or_wrong(capsys):
+    """No answer is no mistake; a wrong one fails with the hint."""
+    lessons.check(None, lambda answer: answer > 1, "Add.")
+    lessons.check(2, lambda answer: answer > 1, "Add.")
+    assert capsys.readouterr().out.splitlines()[1] == "Right."
+    with pytest.raises(AssertionError, match=r"Not yet\. Add\."):
+        lessons.check(1, lambda answer: answer > 1, "Add.")
