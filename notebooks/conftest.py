@@ -12,7 +12,9 @@ import pytest
 for variable in [variable for variable in os.environ if variable.startswith("ANTHROPIC_")]:
     del os.environ[variable]
 
-SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.+?)\n```\n\n</details>", re.DOTALL)
+SOLUTION = re.compile(
+    r"<details><summary>Solution</summary>\n\n```python\n(.+?)\n```\n\n</details>", re.DOTALL
+)
 MISSING = "raise AssertionError('This exercise has no solution two cells below.')"
 
 
