@@ -159,3 +159,19 @@ def _names(owner: object) -> list[str]:
 
 def _text(owner: object, name: str) -> str:
     return inspect.getdoc(getattr(owner, name)) or ""
+
+
+def main() -> None:
+    """Run the main job in a terminal: every docstring of Polars through the simulator."""
+    import claudescale as cs  # noqa: PLC0415 - for texts alone the package is not needed
+
+    client = cs.connect(simulate=True, speed=10)
+    question = "Say in one sentence what this does.\n\n{text}"
+    plan = cs.plan(docstrings(), question, model="claude-haiku-5-5", tier="start")
+    print(plan, end="\n\n")  # noqa: T201 - a command prints
+    run = cs.wait(plan.run(client, ledger=None))
+    print(run, run.results.select("owner", "name", "reply").sample(5, seed=1), run.bill, sep="\n\n")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
