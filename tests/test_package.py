@@ -40,7 +40,7 @@ RESERVED = {
     # The simulator hands out a client of its own, and a worker has to make one.
     "anthropic": {"api", "running", "simulator", "cluster"},
     "altair": {"views", "widgets"},
-    "vl_convert": {"views"},
+    "vl_convert": {"views", "lessons"},
     "ipywidgets": {"widgets"},
     "nest_asyncio": {"loops"},
     "distributed": {"cluster"},

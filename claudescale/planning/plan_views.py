@@ -163,24 +163,26 @@ class PlanPlots(Gallery):
             batch_dollars=estimates.option(plan.options, "batch")["dollars"] if mode == "live" else None,
         )
 
-    def concurrency(self, runs: Iterable[Run] = ()) -> Picture:
+    def concurrency(self, runs: Iterable[Run] | pl.DataFrame = ()) -> Picture:
         """Return what a minute gets done by the calls in flight, with the runs that tried it as points.
 
         Spends: nothing.
 
         Parameters
         ----------
-        runs : list of Run
-            Live ones of the same plan, each with its own ``concurrency``.
+        runs : list of Run, or pl.DataFrame
+            Live ones of the same plan, each with its own ``concurrency``. Or calls of your own as a frame of
+            `concurrency`, `requests_per_minute` (of those not refused) and `refused`.
         """
         from claudescale.views import plan_charts
 
         plan, tried = self._plan.compiled, []
-        for run in runs:
+        own = runs if isinstance(runs, pl.DataFrame) else None
+        for run in runs if own is None else ():
             counts, minutes, given = run.counts, run.minutes or float("inf"), run.plan.concurrency
             flight = float(given or float(run.attempts["seconds"].sum()) / 60 / minutes)
             done = (counts.requests - counts.refused) / minutes
-            tried.append((f"concurrency={given}", flight, done, counts.refused))
+            tried.append((flight, done, counts.refused))
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, (totals.input_tokens - totals.cache_read_tokens) / count, totals.output_tokens / count
@@ -190,7 +192,7 @@ class PlanPlots(Gallery):
             seconds=plan.expected.seconds,
             requests_per_minute=most,
             binding=binding,
-            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row"),
+            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row") if own is None else own,
         )
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
