@@ -178,7 +178,7 @@ class PlanPlots(Gallery):
 
         plan, tried = self._plan.compiled, []
         own = runs if isinstance(runs, pl.DataFrame) else None
-        for run in runs if own is None else ():
+        for run in () if isinstance(runs, pl.DataFrame) else runs:
             counts, minutes, given = run.counts, run.minutes or float("inf"), run.plan.concurrency
             flight = float(given or float(run.attempts["seconds"].sum()) / 60 / minutes)
             done = (counts.requests - counts.refused) / minutes

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
@@ -16,6 +15,7 @@ from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
 from claudescale.errors import ImpossibleBudget, PlanError
+from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, estimates, plan_views
 from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
@@ -27,6 +27,7 @@ from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from anthropic import AsyncAnthropic
 
@@ -40,7 +41,6 @@ Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
 ModelName: TypeAlias = Literal["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"] | str  # noqa: PYI051
 TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] | str | int  # noqa: PYI051
 
-DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
 MODES = ("live", "batch", "hybrid")
@@ -649,14 +649,6 @@ class Plan(Shown):
 
 PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))
 """What `plan` takes, and `Plan.replace` changes."""
-
-
-def ledger_typed(path: Path | None) -> str:
-    """Return the argument that names a run's ledger, after a comma; nothing where it is the default."""
-    folder, name = Path.cwd(), None if path is None else str(path)
-    if path is not None and path.is_relative_to(folder):
-        name = str(path.relative_to(folder))
-    return "" if name == DEFAULT_LEDGER else f", ledger={name!r}"
 
 
 def _check_names(method: str, given: Iterable[str], there: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from claudescale import text
 from claudescale.api import limits
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
-from claudescale.planning.plans import ledger_typed
+from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
 from claudescale.running.rates import rates
 from claudescale.views.card import Card, Gallery
