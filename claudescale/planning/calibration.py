@@ -14,7 +14,7 @@ from claudescale.api import catalog, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, unasked
 from claudescale.errors import PlanError
-from claudescale.planning.estimates import Line, Measured, total
+from claudescale.planning.estimates import AS_ESTIMATED, NOTHING_KNOWN, Line, Measured, total
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -27,7 +27,9 @@ _SAME_LENGTH = 1e-9
 _AT_ONCE = 8
 
 
-def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, prompt: Prompt, max_tokens: int) -> Measured:
+def measured(
+    sizes: pl.DataFrame, attempts: pl.DataFrame, prompt: Prompt, max_tokens: int, requests: int
+) -> Measured:
     """Return what the calls of a pilot took.
 
     Parameters
@@ -43,22 +45,25 @@ def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, prompt: Prompt, max_to
         raise PlanError(msg + "Use pilot = await plan.sample(50).run(client) first.")
     live, batch = (paid.filter(mode=mode) for mode in ("live", "batch"))
     estimated = paid["estimated_tokens"]
-    output = line(estimated, paid["output_tokens"])
-    latency = line(live["estimated_tokens"], live["seconds"]) if live.height else Line(1.0 + output.mean / 80)
+    output = line(estimated, paid["output_tokens"], requests)
+    latency = (
+        line(live["estimated_tokens"], live["seconds"], requests)
+        if live.height
+        else Line(1.0 + output.mean / 80)
+    )
     cached = paid.select(tokens=prices.PROMPT - pl.col("input_tokens")).to_series()  # written or read
     cached_tokens = _number(cached.filter(cached > 0).mean())
-    error_rate, lost_seconds = _failures(attempts, live)
+    error_rate, lost_rate, lost_seconds = _failures(attempts, live)
     known = Measured(
-        input=line(estimated, paid.select(prices.PROMPT).to_series(), rises=True),
+        input=line(estimated, paid.select(prices.PROMPT).to_series(), requests, rises=True),
         output=output,
         latency=latency,
-        estimated_tokens=_number(estimated.mean()),
         cached_tokens=cached_tokens,
         cache_hit_share=_hits(live, 1) if cached_tokens and live.height > 1 else 1.0,
         batch_hit_share=_hits(batch, 0) if cached_tokens and batch.height else None,
         error_rate=error_rate,
+        lost_rate=lost_rate,
         lost_seconds=lost_seconds,
-        calls=paid.height,
     )
     tried = attempts.group_by("key").agg(paid=pl.col("dollars").sum())
     # A reply that an earlier run has paid for is among no attempts of this one.
@@ -76,7 +81,7 @@ def _number(value: Any) -> float:
     return 0.0 if value is None or not math.isfinite(value) else float(value)
 
 
-def line(x: pl.Series, y: pl.Series, *, rises: bool = False) -> Line:
+def line(x: pl.Series, y: pl.Series, requests: int, *, rises: bool = False) -> Line:
     """Return how a figure goes with the estimated tokens of its requests.
 
     It is flat where that is not certain; a figure that surely `rises` then goes through zero.
@@ -94,7 +99,8 @@ def line(x: pl.Series, y: pl.Series, *, rises: bool = False) -> Line:
             slope, freedom = steepness, n - 2
     rest = y - mean - slope * (x - mean_x)
     deviation = _number(rest.std()) * math.sqrt(max(n - 1, 1) / freedom)
-    return Line(mean, slope, deviation, _number(rest.skew(bias=n < 3)))  # noqa: PLR2004
+    guess = AS_ESTIMATED if rises else NOTHING_KNOWN
+    return Line(mean, slope, deviation, n, requests, center=mean_x, spread=wide, guessed=guess.guessed)
 
 
 def _hits(calls: pl.DataFrame, first: int) -> float:
@@ -102,7 +108,7 @@ def _hits(calls: pl.DataFrame, first: int) -> float:
     return int((calls["cache_read_input_tokens"] > 0).sum()) / (calls.height - first)
 
 
-def _failures(attempts: pl.DataFrame, live: pl.DataFrame) -> tuple[float, float]:
+def _failures(attempts: pl.DataFrame, live: pl.DataFrame) -> tuple[float, float, float]:
     """Return the part of a pilot's live calls that failed and were sent again, and what a row loses to it."""
     refused = pl.col("status").eq_missing(HTTPStatus.TOO_MANY_REQUESTS)
     tries = attempts.filter(pl.col("mode") == "live", ~refused)
@@ -111,15 +117,17 @@ def _failures(attempts: pl.DataFrame, live: pl.DataFrame) -> tuple[float, float]
         failed=((pl.col("dollars") == 0) & pl.col("error").ne_missing("refusal")).sum(),
         seconds=(sent.last() - sent.first()).dt.total_milliseconds() / 1_000,
     )
-    failed = int(rows["failed"].sum())
+    failed, lost = int(rows["failed"].sum()), tries["status"].null_count()
     return (
-        (failed / tries.height, float(rows["seconds"].sum()) / live.height)
+        (failed / tries.height, lost / tries.height, float(rows["seconds"].sum()) / live.height)
         if failed and live.height
-        else (0.0, 0.0)
+        else (0.0, 0.0, 0.0)
     )
 
 
-async def counted(client: AsyncAnthropic, work: Work, known: Measured, model: catalog.Model) -> Measured:
+async def counted(
+    client: AsyncAnthropic, work: Work, known: Measured, model: catalog.Model, requests: int
+) -> Measured:
     """Return what calls take, the input of some of them counted by the API, which is free."""
     estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_AT_ONCE)
     if estimated.is_empty():
@@ -142,5 +150,4 @@ async def counted(client: AsyncAnthropic, work: Work, known: Measured, model: ca
         finally:
             for task in tasks:
                 task.cancel()
-    trend = line(estimated, pl.Series(tokens, dtype=pl.Float64), rises=True)
-    return replace(known, input=trend, estimated_tokens=_number(estimated.mean()), counted=len(tokens))
+    return replace(known, input=line(estimated, pl.Series(tokens, dtype=pl.Float64), requests, rises=True))

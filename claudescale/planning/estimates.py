@@ -43,48 +43,84 @@ BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 P90 = 0.9
 _NORMAL = NormalDist()
 _Z = _NORMAL.inv_cdf(P90)  # standard deviations from the median to the 90th percentile
-# One standard deviation of a guess of many calls' mean, as a part of it: how long a token is depends on the
-# text; of replies nothing is known.
-_GUESSED_INPUT, _GUESSED_OUTPUT = 0.15, 0.5
 _BATCH_MINUTES = 60.0
 # The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 # unseen, so the pacer keeps up to twice as much.
 _OUTPUT_LEFT = 0.2
+# A reply so many times longer than the mean one, and than a full bucket, holds up a run twice: the API lets
+# nobody in while it is written, and then the pacer waits until it is paid for.
+_LONG = 1.3
+_CLOSED_FORM = 1.03  # by so much the minutes of a run may be off with every figure known
 
 
 # ---------------------------------------------------------------------------------- what one call takes
 
 
 class Line(NamedTuple):
-    """A figure of a call: its mean, what each estimated token of the request more adds, and the rest."""
+    """A figure of a call: its mean, what each estimated token more of the request adds, how it varies."""
 
     mean: float
     slope: float = 0.0
     deviation: float = 0.0  # around the line
-    skew: float = 0.0  # a few long replies that a small sample tends to miss
+    calls: int = 0  # it was measured on, of so many `requests` in all; 0 is a guess
+    requests: int = 0
+    center: float = 0.0  # the mean of the calls' estimated tokens, and their deviation
+    spread: float = 0.0
+    guessed: float = 0.5  # one standard deviation of a guess, as a part of it
+
+    def at(self, estimated_tokens: Any) -> Any:
+        """Return the figure of requests of so many estimated tokens: a number or an expression."""
+        return self.mean + self.slope * (estimated_tokens - self.center)
+
+    def more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return how far the 90th percentile of the mean of many is above the median, as a part of it.
+
+        As if they were lognormal: a mean that is measured low, as the few long ones were missed, has a low
+        deviation too. `estimated_tokens` is their mean.
+        """
+        if self.calls <= 1 or not self.mean:
+            return _Z * self.guessed
+        # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
+        unknown = max(1 - self.calls / requests, 0.0) if requests == self.requests else 1.0
+        part = unknown / requests + unknown**2 / self.calls
+        if self.slope and self.spread and estimated_tokens is not None:
+            # The slope's own error, where they are longer than those measured; long ones vary more.
+            part += 3 * ((estimated_tokens - self.center) / self.spread) ** 2 / (self.calls - 1)
+        wide = math.log1p((self.deviation / self.mean) ** 2)
+        student = _Z * (1 + (_Z**2 + 1) / (4 * (self.calls - 1)))  # its quantile, by the first term
+        return math.expm1(student * math.sqrt(part * (wide + 3 * wide**2)))
+
+    def slow(self, requests: float) -> Line:
+        """Return the line at its 90th percentiles: few calls seldom have the longest."""
+        varies = self.deviation / self.mean if self.mean else 0.0
+        wider = 1 + _Z * math.sqrt((1 + 12 * varies**2) / (2 * max(self.calls, 1)))
+        return self._replace(mean=self.mean * (1 + self.more(requests)), deviation=self.deviation * wider)
 
 
-_AS_ESTIMATED, _NOTHING, _SECONDS = Line(0.0, 1.0), Line(0.0), Line(3.0)
+NOTHING_KNOWN, _SECONDS = Line(0.0), Line(3.0)
+AS_ESTIMATED = Line(0.0, 1.0, guessed=0.15)  # how long a token is depends on the text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
 
-    input: Line = _AS_ESTIMATED  # tokens
-    output: Line = _NOTHING  # tokens, thinking included, refusals and cut replies too
+    input: Line = AS_ESTIMATED  # tokens
+    output: Line = NOTHING_KNOWN  # tokens, thinking included, refusals and cut replies too
     latency: Line = _SECONDS  # seconds
-    estimated_tokens: float = 0.0  # of a mean request measured, from its characters
     billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
     cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
     cache_hit_share: float = 1.0  # of the live calls after the first, how many found it
     batch_hit_share: float | None = None  # of the calls in batches; None is not known
     error_rate: float = 0.0  # the part of the calls that fail and are sent again
+    lost_rate: float = 0.0  # the part whose answer is lost: it was written all the same
     lost_seconds: float = 0.0  # what a row loses to that on average
     thinking_tokens: float = 0.0  # of the output tokens that are guessed
-    calls: int = 0  # how many this comes from; 0 is a guess
-    counted: int = 0  # requests whose input tokens the API has counted
-    requests: int = 0  # how many there are of which those measured are a part; 0 is not known
+
+    @property
+    def calls(self) -> int:
+        """How many were measured; 0 is a guess."""
+        return self.output.calls
 
     @property
     def output_tokens(self) -> float:
@@ -96,44 +132,10 @@ class Measured:
         """Latency of a mean call."""
         return self.latency.mean
 
-    def at(self, line: Line, estimated_tokens: Any) -> Any:
-        """Return a figure of requests of so many estimated tokens: a number or an expression."""
-        return line.mean + line.slope * (estimated_tokens - self.estimated_tokens)
-
     def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
         """Return the input that the limits count, of so many requests and estimated tokens in all."""
-        mean: float = self.at(self.input, estimated_tokens / requests) if requests else 0.0
+        mean: float = self.input.at(estimated_tokens / requests) if requests else 0.0
         return max(mean - self.cached_tokens, 0.0) * requests
-
-    def input_more(self, requests: float = math.inf) -> float:
-        """Return how far the 90th percentile of many calls' input is above the median, as a part of it."""
-        return self._more(self.input, self.calls or self.counted, requests, _GUESSED_INPUT)
-
-    def output_more(self, requests: float = math.inf) -> float:
-        """Return the same of their output."""
-        return self._more(self.output, self.calls, requests, _GUESSED_OUTPUT)
-
-    def seconds_more(self, requests: float = math.inf) -> float:
-        """Return the same of their mean latency."""
-        return self._more(self.latency, self.calls, requests, _GUESSED_OUTPUT)
-
-    def _more(self, line: Line, known: int, requests: float, guessed: float) -> float:
-        if known <= 1 or not line.mean:
-            return _Z * guessed
-        # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
-        unknown = max(1 - known / requests, 0.0) if requests == self.requests else 1.0
-        variance = unknown / requests + unknown**2 / known
-        # Student's quantile, by its first term; and where values are skewed upward, a sample whose mean is
-        # low has a low deviation too: twice Johnson's term, as a small sample tends to miss the long ones.
-        # Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
-        z = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))
-        z += max(line.skew, 0.0) * (1 + 2 * z**2) / (3 * math.sqrt(known))
-        return line.deviation * z * math.sqrt(variance) / line.mean
-
-    def slow_deviation(self) -> float:
-        """Return the 90th percentile of the latency's deviation: few calls seldom have the longest."""
-        doubt = math.sqrt((1 + 3 * max(self.latency.skew, 0.0) ** 2) / (2 * max(self.calls, 1)))
-        return self.latency.deviation * (1 + _Z * doubt)
 
     @property
     def basis(self) -> str:
@@ -143,20 +145,21 @@ class Measured:
             cache = f", cache found by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
             again = f", {self.error_rate:.1%} of calls sent again" if self.error_rate else ""
             return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
-        known = f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
+        counted = self.input.calls
+        known = f"input counted on {counted:,} requests" if counted else "estimated from characters"
         thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
         reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
         return f"{known}, output assumed ({reply})"
 
     @property
+    def more(self) -> float:
+        """How many times the median the 90th percentile of the tokens of many calls is, at most."""
+        return 1 + max(self.input.more(), self.output.more())
+
+    @property
     def doubt(self) -> float:
         """The part by which the mean of many calls may be off: one standard deviation."""
         return (self.more - 1) / _Z
-
-    @property
-    def more(self) -> float:
-        """How many times the median the 90th percentile of the tokens of many calls is, at most."""
-        return 1 + max(self.input_more(), self.output_more())
 
 
 # --------------------------------------------------------------------- a guess, before anything is known
@@ -247,6 +250,8 @@ class Totals(NamedTuple):
     input_tokens: float
     cache_read_tokens: float
     output_tokens: float
+    input_more: float  # by which part the 90th percentile of the tokens is above
+    output_more: float
     input_deviation: float  # of a request's input tokens that are not read from the cache
     live_dollars: float
     live_dollars_p90: float
@@ -266,9 +271,9 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     """
     sent, times = sizes.drop_nulls(), pl.col("requests")
     estimated = pl.col("estimated_tokens")
-    tokens = expected.at(expected.input, estimated).clip(0.0)
+    tokens = expected.input.at(estimated).clip(0.0)
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
-    output = expected.at(expected.output, estimated).clip(0.0, float(max_tokens))
+    output = expected.output.at(estimated).clip(0.0, float(max_tokens))
     geography = prompt.charges.inference_geo
     live, batch = (
         prices.price(prompt.model, mode=mode, inference_geo=geography) for mode in ("live", "batch")
@@ -277,6 +282,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
     nothing = pl.lit(0.0)
     sums = sent.select(
+        estimated=(estimated * times).sum(),
         input=(tokens * times).sum(),
         read=(read * times).sum(),
         output=(output * times).sum(),
@@ -288,10 +294,11 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     ).row(0, named=True)
     rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
     count = requests or 1
-    more = math.hypot(
-        expected.input_more(count) * sums["silent"],
-        expected.output_more(count) * (sums["live"] - sums["silent"]),
-    )
+    mean = _part(sums["estimated"], requests)
+    input_more, output_more = (figure.more(count, mean) for figure in (expected.input, expected.output))
+    of_input, of_output = input_more * sums["silent"], output_more * (sums["live"] - sums["silent"])
+    # Both depend on how long the texts are: where one is more than was measured, so is the other, at times.
+    more = math.sqrt(of_input**2 + of_output**2 + of_input * of_output)
     # Who finds no cache writes it: live the first call and some others, in batches more of them.
     written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
     low, high = catalog.BATCH.cache_hit_shares
@@ -312,6 +319,8 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         input_tokens=sums["input"],
         cache_read_tokens=max(sums["read"] - expected.cached_tokens * written, 0.0),
         output_tokens=sums["output"],
+        input_more=input_more,
+        output_more=output_more,
         input_deviation=math.sqrt(max(_part(sums["squares"], requests) - uncached**2, 0.0)),
         live_dollars=live_dollars * ratio,
         live_dollars_p90=(live_dollars + more) * ratio,
@@ -357,14 +366,14 @@ def options(
     # Most batches end within an hour, and one that has not ended after a day expires.
     # Source: Anthropic, *Batch processing* (checked 2026-08-14).
     batch_minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
-    count, uncached = totals.requests or 1, totals.input_tokens - totals.cache_read_tokens
+    uncached = totals.input_tokens - totals.cache_read_tokens
     usual, slow = (
         live_finish(
             limits,
             expected,
             requests=totals.requests,
-            input_tokens=uncached * (1 + is_slow * expected.input_more(count)),
-            output_tokens=totals.output_tokens * (1 + is_slow * expected.output_more(count)),
+            input_tokens=uncached * (1 + is_slow * totals.input_more),
+            output_tokens=totals.output_tokens * (1 + is_slow * totals.output_more),
             input_deviation=totals.input_deviation,
             concurrency=concurrency,
             from_start=True,
@@ -440,16 +449,22 @@ def live_finish(
     """
     if not requests:
         return Finish(0.0, NOTHING)
-    latency = expected.seconds * (1 + (expected.seconds_more(requests) if is_slow else 0.0))
-    round_trip = latency + (expected.lost_seconds if from_start else 0.0)
+    reply, latency = expected.output, expected.latency
+    if is_slow:
+        reply, latency = reply.slow(requests), latency.slow(requests)
+    round_trip = latency.mean + (expected.lost_seconds if from_start else 0.0)
     burst = (limits.burst_seconds or 1.0) / RATE_MARGIN if from_start else 1.0
     allowed = limits.shared(RATE_MARGIN).per_minute
-    used = (requests, input_tokens * more, output_tokens * more)
+    output_tokens *= more * (1 + expected.lost_rate)
+    used = (requests, input_tokens * more, output_tokens)
     alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
     sending = {name: max(seconds - burst, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
     slower = "requests" if alone[0] >= alone[1] else "input_tokens"
     sending[slower] = max(_together(requests, alone, input_deviation / allowed[1] * 60, burst) - burst, 0.0)
-    sending["output_tokens"] = max(alone[2] - burst * (1 - _OUTPUT_LEFT), 0.0)
+    mean, capacity = output_tokens / requests, (limits.burst_seconds or 1.0) * allowed[2] / 60
+    varies = math.hypot(reply.deviation, reply.slope * reply.spread) / (reply.mean or 1.0)
+    held = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
+    sending["output_tokens"] = max(alone[2] + held - burst * (1 - _OUTPUT_LEFT), 0.0)
     most = concurrency or (MOST_CONCURRENCY if from_start else math.inf)
     first = min(FIRST_CONCURRENCY, most) if from_start else most
     if most < math.inf:  # calls in flight double with each latency
@@ -464,11 +479,11 @@ def live_finish(
         return Finish(seconds + round_trip, binding)
     if binding in BUCKETS[:2] and under_way > first:
         seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
-    deviation = expected.slow_deviation() if is_slow else expected.latency.deviation
-    seconds += _slowest(under_way, round_trip, deviation, P90 if is_slow else 0.5)
-    warming = latency if expected.cached_tokens and requests > 1 else 0.0
+    seconds += _slowest(under_way, round_trip, latency.deviation, P90 if is_slow else 0.5)
+    warming = latency.mean if expected.cached_tokens and requests > 1 else 0.0
     # Its start and its end take a part of a round more: calls are sent when others are answered.
-    return Finish(seconds + warming + latency / 4, binding)
+    seconds += warming + latency.mean / 4
+    return Finish(seconds * (_CLOSED_FORM if is_slow else 1.0), binding)
 
 
 def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:
@@ -486,6 +501,15 @@ def _together(requests: float, alone: list[float], deviation_seconds: float, bur
     away = (tokens - each) / deviation
     both = each + deviation * (_NORMAL.pdf(away) + away * _NORMAL.cdf(away))
     return both * requests / count
+
+
+def _above(level: float, mean: float, deviation: float) -> float:
+    """Return the mean of what lognormal values are above a level."""
+    if not mean or not deviation:
+        return max(mean - level, 0.0)
+    wide = math.sqrt(math.log1p((deviation / mean) ** 2))
+    away = math.log(mean / level) / wide + wide / 2
+    return mean * _NORMAL.cdf(away) - level * _NORMAL.cdf(away - wide)
 
 
 def _slowest(calls: float, mean: float, deviation: float, quantile: float) -> float:

@@ -374,7 +374,10 @@ class Plan(Shown):
         if same_model:
             return known
         latency = known.latency._replace(mean=after.seconds * mean / after.output_tokens, slope=0.0)
-        return replace(known, calls=0, counted=0, requests=0, billed_ratio=1.0, latency=latency)
+        lines = (line._replace(calls=0) for line in (known.input, known.output, latency))
+        return replace(
+            known, billed_ratio=1.0, **dict(zip(("input", "output", "latency"), lines, strict=True))
+        )
 
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
@@ -460,11 +463,10 @@ class Plan(Shown):
         mine, theirs = self.compiled, run.plan.compiled
         sizes = run.job.work.requests.select("key", "estimated_tokens")
         done = sizes.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
-        known = calibration.measured(done, run.attempts, mine.prompt, self.max_tokens)
+        known = calibration.measured(done, run.attempts, mine.prompt, self.max_tokens, mine.totals.requests)
         learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
         if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
             learned = self._evidence.learned
-        known = replace(known, requests=mine.totals.requests)
         return self._with(_evidence=self._evidence._replace(measured=known, learned=learned))
 
     @awaited("plan = await plan.count_tokens(client)")
@@ -481,8 +483,8 @@ class Plan(Shown):
             The API would not count: what it says.
         """
         work = self.sample(n, seed).compiled.work("count")
-        known = replace(self.compiled.expected, requests=self.compiled.totals.requests)
-        known = await calibration.counted(client, work, known, self.compiled.model)
+        mine = self.compiled
+        known = await calibration.counted(client, work, mine.expected, mine.model, mine.totals.requests)
         return self._with(_evidence=self._evidence._replace(measured=known))
 
     @awaited("plan = await plan.learn_limits(client)")
