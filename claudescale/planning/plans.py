@@ -15,6 +15,7 @@ from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
 from claudescale.errors import ImpossibleBudget, PlanError
+from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, estimates, plan_views
 from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
@@ -40,7 +41,6 @@ Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
 ModelName: TypeAlias = Literal["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"] | str  # noqa: PYI051
 TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] | str | int  # noqa: PYI051
 
-DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
 MODES = ("live", "batch", "hybrid")
@@ -411,7 +411,8 @@ class Plan(Shown):
         mine = self._evidence._replace(kept=None)
         other = self._with(frame=frame, _evidence=mine).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        kept = Kept.of(run, other.compiled.prompt, frame, other.mode, f"plan.retry({typed})")
+        typed = f"plan.retry({typed}).run(client{ledger_typed(run.path)})"
+        kept = Kept.of(run, other.compiled.prompt, frame, other.mode, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
     def head(self, n: int = 20) -> Plan:
@@ -586,7 +587,7 @@ class Plan(Shown):
         except PlanError as error:
             return Card(title=f"Plan that cannot be run: {error}")
         saved = totals.rows - totals.unsent - totals.requests
-        same = f", {saved:,} identical rows sent once" if saved else ""
+        same = f", {text.plural(saved, 'identical row')} sent once" if saved else ""
         file = " or a file that cannot be read" if compiled.prompt.has_files else ""
         null = f", {totals.unsent:,} with a null{file} not sent" if totals.unsent else ""
         mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
@@ -603,17 +604,18 @@ class Plan(Shown):
         sources = f"Prices: {prices.price(compiled.model).source}. Limits: {compiled.limits.provenance}."
         batch = estimates.option(options, "batch")["minutes_p90"]
         retired = catalog.notices(compiled.model, batch_minutes=batch)
+        notices = [*self._notices(), *compiled.prompt.notes, *retired] or [*self._gain()]
         following = "run = await plan.run(client)"
         if compiled.kept is not None:
-            following = plan_views.awaited(f"{compiled.kept.typed}.run(client)")
+            following = f"run = await {compiled.kept.typed}"
         elif not known.calls:
             live = "" if chosen == "live" else ".replace(mode='live')"
             following = f"pilot = await plan.sample(50){live}.run(client)"
         return Card.of(
             table,
-            title=f"Plan: {totals.rows:,} rows on {compiled.model.id}, {totals.requests:,} requests"
-            f"{same}{null}. Nothing is sent yet.",
-            notes=[f"{tokens}, {basis}. {sources}", *self._notices(), *compiled.prompt.notes, *retired],
+            title=f"Plan: {text.plural(totals.rows, 'row')} on {compiled.model.id}, "
+            f"{text.plural(totals.requests, 'request')}{same}{null}. Nothing is sent yet.",
+            notes=[f"{tokens}, {basis}. {sources}", *notices],
             next=following,
         )
 
@@ -628,6 +630,14 @@ class Plan(Shown):
                 yield f"Left out, as the same request would fail again: {kinds}."
         if differs := limits.differs(compiled.limits, self.tier, compiled.model):
             yield differs
+        if compiled.expected.cached_tokens:
+            low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
+            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are taken to find the cache"
+            yield f"{share}: {low} to {high} are usual."
+
+    def _gain(self) -> Iterable[str]:
+        """Return what the next tier gains."""
+        compiled = self.compiled
         # Limits that are no tier's are set by something else than a tier; the API may have told a better one.
         for own in limits.tiers_with(compiled.limits, compiled.model)[:1]:
             names = plan_views.family(own, compiled.model.rate_group)
@@ -635,10 +645,6 @@ class Plan(Shown):
                 mode: Any = compiled.likely_mode
                 row = self.compare(tier=[above], mode=[mode]).row(0, named=True)
                 yield f"The next tier, {above}: {plan_views.gain_words(row[GAIN], row['binding'])}."
-        if compiled.expected.cached_tokens:
-            low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are taken to find the cache"
-            yield f"{share}: {low} to {high} are usual."
 
 
 PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))

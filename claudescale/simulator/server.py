@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import time
+from contextlib import suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -12,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from aiohttp import web
 
 from claudescale.api import catalog
-from claudescale.simulator import batches, wire
+from claudescale.simulator import batches, board, wire
 from claudescale.simulator.account import listed
 from claudescale.simulator.wire import Answer, Problem
 
@@ -35,11 +37,12 @@ CATCH_UP_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
 T = TypeVar("T")
-LOCAL = {"127.0.0.1", "localhost", "::1"}
+HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
+LOCAL = {HOST, "localhost", "::1"}
 
 
 class Shell:
-    """Serves one desk on 127.0.0.1.
+    """Serves one desk.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ class Shell:
 
     def __init__(self, desk: Desk, batches: Batches, clock: Clock) -> None:
         self.desk, self.batches, self.clock = desk, batches, clock
-        self.url = ""
+        self.url, self._open = "", False
         self._runner: web.ServerRunner | None = None
         self._worker: asyncio.Task[None] | None = None
         self._routes: list[tuple[re.Pattern[str], Callable[..., Awaitable[Found]]]] = [
@@ -64,15 +67,17 @@ class Shell:
             (re.compile("GET /v1/organizations/rate_limits"), self._rate_limits),
             (re.compile("GET /simulator"), self._about),
             (re.compile("GET /simulator/stats"), self._stats),
+            (re.compile("GET /class"), self._class),
         ]
 
-    async def start(self, port: int = 0) -> str:
-        """Begin to listen on 127.0.0.1, and return the URL."""
+    async def start(self, port: int = 0, host: str = HOST) -> str:
+        """Begin to listen, and return the URL."""
         server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
         self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port, backlog=4096).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, host, port, backlog=4096).start()
+        self._open = host not in LOCAL
+        self.url = f"http://{HOST if host == EVERYWHERE else host}:{self._runner.addresses[0][1]}"
         return self.url
 
     async def stop(self) -> None:
@@ -97,9 +102,9 @@ class Shell:
 
     async def _found(self, request: web.BaseRequest) -> Found:
         host = request.headers.get("host", "")
-        if not _is_local(host):
-            this = "This simulator is for this machine, as 127.0.0.1 or localhost"
-            raise Problem(403, f"{this}, not as {host[:80]!r}.")
+        if not _is_ours(host, to_all=self._open):
+            this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
+            raise Problem(403, f"This simulator is {this}, not as {host[:80]!r}.")
         for pattern, handler in self._routes:
             if found := pattern.fullmatch(f"{request.method} {request.path}"):
                 return await handler(request, *found.groups(""))
@@ -153,6 +158,10 @@ class Shell:
     async def _stats(self, _: web.BaseRequest) -> Found:
         return self.desk.account.figures()
 
+    async def _class(self, request: web.BaseRequest) -> Found:
+        page = board.page(self.desk, self.clock, f"http://{request.host}")
+        return web.Response(text=page, content_type="text/html", headers={"cache-control": "no-store"})
+
     # ------------------------------------------------------------------------------------------- batches
 
     async def _batch(self, request: web.BaseRequest, name: str, action: str) -> Found:
@@ -175,14 +184,14 @@ class Shell:
                 finally:
                     self._begin()
             case "GET", None, "":
-                return self.batches.page(now, _query(request), self.url)
+                return self.batches.page(now, _query(request), f"http://{request.host}")
             case "GET", batches.Batch(), "":
-                return batch.shown(now, self.url)
+                return batch.shown(now, f"http://{request.host}")
             case "GET", batches.Batch(), "results":
                 return await self._results(request, batch)
             case "POST", batches.Batch(), "cancel":
                 self.batches.cancel(now, batch)
-                return batch.shown(now, self.url)
+                return batch.shown(now)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
         raise Problem(405 if action in {"", "cancel", "results"} else 404)
@@ -274,15 +283,15 @@ def _turns(work: Iterable[T]) -> Iterator[list[T]]:
     yield done
 
 
-def _is_local(host: str) -> bool:
-    """Return whether a Host header names this machine.
+def _is_ours(host: str, *, to_all: bool) -> bool:
+    """Return whether a Host header names this machine, by any number where others may call `to_all`.
 
-    A page in a browser may have a name of its own lead to 127.0.0.1; its requests come with that name.
+    A page in a browser may have a name of its own lead here; its requests come with that name.
     """
-    try:
-        return urlsplit(f"//{host}").hostname in LOCAL
-    except ValueError:
-        return False
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in LOCAL or (to_all and bool(ipaddress.ip_address(name)))
+    return False
 
 
 def _cut_off(request: web.BaseRequest) -> None:

@@ -208,7 +208,7 @@ def test_what_cannot_be_compared_says_what_to_type(lists, error):
 def test_a_price_list_is_one_compare():
     """Every current model that can do it, on tiers and in modes, sorted: the cheapest is a batch."""
     made = plan(returns=pl.Boolean)
-    models = made.plot.models(["start", "build"])
+    models = made.plot._models(["start", "build"])
     table = made.compare(model=models, tier=["start", "build"], mode=["live", "batch"]).sort("dollars")
     assert {MODEL, SONNET, OPUS} <= set(models)
     assert table.height == len(models) * 4
