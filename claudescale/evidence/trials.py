@@ -13,10 +13,9 @@ from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
 from claudescale.loops import awaited
 from claudescale.planning.plans import DEFAULT_LEDGER, is_number
-from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.text import dollars
+from claudescale.text import dollars, plain
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import Model
     from claudescale.api.limits import Learned, Limits
     from claudescale.planning.estimates import Measured, Totals
-    from claudescale.prompts.requests import Frame, Prompt, Work
-    from claudescale.prompts.retries import Kept
+    from claudescale.prompts.requests import Frame, Kept, Prompt, Work
 
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
 _TRUSTED_DOUBT = 0.5
