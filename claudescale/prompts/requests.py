@@ -771,9 +771,9 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
     same = run.plan.samples == prompt.samples and prompt.contents(frame)["content"].equals(asked)
     if frame.height != before.height or not same:
         refuse(
-            f"plan.retry() takes a run with the same texts in the same order, and the same samples=. That run "
-            f"has {before.height:,} rows, and this plan {frame.height:,}. Use run.plan.retry(run), or ask all "
-            "rows: run = await plan.run(client)."
+            f"The run has {before.height:,} rows and the plan {frame.height:,}, or it asks something else: "
+            "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
+            "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
         )
 
 
