@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import Model
     from claudescale.api.limits import Learned, Limits
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.requests import Prompt, Work
-    from claudescale.prompts.retries import Kept
+    from claudescale.prompts.requests import Kept, Prompt, Work
 
 OPTIONS = pl.Schema(
     {"mode": pl.String()}
