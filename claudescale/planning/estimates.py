@@ -298,7 +298,7 @@ def live_finish(
     if not from_start:
         return Finish(seconds + round_trip, binding)
     if binding in BUCKETS[:2] and under_way > first:
-        seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
+        seconds += max(math.log2(under_way / first) - 1, 0.0) * round_trip  # lost while they double
     seconds += _slowest(under_way, round_trip, latency.deviation, P90 if is_slow else 0.5)
     warming = latency.mean if expected.cached_tokens and requests > 1 else 0.0
     # Its start and its end take a part of a round more: calls are sent when others are answered.
