@@ -40,6 +40,7 @@ _opened: list[Background] = []
 # Work under way, and how it is asked to end with the process; what runs on the caller's loop ends with that.
 _jobs: dict[concurrent.futures.Future[None], Callable[[], None] | None] = {}
 _in_a_hurry = threading.Event()
+_torn: list[str] = []  # what is kept of work whose loop was ended under it
 
 
 # interrupts, shown in one line
@@ -49,6 +50,10 @@ def show_as(error: BaseException, line: str) -> None:
     """Have one line shown and no traceback, in a notebook and where this or a later error ends a script."""
     error.claudescale_line = line  # type: ignore[attr-defined]
     error._render_traceback_ = lambda: [f"■ {line}"]  # type: ignore[attr-defined]
+    _hook_up()
+
+
+def _hook_up() -> None:
     if not hasattr(sys.excepthook, "claudescale"):
         sys.excepthook = _hook(sys.excepthook)
 
@@ -66,7 +71,8 @@ def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
     """Return what shows an uncaught error: an interrupt of ours in one line, all else as before."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        line = line_of(error) if issubclass(kind, KeyboardInterrupt) else ""
+        # A second interrupt comes out of the loop by itself, whatever was said of the first.
+        line = (line_of(error) or "".join(_torn[-1:])) if issubclass(kind, KeyboardInterrupt) else ""
         if not line:
             before(kind, error, trace)
             return
@@ -324,7 +330,15 @@ class Handle(ABC):
     home: int
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._started = start(work, stop=self.leave)
+        async def done() -> None:
+            try:
+                await work()
+            except (asyncio.CancelledError, KeyboardInterrupt):
+                _torn.append(self.kept)
+                raise
+
+        _hook_up()
+        self._started = start(done, stop=self.leave)
         self.home = self._started.thread
 
     @abstractmethod
