@@ -32,7 +32,7 @@ CELLS = range(20, 37)
 EXERCISES = range(2, 4)
 LONGEST_CELL_LINES = 15
 MEDIAN_CELL_LINES = 4
-IMPORTS = {"altair", "anthropic", "claudescale", "polars"} | sys.stdlib_module_names
+IMPORTS = {"IPython", "altair", "anthropic", "claudescale", "polars", "pydantic"} | sys.stdlib_module_names
 PATTERNS = get_sanitize_patterns((ROOT / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8"))
 each_notebook = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)

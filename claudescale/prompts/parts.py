@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from claudescale.api import catalog, media
-from claudescale.prompts.parameters import FACTS, refuse
+from claudescale.api import media
+from claudescale.api.catalog import MEDIA
+from claudescale.errors import PlanError
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["path", "url", "file_id"]
 Purpose: TypeAlias = Literal["price", "key", "send"]
-
-MEDIA: dict[str, Any] = {**catalog.MEDIA, **FACTS["media"]}
 
 
 class Unusable(Exception):
@@ -84,9 +83,11 @@ def pdf(column: str, *, kind: Kind | None = None) -> Part:
 
 def _part(column: str, block: Literal["image", "document"], kind: Kind | None) -> Part:
     if not isinstance(column, str):
-        refuse(f"{column!r:.60} is not the name of a column: cs.image('photo').")
+        msg = f"{column!r:.60} is not the name of a column: cs.image('photo')."
+        raise PlanError(msg)
     if kind is not None and kind not in get_args(Kind):
-        refuse(f"kind={kind!r} is not one of {', '.join(map(repr, get_args(Kind)))}.")
+        msg = f"kind={kind!r} is not one of {', '.join(map(repr, get_args(Kind)))}."
+        raise PlanError(msg)
     return Part(column, block, kind)
 
 

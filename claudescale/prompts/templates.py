@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import polars as pl
 import polars.selectors
 
-from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest
-from claudescale.prompts.parameters import as_json, check_unicode, refuse
+from claudescale.errors import BadTemplate, FileChanged, PlanError, UnknownColumn, nearest
 from claudescale.prompts.parts import Part, Purpose, Source, Unusable, source_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,26 @@ MESSAGES = pl.Schema(
 """Columns of `Parts.messages`: how long each row is, in characters, which the tokens of its files make too;
 its message as JSON; the bytes it has besides once its files stand in it, and the most tokens of those; why a
 file of it cannot be sent; a mark by which it is known whether a file has changed since."""
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise what is wrong with a plan."""
+    raise PlanError(message)
+
+
+def as_json(value: object) -> str:
+    """Return a value as compact JSON, always the same bytes for the same value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Refuse text with a lone surrogate in it, which cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = f"{what} has half a character (a lone surrogate) at position {error.start}. "
+        msg += "Mend it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        raise PlanError(msg[0].upper() + msg[1:]) from error
 
 
 class Text(NamedTuple):

@@ -292,7 +292,8 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
         output_tokens = meter.reply_output_tokens / meter.replies
         seconds = meter.reply_seconds / meter.replies
         latency = expected.latency._replace(mean=seconds)
-        expected = replace(expected, latency=latency, calls=max(meter.replies, expected.calls))
+        output = expected.output._replace(calls=max(meter.replies, expected.calls))
+        expected = replace(expected, latency=latency, output=output)
         if pacer.in_flight >= pacer.window:  # it is what holds the run back
             concurrency = concurrency or pacer.window
     usual, slow = (

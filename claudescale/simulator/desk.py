@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
-CHANGES = {
-    "model_changed": ("model", "speed"),
-    "system_changed": ("system",),
-    "tools_changed": ("tools",),
-    "messages_changed": ("messages",),
-    "unavailable": ("thinking", "tool_choice", "output_config"),
-}
 AGAIN = " Try again after the time in the retry-after header."
 SHOWN_LETTERS = 4  # of a key
-MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
 class Admission(NamedTuple):
@@ -95,7 +87,6 @@ class Desk:
         per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
-        self._diagnosed: dict[str, dict[str, Any]] = {}
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
@@ -154,8 +145,8 @@ class Desk:
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
             if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
-                details = {"error_code": code} if code and coded else None
-                raise Problem(status, f"{words} {until}", details=details, kind=code or level)
+                details = {"error_code": code} if code and coded else {}
+                raise Problem(status, f"{words} {until}", code or level, **details)
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -279,27 +270,11 @@ class Desk:
         if struck is not None:
             at_work.spoil(struck, reply)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
-        name = self.next_id("msg")
-        diagnostics = self._diagnosis(body, name, shares) if body.get("diagnostics") else None
-        return reply, shares, wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
-
-    def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
-        """Return why the prompt cache missed what an earlier message had."""
-        self._diagnosed[name] = body
-        if len(self._diagnosed) > MOST_DIAGNOSED:
-            del self._diagnosed[next(iter(self._diagnosed))]
-        previous = body["diagnostics"].get("previous_message_id")
-        if previous is None:
-            return None
-        before = self._diagnosed.get(previous)
-        if before is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        seen = {**body, "messages": body["messages"][: len(before["messages"])]}
-        for reason, parts in CHANGES.items():
-            if any(seen.get(part) != before.get(part) for part in parts):
-                missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
-                return {"cache_miss_reason": {"type": reason, **({} if reason == "unavailable" else missed)}}
-        return None
+        # Of earlier messages nothing is kept, as on the API after some time.
+        asked = (body.get("diagnostics") or {}).get("previous_message_id") is not None
+        missed = {"cache_miss_reason": {"type": "previous_message_not_found"}} if asked else None
+        message = wire.message(self.next_id("msg"), model.snapshot, reply, shares, tier)
+        return reply, shares, {**message, "diagnostics": missed}
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""

@@ -8,18 +8,21 @@ import re
 import time
 from contextlib import suppress
 from email.utils import formatdate
+from html import escape
+from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
 from claudescale.api import catalog
-from claudescale.simulator import batches, board, wire
+from claudescale.simulator import batches, wire
 from claudescale.simulator.account import listed
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from claudescale.clock import Clock
     from claudescale.simulator.batches import Batch, Batches
@@ -36,6 +39,7 @@ PAUSE_SECONDS = 0.02  # until the next rows of batches are looked for
 CATCH_UP_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
+BOARD = Template(Path(__file__).with_name("class.html").read_text("utf-8"))
 T = TypeVar("T")
 HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
 LOCAL = {HOST, "localhost", "::1"}
@@ -65,9 +69,7 @@ class Shell:
             (re.compile(".* /v1/messages/batches(?:/([^/]*))?(?:/(.*))?"), self._batch),
             (re.compile("GET /v1/models(?:/(.*))?"), self._models),
             (re.compile("GET /v1/organizations/rate_limits"), self._rate_limits),
-            (re.compile("GET /simulator"), self._about),
-            (re.compile("GET /simulator/stats"), self._stats),
-            (re.compile("GET /class"), self._class),
+            (re.compile("GET /(simulator|simulator/stats|class)"), self._about),
         ]
 
     async def start(self, port: int = 0, host: str = HOST) -> str:
@@ -151,15 +153,13 @@ class Shell:
         self.desk.authorize(request.headers, admin=True)
         return listed(self.desk.terms, self.clock.seconds(), _query(request))
 
-    async def _about(self, _: web.BaseRequest) -> Found:
-        about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
-        return {**about, "tier": self.desk.terms.name, "seed": self.desk.seed}
-
-    async def _stats(self, _: web.BaseRequest) -> Found:
-        return self.desk.account.figures()
-
-    async def _class(self, request: web.BaseRequest) -> Found:
-        page = board.page(self.desk, self.clock, f"http://{request.host}")
+    async def _about(self, request: web.BaseRequest, what: str) -> Found:
+        if what == "simulator/stats":
+            return self.desk.account.figures()
+        if what == "simulator":
+            about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
+            return {**about, "tier": self.desk.terms.name, "seed": self.desk.seed}
+        page = board(self.desk, self.clock, f"http://{request.host}")
         return web.Response(text=page, content_type="text/html", headers={"cache-control": "no-store"})
 
     # ------------------------------------------------------------------------------------------- batches
@@ -270,6 +270,32 @@ class Shell:
             return await self._write(request, kind, headers, [(0.0, half)], cut=True)
         headers = self._headers(kind, answer.headers)
         return web.Response(status=answer.status, headers=headers, body=answer.body)
+
+
+def board(desk: Desk, clock: Clock, url: str) -> str:
+    """Return the page of a class: whose calls pass and whose are refused; of a key its first letters only."""
+    now, counts, buckets = clock.seconds(), [], ""
+    callers = sorted(desk.account.by_key.items(), key=lambda caller: caller[0][0].lower())
+    for _, tally in callers:
+        recent = (window.recent(now) for window in (tally.passed, tally.refused, tally.tokens))
+        counts.append((*recent, tally.passed.total, tally.refused.total))
+    for group, three in desk.groups.items():
+        buckets += f"<tr><td>{escape(group)}"
+        for bucket in three.named.values():
+            left, most = max(0, bucket.refill(now)), bucket.capacity
+            buckets += f'<td>{left:,.0f} of {most:,.0f} <meter max="{most:.0f}" value="{left:.0f}"></meter>'
+    rows = "".join(_board_row(letters, own) for ((letters, _), _), own in zip(callers, counts, strict=True))
+    total = _board_row("All", [sum(column) for column in zip(*counts, strict=True)])
+    people = "1 key" if len(callers) == 1 else f"{len(callers)} keys"
+    parts = {"people": people, "seconds": f"{60 / clock.speed:.3g}", "url": escape(url)}
+    return BOARD.substitute(parts, buckets=buckets, rows=rows, total=total)
+
+
+def _board_row(name: str, counts: Sequence[float]) -> str:
+    """Return a row of the board, with a colour where something passed or was refused."""
+    kinds = ("passed", "refused", "tokens", "passed", "refused")
+    cells = (f'<td class="{kind * (of > 0)}">{of:,.0f}' for kind, of in zip(kinds, counts, strict=False))
+    return f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
 
 
 def _turns(work: Iterable[T]) -> Iterator[list[T]]:
