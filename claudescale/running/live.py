@@ -7,12 +7,10 @@ what all of them say of the run in `Health`.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import random
 import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -130,7 +128,6 @@ class Live:
         self._waits: set[asyncio.Timeout] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._resting = 0
-        self._waiting_for_life: dict[asyncio.Event, None] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -291,7 +288,6 @@ class Live:
         self._purse.pay(row.worst_dollars if found.unseen else attempt.dollars)
         self._judge(found, answer.status, readings)
         if found.outcome == "answered":
-            self._call_back()
             self._learn_times(attempt.seconds)
         if found.outcome == "failed" and found.final:
             self._doubted.append(attempt)  # until it is known whether the row is to blame
@@ -305,7 +301,7 @@ class Live:
 
     def _outcome(self, row: Row, found: Verdict, attempt: Attempt, readings: Readings) -> Outcome:
         """Return what the pacer has to know of a call."""
-        if (kind := kind_of(found)) != "answered":
+        if (kind := kind_of(found, attempt.status)) != "answered":
             return Outcome(kind, readings)
         used = float(attempt.uncached_tokens), float(attempt.output_tokens)
         if found.unseen:
@@ -371,34 +367,14 @@ class Live:
         self.stop()
 
     async def _back_off(self, tries: int, at_least_seconds: float) -> None:
-        """Wait twice as long after each failure, with jitter, or until the run stops.
-
-        A row that waits because nothing at all is answered need not wait longer than that: each answer
-        calls two of them, so that after an outage the calls come back as fast as they are borne.
-        """
+        """Wait twice as long after each failure, with jitter, or until the run stops."""
         seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
-        called = asyncio.Event()
-        if self.health.failures > FEW_FAILURES:
-            self._waiting_for_life[called] = None
         self._resting += 1
         self._spawn()
         try:
-            await self._unless_stopped(self._rest(seconds, at_least_seconds, called))
+            await self._unless_stopped(self._clock.sleep(max(seconds, at_least_seconds)))
         finally:
             self._resting -= 1
-            self._waiting_for_life.pop(called, None)
-
-    async def _rest(self, seconds: float, at_least_seconds: float, called: asyncio.Event) -> None:
-        await self._clock.sleep(at_least_seconds)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
-                await called.wait()
-
-    def _call_back(self) -> None:
-        """Let two of those go that wait for a sign of life."""
-        for called in list(itertools.islice(self._waiting_for_life, 2)):
-            del self._waiting_for_life[called]
-            called.set()
 
 
 @dataclass(slots=True)
