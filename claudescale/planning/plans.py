@@ -14,13 +14,12 @@ from claudescale import text
 from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import ImpossibleBudget, PlanError
+from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.loops import awaited
 from claudescale.planning import calibration, estimates, plan_views
 from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
 from claudescale.planning.plan_views import PlanPlots
 from claudescale.prompts.requests import Asked, Examples, Frame, Kept, compile_prompt, read, schema_of
-from claudescale.prompts.templates import refuse
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
