@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import claudescale as cs
-from claudescale.planning.plan_views import PlanPlots
+from claudescale.planning.choices import PlanPlots
 from claudescale.running.run_views import Plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ RESERVED = {
     # The simulator hands out a client of its own, and a worker has to make one.
     "anthropic": {"api", "running", "simulator", "cluster"},
     "altair": {"views", "widgets"},
-    "vl_convert": {"views"},
+    "vl_convert": {"views", "lessons"},
     "ipywidgets": {"widgets"},
     "nest_asyncio": {"loops"},
     "distributed": {"cluster"},

@@ -9,6 +9,7 @@ import asyncio
 import copy
 import functools
 import inspect
+import ipaddress
 import itertools
 import json
 import logging
@@ -143,12 +144,12 @@ class Wire:
             await self._made.aclose()
 
     async def api(self) -> Api:
-        """Return which API answers there: one free request, and only to this machine itself.
+        """Return which API answers there: one free request, and only where a simulator may be.
 
         Spends: nothing.
         """
         about: dict[str, Any] = {}
-        if self._loopback:
+        if self._loopback or _is_in_this_network(self._client.base_url):
             self._simulated = True  # or its answer would be refused as one that is not declared
             asked = self.call("/simulator", _CONNECT_SECONDS, {})
             about = read_object((await self.answer("about", asked, _CONNECT_SECONDS)).content)
@@ -728,6 +729,13 @@ def _address_flaws(client: AsyncAnthropic) -> Iterator[str]:
     used = ours and url.host not in LOOPBACK and not urllib.request.proxy_bypass(url.host)
     if used and proxy.startswith("socks"):  # which aiohttp does not speak
         yield _SAID["socks"].format(host=url.host)
+
+
+def _is_in_this_network(url: httpx2.URL) -> bool:
+    """Return whether an address is a number of the same network, unencrypted, as that of a class may be."""
+    with suppress(ValueError):
+        return url.scheme == "http" and ipaddress.ip_address(url.host).is_private
+    return False
 
 
 def _shown(url: object) -> str:

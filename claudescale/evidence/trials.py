@@ -11,8 +11,9 @@ import polars as pl
 from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
+from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
-from claudescale.planning.plans import DEFAULT_LEDGER, is_number
+from claudescale.planning.plans import is_number
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
 from claudescale.text import dollars, plain

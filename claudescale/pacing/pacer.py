@@ -144,7 +144,8 @@ class Pacer:
         self._ratio = Average(1.0, squares=_FIRST_DEVIATION**2)
         self._output = Average(output_tokens)
         self._reserved_output = 0.0
-        self._recent: deque[Permit] = deque()
+        self._recent: deque[Permit] = deque()  # sent just now: headers may not know of them yet
+        self._recent_input = 0.0  # what was taken for them
         self._held_until = self._refused_at = -math.inf
         self._refusals = 0  # in a row, of calls that went after the one before
         self._window = Window(concurrency or MOST_CONCURRENCY)
@@ -219,6 +220,7 @@ class Pacer:
         self._reserved_output += taken[2].amount
         self._production.writing += 1
         self._recent.append(permit)
+        self._recent_input += taken[1].amount
         self._window.went(self.in_flight)
         return permit
 
@@ -309,9 +311,7 @@ class Pacer:
     def _uncounted(self, now: float) -> tuple[float, float, float]:
         """Return what was taken from each bucket here and may not be in the API's figures yet."""
         while self._recent and self._recent[0].sent < now - self._transit_seconds:
-            self._recent.popleft()
-        return (
-            float(len(self._recent)),
-            sum(permit.taken[1].amount for permit in self._recent),
-            self._reserved_output,
-        )
+            self._recent_input -= self._recent.popleft().taken[1].amount
+        if not self._recent:
+            self._recent_input = 0.0  # without what rounding leaves
+        return float(len(self._recent)), self._recent_input, self._reserved_output

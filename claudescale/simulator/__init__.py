@@ -27,10 +27,11 @@ START_SECONDS = 30.0
 class Simulator:
     """A Claude API on this machine, for any client; it costs nothing and answers nonsense that fits.
 
-    It listens on 127.0.0.1 only, in a thread of its own. Limits, headers, errors, token counts,
-    caching and time behave as on the API; the replies are synthetic, and free text says so. Images and PDFs
-    are counted and checked, and never looked at: a reply to one is drawn by its bytes. Any key will do;
-    one that looks like an ordinary key (``sk-ant-api...``) may not read the account's rate limits.
+    It listens in a thread of its own; its address with ``/class`` shows in a browser whose calls pass.
+    Limits, headers, errors, token counts, caching and time behave as on the API; the replies are synthetic,
+    and free text says so. Images and PDFs are counted and checked, and never looked at: a reply to one is
+    drawn by its bytes. Any key will do; one that looks like an ordinary key (``sk-ant-api...``) may not read
+    the account's rate limits.
 
     Spends: nothing.
 
@@ -55,6 +56,9 @@ class Simulator:
     replies : callable, optional
         ``replies(body)`` gives the text, or a JSON value, of each reply. Called from the simulator's
         thread.
+    varied : bool
+        True: an equal request is answered differently each time, as models do. A reply then depends
+        on how often its request was answered before.
     bucket_seconds : float
         How many seconds of its limit a full bucket holds: 60, or 1 where the limit is enforced by the
         second.
@@ -63,6 +67,8 @@ class Simulator:
         them by seed: some minutes for a small batch, about half an hour for 100,000 requests.
     port : int
         0 takes any free one.
+    host : str
+        The address to listen on. Other machines reach only ``"0.0.0.0"``, or an address of this one.
     **limits : float
         Replace single limits: `requests_per_minute`, `input_tokens_per_minute`,
         `output_tokens_per_minute`, `batch_queue_requests`, `batch_requests_per_minute`,
@@ -91,28 +97,33 @@ class Simulator:
         latency: float | Callable[[dict[str, Any], int], float] | None = None,
         faults: Mapping[Any, Any] | Faults | None = None,
         replies: Callable[[dict[str, Any]], Any] | None = None,
+        varied: bool = False,
         bucket_seconds: float = 60.0,
         batch_seconds: float | Callable[[int], float] | None = None,
         port: int = 0,
+        host: str = "127.0.0.1",
         **limits: float,
     ) -> None:
         self.clock = Clock(speed)
         how: dict[str, Any] = {"seed": seed, "latency": latency, "faults": faults, "written": replies}
+        how["varied"] = varied
         self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
         self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port, ready),), daemon=True)
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._serve(host, port, ready),), daemon=True
+        )
         self._thread.start()
         ready.result(START_SECONDS)
 
-    async def _serve(self, port: int, ready: Future[None]) -> None:
+    async def _serve(self, host: str, port: int, ready: Future[None]) -> None:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
         shell = Shell(self.desk, self.batches, self.clock)
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         try:
-            self.url = await shell.start(port)
+            self.url = await shell.start(port, host)
         except OSError as error:
             ready.set_exception(error)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import lru_cache
@@ -244,22 +244,33 @@ def _prices(model_id: str, mode: catalog.Mode, day: date) -> Mapping[str, catalo
         return {}
 
 
-class Peak:
-    """The most that fell into any window of a length: sliding, not by the clock's minutes."""
+class Window:
+    """What fell into a sliding window of time, the most that ever did, and all there was."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._events: deque[tuple[float, float]] = deque()
-        self._sum = 0.0
-        self.most = 0.0
+        self._sum = self.most = self.total = 0.0
 
     def add(self, now: float, amount: float) -> None:
         """Count `amount` at `now`."""
         self._events.append((now, amount))
         self._sum += amount
-        while self._events[0][0] <= now - self._seconds:
+        self.total += amount
+        self.most = max(self.most, self.recent(now))
+
+    def recent(self, now: float) -> float:
+        """Return what fell into the window that ends `now`."""
+        while self._events and self._events[0][0] <= now - self._seconds:
             self._sum -= self._events.popleft()[1]
-        self.most = max(self.most, self._sum)
+        return self._sum
+
+
+class Tally:
+    """The calls of one key: how many passed and how many were refused, and their tokens."""
+
+    def __init__(self) -> None:
+        self.passed, self.refused, self.tokens = (Window(60.0) for _ in range(3))
 
 
 class Account:
@@ -274,7 +285,8 @@ class Account:
         self.before: list[Callable[[], None]] = []  # what completes the bill before it is read
         self._keys: set[bytes] = set()
         kinds = ("requests", "input_tokens", "output_tokens")
-        self._peaks = {(name, unit): Peak(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
+        self.by_key: defaultdict[tuple[str, int], Tally] = defaultdict(Tally)
+        self._peaks = {(name, unit): Window(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
 
     def began(self, now: float, input_tokens: int) -> None:
         """Count a call that was admitted."""

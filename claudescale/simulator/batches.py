@@ -68,8 +68,6 @@ class Batch:
         The rows that are not done, the next one last.
     lines : list of bytes or Done
         The results, until the batch is archived.
-    right : bytes, optional
-        The last request of one turn that was in order, without its text.
     """
 
     id: str
@@ -83,7 +81,6 @@ class Batch:
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     lines: list[bytes | Done] = field(default_factory=list)
-    right: bytes | None = None
 
     @property
     def expires_at(self) -> float:
@@ -338,19 +335,12 @@ def _row_refusals(row: Any, seen: set[str]) -> Iterator[tuple[bool, str]]:
 
 def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
     """Refuse what batches alone refuse of a request, and what the Messages API does."""
-    frame: bytes | None = None
-    match params.get("messages"):
-        case [{"role": "user", "content": str(text), **rest}] if text.strip() and not rest:
-            frame = wire.json_bytes({**params, "messages": None})
-    if frame is not None and frame == batch.right:
-        return  # it differs from another row in its text alone
     never = next((name for name in REFUSED if params.get(name)), None)
     if never is not None or params.get("max_tokens") == 0:
         raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
     if not model.batch:
         raise Problem(400, f"model: {model.id} is not supported in message batches")
     check(params, model, batch.version, batch.betas)
-    batch.right = frame
 
 
 def _hits(batch: Batch, measured: Measured) -> float:

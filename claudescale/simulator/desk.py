@@ -7,12 +7,13 @@ Time is passed in, as API seconds since 1970. `Desk.admit` decides when a call a
 from __future__ import annotations
 
 import math
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
-from claudescale.simulator.account import Account, Bucket, Buckets, terms
+from claudescale.simulator.account import Account, Bucket, Buckets, Tally, terms
 from claudescale.simulator.checks import VERSIONS, check, found_model
 from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
@@ -23,15 +24,8 @@ if TYPE_CHECKING:
 
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
-CHANGES = {
-    "model_changed": ("model", "speed"),
-    "system_changed": ("system",),
-    "tools_changed": ("tools",),
-    "messages_changed": ("messages",),
-    "unavailable": ("thinking", "tool_choice", "output_config"),
-}
 AGAIN = " Try again after the time in the retry-after header."
-MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
+SHOWN_LETTERS = 4  # of a key
 
 
 class Admission(NamedTuple):
@@ -47,6 +41,12 @@ class Admission(NamedTuple):
     done_at: float
     request_id: str
     fault: str | None
+    tally: Tally
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """Return the key a call came with."""
+    return headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
 
 
 class Desk:
@@ -71,6 +71,7 @@ class Desk:
         latency: float | Callable[[dict[str, Any], int], float] | None = None,
         faults: Mapping[Any, Any] | Faults | None = None,
         written: Callable[[dict[str, Any]], Any] | None = None,
+        varied: bool = False,
         bucket_seconds: float = 60.0,
         **limits: float,
     ) -> None:
@@ -80,20 +81,20 @@ class Desk:
         self.cache = PromptCache()
         self.faults = faults if isinstance(faults, Faults) else Faults(faults, seed)
         self._began, self._latency, self._written = now, latency, written
+        self._varied, self._asked = varied, Counter[bytes]()
         self._bucket_seconds = bucket_seconds
-        self._buckets: dict[str, Buckets] = {}
+        self.groups: dict[str, Buckets] = {}  # of models
         per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
-        self._diagnosed: dict[str, dict[str, Any]] = {}
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
         group = model.rate_group
-        if group not in self._buckets:
+        if group not in self.groups:
             rates = self.terms.limits[group]
-            self._buckets[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
-        return self._buckets[group]
+            self.groups[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
+        return self.groups[group]
 
     def next_id(self, prefix: str) -> str:
         """Return an id that was not given before."""
@@ -118,7 +119,7 @@ class Desk:
 
         Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
         """
-        key = headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
+        key = key_of(headers)
         if not key.strip() or key.startswith(WRONG_KEYS):
             raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
@@ -144,8 +145,8 @@ class Desk:
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
             if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
-                details = {"error_code": code} if code and coded else None
-                raise Problem(status, f"{words} {until}", details=details, kind=code or level)
+                details = {"error_code": code} if code and coded else {}
+                raise Problem(status, f"{words} {until}", code or level, **details)
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -162,6 +163,8 @@ class Desk:
         """
         self.account.counts["calls"] += 1
         buckets: Buckets | None = None
+        caller = key_of(headers)
+        tally = self.account.by_key[caller[:SHOWN_LETTERS], hash(caller)]
         try:
             read, model = self._opened(now, body, headers)
             buckets = self.buckets(model, now)
@@ -169,10 +172,12 @@ class Desk:
             weighed, key = self.weighed(read, model), replies.digest(self.seed, read)
             attempt = self.faults.attempt(key)
             broken = self._failed(now, key, attempt) if self.faults else None
-            return broken or self._let_in(now, key, attempt, read, model, weighed, buckets)
+            found = broken or self._let_in(now, key, attempt, read, model, weighed, buckets, tally)
         except Problem as refusal:
             refusal.headers |= buckets.headers(now) if buckets else {}
-            return self.refuse(refusal)
+            found = self.refuse(refusal)
+        (tally.passed if isinstance(found, Admission) else tally.refused).add(now, 1)
+        return found
 
     def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, int]:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
@@ -223,7 +228,7 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: Measured, buckets: Buckets,
+        model: catalog.Model, weighed: Measured, buckets: Buckets, tally: Tally,
     ) -> Admission:  # fmt: skip
         least = model.cache_minimum_tokens
         shares = self.cache.shares(now, weighed, least)
@@ -239,7 +244,7 @@ class Desk:
         self.cache.keep(now, begins, weighed, least)
         buckets.produce(ends, reply.output_tokens, begin=begins)
         fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
-        return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault)
+        return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault, tally)
 
     def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
         """Take a call from the buckets, or refuse it."""
@@ -256,33 +261,20 @@ class Desk:
         self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str
     ) -> tuple[replies.Reply, Shares, dict[str, Any]]:
         """Return the reply to a valid request, spoiled where a fault strikes it; its input; its message."""
+        if self._varied:
+            self._asked[key] += 1
+            key = replies.hashed(self._asked[key], key.hex(), 16)
         at_work = replies.Model(key, self.seed, body, model)
         reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
         if struck is not None:
             at_work.spoil(struck, reply)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
-        name = self.next_id("msg")
-        diagnostics = self._diagnosis(body, name, shares) if body.get("diagnostics") else None
-        return reply, shares, wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
-
-    def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
-        """Return why the prompt cache missed what an earlier message had."""
-        self._diagnosed[name] = body
-        if len(self._diagnosed) > MOST_DIAGNOSED:
-            del self._diagnosed[next(iter(self._diagnosed))]
-        previous = body["diagnostics"].get("previous_message_id")
-        if previous is None:
-            return None
-        before = self._diagnosed.get(previous)
-        if before is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        seen = {**body, "messages": body["messages"][: len(before["messages"])]}
-        for reason, parts in CHANGES.items():
-            if any(seen.get(part) != before.get(part) for part in parts):
-                missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
-                return {"cache_miss_reason": {"type": reason, **({} if reason == "unavailable" else missed)}}
-        return None
+        # Of earlier messages nothing is kept, as on the API after some time.
+        asked = (body.get("diagnostics") or {}).get("previous_message_id") is not None
+        missed = {"cache_miss_reason": {"type": "previous_message_not_found"}} if asked else None
+        message = wire.message(self.next_id("msg"), model.snapshot, reply, shares, tier)
+        return reply, shares, {**message, "diagnostics": missed}
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
@@ -297,6 +289,7 @@ class Desk:
         """Bill a reply, without making an answer."""
         reply = admission.reply
         self.account.ended(now, reply.output_tokens)
+        admission.tally.tokens.add(now, admission.shares.limited_input_tokens + reply.output_tokens)
         self.account.bill(now, admission.model.id, "live", admission.key, admission.shares, reply)
 
     def headers(self, now: float, admission: Admission) -> dict[str, str]:

@@ -185,7 +185,7 @@ def test_a_batch_over_the_spend_cap_is_refused():
     at = desk(faults={"spend_cap": 0.0})
     with pytest.raises(Problem, match=r"^You have reached your API usage limits") as error:
         made(batches_of(at))
-    assert (error.value.status, error.value.details) == (429, None)
+    assert (error.value.status, error.value.details) == (429, {})
     assert at.account.figures()["batches_created"] == 0
 
 
