@@ -15,14 +15,13 @@ from claudescale import text
 from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import ImpossibleBudget, PlanError
+from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import PlanPlots
 from claudescale.planning.estimates import AUTO, NO_EVIDENCE, Compiled, Evidence
 from claudescale.prompts.requests import Asked, Examples, Frame, Kept, compile_prompt, read, schema_of
-from claudescale.prompts.templates import refuse
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from claudescale.api import media
 from claudescale.api.catalog import MEDIA
-from claudescale.errors import PlanError
+from claudescale.errors import refuse
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
@@ -83,11 +83,9 @@ def pdf(column: str, *, kind: Kind | None = None) -> Part:
 
 def _part(column: str, block: Literal["image", "document"], kind: Kind | None) -> Part:
     if not isinstance(column, str):
-        msg = f"{column!r:.60} is not the name of a column: cs.image('photo')."
-        raise PlanError(msg)
+        refuse(f"{column!r:.60} is not the name of a column: cs.image('photo').")
     if kind is not None and kind not in get_args(Kind):
-        msg = f"kind={kind!r} is not one of {', '.join(map(repr, get_args(Kind)))}."
-        raise PlanError(msg)
+        refuse(f"kind={kind!r} is not one of {', '.join(map(repr, get_args(Kind)))}.")
     return Part(column, block, kind)
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import polars as pl
 
 from claudescale.api.catalog import CHARGES, MEDIA, MESSAGE
-from claudescale.errors import NameTaken, PlanError, RequestTooLarge, UnknownColumn, nearest
+from claudescale.errors import NameTaken, PlanError, RequestTooLarge, UnknownColumn, nearest, refuse
 from claudescale.prompts.replies import Returns, compile_returns
-from claudescale.prompts.templates import Parts, Text, as_json, check_unicode, refuse, system_of, text_of
+from claudescale.prompts.templates import Parts, Text, as_json, check_unicode, system_of, text_of
 from claudescale.text import plain
 
 if TYPE_CHECKING:
@@ -249,12 +249,12 @@ def _check_sizes(rows: pl.DataFrame, *, has_files: bool) -> None:
         row, size = large.select("row", "bytes").row(0)
         more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
         text = "Shorten its text, as in pl.col(...).str.head(100_000)"
-        msg = (
+        refuse(
             f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
             f"{MESSAGE.max_bytes:,}. {'Make its files smaller' if has_files else text}, or leave the row "
-            f"out.{more}"
+            f"out.{more}",
+            RequestTooLarge,
         )
-        raise RequestTooLarge(msg)
 
 
 def compile_prompt(
@@ -375,7 +375,7 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
         for role, content in (("user", user), ("assistant", reply)):
             if not isinstance(content, str) or not content.strip():
                 refuse(f"examples= has {content!r:.60} for the {role}, which is no text. {such_as}")
-            check_unicode("examples", content)
+            check_unicode("examples=", content)
             turns.append({"role": role, "content": content})
     return turns
 
@@ -385,12 +385,16 @@ def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[s
     fields = () if typed is None or typed.single else tuple(typed.columns)
     for name in fields:
         if name in own:
-            msg = f"returns= has a field {name!r}, a name the results need for themselves. Rename the field."
-            raise NameTaken(msg)
+            refuse(
+                f"returns= has a field {name!r}, a name the results need for themselves. Rename the field.",
+                NameTaken,
+            )
         if name in schema:
             use = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
-            msg = f"The frame has a column {name!r}, and the results get one of that name. Use {use}."
-            raise NameTaken(msg)
+            refuse(
+                f"The frame has a column {name!r}, and the results get one of that name. Use {use}.",
+                NameTaken,
+            )
     there, renamed = {*schema, *fields}, {}
     for name in own:
         if name in schema:
