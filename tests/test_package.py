@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import claudescale as cs
-from claudescale.planning.plan_views import PlanPlots
+from claudescale.planning.choices import PlanPlots
 from claudescale.running.run_views import Plots
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,10 +14,9 @@ from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
 from claudescale.planning.plans import is_number
-from claudescale.prompts.parameters import plain
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.text import dollars
+from claudescale.text import dollars, plain
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
