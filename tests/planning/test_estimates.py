@@ -13,9 +13,8 @@ from running import a_plan
 
 import claudescale as cs
 from claudescale.planning import estimates
-from claudescale.planning.estimates import Evidence
 from claudescale.planning.calibration import Line, Measured
-from claudescale.planning.estimates import OPTIONS
+from claudescale.planning.estimates import OPTIONS, Evidence
 
 SYSTEM = "Be a judge of parcels. " * 900
 
