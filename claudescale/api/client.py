@@ -6,7 +6,6 @@ The SDK never retries here: a run decides that in one place.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import functools
 import inspect
@@ -734,7 +733,7 @@ def _address_flaws(client: AsyncAnthropic) -> Iterator[str]:
 
 def _is_in_this_network(url: httpx2.URL) -> bool:
     """Return whether an address is a number of the same network, unencrypted, as that of a class may be."""
-    with contextlib.suppress(ValueError):
+    with suppress(ValueError):
         return url.scheme == "http" and ipaddress.ip_address(url.host).is_private
     return False
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
@@ -25,6 +26,10 @@ BUCKETS = ("requests", "input_tokens", "output_tokens")
 HEADERS = "the headers of the API's answers"
 
 _PER_MINUTE = tuple(f"{name}_per_minute" for name in BUCKETS)
+_HEADERS = {
+    name: [f"anthropic-ratelimit-{name.replace('_', '-')}-{what}" for what in ("limit", "remaining")]
+    for name in BUCKETS
+}
 _OPTIONAL = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute",
              "spend_dollars_per_month", "burst_seconds")  # fmt: skip
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
@@ -313,19 +318,21 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
 
 
 def _reading(headers: Mapping[str, str], bucket: str) -> Reading:
-    prefix = f"anthropic-ratelimit-{bucket.replace('_', '-')}-"
-    limit, remaining = (_number(headers.get(prefix + what)) for what in ("limit", "remaining"))
+    limit, remaining = (_number(headers.get(name)) for name in _HEADERS[bucket])
     return Reading(limit if limit and limit >= 1 else None, remaining)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait, told in milliseconds, in seconds or as a date; over a day it is damaged."""
-    thousandths, seconds = _number(headers.get("retry-after-ms")), _number(headers.get("retry-after"))
+    thousandths, text = _number(headers.get("retry-after-ms")), headers.get("retry-after")
+    if thousandths is None and text is None:
+        return None
+    seconds = _number(text)
     if thousandths is not None:
         seconds = thousandths / 1_000
     elif seconds is None:
         try:
-            until = parsedate_to_datetime(headers.get("retry-after", ""))
+            until = parsedate_to_datetime(text or "")
         except (ValueError, OverflowError, TypeError, IndexError):  # the parser's own, of a damaged date
             return None
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
@@ -333,6 +340,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return seconds if seconds <= _LONGEST_WAIT_SECONDS else None
 
 
+@lru_cache(maxsize=1_000)  # an account's limits are the same in each answer
 def _number(text: str | None) -> float | None:
     """Return a number that can be one of an account, or None."""
     if text is None or not _NUMBER.fullmatch(text):

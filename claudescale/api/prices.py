@@ -24,7 +24,7 @@ from claudescale.errors import PlanError, UnknownModel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from claudescale.prompts.parameters import Charges
+    from claudescale.prompts.requests import Charges
 
 _TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
 

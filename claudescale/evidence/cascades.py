@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale.api.client import connect
-from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped, refuse
 from claudescale.evidence import judging
 from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices
 from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
-from claudescale.prompts.parameters import refuse
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
 from claudescale.text import dollars, duration
 from claudescale.views.card import Card, Shown

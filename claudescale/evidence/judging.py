@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.errors import PlanError
-from claudescale.prompts.parameters import refuse
+from claudescale.errors import PlanError, refuse
 from claudescale.prompts.requests import read, schema_of, unknown_column
 
 if TYPE_CHECKING:

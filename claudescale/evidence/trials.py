@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from claudescale.api.client import connect
-from claudescale.errors import ImpossibleBudget, NotEnoughEvidence
+from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
 from claudescale.planning.plans import is_number
-from claudescale.prompts.parameters import plain, refuse
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.text import dollars
+from claudescale.text import dollars, plain
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import Model
     from claudescale.api.limits import Learned, Limits
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.requests import Prompt, Work
-    from claudescale.prompts.retries import Kept
+    from claudescale.prompts.requests import Kept, Prompt, Work
 
 OPTIONS = pl.Schema(
     {"mode": pl.String()}
@@ -304,7 +303,7 @@ def live_finish(
     if not from_start:
         return Finish(seconds + round_trip, binding)
     if binding in BUCKETS[:2] and under_way > first:
-        seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
+        seconds += max(math.log2(under_way / first) - 1, 0.0) * round_trip  # lost while they double
     seconds += _slowest(under_way, round_trip, latency.deviation, P90 if is_slow else 0.5)
     warming = latency.mean if expected.cached_tokens and requests > 1 else 0.0
     # Its start and its end take a part of a round more: calls are sent when others are answered.

@@ -15,15 +15,13 @@ from claudescale import text
 from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import ImpossibleBudget, PlanError
+from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import PlanPlots
 from claudescale.planning.estimates import AUTO, NO_EVIDENCE, Compiled, Evidence
-from claudescale.prompts.parameters import check_mode, plain, refuse
-from claudescale.prompts.requests import Asked, Examples, Frame, compile_prompt, read, schema_of
-from claudescale.prompts.retries import Kept
+from claudescale.prompts.requests import Asked, Examples, Frame, Kept, compile_prompt, read, schema_of
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
@@ -148,7 +146,7 @@ class Plan(Shown):
         object.__setattr__(self, "frame", as_frame(self.frame))
         for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
             whole = name in {"max_tokens", "concurrency"}
-            object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
+            object.__setattr__(self, name, text.plain(getattr(self, name), whole=whole))
         self._check_numbers()
         model = catalog.model(self.model)
         if model.given and model.given_dollars is None and (self.budget is not None or self.mode == AUTO):
@@ -167,7 +165,6 @@ class Plan(Shown):
         prompt = compile_prompt(self.prompt, schema_of(self.frame), model=model, **given)
         compiled = Compiled(plan=self, prompt=prompt, model=model, limits=allowed, evidence=self._evidence)
         object.__setattr__(self, "compiled", compiled)
-        check_mode(self.params, self.mode)
         self._check_charges()
 
     def _check_numbers(self) -> None:
@@ -386,7 +383,7 @@ class Plan(Shown):
         mine = self._evidence._replace(kept=None)
         other = self._with(frame=frame, _evidence=mine).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        typed = f"plan.retry({typed}).run(client{ledger_typed(run.path)})"
+        typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
         kept = Kept.of(run, other.compiled.prompt, frame, other.mode, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
@@ -668,7 +665,7 @@ def _is_positive(value: Any) -> bool:
 
 def _rows(n: object, name: str = "n") -> int:
     """Return how many rows are asked for; PlanError where that is no number of rows."""
-    rows = plain(n, whole=True)
+    rows = text.plain(n, whole=True)
     if type(rows) is not int or rows < 0:
         refuse(f"{name}={n!r}: it is how many rows, a whole number from 0 on, such as int(...).")
     return rows

@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
-CHANGES = {
-    "model_changed": ("model", "speed"),
-    "system_changed": ("system",),
-    "tools_changed": ("tools",),
-    "messages_changed": ("messages",),
-    "unavailable": ("thinking", "tool_choice", "output_config"),
-}
 AGAIN = " Try again after the time in the retry-after header."
 SHOWN_LETTERS = 4  # of a key
-MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
 
 
 class Admission(NamedTuple):
@@ -95,7 +87,6 @@ class Desk:
         per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
-        self._diagnosed: dict[str, dict[str, Any]] = {}
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
@@ -123,21 +114,18 @@ class Desk:
         sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
         return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
 
-    def authorize(self, headers: Mapping[str, str], *, admin: bool = False) -> None:
+    def authorize(self, headers: Mapping[str, str], *, admin: bool = False, versioned: bool = False) -> None:
         """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
 
         Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
+        One that is `versioned` has to say a version of the API.
         """
-        key = key_of(headers)
+        key, version = key_of(headers), headers.get("anthropic-version")
         if not key.strip() or key.startswith(WRONG_KEYS):
             raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
             raise Problem(403, "This endpoint requires an Admin API key.")
-
-    def check_version(self, headers: Mapping[str, str]) -> None:
-        """Refuse a call that does not say a version of the API."""
-        version = headers.get("anthropic-version")
-        if version not in VERSIONS:
+        if versioned and version not in VERSIONS:
             wrong = "header is required" if version is None else f"{version!r} is not a valid version"
             raise Problem(400, f"anthropic-version: {wrong}")
 
@@ -153,9 +141,9 @@ class Desk:
         late = datetime.fromtimestamp(now, UTC).replace(day=28)
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
-            if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
-                details = {"error_code": code} if code and coded else None
-                raise Problem(status, f"{words} {until}", details=details, kind=code or level)
+            if sum(self.account.dollars.values()) >= self.faults.levels.get(level, math.inf):
+                details = {"error_code": code} if code and coded else {}
+                raise Problem(status, f"{words} {until}", code or level, **details)
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -171,19 +159,19 @@ class Desk:
             refused, or struck by a fault, and took nothing.
         """
         self.account.counts["calls"] += 1
-        buckets: Buckets | None = None
-        caller = key_of(headers)
+        caller, limits = key_of(headers), dict[str, str]()
         tally = self.account.by_key[caller[:SHOWN_LETTERS], hash(caller)]
+        found: Admission | Answer
         try:
             read, model = self._opened(now, body, headers)
-            buckets = self.buckets(model, now)
+            limits = self.buckets(model, now).headers(now)
             check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
             weighed, key = self.weighed(read, model), replies.digest(self.seed, read)
             attempt = self.faults.attempt(key)
             broken = self._failed(now, key, attempt) if self.faults else None
-            found = broken or self._let_in(now, key, attempt, read, model, weighed, buckets, tally)
+            found = broken or self._let_in(now, key, attempt, read, model, weighed, tally)
         except Problem as refusal:
-            refusal.headers |= buckets.headers(now) if buckets else {}
+            refusal.headers |= limits
             found = self.refuse(refusal)
         (tally.passed if isinstance(found, Admission) else tally.refused).add(now, 1)
         return found
@@ -206,10 +194,9 @@ class Desk:
         self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
     ) -> tuple[dict[str, Any], catalog.Model]:
         """Return the body of a call with a key and a version, and its model."""
-        self.authorize(headers)
+        self.authorize(headers, versioned=True)
         if not isinstance(body, dict):
             body = wire.read_object(body, catalog.MESSAGE.max_bytes)
-        self.check_version(headers)
         return body, found_model(body, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
@@ -237,11 +224,17 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: Measured, buckets: Buckets, tally: Tally,
+        model: catalog.Model, weighed: Measured, tally: Tally,
     ) -> Admission:  # fmt: skip
-        least = model.cache_minimum_tokens
+        least, buckets = model.cache_minimum_tokens, self.buckets(model, now)
         shares = self.cache.shares(now, weighed, least)
-        self._reserve(now, buckets, shares.limited_input_tokens)
+        need = shares.limited_input_tokens
+        if not buckets.admit(now, input_tokens=need):
+            waits = buckets.waits(now, input_tokens=need)
+            name = max(waits, key=waits.__getitem__)
+            limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
+            limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
+            raise wire.limited(limit, buckets.retry_after(now, input_tokens=need), kind, AGAIN)
         reply, shares, message = self.compose(now, key, body, model, shares, "standard")
         self.account.began(now, shares.limited_input_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
@@ -254,17 +247,6 @@ class Desk:
         buckets.produce(ends, reply.output_tokens, begin=begins)
         fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
         return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault, tally)
-
-    def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
-        """Take a call from the buckets, or refuse it."""
-        if buckets.admit(now, input_tokens=input_tokens):
-            return
-        waits = buckets.waits(now, input_tokens=input_tokens)
-        name = max(waits, key=waits.__getitem__)
-        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
-        after = buckets.retry_after(now, input_tokens=input_tokens)
-        limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
-        raise wire.limited(limit, after, kind, AGAIN)
 
     def compose(  # noqa: PLR0917 - what makes a message
         self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str
@@ -279,27 +261,11 @@ class Desk:
         if struck is not None:
             at_work.spoil(struck, reply)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
-        name = self.next_id("msg")
-        diagnostics = self._diagnosis(body, name, shares) if body.get("diagnostics") else None
-        return reply, shares, wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
-
-    def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
-        """Return why the prompt cache missed what an earlier message had."""
-        self._diagnosed[name] = body
-        if len(self._diagnosed) > MOST_DIAGNOSED:
-            del self._diagnosed[next(iter(self._diagnosed))]
-        previous = body["diagnostics"].get("previous_message_id")
-        if previous is None:
-            return None
-        before = self._diagnosed.get(previous)
-        if before is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        seen = {**body, "messages": body["messages"][: len(before["messages"])]}
-        for reason, parts in CHANGES.items():
-            if any(seen.get(part) != before.get(part) for part in parts):
-                missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
-                return {"cache_miss_reason": {"type": reason, **({} if reason == "unavailable" else missed)}}
-        return None
+        # Of earlier messages nothing is kept, as on the API after some time.
+        asked = (body.get("diagnostics") or {}).get("previous_message_id") is not None
+        missed = {"cache_miss_reason": {"type": "previous_message_not_found"}} if asked else None
+        message = wire.message(self.next_id("msg"), model.snapshot, reply, shares, tier)
+        return reply, shares, {**message, "diagnostics": missed}
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""

@@ -16,7 +16,7 @@ from desks import HEADERS, NOW, answered, desk, message_of, request
 
 import claudescale as cs
 from claudescale.clock import Clock
-from claudescale.simulator import board
+from claudescale.simulator.server import board
 
 
 def fetched(url, **headers):
@@ -40,7 +40,7 @@ def rows_of(page):
 
 def test_the_board_shows_by_key_what_passed_and_what_was_refused():
     """Over HTTP, by the SDK: three calls a minute among three pupils, one of whom is refused at a time."""
-    with cs.Simulator((3, 40_000, 8_000), speed=1) as simulator:
+    with cs.Simulator((3, 40_000, 8_000), latency=0.01) as simulator:
         assert "0 keys on one account" in fetched(f"{simulator.url}/class")[1]
         with httpx2.Client(trust_env=False) as http:
             for name, calls in (("anna", 1), ("<b>script", 2), ("sk-ant-api03-secret", 2)):
@@ -71,12 +71,12 @@ def test_the_last_minute_passes_and_the_total_stays():
     for key in ("max.m", "max.s"):
         answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
     tokens = sum(message_of(request(), desk())["usage"][of] for of in ("input_tokens", "output_tokens"))
-    page = board.page(at, clock, "http://h")
+    page = board(at, clock, "http://h")
     assert rows_of(page)["All"] == ["2", "0", f"{2 * tokens}", "2", "0"]
     assert page.count("<tr><td>max.<td") == 2
     assert "passes here in 6 seconds" in page
     later = Clock(10, NOW + 61, monotonic=lambda: 0.0)
-    assert rows_of(board.page(at, later, "http://h"))["All"] == ["0", "0", "0", "2", "0"]
+    assert rows_of(board(at, later, "http://h"))["All"] == ["0", "0", "0", "2", "0"]
 
 
 @pytest.mark.parametrize("name", ["192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"])
