@@ -129,7 +129,7 @@ def compile_returns(returns: object) -> Returns:
     >>> compile_returns(pl.Enum(["good", "bad"])).json_schema["properties"]
     {'reply': {'type': 'string', 'enum': ['good', 'bad']}}
     """
-    returns = _enum(returns)
+    returns = _enum(returns) if isinstance(returns, list | tuple) else returns
     kind = returns if isinstance(returns, type) else type(returns)
     annotated = get_origin(returns) in {Literal, list}
     single = annotated or issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES
@@ -138,10 +138,7 @@ def compile_returns(returns: object) -> Returns:
     elif single:
         typed = schemas.of_types({"reply": returns}, "the type")
     elif isinstance(returns, Mapping) and returns:
-        fields: dict[Any, Any] = {
-            name: get_args(kind) if get_origin(kind) is Literal else kind for name, kind in returns.items()
-        }
-        typed = schemas.of_types({name: _enum(kind) for name, kind in fields.items()}, "field {!r}")
+        typed = schemas.of_types({name: _enum(given) for name, given in returns.items()}, "field {!r}")
     elif isinstance(returns, type) and hasattr(returns, "model_json_schema"):
         typed = schemas.of_model(returns)
     else:
@@ -155,9 +152,10 @@ def compile_returns(returns: object) -> Returns:
 
 
 def _enum(given: Any) -> Any:
-    """Return a list of labels as Polars' type for them, anything else as it is."""
-    labels = isinstance(given, list | tuple) and given and all(isinstance(label, str) for label in given)
-    return pl.Enum([*dict.fromkeys(given)]) if labels else given
+    """Return labels, in a list or a Literal, as Polars' type for them; anything else as it is."""
+    labels = get_args(given) if get_origin(given) is Literal else given
+    several = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
+    return pl.Enum([*dict.fromkeys(labels)]) if several else given
 
 
 def _recased(value: Any, schema: schemas.Json) -> Any:
