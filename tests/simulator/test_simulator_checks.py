@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 from claudescale.api import catalog
 from claudescale.simulator import Admission
-from claudescale.simulator.checks import check, schema_problem
+from claudescale.simulator.requests import check, schema_problem
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4) * 2
 PAGES = b"%PDF-1.4 " + b"<< /Type /Page >>" * 99
