@@ -309,17 +309,17 @@ class Account:
         """Count a call that was admitted."""
         self.counts["in_flight"] += 1
         self.counts["peak_in_flight"] = max(self.counts["peak_in_flight"], self.counts["in_flight"])
-        self._press(now, requests=1, input_tokens=input_tokens)
+        self._press(now, "requests", 1)
+        self._press(now, "input_tokens", input_tokens)
 
     def ended(self, now: float, output_tokens: int) -> None:
         """Count the reply of a call that was admitted."""
         self.counts["in_flight"] -= 1
-        self._press(now, output_tokens=output_tokens)
+        self._press(now, "output_tokens", output_tokens)
 
-    def _press(self, now: float, **amounts: float) -> None:
-        for (name, _), peak in self._peaks.items():
-            if name in amounts:
-                peak.add(now, amounts[name])
+    def _press(self, now: float, name: str, amount: float) -> None:
+        for unit in WINDOWS:
+            self._peaks[name, unit].add(now, amount)
 
     def bill(  # noqa: PLR0917 - what a bill is made of
         self, now: float, model_id: str, mode: catalog.Mode, key: bytes, shares: Shares, reply: Reply

@@ -26,7 +26,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from claudescale.api import catalog, media
-from claudescale.api.catalog import MEDIA, Model
+from claudescale.api.catalog import MEDIA
 from claudescale.errors import UnknownModel
 from claudescale.simulator.wire import TABLES, Problem
 
@@ -496,7 +496,7 @@ def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     return media.unseen_tokens(block["type"])
 
 
-def measure(body: dict[str, Any], model: Model) -> Measured:
+def measure(body: dict[str, Any], model: catalog.Model) -> Measured:
     """Weigh a valid request for `model`."""
     per_token, messages, tools = model.characters_per_token, body["messages"], body.get("tools")
     overhead = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
