@@ -17,7 +17,7 @@ import polars as pl
 from claudescale.api import catalog, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, unasked
-from claudescale.errors import PlanError
+from claudescale.errors import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,6 +139,14 @@ class Measured:
         """The part by which the mean of many calls may be off: one standard deviation."""
         return (self.more - 1) / Z
 
+    def after(self, calls: int, seconds: float) -> Measured:
+        """Return what calls take by so many of the run itself, of so many seconds in the mean."""
+        calls = max(calls, self.calls)
+        input_, output, latency = (
+            line._replace(calls=calls) for line in (self.input, self.output, self.latency)
+        )
+        return replace(self, input=input_, output=output, latency=latency._replace(mean=seconds))
+
     def elsewhere(self, before: Measured, after: Measured, *, same_model: bool) -> Measured:
         """Return what calls take with another cache or model: its replies are as long."""
         # Another model thinks more by default, or cannot write as much.
@@ -149,13 +157,11 @@ class Measured:
         if same_model:
             return known
         seconds = after.seconds * mean / after.output_tokens
-        return replace(
-            known,
-            input=known.input._replace(calls=0),
-            output=known.output._replace(calls=0),
-            latency=known.latency._replace(calls=0, mean=seconds, slope=0.0),
-            billed_ratio=1.0,
+        input_, output, latency = (
+            line._replace(calls=0) for line in (known.input, known.output, known.latency)
         )
+        latency = latency._replace(mean=seconds, slope=0.0)
+        return replace(known, input=input_, output=output, latency=latency, billed_ratio=1.0)
 
 
 # --------------------------------------------------------------------- a guess, before anything is known
@@ -307,8 +313,7 @@ async def counted(client: AsyncAnthropic, work: Work, model: catalog.Model, requ
     """Return what the input of calls takes, that of some counted by the API, which is free."""
     estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_AT_ONCE)
     if estimated.is_empty():
-        msg = "The plan has no row to count: every row has a null in the prompt's columns."
-        raise PlanError(msg)
+        refuse("The plan has no row to count: every row has a null in the prompt's columns.")
 
     async def count(body: bytes) -> int:
         async with slots:

@@ -205,13 +205,13 @@ class Plan(Shown):
         price = prices.price(model, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
         most = prices.most_with_tools(price, model, self.max_tokens, charges)
         if most is not None and most > self.budget:
-            msg = (
+            refuse(
                 f"With these tools one row can cost up to {text.dollars(most)} ({charges.turns} turns of the "
                 f"model, each with up to {model.context_tokens:,} input tokens), and the budget is "
                 f"{text.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
-                "'max_uses' with 'allowed_callers': ['direct'], or no budget."
+                "'max_uses' with 'allowed_callers': ['direct'], or no budget.",
+                ImpossibleBudget,
             )
-            raise ImpossibleBudget(msg)
 
     @property
     def options(self) -> pl.DataFrame:
@@ -254,17 +254,11 @@ class Plan(Shown):
                 why = "auto is the cheapest of these that is in time; leave mode out."
                 why = why if mode == AUTO else f"there is {', '.join(map(repr, MODES))}."
                 refuse(f"plan.compare(mode=[{mode!r}]): {why}")
-        _ = self.compiled.totals  # read once, for all combinations
-        sending: dict[tuple[int, ...], Plan] = {}  # those that send the same share their totals
+        _ = self.compiled.sizes  # read once, for all combinations
         frames = []
         for values in itertools.product(*tried.values()):
             changes: Any = dict(zip(tried, values, strict=True))
-            paid = {name: value for name, value in changes.items() if name not in _SAME_TOTALS}
-            key = tuple(map(id, paid.values()))
-            if key not in sending:
-                sending[key] = self.replace(**paid)
-                _ = sending[key].compiled.totals
-            other = sending[key].replace(**{name: changes[name] for name in changes.keys() - paid})
+            other = self.replace(**changes)
             options = other.options
             if "tier" in tried:
                 own = other.replace(tier=self.tier).options["minutes"]
@@ -284,10 +278,12 @@ class Plan(Shown):
         """Return the part of the requests of each mode that are taken to read the cache."""
         requests = self.compiled.totals.requests
         live = (requests - 1) / requests if requests and self.compiled.expected.cached_tokens else 0.0
-        shares = {"live": live, "batch": min(live, estimates.BATCH_HIT_SHARE)} | (
-            {} if live else {"hybrid": 0.0}
-        )
-        hits = pl.col("mode").replace_strict(shares, default=None, return_dtype=pl.Float64)
+        shares = {
+            "live": live,
+            "batch": min(live, estimates.BATCH_HIT_SHARE),
+            "hybrid": None if live else 0.0,
+        }
+        hits = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
         return hits.alias(CACHE_HIT_SHARE)
 
     @property
@@ -682,8 +678,7 @@ def as_frame(frame: object) -> Frame:
     kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
     use = "frame.to_frame()" if isinstance(frame, pl.Series) else "pl.DataFrame({'text': [...]})"
     there = "It can be a Polars frame, a list of texts, or a table of pandas, pyarrow or DuckDB."
-    msg = f"The frame is a {kind}. {there} Use {use}."
-    raise PlanError(msg)
+    return refuse(f"The frame is a {kind}. {there} Use {use}.")
 
 
 def plan(
