@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
 
 from claudescale import text
 from claudescale.api import catalog, limits, prices
-from claudescale.api.client import account_limits
+from claudescale.api.answers import read_object
+from claudescale.api.client import Wire, account_limits, unasked
 from claudescale.api.limits import Learned, Limits
 from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
@@ -52,6 +55,7 @@ _SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_
 """What does not change the tokens of a plan, nor what they cost, but for what was measured."""
 _SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache", "samples"}
 """After a change of these a pilot's measurements still say how long replies are."""
+_COUNTED_AT_ONCE = 8
 _SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
 _SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
@@ -441,8 +445,9 @@ class Plan(Shown):
         for (mode,), calls in each.group_by("mode"):
             of_calls = estimates.total(calls, mine.prompt, known, self.max_tokens)
             estimate += of_calls.live_dollars if mode == "live" else of_calls.batch_dollars
-        if math.isfinite(estimate):
-            known = replace(known, billed_ratio=billed / estimate)
+        ratio = billed / estimate if math.isfinite(estimate) else 1.0
+        # All calls of a pilot may have found what another had written.
+        known = replace(known, billed_ratio=ratio, cache_hit_share=min(known.cache_hit_share, 1.0))
         learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
         if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
             learned = self._evidence.learned
@@ -461,9 +466,29 @@ class Plan(Shown):
         PlanError
             The API would not count: what it says.
         """
-        work = self.sample(n, seed).compiled.work("count")
-        mine = self.compiled
-        counted = await calibration.counted(client, work, mine.model, mine.totals.requests)
+        mine, work = self.compiled, self.sample(n, seed).compiled.work("count")
+        estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_COUNTED_AT_ONCE)
+        if estimated.is_empty():
+            refuse("The plan has no row to count: every row has a null in the prompt's columns.")
+
+        async def count(body: bytes) -> int:
+            async with slots:
+                answer = await wire.count_tokens(body, patient=True)
+            tokens = read_object(answer.content).get("input_tokens")
+            if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
+                raise unasked(answer, "count of tokens")
+            return tokens
+
+        async with Wire(client) as wire:
+            catalog.callable_model(mine.model, (await wire.api()).clock.now())
+            tasks = [asyncio.ensure_future(count(body)) for body in work.texts.bodies(work.requests["row"])]
+            try:
+                tokens = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
+        counted = calibration.line(calls, "tokens", mine.totals.requests, rises=True)
         known = replace(mine.expected, input=counted)
         return self._with(_evidence=self._evidence._replace(measured=known))
 
