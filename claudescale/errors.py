@@ -184,8 +184,8 @@ ADVICE = {
     "results_incomplete": "Some results of a batch cannot be read. Run the same cell to try again.",
     "results_gone": "The results of a batch can no longer be read. See the API's own records.",
     "model_retired": "The model is retired. What its batches answered has been collected.",
-    "budget": "The calls in flight could exceed the budget. Use plan.replace(budget=...), or a smaller max_tokens, "
-    "which reserves less.",
+    "budget": "The calls in flight could exceed the budget. Use plan.replace(budget=...), or a smaller "
+    "max_tokens, which reserves less.",
     "ledger": "The ledger can no longer be written. The replies are in run.results. Fix the cause.",
 }
 """What to do about each error that ends a run, by its API type or ours."""

@@ -619,9 +619,9 @@ def connect(
     simulate : bool, optional
         True starts a simulator even if there is a key; False never does.
     **simulator
-        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They configure the simulator
-        if one is started. With a key they are ignored, and the same cell works with and without a key. The
-        default is ``speed=10``.
+        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They configure the
+        simulator if one is started. With a key they are ignored, and the same cell works with and without a
+        key. The default is ``speed=10``.
 
     Raises
     ------

@@ -82,7 +82,7 @@ def test_doubled_braces_are_text(template, text):
         ("first\n}", BadTemplate, r"single '\}' at character 1 of line 2"),
         ('{"label": "a"} {text}', BadTemplate, r"in JSON, double it"),
         ('{"a": {"b": 1}}', BadTemplate, r"in JSON, double it"),
-        ("{}", BadTemplate, "no name of a column"),
+        ("{}", BadTemplate, "no column name"),
         ("{text.upper()}", BadTemplate, r"no attributes.*pl\.col\('text'\)"),
         ("{text:>10}", BadTemplate, "no formats"),
         ("{text!r}", BadTemplate, "no formats"),
