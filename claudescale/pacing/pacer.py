@@ -13,6 +13,7 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from claudescale.api.limits import Readings, read_headers
@@ -84,9 +85,11 @@ class Outcome(NamedTuple):
     typical: bool = True
 
 
-def kind_of(found: Verdict) -> Kind:
-    """Return what a verdict means for the pace."""
-    return "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
+def kind_of(found: Verdict, status: int | None) -> Kind:
+    """Return what an answer means for the pace: a 429 holds everybody, also where nobody should retry."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "too_fast" if found.error == "ramp_limit_exceeded" else "refused"
+    return _KINDS.get(found.outcome, "failed")
 
 
 class Pacer:

@@ -79,6 +79,11 @@ class Totals(NamedTuple):
     plain_dollars: float  # of every row sent by itself, live, nothing cached
 
     @property
+    def sent_rows(self) -> int:
+        """The rows that are sent."""
+        return self.rows - self.unsent
+
+    @property
     def uncached_tokens(self) -> float:
         """The input that the limits count."""
         return self.input_tokens - self.cache_read_tokens
@@ -298,7 +303,7 @@ def live_finish(
     if not from_start:
         return Finish(seconds + round_trip, binding)
     if binding in BUCKETS[:2] and under_way > first:
-        seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
+        seconds += max(math.log2(under_way / first) - 1, 0.0) * round_trip  # lost while they double
     seconds += _slowest(under_way, round_trip, latency.deviation, P90 if is_slow else 0.5)
     warming = latency.mean if expected.cached_tokens and requests > 1 else 0.0
     # Its start and its end take a part of a round more: calls are sent when others are answered.
@@ -399,6 +404,11 @@ class Compiled:
         """`Plan.options`."""
         limits = self.limits.shared(self.plan.share)
         return options(self.totals, limits, self.expected, self.plan.concurrency, self.plan.deadline)
+
+    @property
+    def takes(self) -> dict[str, Any]:
+        """What the plan takes in its mode, as a row of `OPTIONS`; live where that is still to be chosen."""
+        return option(self.options, "live" if self.plan.mode == AUTO else self.plan.mode)
 
     def work(self, api: str) -> Work:
         """Return the rows with the keys they have at one API; what their lengths say is kept."""

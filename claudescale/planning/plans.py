@@ -383,7 +383,7 @@ class Plan(Shown):
         mine = self._evidence._replace(kept=None)
         other = self._with(frame=frame, _evidence=mine).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        typed = f"plan.retry({typed}).run(client{ledger_typed(run.path)})"
+        typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
         kept = Kept.of(run, other.compiled.prompt, frame, other.mode, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 

@@ -312,7 +312,8 @@ class Job:
                 except LedgerError as error:
                     self.fail(error)
                     return
-                for row in self.rendered(mine):
+                rendered, reads = self.rendered(mine), self.work.texts.stamps is not None
+                while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
                     yield row
                 held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
             waiting = await self._waited(pl.concat(held))

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 from collections import deque
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from claudescale.running.run_views import Plots
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from anthropic import AsyncAnthropic
 
@@ -117,7 +117,14 @@ class Run(Shown, Handle):
         self._shown = progress
         self.job = Job(plan, client, self.path)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._cluster = _on(on, client, plan)
+        self._cluster: Any = None  # makes what answers rows elsewhere
+        if on is not None:
+            try:
+                from claudescale import cluster  # noqa: PLC0415 - optional
+            except ImportError as error:
+                msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
+                raise PlanError(msg) from error
+            self._cluster = cluster.engine(on, client, plan)
         if watchable and plan.mode != "batch" and loops.in_cell():
             from claudescale.widgets import watch  # noqa: PLC0415 - slow to import
 
@@ -172,7 +179,8 @@ class Run(Shown, Handle):
         try:
             match mode:
                 case "live":
-                    await self._live(live, job.missing)
+                    async with aclosing(job.rows(job.missing)) as rows:
+                        await live.answer(rows)
                 case "batch":
                     await job.batches.answer(job.missing["key"])
                 case _:
@@ -181,13 +189,6 @@ class Run(Shown, Handle):
             if job.following is not None:
                 job.batches.leave()
                 await job.following
-
-    async def _live(self, live: Live, rows: pl.DataFrame) -> None:
-        given = self.job.rows(rows)
-        try:
-            await live.answer(given)
-        finally:
-            await given.aclose()
 
     async def _hybrid(self) -> None:
         """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
@@ -202,7 +203,8 @@ class Run(Shown, Handle):
         await loops.either(job.following, batches.freed)
         rest = rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"]))
         if not (job.is_over or rest.is_empty()):
-            await self._live(self._make_live(rest.height), rest)
+            async with aclosing(job.rows(rest)) as given:
+                await self._make_live(rest.height).answer(given)
 
     def _make_live(self, requests: int) -> Live:
         """Make what sends rows live, at the pace that an earlier one has learned."""
@@ -286,7 +288,7 @@ class Run(Shown, Handle):
 
         Spends: nothing by itself.
         """
-        while not self._started.future.done():
+        while not self._ended.done():
             if self.state == "running" and (self.plan.mode == "live" or self.job.batches.submitted.is_set()):
                 return self
             await asyncio.sleep(loops.SLICE_SECONDS)
@@ -305,7 +307,7 @@ class Run(Shown, Handle):
         RunStopped
             The run could not go on; every row was given before that.
         """
-        while not (self.job.is_open or self._started.future.done()):
+        while not (self.job.is_open or self._ended.done()):
             await self._followed(loops.SLICE_SECONDS)
         if not self.job.is_open:
             self._outcome()
@@ -319,7 +321,7 @@ class Run(Shown, Handle):
         try:
             has_ended = False
             while not has_ended:
-                has_ended = self._started.future.done()
+                has_ended = self._ended.done()
                 if answered:
                     keys = pl.concat([answered.popleft() for _ in range(len(answered))])
                     left, rows = await loops.in_thread(self._arrived, left, keys)
@@ -513,18 +515,6 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
         .select(*BATCHES)
         .cast(BATCHES)
     )
-
-
-def _on(on: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Any] | None:
-    """Return what makes a run's engine `on` a cluster; None where there is none."""
-    if on is None:
-        return None
-    try:
-        from claudescale import cluster  # noqa: PLC0415 - optional
-    except ImportError as error:
-        msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
-        raise PlanError(msg) from error
-    return cluster.engine(on, client, plan)
 
 
 # an input larger than memory

@@ -16,7 +16,7 @@ from claudescale.errors import PlanError, UnknownTier, nearest
 from claudescale.simulator.wire import Problem, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
@@ -282,7 +282,6 @@ class Account:
         self.faults: Counter[str] = Counter()
         self.billed_rows: dict[catalog.Mode, int] = {"live": 0, "batch": 0}
         self.dollars: dict[catalog.Mode, float] = {"live": 0.0, "batch": 0.0}
-        self.before: list[Callable[[], None]] = []  # what completes the bill before it is read
         self._keys: set[bytes] = set()
         kinds = ("requests", "input_tokens", "output_tokens")
         self.by_key: defaultdict[tuple[str, int], Tally] = defaultdict(Tally)
@@ -328,15 +327,8 @@ class Account:
         self._keys.add(key)
         return dollars
 
-    def complete(self) -> float:
-        """Bill what is due, and return the dollars so far."""
-        for bill in self.before:
-            bill()
-        return sum(self.dollars.values())
-
     def figures(self) -> dict[str, Any]:
         """Return everything counted so far."""
-        dollars = self.complete()
         return {
             **self.counts,
             "refused": dict(self.refused),
@@ -344,7 +336,7 @@ class Account:
             "billed_rows": sum(self.billed_rows.values()),
             "billed_rows_by_mode": dict(self.billed_rows),
             "distinct_rows_billed": len(self._keys),
-            "dollars": dollars,
+            "dollars": sum(self.dollars.values()),
             "dollars_by_mode": dict(self.dollars),
             **{f"peak_{name}_per_{unit}": int(peak.most) for (name, unit), peak in self._peaks.items()},
         }

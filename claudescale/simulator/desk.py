@@ -114,21 +114,18 @@ class Desk:
         sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
         return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
 
-    def authorize(self, headers: Mapping[str, str], *, admin: bool = False) -> None:
+    def authorize(self, headers: Mapping[str, str], *, admin: bool = False, versioned: bool = False) -> None:
         """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
 
         Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
+        One that is `versioned` has to say a version of the API.
         """
-        key = key_of(headers)
+        key, version = key_of(headers), headers.get("anthropic-version")
         if not key.strip() or key.startswith(WRONG_KEYS):
             raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
             raise Problem(403, "This endpoint requires an Admin API key.")
-
-    def check_version(self, headers: Mapping[str, str]) -> None:
-        """Refuse a call that does not say a version of the API."""
-        version = headers.get("anthropic-version")
-        if version not in VERSIONS:
+        if versioned and version not in VERSIONS:
             wrong = "header is required" if version is None else f"{version!r} is not a valid version"
             raise Problem(400, f"anthropic-version: {wrong}")
 
@@ -144,7 +141,7 @@ class Desk:
         late = datetime.fromtimestamp(now, UTC).replace(day=28)
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
-            if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
+            if sum(self.account.dollars.values()) >= self.faults.levels.get(level, math.inf):
                 details = {"error_code": code} if code and coded else {}
                 raise Problem(status, f"{words} {until}", code or level, **details)
 
@@ -162,19 +159,19 @@ class Desk:
             refused, or struck by a fault, and took nothing.
         """
         self.account.counts["calls"] += 1
-        buckets: Buckets | None = None
-        caller = key_of(headers)
+        caller, limits = key_of(headers), dict[str, str]()
         tally = self.account.by_key[caller[:SHOWN_LETTERS], hash(caller)]
+        found: Admission | Answer
         try:
             read, model = self._opened(now, body, headers)
-            buckets = self.buckets(model, now)
+            limits = self.buckets(model, now).headers(now)
             check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
             weighed, key = self.weighed(read, model), replies.digest(self.seed, read)
             attempt = self.faults.attempt(key)
             broken = self._failed(now, key, attempt) if self.faults else None
-            found = broken or self._let_in(now, key, attempt, read, model, weighed, buckets, tally)
+            found = broken or self._let_in(now, key, attempt, read, model, weighed, tally)
         except Problem as refusal:
-            refusal.headers |= buckets.headers(now) if buckets else {}
+            refusal.headers |= limits
             found = self.refuse(refusal)
         (tally.passed if isinstance(found, Admission) else tally.refused).add(now, 1)
         return found
@@ -197,10 +194,9 @@ class Desk:
         self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
     ) -> tuple[dict[str, Any], catalog.Model]:
         """Return the body of a call with a key and a version, and its model."""
-        self.authorize(headers)
+        self.authorize(headers, versioned=True)
         if not isinstance(body, dict):
             body = wire.read_object(body, catalog.MESSAGE.max_bytes)
-        self.check_version(headers)
         return body, found_model(body, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
@@ -228,11 +224,17 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: Measured, buckets: Buckets, tally: Tally,
+        model: catalog.Model, weighed: Measured, tally: Tally,
     ) -> Admission:  # fmt: skip
-        least = model.cache_minimum_tokens
+        least, buckets = model.cache_minimum_tokens, self.buckets(model, now)
         shares = self.cache.shares(now, weighed, least)
-        self._reserve(now, buckets, shares.limited_input_tokens)
+        need = shares.limited_input_tokens
+        if not buckets.admit(now, input_tokens=need):
+            waits = buckets.waits(now, input_tokens=need)
+            name = max(waits, key=waits.__getitem__)
+            limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
+            limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
+            raise wire.limited(limit, buckets.retry_after(now, input_tokens=need), kind, AGAIN)
         reply, shares, message = self.compose(now, key, body, model, shares, "standard")
         self.account.began(now, shares.limited_input_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
@@ -245,17 +247,6 @@ class Desk:
         buckets.produce(ends, reply.output_tokens, begin=begins)
         fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
         return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault, tally)
-
-    def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
-        """Take a call from the buckets, or refuse it."""
-        if buckets.admit(now, input_tokens=input_tokens):
-            return
-        waits = buckets.waits(now, input_tokens=input_tokens)
-        name = max(waits, key=waits.__getitem__)
-        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
-        after = buckets.retry_after(now, input_tokens=input_tokens)
-        limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
-        raise wire.limited(limit, after, kind, AGAIN)
 
     def compose(  # noqa: PLR0917 - what makes a message
         self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str

@@ -132,6 +132,14 @@ def test_polars_types_stay_as_given():
     assert returns.json_schema["required"] == list(returns.columns) == list(EVERY_TYPE)
 
 
+def test_labels_may_be_a_field():
+    """In a dict, a list of labels or a Literal is what the same Enum of Polars would be."""
+    enum = pl.Enum(["yes", "no"])
+    meant = compile_returns({"a": enum, "b": enum, "score": pl.Float64})
+    given = compile_returns({"a": ["yes", "no"], "b": Literal["yes", "no"], "score": float})
+    assert (given.json_schema, given.columns) == (meant.json_schema, meant.columns)
+
+
 @pytest.mark.parametrize(
     ("given", "dtype", "node"),
     [
