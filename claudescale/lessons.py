@@ -6,6 +6,7 @@ import inspect
 import os
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 _HOME = Path.cwd()
 _OWNERS = (pl.DataFrame, pl.LazyFrame, pl.Series, pl.Expr, pl)
 _KINDS = {"string": "str", "datetime": "dt", "list": "list", "array": "arr", "binary": "bin"}
+_MARKS = ("bar", "line", "area", "point")
+_WIDTHS = (200, 400, 800)  # pixels
+_PICTURES = 24
 
 
 def docstrings() -> pl.DataFrame:
@@ -112,9 +116,62 @@ def check(answer: Any, is_right: Callable[[Any], bool], hint: str) -> None:
     print("Right.")  # noqa: T201 - a line in a notebook
 
 
+def pictures() -> pl.DataFrame:
+    """Return 24 charts of made-up sales, each a picture and a PDF of one page, the same every time.
+
+    They are drawn on this machine, by vl-convert, which the notebook extra installs.
+
+    Spends: nothing.
+
+    Returns
+    -------
+    pl.DataFrame
+        ``name``, ``kind`` of the chart (bar, line, area or point), ``png`` and ``pdf``, which are bytes.
+    """
+    import vl_convert  # noqa: PLC0415 - large, and an extra
+
+    rows = []
+    for number in range(_PICTURES):
+        kind = _MARKS[number % len(_MARKS)]
+        svg = vl_convert.vegalite_to_svg(_chart(kind, number))
+        name = f"chart_{number + 1:02}"
+        rows.append((name, kind, vl_convert.svg_to_png(svg), vl_convert.svg_to_pdf(svg)))
+    return pl.DataFrame(rows, schema=["name", "kind", "png", "pdf"], orient="row")
+
+
+def _chart(kind: str, seed: int) -> dict[str, Any]:
+    """Return a Vega-Lite specification; a second font or any opacity would make a PDF another each time."""
+    drawn = Random(seed)  # noqa: S311 - no secret
+    sold = [{"month": month, "sold": drawn.randint(10, 99)} for month in range(1, 13)]
+    x, y = {"field": "month", "type": "ordinal"}, {"field": "sold", "type": "quantitative"}
+    return {
+        "data": {"values": sold},
+        "mark": {"type": kind, "opacity": 1, "filled": kind != "line"},
+        "width": drawn.choice(_WIDTHS),
+        "encoding": {"x": x, "y": y},
+        "config": {"axis": {"titleFontWeight": "normal"}},
+    }
+
+
 def _names(owner: object) -> list[str]:
     return [name for name in getattr(owner, "__all__", dir(owner)) if not name.startswith("_")]
 
 
 def _text(owner: object, name: str) -> str:
     return inspect.getdoc(getattr(owner, name)) or ""
+
+
+def main() -> None:
+    """Run the main job in a terminal: every docstring of Polars through the simulator."""
+    import claudescale as cs  # noqa: PLC0415 - for texts alone the package is not needed
+
+    client = cs.connect(simulate=True, speed=10)
+    question = "Say in one sentence what this does.\n\n{text}"
+    plan = cs.plan(docstrings(), question, model="claude-haiku-5-5", tier="start")
+    print(plan, end="\n\n")  # noqa: T201 - a command prints
+    run = cs.wait(plan.run(client, ledger=None))
+    print(run, run.results.select("owner", "name", "reply").sample(5, seed=1), run.bill, sep="\n\n")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

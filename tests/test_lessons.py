@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 
 import claudescale as cs
 from claudescale import lessons
+from claudescale.api import media
 
 
 def test_texts_are_real_and_each_has_its_label():
@@ -44,3 +46,14 @@ def test_an_exercise_is_open_right_or_wrong(capsys):
     assert capsys.readouterr().out.splitlines()[1] == "Right."
     with pytest.raises(AssertionError, match=r"Not yet\. Add\."):
         lessons.check(1, lambda answer: answer > 1, "Add.")
+
+
+def test_pictures_are_real_and_the_same_each_time():
+    """Two dozen charts, each a PNG and a PDF of one page, whose kind is known and whose sizes differ."""
+    pictures = lessons.pictures()
+    assert pictures.equals(lessons.pictures())
+    assert pictures["kind"].value_counts().sort("kind").rows() == [
+        ("area", 6), ("bar", 6), ("line", 6), ("point", 6),
+    ]  # fmt: skip
+    assert len({media.pixels(io.BytesIO(png)) for png in pictures["png"]}) > 2
+    assert {media.pdf_pages(pdf)[0] for pdf in pictures["pdf"]} == {1}

@@ -11,10 +11,10 @@ from claudescale import text
 from claudescale.api import limits
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
-from claudescale.planning.plan_views import awaited
+from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
-from claudescale.running.rates import rates
-from claudescale.views.card import Card
+from claudescale.running.meter import rates
+from claudescale.views.card import Card, Gallery
 
 if TYPE_CHECKING:
     from typing import Any
@@ -30,7 +30,6 @@ _TABLE |= {"refused": pl.Int64()}
 """Columns of a run's card, beside what each row of it says."""
 _ESTIMATED = ("dollars", "minutes", "minutes_p90", "input_tokens", "output_tokens")
 _MOST_MESSAGE = 300
-_NEXT = {"starting": "await run", "running": "await run", "left": "run = await plan.run(client)"}
 _WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
 _FAILED = {
     "max_tokens": "cut off at max_tokens={run.plan.max_tokens:,}",
@@ -79,7 +78,7 @@ def failures(run: Run) -> tuple[str, str]:
     if set(rows) <= _HOPELESS or run.state != "finished":
         return words, ""
     named = "plan" if plan.compiled.kept is None else "run.plan"
-    return words, awaited(f"{named}.retry(run{more}).run(client)")
+    return words, f"run = await {named}.retry(run{more}).run(client{ledger_typed(run.path)})"
 
 
 def row_errors(run: Run) -> dict[str, int]:
@@ -87,10 +86,10 @@ def row_errors(run: Run) -> dict[str, int]:
     typed = run.plan.compiled.prompt.returns is not None
     if run.state in {"starting", "running", "left"} or not (typed or run.counts.failed):
         return {}
-    if run.job.row_errors is None:  # the rows of a run that has ended stay as they are
+    if run.row_errors is None:  # the rows of a run that has ended stay as they are
         errors = run.results["error"].drop_nulls()
-        run.job.row_errors = dict(errors.filter(errors != NOT_SENT).value_counts(sort=True).iter_rows())
-    return run.job.row_errors
+        run.row_errors = dict(errors.filter(errors != NOT_SENT).value_counts(sort=True).iter_rows())
+    return run.row_errors
 
 
 def why(run: Run) -> str:
@@ -103,8 +102,9 @@ def why(run: Run) -> str:
     said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
     again = "the same cell again sends only what is missing"
     if run.path is None:
-        again = "without a ledger they are in run.results alone, and the same cell again pays for them again"
-    return f"{advice} ({run.stopped_by}.{said}) {run.counts.answered:,} rows are answered and kept; {again}."
+        again = "without a ledger they are only in run.results, and the same cell again pays for them again"
+    answered = text.plural(run.counts.answered, "row")
+    return f"{advice} ({run.stopped_by}.{said}) {answered} answered and kept; {again}."
 
 
 def _no_endpoint(name: str, mode: str) -> str:
@@ -118,19 +118,18 @@ def _no_endpoint(name: str, mode: str) -> str:
 def kept(run: Run) -> str:
     """Return what an interrupt leaves of a run, and how to resume it, in one sentence."""
     counts = run.counts
-    words = f"Interrupted: {counts.answered:,} of {counts.rows:,} rows are answered"
+    words = f"Interrupted: {counts.answered:,} of {text.plural(counts.rows, 'row')} answered"
     if run.path is None:
         return f"{words}, but not kept, as there is no ledger; ledger='replies.ledger' keeps them."
-    going = run.state == "left"
-    batches = " and collects the batches, which go on at the API" if going else ""
+    batches = " and collects the batches, which continue at the API" if run.state == "left" else ""
     return f"{words} and kept in {run.path}; the same command sends only what is missing{batches}."
 
 
 def before(run: Run) -> str:
     """Return what is going to be sent, in one line."""
     counts, option, plan = run.counts, run.job.estimate, run.plan
-    where = "in the ledger" if plan.compiled.kept is None else "taken over"
-    reused = f" ({counts.reused:,} requests are {where})" if counts.reused else ""
+    where = "in the ledger already" if plan.compiled.kept is None else "taken over"
+    reused = f" ({text.plural(counts.reused, 'request')} {where})" if counts.reused else ""
     about = ""
     if option is not None and counts.missing:
         time = text.span(text.duration(option["minutes"]), text.duration(option["minutes_p90"]))
@@ -139,11 +138,12 @@ def before(run: Run) -> str:
     pending = text.plural(run.job.batches_out, "pending batch")
     first = f" Collecting {pending} of earlier runs first." if run.job.batches_out else ""
     model = plan.compiled.model.id
-    return f"{simulated}{counts.missing:,} rows {_WAYS[plan.mode]} on {model}{reused}{about}.{first}"
+    rows = text.plural(counts.missing, "row")
+    return f"{simulated}{rows} {_WAYS[plan.mode]} on {model}{reused}{about}.{first}"
 
 
 def waiting(run: Run) -> tuple[str, str] | None:
-    """Return how many batches have ended, and when the rest will have; None where none is out."""
+    """Return how many batches have ended, and when the rest will have; None where none is pending."""
     out = run.job.expected
     if out is None:
         return None
@@ -151,8 +151,8 @@ def waiting(run: Run) -> tuple[str, str] | None:
     if out.usual_seconds is not None:
         usual = f"usually within {text.coarse(out.usual_seconds / 60)}, "
     latest = f"at the latest in {text.coarse(out.latest_seconds / 60)}"
-    ended = f"{out.ended} of {out.open + out.ended} batches ended"
-    return ended, f"the other {out.requests:,} requests {usual}{latest}"
+    ended = f"{out.ended} of {text.plural(out.open + out.ended, 'batch')} ended"
+    return ended, f"the other {text.plural(out.requests, 'request')} {usual}{latest}"
 
 
 def line(run: Run) -> str:
@@ -160,14 +160,19 @@ def line(run: Run) -> str:
     counts = run.counts
     by = f" ({run.stopped_by})" if run.stopped_by else ""
     where = "reused from the ledger" if run.plan.compiled.kept is None else "taken over"
+    pending = run.job.expected.requests if run.job.expected else 0
+    unsent = text.plural(counts.open_requests - pending, "request") + " not sent"
     parts = [
-        f"{counts.answered:,} of {counts.rows:,} rows answered",
+        f"{counts.answered:,} of {text.plural(counts.rows, 'row')} answered",
         *([f"{counts.failed:,} failed"] if counts.failed else []),
-        *([f"{counts.missing:,} missing"] if counts.missing else []),
-        *([f"{counts.reused:,} requests {where}"] if counts.reused else []),
+        *([f"{counts.missing:,} missing"] if counts.missing and not pending else []),
+        *([f"{text.plural(pending, 'request')} at the API"] if pending else []),
+        *([unsent] if pending and run.state == "left" and counts.open_requests > pending else []),
+        *([f"{text.plural(counts.reused, 'request')} {where}"] if counts.reused else []),
     ]
-    kind = "calls" if run.plan.mode == "live" else "requests"
-    calls = f"{counts.requests:,} {kind} in {text.duration(run.minutes)}, {text.dollars(counts.dollars)}"
+    kind = "call" if run.plan.mode == "live" else "request"
+    calls = text.plural(counts.requests, kind)
+    calls += f" in {text.duration(run.minutes)}, {text.dollars(counts.dollars)}"
     return f"{'SIMULATED ' * run.job.simulated}Run {run.state}{by}: {', '.join(parts)}; {calls}."
 
 
@@ -185,7 +190,11 @@ def run_card(run: Run) -> Card:
     if run.plan.mode == "batch":
         table = table.drop("requests_per_minute", "refused")
     failed, retry = failures(run)
-    kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, replies are kept in memory only."
+    kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, so replies are only in memory."
+    going = (
+        f"run = await plan.run(client{ledger_typed(run.path)})" if run.state == "left" else "run = await run"
+    )
+    next_ = going if run.state in {"starting", "running", "left"} else "run.results"
     notes = [limits.differs(run.limits, run.plan.tier, run.plan.compiled.model), _pending(run), failed]
     return Card.of(
         table,
@@ -195,7 +204,7 @@ def run_card(run: Run) -> Card:
             *(note for note in notes if note),
             *([why(run)] if run.stopped_by else []),
         ],
-        next=retry or _NEXT.get(run.state, "run.results"),
+        next=retry or next_,
     )
 
 
@@ -208,10 +217,10 @@ def _pending(run: Run) -> str:
         return (
             f"{pending[0]} when this run left. The same cell collects the others, which continue at the API."
         )
-    return f"{', '.join(pending)}: the API says nothing of a batch before its end."
+    return f"{', '.join(pending)}. The API shows no progress of a batch before its end."
 
 
-class Plots:
+class Plots(Gallery):
     """The pictures of one run, each an Altair chart."""
 
     def __init__(self, run: Run) -> None:

@@ -55,6 +55,9 @@ class Simulator:
     replies : callable, optional
         ``replies(body)`` gives the text, or a JSON value, of each reply. Called from the simulator's
         thread.
+    varied : bool
+        True: an equal request is answered differently each time, as models do. A reply then depends
+        on how often its request was answered before.
     bucket_seconds : float
         How many seconds of its limit a full bucket holds: 60, or 1 where the limit is enforced by the
         second.
@@ -93,6 +96,7 @@ class Simulator:
         latency: float | Callable[[dict[str, Any], int], float] | None = None,
         faults: Mapping[Any, Any] | Faults | None = None,
         replies: Callable[[dict[str, Any]], Any] | None = None,
+        varied: bool = False,
         bucket_seconds: float = 60.0,
         batch_seconds: float | Callable[[int], float] | None = None,
         port: int = 0,
@@ -101,6 +105,7 @@ class Simulator:
     ) -> None:
         self.clock = Clock(speed)
         how: dict[str, Any] = {"seed": seed, "latency": latency, "faults": faults, "written": replies}
+        how["varied"] = varied
         self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
         self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""

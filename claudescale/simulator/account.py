@@ -406,6 +406,7 @@ class Desk:
         latency: float | Callable[[dict[str, Any], int], float] | None = None,
         faults: Mapping[Any, Any] | Faults | None = None,
         written: Callable[[dict[str, Any]], Any] | None = None,
+        varied: bool = False,
         bucket_seconds: float = 60.0,
         **limits: float,
     ) -> None:
@@ -415,6 +416,7 @@ class Desk:
         self.cache = PromptCache()
         self.faults = faults if isinstance(faults, Faults) else Faults(faults, seed)
         self._began, self._latency, self._written = now, latency, written
+        self._varied, self._asked = varied, Counter[bytes]()
         self._bucket_seconds = bucket_seconds
         self.groups: dict[str, Buckets] = {}  # of models
         per_minute = self.terms.count_tokens_per_minute or 0
@@ -585,6 +587,9 @@ class Desk:
         self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str
     ) -> tuple[replies.Reply, Shares, dict[str, Any]]:
         """Return the reply to a valid request, spoiled where a fault strikes it; its input; its message."""
+        if self._varied:
+            self._asked[key] += 1
+            key = replies.hashed(self._asked[key], key.hex(), 16)
         at_work = replies.Model(key, self.seed, body, model)
         reply = at_work.reply(self._written)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from claudescale import text
+from claudescale import loops, text
 from claudescale.errors import printable
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Card:
     notes : sequence of str
         What the figures rest on; from the second on, what is worth knowing, in one footnote.
     next : str
-        The next thing to type.
+        The next thing to type, as in a notebook: in a script, which cannot ``await``, it is ``cs.wait(...)``.
     """
 
     title: str
@@ -68,9 +69,13 @@ class Card:
         return cls(title=title, header=header, rows=rows, notes=notes, next=next)
 
     @property
-    def footnotes(self) -> list[str]:
+    def _footnotes(self) -> list[str]:
         """The notes in at most two lines."""
         return [line for line in (*self.notes[:1], " ".join(self.notes[1:])) if line]
+
+    @property
+    def _next(self) -> str:
+        return self.next if loops.in_notebook() else re.sub("await ([^;]+)", r"cs.wait(\1)", self.next)
 
     def text(self) -> str:
         """Return the facts as plain text, columns aligned."""
@@ -80,7 +85,9 @@ class Card:
         for first, *others in table:
             figures = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
             lines.append("  ".join(["", first.ljust(widths[0]), *figures]).rstrip())
-        return printable(_plain("\n".join([self.title, *lines, *self.footnotes, *filter(None, [self.next])])))
+        return printable(
+            _plain("\n".join([self.title, *lines, *self._footnotes, *filter(None, [self._next])]))
+        )
 
     def html(self) -> str:
         """Return the facts as HTML."""
@@ -88,8 +95,8 @@ class Card:
         if self.rows:
             body = "".join(_row("td", row) for row in self.rows)
             table = f"<table><thead>{_row('th', self.header)}</thead><tbody>{body}</tbody></table>"
-        notes = "".join(f"<div><small>{_safe(note)}</small></div>" for note in self.footnotes)
-        following = f"<div><small>Next: <code>{_safe(self.next)}</code></small></div>" if self.next else ""
+        notes = "".join(f"<div><small>{_safe(note)}</small></div>" for note in self._footnotes)
+        following = f"<div><small>Next: <code>{_safe(self._next)}</code></small></div>" if self.next else ""
         return f"<div><strong>{_safe(self.title)}</strong>{table}{notes}{following}</div>"
 
 
@@ -107,6 +114,23 @@ class Shown(ABC):
         return self._card().html()
 
 
+class Gallery:
+    """Pictures, one a method: shown, it lists them."""
+
+    def __repr__(self) -> str:
+        of = {
+            name: method for name, method in vars(type(self)).items() if name[0] != "_" and callable(method)
+        }
+        width = max(map(len, of)) + 2
+        lines = [f"  {name + '()':{width}}  {_first(method)}" for name, method in of.items()]
+        return "\n".join(["Pictures, each an Altair chart:", *lines])
+
+
+def _first(method: Any) -> str:
+    """Return what a method says that it returns."""
+    return str(method.__doc__).splitlines()[0].removeprefix("Return ").partition(" Spends:")[0]
+
+
 def _cell(row: dict[str, Any], name: str) -> str:
     value, high = row[name], row.get(f"{name}_p90")
     return _figure(name, value) if high is None else text.span(_figure(name, value), _figure(name, high))
@@ -122,7 +146,8 @@ def _figure(name: str, value: Any) -> str:
 
 
 def _row(tag: str, cells: Iterable[str]) -> str:
-    drawn = (f'<{tag} style="{_STYLES[n > 0]}">{_safe(cell)}</{tag}>' for n, cell in enumerate(cells))
+    whole = ";white-space:nowrap" * (tag == "td")  # a figure is never broken into two lines
+    drawn = (f'<{tag} style="{_STYLES[n > 0]}{whole}">{_safe(cell)}</{tag}>' for n, cell in enumerate(cells))
     return f"<tr>{''.join(drawn)}</tr>"
 
 

@@ -23,8 +23,7 @@ BINDINGS |= {"latency": theme.PURPLE, "concurrency": theme.VERMILLION}
 BINDINGS |= dict.fromkeys(("batch processing", "queue", "deadline"), theme.SKY)
 WIDE = 8  # from how many times the least a scale is logarithmic
 MOST_NAMES, MOST_TICKS = 6, 6
-RUNS = pl.Schema({"run": pl.String(), "concurrency": pl.Float64(), "requests_per_minute": pl.Float64()})
-RUNS["refused"] = pl.Int64()
+RUNS = pl.Schema({"concurrency": pl.Float64(), "requests_per_minute": pl.Float64(), "refused": pl.Int64()})
 CLOCK = (
     "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
     "format(datum.value, '.3~f') + ' min' : format(datum.value / 60, ',.3~f') + ' h'"
@@ -262,7 +261,7 @@ def concurrency(
     binding : str
         The limit that it is.
     runs : pl.DataFrame, optional
-        `run` (a name), `concurrency`, `requests_per_minute` and `refused` (calls turned away with 429).
+        `concurrency`, `requests_per_minute` and `refused` (calls turned away with 429).
 
     Notes
     -----
@@ -270,34 +269,28 @@ def concurrency(
     """
     needed = requests_per_minute / 60 * seconds
     runs = pl.DataFrame(schema=RUNS) if runs is None else finite(runs).sort("concurrency")
-    high = 2.0 ** math.ceil(math.log2(max(2 * needed, 16.0, highest(runs, "concurrency"))))
-    steps = pl.select(concurrency=2 ** pl.linear_space(0, math.log2(high), 80))
-    steps = steps.with_columns(
-        requests_per_minute=(pl.col("concurrency") * 60 / seconds).clip(upper_bound=requests_per_minute)
-    )
+    high = max(2 * needed, 16.0, highest(runs, "concurrency"))
+    bend = {"concurrency": [0.0, needed, high], "requests_per_minute": [0.0, *[requests_per_minute] * 2]}
     top = max(requests_per_minute, highest(runs, "requests_per_minute")) * 1.1
-    x = alt.X(
-        "concurrency:Q",
-        title="Calls in flight",
-        scale=alt.Scale(type="log", base=2, domain=[1, high], nice=False),
-        axis=alt.Axis(values=[2**n for n in range(int(high).bit_length())], format=",d", tickCount=20),
-    )
+    x = alt.X("concurrency:Q", title="Calls in flight", scale=alt.Scale(domain=[0, high], nice=False))
     domain = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("requests_per_minute:Q", title="Requests per minute", scale=domain, axis=number_axis(top))
-    tooltip = tips(run="", concurrency=",d", requests_per_minute=",.0f", refused=",d")
+    tooltip = tips(concurrency=",d", requests_per_minute=",.0f", refused=",d")
     enough = f"{math.ceil(needed):,} are enough"
     words = "1 call in flight is" if needed <= 1 else f"{math.ceil(needed):,} calls in flight are"
     sentence = f"{words} enough for {requests_per_minute:,.0f} requests a minute"
     layers = [
-        chart(steps).mark_line(color=theme.BLUE, strokeWidth=2).encode(x=x, y=y),
+        chart(pl.DataFrame(bend)).mark_line(color=theme.BLUE, strokeWidth=2).encode(x=x, y=y),
         *limit(
             f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min", y=requests_per_minute
         ),
-        *(limit(enough, x=needed) if needed > 1 else []),
         chart(runs)
         .mark_point(filled=True, size=70, color=theme.VERMILLION, opacity=1)
         .encode(x=x, y=y, tooltip=tooltip),
     ]
+    if needed > 1:  # beside the line's foot: above the frame it would overprint the axis title
+        words = chart().mark_text(text=enough, align="left", dx=6, dy=-8, color=theme.GREY)
+        layers += [limit("", x=needed)[0], words.encode(x=alt.datum(needed), y=alt.datum(0))]
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):
         sentence += f"; measured: at most {best['requests_per_minute']:,.0f}, with {best['concurrency']:,.0f}"
     return picture(layers, sentence)

@@ -28,13 +28,12 @@ from claudescale.views.card import Card
 from claudescale.widgets.watch_client import ClientWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import altair as alt
     from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
-    from claudescale.running.meter import Pulse, Slice
     from claudescale.running.runs import Run
 
 REFRESH_SECONDS, UNHEARD_SECONDS = 1.0, 3.0
@@ -177,7 +176,7 @@ class Watch:
                 return
             if self._woken.wait(min(left, _LOOK_SECONDS)):
                 self._woken.clear()
-                if self.run.job.pulse(self.run.state).asked:  # a button: what it did is shown at once
+                if self.run.job.asked:  # a button: what it did is shown at once
                     return
 
     def _show(self) -> None:
@@ -200,7 +199,7 @@ class Watch:
         while not self._over:
             if time.monotonic() >= self._shown_at + LINE_SECONDS:
                 self._shown_at = time.monotonic()
-                print(headline(self.run.job.pulse(self.run.state)), flush=True)  # noqa: T201 - what it is for
+                print(headline(self.run), flush=True)  # noqa: T201 - what it is for
             self._woken.wait(_LOOK_SECONDS)
         self._print_last()
 
@@ -245,21 +244,20 @@ class Panel:
 
     def show(self, number: int) -> None:
         """Tell the widgets how the run goes now. What reads the same is not sent again."""
-        run = self._run
-        pulse = run.job.pulse(run.state)
-        done = f"{pulse.done:,} of {pulse.rows:,} rows done"
+        run, counts = self._run, self._run.counts
+        done = f"{counts.done:,} of {counts.sent:,} rows done"
         self._bar.value = (
-            f'<div style="line-height:1.4"><strong>{html.escape(headline(pulse))}</strong></div>'
-            f'<progress value="{pulse.done}" max="{max(pulse.rows, 1)}" aria-label="{done}" title="{done}" '
+            f'<div style="line-height:1.4"><strong>{html.escape(headline(run))}</strong></div>'
+            f'<progress value="{counts.done}" max="{max(counts.sent, 1)}" aria-label="{done}" title="{done}" '
             'style="width:100%;height:14px"></progress>'
         )
-        self._figures.value = f'<div style="line-height:1.4">{figures(pulse).html()}</div>'
+        self._figures.value = f'<div style="line-height:1.4">{figures(run).html()}</div>'
         for asked, button in self._buttons.items():
-            button.disabled = pulse.asked in {"stop", asked}
+            button.disabled = run.job.asked in {"stop", asked}
         if self._chart:
             self._number = number
             limits = run.limits.shared(run.plan.share)
-            self._chart.params.state = drawn(pulse, *run.counts.slices(), limits, number=number)
+            self._chart.params.state = drawn(run, limits, number=number)
 
     def close(self) -> None:
         """Take the widgets off the page, and out of the page's and the kernel's memory."""
@@ -286,62 +284,66 @@ def _cell() -> str | None:
 # in words
 
 
-def headline(pulse: Pulse) -> str:
+def headline(run: Run) -> str:
     """Return the one line of truth about a run under way."""
-    simulated = "SIMULATED " * pulse.simulated
-    if pulse.state == "starting":
+    counts, job = run.counts, run.job
+    simulated = "SIMULATED " * job.simulated
+    if run.state == "starting":
         return f"{simulated}Run starting: the rows are read."
-    state = {"stop": "stopping", "leave": "leaving"}.get(pulse.asked, "running")
-    left = remaining(pulse)
-    if pulse.asked:
-        left = f"waits for {pulse.in_flight:,} calls in flight" if pulse.in_flight else ""
-    about = "" if pulse.estimate_dollars is None else f" of about {dollars(pulse.estimate_dollars)}"
-    parts = [f"{pulse.done:,} of {pulse.rows:,} rows done", left, f"{dollars(pulse.dollars)}{about}"]
+    state = {"stop": "stopping", "leave": "leaving"}.get(job.asked, "running")
+    left = remaining(run)
+    if job.asked:
+        in_flight = job.pacer.in_flight if job.pacer else 0
+        left = f"waits for {in_flight:,} calls in flight" if in_flight else ""
+    about = "" if job.estimate is None else f" of about {dollars(job.estimate['dollars'])}"
+    parts = [f"{counts.done:,} of {counts.sent:,} rows done", left, f"{dollars(counts.dollars)}{about}"]
     return f"{simulated}Run {state}: {', '.join(filter(None, parts))}."
 
 
-def remaining(pulse: Pulse) -> str:
+def remaining(run: Run) -> str:
     """Return when a run ends, as a span of time."""
-    batches = pulse.expected
+    batches, ends = run.job.expected, run.job.ends if run.state == "running" else None
     if batches is not None:
         usual, latest = batches.usual_seconds, coarse(batches.latest_seconds / 60)
         within = "" if usual is None else f"usually within {coarse(usual / 60)} and "
         return f"batches {within}at the latest in {latest}"
-    if pulse.ends is None:
+    if ends is None:
         return ""
-    usual_time = duration(pulse.ends.usual_minutes)
-    if math.isinf(pulse.ends.latest_minutes):
+    usual_time = duration(ends.usual_minutes)
+    if math.isinf(ends.latest_minutes):
         return f"more than {usual_time} left: nothing was answered in the last minute"
-    return f"{span(usual_time, duration(pulse.ends.latest_minutes))} left"
+    return f"{span(usual_time, duration(ends.latest_minutes))} left"
 
 
-def figures(pulse: Pulse) -> Card:
+def figures(run: Run) -> Card:
     """Return the figures of a run under way as a card."""
-    estimate, speed = pulse.estimate_dollars, pulse.output_tokens_per_second
+    counts, job, tokens = run.counts, run.job, run.counts.output_tokens_per_second
     shown = {
-        "dollars": dollars(pulse.dollars),
-        "estimated": "?" if estimate is None else dollars(estimate),
-        "without savings": dollars(pulse.plain_dollars),
-        "time": duration(pulse.minutes),
+        "dollars": dollars(counts.dollars),
+        "estimated": "?" if job.estimate is None else dollars(job.estimate["dollars"]),
+        "without savings": dollars(counts.plain_dollars),
+        "time": duration(run.minutes),
     }
-    if pulse.most_in_flight:
+    if job.pacer is not None:
         shown |= {
-            "latency p50": _seconds(pulse.median_seconds),
-            "p95": _seconds(pulse.slow_seconds),
-            "output tokens/s": "?" if speed is None else f"{speed:,.0f}",
-            "in flight / allowed": f"{pulse.in_flight:,} / {pulse.most_in_flight:,}",
+            "latency p50": _seconds(counts.latency(0.5)),
+            "p95": _seconds(counts.latency(0.95)),
+            "output tokens/s": "?" if tokens is None else f"{tokens:,.0f}",
+            "in flight / allowed": f"{job.pacer.in_flight:,} / {job.pacer.window:,}",
         }
-    notes = [f"Errors: {_kinds(pulse.errors)}. Refused (429): {_kinds(pulse.refusals)}."]
-    if states := Counter(batch.state.replace("_", " ") for batch in pulse.batches):
+    notes = [f"Errors: {_kinds(counts.errors)}. Refused (429): {_kinds(counts.refusals)}."]
+    if states := Counter(
+        batch.state.replace("_", " ") for batch in (job.batches.seen if job.is_open else ())
+    ):
         notes.append(f"Batches: {_kinds(states)}.")
-    if pulse.speed != 1:
-        notes.append(f"Times are the simulator's, {pulse.speed:,g} times as fast as here.")
+    if job.clock.speed != 1:
+        notes.append(f"Times are the simulator's, {job.clock.speed:,g} times as fast as here.")
     row = [value.replace(" ", "\N{NO-BREAK SPACE}") for value in shown.values()]
     return Card(title="", header=[*shown], rows=[row], notes=notes)
 
 
-def _kinds(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts).most_common()) or "none"
+def _kinds(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts.copy()).most_common()) or "none"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -351,19 +353,18 @@ def _seconds(seconds: float | None) -> str:
 # the live picture: sent once, and then only told new numbers
 
 
-def drawn(
-    pulse: Pulse, width_seconds: int, slices: Sequence[Slice], limits: Limits, *, number: int
-) -> dict[str, Any]:
+def drawn(run: Run, limits: Limits, *, number: int) -> dict[str, Any]:
     """Return the state of the live picture: whole slices, up to where most of the calls sent are answered.
 
     A call counts when it was sent but is known when it is answered: the newest slices are not complete.
     """
-    scale, unit = (60.0, "Seconds") if pulse.minutes <= 3 else (1.0, "Minutes")  # noqa: PLR2004
-    known = pulse.minutes * 60 - (pulse.slow_seconds or 0.0)
+    minutes, (width_seconds, slices) = run.minutes, run.counts.slices()
+    scale, unit = (60.0, "Seconds") if minutes <= 3 else (1.0, "Minutes")  # noqa: PLR2004
+    known = minutes * 60 - (run.counts.latency(0.95) or 0.0)
     shown = slices[: max(int(known / width_seconds), 0)]
     starts = [n * width_seconds / 60 * scale for n in range(len(shown) + 1)]
     state: dict[str, Any] = {"number": number, "starts": starts, "unit": f"{unit} since the start"}
-    state["until"] = max(starts[-1], pulse.minutes * scale, 1e-6)
+    state["until"] = max(starts[-1], minutes * scale, 1e-6)
     for name, limit in zip(RATES, limits.per_minute, strict=True):
         rates = [getattr(slice_, name) * 60 / width_seconds for slice_ in shown]
         peak = max(rates, default=0.0)

@@ -208,7 +208,7 @@ def test_what_cannot_be_compared_says_what_to_type(lists, error):
 def test_a_price_list_is_one_compare():
     """Every current model that can do it, on tiers and in modes, sorted: the cheapest is a batch."""
     made = plan(returns=pl.Boolean)
-    models = made.plot.models(["start", "build"])
+    models = made.plot._models(["start", "build"])
     table = made.compare(model=models, tier=["start", "build"], mode=["live", "batch"]).sort("dollars")
     assert {MODEL, SONNET, OPUS} <= set(models)
     assert table.height == len(models) * 4
@@ -266,7 +266,7 @@ def test_the_card_hides_the_rows_and_escapes_the_rest():
     assert "&lt;b&gt;me&lt;/b&gt;" in made._repr_html_()
     assert "<b>" not in made._repr_html_()
     assert len(repr(made).splitlines()) <= 12
-    assert repr(made).splitlines()[-1] == "pilot = await plan.sample(50).run(client)"
+    assert repr(made).splitlines()[-1] == "pilot = cs.wait(plan.sample(50).run(client))"
 
 
 def test_the_card_warns_of_a_model_that_retires_within_60_days(monkeypatch):

@@ -92,7 +92,7 @@ def test_other_machines_are_served_only_where_it_is_asked_for(name):
 
 @pytest.mark.slow
 def test_the_command_line_serves_a_class_and_stops_cleanly():
-    """It prints what to type and where the board is, and ends by a signal with status 0 and nothing on stderr."""
+    """It prints what to type and where the board is; a signal ends it with status 0 and no word on stderr."""
     command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
     environment = {"PYTHONPATH": ".", **os.environ}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -47,6 +47,15 @@ def test_a_reply_depends_on_the_seed_and_the_body_alone():
     assert json.loads(text_of(message_of(request("abc"), at))) == {"seen": "abc"}
 
 
+def test_a_varied_simulator_answers_an_equal_request_anew():
+    """Each time it is asked; a second one with the same seed gives the same answers in the same order."""
+    body = request(f"Row 1: {LONG}")
+    one, two = desk(varied=True), desk(varied=True)
+    replies = [text_of(message_of(body, one, NOW + n)) for n in range(6)]
+    assert len(set(replies)) > 1
+    assert replies == [text_of(message_of(body, two, NOW + n)) for n in range(6)]
+
+
 def test_max_tokens_cuts_and_thinking_counts_in_it():
     """With little room the answer is cut or missing, and never more than max_tokens is billed."""
     empty, high = 0, {"output_config": {"effort": "high"}}

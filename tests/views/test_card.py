@@ -102,7 +102,7 @@ def test_a_resume_says_what_is_reused(tmp_path, capsys):
         capsys.readouterr()
         cs.wait(a_plan(reviews(40)).run(api.client(), ledger=tmp_path / "l"))
     shown = capsys.readouterr().err
-    assert "10 rows live on claude-haiku-5-5 (30 requests are in the ledger): about $" in shown
+    assert "10 rows live on claude-haiku-5-5 (30 requests in the ledger already): about $" in shown
     assert "40/40" in shown
 
 

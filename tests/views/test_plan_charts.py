@@ -138,7 +138,7 @@ def test_the_calls_needed_are_where_the_plan_stops_to_gain():
     fewer, more = (own.replace(concurrency=calls).options for calls in (int(enough * 0.9), int(enough * 1.2)))
     assert fewer.filter(mode="live")["binding"].item() == "concurrency"
     assert more.filter(mode="live")["binding"].item() == "requests"
-    steps = [row for row in rows_of(own.plot.concurrency(), "requests_per_minute") if "run" not in row]
+    steps = [row for row in rows_of(own.plot.concurrency(), "requests_per_minute") if "refused" not in row]
     for step in steps:
         rate = min(step["concurrency"] * 60 / own.compiled.expected.seconds, 1_000)
         assert step["requests_per_minute"] == pytest.approx(rate, rel=1e-4)
@@ -151,8 +151,10 @@ def test_a_run_is_a_point_of_the_plans_picture():
     """With its own calls in flight and the requests it got done."""
     with simulator() as api:
         run = finished(a_plan(reviews(20), concurrency=4), api.client())
-    (point,) = rows_of(a_plan(reviews(20)).plot.concurrency([run]), "run")
+    (point,) = rows_of(a_plan(reviews(20)).plot.concurrency([run]), "refused")
     assert (point["concurrency"], point["refused"]) == (4, 0)
+    own = pl.DataFrame({"concurrency": [8], "requests_per_minute": [470.5], "refused": [3]})
+    assert rows_of(plan().plot.concurrency(own), "refused") == own.to_dicts()
     assert point["requests_per_minute"] == pytest.approx(20 / run.minutes, rel=1e-4)
     nothing = pl.DataFrame({"text": pl.Series([None], dtype=pl.String)})
     assert "enough for 1,000 requests a minute" in repr(plan(nothing).plot.concurrency())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
 from claudescale.ledger.records import ATTEMPTS
-from claudescale.running.rates import rates
+from claudescale.running.meter import rates
 from claudescale.views import run_charts as charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import prices
-from claudescale.planning.plan_views import frontier
+from claudescale.planning.choices import frontier
 
 OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-5-5"
 SYSTEM = "You read complaints of customers and answer in one word. " * 400
@@ -41,7 +41,7 @@ def test_the_frontier_is_what_nothing_is_felt_to_beat(rows, on_it):
 
 def test_the_points_are_the_choices_and_the_plans_own():
     """Live on the higher tier and the batch are joined; a batch is one point on all tiers."""
-    points = plan().plot.points({"model": [OPUS, MODEL], "tier": ["scale", "start"]})
+    points = plan().plot._points({"model": [OPUS, MODEL], "tier": ["scale", "start"]})
     assert points["choices"].sum() == 8
     assert set(points.filter("frontier")["choice"]) == {"haiku-5-5 live scale", "haiku-5-5 batch"}
     assert points.filter("chosen")["choice"].to_list() == ["haiku-5-5 live start"]
@@ -68,14 +68,14 @@ def test_the_card_says_what_the_next_tier_gains(given, note):
 def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode, cache):
     """Every step begins where the one before ended; the last ends with the price of the plan's mode."""
     mine = plan(REPEATED, mode=mode, system=SYSTEM, cache=cache)
-    steps = mine.plot.saved([OPUS, SONNET, MODEL])
+    steps = mine.plot._saved([OPUS, SONNET, MODEL])
     assert steps.schema == prices.SAVINGS
     assert steps["strategy"].to_list() == ["model", "model", "deduplication", "cache", "batch"]
     assert steps["dollars_without"][1:].to_list() == steps["dollars_with"][:-1].to_list()
     assert steps["dollars_with"][-1] == pytest.approx(mine.options.filter(mode=mode)["dollars"].item())
     plain = plan(REPEATED, model=OPUS, system=SYSTEM).options
     assert steps["dollars_without"][0] == pytest.approx(plain["dollars"][0] + plain["dollars_saved"][0])
-    assert plan().plot.saved()["dollars_saved"].to_list() == pytest.approx([0, 0, 0])
+    assert plan().plot._saved()["dollars_saved"].to_list() == pytest.approx([0, 0, 0])
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
     with simulator() as api:
         mine = plan(REPEATED, tier=WIDE_LIMITS, system=SYSTEM, cache=True)
         run = finished(mine, api.client())
-    planned = mine.calibrate(run).plot.saved()
+    planned = mine.calibrate(run).plot._saved()
     for name in ("strategy", "counterfactual"):
         assert planned[name].to_list() == run.savings[name].to_list()
     for name in ("dollars_without", "dollars_with"):
@@ -93,7 +93,7 @@ def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
 
 def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():
     """The newest of each line that stays, is for anyone, priced, and able to do what is asked."""
-    names = set(plan(reviews(9), model="claude-sonnet-4-6").plot.points({})["choice"])
+    names = set(plan(reviews(9), model="claude-sonnet-4-6").plot._points({})["choice"])
     assert names == {"live", "batch"}
     usual = plan(reviews(9), model="claude-sonnet-4-6").plot._usual()
     lines = cs.models().filter(pl.col("model").is_in(usual["model"]))

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import loops
 from claudescale.api import catalog, prices
 from claudescale.api.limits import BUCKETS, Limits
 from claudescale.errors import PlanError
 from claudescale.planning import estimates
 from claudescale.text import tokens
+from claudescale.views.card import Gallery
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,11 +30,6 @@ _FELT_SHARE, _FELT_MINUTES, _FELT_SLOW = 0.01, 5 / 60, 0.5
 percentile of a time longer by less than this part."""
 
 
-def awaited(call: str) -> str:
-    """Return what to type for the result of a call: in a script nothing can be awaited."""
-    return f"run = await {call}" if loops.in_notebook() else f"run = cs.wait({call})"
-
-
 def shown(name: str, value: Any) -> Any:
     """Return a parameter's value as columns have it: the one name of a model or tier, limits in short."""
     if name == "model":
@@ -46,8 +41,8 @@ def shown(name: str, value: Any) -> Any:
 
 def column(name: str, values: list[Any]) -> pl.Series:
     """Return values as a column: as they are where they are of one simple type, else as text."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or (len(kinds) == 1 and kinds <= {str, bool}):
+    values = [shown(name, value) for value in values]
+    if all(value is None or isinstance(value, int | float) for value in values):
         return pl.Series(name, values, strict=False)
     return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in values])
 
@@ -100,7 +95,7 @@ def _worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     )
 
 
-class PlanPlots:
+class PlanPlots(Gallery):
     """The pictures of one plan, each an Altair chart; nothing is sent for it."""
 
     def __init__(self, plan: Plan) -> None:
@@ -124,7 +119,7 @@ class PlanPlots:
 
         plan = self._plan
         deadline, budget = plan.deadline, plan.budget
-        points = self.points(lists or self._usual())
+        points = self._points(lists or self._usual())
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
@@ -163,50 +158,45 @@ class PlanPlots:
 
         plan, mode = self._plan, self._plan.compiled.likely_mode
         return plan_charts.savings(
-            self.saved(model),
+            self._saved(model),
             model=plan.compiled.model.id,
             batch_dollars=estimates.option(plan.options, "batch")["dollars"] if mode == "live" else None,
         )
 
-    def concurrency(self, runs: Iterable[Run] = ()) -> Picture:
+    def concurrency(self, runs: Iterable[Run] | pl.DataFrame = ()) -> Picture:
         """Return what a minute gets done by the calls in flight, with the runs that tried it as points.
 
         Spends: nothing.
 
         Parameters
         ----------
-        runs : list of Run
-            Live ones of the same plan, each with its own ``concurrency``.
+        runs : list of Run, or pl.DataFrame
+            Live ones of the same plan, each with its own ``concurrency``. Or calls of your own as a frame of
+            `concurrency`, `requests_per_minute` (of those not refused) and `refused`.
         """
         from claudescale.views import plan_charts
 
         plan, tried = self._plan.compiled, []
-        for run in runs:
+        own = runs if isinstance(runs, pl.DataFrame) else None
+        for run in () if isinstance(runs, pl.DataFrame) else runs:
             counts, minutes, given = run.counts, run.minutes or float("inf"), run.plan.concurrency
             flight = float(given or float(run.attempts["seconds"].sum()) / 60 / minutes)
             done = (counts.requests - counts.refused) / minutes
-            tried.append((f"concurrency={given}", flight, done, counts.refused))
+            tried.append((flight, done, counts.refused))
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
-        used = 1.0, (totals.input_tokens - totals.cache_read_tokens) / count, totals.output_tokens / count
-        limits = zip(plan.limits.shared(plan.share).per_minute, used, BUCKETS, strict=True)
+        used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
+        limits = zip(plan.limits.shared(self._plan.share).per_minute, used, BUCKETS, strict=True)
         most, binding = min((limit / size, name) for limit, size, name in limits if size)
         return plan_charts.concurrency(
             seconds=plan.expected.seconds,
             requests_per_minute=most,
             binding=binding,
-            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row"),
+            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row") if own is None else own,
         )
 
-    def saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
-        """Return what each strategy saves, against the same rows without it, as `prices.SAVINGS`.
-
-        Read it downward, like `Run.savings`: the first row begins with every row sent by itself, live,
-        nothing cached; the last ends with what the plan costs. A strategy that costs more than it saves
-        says so. With `model` it begins with these models, the most expensive first.
-
-        Spends: nothing.
-        """
+    def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
+        """Return what each strategy saves as `prices.SAVINGS`, read downward like `Run.savings`."""
         plan, own = self._plan, self._plan.compiled.model.id
         models = [model] if isinstance(model, str) else list(model)
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
@@ -229,24 +219,16 @@ class PlanPlots:
         share = pl.col("dollars_saved") / without.first()
         return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
 
-    def models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
-        """Return the plan's model and the current one of every other line that could take its place.
-
-        Spends: nothing.
-
-        Parameters
-        ----------
-        tiers : list of str, int or Limits
-            On each of them the models have published limits.
-        """
+    def _models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
+        """Return the plan's model and the current one of every other line that could take its place."""
         plan, tiers = self._plan, list(tiers)
         models: dict[str, Any] = {plan.compiled.model.line: plan.model}
         for model in catalog.MODELS.values():
-            goes = catalog.lifecycle(model) in {
+            is_going = catalog.lifecycle(model) in {
                 "deprecated",
                 "retired",
             }  # a legacy one may be all that will do
-            if model.line in models or goes or model.verified_only:
+            if model.line in models or is_going or model.verified_only:
                 continue
             with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
                 for tier in tiers or [plan.tier]:
@@ -265,15 +247,10 @@ class PlanPlots:
         own, tiers = self._plan.tier, self._tiers()
         place = tiers.index(shown("tier", own)) if shown("tier", own) in tiers else 0
         near = [own] if isinstance(own, Limits) else tiers[max(place - 1, 0) : place + 2]
-        return {"model": self.models(near), "tier": near}
+        return {"model": self._models(near), "tier": near}
 
-    def points(self, lists: dict[str, Any]) -> pl.DataFrame:
-        """Return a row per choice, the plan's own among them, for `plan_charts.frontier`.
-
-        Choices that differ in name alone are one row: a batch is the same on every tier.
-
-        Spends: nothing.
-        """
+    def _points(self, lists: dict[str, Any]) -> pl.DataFrame:
+        """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
         plan, names = self._plan, [name for name in lists if name != "mode"]
         own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
         key = [*names, "mode"]
