@@ -28,7 +28,6 @@ FOLDERS = ["errors", "clock", "text", "loops", "api", "prompts", "pacing", "ledg
 FOLDERS += ["running", "evidence", "widgets", "helpers", "lessons", "cluster"]
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
-    ("api.client", "simulator"),  # stays: the one place that knows the stand-in
     ("planning.plans", "running"),  # stays: a plan starts its run
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
     ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call
@@ -55,7 +54,7 @@ DISTRIBUTIONS = {
 
 
 def name_of(path):
-    """Return the module's name within the package: ``live``, ``simulator.desk``, or nothing for the root."""
+    """Return the module's name within the package: ``live``, ``api.prices``, or nothing for the root."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 

@@ -8,9 +8,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
-from claudescale.simulator.account import Buckets
+from claudescale.simulator.account import Admission, Buckets, Desk
 from claudescale.simulator.batches import Batches
-from claudescale.simulator.desk import Admission, Desk
 from claudescale.simulator.faults import Fault, Faults
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class Simulator:
         `billed_rows` and `distinct_rows_billed`; `free_refusals`; `web_searches`; tokens, those of free
         refusals too; `dollars` at list price; the most in flight;
         the most requests, input tokens and output tokens that fell in any one second and in any one
-        minute. Replies of batches that nobody has downloaded are written first, some thousands in a second.
+        minute.
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()

@@ -11,7 +11,7 @@ from email.utils import formatdate
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
@@ -22,11 +22,11 @@ from claudescale.simulator.account import listed
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from claudescale.clock import Clock
+    from claudescale.simulator.account import Admission, Desk
     from claudescale.simulator.batches import Batch, Batches
-    from claudescale.simulator.desk import Admission, Desk
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Found = Answer | dict[str, Any] | web.StreamResponse
@@ -37,10 +37,10 @@ HANG_CHECK_SECONDS = 0.2
 TURN_SECONDS = 0.01
 PAUSE_SECONDS = 0.02  # until the next rows of batches are looked for
 CATCH_UP_SECONDS = 0.5
+LINES = 100  # of results that are written at once
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
 BOARD = Template(Path(__file__).with_name("class.html").read_text("utf-8"))
-T = TypeVar("T")
 HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
 LOCAL = {HOST, "localhost", "::1"}
 
@@ -167,8 +167,7 @@ class Shell:
     async def _batch(self, request: web.BaseRequest, name: str, action: str) -> Found:
         # Whatever the answer: who is still writing does not listen.
         raw = await _read(request, batches.MAX_BYTES)
-        self.desk.authorize(request.headers)
-        self.desk.check_version(request.headers)
+        self.desk.authorize(request.headers, versioned=True)
         self.batches.limited(self.clock.seconds())
         if request.method == "GET" and action != "results":
             self.batches.poll(self.clock.seconds())
@@ -200,10 +199,9 @@ class Shell:
         lines = self.batches.results(self.clock.seconds(), batch)
         cut = self.batches.results_cut(self.clock.seconds(), batch)
         if cut:
-            whole = [*lines]
-            last = whole[len(whole) // 2]
-            lines = iter([*whole[: len(whole) // 2], last[: len(last) // 2]])
-        parts = ((0.0, b"".join(block)) for block in _turns(lines))
+            last = lines[len(lines) // 2]
+            lines = [*lines[: len(lines) // 2], last[: len(last) // 2]]
+        parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
         headers = self.desk.answer({}).headers
         return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
@@ -228,8 +226,11 @@ class Shell:
         """Work off the rows of all batches as they are due, in turns after which others are served."""
         while self.batches.unsettled():
             for batch in self.batches.unsettled():
-                for _ in _turns(self.batches.work(batch, self.clock.seconds())):
-                    await asyncio.sleep(0)
+                turn_ends = time.monotonic() + TURN_SECONDS
+                for _ in self.batches.work(batch, self.clock.seconds()):
+                    if time.monotonic() >= turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = time.monotonic() + TURN_SECONDS
             await asyncio.sleep(0 if self._overdue() else PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------- writing
@@ -296,17 +297,6 @@ def _board_row(name: str, counts: Sequence[float]) -> str:
     kinds = ("passed", "refused", "tokens", "passed", "refused")
     cells = (f'<td class="{kind * (of > 0)}">{of:,.0f}' for kind, of in zip(kinds, counts, strict=False))
     return f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
-
-
-def _turns(work: Iterable[T]) -> Iterator[list[T]]:
-    """Yield what some work gives in lists, each of which took one turn."""
-    done, turn_ends = list[T](), time.monotonic() + TURN_SECONDS
-    for part in work:
-        done.append(part)
-        if time.monotonic() >= turn_ends:
-            yield done
-            done, turn_ends = [], time.monotonic() + TURN_SECONDS
-    yield done
 
 
 def _is_ours(host: str, *, to_all: bool) -> bool:

@@ -128,7 +128,7 @@ BAD_ADDRESSES += ["https://gateway.example.com/x?tenant=1", "https://gateway.exa
 @pytest.mark.parametrize("url", BAD_ADDRESSES)
 def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
     """An address by argument or environment that cannot work is refused before anything is sent."""
-    with pytest.raises(cs.PlanError, match="is no address to call: https://") as caught:
+    with pytest.raises(cs.PlanError, match=r"is not a usable address\. Write https://") as caught:
         cs.connect(api_key=KEY, base_url=url)
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
@@ -170,26 +170,6 @@ def test_a_reply_of_a_simulator():
     assert usage_of(verdict(answer).reply)["input_tokens"] == stats["input_tokens"]
     assert (found.name, found.simulated, found.clock.speed) == ("simulator seed=5", True, 60)
     assert (verdict(undeclared).outcome, verdict(undeclared).error) == ("stop", "simulator_error")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "status", "failure", "unseen"),
-    [
-        ("drop", None, "connection_error", True),
-        ("truncated_body", None, "connection_error", True),
-        ("hang", None, "timeout_error", True),
-        ("not_json", 200, None, True),
-        ("html_body", 502, None, False),
-    ],
-)
-def test_broken_answers(fault, status, failure, unseen, monkeypatch):
-    """Each way in which an answer can break comes back as an answer, never as an exception."""
-    monkeypatch.setattr(wire, "_SHORTEST_TIMEOUT_SECONDS", 0.3)
-    with simulator(speed=6_000, faults={fault: 1.0}) as api:
-        answer, _ = answer_of(api.client())
-    assert (answer.status, answer.failure) == (status, failure)
-    assert verdict(answer).unseen == unseen
 
 
 def test_nobody_there_and_no_key():

@@ -10,8 +10,10 @@ from uuid import UUID
 import polars as pl
 import pytest
 from pydantic import (
+    AliasPath,
     AwareDatetime,
     BaseModel,
+    ConfigDict,
     Field,
     ImportString,
     Json,
@@ -20,6 +22,7 @@ from pydantic import (
     SecretStr,
     create_model,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from claudescale.errors import BadReturns
 from claudescale.prompts.replies import compile_returns
@@ -129,29 +132,12 @@ def test_polars_types_stay_as_given():
     assert returns.json_schema["required"] == list(returns.columns) == list(EVERY_TYPE)
 
 
-@pytest.mark.parametrize(
-    ("given", "node"),
-    [
-        (pl.Enum(["a"]), {"type": "string", "const": "a"}),
-        (pl.UInt64, {"type": "integer", "description": "(minimum: 0)"}),
-        (pl.Datetime("us"), {"type": "string", "format": "date-time"}),
-        (pl.Time, {"type": "string", "format": "time"}),
-        (pl.Duration, {"type": "string", "format": "duration"}),
-        (pl.Float64 | None, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
-    ],
-    ids=str,
-)
-def test_one_type_is_a_reply_of_its_own(given, node):
-    """A single type is wrapped in an object, as the API wants, with the one field `reply`."""
-    returns = compile_returns(given)
-    assert returns.single
-    assert list(returns.columns) == ["reply"]
-    assert returns.json_schema == {
-        "type": "object",
-        "properties": {"reply": node},
-        "required": ["reply"],
-        "additionalProperties": False,
-    }
+def test_labels_may_be_a_field():
+    """In a dict, a list of labels or a Literal is what the same Enum of Polars would be."""
+    enum = pl.Enum(["yes", "no"])
+    meant = compile_returns({"a": enum, "b": enum, "score": pl.Float64})
+    given = compile_returns({"a": ["yes", "no"], "b": Literal["yes", "no"], "score": float})
+    assert (given.json_schema, given.columns) == (meant.json_schema, meant.columns)
 
 
 @pytest.mark.parametrize(
@@ -165,15 +151,24 @@ def test_one_type_is_a_reply_of_its_own(given, node):
         (Literal["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
         (Literal[1, 2], pl.Int64, {"type": "integer", "enum": [1, 2]}),
         (list[int], pl.List(pl.Int64), {"type": "array", "items": {"type": "integer"}}),
+        (pl.Enum(["a"]), pl.Enum(["a"]), {"type": "string", "const": "a"}),
+        (pl.UInt64, pl.UInt64, {"type": "integer", "description": "(minimum: 0)"}),
+        (pl.Datetime("us"), pl.Datetime("us"), {"type": "string", "format": "date-time"}),
+        (pl.Float64 | None, pl.Float64, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
     ],
     ids=str,
 )
-def test_plain_python_types_are_replies_of_their_own(given, dtype, node):
-    """What one would write in Python is the reply itself, in a column of its type."""
+def test_a_type_is_a_reply_of_its_own(given, dtype, node):
+    """A Python or Polars type is the one field `reply` of an object, and of the results, in its type."""
     returns = compile_returns(given)
     assert returns.single
     assert returns.columns == pl.Schema({"reply": dtype})
-    assert returns.json_schema["properties"] == {"reply": node}
+    assert returns.json_schema == {
+        "type": "object",
+        "properties": {"reply": node},
+        "required": ["reply"],
+        "additionalProperties": False,
+    }
 
 
 def test_a_list_of_models_is_a_column_of_structs():
@@ -202,21 +197,25 @@ def of(kind):
     return create_model("Model", value=(kind, ...))
 
 
+BY_NAME = ConfigDict(validate_by_alias=False, validate_by_name=True)
 # fmt: off
 NO_COLUMN = [
     (Tree, "Tree contains itself"), (of(dict[str, int]), "'value' is a dict with free keys.*nested model"),
-    (of(object), "'value' has no one type"), (of(list), r"is a list without one type.*list\[str\]"),
-    (of(int | str), "'value' may be of several types"), (of(Literal["a", 1]), "labels of several types"),
+    (of(object), "'value' has no type"), (of(list), r"is a list of items without a type.*list\[str\]"),
+    (of(int | str), "'value' may have several types"), (of(Literal["a", 1]), "labels of several types"),
     (of(bytes), "'value' is bytes"), (of(None), "can only be null"), (Words, "no named fields"),
     (create_model("Empty"), "no named fields"), (of(type), "Model has no JSON schema"),
     (Size, r"returns=pl\.Enum\(Size\)"), ({}, "returns= takes a pydantic model"), (7, "returns= takes"),
     ({"a": pl.Null}, "field 'a' is Null"), ({"a": pl.List(pl.Binary)}, r"field 'a'\[\] is Binary"),
     ({"a": pl.Struct({"b": pl.Binary})}, r"field 'a'\.b is Binary"), ({"a": pl.Struct([])}, "is Struct"),
     ({"a": pl.Enum}, r"Write pl\.Enum\(\['yes', 'no'\]\)"), ({"a": pl.Enum([])}, "field 'a' is Enum"),
-    ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"), ({"a": "String"}, "no complete Polars type"),
+    ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"), ({"a": "String"}, "not a complete Polars type"),
     ({1: pl.String}, "not named by a string"), (pl.Int64 | pl.String | None, "a column has one type"),
-    (of(list[SecretStr | None]), "Model.value is secret"), (of(ImportString), "ImportString"),
+    (of(list[SecretStr | None]), "is secret"), (of(ImportString), "ImportString"),
     (of(Json[int]), "JSON inside a text"),
+    (create_model("Skipped", a=(int, ...), b=(SkipJsonSchema[int], ...)), "reads 'b'"),
+    (of(Annotated[int, Field(validation_alias=AliasPath("a", "b"))]), r"reads 'a\.b'.*AliasPath"),
+    (of(list[create_model("Inner", a=(int, Field(alias="b")), __config__=BY_NAME)]), "reads 'value.0.a'"),
 ]
 # fmt: on
 
