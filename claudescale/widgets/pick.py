@@ -108,7 +108,7 @@ class Picker:
             self.plan, self._picked = plan, chosen
             self._code.value = _close(_code(self.code))
             self._drawing += 1
-            loops.start(lambda: self._draw_later(plan, self._drawing), stop=lambda: None)
+            loops.start(self._draw_later(plan, self._drawing))
         self._figures.value = _close(card)
 
     async def _draw_later(self, plan: Plan, number: int) -> None:
