@@ -187,11 +187,6 @@ def _in_kernel() -> bool:
     return threading.current_thread() is threading.main_thread() and in_notebook()
 
 
-def in_cell() -> bool:
-    """Whether this thread is a notebook's to wait for: no loop of ours is stopped where it is kept busy."""
-    return in_notebook() and (running() is None or _in_kernel())
-
-
 def in_notebook() -> bool:
     """Whether output goes to a notebook's cell.
 

@@ -15,9 +15,9 @@ from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, 
 from claudescale.evidence import judging
 from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices, option
 from claudescale.loops import awaited
-from claudescale.planning.plans import DEFAULT_LEDGER
+from claudescale.planning.plans import DEFAULT_LEDGER, ledger_typed
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
-from claudescale.text import dollars, duration
+from claudescale.text import dollars, duration, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Cascade(Shown):
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
         about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
         rows = plan.compiled.totals.rows
-        title = f"Cascade: {rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
+        title = f"Cascade: {plural(rows, 'row')}, {plan.mode}, {models}: {about}. Nothing is sent yet."
         pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
         ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
         table = ways.select("way", **ends, minutes_p90="minutes_high")
@@ -389,16 +389,17 @@ class CascadeRun(Shown):
     def _card(self) -> Card:
         table, mark = self.table, "SIMULATED " * self.simulated
         by = f" ({self.stopped_by})" if self.stopped_by else ""
-        settled = f"{table['accepted'].sum():,} of {self.rows.height:,} rows accepted"
+        settled = f"{table['accepted'].sum():,} of {plural(self.rows.height, 'row')} accepted"
         spent = f"{dollars(self.dollars)} paid by this run in {duration(self.minutes)}"
         ways = [f"{way} {'about ' * guess}{dollars(cost)}" for way, cost, _, guess in self.bill.iter_rows()]
         notes = [f"{', '.join(ways)}.", *[INVENTED] * self.simulated]
         notes += [f"{self.message} The same cell again sends only what is missing."] if self.message else []
+        ledger = next((ledger_typed(run.path) for run in self.runs.values()), "")
         return Card.of(
             table.select("model", "rows", "accepted", "passed_on_share", "why", "dollars"),
             title=f"{mark}Cascade {self.state}{by}: {settled}; {spent}.",
             notes=notes,
-            next="run.results" if self.state == "finished" else "run = await cascade.run(client)",
+            next="run.results" if self.state == "finished" else f"run = await cascade.run(client{ledger})",
         )
 
 

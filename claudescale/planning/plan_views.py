@@ -176,13 +176,8 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan, tried = self._plan.compiled, []
-        own = runs if isinstance(runs, pl.DataFrame) else None
-        for run in runs if own is None else ():
-            counts, minutes, given = run.counts, run.minutes or float("inf"), run.plan.concurrency
-            flight = float(given or float(run.attempts["seconds"].sum()) / 60 / minutes)
-            done = (counts.requests - counts.refused) / minutes
-            tried.append((flight, done, counts.refused))
+        plan = self._plan.compiled
+        tried = runs if isinstance(runs, pl.DataFrame) else _tried(runs)
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, (totals.input_tokens - totals.cache_read_tokens) / count, totals.output_tokens / count
@@ -192,7 +187,7 @@ class PlanPlots(Gallery):
             seconds=plan.expected.seconds,
             requests_per_minute=most,
             binding=binding,
-            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row") if own is None else own,
+            runs=tried,
         )
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
@@ -286,6 +281,17 @@ class PlanPlots(Gallery):
             groups.append(" ".join(_word(name, row[name]) for name in colored))
         binding = pl.col("binding").str.replace_all("_", " ")
         return points.with_columns(binding, choice=pl.Series(labels), group=pl.Series(groups))
+
+
+def _tried(runs: Iterable[Run]) -> pl.DataFrame:
+    """Return the calls in flight and what got done of runs, for `plan_charts.concurrency`."""
+    rows = []
+    for run in runs:
+        counts, minutes = run.counts, run.minutes or float("inf")
+        flight = run.plan.concurrency or float(run.attempts["seconds"].sum()) / 60 / minutes
+        rows.append((float(flight), (counts.requests - counts.refused) / minutes, counts.refused))
+    schema = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _word(name: str, value: str) -> str:

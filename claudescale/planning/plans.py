@@ -513,11 +513,8 @@ class Plan(Shown):
         ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
         on: Any = None,
-        _watchable: bool = True,
     ) -> Run:
         """Return a run that has been started and is not waited for.
-
-        In a notebook the first one imports what `watch` needs, which takes seconds and would stop its calls.
 
         Spends: tokens.
 
@@ -537,7 +534,7 @@ class Plan(Shown):
 
         if on is not None and self.samples > 1:
             refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
-        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on}
         mode: Any = self.compiled.resolved()
         return Run(self if mode == self.mode else self._with(mode=mode), client, **given)
 
@@ -570,7 +567,7 @@ class Plan(Shown):
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
+        run = self.start(client, ledger=ledger, progress=progress, on=on)
         return await run if wait else await run.submitted()
 
     # how it looks

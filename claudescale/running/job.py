@@ -28,6 +28,7 @@ from claudescale.running.batches import Batches
 from claudescale.running.meter import Meter, Pulse, read
 
 if TYPE_CHECKING:
+    import threading
     from collections import deque
     from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
@@ -121,6 +122,8 @@ class Job:
         What that should take, as a row of `Plan.options`; None until it is known.
     feeds : list of deque
         Where the keys of final replies are put for those who follow the rows.
+    watched : list of threading.Event
+        Set when a watcher shows what stays of the run.
     row_errors : dict of str to int, or None
         How many rows have which error, once that was counted at the end.
     started_at, minutes : float
@@ -154,6 +157,7 @@ class Job:
         self.is_open = False
         self.estimate: dict[str, Any] | None = None
         self.feeds: list[deque[pl.Series]] = []
+        self.watched: list[threading.Event] = []
         self.row_errors: dict[str, int] | None = None
         self._work: Work | None = None
         self.batches_out = 0

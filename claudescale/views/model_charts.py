@@ -8,7 +8,8 @@ import altair as alt
 import polars as pl
 
 from claudescale.text import dollars
-from claudescale.views.theme import BLUE, DOLLARS, ORANGE, SKY, chart, highest, limit, nothing, picture, tips
+from claudescale.views import BLUE, ORANGE, SKY
+from claudescale.views.theme import DOLLARS, chart, highest, limit, nothing, picture, tips
 
 if TYPE_CHECKING:
     from claudescale.views.theme import Picture

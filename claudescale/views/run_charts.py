@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
-from claudescale import text
+from claudescale import text, views
 from claudescale.api.limits import BUCKETS
 from claudescale.api.prices import UNCACHED
 from claudescale.views import theme
@@ -21,18 +21,18 @@ from claudescale.views.theme import chart, finite, highest, limit, nothing, pict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-COLORS = {"requests": theme.BLUE, "input_tokens": theme.ORANGE, "output_tokens": theme.GREEN}
+COLORS = {"requests": views.BLUE, "input_tokens": views.ORANGE, "output_tokens": views.GREEN}
 NOTHING = "Nothing was sent."
 PARTS = ("succeeded", "errored", "expired", "canceled")
 STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "results gone"}
-OUTCOMES = {"all succeeded": theme.BLUE, "some failed": theme.ORANGE, "open": theme.GREY, "live": theme.SKY}
+OUTCOMES = {"all succeeded": views.BLUE, "some failed": views.ORANGE, "open": views.GREY, "live": views.SKY}
 LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
 LANES["outcome"] = pl.String()
 LEVELS = pl.Schema(
     {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
 )
 """Columns of `levels`: what a bucket holds just after a call took from it."""
-KINDS = {"plain": theme.GREY, "saved": theme.GREEN, "spent more": theme.VERMILLION, "paid": theme.BLUE}
+KINDS = {"plain": views.GREY, "saved": views.GREEN, "spent more": views.VERMILLION, "paid": views.BLUE}
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
 SKEW_SECONDS = 5.0  # by how much the API's clock and this one may differ unnoticed
 MOST_POINTS, MOST_STEPS, MOST_LANES, MOST_LABELS = 1_500, 240, 300, 12
@@ -94,7 +94,7 @@ def tokens(
     for name, most in limits.items():
         last = name == [*limits][-1]
         layers = _rate(rates, name, most, unit if last else None)
-        panels.append(alt.layer(*layers).properties(width=theme.WIDTH, height=90))
+        panels.append(alt.layer(*layers).properties(width=views.WIDTH, height=90))
         mean = _mean(rates, name)
         share = f" ({mean / most:.0%} of the limit)" if most else ""
         means.append(f"{text.significant(mean)} {name.replace('_', ' ')}{share}")
@@ -177,13 +177,13 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
     y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=alt.Axis(format=",~f"))
     encoded: dict[str, Any] = {"x": x, "y": y, "tooltip": tips(at=",.2f", seconds=",.2f")}
     layers = [
-        chart(thin(answers, MOST_POINTS)).mark_circle(color=theme.BLUE, size=14).encode(**encoded),
+        chart(thin(answers, MOST_POINTS)).mark_circle(color=views.BLUE, size=14).encode(**encoded),
         chart(thin(failures, 200)).mark_point(**theme.FAILED).encode(**encoded),
     ]
     # Equally many answers behind each point of a line: each is equally certain, and there are no gaps.
     bins = pl.int_range(pl.len()) * min(60, answers.height // 40) // pl.len()
     quantiles: list[str] = []
-    lines: Any = (("median", 0.5, theme.ORANGE, "top"), ("p90", 0.9, theme.GREEN, "bottom"))
+    lines: Any = (("median", 0.5, views.ORANGE, "top"), ("p90", 0.9, views.GREEN, "bottom"))
     for name, share, color, baseline in lines:
         quantile = pl.col("seconds").quantile(share, "linear")
         if answers.height < 10 ** (share > 0.5):  # noqa: PLR2004 - a p90 of fewer says nothing
@@ -226,7 +226,7 @@ def spending(
     top = max(paid, 0.0 if far else estimate_dollars or 0.0) * 1.05 or 1.0
     domain = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("dollars:Q", title="US dollars", scale=domain, axis=alt.Axis(labelExpr=theme.DOLLARS))
-    area = chart(steps).mark_area(**theme.steps(theme.BLUE))
+    area = chart(steps).mark_area(**theme.steps(views.BLUE))
     layers = [area.encode(x=theme.time_axis("at", unit), y=y, tooltip=tips(at=",.2f", dollars="$,.4~f"))]
     words = f"{text.dollars(paid)} paid"
     if estimate_dollars is not None:
@@ -353,7 +353,7 @@ def batches(
         layers = [*limit(label, x=deadline * scale, far=far), *layers]
         kept = "" if pending else "too late for the " if over > deadline else "in time for the "
         took += f", {kept}{label}"
-    step = 42 if few else max(3.0, theme.HEIGHT / shown.len())
+    step = 42 if few else max(3.0, views.HEIGHT / shown.len())
     return picture(layers, f"{_outcomes(batches, live, pending)}; {took}", height=alt.Step(step))
 
 
@@ -480,6 +480,6 @@ def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> theme.Down | theme
         x = theme.time_axis("at", unit if name == names[-1] else None)
         area = chart(part).mark_area(**theme.steps(COLORS[name]), clip=True)
         area = area.encode(x=x, y=y, tooltip=tips(at=",.2f", level=",.1f"))
-        panels.append(alt.layer(area).properties(width=theme.WIDTH, height=84))
+        panels.append(alt.layer(area).properties(width=views.WIDTH, height=84))
     sentence = f"Lowest level of each bucket: {', '.join(words)}"
     return theme.Down(vconcat=panels, spacing=30).properties(**theme.said(sentence))

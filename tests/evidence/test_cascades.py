@@ -182,7 +182,7 @@ def test_a_wrong_key_stops_the_cascade_with_what_it_has(path):
     stopped = caught.value.run
     assert (stopped.state, stopped.stopped_by) == ("failed", "authentication_error")
     assert stopped.results["reply"].null_count() == 20
-    assert "run = await cascade.run(client)" in repr(stopped)
+    assert "run = cs.wait(cascade.run(client, ledger=" in repr(stopped)
 
 
 @pytest.mark.slow
@@ -255,7 +255,7 @@ def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
     assert own["dollars_low"] < own["dollars"] < own["dollars_high"] < whole.options["dollars_high"][0]
     on = cascade.passed[0]
     assert f"{CHEAP} passed on {on.on} of {on.asked}, so {on.shares[0]:.0%} to" in repr(cascade)
-    assert repr(cascade).endswith("run = await cascade.run(client)")
+    assert repr(cascade).endswith("run = cs.wait(cascade.run(client))")
     done = run(cascade, api.client(), path)
     assert own["dollars_low"] <= done.bill["dollars"][0] <= own["dollars_high"]
     for wrong, given in ((a_cascade(20, accept=None), pilot), (whole, pilot.runs[CHEAP])):

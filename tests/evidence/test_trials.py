@@ -37,7 +37,7 @@ def test_a_trial_shows_what_it_costs_before_anything_is_sent():
         assert (row["rows"], row["dollars"], row["minutes"]) == (40, takes["dollars"][0], takes["minutes"][0])
     assert trial.table.select("score", "seconds", "failed", "simulated").null_count().row(0) == (3,) * 4
     assert "Nothing is sent yet" in repr(trial)
-    assert repr(trial).endswith("await trial.run(client)")
+    assert repr(trial).endswith("cs.wait(trial.run(client))")
     assert trial.plot.quality().to_dict()["description"].startswith("Nothing to show yet")
 
 

@@ -266,7 +266,7 @@ def test_the_card_hides_the_rows_and_escapes_the_rest():
     assert "&lt;b&gt;me&lt;/b&gt;" in made._repr_html_()
     assert "<b>" not in made._repr_html_()
     assert len(repr(made).splitlines()) <= 12
-    assert repr(made).splitlines()[-1] == "pilot = await plan.sample(50).run(client)"
+    assert repr(made).splitlines()[-1] == "pilot = cs.wait(plan.sample(50).run(client))"
 
 
 def test_the_card_warns_of_a_model_that_retires_within_60_days(monkeypatch):

@@ -102,7 +102,7 @@ def test_a_resume_says_what_is_reused(tmp_path, capsys):
         capsys.readouterr()
         cs.wait(a_plan(reviews(40)).run(api.client(), ledger=tmp_path / "l"))
     shown = capsys.readouterr().err
-    assert "10 rows live on claude-haiku-5-5 (30 requests are in the ledger): about $" in shown
+    assert "10 rows live on claude-haiku-5-5 (30 requests in the ledger already): about $" in shown
     assert "40/40" in shown
 
 
@@ -149,5 +149,6 @@ def test_a_plan_card_is_short_whatever_there_is_to_tell():
         lines = repr(cs.wait(plan.learn_limits(api.client()))).splitlines()
     assert len(lines) <= 8
     assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines[-2]
+    assert "next tier" not in lines[-2]
     assert lines[-1].startswith("pilot = ")
     assert "In a batch" not in repr(plan.replace(cache=False))
