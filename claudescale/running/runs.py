@@ -140,6 +140,8 @@ class Run(Shown, Handle):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leaving = False
         self._cluster = _on(on, client, plan)
+        if loops.in_notebook():
+            import ipywidgets  # noqa: F401, PLC0415 - `watch` needs it: imported later it would slow the calls
         self._start(self._go)
 
     # how it goes
