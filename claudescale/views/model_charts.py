@@ -42,7 +42,7 @@ def quality(
     log = 0 < low * _NEAR < high
     axis, scale = alt.Axis(labelExpr=DOLLARS, labelSeparation=9), alt.Scale(zero=not log, padding=60)
     scale.type = "log" if log else "linear"
-    x = alt.X("dollars_per_1000_rows:Q", title="Dollars per 1,000 rows", axis=axis, scale=scale)
+    x = alt.X("dollars_per_1000_rows:Q", title="US dollars per 1,000 rows", axis=axis, scale=scale)
     y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=12)
     color = alt.condition("datum.clears", alt.value(BLUE), alt.value(ORANGE))
     hover = tips(
@@ -82,7 +82,7 @@ def bill(bill: pl.DataFrame, *, simulated: bool = False) -> Picture:
     words = ["about " * way["estimated"] + dollars(way["dollars"]) for way in bill.iter_rows(named=True)]
     base = chart(bill.with_columns(words=pl.Series(words))).encode(
         alt.X("dollars:Q")
-        .title("Dollars")
+        .title("US dollars")
         .axis(labelExpr=DOLLARS, labelSeparation=9)
         .scale(domain=[0, highest(bill, "dollars") * 1.2]),
         alt.Y("way:N").title(None).sort(None),

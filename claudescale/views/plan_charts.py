@@ -25,7 +25,8 @@ WIDE = 8  # from how many times the least a scale is logarithmic
 MOST_NAMES, MOST_TICKS = 6, 6
 CLOCK = (
     "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
-    "format(datum.value, '.3~f') + ' min' : format(datum.value / 60, ',.3~f') + ' h'"
+    "format(datum.value, '.3~f') + ' min' : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
+    " + (datum.value % 60 > 0.5 && datum.value % 60 < 59.5 ? format(datum.value % 60, ' .0f') + ' min' : '')"
 )
 MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
@@ -77,7 +78,8 @@ def frontier(
     palette = dict(zip([*groups[: len(views.PALETTE)], "others"], [*views.PALETTE, views.GREY], strict=False))
     legend = alt.Legend() if len(groups) > 1 else None
     color = alt.Color("group:N", scale=colors(points["group"], palette), legend=legend)
-    shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES))
+    modes = alt.Legend() if points["mode"].n_unique() > 1 else None
+    shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES), legend=modes)
     base = chart(points).encode(x=alt.X("minutes:Q", **x), y=alt.Y("dollars:Q", **y))
     best, unbeaten = (base.transform_filter(f"datum.{name}") for name in ("best", "frontier"))
     stairs: dict[str, Any] = {"interpolate": "step-after"}
@@ -197,7 +199,7 @@ def minutes(
     if deadline_minutes is not None:
         deadline = limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=far)
         layers = [*deadline, *layers]
-    sentence = f"By {mode}" if mode != "live" else "Live"
+    sentence = mode.capitalize()
     for row in tiers.filter(tier=own).iter_rows(named=True):
         sentence += f" on {own}: {_time(row)}, limited by {row['binding']}"
     return picture(layers, sentence, height=alt.Step(42))
