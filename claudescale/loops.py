@@ -31,8 +31,8 @@ SLICE_SECONDS = 0.1
 """A thread or a loop that waits hears an interrupt only when it wakes, so it wakes this often."""
 EXIT_SECONDS = 60.0
 """How long the end of the process waits for what is in flight: it is paid for."""
-_KEPT = "Interrupted. What was answered by now is kept."
-_BLOCKED = "This blocks the very loop that has to do the work: use await instead, as in await run."
+_KEPT = "Interrupted. The answers so far are kept."
+_BLOCKED = "This blocks the event loop that does the work: use await instead, as in await run."
 _INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
 
 _opening = threading.Lock()

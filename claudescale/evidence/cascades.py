@@ -147,7 +147,7 @@ class Cascade(Shown):
         use = "Use pilot = await cascade.sample(50).run(client)."
         theirs = pilot.cascade if isinstance(pilot, CascadeRun) else None
         if theirs is None or (list(theirs.plans), theirs.accept) != (list(self.plans), self.accept):
-            msg = f"This is no run of this very cascade. {use}"
+            msg = f"This is not a run of this cascade. {use}"
             raise PlanError(msg)
         if not any(passed.asked for passed in pilot.passed):
             msg = f"The pilot has no replies to learn from. {use}"
@@ -295,7 +295,9 @@ class CascadeRun(Shown):
             except Exception as failure:  # the user's function may raise anything
                 self.state, self.stopped_by = "failed", "accept"
                 self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
-                kept = "They are in run.runs; with the same ledger another accept= pays for none of them."
+                kept = (
+                    "The replies are in run.runs; with the same ledger another accept= pays for none of them."
+                )
                 msg = f"{self.message} {kept}"
                 raise RunStopped(msg, self) from failure
             refused = pl.col(_ROW).is_in(replied.filter(~accepted)[_ROW].implode())
@@ -460,7 +462,7 @@ def cascade(
         msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         raise PlanError(msg)
     if plan.compiled.kept is not None:
-        msg = "A cascade asks every row, and a retry only those that failed. Give it the plan itself."
+        msg = "A cascade asks every row, a retry only those that failed. Give it the plan itself."
         raise PlanError(msg)
     if "model" in {*schema_of(plan.frame), *judging.typed(plan)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."

@@ -41,7 +41,7 @@ estimates and what only a run can tell is null."""
 
 _FEWEST = 2
 TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
-INVENTED = "The simulator's models differ by invented skills: this says nothing of the real ones."
+INVENTED = "The simulator's models differ by invented skills: this says nothing about the real ones."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

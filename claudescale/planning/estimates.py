@@ -39,7 +39,7 @@ SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
-"""The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
+"""The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""
 P90 = 0.9
 _NORMAL = NormalDist()
 _Z = _NORMAL.inv_cdf(P90)  # standard deviations from the median to the 90th percentile
@@ -140,8 +140,8 @@ class Measured:
         """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
         reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
         if self.calls:
-            cache = f", cache found by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
-            again = f", {self.error_rate:.1%} of calls sent again" if self.error_rate else ""
+            cache = f", cache hit by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
+            again = f", {self.error_rate:.1%} of calls retried" if self.error_rate else ""
             return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
         known = f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
         thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""

@@ -102,9 +102,10 @@ class PlanPlots(Gallery):
         self._plan = plan
 
     def frontier(self, **lists: Iterable[Any]) -> Picture:
-        """Return dollars against time, a point per choice; those that nothing beats in both are joined.
+        """Return dollars against time, a point per choice.
 
-        The time of a batch is drawn as it is known: from the usual hour to the day after which it expires.
+        Those that nothing beats in both are joined. The time of a batch is drawn as it is known: from the
+        usual hour to the day after which it expires.
         Choices of the same price and time are one point.
 
         Spends: nothing.
@@ -123,7 +124,7 @@ class PlanPlots(Gallery):
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
-        """Return how long the plan takes on each tier in its mode, and what limits it there.
+        """Return how long the plan takes on each tier, and what limits it there.
 
         Spends: nothing.
 
@@ -145,7 +146,7 @@ class PlanPlots(Gallery):
         return plan_charts.minutes(table, own=own, mode=mode, deadline_minutes=plan.deadline)
 
     def savings(self, model: str | Iterable[str] = ()) -> Picture:
-        """Return what the rows would cost plainly, what each strategy saves of it, what the plan costs.
+        """Return what each strategy saves of the plain price, down to the plan's.
 
         Spends: nothing.
 
@@ -164,7 +165,7 @@ class PlanPlots(Gallery):
         )
 
     def concurrency(self, runs: Iterable[Run] | pl.DataFrame = ()) -> Picture:
-        """Return what a minute gets done by the calls in flight, with the runs that tried it as points.
+        """Return requests per minute by calls in flight, and what runs have measured.
 
         Spends: nothing.
 

@@ -84,7 +84,7 @@ def check_unicode(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         msg = f"{what} has half a character (a lone surrogate) at position {error.start}. "
-        msg += "Mend it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        msg += "Fix it with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         raise PlanError(msg[0].upper() + msg[1:]) from error
 
 
@@ -103,7 +103,7 @@ def check_mode(params: Fields | None, mode: str) -> None:
 def checked(params: Fields, model: Model) -> dict[str, Any]:
     """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
     if not isinstance(params, Mapping):
-        refuse(f"params={params!r:.60} is no dict. Write params={{'stop_sequences': ['END']}}.")
+        refuse(f"params={params!r:.60}is not a dict. Write params={{'stop_sequences': ['END']}}.")
     given = {name: value for name, value in params.items() if value is not None}
     for name in given:
         if name in FACTS["refused"]:
@@ -181,7 +181,7 @@ def _is_own(tool: Fields) -> bool:
     known: dict[str, str] = FACTS["server_tools"]
     if kind not in known:
         refused = FACTS["refused_tools"].items()
-        unknown = f"is not known here, so what it costs is not either.{nearest(str(kind), known)}"
+        unknown = f"is not known here, so its price is not known.{nearest(str(kind), known)}"
         why = next((why for start, why in refused if str(kind).startswith(start)), unknown)
         refuse(f"the tool {kind!r} {why} There is: {', '.join(known)}.")
     if name != known[kind]:
@@ -225,8 +225,8 @@ def _served(charges: Charges, tools: Sequence[Fields]) -> tuple[Charges, tuple[s
     turns = CHARGES.server_tool_turns
     if None not in uses and not any(from_code):
         turns = min(sum(uses) + 1, turns)
-    fee = "Each web search has a fee, and one a row is assumed. " if searches else ""
-    note = f"{fee}What web tools find is paid for as input. A pilot shows how much that is."
+    fee = "Each web search has a fee; one per row is assumed. " if searches else ""
+    note = f"{fee}What web tools find is billed as input. A pilot shows how much."
     return charges._replace(searches=None if None in searches else sum(searches), turns=turns), (note,)
 
 

@@ -119,7 +119,7 @@ def source_of(part: Part, value: Any, model: Model, purpose: Purpose) -> Source:
     try:
         path = Path(value).expanduser()
         if path.exists() and not path.is_file():  # a folder, or a pipe, which may never end
-            raise Unusable(error="file_unreadable", message="It is no file.")
+            raise Unusable(error="file_unreadable", message="It is not a file.")
         with path.open("rb") as file:
             return _read(file, part, model, purpose)
     except FileNotFoundError as error:

@@ -363,15 +363,15 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     turns = []
     such_as = "Give pairs of texts: examples=[('Late again', 'complaint'), ...]."
     if not isinstance(examples, list | tuple):
-        refuse(f"examples={examples!r:.60} is no list. {such_as}")
+        refuse(f"examples={examples!r:.60}is not a list. {such_as}")
     for example in examples:
         if not isinstance(example, list | tuple) or len(example) != 2:  # noqa: PLR2004 - user, assistant
-            refuse(f"examples= has {example!r:.60}, which is no pair. {such_as}")
+            refuse(f"examples= has {example!r:.60}, which is not a pair. {such_as}")
         user, reply = example
         reply = typed.example(reply) if typed is not None else reply
         for role, content in (("user", user), ("assistant", reply)):
             if not isinstance(content, str) or not content.strip():
-                refuse(f"examples= has {content!r:.60} for the {role}, which is no text. {such_as}")
+                refuse(f"examples= has {content!r:.60} for the {role}, which is not a text. {such_as}")
             check_unicode("examples", content)
             turns.append({"role": role, "content": content})
     return turns

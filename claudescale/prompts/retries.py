@@ -105,7 +105,9 @@ def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
         kind = type(run).__name__
         refuse(f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client).")
     if run.state in {"starting", "running"}:
-        refuse("The run is still going, so nobody knows yet what fails. Wait for it first: run = await run.")
+        refuse(
+            "The run is still going, so it is not known yet what fails. Wait for it first: run = await run."
+        )
     if run.state == "left":
         refuse(
             "Batches of the run are still at the API and will be paid for. Collect them first with the same "

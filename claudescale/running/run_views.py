@@ -30,7 +30,7 @@ _TABLE |= {"refused": pl.Int64()}
 """Columns of a run's card, beside what each row of it says."""
 _ESTIMATED = ("dollars", "minutes", "minutes_p90", "input_tokens", "output_tokens")
 _MOST_MESSAGE = 300
-_WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
+_WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, and live where the deadline requires it,"}
 _FAILED = {
     "max_tokens": "cut off at max_tokens={run.plan.max_tokens:,}",
     "refusal": "refused by the model",
@@ -41,8 +41,8 @@ _FAILED = {
     "tool_use": "ended in a tool call",
     "invalid_request_error": "rejected as invalid",
     "request_too_large": "too large",
-    "overloaded_error": "given up as the API was overloaded",
-    "api_error": "given up as the API failed",
+    "overloaded_error": "given up because the API was overloaded",
+    "api_error": "given up because the API failed",
     "timeout_error": "given up without an answer",
     "connection_error": "given up without a connection",
     "rate_limit_error": "given up at the rate limit",
@@ -70,7 +70,7 @@ def failures(run: Run) -> tuple[str, str]:
     words = f"Failed: {'; '.join(kinds)}."
     hopeless = sorted(_HOPELESS & set(rows))
     if hopeless:
-        same = f" Retrying unchanged is of no use for {' and '.join(hopeless)}:"
+        same = f" Retrying unchanged does not help with {' and '.join(hopeless)}:"
         words += f"{same} change the model, the system prompt or the text."
     plan = run.plan
     longer = min(plan.max_tokens * _LONGER, plan.compiled.model.max_output_tokens)
@@ -96,22 +96,22 @@ def why(run: Run) -> str:
     """Return what ended a run, what is kept, and what to do."""
     if run.stopped_by == "ledger" and not run.counts.requests:
         return f"Nothing was sent: {run.message}."
-    advice = ADVICE.get(run.stopped_by or "", "The API cannot go on.")
+    advice = ADVICE.get(run.stopped_by or "", "The API cannot continue.")
     if run.stopped_by == "endpoint_not_found":
         advice = _no_endpoint(run.job.api_name, run.plan.mode)
-    said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
+    said = f": {run.message[:_MOST_MESSAGE]}" if run.message else ""
     again = "the same cell again sends only what is missing"
     if run.path is None:
         again = "without a ledger they are only in run.results, and the same cell again pays for them again"
     answered = text.plural(run.counts.answered, "row")
-    return f"{advice} ({run.stopped_by}.{said}) {answered} answered and kept; {again}."
+    return f"{advice} ({run.stopped_by}{said}) {answered} answered and kept; {again}."
 
 
 def _no_endpoint(name: str, mode: str) -> str:
     """Return what to do about a 404 that does not speak of the model."""
     if name.endswith("/v1"):
-        return f"There is no {name}/v1/messages: take the /v1 off base_url, as the SDK adds it."
-    batches = "" if mode == "live" else "; a gateway may have no batches: mode='live' does without"
+        return f"There is no {name}/v1/messages: remove /v1 from base_url, as the SDK adds it."
+    batches = "" if mode == "live" else "; a gateway may not offer batches: use mode='live'"
     return f"{name}/v1/messages is answered with 404. Check base_url{batches}."
 
 
@@ -215,7 +215,7 @@ def _pending(run: Run) -> str:
         return ""
     if run.state == "left":
         return (
-            f"{pending[0]} when this run left. The same cell collects the others, which continue at the API."
+            f"{pending[0]} when this run left. The same cell collects the rest, which continues at the API."
         )
     return f"{', '.join(pending)}. The API shows no progress of a batch before its end."
 

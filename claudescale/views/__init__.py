@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from typing import Any
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
-BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
-PALETTE = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
+PALETTE = [BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY]
 GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}

@@ -48,14 +48,16 @@ def quality(
     hover = tips(
         choice="", rows=",d", score=".3f", score_low=".3f", score_high=".3f", dollars_per_1000_rows="$,.3~r"
     )
-    base = chart(known).encode(x, color=color)
+    base = chart(known.with_columns(name=pl.col("choice").str.replace_all("claude-", ""))).encode(
+        x, color=color
+    )
     layers = [
         base.mark_rule(strokeWidth=2).encode(alt.Y("score_low:Q"), alt.Y2("score_high:Q")),
         base.mark_circle(size=90, opacity=1).encode(y, tooltip=hover),
-        base.mark_text(align="left", dx=9).encode(y, text="choice:N"),
+        base.mark_text(align="left", dx=9).encode(y, text="name:N"),
     ]
     mark = "SIMULATED: " if known["simulated"].any() else ""
-    best = known.sort("score").row(-1, named=True)
+    best = known.sort("score", "dollars_per_1000_rows", descending=[True, False]).row(0, named=True)
     price = f"{dollars(best['dollars_per_1000_rows'])} per 1,000 rows"
     sentence = f"{best['choice']} scores best, {best['score']:.3g}, for {price}"
     if min_score is not None:

@@ -16,10 +16,10 @@ from claudescale.views import run_charts, theme
 from claudescale.views.theme import chart, colors, finite, highest, limit, nothing, number_axis, picture, tips
 
 NOTHING = "There is nothing to send."
-UNTIL = "Time until the last row is answered, usually and in one of ten runs"
+UNTIL = "Time until the last row is answered (median and 90th percentile)"
 SHAPES = {"live": "circle", "batch": "square", "hybrid": "diamond"}
 BINDINGS = dict(zip(("requests", "input tokens", "output tokens"), run_charts.COLORS.values(), strict=True))
-BINDINGS |= {"latency": views.PURPLE, "concurrency": views.VERMILLION}
+BINDINGS |= {"latency": views.PURPLE, "concurrency": views.VERMILION}
 BINDINGS |= dict.fromkeys(("batch processing", "queue", "deadline"), views.SKY)
 WIDE = 8  # from how many times the least a scale is logarithmic
 MOST_NAMES, MOST_TICKS = 6, 6
@@ -287,7 +287,7 @@ def concurrency(
         ),
         *(limit(enough, x=needed) if needed > 1 else []),
         chart(runs)
-        .mark_point(filled=True, size=70, color=views.VERMILLION, opacity=1)
+        .mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
         .encode(x=x, y=y, tooltip=tooltip),
     ]
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):

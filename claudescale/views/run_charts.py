@@ -32,8 +32,9 @@ LEVELS = pl.Schema(
     {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
 )
 """Columns of `levels`: what a bucket holds just after a call took from it."""
-KINDS = {"plain": views.GREY, "saved": views.GREEN, "spent more": views.VERMILLION, "paid": views.BLUE}
+KINDS = {"plain": views.GREY, "saved": views.GREEN, "spent more": views.VERMILION, "paid": views.BLUE}
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
+FEW = 5  # so many requests have no pace
 SEEN = 0.005  # a smaller part would be called 0%
 SKEW_SECONDS = 5.0  # by how much the API's clock and this one may differ unnoticed
 MOST_POINTS, MOST_STEPS, MOST_LANES, MOST_LABELS = 1_500, 240, 300, 12
@@ -122,12 +123,15 @@ def _mean(rates: pl.DataFrame, name: str) -> float:
 def _pace(rates: pl.DataFrame, most: float | None) -> str:
     """Return how many requests a minute went; above the limit it is a burst, from a bucket that was full."""
     mean, peak = _mean(rates, "requests"), highest(rates, "requests_per_minute")
+    minutes = float(rates["slice_minutes"].sum())
+    if (count := round(mean * minutes)) < FEW:
+        words = f"{text.plural(count, 'request')} in {text.duration(minutes)}"
+        return words + (f", {most:,.0f} a minute allowed" if most else "")
     words = f"{mean:,.0f} requests a minute on average"
     if most is None or peak <= most:
         return f"{words}, {peak:,.0f} at the peak" + (f", {most:,.0f} allowed" if most else "")
     if mean <= most:
         return f"{words}, {peak:,.0f} in a burst, {most:,.0f} allowed"
-    minutes = float(rates["slice_minutes"].sum())
     sent = f"{mean * minutes:,.0f} requests in {text.duration(minutes)}"
     return f"{sent}: a burst from a full bucket, which refills at {most:,.0f} a minute"
 

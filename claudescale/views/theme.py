@@ -15,7 +15,7 @@ import polars as pl
 import polars.selectors as columns
 
 from claudescale.errors import printable
-from claudescale.views import DASHED, GREY, HEIGHT, VERMILLION, WIDTH, bundle, themed
+from claudescale.views import DASHED, GREY, HEIGHT, VERMILION, WIDTH, bundle, themed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
 )
 SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
-FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILLION, "opacity": 1}
+FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILION, "opacity": 1}
 
 
 class Themed:

@@ -236,7 +236,7 @@ def test_a_key_that_may_not_is_no_error(tmp_path):
         piloted = plan.calibrate(first)
         after = learned(piloted, client)
     assert plan.compiled.limits.per_minute == START
-    assert "(this key may not read the account's limits: a pilot tells them)." in repr(plan)
+    assert "(this key may not read the account's limits: a pilot shows them)." in repr(plan)
     assert piloted.compiled.limits.requests_per_minute == 70
     assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
     assert start.calibrate(again).compiled.limits.per_minute == START

@@ -259,7 +259,7 @@ def test_a_hybrid_run_draws_its_batches_and_its_deadline():
 
 
 def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():
-    """Two calls at once, of a bucket of one, leave it empty; in the pause before the third it is full again."""
+    """Two calls at once leave a bucket of one empty; in the pause before the third it is full again."""
     calls = attempts(3, failed=0).with_columns(
         sent_at=pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
     )

@@ -120,7 +120,14 @@ def seen(tmp_path_factory):
 def test_a_plan_is_picked_in_both_views_by_mouse_and_keyboard(seen):
     """Everything follows a choice wherever the picker is shown; nothing is wider than the page."""
     controls, right = seen["picked"]
-    assert controls == ["Tier", "Mode", "Max tokens", "Deadline", "Budget", "Cache the system prompt"]
+    assert controls == [
+        "Tier",
+        "Mode",
+        "Max tokens",
+        "Deadline (min)",
+        "Budget ($)",
+        "Cache the system prompt",
+    ]
     assert right <= WIDE
 
 
