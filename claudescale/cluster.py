@@ -265,8 +265,7 @@ class Cluster:
 
     def _billed(self, part: list[Row], outcome: Outcome) -> float:
         """Return what a part may have cost at most: an answer that was lost may be billed."""
-        attempts, longest = outcome.attempts, self._plan.max_tokens
-        worst = [self._job.worst_dollars(row.most_tokens, longest) for row in part]
+        attempts, worst = outcome.attempts, [row.worst_dollars for row in part]
         lost = attempts.filter(~pl.col("final"), pl.col("status").is_null() | (pl.col("status") == OK)).height
         return sum(worst) if outcome.lost else float(attempts["dollars"].sum()) + lost * max(worst)
 

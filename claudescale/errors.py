@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,6 +131,11 @@ class RunStopped(ClaudescaleError):
     def __init__(self, message: str, run: Run | CascadeRun | None = None) -> None:
         super().__init__(message)
         self.run = run
+
+
+def refuse(message: str, kind: type[PlanError] = PlanError) -> NoReturn:
+    """Raise what is wrong with a plan."""
+    raise kind(message)
 
 
 def nearest(name: object, names: Iterable[str]) -> str:

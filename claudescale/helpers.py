@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from claudescale.api import catalog
 from claudescale.errors import PlanError
+from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
-from claudescale.planning.plans import DEFAULT_LEDGER
 from claudescale.planning.plans import plan as make_plan
 
 if TYPE_CHECKING:

@@ -40,6 +40,7 @@ _opened: list[Background] = []
 # Work under way, and how it is asked to end with the process; what runs on the caller's loop ends with that.
 _jobs: dict[concurrent.futures.Future[None], Callable[[], None] | None] = {}
 _in_a_hurry = threading.Event()
+_torn: list[str] = []  # what is kept of work whose loop was ended under it
 
 
 # interrupts, shown in one line
@@ -49,6 +50,10 @@ def show_as(error: BaseException, line: str) -> None:
     """Have one line shown and no traceback, in a notebook and where this or a later error ends a script."""
     error.claudescale_line = line  # type: ignore[attr-defined]
     error._render_traceback_ = lambda: [f"■ {line}"]  # type: ignore[attr-defined]
+    _hook_up()
+
+
+def _hook_up() -> None:
     if not hasattr(sys.excepthook, "claudescale"):
         sys.excepthook = _hook(sys.excepthook)
 
@@ -66,7 +71,8 @@ def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
     """Return what shows an uncaught error: an interrupt of ours in one line, all else as before."""
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        line = line_of(error) if issubclass(kind, KeyboardInterrupt) else ""
+        # A second interrupt comes out of the loop by itself, whatever was said of the first.
+        line = (line_of(error) or "".join(_torn[-1:])) if issubclass(kind, KeyboardInterrupt) else ""
         if not line:
             before(kind, error, trace)
             return
@@ -79,13 +85,6 @@ def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # the background loop
-
-
-class Started(NamedTuple):
-    """Work under way: its end, and the thread whose loop it runs on."""
-
-    future: concurrent.futures.Future[None]
-    thread: int
 
 
 class Background(NamedTuple):
@@ -154,10 +153,13 @@ def _end() -> None:
     _opened.clear()
 
 
-def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]) -> Started:
-    """Start a coroutine and return at once: on the caller's loop if it may be used, else in the background.
+def start(
+    work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]
+) -> tuple[concurrent.futures.Future[None], int]:
+    """Start a coroutine on the caller's loop if it may be used, else in the background.
 
-    `stop` asks the work to end; it is called at the end of the process.
+    Returns at once its end, and the thread that does the work. `stop` asks the work to end; it is called at
+    the end of the process.
     """
     loop, thread = running(), threading.current_thread()
     at_exit = loop is None or _in_kernel()
@@ -168,7 +170,7 @@ def start(work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], N
     future = asyncio.run_coroutine_threadsafe(work(), loop)
     _jobs[future] = stop if at_exit else None  # a loop alone would let its tasks be collected
     future.add_done_callback(_jobs.pop)
-    return Started(future, thread.ident or 0)
+    return future, thread.ident or 0
 
 
 # where this is
@@ -224,14 +226,15 @@ async def in_time(
     work: Coroutine[Any, Any, T], seconds: float, woken: asyncio.Event, grace_seconds: float
 ) -> T | None:
     """Return what `work` gives; None, with it canceled, after `seconds` or a moment after `woken`."""
-    task: asyncio.Future[Any] = asyncio.ensure_future(work)
+    task, waking = asyncio.ensure_future(work), asyncio.ensure_future(woken.wait())
+    timeout = None if math.isinf(seconds) else seconds
     try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                await either(task, woken)
-                await asyncio.wait([task], timeout=grace_seconds)
+        await asyncio.wait([task, waking], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if waking.done():
+            await asyncio.wait([task], timeout=grace_seconds)
         return task.result() if task.done() else None
     finally:
+        waking.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait([task])
@@ -319,8 +322,15 @@ class Handle(ABC):
     home: int
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._started = start(work, stop=self.leave)
-        self.home = self._started.thread
+        async def done() -> None:
+            try:
+                await work()
+            except (asyncio.CancelledError, KeyboardInterrupt):
+                _torn.append(self.kept)
+                raise
+
+        _hook_up()
+        self._ended, self.home = start(done, stop=self.leave)
 
     @abstractmethod
     def leave(self) -> None:
@@ -341,22 +351,22 @@ class Handle(ABC):
     async def _followed(self, seconds: float = math.inf) -> None:
         """Wait so long for the end; an interrupt leaves the work and waits for what is out."""
         try:
-            await self._ended(seconds)
+            await self._sleep(seconds)
         except asyncio.CancelledError as cancelled:
             self.leave()
-            await self._ended(EXIT_SECONDS)
+            await self._sleep(EXIT_SECONDS)
             show_as(cancelled, self.kept)
             raise
 
-    async def _ended(self, seconds: float = math.inf) -> None:
-        """Wait in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
+    async def _sleep(self, seconds: float) -> None:
+        """Wait for the end in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
         until = time.monotonic() + seconds
-        while not self._started.future.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
+        while not self._ended.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
             await asyncio.sleep(SLICE_SECONDS)
 
     def _outcome(self) -> Self:
-        if not self._started.future.cancelled():
-            self._started.future.result()
+        if not self._ended.cancelled():
+            self._ended.result()
         return self
 
 

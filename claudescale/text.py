@@ -1,8 +1,11 @@
-"""Numbers as words: how dollars, times, tokens and counts are written, everywhere."""
+"""Numbers as words: how dollars, times, tokens and counts are written, and numbers as a user gives them."""
 
 from __future__ import annotations
 
 import math
+import numbers
+from decimal import Decimal
+from typing import Any, cast
 
 
 def plural(count: int, noun: str) -> str:
@@ -70,3 +73,21 @@ def time_unit(minutes: float) -> tuple[float, str]:
         if minutes <= most:
             return scale, f"{unit} since the start"
     return 1 / 60, "Hours since the start"
+
+
+def plain(value: Any, *, whole: bool = False) -> Any:
+    """Return a number of NumPy's, a Decimal or a Fraction as Python's own; anything else as it is.
+
+    `whole` takes 5.0 as 5.
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Decimal):
+        return value
+    try:
+        number = float(value)
+        if isinstance(value, numbers.Integral) or (whole and number == int(number)):
+            return int(cast("int", value))
+    except (ValueError, OverflowError):  # no number, or none that can be held
+        return value
+    return number

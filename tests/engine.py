@@ -52,7 +52,11 @@ def body(number, text="The parcel came late and the box was broken.", **changes)
 def rows(count, first=0, **changes):
     """Return that many different rows."""
     bodies = [body(number, **changes) for number in range(first, first + count)]
-    return [Row(f"{n:032x}", each, len(each) / 3, len(each)) for n, each in enumerate(bodies, first)]
+    worst = _worst(*map(len, bodies))
+    return [
+        Row(f"{n:032x}", each, len(each) / 3, most)
+        for n, (each, most) in enumerate(zip(bodies, worst, strict=True), first)
+    ]
 
 
 def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, reused=0):
@@ -68,9 +72,14 @@ def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, re
     return job
 
 
+def _worst(*sizes, max_tokens=MAX_TOKENS):
+    requests = pl.DataFrame({"most_tokens": sizes}, schema={"most_tokens": pl.Int64})
+    return a_job(None, None, None).with_worst(requests, "live", max_tokens)["worst_dollars"]
+
+
 def worst_dollars(max_tokens=MAX_TOKENS):
     """Return the most an answer to a row can cost."""
-    return a_job(None, None, None, max_tokens=max_tokens).worst_dollars(len(body(0)), max_tokens)
+    return _worst(len(body(0)), max_tokens=max_tokens).item()
 
 
 def taken_for_real(monkeypatch):

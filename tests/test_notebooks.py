@@ -32,7 +32,7 @@ CELLS = range(20, 37)
 EXERCISES = range(2, 4)
 LONGEST_CELL_LINES = 15
 MEDIAN_CELL_LINES = 4
-IMPORTS = {"altair", "anthropic", "claudescale", "polars"} | sys.stdlib_module_names
+IMPORTS = {"IPython", "altair", "anthropic", "claudescale", "polars", "pydantic"} | sys.stdlib_module_names
 PATTERNS = get_sanitize_patterns((ROOT / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8"))
 each_notebook = pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -124,7 +124,7 @@ def test_a_lesson_lives_on_public_names(path):
     """It imports what a reader has, and uses no name that is internal; nor do its solutions."""
     sources = [cell["source"] for cell in code_cells(path)]
     sources += [match[1] for cell in notebook(path)["cells"] if (match := SOLUTION.fullmatch(cell["source"]))]
-    tree = ast.parse("\n".join(sources))
+    tree = ast.parse(re.sub(r"(?m)^%%writefile .*$", "", "\n".join(sources)))
     imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
@@ -137,6 +137,14 @@ def test_a_lesson_lives_on_public_names(path):
     assert [node.attr for node in attributes if node.attr in {"compiled", "job"} or node.attr[0] == "_"] == []
     used = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "cs"}
     assert used <= {*cs.__all__, "__version__"}
+
+
+@each_lesson
+def test_a_link_of_a_lesson_leads_to_a_file(path):
+    """Lessons and README are linked by names that are there."""
+    prose = "\n".join(cell["source"] for cell in notebook(path)["cells"] if cell["cell_type"] == "markdown")
+    links = re.findall(r"\]\(([^):]+)\)", prose)
+    assert [link for link in links if not (path.parent / link.partition("#")[0]).is_file()] == []
 
 
 CONFTEST = runpy.run_path(str(ROOT / "notebooks" / "conftest.py"))

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import claudescale as cs
-from claudescale.planning.plan_views import PlanPlots
+from claudescale.planning.choices import PlanPlots
 from claudescale.running.run_views import Plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +49,6 @@ RESERVED = {
 DISTRIBUTIONS = {
     "httpcore2": "httpx2",  # its own transport
     "IPython": "ipywidgets",  # asked only where a kernel has imported it already
-    "opentelemetry": "anthropic",  # its calls can be traced
     "pydantic_core": "pydantic",
     "yaml": "pyyaml",
 }
@@ -165,7 +164,7 @@ def public_face():
 def test_whatever_a_user_can_call_says_what_it_spends():
     """Each public function and method has `Spends:` in its docstring; to read an attribute is always free."""
     face = public_face()
-    assert {"plan", "Plan.run", "Run.stop", "Limits.from_api", "Plots.throughput"} <= set(face)
+    assert {"plan", "Plan.run", "Run.stop", "Limits.of", "Plots.throughput"} <= set(face)
     assert sorted(name for name, thing in face.items() if "Spends:" not in (thing.__doc__ or "")) == []
 
 

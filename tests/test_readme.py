@@ -17,7 +17,8 @@ FIRST_SCREEN_LINES = 60
 COMMANDS = {
     "the main job": (
         'python3 -m venv .venv && .venv/bin/pip install -q -e ".[notebook]" '
-        "&& .venv/bin/jupyter lab notebooks/01_first_thousand_rows.ipynb"
+        "&& .venv/bin/python -m claudescale.lessons "
+        "&& .venv/bin/jupyter lab notebooks/01_your_first_rows.ipynb"
     ),
     "the tests": (
         'python3 -m venv .venv-test && .venv-test/bin/pip install -q -e ".[test]" '

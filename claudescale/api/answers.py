@@ -344,7 +344,7 @@ class StreamedMessage:
     def answer(self, headers: Mapping[str, str]) -> Answer:
         """Return what the stream says once it has ended: an answer as any other, or one that broke off."""
         if self._error is not None:
-            status = ERRORS.stream_statuses.get(_error(self._error)[0], _SERVER_ERROR)
+            status = ERRORS.stream_statuses.get(_error(self._error)[0] or "", _SERVER_ERROR)
             return Answer(status, headers, json.dumps(self._error).encode(), partial=self.so_far)
         if self._is_over:
             return Answer(200, headers, json.dumps(self.so_far).encode())

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -46,19 +45,26 @@ ANSWERED = ("answering_model", "inference_geo", "speed", "web_search_requests")
 # ------------------------------------------------------------------------------------ the shape of a fact
 
 
+@lru_cache
 def retirement(day: date | None) -> datetime | None:
     """Return when a model retires on a day: 9 AM Pacific. Source: *Model deprecations* (2026-11-29)."""
     if day is None:
         return None
-    # Computed, as a machine may have no table of time zones: summer time is from the second Sunday of
-    # March to the first of November.
-    months = [date(day.year, 3, 8), date(day.year, 11, 1)]
-    begins, ends = (first + timedelta(days=6 - first.weekday()) for first in months)
-    return datetime.combine(day, time(16 if begins <= day < ends else 17), UTC)
+    # By Polars, as a machine may have no table of time zones.
+    nine = pl.datetime(day.year, day.month, day.day, 9, time_zone="America/Los_Angeles")
+    return datetime.fromtimestamp(pl.select(nine.dt.epoch("s")).item(), UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Fact:
+    """Where something is known from, and when that was so."""
+
+    source: str
+    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(Fact):
     """What is known about one model that can be called, or could be once."""
 
     id: str  # to send; aliases resolve to it
@@ -89,8 +95,6 @@ class Model:
     prices_of: str | None = None  # the twin that costs the same, where genai-prices has only that one
     given: bool = False  # described by the user, see `claudescale.Model`
     given_dollars: tuple[float, float] | None = None  # of a million input and output tokens, if they said
-    source: str
-    checked: date
 
     @property
     def retires_at(self) -> datetime | None:
@@ -99,7 +103,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetiredModel:
+class RetiredModel(Fact):
     """A model that could be called once."""
 
     id: str
@@ -107,8 +111,6 @@ class RetiredModel:
     line: str | None = None
     retires_on: date
     successor: str  # that Anthropic recommends
-    source: str
-    checked: date
 
     @property
     def retires_at(self) -> datetime | None:
@@ -125,7 +127,7 @@ class Rates(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
+class Tier(Fact):
     """What an account of one usage tier may do. None is not published."""
 
     name: str
@@ -136,8 +138,56 @@ class Tier:
     batch_queue_requests: int | None = None  # that may wait, all batches together
     batch_requests_per_minute: int | None = None  # calls to all batch endpoints
     count_tokens_per_minute: int | None = None  # calls, not tokens
-    source: str
-    checked: date
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message(Fact):
+    """What one request may be."""
+
+    max_bytes: int
+    max_messages: int
+    nonstreaming_max_tokens: int
+    schema_optional_parameters: int
+    schema_union_parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Fact):
+    """What one batch may be."""
+
+    max_requests: int
+    max_bytes: int
+    expires_hours: int
+    results_days: int
+    custom_id_pattern: str
+    cache_hit_shares: tuple[float, float]
+    refused_parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charges(Fact):
+    """What costs, or does not cost, besides the tokens."""
+
+    us_factor: float
+    geographies: tuple[str, ...]
+    no_inference_geo: tuple[str, ...]
+    billed_refusals: tuple[str, ...]
+    server_tool_turns: int
+    no_forced_tool: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors(Fact):
+    """What error codes, statuses and words mean."""
+
+    account_codes: tuple[str, ...]
+    passing_codes: tuple[str, ...]
+    row_codes: tuple[str, ...]
+    stopping_errors: tuple[str, ...]
+    failing_errors: tuple[str, ...]
+    outcomes: dict[str, str]
+    stream_statuses: dict[str, int]
+    account_words: dict[str, str]
 
 
 _Fact = TypeVar("_Fact")
@@ -173,15 +223,8 @@ RETIRED = MappingProxyType(
     {row["id"]: _fact(RetiredModel, {"snapshot": row["id"], **row}) for row in _DATA["retired"]}
 )
 TIERS = MappingProxyType({row["name"]: _tier_facts(_DATA, row) for row in _DATA["tier"]})
-MESSAGE: Any
-BATCH: Any
-CHARGES: Any
-ERRORS: Any
-MESSAGE, BATCH, CHARGES, ERRORS = (
-    _fact(make_dataclass(name, _DATA[name], frozen=True), _DATA[name])
-    for name in ("message", "batch", "charges", "errors")
-)
-"""What one request may be, what one batch may be, what costs besides tokens, and what error codes mean."""
+MESSAGE, BATCH = _fact(Message, _DATA["message"]), _fact(Batch, _DATA["batch"])
+CHARGES, ERRORS = _fact(Charges, _DATA["charges"]), _fact(Errors, _DATA["errors"])
 MEDIA: Mapping[str, Any] = MappingProxyType(_DATA["media"])
 """What images and PDFs may be, and the tokens they take; `claudescale.api.media` counts them."""
 
@@ -221,16 +264,15 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     batch_minutes : float
         What its batches may take at most.
     """
-    moment, retires_at = at or clock.now(), model.retires_at
+    moment, retires_at, notes = at or clock.now(), model.retires_at, []
     use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
     said = {"id": model.id, "use": use, "day": model.retires_on, "moment": retires_at}
-    left = None if retires_at is None else (retires_at.date() - moment.date()).days
+    days = _NOTICE_DAYS + 1 if retires_at is None else (retires_at.date() - moment.date()).days
     if retires_at is not None and moment >= retires_at:
         return [_SAID["retired"].format(**said)]
-    notes = []
-    if left is not None and left <= _NOTICE_DAYS:
-        days = f"in {left} days" if left > 1 else ("today", "tomorrow")[left]
-        notes.append(_SAID["retires"].format(**said, days=days))
+    if days <= _NOTICE_DAYS:
+        left = f"in {days} days" if days > 1 else ("today", "tomorrow")[days]
+        notes.append(_SAID["retires"].format(**said, days=left))
     elif model.lifecycle == "deprecated":
         when = f" and retires on {model.retires_on}" if retires_at else ""
         notes.append(_SAID["deprecated"].format(**said, when=when))
@@ -434,17 +476,6 @@ def _priced(model: Model | RetiredModel) -> ModelInfo:
 
 _TEXT, _COUNT, _DOLLARS, _DAY = pl.String(), pl.Int64(), pl.Float64(), pl.Date()
 
-MODELS_SCHEMA = pl.Schema(
-    dict.fromkeys(("model", "line", "lifecycle"), _TEXT)
-    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
-    | dict.fromkeys((f"batch_dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
-    | dict.fromkeys(("price_step_tokens", "context_tokens", "max_output_tokens"), _COUNT)
-    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in PARTS if "cache" in part), _DOLLARS)
-    | {"cache_minimum_tokens": _COUNT, "characters_per_token": pl.Float64(), "rate_group": _TEXT}
-    | {"thinks_by_default": pl.Boolean(), "efforts": pl.List(pl.String())}
-    | {"retires_on": _DAY, "retires_not_before": _DAY, "successor": _TEXT, "source": _TEXT, "checked": _DAY}
-)
-"""Columns of `models`."""
 TIERS_SCHEMA = pl.Schema(
     {"tier": _TEXT, "rate_group": _TEXT}
     | dict.fromkeys(Rates._fields, _COUNT)
@@ -453,33 +484,6 @@ TIERS_SCHEMA = pl.Schema(
     | {"family": _TEXT, "qualify": _TEXT, "source": _TEXT, "checked": _DAY}
 )
 """Columns of `tiers`."""
-
-
-def models(*, at: datetime | None = None) -> pl.DataFrame:
-    """Return the models that can be called at a moment (now), newest of each line first, as `MODELS_SCHEMA`.
-
-    Examples
-    --------
-    >>> models().select("model", "line").head(1).row(0)
-    ('claude-haiku-5-5', 'haiku')
-    """
-    moment = at or clock.now()
-    known = [facts for facts in MODELS.values() if lifecycle(facts, moment) != "retired"]
-    return pl.DataFrame([models_row(facts, moment) for facts in known], MODELS_SCHEMA)
-
-
-def models_row(model: Model | RetiredModel, at: datetime) -> dict[str, Any]:
-    """Return what the catalog has of a model at a moment, by column."""
-    row = {fact.name: getattr(model, fact.name) for fact in fields(model)}
-    row |= {"model": model.id, "lifecycle": lifecycle(model, at)}
-    with suppress(PlanError):  # an unknown price is null in the table
-        live = list_price(model.id, at=at)
-        row |= {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
-        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
-        batch = list_price(model.id, mode="batch", at=at)
-        for part in ("input", "output"):
-            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
-    return row
 
 
 def tiers(model: Model | str | None = None) -> pl.DataFrame:

@@ -9,17 +9,18 @@ import asyncio
 import copy
 import functools
 import inspect
+import ipaddress
 import itertools
 import json
 import logging
 import os
 import re
 import socket
-import ssl
 import sys
 import time
 import urllib.request
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from operator import attrgetter
@@ -56,11 +57,10 @@ _SHORTEST_TIMEOUT_SECONDS = 10.0  # of a call to a simulator, however fast its t
 _HEADER_BYTES = 1 << 17  # gateways add long headers, and an answer that cannot be read is paid for
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
-_MOST_REDIRECTS = 3
 _MOST_PAGES = 100
 _MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call, and of one that gets no answer at all
 _SHORTEST_SECRET = 12
-_BATCHES = "/v1/messages/batches"
+_MESSAGES, _BATCHES = "/v1/messages", "/v1/messages/batches"
 _SAME_METHOD = {307, 308}  # after other redirects a POST becomes a GET, without its body
 _HARMLESS = {"accept", "accept-encoding", "host", "user-agent"}
 _UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
@@ -68,7 +68,10 @@ _SIMULATOR_HEADER = "claudescale-simulator"
 _homes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the loop a user's transport is on
 _simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
+_KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
+_ADDRESS = re.compile(r"https?://[^/@?#%\s]+(/[^?#\s]*)?")
 _SAID, _WORDS = WORDS["client"], WORDS["reason"]
+_UNSENDABLE = {"UnsupportedProtocol", "InvalidURL", "TooManyRedirects", "ValueError", "LocalProtocolError"}
 _log = logging.getLogger("claudescale.api")
 
 
@@ -119,7 +122,6 @@ class Wire:
         self._made = None if own else transport(here=self._loopback)
         self._client = _copied(client, own or cast("httpx2.AsyncClient", self._made))
         self._streams = streams(max_tokens)
-        self._traced = _is_traced(client)
         given, self._connect_seconds = httpx2.Timeout(client.timeout), _CONNECT_SECONDS
         self._timeout_seconds = max(600.0, max_tokens * 3600 / 128_000)
         if given != anthropic.DEFAULT_TIMEOUT:
@@ -142,14 +144,14 @@ class Wire:
             await self._made.aclose()
 
     async def api(self) -> Api:
-        """Return which API answers there: one free request, and only to this machine itself.
+        """Return which API answers there: one free request, and only where a simulator may be.
 
         Spends: nothing.
         """
         about: dict[str, Any] = {}
-        if self._loopback:
+        if self._loopback or _is_in_this_network(self._client.base_url):
             self._simulated = True  # or its answer would be refused as one that is not declared
-            asked = self.call("/simulator", _CONNECT_SECONDS)
+            asked = self.call("/simulator", _CONNECT_SECONDS, {})
             about = read_object((await self.answer("about", asked, _CONNECT_SECONDS)).content)
         self._simulated = about.get("simulator") == "claudescale"
         if self._simulated:
@@ -168,31 +170,18 @@ class Wire:
         least = min(self._timeout_seconds, _SHORTEST_TIMEOUT_SECONDS)
         seconds = max(self.clock.real(self._timeout_seconds), least)
         if not self._streams:
-            return await self.answer("message", self._post(body, seconds), seconds)
-        message = StreamedMessage()
+            return await self.answer("message", self.call(_MESSAGES, seconds, {}, _Unshown(body)), seconds)
+        message, headers = StreamedMessage(), {"accept": "text/event-stream", **_UNREAD}
 
         async def take(part: bytes) -> None:
             message.feed(part)
 
-        answer = await self.answer("message", self._post(body, min(_IDLE_SECONDS, seconds)), seconds, take)
+        streamed = _Unshown(body.rstrip()[:-1] + b',"stream":true}')
+        call = self.call(_MESSAGES, min(_IDLE_SECONDS, seconds), headers, streamed)
+        answer = await self.answer("message", call, seconds, take)
         if answer.status is None:
             return answer._replace(partial=message.so_far)
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
-
-    async def _post(self, body: bytes, seconds: float) -> httpx2.Response:
-        """Post a body as it is; where OpenTelemetry records, by the method whose spans it knows."""
-        headers = {}
-        if self._streams:
-            body = body.rstrip()[:-1] + b',"stream":true}'
-            headers = {"accept": "text/event-stream", **_UNREAD}
-        if not self._traced:
-            return await self.call("/v1/messages", seconds, headers, _Unshown(body))
-        fields = json.loads(body)
-        given = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
-        raw = await self._client.messages.with_raw_response.create(
-            **given, stream=fields.pop("stream", False), extra_body=fields, timeout=seconds
-        )
-        return cast("httpx2.Response", raw.http_response)
 
     async def count_tokens(self, request: bytes, *, patient: bool = False) -> Answer:
         """Return what the API says of the input tokens of one request.
@@ -243,14 +232,14 @@ class Wire:
         return await self.answer(name, call(*given, **fields), CALL_SECONDS)
 
     def call(
-        self, path: str, seconds: float, headers: dict[str, str] | None = None, content: Any = None
+        self, path: str, seconds: float, headers: dict[str, str], content: Any = None
     ) -> Awaitable[httpx2.Response]:
         """Get a path, or post JSON to it as it is; nothing may be heard for so many real seconds at most."""
         timeout = httpx2.Timeout(seconds, connect=self._connect_seconds)
+        options: Any = {"headers": headers, "timeout": timeout}
         if content is None:
-            options: Any = {"headers": headers or {}, "timeout": timeout}
             return self._client.get(path, cast_to=httpx2.Response, options=options)
-        options = {"headers": {"content-type": "application/json"} | (headers or {}), "timeout": timeout}
+        options["headers"] = {"content-type": "application/json", **headers}
         return self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
 
     async def answer(
@@ -296,7 +285,7 @@ class Wire:
 
     def _read(self, response: httpx2.Response) -> Answer:
         if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            return Answer(None, {}, b"", "connection_error", sent=False, reason=_WORDS["proxy_password"])
+            return Answer(None, {}, b"", "connection_error", sent=False, reason=_WORDS["ProxyError"])
         headers = dict(response.headers.items())  # a lookup in the response's own takes 5 µs
         if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
@@ -452,27 +441,27 @@ def _failed(error: Exception, host: str) -> Answer:
     import anthropic  # noqa: PLC0415 - slow to import
     import httpcore2  # noqa: PLC0415 - comes with httpx2
 
-    causes = list(_causes(error))
-    for cause in causes:  # it may be a proxy that was called
-        if isinstance(cause, aiohttp.ClientConnectorError):
-            proxy = "the proxy " if isinstance(cause, aiohttp.ClientProxyConnectionError) else ""
-            host = f"{proxy}{cause.host}:{cause.port}"
-    reasons = [found for cause in causes if (found := _reason(cause, host))]
     # No connection was made. aiohttp's transport calls a lost one httpx2.ConnectError as well.
     unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpcore2.ConnectError,
               aiohttp.ClientConnectorError)  # fmt: skip
-    sent = not any(isinstance(cause, unsent) for cause in causes)
-    if certain := next((found for found in reasons if found[0]), None):
-        failure, reason, sent = *certain, False
-    elif isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
-        failure, reason = "timeout_error", ""
-    elif isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
-        failure, reason = "connection_error", ""
-    else:  # the SDK finds no key, or none it can use: an AnthropicError, or a TypeError
-        return Answer(None, {}, b"", "authentication_error", sent=False)
+    sent, reason = True, ""
+    for cause in _causes(error):
+        if isinstance(cause, aiohttp.ClientConnectorError):  # it may be a proxy that was called
+            proxy = "the proxy " if isinstance(cause, aiohttp.ClientProxyConnectionError) else ""
+            host = f"{proxy}{cause.host}:{cause.port}"
+        sent = sent and not isinstance(cause, unsent)
+        name, words = _reason(cause, host)
+        reason = words or reason
+        if name in _UNSENDABLE:
+            return Answer(None, {}, b"", "unsendable_error", sent=False, reason=reason)
     # Without words of ours the kind of the error will do: its own words may be anything.
-    reason = reason or (reasons[-1][1] if reasons else type(causes[-1]).__name__)
-    return Answer(None, {}, b"", failure, sent=sent, reason=reason)
+    reason = reason or type(cause).__name__
+    if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
+        return Answer(None, {}, b"", "timeout_error", sent=sent, reason=reason)
+    if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
+        return Answer(None, {}, b"", "connection_error", sent=sent, reason=reason)
+    # The SDK finds no key, or none it can use: an AnthropicError, or a TypeError.
+    return Answer(None, {}, b"", "authentication_error", sent=False)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -488,31 +477,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             cause = cause.__cause__
 
 
-def _reason(cause: BaseException, host: str) -> tuple[str | None, str] | None:
-    """Return what a cause means in words, after the failure that it is where it decides that by itself."""
-    text, failure, detail = str(cause), None, ""
-    match cause:
-        case httpx2.UnsupportedProtocol() | httpx2.InvalidURL():
-            failure, name = "unsendable_error", "address"
-        case UnicodeError():
-            failure, name = "unsendable_error", "header"
-        case ValueError() | httpx2.LocalProtocolError() if "header" in text.lower():
-            failure, name = "unsendable_error", "header"
-        case httpx2.TooManyRedirects():
-            failure, name = "redirect_error", "circle"
-        case httpx2.ProxyError():
-            name = "proxy_password" if "407" in text else "proxy"
-        case httpx2.ConnectTimeout():
-            name = "slow"
-        case ssl.SSLCertVerificationError(verify_message=str(detail)):
-            name = "certificate"
-        case ssl.SSLError(reason=str(detail)):
-            name = "tls"
-        case OSError(errno=int(number), strerror=str(words)):  # a name that is not known has a negative one
-            name, detail = "system", (os.strerror(number) if number > 0 else words).lower()
-        case _:
-            return None
-    return failure, _WORDS[name].format(host=host, detail=detail)
+def _reason(cause: BaseException, host: str) -> tuple[str, str]:
+    """Return a cause's name in the table of words, and those words; nothing where it has none there."""
+    names = [kind.__name__ for kind in type(cause).__mro__ if kind.__name__ in _WORDS]
+    if not names or (names[0] == "ValueError" and "header" not in str(cause).lower()):
+        return "", ""
+    detail = getattr(cause, "verify_message", None) or getattr(cause, "reason", None)
+    number, words = getattr(cause, "errno", None) or 0, getattr(cause, "strerror", None)
+    if names[0] == "OSError":  # a host's name that is not known has a negative number
+        detail = (os.strerror(number) if number > 0 else str(words or "no connection")).lower()
+    return names[0], _WORDS[names[0]].format(host=host, detail=detail)
 
 
 # --------------------------------------------------------------------------------- transports and copies
@@ -524,8 +498,7 @@ def transport(*, here: bool = False) -> httpx2.AsyncClient:
 
     # Without the environment's proxies, but with its certificates.
     options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
-    hooks = {"response": [_see_redirect]}
-    made: Any = anthropic.DefaultAioHttpClient(max_redirects=_MOST_REDIRECTS, event_hooks=hooks, **options)
+    made: Any = anthropic.DefaultAioHttpClient(event_hooks={"response": [_see_redirect]}, **options)
     for part in filter(None, (made._transport, *made._mounts.values())):  # noqa: SLF001 - not public
         part.client = functools.partial(_session, part)  # made when it is needed, on the loop that needs it
     made.claudescale = True  # not the user's own: a run may make itself another
@@ -542,9 +515,19 @@ def _session(part: Any) -> Any:
         limit=part.limits.max_connections or 0,
         socket_factory=_kept_alive,
     )
-    return aiohttp.ClientSession(
-        connector=connector, max_line_size=_HEADER_BYTES, max_field_size=_HEADER_BYTES
-    )
+    long: Any = {"max_line_size": _HEADER_BYTES, "max_field_size": _HEADER_BYTES}
+    session = aiohttp.ClientSession(connector=connector, **long)
+    weakref.finalize(part, _close, session)
+    return session
+
+
+def _close(session: Any) -> None:
+    """Close a session that nobody has closed: a script may end without it."""
+    if not session.closed:
+        closing = session.close()
+        with suppress(StopIteration, RuntimeError):  # the loop that it could wait on may be over
+            closing.send(None)
+        closing.close()
 
 
 def _kept_alive(address: Any) -> socket.socket:
@@ -558,21 +541,15 @@ def _kept_alive(address: Any) -> socket.socket:
 
 
 async def _see_redirect(response: httpx2.Response) -> None:
-    """Let a redirect be followed that sends the same request again to the same place, with the key; no other.
-
-    Results of a batch may lie elsewhere: they are fetched there without the key.
-    """
+    """Let a redirect be followed that sends the same request to the same place, with the key; no other."""
     if not response.has_redirect_location:
         return
     request, here = response.request, response.request.url
-    target, reading = here.join(response.headers["location"]), request.method == "GET"
-    secured = target.host == here.host and (here.scheme, target.scheme) == ("http", "https")
-    if (target.origin == here.origin or secured) and (reading or response.status_code in _SAME_METHOD):
-        return
-    if reading and here.path.endswith("/results"):
+    elsewhere = here.join(response.headers["location"]).origin != here.origin
+    if elsewhere and here.path.endswith("/results"):  # a gateway's store: they are fetched without the key
         for name in set(request.headers) - _HARMLESS:
             del request.headers[name]
-    else:
+    elif elsewhere or (request.method == "POST" and response.status_code not in _SAME_METHOD):
         response.headers[NOT_FOLLOWED] = response.headers.pop("location")
 
 
@@ -605,33 +582,14 @@ def _copied(client: AsyncAnthropic, http: httpx2.AsyncClient) -> AsyncAnthropic:
     # Not by the SDK's `copy`: it calls `__init__`, which a class of the user's may have its own of.
     copied, kind = copy.copy(client), type(client)
     for name in list(vars(copied)):
-        if isinstance(getattr(kind, name, None), functools.cached_property) or _is_patched(client, name):
+        if isinstance(getattr(kind, name, None), functools.cached_property):
             del vars(copied)[name]  # it knows the original, and would send over its transport
     copied._client, copied.max_retries = http, 0  # noqa: SLF001
     copied._middleware_chain = copied._build_middleware_chain()  # noqa: SLF001 - the one there knows it too
     return copied
 
 
-def _is_patched(client: AsyncAnthropic, name: str) -> bool:
-    """Whether a function stands in the place of a method, on the object alone."""
-    return inspect.isfunction(getattr(type(client), name, None))
-
-
-def _is_traced(client: AsyncAnthropic) -> bool:
-    """Whether the client's calls have spans: its option, and somebody to make them."""
-    from opentelemetry import trace  # noqa: PLC0415 - comes with anthropic
-
-    option = client.open_telemetry
-    given = option.get("tracer_provider") or trace.get_tracer_provider()
-    idle = isinstance(given, trace.NoOpTracerProvider | trace.ProxyTracerProvider)
-    return option["traces"]["enabled"] and not idle
-
-
 # --------------------------------------------------------------------------------------------- the client
-
-
-def _flaw(of: str, text: str) -> str:
-    return next((words for flaw, words in WORDS[of].items() if re.fullmatch(flaw, text, re.DOTALL)), "")
 
 
 _connected: list[AsyncAnthropic] = []  # the one that `connect` made last
@@ -678,7 +636,7 @@ def connect(
         client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=transport())
     except (httpx2.InvalidURL, TypeError):
         url = _shown(base_url or os.environ.get("ANTHROPIC_BASE_URL"))
-        raise PlanError(_SAID["no_address"].format(url=url)) from None
+        raise PlanError(_SAID["address"].format(url=url)) from None
     except anthropic.AnthropicError as error:
         raise PlanError(_SAID["credentials"].format(flaw=error)) from error
     named = api_key is not None or base_url is not None or "ANTHROPIC_BASE_URL" in os.environ
@@ -739,39 +697,45 @@ def _flaws(client: Any, mode: str) -> Iterator[str]:
     """Yield what is wrong with a client, never showing a key or a password."""
     import anthropic  # noqa: PLC0415 - slow to import
 
-    kind = type(client).__name__
+    kind = type(client)
     if not isinstance(client, anthropic.AsyncAnthropic):
-        other = any(name in kind for name in ("Bedrock", "Vertex"))  # the SDK's own
-        yield _SAID["kind"].format(kind=kind, why=_SAID["other_wire"] if other else "")
+        other = any(name in kind.__name__ for name in ("Bedrock", "Vertex"))  # the SDK's own
+        yield _SAID["kind"].format(kind=kind.__name__, why=_SAID["other_wire"] if other else "")
     if mode != "live" and isinstance(client, anthropic.AsyncAnthropicFoundry):
-        yield _SAID["no_batches"].format(kind=kind, mode=mode)
+        yield _SAID["no_batches"].format(kind=kind.__name__, mode=mode)
     for name in ("api_key", "auth_token"):
         key = getattr(client, name)
-        if not isinstance(key, str | None):
-            yield _SAID["no_str"].format(name=name, kind=type(key).__name__)
-        if key is not None and (flaw := _flaw("key_flaws", key)):
-            yield _SAID["key"].format(name=name, flaw=flaw.format(name=name), variable=name.upper())
+        if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
+            yield _SAID["key"].format(name=name, variable=name.upper())
     # A class with ways of its own to sign in says for itself what it lacks.
-    if type(client) is anthropic.AsyncAnthropic and not _signs_in(client):
+    if kind is anthropic.AsyncAnthropic and not _signs_in(client):
         yield _SAID["no_key"]
     for name, value in client.default_headers.items():
         if isinstance(value, str) and not (value.isascii() and (value.isprintable() or not value)):
             yield _SAID["header"].format(name=name)
-    for name in filter(functools.partial(_is_patched, client), vars(client)):
-        yield _SAID["patched"].format(name=name)
+    for name in vars(client):
+        if inspect.isfunction(getattr(kind, name, None)):  # a function in the place of a method
+            yield _SAID["patched"].format(name=name)
     yield from _address_flaws(client)
 
 
 def _address_flaws(client: AsyncAnthropic) -> Iterator[str]:
     url, later = client.base_url, type(client).__module__.startswith("anthropic.lib.")
-    flaw = _flaw("address_flaws", str(url))
-    if flaw and (str(url).strip("/") or not later):  # some platforms' clients find theirs at the first call
-        yield _SAID["address"].format(url=_shown(str(url)), flaw=flaw)
+    # Some platforms' clients find their address at the first call.
+    if not _ADDRESS.fullmatch(str(url)) and (str(url).strip("/") or not later):
+        yield _SAID["address"].format(url=_shown(str(url)))
     proxies, ours = urllib.request.getproxies(), not has_own_transport(client)
     proxy = proxies.get(url.scheme) or proxies.get("all") or ""
     used = ours and url.host not in LOOPBACK and not urllib.request.proxy_bypass(url.host)
     if used and proxy.startswith("socks"):  # which aiohttp does not speak
         yield _SAID["socks"].format(host=url.host)
+
+
+def _is_in_this_network(url: httpx2.URL) -> bool:
+    """Return whether an address is a number of the same network, unencrypted, as that of a class may be."""
+    with suppress(ValueError):
+        return url.scheme == "http" and ipaddress.ip_address(url.host).is_private
+    return False
 
 
 def _shown(url: object) -> str:
@@ -786,7 +750,7 @@ def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
     _simulators.append(simulator)
     speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""
     _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")
-    return simulator.client()
+    return simulator.client(http_client=transport(here=True))
 
 
 def _say(line: str) -> None:

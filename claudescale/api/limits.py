@@ -7,19 +7,17 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from numbers import Real
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 from claudescale.api.answers import dig
 from claudescale.errors import PlanError, UnknownTier
+from claudescale.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from anthropic import AsyncAnthropic
 
     from claudescale.api.catalog import Model
 
@@ -28,9 +26,12 @@ BUCKETS = ("requests", "input_tokens", "output_tokens")
 HEADERS = "the headers of the API's answers"
 
 _PER_MINUTE = tuple(f"{name}_per_minute" for name in BUCKETS)
+_HEADERS = {
+    name: [f"anthropic-ratelimit-{name.replace('_', '-')}-{what}" for what in ("limit", "remaining")]
+    for name in BUCKETS
+}
 _OPTIONAL = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute",
              "spend_dollars_per_month", "burst_seconds")  # fmt: skip
-_MISSING = math.nan
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
 _SAID = catalog.WORDS["limits"]
 _NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
@@ -92,9 +93,9 @@ class Limits:
     Limits(50 requests, 40,000 input and 8,000 output tokens a minute, given by you)
     """
 
-    requests_per_minute: float = _MISSING
-    input_tokens_per_minute: float = _MISSING
-    output_tokens_per_minute: float = _MISSING
+    requests_per_minute: float
+    input_tokens_per_minute: float
+    output_tokens_per_minute: float
     batch_queue_requests: int | None = None
     batch_requests_per_minute: float | None = None
     count_tokens_per_minute: float | None = None
@@ -105,15 +106,16 @@ class Limits:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if any(getattr(self, name) is _MISSING for name in _PER_MINUTE):
-            raise PlanError(_SAID["missing"])
         for name in (*_PER_MINUTE, *_OPTIONAL):
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
+            given = getattr(self, name)
+            if given is None and name in _OPTIONAL:
                 continue
-            number = _limit(name, value)
+            value = plain(given)
+            if type(value) not in (int, float) or not _LEAST <= value <= _MOST:
+                none = _SAID["none"] if value == math.inf else ""
+                raise PlanError(_SAID["number"].format(name=name, value=given, none=none))
             whole = name == "batch_queue_requests"
-            object.__setattr__(self, name, max(int(number), 1) if whole else number)
+            object.__setattr__(self, name, max(int(value), 1) if whole else value)
 
     def __repr__(self) -> str:
         """Say the three limits and where they come from, in one line."""
@@ -162,38 +164,8 @@ class Limits:
         return cls(**named, source=f"table of tier {facts.name!r}", checked=facts.checked)
 
     @classmethod
-    async def from_api(cls, client: AsyncAnthropic, model: str | None = None) -> Limits:
-        """Return the limits the organisation has, as the rate-limit API tells them.
-
-        It takes an Admin API key (or an ``org:admin`` token); an individual account has none, and a
-        workspace may have less than is told here. Where the key may not, nothing is lost: the first answer
-        of a run says the limits in its headers. `Plan.learn_limits` asks for a plan.
-
-        Spends: nothing (one free request a page).
-
-        Parameters
-        ----------
-        client : AsyncAnthropic
-            With an Admin API key.
-        model : str, optional
-            Whose limits; without it the smallest of any model's, which are safe for all of them.
-
-        Raises
-        ------
-        UnknownTier
-            The API knows no limits for this model.
-        anthropic.PermissionDeniedError, anthropic.AuthenticationError
-            The key is not an Admin API key.
-
-        Notes
-        -----
-        Source: Anthropic, *Rate Limits API* (checked 2026-08-13), and the types of anthropic 2.12.0.
-        """
-        return cls.read([item.to_dict() async for item in client.organization.rate_limits.list()], model)
-
-    @classmethod
-    def read(cls, items: Iterable[Any], model: str | None = None) -> Limits:
-        """Return the limits that entries of the rate-limit API tell, whatever JSON they are.
+    def read(cls, items: Iterable[Any], model: str) -> Limits:
+        """Return the limits of a model that entries of the rate-limit API tell, whatever JSON they are.
 
         Of several values for one limit the smallest counts: it is the one that is met first. What is damaged,
         or a limit of nothing, is left out.
@@ -210,7 +182,7 @@ class Limits:
             group = dig(str, entry, "group", "type") or dig(str, entry, "group_type") or ""
             names = _OF_ENDPOINTS.get(group, {})
             of = [name for name in dig(list, entry, "models") or [] if isinstance(name, str)]
-            if group == "model_group" and (model is None or catalog.same_model(model, of)):
+            if group == "model_group" and catalog.same_model(model, of):
                 names = _OF_MODELS
             for limit in dig(list, entry, "limits") or []:
                 name = names.get(dig(str, limit, "type") or "")
@@ -218,7 +190,7 @@ class Limits:
                 if name and _LEAST <= value <= _MOST:
                     values[name] = min(value, values.get(name, math.inf))
         if not values.keys() >= set(_PER_MINUTE):
-            raise UnknownTier(_SAID["untold"].format(model=model or "any model"))
+            raise UnknownTier(_SAID["untold"].format(model=model))
         return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
 
     def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
@@ -234,15 +206,6 @@ class Limits:
                 return replace(account, **kept)
             note = _SAID["nothing"].format(model=model)
         return self if self.source == HEADERS else replace(self, note=note)  # the API's answers are as good
-
-
-def _limit(name: str, value: Any) -> float:
-    """Return a limit as a number; raise what is wrong with it."""
-    real = isinstance(value, Real | Decimal) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not _LEAST <= value <= _MOST:
-        none = _SAID["none"] if value == math.inf else ""
-        raise PlanError(_SAID["number"].format(name=name, value=value, none=none))
-    return value if isinstance(value, int | float) else float(value)
 
 
 def age(checked: date | datetime | None, now: datetime) -> str:
@@ -355,19 +318,21 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
 
 
 def _reading(headers: Mapping[str, str], bucket: str) -> Reading:
-    prefix = f"anthropic-ratelimit-{bucket.replace('_', '-')}-"
-    limit, remaining = (_number(headers.get(prefix + what)) for what in ("limit", "remaining"))
+    limit, remaining = (_number(headers.get(name)) for name in _HEADERS[bucket])
     return Reading(limit if limit and limit >= 1 else None, remaining)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds to wait, told in milliseconds, in seconds or as a date; over a day it is damaged."""
-    thousandths, seconds = _number(headers.get("retry-after-ms")), _number(headers.get("retry-after"))
+    thousandths, text = _number(headers.get("retry-after-ms")), headers.get("retry-after")
+    if thousandths is None and text is None:
+        return None
+    seconds = _number(text)
     if thousandths is not None:
         seconds = thousandths / 1_000
     elif seconds is None:
         try:
-            until = parsedate_to_datetime(headers.get("retry-after", ""))
+            until = parsedate_to_datetime(text or "")
         except (ValueError, OverflowError, TypeError, IndexError):  # the parser's own, of a damaged date
             return None
         until = until if until.tzinfo else until.replace(tzinfo=UTC)
@@ -375,6 +340,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return seconds if seconds <= _LONGEST_WAIT_SECONDS else None
 
 
+@lru_cache(maxsize=1_000)  # an account's limits are the same in each answer
 def _number(text: str | None) -> float | None:
     """Return a number that can be one of an account, or None."""
     if text is None or not _NUMBER.fullmatch(text):

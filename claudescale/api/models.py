@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from decimal import Decimal
 from http import HTTPStatus
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -16,8 +14,10 @@ import polars as pl
 from claudescale import clock, loops
 from claudescale.api import catalog
 from claudescale.api.answers import dig
+from claudescale.api.catalog import PARTS
 from claudescale.api.client import Wire, check_client, unasked
 from claudescale.errors import PlanError
+from claudescale.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -78,15 +78,21 @@ class Model:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():
             raise PlanError(_SAID["id"].format(id=self.id))
         like = catalog.model(self.like)
-        prices = {name: self._number(name) for name in ("input_dollars", "output_dollars")}
+        for name in ("input_dollars", "output_dollars", "context_tokens", "max_tokens"):
+            value, unit = plain(getattr(self, name), whole=name.endswith("tokens")), name.rpartition("_")[2]
+            kinds = (int,) if unit == "tokens" else (int, float)
+            if value is not None and (type(value) not in kinds or not 0 < value < math.inf):
+                raise PlanError(_SAID[unit].format(id=self.id, name=name, value=getattr(self, name)))
+            object.__setattr__(self, name, value)
+        prices = {"input_dollars": self.input_dollars, "output_dollars": self.output_dollars}
         unpriced = [name for name, value in prices.items() if value is None]
         if len(unpriced) == 1:
             raise PlanError(_SAID["one_price"].format(id=self.id, name=unpriced[0]))
         unknown: Any = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
         changes: dict[str, Any] = dict.fromkeys(unknown) | {
             "lifecycle": "active",
-            "context_tokens": int(self._number("context_tokens") or like.context_tokens),
-            "max_output_tokens": int(self._number("max_tokens") or like.max_output_tokens),
+            "context_tokens": self.context_tokens or like.context_tokens,
+            "max_output_tokens": self.max_tokens or like.max_output_tokens,
             "verified_only": False,
             "given": True,
             "given_dollars": None if unpriced else tuple(prices.values()),
@@ -95,42 +101,47 @@ class Model:
         }
         object.__setattr__(self, "facts", replace(like, id=self.id, snapshot=self.id, **changes))
 
-    def _number(self, name: str) -> float | None:
-        value: Any = getattr(self, name)
-        if value is None:
-            return None
-        real = isinstance(value, Real | Decimal) and not isinstance(value, bool) and math.isfinite(value)
-        dollars = name.endswith("dollars")
-        if real and value > 0 and (dollars or value == int(value)):
-            return float(value)
-        words = _SAID["dollars" if dollars else "tokens"]
-        raise PlanError(words.format(id=self.id, name=name, value=value))
 
+# ------------------------------------------------------------------------------------------------- frames
 
-_TEXTS, _COUNT, _FLAG = pl.List(pl.String()), pl.Int64(), pl.Boolean()
-_API: dict[str, tuple[str, pl.DataType, str]] = {
-    "api_lifecycle": ("lifecycle", pl.String(), "lifecycle"),
-    "max_input_tokens": ("max_input_tokens", _COUNT, "context_tokens"),
-    "max_tokens": ("max_tokens", _COUNT, "max_output_tokens"),
-    "batch": ("capabilities.batch.supported", _FLAG, "batch"),
-    "structured_outputs": ("capabilities.structured_outputs.supported", _FLAG, "structured_outputs"),
-    "image_input": ("capabilities.image_input.supported", _FLAG, ""),
-    "pdf_input": ("capabilities.pdf_input.supported", _FLAG, ""),
-    "citations": ("capabilities.citations.supported", _FLAG, ""),
-    "api_efforts": ("capabilities.effort", _TEXTS, "efforts"),
-    "thinking_types": ("capabilities.thinking.types", _TEXTS, "thinking_types"),
-    "retires_at": ("retires_at", pl.Datetime("us", "UTC"), "retires_on"),
-}
-"""Columns of what the Models API says: where each stands, its type, and what the catalog calls the same."""
+_TEXT, _COUNT, _DOLLARS, _DAY, _FLAG = pl.String(), pl.Int64(), pl.Float64(), pl.Date(), pl.Boolean()
+_TEXTS = pl.List(pl.String())
+MODELS = pl.Schema(
+    dict.fromkeys(("model", "line", "lifecycle"), _TEXT)
+    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
+    | dict.fromkeys((f"batch_dollars_per_million_{part}_tokens" for part in ("input", "output")), _DOLLARS)
+    | dict.fromkeys(("price_step_tokens", "context_tokens", "max_output_tokens"), _COUNT)
+    | dict.fromkeys((f"dollars_per_million_{part}_tokens" for part in PARTS if "cache" in part), _DOLLARS)
+    | {"cache_minimum_tokens": _COUNT, "characters_per_token": pl.Float64(), "rate_group": _TEXT}
+    | {"thinks_by_default": _FLAG, "efforts": _TEXTS}
+    | {"retires_on": _DAY, "retires_not_before": _DAY, "successor": _TEXT, "source": _TEXT, "checked": _DAY}
+)
+"""Columns of `models`."""
+_CAPABILITIES = ("batch", "structured_outputs", "image_input", "pdf_input", "citations")
 API_MODELS = pl.Schema(
-    catalog.MODELS_SCHEMA | {name: kind for name, (_, kind, _) in _API.items()} | {"differs": _TEXTS}
+    MODELS
+    | {"api_lifecycle": _TEXT, "max_input_tokens": _COUNT, "max_tokens": _COUNT}
+    | dict.fromkeys(_CAPABILITIES, _FLAG)
+    | {"api_efforts": _TEXTS, "thinking_types": _TEXTS, "retires_at": pl.Datetime("us", "UTC")}
+    | {"differs": _TEXTS}
 )
 """Columns of `compared`: the catalog's, what the Models API says, and in which of the catalog's columns the
 two differ; ``"model"`` where only one of them has it."""
+_SAME = {
+    "api_lifecycle": "lifecycle",
+    "max_input_tokens": "context_tokens",
+    "max_tokens": "max_output_tokens",
+    "batch": "batch",
+    "structured_outputs": "structured_outputs",
+    "api_efforts": "efforts",
+    "thinking_types": "thinking_types",
+    "retires_at": "retires_on",
+}
+"""Columns of what the Models API says, and what the catalog calls the same."""
 
 
 def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) -> pl.DataFrame:
-    """Return one row per model that can be called, newest of each line first, as `catalog.MODELS_SCHEMA`.
+    """Return one row per model that can be called, newest of each line first, as `MODELS`.
 
     With a client the Models API is asked, once, and its lifecycle, dates, lengths and capabilities stand
     beside the catalog's, as `API_MODELS`; retired models and those that only the API knows are there too.
@@ -156,10 +167,25 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     >>> models().select("model", "line").head(1).row(0)
     ('claude-haiku-5-5', 'haiku')
     """
-    if client is None:
-        return catalog.models(at=at)
-    check_client(client)
-    return compared(loops.wait(_listed(client)), at or clock.now())
+    moment = at or clock.now()
+    if client is not None:
+        check_client(client)
+        return compared(loops.wait(_listed(client)), moment)
+    known = [facts for facts in catalog.MODELS.values() if catalog.lifecycle(facts, moment) != "retired"]
+    return pl.DataFrame([_row(facts, moment) for facts in known], MODELS)
+
+
+def _row(model: catalog.Model | catalog.RetiredModel, at: datetime) -> dict[str, Any]:
+    """Return what the catalog has of a model at a moment, by column."""
+    row = asdict(model) | {"model": model.id, "lifecycle": catalog.lifecycle(model, at)}
+    with suppress(PlanError):  # an unknown price is null in the table
+        live = catalog.list_price(model.id, at=at)
+        row |= {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
+        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
+        batch = catalog.list_price(model.id, mode="batch", at=at)
+        for part in ("input", "output"):
+            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
+    return row
 
 
 async def _listed(client: AsyncAnthropic) -> list[dict[str, Any]]:
@@ -179,48 +205,46 @@ def compared(listed: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
     known: Any = (*catalog.MODELS.values(), *catalog.RETIRED.values())
     for facts in known:
         dated = infos.pop(facts.snapshot, None)
-        info = infos.pop(facts.id, dated)
-        row = {name: value for name, value in catalog.models_row(facts, at).items() if name not in _API}
+        info, row = infos.pop(facts.id, dated), _row(facts, at)
+        ours = {name: value for name, value in row.items() if name in MODELS}
         if info is not None:
-            api = _columns(info)
-            rows.append(row | api | {"differs": _differences(catalog.models_row(facts, at), api)})
+            theirs = _said(info)
+            differs = [same for name, same in _SAME.items() if _differ(row.get(same), theirs[name], name)]
+            rows.append(ours | theirs | {"differs": differs})
         elif row["lifecycle"] != "retired":
-            rows.append(row | {"differs": ["model"]})
+            rows.append(ours | {"differs": ["model"]})
     for name, info in infos.items():
-        api = _columns(info)
-        rows.append({"model": name, "line": dig(str, info, "line"), "differs": ["model"], **api})
+        rows.append({"model": name, "line": dig(str, info, "line"), "differs": ["model"], **_said(info)})
     return pl.DataFrame(rows, API_MODELS)
 
 
-def _differences(row: Mapping[str, Any], api: Mapping[str, Any]) -> list[str]:
-    """Return the catalog's columns in which the API says something else; where it says nothing, none does."""
-    differ = []
-    for name, (*_, same) in _API.items():
-        ours, theirs = row.get(same), api[name]
-        if name == "retires_at":  # that there is no day is said too
-            theirs = theirs and theirs.date()
-        elif theirs is None:
-            continue
-        if isinstance(theirs, list):
-            ours, theirs = set(ours or ()), set(theirs)
-        alike = ours == theirs or (ours, theirs) == ("legacy", "active")  # it has no word for "legacy"
-        if same and not alike:
-            differ.append(same)
-    return differ
+def _differ(ours: Any, theirs: Any, name: str) -> bool:
+    """Whether the API says something else in a column; where it says nothing, it does not."""
+    if name == "retires_at":  # that there is no day is said too
+        return bool(ours != (theirs and theirs.date()))
+    if isinstance(theirs, list):
+        return {*(ours or ())} != {*theirs}
+    # The API has no word for "legacy".
+    return theirs is not None and ours != theirs and (ours, theirs) != ("legacy", "active")
 
 
-def _columns(info: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _column(info, path, kind) for name, (path, kind, _) in _API.items()}
+def _said(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the API says of a model, by column; null where it says nothing that can be read."""
 
+    def supported(*path: str) -> list[str] | None:
+        known = dig(dict, info, "capabilities", *path)
+        return None if known is None else [name for name in known if dig(bool, known, name, "supported")]
 
-def _column(info: Mapping[str, Any], path: str, kind: pl.DataType) -> Any:
-    """Return what the API says of a model in one column; null where it says nothing that can be read."""
-    if kind == _TEXTS:
-        known = dig(dict, info, *path.split("."))
-        return known and [name for name in known if dig(bool, known, name, "supported")]
-    if isinstance(kind, pl.Datetime):
-        with suppress(ValueError):
-            moment = datetime.fromisoformat(dig(str, info, path) or "")
-            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return None
-    return dig(kind.to_python(), info, *path.split("."))
+    retires_at = None
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(dig(str, info, "retires_at") or "")
+        retires_at = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return {
+        "api_lifecycle": dig(str, info, "lifecycle"),
+        "max_input_tokens": dig(int, info, "max_input_tokens"),
+        "max_tokens": dig(int, info, "max_tokens"),
+        **{name: dig(bool, info, "capabilities", name, "supported") for name in _CAPABILITIES},
+        "api_efforts": supported("effort"),
+        "thinking_types": supported("thinking", "types"),
+        "retires_at": retires_at,
+    }

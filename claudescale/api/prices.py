@@ -24,7 +24,7 @@ from claudescale.errors import PlanError, UnknownModel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from claudescale.prompts.parameters import Charges
+    from claudescale.prompts.requests import Charges
 
 _TEXT, _COUNT, _DOLLARS = pl.String(), pl.Int64(), pl.Float64()
 
@@ -315,18 +315,17 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
     parts = {part: (pl.col(column), pl.col(part)) for part, column in COLUMNS.items() if part != "output"}
     parts |= {"reply": (pl.col("output_tokens") - thinking, pl.col("output"))}
     parts |= {"thinking": (thinking, pl.col("output"))}
-    lines = [_line(known, part, count, count * rate) for part, (count, rate) in parts.items()]
     cost = reduce(add, (count * rate for count, rate in parts.values()), _FEES)
+    lines = [_line(known, part, count, count * rate) for part, (count, rate) in parts.items()]
     others = [
         _line(known, "web_search", nothing, _FEES),
         _line(known, "price changed since", nothing, pl.col("dollars") - cost),
         _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars")),
     ]
-    more = pl.concat(others).collect()
+    more = pl.concat(others)
     more = more.filter(~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height))  # nan is not known
-    bill = pl.concat([pl.concat(lines).collect(), more])
-    sources = known.select("source").unique(maintain_order=True).collect().to_series().to_list()
-    of = ", ".join(sources) or f"genai-prices {version('genai-prices')}"
+    bill = pl.concat([*lines, more])
+    of = ", ".join(known["source"].unique(maintain_order=True)) or f"genai-prices {version('genai-prices')}"
     whole = bill["dollars"].sum()
     return bill.select(
         "part",
@@ -338,7 +337,7 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
     ).cast(BILL)
 
 
-def _line(priced: pl.LazyFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl.LazyFrame:
+def _line(priced: pl.DataFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl.DataFrame:
     """Return one row: a part's tokens and dollars, and those of no use."""
     wasted = cost.filter("wasted").sum()
     return priced.select(part=pl.lit(part), tokens=tokens.sum(), dollars=cost.sum(), wasted_dollars=wasted)
@@ -403,7 +402,7 @@ def savings(
     priced = _priced(attempts.with_columns(kept=_waste_kind().is_null()), models)
     repeats = pl.lit(0)
     if duplicates is not None:
-        priced = priced.join(duplicates.lazy().select("key", "duplicates"), on="key", how="left")
+        priced = priced.join(duplicates.select("key", "duplicates"), on="key", how="left")
         repeats = pl.col("duplicates").fill_null(0) * pl.col("kept")
     plain = PROMPT * pl.col("live_input") + pl.col("output_tokens") * pl.col("live_output") + _FEES
     live, own = (
@@ -416,7 +415,7 @@ def savings(
         ("batch", "everything sent live"): live - own,
     }
     sums = priced.select(pl.sum("dollars"), *(cost.sum().alias(name) for (name, _), cost in saved.items()))
-    billed, *dollars = sums.collect().row(0)
+    billed, *dollars = sums.row(0)
     whole = without = billed + sum(dollars)
     rows = []
     for name, less in zip(saved, dollars, strict=True):
@@ -427,33 +426,32 @@ def savings(
 
 _FEES = pl.col("web_search_requests") * pl.col("search")
 _KIND = ("model", "mode", "day", *ANSWERED[:-1])
-_RATES = pl.Schema(
-    dict.fromkeys(("model", "mode"), _TEXT)
-    | {"day": pl.Date()}
-    | dict.fromkeys(ANSWERED[:-1], _TEXT)
-    | {"source": _TEXT, "is_known": pl.Boolean()}
-    | dict.fromkeys(("above", "up_to", "search", *PARTS, *(f"live_{part}" for part in PARTS)), _DOLLARS)
-)
 
 
-def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.LazyFrame:
+def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.DataFrame:
     """Return what was billed, with the list price of its day: dollars a token by part, as sent and live."""
-    billed = attempts.lazy().filter(pl.col("dollars") > 0).with_columns(day=pl.col("sent_at").dt.date())
+    billed = attempts.filter(pl.col("dollars") > 0).with_columns(day=pl.col("sent_at").dt.date())
     given = {facts.id: facts for facts in models if facts.given}
-    rows: list[dict[str, Any]] = []
-    for kind in billed.select(_KIND).unique().sort(pl.all()).collect().iter_rows(named=True):
-        noon, model = datetime.combine(kind["day"], time(12), UTC), given.get(kind["model"], kind["model"])
-        traits = {name: kind[name] for name in ANSWERED[:-1]}
-        own, live = (answered(_known(model, mode, noon), **traits) for mode in (kind["mode"], "live"))
-        step_above = sorted({step.above_tokens for step in (*own.steps, *live.steps)})
-        for above, up_to in zip(step_above, [*step_above[1:], math.inf], strict=True):
-            steps = {"": own.step(above + 1), "live_": live.step(above + 1)}
-            rates = {f"{of}{part}": getattr(step, part) for of, step in steps.items() for part in PARTS}
-            rows.append({**kind, "source": own.source, "is_known": own.is_known, "search": own.search or 0.0}
-                        | {"above": above or -1, "up_to": up_to, **rates})  # fmt: skip
-    table = pl.LazyFrame(rows, _RATES)
-    priced = billed.join(table, on=_KIND, nulls_equal=True)
-    return priced.filter((pl.col("above") < PROMPT) & (pl.col("up_to") >= PROMPT))
+    priced = []
+    for (name, mode, day, *values), rows in billed.partition_by(_KIND, as_dict=True).items():
+        model, noon = given.get(name, name), datetime.combine(day, time(12), UTC)
+        traits = dict(zip(ANSWERED, values, strict=False))
+        own, live = (answered(_known(model, how, noon), **traits) for how in (mode, "live"))
+        priced.append(_rated(rows, own, live))
+    nothing = _given("", "live", None, datetime.now(UTC).date())
+    return pl.concat(priced or [_rated(billed, nothing, nothing)])
+
+
+def _rated(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
+    rates = {
+        f"{of}{part}": _rate(price, part, PROMPT)
+        for of, price in (("", own), ("live_", live))
+        for part in PARTS
+    }
+    known = pl.lit(own.is_known)
+    return rows.with_columns(
+        **rates, search=pl.lit(own.search or 0.0), source=pl.lit(own.source), is_known=known
+    )
 
 
 def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:

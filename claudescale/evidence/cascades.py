@@ -14,8 +14,8 @@ from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
 from claudescale.evidence import judging
 from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices, option
+from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
-from claudescale.planning.plans import DEFAULT_LEDGER, ledger_typed
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
 from claudescale.text import dollars, duration, plural
 from claudescale.views.card import Card, Shown

@@ -11,12 +11,12 @@ import polars as pl
 from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
 from claudescale.evidence import judging
+from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
-from claudescale.planning.plans import DEFAULT_LEDGER, is_number
-from claudescale.prompts.parameters import plain
+from claudescale.planning.plans import is_number
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.text import dollars, plural
+from claudescale.text import dollars, plain, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import polars as pl
 from claudescale.errors import LedgerError, printable
 from claudescale.ledger.store import Store, explained, opened_to_read
 
+DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 SPEND = pl.Schema(
     {"date": pl.Date(), "ledger": pl.String(), "model": pl.String(), "mode": pl.String()}
     | {"requests": pl.Int64(), "input_tokens": pl.Int64(), "output_tokens": pl.Int64()}
@@ -171,3 +172,11 @@ def spend(folder: str | Path = ".") -> pl.DataFrame:
         pl.col("date").str.to_date("%Y-%m-%d")
     )
     return table.cast(SPEND).with_columns(pl.col("dollars").fill_null(float("nan"))).sort(*SPEND.names()[:4])
+
+
+def ledger_typed(path: Path | None) -> str:
+    """Return the argument that names a run's ledger, after a comma; nothing where it is the default."""
+    folder, name = Path.cwd(), None if path is None else str(path)
+    if path is not None and path.is_relative_to(folder):
+        name = str(path.relative_to(folder))
+    return "" if name == DEFAULT_LEDGER else f", ledger={name!r}"

@@ -81,10 +81,11 @@ class Bucket:
         """Let the time pass until `now`."""
         seconds = now - self.at
         self.level += (self.rate - self.others) * seconds
-        self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
+        if self.others:
+            self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
         self.at = now
-        if self.level >= self.full + self.doubt:
-            self.level = self.full
+        if self.level >= (full := self.full) and self.level >= full + self.doubt:
+            self.level = full
             self.variance = 0.0
             self.fills += 1
 

@@ -297,7 +297,7 @@ class Limiter:
         usage, facts = usage_of(message), answer_of(message)
         uncached = float(sum(usage[prices.COLUMNS[part]] for part in _UNCACHED))
         output, pacer = float(usage["output_tokens"]), call.line.pacer
-        kind = kind_of(found)
+        kind = kind_of(found, answer.status)
         if message is not None and (lost or (kind == "answered" and found.unseen)):
             # What it took is not told, and it took something.
             kind, uncached = "answered", uncached or call.permit.estimate

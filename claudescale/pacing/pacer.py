@@ -13,6 +13,7 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from claudescale.api.limits import Readings, read_headers
@@ -84,9 +85,11 @@ class Outcome(NamedTuple):
     typical: bool = True
 
 
-def kind_of(found: Verdict) -> Kind:
-    """Return what a verdict means for the pace."""
-    return "too_fast" if found.error == "ramp_limit_exceeded" else _KINDS.get(found.outcome, "failed")
+def kind_of(found: Verdict, status: int | None) -> Kind:
+    """Return what an answer means for the pace: a 429 holds everybody, also where nobody should retry."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "too_fast" if found.error == "ramp_limit_exceeded" else "refused"
+    return _KINDS.get(found.outcome, "failed")
 
 
 class Pacer:
@@ -144,7 +147,8 @@ class Pacer:
         self._ratio = Average(1.0, squares=_FIRST_DEVIATION**2)
         self._output = Average(output_tokens)
         self._reserved_output = 0.0
-        self._recent: deque[Permit] = deque()
+        self._recent: deque[Permit] = deque()  # sent just now: headers may not know of them yet
+        self._recent_input = 0.0  # what was taken for them
         self._held_until = self._refused_at = -math.inf
         self._refusals = 0  # in a row, of calls that went after the one before
         self._window = Window(concurrency or MOST_CONCURRENCY)
@@ -219,6 +223,7 @@ class Pacer:
         self._reserved_output += taken[2].amount
         self._production.writing += 1
         self._recent.append(permit)
+        self._recent_input += taken[1].amount
         self._window.went(self.in_flight)
         return permit
 
@@ -309,9 +314,7 @@ class Pacer:
     def _uncounted(self, now: float) -> tuple[float, float, float]:
         """Return what was taken from each bucket here and may not be in the API's figures yet."""
         while self._recent and self._recent[0].sent < now - self._transit_seconds:
-            self._recent.popleft()
-        return (
-            float(len(self._recent)),
-            sum(permit.taken[1].amount for permit in self._recent),
-            self._reserved_output,
-        )
+            self._recent_input -= self._recent.popleft().taken[1].amount
+        if not self._recent:
+            self._recent_input = 0.0  # without what rounding leaves
+        return float(len(self._recent)), self._recent_input, self._reserved_output

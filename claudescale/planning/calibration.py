@@ -1,12 +1,16 @@
-"""What a plan's calls take, measured: by a pilot, or its input by the API's own count, which is free."""
+"""What the calls of a plan take: guessed, counted by the API, which is free, or measured by a pilot."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from statistics import NormalDist
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -14,21 +18,231 @@ from claudescale.api import catalog, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, unasked
 from claudescale.errors import PlanError
-from claudescale.planning.estimates import Line, Measured, total
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anthropic import AsyncAnthropic
 
     from claudescale.prompts.requests import Prompt, Work
 
+P90 = 0.9
+Z = NormalDist().inv_cdf(P90)  # standard deviations from the median to the 90th percentile
 _FEWEST_FOR_A_LINE = 10
 _SURE_TREND = 3.0  # so many standard errors from zero is a trend
 _SAME_LENGTH = 1e-9
 _AT_ONCE = 8
 
 
-def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, prompt: Prompt, max_tokens: int) -> Measured:
-    """Return what the calls of a pilot took.
+class Line(NamedTuple):
+    """A figure of a call: its mean, what each estimated token more of the request adds, how it varies."""
+
+    mean: float
+    slope: float = 0.0
+    deviation: float = 0.0  # around the line
+    calls: int = 0  # it was measured on, of so many `requests` in all; 0 is a guess
+    requests: int = 0
+    center: float = 0.0  # the mean of the calls' estimated tokens, and their deviation
+    spread: float = 0.0
+    guessed: float = 0.5  # one standard deviation of a guess, as a part of it
+
+    def at(self, estimated_tokens: Any) -> Any:
+        """Return the figure of requests of so many estimated tokens: a number or an expression."""
+        return self.mean + self.slope * (estimated_tokens - self.center)
+
+    def more(self, requests: float = math.inf, estimated_tokens: float | None = None) -> float:
+        """Return how far the 90th percentile of the mean of many is above the median, as a part of it.
+
+        As if they were lognormal: a mean that is measured low, as the few long ones were missed, has a low
+        deviation too. `estimated_tokens` is their mean.
+        """
+        if self.calls <= 1 or not self.mean:
+            return Z * self.guessed
+        # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
+        unknown = max(1 - self.calls / requests, 0.0) if requests == self.requests else 1.0
+        part = unknown / requests + unknown**2 / self.calls
+        if self.slope and self.spread and estimated_tokens is not None:
+            # The slope's own error, where they are longer than those measured; long ones vary more.
+            part += 3 * ((estimated_tokens - self.center) / self.spread) ** 2 / (self.calls - 1)
+        wide = math.log1p((self.deviation / self.mean) ** 2)
+        student = Z * (1 + (Z**2 + 1) / (4 * (self.calls - 1)))  # its quantile, by the first term
+        return math.expm1(student * math.sqrt(part * (wide + 3 * wide**2)))
+
+    def slow(self, requests: float) -> Line:
+        """Return the line at its 90th percentiles: few calls seldom have the longest."""
+        varies = self.deviation / self.mean if self.mean else 0.0
+        wider = 1 + Z * math.sqrt((1 + 12 * varies**2) / (2 * max(self.calls, 1)))
+        return self._replace(mean=self.mean * (1 + self.more(requests)), deviation=self.deviation * wider)
+
+
+_AS_ESTIMATED = Line(0.0, 1.0, guessed=0.15)  # how long a token is depends on the text
+_NOTHING, _SECONDS = Line(0.0), Line(3.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
+
+    input: Line = _AS_ESTIMATED  # tokens
+    output: Line = _NOTHING  # tokens, thinking included, refusals and cut replies too
+    latency: Line = _SECONDS  # seconds
+    billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
+    cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
+    cache_hit_share: float = 1.0  # of the live calls after the first, how many found it
+    batch_hit_share: float | None = None  # of the calls in batches; None is not known
+    error_rate: float = 0.0  # the part of the calls that fail and are sent again
+    lost_rate: float = 0.0  # the part whose answer is lost: it was written all the same
+    lost_seconds: float = 0.0  # what a row loses to that on average
+    thinking_tokens: float = 0.0  # of the output tokens that are guessed
+
+    @property
+    def calls(self) -> int:
+        """How many were measured; 0 is a guess."""
+        return self.output.calls
+
+    @property
+    def output_tokens(self) -> float:
+        """Output tokens of a mean call."""
+        return self.output.mean
+
+    @property
+    def seconds(self) -> float:
+        """Latency of a mean call."""
+        return self.latency.mean
+
+    def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
+        """Return the input that the limits count, of so many requests and estimated tokens in all."""
+        mean: float = self.input.at(estimated_tokens / requests) if requests else 0.0
+        return max(mean - self.cached_tokens, 0.0) * requests
+
+    @property
+    def basis(self) -> str:
+        """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
+        reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
+        if self.calls:
+            cache = f", cache hit by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
+            again = f", {self.error_rate:.1%} of calls retried" if self.error_rate else ""
+            return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
+        counted = self.input.calls
+        known = f"input counted on {counted:,} requests" if counted else "estimated from characters"
+        thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
+        reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
+        return f"{known}, output assumed ({reply})"
+
+    @property
+    def more(self) -> float:
+        """How many times the median the 90th percentile of the tokens of many calls is, at most."""
+        return 1 + max(self.input.more(), self.output.more())
+
+    @property
+    def doubt(self) -> float:
+        """The part by which the mean of many calls may be off: one standard deviation."""
+        return (self.more - 1) / Z
+
+    def elsewhere(self, before: Measured, after: Measured, *, same_model: bool) -> Measured:
+        """Return what calls take with another cache or model: its replies are as long."""
+        # Another model thinks more by default, or cannot write as much.
+        more = after.output_tokens - before.output_tokens
+        times = after.output_tokens / before.output_tokens
+        mean = self.output_tokens + more if more > 0 else self.output_tokens * times
+        known = replace(self, cached_tokens=after.cached_tokens, output=self.output._replace(mean=mean))
+        if same_model:
+            return known
+        seconds = after.seconds * mean / after.output_tokens
+        return replace(
+            known,
+            input=known.input._replace(calls=0),
+            output=known.output._replace(calls=0),
+            latency=known.latency._replace(calls=0, mean=seconds, slope=0.0),
+            billed_ratio=1.0,
+        )
+
+
+# --------------------------------------------------------------------- a guess, before anything is known
+
+# How long replies are is published nowhere: these are assumptions (checked 2026-11-29), told as such wherever
+# a price rests on them, and replaced by the first pilot.
+_TEXT_CHARACTERS, _FIELD_CHARACTERS = 480.0, 50.0
+"""Of a reply in free text, and of a string among other fields, where the prompt asks for no length."""
+_ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 480.0})
+"""Of each word, sentence or paragraph that the prompt asks for."""
+_ASKED = re.compile(
+    r"\b(one|a|an|a single|two|three|four|five|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)s?\b",
+    re.IGNORECASE,
+)
+_COUNTS = MappingProxyType({"two": 2, "three": 3, "four": 4, "five": 5})
+_FORMAT_CHARACTERS = MappingProxyType({"date": 10, "time": 9, "date-time": 20, "duration": 5, "uri": 45})
+_SCALAR_CHARACTERS = MappingProxyType({"boolean": 4.5, "integer": 2.0, "number": 4.0, "null": 4.0})
+_ITEMS = 3
+_BOUND = re.compile(r"(max length|min items|max items): (\d+)")
+_REPLY_TOKENS = 3.0  # around the text of a reply: its end is a token too
+_THINKING_TOKENS = MappingProxyType(
+    {"low": 50.0, "medium": 200.0, "high": 600.0, "xhigh": 1_500.0, "max": 3_000.0}
+)
+"""Of a row by effort, where a model thinks. Only the order is documented. Source: Anthropic, *Effort*."""
+
+
+def guess(prompt: Prompt, max_tokens: int, *, cache: bool = False) -> Measured:
+    """Return what a call takes before anything is known: assumed, by what the reply must look like."""
+    facts = prompt.model
+    asked = [
+        (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1) * _ASKED_CHARACTERS[unit.lower()])
+        for count, unit in _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
+    ]
+    if prompt.returns is None:
+        characters = max(asked, default=_TEXT_CHARACTERS)
+    else:
+        characters = _json_characters(prompt.returns.json_schema, max(asked, default=_FIELD_CHARACTERS))
+    thinking = min(_thinking_tokens(prompt), float(max_tokens))
+    tokens = min(_REPLY_TOKENS + characters / facts.characters_per_token + thinking, float(max_tokens))
+    return Measured(
+        output=Line(tokens),
+        latency=_usual_seconds(tokens),
+        thinking_tokens=thinking,
+        cached_tokens=prompt.shared_tokens if cache and prompt.is_cacheable else 0.0,
+    )
+
+
+def _json_characters(schema: Mapping[str, Any], text: float) -> float:
+    """Return how long JSON of a schema is, written densely, with so many characters in each free string."""
+    if labels := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return sum(len(json.dumps(label, ensure_ascii=False)) for label in labels) / len(labels)
+    if kinds := [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]:
+        return max(_json_characters(kind, text) for kind in kinds)
+    bounds = {name: int(value) for name, value in _BOUND.findall(schema.get("description", ""))}
+    if (fields := schema.get("properties")) is not None:
+        names = sum(len(json.dumps(name, ensure_ascii=False)) + 2 for name in fields)
+        return names + sum(_json_characters(field, text) for field in fields.values()) + 1
+    if schema.get("type") == "array":
+        items = max(min(_ITEMS, bounds.get("max items", _ITEMS)), bounds.get("min items", 0))
+        return items * (1 + _json_characters(schema["items"], text)) + 1
+    if schema.get("type") == "string":
+        length: float = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
+        return min(length, bounds.get("max length", length)) + 2
+    return _SCALAR_CHARACTERS[schema["type"]]
+
+
+def _thinking_tokens(prompt: Prompt) -> float:
+    """Return how many tokens of thinking are assumed of a request."""
+    thinking, facts = prompt.constant.get("thinking") or {}, prompt.model
+    if thinking.get("type", "adaptive" if facts.thinks_by_default else "disabled") in {
+        "disabled",
+        "between_tools",
+    }:
+        return 0.0
+    effort = prompt.constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
+    return min(_THINKING_TOKENS[effort], float(thinking.get("budget_tokens", math.inf)))
+
+
+def _usual_seconds(output_tokens: float) -> Line:
+    return Line(1.0 + output_tokens / 80)
+
+
+# ------------------------------------------------------------------------------------ measured, or counted
+
+
+def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, requests: int) -> Measured | None:
+    """Return what the calls of a pilot took, some of so many requests; None if nothing was paid for.
 
     Parameters
     ----------
@@ -37,38 +251,29 @@ def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, prompt: Prompt, max_to
     attempts : pl.DataFrame
         All calls of the pilot, those that failed too.
     """
-    paid = sizes.filter(pl.col("dollars") > 0)
+    paid = sizes.filter(pl.col("dollars") > 0).with_columns(prompt=prices.PROMPT)
     if paid.is_empty():
-        msg = f"The run has no paid replies of {prompt.model.id} to learn from. "
-        raise PlanError(msg + "Use pilot = await plan.sample(50).run(client) first.")
+        return None
     live, batch = (paid.filter(mode=mode) for mode in ("live", "batch"))
-    estimated = paid["estimated_tokens"]
-    output = line(estimated, paid["output_tokens"])
-    latency = line(live["estimated_tokens"], live["seconds"]) if live.height else Line(1.0 + output.mean / 80)
-    cached = paid.select(tokens=prices.PROMPT - pl.col("input_tokens")).to_series()  # written or read
+    output = line(paid, "output_tokens", requests)
+    cached = paid.select(pl.col("prompt") - pl.col("input_tokens")).to_series()  # written or read
     cached_tokens = _number(cached.filter(cached > 0).mean())
-    error_rate, lost_seconds = _failures(attempts, live)
-    known = Measured(
-        input=line(estimated, paid.select(prices.PROMPT).to_series(), rises=True),
+    live_hits, batch_hits = (int((calls["cache_read_input_tokens"] > 0).sum()) for calls in (live, batch))
+    refused = pl.col("status").eq_missing(HTTPStatus.TOO_MANY_REQUESTS)
+    tries, sent = attempts.filter(pl.col("mode") == "live", ~refused), pl.col("sent_at")
+    failed = tries.filter(pl.col("dollars") == 0, pl.col("error").ne_missing("refusal")).height
+    waits = tries.group_by("key").agg((sent.last() - sent.first()).dt.total_milliseconds() / 1_000)
+    return Measured(
+        input=line(paid, "prompt", requests, rises=True),
         output=output,
-        latency=latency,
-        estimated_tokens=_number(estimated.mean()),
+        latency=line(live, "seconds", requests) if live.height else _usual_seconds(output.mean),
         cached_tokens=cached_tokens,
-        cache_hit_share=_hits(live, 1) if cached_tokens and live.height > 1 else 1.0,
-        batch_hit_share=_hits(batch, 0) if cached_tokens and batch.height else None,
-        error_rate=error_rate,
-        lost_seconds=lost_seconds,
-        calls=paid.height,
+        cache_hit_share=min(live_hits / (live.height - 1), 1.0) if cached_tokens and live.height > 1 else 1.0,
+        batch_hit_share=batch_hits / batch.height if cached_tokens and batch.height else None,
+        error_rate=failed / (tries.height or 1),
+        lost_rate=tries["status"].null_count() / (tries.height or 1),
+        lost_seconds=float(waits["sent_at"].sum()) / live.height if failed and live.height else 0.0,
     )
-    tried = attempts.group_by("key").agg(paid=pl.col("dollars").sum())
-    # A reply that an earlier run has paid for is among no attempts of this one.
-    dollars = pl.max_horizontal("dollars", pl.col("paid").fill_null(0.0))
-    billed = float(sizes.join(tried, on="key", how="left").select(dollars.sum()).item())
-    each = sizes.select("mode", "estimated_tokens", requests=1, rows=1)
-    live_dollars = total(each.filter(mode="live"), prompt, known, max_tokens).live_dollars
-    estimate = live_dollars + total(each.filter(mode="batch"), prompt, known, max_tokens).batch_dollars
-    ratio = billed / estimate if math.isfinite(estimate) else 1.0
-    return replace(known, billed_ratio=ratio, cache_hit_share=min(known.cache_hit_share, 1.0))
 
 
 def _number(value: Any) -> float:
@@ -76,51 +281,30 @@ def _number(value: Any) -> float:
     return 0.0 if value is None or not math.isfinite(value) else float(value)
 
 
-def line(x: pl.Series, y: pl.Series, *, rises: bool = False) -> Line:
-    """Return how a figure goes with the estimated tokens of its requests.
+def line(calls: pl.DataFrame, figure: str, requests: int, *, rises: bool = False) -> Line:
+    """Return how a figure goes with the `estimated_tokens` of calls, some of so many requests.
 
     It is flat where that is not certain; a figure that surely `rises` then goes through zero.
     """
-    n, y = x.len(), y.cast(pl.Float64)
-    mean, mean_x, wide = _number(y.mean()), _number(x.mean()), _number(x.std())
-    slope, freedom = mean / mean_x if rises else 0.0, max(n - 1, 1)
-    if n >= _FEWEST_FOR_A_LINE and wide > mean_x * _SAME_LENGTH:
-        moment = wide**2 * (n - 1)
-        steepness = float(((x - mean_x) * (y - mean)).sum()) / moment
-        rest = y - mean - steepness * (x - mean_x)
+    x, y, n = calls["estimated_tokens"], calls[figure].cast(pl.Float64), calls.height
+    mean, center, spread = _number(y.mean()), _number(x.mean()), _number(x.std())
+    slope, freedom = mean / center if rises else 0.0, max(n - 1, 1)
+    if n >= _FEWEST_FOR_A_LINE and spread > center * _SAME_LENGTH:
+        moment = spread**2 * (n - 1)
+        steepness = float(((x - center) * (y - mean)).sum()) / moment
+        rest = y - mean - steepness * (x - center)
         error = math.sqrt(float((rest**2).sum()) / (n - 2) / moment)
-        starts = mean + steepness * (_number(x.min()) - mean_x)
+        starts = mean + steepness * (_number(x.min()) - center)
         if steepness >= _SURE_TREND * error and (starts > 0 or not rises):
             slope, freedom = steepness, n - 2
-    rest = y - mean - slope * (x - mean_x)
+    rest = y - mean - slope * (x - center)
     deviation = _number(rest.std()) * math.sqrt(max(n - 1, 1) / freedom)
-    return Line(mean, slope, deviation, _number(rest.skew(bias=n < 3)))  # noqa: PLR2004
+    guessed = (_AS_ESTIMATED if rises else _NOTHING).guessed
+    return Line(mean, slope, deviation, n, requests, center, spread, guessed)
 
 
-def _hits(calls: pl.DataFrame, first: int) -> float:
-    """Return how many of the calls found the cache, but for those that come first."""
-    return int((calls["cache_read_input_tokens"] > 0).sum()) / (calls.height - first)
-
-
-def _failures(attempts: pl.DataFrame, live: pl.DataFrame) -> tuple[float, float]:
-    """Return the part of a pilot's live calls that failed and were sent again, and what a row loses to it."""
-    refused = pl.col("status").eq_missing(HTTPStatus.TOO_MANY_REQUESTS)
-    tries = attempts.filter(pl.col("mode") == "live", ~refused)
-    sent = pl.col("sent_at")
-    rows = tries.group_by("key").agg(
-        failed=((pl.col("dollars") == 0) & pl.col("error").ne_missing("refusal")).sum(),
-        seconds=(sent.last() - sent.first()).dt.total_milliseconds() / 1_000,
-    )
-    failed = int(rows["failed"].sum())
-    return (
-        (failed / tries.height, float(rows["seconds"].sum()) / live.height)
-        if failed and live.height
-        else (0.0, 0.0)
-    )
-
-
-async def counted(client: AsyncAnthropic, work: Work, known: Measured, model: catalog.Model) -> Measured:
-    """Return what calls take, the input of some of them counted by the API, which is free."""
+async def counted(client: AsyncAnthropic, work: Work, model: catalog.Model, requests: int) -> Line:
+    """Return what the input of calls takes, that of some counted by the API, which is free."""
     estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_AT_ONCE)
     if estimated.is_empty():
         msg = "The plan has no row to count: every row has a null in the prompt's columns."
@@ -142,5 +326,5 @@ async def counted(client: AsyncAnthropic, work: Work, known: Measured, model: ca
         finally:
             for task in tasks:
                 task.cancel()
-    trend = line(estimated, pl.Series(tokens, dtype=pl.Float64), rises=True)
-    return replace(known, input=trend, estimated_tokens=_number(estimated.mean()), counted=len(tokens))
+    calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
+    return line(calls, "tokens", requests, rises=True)

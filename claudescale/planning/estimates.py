@@ -1,27 +1,30 @@
-"""What the calls of a plan take, how that is known, and what that means in dollars and minutes."""
+"""What a plan takes: all its calls, the dollars and minutes of each mode, and what meets its wishes."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import polars as pl
 
 from claudescale.api import catalog, prices
 from claudescale.api.limits import BUCKETS
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline
 from claudescale.pacing.concurrency import FIRST_CONCURRENCY, MOST_CONCURRENCY
 from claudescale.pacing.pacer import RATE_MARGIN
+from claudescale.planning.calibration import P90, Measured, guess
+from claudescale.prompts.requests import unreadable
+from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from claudescale.api.limits import Limits
-    from claudescale.prompts.requests import Prompt
+    from claudescale.api.catalog import Model
+    from claudescale.api.limits import Learned, Limits
+    from claudescale.planning.plans import Plan
+    from claudescale.prompts.requests import Kept, Prompt, Work
 
 OPTIONS = pl.Schema(
     {"mode": pl.String()}
@@ -40,199 +43,18 @@ CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 """The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""
-P90 = 0.9
+AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
+_TRUSTED_DOUBT = 0.5
+_SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # what is less when a part is left
 _NORMAL = NormalDist()
-_Z = _NORMAL.inv_cdf(P90)  # standard deviations from the median to the 90th percentile
-# One standard deviation of a guess of many calls' mean, as a part of it: how long a token is depends on the
-# text; of replies nothing is known.
-_GUESSED_INPUT, _GUESSED_OUTPUT = 0.15, 0.5
 _BATCH_MINUTES = 60.0
 # The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 # unseen, so the pacer keeps up to twice as much.
 _OUTPUT_LEFT = 0.2
-
-
-# ---------------------------------------------------------------------------------- what one call takes
-
-
-class Line(NamedTuple):
-    """A figure of a call: its mean, what each estimated token of the request more adds, and the rest."""
-
-    mean: float
-    slope: float = 0.0
-    deviation: float = 0.0  # around the line
-    skew: float = 0.0  # a few long replies that a small sample tends to miss
-
-
-_AS_ESTIMATED, _NOTHING, _SECONDS = Line(0.0, 1.0), Line(0.0), Line(3.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What a call takes, and how that is known: guessed, counted by the API, or measured by a pilot."""
-
-    input: Line = _AS_ESTIMATED  # tokens
-    output: Line = _NOTHING  # tokens, thinking included, refusals and cut replies too
-    latency: Line = _SECONDS  # seconds
-    estimated_tokens: float = 0.0  # of a mean request measured, from its characters
-    billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
-    cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
-    cache_hit_share: float = 1.0  # of the live calls after the first, how many found it
-    batch_hit_share: float | None = None  # of the calls in batches; None is not known
-    error_rate: float = 0.0  # the part of the calls that fail and are sent again
-    lost_seconds: float = 0.0  # what a row loses to that on average
-    thinking_tokens: float = 0.0  # of the output tokens that are guessed
-    calls: int = 0  # how many this comes from; 0 is a guess
-    counted: int = 0  # requests whose input tokens the API has counted
-    requests: int = 0  # how many there are of which those measured are a part; 0 is not known
-
-    @property
-    def output_tokens(self) -> float:
-        """Output tokens of a mean call."""
-        return self.output.mean
-
-    @property
-    def seconds(self) -> float:
-        """Latency of a mean call."""
-        return self.latency.mean
-
-    def at(self, line: Line, estimated_tokens: Any) -> Any:
-        """Return a figure of requests of so many estimated tokens: a number or an expression."""
-        return line.mean + line.slope * (estimated_tokens - self.estimated_tokens)
-
-    def uncached_tokens(self, estimated_tokens: float, requests: float) -> float:
-        """Return the input that the limits count, of so many requests and estimated tokens in all."""
-        mean: float = self.at(self.input, estimated_tokens / requests) if requests else 0.0
-        return max(mean - self.cached_tokens, 0.0) * requests
-
-    def input_more(self, requests: float = math.inf) -> float:
-        """Return how far the 90th percentile of many calls' input is above the median, as a part of it."""
-        return self._more(self.input, self.calls or self.counted, requests, _GUESSED_INPUT)
-
-    def output_more(self, requests: float = math.inf) -> float:
-        """Return the same of their output."""
-        return self._more(self.output, self.calls, requests, _GUESSED_OUTPUT)
-
-    def seconds_more(self, requests: float = math.inf) -> float:
-        """Return the same of their mean latency."""
-        return self._more(self.latency, self.calls, requests, _GUESSED_OUTPUT)
-
-    def _more(self, line: Line, known: int, requests: float, guessed: float) -> float:
-        if known <= 1 or not line.mean:
-            return _Z * guessed
-        # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
-        unknown = max(1 - known / requests, 0.0) if requests == self.requests else 1.0
-        variance = unknown / requests + unknown**2 / known
-        # Student's quantile, by its first term; and where values are skewed upward, a sample whose mean is
-        # low has a low deviation too: twice Johnson's term, as a small sample tends to miss the long ones.
-        # Source: N. J. Johnson, *Modified t tests*, JASA 73 (1978).
-        z = _Z * (1 + (_Z**2 + 1) / (4 * (known - 1)))
-        z += max(line.skew, 0.0) * (1 + 2 * z**2) / (3 * math.sqrt(known))
-        return line.deviation * z * math.sqrt(variance) / line.mean
-
-    def slow_deviation(self) -> float:
-        """Return the 90th percentile of the latency's deviation: few calls seldom have the longest."""
-        doubt = math.sqrt((1 + 3 * max(self.latency.skew, 0.0) ** 2) / (2 * max(self.calls, 1)))
-        return self.latency.deviation * (1 + _Z * doubt)
-
-    @property
-    def basis(self) -> str:
-        """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
-        reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
-        if self.calls:
-            cache = f", cache hit by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
-            again = f", {self.error_rate:.1%} of calls retried" if self.error_rate else ""
-            return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
-        known = f"input counted on {self.counted:,} requests" if self.counted else "estimated from characters"
-        thinking = f", {self.thinking_tokens:,.0f} of them thinking" if self.thinking_tokens else ""
-        reply = f"{self.output_tokens:,.0f} tokens{thinking}, in {self.seconds:.1f} s"
-        return f"{known}, output assumed ({reply})"
-
-    @property
-    def doubt(self) -> float:
-        """The part by which the mean of many calls may be off: one standard deviation."""
-        return (self.more - 1) / _Z
-
-    @property
-    def more(self) -> float:
-        """How many times the median the 90th percentile of the tokens of many calls is, at most."""
-        return 1 + max(self.input_more(), self.output_more())
-
-
-# --------------------------------------------------------------------- a guess, before anything is known
-
-# How long replies are is published nowhere: these are assumptions (checked 2026-11-29), told as such wherever
-# a price rests on them, and replaced by the first pilot.
-_TEXT_CHARACTERS, _FIELD_CHARACTERS = 480.0, 50.0
-"""Of a reply in free text, and of a string among other fields, where the prompt asks for no length."""
-_ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 480.0})
-"""Of each word, sentence or paragraph that the prompt asks for."""
-_ASKED = re.compile(
-    r"\b(one|a|an|a single|two|three|four|five|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)s?\b",
-    re.IGNORECASE,
-)
-_COUNTS = MappingProxyType({"two": 2, "three": 3, "four": 4, "five": 5})
-_FORMAT_CHARACTERS = MappingProxyType({"date": 10, "time": 9, "date-time": 20, "duration": 5, "uri": 45})
-_SCALAR_CHARACTERS = MappingProxyType({"boolean": 4.5, "integer": 2.0, "number": 4.0, "null": 4.0})
-_ITEMS = 3
-_BOUND = re.compile(r"(max length|min items|max items): (\d+)")
-_REPLY_TOKENS = 3.0  # around the text of a reply: its end is a token too
-_THINKING_TOKENS = MappingProxyType(
-    {"low": 50.0, "medium": 200.0, "high": 600.0, "xhigh": 1_500.0, "max": 3_000.0}
-)
-"""Of a row by effort, where a model thinks. Only the order is documented. Source: Anthropic, *Effort*."""
-
-
-def guess(prompt: Prompt, max_tokens: int, *, cache: bool = False) -> Measured:
-    """Return what a call takes before anything is known: assumed, by what the reply must look like."""
-    facts = prompt.model
-    asked = [
-        (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1) * _ASKED_CHARACTERS[unit.lower()])
-        for count, unit in _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
-    ]
-    if prompt.returns is None:
-        characters = max(asked, default=_TEXT_CHARACTERS)
-    else:
-        characters = _json_characters(prompt.returns.json_schema, max(asked, default=_FIELD_CHARACTERS))
-    thinking = min(_thinking_tokens(prompt), float(max_tokens))
-    tokens = min(_REPLY_TOKENS + characters / facts.characters_per_token + thinking, float(max_tokens))
-    return Measured(
-        output=Line(tokens),
-        latency=Line(1.0 + tokens / 80),
-        thinking_tokens=thinking,
-        cached_tokens=prompt.shared_tokens if cache and prompt.is_cacheable else 0.0,
-    )
-
-
-def _json_characters(schema: Mapping[str, Any], text: float) -> float:
-    """Return how long JSON of a schema is, written densely, with so many characters in each free string."""
-    if labels := schema.get("enum", [schema["const"]] if "const" in schema else []):
-        return sum(len(json.dumps(label, ensure_ascii=False)) for label in labels) / len(labels)
-    if kinds := [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]:
-        return max(_json_characters(kind, text) for kind in kinds)
-    bounds = {name: int(value) for name, value in _BOUND.findall(schema.get("description", ""))}
-    if (fields := schema.get("properties")) is not None:
-        names = sum(len(json.dumps(name, ensure_ascii=False)) + 2 for name in fields)
-        return names + sum(_json_characters(field, text) for field in fields.values()) + 1
-    if schema.get("type") == "array":
-        items = max(min(_ITEMS, bounds.get("max items", _ITEMS)), bounds.get("min items", 0))
-        return items * (1 + _json_characters(schema["items"], text)) + 1
-    if schema.get("type") == "string":
-        length: float = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
-        return min(length, bounds.get("max length", length)) + 2
-    return _SCALAR_CHARACTERS[schema["type"]]
-
-
-def _thinking_tokens(prompt: Prompt) -> float:
-    """Return how many tokens of thinking are assumed of a request."""
-    thinking, facts = prompt.constant.get("thinking") or {}, prompt.model
-    if thinking.get("type", "adaptive" if facts.thinks_by_default else "disabled") in {
-        "disabled",
-        "between_tools",
-    }:
-        return 0.0
-    effort = prompt.constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
-    return min(_THINKING_TOKENS[effort], float(thinking.get("budget_tokens", math.inf)))
+# A reply so many times longer than the mean one, and than a full bucket, holds up a run twice: the API lets
+# nobody in while it is written, and then the pacer waits until it is paid for.
+_LONG = 1.3
+_CLOSED_FORM = 1.03  # by so much the minutes of a run may be off with every figure known
 
 
 # --------------------------------------------------------------------------------- what all calls take
@@ -247,12 +69,19 @@ class Totals(NamedTuple):
     input_tokens: float
     cache_read_tokens: float
     output_tokens: float
+    input_more: float  # by which part the 90th percentile of the tokens is above
+    output_more: float
     input_deviation: float  # of a request's input tokens that are not read from the cache
     live_dollars: float
     live_dollars_p90: float
     batch_dollars: float
     batch_dollars_p90: float
     plain_dollars: float  # of every row sent by itself, live, nothing cached
+
+    @property
+    def uncached_tokens(self) -> float:
+        """The input that the limits count."""
+        return self.input_tokens - self.cache_read_tokens
 
 
 def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: int) -> Totals:
@@ -265,33 +94,42 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         rows that are not sent.
     """
     sent, times = sizes.drop_nulls(), pl.col("requests")
-    estimated = pl.col("estimated_tokens")
-    tokens = expected.at(expected.input, estimated).clip(0.0)
+    tokens = expected.input.at(pl.col("estimated_tokens")).clip(0.0)
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
-    output = expected.at(expected.output, estimated).clip(0.0, float(max_tokens))
-    geography = prompt.charges.inference_geo
-    live, batch = (
-        prices.price(prompt.model, mode=mode, inference_geo=geography) for mode in ("live", "batch")
-    )
+    output = expected.output.at(pl.col("estimated_tokens")).clip(0.0, float(max_tokens))
+    modes = {
+        mode: prices.price(prompt.model, mode=mode, inference_geo=prompt.charges.inference_geo)
+        for mode in ("live", "batch")
+    }
+    live = modes["live"]
     # One web search a row is assumed where there is such a tool; after a pilot the bill sets it right.
     fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
-    nothing = pl.lit(0.0)
+
+    def paid(price: prices.Price, input_: pl.Expr, read: Any, output: Any) -> pl.Expr:
+        usage = {"input_tokens": input_, "cache_read_input_tokens": read, "output_tokens": output}
+        return prices.dollars(price, **usage) + fee
+
+    zero = pl.lit(0.0)
+    of_all = {
+        "estimated": pl.col("estimated_tokens"),
+        "input": tokens,
+        "read": read,
+        "output": output,
+        "squares": (tokens - read) ** 2,
+        "silent": paid(live, tokens - read, read, zero),
+        **{mode: paid(price, tokens - read, read, output) for mode, price in modes.items()},
+    }
     sums = sent.select(
-        input=(tokens * times).sum(),
-        read=(read * times).sum(),
-        output=(output * times).sum(),
-        squares=((tokens - read) ** 2 * times).sum(),
-        live=((_dollars(live, tokens - read, read, output) + fee) * times).sum(),
-        batch=((_dollars(batch, tokens - read, read, output) + fee) * times).sum(),
-        plain=((_dollars(live, tokens, nothing, output) + fee) * pl.col("rows")).sum(),
-        silent=((_dollars(live, tokens - read, read, nothing) + fee) * times).sum(),
+        **{name: (each * times).sum() for name, each in of_all.items()},
+        plain=(paid(live, tokens, zero, output) * pl.col("rows")).sum(),
+        requests=times.sum(),
     ).row(0, named=True)
-    rows, requests = int(sizes["rows"].sum()), int(sent["requests"].sum())
-    count = requests or 1
-    more = math.hypot(
-        expected.input_more(count) * sums["silent"],
-        expected.output_more(count) * (sums["live"] - sums["silent"]),
-    )
+    requests, count = int(sums["requests"]), int(sums["requests"]) or 1
+    mean = sums["estimated"] / count
+    input_more, output_more = (figure.more(count, mean) for figure in (expected.input, expected.output))
+    of_input, of_output = input_more * sums["silent"], output_more * (sums["live"] - sums["silent"])
+    # Both depend on how long the texts are: where one is more than was measured, so is the other, at times.
+    more = math.sqrt(of_input**2 + of_output**2 + of_input * of_output)
     # Who finds no cache writes it: live the first call and some others, in batches more of them.
     written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
     low, high = catalog.BATCH.cache_hit_shares
@@ -300,42 +138,34 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     is_measured = expected.batch_hit_share is not None and expected.calls >= requests
     # Any share in the documented range is as likely as another: what one batch found the next may not find.
     most_missed = missed if is_measured else max(missed, requests * (1 - low - (1 - P90) * (high - low)))
-    hour = _write_dollars(batch, expected, "1h")
-    live_dollars = sums["live"] + written * _write_dollars(live, expected, "5m")
-    batch_dollars = sums["batch"] + missed * hour
-    batch_more = math.hypot(more * _part(sums["batch"], sums["live"]), (most_missed - missed) * hour)
-    ratio, uncached = expected.billed_ratio, _part(sums["input"] - sums["read"], requests)
+    prefix, kept = expected.cached_tokens, {"live": "5m", "batch": "1h"}
+    live_write, batch_write = (
+        price.dollars(**{f"cache_write_{kept[mode]}_input_tokens": prefix})
+        - price.dollars(cache_read_input_tokens=prefix)
+        for mode, price in modes.items()
+    )
+    live_dollars, batch_dollars = sums["live"] + written * live_write, sums["batch"] + missed * batch_write
+    part = sums["batch"] / sums["live"] if sums["live"] else 0.0
+    batch_more = math.hypot(more * part, (most_missed - missed) * batch_write)
+    ratio, rows = expected.billed_ratio, int(sizes["rows"].sum())
     return Totals(
         rows=rows,
         unsent=rows - int(sent["rows"].sum()),
         requests=requests,
         input_tokens=sums["input"],
-        cache_read_tokens=max(sums["read"] - expected.cached_tokens * written, 0.0),
+        cache_read_tokens=max(sums["read"] - prefix * written, 0.0),
         output_tokens=sums["output"],
-        input_deviation=math.sqrt(max(_part(sums["squares"], requests) - uncached**2, 0.0)),
+        input_more=input_more,
+        output_more=output_more,
+        input_deviation=math.sqrt(
+            max(sums["squares"] / count - ((sums["input"] - sums["read"]) / count) ** 2, 0.0)
+        ),
         live_dollars=live_dollars * ratio,
         live_dollars_p90=(live_dollars + more) * ratio,
         batch_dollars=batch_dollars * ratio,
         batch_dollars_p90=(batch_dollars + batch_more) * ratio,
         plain_dollars=sums["plain"] * ratio,
     )
-
-
-def _part(of: float, whole: float) -> float:
-    return of / whole if whole else 0.0
-
-
-def _dollars(price: prices.Price, uncached: pl.Expr, read: pl.Expr, output: pl.Expr) -> pl.Expr:
-    usage = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0))
-    usage |= {"input_tokens": uncached, "cache_read_input_tokens": read, "output_tokens": output}
-    return prices.dollars(price, **usage)
-
-
-def _write_dollars(price: prices.Price, expected: Measured, kept: str) -> float:
-    """Return how much more a call that writes the cache costs than one that reads it."""
-    cached = expected.cached_tokens
-    read = price.dollars(cache_read_input_tokens=cached)
-    return price.dollars(**{f"cache_write_{kept}_input_tokens": cached}) - read
 
 
 # ------------------------------------------------------------------------------------ dollars and minutes
@@ -357,14 +187,13 @@ def options(
     # Most batches end within an hour, and one that has not ended after a day expires.
     # Source: Anthropic, *Batch processing* (checked 2026-08-14).
     batch_minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
-    count, uncached = totals.requests or 1, totals.input_tokens - totals.cache_read_tokens
     usual, slow = (
         live_finish(
             limits,
             expected,
             requests=totals.requests,
-            input_tokens=uncached * (1 + is_slow * expected.input_more(count)),
-            output_tokens=totals.output_tokens * (1 + is_slow * expected.output_more(count)),
+            input_tokens=totals.uncached_tokens * (1 + is_slow * totals.input_more),
+            output_tokens=totals.output_tokens * (1 + is_slow * totals.output_more),
             input_deviation=totals.input_deviation,
             concurrency=concurrency,
             from_start=True,
@@ -440,16 +269,22 @@ def live_finish(
     """
     if not requests:
         return Finish(0.0, NOTHING)
-    latency = expected.seconds * (1 + (expected.seconds_more(requests) if is_slow else 0.0))
-    round_trip = latency + (expected.lost_seconds if from_start else 0.0)
+    reply, latency = expected.output, expected.latency
+    if is_slow:
+        reply, latency = reply.slow(requests), latency.slow(requests)
+    round_trip = latency.mean + (expected.lost_seconds if from_start else 0.0)
     burst = (limits.burst_seconds or 1.0) / RATE_MARGIN if from_start else 1.0
     allowed = limits.shared(RATE_MARGIN).per_minute
-    used = (requests, input_tokens * more, output_tokens * more)
+    output_tokens *= more * (1 + expected.lost_rate)
+    used = (requests, input_tokens * more, output_tokens)
     alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
     sending = {name: max(seconds - burst, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
     slower = "requests" if alone[0] >= alone[1] else "input_tokens"
     sending[slower] = max(_together(requests, alone, input_deviation / allowed[1] * 60, burst) - burst, 0.0)
-    sending["output_tokens"] = max(alone[2] - burst * (1 - _OUTPUT_LEFT), 0.0)
+    mean, capacity = output_tokens / requests, (limits.burst_seconds or 1.0) * allowed[2] / 60
+    varies = math.hypot(reply.deviation, reply.slope * reply.spread) / (reply.mean or 1.0)
+    held = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
+    sending["output_tokens"] = max(alone[2] + held - burst * (1 - _OUTPUT_LEFT), 0.0)
     most = concurrency or (MOST_CONCURRENCY if from_start else math.inf)
     first = min(FIRST_CONCURRENCY, most) if from_start else most
     if most < math.inf:  # calls in flight double with each latency
@@ -463,12 +298,12 @@ def live_finish(
     if not from_start:
         return Finish(seconds + round_trip, binding)
     if binding in BUCKETS[:2] and under_way > first:
-        seconds += (math.log2(under_way / first) - 1) * round_trip  # lost while calls in flight double
-    deviation = expected.slow_deviation() if is_slow else expected.latency.deviation
-    seconds += _slowest(under_way, round_trip, deviation, P90 if is_slow else 0.5)
-    warming = latency if expected.cached_tokens and requests > 1 else 0.0
+        seconds += max(math.log2(under_way / first) - 1, 0.0) * round_trip  # lost while they double
+    seconds += _slowest(under_way, round_trip, latency.deviation, P90 if is_slow else 0.5)
+    warming = latency.mean if expected.cached_tokens and requests > 1 else 0.0
     # Its start and its end take a part of a round more: calls are sent when others are answered.
-    return Finish(seconds + warming + latency / 4, binding)
+    seconds += warming + latency.mean / 4
+    return Finish(seconds * (_CLOSED_FORM if is_slow else 1.0), binding)
 
 
 def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:
@@ -488,9 +323,153 @@ def _together(requests: float, alone: list[float], deviation_seconds: float, bur
     return both * requests / count
 
 
+def _above(level: float, mean: float, deviation: float) -> float:
+    """Return the mean of what lognormal values are above a level."""
+    if not mean or not deviation:
+        return max(mean - level, 0.0)
+    wide = math.sqrt(math.log1p((deviation / mean) ** 2))
+    away = math.log(mean / level) / wide + wide / 2
+    return mean * _NORMAL.cdf(away) - level * _NORMAL.cdf(away - wide)
+
+
 def _slowest(calls: float, mean: float, deviation: float, quantile: float) -> float:
     """Return the latency of the slowest of so many calls: a quantile, for lognormal latencies."""
     if not mean or not deviation:
         return mean
     wide = math.sqrt(math.log1p((deviation / mean) ** 2))
     return mean * math.exp(wide * _NORMAL.inv_cdf(quantile ** (1 / max(calls, 1.0))) - wide**2 / 2)
+
+
+# --------------------------------------------------------------------------------------- what meets wishes
+
+
+class Evidence(NamedTuple):
+    """What was found out about a plan besides its parameters."""
+
+    measured: Measured | None = None  # by `Plan.calibrate` or `Plan.count_tokens`
+    learned: Learned | None = None  # the limits, by `Plan.learn_limits` or a pilot's answers
+    kept: Kept | None = None  # what `Plan.retry` takes over from a run
+
+
+NO_EVIDENCE = Evidence()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compiled:
+    """A plan as the engine reads it: its prompt, model and limits, which are all of the account's."""
+
+    plan: Plan
+    prompt: Prompt
+    model: Model
+    limits: Limits
+    evidence: Evidence
+
+    @property
+    def kept(self) -> Kept | None:
+        """What a retry takes over from its run."""
+        return self.evidence.kept
+
+    @cached_property
+    def guess(self) -> Measured:
+        """What a call takes as long as nothing is known."""
+        return guess(self.prompt, self.plan.max_tokens, cache=self.plan.cache)
+
+    @property
+    def expected(self) -> Measured:
+        """What a call takes: measured by a pilot, or guessed."""
+        return self.evidence.measured or self.guess
+
+    @cached_property
+    def sizes(self) -> pl.DataFrame:
+        """`prompts.requests.SIZES`; the frame is read once, as a stream."""
+        try:
+            return self.prompt.sizes(self.plan.frame, None if self.kept is None else self.kept.open)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise unreadable(error) from error
+
+    @cached_property
+    def totals(self) -> Totals:
+        """What all requests take together."""
+        tokens = self.prompt.estimated_tokens(pl.col("characters")).alias("estimated_tokens")
+        sizes = self.sizes.select(tokens, "requests", "rows")
+        return total(sizes, self.prompt, self.expected, self.plan.max_tokens)
+
+    @cached_property
+    def options(self) -> pl.DataFrame:
+        """`Plan.options`."""
+        limits = self.limits.shared(self.plan.share)
+        return options(self.totals, limits, self.expected, self.plan.concurrency, self.plan.deadline)
+
+    def work(self, api: str) -> Work:
+        """Return the rows with the keys they have at one API; what their lengths say is kept."""
+        work = self.prompt.work(self.plan.frame, api, self.kept)
+        vars(self)["sizes"] = work.sizes
+        return work
+
+    def resolved(self) -> str:
+        """Return the mode: of ``"auto"`` the cheapest that meets all wishes; raise where none does."""
+        if self.plan.mode != AUTO:
+            return self.plan.mode
+        options, deadline, budget = self.options, self.plan.deadline, self.plan.budget
+        if deadline is not None:
+            live = option(options, "live")["minutes_p90"]
+            rescued = pl.col("mode").ne("hybrid") | (live + CANCEL_MINUTES <= deadline)
+            options = options.filter(rescued, pl.col("minutes_p90") <= deadline)
+            if options.is_empty():
+                self._refuse_deadline(f"up to {duration(live)} in mode='live', the quickest", live)
+        if budget is not None:
+            cheapest = options.sort("dollars_p90").row(0, named=True)
+            options = options.filter(pl.col("dollars_p90") <= budget)
+            if options.is_empty():
+                cost = f"up to {dollars(cheapest['dollars_p90'])} in mode={cheapest['mode']!r}"
+                self._refuse_budget(cost, ". Calibrate with a pilot, which narrows the span, or use a")
+        return str(options.sort("dollars", "minutes_p90")["mode"][0])
+
+    @property
+    def likely_mode(self) -> str:
+        """The mode; of ``"auto"`` the cheapest where none meets all wishes."""
+        with suppress(ImpossibleDeadline, ImpossibleBudget):
+            return self.resolved()
+        return str(self.options.sort("dollars", "minutes")["mode"][0])
+
+    def check(self, *, part: float = 1.0) -> dict[str, Any]:
+        """Return what the plan takes in its mode, as a row of `OPTIONS`; raise where that is not allowed.
+
+        `part` is what is still to be sent: what the ledger has is paid for.
+        """
+        mode, deadline, budget = self.plan.mode, self.plan.deadline, self.plan.budget
+        taken = option(self.options, mode)
+        # A batch takes its time whatever its size.
+        scaled = _SCALED if mode != "live" else (*_SCALED, "minutes", "minutes_p90")
+        taken |= {name: taken[name] * part for name in scaled}
+        needed, instead = taken["minutes"], ""
+        takes = f"about {duration(needed)} in mode={mode!r}, bound by {taken['binding']}"
+        if mode == "hybrid" and deadline is not None:
+            # Everything may have to go live, if the batch comes to nothing.
+            live = option(self.options, "live")["minutes_p90"] * part
+            needed = live + CANCEL_MINUTES
+            cancel = f"{duration(CANCEL_MINUTES)} for canceling the batch"
+            takes = f"up to {duration(live)} live, and mode='hybrid' keeps {cancel}"
+            instead = "mode='live', which is in time, or " if live <= deadline else ""
+        if deadline is not None and needed > deadline:
+            self._refuse_deadline(takes, needed, instead)
+        spent, known = taken["dollars"], self.expected
+        if budget is not None and spent * (1 - min(known.doubt, _TRUSTED_DOUBT)) > budget:
+            rows = int(self.totals.rows * part * budget / spent)
+            basis = "" if known.calls else " (their length is guessed: calibrate with a pilot)"
+            fewer = f": enough for about {rows:,} rows. Use plan.head({rows}), or a" if rows else ". Use a"
+            self._refuse_budget(f"about {dollars(spent)}{basis}", fewer)
+        return taken
+
+    def _refuse_deadline(self, takes: str, minutes: float, instead: str = "") -> NoReturn:
+        msg = (
+            f"These rows take {takes} ({self.limits.source}), and the deadline is "
+            f"{duration(self.plan.deadline or 0.0)}. Allow {instead}"
+            f"deadline={math.ceil(minutes)} (minutes), a higher tier, or fewer rows: plan.head(n)."
+        )
+        raise ImpossibleDeadline(msg)
+
+    def _refuse_budget(self, cost: str, instead: str) -> NoReturn:
+        spends = f"the budget is {dollars(self.plan.budget or 0.0)}{instead} larger budget."
+        msg = f"These rows cost {cost}, and {spends}"
+        raise ImpossibleBudget(msg)

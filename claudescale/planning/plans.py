@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
@@ -15,23 +15,23 @@ from claudescale import text
 from claudescale.api import catalog, limits, prices
 from claudescale.api.client import account_limits
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import ImpossibleBudget, PlanError
+from claudescale.errors import ImpossibleBudget, PlanError, refuse
+from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
-from claudescale.planning import calibration, estimates, plan_views
-from claudescale.planning.compiled import AUTO, NO_EVIDENCE, Compiled, Evidence
-from claudescale.planning.plan_views import PlanPlots
-from claudescale.prompts.parameters import check_mode, plain, refuse
-from claudescale.prompts.requests import Asked, Examples, Frame, compile_prompt, read, schema_of
-from claudescale.prompts.retries import Kept
+from claudescale.planning import calibration, choices, estimates
+from claudescale.planning.choices import PlanPlots
+from claudescale.planning.estimates import AUTO, NO_EVIDENCE, Compiled, Evidence
+from claudescale.prompts.requests import Asked, Examples, Frame, Kept, compile_prompt, read, schema_of
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from anthropic import AsyncAnthropic
 
     from claudescale.api.models import Model
-    from claudescale.planning.estimates import Measured
+    from claudescale.planning.calibration import Measured
     from claudescale.running.runs import Run
 
 Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
@@ -40,7 +40,6 @@ Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
 ModelName: TypeAlias = Literal["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"] | str  # noqa: PYI051
 TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] | str | int  # noqa: PYI051
 
-DEFAULT_LEDGER = "claudescale.ledger"  # in the working folder
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
 MODES = ("live", "batch", "hybrid")
@@ -147,7 +146,7 @@ class Plan(Shown):
         object.__setattr__(self, "frame", as_frame(self.frame))
         for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
             whole = name in {"max_tokens", "concurrency"}
-            object.__setattr__(self, name, plain(getattr(self, name), whole=whole))
+            object.__setattr__(self, name, text.plain(getattr(self, name), whole=whole))
         self._check_numbers()
         model = catalog.model(self.model)
         if model.given and model.given_dollars is None and (self.budget is not None or self.mode == AUTO):
@@ -163,25 +162,9 @@ class Plan(Shown):
         given["head"] = self.frame.head(_SEEN_ROWS) if isinstance(self.frame, pl.DataFrame) else None
         allowed = Limits.of(self.tier, model, self._evidence.learned)
         allowed.shared(self.share)
-        read_by_engine = (
-            "frame",
-            "mode",
-            "max_tokens",
-            "cache",
-            "deadline",
-            "budget",
-            "concurrency",
-            "share",
-        )
-        compiled = Compiled(
-            prompt=compile_prompt(self.prompt, schema_of(self.frame), model=model, **given),
-            model=model,
-            limits=allowed,
-            evidence=self._evidence,
-            **{name: getattr(self, name) for name in read_by_engine},
-        )
+        prompt = compile_prompt(self.prompt, schema_of(self.frame), model=model, **given)
+        compiled = Compiled(plan=self, prompt=prompt, model=model, limits=allowed, evidence=self._evidence)
         object.__setattr__(self, "compiled", compiled)
-        check_mode(self.params, self.mode)
         self._check_charges()
 
     def _check_numbers(self) -> None:
@@ -273,8 +256,7 @@ class Plan(Shown):
                 refuse(f"plan.compare(mode=[{mode!r}]): {why}")
         _ = self.compiled.totals  # read once, for all combinations
         sending: dict[tuple[int, ...], Plan] = {}  # those that send the same share their totals
-        frames: list[pl.DataFrame] = []
-        columns: dict[str, list[Any]] = {name: [] for name in tried}
+        frames = []
         for values in itertools.product(*tried.values()):
             changes: Any = dict(zip(tried, values, strict=True))
             paid = {name: value for name, value in changes.items() if name not in _SAME_TOTALS}
@@ -289,14 +271,14 @@ class Plan(Shown):
                 options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
             if "cache" in tried:
                 options = options.with_columns(other._hits())  # noqa: SLF001 - another plan
-            frames.append(options.filter(pl.col("mode").is_in(modes)))
-            for name in tried:
-                columns[name] += [plan_views.shown(name, getattr(other, name))] * frames[-1].height
-        table = pl.concat(frames)
+            options = options.filter(pl.col("mode").is_in(modes))
+            columns = [choices.column(name, [getattr(other, name)] * options.height) for name in tried]
+            frames.append(options.select(*columns, pl.all()))
+        table = pl.concat(frames, how="vertical_relaxed")
         if table.is_empty():
             needed = "a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
             refuse(f"plan.compare(mode=['hybrid']): {needed}")
-        return table.select(*(plan_views.column(*named) for named in columns.items()), pl.all())
+        return table
 
     def _hits(self) -> pl.Expr:
         """Return the part of the requests of each mode that are taken to read the cache."""
@@ -364,17 +346,7 @@ class Plan(Shown):
         same_model = mine.model.id == theirs.model.id
         if same_model and self.cache == other.cache:
             return known
-        before, after = (
-            estimates.guess(each.prompt, each.max_tokens, cache=each.cache) for each in (mine, theirs)
-        )
-        # Another model thinks more by default, or cannot write as much.
-        more, times = after.output_tokens - before.output_tokens, after.output_tokens / before.output_tokens
-        mean = known.output_tokens + more if more > 0 else known.output_tokens * times
-        known = replace(known, cached_tokens=after.cached_tokens, output=known.output._replace(mean=mean))
-        if same_model:
-            return known
-        latency = known.latency._replace(mean=after.seconds * mean / after.output_tokens, slope=0.0)
-        return replace(known, calls=0, counted=0, requests=0, billed_ratio=1.0, latency=latency)
+        return known.elsewhere(mine.guess, theirs.guess, same_model=same_model)
 
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
@@ -411,7 +383,7 @@ class Plan(Shown):
         mine = self._evidence._replace(kept=None)
         other = self._with(frame=frame, _evidence=mine).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
-        typed = f"plan.retry({typed}).run(client{ledger_typed(run.path)})"
+        typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
         kept = Kept.of(run, other.compiled.prompt, frame, other.mode, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
@@ -461,11 +433,23 @@ class Plan(Shown):
         mine, theirs = self.compiled, run.plan.compiled
         sizes = run.job.work.requests.select("key", "estimated_tokens")
         done = sizes.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
-        known = calibration.measured(done, run.attempts, mine.prompt, self.max_tokens)
+        known = calibration.measured(done, run.attempts, mine.totals.requests)
+        if known is None:
+            use = "Use pilot = await plan.sample(50).run(client) first."
+            refuse(f"The run has no paid replies of {mine.model.id} to learn from. {use}")
+        tried = run.attempts.group_by("key").agg(paid=pl.col("dollars").sum())
+        # A reply that an earlier run has paid for is among no attempts of this one.
+        dollars = pl.max_horizontal("dollars", pl.col("paid").fill_null(0.0))
+        billed = done.join(tried, on="key", how="left").select(dollars.sum()).item()
+        each, estimate = done.select("mode", "estimated_tokens", requests=1, rows=1), 0.0
+        for (mode,), calls in each.group_by("mode"):
+            of_calls = estimates.total(calls, mine.prompt, known, self.max_tokens)
+            estimate += of_calls.live_dollars if mode == "live" else of_calls.batch_dollars
+        if math.isfinite(estimate):
+            known = replace(known, billed_ratio=billed / estimate)
         learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
         if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
             learned = self._evidence.learned
-        known = replace(known, requests=mine.totals.requests)
         return self._with(_evidence=self._evidence._replace(measured=known, learned=learned))
 
     @awaited("plan = await plan.count_tokens(client)")
@@ -482,8 +466,9 @@ class Plan(Shown):
             The API would not count: what it says.
         """
         work = self.sample(n, seed).compiled.work("count")
-        known = replace(self.compiled.expected, requests=self.compiled.totals.requests)
-        known = await calibration.counted(client, work, known, self.compiled.model)
+        mine = self.compiled
+        counted = await calibration.counted(client, work, mine.model, mine.totals.requests)
+        known = replace(mine.expected, input=counted)
         return self._with(_evidence=self._evidence._replace(measured=known))
 
     @awaited("plan = await plan.learn_limits(client)")
@@ -590,7 +575,7 @@ class Plan(Shown):
         mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
         least = pl.max_horizontal(pl.col("dollars") * _SAVED, pl.lit(_SAVED / 100))
         worth = pl.when(pl.col("dollars_saved").abs() > least).then("dollars_saved")
-        table = options.select(mark, *plan_views.FIGURES, worth, "binding")
+        table = options.select(mark, *choices.FIGURES, worth, "binding")
         if not table["dollars_saved"].count():
             table = table.drop("dollars_saved")
         known = compiled.expected
@@ -637,23 +622,15 @@ class Plan(Shown):
         compiled = self.compiled
         # Limits that are no tier's are set by something else than a tier; the API may have told a better one.
         for own in limits.tiers_with(compiled.limits, compiled.model)[:1]:
-            names = plan_views.family(own, compiled.model.rate_group)
+            names = choices.family(own, compiled.model.rate_group)
             for above in names[names.index(own) + 1 :][:1]:
                 mode: Any = compiled.likely_mode
                 row = self.compare(tier=[above], mode=[mode]).row(0, named=True)
-                yield f"The next tier, {above}: {plan_views.gain_words(row[GAIN], row['binding'])}."
+                yield f"The next tier, {above}: {choices.gain_words(row[GAIN], row['binding'])}."
 
 
 PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))
 """What `plan` takes, and `Plan.replace` changes."""
-
-
-def ledger_typed(path: Path | None) -> str:
-    """Return the argument that names a run's ledger, after a comma; nothing where it is the default."""
-    folder, name = Path.cwd(), None if path is None else str(path)
-    if path is not None and path.is_relative_to(folder):
-        name = str(path.relative_to(folder))
-    return "" if name == DEFAULT_LEDGER else f", ledger={name!r}"
 
 
 def _check_names(method: str, given: Iterable[str], there: tuple[str, ...]) -> None:
@@ -685,7 +662,7 @@ def _is_positive(value: Any) -> bool:
 
 def _rows(n: object, name: str = "n") -> int:
     """Return how many rows are asked for; PlanError where that is no number of rows."""
-    rows = plain(n, whole=True)
+    rows = text.plain(n, whole=True)
     if type(rows) is not int or rows < 0:
         refuse(f"{name}={n!r}: it is how many rows, a whole number from 0 on, such as int(...).")
     return rows

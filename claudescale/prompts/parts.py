@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
-from claudescale.api import catalog, media
-from claudescale.prompts.parameters import FACTS, refuse
+from claudescale.api import media
+from claudescale.api.catalog import MEDIA
+from claudescale.errors import refuse
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["path", "url", "file_id"]
 Purpose: TypeAlias = Literal["price", "key", "send"]
-
-MEDIA: dict[str, Any] = {**catalog.MEDIA, **FACTS["media"]}
 
 
 class Unusable(Exception):

@@ -8,16 +8,15 @@ from __future__ import annotations
 import decimal
 import enum
 import json
-import operator
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime
 from types import UnionType
 from typing import Any, Literal, TypeAlias, get_origin
 from zoneinfo import ZoneInfo
 
 import polars as pl
-from polars.datatypes import FloatType, IntegerType
 
 from claudescale.errors import BadReturns
 from claudescale.prompts import schemas
@@ -70,24 +69,35 @@ class Returns:
 
     def _decode(self, texts: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         fits = [(name, _fit(dtype)) for name, dtype in self.columns.items()]
-        nothing = (None,) * len(fits)
         labelled = any("enum" in node or "const" in node for node in schemas.nodes(self.json_schema))
-        rows, errors = [], []
+        rows: list[tuple[Any, ...] | None] = []
         for text in texts:
-            row, error = nothing, None
+            row: tuple[Any, ...] | None = (None,) * len(fits)
             if text is not None:
                 try:
                     value = self._read(text, labelled=labelled)
                     row = tuple([fit(_part(value, name)) for name, fit in fits])
                 except Exception:  # noqa: BLE001  # a validator of the user's may raise anything; it is data
-                    error = INVALID_REPLY
+                    row = None
             rows.append(row)
-            errors.append(error)
-        columns = [
-            pl.Series(name, [row[number] for row in rows], dtype, strict=True)
-            for number, (name, dtype) in enumerate(self.columns.items())
-        ]
-        return pl.DataFrame(columns), pl.Series("error", errors, pl.String)
+        frame, errors = self._held(rows)
+        return frame, pl.Series("error", errors, pl.String)
+
+    def _held(self, rows: list[tuple[Any, ...] | None]) -> tuple[pl.DataFrame, list[str | None]]:
+        """Return rows as typed columns; one that a column cannot hold, as a number too large, is an error."""
+        try:
+            columns = [
+                pl.Series(name, [row and row[place] for row in rows], dtype, strict=True)
+                for place, (name, dtype) in enumerate(self.columns.items())
+            ]
+            errors = [INVALID_REPLY if row is None else None for row in rows]
+            return pl.DataFrame(columns).cast(self.columns), errors
+        except (pl.exceptions.PolarsError, TypeError, OverflowError):
+            if len(rows) == 1:
+                return self._held([None])
+            half = len(rows) // 2
+            (first, before), (last, after) = self._held(rows[:half]), self._held(rows[half:])
+            return pl.concat([first, last]), before + after
 
     def _read(self, text: str, *, labelled: bool) -> Any:
         try:
@@ -171,8 +181,7 @@ def _part(value: Any, name: str) -> Any:
 
 def _fit(dtype: pl.DataType) -> Fit:
     """Return what makes a value fit a column of this type; it raises where that cannot be."""
-    make = next((make for kind, make in _FITS.items() if isinstance(dtype, kind)), lambda _: str)
-    fit = make(dtype)
+    fit = _made(dtype)
 
     def fitted(value: Any) -> Any:
         if isinstance(value, enum.Enum):
@@ -184,72 +193,33 @@ def _fit(dtype: pl.DataType) -> Fit:
     return fitted
 
 
-def _checked(value: Any, *, ok: bool) -> Any:
-    if not ok:
-        raise ValueError(INVALID_REPLY)
-    return value
+def _made(dtype: Any) -> Fit:  # noqa: PLR0911 - one for each kind of type
+    """Return what makes a value fit, where Polars is not strict by itself: it checks the rest."""
+    match dtype:
+        case pl.Struct():
+            parts = [(part.name, _fit(schemas.instance(part.dtype))) for part in dtype.fields]
+            return lambda value: {name: fit(_part(value, name)) for name, fit in parts}
+        case pl.List() | pl.Array():
+            item = _fit(schemas.instance(dtype.inner))
+            return lambda value: [item(part) for part in value]
+        case pl.Enum():
+            return {label: label for label in dtype.categories}.__getitem__
+        case pl.Decimal():
+            context = decimal.Context(prec=dtype.precision, traps=[decimal.InvalidOperation])
+            unit = decimal.Decimal(1).scaleb(-dtype.scale)
+            return lambda value: decimal.Decimal(value).quantize(unit, context=context)
+        case pl.Float16() | pl.Float32():  # where a number too large would be infinite
+            code = "<e" if isinstance(dtype, pl.Float16) else "<f"
+            return lambda value: struct.unpack(code, struct.pack(code, value))[0]
+        case pl.Datetime():
+            zone = ZoneInfo(dtype.time_zone) if dtype.time_zone else None
+            return lambda value: _moment(value, zone)
+        case pl.String() | pl.Categorical():
+            return str
+    return lambda value: value
 
 
-def _between(low: Any, high: Any, plain: Fit = lambda value: value) -> Fit:
-    """Return what keeps a value, made `plain`, within bounds."""
-    return lambda value: _checked(plain(value), ok=low <= plain(value) <= high)
-
-
-def _struct(dtype: Any) -> Fit:
-    parts = [(part.name, _fit(schemas.instance(part.dtype))) for part in dtype.fields]
-    return lambda value: {name: fit(_part(value, name)) for name, fit in parts}
-
-
-def _list(dtype: Any) -> Fit:
-    item = _fit(schemas.instance(dtype.inner))
-    return lambda value: [item(part) for part in value]
-
-
-def _label(dtype: Any) -> Fit:
-    labels = frozenset(dtype.categories)
-    return lambda value: _checked(value, ok=value in labels)
-
-
-def _decimal(dtype: Any) -> Fit:
-    context = decimal.Context(prec=dtype.precision, traps=[decimal.InvalidOperation])
-    unit = decimal.Decimal(1).scaleb(-dtype.scale)
-    return lambda value: decimal.Decimal(value).quantize(unit, context=context)
-
-
-def _float(dtype: Any) -> Fit:
-    largest = {"Float16": 65504.0, "Float32": 3.4028234663852886e38}.get(str(dtype), float("inf"))
-    return _between(-largest, largest, float)
-
-
-def _duration(dtype: Any) -> Fit:
-    longest = timedelta(days=106_000 if dtype.time_unit == "ns" else 106_000_000)
-    return _between(-longest, longest)
-
-
-def _datetime(dtype: Any) -> Fit:
-    zone = ZoneInfo(dtype.time_zone) if dtype.time_zone else None
-    within = _between(*((1678, 2261) if dtype.time_unit == "ns" else (1, 9999)))
-
-    def moment(value: datetime) -> datetime:
-        zoned = value if value.tzinfo or zone is None else value.replace(tzinfo=zone)
-        found = zoned.replace(tzinfo=None) if zone is None else zoned.astimezone(UTC)
-        within(found.year)
-        return found
-
-    return moment
-
-
-_FITS: dict[Any, Callable[[Any], Fit]] = {
-    pl.Struct: _struct,
-    (pl.List, pl.Array): _list,
-    pl.Enum: _label,
-    pl.Decimal: _decimal,
-    IntegerType: lambda dtype: _between(*schemas.integer_bounds(dtype), operator.index),
-    FloatType: _float,
-    pl.Duration: _duration,
-    pl.Datetime: _datetime,
-    pl.Time: lambda _: lambda value: _checked(value, ok=isinstance(value, time)).replace(tzinfo=None),
-    pl.Date: lambda _: lambda value: _checked(value, ok=type(value) is date),
-    pl.Boolean: lambda _: lambda value: _checked(value, ok=isinstance(value, bool)),
-}
-"""By type of a column: what makes its fit. All else is text."""
+def _moment(value: datetime, zone: ZoneInfo | None) -> datetime:
+    if zone is None:
+        return value.replace(tzinfo=None)
+    return (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(UTC)

@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
-from claudescale.api.catalog import MESSAGE
-from claudescale.errors import NameTaken, PlanError, RequestTooLarge, UnknownColumn, nearest
-from claudescale.prompts.parameters import (
-    FACTS,
-    Charges,
-    as_json,
-    check_unicode,
-    checked,
-    plain,
-    refuse,
-    thinking_of,
-    tool_charges,
-)
+from claudescale.api.catalog import CHARGES, MEDIA, MESSAGE
+from claudescale.errors import NameTaken, PlanError, RequestTooLarge, UnknownColumn, nearest, refuse
 from claudescale.prompts.replies import Returns, compile_returns
-from claudescale.prompts.retries import key_of
-from claudescale.prompts.templates import Parts, Text, system_of, text_of
+from claudescale.prompts.templates import Parts, Text, as_json, check_unicode, system_of, text_of
+from claudescale.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from claudescale.api.catalog import Model
     from claudescale.prompts.parts import Part
-    from claudescale.prompts.retries import Kept
+    from claudescale.running.runs import Run
 
 Cache: TypeAlias = bool | Literal["5m", "1h"]
 Frame: TypeAlias = pl.DataFrame | pl.LazyFrame
@@ -43,6 +35,8 @@ Asked: TypeAlias = "str | pl.Expr | list[Part] | list[str | Part]"
 """What may be given as a prompt."""
 Examples: TypeAlias = "Sequence[tuple[str, Any]]"
 
+FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml").read_text("utf-8"))
+"""Which fields of the API `params` may have, and which tools."""
 SLICE_ROWS = 4_000  # so many rows are rendered at once
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
@@ -59,6 +53,15 @@ REQUESTS = pl.Schema(
 )
 """Columns of `Work.requests`: its first row in the frame, its key, the size of its body, and the most tokens
 that can be: no token is shorter than a byte, and a file has its own."""
+
+
+class Charges(NamedTuple):
+    """What can make a request cost more than its tokens at the list price."""
+
+    inference_geo: str | None = None  # where it is asked to be answered; None leaves it to the workspace
+    searches: int | None = 0  # most web searches; None is without end
+    turns: int = 1  # most turns of the model in one answer, each of which reads all before it
+    caches: bool = False  # a tool is marked for the cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -246,12 +249,12 @@ def _check_sizes(rows: pl.DataFrame, *, has_files: bool) -> None:
         row, size = large.select("row", "bytes").row(0)
         more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
         text = "Shorten its text, as in pl.col(...).str.head(100_000)"
-        msg = (
+        refuse(
             f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
             f"{MESSAGE.max_bytes:,}. {'Make its files smaller' if has_files else text}, or leave the row "
-            f"out.{more}"
+            f"out.{more}",
+            RequestTooLarge,
         )
-        raise RequestTooLarge(msg)
 
 
 def compile_prompt(
@@ -305,14 +308,14 @@ def compile_prompt(
     more = {"message": isinstance(text, Parts), "sample": samples > 1}
     own = [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)]
     renamed = _renamed(schema, typed, own)
-    extra = checked(params or {}, model)
+    extra = _checked(params or {}, model)
     max_tokens = plain(max_tokens, whole=True)
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
         refuse(f"max_tokens={max_tokens!r}: it is a whole number, and {model.id} writes 1 to {most} tokens.")
-    thinking, output = thinking_of(model, max_tokens, effort, thinking)
+    thinking, output = _thinking(model, max_tokens, effort, thinking)
     output |= _output(typed, extra.pop("output_config", {}))
-    charges, notes = tool_charges(model, extra, thinking, typed=typed is not None)
+    charges, notes = _charges(extra, typed=typed is not None)
     if renamed:
         pairs = ", ".join(f"{name!r} to {new!r}" for name, new in renamed.items())
         words = f"The results have columns of these names, so the frame's are renamed there: {pairs}."
@@ -372,7 +375,7 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
         for role, content in (("user", user), ("assistant", reply)):
             if not isinstance(content, str) or not content.strip():
                 refuse(f"examples= has {content!r:.60} for the {role}, which is not a text. {such_as}")
-            check_unicode("examples", content)
+            check_unicode("examples=", content)
             turns.append({"role": role, "content": content})
     return turns
 
@@ -382,12 +385,16 @@ def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[s
     fields = () if typed is None or typed.single else tuple(typed.columns)
     for name in fields:
         if name in own:
-            msg = f"returns= has a field {name!r}, a name the results need for themselves. Rename the field."
-            raise NameTaken(msg)
+            refuse(
+                f"returns= has a field {name!r}, a name the results need for themselves. Rename the field.",
+                NameTaken,
+            )
         if name in schema:
             use = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
-            msg = f"The frame has a column {name!r}, and the results get one of that name. Use {use}."
-            raise NameTaken(msg)
+            refuse(
+                f"The frame has a column {name!r}, and the results get one of that name. Use {use}.",
+                NameTaken,
+            )
     there, renamed = {*schema, *fields}, {}
     for name in own:
         if name in schema:
@@ -417,7 +424,7 @@ def _notes(
         return
     texts = pl.DataFrame() if head is None else head.select(text.columns or ()).select(pl.col(pl.String))
     for name in texts.columns:
-        if texts[name].str.contains(f"^({'|'.join(FACTS['media']['base64'])})").any():
+        if texts[name].str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
             yield (
                 f"The column {name!r} holds files as text in base64, which costs a hundred times more than "
                 f"the file: prompt=[cs.image({name!r}), ...] over frame.with_columns("
@@ -458,6 +465,134 @@ def _output(typed: Returns | None, given: Mapping[str, Any]) -> dict[str, Any]:
     if typed is not None and "format" in given:
         refuse("returns= and params['output_config']['format'] both say what the reply looks like. Keep one.")
     return dict(given) | ({"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {})
+
+
+# ------------------------------------------------------------------------- fields, tools and thinking
+
+
+def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
+    if not isinstance(params, Mapping):
+        refuse(f"params={params!r:.60}is not a dict. Write params={{'stop_sequences': ['END']}}.")
+    given = {name: value for name, value in params.items() if value is not None}
+    for name, value in given.items():
+        if name in FACTS["refused"]:
+            refuse(f"params has {name!r}: {FACTS['refused'][name]}")
+        if name not in FACTS["taken"]:
+            refuse(
+                f"params has {name!r}, which the API does not know: it would refuse every row."
+                f"{nearest(str(name), FACTS['taken'])} There is: {', '.join(FACTS['taken'])}."
+            )
+        if not _FITS.get(name, lambda _: True)(value):
+            refuse(f"params has {name}={value!r:.60}: it is {FACTS['values'][name]}.")
+    try:
+        check_unicode("params", as_json(given))
+    except TypeError as error:
+        msg = f"params cannot be written as JSON: {error}. "
+        raise PlanError(msg + "Use only dict, list, str, int, float, bool and None.") from error
+    if "inference_geo" in given and model.id in CHARGES.no_inference_geo:
+        refuse(f"{model.id} does not take inference_geo, which begins with Claude 4.6. Leave it out.")
+    # Only the outermost names are sorted: the order inside tools and schemas may matter to the model.
+    return dict(sorted(given.items()))
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "inference_geo": lambda value: value in CHARGES.geographies,
+    "output_config": lambda value: isinstance(value, Mapping),
+    "tools": lambda value: (
+        isinstance(value, list | tuple) and all(isinstance(tool, Mapping) for tool in value)
+    ),
+    "tool_choice": lambda value: isinstance(value, Mapping),
+}
+"""Whether a value is taken, of fields that decide the price or the reply. The API judges the others."""
+
+
+def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str, ...]]:
+    """Raise what is wrong with the tools; return what a request may cost, and what is worth knowing of that.
+
+    A row has nobody to run a client's tool, so one is taken only where the model must call it: what it is
+    called with is then the row's reply. Of the tools that the API runs, those are taken that can be priced.
+    """
+    tools, choice = extra.get("tools", []), extra.get("tool_choice", {})
+    charges = Charges(inference_geo=extra.get("inference_geo"), caches='"cache_control":' in as_json(tools))
+    own = [tool for tool in tools if tool.get("type") in (None, "custom")]
+    served = [tool for tool in tools if tool not in own]
+    for tool in served:
+        _check_served(str(tool.get("type")), tool)
+    called = own if choice.get("type") == "any" and not served else []
+    if choice.get("type") == "tool":
+        called = [tool for tool in own if tool.get("name") == choice.get("name")]
+    if called:
+        if typed:
+            name = called[0].get("name")
+            refuse(f"returns= and the tool {name!r} both say what the reply looks like. Keep one.")
+        extra["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
+        return charges, ()
+    if own and choice.get("type") != "none":
+        name = own[0].get("name")
+        refuse(
+            f"params has the tool {name!r}, and nothing here can run it. Use returns= to get replies in a "
+            "certain form. Or make the model call it, and its input is the reply: "
+            f"'tool_choice': {{'type': 'tool', 'name': {name!r}}}."
+        )
+    if not served:
+        return charges, ()
+    uses: list[Any] = [tool.get("max_uses") for tool in served]
+    searches = [most for most, tool in zip(uses, served, strict=True) if tool.get("name") == "web_search"]
+    # From 2026 on tools are called from code by default, and each piece of code is a turn of its own.
+    direct = all(
+        tool.get("allowed_callers", ["direct"] if tool["type"] in FACTS["called_directly"] else None)
+        == ["direct"]
+        for tool in served
+    )
+    turns = CHARGES.server_tool_turns
+    if None not in uses and direct:
+        turns = min(sum(uses) + 1, turns)
+    fee = "Each web search has a fee; one per row is assumed. " if searches else ""
+    note = f"{fee}What web tools find is billed as input. A pilot shows how much."
+    return charges._replace(searches=None if None in searches else sum(searches), turns=turns), (note,)
+
+
+def _check_served(kind: str, tool: Mapping[str, Any]) -> None:
+    """Refuse a tool of the API whose cost is not known, before a row or after it."""
+    known: dict[str, str] = FACTS["server_tools"]
+    if kind not in known:
+        unknown = f"is not known here, so its price is not known.{nearest(kind, known)}"
+        refused = FACTS["refused_tools"].items()
+        why = next((why for start, why in refused if kind.startswith(start)), unknown)
+        refuse(f"the tool {kind!r} {why} There is: {', '.join(known)}.")
+    uses = tool.get("max_uses")
+    if tool.get("name") != known[kind] or (uses is not None and (type(uses) is not int or uses < 1)):
+        refuse(f"the tool {kind!r} needs 'name': {known[kind]!r}, and 'max_uses', if given, from 1 on.")
+
+
+def _thinking(
+    model: Model, max_tokens: int, effort: str | None, thinking: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """Return the ``thinking`` and the ``output_config`` to send; the API judges what else is in them."""
+    if effort is None and thinking is None:
+        return model.thinking_off, {"effort": model.effort_for_bulk} if model.effort_for_bulk else {}
+    if effort is not None and effort not in model.efforts:
+        known = f"It takes {', '.join(model.efforts)}." if model.efforts else "Leave effort= out."
+        refuse(f"{model.id} does not take effort={effort!r}. {known}")
+    output = {"effort": effort} if effort else {}
+    if thinking is None:
+        return None, output
+    kind = thinking.get("type") if isinstance(thinking, Mapping) else thinking
+    if kind not in model.thinking_types:
+        known = ", ".join(f"{{'type': {each!r}}}" for each in model.thinking_types)
+        refuse(f"{model.id} does not take thinking of the type {kind!r}. It takes {known}.")
+    thinking = {name: plain(value, whole=True) for name, value in thinking.items()}
+    budget, least = thinking.get("budget_tokens"), FACTS["least_thinking_tokens"]
+    if kind == "enabled" and (not isinstance(budget, int) or budget < least):
+        refuse(
+            f"thinking of the type 'enabled' needs budget_tokens from {least:,} to below "
+            f"max_tokens: thinking={{'type': 'enabled', 'budget_tokens': {least}}}."
+        )
+    if isinstance(budget, int) and budget >= max_tokens:
+        why = f"thinking's budget_tokens={budget:,} must be below max_tokens={max_tokens:,}."
+        refuse(f"{why} Raise max_tokens=.")
+    return thinking, output
 
 
 # ------------------------------------------------------------- the rows of a run, and what answers them
@@ -536,6 +671,128 @@ class Work(NamedTuple):
         if unsent is not None:
             columns = columns.with_columns(unsent["message"])
         return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
+
+
+# ------------------------------------------------------------------------------ what a retry takes over
+
+
+class Kept(NamedTuple):
+    """What a retry takes over from a run."""
+
+    keys: pl.Series  # of each row, the key of the attempt that stays its last word; null where it is sent
+    tried_at: pl.Series  # of each row that has final attempts which will not do, when the last was sent
+    spent: pl.Series  # keys with a final attempt that will not do: the same request gets another key
+    attempts: pl.DataFrame  # `ATTEMPTS`: those that are taken over, one for each key
+    typed: str  # what was typed to get it
+
+    @classmethod
+    def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, mode: str, typed: str) -> Kept:
+        """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
+        _check_retried(run, prompt, frame)
+        returns, before, replies = prompt.returns, run.plan.compiled.prompt, run.job.replies()
+        error = replies["error"]
+        if _form(returns) != _form(before.returns) and error.null_count():
+            refuse(
+                "plan.retry(run, returns=...): the replies of the run have another form, so they cannot "
+                "stand beside new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
+            )
+        fits = error.is_null()
+        if returns is not None:
+            fits &= returns.decode(replies["reply"])[1].is_null()
+        met_again = _met_again(prompt.changed(before), same_mode=mode == run.plan.mode)
+        stays = fits | error.is_in(met_again).fill_null(value=False)
+        kept, rest = replies.filter(stays), replies.filter(~stays)
+        if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
+            given_up = last_failures(run.attempts, replies).filter(pl.col("error").is_in(met_again))
+            kept = pl.concat([kept, given_up])
+        tried = rest.select("key", tried_at=pl.col("sent_at").dt.epoch("us"))
+        known = pl.concat([kept.select("key", kept="key"), tried], how="diagonal")
+        rows = run.job.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
+        tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.compiled.kept
+        if earlier is not None:
+            tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
+            spent = pl.concat([earlier.spent, spent])
+        return cls(rows["kept"], tried_at, spent, kept, typed)
+
+    @property
+    def open(self) -> pl.Series:
+        """Numbers of the rows that are not taken over."""
+        return self.keys.is_null().arg_true()
+
+    def at(self, rows: pl.Series) -> Kept:
+        """Return this for some rows that are not taken over."""
+        keys, tried_at = self.keys.gather(rows), self.tried_at.gather(rows)
+        return self._replace(keys=keys, tried_at=tried_at, attempts=self.attempts.clear())
+
+    def applied(self, keys: pl.Series) -> pl.Series:
+        """Return the key of each row, given those that the requests of a plan have by themselves."""
+        # When it failed is part of the key of a request that is sent again, so the same cell is a resume.
+        again = (keys.is_in(self.spent.implode()) & self.keys.is_null()).fill_null(value=False).arg_true()
+        names = zip(keys.gather(again), self.tried_at.gather(again), strict=True)
+        own = keys.scatter(again, [key_of(f"{key}\0{at}") for key, at in names])
+        return pl.select(pl.coalesce(self.keys, own).alias("key")).to_series()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        """How many of the rows taken over keep which error."""
+        errors = self.attempts.select("key", "error").drop_nulls()
+        rows = self.keys.alias("key").to_frame().join(errors, on="key", how="inner")
+        return dict(rows["error"].value_counts(sort=True).iter_rows())
+
+    def check(self, *, simulated: bool) -> None:
+        """Raise where replies of a simulator would stand beside real ones."""
+        if (self.attempts["simulated"] != simulated).any():
+            took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
+            refuse(
+                f"The run to retry was answered by {took}, and this client calls {sends}: their replies are "
+                "not mixed. Nothing was sent. Use the client of that run, or run the plan anew: "
+                "run = await plan.run(client)."
+            )
+
+
+def key_of(text: str) -> str:
+    """Return the hash by which a ledger knows a request."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
+    """Return the last attempt of each key that has no final one: rows that were given up."""
+    failed = attempts.join(final.select("key"), on="key", how="anti", maintain_order="left")
+    return failed.unique("key", keep="last", maintain_order=True)
+
+
+def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
+    if not hasattr(run, "job"):
+        kind = type(run).__name__
+        refuse(f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client).")
+    if run.state in {"starting", "running", "left"}:
+        refuse(
+            "The run is still going, so nobody knows yet which rows fail. Run its cell again, which also "
+            "collects pending batches: run = await plan.run(client)."
+        )
+    before = run.job.work.frame
+    asked = run.plan.compiled.prompt.contents(before)["content"]
+    same = run.plan.samples == prompt.samples and prompt.contents(frame)["content"].equals(asked)
+    if frame.height != before.height or not same:
+        refuse(
+            f"The run has {before.height:,} rows and the plan {frame.height:,}, or it asks something else: "
+            "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
+            "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
+        )
+
+
+def _form(returns: Returns | None) -> object:
+    return returns and (returns.json_schema, returns.columns, returns.single)
+
+
+def _met_again(changed: set[str], *, same_mode: bool) -> list[str]:
+    """Return the final errors that requests would surely meet again, by what of them is another."""
+    errors = [] if changed - {"max_tokens"} else ["refusal"]
+    if not changed:
+        errors += ["model_context_window_exceeded", "tool_use"]
+    if not changed and same_mode:  # a batch takes less than a live call
+        errors += ["invalid_request_error", "request_too_large"]
+    return errors
 
 
 # ---------------------------------------------------------------------------------------- reading frames

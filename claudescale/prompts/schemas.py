@@ -42,7 +42,6 @@ _NO_COLUMN = {
     "object": "is a dict with free keys. Give it named fields: a nested model.",
     "array": "is a list without one type of item. Write list[str], or a list of a nested model.",
     "null": "can only be null.",
-    "string": "is bytes, for which there is no JSON. Use str.",
 }
 _CORES: dict[type[pl.DataType], str] = {
     pl.String: "str",
@@ -61,14 +60,12 @@ _COMPLETE = {
     "Decimal": "pl.Decimal(scale=2)",
 }
 _UNREADABLE = {
-    "_?Secret.*": "is secret, so it hides its value: the column would hold stars. Use str.",
-    "import_string": "is an ImportString: a reply must not choose what is imported. Use str.",
-    "json": "is JSON inside a text. Give the type itself, without Json.",
-    "pattern_.*": "is a compiled pattern, which no column holds. Use str.",
-    "complex": "is a complex number, which no column holds. Use str.",
+    "password": "is secret, so it hides its value: the column would hold stars. Use str.",
+    "application/json": "is JSON inside a text. Give the type itself, without Json.",
+    "regex": "is a compiled pattern, which no column holds. Use str.",
+    **dict.fromkeys(("binary", "base64", "base64url"), "is bytes, for which there is no JSON. Use str."),
 }
-"""By the type of a core schema of pydantic, or the name of its function: why no column can show the value."""
-_WITH_FIELDS = {"model-fields", "dataclass-args", "typed-dict"}
+"""By format or media type of a text: why no column can show the value."""
 _DTYPE = "x-claudescale-dtype"
 _DECIMAL_SCALE = 10
 _TOLD_BITS = 16
@@ -190,57 +187,45 @@ def of_model(model: Any) -> Typed:
     except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
         msg = f"returns=: {path} has no JSON schema: {error.message}"
         raise BadReturns(msg) from error
-    _check_core(model.__pydantic_core_schema__, path)
+    if "ImportString" in repr(model.__pydantic_core_schema__):
+        refuse(path, "has an ImportString: a reply must not choose what is imported. Use str.")
     tree = _resolved(named, named.get("$defs", {}), ())
     if tree.get("type") != "object" or not tree.get("properties"):
         refuse(path, "has no named fields, so there would be no columns. Give it a field.")
     columns = {name: _dtype(node, f"field {name!r}") for name, node in tree["properties"].items()}
-    return _wire(wire), pl.Schema(columns), model.model_validate_json
+    schema = _wire(wire)
+    _check_names(model, schema, path)
+    return schema, pl.Schema(columns), model.model_validate_json
 
 
-def _check_core(core: Any, path: str, *, by_alias: bool = True) -> None:
-    """Refuse what cannot come out of a reply, by pydantic's own schema of a model and of those inside."""
-    if isinstance(core, list | tuple):
-        for inner in core:
-            _check_core(inner, path, by_alias=by_alias)
-    if not isinstance(core, dict):
+def _check_names(model: Any, schema: Json, path: str) -> None:
+    """Refuse a field that the model reads under another name than the schema has: it would never be there."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    errors: list[Any] = []
+    try:
+        model.model_validate(_sketch(schema))
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+    except Exception:  # noqa: BLE001  # a validator of the user's, which has never seen a reply like this
         return
-    kind, function = core.get("type"), core.get("function")
-    is_pydantic = getattr(function, "__module__", "").startswith("pydantic")
-    made_by = getattr(function, "__qualname__", "") if is_pydantic else str(kind)
-    if what := next((what for name, what in _UNREADABLE.items() if re.fullmatch(name, made_by)), None):
-        refuse(path, what)
-    path = f"the model {core['cls'].__name__}" if kind in {"model", "dataclass"} else path
-    by_alias = core.get("config", {}).get("validate_by_alias", by_alias)
-    for computed in core.get("computed_fields", ()):
-        what = "is computed, so it is no column. Take it off, and compute it from the results."
-        refuse(f"{path}.{computed['property_name']}", what)
-    fields = core.get("fields", ()) if kind in _WITH_FIELDS else ()
-    named = fields.items() if isinstance(fields, dict) else [(field["name"], field) for field in fields]
-    for name, field in named:
-        _check_field(field, f"{path}.{name}", by_alias=by_alias)
-        _check_core(field["schema"], f"{path}.{name}", by_alias=by_alias)
-    for key in core.keys() - {"metadata", "serialization", "config", "cls", "computed_fields", "fields"}:
-        _check_core(core[key], path, by_alias=by_alias)
+    if missing := next((error["loc"] for error in errors if error["type"] == "missing"), None):
+        name = ".".join(map(str, missing))
+        refuse(path, f"reads {name!r}, which no reply can have. Leave out its AliasPath, or the like.")
 
 
-def _check_field(field: Json, path: str, *, by_alias: bool) -> None:
-    alias = field.get("validation_alias")
-    # A list of lists has several ways to the value, a plain list is one way; the reply knows only names.
-    ways = alias if isinstance(alias, list) and isinstance(alias[0], list) else []
-    if isinstance(alias, list) and not any(len(way) == 1 for way in ways):
-        refuse(path, "is read from inside another field (AliasPath). Make that field a nested model instead.")
-    if alias is not None and not by_alias:
-        refuse(path, "has an alias, which validate_by_alias=False does not read. Leave the alias out.")
-    if field.get("init") is False:
-        refuse(path, "has init=False, so it is never read from a reply. Take it off.")
+def _sketch(node: Json) -> Any:
+    """Return a reply that has every field, with nothing in it."""
+    if "anyOf" in node:
+        return _sketch(node["anyOf"][0])
+    if node.get("type") == "object":
+        return {name: _sketch(part) for name, part in node["properties"].items()}
+    return [_sketch(node["items"])] if "items" in node else None
 
 
 @lru_cache(maxsize=1)
 def _generator() -> type[GenerateJsonSchema]:
-    from pydantic.errors import PydanticInvalidForJsonSchema  # noqa: PLC0415
     from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
-    from pydantic_core import PydanticOmit  # noqa: PLC0415
 
     class Generator(GenerateJsonSchema):
         """Pydantic's JSON schema, with a mark where it does not tell the Polars type."""
@@ -267,20 +252,6 @@ def _generator() -> type[GenerateJsonSchema]:
 
         def bytes_schema(self, schema: Any) -> Json:  # noqa: ARG002
             return {"type": "string", "format": "binary"}
-
-        def _field_schema(self, schema: Any) -> Json:
-            """Return a field's schema; one that is left out (SkipJsonSchema) would never be answered."""
-            try:
-                return self.generate_inner(schema["schema"])
-            except PydanticOmit as error:
-                if schema["schema"]["type"] == "default":
-                    raise
-                words = (
-                    "a field without a default is left out of it (SkipJsonSchema), so no reply could have it"
-                )
-                raise PydanticInvalidForJsonSchema(words) from error
-
-        model_field_schema = dataclass_field_schema = typed_dict_field_schema = _field_schema
 
     return Generator
 
@@ -321,7 +292,9 @@ def _dtype(node: Json, path: str) -> pl.DataType:  # noqa: PLR0911  # one for ea
         refuse(path, "may be of several types, and a column has one. Choose one, or str.")
     if "const" in node or "enum" in node:
         return _dtype_of_labels([node["const"]] if "const" in node else node["enum"], path)
-    if kind in _SCALARS and format_ not in {"binary", "base64", "base64url"}:
+    if why := _UNREADABLE.get(format_) or _UNREADABLE.get(str(node.get("contentMediaType"))):
+        refuse(path, why)
+    if kind in _SCALARS:
         return _TEMPORAL.get(format_, _SCALARS[kind])
     if kind == "array" and node.get("items"):
         return pl.List(_dtype(node["items"], f"{path}[]"))

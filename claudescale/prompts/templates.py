@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 import polars.selectors
 
-from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest
-from claudescale.prompts.parameters import as_json, check_unicode, refuse
+from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest, refuse
 from claudescale.prompts.parts import Part, Purpose, Source, Unusable, source_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,22 @@ its message as JSON; the bytes it has besides once its files stand in it, and th
 file of it cannot be sent; a mark by which it is known whether a file has changed since."""
 
 
+def as_json(value: object) -> str:
+    """Return a value as compact JSON, always the same bytes for the same value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def check_unicode(what: str, text: str) -> None:
+    """Refuse text with a lone surrogate in it, which cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        refuse(
+            f"{what} has half a character (a lone surrogate) at position {error.start}. Fix it with "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
+        )
+
+
 class Text(NamedTuple):
     """The text of each row as an expression, null where a cell in it is null; and its length."""
 
@@ -51,17 +67,19 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
         content = _checked_expression(prompt, schema).cast(pl.String)
         return Text(content, content.str.len_chars(), None)
     if not isinstance(prompt, str):
-        msg = f"The prompt is a {type(prompt).__name__}. Give a template such as 'Name the topic: {{text}}', "
-        msg += "or a Polars expression such as pl.col('text')."
-        raise BadTemplate(msg)
-    check_unicode("the prompt", prompt)
+        refuse(
+            f"The prompt is a {type(prompt).__name__}. Give a template such as 'Name the topic: {{text}}', "
+            "or a Polars expression such as pl.col('text').",
+            BadTemplate,
+        )
+    check_unicode("The prompt", prompt)
     parts = list(_parts(prompt, schema))
     if not constant and not any(is_column for _, is_column in parts):
-        msg = (
+        refuse(
             "The prompt names no column, so it would be the same for every row. "
-            f"Name one in braces, as in 'Name the topic: {{{next(iter(schema), 'text')}}}'."
+            f"Name one in braces, as in 'Name the topic: {{{next(iter(schema), 'text')}}}'.",
+            BadTemplate,
         )
-        raise BadTemplate(msg)
     return _joined(parts, schema)
 
 
@@ -81,16 +99,16 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
     if not isinstance(system, str) or not system.strip():
         why = f"system= must be a text that says something, not {system!r:.40}."
         refuse(f"{why} Leave it out if there is none.")
-    check_unicode("system", system)
+    check_unicode("system=", system)
     parts, end = [], 0
     for found in _IDENTIFIER.finditer(system):
         literal, name = found.groups()
         if name and name not in schema:
-            msg = (
+            refuse(
                 f"system= has {{{name}}}, and the frame has no column {name!r}.{nearest(name, schema)} "
-                f"Braces that are text are written twice: {{{{{name}}}}}."
+                f"Braces that are text are written twice: {{{{{name}}}}}.",
+                UnknownColumn,
             )
-            raise UnknownColumn(msg)
         parts += [(system[end : found.start()], False), (name, True) if name else (f"{{{literal}}}", False)]
         end = found.end()
     parts.append((system[end:], False))
@@ -123,19 +141,17 @@ def _check_field(brace: re.Match[str], schema: pl.Schema) -> None:
     line = brace.string.count("\n", 0, brace.start()) + 1
     place = f"at character {brace.start() - brace.string.rfind(chr(10), 0, brace.start())} of line {line}"
     if name is None:
-        msg = f"The prompt has a single {brace[0]!r} {place}. {_DOUBLED}"
-        raise BadTemplate(msg)
+        refuse(f"The prompt has a single {brace[0]!r} {place}. {_DOUBLED}", BadTemplate)
     if not name.strip() or any(sign in name for sign in "\"'\n"):
-        msg = f"The prompt has braces {place} with no name of a column in them. {_DOUBLED}"
-        raise BadTemplate(msg)
+        refuse(f"The prompt has braces {place} with no name of a column in them. {_DOUBLED}", BadTemplate)
     column = re.split(r"[.\[!:]", name, maxsplit=1)[0]
     if column in schema:
-        msg = (
+        refuse(
             f"The prompt has {{{name}}} {place}: only names of columns stand in braces, no attributes and no "
             f"formats. Make a column first, as in frame.with_columns(shown=pl.col({column!r})...), and write "
-            "{shown}."
+            "{shown}.",
+            BadTemplate,
         )
-        raise BadTemplate(msg)
     raise no_such_column([name], schema, _DOUBLED)
 
 
@@ -164,11 +180,11 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
         msg = f"The prompt's expression gives {given}, and one String per row is needed. "
         raise BadTemplate(msg + "Cast it with .cast(pl.String), or put it into pl.format('... {}', ...).")
     if prompt.meta.root_names() and _height(nulls, prompt) not in (nulls.height, None):
-        msg = (
+        refuse(
             "The prompt's expression gives one text for the whole frame, or drops rows; one per row is "
-            "needed. Do that before: frame.filter(...), frame.with_columns(...)."
+            "needed. Do that before: frame.filter(...), frame.with_columns(...).",
+            BadTemplate,
         )
-        raise BadTemplate(msg)
     return prompt
 
 
@@ -237,12 +253,16 @@ class Parts:
                 pieces.append(piece)
                 columns.append(piece.column)
             else:
-                msg = f"The prompt is a list with a {type(piece).__name__} in it. Give a template such as "
-                msg += "'Name the topic: {text}', or a list of parts: [cs.image('photo'), 'What is broken?']."
-                raise BadTemplate(msg)
+                refuse(
+                    f"The prompt is a list with a {type(piece).__name__} in it. Give a template such as "
+                    "'Name the topic: {text}', or a list of parts: [cs.image('photo'), 'What is broken?'].",
+                    BadTemplate,
+                )
         if not columns:
-            msg = "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?']."
-            raise BadTemplate(msg)
+            refuse(
+                "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?'].",
+                BadTemplate,
+            )
         return cls(tuple(pieces), tuple(dict.fromkeys(columns)), model)
 
     def notes(self, head: pl.DataFrame | None) -> Iterator[str]:
@@ -321,8 +341,7 @@ def _check_column(part: Part, schema: pl.Schema) -> None:
     dtype = schema[part.column]
     if not isinstance(dtype, pl.String | pl.Binary) or (dtype == pl.Binary and part.kind is not None):
         kinds = "bytes (pl.Binary), or paths, URLs or ids of files (pl.String, with kind=)"
-        msg = f"The column {part.column!r} is {dtype!r}, and {part.block}s are {kinds}."
-        raise BadTemplate(msg)
+        refuse(f"The column {part.column!r} is {dtype!r}, and {part.block}s are {kinds}.", BadTemplate)
 
 
 def _filled(message: str | None, sources: Sequence[Source]) -> str | None:

@@ -117,9 +117,9 @@ class Batches:
         Why nothing more was submitted.
     adopted : set of str
         Keys of rows that a batch of an earlier run held.
-    submitted, freed : asyncio.Event
+    submitted, freed, woken : asyncio.Event
         All is submitted that the queue has room for; nothing more will be, as the time is up, and what
-        was out is canceled and collected.
+        was out is canceled and collected; something was asked of the job.
     """
 
     def __init__(self, job: Job) -> None:
@@ -131,11 +131,11 @@ class Batches:
         self._wire = BatchWire(
             job.wire, job.clock, plan.compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
         )
-        self._requests = job.batch_requests()
+        self._requests = job.with_worst(job.work.requests, "batch")
         self._followed: list[Followed] = []  # in the order they were met; other threads read it
         self._until: Callable[[], float] = lambda: math.inf  # the API second at which to stop submitting
-        self._stopping = self._leaving = self._switched = self._submits = False
-        self._woken = asyncio.Event()
+        self._leaves = self._switched = self._submits = False
+        self.woken = asyncio.Event()
         # what is to be submitted
         self._left = self._others = self._requests.clear()  # the others' rows are held by other runs
         self._hands_over = plan.mode == "hybrid"  # where no batch can be made, live calls do the rest
@@ -201,21 +201,17 @@ class Batches:
         shown = [each.batch for each in self._followed if each.stuck is None]
         return batch_rules.expected_end(shown, self._clock.seconds())
 
-    def stop(self) -> None:
-        """Submit nothing more and cancel what is out; what was answered comes in. From the loop's thread.
-
-        Spends: what the API has answered by then.
-        """
-        self._stopping = True
-        self._woken.set()
-
     def leave(self) -> None:
         """Submit nothing more and let what is out go on without this run. From the loop's thread.
 
         Spends: nothing more; what is out is paid for when it is answered.
         """
-        self._leaving = True
-        self._woken.set()
+        self._leaves = True
+        self.woken.set()
+
+    @property
+    def _leaving(self) -> bool:
+        return self._leaves or self._job.leaving
 
     async def answer(self, keys: pl.Series, *, until: Callable[[], float] = lambda: math.inf) -> None:
         """Return when every row has its answer or was given up, or this was stopped.
@@ -265,10 +261,10 @@ class Batches:
 
     @property
     def _is_canceling(self) -> bool:
-        return self._stopping or self._switched
+        return self._job.stopping or self._switched
 
     def _is_done(self) -> bool:
-        if self._stopping:
+        if self._job.stopping:
             return not self.known
         sends = self.stopped_by is None and (self._left.height or self._others.height)
         return self._is_deaf or not (self.waited or sends)
@@ -284,8 +280,8 @@ class Batches:
         seconds = min(due, default=now) - now
         with suppress(TimeoutError):
             async with asyncio.timeout(self._clock.real(max(seconds, 0.0))):
-                await self._woken.wait()
-        self._woken.clear()
+                await self.woken.wait()
+        self.woken.clear()
 
     def _stop(self, found: Verdict, *, all_calls: bool = False) -> None:
         """Submit nothing more; with `all_calls` for a reason that live calls would meet, too."""
@@ -340,7 +336,7 @@ class Batches:
             answer = await self._looked_at(rows[place])
             self._ahead_seconds, _ = batch_rules.clock_offset(answer, self._clock.seconds())
             wrong = batch_rules.is_wrong(answer, self._job.plan.compiled.model.id)
-            if self._stopping or self._leaving or not wrong:
+            if self._job.stopping or self._leaving or not wrong:
                 return
             found = verdict(answer)
             reasons.add((found.error, found.message))
@@ -354,7 +350,7 @@ class Batches:
         """
         job, (request,) = self._job, self._job.work.texts.bodies(row["row"])
         message, longest = batch_rules.dry_run(request)
-        worst = job.worst_dollars(row["most_tokens"].item(), longest)
+        worst = job.with_worst(row, "live", longest)["worst_dollars"].item()
         if job.api.simulated or not worst <= self._purse.left:
             return await job.wire.count_tokens(request)
         sent = self._clock.seconds()
@@ -371,7 +367,7 @@ class Batches:
 
     async def _submit(self) -> None:
         """Submit as much as queue, budget and time allow."""
-        while self._submits and not (self._stopping or self._leaving or self.stopped_by):
+        while self._submits and not (self._job.stopping or self._leaving or self.stopped_by):
             now = self._clock.seconds()
             rows = self._next() if self._hold_until <= now < self._until() else self._left.clear()
             if rows.is_empty():
@@ -440,7 +436,7 @@ class Batches:
         """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
         create = self._wire.create(body, size_bytes)
         seconds = self._clock.real(max(self._until() - self._clock.seconds(), 0.0))
-        answer = await loops.in_time(create, seconds, self._woken, _GRACE_SECONDS)
+        answer = await loops.in_time(create, seconds, self.woken, _GRACE_SECONDS)
         return answer or Answer(None, {}, b"", "timeout_error")
 
     def _failed(self, found: Verdict, retry_after_seconds: float | None = None) -> None:

@@ -25,7 +25,7 @@ from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
 from claudescale.running.batches import Batches
-from claudescale.running.meter import Meter, Pulse, read
+from claudescale.running.meter import Ends, Meter, live_ends
 
 if TYPE_CHECKING:
     import threading
@@ -50,12 +50,12 @@ _FIRST_ROWS, _EVERY = 32, 8
 
 
 class Row(NamedTuple):
-    """One request to make: its key, its body as JSON, its uncached input tokens, estimated, and the most."""
+    """One request to make: its key, its body as JSON, its uncached input tokens, and its dollars at worst."""
 
     key: str
     body: bytes
     input_tokens: float
-    most_tokens: int
+    worst_dollars: float
 
 
 class Purse:
@@ -104,18 +104,18 @@ class Job:
         What is run.
     meter, purse : Meter, Purse
         What was done so far, and what is left of the budget.
-    asked : str
-        ``"stop"`` or ``"leave"`` once that was asked for.
-    live, pacer, batches : Live, Pacer, Batches or None
-        What sends rows, once it does.
+    stopping, leaving : bool
+        Whether that was asked for.
+    live, pacer : Live, Pacer or None
+        What sends rows live, once it does.
     following : asyncio.Future or None
         The collecting of batches beside live calls.
     ledger_error : LedgerError or None
         Why the record cannot be kept: then nothing more is sent.
     is_open : bool
         Whether `open` has set what follows.
-    ledger, wire, api : Store, Wire, Api
-        Where replies are kept, what sends, and who answers.
+    ledger, wire, api, batches : Store, Wire, Api, Batches
+        Where replies are kept, what sends, who answers, and what sends rows by batch.
     missing : pl.DataFrame
         Of `requests.REQUESTS`: what had no answer at the start, in the order of sending.
     estimate : dict or None
@@ -124,8 +124,6 @@ class Job:
         Where the keys of final replies are put for those who follow the rows.
     watched : list of threading.Event
         Set when a watcher shows what stays of the run.
-    row_errors : dict of str to int, or None
-        How many rows have which error, once that was counted at the end.
     started_at, minutes : float
         API unix seconds at which the first call could go, and API minutes since then.
     batches_out : int
@@ -137,6 +135,7 @@ class Job:
     ledger: Store
     wire: Wire
     api: Api
+    batches: Batches
     missing: pl.DataFrame
 
     def __init__(self, plan: Plan, client: AsyncAnthropic, path: Path | None) -> None:
@@ -148,20 +147,16 @@ class Job:
             plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.compiled.model
         )
         self.purse = Purse(plan.budget)
-        self.asked = ""
+        self.stopping = self.leaving = self.is_open = self.only_collects = False
         self.live: Live | None = None
         self.pacer: Pacer | None = None
-        self.batches: Batches | None = None
         self.following: asyncio.Future[None] | None = None
         self.ledger_error: LedgerError | None = None
-        self.is_open = False
         self.estimate: dict[str, Any] | None = None
         self.feeds: list[deque[pl.Series]] = []
         self.watched: list[threading.Event] = []
-        self.row_errors: dict[str, int] | None = None
         self._work: Work | None = None
         self.batches_out = 0
-        self.only_collects = False
         self._started_at: float | None = None
         self._ended_at: float | None = None
 
@@ -178,6 +173,7 @@ class Job:
         self.api = await self.wire.api()
         self.clock = self.api.clock
         await loops.in_thread(self._read)
+        self.batches = Batches(self)
         self.is_open = True
 
     def _read(self) -> None:
@@ -216,11 +212,25 @@ class Job:
     @property
     def expected(self) -> Expected | None:
         """When the last batch ends, as far as that can be told: the API says nothing of its progress."""
-        return self.batches.expected() if self.batches else None
+        return self.batches.expected() if self.is_open else None
 
-    def pulse(self, state: str) -> Pulse:
-        """Return how it goes right now, at a cost that does not grow with the rows."""
-        return read(self, state)
+    @property
+    def ends(self) -> Ends | None:
+        """When the live calls end; None where none are made, or that is not known yet."""
+        if self.pacer is None or self.plan.mode == "batch":
+            return None
+        return live_ends(self.plan, self.pacer, self.missing, self.meter, self.minutes)
+
+    @property
+    def asked(self) -> str:
+        """``"stop"`` or ``"leave"`` where that was asked for, else empty."""
+        return "stop" if self.stopping else "leave" if self.leaving else ""
+
+    def hear(self) -> None:
+        """Pass on what was asked for, on the loop's thread."""
+        if self.live is not None and self.asked:
+            self.live.stop()
+        self.batches.woken.set()
 
     def replies(
         self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
@@ -291,8 +301,7 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
-        refused = self.batches is not None and self.batches.is_refused
-        return bool(self.asked) or ended or refused or self.ledger_error is not None
+        return bool(self.asked) or ended or self.batches.is_refused or self.ledger_error is not None
 
     # what to send
 
@@ -307,7 +316,8 @@ class Job:
                 except LedgerError as error:
                     self.fail(error)
                     return
-                for row in self.rendered(mine):
+                rendered, reads = self.rendered(mine), self.work.texts.stamps is not None
+                while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
                     yield row
                 held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
             waiting = await self._waited(pl.concat(held))
@@ -318,12 +328,10 @@ class Job:
 
     def rendered(self, rows: pl.DataFrame) -> Iterator[Row]:
         """Yield requests as rows for a `Live`."""
-        plan = self.plan
-        cached = plan.compiled.prompt.shared_tokens if plan.cache else 0.0
-        bodies = self.work.texts.bodies(rows["row"])
-        columns = (rows[name] for name in ("key", "estimated_tokens", "most_tokens"))
-        for key, tokens, most, body in zip(*columns, bodies, strict=True):
-            yield Row(key, body, max(tokens - cached, 1.0), most)
+        cached = self.plan.compiled.prompt.shared_tokens if self.plan.cache else 0.0
+        tokens = (rows["estimated_tokens"] - cached).clip(1.0)
+        worst = self.with_worst(rows, "live")["worst_dollars"]
+        yield from map(Row, rows["key"], self.work.texts.bodies(rows["row"]), tokens, worst)
 
     async def _waited(self, held: pl.DataFrame) -> pl.DataFrame:
         """Return which rows others hold and have not answered, after a while if there are any."""
@@ -345,7 +353,6 @@ class Job:
             if not self.following.done():
                 return
             self.following.result()
-        self.batches = self.batches or Batches(self)
         self.following = asyncio.ensure_future(self.batches.follow())
         await asyncio.sleep(0)
 
@@ -354,7 +361,7 @@ class Job:
 
         Without those that nobody can wait for, as their batch cannot be brought in.
         """
-        for nonce in list(self.batches.stuck) if self.batches else ():
+        for nonce in list(self.batches.stuck):
             stuck = await loops.in_thread(self.ledger.held, nonce)
             held = held.filter(~pl.col("key").is_in(stuck))
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
@@ -380,43 +387,18 @@ class Job:
         """Of a row in a batch."""
         return prices.price(self.plan.compiled.model, mode="batch")
 
-    @cached_property
-    def _dearest(self) -> prices.Price:
-        """Of a live call where it is answered at worst; asked for each row, so it is worked out once."""
-        return prices.answered(self.price, inference_geo=self._worst_geography)
-
-    @property
-    def _worst_geography(self) -> str:
-        return prices.worst_geography(self.plan.compiled.prompt.charges.inference_geo)
-
-    def worst_dollars(self, most_tokens: int, max_tokens: int) -> float:
-        """Return the most a live message of so many tokens, with so long a reply, can cost."""
-        plan, price = self.plan, self._dearest
-        most = prices.most_with_tools(price, plan.compiled.model, max_tokens, plan.compiled.prompt.charges)
+    def with_worst(self, requests: pl.DataFrame, mode: str, max_tokens: int | None = None) -> pl.DataFrame:
+        """Return requests with `worst_dollars`: the most each can cost; 0 where its price is unknown."""
+        plan, charges = self.plan, self.plan.compiled.prompt.charges
+        longest, price = max_tokens or plan.max_tokens, self.batch_price if mode == "batch" else self.price
+        price = prices.answered(price, inference_geo=prices.worst_geography(charges.inference_geo))
+        most = prices.most_with_tools(price, plan.compiled.model, longest, charges)
         if most is not None:
-            return most
-        tokens = most_tokens + _OVERHEAD_TOKENS
-        return price.dollars(output_tokens=max_tokens, **{self._written("5m"): tokens})
-
-    def batch_requests(self) -> pl.DataFrame:
-        """Return `Work.requests` with `worst_dollars`: the most each can cost in a batch."""
-        plan = self.plan
-        price = prices.answered(self.batch_price, inference_geo=self._worst_geography)
-        most = prices.most_with_tools(
-            price, plan.compiled.model, plan.max_tokens, plan.compiled.prompt.charges
-        )
-        paid = dict.fromkeys(prices.COLUMNS.values(), pl.lit(0.0)) | {
-            self._written("1h"): pl.col("most_tokens") + _OVERHEAD_TOKENS,
-            "output_tokens": pl.lit(float(plan.max_tokens)),
-        }
-        worst = prices.dollars(price, **paid).fill_nan(0.0) if most is None else pl.lit(most)
-        return self.work.requests.with_columns(worst_dollars=worst)
-
-    def _written(self, kept: str) -> str:
-        """Return what the prompt is paid as at worst."""
-        if self.plan.compiled.prompt.charges.caches:
-            return "cache_write_1h_input_tokens"
-        return f"cache_write_{kept}_input_tokens" if self.plan.cache else "input_tokens"
+            return requests.with_columns(worst_dollars=pl.lit(most))
+        kept = "1h" if charges.caches or mode == "batch" else "5m"
+        prompt = f"cache_write_{kept}_input_tokens" if charges.caches or plan.cache else "input_tokens"
+        tokens = {prompt: pl.col("most_tokens") + _OVERHEAD_TOKENS, "output_tokens": pl.lit(float(longest))}
+        return requests.with_columns(worst_dollars=prices.dollars(price, **tokens).fill_nan(0.0))
 
     # what came back
 
@@ -462,7 +444,7 @@ class Job:
         except LedgerError as error:
             self.fail(error)
         if final and self.feeds:
-            self._arrived(pl.Series([attempt.key]))
+            self._arrived(pl.Series("key", [attempt.key]))
 
     async def record_many(self, attempts: pl.DataFrame) -> None:
         """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
@@ -479,7 +461,7 @@ class Job:
     def _count(self, attempts: pl.DataFrame) -> None:
         """Count the results of a batch. One of an earlier run may have rows of another frame, too."""
         ours = attempts
-        if self.batches is not None and self.batches.adopted:
+        if self.batches.adopted:
             ours = attempts.join(self.work.requests, on="key", how="semi", maintain_order="left")
         self.meter.extend(attempts, ours)
         if self.plan.mode == "hybrid":  # only then it matters how long the rest takes live

@@ -1,25 +1,23 @@
 """Rows to replies over the Messages API, retried in this one place.
 
-`Live` keeps as many requests under way as the pacer lets go. What one answer means is decided in
-`answers`, when the run must end in `health`.
+`Live` keeps as many requests under way as the pacer lets go. What one answer means is decided in `answers`,
+what all of them say of the run in `Health`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import random
-from contextlib import suppress
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from claudescale.api.answers import Answer, Verdict, verdict
 from claudescale.api.client import streams
 from claudescale.api.limits import read_headers
 from claudescale.pacing.pacer import Outcome, kind_of
-from claudescale.running.health import FEW_FAILURES, Health
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -51,6 +49,29 @@ _FAR_ABOVE = 10.0
 _SPARE_SECONDS = 30.0
 _LEAST_REAL_SECONDS = 10.0
 """Of a call to a fast simulator: this machine takes its time as well."""
+
+# what ends a run
+HOPELESS_ROWS = 40
+"""Rows that fail with the same words before any is answered: the request is wrong, not the row."""
+HOPELESS_ROWS_LATER = 320
+"""The same in a row, once some are answered: every eighth of them is from elsewhere in the frame."""
+_ALIKE_AT_THE_END = 100
+HOPELESS_ANSWERS = 20
+"""Answers in a row that are no Message and may be billed."""
+_DOUBTED = frozenset({401, 403, 404})
+"""Of a key, a right, a model; but a load balancer may say so by mistake of one that has answered."""
+DOUBTS = 5
+"""So many 401s, 403s or 404s in a row, `DOUBT_SECONDS` long, end a run in which others were answered."""
+DOUBT_SECONDS = 5.0
+SILENT_SECONDS = 600.0
+"""How long an API that was reached may give nothing but failures."""
+UNREACHABLE_SECONDS = 20.0
+"""How long an API may not be reached at all."""
+FEW_FAILURES = 8
+"""In a row: however long they took, they may be chance where few calls go at once."""
+ASLEEP_SECONDS = 7_200.0
+"""Between two failures: no call and no wait takes so long, so it was this process that stood still."""
+_IDS = re.compile(r"\b(?:req_\w+|[0-9a-f]{8}-[0-9a-f-]{27})\b")  # they differ in words that are the same
 
 
 class Tried(NamedTuple):
@@ -107,7 +128,6 @@ class Live:
         self._waits: set[asyncio.Timeout] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._resting = 0
-        self._waiting_for_life: dict[asyncio.Event, None] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -225,15 +245,14 @@ class Live:
 
     async def _try(self, row: Row, patience: float) -> Tried | None:
         """Send a row once, when money and limits allow it; None where the run stops before that."""
-        worst = self._job.worst_dollars(row.most_tokens, self._job.plan.max_tokens)
-        if not await self._afford(worst):
+        if not await self._afford(row.worst_dollars):
             return None
-        with self._purse.reserved(worst):
+        with self._purse.reserved(row.worst_dollars):
             permit = await self._permit(row)
             if permit is None:
                 return None
             self._spawn()
-            return await self._attempt(row, permit, worst, patience)
+            return await self._attempt(row, permit, patience)
 
     async def _afford(self, worst: float) -> bool:
         """Wait for what is in flight where not enough is left; False where nothing is, or the run stops."""
@@ -253,7 +272,7 @@ class Live:
             return None
         return permit
 
-    async def _attempt(self, row: Row, permit: Permit, worst: float, patience: float) -> Tried:
+    async def _attempt(self, row: Row, permit: Permit, patience: float) -> Tried:
         """Send once, settle with the pacer, record."""
         sent = self._clock.seconds()
         try:
@@ -266,10 +285,9 @@ class Live:
         readings = read_headers(answer.headers)
         attempt = self._job.attempt(row.key, answer, found, sent=sent, seconds=now - sent)
         self.pacer.settle(permit, self._outcome(row, found, attempt, readings))
-        self._purse.pay(worst if found.unseen else attempt.dollars)
+        self._purse.pay(row.worst_dollars if found.unseen else attempt.dollars)
         self._judge(found, answer.status, readings)
         if found.outcome == "answered":
-            self._call_back()
             self._learn_times(attempt.seconds)
         if found.outcome == "failed" and found.final:
             self._doubted.append(attempt)  # until it is known whether the row is to blame
@@ -283,7 +301,7 @@ class Live:
 
     def _outcome(self, row: Row, found: Verdict, attempt: Attempt, readings: Readings) -> Outcome:
         """Return what the pacer has to know of a call."""
-        if (kind := kind_of(found)) != "answered":
+        if (kind := kind_of(found, attempt.status)) != "answered":
             return Outcome(kind, readings)
         used = float(attempt.uncached_tokens), float(attempt.output_tokens)
         if found.unseen:
@@ -349,31 +367,93 @@ class Live:
         self.stop()
 
     async def _back_off(self, tries: int, at_least_seconds: float) -> None:
-        """Wait twice as long after each failure, with jitter, or until the run stops.
-
-        A row that waits because nothing at all is answered need not wait longer than that: each answer
-        calls two of them, so that after an outage the calls come back as fast as they are borne.
-        """
+        """Wait twice as long after each failure, with jitter, or until the run stops."""
         seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
-        called = asyncio.Event()
-        if self.health.failures > FEW_FAILURES:
-            self._waiting_for_life[called] = None
         self._resting += 1
         self._spawn()
         try:
-            await self._unless_stopped(self._rest(seconds, at_least_seconds, called))
+            await self._unless_stopped(self._clock.sleep(max(seconds, at_least_seconds)))
         finally:
             self._resting -= 1
-            self._waiting_for_life.pop(called, None)
 
-    async def _rest(self, seconds: float, at_least_seconds: float, called: asyncio.Event) -> None:
-        await self._clock.sleep(at_least_seconds)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
-                await called.wait()
 
-    def _call_back(self) -> None:
-        """Let two of those go that wait for a sign of life."""
-        for called in list(itertools.islice(self._waiting_for_life, 2)):
-            del self._waiting_for_life[called]
-            called.set()
+@dataclass(slots=True)
+class Health:
+    """What the answers so far say of the run and not of single rows."""
+
+    known_good: bool = False
+    answered: int = 0
+    reached: bool = False
+    failing_since: float | None = None
+    failed_at: float = 0.0
+    failures: int = 0
+    words: str | None = None
+    repeats: int = 0
+    doubts: int = 0
+    doubted_since: float = 0.0
+    doubted_at: float = -math.inf
+
+    def judged(self, found: Verdict, status: int | None, sent: float, now: float) -> Verdict:
+        """Return a verdict in the light of what was answered: one 401 does not make a good key wrong."""
+        said = found.outcome == "stop" or (found.outcome == "failed" and not found.final)
+        if status not in _DOUBTED or not said or not self.answered:
+            return found
+        self.doubted_since = self.doubted_since if self.doubts else now
+        if sent >= self.doubted_at:  # else it went before anybody had a doubt
+            self.doubts, self.doubted_at = self.doubts + 1, now
+        lasting = self.doubts >= DOUBTS and now - self.doubted_since >= DOUBT_SECONDS
+        return found if lasting else replace(found, outcome="again")
+
+    def sees(self, found: Verdict, now: float, *, status: int | None, waiting: bool) -> bool:
+        """Take one verdict, and return whether the run should end.
+
+        `waiting` is a refusal with a wait that means something: no answer, but no silence either.
+        """
+        self.reached |= status is not None
+        if found.outcome == "answered":
+            self.answered += 1
+            self.failing_since, self.failures, self.words, self.repeats, self.doubts = None, 0, None, 0, 0
+            return False
+        if found.outcome == "stop":
+            return True
+        if waiting:
+            self.failing_since, self.failures = None, 0
+            return False
+        return self._is_hopeless(found, status) or self._is_silent(found, now)
+
+    def _is_hopeless(self, found: Verdict, status: int | None) -> bool:
+        """Whether the API says the same of every row."""
+        if found.outcome != "failed" and not (found.unseen and status is not None):
+            return False
+        words = _IDS.sub("", f"{found.error}: {found.message}")
+        self.repeats = self.repeats + 1 if words == self.words else 1
+        self.words = words
+        return self.is_hopeless or (found.unseen and self.repeats >= HOPELESS_ANSWERS)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether so many rows failed alike that it is the request, or the account, and not they."""
+        return self.repeats >= (HOPELESS_ROWS_LATER if self.answered or self.known_good else HOPELESS_ROWS)
+
+    @property
+    def ends_alike(self) -> bool:
+        """Whether the last rows of a run failed alike, so many that it should be said."""
+        known = self.answered or self.known_good
+        return self.repeats >= (_ALIKE_AT_THE_END if known else HOPELESS_ANSWERS)
+
+    @property
+    def blames_rows(self) -> bool:
+        """Whether a row that failed is to blame for it: others are answered, and not all fail alike."""
+        return (self.known_good or self.answered > 0) and self.repeats < HOPELESS_ROWS
+
+    def _is_silent(self, found: Verdict, now: float) -> bool:
+        """Whether there have been nothing but failures for too long."""
+        if found.outcome == "failed":
+            self.failing_since, self.failures = None, 0
+            return False
+        if self.failing_since is None or now - self.failed_at > ASLEEP_SECONDS:
+            self.failing_since, self.failures = now, 0
+        self.failed_at = now
+        self.failures += 1
+        patience = SILENT_SECONDS if self.reached else UNREACHABLE_SECONDS
+        return self.failures > FEW_FAILURES and now - self.failing_since > patience

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import zip_longest
+from operator import add
+from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
@@ -19,14 +21,12 @@ from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.planning import estimates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from claudescale.api.catalog import Model
-    from claudescale.ledger.records import Attempt, Batch
+    from claudescale.ledger.records import Attempt
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
-    from claudescale.running.batch_rules import Expected
-    from claudescale.running.job import Job
 
 CANCELED = "canceled"
 """The `error` of a row whose batch was canceled before it was answered: it did not fail."""
@@ -35,8 +35,16 @@ MOST_SLICES = 280
 ENOUGH_REPLIES = 20
 """From here on the replies so far tell better than the plan what the others take."""
 PACE_SECONDS, LEAST_PACE_SECONDS = 60, 10
-_STEP = math.log(1.05)  # latencies are kept as classes, each so much wider than the one before
-_SHORTEST_SECONDS = 1e-3
+_LATEST_REPLIES = 1_000  # whose latencies are kept
+
+THROUGHPUT = pl.Schema(
+    dict.fromkeys(("minute", "slice_minutes"), pl.Float64())
+    | {f"{name}_per_minute": pl.Float64() for name in ("requests", "input_tokens", "output_tokens")}
+    | {"refused": pl.Int64()}
+)
+"""Columns of `Run.throughput`, and of `rates`: slices of API time, rates per minute."""
+_SLICE_SECONDS = (1, 2, 5, 10, 15, 30, 60)
+_SHOWN_SLICES = 60
 
 
 class Slice(NamedTuple):
@@ -100,8 +108,8 @@ class Meter:
         self._price: prices.Price
         self._repeats: dict[str, int] = {}
         self._open: dict[str, str | None] = {}  # the last error of rows that were tried
-        self._latencies: Counter[int] = Counter()
-        self._slices: list[list[int]] = []
+        self._latencies: deque[float] = deque(maxlen=_LATEST_REPLIES)
+        self._slices: list[Slice] = []
         self._width_seconds = 1
         self._lock = threading.Lock()  # results of batches are counted beside live calls
 
@@ -114,6 +122,11 @@ class Meter:
     def missing(self) -> int:
         """Rows that are still to be answered."""
         return self.sent - self.done
+
+    @property
+    def output_tokens_per_second(self) -> float | None:
+        """Of a live call: its output tokens over its latency, on average."""
+        return self.reply_output_tokens / self.reply_seconds if self.reply_seconds else None
 
     # counting
 
@@ -129,8 +142,7 @@ class Meter:
     def found(self, replies: pl.DataFrame) -> None:
         """Count final attempts that are not this run's: `key` and `error` of each."""
         self.reused += replies.height
-        self.open_requests -= replies.height
-        self._close(replies)
+        self._close(replies.select("key", "error").rows())
 
     def add(self, attempt: Attempt, *, final: bool) -> None:
         """Count one call of this run."""
@@ -141,31 +153,26 @@ class Meter:
             self.input_tokens += attempt.prompt_tokens
             self.output_tokens += attempt.output_tokens
             self.dollars += attempt.dollars
-            self.open_requests -= final
             self._time(attempt, refused=refused)
             if attempt.error is not None:
                 (self.refusals if refused else self.errors)[attempt.error] += 1
-            if not final:
+            if final:
+                self._close([(attempt.key, attempt.error)])
+            else:
                 self._open[attempt.key] = attempt.error
-                return
-            self._open.pop(attempt.key, None)
-            self._end_row(attempt.key, failed=attempt.error is not None)
 
     def extend(self, attempts: pl.DataFrame, ours: pl.DataFrame) -> None:
         """Count many results of batches at once: `ATTEMPTS` and Boolean `final`, each key once.
 
         `ours` are those of the frame's rows; a batch of an earlier run may have others.
         """
-        duplicates: pl.DataFrame | None = None
-        if self._repeats:
-            more = [self._repeats.get(key, 1) - 1 for key in attempts["key"]]
-            duplicates = attempts.select("key", duplicates=pl.Series(more, dtype=pl.Int64))
+        more = [self._repeats.get(key, 1) - 1 for key in attempts["key"]]
+        duplicates = attempts.select("key", duplicates=pl.Series(more, dtype=pl.Int64))
         models = () if isinstance(self._model, str) else (self._model,)
         saved = prices.savings(attempts.drop("final"), duplicates=duplicates, models=models)
         failed = attempts["error"].drop_nulls().value_counts(name="calls")
         sums = attempts.select(prices.PROMPT.sum().alias("input"), pl.col("output_tokens", "dollars").sum())
         input_tokens, output_tokens, dollars = sums.row(0)
-        final = ours.filter("final")
         tried = ours.filter(~pl.col("final") & (pl.col("error") != CANCELED))
         with self._lock:
             self.requests += attempts.height
@@ -174,9 +181,8 @@ class Meter:
             self.dollars += dollars
             self.plain_dollars += saved["dollars_without"][0]
             self.errors.update(dict(failed.iter_rows()))
-            self.open_requests -= final.height
-            self._close(final)
-            self._open.update(zip(tried["key"], tried["error"], strict=True))
+            self._close(ours.filter("final").select("key", "error").rows())
+            self._open.update(tried.select("key", "error").rows())
 
     def end(self, stopped_by: str | None = None) -> None:
         """Count rows that were tried and given up as failed: nobody tries them any more.
@@ -184,29 +190,18 @@ class Meter:
         Those that met the trouble of the account that ended the run did not fail.
         """
         trouble = stopped_by if stopped_by in STOPPING_ERRORS else ""
-        for key, error in self._open.items():
-            if error != trouble:
-                self._end_row(key, failed=True)
-        self._open.clear()
+        self._close([tried for tried in self._open.items() if tried[1] != trouble])
 
-    def _close(self, finals: pl.DataFrame) -> None:
-        """Count the rows that final attempts, each of another key, stand for."""
-        failed = self._rows(finals.filter(pl.col("error").is_not_null())["key"])
-        self.failed += failed
-        self.answered += self._rows(finals["key"]) - failed
-        for key in finals["key"] if self._open else ():
+    def _close(self, ends: Iterable[tuple[str, str | None]]) -> None:
+        """Count the rows that requests stand for which have ended: the key and the last error of each."""
+        for key, error in ends:
             self._open.pop(key, None)
-
-    def _rows(self, keys: pl.Series) -> int:
-        """Return how many rows of the frame the requests with these keys stand for."""
-        return sum(self._repeats.get(key, 1) for key in keys) if self._repeats else keys.len()
-
-    def _end_row(self, key: str, *, failed: bool) -> None:
-        rows = self._repeats.get(key, 1)
-        if failed:
-            self.failed += rows
-        else:
-            self.answered += rows
+            self.open_requests -= 1
+            rows = self._repeats.get(key, 1)
+            if error is None:
+                self.answered += rows
+            else:
+                self.failed += rows
 
     # rates and latencies of live calls
 
@@ -222,7 +217,7 @@ class Meter:
         self.reply_input_tokens += attempt.uncached_tokens
         self.reply_output_tokens += attempt.output_tokens
         self.reply_seconds += seconds
-        self._latencies[math.floor(math.log(max(seconds, _SHORTEST_SECONDS)) / _STEP)] += 1
+        self._latencies.append(seconds)
         price = prices.answered(
             self._price,
             answering_model=attempt.answering_model,
@@ -238,31 +233,28 @@ class Meter:
 
     def _add(self, seconds: float, more: Slice) -> None:
         """Add to the slice that many seconds after the start; join slices where there are too many."""
-        number = max(int(seconds / self._width_seconds), 0)
+        number, slices = max(int(seconds / self._width_seconds), 0), self._slices
         while number >= MOST_SLICES:
-            pairs = zip(self._slices[::2], [*self._slices[1::2], [0] * len(more)], strict=False)
-            self._slices = [[*map(sum, zip(*pair, strict=True))] for pair in pairs]
+            pairs = zip_longest(slices[::2], slices[1::2], fillvalue=Slice())
+            slices[:] = [Slice(*map(add, *pair)) for pair in pairs]
             self._width_seconds *= 2
             number //= 2
-        self._slices += [[0] * len(more) for _ in range(len(self._slices), number + 1)]
-        self._slices[number][:] = map(sum, zip(self._slices[number], more, strict=True))
+        slices += [Slice()] * (number + 1 - len(slices))
+        slices[number] = Slice(*map(add, slices[number], more))
 
     def latency(self, quantile: float) -> float | None:
-        """Return the seconds within which this part of the live replies came, to a fortieth."""
+        """Return the seconds within which this part of the latest live replies came."""
         with self._lock:
-            classes = sorted(self._latencies.items())
-        rank = quantile * sum(count for _, count in classes)
-        below = 0
-        for number, count in classes:
-            below += count
-            if below >= rank:
-                return math.exp((number + 0.5) * _STEP)
-        return None
+            seconds = sorted(self._latencies)
+        return seconds[max(math.ceil(quantile * len(seconds)) - 1, 0)] if seconds else None
 
     def slices(self) -> tuple[int, list[Slice]]:
         """Return the seconds of a slice, and the slices since the start: at most `MOST_SLICES`."""
         with self._lock:
-            return self._width_seconds, [Slice(*counts) for counts in self._slices]
+            return self._width_seconds, self._slices.copy()
+
+
+# when live calls end
 
 
 class Ends(NamedTuple):
@@ -273,106 +265,6 @@ class Ends(NamedTuple):
 
     usual_minutes: float
     latest_minutes: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulse:
-    """One reading of a run.
-
-    Attributes
-    ----------
-    state : str
-        Of the run.
-    asked : str
-        ``"stop"`` or ``"leave"`` where that was asked for, else empty.
-    simulated : bool
-        Whether a simulator answers.
-    speed : float
-        API seconds that pass in a real one.
-    started_at, minutes : float
-        API unix seconds of the start, and API minutes since then.
-    rows, done, failed : int
-        Rows with something to send, and those of them that need nothing more or have failed.
-    requests : int
-        Calls and results so far.
-    dollars, plain_dollars : float
-        Paid so far, and what the same rows would have cost live, each by itself, nothing cached.
-    estimate_dollars : float or None
-        What the missing rows should cost.
-    in_flight, most_in_flight : int
-        Live calls under way, and how many may be.
-    median_seconds, slow_seconds : float or None
-        Latency of live calls: median and 95th percentile.
-    output_tokens_per_second : float or None
-        Of a live call: its output tokens over its latency, on average.
-    errors, refusals : mapping of str to int
-        Calls that failed, and those turned down with a 429, by the API's error type.
-    batches : sequence of Batch
-        Those that this run follows.
-    expected : Expected or None
-        When the batches end.
-    ends : Ends or None
-        When the live calls end; None where none are to be made, or that is not known yet.
-    """
-
-    state: str
-    asked: str = ""
-    simulated: bool = False
-    speed: float = 1.0
-    started_at: float = 0.0
-    minutes: float = 0.0
-    rows: int = 0
-    done: int = 0
-    failed: int = 0
-    requests: int = 0
-    dollars: float = 0.0
-    plain_dollars: float = 0.0
-    estimate_dollars: float | None = None
-    in_flight: int = 0
-    most_in_flight: int = 0
-    median_seconds: float | None = None
-    slow_seconds: float | None = None
-    output_tokens_per_second: float | None = None
-    errors: Mapping[str, int]
-    refusals: Mapping[str, int]
-    batches: Sequence[Batch] = ()
-    expected: Expected | None = None
-    ends: Ends | None = None
-
-
-def read(job: Job, state: str) -> Pulse:
-    """Return how a run goes. Its cost does not grow with the rows done."""
-    meter, pacer, batches = job.meter, job.pacer, job.batches
-    known: dict[str, Any] = {}
-    if pacer is not None:
-        known = {"in_flight": pacer.in_flight, "most_in_flight": pacer.window}
-    if state == "running" and pacer is not None and job.plan.mode != "batch":
-        known["ends"] = live_ends(job.plan, pacer, job.missing, meter, job.minutes)
-    if batches is not None:
-        known["batches"] = batches.seen
-        known["expected"] = batches.expected()
-    if job.estimate is not None:
-        known |= {"simulated": job.api.simulated, "estimate_dollars": job.estimate["dollars"]}
-    seconds = meter.reply_seconds
-    return Pulse(
-        state=state,
-        asked=job.asked,
-        speed=job.clock.speed,
-        started_at=job.started_at,
-        minutes=job.minutes,
-        rows=meter.sent,
-        done=meter.done,
-        failed=meter.failed,
-        requests=meter.requests,
-        dollars=meter.dollars,
-        plain_dollars=meter.plain_dollars,
-        median_seconds=meter.latency(0.5),
-        slow_seconds=meter.latency(0.95),
-        output_tokens_per_second=meter.reply_output_tokens / seconds if seconds else None,
-        errors=dict(meter.errors),
-        refusals=dict(meter.refusals),
-        **known,
-    )
 
 
 def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minutes: float) -> Ends:
@@ -400,7 +292,8 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
         output_tokens = meter.reply_output_tokens / meter.replies
         seconds = meter.reply_seconds / meter.replies
         latency = expected.latency._replace(mean=seconds)
-        expected = replace(expected, latency=latency, calls=max(meter.replies, expected.calls))
+        output = expected.output._replace(calls=max(meter.replies, expected.calls))
+        expected = replace(expected, latency=latency, output=output)
         if pacer.in_flight >= pacer.window:  # it is what holds the run back
             concurrency = concurrency or pacer.window
     usual, slow = (
@@ -428,3 +321,45 @@ def pace(width_seconds: int, slices: Sequence[Slice], minutes: float) -> float |
     if count * width_seconds < LEAST_PACE_SECONDS:
         return None
     return sum(each.answers for each in slices[whole - count : whole]) / (count * width_seconds / 60)
+
+
+# the same from attempts, batches too
+
+
+def by_minute(attempts: pl.DataFrame, started_at: float, minutes: float) -> pl.DataFrame:
+    """Return the same as `rates`, one row per minute. The last is as long as the run has lasted in it."""
+    frame = rates(attempts, started_at, minutes, slice_seconds=60)
+    lasted = (minutes - pl.col("minute")).clip(upper_bound=1.0)
+    length = pl.when(lasted > 0).then(lasted).otherwise(1.0)  # results of batches may be told of later
+    return frame.with_columns(pl.col("^.*_per_minute$") / length, slice_minutes=length)
+
+
+def rates(
+    attempts: pl.DataFrame, started_at: float, minutes: float, *, slice_seconds: int | None = None
+) -> pl.DataFrame:
+    """Return requests and tokens per minute over a run, as `THROUGHPUT`.
+
+    A request counts when it was sent, its tokens when it was answered. A slice is at least a second and at
+    most a sixtieth of the run, where `slice_seconds` does not say otherwise.
+    """
+    usual = (seconds for seconds in _SLICE_SECONDS if minutes * 60 / seconds <= _SHOWN_SLICES)
+    width = slice_seconds or next(usual, 60 * max(round(minutes / _SHOWN_SLICES), 1))
+
+    def slice_of(seconds: pl.Expr) -> pl.Expr:
+        return (seconds / width).floor().clip(0).cast(pl.Int64).alias("slice")
+
+    sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
+    refused = (pl.col("status") == HTTPStatus.TOO_MANY_REQUESTS).cast(pl.Int64)
+    # Batches of an earlier run were sent before this one began.
+    calls = attempts.filter(sent > -width).select(slice_of(sent), requests=1, refused=refused)
+    tokens = {"input_tokens": prices.UNCACHED, "output_tokens": pl.col("output_tokens")}
+    answers = attempts.select(slice_of(sent + pl.col("seconds")), **tokens)
+    counts = pl.concat([calls, answers], how="diagonal_relaxed").group_by("slice").sum()
+    grid = counts.select(slice=pl.int_range(pl.col("slice").max().fill_null(-1) + 1))
+    counted = grid.join(counts, on="slice", how="left", maintain_order="left").fill_null(0)
+    return counted.select(
+        minute=pl.col("slice") * width / 60,
+        slice_minutes=pl.lit(width / 60),
+        **{f"{name}_per_minute": pl.col(name) * (60 / width) for name in ("requests", *tokens)},
+        refused="refused",
+    ).cast(THROUGHPUT)

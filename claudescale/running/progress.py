@@ -12,7 +12,7 @@ import math
 import shutil
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from claudescale import loops, text
 from claudescale.running.run_views import waiting
@@ -25,16 +25,6 @@ REFRESH_SECONDS = 0.5
 _SIZE = 90, 24
 
 
-class Sums(NamedTuple):
-    """What a run has done by then."""
-
-    minutes: float = 0.0
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    refused: int = 0
-
-
 class Progress:
     """Shows how far a run is; hidden, it shows nothing. The log, where one is asked for, is kept anyway."""
 
@@ -42,7 +32,7 @@ class Progress:
         self._run = run
         self._shown = shown
         self._bar: Any = None
-        self._logged = Sums()
+        self._logged = 0.0, 0, 0, 0, 0  # minutes, calls, tokens in and out, refusals by the last line
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, line: str) -> None:
@@ -100,7 +90,7 @@ class Progress:
     async def _log_minutes(self) -> None:
         """Log a line when an API minute is over, until it is canceled."""
         while True:
-            over = math.floor(self._logged.minutes) + 1.0
+            over = math.floor(self._logged[0]) + 1.0
             await asyncio.sleep(max(over - self._run.minutes, 0.0) * 60 / self._run.job.clock.speed)
             if self._run.minutes >= over:  # a timer may be early by a hair
                 self._log()
@@ -108,19 +98,13 @@ class Progress:
     def _log(self) -> None:
         """Log what was done since the last line."""
         counts, before = self._run.counts, self._logged
-        self._logged = now = Sums(
-            self._run.minutes, counts.requests, counts.input_tokens, counts.output_tokens, counts.refused
-        )
-        if not LOGGER.isEnabledFor(logging.INFO):
-            return
-        per_minute = 1 / max(now.minutes - before.minutes, 1e-9)
-        requests, input_tokens, output_tokens = (
-            (later - earlier) * per_minute for earlier, later in zip(before[1:4], now[1:4], strict=True)
-        )
+        now = self._run.minutes, counts.requests, counts.input_tokens, counts.output_tokens, counts.refused
+        self._logged = now
+        minutes, *done, refused = (later - earlier for later, earlier in zip(now, before, strict=True))
+        requests, input_tokens, output_tokens = (f"{count / max(minutes, 1e-9):,.0f}" for count in done)
         LOGGER.info(
             "minute %.1f: %s requests/min, %s input tokens/min, %s output tokens/min, %s refused, %s so far, "
             "%s of %s rows done",
-            now.minutes, f"{requests:,.0f}", f"{input_tokens:,.0f}", f"{output_tokens:,.0f}",
-            f"{now.refused - before.refused:,}", text.dollars(counts.dollars), f"{counts.done:,}",
-            f"{counts.sent:,}",
+            now[0], requests, input_tokens, output_tokens, f"{refused:,}", text.dollars(counts.dollars),
+            f"{counts.done:,}", f"{counts.sent:,}",
         )  # fmt: skip

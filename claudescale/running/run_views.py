@@ -11,9 +11,9 @@ from claudescale import text
 from claudescale.api import limits
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
-from claudescale.planning.plans import ledger_typed
+from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
-from claudescale.running.rates import rates
+from claudescale.running.meter import rates
 from claudescale.views.card import Card, Gallery
 
 if TYPE_CHECKING:
@@ -86,10 +86,10 @@ def row_errors(run: Run) -> dict[str, int]:
     typed = run.plan.compiled.prompt.returns is not None
     if run.state in {"starting", "running", "left"} or not (typed or run.counts.failed):
         return {}
-    if run.job.row_errors is None:  # the rows of a run that has ended stay as they are
+    if run.row_errors is None:  # the rows of a run that has ended stay as they are
         errors = run.results["error"].drop_nulls()
-        run.job.row_errors = dict(errors.filter(errors != NOT_SENT).value_counts(sort=True).iter_rows())
-    return run.job.row_errors
+        run.row_errors = dict(errors.filter(errors != NOT_SENT).value_counts(sort=True).iter_rows())
+    return run.row_errors
 
 
 def why(run: Run) -> str:

@@ -6,8 +6,10 @@ A run owns no replies: the ledger has them. It owns the rows' keys, which join r
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
-from contextlib import suppress
+from collections import deque
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +24,16 @@ from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.planning import estimates
-from claudescale.prompts.retries import last_failures
+from claudescale.prompts.requests import last_failures
 from claudescale.running import meter, run_views
-from claudescale.running.arrivals import Arrivals
-from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 from claudescale.running.live import Live
 from claudescale.running.progress import Progress
-from claudescale.running.rates import by_minute
 from claudescale.running.run_views import Plots
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from anthropic import AsyncAnthropic
 
@@ -43,42 +42,19 @@ if TYPE_CHECKING:
     from claudescale.views.card import Card
 
 
-SUMMARY = pl.Schema(
-    {
-        "state": pl.String(),
-        "rows": pl.Int64(),
-        "answered": pl.Int64(),
-        "failed": pl.Int64(),
-        "missing": pl.Int64(),
-        "reused": pl.Int64(),
-        "requests": pl.Int64(),
-        "refused": pl.Int64(),
-        "minutes": pl.Float64(),
-        "requests_per_minute": pl.Float64(),
-        "input_tokens": pl.Int64(),
-        "output_tokens": pl.Int64(),
-        "dollars": pl.Float64(),
-        "simulated": pl.Boolean(),
-    }
-)
-"""Columns of `Run.summary`, one row: rows of the frame, then calls, tokens and dollars of this run."""
+INDEX = "index"
+"""The place of a row in the frame, from 0, in what ``async for`` gives."""
+PART_ROWS = 100_000
+"""Of a slice of `run_parts`."""
+ROW = "row"
+"""The column of the parts that says which row of the input it is, from 0."""
+_PARTS = "part-*.parquet"
 _MOMENT = pl.Datetime("us", "UTC")
 BATCHES = pl.Schema(
-    {
-        "batch_id": pl.String(),
-        "state": pl.String(),
-        "requests": pl.Int64(),
-        "succeeded": pl.Int64(),
-        "errored": pl.Int64(),
-        "canceled": pl.Int64(),
-        "expired": pl.Int64(),
-        "created_at": _MOMENT,
-        "ended_at": _MOMENT,
-        "minutes": pl.Float64(),
-        "results_until": _MOMENT,
-        "dollars": pl.Float64(),
-        "cache_hit_share": pl.Float64(),
-    }
+    dict.fromkeys(("batch_id", "state"), pl.String())
+    | dict.fromkeys(("requests", "succeeded", "errored", "canceled", "expired"), pl.Int64())
+    | {"created_at": _MOMENT, "ended_at": _MOMENT, "minutes": pl.Float64(), "results_until": _MOMENT}
+    | {"dollars": pl.Float64(), "cache_hit_share": pl.Float64()}
 )
 """Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
 from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
@@ -135,13 +111,22 @@ class Run(Shown, Handle):
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
+        self.row_errors: dict[str, int] | None = None  # how many rows have which, counted once at the end
         self._shown = progress
         self.job = Job(plan, client, self.path)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leaving = False
-        self._cluster = _on(on, client, plan)
+        self._cluster: Any = None  # makes what answers rows elsewhere
+        if on is not None:
+            try:
+                from claudescale import cluster  # noqa: PLC0415 - optional
+            except ImportError as error:
+                msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
+                raise PlanError(msg) from error
+            self._cluster = cluster.engine(on, client, plan)
         if loops.in_notebook():
-            import ipywidgets  # noqa: F401, PLC0415 - `watch` needs it: imported later it would slow the calls
+            from claudescale.widgets import watch  # noqa: PLC0415 - only there
+
+            watch.prepare()
         self._start(self._go)
 
     # how it goes
@@ -185,7 +170,7 @@ class Run(Shown, Handle):
         if job.only_collects:
             mode = "batch"
         if mode == "live":
-            self._make_live(job.missing.height)
+            live = self._make_live(job.missing.height)
         job.start()
         self.state = "running"
         progress.start(run_views.before(self))
@@ -194,49 +179,32 @@ class Run(Shown, Handle):
         try:
             match mode:
                 case "live":
-                    await self._live(job.missing)
+                    async with aclosing(job.rows(job.missing)) as rows:
+                        await live.answer(rows)
                 case "batch":
-                    await self._batch()
+                    await job.batches.answer(job.missing["key"])
                 case _:
                     await self._hybrid()
         finally:
-            if job.batches is not None and job.following is not None:
+            if job.following is not None:
                 job.batches.leave()
                 await job.following
 
-    async def _live(self, rows: pl.DataFrame) -> None:
-        assert self.job.live is not None
-        given = self.job.rows(rows)
-        try:
-            await self.job.live.answer(given)
-        finally:
-            await given.aclose()
-
-    async def _batch(self) -> None:
-        self.job.batches = Batches(self.job)
-        self._pass_on()  # what was asked for before there was anything to ask
-        await self.job.batches.answer(self.job.missing["key"])
-
     async def _hybrid(self) -> None:
         """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
-        job, rows = self.job, self.job.missing
-        job.batches = batches = Batches(job)
-        self._pass_on()
+        job, rows, batches = self.job, self.job.missing, self.job.batches
         await batches.adopt()
-        await self._scout(rows.filter(~pl.col("key").is_in(batches.adopted)))
+        free = rows.filter(~pl.col("key").is_in(batches.adopted)).head(1)
+        if not (free.is_empty() or job.is_over):
+            await self._make_live(1).answer(job.first(free))
         if job.is_over:
             return
         job.following = asyncio.ensure_future(batches.answer(rows["key"], until=self._latest_switch))
         await loops.either(job.following, batches.freed)
         rest = rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"]))
         if not (job.is_over or rest.is_empty()):
-            self._make_live(rest.height)
-            await self._live(rest)
-
-    async def _scout(self, free: pl.DataFrame) -> None:
-        """Send one row that nobody holds."""
-        if not (free.is_empty() or self.job.is_over):
-            await self._make_live(1).answer(self.job.first(free))
+            async with aclosing(job.rows(rest)) as given:
+                await self._make_live(rest.height).answer(given)
 
     def _make_live(self, requests: int) -> Live:
         """Make what sends rows live, at the pace that an earlier one has learned."""
@@ -278,12 +246,11 @@ class Run(Shown, Handle):
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
         found = job.live.stopped_by if job.live else None
-        if batches is not None:
-            found = found or (batches.stopped_by if batches.is_refused else None) or batches.why_stuck
+        found = found or (batches.stopped_by if batches.is_refused else None) or batches.why_stuck
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        if batches is not None and batches.waited:
+        if batches.waited:
             return "left"
         return "stopped" if job.asked and job.meter.missing else "finished"
 
@@ -297,7 +264,7 @@ class Run(Shown, Handle):
 
         Spends: what is in flight.
         """
-        self.job.asked = "stop"
+        self.job.stopping = True
         self._tell()
 
     def leave(self) -> None:
@@ -307,40 +274,25 @@ class Run(Shown, Handle):
 
         Spends: what is in flight; the batches, as they are answered.
         """
-        self._leaving = True
-        self.job.asked = self.job.asked or "leave"
+        self.job.leaving = True
         self._tell()
 
     def _tell(self) -> None:
         """Pass on what is asked for, from whatever thread."""
         if self._loop is not None and self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
-                self._loop.call_soon_threadsafe(self._pass_on)
-
-    def _pass_on(self) -> None:
-        live, batches = self.job.live, self.job.batches
-        if live is not None and self.job.asked:
-            live.stop()
-        if batches is not None and self.job.asked == "stop":
-            batches.stop()
-        if batches is not None and self._leaving:
-            batches.leave()
+                self._loop.call_soon_threadsafe(self.job.hear)
 
     async def submitted(self) -> Run:
         """Return this run once the batches are submitted that the queue has room for, or it has ended.
 
         Spends: nothing by itself.
         """
-        while not (self._started.future.done() or self._is_submitted):  # noqa: ASYNC110 - another loop's
+        while not self._ended.done():
+            if self.state == "running" and (self.plan.mode == "live" or self.job.batches.submitted.is_set()):
+                return self
             await asyncio.sleep(loops.SLICE_SECONDS)
-        return self._outcome() if self._started.future.done() else self
-
-    @property
-    def _is_submitted(self) -> bool:
-        if self.state != "running":
-            return self.state != "starting"
-        batches = self.job.batches
-        return self.plan.mode == "live" or (batches is not None and batches.submitted.is_set())
+        return self._outcome()
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield each row of the frame once, as a dict: `index`, its place from 0, and what `results` has.
@@ -355,24 +307,43 @@ class Run(Shown, Handle):
         RunStopped
             The run could not go on; every row was given before that.
         """
-        while not (self.job.is_open or self._started.future.done()):
+        while not (self.job.is_open or self._ended.done()):
             await self._followed(loops.SLICE_SECONDS)
         if not self.job.is_open:
             self._outcome()
-        rows = await loops.in_thread(Arrivals, self)
+        work, answered = self.job.work, deque[pl.Series]()
+        if INDEX in work.frame.columns:
+            msg = f"The frame has a column {INDEX!r}, where async for says which row it is: rename yours."
+            raise PlanError(msg)
+        left = work.keys.alias("key").to_frame().with_row_index(INDEX)  # rows that were not given yet
+        self.job.feeds.append(answered)
+        answered.append(self.job.replies(("key",))["key"])
         try:
-            while True:
-                has_ended = self._started.future.done()
-                for row in await loops.in_thread(rows.read):
-                    yield row
-                if has_ended:
-                    break
-                await self._followed(loops.SLICE_SECONDS)
-            for row in await loops.in_thread(rows.rest):
-                yield row
+            has_ended = False
+            while not has_ended:
+                has_ended = self._ended.done()
+                if answered:
+                    keys = pl.concat([answered.popleft() for _ in range(len(answered))])
+                    left, rows = await loops.in_thread(self._arrived, left, keys)
+                    for row in rows:
+                        yield row
+                if not has_ended:
+                    await self._followed(loops.SLICE_SECONDS)
+            rest = await loops.in_thread(lambda: self.results[left[INDEX]])
+            for place, row in zip(left[INDEX], rest.iter_rows(named=True), strict=True):
+                yield {INDEX: place, **row}
         finally:
-            rows.close()
+            self.job.feeds.remove(answered)
         self._outcome()
+
+    def _arrived(self, left: pl.DataFrame, keys: pl.Series) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+        """Return which rows are left, and those that requests with these keys have answered."""
+        keys, job = keys.unique(maintain_order=True), self.job
+        mine = pl.col("key").is_in(keys.implode()).fill_null(value=False)
+        places = keys.to_frame().join(left.filter(mine), on="key", maintain_order="left")[INDEX]
+        answers = job.replies(("key", "reply", "error"), of=keys)
+        found = job.work.results(answers, places, simulated=job.simulated).iter_rows(named=True)
+        return left.filter(~mine), [{INDEX: at, **row} for at, row in zip(places, found, strict=True)]
 
     @property
     def kept(self) -> str:
@@ -398,17 +369,18 @@ class Run(Shown, Handle):
 
     @property
     def summary(self) -> pl.DataFrame:
-        """One row of `SUMMARY`. A reply that breaks the `returns` schema counts as answered.
+        """One row: rows of the frame, then calls, tokens and dollars of this run.
+
+        A reply that breaks the `returns` schema counts as answered.
 
         Spends: nothing.
         """
         counts, minutes = self.counts, self.minutes
-        row = (
-            self.state, counts.rows, counts.answered, counts.failed, counts.missing, counts.reused,
-            counts.requests, counts.refused, minutes, counts.requests / minutes if minutes else 0.0,
-            counts.input_tokens, counts.output_tokens, counts.dollars, self.job.simulated,
-        )  # fmt: skip
-        return pl.DataFrame([row], schema=SUMMARY, orient="row")
+        names = "rows", "answered", "failed", "missing", "reused", "requests", "refused"
+        row = {"state": self.state, **{name: getattr(counts, name) for name in names}, "minutes": minutes}
+        row["requests_per_minute"] = counts.requests / minutes if minutes else 0.0
+        row |= {name: getattr(counts, name) for name in ("input_tokens", "output_tokens", "dollars")}
+        return pl.DataFrame([row | {"simulated": self.job.simulated}])
 
     # what happened, as frames
 
@@ -462,13 +434,13 @@ class Run(Shown, Handle):
 
     @property
     def throughput(self) -> pl.DataFrame:
-        """One row per API minute, as `rates.THROUGHPUT`; the last is as long as it has lasted.
+        """One row per API minute, as `meter.THROUGHPUT`; the last is as long as it has lasted.
 
         Requests count when sent, tokens when answered.
 
         Spends: nothing.
         """
-        return by_minute(self.attempts, self.job.started_at, self.minutes)
+        return meter.by_minute(self.attempts, self.job.started_at, self.minutes)
 
     @property
     def savings(self) -> pl.DataFrame:
@@ -545,13 +517,86 @@ def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFram
     )
 
 
-def _on(on: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Any] | None:
-    """Return what makes a run's engine `on` a cluster; None where there is none."""
-    if on is None:
-        return None
-    try:
-        from claudescale import cluster  # noqa: PLC0415 - optional
-    except ImportError as error:
-        msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
-        raise PlanError(msg) from error
-    return cluster.engine(on, client, plan)
+# an input larger than memory
+
+
+async def run_parts(
+    plan: Plan,
+    folder: str | Path,
+    client: AsyncAnthropic | None = None,
+    *,
+    rows: int = PART_ROWS,
+    **given: Any,
+) -> pl.LazyFrame:
+    """Return the results as a scan of Parquet files, a file for every so many rows, in the input's order.
+
+    The same call again sends only what the ledger does not have, and writes the files anew. Memory holds one
+    slice and its replies, never the whole input; identical rows are sent once, whatever slice they are in.
+
+    Spends: tokens.
+
+    Parameters
+    ----------
+    plan : Plan
+        Over ``pl.scan_parquet(...)``, say: reading a slice of it twice must give the same rows. Its
+        `deadline` holds for each slice, its `budget` for all.
+    folder : str or Path
+        Where the files go, ``part-000000.parquet`` first; others of such names there are removed at the end.
+    rows : int
+        Of a slice.
+    client, **given
+        As for `Plan.run`: ``ledger``, ``progress``, ``on``.
+
+    Returns
+    -------
+    pl.LazyFrame
+        What `Run.results` has, and first the column `row`, by which ``.sort("row")`` restores the input's
+        order after a join or a shuffle.
+
+    Raises
+    ------
+    PlanError
+        The prompt is an expression, which might look at other rows than its own; there is a column `row`;
+        or the plan has `samples`, with which a row of the input is several.
+    RunStopped
+        A slice was not finished; the files of those before it stand.
+    """
+    frame = plan.frame.lazy()
+    if plan.compiled.prompt.columns is None:
+        msg = "run_parts needs a prompt with {column} in it: an expression may look at rows of other slices"
+        raise PlanError(msg)
+    if plan.samples > 1:
+        msg = f"run_parts keeps one result for each row, and the plan has samples={plan.samples}: "
+        raise PlanError(msg + "use plan.replace(samples=1), or a plan over a smaller frame with plan.run")
+    if ROW in frame.collect_schema():
+        msg = f"the frame has a column {ROW!r}, which is where run_parts keeps the rows' order: rename yours"
+        raise PlanError(msg)
+    target = _made(folder)
+    left, written = plan.budget, []
+    for start in range(0, max(frame.select(pl.len()).collect().item(), 1), rows):
+        run = await plan.replace(frame=frame.slice(start, rows), budget=left).run(client, **given)
+        if run.state != "finished":
+            msg = f"rows from {start:,} on are not finished ({run.stopped_by or run.state}): run it again"
+            raise RunStopped(msg, run)
+        if left is not None:
+            left = max(left - run.counts.dollars, 0.0)
+        written.append(target / f"part-{start // rows:06}.parquet")
+        await loops.in_thread(_write, run.results.with_row_index(ROW, start), written[-1])
+        del run
+        gc.collect()  # a run and what follows it hold each other; what Polars keeps there makes none due
+    for path in set(target.glob(_PARTS)) - set(written):
+        path.unlink()
+    return pl.scan_parquet(target / _PARTS)
+
+
+def _made(folder: str | Path) -> Path:
+    path = Path(folder).expanduser().absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(results: pl.DataFrame, path: Path) -> None:
+    """Write a file that is whole or not there."""
+    unfinished = path.with_suffix(".writing")
+    results.write_parquet(unfinished)
+    unfinished.replace(path)

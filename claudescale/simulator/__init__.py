@@ -27,10 +27,11 @@ START_SECONDS = 30.0
 class Simulator:
     """A Claude API on this machine, for any client; it costs nothing and answers nonsense that fits.
 
-    It listens on 127.0.0.1 only, in a thread of its own. Limits, headers, errors, token counts,
-    caching and time behave as on the API; the replies are synthetic, and free text says so. Images and PDFs
-    are counted and checked, and never looked at: a reply to one is drawn by its bytes. Any key will do;
-    one that looks like an ordinary key (``sk-ant-api...``) may not read the account's rate limits.
+    It listens in a thread of its own; its address with ``/class`` shows in a browser whose calls pass.
+    Limits, headers, errors, token counts, caching and time behave as on the API; the replies are synthetic,
+    and free text says so. Images and PDFs are counted and checked, and never looked at: a reply to one is
+    drawn by its bytes. Any key will do; one that looks like an ordinary key (``sk-ant-api...``) may not read
+    the account's rate limits.
 
     Spends: nothing.
 
@@ -66,6 +67,8 @@ class Simulator:
         them by seed: some minutes for a small batch, about half an hour for 100,000 requests.
     port : int
         0 takes any free one.
+    host : str
+        The address to listen on. Other machines reach only ``"0.0.0.0"``, or an address of this one.
     **limits : float
         Replace single limits: `requests_per_minute`, `input_tokens_per_minute`,
         `output_tokens_per_minute`, `batch_queue_requests`, `batch_requests_per_minute`,
@@ -98,6 +101,7 @@ class Simulator:
         bucket_seconds: float = 60.0,
         batch_seconds: float | Callable[[int], float] | None = None,
         port: int = 0,
+        host: str = "127.0.0.1",
         **limits: float,
     ) -> None:
         self.clock = Clock(speed)
@@ -107,17 +111,19 @@ class Simulator:
         self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
         self.url = ""
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(port, ready),), daemon=True)
+        self._thread = threading.Thread(
+            target=asyncio.run, args=(self._serve(host, port, ready),), daemon=True
+        )
         self._thread.start()
         ready.result(START_SECONDS)
 
-    async def _serve(self, port: int, ready: Future[None]) -> None:
+    async def _serve(self, host: str, port: int, ready: Future[None]) -> None:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
         shell = Shell(self.desk, self.batches, self.clock)
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         try:
-            self.url = await shell.start(port)
+            self.url = await shell.start(port, host)
         except OSError as error:
             ready.set_exception(error)
             return
@@ -154,7 +160,7 @@ class Simulator:
         `billed_rows` and `distinct_rows_billed`; `free_refusals`; `web_searches`; tokens, those of free
         refusals too; `dollars` at list price; the most in flight;
         the most requests, input tokens and output tokens that fell in any one second and in any one
-        minute. Replies of batches that nobody has downloaded are written first, some thousands in a second.
+        minute.
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from claudescale.errors import UnknownTier
@@ -38,8 +40,11 @@ def faults(text: str) -> dict[str, Any]:
     return dict(fault(part) for part in text.split(",") if part.strip())
 
 
+CLASS = {"tier": "1", "speed": 10.0}
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - on request only
 OPTIONS: dict[str, tuple[Any, str, str]] = {
     "port": (int, "any free one", ""),
+    "host": (str, "127.0.0.1", "0.0.0.0 lets other machines call"),
     "tier": (str, "start", "start, build, scale, 1 to 4"),
     "speed": (float, "1", "API seconds per second"),
     "seed": (int, "0", "decides replies and faults"),
@@ -55,29 +60,47 @@ def arguments() -> argparse.ArgumentParser:
     what = "same wire and limits, synthetic replies, no cost. Any client can use it."
     parser = argparse.ArgumentParser(
         prog="python -m claudescale.simulator",
-        description=f"A local stand-in of the Claude API on 127.0.0.1: {what}",
+        description=f"A local stand-in of the Claude API: {what}",
         argument_default=argparse.SUPPRESS,
     )
     for name, (kind, default, words) in OPTIONS.items():
         parser.add_argument(f"--{name}", type=kind, help=f"{words} (default: {default})".strip())
     how = f"how often, or how many dollars, when, and at which of its tries: {', '.join((*NAMES, *KINDS))}"
     parser.add_argument("--faults", type=faults, metavar="KIND=VALUE[@START-END][#TRY],...", help=how)
+    what = "for a class: tier 1 shared by all, at speed 10, and a board of whose calls pass"
+    parser.add_argument("--class", action="store_true", dest="is_class", help=what)
     return parser
+
+
+def address(simulator: Simulator, host: str) -> str:
+    """Return where others reach the simulator."""
+    if host != EVERYWHERE:
+        return simulator.url
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        out.connect(("192.0.2.1", 9))  # an address of nobody, to which nothing is sent
+        host = out.getsockname()[0]
+    return simulator.url.replace("127.0.0.1", host)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or a signal to end, and return the exit status."""
     parser = arguments()
+    options = vars(parser.parse_args(given))
+    is_class = options.pop("is_class", False)
     try:
-        simulator = Simulator(**vars(parser.parse_args(given)))
+        simulator = Simulator(**{**(CLASS if is_class else {}), **options})
     except (UnknownTier, ValueError, OSError) as error:
         parser.error(str(error))
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     with simulator:
-        environment = f"ANTHROPIC_BASE_URL={simulator.url} ANTHROPIC_API_KEY=simulated"
+        url = address(simulator, options.get("host", ""))
+        environment = f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=simulated"
         print(f"Simulated Claude API: export {environment}", flush=True)  # noqa: T201
+        if is_class:
+            connect = f'cs.connect(base_url="{url}", api_key="your-name")'
+            print(f"Everybody types: {connect}\nThe board: {url}/class", flush=True)  # noqa: T201
         over.wait()
     return 0
 

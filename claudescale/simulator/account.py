@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import lru_cache
@@ -16,7 +16,7 @@ from claudescale.errors import PlanError, UnknownTier, nearest
 from claudescale.simulator.wire import Problem, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from claudescale.simulator.replies import Reply
     from claudescale.simulator.tokens import Shares
@@ -244,22 +244,33 @@ def _prices(model_id: str, mode: catalog.Mode, day: date) -> Mapping[str, catalo
         return {}
 
 
-class Peak:
-    """The most that fell into any window of a length: sliding, not by the clock's minutes."""
+class Window:
+    """What fell into a sliding window of time, the most that ever did, and all there was."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._events: deque[tuple[float, float]] = deque()
-        self._sum = 0.0
-        self.most = 0.0
+        self._sum = self.most = self.total = 0.0
 
     def add(self, now: float, amount: float) -> None:
         """Count `amount` at `now`."""
         self._events.append((now, amount))
         self._sum += amount
-        while self._events[0][0] <= now - self._seconds:
+        self.total += amount
+        self.most = max(self.most, self.recent(now))
+
+    def recent(self, now: float) -> float:
+        """Return what fell into the window that ends `now`."""
+        while self._events and self._events[0][0] <= now - self._seconds:
             self._sum -= self._events.popleft()[1]
-        self.most = max(self.most, self._sum)
+        return self._sum
+
+
+class Tally:
+    """The calls of one key: how many passed and how many were refused, and their tokens."""
+
+    def __init__(self) -> None:
+        self.passed, self.refused, self.tokens = (Window(60.0) for _ in range(3))
 
 
 class Account:
@@ -271,10 +282,10 @@ class Account:
         self.faults: Counter[str] = Counter()
         self.billed_rows: dict[catalog.Mode, int] = {"live": 0, "batch": 0}
         self.dollars: dict[catalog.Mode, float] = {"live": 0.0, "batch": 0.0}
-        self.before: list[Callable[[], None]] = []  # what completes the bill before it is read
         self._keys: set[bytes] = set()
         kinds = ("requests", "input_tokens", "output_tokens")
-        self._peaks = {(name, unit): Peak(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
+        self.by_key: defaultdict[tuple[str, int], Tally] = defaultdict(Tally)
+        self._peaks = {(name, unit): Window(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
 
     def began(self, now: float, input_tokens: int) -> None:
         """Count a call that was admitted."""
@@ -316,15 +327,8 @@ class Account:
         self._keys.add(key)
         return dollars
 
-    def complete(self) -> float:
-        """Bill what is due, and return the dollars so far."""
-        for bill in self.before:
-            bill()
-        return sum(self.dollars.values())
-
     def figures(self) -> dict[str, Any]:
         """Return everything counted so far."""
-        dollars = self.complete()
         return {
             **self.counts,
             "refused": dict(self.refused),
@@ -332,7 +336,7 @@ class Account:
             "billed_rows": sum(self.billed_rows.values()),
             "billed_rows_by_mode": dict(self.billed_rows),
             "distinct_rows_billed": len(self._keys),
-            "dollars": dollars,
+            "dollars": sum(self.dollars.values()),
             "dollars_by_mode": dict(self.dollars),
             **{f"peak_{name}_per_{unit}": int(peak.most) for (name, unit), peak in self._peaks.items()},
         }

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from claudescale.simulator.desk import Desk
-    from claudescale.simulator.tokens import Measured, Shares
+    from claudescale.simulator.tokens import Measured
 
 MAX_BYTES = catalog.BATCH.max_bytes
 REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
@@ -46,14 +46,6 @@ class Row(NamedTuple):
     raw: bytes
 
 
-class Done(NamedTuple):
-    """A row whose ``result`` is decided; its reply, of (key, model, input), is written when asked for."""
-
-    row: Row
-    result: dict[str, Any]
-    reply: tuple[bytes, catalog.Model, Shares] | None
-
-
 @dataclass(slots=True)
 class Batch:
     """One batch.
@@ -66,10 +58,8 @@ class Batch:
         API seconds from its creation until the last row would be done.
     agenda : list of Row
         The rows that are not done, the next one last.
-    lines : list of bytes or Done
+    lines : list of bytes
         The results, until the batch is archived.
-    right : bytes, optional
-        The last request of one turn that was in order, without its text.
     """
 
     id: str
@@ -82,8 +72,7 @@ class Batch:
     canceled_at: float | None = None
     settled_at: float | None = None
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    lines: list[bytes | Done] = field(default_factory=list)
-    right: bytes | None = None
+    lines: list[bytes] = field(default_factory=list)
 
     @property
     def expires_at(self) -> float:
@@ -138,7 +127,6 @@ class Batches:
         self._batches: dict[str, Batch] = {}
         per_minute = desk.terms.batch_requests_per_minute or 0
         self._calls = Bucket(per_minute, per_minute, now)
-        desk.account.before.append(self.bill)
 
     def limited(self, now: float) -> None:
         """Count one call to any endpoint of batches, and refuse it if there were too many."""
@@ -212,19 +200,17 @@ class Batches:
         """Delete a batch that has ended."""
         if batch.settled_at is None:
             raise Problem(400, f"Message batch {batch.id} is still processing: cancel it before deleting it")
-        self.bill()
         del self._batches[batch.id]
         return {"id": batch.id, "type": "message_batch_deleted"}
 
-    def results(self, now: float, batch: Batch) -> Iterator[bytes]:
+    def results(self, now: float, batch: Batch) -> list[bytes]:
         """Return the lines of a batch's results, in no order."""
         if batch.settled_at is None:
             raise Problem(400, f"Message batch {batch.id} has no results yet: it has not ended")
         if now >= batch.archived_at:
-            self.bill()
             batch.lines = []
             raise Problem(404, f"The results of message batch {batch.id} are archived")
-        return self._written(batch)
+        return batch.lines
 
     def results_cut(self, now: float, batch: Batch) -> bool:
         """Count one download of a batch's results, and return whether a fault breaks it off."""
@@ -244,62 +230,40 @@ class Batches:
         late = batch.canceled_at is None or batch.ends_at >= batch.expires_at
         while batch.agenda and (over or batch.agenda[-1].done_at <= now):
             row = batch.agenda.pop()
-            done = Done(row, {"type": "expired" if late else "canceled"}, None)
+            request, result = json.loads(row.raw), {"type": "expired" if late else "canceled"}
             if row.done_at <= batch.ends_at:
-                done = self._decided(batch, row)
-            batch.counts[done.result["type"]] += 1
-            batch.lines.append(done)
+                result = self._result(batch, row, request["params"])
+            batch.counts[result["type"]] += 1
+            batch.lines.append(wire.json_bytes({"custom_id": request["custom_id"], "result": result}) + b"\n")
             yield row
         if over and batch.settled_at is None:
             replies.draws(batch.mark, "order").shuffle(batch.lines)
             batch.settled_at = batch.ends_at
 
-    def _decided(self, batch: Batch, row: Row) -> Done:
-        """Return how a row ends, at its moment."""
-        desk, now, params = self._desk, row.done_at, json.loads(row.raw)["params"]
+    def _result(self, batch: Batch, row: Row, params: dict[str, Any]) -> dict[str, Any]:
+        """Return how a row ends, at its moment, and bill its reply."""
+        desk, now = self._desk, row.done_at
         try:
             model = found_model(params, now)
             _check(params, model, batch)
             key = replies.digest(desk.seed, params)
             struck = desk.struck(ROWS, key, desk.faults.attempt(key), now)
             if struck == "batch_expired":
-                return Done(row, {"type": "expired"}, None)
+                return {"type": "expired"}
             if struck is not None:
                 raise trouble(struck, ROW.get(struck, 400))
             weighed = desk.weighed(params, model)
         except Problem as problem:
-            return Done(row, {"type": "errored", "error": problem.body(desk.next_id("req"))}, None)
+            return {"type": "errored", "error": problem.body(desk.next_id("req"))}
         # The luck of a row with the cache is drawn from its place.
         own = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
         may_read = bool(weighed.prefixes) and replies.draws(own, "hit").random() < _hits(batch, weighed)
         least = model.cache_minimum_tokens
         shares = desk.cache.shares(now, weighed, least, may_read=may_read)
         desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed, least)
-        return Done(row, {"type": "succeeded"}, (key, model, shares))
-
-    def _written(self, batch: Batch) -> Iterator[bytes]:
-        """Yield the lines of a batch's results; a reply is written, and billed, when its turn comes."""
-        for place, line in enumerate(batch.lines):
-            written = line if isinstance(line, bytes) else self._line(*line)
-            batch.lines[place] = written
-            yield written
-
-    def _line(
-        self, row: Row, result: dict[str, Any], parts: tuple[bytes, catalog.Model, Shares] | None
-    ) -> bytes:
-        request, desk, now = json.loads(row.raw), self._desk, row.done_at
-        if parts is not None:
-            key, model, shares = parts
-            reply, shares, message = desk.compose(now, key, request["params"], model, shares, "batch")
-            desk.account.bill(now, model.id, "batch", key, shares, reply)
-            result = {**result, "message": message}
-        return wire.json_bytes({"custom_id": request["custom_id"], "result": result}) + b"\n"
-
-    def bill(self) -> None:
-        """Write every reply that is due, as what is read next is the bill."""
-        for batch in self._batches.values():
-            for _ in self._written(batch):
-                pass
+        reply, shares, message = desk.compose(now, key, params, model, shares, "batch")
+        desk.account.bill(now, model.id, "batch", key, shares, reply)
+        return {"type": "succeeded", "message": message}
 
 
 def requests_of(body: bytes | bytearray | dict[str, Any]) -> list[bytes]:
@@ -338,19 +302,12 @@ def _row_refusals(row: Any, seen: set[str]) -> Iterator[tuple[bool, str]]:
 
 def _check(params: dict[str, Any], model: catalog.Model, batch: Batch) -> None:
     """Refuse what batches alone refuse of a request, and what the Messages API does."""
-    frame: bytes | None = None
-    match params.get("messages"):
-        case [{"role": "user", "content": str(text), **rest}] if text.strip() and not rest:
-            frame = wire.json_bytes({**params, "messages": None})
-    if frame is not None and frame == batch.right:
-        return  # it differs from another row in its text alone
     never = next((name for name in REFUSED if params.get(name)), None)
     if never is not None or params.get("max_tokens") == 0:
         raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
     if not model.batch:
         raise Problem(400, f"model: {model.id} is not supported in message batches")
     check(params, model, batch.version, batch.betas)
-    batch.right = frame
 
 
 def _hits(batch: Batch, measured: Measured) -> float:

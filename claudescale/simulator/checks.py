@@ -37,14 +37,19 @@ FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
 LONG_CONTEXT = 1_000_000
 ROLES, BETAS, SAMPLING, WORDS = (TABLES[name] for name in ("roles", "betas", "sampling", "refusals"))
-TYPES, FORMATS, REFUSED_WORDS = (frozenset(words) for words in TABLES["schema"].values())
+FIELDS, CHOICES, TAGGED = (TABLES[name] for name in ("fields", "choices", "tagged"))
+SCHEMA = TABLES["schema"]
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SERVED_TOOL = re.compile(TABLES["served_tools"])
-KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
+KINDS = {
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "list": list,
+    **dict.fromkeys(("dictionary", *FIELDS), dict),
+}
 
-Refusals: TypeAlias = (
-    "Iterator[tuple[Any, ...]]"  # what is wrong, the name of its words, and what stands in them
-)
+Refusals: TypeAlias = "Iterator[tuple[Any, ...]]"  # what is wrong, the name of its words, what stands in them
 
 
 def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
@@ -52,28 +57,27 @@ def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
     name = body.get("model")
     if not isinstance(name, str):
         raise Problem(400, f"model: {'Field required' if name is None else 'Input should be a valid string'}")
-    try:
+    with suppress(UnknownModel):
         model = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
-    except UnknownModel:
-        model = None
-    if model is None or model.verified_only:
-        raise Problem(404, f"model: {name}")
-    return model
+        if not model.verified_only:
+            return model
+    raise Problem(404, f"model: {name}")
 
 
 def check(
     body: dict[str, Any], model: catalog.Model, version: str, betas: str = "", *, counting: bool = False
 ) -> None:
     """Refuse the first thing the API would refuse in a request, or in one for a token count."""
+    old = version == OLD_VERSION
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
-    fields |= dict.fromkeys(SAMPLING, "any") if version == OLD_VERSION else {}
-    fields |= {name: "any" for name in BETAS if betas and _has(betas, name)}
+    fields |= dict.fromkeys(SAMPLING, "any") if old else {}
+    fields |= {name: "any" for name in BETAS if _has(betas, name)}
     for name in body:
         if name not in fields and f"{name}!" not in fields:
             raise Problem(400, f"{name}: Extra inputs are not permitted")
     for words in _fields("", body, fields, loose=bool(betas)):
         raise Problem(400, words)
-    for wrong, words, *values in Call(body, model, betas, old=version == OLD_VERSION).refusals():
+    for wrong, words, *values in Call(body, model, betas, old=old).refusals():
         if wrong:
             raise Problem(400, WORDS[words].format(*values))
 
@@ -95,9 +99,9 @@ def _fields(where: str, value: Any, spec: dict[str, Any], *, loose: bool) -> Ite
             yield f"{at}{name}: Extra inputs are not permitted"
         elif part is not None and key in spec:
             yield from _shape(at + name, part, spec[key], loose=loose)
-    yield from (
-        f"{at}{key[:-1]}: Field required" for key in spec if key[-1] == "!" and value.get(key[:-1]) is None
-    )
+    for key in spec:
+        if key.endswith("!") and value.get(key[:-1]) is None:
+            yield f"{at}{key[:-1]}: Field required"
 
 
 def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
@@ -106,40 +110,34 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         if value not in spec:
             yield f"{where}: Input should be {_either(spec)}"
         return
-    kinds = _kinds(spec)
-    name = next((one for one in kinds if isinstance(value, kinds[one])), next(iter(kinds)))
+    kinds: dict[str, Any] = {one: KINDS.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
+    name = next((one for one, kind in kinds.items() if isinstance(value, kind)), next(iter(kinds)))
     if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
-        word = "dictionary" if name in TABLES["fields"] else name.partition(" of ")[0]
+        word = "dictionary" if name in FIELDS else name.partition(" of ")[0]
         yield f"{where}: Input should be a valid {word}"
     elif name.startswith("list of "):
         for place, item in enumerate(value):
             yield from _shape(f"{where}.{place}", item, name.removeprefix("list of "), loose=loose)
-    elif name in TABLES["fields"]:
-        yield from _fields(where, value, TABLES["fields"][name], loose=loose)
-    elif name in TABLES["choices"] or name in TABLES["tagged"]:
-        yield from _chosen(where, value, name, loose=loose)
+    elif name in FIELDS:
+        yield from _fields(where, value, FIELDS[name], loose=loose)
+    elif shapes := TAGGED.get(name) or CHOICES.get(name):
+        yield from _chosen(where, value, shapes, loose=loose, tagged=name in TAGGED)
 
 
-@lru_cache
-def _kinds(spec: str) -> dict[str, Any]:
-    """Return the kind of value that each alternative of a field asks for."""
-    kinds = {**KINDS, **dict.fromkeys(TABLES["fields"], dict)}
-    return {one: kinds.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
-
-
-def _chosen(where: str, value: Any, name: str, *, loose: bool) -> Iterator[str]:
+def _chosen(where: str, value: Any, shapes: Any, *, loose: bool, tagged: bool) -> Iterator[str]:
     """Yield where a value is none of the objects that are told apart by their type."""
-    tagged = TABLES["tagged"].get(name)
-    spec, kind = tagged or TABLES["choices"][name], value.get("type") if isinstance(value, dict) else None
+    kind, wanted = (
+        value.get("type") if isinstance(value, dict) else None,
+        f"Input should be {_either(shapes)}",
+    )
     if not isinstance(kind, str):
-        yield f"{where}.type: {'Field required' if tagged else f'Input should be {_either(spec)}'}"
-    elif kind in spec and spec[kind] != "any":
-        rest = {name: part for name, part in value.items() if name != "type"}
-        yield from _fields(f"{where}.{kind}", rest, spec[kind], loose=loose)
-    elif kind not in spec and not loose:
+        yield f"{where}.type: {'Field required' if tagged else wanted}"
+    elif kind not in shapes and not loose:
         tag = f"Input tag {kind!r} found using 'type' does not match any of the expected tags"
-        among = f": {tag}: {', '.join(map(repr, spec))}"
-        yield where + (among if tagged else f".type: Input should be {_either(spec)}")
+        yield f"{where}: {tag}: {', '.join(map(repr, shapes))}" if tagged else f"{where}.type: {wanted}"
+    elif shapes.get(kind, "any") != "any":
+        rest = {name: part for name, part in value.items() if name != "type"}
+        yield from _fields(f"{where}.{kind}", rest, shapes[kind], loose=loose)
 
 
 def _either(values: Iterable[str]) -> str:
@@ -167,21 +165,18 @@ class Call:
         self.images = sum(block["type"] == "image" for block in self.blocks)
         self.pages = 0  # of PDFs, counted as each is looked into
         is_long = model.context_tokens >= LONG_CONTEXT
-        self._most_files: int = MEDIA["most_files" if is_long else "most_files_in_short_context"]
+        self.most_files: int = MEDIA["most_files" if is_long else "most_files_in_short_context"]
 
     def refusals(self) -> Refusals:
         """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
-        of_the_prompt = (self._max_tokens, self._conversation, self._files, self._tools, self._cache)
-        for part in (*of_the_prompt, self._output, self._thinking, self._options):
-            yield from part()
-
-    def _max_tokens(self) -> Refusals:
         tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
         yield tokens < 0, "negative", "max_tokens"
         yield tokens > most, "max_tokens", tokens, most, self.model.snapshot
         yield not tokens and self.body.get("stream"), "no_output", "stream"
         yield not tokens and self.format, "no_output", "output_config.format"
         yield not tokens and self.forced, "no_output", "tool_choice.type"
+        for part in (self._conversation, self._tools, self._cache, self._output, self._options):
+            yield from part()
 
     def _conversation(self) -> Refusals:
         turns, most = self.body["messages"], catalog.MESSAGE.max_messages
@@ -202,18 +197,17 @@ class Call:
             yield self.generation > PREFILL_UNTIL and not paused, "prefill"
             yield str(blocks[-1].get("text", ""))[-1:].isspace(), "prefill_blank"
             yield self.format, "prefill_format"
+        over = self.images + self.pages > self.most_files
+        yield over, "many_files", self.pages, self.images, self.most_files
 
     def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
         kind = block["type"]
         only = role if kind == "document" and self.old else ROLES.get(kind, role)
         yield only != role, "role", where, kind, only
         if kind == "text":
+            cited = block.get("citations") and role == "user" and not self.old
             yield not block["text"].strip(), "blank_text"
-            yield (
-                block.get("citations") and role == "user" and not self.old,
-                "extra",
-                f"{where}.text.citations",
-            )
+            yield cited, "extra", f"{where}.text.citations"
         if kind in ("image", "document"):
             source = block["source"]
             insecure = source["type"] == "url" and not source["url"].lower().startswith("https://")
@@ -231,44 +225,43 @@ class Call:
             raw = base64.b64decode(source["data"], validate=True)
         except ValueError:
             yield True, "base64", where
-            return
         real = media.media_type(raw[: media.HEAD_BYTES])
         yield real not in kinds, f"no_{kind}", where
         yield real != named, "other_media", where, named, real
         if kind == "document":
             self.pages += media.pdf_pages(raw)[0]
-            yield self.pages > self._most_files, "many_pages", self._most_files
+            yield self.pages > self.most_files, "many_pages", self.most_files
             return
         with suppress(struct.error, IndexError):
             side, many = max(media.pixels(io.BytesIO(raw))), self.images > MEDIA["many_images"]
             most = MEDIA["most_pixels_of_many" if many else "most_pixels"]
             yield side > most, "pixels", where, " for many-image requests" * many, most
 
-    def _files(self) -> Refusals:
-        over = self.images + self.pages > self._most_files
-        yield over, "many_files", self.pages, self.images, self._most_files
-
     def _tools(self) -> Refusals:
         for place, tool in enumerate(self.tools):
-            yield from self._tool(f"tools.{place}", tool.get("type") or "custom", tool)
+            kind, name = tool.get("type") or "custom", tool.get("name")
+            at = f"tools.{place}.{kind}"
+            if kind == "custom":
+                yield not isinstance(name, str), "missing", f"{at}.name"
+                yield not TOOL_NAME.fullmatch(str(name)), "tool_name", at, TOOL_NAME.pattern
+                yield "input_schema" not in tool, "missing", f"{at}.input_schema"
+                problem = schema_problem(json.dumps(tool["input_schema"]), strict=False)
+                yield problem, "schema", f"{at}.input_schema", problem
+            else:
+                most = tool.get("max_uses")
+                yield (
+                    not (SERVED_TOOL.fullmatch(str(kind)) or self.betas),
+                    "tool_unknown",
+                    f"tools.{place}",
+                    kind,
+                )
+                yield most is not None and not _at_least(most, 1), "max_uses", at
         names, asked = [tool["name"] for tool in self.tools if tool.get("name")], self.choice.get("name")
         never = self.model.id in catalog.CHARGES.no_forced_tool
         yield any(names.count(name) > 1 for name in names), "tool_twice"
         yield self.forced and never, "not_here", f"tool_choice.type: {self.forced!r}"
         yield self.forced and not self.tools, "no_tools"
         yield self.forced == "tool" and asked not in names, "no_tool", asked
-
-    def _tool(self, where: str, kind: Any, tool: dict[str, Any]) -> Refusals:
-        name, most, at = tool.get("name"), tool.get("max_uses"), f"{where}.{kind}"
-        if kind == "custom":
-            yield not isinstance(name, str), "missing", f"{at}.name"
-            yield not TOOL_NAME.fullmatch(str(name)), "tool_name", at, TOOL_NAME.pattern
-            yield "input_schema" not in tool, "missing", f"{at}.input_schema"
-            problem = schema_problem(json.dumps(tool["input_schema"]), strict=False)
-            yield problem, "schema", f"{at}.input_schema", problem
-        else:
-            yield not (SERVED_TOOL.fullmatch(str(kind)) or self.betas), "tool_unknown", where, kind
-            yield most is not None and not _at_least(most, 1), "max_uses", at
 
     def _cache(self) -> Refusals:
         system = self.body.get("system")
@@ -285,26 +278,20 @@ class Call:
         yield lives != sorted(lives), "cache_order"
 
     def _output(self) -> Refusals:
-        efforts, given = self.model.efforts, self.effort is not None
-        yield given and not efforts, "no_effort"
-        yield given and self.effort not in efforts, "effort", ", ".join(map(repr, efforts))
+        efforts, bound = self.model.efforts, self.model.thinking_off_up_to_effort
+        yield self.effort is not None and not efforts, "no_effort"
+        yield self.effort not in (None, *efforts), "effort", ", ".join(map(repr, efforts))
         if self.format:
             problem = schema_problem(json.dumps(self.format["schema"]))
             cited = [block.get("citations") for block in self.blocks]
             yield not self.model.structured_outputs, "no_format"
             yield problem, "schema", "output_config.format.schema", problem
             yield any(isinstance(one, dict) and one.get("enabled") for one in cited), "cited_format"
-
-    def _thinking(self) -> Refusals:
-        asked, efforts, bound = (
-            self.body.get("thinking") or {},
-            self.model.efforts,
-            self.model.thinking_off_up_to_effort,
-        )
-        kind, may = asked.get("type"), self.model.thinking_types
+        thinking: dict[str, Any] = self.body.get("thinking") or {}
+        kind, may = thinking.get("type"), self.model.thinking_types
         yield kind and kind not in may, "thinking", kind, ", ".join(may) or "none"
         if kind == "enabled":
-            budget = asked.get("budget_tokens")
+            budget = thinking.get("budget_tokens")
             yield not _at_least(budget, FEW_THINKING_TOKENS), "few_thinking", FEW_THINKING_TOKENS
             yield budget >= self.body.get("max_tokens", math.inf), "many_thinking"
             yield self.forced, "forced_thinking"
@@ -332,34 +319,26 @@ def _at_least(value: Any, least: int) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ schemas
-# Source: platform.claude.com, Structured outputs, "JSON Schema limitations" (checked 2026-08-22).
 
 MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
 WELL_FORMED: dict[str, type] = {
     **dict.fromkeys(MAPPINGS, dict),
     **dict.fromkeys(("required", "enum", *SEQUENCES), list),
-    "$ref": str,
-    "format": str,
+    **dict.fromkeys(("$ref", "format"), str),
     "minItems": int,
-}
-
-MOST = {
-    "optional": catalog.MESSAGE.schema_optional_parameters,
-    "unions": catalog.MESSAGE.schema_union_parameters,
 }
 
 
 @lru_cache(maxsize=256)
 def schema_problem(text: str, *, strict: bool = True) -> str | None:
     """Return why a schema is refused: it is none, or, if `strict`, structured outputs do not take it."""
-    root, counts = json.loads(text), Counter[str]()
+    root, counts, limits = json.loads(text), Counter[str](), catalog.MESSAGE
     for wrong, words, *values in _schema(root, "(root)", frozenset(), root, counts if strict else None):
         if wrong:
             return str(WORDS[words].format(*values))
-    for kind, most in MOST.items():
-        if counts[kind] > most:
-            return str(WORDS[kind].format(counts[kind], most))
-    return None
+    most = {"optional": limits.schema_optional_parameters, "unions": limits.schema_union_parameters}
+    over = (WORDS[kind].format(counts[kind], most[kind]) for kind in most if counts[kind] > most[kind])
+    return next(over, None)
 
 
 def _schema(
@@ -367,8 +346,8 @@ def _schema(
 ) -> Refusals:
     """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
     yield not isinstance(schema, dict), "schema", where, "a schema must be an object"
-    for word in WELL_FORMED.keys() & schema.keys():
-        wrong = not isinstance(schema[word], WELL_FORMED[word]) or (schema[word] == [] and word != "required")
+    for word, of in WELL_FORMED.items():
+        wrong = not isinstance(schema.get(word, of()), of) or (schema.get(word) == [] and word != "required")
         yield wrong, "no_schema", where, word
     kind = schema.get("type", "null")
     kinds, required = kind if isinstance(kind, list) else [kind], schema.get("required", ())
@@ -393,19 +372,14 @@ def _schema(
 def _unsupported(schema: dict[str, Any], where: str, kinds: list[str], counts: Counter[str]) -> Refusals:
     """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
     kind, properties, form = schema.get("type"), schema.get("properties", {}), schema.get("format", "text")
-    for word in REFUSED_WORDS.intersection(schema):
-        yield True, "keyword", kind, f"property '{word}' is"
+    for word in SCHEMA["refused"]:
+        yield word in schema, "keyword", kind, f"property '{word}' is"
     for one in kinds:
-        yield one not in TYPES, "schema", where, f"type {one!r} is not supported"
-    yield (
-        schema.get("minItems", 0) not in {0, 1},
-        "keyword",
-        "array",
-        "'minItems' values other than 0 or 1 are",
-    )
-    yield kind == "string" and form not in FORMATS, "keyword", "string", f"format {form!r} is"
-    open_ = (kind == "object" or properties) and schema.get("additionalProperties") is not False
-    yield open_, "open"
+        yield one not in SCHEMA["types"], "schema", where, f"type {one!r} is not supported"
+    few = schema.get("minItems", 0) in {0, 1}
+    yield not few, "keyword", "array", "'minItems' values other than 0 or 1 are"
+    yield kind == "string" and form not in SCHEMA["formats"], "keyword", "string", f"format {form!r} is"
+    yield (kind == "object" or properties) and schema.get("additionalProperties") is not False, "open"
     counts["unions"] += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
     counts["optional"] += sum(name not in schema.get("required", ()) for name in properties)
 

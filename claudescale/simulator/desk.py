@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
-from claudescale.simulator.account import Account, Bucket, Buckets, terms
+from claudescale.simulator.account import Account, Bucket, Buckets, Tally, terms
 from claudescale.simulator.checks import VERSIONS, check, found_model
 from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
 from claudescale.simulator.tokens import Measured, PromptCache, Shares, measure
@@ -24,15 +24,8 @@ if TYPE_CHECKING:
 
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
-CHANGES = {
-    "model_changed": ("model", "speed"),
-    "system_changed": ("system",),
-    "tools_changed": ("tools",),
-    "messages_changed": ("messages",),
-    "unavailable": ("thinking", "tool_choice", "output_config"),
-}
 AGAIN = " Try again after the time in the retry-after header."
-MOST_DIAGNOSED = 1_000  # requests that are kept to say why the cache missed what they had
+SHOWN_LETTERS = 4  # of a key
 
 
 class Admission(NamedTuple):
@@ -48,6 +41,12 @@ class Admission(NamedTuple):
     done_at: float
     request_id: str
     fault: str | None
+    tally: Tally
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """Return the key a call came with."""
+    return headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
 
 
 class Desk:
@@ -84,19 +83,18 @@ class Desk:
         self._began, self._latency, self._written = now, latency, written
         self._varied, self._asked = varied, Counter[bytes]()
         self._bucket_seconds = bucket_seconds
-        self._buckets: dict[str, Buckets] = {}
+        self.groups: dict[str, Buckets] = {}  # of models
         per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
         self._number = 0
-        self._diagnosed: dict[str, dict[str, Any]] = {}
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
         group = model.rate_group
-        if group not in self._buckets:
+        if group not in self.groups:
             rates = self.terms.limits[group]
-            self._buckets[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
-        return self._buckets[group]
+            self.groups[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
+        return self.groups[group]
 
     def next_id(self, prefix: str) -> str:
         """Return an id that was not given before."""
@@ -116,21 +114,18 @@ class Desk:
         sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
         return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
 
-    def authorize(self, headers: Mapping[str, str], *, admin: bool = False) -> None:
+    def authorize(self, headers: Mapping[str, str], *, admin: bool = False, versioned: bool = False) -> None:
         """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
 
         Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
+        One that is `versioned` has to say a version of the API.
         """
-        key = headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
+        key, version = key_of(headers), headers.get("anthropic-version")
         if not key.strip() or key.startswith(WRONG_KEYS):
             raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
             raise Problem(403, "This endpoint requires an Admin API key.")
-
-    def check_version(self, headers: Mapping[str, str]) -> None:
-        """Refuse a call that does not say a version of the API."""
-        version = headers.get("anthropic-version")
-        if version not in VERSIONS:
+        if versioned and version not in VERSIONS:
             wrong = "header is required" if version is None else f"{version!r} is not a valid version"
             raise Problem(400, f"anthropic-version: {wrong}")
 
@@ -146,9 +141,9 @@ class Desk:
         late = datetime.fromtimestamp(now, UTC).replace(day=28)
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
-            if level in self.faults.levels and self.account.complete() >= self.faults.levels[level]:
-                details = {"error_code": code} if code and coded else None
-                raise Problem(status, f"{words} {until}", details=details, kind=code or level)
+            if sum(self.account.dollars.values()) >= self.faults.levels.get(level, math.inf):
+                details = {"error_code": code} if code and coded else {}
+                raise Problem(status, f"{words} {until}", code or level, **details)
 
     # --------------------------------------------------------------------------------------------- calls
 
@@ -164,18 +159,22 @@ class Desk:
             refused, or struck by a fault, and took nothing.
         """
         self.account.counts["calls"] += 1
-        buckets: Buckets | None = None
+        caller, limits = key_of(headers), dict[str, str]()
+        tally = self.account.by_key[caller[:SHOWN_LETTERS], hash(caller)]
+        found: Admission | Answer
         try:
             read, model = self._opened(now, body, headers)
-            buckets = self.buckets(model, now)
+            limits = self.buckets(model, now).headers(now)
             check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
             weighed, key = self.weighed(read, model), replies.digest(self.seed, read)
             attempt = self.faults.attempt(key)
             broken = self._failed(now, key, attempt) if self.faults else None
-            return broken or self._let_in(now, key, attempt, read, model, weighed, buckets)
+            found = broken or self._let_in(now, key, attempt, read, model, weighed, tally)
         except Problem as refusal:
-            refusal.headers |= buckets.headers(now) if buckets else {}
-            return self.refuse(refusal)
+            refusal.headers |= limits
+            found = self.refuse(refusal)
+        (tally.passed if isinstance(found, Admission) else tally.refused).add(now, 1)
+        return found
 
     def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, int]:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
@@ -195,10 +194,9 @@ class Desk:
         self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
     ) -> tuple[dict[str, Any], catalog.Model]:
         """Return the body of a call with a key and a version, and its model."""
-        self.authorize(headers)
+        self.authorize(headers, versioned=True)
         if not isinstance(body, dict):
             body = wire.read_object(body, catalog.MESSAGE.max_bytes)
-        self.check_version(headers)
         return body, found_model(body, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
@@ -226,11 +224,17 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: Measured, buckets: Buckets,
+        model: catalog.Model, weighed: Measured, tally: Tally,
     ) -> Admission:  # fmt: skip
-        least = model.cache_minimum_tokens
+        least, buckets = model.cache_minimum_tokens, self.buckets(model, now)
         shares = self.cache.shares(now, weighed, least)
-        self._reserve(now, buckets, shares.limited_input_tokens)
+        need = shares.limited_input_tokens
+        if not buckets.admit(now, input_tokens=need):
+            waits = buckets.waits(now, input_tokens=need)
+            name = max(waits, key=waits.__getitem__)
+            limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
+            limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
+            raise wire.limited(limit, buckets.retry_after(now, input_tokens=need), kind, AGAIN)
         reply, shares, message = self.compose(now, key, body, model, shares, "standard")
         self.account.began(now, shares.limited_input_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
@@ -242,18 +246,7 @@ class Desk:
         self.cache.keep(now, begins, weighed, least)
         buckets.produce(ends, reply.output_tokens, begin=begins)
         fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
-        return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault)
-
-    def _reserve(self, now: float, buckets: Buckets, input_tokens: int) -> None:
-        """Take a call from the buckets, or refuse it."""
-        if buckets.admit(now, input_tokens=input_tokens):
-            return
-        waits = buckets.waits(now, input_tokens=input_tokens)
-        name = max(waits, key=waits.__getitem__)
-        limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
-        after = buckets.retry_after(now, input_tokens=input_tokens)
-        limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
-        raise wire.limited(limit, after, kind, AGAIN)
+        return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault, tally)
 
     def compose(  # noqa: PLR0917 - what makes a message
         self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str
@@ -268,27 +261,11 @@ class Desk:
         if struck is not None:
             at_work.spoil(struck, reply)
         shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
-        name = self.next_id("msg")
-        diagnostics = self._diagnosis(body, name, shares) if body.get("diagnostics") else None
-        return reply, shares, wire.message(name, model.snapshot, reply, shares, tier, diagnostics)
-
-    def _diagnosis(self, body: dict[str, Any], name: str, shares: Shares) -> dict[str, Any] | None:
-        """Return why the prompt cache missed what an earlier message had."""
-        self._diagnosed[name] = body
-        if len(self._diagnosed) > MOST_DIAGNOSED:
-            del self._diagnosed[next(iter(self._diagnosed))]
-        previous = body["diagnostics"].get("previous_message_id")
-        if previous is None:
-            return None
-        before = self._diagnosed.get(previous)
-        if before is None:
-            return {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        seen = {**body, "messages": body["messages"][: len(before["messages"])]}
-        for reason, parts in CHANGES.items():
-            if any(seen.get(part) != before.get(part) for part in parts):
-                missed = {"cache_missed_input_tokens": shares.limited_input_tokens}
-                return {"cache_miss_reason": {"type": reason, **({} if reason == "unavailable" else missed)}}
-        return None
+        # Of earlier messages nothing is kept, as on the API after some time.
+        asked = (body.get("diagnostics") or {}).get("previous_message_id") is not None
+        missed = {"cache_miss_reason": {"type": "previous_message_not_found"}} if asked else None
+        message = wire.message(self.next_id("msg"), model.snapshot, reply, shares, tier)
+        return reply, shares, {**message, "diagnostics": missed}
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
@@ -303,6 +280,7 @@ class Desk:
         """Bill a reply, without making an answer."""
         reply = admission.reply
         self.account.ended(now, reply.output_tokens)
+        admission.tally.tokens.add(now, admission.shares.limited_input_tokens + reply.output_tokens)
         self.account.bill(now, admission.model.id, "live", admission.key, admission.shares, reply)
 
     def headers(self, now: float, admission: Admission) -> dict[str, str]:

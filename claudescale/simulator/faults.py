@@ -29,9 +29,11 @@ def trouble(kind: str, status: int = 500) -> Problem:
     if kind not in ACCOUNT and kind != "429":
         return Problem(status)
     code = kind if kind in ACCOUNT else "ramp_limit_exceeded"
-    details = None if kind == "organization_disabled" else {"error_code": code}
-    found = Problem(400 if kind in ACCOUNT else 429, ACCOUNT.get(kind, ""), details=details, kind=code)
-    found.headers |= {} if kind in ACCOUNT else {"retry-after": str(RAMP_SECONDS)}
+    details = {} if kind == "organization_disabled" else {"error_code": code}
+    if kind in ACCOUNT:
+        return Problem(400, ACCOUNT[kind], code, **details)
+    found = Problem(429, kind=code, **details)
+    found.headers["retry-after"] = str(RAMP_SECONDS)
     return found
 
 

@@ -107,7 +107,7 @@ def _stems(words: str) -> frozenset[str]:
 
 
 NEGATORS, GOOD, BAD = (_stems(WORDS[kind]) for kind in ("negators", "good", "bad"))
-FALLBACKS, RATINGS, CONFIDENCES, ASIDES = (_stems(stems) for stems in TABLES["stems"].values())
+FALLBACKS, RATINGS, CONFIDENCES, ASIDES, PRAISE, BLAME = (_stems(stems) for stems in TABLES["stems"].values())
 RELATED = {stem: _stems(words) for stems, words in TABLES["topics"].items() for stem in stems.split()}
 
 
@@ -137,13 +137,12 @@ def subject(text: str) -> str:
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text, those made of words if there are any."""
     found = [one.strip() for one in SENTENCE.findall(text[:READ_CHARACTERS]) if one.strip()]
-    prose = [
-        one
-        for one in found
-        if len(WORD.findall(one)) > FEW_WORDS
-        and sum(letter.isalpha() or letter == " " for letter in one) >= PROSE_SHARE * len(one)
-    ]
-    return prose or found or [text.strip() or "nothing"]
+    return list(filter(_is_prose, found)) or found or [text.strip() or "nothing"]
+
+
+def _is_prose(sentence: str) -> bool:
+    letters = sum(letter.isalpha() or letter == " " for letter in sentence)
+    return len(WORD.findall(sentence)) > FEW_WORDS and letters >= PROSE_SHARE * len(sentence)
 
 
 class Model:
@@ -253,7 +252,7 @@ class Model:
         tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
         if not tools:
             return
-        own, key, caller = draws(self._key, "search"), self._key.hex(), {"type": "direct"}
+        own, key = draws(self._key, "search"), self._key.hex()
         count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
         count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
         never = self._choice.get("type") == "none" or reply.stop_reason == "max_tokens"
@@ -263,25 +262,15 @@ class Model:
             name, query = f"srvtoolu_sim{key[:16]}{number:02d}", {"query": f"{MARK}{number + 1}"}
             page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
             found = {"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}
-            asks = {
-                "type": "server_tool_use",
-                "id": name,
-                "name": "web_search",
-                "input": query,
-                "caller": caller,
-            }
-            gives = {
-                "type": "web_search_tool_result",
-                "tool_use_id": name,
-                "content": [found],
-                "caller": caller,
-            }
-            reply.content[thoughts + 2 * number : thoughts + 2 * number] = [asks, gives]
+            asks = {"type": "server_tool_use", "id": name, "name": "web_search", "input": query}
+            gives = {"type": "web_search_tool_result", "tool_use_id": name, "content": [found]}
+            place = thoughts + 2 * number
+            reply.content[place:place] = [{**block, "caller": {"type": "direct"}} for block in (asks, gives)]
             reply.found_tokens += own.randint(500, 2_000)
         reply.output_tokens += SEARCH_TOKENS * reply.searches
 
     def _text(self) -> str:
-        chosen = sentences(self._subject)
+        chosen = self._sentences
         if asked := WORDS_ASKED.search(self._asked):
             words = " ".join(chosen).split()
             count = min(MAX_WORDS, int(asked[1]))
@@ -303,22 +292,16 @@ class Model:
         return draws(hashed(self._seed, self._subject + files, 64), "fair")
 
     @cached_property
-    def _words(self) -> list[str]:
-        return [word[:5] for word in WORD.findall(self._subject[:READ_CHARACTERS].lower())]
-
-    @cached_property
-    def _stems(self) -> Counter[str]:
-        return Counter(self._words)
-
-    @cached_property
-    def _sentiment(self) -> int:
-        """How many more good words there are than bad ones; after a negator it is the other way round."""
-        found = flipped = 0
-        for stem in self._words:
+    def _read(self) -> tuple[Counter[str], int]:
+        """The stems of the text, and how many more good words it has than bad ones; a negator turns three."""
+        stems, found, flipped = Counter[str](), 0, 0
+        for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()):
+            stem = word[:5]
+            stems[stem] += 1
             value = (stem in GOOD) - (stem in BAD)
             found += -value if flipped > 0 else value
             flipped = 3 if stem in NEGATORS else flipped - 1
-        return found
+        return stems, found
 
     def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
         """Return a value of the field `name` that obeys a schema."""
@@ -356,10 +339,9 @@ class Model:
         return len(rich) < len(branches) and (not rich or self._fair.random() < NULL_SHARE)
 
     def _array(self, schema: dict[str, Any], name: str, depth: int) -> list[Any]:
-        bounds = _bounds(schema)
+        bounds, found = _bounds(schema), list[Any]()
         least = int(bounds.get("min items", schema.get("minItems", 0)))
         many = max(least, self._fair.randrange(1, 4))
-        found: list[Any] = []
         for _ in range(min(many, int(bounds.get("max items", many)))):
             value = self.value(schema.get("items") or {"type": "string"}, name, depth + 1)
             if value not in found or len(found) < least:
@@ -369,7 +351,9 @@ class Model:
     def _scalar(self, kind: Any, schema: dict[str, Any], name: str) -> Any:
         bounds = _bounds(schema)
         if kind == "boolean":
-            return self._boolean(name)
+            stems = [stem for stem in label_stems(name) if stem not in ASIDES]
+            answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < YES_SHARE
+            return answer if self._own.random() <= self._skill else not answer
         if kind in {"integer", "number"}:
             whole = kind == "integer"
             step, value = 1 if whole else 0.01, self._number(name, whole=whole)
@@ -384,23 +368,21 @@ class Model:
 
     def _likeness(self, label: str) -> float:
         """Return how much the text speaks of `label`; 0 means not at all."""
-        score = 0.0
+        score, (stems, sentiment) = 0.0, self._read
         for stem in label_stems(label):
-            score += 2.0 * min(self._stems.get(stem, 0), 3)
-            if stem in {"posit", "prais", "good", "happy"}:
-                score += max(0, self._sentiment)
-            elif stem in {"negat", "compl", "bad", "unhap"}:
-                score += max(0, -self._sentiment)
+            score += 2.0 * min(stems[stem], 3)
+            if stem in PRAISE | BLAME:
+                score += max(0, sentiment if stem in PRAISE else -sentiment)
             elif stem in RELATED:
-                score += len(RELATED[stem] & self._stems.keys())
-            elif stem in FALLBACKS:
-                score += 0.5
+                score += len(RELATED[stem] & stems.keys())
+            else:
+                score += 0.5 * (stem in FALLBACKS)
         return score
 
     def _label(self, labels: list[Any]) -> Any:
         texts = [label if isinstance(label, str) else json.dumps(label) for label in labels]
         places = range(len(labels))
-        if all(NUMBER.fullmatch(text) for text in texts):
+        if all(map(NUMBER.fullmatch, texts)):
             best = sorted(places, key=lambda place: float(texts[place]))[self._place(len(labels))]
         else:
             scores = [self._likeness(text) for text in texts]
@@ -412,38 +394,32 @@ class Model:
 
     def _place(self, steps: int) -> int:
         """Return where the text stands on a scale of `steps`, from its worst words to its best."""
-        share = 0.5 + 0.2 * self._sentiment + self._fair.uniform(-0.12, 0.12)
+        share = 0.5 + 0.2 * self._read[1] + self._fair.uniform(-0.12, 0.12)
         return min(steps - 1, max(0, int(share * steps)))
 
-    def _boolean(self, name: str) -> bool:
-        stems = [stem for stem in label_stems(name) if stem not in ASIDES]
-        answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < YES_SHARE
-        return answer if self._own.random() <= self._skill else not answer
-
     def _number(self, name: str, *, whole: bool) -> float:
-        stems = label_stems(name)
-        if RATINGS & set(stems):
-            return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._sentiment)), 2)
-        if CONFIDENCES & set(stems):
-            return self._fair.randrange(60, 100) if whole else round(self._fair.uniform(0.6, 0.99), 2)
+        stems, fair = set(label_stems(name)), self._fair
+        if RATINGS & stems:
+            return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._read[1])), 2)
+        if CONFIDENCES & stems:
+            return fair.randrange(60, 100) if whole else round(fair.uniform(0.6, 0.99), 2)
         found = [one for one in NUMBER.findall(self._subject[:4000]) if len(one) <= len("123456.789")]
         if found:
-            value = float(found[self._fair.randrange(len(found))])
+            value = float(found[fair.randrange(len(found))])
             return int(value) if whole else value
-        return self._fair.randrange(1, 100) if whole else round(self._fair.uniform(0, 100), 2)
+        return fair.randrange(1, 100) if whole else round(fair.uniform(0, 100), 2)
 
     def _string(self, form: Any, name: str) -> str:
-        if form in FORMATS:
-            return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
-        if "email" in label_stems(name):
+        if "email" in label_stems(name) and form not in FORMATS:
             found = EMAIL.search(self._subject)
             return found.group() if found else "person@example.com"
+        if form in FORMATS:
+            return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
         words = self._sentences[self._fair.randrange(len(self._sentences))].split()
         return " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
 
 
 def _bounds(schema: dict[str, Any]) -> dict[str, float]:
     """Return the bounds that a description tells in words, where the API has no keyword for them."""
-    text = schema.get("description")
-    found = BOUND.findall(text) if isinstance(text, str) else ()
+    found = BOUND.findall(str(schema.get("description")))
     return {name: float(value.rstrip(".")) for name, value in found}

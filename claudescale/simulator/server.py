@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import time
+from contextlib import suppress
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, TypeVar
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
@@ -17,7 +22,7 @@ from claudescale.simulator.account import listed
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from claudescale.clock import Clock
     from claudescale.simulator.batches import Batch, Batches
@@ -32,14 +37,16 @@ HANG_CHECK_SECONDS = 0.2
 TURN_SECONDS = 0.01
 PAUSE_SECONDS = 0.02  # until the next rows of batches are looked for
 CATCH_UP_SECONDS = 0.5
+LINES = 100  # of results that are written at once
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
-T = TypeVar("T")
-LOCAL = {"127.0.0.1", "localhost", "::1"}
+BOARD = Template(Path(__file__).with_name("class.html").read_text("utf-8"))
+HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
+LOCAL = {HOST, "localhost", "::1"}
 
 
 class Shell:
-    """Serves one desk on 127.0.0.1.
+    """Serves one desk.
 
     Parameters
     ----------
@@ -53,7 +60,7 @@ class Shell:
 
     def __init__(self, desk: Desk, batches: Batches, clock: Clock) -> None:
         self.desk, self.batches, self.clock = desk, batches, clock
-        self.url = ""
+        self.url, self._open = "", False
         self._runner: web.ServerRunner | None = None
         self._worker: asyncio.Task[None] | None = None
         self._routes: list[tuple[re.Pattern[str], Callable[..., Awaitable[Found]]]] = [
@@ -62,17 +69,17 @@ class Shell:
             (re.compile(".* /v1/messages/batches(?:/([^/]*))?(?:/(.*))?"), self._batch),
             (re.compile("GET /v1/models(?:/(.*))?"), self._models),
             (re.compile("GET /v1/organizations/rate_limits"), self._rate_limits),
-            (re.compile("GET /simulator"), self._about),
-            (re.compile("GET /simulator/stats"), self._stats),
+            (re.compile("GET /(simulator|simulator/stats|class)"), self._about),
         ]
 
-    async def start(self, port: int = 0) -> str:
-        """Begin to listen on 127.0.0.1, and return the URL."""
+    async def start(self, port: int = 0, host: str = HOST) -> str:
+        """Begin to listen, and return the URL."""
         server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
         self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port, backlog=4096).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, host, port, backlog=4096).start()
+        self._open = host not in LOCAL
+        self.url = f"http://{HOST if host == EVERYWHERE else host}:{self._runner.addresses[0][1]}"
         return self.url
 
     async def stop(self) -> None:
@@ -97,9 +104,9 @@ class Shell:
 
     async def _found(self, request: web.BaseRequest) -> Found:
         host = request.headers.get("host", "")
-        if not _is_local(host):
-            this = "This simulator is for this machine, as 127.0.0.1 or localhost"
-            raise Problem(403, f"{this}, not as {host[:80]!r}.")
+        if not _is_ours(host, to_all=self._open):
+            this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
+            raise Problem(403, f"This simulator is {this}, not as {host[:80]!r}.")
         for pattern, handler in self._routes:
             if found := pattern.fullmatch(f"{request.method} {request.path}"):
                 return await handler(request, *found.groups(""))
@@ -146,20 +153,21 @@ class Shell:
         self.desk.authorize(request.headers, admin=True)
         return listed(self.desk.terms, self.clock.seconds(), _query(request))
 
-    async def _about(self, _: web.BaseRequest) -> Found:
-        about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
-        return {**about, "tier": self.desk.terms.name, "seed": self.desk.seed}
-
-    async def _stats(self, _: web.BaseRequest) -> Found:
-        return self.desk.account.figures()
+    async def _about(self, request: web.BaseRequest, what: str) -> Found:
+        if what == "simulator/stats":
+            return self.desk.account.figures()
+        if what == "simulator":
+            about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
+            return {**about, "tier": self.desk.terms.name, "seed": self.desk.seed}
+        page = board(self.desk, self.clock, f"http://{request.host}")
+        return web.Response(text=page, content_type="text/html", headers={"cache-control": "no-store"})
 
     # ------------------------------------------------------------------------------------------- batches
 
     async def _batch(self, request: web.BaseRequest, name: str, action: str) -> Found:
         # Whatever the answer: who is still writing does not listen.
         raw = await _read(request, batches.MAX_BYTES)
-        self.desk.authorize(request.headers)
-        self.desk.check_version(request.headers)
+        self.desk.authorize(request.headers, versioned=True)
         self.batches.limited(self.clock.seconds())
         if request.method == "GET" and action != "results":
             self.batches.poll(self.clock.seconds())
@@ -175,14 +183,14 @@ class Shell:
                 finally:
                     self._begin()
             case "GET", None, "":
-                return self.batches.page(now, _query(request), self.url)
+                return self.batches.page(now, _query(request), f"http://{request.host}")
             case "GET", batches.Batch(), "":
-                return batch.shown(now, self.url)
+                return batch.shown(now, f"http://{request.host}")
             case "GET", batches.Batch(), "results":
                 return await self._results(request, batch)
             case "POST", batches.Batch(), "cancel":
                 self.batches.cancel(now, batch)
-                return batch.shown(now, self.url)
+                return batch.shown(now)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
         raise Problem(405 if action in {"", "cancel", "results"} else 404)
@@ -191,10 +199,9 @@ class Shell:
         lines = self.batches.results(self.clock.seconds(), batch)
         cut = self.batches.results_cut(self.clock.seconds(), batch)
         if cut:
-            whole = [*lines]
-            last = whole[len(whole) // 2]
-            lines = iter([*whole[: len(whole) // 2], last[: len(last) // 2]])
-        parts = ((0.0, b"".join(block)) for block in _turns(lines))
+            last = lines[len(lines) // 2]
+            lines = [*lines[: len(lines) // 2], last[: len(last) // 2]]
+        parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
         headers = self.desk.answer({}).headers
         return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
@@ -219,8 +226,11 @@ class Shell:
         """Work off the rows of all batches as they are due, in turns after which others are served."""
         while self.batches.unsettled():
             for batch in self.batches.unsettled():
-                for _ in _turns(self.batches.work(batch, self.clock.seconds())):
-                    await asyncio.sleep(0)
+                turn_ends = time.monotonic() + TURN_SECONDS
+                for _ in self.batches.work(batch, self.clock.seconds()):
+                    if time.monotonic() >= turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = time.monotonic() + TURN_SECONDS
             await asyncio.sleep(0 if self._overdue() else PAUSE_SECONDS)
 
     # ------------------------------------------------------------------------------------------- writing
@@ -263,26 +273,41 @@ class Shell:
         return web.Response(status=answer.status, headers=headers, body=answer.body)
 
 
-def _turns(work: Iterable[T]) -> Iterator[list[T]]:
-    """Yield what some work gives in lists, each of which took one turn."""
-    done, turn_ends = list[T](), time.monotonic() + TURN_SECONDS
-    for part in work:
-        done.append(part)
-        if time.monotonic() >= turn_ends:
-            yield done
-            done, turn_ends = [], time.monotonic() + TURN_SECONDS
-    yield done
+def board(desk: Desk, clock: Clock, url: str) -> str:
+    """Return the page of a class: whose calls pass and whose are refused; of a key its first letters only."""
+    now, counts, buckets = clock.seconds(), [], ""
+    callers = sorted(desk.account.by_key.items(), key=lambda caller: caller[0][0].lower())
+    for _, tally in callers:
+        recent = (window.recent(now) for window in (tally.passed, tally.refused, tally.tokens))
+        counts.append((*recent, tally.passed.total, tally.refused.total))
+    for group, three in desk.groups.items():
+        buckets += f"<tr><td>{escape(group)}"
+        for bucket in three.named.values():
+            left, most = max(0, bucket.refill(now)), bucket.capacity
+            buckets += f'<td>{left:,.0f} of {most:,.0f} <meter max="{most:.0f}" value="{left:.0f}"></meter>'
+    rows = "".join(_board_row(letters, own) for ((letters, _), _), own in zip(callers, counts, strict=True))
+    total = _board_row("All", [sum(column) for column in zip(*counts, strict=True)])
+    people = "1 key" if len(callers) == 1 else f"{len(callers)} keys"
+    parts = {"people": people, "seconds": f"{60 / clock.speed:.3g}", "url": escape(url)}
+    return BOARD.substitute(parts, buckets=buckets, rows=rows, total=total)
 
 
-def _is_local(host: str) -> bool:
-    """Return whether a Host header names this machine.
+def _board_row(name: str, counts: Sequence[float]) -> str:
+    """Return a row of the board, with a colour where something passed or was refused."""
+    kinds = ("passed", "refused", "tokens", "passed", "refused")
+    cells = (f'<td class="{kind * (of > 0)}">{of:,.0f}' for kind, of in zip(kinds, counts, strict=False))
+    return f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
 
-    A page in a browser may have a name of its own lead to 127.0.0.1; its requests come with that name.
+
+def _is_ours(host: str, *, to_all: bool) -> bool:
+    """Return whether a Host header names this machine, by any number where others may call `to_all`.
+
+    A page in a browser may have a name of its own lead here; its requests come with that name.
     """
-    try:
-        return urlsplit(f"//{host}").hostname in LOCAL
-    except ValueError:
-        return False
+    with suppress(ValueError):
+        name = urlsplit(f"//{host}").hostname or ""
+        return name in LOCAL or (to_all and bool(ipaddress.ip_address(name)))
+    return False
 
 
 def _cut_off(request: web.BaseRequest) -> None:

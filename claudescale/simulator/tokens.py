@@ -78,7 +78,7 @@ def tokens_in(text: str, characters_per_token: float) -> int:
 
 
 class Piece(NamedTuple):
-    """One block of a request."""
+    """One block of a request, its text and the blocks of files in it."""
 
     text: str
     cache_control: Any = None
@@ -90,14 +90,15 @@ def pieces(content: Any) -> Iterator[Piece]:
     if isinstance(content, str):
         yield Piece(content)
         return
-    for block in (block for block in content if isinstance(block, dict)) if isinstance(content, list) else ():
-        kind, control = block.get("type"), block.get("cache_control")
-        source = given if isinstance(given := block.get("source"), dict) else {}
-        if kind == "text":
-            yield Piece(str(block.get("text")), control)
-        elif kind == "document" and source.get("type") == "text":
-            yield Piece(str(source.get("data")), control)
-        elif kind == "tool_result" or (kind == "document" and source.get("type") == "content"):
+    for block in content if isinstance(content, list) else ():
+        if not isinstance(block, dict):
+            continue
+        kind, control, given = block.get("type"), block.get("cache_control"), block.get("source")
+        source = given if isinstance(given, dict) and kind == "document" else {}
+        form = source.get("type")
+        if kind == "text" or form == "text":
+            yield Piece(str(block.get("text") if kind == "text" else source.get("data")), control)
+        elif kind == "tool_result" or form == "content":
             inner = list(pieces((block if kind == "tool_result" else source).get("content")))
             files = tuple(file for piece in inner for file in piece.files)
             yield Piece("".join(piece.text for piece in inner), control, files)
@@ -110,10 +111,8 @@ def pieces(content: Any) -> Iterator[Piece]:
 
 def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     """Return the tokens of an image or a PDF; one that does not show its size counts as one unseen."""
-    source = block.get("source")
-    data = source.get("data") if isinstance(source, dict) else None
-    with suppress(ValueError, struct.error, IndexError):  # broken, or cut off
-        raw = base64.b64decode(data) if isinstance(data, str) else b""
+    with suppress(ValueError, TypeError, AttributeError, LookupError, struct.error):  # broken, or elsewhere
+        raw = base64.b64decode(block["source"].get("data", ""))
         found = media.media_type(raw[: media.HEAD_BYTES])
         if found == media.PDF:
             return media.pdf_pages(raw)[1]
@@ -149,14 +148,6 @@ def measure(body: dict[str, Any], model: Model) -> Measured:
     return Measured(total, tuple(prefixes))
 
 
-class Entry(NamedTuple):
-    """A prefix the cache holds, from when it can be read until it is forgotten."""
-
-    available_at: float
-    expires_at: float
-    ttl: str
-
-
 class PromptCache:
     """Prefixes that requests have marked, each for five minutes or an hour after its last use.
 
@@ -165,15 +156,14 @@ class PromptCache:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[bytes, Entry] = {}
+        self._entries: dict[bytes, tuple[float, float, str]] = {}  # can be read from and until when; its life
 
     def shares(
         self, now: float, measured: Measured, minimum_tokens: int | None, *, may_read: bool = True
     ) -> Shares:
         """Return how the request would be billed if it started now; changes nothing."""
-        marked = _marked(measured, minimum_tokens)
-        hit = self._hit(now, measured, marked) if may_read else None
-        read = reached = hit.tokens if hit else 0
+        marked, hit = self._found(now, measured, minimum_tokens)
+        read = reached = hit.tokens if hit and may_read else 0
         written = dict.fromkeys(TTL_SECONDS, 0)
         for prefix in marked:
             written[prefix.ttl or "5m"] += max(0, prefix.tokens - reached)
@@ -182,37 +172,26 @@ class PromptCache:
 
     def keep(self, now: float, begins_at: float, measured: Measured, minimum_tokens: int | None) -> None:
         """Remember the marked prefixes of a request that starts `now` and whose reply begins later."""
-        marked = _marked(measured, minimum_tokens)
-        hit = self._hit(now, measured, marked)
-        if hit:
-            held = self._entries[hit.digest]
-            self._remember(now, hit.digest, held.available_at, held.ttl)
-        for prefix in marked:
-            if not hit or prefix.tokens > hit.tokens:
-                self._remember(now, prefix.digest, begins_at, prefix.ttl or "5m")
+        marked, hit = self._found(now, measured, minimum_tokens)
+        used = [(hit.digest, self._entries[hit.digest][2])] if hit else []
+        used += [(one.digest, one.ttl or "5m") for one in marked if not hit or one.tokens > hit.tokens]
+        for digest, ttl in used:
+            since, until, _ = self._entries.get(digest, (math.inf, 0.0, ttl))
+            since, until = (since, until) if until > now else (math.inf, 0.0)
+            self._entries[digest] = min(begins_at, since), max(now + TTL_SECONDS[ttl], until), ttl
         if len(self._entries) > MAX_ENTRIES:
-            self._entries = {key: held for key, held in self._entries.items() if held.expires_at > now}
+            self._entries = {key: entry for key, entry in self._entries.items() if entry[1] > now}
 
-    def _remember(self, now: float, digest: bytes, available_at: float, ttl: str) -> None:
-        held = self._entries.get(digest)
-        expires_at = now + TTL_SECONDS[ttl]
-        if held is not None and held.expires_at > now:
-            available_at = min(available_at, held.available_at)
-            expires_at = max(expires_at, held.expires_at)
-        self._entries[digest] = Entry(available_at, expires_at, ttl)
-
-    def _hit(self, now: float, measured: Measured, marked: list[Prefix]) -> Prefix | None:
-        """Return the longest prefix that can be read now."""
+    def _found(
+        self, now: float, measured: Measured, minimum_tokens: int | None
+    ) -> tuple[list[Prefix], Prefix | None]:
+        """Return the prefixes that are marked and long enough, and the longest that can be read now."""
+        minimum = MINIMUM_TOKENS if minimum_tokens is None else minimum_tokens
+        marked = [prefix for prefix in measured.prefixes if prefix.ttl and prefix.tokens >= minimum]
         for mark in reversed(marked):
             end = measured.prefixes.index(mark) + 1
             for prefix in reversed(measured.prefixes[max(0, end - LOOKBACK_BLOCKS) : end]):
-                held = self._entries.get(prefix.digest)
-                if held is not None and held.available_at <= now < held.expires_at:
-                    return prefix
-        return None
-
-
-def _marked(measured: Measured, minimum_tokens: int | None) -> list[Prefix]:
-    """Return the prefixes that are marked, and long enough to be cached."""
-    minimum = MINIMUM_TOKENS if minimum_tokens is None else minimum_tokens
-    return [prefix for prefix in measured.prefixes if prefix.ttl and prefix.tokens >= minimum]
+                since, until, _ = self._entries.get(prefix.digest, (0.0, 0.0, ""))
+                if since <= now < until:
+                    return marked, prefix
+        return marked, None

@@ -38,14 +38,7 @@ Query = dict[str, list[str]]
 class Problem(Exception):
     """Why a request is refused, in the usual words of its status or its own; counted by `kind` or by type."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str = "",
-        *,
-        details: dict[str, Any] | None = None,
-        kind: str | None = None,
-    ) -> None:
+    def __init__(self, status: int, message: str = "", kind: str = "", **details: str) -> None:
         self.status, self.details, self.headers = status, details, dict[str, str]()
         self.type, usual = TABLES["errors"][str(status)]
         self.message, self.kind = message or usual, kind or self.type
@@ -53,8 +46,8 @@ class Problem(Exception):
 
     def body(self, request_id: str) -> dict[str, Any]:
         """Return it as it stands in an answer, and in the result of a batch's row."""
-        details = {"details": self.details} if self.details else {}
-        error = {"type": self.type, "message": self.message, **details}
+        error: dict[str, Any] = {"type": self.type, "message": self.message}
+        error |= {"details": self.details} if self.details else {}
         return {"type": "error", "error": error, "request_id": request_id}
 
 
@@ -69,7 +62,7 @@ class Answer(NamedTuple):
 
 def limited(limit: str, retry_after: int, kind: str, more: str = "") -> Problem:
     """Return the 429 of a limit."""
-    over = Problem(429, f"This request would exceed {limit}.{more}", kind=kind)
+    over = Problem(429, f"This request would exceed {limit}.{more}", kind)
     over.headers["retry-after"] = str(retry_after)
     return over
 
@@ -107,9 +100,7 @@ def rfc3339(seconds: int) -> str:
 # ------------------------------------------------------------------------------------ messages and events
 
 
-def message(  # noqa: PLR0917 - its parts
-    name: str, model: str, reply: Reply, shares: Shares, tier: str, diagnostics: dict[str, Any] | None
-) -> dict[str, Any]:
+def message(name: str, model: str, reply: Reply, shares: Shares, tier: str) -> dict[str, Any]:
     """Return a Message."""
     short, hour = shares.cache_write_5m_input_tokens, shares.cache_write_1h_input_tokens
     usage = {
@@ -134,7 +125,7 @@ def message(  # noqa: PLR0917 - its parts
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
         "stop_details": reply.stop_details,
-        "diagnostics": diagnostics,
+        "diagnostics": None,
         "usage": usage,
     }
 

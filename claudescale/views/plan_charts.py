@@ -285,11 +285,13 @@ def concurrency(
         *limit(
             f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min", y=requests_per_minute
         ),
-        *(limit(enough, x=needed) if needed > 1 else []),
         chart(runs)
         .mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
         .encode(x=x, y=y, tooltip=tooltip),
     ]
+    if needed > 1:  # beside the line's foot: above the frame it would overprint the axis title
+        words = chart().mark_text(text=enough, align="left", dx=6, dy=-8, color=views.GREY)
+        layers += [limit("", x=needed)[0], words.encode(x=alt.datum(needed), y=alt.datum(0))]
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):
         sentence += f"; measured: at most {best['requests_per_minute']:,.0f}, with {best['concurrency']:,.0f}"
     return picture(layers, sentence)

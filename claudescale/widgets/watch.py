@@ -23,14 +23,13 @@ from claudescale.text import coarse, dollars, duration, plural, span, time_unit
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     import polars as pl
     from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
     from claudescale.pacing.middleware import Limiter
-    from claudescale.running.meter import Pulse, Slice
     from claudescale.running.runs import Run
 
 REFRESH_SECONDS, LINE_SECONDS = 1.0, 10.0
@@ -82,6 +81,11 @@ def watch(run: Run | AsyncAnthropic) -> Watch | ClientWatch:
     else:
         msg = f"watch takes a Run, not a {name}: run = plan.start(client), then cs.watch(run)"
     raise TypeError(msg)
+
+
+def prepare() -> None:
+    """Import what a watcher takes, before a run's first call: later it would slow the others."""
+    import ipywidgets  # noqa: F401, PLC0415 - slow to import
 
 
 class Watch:
@@ -165,8 +169,7 @@ class Watch:
         run = self.run
         if run.plan.mode == "batch":
             return {"text/plain": ""}
-        limits = run.limits.shared(run.plan.share)
-        return views.bundle(drawn(run.job.pulse(run.state), *run.counts.slices(), limits), png=png)
+        return views.bundle(drawn(run, run.limits.shared(run.plan.share)), png=png)
 
     def _still(self) -> Iterator[dict[str, Any]]:
         """Yield what stays: a table and a picture, as notebooks save them."""
@@ -181,7 +184,7 @@ class Watch:
         atexit.register(self._print_last)
         watching = True
         while watching:
-            print(headline(self.run.job.pulse(self.run.state)), flush=True)  # noqa: T201 - what it is for
+            print(headline(self.run), flush=True)  # noqa: T201 - what it is for
             watching = self._wait(LINE_SECONDS)
         self._print_last()
 
@@ -224,16 +227,16 @@ class Panel:
 
     def show(self) -> None:
         """Tell the widgets how the run goes now. What reads the same is not sent again."""
-        pulse = self._run.job.pulse(self._run.state)
-        done = f"{pulse.done:,} of {plural(pulse.rows, 'row')} done"
+        run, counts = self._run, self._run.counts
+        done = f"{counts.done:,} of {plural(counts.sent, 'row')} done"
         self._bar.value = (
-            f'<div style="line-height:1.4"><strong>{html.escape(headline(pulse))}</strong></div>'
-            f'<progress value="{pulse.done}" max="{max(pulse.rows, 1)}" aria-label="{done}" title="{done}" '
+            f'<div style="line-height:1.4"><strong>{html.escape(headline(run))}</strong></div>'
+            f'<progress value="{counts.done}" max="{max(counts.sent, 1)}" aria-label="{done}" title="{done}" '
             'style="width:100%;height:14px"></progress>'
         )
-        self._figures.value = f'<div style="line-height:1.4">{figures(pulse).html()}</div>'
+        self._figures.value = f'<div style="line-height:1.4">{figures(run).html()}</div>'
         for asked, button in self.buttons.items():
-            button.disabled = pulse.asked in {"stop", asked}
+            button.disabled = run.job.asked in {"stop", asked}
 
     def close(self) -> None:
         """Take the widgets off the page, and out of the page's and the kernel's memory."""
@@ -342,62 +345,65 @@ def _cell() -> str | None:
 # in words
 
 
-def headline(pulse: Pulse) -> str:
+def headline(run: Run) -> str:
     """Return the one line of truth about a run under way."""
-    simulated = "SIMULATED " * pulse.simulated
-    if pulse.state == "starting":
+    counts, job = run.counts, run.job
+    simulated = "SIMULATED " * job.simulated
+    if run.state == "starting":
         return f"{simulated}Run starting: reading the rows."
-    state = {"stop": "stopping", "leave": "leaving"}.get(pulse.asked, "running")
-    left = remaining(pulse)
-    if pulse.asked:
-        left = f"waiting for {plural(pulse.in_flight, 'call')} in flight" if pulse.in_flight else ""
-    about = "" if pulse.estimate_dollars is None else f" of about {dollars(pulse.estimate_dollars)}"
-    done = f"{pulse.done:,} of {plural(pulse.rows, 'row')} done"
-    parts = [done, left, f"{dollars(pulse.dollars)}{about}"]
+    state = {"stop": "stopping", "leave": "leaving"}.get(job.asked, "running")
+    left = remaining(run)
+    if job.asked:
+        in_flight = job.pacer.in_flight if job.pacer else 0
+        left = f"waiting for {plural(in_flight, 'call')} in flight" if in_flight else ""
+    about = "" if job.estimate is None else f" of about {dollars(job.estimate['dollars'])}"
+    done = f"{counts.done:,} of {plural(counts.sent, 'row')} done"
+    parts = [done, left, f"{dollars(counts.dollars)}{about}"]
     return f"{simulated}Run {state}: {', '.join(filter(None, parts))}."
 
 
-def remaining(pulse: Pulse) -> str:
+def remaining(run: Run) -> str:
     """Return when a run ends, as a span of time."""
-    batches = pulse.expected
+    batches, ends = run.job.expected, run.job.ends if run.state == "running" else None
     if batches is not None:
         usual, latest = batches.usual_seconds, coarse(batches.latest_seconds / 60)
         within = "" if usual is None else f"usually within {coarse(usual / 60)} and "
         return f"batches {within}at the latest in {latest}"
-    if pulse.ends is None:
+    if ends is None:
         return ""
-    usual_time = duration(pulse.ends.usual_minutes)
-    if math.isinf(pulse.ends.latest_minutes):
+    usual_time = duration(ends.usual_minutes)
+    if math.isinf(ends.latest_minutes):
         return f"more than {usual_time} left: nothing was answered in the last minute"
-    return f"{span(usual_time, duration(pulse.ends.latest_minutes))} left"
+    return f"{span(usual_time, duration(ends.latest_minutes))} left"
 
 
-def figures(pulse: Pulse) -> Card:
+def figures(run: Run) -> Card:
     """Return the figures of a run under way as a card."""
-    estimate, speed = pulse.estimate_dollars, pulse.output_tokens_per_second
+    counts, job, tokens = run.counts, run.job, run.counts.output_tokens_per_second
     shown = {
-        "dollars": dollars(pulse.dollars),
-        "estimated": "?" if estimate is None else dollars(estimate),
-        "without savings": dollars(pulse.plain_dollars),
-        "time": duration(pulse.minutes),
+        "dollars": dollars(counts.dollars),
+        "estimated": "?" if job.estimate is None else dollars(job.estimate["dollars"]),
+        "without savings": dollars(counts.plain_dollars),
+        "time": duration(run.minutes),
     }
-    if pulse.most_in_flight:
+    if job.pacer is not None:
         shown |= {
-            "latency p50": _seconds(pulse.median_seconds),
-            "p95": _seconds(pulse.slow_seconds),
-            "output tokens/s": "?" if speed is None else f"{speed:,.0f}",
-            "in flight / allowed": f"{pulse.in_flight:,} / {pulse.most_in_flight:,}",
+            "latency p50": _seconds(counts.latency(0.5)),
+            "p95": _seconds(counts.latency(0.95)),
+            "output tokens/s": "?" if tokens is None else f"{tokens:,.0f}",
+            "in flight / allowed": f"{job.pacer.in_flight:,} / {job.pacer.window:,}",
         }
-    notes = [f"Errors: {_kinds(pulse.errors)}. Refused (429): {_kinds(pulse.refusals)}."]
-    if states := Counter(batch.state.replace("_", " ") for batch in pulse.batches):
+    notes = [f"Errors: {_kinds(counts.errors)}. Refused (429): {_kinds(counts.refusals)}."]
+    batches = job.batches.seen if job.is_open else ()
+    if states := Counter(batch.state.replace("_", " ") for batch in batches):
         notes.append(f"Batches: {_kinds(states)}.")
-    if pulse.speed != 1:
-        notes.append(f"Times are the simulator's, {pulse.speed:,g} times as fast as here.")
+    if job.clock.speed != 1:
+        notes.append(f"Times are the simulator's, {job.clock.speed:,g} times as fast as here.")
     return Card(title="", header=[*shown], rows=[[*shown.values()]], notes=notes)
 
 
-def _kinds(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts).most_common()) or "none"
+def _kinds(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts.copy()).most_common()) or "none"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -407,16 +413,17 @@ def _seconds(seconds: float | None) -> str:
 # the live picture, written down as Vega-Lite: Altair would take the run's own time
 
 
-def drawn(pulse: Pulse, width_seconds: int, slices: Sequence[Slice], limits: Limits) -> dict[str, Any]:
+def drawn(run: Run, limits: Limits) -> dict[str, Any]:
     """Return the live picture: whole slices, up to where most of the calls sent are answered.
 
     A call counts when it was sent but is known when it is answered: the newest slices are not complete.
     """
-    scale, unit = time_unit(pulse.minutes)
-    known = int((pulse.minutes * 60 - (pulse.slow_seconds or 0.0)) / width_seconds)
-    whole = slices if pulse.state in ENDED else slices[: max(known, 0)]
+    minutes, (width_seconds, slices) = run.minutes, run.counts.slices()
+    scale, unit = time_unit(minutes)
+    known = int((minutes * 60 - (run.counts.latency(0.95) or 0.0)) / width_seconds)
+    whole = slices if run.state in ENDED else slices[: max(known, 0)]
     width = width_seconds / 60 * scale
-    until = max(len(whole) * width, pulse.minutes * scale, 1e-6)
+    until = max(len(whole) * width, minutes * scale, 1e-6)
     panels = []
     for (name, color), most in zip(RATES.items(), limits.per_minute, strict=True):
         rates = [getattr(counts, name) * 60 / width_seconds for counts in whole]

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from claudescale.api import catalog
+from claudescale.api.models import MODELS, models
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -168,16 +169,16 @@ def test_unknown_limits_are_an_error_at_use(tier, model, words):
 
 def test_the_frames_of_models_and_tiers():
     """models() has the prices of the moment and who can be called then; tiers() a row for each of a model."""
-    frame = catalog.models(at=NOW)
-    assert frame.schema == catalog.MODELS_SCHEMA
+    frame = models(at=NOW)
+    assert frame.schema == MODELS
     assert frame["model"].to_list() == list(catalog.MODELS)
     assert not frame["dollars_per_million_input_tokens"].has_nulls()
     stepped = frame.filter(pl.col("price_step_tokens").is_not_null())["model"].to_list()
     assert stepped == [HAIKU, "claude-sonnet-4-5"]
-    early = catalog.models(at=datetime(2026, 10, 13, tzinfo=UTC)).row(0, named=True)
+    early = models(at=datetime(2026, 10, 13, tzinfo=UTC)).row(0, named=True)
     assert early["dollars_per_million_input_tokens"] == 0.1
     assert early["batch_dollars_per_million_input_tokens"] is None
-    later = catalog.models(at=datetime(2026, 12, 1, tzinfo=UTC))
+    later = models(at=datetime(2026, 12, 1, tzinfo=UTC))
     assert set(frame["model"]) - set(later["model"]) == {"claude-sonnet-4-5"}
     assert catalog.tiers().schema == catalog.TIERS_SCHEMA
     of = catalog.tiers("claude-haiku-4-5-20251001")

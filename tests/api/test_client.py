@@ -12,8 +12,7 @@ import httpx2
 import pytest
 from canned import KEY, Canned, passed_on
 from engine import body
-from opentelemetry import trace
-from running import a_plan, finished, reviews, simulator
+from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import client as wire
@@ -99,50 +98,41 @@ def test_a_profile_on_disk_is_live(home, monkeypatch, capsys):
         cs.connect()
 
 
-BAD_KEYS = {
-    KEY + "\n": "newline",
-    "  ": "empty",
-    f'"{KEY}"': "quotes",
-    KEY[:20] + "\r\n" + KEY[20:]: "no key has",
-    KEY + "é": "ASCII",
-    "Bearer " + KEY: "blank",
-}
+BAD_KEYS = [KEY + "\n", "  ", f'"{KEY}"', KEY[:20] + "\r\n" + KEY[20:], KEY + "é", "Bearer " + KEY]
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
 def test_a_key_that_cannot_be_sent(key, monkeypatch):
-    """Neither connect nor a run takes it; the message says what is wrong and never shows it."""
-    with pytest.raises(cs.PlanError, match=BAD_KEYS[key]) as caught:
+    """Neither connect nor a run takes it; the message names the argument and never shows the key."""
+    with pytest.raises(cs.PlanError, match="The api_key cannot be sent: it is empty") as caught:
         cs.connect(api_key=key)
     assert "not_a_real_key" not in str(caught.value)
-    with pytest.raises(cs.PlanError, match=BAD_KEYS[key]):
+    with pytest.raises(cs.PlanError, match="api_key"):
         a_plan(reviews(1)).start(anthropic.AsyncAnthropic(api_key=key), ledger=None, progress=False)
     monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", key)
     with pytest.raises(cs.PlanError, match="auth_token"):
         cs.connect(simulate=False)
 
 
-BAD_ADDRESSES = {
-    "gateway.example.com/anthropic": "https://",
-    "localhost:8080": "https://",
-    "//gateway.example.com": "https://",
-    "": "https://",
-    "https:///v1": "no host",
-    "https://gate way.example.com": "blank",
-    "https://user:hunter2@gateway.example.com": "password",
-    "https://gateway.example.com/x?tenant=1": "default_query",
-    "https://gateway.example.com:port": "no address",
-}
+BAD_ADDRESSES = [
+    "gateway.example.com/anthropic",
+    "localhost:8080",
+    "//gateway.example.com",
+    "",
+    "https:///v1",
+]
+BAD_ADDRESSES += ["https://gate way.example.com", "https://user:hunter2@gateway.example.com"]
+BAD_ADDRESSES += ["https://gateway.example.com/x?tenant=1", "https://gateway.example.com:port"]
 
 
 @pytest.mark.parametrize("url", BAD_ADDRESSES)
 def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
     """An address by argument or environment that cannot work is refused before anything is sent."""
-    with pytest.raises(cs.PlanError, match=BAD_ADDRESSES[url]) as caught:
+    with pytest.raises(cs.PlanError, match="is not an address to call: https://") as caught:
         cs.connect(api_key=KEY, base_url=url)
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
-    with pytest.raises(cs.PlanError, match=BAD_ADDRESSES[url]):
+    with pytest.raises(cs.PlanError, match="ANTHROPIC_BASE_URL"):
         cs.connect(api_key=KEY)
 
 
@@ -262,6 +252,19 @@ def test_connections_are_kept_alive_and_long_headers_read():
     assert all(options)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
+def test_a_client_that_nobody_closes_ends_quietly(caplog):
+    """A script that calls the API itself and just ends leaves no complaint about a session behind."""
+    question = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+    with Canned(lambda *_: (200, {}, canned.message())) as server:
+        client = cs.connect(api_key=KEY, base_url=server.url)
+        assert asyncio.run(client.messages.create(**question)).content[0].text == "ok"
+        wire._connected.clear()
+        del client
+        gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno > 20]
+
+
 def test_what_was_handled_meanwhile_says_nothing_of_a_call():
     """Only what an error came from decides whether a call was sent, not what the caller was handling."""
     error = httpx2.ReadTimeout("this call")
@@ -276,7 +279,7 @@ def test_an_error_of_what_takes_an_answer_is_its_own():
 
     async def go(client):
         async with Wire(client) as opened:
-            asked = opened.call("/v1/messages", 10, content=body(1))
+            asked = opened.call("/v1/messages", 10, {}, body(1))
             await opened.answer("results", asked, 10, take)
 
     async def take(block):
@@ -311,59 +314,6 @@ def test_a_free_call_is_patient_in_api_time():
             waits.append((400, {}, canned.error("invalid_request_error", "No.")))
             assert asyncio.run(go(api.client(base_url=server.url))).status == 400
             assert len(server.bodies("/v1/messages/count_tokens")) == 4
-
-
-# ----------------------------------------------------------------------------------------------- spans
-
-
-class Recorder(trace.TracerProvider, trace.NoOpTracer):
-    """The smallest provider and tracer that records: it keeps the spans it made."""
-
-    def __init__(self):
-        self.spans = []
-
-    def get_tracer(self, *args, **kwargs):
-        return self
-
-    def start_span(self, name, *args, attributes=None, **kwargs):
-        self.spans.append(_Span(name, dict(attributes or {})))
-        return self.spans[-1]
-
-    def calls(self):
-        return [span for span in self.spans if span.name == "anthropic.messages.create"]
-
-
-class _Span(trace.NonRecordingSpan):
-    def __init__(self, name, attributes):
-        super().__init__(trace.SpanContext(1, id(self) % 2**63 + 1, is_remote=False))
-        self.name, self.attributes, self.ended = name, attributes, False
-        self.set_attribute, self.set_attributes = attributes.__setitem__, attributes.update
-
-    def is_recording(self):
-        return True
-
-    def end(self, end_time=None):
-        self.ended = True
-
-
-@pytest.mark.slow
-def test_spans_are_those_of_the_sdk():
-    """A traced call has one span, streamed or failed, without a text; tracing that is off has none."""
-    seen, streamed, failed, off = (Recorder() for _ in range(4))
-    with simulator() as api:
-        reply, _ = answer_of(api.client(open_telemetry={"tracer_provider": seen}))
-        long, _ = answer_of(api.client(open_telemetry={"tracer_provider": streamed}), max_tokens=LONG)
-        answer_of(api.client(open_telemetry={"tracer_provider": off, "traces": False}))
-    with simulator(faults={529: 1.0}) as api:
-        answer_of(api.client(open_telemetry={"tracer_provider": failed}))
-    (span,) = seen.calls()
-    assert span.ended
-    assert span.attributes["gen_ai.usage.output_tokens"] == usage_of(verdict(reply).reply)["output_tokens"]
-    assert not any("parcel" in str(value) for value in span.attributes.values())
-    assert long.status == 200
-    assert streamed.calls()[0].ended
-    assert failed.calls()[0].attributes["error.type"] == "overloaded_error"
-    assert off.spans == []
 
 
 # --------------------------------------------------------------------------------------- long replies

@@ -1,6 +1,5 @@
 """Rate limits: tables, the API's headers, its rate-limit endpoint, and what a plan learns of them."""
 
-import asyncio
 import math
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -181,23 +180,6 @@ def test_what_the_api_does_not_tell_stays_as_it_is_known(items, odd):
     damaged = [entry("model_group", [MODEL], **(dict.fromkeys(THREE, 50) | {"requests_per_minute": odd}))]
     with pytest.raises(UnknownTier, match=r"tier=cs\.Limits"):
         Limits.read(damaged, MODEL)
-
-
-@pytest.mark.slow
-def test_the_rate_limit_api_gives_an_accounts_own_limits():
-    """Through the SDK: a model's own figures, the smallest of all models', no guess for an unknown one."""
-    with cs.Simulator("start", speed=60, requests_per_minute=1_234) as api:
-
-        async def ask(*models):
-            async with api.client() as client:
-                return [await Limits.from_api(client, model) for model in models]
-
-        own, least = asyncio.run(ask(MODEL, None))
-        assert (own.per_minute, own.batch_queue_requests) == ((1_234, 2_000_000, 400_000), 200_000)
-        assert own.provenance.startswith("the rate-limit API, ")
-        assert least.input_tokens_per_minute == 500_000  # Fable's
-        with pytest.raises(UnknownTier, match="Limits"):
-            asyncio.run(ask("claude-none"))
 
 
 # ------------------------------------------------------------------------------------- what a plan learns

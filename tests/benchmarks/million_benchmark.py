@@ -34,8 +34,8 @@ from claudescale.api import prices
 from claudescale.api.limits import Limits
 from claudescale.ledger.records import Attempt
 from claudescale.ledger.store import Store
-from claudescale.running.parts import run_parts
-from claudescale.running.rates import rates
+from claudescale.running.meter import rates
+from claudescale.running.runs import run_parts
 from claudescale.views import run_charts
 
 MODEL, PROMPT = "claude-haiku-5-5", "Name it: {text}"

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paced import busiest, study, table, workload
 
+from claudescale.api.answers import Answer, verdict
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
 from claudescale.pacing.buckets import Bucket
-from claudescale.pacing.pacer import Outcome, Pacer
+from claudescale.pacing.pacer import Outcome, Pacer, kind_of
 
 LIMITS = table(1_000, 80_000, 16_000)
 WIDE = table(1e6, 1e9, 1e9)
@@ -41,6 +42,24 @@ def test_a_run_alone_is_close_to_the_bound_and_hardly_ever_refused(tier, binding
     assert outcome.answered == len(calls)
     assert outcome.arrivals[-1][0] < 1.06 * outcome.bound_seconds
     assert outcome.refused <= max(0.003 * len(calls), 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (200, {}, "failed"),
+        (429, {}, "refused"),
+        (429, {"x-should-retry": "false"}, "refused"),
+        (529, {}, "overloaded"),
+        (529, {"x-should-retry": "false"}, "failed"),
+        (400, {}, "failed"),
+        (None, {}, "overloaded"),
+    ],
+)
+def test_what_an_answer_means_for_the_pace(status, headers, kind):
+    """A 429 holds everybody, also one that says that nobody should retry."""
+    answer = Answer(status, headers, b"{}", None if status else "connection_error")
+    assert kind_of(verdict(answer), status) == kind
 
 
 def test_no_minute_and_no_second_is_over_the_limit():

@@ -14,7 +14,7 @@ from running import MODEL, a_plan, finished, reviews, simulator
 import claudescale as cs
 from claudescale.api.prices import PROMPT
 from claudescale.planning import calibration
-from claudescale.planning.estimates import Line, Measured
+from claudescale.planning.calibration import Line, Measured
 
 SYSTEM = "Be a judge of parcels.\n\n" * 900
 
@@ -80,26 +80,24 @@ def test_a_step_of_the_price_is_in_the_estimate():
 def test_a_line_gives_back_what_it_comes_from(slope, overhead, sizes):
     """Real tokens on a line over the estimate give its sum; where all are alike, or few, their ratio."""
     tokens = [size * slope + overhead for size in sizes]
-    line = calibration.line(pl.Series(sizes, dtype=pl.Float64), pl.Series(tokens), rises=True)
-    known = Measured(input=line, estimated_tokens=sum(sizes) / len(sizes))
-    assert sum(known.at(line, size) for size in sizes) == pytest.approx(sum(tokens), rel=1e-6)
+    calls = pl.DataFrame({"estimated_tokens": sizes, "tokens": tokens})
+    line = calibration.line(calls, "tokens", 0, rises=True)
+    assert sum(line.at(size) for size in sizes) == pytest.approx(sum(tokens), rel=1e-6)
     assert line.slope == pytest.approx(slope, rel=1e-6)
-    for alike in ([100.0] * 12, [100.0]):
-        line = calibration.line(pl.Series(alike), pl.Series([120] * len(alike)), rises=True)
+    for alike in (12, 1):
+        calls = pl.DataFrame({"estimated_tokens": [100.0] * alike, "tokens": [120] * alike})
+        line = calibration.line(calls, "tokens", 0, rises=True)
         assert (line.mean, line.slope, line.deviation) == pytest.approx((120, 1.2, 0))
 
 
 @pytest.mark.parametrize("calls", [3, 30, 300])
 def test_more_calls_less_doubt(calls):
-    """The doubt of a mean falls with the calls it comes from; a guess has the most; skewness adds some."""
-    line = Line(50.0, 0.0, 20.0)
-    few, many = (Measured(input=line, output=line, calls=n) for n in (calls, calls * 4))
-    assert few.doubt / 4 < many.doubt <= few.doubt / 2, "few calls have Student's tails too"
-    assert Measured().doubt >= few.doubt
-    assert Measured(output=line._replace(skew=2.0), calls=calls).more > few.more
-    assert Measured(output=line, calls=calls, requests=calls).output_more(calls) == 0, (
-        "these are all there are"
-    )
+    """The doubt of a mean falls with the calls it comes from; a guess has the most."""
+    few, many = (Line(50.0, 0.0, 20.0, calls=n) for n in (calls, calls * 4))
+    assert few.more() / 5 < many.more() <= few.more() / 2, "few calls have Student's tails too"
+    assert Measured().output.more() >= few.more()
+    assert few._replace(slope=1.0, spread=9.0).more(90, 20.0) > few.more(90), "longer rows than measured"
+    assert few._replace(requests=calls).more(calls) == 0, "these are all there are"
 
 
 def test_a_pilot_says_what_it_measured():

@@ -13,8 +13,8 @@ from running import a_plan
 
 import claudescale as cs
 from claudescale.planning import estimates
-from claudescale.planning.compiled import Evidence
-from claudescale.planning.estimates import OPTIONS, Line, Measured
+from claudescale.planning.calibration import Line, Measured
+from claudescale.planning.estimates import OPTIONS, Evidence
 
 SYSTEM = "Be a judge of parcels. " * 900
 
@@ -79,14 +79,14 @@ def test_where_the_input_is_counted_only_the_output_is_in_doubt():
     plan = a_plan(texts(300))
     guess, totals = plan.compiled.expected, plan.compiled.totals
     mean = totals.input_tokens / 300
-    counted = replace(guess, input=Line(mean, 1.0), estimated_tokens=mean, counted=100)
+    counted = replace(guess, input=Line(mean, 1.0, calls=100, center=mean))
     known, silent = (
         with_measured(plan, measured).compiled.totals
         for measured in (counted, replace(counted, output=Line(0.0)))
     )
     more = known.live_dollars_p90 - known.live_dollars
     of_output = known.live_dollars - silent.live_dollars
-    assert more == pytest.approx(of_output * counted.output_more(), rel=1e-6)
+    assert more == pytest.approx(of_output * counted.output.more(), rel=1e-6)
     assert more < totals.live_dollars_p90 - totals.live_dollars
 
 
@@ -95,7 +95,7 @@ def test_a_price_of_longer_rows_follows_the_line_of_the_pilot():
     frame = texts(800, is_sorted=True)
     plan = with_measured(
         a_plan(frame, "Translate: {text}", max_tokens=4_000),
-        Measured(output=Line(40.0, 0.9, 8.0), latency=Line(1.0), estimated_tokens=30.0, calls=50),
+        Measured(output=Line(40.0, 0.9, 8.0, calls=50, center=30.0), latency=Line(1.0)),
     )
     near, far = plan.head(100).compiled.totals, plan.compiled.totals
     assert far.output_tokens / far.requests > 1.5 * near.output_tokens / near.requests

@@ -10,8 +10,10 @@ from uuid import UUID
 import polars as pl
 import pytest
 from pydantic import (
+    AliasPath,
     AwareDatetime,
     BaseModel,
+    ConfigDict,
     Field,
     ImportString,
     Json,
@@ -20,6 +22,7 @@ from pydantic import (
     SecretStr,
     create_model,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from claudescale.errors import BadReturns
 from claudescale.prompts.replies import compile_returns
@@ -202,6 +205,7 @@ def of(kind):
     return create_model("Model", value=(kind, ...))
 
 
+BY_NAME = ConfigDict(validate_by_alias=False, validate_by_name=True)
 # fmt: off
 NO_COLUMN = [
     (Tree, "Tree contains itself"), (of(dict[str, int]), "'value' is a dict with free keys.*nested model"),
@@ -215,8 +219,11 @@ NO_COLUMN = [
     ({"a": pl.Enum}, r"Write pl\.Enum\(\['yes', 'no'\]\)"), ({"a": pl.Enum([])}, "field 'a' is Enum"),
     ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"), ({"a": "String"}, "no complete Polars type"),
     ({1: pl.String}, "not named by a string"), (pl.Int64 | pl.String | None, "a column has one type"),
-    (of(list[SecretStr | None]), "Model.value is secret"), (of(ImportString), "ImportString"),
+    (of(list[SecretStr | None]), "is secret"), (of(ImportString), "ImportString"),
     (of(Json[int]), "JSON inside a text"),
+    (create_model("Skipped", a=(int, ...), b=(SkipJsonSchema[int], ...)), "reads 'b'"),
+    (of(Annotated[int, Field(validation_alias=AliasPath("a", "b"))]), r"reads 'a\.b'.*AliasPath"),
+    (of(list[create_model("Inner", a=(int, Field(alias="b")), __config__=BY_NAME)]), "reads 'value.0.a'"),
 ]
 # fmt: on
 

@@ -634,7 +634,7 @@ def test_a_line_that_is_missing(damage):
 def test_a_line_that_is_missing_counts_against_the_budget():
     """A row that may have been billed unseen is set aside at its worst, and not sent past the budget."""
     with simulator() as api:
-        dollars = ended(the_plan(2), api).job.batch_requests()["worst_dollars"].sum()
+        dollars = ended(the_plan(2), api).job.batches._requests["worst_dollars"].sum()
         with front(api, _changed(lambda lines: lines[:-1])) as server:
             run = ended(the_plan(2, budget=dollars), api, server=server)
         assert (run.stopped_by, run.counts.answered) == ("budget", 1)

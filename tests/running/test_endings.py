@@ -12,7 +12,7 @@ from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api.answers import Answer, Verdict
-from claudescale.running import health, live
+from claudescale.running import live
 from claudescale.running.job import Job, spread
 
 BLOCKED = answer(400, "invalid_request_error", "Output blocked by content filtering policy")
@@ -54,19 +54,19 @@ ENDS = {  # script: rows answered, calls at most, seconds at least and at most, 
     "review switched off": (after(40, REVIEW), 40, 140, 0, 30, "workspace_human_review_disabled"),
     "a key of ours disabled": (after(40, NO_KEY), 40, 140, 0, 30, "cmek_key_disabled"),
     "spend limit": (after(40, SPENT), 40, 140, 0, 30, "spend_limit_reached"),
-    "a wrong request": (always(WRONG), 0, health.HOPELESS_ROWS + 32, 0, 30, "invalid_request_error"),
+    "a wrong request": (always(WRONG), 0, live.HOPELESS_ROWS + 32, 0, 30, "invalid_request_error"),
     "a trouble without a name": (
         after(60, answer(400, "invalid_request_error", "The API is closed to you.")),
-        60, 60 + health.HOPELESS_ROWS_LATER + 64, 0, 60, "invalid_request_error",
+        60, 60 + live.HOPELESS_ROWS_LATER + 64, 0, 60, "invalid_request_error",
     ),
-    "no API at all": (always(NO_MESSAGE), 0, health.HOPELESS_ROWS + 32, 0, 30, "invalid_response"),
-    "out of reach": (always(UNREACHABLE), 0, 1e9, health.UNREACHABLE_SECONDS, 240, "connection_error"),
+    "no API at all": (always(NO_MESSAGE), 0, live.HOPELESS_ROWS + 32, 0, 30, "invalid_response"),
+    "out of reach": (always(UNREACHABLE), 0, 1e9, live.UNREACHABLE_SECONDS, 240, "connection_error"),
     "an outage without end": (
         after(60, answer(529, "overloaded_error")),
-        60, 1e9, health.SILENT_SECONDS, 1_500, "overloaded_error",
+        60, 1e9, live.SILENT_SECONDS, 1_500, "overloaded_error",
     ),
     "refusals without end": (
-        always(answer(429, "rate_limit_error")), 0, 1e3, health.SILENT_SECONDS, 1_500, "rate_limit_error",
+        always(answer(429, "rate_limit_error")), 0, 1e3, live.SILENT_SECONDS, 1_500, "rate_limit_error",
     ),
 }  # fmt: skip
 
@@ -176,14 +176,14 @@ def test_one_odd_answer_does_not_end_a_long_run(no):
 
 @pytest.mark.slow
 def test_an_outage_is_waited_out():
-    """Five minutes of failures cost no row, and all are under way within seconds of the first answer."""
+    """Five minutes of failures cost no row, and all are under way within a minute of their end."""
     engine = through_desk(250, seed=2, faults={529: (1.0, 2.0, 302.0)})
     assert engine.stopped_by is None
     assert len(engine.finals) == 250
     back = [at.sent_at - engine.attempts[0].sent_at for at in engine.attempts if at.error is None]
     back = [second for second in back if second > 302]
     assert min(back) < 320
-    assert sum(second < min(back) + 8 for second in back) > 50
+    assert max(back) < 302 + live.LONGEST_BACKOFF_SECONDS + 10
 
 
 def test_a_wait_that_the_api_asked_for_is_no_silence():
@@ -191,12 +191,12 @@ def test_a_wait_that_the_api_asked_for_is_no_silence():
     failed = Verdict(outcome="overloaded", error="api_error")
     refused = Verdict(outcome="refused", error="rate_limit_error")
     for waited in (True, False):
-        watch, later = health.Health(), 4_000.0 if waited else 30_000.0
+        watch, later = live.Health(), 4_000.0 if waited else 30_000.0
         seen = [watch.sees(failed, now, status=500, waiting=False) for now in range(20)]
         seen += [watch.sees(refused, 20.0, status=429, waiting=True)] * waited
         seen += [watch.sees(failed, later + now, status=500, waiting=False) for now in range(20)]
         assert not any(seen)
-        assert watch.sees(failed, later + health.SILENT_SECONDS + 1, status=500, waiting=False)
+        assert watch.sees(failed, later + live.SILENT_SECONDS + 1, status=500, waiting=False)
 
 
 def refused_rows(kinds, ledger):

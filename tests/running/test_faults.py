@@ -152,7 +152,7 @@ def test_calls_that_never_end_are_given_up(tmp_path, mode):
         return Break("back", end="hang") if called != "other" and number == 1 else None
 
     with broken(strikes) as (api, breaker):
-        client = api.client(base_url=breaker.url, timeout=5.0)
+        client = api.client(base_url=breaker.url, timeout=2.0)
         run = run_of(plan_of(mode, 8), client, tmp_path / "l")
         assert len(breaker.struck) > 3 * (mode == "hybrid")
         check(run, api, breaker, tmp_path / "l")

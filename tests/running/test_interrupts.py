@@ -64,16 +64,18 @@ def test_a_script_that_is_interrupted_ends_with_one_sentence(path):
     """How many rows are kept, where, and how to resume; the ledger has every row that was billed."""
     done, billed, kept = interrupted("asyncio", path)
     assert (done.returncode, kept) == (130, billed)
-    kept = f"{billed:,} of 5,000 rows are answered and kept in {path}"
+    kept = f"{billed:,} of 5,000 rows answered and kept in {path}"
     told = f"Interrupted: {kept}; the same command sends only what is missing."
     assert done.stderr.split("\n")[1:-1] == [told]
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_does_not_wait(path):
-    """Whoever interrupts twice is not kept waiting, and the ledger is whole."""
-    done, billed, kept = interrupted("wait", path, times=2)
+@pytest.mark.parametrize("door", ["wait", "asyncio"])
+def test_a_second_interrupt_does_not_wait(door, path):
+    """Whoever interrupts twice at once is not kept waiting, reads one sentence, and the ledger is whole."""
+    done, billed, kept = interrupted(door, path, times=2)
     assert done.returncode in {130, -signal.SIGINT}
+    assert done.stderr.count("Interrupted") == 1
     assert 50 < kept <= billed
 
 
@@ -134,7 +136,7 @@ def test_batches_are_left_at_the_api_and_collected_by_the_same_command(path):
         run = cs.wait(plan.run(api.client(), ledger=path, progress=False, wait=False))
         run.leave()
         cs.wait(run)
-        assert "collects the batches, which go on at the API" in run.kept
+        assert "collects the batches, which continue at the API" in run.kept
         again = finished(plan, api.client(), ledger=path)
         assert (run.state, again.counts.answered, api.stats["billed_rows"]) == ("left", 4, 4)
     for _ in range(2):

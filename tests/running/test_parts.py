@@ -5,7 +5,7 @@ import pytest
 from running import a_plan, reviews, simulator
 
 import claudescale as cs
-from claudescale.running.parts import run_parts
+from claudescale.running.runs import run_parts
 
 
 def parts(plan, tmp_path, client, **options):

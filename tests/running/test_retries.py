@@ -252,7 +252,7 @@ def test_the_card_says_what_failed_and_what_to_type():
         plan = asked(numbered(20))
         run = finished(plan, api.client())
         refused = (run.results["error"] == "refusal").sum()
-        again = "run = cs.wait(plan.retry(run, max_tokens=80).run(client))"
+        again = "run = cs.wait(plan.retry(run, max_tokens=80).run(client, ledger=None))"
         lines = repr(run).splitlines()
         assert lines[-1] == again
         assert "2 cut off at max_tokens=20" in lines[-2]

@@ -12,8 +12,8 @@ from polars.testing import assert_frame_equal
 from running import a_plan, finished, reviews, simulator
 
 from claudescale.ledger.records import ATTEMPTS
-from claudescale.running.rates import THROUGHPUT
-from claudescale.running.runs import BATCHES, SUMMARY
+from claudescale.running.meter import THROUGHPUT
+from claudescale.running.runs import BATCHES
 
 OURS = ("reply", "error", "simulated")
 
@@ -186,9 +186,10 @@ def test_every_frame_can_be_read_before_during_and_after():
 
     seen = asyncio.run(main())
     assert {state for state, _ in seen} == {"starting", "running", "finished"}
-    schemas = {"summary": SUMMARY, "throughput": THROUGHPUT, "attempts": ATTEMPTS, "batches": BATCHES}
+    schemas = {"throughput": THROUGHPUT, "attempts": ATTEMPTS, "batches": BATCHES}
     for _, frames in seen:
         assert {name: frames[name].schema for name in schemas} == schemas
+        assert frames["summary"].schema == seen[0][1]["summary"].schema
         # Which API answers, and so the mark of a simulator's results, is known from the first call on.
         assert frames["results"].columns[:4] == ["text", "n", "reply", "error"]
         assert frames["results"].height == 24

@@ -185,7 +185,7 @@ def test_a_batch_over_the_spend_cap_is_refused():
     at = desk(faults={"spend_cap": 0.0})
     with pytest.raises(Problem, match=r"^You have reached your API usage limits") as error:
         made(batches_of(at))
-    assert (error.value.status, error.value.details) == (429, None)
+    assert (error.value.status, error.value.details) == (429, {})
     assert at.account.figures()["batches_created"] == 0
 
 
@@ -226,11 +226,12 @@ def reads(batches, rows, ttl, now=NOW):
     """Return whether each row of a new batch reads the cache, in the order in which they are done."""
     block = {"type": "text", "text": LONG, "cache_control": {**EPHEMERAL, "ttl": ttl}}
     batch = batches.find(batches.create(now, batch_of(rows, system=[block]), VERSION)["id"])
-    shares = [batch.lines[-1].reply[2] for _ in batches.work(batch, now + 600)]
+    lines = [json.loads(batch.lines[-1]) for _ in batches.work(batch, now + 600)]
+    usages = [line["result"]["message"]["usage"] for line in lines]
     assert all(
-        (share.cache_read_input_tokens > 512) == (share.limited_input_tokens <= 512) for share in shares
+        (of["cache_read_input_tokens"] > 512) == (of["cache_creation_input_tokens"] == 0) for of in usages
     )
-    return [share.cache_read_input_tokens > 512 for share in shares]
+    return [of["cache_read_input_tokens"] > 512 for of in usages]
 
 
 @pytest.mark.parametrize(("ttl", "least", "most"), [("5m", 0.1, 0.8), ("1h", 0.45, 1.0)])

@@ -194,28 +194,11 @@ def test_a_conversation_reads_what_earlier_turns_wrote():
     assert shares(second)[1] > 512
 
 
-def test_diagnostics_say_why_the_cache_missed():
-    """Against the earlier request that is named: which part changed; null where none did."""
-    at = desk()
-
-    def asked(previous, **changes):
-        return message_of(request(**changes, diagnostics={"previous_message_id": previous}), at)
-
-    first = asked(None, system="a")
-    assert first["diagnostics"] is asked(first["id"], system="a")["diagnostics"] is None
-    cases = {
-        "system_changed": {"system": "b"},
-        "model_changed": {"system": "a", "model": OPUS},
-        "tools_changed": {"system": "a", "tools": [TOOL]},
-        "messages_changed": {"system": "a", "text": "Another row."},
-        "unavailable": {"system": "a", "output_config": {"effort": "low"}},
-    }
-    found = {
-        asked(first["id"], **case)["diagnostics"]["cache_miss_reason"]["type"] for case in cases.values()
-    }
-    assert found == {*cases}
-    reason = asked("msg_none", system="a")["diagnostics"]["cache_miss_reason"]
-    assert reason == {"type": "previous_message_not_found"}
+def test_diagnostics_know_no_earlier_message():
+    """Asked against an earlier message the reply says that it is not known; else there is nothing to say."""
+    for previous, reason in ((None, None), ("msg_x", {"type": "previous_message_not_found"})):
+        found = message_of(request(diagnostics={"previous_message_id": previous}))["diagnostics"]
+        assert (found and found["cache_miss_reason"]) == reason
 
 
 # ------------------------------------------------------------------------------------------- faults

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claudescale.ledger.records import ATTEMPTS
-from claudescale.running.rates import THROUGHPUT, rates
+from claudescale.running.meter import THROUGHPUT, rates
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
 from claudescale.ledger.records import ATTEMPTS
-from claudescale.running.rates import rates
+from claudescale.running.meter import rates
 from claudescale.views import run_charts as charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)
@@ -263,9 +263,8 @@ def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn(
     calls = attempts(3, failed=0).with_columns(
         sent_at=pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
     )
-    chart = charts.buckets(levels_of(calls, 1.0), bucket_seconds=1.0)
-    (requests, *_) = chart.to_dict()["vconcat"]
-    shares = [row["share"] for row in rows_of(charts.alt.LayerChart.from_dict(requests), "share")]
+    requests = charts.buckets(levels_of(calls, 1.0), bucket_seconds=1.0).vconcat[0]
+    shares = [row["share"] for row in requests.data.values]
     assert (shares[0], min(shares), shares[120]) == (0, 0, 1)
 
 

@@ -1,11 +1,11 @@
-"""Watching a run: what is said of it, how its widgets live and end, and that it adds no gap to a run."""
+"""Watching a run: what is said of it, and how its widgets live and end."""
 
 import asyncio
 import subprocess
 import sys
 import threading
 import types
-from dataclasses import replace
+from collections import Counter
 
 import pytest
 from drawing import labels_of_what_fits
@@ -15,12 +15,32 @@ import claudescale as cs
 from claudescale import loops
 from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
-from claudescale.running.meter import Ends, Pulse, Slice
+from claudescale.running.meter import Ends, Meter, Slice
 from claudescale.widgets import watch
 from claudescale.widgets.watch import Watch
 
-PULSE = Pulse(state="running", errors={}, refusals={})
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
+
+
+def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None, job=None, **counts):
+    """Return what is read of a run under way: its counts, and what its job knows."""
+    made = Meter()
+    vars(made).update(counts)
+    made.slices = lambda: (1, list(slices))
+    made.latency = lambda quantile: latency and latency[quantile > 0.5]
+    pacer = flight and types.SimpleNamespace(in_flight=flight[0], window=flight[1])
+    known = {
+        "simulated": False,
+        "asked": "",
+        "estimate": None,
+        "pacer": pacer,
+        "expected": None,
+        "ends": None,
+    }
+    known |= {"is_open": False, "clock": types.SimpleNamespace(speed=1.0), **(job or {})}
+    return types.SimpleNamespace(
+        state=state, minutes=minutes, counts=made, job=types.SimpleNamespace(**known)
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,60 +48,66 @@ LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, ou
     [
         ({"state": "starting"}, "Run starting: reading the rows."),
         (
-            {"rows": 9_000, "done": 1_234, "dollars": 0.12, "estimate_dollars": 1.02, "ends": Ends(1.5, 2.0)},
+            {
+                "sent": 9_000,
+                "answered": 1_234,
+                "dollars": 0.12,
+                "job": {"estimate": {"dollars": 1.02}, "ends": Ends(1.5, 2.0)},
+            },
             "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02.",
         ),
         (
-            {"rows": 9, "asked": "stop", "in_flight": 2, "ends": Ends(1.5, 2.0)},
+            {"sent": 9, "flight": (2, 4), "job": {"asked": "stop", "ends": Ends(1.5, 2.0)}},
             "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0.",
         ),
         (
-            {"rows": 9, "expected": Expected(2, 1, 9, 2_400.0, 80_000.0)},
+            {"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
             "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0.",
         ),
     ],
 )
 def test_the_headline_tells_the_truth_in_one_line(changes, words):
     """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
-    assert watch.headline(replace(PULSE, **changes)) == words
+    assert watch.headline(going(**changes)) == words
 
 
 def test_figures_show_what_is_known_and_what_is_not():
     """Latency and tokens a second are there for live calls only, failures and batches by kind."""
     batch = Batch("n", "api", "claude-haiku-5-5", 500, 0.0, "in_progress", "b")
-    pulse = replace(
-        PULSE, speed=10.0, dollars=0.5, plain_dollars=1.0, requests=5, in_flight=3, most_in_flight=16,
-        median_seconds=1.25, slow_seconds=12.3, output_tokens_per_second=81.2, minutes=2.0,
-        errors={"timeout_error": 1, "overloaded_error": 12}, refusals={"rate_limit_error": 2},
-        batches=[batch, batch],
+    batches, clock = types.SimpleNamespace(seen=[batch, batch]), types.SimpleNamespace(speed=10.0)
+    run = going(
+        dollars=0.5, plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
+        reply_output_tokens=812, reply_seconds=10.0, refusals=Counter(rate_limit_error=2),
+        errors=Counter(timeout_error=1, overloaded_error=12),
+        job={"is_open": True, "batches": batches, "clock": clock},
     )  # fmt: skip
-    text = watch.figures(pulse).text()
+    text = watch.figures(run).text()
     for words in ("$0.50", "$1.00", "1.2 s", "12 s", "81", "3 / 16", "2 m 00 s", "10 times as fast"):
         assert words in text
     assert "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error." in text
     assert "2 in progress" in text
-    assert "latency" not in watch.figures(PULSE).text()
+    assert "latency" not in watch.figures(going()).text()
 
 
-def panel(*seen):
+def panel(**changes):
     """Return the layers of the requests in the live picture, which is drawn whole."""
-    drawing = watch.drawn(*seen, LIMITS)
+    drawing = watch.drawn(going(**changes), LIMITS)
     labels_of_what_fits(drawing | {"background": "white"})
     return drawing["vconcat"][0]["layer"]
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is named."""
-    pulse = replace(PULSE, minutes=20 / 60, slow_seconds=4.5)
-    bars, words, line = panel(pulse, 1, [Slice(requests=10)] * 20)
+    seen = {"minutes": 20 / 60, "latency": (1.0, 4.5), "slices": [Slice(requests=10)] * 20}
+    bars, words, line = panel(**seen)
     assert [row["rate"] for row in bars["data"]["values"]] == [600.0] * 15
     assert bars["encoding"]["x"]["scale"]["domain"] == [0, pytest.approx(20)]
     assert (words["mark"]["text"], line["encoding"]["y"]["datum"]) == ("limit 1,000/min", 1_000)
-    bars, words = panel(replace(PULSE, minutes=1.0), 60, [Slice(requests=10)])
-    assert bars["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(12.5)]
+    assert len(panel(**seen, state="finished")[0]["data"]["values"]) == 20
+    bars, words = panel(minutes=1 / 60, slices=[Slice(requests=1)])
+    assert bars["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(75)]
     assert words["mark"]["text"] == "\N{UPWARDS ARROW} limit 1,000/min"
-    assert panel(PULSE, 1, [])[0]["data"]["values"] == []
-    assert len(panel(replace(pulse, state="finished"), 1, [Slice()] * 20)[0]["data"]["values"]) == 20
+    assert panel()[0]["data"]["values"] == []
 
 
 @pytest.mark.slow

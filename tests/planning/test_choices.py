@@ -6,7 +6,7 @@ from running import MODEL, WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import prices
-from claudescale.planning.plan_views import frontier
+from claudescale.planning.choices import frontier
 
 OPUS, SONNET = "claude-opus-5-5", "claude-sonnet-5-5"
 SYSTEM = "You read complaints of customers and answer in one word. " * 400

@@ -41,8 +41,8 @@ def shown(name: str, value: Any) -> Any:
 
 def column(name: str, values: list[Any]) -> pl.Series:
     """Return values as a column: as they are where they are of one simple type, else as text."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int, float} or (len(kinds) == 1 and kinds <= {str, bool}):
+    values = [shown(name, value) for value in values]
+    if all(value is None or isinstance(value, int | float) for value in values):
         return pl.Series(name, values, strict=False)
     return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in values])
 
@@ -181,8 +181,8 @@ class PlanPlots(Gallery):
         tried = runs if isinstance(runs, pl.DataFrame) else _tried(runs)
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
-        used = 1.0, (totals.input_tokens - totals.cache_read_tokens) / count, totals.output_tokens / count
-        limits = zip(plan.limits.shared(plan.share).per_minute, used, BUCKETS, strict=True)
+        used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
+        limits = zip(plan.limits.shared(self._plan.share).per_minute, used, BUCKETS, strict=True)
         most, binding = min((limit / size, name) for limit, size, name in limits if size)
         return plan_charts.concurrency(
             seconds=plan.expected.seconds,

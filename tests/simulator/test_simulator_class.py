@@ -1,0 +1,126 @@
+"""A class on one simulator: the board counts by key; other machines reach it only where asked for."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import anthropic
+import httpx2
+import pytest
+from desks import HEADERS, NOW, answered, desk, message_of, request
+
+import claudescale as cs
+from claudescale.clock import Clock
+from claudescale.simulator.server import board
+
+
+def fetched(url, **headers):
+    """Return the status and the text of a page."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def rows_of(page):
+    """Return the cells of each row of a page's tables, without their tags."""
+    cells = [re.split("<t[dh][^>]*>", row)[1:] for row in page.split("<tr>")]
+    return {
+        row[0]: [re.sub("<.*", "", cell, flags=re.DOTALL).strip() for cell in row[1:]] for row in cells if row
+    }
+
+
+def test_the_board_shows_by_key_what_passed_and_what_was_refused():
+    """Over HTTP, by the SDK: three calls a minute among three pupils, one of whom is refused at a time."""
+    with cs.Simulator((3, 40_000, 8_000), latency=0.01) as simulator:
+        assert "0 keys on one account" in fetched(f"{simulator.url}/class")[1]
+        with httpx2.Client(trust_env=False) as http:
+            for name, calls in (("anna", 1), ("<b>script", 2), ("sk-ant-api03-secret", 2)):
+                client = anthropic.Anthropic(
+                    base_url=simulator.url, api_key=name, max_retries=0, http_client=http
+                )
+                for _ in range(calls):
+                    try:
+                        client.messages.create(**request())
+                    except anthropic.RateLimitError:
+                        assert name.startswith("sk-")
+        status, page = fetched(f"{simulator.url}/class")
+    rows = rows_of(page)
+    assert (status, [*rows][3:]) == (200, ["Name", "&lt;b&gt;s", "anna", "sk-a", "All"])
+    passed = {name: cells[:2] + cells[3:] for name, cells in rows.items()}
+    assert passed["anna"] == ["1", "0", "1", "0"]
+    assert passed["&lt;b&gt;s"] == ["2", "0", "2", "0"]
+    assert passed["sk-a"] == ["0", "2", "0", "2"]
+    assert passed["All"] == ["3", "2", "3", "2"]
+    assert rows["haiku-5-5"][0] == "0 of 3"
+    assert 'http-equiv="refresh"' in page
+    assert not any(word in page for word in ("secret", "script", "<b>"))
+
+
+def test_the_last_minute_passes_and_the_total_stays():
+    """A minute on, what passed and its tokens count in all alone; keys that begin alike stay apart."""
+    at, clock = desk((50, 40_000, 8_000)), Clock(10, NOW, monotonic=lambda: 0.0)
+    for key in ("max.m", "max.s"):
+        answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
+    tokens = sum(message_of(request(), desk())["usage"][of] for of in ("input_tokens", "output_tokens"))
+    page = board(at, clock, "http://h")
+    assert rows_of(page)["All"] == ["2", "0", f"{2 * tokens}", "2", "0"]
+    assert page.count("<tr><td>max.<td") == 2
+    assert "passes here in 6 seconds" in page
+    later = Clock(10, NOW + 61, monotonic=lambda: 0.0)
+    assert rows_of(board(at, later, "http://h"))["All"] == ["0", "0", "0", "2", "0"]
+
+
+@pytest.mark.parametrize("name", ["192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"])
+def test_other_machines_are_served_only_where_it_is_asked_for(name):
+    """By default another number is refused; with `host` it passes, and a name is refused all the same."""
+    for options, expected in (({}, 403), ({"host": "0.0.0.0"}, 200)):
+        with cs.Simulator(**options) as simulator:
+            assert simulator.url.startswith("http://127.0.0.1:")
+            for path in ("class", "simulator"):
+                assert fetched(f"{simulator.url}/{path}", host=name)[0] == expected
+                assert fetched(f"{simulator.url}/{path}", host="example.com")[0] == 403
+
+
+@pytest.mark.slow
+def test_the_command_for_a_class_prints_what_to_type_and_where_the_board_is():
+    """Tier 1 at speed 10 unless told otherwise; other machines get this one's number."""
+    command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
+    environment = {"PYTHONPATH": ".", **os.environ}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        url = lines[2].split()[-1].removesuffix("/class")
+        here = f"http://127.0.0.1:{url.rpartition(':')[2]}"
+        about = json.loads(fetched(f"{here}/simulator")[1])
+        assert fetched(f"{here}/class")[0] == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=30)
+    assert (about["tier"], about["speed"]) == ("tier 1", 30)
+    assert f'cs.connect(base_url="{url}", api_key="your-name")' in lines[1]
+    assert (process.returncode, rest) == (0, ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://192.168.1.5:8123", True),
+        ("http://10.0.0.7", True),
+        ("https://192.168.1.5", False),
+        ("http://93.184.215.14", False),
+        ("http://gateway.example.org", False),
+    ],
+)
+def test_a_client_asks_for_a_simulator_in_its_own_network_alone(url, asked):
+    """Replies of a class's simulator are known as such; a gateway elsewhere is not asked."""
+    from claudescale.api.client import _is_in_this_network  # noqa: PLC0415
+
+    assert _is_in_this_network(httpx2.URL(url)) is asked
