@@ -5,6 +5,7 @@ whatever else the machine does.
 """
 
 import inspect
+import itertools
 import random
 import zlib
 from contextlib import closing
@@ -204,8 +205,8 @@ def ran(plan, **api: Any):
     return virtual.run(go())
 
 
-def resampled(name, *, worlds, pilots, pilot_rows=50, rows=None):
-    """Return what pilots predict, as parts of what their run took.
+def resampled(name, *, worlds, pilots, sizes=(20, 50), rows=None):
+    """Return what pilots of so many rows predict, as parts of what their run took.
 
     Each world is a run of all rows with replies and latencies of its own; a pilot is some rows of it.
     """
@@ -213,6 +214,22 @@ def resampled(name, *, worlds, pilots, pilot_rows=50, rows=None):
     for world in range(worlds):
         plan, api = case(name, rows, 1 + world)
         whole = ran(plan, **api)
-        numbers = range(world * 10_000, world * 10_000 + pilots)
-        predictions += [whole.foretold(whole.pilot(pilot_rows, number)) for number in numbers]
+        for size, number in itertools.product(sizes, range(pilots)):
+            pilot = whole.pilot(size, world * 10_000 + number)
+            predictions.append({"pilot_rows": size} | whole.foretold(pilot))
     return pl.DataFrame(predictions)
+
+
+def kept(predictions):
+    """Return for each size of a pilot how often the 90th percentiles hold, and how far off figures are."""
+    return predictions.group_by("pilot_rows", maintain_order=True).agg(
+        column.alias(f"{figure}_{what}")
+        for figure in ("dollars", "minutes")
+        for what, column in {
+            "covered": (pl.col(f"{figure}_p90") >= 1).mean(),
+            "mean": pl.col(figure).mean() - 1,
+            "median": pl.col(figure).median() - 1,
+            "deviation": pl.col(figure).std(),
+            "wide": (pl.col(f"{figure}_p90") / pl.col(figure)).median() - 1,
+        }.items()
+    )

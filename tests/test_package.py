@@ -28,7 +28,6 @@ FOLDERS = ["errors", "clock", "text", "loops", "api", "prompts", "pacing", "ledg
 FOLDERS += ["running", "evidence", "widgets", "helpers", "lessons", "cluster"]
 """Imports run downward: a module may import from its own folder and from those named before it."""
 UPWARD = {
-    ("api.client", "simulator"),  # stays: the one place that knows the stand-in
     ("planning.plans", "running"),  # stays: a plan starts its run
     ("running.runs", "cluster"),  # stays: on a cluster a run is driven from there
     ("running.runs", "widgets"),  # stays: what a watcher needs is imported before the first call

@@ -744,9 +744,9 @@ def _shown(url: object) -> str:
 
 
 def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
-    from claudescale.simulator import Simulator  # noqa: PLC0415 - an edge, started only here
+    import claudescale  # noqa: PLC0415 - its lazy door leads to the stand-in, which knows nothing of us
 
-    simulator = Simulator(**{"speed": SIMULATED_SPEED, **options})
+    simulator = claudescale.Simulator(**{"speed": SIMULATED_SPEED, **options})
     _simulators.append(simulator)
     speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""
     _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")

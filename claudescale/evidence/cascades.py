@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale.api.client import connect
-from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped, refuse
 from claudescale.evidence import judging
-from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices, option
+from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
@@ -147,11 +147,9 @@ class Cascade(Shown):
         use = "Use pilot = await cascade.sample(50).run(client)."
         theirs = pilot.cascade if isinstance(pilot, CascadeRun) else None
         if theirs is None or (list(theirs.plans), theirs.accept) != (list(self.plans), self.accept):
-            msg = f"This is not a run of this cascade. {use}"
-            raise PlanError(msg)
+            refuse(f"This is not a run of this cascade. {use}")
         if not any(passed.asked for passed in pilot.passed):
-            msg = f"The pilot has no replies to learn from. {use}"
-            raise PlanError(msg)
+            refuse(f"The pilot has no replies to learn from. {use}")
         paid = {model: run for model, run in pilot.runs.items() if run.job.replies()["dollars"].sum()}
         measured = {model: self.plans[model].calibrate(run) for model, run in paid.items()}
         unasked = [Passed()] * (len(self.plans) - len(pilot.passed))
@@ -376,7 +374,9 @@ class CascadeRun(Shown):
         paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
         ways = [(CASCADE, sum(paid), False)]
-        ways += [(f"all on {model}", option(plan)["dollars"], True) for model, plan in known.plans.items()]
+        ways += [
+            (f"all on {model}", plan.compiled.takes["dollars"], True) for model, plan in known.plans.items()
+        ]
         if next(iter(self.runs.values())).state == "finished":
             ways[1] = (ways[1][0], paid[0], False)
         last = pl.col("dollars").last()
@@ -459,17 +459,16 @@ def cascade(
     ['cascade', 'all on claude-haiku-5-5', 'all on claude-opus-5-5']
     """
     if plan.mode not in _MODES:
-        msg = f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
-        raise PlanError(msg)
+        refuse(
+            f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
+        )
     if plan.compiled.kept is not None:
-        msg = "A cascade asks every row, a retry only those that failed. Give it the plan itself."
-        raise PlanError(msg)
-    if "model" in {*schema_of(plan.frame), *judging.typed(plan)}:
+        refuse("A cascade asks every row, a retry only those that failed. Give it the plan itself.")
+    if "model" in {*schema_of(plan.frame), *judging.typed(plan.compiled.prompt)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)
-    judging.check_samples(plan)
     schema = plan.compiled.prompt.results_schema(plan.frame) | {"model": pl.String()}
     judge = None if accept is None else judging.judge("accept", accept, schema)
     _ = plan.compiled.totals  # the frame is read once for the prices of all models
-    plans = choices(plan, "models", models)
+    plans = choices(plan, models=models)
     return Cascade(plans=plans, accept=judge, passed=(Passed(),) * len(plans))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale.errors import PlanError
+from claudescale.errors import PlanError, refuse
 from claudescale.prompts.requests import read, schema_of, unknown_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from claudescale.planning.plans import Plan
+    from claudescale.prompts.requests import Prompt
 
 EVIDENCE = pl.Schema(
     {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
@@ -59,12 +60,11 @@ class Judge:
             values = self.by(results)
         number, a_series = self.name == "score", isinstance(values, pl.Series)
         fits = a_series and (values.dtype in _YES_NO or (number and values.dtype.is_numeric()))
-        if fits and values.len() == results.height:
-            return values  # type: ignore[no-any-return]  # a Series
-        gives = f"{values.len():,} of {values.dtype}" if a_series else f"a {type(values).__name__}"
-        wanted = f"a Series of {results.height:,} Booleans{' or numbers' * number}, one for each row"
-        msg = f"{self.name}= gives {gives}, not {wanted}."
-        raise PlanError(msg)
+        if not fits or values.len() != results.height:
+            gives = f"{values.len():,} of {values.dtype}" if a_series else f"a {type(values).__name__}"
+            wanted = f"a Series of {results.height:,} Booleans{' or numbers' * number}, one for each row"
+            refuse(f"{self.name}= gives {gives}, not {wanted}.")
+        return values  # type: ignore[no-any-return]  # a Series
 
     def scores(self, results: pl.DataFrame, judged: pl.Series) -> pl.Series:
         """Return the score of each row: null where there is nothing to judge, 0 where the row failed."""
@@ -76,8 +76,7 @@ class Judge:
 def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
     """Return a judge that was tried on results without a row; raise what is wrong with it."""
     if not isinstance(by, pl.Expr) and not callable(by):
-        msg = f"{name}={by!r:.60} cannot be used. {_TAKES[name]}"
-        raise PlanError(msg)
+        refuse(f"{name}={by!r:.60} cannot be used. {_TAKES[name]}")
     words = "your expression" if isinstance(by, pl.Expr) else getattr(by, "__name__", "your function")
     made = Judge(name=name, by=by, words=words.replace("<lambda>", "your function"))
     nothing = pl.DataFrame(schema=schema)
@@ -94,24 +93,17 @@ def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
 
 def scoring(score: Any, plan: Plan) -> Judge:
     """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
-    check_samples(plan)
+    prompt = plan.compiled.prompt
     if score is None:
-        return _agreement(plan)
+        return _agreement(typed(prompt))
     if isinstance(score, str):
         return _truth(score, plan)
-    return judge("score", score, plan.compiled.prompt.results_schema(plan.frame))
+    return judge("score", score, prompt.results_schema(plan.frame))
 
 
-def check_samples(plan: Plan) -> None:
-    """Refuse a plan that sends each row several times, as each is judged by one reply."""
-    if plan.samples > 1:
-        msg = "Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1)."
-        raise PlanError(msg)
-
-
-def typed(plan: Plan) -> Mapping[str, Any]:
+def typed(prompt: Prompt) -> Mapping[str, Any]:
     """Return the columns of `returns`."""
-    return {} if plan.compiled.prompt.returns is None else plan.compiled.prompt.returns.columns
+    return {} if prompt.returns is None else prompt.returns.columns
 
 
 def _truth(name: str, plan: Plan) -> Judge:
@@ -120,12 +112,11 @@ def _truth(name: str, plan: Plan) -> Judge:
     schema, there = prompt.results_schema(plan.frame), prompt.renamed.get(name, name)
     if name not in given:
         raise unknown_column(name, given, "score=")
-    own, *more = typed(plan) or ["reply"]
+    own, *more = typed(prompt) or ["reply"]
     if more:
         such_as = f"score=pl.col({own!r}) == pl.col({there!r})"
         columns = ", ".join([own, *more])
-        msg = f"The replies have the columns {columns}: say what {name!r} is the truth of, as {such_as}."
-        raise PlanError(msg)
+        refuse(f"The replies have the columns {columns}: say what {name!r} is the truth of, as {such_as}.")
     reply, truth = pl.col(own), pl.col(there)
     if {schema[own].base_type(), given[name].base_type()} & {pl.String, pl.Enum, pl.Categorical}:
         reply, truth = (side.cast(pl.String).str.strip_chars().str.to_lowercase() for side in (reply, truth))
@@ -133,24 +124,23 @@ def _truth(name: str, plan: Plan) -> Judge:
         labels = dtype.categories.str.strip_chars().str.to_lowercase()
         rows = plan.frame.lazy().rename(prompt.renamed)
         if not read(rows.select(truth.is_in(labels.implode()).any())).item():
-            msg = f"No value of {name!r} is one of the labels of the replies: {', '.join(dtype.categories)}."
-            raise PlanError(msg)
+            labels_words = ", ".join(dtype.categories)
+            refuse(f"No value of {name!r} is one of the labels of the replies: {labels_words}.")
     return replace(judge("score", reply == truth, schema), words=f"the truth in {name!r}", truth=name)
 
 
-def _agreement(plan: Plan) -> Judge:
+def _agreement(columns: Mapping[str, Any]) -> Judge:
     """Return a judge that counts how often a choice replies as another, by labels, flags, counts, dates."""
     loose = {pl.String, pl.Decimal, pl.List, pl.Array, pl.Struct, *pl.datatypes.group.FLOAT_DTYPES}
-    columns = tuple(name for name, dtype in typed(plan).items() if dtype.base_type() not in loose)
-    if not columns:
-        msg = (
+    agree = tuple(name for name, dtype in columns.items() if dtype.base_type() not in loose)
+    if not agree:
+        refuse(
             "score=None counts how often a model replies as the most expensive one does. Free text, lists "
             "and fractions are hardly ever the same: ask for labels, as returns=pl.Enum(['yes', 'no'])."
         )
-        raise PlanError(msg)
-    same = [pl.col(name).eq_missing(pl.col(name + REFERENCE)) for name in columns]
+    same = [pl.col(name).eq_missing(pl.col(name + REFERENCE)) for name in agree]
     by = pl.all_horizontal(*same, pl.col("error").is_null())
-    return Judge(name="score", by=by, words="agreement", agrees_on=columns)
+    return Judge(name="score", by=by, words="agreement", agrees_on=agree)
 
 
 def why(errors: pl.Series) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from claudescale.api.client import connect
-from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, PlanError
+from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
@@ -113,7 +113,7 @@ class Trial(Shown):
         """
         client = connect() if client is None else client
         self.runs.clear()
-        expected = {choice: option(plan)["dollars"] for choice, plan in self.plans.items()}
+        expected = _dollars(self.plans)
         for choice in sorted(expected, key=expected.__getitem__):
             plan, open_ = self.plans[choice], sum(expected[other] for other in expected.keys() - self.runs)
             if self.budget is not None and open_:
@@ -140,7 +140,7 @@ class Trial(Shown):
         plan = self.plans[choice]
         row: dict[str, Any] = {"choice": choice, "model": plan.compiled.model.id}
         if scores is None:
-            takes, rows = option(plan), plan.compiled.totals.rows - plan.compiled.totals.unsent
+            takes, rows = plan.compiled.takes, plan.compiled.totals.sent_rows
             row |= {"rows": rows, "dollars": takes["dollars"], "minutes": takes["minutes"]}
             return row | {"dollars_per_1000_rows": takes["dollars"] / rows * 1_000}
         run, judged, results = self.runs[choice], scores.drop_nulls(), answered(self.runs[choice])
@@ -182,11 +182,9 @@ class Trial(Shown):
         """
         gate = plain(min_score)
         if not is_number(gate):
-            msg = f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9."
-            raise PlanError(msg)
+            refuse(f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9.")
         if not self.runs:
-            msg = "The trial has not been run. Use await trial.run(client) first."
-            raise PlanError(msg)
+            refuse("The trial has not been run. Use await trial.run(client) first.")
         return judging.evidence(self._judged, gate, self.confidence, certain=self.reference, seed=self.seed)
 
     @property
@@ -215,15 +213,14 @@ class Trial(Shown):
             No choice is good enough for certain; how many rows more would settle it.
         """
         if by not in {"dollars", "minutes"}:
-            msg = f"by={by!r} is not one of 'dollars' (the cheapest), 'minutes' (the fastest)."
-            raise PlanError(msg)
+            refuse(f"by={by!r} is not one of 'dollars' (the cheapest), 'minutes' (the fastest).")
         plans = []
         for choice in self.evidence(min_score=min_score).filter("clears")["choice"]:
             chosen = self.plans[choice]
             plan = self.plan.replace(model=chosen.model, effort=chosen.effort, prompt=chosen.prompt)
             plans.append(plan.calibrate(self.runs[choice]))
         if plans:
-            return min(plans, key=lambda plan: option(plan)[by])
+            return min(plans, key=lambda plan: plan.compiled.takes[by])
         reason, more = judging.shortfall(self._judged, min_score, self.confidence)
         if more:
             rows = f"n={self.sample.height + more} of the plan's {self.plan.compiled.totals.rows:,} rows"
@@ -272,12 +269,6 @@ class TrialPlots:
         return model_charts.quality(self.trial.table, evidence, min_score)
 
 
-def option(plan: Plan) -> dict[str, Any]:
-    """Return what a plan takes in its own mode; live where that is still to be chosen."""
-    options = {row["mode"]: row for row in plan.options.iter_rows(named=True)}
-    return options.get(plan.mode, options["live"])
-
-
 def answered(run: Run) -> pl.DataFrame:
     """Return the results of a run, and which rows are `judged`: given up tells nothing of a model."""
     error = pl.col("error")
@@ -285,21 +276,34 @@ def answered(run: Run) -> pl.DataFrame:
     return run.results.with_columns(judged=final & run.job.work.keys.is_not_null())
 
 
-def choices(plan: Plan, kind: str, values: Any) -> dict[str, Plan]:
+def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
     """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
+    if plan.samples > 1:
+        refuse("Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1).")
+    kinds = [kind for kind, values in compared.items() if values is not None] or ["models"]
+    if len(kinds) > 1:
+        refuse(f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan.")
+    kind, values = kinds[0], compared[kinds[0]]
     several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
     if len(several) < _FEWEST:
         such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
-        msg = f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}."
-        raise PlanError(msg)
+        refuse(f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}.")
     name, plans = kind.removesuffix("s"), {}
     for number, value in enumerate(several, 1):
         other = plan.replace(**{name: value})
         plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
     if len(plans) < len(several):
-        msg = f"{kind}={several!r} names a {name} twice. Give different ones."
-        raise PlanError(msg)
+        refuse(f"{kind}={several!r} names a {name} twice. Give different ones.")
+    if len({tuple(other.compiled.prompt.renamed.items()) for other in plans.values()}) > 1:
+        refuse(
+            "The results of a prompt with files get a column 'message', and not all of these have files. "
+            "Use frame.rename({'message': 'my_message'})."
+        )
     return plans
+
+
+def _dollars(plans: Mapping[str, Plan]) -> dict[str, float]:
+    return {choice: plan.compiled.takes["dollars"] for choice, plan in plans.items()}
 
 
 def trial(
@@ -357,29 +361,16 @@ def trial(
     [2, 2]
     """
     if not (isinstance(confidence, float) and 0.5 <= confidence < 1):  # noqa: PLR2004 - a coin's toss
-        msg = f"confidence={confidence!r}: it is a share from 0.5 to below 1, such as confidence=0.95."
-        raise PlanError(msg)
-    given = {"effort": effort, "prompt": prompt, "models": models}
-    kinds = [kind for kind, values in given.items() if values is not None] or ["models"]
-    if len(kinds) > 1:
-        msg = f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan."
-        raise PlanError(msg)
-    (kind,) = kinds
+        refuse(f"confidence={confidence!r}: it is a share from 0.5 to below 1, such as confidence=0.95.")
     live = plan.replace(mode="live", deadline=None, budget=budget)
-    plans, rows = choices(live, kind, given[kind]), read(plan.frame)
-    one, *others = plans.values()
-    if any(other.compiled.prompt.renamed != one.compiled.prompt.renamed for other in others):
-        msg = "The results of a prompt with files get a column 'message', and not all of these have files. "
-        msg += "Use frame.rename({'message': 'my_message'})."
-        raise PlanError(msg)
-    judge = judging.scoring(score, one)
+    plans, rows = choices(live, effort=effort, prompt=prompt, models=models), read(plan.frame)
+    judge = judging.scoring(score, next(iter(plans.values())))
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
-    if min(each.compiled.totals.rows - each.compiled.totals.unsent for each in plans.values()) < _FEWEST:
-        msg = f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing."
-        raise PlanError(msg)
-    costs = {choice: option(each)["dollars"] for choice, each in plans.items()}
+    if min(each.compiled.totals.sent_rows for each in plans.values()) < _FEWEST:
+        refuse(f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing.")
+    costs = _dollars(plans)
     whole = sum(costs.values())
     if budget is not None and whole > budget:
         use = f"n={int(min(n, shuffled.height) * budget / whole)}, or a larger budget"

@@ -168,10 +168,9 @@ def spend(folder: str | Path = ".") -> pl.DataFrame:
         except LedgerError as error:
             warnings.warn(f"The spending of {path.name} is missing: {error}", stacklevel=2)
     written = SPEND | {"date": pl.String(), "simulated": pl.Int64()}
-    table = pl.DataFrame(rows, schema=written, orient="row").with_columns(
-        pl.col("date").str.to_date("%Y-%m-%d")
-    )
-    return table.cast(SPEND).with_columns(pl.col("dollars").fill_null(float("nan"))).sort(*SPEND.names()[:4])
+    known = pl.col("date").str.to_date("%Y-%m-%d"), pl.col("dollars").fill_null(float("nan"))
+    table = pl.DataFrame(rows, schema=written, orient="row").with_columns(*known)
+    return table.cast(SPEND).sort(*SPEND.names()[:4])
 
 
 def ledger_typed(path: Path | None) -> str:

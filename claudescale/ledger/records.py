@@ -1,9 +1,14 @@
-"""What a ledger keeps: one record per call (`Attempt`), one per Message Batch (`Batch`)."""
+"""What a ledger keeps of each call (`Attempt`), Message Batch (`Batch`) and process (`Presence`)."""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
+import time
+import uuid
 from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import polars as pl
@@ -77,9 +82,64 @@ class Batch(NamedTuple):
     expired: int = 0
 
 
+class Presence(NamedTuple):
+    """One process at one moment: where it lives and its last sign of life.
+
+    A process is its id and the moment it began, because ids are used again. Where that cannot be seen
+    (another container or computer, Windows) the last sign of life decides: by the clock of the boot where
+    the two share one, as that neither jumps nor counts sleep, else by the time of day.
+    """
+
+    boot: str  # one start of one kernel
+    space: str  # where a process id means one process
+    pid: int
+    born: str | None
+    beat_at: float  # seconds since 1970
+    beat_uptime: float  # seconds of the boot's clock
+
+    @classmethod
+    def here(cls) -> Presence:
+        """Return this process, now."""
+        boot, space = f"{uuid.getnode():x}", ""
+        if sys.platform == "linux":
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            space = str(Path("/proc/self/ns/pid").readlink())
+        return cls(boot, space, os.getpid(), _born(os.getpid()), time.time(), time.monotonic())
+
+    def may_live(self, here: Presence) -> bool:
+        """Return False where it is certain, or after 30 s without a sign taken for certain, that it ended."""
+        if (self.boot, self.space) == (here.boot, here.space):
+            born = _born(self.pid)
+            if born is not None:
+                return born == self.born
+        if self.boot == here.boot:
+            return abs(here.beat_uptime - self.beat_uptime) < VOID_SECONDS
+        return abs(here.beat_at - self.beat_at) < VOID_SECONDS
+
+
+def _born(pid: int) -> str | None:
+    """Return when a process of this computer began, "" if it has ended, None where that cannot be told."""
+    if sys.platform == "win32":
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass  # it is there, and another user's
+    try:
+        # After the name in brackets, which may hold anything: the state, then numbers. Source: proc(5).
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *numbers = facts.rpartition(")")[2].split()
+    return "" if state in {"Z", "X"} else numbers[18]
+
+
 OPEN = ("intended", "in_progress", "canceling", "ended")
 """States of a batch that may still answer the rows it holds. It ends as collected, absent or gone."""
 
+VOID_SECONDS = 30.0
 _SQL: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "REAL", bool: "INTEGER"}
 _DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64(), bool: pl.Boolean()}
 
@@ -110,8 +170,6 @@ RECORDS = pl.Schema({**ATTEMPTS, "final": pl.Boolean()})
 
 _FIELDS = [*_kinds(Attempt).values(), (bool,)]  # of a row
 _ACCEPTED: list[Any] = [(*kinds, int) if float in kinds else kinds for kinds in _FIELDS]
-_REQUIRED = [name for name, (_, *null) in _kinds(Attempt).items() if not null] + ["final"]
-_NO_ATTEMPT = "this is no attempt: a value is not of its field's type"
 _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": pl.Int64()}
 
 
@@ -119,28 +177,25 @@ def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
     """Return an attempt as the file keeps it; TypeError or OverflowError where it cannot."""
     values = (attempt.key, run, *attempt[2:], final)
     if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds):
-        raise TypeError(_NO_ATTEMPT)
+        msg = "this is no attempt: a value is not of its field's type"
+        raise TypeError(msg)
     # An array refuses what 64 bits cannot hold.
     array("q", [round(attempt.sent_at * 1e6), *[value for value in values if isinstance(value, int)]])
     try:
         "".join([value for value in values if isinstance(value, str)]).encode()
     except UnicodeEncodeError:  # half a surrogate pair, which neither a file nor a frame can hold
-        return tuple(map(_storable, values))
+        halves = ("utf-16", "surrogatepass")
+        return tuple(
+            value.encode(*halves).decode("utf-16", "replace") if isinstance(value, str) else value
+            for value in values
+        )
     return values
 
 
-def _storable(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
-
-
 def rows(attempts: pl.DataFrame, run: str) -> list[tuple[Any, ...]]:
-    """Return a frame of `RECORDS` as the file keeps it; TypeError where a value is missing."""
-    plain = attempts.select(*RECORDS).with_columns(pl.col("sent_at").cast(pl.Int64) / 1e6, run=pl.lit(run))
-    if any(plain.select(pl.col(_REQUIRED).is_null().any()).row(0)) or plain["seconds"].is_nan().any():
-        raise TypeError(_NO_ATTEMPT)
-    return plain.rows()
+    """Return a frame of `RECORDS` as the file keeps it."""
+    moment = pl.col("sent_at").cast(pl.Int64) / 1e6
+    return attempts.select(*RECORDS).with_columns(moment, run=pl.lit(run)).rows()
 
 
 def frame(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pl.DataFrame:

@@ -37,8 +37,7 @@ import polars as pl
 
 from claudescale.errors import DamagedLedger, ForeignLedger, LedgerError, LedgerFull
 from claudescale.ledger import records
-from claudescale.ledger.liveness import Presence
-from claudescale.ledger.records import ATTEMPTS, OPEN, RECORDS, Attempt, Batch
+from claudescale.ledger.records import ATTEMPTS, OPEN, RECORDS, Attempt, Batch, Presence
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -148,12 +147,8 @@ class Store:
         after 30 s without a sign of life for one that cannot be seen from here.
         """
         given = {"opening": self._opening, "keys": json.dumps(list(keys))}
-        others = f"SELECT id, {_PRESENCE} FROM openings WHERE NOT closed AND id != ?"
         with self._writing() as connection:
-            here = Presence.here()
-            for other, *presence in connection.execute(others, [self._opening]).fetchall():
-                if not Presence(*presence).may_live(here):
-                    _leave(connection, other)
+            self._bury(connection)
             connection.execute(
                 "INSERT OR IGNORE INTO claims SELECT value, :opening FROM json_each(:keys) AS given"
                 " WHERE NOT EXISTS (SELECT 1 FROM attempts WHERE final AND key = given.value)",
@@ -167,6 +162,13 @@ class Store:
                 "%d of %d keys not claimed: answered, or held by another run", len(keys) - len(won), len(keys)
             )
         return [key for key in keys if key in won]
+
+    def _bury(self, connection: sqlite3.Connection) -> None:
+        """Give up the claims of those whose process has ended."""
+        here, others = Presence.here(), f"SELECT id, {_PRESENCE} FROM openings WHERE NOT closed AND id != ?"
+        for other, *presence in connection.execute(others, [self._opening]).fetchall():
+            if not Presence(*presence).may_live(here):
+                _leave(connection, other)
 
     # batches
 
@@ -197,18 +199,16 @@ class Store:
 
     def adopt(self, keys: pl.Series) -> list[Batch]:
         """Return the open batches with one of `keys` that no living run follows: this one does now."""
-        others = f"""SELECT batches.id, closed, {_PRESENCE}, {_BATCH} FROM batches JOIN openings
-            ON openings.id = opening WHERE opening != ? AND {_OPEN} ORDER BY batches.id"""
+        others = f"""SELECT id, {_BATCH} FROM batches WHERE {_OPEN} AND opening IN
+            (SELECT id FROM openings WHERE closed AND id != ?) ORDER BY id"""
         adopted = []
         with self._writing() as connection:
-            here, size = Presence.here(), len(Presence._fields)
-            for number, closed, *fields in connection.execute(others, [self._opening]).fetchall():
-                if not closed and Presence(*fields[:size]).may_live(here):
-                    continue
+            self._bury(connection)
+            for number, *fields in connection.execute(others, [self._opening]).fetchall():
                 held = connection.execute("SELECT key FROM claims WHERE opening = ?", [-number])
                 if _series(held).is_in(keys.implode()).any():
                     connection.execute("UPDATE batches SET opening = ? WHERE id = ?", [self._opening, number])
-                    adopted.append(Batch(*fields[size:]))
+                    adopted.append(Batch(*fields))
         self._followed.update(batch.nonce for batch in adopted)
         self._wake.set()
         return adopted
@@ -233,25 +233,25 @@ class Store:
 
     def held(self, nonce: str) -> list[str]:
         """Return the keys that a batch holds and that have no final answer."""
-        held = """SELECT key FROM claims WHERE opening = (SELECT -id FROM batches WHERE nonce = ?)
+        held = """SELECT key FROM claims WHERE opening = (SELECT -id FROM batches WHERE nonce = :nonce)
             AND NOT EXISTS (SELECT 1 FROM attempts WHERE final AND key = claims.key)"""
-        with self._reading() as connection:
-            return [key for (key,) in connection.execute(held, [nonce])]
+        return self._keys(held, {"nonce": nonce}).to_list()
 
     def recorded(self, batch: Batch) -> pl.Series:
         """Return the keys of which this batch's result is on record."""
-        recorded = "SELECT DISTINCT key FROM attempts WHERE batch_id = ?"
-        with self._reading() as connection:
-            return _series(connection.execute(recorded, [batch.batch_id]))
+        return self._keys("SELECT DISTINCT key FROM attempts WHERE batch_id = :id", {"id": batch.batch_id})
 
     # what was recorded, of all runs
 
     def answered(self, keys: pl.Series) -> pl.Series:
         """Return a Boolean mask of `keys`: which have a final answer."""
         final, given = _final(keys)
-        with self._reading() as connection:
-            known = _series(connection.execute(f"SELECT key FROM attempts WHERE {final}", given))
+        known = self._keys(f"SELECT key FROM attempts WHERE {final}", given)
         return keys.is_in(known.implode()).fill_null(value=False).alias("answered")
+
+    def _keys(self, query: str, given: dict[str, Any]) -> pl.Series:
+        with self._reading() as connection:
+            return _series(connection.execute(query, given))
 
     def replies(self, keys: pl.Series, columns: Collection[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
         """Return the newest final attempt of each of `keys` that has one."""
@@ -455,17 +455,15 @@ def _recognise(path: Path) -> None:
     if not path.is_file():
         msg = f"{path} is a folder or a device: name a file, ledger={str(path / 'replies.ledger')!r}"
         raise ForeignLedger(msg)
-    found = marks(path)
-    if found is None or found == OURS:
-        return
-    application, version = found
+    application, version = marks(path) or OURS
     if application != OURS[0]:
         msg = f"{path} is not a ledger and was not touched: name a file of its own, ledger='replies.ledger'"
         raise ForeignLedger(msg)
-    other = f"{path} is a ledger of format {version}, not {OURS[1]}, and was not touched."
-    new = "name another file, ledger='new.ledger': its rows are then sent, and paid for, again."
-    msg = f"{other} Use the version that wrote it, or {new}"
-    raise ForeignLedger(msg)
+    if version != OURS[1]:
+        other = f"{path} is a ledger of format {version}, not {OURS[1]}, and was not touched."
+        new = "name another file, ledger='new.ledger': its rows are then sent, and paid for, again."
+        msg = f"{other} Use the version that wrote it, or {new}"
+        raise ForeignLedger(msg)
 
 
 def opened_to_read(path: Path) -> sqlite3.Connection | None:

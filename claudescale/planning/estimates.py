@@ -79,6 +79,11 @@ class Totals(NamedTuple):
     plain_dollars: float  # of every row sent by itself, live, nothing cached
 
     @property
+    def sent_rows(self) -> int:
+        """The rows that are sent."""
+        return self.rows - self.unsent
+
+    @property
     def uncached_tokens(self) -> float:
         """The input that the limits count."""
         return self.input_tokens - self.cache_read_tokens
@@ -399,6 +404,11 @@ class Compiled:
         """`Plan.options`."""
         limits = self.limits.shared(self.plan.share)
         return options(self.totals, limits, self.expected, self.plan.concurrency, self.plan.deadline)
+
+    @property
+    def takes(self) -> dict[str, Any]:
+        """What the plan takes in its mode, as a row of `OPTIONS`; live where that is still to be chosen."""
+        return option(self.options, "live" if self.plan.mode == AUTO else self.plan.mode)
 
     def work(self, api: str) -> Work:
         """Return the rows with the keys they have at one API; what their lengths say is kept."""

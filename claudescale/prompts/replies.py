@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import UnionType
-from typing import Any, Literal, TypeAlias, get_origin
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 from zoneinfo import ZoneInfo
 
 import polars as pl
@@ -25,7 +25,7 @@ _PYTHON_TYPES = (bool, int, float, str)
 INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
 _WHAT_THERE_IS = (
     "returns= takes a pydantic model or list[Model], labels such as ['yes', 'no'], bool, int, float, str, "
-    "a dict of types such as {'label': pl.Enum(['yes', 'no']), 'score': float}, or a Polars type."
+    "a dict of these such as {'label': ['yes', 'no'], 'score': float}, or a Polars type."
 )
 
 Fit: TypeAlias = Callable[[Any], Any]
@@ -129,8 +129,7 @@ def compile_returns(returns: object) -> Returns:
     >>> compile_returns(pl.Enum(["good", "bad"])).json_schema["properties"]
     {'reply': {'type': 'string', 'enum': ['good', 'bad']}}
     """
-    if isinstance(returns, list | tuple) and returns and all(isinstance(label, str) for label in returns):
-        returns = pl.Enum([*dict.fromkeys(returns)])
+    returns = _enum(returns) if isinstance(returns, list | tuple) else returns
     kind = returns if isinstance(returns, type) else type(returns)
     annotated = get_origin(returns) in {Literal, list}
     single = annotated or issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES
@@ -139,7 +138,7 @@ def compile_returns(returns: object) -> Returns:
     elif single:
         typed = schemas.of_types({"reply": returns}, "the type")
     elif isinstance(returns, Mapping) and returns:
-        typed = schemas.of_types(returns, "field {!r}")
+        typed = schemas.of_types({name: _enum(given) for name, given in returns.items()}, "field {!r}")
     elif isinstance(returns, type) and hasattr(returns, "model_json_schema"):
         typed = schemas.of_model(returns)
     else:
@@ -150,6 +149,13 @@ def compile_returns(returns: object) -> Returns:
         raise BadReturns(msg)
     json_schema, columns, validate = typed
     return Returns(json_schema=json_schema, columns=columns, single=single, _validate=validate)
+
+
+def _enum(given: Any) -> Any:
+    """Return labels, in a list or a Literal, as Polars' type for them; anything else as it is."""
+    labels = get_args(given) if get_origin(given) is Literal else given
+    several = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
+    return pl.Enum([*dict.fromkeys(labels)]) if several else given
 
 
 def _recased(value: Any, schema: schemas.Json) -> Any:

@@ -11,13 +11,14 @@ import logging
 import math
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from claudescale.api.answers import Answer, Verdict, verdict
 from claudescale.api.client import streams
 from claudescale.api.limits import read_headers
 from claudescale.pacing.pacer import Outcome, kind_of
+from claudescale.running.batch_rules import Streak
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -248,7 +249,10 @@ class Live:
         if not await self._afford(row.worst_dollars):
             return None
         with self._purse.reserved(row.worst_dollars):
-            permit = await self._permit(row)
+            permit = await self._unless_stopped(self.pacer.acquire(row.input_tokens))
+            if permit is not None and self._stopping:
+                self.pacer.settle(permit, Outcome("failed"))
+                permit = None
             if permit is None:
                 return None
             self._spawn()
@@ -265,13 +269,6 @@ class Live:
             await self._unless_stopped(self._purse.changed.wait())
         return not self._stopping
 
-    async def _permit(self, row: Row) -> Permit | None:
-        permit = await self._unless_stopped(self.pacer.acquire(row.input_tokens))
-        if permit is not None and self._stopping:
-            self.pacer.settle(permit, Outcome("failed"))
-            return None
-        return permit
-
     async def _attempt(self, row: Row, permit: Permit, patience: float) -> Tried:
         """Send once, settle with the pacer, record."""
         sent = self._clock.seconds()
@@ -286,7 +283,10 @@ class Live:
         attempt = self._job.attempt(row.key, answer, found, sent=sent, seconds=now - sent)
         self.pacer.settle(permit, self._outcome(row, found, attempt, readings))
         self._purse.pay(row.worst_dollars if found.unseen else attempt.dollars)
-        self._judge(found, answer.status, readings)
+        wait_seconds = readings.retry_after_seconds or 0.0
+        waiting = found.outcome == "refused" and wait_seconds >= LEAST_WAIT_SECONDS
+        if self.health.sees(found, now, status=answer.status, waiting=waiting):
+            self._end(found)
         if found.outcome == "answered":
             self._learn_times(attempt.seconds)
         if found.outcome == "failed" and found.final:
@@ -297,7 +297,7 @@ class Live:
             self._settle_doubted(before=sent)
         else:
             _LOG.debug("%s: %s, status %s, %.1f s", found.outcome, found.error, answer.status, now - sent)
-        return Tried(found, attempt.seconds, readings.retry_after_seconds or 0.0)
+        return Tried(found, attempt.seconds, wait_seconds)
 
     def _outcome(self, row: Row, found: Verdict, attempt: Attempt, readings: Readings) -> Outcome:
         """Return what the pacer has to know of a call."""
@@ -351,13 +351,6 @@ class Live:
         usual = max(_FAR_ABOVE * self._slowest_seconds, self._full_reply_seconds, LEAST_TIMEOUT_SECONDS)
         wait.reschedule(began + max(self._clock.real(usual * patience), _LEAST_REAL_SECONDS))
 
-    def _judge(self, found: Verdict, status: int | None, readings: Readings) -> None:
-        """Stop the run where the answers so far say so."""
-        waits = (readings.retry_after_seconds or 0.0) >= LEAST_WAIT_SECONDS
-        waiting = found.outcome == "refused" and waits
-        if self.health.sees(found, self._clock.seconds(), status=status, waiting=waiting):
-            self._end(found)
-
     def _end(self, found: Verdict) -> None:
         """Stop for the reason that a verdict gives; of rows that failed alike, say how many."""
         if found.outcome == "failed" and (self.health.is_hopeless or self.health.ends_alike):
@@ -384,13 +377,11 @@ class Health:
     known_good: bool = False
     answered: int = 0
     reached: bool = False
-    failing_since: float | None = None
+    silence: Streak = field(default_factory=Streak)
     failed_at: float = 0.0
-    failures: int = 0
     words: str | None = None
     repeats: int = 0
-    doubts: int = 0
-    doubted_since: float = 0.0
+    doubts: Streak = field(default_factory=Streak)
     doubted_at: float = -math.inf
 
     def judged(self, found: Verdict, status: int | None, sent: float, now: float) -> Verdict:
@@ -398,10 +389,10 @@ class Health:
         said = found.outcome == "stop" or (found.outcome == "failed" and not found.final)
         if status not in _DOUBTED or not said or not self.answered:
             return found
-        self.doubted_since = self.doubted_since if self.doubts else now
         if sent >= self.doubted_at:  # else it went before anybody had a doubt
-            self.doubts, self.doubted_at = self.doubts + 1, now
-        lasting = self.doubts >= DOUBTS and now - self.doubted_since >= DOUBT_SECONDS
+            self.doubts.add(now)
+            self.doubted_at = now
+        lasting = self.doubts.lasts(now, seconds=DOUBT_SECONDS, count=DOUBTS)
         return found if lasting else replace(found, outcome="again")
 
     def sees(self, found: Verdict, now: float, *, status: int | None, waiting: bool) -> bool:
@@ -412,12 +403,12 @@ class Health:
         self.reached |= status is not None
         if found.outcome == "answered":
             self.answered += 1
-            self.failing_since, self.failures, self.words, self.repeats, self.doubts = None, 0, None, 0, 0
+            self.silence, self.doubts, self.words, self.repeats = Streak(), Streak(), None, 0
             return False
         if found.outcome == "stop":
             return True
         if waiting:
-            self.failing_since, self.failures = None, 0
+            self.silence = Streak()
             return False
         return self._is_hopeless(found, status) or self._is_silent(found, now)
 
@@ -448,12 +439,11 @@ class Health:
 
     def _is_silent(self, found: Verdict, now: float) -> bool:
         """Whether there have been nothing but failures for too long."""
+        if found.outcome == "failed" or now - self.failed_at > ASLEEP_SECONDS:
+            self.silence = Streak()
         if found.outcome == "failed":
-            self.failing_since, self.failures = None, 0
             return False
-        if self.failing_since is None or now - self.failed_at > ASLEEP_SECONDS:
-            self.failing_since, self.failures = now, 0
         self.failed_at = now
-        self.failures += 1
+        self.silence.add(now)
         patience = SILENT_SECONDS if self.reached else UNREACHABLE_SECONDS
-        return self.failures > FEW_FAILURES and now - self.failing_since > patience
+        return self.silence.lasts(now, seconds=patience, count=FEW_FAILURES + 1)

@@ -37,6 +37,10 @@ CONTROLS = {
     "cache": ("Checkbox", "Cache the system prompt", "It is paid in full once, then read at a lower price."),
 }
 """The name of each control: its kind, its label and its tooltip."""
+# JupyterLab draws the arrow of a drop-down black, also on black.
+_STYLE = """<style>.claudescale select { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://\
+www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23888888' \
+stroke-width='2'/%3E%3C/svg%3E"); }</style>"""
 _GONE = "<div><small>The picker as it was last shown. Run the cell again for its controls.</small></div>"
 
 
@@ -65,7 +69,9 @@ class Picker:
         wrapped = widgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 14px")
         *long, tokens, deadline, budget, cache = self.controls.values()
         short = widgets.HBox([tokens, deadline, budget], layout=wrapped)
-        self._box = widgets.VBox([*long, short, cache, self._figures, self._code, self._chart])
+        look = widgets.HTML(_STYLE, layout=widgets.Layout(display="none"))
+        self._box = widgets.VBox([*long, short, cache, self._figures, self._code, self._chart, look])
+        self._box.add_class("claudescale")
         self._refresh()
 
     def _control(self, name: str) -> Any:
@@ -73,7 +79,7 @@ class Picker:
 
         kind, label, tooltip = CONTROLS[name]
         given: dict[str, Any] = {"description": label, "tooltip": tooltip, "value": self._first[name]}
-        given["style"] = {"description_width": "96px"}
+        given["style"] = {"description_width": "106px"}
         width = "220px"
         if kind == "Dropdown":
             width, given["options"] = "520px", _options(self._given, name)

@@ -186,14 +186,6 @@ def test_the_frames_of_models_and_tiers():
     assert of.filter(tier="tier 4").row(0, named=True)["output_tokens_per_minute"] == 80_000
 
 
-def test_batches_cost_half():
-    """For every model, each batch price is half the live one, step by step."""
-    for name in catalog.MODELS:
-        live, batch = (catalog.list_price(name, mode=mode, at=NOW) for mode in ("live", "batch"))
-        for part in catalog.PARTS:
-            assert [(above, price / 2) for above, price in live[part]] == list(batch[part]), (name, part)
-
-
 def test_an_unknown_price_is_an_error(monkeypatch):
     """No price, or no batch price yet, raises; genai-prices would answer with the full price silently."""
     unpriced = replace(catalog.model(HAIKU), id="claude-unpriced")

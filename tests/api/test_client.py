@@ -172,26 +172,6 @@ def test_a_reply_of_a_simulator():
     assert (verdict(undeclared).outcome, verdict(undeclared).error) == ("stop", "simulator_error")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "status", "failure", "unseen"),
-    [
-        ("drop", None, "connection_error", True),
-        ("truncated_body", None, "connection_error", True),
-        ("hang", None, "timeout_error", True),
-        ("not_json", 200, None, True),
-        ("html_body", 502, None, False),
-    ],
-)
-def test_broken_answers(fault, status, failure, unseen, monkeypatch):
-    """Each way in which an answer can break comes back as an answer, never as an exception."""
-    monkeypatch.setattr(wire, "_SHORTEST_TIMEOUT_SECONDS", 0.3)
-    with simulator(speed=6_000, faults={fault: 1.0}) as api:
-        answer, _ = answer_of(api.client())
-    assert (answer.status, answer.failure) == (status, failure)
-    assert verdict(answer).unseen == unseen
-
-
 def test_nobody_there_and_no_key():
     """Where nobody listens the call surely cost nothing, nor where the SDK has nothing to sign in with."""
     with socket.socket() as taken:

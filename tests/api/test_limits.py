@@ -13,7 +13,7 @@ from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.api.limits import HEADERS, Learned, Limits, age, differs, read_headers, tiers_with
+from claudescale.api.limits import HEADERS, Limits, age, differs, read_headers, tiers_with
 from claudescale.errors import PlanError, UnknownTier
 
 HAIKU = catalog.model(MODEL)
@@ -29,15 +29,6 @@ def limits(*per_minute, **more):
 
 LIMITS = limits(60, 6_000, 600)
 OWN = "a workspace or contract may set its own."
-
-
-@pytest.mark.parametrize(("tier", "per_minute"), [("start", START), (1, (50, 40_000, 8_000))])
-def test_a_tier_gives_the_figures_of_its_table(tier, per_minute):
-    """Today's names and the numbered tiers, with the day they were checked; your own as they are."""
-    own = Limits.of(tier, MODEL)
-    assert own.per_minute == per_minute
-    assert f"table of tier {catalog.tier(tier).name!r}, checked {own.checked}" in repr(own)
-    assert Limits.of(LIMITS, MODEL) is LIMITS
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, "300", True, 1e300, Decimal("NaN"), [1]])
@@ -226,14 +217,6 @@ def test_a_key_that_may_not_is_no_error(tmp_path):
     with pytest.raises(cs.PlanError, match=r"cannot be asked for its limits \(connection_error\)") as raised:
         learned(plan, client)  # it has ended: no answer is no statement about the limits
     assert "ordinary" not in str(raised.value)
-
-
-def test_what_was_learned_holds_for_its_tier_and_models():
-    """However the tier is written, and for every model of the group; else the table counts."""
-    known = Learned(limits(1, 1, 1), "start", "sonnet-4")
-    assert Limits.of("Start", "claude-sonnet-4-6", known) is known.limits
-    for tier, model in (("build", "claude-sonnet-4-6"), ("start", MODEL), (LIMITS, "claude-sonnet-4-6")):
-        assert Limits.of(tier, model, known) is not known.limits
 
 
 @pytest.mark.parametrize(

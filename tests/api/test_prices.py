@@ -110,15 +110,6 @@ def test_every_model_has_the_price_of_its_day():
         prices.price("claude-opus-4-6", mode="batch", at=datetime(2026, 9, 1, tzinfo=UTC))
 
 
-def test_rows_are_priced_one_by_one():
-    """1,000 short rows of Haiku 5.5 cost $0.10, not the $0.50 of their sum; null tokens are null dollars."""
-    rows = pl.DataFrame({"tokens": [500] * 1_000 + [None]})
-    price = prices.price(ASKED, at=NOW)
-    paid = rows.select(prices.dollars(price, input_tokens=pl.col("tokens"), output_tokens=pl.lit(100)))
-    assert paid.to_series().sum() == pytest.approx(0.10)
-    assert paid.to_series().null_count() == 1
-
-
 def test_the_parts_of_a_bill_sum_to_what_was_billed():
     """Every billed dollar is in one part, over models, days and price steps; so is a price that changed."""
     bill = prices.bill(MIXED)

@@ -14,7 +14,7 @@ EVE = datetime(2026, 11, 29, 20, tzinfo=UTC)
 """Some hours before Sonnet 4.5 retires, on 2026-11-30 at 17:00 UTC."""
 DAY = 86_400.0
 ROWS = 6
-MODES = pytest.mark.parametrize("mode", ["batch", "live", "hybrid"])
+MODES = pytest.mark.parametrize("mode", ["batch", "hybrid"])
 
 
 @pytest.fixture(autouse=True)

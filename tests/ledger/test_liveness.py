@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from claudescale.ledger import liveness
-from claudescale.ledger.liveness import Presence
+from claudescale.ledger import records
+from claudescale.ledger.records import Presence
 
 HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
 
@@ -28,7 +28,7 @@ HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
 )
 def test_liveness(monkeypatch, them, born, lives):
     """Id and birth decide where they can be seen, the boot's clock on one boot, the time of day elsewhere."""
-    monkeypatch.setattr(liveness, "_born", lambda pid: born)
+    monkeypatch.setattr(records, "_born", lambda pid: born)
     assert them.may_live(HERE) is lives
 
 
@@ -38,7 +38,7 @@ def test_this_process_lives_and_an_ended_one_does_not():
     assert here.may_live(here)
     assert not here._replace(born="1").may_live(here)  # an id used again
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    there = here._replace(pid=child.pid, born=liveness._born(child.pid))
+    there = here._replace(pid=child.pid, born=records._born(child.pid))
     assert there.born
     assert there.may_live(here)
     child.kill()

@@ -39,6 +39,14 @@ def test_options_in_one_table():
     assert_frame_equal(options, a_plan(frame.lazy()).options)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.38, 0.42, 0.46, 1.0])
+@pytest.mark.parametrize("rows", [50, 100])
+def test_a_slow_run_is_no_faster_than_a_usual_one(rows, share):
+    """Also where the calls in flight are about as many as a run begins with."""
+    live = a_plan(texts(rows), share=share, tier="start").options.row(0, named=True)
+    assert live["minutes_p90"] >= live["minutes"]
+
+
 def test_nothing_to_send():
     """A plan of nulls alone costs nothing and takes no time."""
     frame = pl.DataFrame({"text": [None]}, schema={"text": pl.String})

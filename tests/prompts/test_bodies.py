@@ -31,6 +31,7 @@ class Mood(BaseModel):
 
 
 TEXT, LONG = "Name it: {text}", "You are brief. " * 400
+TOOLS = [{"type": "web_search_20250305", "name": "web_search", "max_uses": 1}]
 KINDS = {
     "text": {},
     "image": {"prompt": [cs.image("photo"), TEXT]},
@@ -46,6 +47,8 @@ KINDS = {
     "system": {"system": LONG, "cache": True},
     "system by row": {"system": "Answer in {language}."},
     "samples": {"samples": 3},
+    "thinking": {"thinking": {"type": "adaptive"}, "effort": "high", "returns": bool},
+    "params": {"params": {"stop_sequences": ["END"], "metadata": {"user_id": "u"}, "tools": TOOLS}},
     "bool": {"returns": bool},
     "int": {"returns": int},
     "float": {"returns": float},

@@ -11,7 +11,7 @@ import vl_convert
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 from anthropic.types.messages.batch_create_params import Request
 from pydantic import TypeAdapter
-from running import WIDE, a_plan, finished, simulator
+from running import a_plan
 
 import claudescale as cs
 from claudescale.api import catalog
@@ -110,16 +110,6 @@ def test_each_row_has_its_files_in_the_body(files):
     assert linked == {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
 
 
-def test_a_file_of_the_files_api_is_named_by_its_kind():
-    """Where it cannot be told from the text, kind= says what it is."""
-    frame = pl.DataFrame({"photo": ["file_011"]})
-    work = work_of(frame, [cs.image("photo", kind="file_id"), "What is it?"])
-    (body,) = work.texts.bodies(work.requests["row"])
-    (block, _) = json.loads(body)["messages"][0]["content"]
-    assert LIVE.validate_json(body)
-    assert block == {"type": "image", "source": {"type": "file", "file_id": "file_011"}}
-
-
 def test_the_key_depends_on_the_content(files):
     """The same bytes under another name are the same request; other bytes, or a URL, are another."""
     frame, photo, _ = files
@@ -216,18 +206,3 @@ def test_files_that_cost_as_text_or_were_not_seen_are_noted():
         pl.DataFrame({"photo": ["https://example.org/a"]}), [cs.image("photo")]
     ).compiled.prompt.notes
     assert "assumed" in note
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["live", "batch"])
-def test_a_run_over_files_is_like_any_other(files, mode):
-    """Rows with files are answered once, live and in a batch, and a resume pays for none again."""
-    frame, _, _ = files
-    frame = frame.filter(~pl.col("photo").str.starts_with("http") | pl.col("photo").is_null())
-    with simulator(tier=WIDE, speed=600, batch_seconds=60) as api:
-        run = finished(a_plan(frame, PROMPT, mode=mode), api.client())
-        assert run.results["error"].to_list() == [None] * 3 + [
-            "file_not_found", "file_type_unknown", "file_unreadable", None,
-        ]  # fmt: skip
-        assert run.results["reply"].is_not_null().to_list() == [True] * 3 + [False] * 4
-        assert run.attempts.height == 2

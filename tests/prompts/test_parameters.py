@@ -126,13 +126,6 @@ def test_fields_that_ask_for_reasoning_are_warned_of():
     assert plan(returns={"why": pl.String}).compiled.prompt.notes == ()
 
 
-@pytest.mark.parametrize(("cache", "control"), [(True, {}), ("1h", {"ttl": "1h"})])
-def test_the_cache_mark_stands_on_the_system_prompt(cache, control):
-    """What all rows share is marked, for five minutes or an hour."""
-    expected = {"type": "text", "text": "Briefly.", "cache_control": {"type": "ephemeral", **control}}
-    assert body(system="Briefly.", cache=cache)["system"] == [expected]
-
-
 def test_a_prefix_too_short_to_cache_is_noted():
     """Below the model's minimum there is a note with both numbers, and no error; above it, nothing."""
     (note,) = plan(system="Briefly.", cache=True).compiled.prompt.notes

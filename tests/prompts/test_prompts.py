@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from typing import get_type_hints
 
 import anthropic.types.message_create_params as wire
 import polars as pl
@@ -70,14 +69,6 @@ def test_a_key_made_from_the_text_is_that_of_the_whole_body(cells, api):
     assert found.drop_nulls().to_list() == [each.hexdigest() for each in hashes]
 
 
-def test_caching_does_not_change_the_key():
-    """With and without a cache, for five minutes or an hour, a row is the same request to the ledger."""
-    frame = pl.DataFrame({"text": ["a", None]})
-    prompts = [compiled("{text}", frame, system="Briefly.", cache=each) for each in (False, True, "1h")]
-    assert len({prompt.head for prompt in prompts}) == 3
-    assert len({tuple(keys_of(prompt, frame)) for prompt in prompts}) == 1
-
-
 def test_the_key_depends_on_everything_that_may_change_the_answer():
     """Model, prompt, system, schema, parameters, effort, cell and API each make another key."""
     frame = pl.DataFrame({"text": ["a"]})
@@ -93,30 +84,6 @@ def test_the_key_depends_on_everything_that_may_change_the_answer():
     keys.add(keys_of(plain, frame, "another")[0])
     keys.add(keys_of(plain, pl.DataFrame({"text": ["b"]}))[0])
     assert len(keys) == len(variants) + 2
-
-
-TOOLS = [{"name": "look", "input_schema": {"type": "object", "properties": {}}}]
-FULL = {"stop_sequences": ["END"], "metadata": {"user_id": "u"}, "service_tier": "standard_only"}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"system": "Briefly.", "cache": "1h", "returns": {"label": pl.Enum(["a", "b"])}, "max_tokens": 64},
-        {"thinking": {"type": "adaptive"}, "effort": "high", "returns": pl.Boolean},
-        {"params": {**FULL, "tools": TOOLS, "tool_choice": {"type": "none"}}},
-    ],
-    ids=["cached", "thinking", "params"],
-)
-def test_bodies_are_what_the_sdk_would_send(options):
-    """A rendered body has only fields of the SDK's own request type, each of its type."""
-    frame = pl.DataFrame({"text": ["a"]})
-    body = json.loads(bodies_of(compiled("Say {text}", frame, **options), frame)[0])
-    valid = REQUEST.validate_python(body)
-    assert list(valid["messages"]) == [{"role": "user", "content": "Say a"}]
-    for field in {"system", "tools"} & set(valid):
-        assert list(valid[field])  # an Iterable field is validated as it is read
-    assert set(body) <= set(get_type_hints(wire.MessageCreateParamsNonStreaming))
 
 
 @pytest.mark.slow

@@ -132,29 +132,12 @@ def test_polars_types_stay_as_given():
     assert returns.json_schema["required"] == list(returns.columns) == list(EVERY_TYPE)
 
 
-@pytest.mark.parametrize(
-    ("given", "node"),
-    [
-        (pl.Enum(["a"]), {"type": "string", "const": "a"}),
-        (pl.UInt64, {"type": "integer", "description": "(minimum: 0)"}),
-        (pl.Datetime("us"), {"type": "string", "format": "date-time"}),
-        (pl.Time, {"type": "string", "format": "time"}),
-        (pl.Duration, {"type": "string", "format": "duration"}),
-        (pl.Float64 | None, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
-    ],
-    ids=str,
-)
-def test_one_type_is_a_reply_of_its_own(given, node):
-    """A single type is wrapped in an object, as the API wants, with the one field `reply`."""
-    returns = compile_returns(given)
-    assert returns.single
-    assert list(returns.columns) == ["reply"]
-    assert returns.json_schema == {
-        "type": "object",
-        "properties": {"reply": node},
-        "required": ["reply"],
-        "additionalProperties": False,
-    }
+def test_labels_may_be_a_field():
+    """In a dict, a list of labels or a Literal is what the same Enum of Polars would be."""
+    enum = pl.Enum(["yes", "no"])
+    meant = compile_returns({"a": enum, "b": enum, "score": pl.Float64})
+    given = compile_returns({"a": ["yes", "no"], "b": Literal["yes", "no"], "score": float})
+    assert (given.json_schema, given.columns) == (meant.json_schema, meant.columns)
 
 
 @pytest.mark.parametrize(
@@ -168,15 +151,24 @@ def test_one_type_is_a_reply_of_its_own(given, node):
         (Literal["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
         (Literal[1, 2], pl.Int64, {"type": "integer", "enum": [1, 2]}),
         (list[int], pl.List(pl.Int64), {"type": "array", "items": {"type": "integer"}}),
+        (pl.Enum(["a"]), pl.Enum(["a"]), {"type": "string", "const": "a"}),
+        (pl.UInt64, pl.UInt64, {"type": "integer", "description": "(minimum: 0)"}),
+        (pl.Datetime("us"), pl.Datetime("us"), {"type": "string", "format": "date-time"}),
+        (pl.Float64 | None, pl.Float64, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
     ],
     ids=str,
 )
-def test_plain_python_types_are_replies_of_their_own(given, dtype, node):
-    """What one would write in Python is the reply itself, in a column of its type."""
+def test_a_type_is_a_reply_of_its_own(given, dtype, node):
+    """A Python or Polars type is the one field `reply` of an object, and of the results, in its type."""
     returns = compile_returns(given)
     assert returns.single
     assert returns.columns == pl.Schema({"reply": dtype})
-    assert returns.json_schema["properties"] == {"reply": node}
+    assert returns.json_schema == {
+        "type": "object",
+        "properties": {"reply": node},
+        "required": ["reply"],
+        "additionalProperties": False,
+    }
 
 
 def test_a_list_of_models_is_a_column_of_structs():
