@@ -164,7 +164,7 @@ def test_what_the_api_does_not_tell_stays_as_it_is_known(items, odd):
     """Whatever JSON comes, nothing is guessed: an answer that says nothing of the model leaves a note why."""
     assert LIMITS.updated(items, MODEL).per_minute == LIMITS.per_minute
     known = Limits.of("start", MODEL)
-    assert "tells nothing of" in known.updated([], MODEL).note
+    assert "says nothing about" in known.updated([], MODEL).note
     told = [entry("model_group", [MODEL], **dict(zip(THREE, (9, 90, 9), strict=True)))]
     found = known.updated(told, MODEL)
     assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)

@@ -271,7 +271,7 @@ def test_the_card_says_what_failed_and_what_to_type():
 def test_where_a_retry_is_of_no_use_none_is_proposed():
     """Rows that were all refused, or none that failed: the retry sends nothing and gives the same results."""
     for faults, words in (
-        ({"refusal": 1.0}, "Failed: 3 refused by the model. Retrying unchanged is of no use"),
+        ({"refusal": 1.0}, "Failed: 3 refused by the model. Retrying unchanged does not help"),
         ({}, ""),
     ):
         with simulator(faults=faults) as api:
