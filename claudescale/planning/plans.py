@@ -570,7 +570,7 @@ class Plan(Shown):
             return Card(title=f"This plan cannot run: {error}")
         saved = totals.rows - totals.unsent - totals.requests
         same = f", {text.plural(saved, 'identical row')} sent once" if saved else ""
-        file = " or a file thatcannot be read" if compiled.prompt.has_files else ""
+        file = " or a file that cannot be read" if compiled.prompt.has_files else ""
         null = f", {totals.unsent:,} with a null{file} not sent" if totals.unsent else ""
         mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
         least = pl.max_horizontal(pl.col("dollars") * _SAVED, pl.lit(_SAVED / 100))

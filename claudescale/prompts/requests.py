@@ -366,7 +366,7 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     turns = []
     such_as = "Give pairs of texts: examples=[('Late again', 'complaint'), ...]."
     if not isinstance(examples, list | tuple):
-        refuse(f"examples={examples!r:.60}is not a list. {such_as}")
+        refuse(f"examples={examples!r:.60} is not a list. {such_as}")
     for example in examples:
         if not isinstance(example, list | tuple) or len(example) != 2:  # noqa: PLR2004 - user, assistant
             refuse(f"examples= has {example!r:.60}, which is not a pair. {such_as}")
@@ -473,7 +473,7 @@ def _output(typed: Returns | None, given: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
     if not isinstance(params, Mapping):
-        refuse(f"params={params!r:.60}is not a dict. Write params={{'stop_sequences': ['END']}}.")
+        refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
     given = {name: value for name, value in params.items() if value is not None}
     for name, value in given.items():
         if name in FACTS["refused"]:

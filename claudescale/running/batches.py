@@ -658,7 +658,7 @@ class Batches:
         requests = each.batch.requests
         if self._readable and missing <= max(MOST_MISSING, MOST_MISSING_SHARE * requests):
             return True
-        words = f"of batch {each.batch_id} {missing:,} of {requests:,} resultscannot be read"
+        words = f"of batch {each.batch_id} {missing:,} of {requests:,} results cannot be read"
         each.stuck = _because("results_incomplete", f"{words}. {_held(each)}")
         return False
 

@@ -161,7 +161,7 @@ def test_full_disk_loses_nothing(anywhere):
         lambda: anywhere.intend(batch(), [key(4_999)]),
         anywhere.close,
     ):
-        with pytest.raises(LedgerFull, match="make room"):
+        with pytest.raises(LedgerFull, match="free disk space"):
             refused()
     right = [attempt(0), *(attempt(each, reply="x" * 4_000) for each in range(1, number + 1)), late]
     for run in (None, anywhere.run):

@@ -106,7 +106,7 @@ def test_a_template_that_cannot_be_read_says_what_to_type(template, error, words
 )
 def test_what_is_no_text_is_refused(dtype):
     """Bytes and objects, at any depth, are refused before Polars meets them."""
-    with pytest.raises(BadTemplate, match=r"The column 'data' .* no text"):
+    with pytest.raises(BadTemplate, match=r"The column 'data' .* not text"):
         text_of("{data}", pl.Schema({"data": dtype}))
 
 
