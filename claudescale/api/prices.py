@@ -229,7 +229,8 @@ def is_priced(asked: Price, answering_model: str | None) -> bool:
 
 def unpriced_words(asked: str, answering_model: str) -> str:
     """Return what is said of a row whose answering model has no known price."""
-    return f"Answered by {answering_model}, whose price is not known: reckoned at the price of {asked}."
+    words = "whose price is not known. Its cost is estimated at the price of"
+    return f"Answered by {answering_model}, {words} {asked}."
 
 
 def dollars(price: Price, **tokens: pl.Expr) -> pl.Expr:

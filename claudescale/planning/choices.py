@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -95,11 +96,11 @@ def _worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     )
 
 
+@dataclass(frozen=True, repr=False)
 class PlanPlots(Gallery):
     """The pictures of one plan, each an Altair chart; nothing is sent for it."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    plan: Plan
 
     def frontier(self, **lists: Iterable[Any]) -> Picture:
         """Return dollars against time, a point per choice.
@@ -118,7 +119,7 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan = self._plan
+        plan = self.plan
         deadline, budget = plan.deadline, plan.budget
         points = self._points(lists or self._usual())
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
@@ -135,7 +136,7 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan, own = self._plan, shown("tier", self._plan.tier)
+        plan, own = self.plan, shown("tier", self.plan.tier)
         mode: Any = plan.compiled.likely_mode
         table = plan.compare(tier=self._tiers() if tier is None else tier, mode=[mode])
         notes = [
@@ -157,7 +158,7 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan, mode = self._plan, self._plan.compiled.likely_mode
+        plan, mode = self.plan, self.plan.compiled.likely_mode
         return plan_charts.savings(
             self._saved(model),
             model=plan.compiled.model.id,
@@ -177,23 +178,33 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
+<<<<<<< HEAD
         plan = self._plan.compiled
         tried = runs if isinstance(runs, pl.DataFrame) else _tried(runs)
+=======
+        plan = self.plan.compiled
+        if not isinstance(runs, pl.DataFrame):
+            runs = pl.DataFrame([_tried(run) for run in runs], schema=plan_charts.RUNS, orient="row")
+>>>>>>> main
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
-        limits = zip(plan.limits.shared(self._plan.share).per_minute, used, BUCKETS, strict=True)
+        limits = zip(plan.limits.shared(self.plan.share).per_minute, used, BUCKETS, strict=True)
         most, binding = min((limit / size, name) for limit, size, name in limits if size)
         return plan_charts.concurrency(
             seconds=plan.expected.seconds,
             requests_per_minute=most,
             binding=binding,
+<<<<<<< HEAD
             runs=tried,
+=======
+            runs=runs,
+>>>>>>> main
         )
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
         """Return what each strategy saves as `prices.SAVINGS`, read downward like `Run.savings`."""
-        plan, own = self._plan, self._plan.compiled.model.id
+        plan, own = self.plan, self.plan.compiled.model.id
         models = [model] if isinstance(model, str) else list(model)
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
         plain = plain.with_columns(without=pl.col("dollars") + pl.col("dollars_saved"))
@@ -217,13 +228,11 @@ class PlanPlots(Gallery):
 
     def _models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
         """Return the plan's model and the current one of every other line that could take its place."""
-        plan, tiers = self._plan, list(tiers)
+        plan, tiers = self.plan, list(tiers)
         models: dict[str, Any] = {plan.compiled.model.line: plan.model}
         for model in catalog.MODELS.values():
-            is_going = catalog.lifecycle(model) in {
-                "deprecated",
-                "retired",
-            }  # a legacy one may be all that will do
+            # A legacy one may be all that will do.
+            is_going = catalog.lifecycle(model) in {"deprecated", "retired"}
             if model.line in models or is_going or model.verified_only:
                 continue
             with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
@@ -235,19 +244,19 @@ class PlanPlots(Gallery):
 
     def _tiers(self) -> list[str | int | Limits]:
         """Return the plan's tier and those of its family with published limits."""
-        own, names = self._plan.tier, family(self._plan.tier, self._plan.compiled.model.rate_group)
+        own, names = self.plan.tier, family(self.plan.tier, self.plan.compiled.model.rate_group)
         return [own, *names] if isinstance(own, Limits) else [*names]
 
     def _usual(self) -> dict[str, list[Any]]:
         """Return the choices one has before a run: current models of other lines, tiers next to this one."""
-        own, tiers = self._plan.tier, self._tiers()
+        own, tiers = self.plan.tier, self._tiers()
         place = tiers.index(shown("tier", own)) if shown("tier", own) in tiers else 0
         near = [own] if isinstance(own, Limits) else tiers[max(place - 1, 0) : place + 2]
         return {"model": self._models(near), "tier": near}
 
     def _points(self, lists: dict[str, Any]) -> pl.DataFrame:
         """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
-        plan, names = self._plan, [name for name in lists if name != "mode"]
+        plan, names = self.plan, [name for name in lists if name != "mode"]
         own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
         key = [*names, "mode"]
         words = pl.col(names).cast(pl.String).fill_null("None").replace(["true", "false"], ["True", "False"])
@@ -284,6 +293,7 @@ class PlanPlots(Gallery):
         return points.with_columns(binding, choice=pl.Series(labels), group=pl.Series(groups))
 
 
+<<<<<<< HEAD
 def _tried(runs: Iterable[Run]) -> pl.DataFrame:
     """Return the calls in flight and what got done of runs, for `plan_charts.concurrency`."""
     rows = []
@@ -293,6 +303,13 @@ def _tried(runs: Iterable[Run]) -> pl.DataFrame:
         rows.append((float(flight), (counts.requests - counts.refused) / minutes, counts.refused))
     schema = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row")
+=======
+def _tried(run: Run) -> tuple[float, float, int]:
+    """Return the calls in flight of a run, what a minute got done, and how many were refused."""
+    counts, minutes = run.counts, run.minutes or float("inf")
+    flight = run.plan.concurrency or float(run.attempts["seconds"].sum()) / 60 / minutes
+    return float(flight), (counts.requests - counts.refused) / minutes, counts.refused
+>>>>>>> main
 
 
 def _word(name: str, value: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
 
 from claudescale import text
 from claudescale.api import catalog, limits, prices
-from claudescale.api.client import account_limits
+from claudescale.api.answers import read_object
+from claudescale.api.client import Wire, account_limits, unasked
 from claudescale.api.limits import Learned, Limits
 from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
@@ -52,6 +55,7 @@ _SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_
 """What does not change the tokens of a plan, nor what they cost, but for what was measured."""
 _SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache", "samples"}
 """After a change of these a pilot's measurements still say how long replies are."""
+_COUNTED_AT_ONCE = 8
 _SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
 _SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
@@ -205,13 +209,13 @@ class Plan(Shown):
         price = prices.price(model, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
         most = prices.most_with_tools(price, model, self.max_tokens, charges)
         if most is not None and most > self.budget:
-            msg = (
+            refuse(
                 f"With these tools one row can cost up to {text.dollars(most)} ({charges.turns} turns of the "
                 f"model, each with up to {model.context_tokens:,} input tokens), and the budget is "
                 f"{text.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
-                "'max_uses' with 'allowed_callers': ['direct'], or no budget."
+                "'max_uses' with 'allowed_callers': ['direct'], or no budget.",
+                ImpossibleBudget,
             )
-            raise ImpossibleBudget(msg)
 
     @property
     def options(self) -> pl.DataFrame:
@@ -254,17 +258,11 @@ class Plan(Shown):
                 why = "auto is the cheapest of these that is in time; leave mode out."
                 why = why if mode == AUTO else f"there is {', '.join(map(repr, MODES))}."
                 refuse(f"plan.compare(mode=[{mode!r}]): {why}")
-        _ = self.compiled.totals  # read once, for all combinations
-        sending: dict[tuple[int, ...], Plan] = {}  # those that send the same share their totals
+        _ = self.compiled.sizes  # read once, for all combinations
         frames = []
         for values in itertools.product(*tried.values()):
             changes: Any = dict(zip(tried, values, strict=True))
-            paid = {name: value for name, value in changes.items() if name not in _SAME_TOTALS}
-            key = tuple(map(id, paid.values()))
-            if key not in sending:
-                sending[key] = self.replace(**paid)
-                _ = sending[key].compiled.totals
-            other = sending[key].replace(**{name: changes[name] for name in changes.keys() - paid})
+            other = self.replace(**changes)
             options = other.options
             if "tier" in tried:
                 own = other.replace(tier=self.tier).options["minutes"]
@@ -284,10 +282,12 @@ class Plan(Shown):
         """Return the part of the requests of each mode that are taken to read the cache."""
         requests = self.compiled.totals.requests
         live = (requests - 1) / requests if requests and self.compiled.expected.cached_tokens else 0.0
-        shares = {"live": live, "batch": min(live, estimates.BATCH_HIT_SHARE)} | (
-            {} if live else {"hybrid": 0.0}
-        )
-        hits = pl.col("mode").replace_strict(shares, default=None, return_dtype=pl.Float64)
+        shares = {
+            "live": live,
+            "batch": min(live, estimates.BATCH_HIT_SHARE),
+            "hybrid": None if live else 0.0,
+        }
+        hits = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
         return hits.alias(CACHE_HIT_SHARE)
 
     @property
@@ -445,8 +445,9 @@ class Plan(Shown):
         for (mode,), calls in each.group_by("mode"):
             of_calls = estimates.total(calls, mine.prompt, known, self.max_tokens)
             estimate += of_calls.live_dollars if mode == "live" else of_calls.batch_dollars
-        if math.isfinite(estimate):
-            known = replace(known, billed_ratio=billed / estimate)
+        ratio = billed / estimate if math.isfinite(estimate) else 1.0
+        # All calls of a pilot may have found what another had written.
+        known = replace(known, billed_ratio=ratio, cache_hit_share=min(known.cache_hit_share, 1.0))
         learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
         if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
             learned = self._evidence.learned
@@ -465,9 +466,29 @@ class Plan(Shown):
         PlanError
             The API would not count: what it says.
         """
-        work = self.sample(n, seed).compiled.work("count")
-        mine = self.compiled
-        counted = await calibration.counted(client, work, mine.model, mine.totals.requests)
+        mine, work = self.compiled, self.sample(n, seed).compiled.work("count")
+        estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_COUNTED_AT_ONCE)
+        if estimated.is_empty():
+            refuse("The plan has no row to count: every row has a null in the prompt's columns.")
+
+        async def count(body: bytes) -> int:
+            async with slots:
+                answer = await wire.count_tokens(body, patient=True)
+            tokens = read_object(answer.content).get("input_tokens")
+            if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
+                raise unasked(answer, "count of tokens")
+            return tokens
+
+        async with Wire(client) as wire:
+            catalog.callable_model(mine.model, (await wire.api()).clock.now())
+            tasks = [asyncio.ensure_future(count(body)) for body in work.texts.bodies(work.requests["row"])]
+            try:
+                tokens = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
+        counted = calibration.line(calls, "tokens", mine.totals.requests, rises=True)
         known = replace(mine.expected, input=counted)
         return self._with(_evidence=self._evidence._replace(measured=known))
 
@@ -679,8 +700,7 @@ def as_frame(frame: object) -> Frame:
     kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
     use = "frame.to_frame()" if isinstance(frame, pl.Series) else "pl.DataFrame({'text': [...]})"
     there = "It can be a Polars frame, a list of texts, or a table of pandas, pyarrow or DuckDB."
-    msg = f"The frame is a {kind}. {there} Use {use}."
-    raise PlanError(msg)
+    return refuse(f"The frame is a {kind}. {there} Use {use}.")
 
 
 def plan(

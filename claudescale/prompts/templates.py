@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _IDENTIFIER = re.compile(r"\{\{([^\W\d]\w*)\}\}|\{([^\W\d]\w*)\}")
 _SHOWN_COLUMNS = 20
-_DOUBLED = "For a brace that is text, such as in JSON, write it twice: {{ and }}."
+_DOUBLED = "To write a brace as text, as in JSON, double it: {{ and }}."
 
 
 MESSAGES = pl.Schema(
@@ -68,15 +68,15 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
         return Text(content, content.str.len_chars(), None)
     if not isinstance(prompt, str):
         refuse(
-            f"The prompt is a {type(prompt).__name__}. Give a template such as 'Name the topic: {{text}}', "
-            "or a Polars expression such as pl.col('text').",
+            f"The prompt is of type {type(prompt).__name__}. Give a template such as 'Name the topic: "
+            "{text}', or a Polars expression such as pl.col('text').",
             BadTemplate,
         )
     check_unicode("The prompt", prompt)
     parts = list(_parts(prompt, schema))
     if not constant and not any(is_column for _, is_column in parts):
         refuse(
-            "The prompt names no column, so it would be the same for every row. "
+            "The prompt names no column, so every row would get the same text. "
             f"Name one in braces, as in 'Name the topic: {{{next(iter(schema), 'text')}}}'.",
             BadTemplate,
         )
@@ -97,8 +97,8 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
     Other braces stay as they are, as in JSON; ``{{identifier}}`` is that identifier in braces.
     """
     if not isinstance(system, str) or not system.strip():
-        why = f"system= must be a text that says something, not {system!r:.40}."
-        refuse(f"{why} Leave it out if there is none.")
+        why = f"system= must be a non-empty text, not {system!r:.40}."
+        refuse(f"{why} Leave it out if you need none.")
     check_unicode("system=", system)
     parts, end = [], 0
     for found in _IDENTIFIER.finditer(system):
@@ -106,7 +106,7 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
         if name and name not in schema:
             refuse(
                 f"system= has {{{name}}}, and the frame has no column {name!r}.{nearest(name, schema)} "
-                f"Braces that are text are written twice: {{{{{name}}}}}.",
+                f"To write braces as text, double them: {{{{{name}}}}}.",
                 UnknownColumn,
             )
         parts += [(system[end : found.start()], False), (name, True) if name else (f"{{{literal}}}", False)]
@@ -143,12 +143,12 @@ def _check_field(brace: re.Match[str], schema: pl.Schema) -> None:
     if name is None:
         refuse(f"The prompt has a single {brace[0]!r} {place}. {_DOUBLED}", BadTemplate)
     if not name.strip() or any(sign in name for sign in "\"'\n"):
-        refuse(f"The prompt has braces {place} with no name of a column in them. {_DOUBLED}", BadTemplate)
+        refuse(f"The prompt has braces {place} with no column name in them. {_DOUBLED}", BadTemplate)
     column = re.split(r"[.\[!:]", name, maxsplit=1)[0]
     if column in schema:
         refuse(
-            f"The prompt has {{{name}}} {place}: only names of columns stand in braces, no attributes and no "
-            f"formats. Make a column first, as in frame.with_columns(shown=pl.col({column!r})...), and write "
+            f"The prompt has {{{name}}} {place}: braces hold names of columns, no attributes and no "
+            f"formats. Make a column first: frame.with_columns(shown=pl.col({column!r})...). Then write "
             "{shown}.",
             BadTemplate,
         )
@@ -200,7 +200,11 @@ def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     for leaf in _leaves(dtype):
         if leaf.is_nested() or isinstance(leaf, (pl.Binary, pl.Object, pl.Unknown)):
             hint = f": frame.with_columns(pl.col({name!r}).cast(pl.String))." if leaf == pl.Binary else "."
+<<<<<<< HEAD
             msg = f"The column {name!r} has {leaf!r} in it, which is not text. Make it text with Polars first"
+=======
+            msg = f"The column {name!r} contains {leaf!r}, which is not text. Convert it with Polars first"
+>>>>>>> main
             raise BadTemplate(msg + hint)
     # pl.col would read a name such as "*" or "^a.*$" as a pattern.
     column = polars.selectors.by_name(name).as_expr()
@@ -254,13 +258,13 @@ class Parts:
                 columns.append(piece.column)
             else:
                 refuse(
-                    f"The prompt is a list with a {type(piece).__name__} in it. Give a template such as "
+                    f"The prompt is a list that contains a {type(piece).__name__}. Give a template such as "
                     "'Name the topic: {text}', or a list of parts: [cs.image('photo'), 'What is broken?'].",
                     BadTemplate,
                 )
         if not columns:
             refuse(
-                "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?'].",
+                "The prompt's list names no column. Try [cs.image('photo'), 'What is broken?'].",
                 BadTemplate,
             )
         return cls(tuple(pieces), tuple(dict.fromkeys(columns)), model)
@@ -272,7 +276,7 @@ class Parts:
                 cells = pl.Series([]) if head is None else head[piece.column]
                 linked = cells.dtype == pl.String and cells.str.starts_with("https://").any()
                 if linked or piece.kind in {"url", "file_id"}:
-                    yield f"The files of {piece.column!r} were not seen, so their tokens are assumed."
+                    yield f"The files of {piece.column!r} were not read, so their tokens are assumed."
 
     @property
     def content(self) -> pl.Expr:
@@ -307,8 +311,8 @@ class Parts:
         if purpose != "send" or stamps is None:
             return found
         if not found["stamp"].equals(stamps):
-            msg = "A file has changed, or is gone, since the run began, so its row is another one now. "
-            msg += "What is paid for is kept: run the same cell again."
+            msg = "A file has changed or is gone since the run began, so its row is a different one now. "
+            msg += "Everything paid for is kept. Run the same cell again."
             raise FileChanged(msg)
         whole = [_filled(row[1], sources) for row, sources in rows]
         return found.with_columns(pl.Series("content", whole, pl.String))

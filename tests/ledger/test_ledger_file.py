@@ -233,7 +233,6 @@ def test_a_lock_held_by_another_program(monkeypatch, path):
             store.sync()
         assert store.attempts().height == 1
         other.execute("ROLLBACK")
-        store.sync()
     with closing(Store(path)) as store:
         assert store.attempts().height == 1
 
@@ -251,7 +250,6 @@ def test_a_file_system_without_locks(module, name, number, path, monkeypatch):
     monkeypatch.setattr(module, name, fail)
     with pytest.raises(LedgerError, match="file system cannot hold a ledger") as caught:
         cs.Ledger(path)
-    assert all(
-        word in str(caught.value) for word in (str(path), os.strerror(number), "local disk", "a.ledger'")
-    )
+    words = (str(path), os.strerror(number), "local disk", "a.ledger'")
+    assert all(word in str(caught.value) for word in words)
     assert list(path.parent.iterdir()) == []
