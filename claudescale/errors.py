@@ -156,23 +156,6 @@ ADVICE = {
     "authentication_error": "The API does not accept the key. Set ANTHROPIC_API_KEY, or use "
     "cs.connect(api_key=...).",
     "billing_error": "The account cannot be billed. See the billing page of the Console.",
-<<<<<<< HEAD
-    "permission_error": "The key may not use this model. Ask for access in the Console, or use another.",
-    "not_found_error": "The API does not know this model. cs.models() lists the ones it knows.",
-    "enforced_spend_limit_reached": "The tier's monthly spend limit is reached. It resets at 00:00 UTC on "
-    "the 1st; a higher tier raises it.",
-    "contract_spend_limit_reached": "The contract's spend limit is reached. Ask Anthropic to raise it.",
-    "account_disabled": "The account or its key is disabled. See the Console, or ask Anthropic's support.",
-    "organization_on_hold": "Anthropic has put the organization on hold. See the Console for how to appeal.",
-    "workspace_human_review_disabled": "This needs human review, which is off in the workspace. Use a key "
-    "from another workspace.",
-    "cmek_key_disabled": "The workspace's own encryption key is disabled. Enable it in your key management.",
-    "cmek_key_network_blocked": "Your key management blocks the API from the workspace's encryption key. "
-    "Allow it there.",
-    "endpoint_not_found": "There is no such address. Check base_url.",
-    "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
-    "invalid_request_error": "The API rejects every request, so nothing more was sent. Change the plan.",
-=======
     "permission_error": "The key may not use this model. Get access in the Console, or use another model.",
     "not_found_error": "The API does not know this model (any more). cs.models() lists those it knows.",
     "enforced_spend_limit_reached": "The tier's monthly spend limit is reached. It ends at 00:00 UTC on the "
@@ -188,25 +171,10 @@ ADVICE = {
     "endpoint_not_found": "The address does not exist. Check base_url.",
     "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
     "invalid_request_error": "The API rejects every request, so no more were sent. Change the plan.",
->>>>>>> main
     "connection_error": "The API cannot be reached. Check the network and base_url.",
     "timeout_error": "The API has not answered for minutes. Try again later.",
     "overloaded_error": "The API has been overloaded for minutes. Try again later.",
     "api_error": "The API has failed for minutes. Try again later.",
-<<<<<<< HEAD
-    "rate_limit_error": "The API keeps refusing calls. See the limits in the Console.",
-    "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
-    "unsendable_error": "Requests cannot be sent as they are. Change the client.",
-    "canceled": "Somebody canceled a batch. None of its rows was sent again.",
-    "redirect_error": "The address redirects, and redirects are not followed. Change base_url.",
-    "batch_not_found": "The API does not show a batch to this key. Use the key that sent it.",
-    "results_incomplete": "Not all results of a batch can be read. Run the same cell again.",
-    "results_gone": "The results of a batch are gone. The Console shows what was paid.",
-    "model_retired": "The model is retired. The answers of its batches were collected.",
-    "budget": "The calls in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
-    "max_tokens, which reserves less.",
-    "ledger": "The ledger cannot be written. The replies so far are in run.results. Fix the cause.",
-=======
     "rate_limit_error": "The API keeps refusing. See the limits in the Console.",
     "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
     "unsendable_error": "Requests cannot be sent as they are. Change the client.",
@@ -219,6 +187,5 @@ ADVICE = {
     "budget": "The calls in flight could exceed the budget. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which reserves less.",
     "ledger": "The ledger can no longer be written. The replies are in run.results. Fix the cause.",
->>>>>>> main
 }
 """What to do about each error that ends a run, by its API type or ours."""

@@ -140,11 +140,7 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
         case _, "stop" if kind == "not_found_error" and not _OF_A_MODEL.search(words):
             error = NO_ENDPOINT
     phrase = http.client.responses.get(status, "")
-<<<<<<< HEAD
-    words = words or f"status {status} {phrase}, without a message of the API: a proxy may have answered"
-=======
     words = words or f"status {status} {phrase}, with no message from the API. A proxy may have answered"
->>>>>>> main
     final = outcome == "failed" and kind is not None and not failed
     return Verdict(outcome=outcome, error=error, message=words, final=final)
 
@@ -172,21 +168,13 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     if kind in ("expired", "canceled"):
         return Verdict(outcome="again", error=kind, message=WORDS[kind])
     if kind != "errored":
-<<<<<<< HEAD
-        words = "this line of the batch has no result"
-=======
         words = "the batch's line for this row has no result"
->>>>>>> main
         return Verdict(outcome="again", error="invalid_response", message=words, unseen=True)
     api_type, words, code = _error(dig(dict, result, "error") or {})
     passing = code if code in ERRORS.passing_codes else None
     error = _account_trouble(api_type, words, code) or passing or api_type or "invalid_response"
     outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in ERRORS.failing_errors else "again"
-<<<<<<< HEAD
-    words = words or "The API gives no details of this error."
-=======
     words = words or "The API gave only the type of the error."
->>>>>>> main
     return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
     from claudescale.views.theme import Picture
 
+_TRIED = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
 FIGURES = ("dollars", "dollars_p90", "minutes", "minutes_p90")
 _LONGEST_WORD = 24
 _NO_GAIN = 1.1  # less than so many times faster is nothing to pay for
@@ -178,14 +179,9 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-<<<<<<< HEAD
-        plan = self._plan.compiled
-        tried = runs if isinstance(runs, pl.DataFrame) else _tried(runs)
-=======
         plan = self.plan.compiled
         if not isinstance(runs, pl.DataFrame):
-            runs = pl.DataFrame([_tried(run) for run in runs], schema=plan_charts.RUNS, orient="row")
->>>>>>> main
+            runs = pl.DataFrame([_tried(run) for run in runs], schema=_TRIED, orient="row")
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
@@ -195,11 +191,7 @@ class PlanPlots(Gallery):
             seconds=plan.expected.seconds,
             requests_per_minute=most,
             binding=binding,
-<<<<<<< HEAD
-            runs=tried,
-=======
             runs=runs,
->>>>>>> main
         )
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
@@ -293,23 +285,11 @@ class PlanPlots(Gallery):
         return points.with_columns(binding, choice=pl.Series(labels), group=pl.Series(groups))
 
 
-<<<<<<< HEAD
-def _tried(runs: Iterable[Run]) -> pl.DataFrame:
-    """Return the calls in flight and what got done of runs, for `plan_charts.concurrency`."""
-    rows = []
-    for run in runs:
-        counts, minutes = run.counts, run.minutes or float("inf")
-        flight = run.plan.concurrency or float(run.attempts["seconds"].sum()) / 60 / minutes
-        rows.append((float(flight), (counts.requests - counts.refused) / minutes, counts.refused))
-    schema = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
-    return pl.DataFrame(rows, schema=schema, orient="row")
-=======
 def _tried(run: Run) -> tuple[float, float, int]:
     """Return the calls in flight of a run, what a minute got done, and how many were refused."""
     counts, minutes = run.counts, run.minutes or float("inf")
     flight = run.plan.concurrency or float(run.attempts["seconds"].sum()) / 60 / minutes
     return float(flight), (counts.requests - counts.refused) / minutes, counts.refused
->>>>>>> main
 
 
 def _word(name: str, value: str) -> str:

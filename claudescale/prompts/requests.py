@@ -531,13 +531,8 @@ def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str,
     if own and choice.get("type") != "none":
         name = own[0].get("name")
         refuse(
-<<<<<<< HEAD
-            f"params has the tool {name!r}, and nothing here can run it. Use returns= to get replies in a "
-            "certain form. Or make the model call it, and its input is the reply: "
-=======
             f"params has the tool {name!r}, and nothing runs tools for a row. To get replies in a certain "
             "form, use returns=. Or force the call, and its input becomes the reply: "
->>>>>>> main
             f"'tool_choice': {{'type': 'tool', 'name': {name!r}}}."
         )
     if not served:
@@ -553,13 +548,8 @@ def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str,
     turns = CHARGES.server_tool_turns
     if None not in uses and direct:
         turns = min(sum(uses) + 1, turns)
-<<<<<<< HEAD
-    fee = "Each web search has a fee; one per row is assumed. " if searches else ""
-    note = f"{fee}What web tools find is billed as input. A pilot shows how much."
-=======
     fee = "Each web search has a fee, and the estimate assumes one per row. " if searches else ""
     note = f"{fee}What web tools find is billed as input. A pilot shows how much that is."
->>>>>>> main
     return charges._replace(searches=None if None in searches else sum(searches), turns=turns), (note,)
 
 
@@ -567,11 +557,7 @@ def _check_served(kind: str, tool: Mapping[str, Any]) -> None:
     """Refuse a tool of the API whose cost is not known, before a row or after it."""
     known: dict[str, str] = FACTS["server_tools"]
     if kind not in known:
-<<<<<<< HEAD
-        unknown = f"is not known here, so its price is not known.{nearest(kind, known)}"
-=======
         unknown = f"is not known here, and neither is its cost.{nearest(kind, known)}"
->>>>>>> main
         refused = FACTS["refused_tools"].items()
         why = next((why for start, why in refused if kind.startswith(start)), unknown)
         refuse(f"the tool {kind!r} {why} There is: {', '.join(known)}.")

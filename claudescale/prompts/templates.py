@@ -200,11 +200,7 @@ def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     for leaf in _leaves(dtype):
         if leaf.is_nested() or isinstance(leaf, (pl.Binary, pl.Object, pl.Unknown)):
             hint = f": frame.with_columns(pl.col({name!r}).cast(pl.String))." if leaf == pl.Binary else "."
-<<<<<<< HEAD
-            msg = f"The column {name!r} has {leaf!r} in it, which is not text. Make it text with Polars first"
-=======
             msg = f"The column {name!r} contains {leaf!r}, which is not text. Convert it with Polars first"
->>>>>>> main
             raise BadTemplate(msg + hint)
     # pl.col would read a name such as "*" or "^a.*$" as a pattern.
     column = polars.selectors.by_name(name).as_expr()

@@ -164,11 +164,7 @@ def test_what_the_api_does_not_tell_stays_as_it_is_known(items, odd):
     """Whatever JSON comes, nothing is guessed: an answer that says nothing of the model leaves a note why."""
     assert LIMITS.updated(items, MODEL).per_minute == LIMITS.per_minute
     known = Limits.of("start", MODEL)
-<<<<<<< HEAD
-    assert "says nothing about" in known.updated([], MODEL).note
-=======
     assert "has no limits for" in known.updated([], MODEL).note
->>>>>>> main
     told = [entry("model_group", [MODEL], **dict(zip(THREE, (9, 90, 9), strict=True)))]
     found = known.updated(told, MODEL)
     assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)
@@ -213,11 +209,7 @@ def test_a_key_that_may_not_is_no_error(tmp_path):
         piloted = plan.calibrate(first)
         after = learned(piloted, client)
     assert plan.compiled.limits.per_minute == START
-<<<<<<< HEAD
-    assert "(this key may not read the account's limits: a pilot shows them)." in repr(plan)
-=======
     assert "(this key may not read the account's limits, but a pilot shows them)." in repr(plan)
->>>>>>> main
     assert piloted.compiled.limits.requests_per_minute == 70
     assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
     assert start.calibrate(again).compiled.limits.per_minute == START

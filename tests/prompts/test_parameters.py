@@ -53,25 +53,15 @@ REFUSED = [
     ({"speed": "fast"}, "not priced"), ({"inference_geo": "eu"}, "'us' or 'global'"),
     ({"output_config": []}, "a dict"), ({"tools": {}}, "list of dicts"),
     ({"tools": [TOOL, SEARCH]}, "returns="), ({"temperature": 1.0}, "no sampling parameters"),
-<<<<<<< HEAD
-    ({"tools": [TOOL], "tool_choice": {"type": "auto"}}, "nothing here can run it"),
-    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "nothing here can run it"),
-    ({"tools": [TOOL, SEARCH], "tool_choice": {"type": "any"}}, "nothing here can run it"),
-=======
     ({"tools": [TOOL], "tool_choice": {"type": "auto"}}, "nothing runs tools"),
     ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "nothing runs tools"),
     ({"tools": [TOOL, SEARCH], "tool_choice": {"type": "any"}}, "nothing runs tools"),
->>>>>>> main
     ({"tools": [TOOL], "tool_choice": "any"}, "a dict, such as"),
     ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "by the hour"),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "run by your own code"),
     ({"tools": [{"type": "web_serch_20250305", "name": "web_search"}]}, "Did you mean"),
     ({"tools": [{"type": "web_search_20250305", "name": "search"}]}, "'name': 'web_search'"),
-<<<<<<< HEAD
-    ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"), (["stop_sequences"], "is not a dict"),
-=======
     ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"), (["stop_sequences"], "not a dict"),
->>>>>>> main
     ({"output_config": {"effort": "low"}}, "Use effort= instead"), ({"metadata": "\udfff"}, "surrogate"),
 ]
 OPTIONS_REFUSED = [
