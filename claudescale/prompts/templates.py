@@ -46,7 +46,7 @@ def check_unicode(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         refuse(
-            f"{what} has half a character (a lone surrogate) at position {error.start}. Mend it with "
+            f"{what} has half a character (a lone surrogate) at position {error.start}. Fix it with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         )
 
