@@ -119,7 +119,7 @@ class NotEnoughEvidence(ClaudescaleError):
 class RunStopped(ClaudescaleError):
     """The run cannot go on: a wrong key, a spend limit, a ledger that cannot be written.
 
-    Everything paid for is kept: `run.results` and the ledger have it. Mend the cause, run the
+    Everything paid for is kept: `run.results` and the ledger have it. Fix the cause, run the
     same cell again, and only what is missing is paid for.
 
     Attributes
@@ -152,40 +152,40 @@ def printable(text: str) -> str:
 
 
 ADVICE = {
-    "file_changed": "A file changed after its row was read. Leave files alone while a run sends them.",
+    "file_changed": "A file changed after its row was read. Do not change files while a run sends them.",
     "authentication_error": "The API does not accept the key. Set ANTHROPIC_API_KEY, or use "
     "cs.connect(api_key=...).",
     "billing_error": "The account cannot be billed. See the billing page of the Console.",
-    "permission_error": "The key may not use this model. Ask for the right in the Console, or take another.",
+    "permission_error": "The key may not use this model. Get access in the Console, or use another model.",
     "not_found_error": "The API does not know this model (any more). cs.models() lists those it knows.",
     "enforced_spend_limit_reached": "The tier's monthly spend limit is reached. It ends at 00:00 UTC on the "
     "1st, or with a higher tier.",
-    "contract_spend_limit_reached": "The contract's spend limit is reached. Have it raised.",
+    "contract_spend_limit_reached": "The contract's spend limit is reached. Ask for a higher one.",
     "account_disabled": "The account or its key is disabled. See the Console, or ask Anthropic's support.",
     "organization_on_hold": "Anthropic has put the organization on hold. See the Console for how to appeal.",
-    "workspace_human_review_disabled": "The workspace has human review off, and this needs it. Use a key of "
-    "another workspace.",
+    "workspace_human_review_disabled": "The workspace has human review turned off, which this needs. Use "
+    "a key of another workspace.",
     "cmek_key_disabled": "The workspace's own encryption key is disabled. Enable it in your key management.",
     "cmek_key_network_blocked": "Your key management blocks the API from the workspace's encryption key. "
-    "Let it through there.",
-    "endpoint_not_found": "There is no such address. Check base_url.",
+    "Allow it there.",
+    "endpoint_not_found": "The address does not exist. Check base_url.",
     "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
-    "invalid_request_error": "The API turns every request down, so nothing more was sent. Change the plan.",
+    "invalid_request_error": "The API rejects every request, so no more were sent. Change the plan.",
     "connection_error": "The API cannot be reached. Check the network and base_url.",
     "timeout_error": "The API has not answered for minutes. Try again later.",
     "overloaded_error": "The API has been overloaded for minutes. Try again later.",
     "api_error": "The API has failed for minutes. Try again later.",
-    "rate_limit_error": "The API refuses to be asked again. See the limits in the Console.",
+    "rate_limit_error": "The API keeps refusing. See the limits in the Console.",
     "simulator_error": "A simulator answers there. Use cs.connect(simulate=True), or the API's own address.",
     "unsendable_error": "Requests cannot be sent as they are. Change the client.",
-    "canceled": "Somebody canceled a batch. Nothing of it was sent again.",
-    "redirect_error": "The address sends requests elsewhere, and they are not sent on. Change base_url.",
-    "batch_not_found": "The API does not show a batch. The key that sent it collects it.",
-    "results_incomplete": "Results of a batch cannot all be read. The same cell tries again.",
-    "results_gone": "What a batch has answered cannot be read any more. See the API's own records.",
-    "model_retired": "The model is retired. What its batches had answered is collected.",
-    "budget": "What is in flight could have passed the budget. Use plan.replace(budget=...), or a smaller "
-    "max_tokens, which sets less aside.",
-    "ledger": "The record of what is paid for cannot be kept. What came is in run.results. Mend the cause.",
+    "canceled": "Somebody canceled a batch. None of it was sent again.",
+    "redirect_error": "The address redirects to another one, which is not followed. Change base_url.",
+    "batch_not_found": "The API does not find a batch. Use the key that sent it.",
+    "results_incomplete": "Some results of a batch cannot be read. Run the same cell to try again.",
+    "results_gone": "The results of a batch can no longer be read. See the API's own records.",
+    "model_retired": "The model is retired. What its batches answered has been collected.",
+    "budget": "The calls in flight could exceed the budget. Use plan.replace(budget=...), or a smaller "
+    "max_tokens, which reserves less.",
+    "ledger": "The ledger can no longer be written. The replies are in run.results. Fix the cause.",
 }
 """What to do about each error that ends a run, by its API type or ours."""

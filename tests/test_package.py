@@ -54,7 +54,7 @@ DISTRIBUTIONS = {
 
 
 def name_of(path):
-    """Return the module's name within the package: ``live``, ``simulator.desk``, or nothing for the root."""
+    """Return the module's name within the package: ``live``, ``api.prices``, or nothing for the root."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
 
 

@@ -107,7 +107,7 @@ def _verdict_on_silence(answer: Answer) -> Verdict:
 def _verdict_on_message(body: dict[str, Any]) -> Verdict:
     if dig(list, body, "content") is None:
         error = _error(body)[0] or "invalid_response"
-        return Verdict(outcome="again", error=error, message="the answer is no Message", unseen=True)
+        return Verdict(outcome="again", error=error, message="the answer is not a Message", unseen=True)
     stop_reason = stop_reason_of(body)
     called = stop_reason == "tool_use" and _tool_input(body) is not None
     flaw = stop_reason if stop_reason in CUT and not called else None if text_of(body) else "empty_reply"
@@ -140,7 +140,7 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
         case _, "stop" if kind == "not_found_error" and not _OF_A_MODEL.search(words):
             error = NO_ENDPOINT
     phrase = http.client.responses.get(status, "")
-    words = words or f"status {status} {phrase}, no words of the API: a proxy may have answered"
+    words = words or f"status {status} {phrase}, with no message from the API. A proxy may have answered"
     final = outcome == "failed" and kind is not None and not failed
     return Verdict(outcome=outcome, error=error, message=words, final=final)
 
@@ -168,13 +168,13 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     if kind in ("expired", "canceled"):
         return Verdict(outcome="again", error=kind, message=WORDS[kind])
     if kind != "errored":
-        words = "the line of the batch tells no result"
+        words = "the batch's line for this row has no result"
         return Verdict(outcome="again", error="invalid_response", message=words, unseen=True)
     api_type, words, code = _error(dig(dict, result, "error") or {})
     passing = code if code in ERRORS.passing_codes else None
     error = _account_trouble(api_type, words, code) or passing or api_type or "invalid_response"
     outcome = "stop" if error in STOPPING_ERRORS else "failed" if error in ERRORS.failing_errors else "again"
-    words = words or "The API tells no more than the kind of the error."
+    words = words or "The API gave only the type of the error."
     return Verdict(outcome=outcome, error=error, message=words, final=outcome == "failed")
 
 

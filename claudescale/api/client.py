@@ -428,7 +428,7 @@ async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> L
 def unasked(answer: Answer, subject: str) -> PlanError:
     """Return the error that says why a free call has no answer."""
     why = verdict(answer)
-    msg = f"The API cannot be asked for its {subject} ({why.error}): {why.message or 'no reason given'}."
+    msg = f"Could not get the {subject} from the API ({why.error}): {why.message or 'no reason given'}."
     return PlanError(f"{msg} Nothing was paid.")
 
 
@@ -570,7 +570,7 @@ def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
     used = http._state.name != "UNOPENED"  # noqa: SLF001 - there is no public name
     flaw = "is closed" if http.is_closed else ""
     if used and not flaw and (home() is not here if home else loops.is_background(here)):
-        flaw = "has been used on another event loop, and works on one only"
+        flaw = "was used on another event loop, and works on only one"
     if flaw:
         raise PlanError(_SAID["http_client"].format(flaw=flaw))
     _homes[http] = weakref.ref(here)
@@ -604,8 +604,8 @@ def connect(
 ) -> AsyncAnthropic:
     """Return a client of the Claude API, or of a simulator where the SDK finds no key. One line says which.
 
-    It uses the SDK's aiohttp transport (a third of the processor time of the default one). A run works on a
-    copy that never retries, as it decides that in one place.
+    It uses the SDK's aiohttp transport, which takes a third of the processor time of the default one. A run
+    works on a copy without the SDK's retries, because it retries by itself.
 
     Spends: nothing.
 
@@ -619,14 +619,14 @@ def connect(
     simulate : bool, optional
         True starts a simulator even if there is a key; False never does.
     **simulator
-        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They say what it is like
-        if one is started; with a key they change nothing, so that the same cell works with and without.
-        It runs at ``speed=10`` unless told otherwise.
+        For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They configure the
+        simulator if one is started. With a key they are ignored, and the same cell works with and without a
+        key. The default is ``speed=10``.
 
     Raises
     ------
     PlanError
-        The key or the address cannot work, or a profile is broken.
+        The key or the address is not usable, or a profile is broken.
     """
     import anthropic  # noqa: PLC0415 - slow to import
 

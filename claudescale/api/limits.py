@@ -73,15 +73,15 @@ class Limits:
     count_tokens_per_minute : float, optional
         Calls that count tokens.
     spend_dollars_per_month : float, optional
-        What the account may spend in a month; then the API turns every call down.
+        What the account may spend in a month. After that the API rejects every call.
     burst_seconds : float, optional
-        So many seconds' worth of each limit may be taken at once; None where that is not known.
+        How many seconds' worth of each limit may be used at once. None if that is not known.
     source : str
         Where the figures come from.
     checked : date or datetime, optional
-        When that was so.
+        When they were checked.
     note : str
-        Why nothing better is known, where that is so.
+        Why nothing better is known, if so.
 
     Notes
     -----

@@ -42,18 +42,18 @@ class Model:
     id : str
         As the API, or the gateway, takes it.
     like : str
-        The model of the catalog that stands for all else: tokenizer, thinking, efforts, cache, and which of a
-        tier's limits count.
+        The catalog model to copy everything else from: tokenizer, thinking, efforts, cache, and which of a
+        tier's limits apply.
     input_dollars, output_dollars : float, optional
-        Dollars per million tokens. The cache and batches have the API's usual multiples of them: 1.25 and 2
-        times for cache writes, a tenth for reads, half in batches.
+        Dollars per million tokens. Cache and batches cost the API's usual multiples: 1.25 and 2 times
+        for cache writes, a tenth for reads, half in batches.
     context_tokens, max_tokens : int, optional
         The longest request, and the longest reply.
 
     Raises
     ------
     PlanError
-        Something of it cannot be, and what to type instead.
+        A value is not possible. The message says what to type.
 
     Notes
     -----
@@ -160,7 +160,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     Raises
     ------
     PlanError
-        The Models API cannot be asked: what it says.
+        The Models API did not answer. The message says why.
 
     Examples
     --------

@@ -1,8 +1,7 @@
-"""What the calls of a plan take: guessed, counted by the API, which is free, or measured by a pilot."""
+"""What a call of a plan takes: guessed, counted by the API, or measured by a pilot."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -14,24 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from claudescale.api import catalog, prices
-from claudescale.api.answers import read_object
-from claudescale.api.client import Wire, unasked
-from claudescale.errors import PlanError
+from claudescale.api import prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from anthropic import AsyncAnthropic
-
-    from claudescale.prompts.requests import Prompt, Work
+    from claudescale.prompts.requests import Prompt
 
 P90 = 0.9
 Z = NormalDist().inv_cdf(P90)  # standard deviations from the median to the 90th percentile
+_MOST_DOUBT = 1.5  # in logarithms: a pilot of two rows, or of rows unlike the others, says no more
 _FEWEST_FOR_A_LINE = 10
 _SURE_TREND = 3.0  # so many standard errors from zero is a trend
 _SAME_LENGTH = 1e-9
-_AT_ONCE = 8
 
 
 class Line(NamedTuple):
@@ -66,7 +60,7 @@ class Line(NamedTuple):
             part += 3 * ((estimated_tokens - self.center) / self.spread) ** 2 / (self.calls - 1)
         wide = math.log1p((self.deviation / self.mean) ** 2)
         student = Z * (1 + (Z**2 + 1) / (4 * (self.calls - 1)))  # its quantile, by the first term
-        return math.expm1(student * math.sqrt(part * (wide + 3 * wide**2)))
+        return math.expm1(min(student * math.sqrt(part * (wide + 3 * wide**2)), _MOST_DOUBT))
 
     def slow(self, requests: float) -> Line:
         """Return the line at its 90th percentiles: few calls seldom have the longest."""
@@ -120,8 +114,8 @@ class Measured:
         """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
         reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
         if self.calls:
-            cache = f", cache found by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
-            again = f", {self.error_rate:.1%} of calls sent again" if self.error_rate else ""
+            cache = f", cache hit by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
+            again = f", {self.error_rate:.1%} of calls retried" if self.error_rate else ""
             return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
         counted = self.input.calls
         known = f"input counted on {counted:,} requests" if counted else "estimated from characters"
@@ -139,6 +133,14 @@ class Measured:
         """The part by which the mean of many calls may be off: one standard deviation."""
         return (self.more - 1) / Z
 
+    def after(self, calls: int, seconds: float) -> Measured:
+        """Return what calls take by so many of the run itself, of so many seconds in the mean."""
+        calls = max(calls, self.calls)
+        input_, output, latency = (
+            line._replace(calls=calls) for line in (self.input, self.output, self.latency)
+        )
+        return replace(self, input=input_, output=output, latency=latency._replace(mean=seconds))
+
     def elsewhere(self, before: Measured, after: Measured, *, same_model: bool) -> Measured:
         """Return what calls take with another cache or model: its replies are as long."""
         # Another model thinks more by default, or cannot write as much.
@@ -149,13 +151,11 @@ class Measured:
         if same_model:
             return known
         seconds = after.seconds * mean / after.output_tokens
-        return replace(
-            known,
-            input=known.input._replace(calls=0),
-            output=known.output._replace(calls=0),
-            latency=known.latency._replace(calls=0, mean=seconds, slope=0.0),
-            billed_ratio=1.0,
+        input_, output, latency = (
+            line._replace(calls=0) for line in (known.input, known.output, known.latency)
         )
+        latency = latency._replace(mean=seconds, slope=0.0)
+        return replace(known, input=input_, output=output, latency=latency, billed_ratio=1.0)
 
 
 # --------------------------------------------------------------------- a guess, before anything is known
@@ -268,7 +268,7 @@ def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, requests: int) -> Meas
         output=output,
         latency=line(live, "seconds", requests) if live.height else _usual_seconds(output.mean),
         cached_tokens=cached_tokens,
-        cache_hit_share=min(live_hits / (live.height - 1), 1.0) if cached_tokens and live.height > 1 else 1.0,
+        cache_hit_share=live_hits / (live.height - 1) if cached_tokens and live.height > 1 else 1.0,
         batch_hit_share=batch_hits / batch.height if cached_tokens and batch.height else None,
         error_rate=failed / (tries.height or 1),
         lost_rate=tries["status"].null_count() / (tries.height or 1),
@@ -301,30 +301,3 @@ def line(calls: pl.DataFrame, figure: str, requests: int, *, rises: bool = False
     deviation = _number(rest.std()) * math.sqrt(max(n - 1, 1) / freedom)
     guessed = (_AS_ESTIMATED if rises else _NOTHING).guessed
     return Line(mean, slope, deviation, n, requests, center, spread, guessed)
-
-
-async def counted(client: AsyncAnthropic, work: Work, model: catalog.Model, requests: int) -> Line:
-    """Return what the input of calls takes, that of some counted by the API, which is free."""
-    estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_AT_ONCE)
-    if estimated.is_empty():
-        msg = "The plan has no row to count: every row has a null in the prompt's columns."
-        raise PlanError(msg)
-
-    async def count(body: bytes) -> int:
-        async with slots:
-            answer = await wire.count_tokens(body, patient=True)
-        tokens = read_object(answer.content).get("input_tokens")
-        if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
-            raise unasked(answer, "count of tokens")
-        return tokens
-
-    async with Wire(client) as wire:
-        catalog.callable_model(model, (await wire.api()).clock.now())
-        tasks = [asyncio.ensure_future(count(body)) for body in work.texts.bodies(work.requests["row"])]
-        try:
-            tokens = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-    calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
-    return line(calls, "tokens", requests, rises=True)

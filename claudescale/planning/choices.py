@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
     from claudescale.views.theme import Picture
 
+_TRIED = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
 FIGURES = ("dollars", "dollars_p90", "minutes", "minutes_p90")
 _LONGEST_WORD = 24
 _NO_GAIN = 1.1  # less than so many times faster is nothing to pay for
@@ -95,16 +97,17 @@ def _worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     )
 
 
+@dataclass(frozen=True, repr=False)
 class PlanPlots(Gallery):
     """The pictures of one plan, each an Altair chart; nothing is sent for it."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    plan: Plan
 
     def frontier(self, **lists: Iterable[Any]) -> Picture:
-        """Return dollars against time, a point per choice; those that nothing beats in both are joined.
+        """Return dollars against time, a point per choice.
 
-        The time of a batch is drawn as it is known: from the usual hour to the day after which it expires.
+        Those that nothing beats in both are joined. The time of a batch is drawn as it is known: from the
+        usual hour to the day after which it expires.
         Choices of the same price and time are one point.
 
         Spends: nothing.
@@ -117,13 +120,13 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan = self._plan
+        plan = self.plan
         deadline, budget = plan.deadline, plan.budget
         points = self._points(lists or self._usual())
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
-        """Return how long the plan takes on each tier in its mode, and what limits it there.
+        """Return how long the plan takes on each tier, and what limits it there.
 
         Spends: nothing.
 
@@ -134,7 +137,7 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan, own = self._plan, shown("tier", self._plan.tier)
+        plan, own = self.plan, shown("tier", self.plan.tier)
         mode: Any = plan.compiled.likely_mode
         table = plan.compare(tier=self._tiers() if tier is None else tier, mode=[mode])
         notes = [
@@ -145,7 +148,7 @@ class PlanPlots(Gallery):
         return plan_charts.minutes(table, own=own, mode=mode, deadline_minutes=plan.deadline)
 
     def savings(self, model: str | Iterable[str] = ()) -> Picture:
-        """Return what the rows would cost plainly, what each strategy saves of it, what the plan costs.
+        """Return what each strategy saves of the plain price, down to the plan's.
 
         Spends: nothing.
 
@@ -156,7 +159,7 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan, mode = self._plan, self._plan.compiled.likely_mode
+        plan, mode = self.plan, self.plan.compiled.likely_mode
         return plan_charts.savings(
             self._saved(model),
             model=plan.compiled.model.id,
@@ -164,7 +167,7 @@ class PlanPlots(Gallery):
         )
 
     def concurrency(self, runs: Iterable[Run] | pl.DataFrame = ()) -> Picture:
-        """Return what a minute gets done by the calls in flight, with the runs that tried it as points.
+        """Return requests per minute by calls in flight, and what runs have measured.
 
         Spends: nothing.
 
@@ -176,28 +179,24 @@ class PlanPlots(Gallery):
         """
         from claudescale.views import plan_charts
 
-        plan, tried = self._plan.compiled, []
-        own = runs if isinstance(runs, pl.DataFrame) else None
-        for run in () if isinstance(runs, pl.DataFrame) else runs:
-            counts, minutes, given = run.counts, run.minutes or float("inf"), run.plan.concurrency
-            flight = float(given or float(run.attempts["seconds"].sum()) / 60 / minutes)
-            done = (counts.requests - counts.refused) / minutes
-            tried.append((flight, done, counts.refused))
+        plan = self.plan.compiled
+        if not isinstance(runs, pl.DataFrame):
+            runs = pl.DataFrame([_tried(run) for run in runs], schema=_TRIED, orient="row")
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
-        limits = zip(plan.limits.shared(self._plan.share).per_minute, used, BUCKETS, strict=True)
+        limits = zip(plan.limits.shared(self.plan.share).per_minute, used, BUCKETS, strict=True)
         most, binding = min((limit / size, name) for limit, size, name in limits if size)
         return plan_charts.concurrency(
             seconds=plan.expected.seconds,
             requests_per_minute=most,
             binding=binding,
-            runs=pl.DataFrame(tried, schema=plan_charts.RUNS, orient="row") if own is None else own,
+            runs=runs,
         )
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
         """Return what each strategy saves as `prices.SAVINGS`, read downward like `Run.savings`."""
-        plan, own = self._plan, self._plan.compiled.model.id
+        plan, own = self.plan, self.plan.compiled.model.id
         models = [model] if isinstance(model, str) else list(model)
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
         plain = plain.with_columns(without=pl.col("dollars") + pl.col("dollars_saved"))
@@ -221,13 +220,11 @@ class PlanPlots(Gallery):
 
     def _models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
         """Return the plan's model and the current one of every other line that could take its place."""
-        plan, tiers = self._plan, list(tiers)
+        plan, tiers = self.plan, list(tiers)
         models: dict[str, Any] = {plan.compiled.model.line: plan.model}
         for model in catalog.MODELS.values():
-            is_going = catalog.lifecycle(model) in {
-                "deprecated",
-                "retired",
-            }  # a legacy one may be all that will do
+            # A legacy one may be all that will do.
+            is_going = catalog.lifecycle(model) in {"deprecated", "retired"}
             if model.line in models or is_going or model.verified_only:
                 continue
             with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
@@ -239,19 +236,19 @@ class PlanPlots(Gallery):
 
     def _tiers(self) -> list[str | int | Limits]:
         """Return the plan's tier and those of its family with published limits."""
-        own, names = self._plan.tier, family(self._plan.tier, self._plan.compiled.model.rate_group)
+        own, names = self.plan.tier, family(self.plan.tier, self.plan.compiled.model.rate_group)
         return [own, *names] if isinstance(own, Limits) else [*names]
 
     def _usual(self) -> dict[str, list[Any]]:
         """Return the choices one has before a run: current models of other lines, tiers next to this one."""
-        own, tiers = self._plan.tier, self._tiers()
+        own, tiers = self.plan.tier, self._tiers()
         place = tiers.index(shown("tier", own)) if shown("tier", own) in tiers else 0
         near = [own] if isinstance(own, Limits) else tiers[max(place - 1, 0) : place + 2]
         return {"model": self._models(near), "tier": near}
 
     def _points(self, lists: dict[str, Any]) -> pl.DataFrame:
         """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
-        plan, names = self._plan, [name for name in lists if name != "mode"]
+        plan, names = self.plan, [name for name in lists if name != "mode"]
         own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
         key = [*names, "mode"]
         words = pl.col(names).cast(pl.String).fill_null("None").replace(["true", "false"], ["True", "False"])
@@ -286,6 +283,13 @@ class PlanPlots(Gallery):
             groups.append(" ".join(_word(name, row[name]) for name in colored))
         binding = pl.col("binding").str.replace_all("_", " ")
         return points.with_columns(binding, choice=pl.Series(labels), group=pl.Series(groups))
+
+
+def _tried(run: Run) -> tuple[float, float, int]:
+    """Return the calls in flight of a run, what a minute got done, and how many were refused."""
+    counts, minutes = run.counts, run.minutes or float("inf")
+    flight = run.plan.concurrency or float(run.attempts["seconds"].sum()) / 60 / minutes
+    return float(flight), (counts.requests - counts.refused) / minutes, counts.refused
 
 
 def _word(name: str, value: str) -> str:

@@ -13,7 +13,7 @@ import polars as pl
 
 from claudescale.api import catalog, prices
 from claudescale.api.limits import BUCKETS
-from claudescale.errors import ImpossibleBudget, ImpossibleDeadline
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, refuse
 from claudescale.pacing.concurrency import FIRST_CONCURRENCY, MOST_CONCURRENCY
 from claudescale.pacing.pacer import RATE_MARGIN
 from claudescale.planning.calibration import P90, Measured, guess
@@ -42,7 +42,7 @@ SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
-"""The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
+"""The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # what is less when a part is left
@@ -153,6 +153,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     part = sums["batch"] / sums["live"] if sums["live"] else 0.0
     batch_more = math.hypot(more * part, (most_missed - missed) * batch_write)
     ratio, rows = expected.billed_ratio, int(sizes["rows"].sum())
+    uncached = (sums["input"] - sums["read"]) / count
     return Totals(
         rows=rows,
         unsent=rows - int(sent["rows"].sum()),
@@ -162,9 +163,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         output_tokens=sums["output"],
         input_more=input_more,
         output_more=output_more,
-        input_deviation=math.sqrt(
-            max(sums["squares"] / count - ((sums["input"] - sums["read"]) / count) ** 2, 0.0)
-        ),
+        input_deviation=math.sqrt(max(sums["squares"] / count - uncached**2, 0.0)),
         live_dollars=live_dollars * ratio,
         live_dollars_p90=(live_dollars + more) * ratio,
         batch_dollars=batch_dollars * ratio,
@@ -191,7 +190,7 @@ def options(
     waves = math.ceil(totals.requests / (limits.batch_queue_requests or catalog.BATCH.max_requests))
     # Most batches end within an hour, and one that has not ended after a day expires.
     # Source: Anthropic, *Batch processing* (checked 2026-08-14).
-    batch_minutes = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
+    hour, day = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
     usual, slow = (
         live_finish(
             limits,
@@ -206,23 +205,27 @@ def options(
         )
         for is_slow in (False, True)
     )
-    live = "live", totals.live_dollars, totals.live_dollars_p90, usual.seconds / 60, slow.seconds / 60
-    batch = "batch", totals.batch_dollars, totals.batch_dollars_p90, *batch_minutes
-    rows = [(*live, usual.binding), (*batch, "queue" if waves > 1 else "batch processing")]
+    minutes, most = usual.seconds / 60, slow.seconds / 60
+    live, live_p90, batch = totals.live_dollars, totals.live_dollars_p90, totals.batch_dollars
+    queue = "queue" if waves > 1 else "batch processing"
+    rows = [("live", live, live_p90, minutes, most, usual.binding)]
+    rows += [("batch", batch, totals.batch_dollars_p90, hour, day, queue)]
     if deadline is not None:
         # As a batch if that usually ends before the rest must go live, else at the price of live calls.
-        in_time = batch_minutes[0] <= deadline - slow.seconds / 60 - CANCEL_MINUTES
-        dollars = totals.batch_dollars if in_time else totals.live_dollars
-        minutes = batch_minutes[0] if in_time else deadline
-        rows.append(("hybrid", dollars, totals.live_dollars_p90, minutes, deadline, "deadline"))
+        likely = (
+            (batch, live_p90, hour)
+            if hour <= deadline - most - CANCEL_MINUTES
+            else (live, live_p90, deadline)
+        )
+        rows += [("hybrid", *likely, deadline, "deadline")]
     if not totals.requests:
         rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
     spends = math.inf if limits.spend_dollars_per_month is None else limits.spend_dollars_per_month
-    is_above, binding = pl.col("dollars") > spends, pl.lit(SPEND_LIMIT)
+    binding = pl.when(pl.col("dollars") > spends).then(pl.lit(SPEND_LIMIT)).otherwise("binding")
     return (
         pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row")
         .with_columns(
-            binding=pl.when(is_above).then(binding).otherwise("binding"),
+            binding.alias("binding"),
             dollars_saved=totals.plain_dollars - pl.col("dollars"),
             requests=totals.requests,
             input_tokens=round(totals.input_tokens),
@@ -472,14 +475,13 @@ class Compiled:
         return taken
 
     def _refuse_deadline(self, takes: str, minutes: float, instead: str = "") -> NoReturn:
-        msg = (
+        refuse(
             f"These rows take {takes} ({self.limits.source}), and the deadline is "
             f"{duration(self.plan.deadline or 0.0)}. Allow {instead}"
-            f"deadline={math.ceil(minutes)} (minutes), a higher tier, or fewer rows: plan.head(n)."
+            f"deadline={math.ceil(minutes)} (minutes), a higher tier, or fewer rows: plan.head(n).",
+            ImpossibleDeadline,
         )
-        raise ImpossibleDeadline(msg)
 
     def _refuse_budget(self, cost: str, instead: str) -> NoReturn:
         spends = f"the budget is {dollars(self.plan.budget or 0.0)}{instead} larger budget."
-        msg = f"These rows cost {cost}, and {spends}"
-        raise ImpossibleBudget(msg)
+        refuse(f"These rows cost {cost}, and {spends}", ImpossibleBudget)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack
 
 import polars as pl
 
 from claudescale import text
 from claudescale.api import catalog, limits, prices
-from claudescale.api.client import account_limits
+from claudescale.api.answers import read_object
+from claudescale.api.client import Wire, account_limits, unasked
 from claudescale.api.limits import Learned, Limits
 from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
@@ -52,6 +55,7 @@ _SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_
 """What does not change the tokens of a plan, nor what they cost, but for what was measured."""
 _SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache", "samples"}
 """After a change of these a pilot's measurements still say how long replies are."""
+_COUNTED_AT_ONCE = 8
 _SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
 _SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
@@ -205,13 +209,13 @@ class Plan(Shown):
         price = prices.price(model, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
         most = prices.most_with_tools(price, model, self.max_tokens, charges)
         if most is not None and most > self.budget:
-            msg = (
+            refuse(
                 f"With these tools one row can cost up to {text.dollars(most)} ({charges.turns} turns of the "
                 f"model, each with up to {model.context_tokens:,} input tokens), and the budget is "
                 f"{text.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
-                "'max_uses' with 'allowed_callers': ['direct'], or no budget."
+                "'max_uses' with 'allowed_callers': ['direct'], or no budget.",
+                ImpossibleBudget,
             )
-            raise ImpossibleBudget(msg)
 
     @property
     def options(self) -> pl.DataFrame:
@@ -254,17 +258,11 @@ class Plan(Shown):
                 why = "auto is the cheapest of these that is in time; leave mode out."
                 why = why if mode == AUTO else f"there is {', '.join(map(repr, MODES))}."
                 refuse(f"plan.compare(mode=[{mode!r}]): {why}")
-        _ = self.compiled.totals  # read once, for all combinations
-        sending: dict[tuple[int, ...], Plan] = {}  # those that send the same share their totals
+        _ = self.compiled.sizes  # read once, for all combinations
         frames = []
         for values in itertools.product(*tried.values()):
             changes: Any = dict(zip(tried, values, strict=True))
-            paid = {name: value for name, value in changes.items() if name not in _SAME_TOTALS}
-            key = tuple(map(id, paid.values()))
-            if key not in sending:
-                sending[key] = self.replace(**paid)
-                _ = sending[key].compiled.totals
-            other = sending[key].replace(**{name: changes[name] for name in changes.keys() - paid})
+            other = self.replace(**changes)
             options = other.options
             if "tier" in tried:
                 own = other.replace(tier=self.tier).options["minutes"]
@@ -284,10 +282,12 @@ class Plan(Shown):
         """Return the part of the requests of each mode that are taken to read the cache."""
         requests = self.compiled.totals.requests
         live = (requests - 1) / requests if requests and self.compiled.expected.cached_tokens else 0.0
-        shares = {"live": live, "batch": min(live, estimates.BATCH_HIT_SHARE)} | (
-            {} if live else {"hybrid": 0.0}
-        )
-        hits = pl.col("mode").replace_strict(shares, default=None, return_dtype=pl.Float64)
+        shares = {
+            "live": live,
+            "batch": min(live, estimates.BATCH_HIT_SHARE),
+            "hybrid": None if live else 0.0,
+        }
+        hits = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
         return hits.alias(CACHE_HIT_SHARE)
 
     @property
@@ -351,7 +351,7 @@ class Plan(Shown):
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
 
-        Its run has *every* row in its `results`: what was answered is taken over at no cost, wherever the
+        Its run has *every* row in its `results`: what was answered is reused at no cost, wherever the
         ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
         break `returns` among them. Left out is what the same request would meet again: a refusal while the
         request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
@@ -408,7 +408,7 @@ class Plan(Shown):
     def _some(self, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
         if self.samples > 1:
-            refuse("A retry with samples= is of all its rows: head() and sample() are for the plan itself.")
+            refuse("A retry with samples= sends all its rows: use head() and sample() on the plan itself.")
         kept = self._evidence.kept and self._evidence.kept.at(rows)
         return self._with(frame=read(self.frame)[rows], _evidence=self._evidence._replace(kept=kept))
 
@@ -445,8 +445,9 @@ class Plan(Shown):
         for (mode,), calls in each.group_by("mode"):
             of_calls = estimates.total(calls, mine.prompt, known, self.max_tokens)
             estimate += of_calls.live_dollars if mode == "live" else of_calls.batch_dollars
-        if math.isfinite(estimate):
-            known = replace(known, billed_ratio=billed / estimate)
+        ratio = billed / estimate if math.isfinite(estimate) else 1.0
+        # All calls of a pilot may have found what another had written.
+        known = replace(known, billed_ratio=ratio, cache_hit_share=min(known.cache_hit_share, 1.0))
         learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
         if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
             learned = self._evidence.learned
@@ -465,9 +466,29 @@ class Plan(Shown):
         PlanError
             The API would not count: what it says.
         """
-        work = self.sample(n, seed).compiled.work("count")
-        mine = self.compiled
-        counted = await calibration.counted(client, work, mine.model, mine.totals.requests)
+        mine, work = self.compiled, self.sample(n, seed).compiled.work("count")
+        estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_COUNTED_AT_ONCE)
+        if estimated.is_empty():
+            refuse("The plan has no row to count: every row has a null in the prompt's columns.")
+
+        async def count(body: bytes) -> int:
+            async with slots:
+                answer = await wire.count_tokens(body, patient=True)
+            tokens = read_object(answer.content).get("input_tokens")
+            if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
+                raise unasked(answer, "count of tokens")
+            return tokens
+
+        async with Wire(client) as wire:
+            catalog.callable_model(mine.model, (await wire.api()).clock.now())
+            tasks = [asyncio.ensure_future(count(body)) for body in work.texts.bodies(work.requests["row"])]
+            try:
+                tokens = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+        calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
+        counted = calibration.line(calls, "tokens", mine.totals.requests, rises=True)
         known = replace(mine.expected, input=counted)
         return self._with(_evidence=self._evidence._replace(measured=known))
 
@@ -498,11 +519,8 @@ class Plan(Shown):
         ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
         on: Any = None,
-        _watchable: bool = True,
     ) -> Run:
         """Return a run that has been started and is not waited for.
-
-        In a notebook the first one imports what `watch` needs, which takes seconds and would stop its calls.
 
         Spends: tokens.
 
@@ -522,7 +540,7 @@ class Plan(Shown):
 
         if on is not None and self.samples > 1:
             refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
-        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on}
         mode: Any = self.compiled.resolved()
         return Run(self if mode == self.mode else self._with(mode=mode), client, **given)
 
@@ -555,7 +573,7 @@ class Plan(Shown):
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
+        run = self.start(client, ledger=ledger, progress=progress, on=on)
         return await run if wait else await run.submitted()
 
     # how it looks
@@ -570,7 +588,7 @@ class Plan(Shown):
         try:
             totals, options, chosen = compiled.totals, compiled.options, compiled.resolved()
         except PlanError as error:
-            return Card(title=f"Plan that cannot be run: {error}")
+            return Card(title=f"This plan cannot run: {error}")
         saved = totals.rows - totals.unsent - totals.requests
         same = f", {text.plural(saved, 'identical row')} sent once" if saved else ""
         file = " or a file that cannot be read" if compiled.prompt.has_files else ""
@@ -609,7 +627,7 @@ class Plan(Shown):
         compiled, kept = self.compiled, self.compiled.kept
         if kept is not None and kept.keys.count():
             failed = kept.failed
-            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are taken over at no cost."
+            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
                 yield f"Left out, as the same request would fail again: {kinds}."
@@ -617,8 +635,8 @@ class Plan(Shown):
             yield differs
         if compiled.expected.cached_tokens:
             low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are taken to find the cache"
-            yield f"{share}: {low} to {high} are usual."
+            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
+            yield f"{share}: {low} to {high} is usual."
 
     def _gain(self) -> Iterable[str]:
         """Return what the next tier gains."""
@@ -638,7 +656,7 @@ PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.
 
 def _check_names(method: str, given: Iterable[str], there: tuple[str, ...]) -> None:
     if unknown := sorted(set(given) - set(there)):
-        refuse(f"plan.{method}() knows no {unknown[0]!r}. There is: {', '.join(there)}.")
+        refuse(f"plan.{method}() does not take {unknown[0]!r}. There is: {', '.join(there)}.")
 
 
 def _several(name: str, values: object) -> list[Any]:
@@ -682,8 +700,7 @@ def as_frame(frame: object) -> Frame:
     kind = f"{type(frame).__module__.split('.')[0]}.{type(frame).__name__}"
     use = "frame.to_frame()" if isinstance(frame, pl.Series) else "pl.DataFrame({'text': [...]})"
     there = "It can be a Polars frame, a list of texts, or a table of pandas, pyarrow or DuckDB."
-    msg = f"The frame is a {kind}. {there} Use {use}."
-    raise PlanError(msg)
+    return refuse(f"The frame is a {kind}. {there} Use {use}.")
 
 
 def plan(

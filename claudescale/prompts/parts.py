@@ -51,7 +51,7 @@ class Part:
 def image(column: str, *, kind: Kind | None = None) -> Part:
     """Return the part of a prompt that is the image in a column: PNG, JPEG, GIF or WebP.
 
-    Images do best before the text. Tokens are estimated from width and height, which is free.
+    Put images before the text. Tokens are estimated from width and height, for free.
 
     Spends: nothing.
 
@@ -59,10 +59,10 @@ def image(column: str, *, kind: Kind | None = None) -> Part:
     ----------
     column : str
         Of bytes (`pl.Binary`), or of Strings: each the path of a file, or a URL that begins with ``https://``,
-        which Anthropic fetches. A null leaves the row unsent; a file that cannot be read too, and the
+        which Anthropic fetches. A row with a null is not sent, nor is one whose file cannot be read: its
         results say why in `error` and `message`.
     kind : str, optional
-        What the Strings are where it cannot be told: ``"path"``, ``"url"`` or ``"file_id"`` (Files API).
+        What the Strings are, if it cannot be guessed: ``"path"``, ``"url"`` or ``"file_id"`` (Files API).
 
     Examples
     --------
@@ -113,12 +113,12 @@ def source_of(part: Part, value: Any, model: Model, purpose: Purpose) -> Source:
         return Source({"type": "file", "file_id": value}, *unseen)
     if kind == "url":
         if not value.lower().startswith("https://"):
-            raise Unusable(error="url_not_https", message="The API takes URLs that begin with https://.")
+            raise Unusable(error="url_not_https", message="The API takes only URLs that begin with https://.")
         return Source({"type": "url", "url": value}, *unseen)
     try:
         path = Path(value).expanduser()
         if path.exists() and not path.is_file():  # a folder, or a pipe, which may never end
-            raise Unusable(error="file_unreadable", message="It is no file.")
+            raise Unusable(error="file_unreadable", message="It is not a file.")
         with path.open("rb") as file:
             return _read(file, part, model, purpose)
     except FileNotFoundError as error:
@@ -155,17 +155,17 @@ def _measured(file: File, block: str, tokenizer: str) -> tuple[str, float]:
     found = media.media_type(file.read(media.HEAD_BYTES))
     if block == "document":
         if found != media.PDF:
-            raise Unusable(error="file_type_unknown", message="It does not begin as a PDF does.")
+            raise Unusable(error="file_type_unknown", message="It is not a PDF.")
         file.seek(0)
         return found, float(media.pdf_pages(file.read(MEDIA["most_bytes"]))[1])
     if found not in media.IMAGES:
-        hint = " It is a PDF: cs.pdf(...)." if found == media.PDF else ""
-        words = f"It does not begin as a PNG, JPEG, GIF or WebP does.{hint}"
+        hint = " It is a PDF, so use cs.pdf(...)." if found == media.PDF else ""
+        words = f"It is not a PNG, JPEG, GIF or WebP.{hint}"
         raise Unusable(error="file_type_unknown", message=words)
     try:
         width, height = media.pixels(file)
     except (struct.error, IndexError) as error:
-        raise Unusable(error="file_damaged", message="The image ends before it says its size.") from error
+        raise Unusable(error="file_damaged", message="The image ends before its size is given.") from error
     if max(width, height) > MEDIA["most_pixels"]:
         words = f"It has {width:,} x {height:,} pixels, and the API takes {MEDIA['most_pixels']:,} on a side."
         raise Unusable(error="image_too_large", message=words)

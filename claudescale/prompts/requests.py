@@ -40,6 +40,7 @@ FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml"
 SLICE_ROWS = 4_000  # so many rows are rendered at once
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
+FORM_TOKENS = 80.0  # of the prompt that the API adds for `returns`: assumed, as its length is not published
 OUTPUT_COLUMNS = ("reply", "error", "simulated")
 """What the results add to the user's frame, besides the typed columns of ``returns=``: the last one only
 where a simulator answered, before it `message` where files are sent, and `sample` where there are several.
@@ -110,7 +111,8 @@ class Prompt:
 
         Characters are those that the model reads, not those of the body, which has some escaped.
         """
-        return (characters + self.shared_characters) / self.model.characters_per_token + FRAMING_TOKENS
+        added = FRAMING_TOKENS + FORM_TOKENS * (self.returns is not None)
+        return (characters + self.shared_characters) / self.model.characters_per_token + added
 
     def contents(self, frame: pl.DataFrame, stamps: pl.Series | None = None) -> pl.DataFrame:
         """Return the `characters` of each row and its part of the body as JSON, null where it is not sent.
@@ -248,7 +250,7 @@ def _check_sizes(rows: pl.DataFrame, *, has_files: bool) -> None:
     if large.height:
         row, size = large.select("row", "bytes").row(0)
         more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
-        text = "Shorten its text, as in pl.col(...).str.head(100_000)"
+        text = "Shorten its text, for example with pl.col(...).str.head(100_000)"
         refuse(
             f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
             f"{MESSAGE.max_bytes:,}. {'Make its files smaller' if has_files else text}, or leave the row "
@@ -304,7 +306,7 @@ def compile_prompt(
     typed = None if returns is None else compile_returns(returns)
     samples = plain(samples, whole=True)
     if type(samples) is not int or samples < 1:
-        refuse(f"samples={samples!r}: it is how often each row is sent, a whole number from 1 on.")
+        refuse(f"samples={samples!r}: it must be a whole number from 1 on: how often each row is sent.")
     more = {"message": isinstance(text, Parts), "sample": samples > 1}
     own = [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)]
     renamed = _renamed(schema, typed, own)
@@ -312,13 +314,13 @@ def compile_prompt(
     max_tokens = plain(max_tokens, whole=True)
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
-        refuse(f"max_tokens={max_tokens!r}: it is a whole number, and {model.id} writes 1 to {most} tokens.")
+        refuse(f"max_tokens={max_tokens!r}: it must be a whole number. {model.id} writes 1 to {most} tokens.")
     thinking, output = _thinking(model, max_tokens, effort, thinking)
     output |= _output(typed, extra.pop("output_config", {}))
     charges, notes = _charges(extra, typed=typed is not None)
     if renamed:
         pairs = ", ".join(f"{name!r} to {new!r}" for name, new in renamed.items())
-        words = f"The results have columns of these names, so the frame's are renamed there: {pairs}."
+        words = f"The results have columns with these names, so yours are renamed there: {pairs}."
         notes = (words, *notes)
     shared, per_row = (None, None) if system is None else system_of(system, schema)
     turns = _turns(examples, typed)
@@ -366,15 +368,15 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     turns = []
     such_as = "Give pairs of texts: examples=[('Late again', 'complaint'), ...]."
     if not isinstance(examples, list | tuple):
-        refuse(f"examples={examples!r:.60} is no list. {such_as}")
+        refuse(f"examples={examples!r:.60} is not a list. {such_as}")
     for example in examples:
         if not isinstance(example, list | tuple) or len(example) != 2:  # noqa: PLR2004 - user, assistant
-            refuse(f"examples= has {example!r:.60}, which is no pair. {such_as}")
+            refuse(f"examples= has {example!r:.60}, which is not a pair. {such_as}")
         user, reply = example
         reply = typed.example(reply) if typed is not None else reply
         for role, content in (("user", user), ("assistant", reply)):
             if not isinstance(content, str) or not content.strip():
-                refuse(f"examples= has {content!r:.60} for the {role}, which is no text. {such_as}")
+                refuse(f"examples= has {content!r:.60} for the {role}, which is not a text. {such_as}")
             check_unicode("examples=", content)
             turns.append({"role": role, "content": content})
     return turns
@@ -386,13 +388,13 @@ def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[s
     for name in fields:
         if name in own:
             refuse(
-                f"returns= has a field {name!r}, a name the results need for themselves. Rename the field.",
+                f"returns= has a field {name!r}, a name that the results use. Rename the field.",
                 NameTaken,
             )
         if name in schema:
             use = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
             refuse(
-                f"The frame has a column {name!r}, and the results get one of that name. Use {use}.",
+                f"The frame already has a column {name!r}, and returns= adds one. Use {use}.",
                 NameTaken,
             )
     there, renamed = {*schema, *fields}, {}
@@ -411,13 +413,13 @@ def _notes(
     if prefix is not None and minimum is not None and tokens < minimum:
         yield (
             f"The shared prefix is about {tokens:,} tokens (estimated from characters); {model.id} caches "
-            f"from {minimum:,} on, so it will most likely not be cached."
+            f"only from {minimum:,} on, so it will most likely not be cached."
         )
     names = _properties([body.get("tools"), body.get("output_config", {}).get("format")])
     if named := next((name for name in names if name.lower() in FACTS["extracting"]), None):
         yield (
-            f"A returned field called {named!r} can make the model decline (reasoning_extraction), and such "
-            "a refusal is billed. Rename it, for example to 'why'."
+            f"A field called {named!r} can make the model decline (reasoning_extraction), and that "
+            "refusal is billed. Rename it, for example to 'why'."
         )
     if isinstance(text, Parts):
         yield from text.notes(head)
@@ -439,7 +441,7 @@ def _marked(
     if cache is False:
         return {}
     if cache not in (True, "5m", "1h"):
-        refuse(f"cache must be False, True, '5m' or '1h', not {cache!r}.")
+        refuse(f"cache= must be False, True, '5m' or '1h', not {cache!r}.")
     if not is_shared or (system is None and not turns):
         refuse(
             "cache= needs a prefix that all rows share. "
@@ -463,7 +465,7 @@ def _output(typed: Returns | None, given: Mapping[str, Any]) -> dict[str, Any]:
     if "effort" in given:
         refuse("params has an 'effort' in its 'output_config'. Use effort= instead.")
     if typed is not None and "format" in given:
-        refuse("returns= and params['output_config']['format'] both say what the reply looks like. Keep one.")
+        refuse("returns= and params['output_config']['format'] both define the reply. Keep one.")
     return dict(given) | ({"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {})
 
 
@@ -473,18 +475,18 @@ def _output(typed: Returns | None, given: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
     if not isinstance(params, Mapping):
-        refuse(f"params={params!r:.60} is no dict. Write params={{'stop_sequences': ['END']}}.")
+        refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
     given = {name: value for name, value in params.items() if value is not None}
     for name, value in given.items():
         if name in FACTS["refused"]:
             refuse(f"params has {name!r}: {FACTS['refused'][name]}")
         if name not in FACTS["taken"]:
             refuse(
-                f"params has {name!r}, which the API does not know: it would refuse every row."
+                f"params has {name!r}, which the API does not know, so it would refuse every row."
                 f"{nearest(str(name), FACTS['taken'])} There is: {', '.join(FACTS['taken'])}."
             )
         if not _FITS.get(name, lambda _: True)(value):
-            refuse(f"params has {name}={value!r:.60}: it is {FACTS['values'][name]}.")
+            refuse(f"params has {name}={value!r:.60}: it must be {FACTS['values'][name]}.")
     try:
         check_unicode("params", as_json(given))
     except TypeError as error:
@@ -525,14 +527,14 @@ def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str,
     if called:
         if typed:
             name = called[0].get("name")
-            refuse(f"returns= and the tool {name!r} both say what the reply looks like. Keep one.")
+            refuse(f"returns= and the tool {name!r} both define the reply. Keep one.")
         extra["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
         return charges, ()
     if own and choice.get("type") != "none":
         name = own[0].get("name")
         refuse(
-            f"params has the tool {name!r}, and a row has nobody to run it. Use returns= to get replies in a "
-            "certain form. Or make the model call it, and its input is the reply: "
+            f"params has the tool {name!r}, and nothing runs tools for a row. To get replies in a certain "
+            "form, use returns=. Or force the call, and its input becomes the reply: "
             f"'tool_choice': {{'type': 'tool', 'name': {name!r}}}."
         )
     if not served:
@@ -548,8 +550,8 @@ def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str,
     turns = CHARGES.server_tool_turns
     if None not in uses and direct:
         turns = min(sum(uses) + 1, turns)
-    fee = "Each web search has a fee, and one a row is assumed. " if searches else ""
-    note = f"{fee}What web tools find is paid for as input. A pilot shows how much that is."
+    fee = "Each web search has a fee, and the estimate assumes one per row. " if searches else ""
+    note = f"{fee}What web tools find is billed as input. A pilot shows how much that is."
     return charges._replace(searches=None if None in searches else sum(searches), turns=turns), (note,)
 
 
@@ -557,7 +559,7 @@ def _check_served(kind: str, tool: Mapping[str, Any]) -> None:
     """Refuse a tool of the API whose cost is not known, before a row or after it."""
     known: dict[str, str] = FACTS["server_tools"]
     if kind not in known:
-        unknown = f"is not known here, so what it costs is not either.{nearest(kind, known)}"
+        unknown = f"is not known here, and neither is its cost.{nearest(kind, known)}"
         refused = FACTS["refused_tools"].items()
         why = next((why for start, why in refused if kind.startswith(start)), unknown)
         refuse(f"the tool {kind!r} {why} There is: {', '.join(known)}.")
@@ -693,8 +695,8 @@ class Kept(NamedTuple):
         error = replies["error"]
         if _form(returns) != _form(before.returns) and error.null_count():
             refuse(
-                "plan.retry(run, returns=...): the replies of the run have another form, so they cannot "
-                "stand beside new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
+                "plan.retry(run, returns=...): the run's replies have another form and cannot be mixed "
+                "with new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
             )
         fits = error.is_null()
         if returns is not None:
@@ -816,7 +818,7 @@ def schema_of(frame: Frame) -> pl.Schema:
 
 def unreadable(error: Exception) -> PlanError:
     """Return what is wrong with a LazyFrame that fails; its own message may quote data, so it is linked."""
-    msg = f"The frame cannot be read: {type(error).__name__}. See what it says with frame.collect()."
+    msg = f"The frame cannot be read: {type(error).__name__}. frame.collect() shows the whole message."
     return PlanError(msg)
 
 

@@ -39,8 +39,8 @@ _SCALARS: dict[str, pl.DataType] = {
 }
 _TEMPORAL: dict[str, pl.DataType] = {"date": pl.Date(), "time": pl.Time(), "duration": pl.Duration("us")}
 _NO_COLUMN = {
-    "object": "is a dict with free keys. Give it named fields: a nested model.",
-    "array": "is a list without one type of item. Write list[str], or a list of a nested model.",
+    "object": "is a dict with free keys. Give it named fields, as in a nested model.",
+    "array": "is a list of items without a type. Write list[str], or a list of a nested model.",
     "null": "can only be null.",
 }
 _CORES: dict[type[pl.DataType], str] = {
@@ -132,7 +132,7 @@ def _dtype_given(given: Any, path: str) -> tuple[pl.DataType, bool]:
         return pl.Schema({"field": given})["field"], nullable
     except TypeError:
         write = _COMPLETE.get(getattr(given, "__name__", ""), "one, such as pl.String")
-        refuse(path, f"is {given!r:.60}, which is no complete Polars type. Write {write}.")
+        refuse(path, f"is {given!r:.60}, which is not a complete Polars type. Write {write}.")
 
 
 def _core(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
@@ -160,7 +160,7 @@ def _core(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one for eac
         item = _core(instance(dtype.inner), f"{path}[]")
         size = dtype.size if isinstance(dtype, pl.Array) else None
         return core_schema.list_schema(item, min_length=size, max_length=size)
-    refuse(path, f"is {dtype!r}, for which there is no JSON. For free text: pl.String.")
+    refuse(path, f"is {dtype!r}, which JSON cannot hold. For free text use pl.String.")
 
 
 # ---------------------------------------------------------------------------------- pydantic models
@@ -191,7 +191,7 @@ def of_model(model: Any) -> Typed:
         refuse(path, "has an ImportString: a reply must not choose what is imported. Use str.")
     tree = _resolved(named, named.get("$defs", {}), ())
     if tree.get("type") != "object" or not tree.get("properties"):
-        refuse(path, "has no named fields, so there would be no columns. Give it a field.")
+        refuse(path, "has no named fields, so it would make no columns. Give it a field.")
     columns = {name: _dtype(node, f"field {name!r}") for name, node in tree["properties"].items()}
     schema = _wire(wire)
     _check_names(model, schema, path)
@@ -289,7 +289,7 @@ def _dtype(node: Json, path: str) -> pl.DataType:  # noqa: PLR0911  # one for ea
     if options and {option.get("type") for option in options} == {"integer", "number"}:
         return pl.Float64()
     if options:
-        refuse(path, "may be of several types, and a column has one. Choose one, or str.")
+        refuse(path, "may have several types, and a column has one. Choose one, or str.")
     if "const" in node or "enum" in node:
         return _dtype_of_labels([node["const"]] if "const" in node else node["enum"], path)
     if why := _UNREADABLE.get(format_) or _UNREADABLE.get(str(node.get("contentMediaType"))):
@@ -300,7 +300,7 @@ def _dtype(node: Json, path: str) -> pl.DataType:  # noqa: PLR0911  # one for ea
         return pl.List(_dtype(node["items"], f"{path}[]"))
     if kind == "object" and node.get("properties"):
         return pl.Struct({name: _dtype(part, f"{path}.{name}") for name, part in node["properties"].items()})
-    refuse(path, _NO_COLUMN.get(kind, "has no one type. Give it one, such as str."))
+    refuse(path, _NO_COLUMN.get(kind, "has no type. Give it one, such as str."))
 
 
 def _dtype_of_labels(labels: Sequence[object], path: str) -> pl.DataType:
@@ -322,7 +322,7 @@ def _wire(schema: Json) -> Json:
     most, most_unions = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
     such = "such fields in a schema"
     if optional > most:
-        may = f"may be left out, and the API takes {most} {such}. Take away the default of some."
+        may = f"may be left out, and the API takes {most} {such}. Remove the default of some."
         refuse(f"{optional} fields", may)
     if unions > most_unions:
         may = f"may be null or of several types, and the API takes {most_unions} {such}. For some, let an "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,14 +15,14 @@ from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest,
 from claudescale.prompts.parts import Part, Purpose, Source, Unusable, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from claudescale.api.catalog import Model
 
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _IDENTIFIER = re.compile(r"\{\{([^\W\d]\w*)\}\}|\{([^\W\d]\w*)\}")
 _SHOWN_COLUMNS = 20
-_DOUBLED = "For a brace that is text, such as in JSON, write it twice: {{ and }}."
+_DOUBLED = "To write a brace as text, as in JSON, double it: {{ and }}."
 
 
 MESSAGES = pl.Schema(
@@ -45,7 +46,7 @@ def check_unicode(what: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         refuse(
-            f"{what} has half a character (a lone surrogate) at position {error.start}. Mend it with "
+            f"{what} has half a character (a lone surrogate) at position {error.start}. Fix it with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         )
 
@@ -68,15 +69,15 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
         return Text(content, content.str.len_chars(), None)
     if not isinstance(prompt, str):
         refuse(
-            f"The prompt is a {type(prompt).__name__}. Give a template such as 'Name the topic: {{text}}', "
-            "or a Polars expression such as pl.col('text').",
+            f"The prompt is of type {type(prompt).__name__}. Give a template such as 'Name the topic: "
+            "{text}', or a Polars expression such as pl.col('text').",
             BadTemplate,
         )
     check_unicode("The prompt", prompt)
-    parts = list(_parts(prompt, schema))
+    parts = _parts(prompt, _BRACES, lambda brace: _field(brace, schema))
     if not constant and not any(is_column for _, is_column in parts):
         refuse(
-            "The prompt names no column, so it would be the same for every row. "
+            "The prompt names no column, so every row would get the same text. "
             f"Name one in braces, as in 'Name the topic: {{{next(iter(schema), 'text')}}}'.",
             BadTemplate,
         )
@@ -97,58 +98,56 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
     Other braces stay as they are, as in JSON; ``{{identifier}}`` is that identifier in braces.
     """
     if not isinstance(system, str) or not system.strip():
-        why = f"system= must be a text that says something, not {system!r:.40}."
-        refuse(f"{why} Leave it out if there is none.")
+        why = f"system= must be a non-empty text, not {system!r:.40}."
+        refuse(f"{why} Leave it out if you need none.")
     check_unicode("system=", system)
-    parts, end = [], 0
-    for found in _IDENTIFIER.finditer(system):
+
+    def piece(found: re.Match[str]) -> tuple[str, bool]:
         literal, name = found.groups()
         if name and name not in schema:
             refuse(
                 f"system= has {{{name}}}, and the frame has no column {name!r}.{nearest(name, schema)} "
-                f"Braces that are text are written twice: {{{{{name}}}}}.",
+                f"To write braces as text, double them: {{{{{name}}}}}.",
                 UnknownColumn,
             )
-        parts += [(system[end : found.start()], False), (name, True) if name else (f"{{{literal}}}", False)]
-        end = found.end()
-    parts.append((system[end:], False))
+        return (name, True) if name else (f"{{{literal}}}", False)
+
+    parts = _parts(system, _IDENTIFIER, piece)
     if any(is_column for _, is_column in parts):
-        return None, _joined([part for part in parts if part[0]], schema)
+        return None, _joined(parts, schema)
     return "".join(text for text, _ in parts), None
 
 
-def _parts(template: str, schema: pl.Schema) -> Iterator[tuple[str, bool]]:
-    """Yield the template as texts (False) and names of columns (True)."""
-    text, end = "", 0
-    for brace in _BRACES.finditer(template):
-        text, end = text + template[end : brace.start()], brace.end()
-        if brace[0] in ("{{", "}}"):
-            text += brace[0][0]
-            continue
-        _check_field(brace, schema)
-        if text:
-            yield text, False
-        yield brace[1], True
-        text = ""
-    if text := text + template[end:]:
-        yield text, False
+def _parts(
+    template: str, braces: re.Pattern[str], piece: Callable[[re.Match[str]], tuple[str, bool]]
+) -> list[tuple[str, bool]]:
+    """Return a template as texts (False) and names of columns (True), given what braces in it are."""
+    parts, end = [], 0
+    for found in braces.finditer(template):
+        parts += [(template[end : found.start()], False), piece(found)]
+        end = found.end()
+    parts.append((template[end:], False))
+    return [part for part in parts if part != ("", False)]
 
 
-def _check_field(brace: re.Match[str], schema: pl.Schema) -> None:
+def _field(brace: re.Match[str], schema: pl.Schema) -> tuple[str, bool]:
+    """Return what a brace of a prompt is: text where it is doubled, else the name of a column."""
     name = brace[1]
+    if brace[0] in ("{{", "}}"):
+        return brace[0][0], False
     if name in schema:
-        return
+        return name, True
     line = brace.string.count("\n", 0, brace.start()) + 1
     place = f"at character {brace.start() - brace.string.rfind(chr(10), 0, brace.start())} of line {line}"
     if name is None:
         refuse(f"The prompt has a single {brace[0]!r} {place}. {_DOUBLED}", BadTemplate)
     if not name.strip() or any(sign in name for sign in "\"'\n"):
-        refuse(f"The prompt has braces {place} with no name of a column in them. {_DOUBLED}", BadTemplate)
+        refuse(f"The prompt has braces {place} with no column name in them. {_DOUBLED}", BadTemplate)
     column = re.split(r"[.\[!:]", name, maxsplit=1)[0]
     if column in schema:
         refuse(
-            f"The prompt has {{{name}}} {place}: only names of columns stand in braces, no attributes and no "
-            f"formats. Make a column first, as in frame.with_columns(shown=pl.col({column!r})...), and write "
+            f"The prompt has {{{name}}} {place}: braces hold names of columns, no attributes and no "
+            f"formats. Make a column first: frame.with_columns(shown=pl.col({column!r})...). Then write "
             "{shown}.",
             BadTemplate,
         )
@@ -173,13 +172,18 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
         missing = [name for name in prompt.meta.root_names() if name not in schema]
         raise no_such_column(missing, schema) from error
     except pl.exceptions.PolarsError as error:
-        msg = f"The prompt's expression does not fit the frame: {str(error).splitlines()[0]}"
-        raise BadTemplate(msg) from error
+        refuse(f"The prompt's expression does not fit the frame: {str(error).splitlines()[0]}", BadTemplate)
     if len(dtypes) != 1 or not isinstance(dtypes[0], (pl.String, pl.Enum, pl.Categorical)):
         given = ", ".join(map(str, dtypes)) or "nothing"
-        msg = f"The prompt's expression gives {given}, and one String per row is needed. "
-        raise BadTemplate(msg + "Cast it with .cast(pl.String), or put it into pl.format('... {}', ...).")
-    if prompt.meta.root_names() and _height(nulls, prompt) not in (nulls.height, None):
+        refuse(
+            f"The prompt's expression gives {given}, and one String per row is needed. Cast it with "
+            ".cast(pl.String), or put it into pl.format('... {}', ...).",
+            BadTemplate,
+        )
+    height = nulls.height
+    with suppress(Exception):  # a function of the user's that takes no nulls: the real rows will show
+        height = nulls.select(prompt).height
+    if prompt.meta.root_names() and height != nulls.height:
         refuse(
             "The prompt's expression gives one text for the whole frame, or drops rows; one per row is "
             "needed. Do that before: frame.filter(...), frame.with_columns(...).",
@@ -188,21 +192,12 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
     return prompt
 
 
-def _height(nulls: pl.DataFrame, prompt: pl.Expr) -> int | None:
-    try:
-        return nulls.select(prompt).height
-    except Exception:  # noqa: BLE001  # a function of the user's that takes no nulls: the real rows will tell
-        return None
-
-
 def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     """Return a column as text for a reader, null where it is null."""
     for leaf in _leaves(dtype):
         if leaf.is_nested() or isinstance(leaf, (pl.Binary, pl.Object, pl.Unknown)):
             hint = f": frame.with_columns(pl.col({name!r}).cast(pl.String))." if leaf == pl.Binary else "."
-            msg = (
-                f"The column {name!r} has {leaf!r} in it, which is no text. Make text of it with Polars first"
-            )
+            msg = f"The column {name!r} contains {leaf!r}, which is not text. Convert it with Polars first"
             raise BadTemplate(msg + hint)
     # pl.col would read a name such as "*" or "^a.*$" as a pattern.
     column = polars.selectors.by_name(name).as_expr()
@@ -256,13 +251,13 @@ class Parts:
                 columns.append(piece.column)
             else:
                 refuse(
-                    f"The prompt is a list with a {type(piece).__name__} in it. Give a template such as "
+                    f"The prompt is a list that contains a {type(piece).__name__}. Give a template such as "
                     "'Name the topic: {text}', or a list of parts: [cs.image('photo'), 'What is broken?'].",
                     BadTemplate,
                 )
         if not columns:
             refuse(
-                "The prompt's list names no column. Give such as [cs.image('photo'), 'What is broken?'].",
+                "The prompt's list names no column. Try [cs.image('photo'), 'What is broken?'].",
                 BadTemplate,
             )
         return cls(tuple(pieces), tuple(dict.fromkeys(columns)), model)
@@ -274,7 +269,7 @@ class Parts:
                 cells = pl.Series([]) if head is None else head[piece.column]
                 linked = cells.dtype == pl.String and cells.str.starts_with("https://").any()
                 if linked or piece.kind in {"url", "file_id"}:
-                    yield f"The files of {piece.column!r} were not seen, so their tokens are assumed."
+                    yield f"The files of {piece.column!r} were not read, so their tokens are assumed."
 
     @property
     def content(self) -> pl.Expr:
@@ -309,8 +304,8 @@ class Parts:
         if purpose != "send" or stamps is None:
             return found
         if not found["stamp"].equals(stamps):
-            msg = "A file has changed, or is gone, since the run began, so its row is another one now. "
-            msg += "What is paid for is kept: run the same cell again."
+            msg = "A file has changed or is gone since the run began, so its row is a different one now. "
+            msg += "Everything paid for is kept. Run the same cell again."
             raise FileChanged(msg)
         whole = [_filled(row[1], sources) for row, sources in rows]
         return found.with_columns(pl.Series("content", whole, pl.String))

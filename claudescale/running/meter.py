@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter, deque
-from dataclasses import replace
 from http import HTTPStatus
 from itertools import zip_longest
 from operator import add
@@ -290,10 +289,7 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
     if meter.replies >= ENOUGH_REPLIES and sent_tokens > 0:
         input_tokens = tokens * meter.reply_input_tokens / sent_tokens
         output_tokens = meter.reply_output_tokens / meter.replies
-        seconds = meter.reply_seconds / meter.replies
-        latency = expected.latency._replace(mean=seconds)
-        output = expected.output._replace(calls=max(meter.replies, expected.calls))
-        expected = replace(expected, latency=latency, output=output)
+        expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
         if pacer.in_flight >= pacer.window:  # it is what holds the run back
             concurrency = concurrency or pacer.window
     usual, slow = (

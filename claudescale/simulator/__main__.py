@@ -74,12 +74,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def address(simulator: Simulator, host: str) -> str:
     """Return where others reach the simulator."""
-    if host != EVERYWHERE:
-        return simulator.url
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-        out.connect(("192.0.2.1", 9))  # an address of nobody, to which nothing is sent
-        host = out.getsockname()[0]
-    return simulator.url.replace("127.0.0.1", host)
+        if host == EVERYWHERE:
+            out.connect(("192.0.2.1", 9))  # an address of nobody, to which nothing is sent
+            return simulator.url.replace("127.0.0.1", out.getsockname()[0])
+    return simulator.url
 
 
 def main(given: Sequence[str] | None = None) -> int:

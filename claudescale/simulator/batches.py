@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Bucket
-from claudescale.simulator.checks import check, found_model
 from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, trouble
+from claudescale.simulator.requests import check, found_model
 from claudescale.simulator.wire import Answer, Problem, instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from claudescale.simulator.desk import Desk
-    from claudescale.simulator.tokens import Measured
+    from claudescale.simulator.account import Desk
+    from claudescale.simulator.requests import Measured
 
 MAX_BYTES = catalog.BATCH.max_bytes
 REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")

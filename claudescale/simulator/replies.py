@@ -16,8 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api import catalog
-from claudescale.simulator.checks import resolved
-from claudescale.simulator.tokens import pieces, tokens_in
+from claudescale.simulator.requests import pieces, resolved, tokens_in
 from claudescale.simulator.wire import TABLES
 
 if TYPE_CHECKING:

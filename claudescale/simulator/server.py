@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from claudescale.clock import Clock
+    from claudescale.simulator.account import Admission, Desk
     from claudescale.simulator.batches import Batch, Batches
-    from claudescale.simulator.desk import Admission, Desk
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Found = Answer | dict[str, Any] | web.StreamResponse

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from claudescale.simulator.replies import Reply
-    from claudescale.simulator.tokens import Shares
+    from claudescale.simulator.requests import Shares
 
 MARKS = {
     "claudescale-simulator": "1",

@@ -128,7 +128,7 @@ BAD_ADDRESSES += ["https://gateway.example.com/x?tenant=1", "https://gateway.exa
 @pytest.mark.parametrize("url", BAD_ADDRESSES)
 def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
     """An address by argument or environment that cannot work is refused before anything is sent."""
-    with pytest.raises(cs.PlanError, match="is no address to call: https://") as caught:
+    with pytest.raises(cs.PlanError, match=r"is not a usable address\. Write https://") as caught:
         cs.connect(api_key=KEY, base_url=url)
     assert "hunter2" not in str(caught.value)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)

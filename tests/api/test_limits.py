@@ -164,7 +164,7 @@ def test_what_the_api_does_not_tell_stays_as_it_is_known(items, odd):
     """Whatever JSON comes, nothing is guessed: an answer that says nothing of the model leaves a note why."""
     assert LIMITS.updated(items, MODEL).per_minute == LIMITS.per_minute
     known = Limits.of("start", MODEL)
-    assert "tells nothing of" in known.updated([], MODEL).note
+    assert "has no limits for" in known.updated([], MODEL).note
     told = [entry("model_group", [MODEL], **dict(zip(THREE, (9, 90, 9), strict=True)))]
     found = known.updated(told, MODEL)
     assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)
@@ -209,12 +209,14 @@ def test_a_key_that_may_not_is_no_error(tmp_path):
         piloted = plan.calibrate(first)
         after = learned(piloted, client)
     assert plan.compiled.limits.per_minute == START
-    assert "(this key may not read the account's limits: a pilot tells them)." in repr(plan)
+    assert "(this key may not read the account's limits, but a pilot shows them)." in repr(plan)
     assert piloted.compiled.limits.requests_per_minute == 70
     assert (after.compiled.limits, after.compiled.limits.source) == (piloted.compiled.limits, HEADERS)
     assert start.calibrate(again).compiled.limits.per_minute == START
     assert start.replace(tier="build").calibrate(first).compiled.limits == Limits.of("build", MODEL)
-    with pytest.raises(cs.PlanError, match=r"cannot be asked for its limits \(connection_error\)") as raised:
+    with pytest.raises(
+        cs.PlanError, match=r"Could not get the limits from the API \(connection_error\)"
+    ) as raised:
         learned(plan, client)  # it has ended: no answer is no statement about the limits
     assert "ordinary" not in str(raised.value)
 

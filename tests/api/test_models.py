@@ -108,7 +108,7 @@ def test_without_prices_dollars_are_unknown(mode, path):
         (lambda: a_plan(reviews(2), model=UNPRICED, budget=1.0), "input_dollars=..., output_dollars=..."),
         (lambda: cs.Model(5), "the name to send"),
         (lambda: cs.Model("a", like="claude-haku-5-5"), "Did you mean 'claude-haiku-5-5'"),
-        (lambda: cs.Model("a", input_dollars=1.0), "It needs output_dollars="),
+        (lambda: cs.Model("a", input_dollars=1.0), "Add output_dollars="),
         (lambda: cs.Model("a", input_dollars=math.nan, output_dollars=1), "above 0"),
         (lambda: cs.Model("a", input_dollars="1", output_dollars=1), "above 0"),
         (lambda: cs.Model("a", max_tokens=1.5), "whole number of tokens"),
@@ -147,7 +147,7 @@ def test_the_simulators_models_are_the_catalogs(monkeypatch):
 
     with simulator() as api, Canned(passed_on(api.url)) as server:
         frame = asyncio.run(asked(api.client(base_url=server.url)))
-        with pytest.raises(cs.PlanError, match="cannot be asked for its models"):
+        with pytest.raises(cs.PlanError, match="Could not get the models from the API"):
             cs.models(api.client(base_url=f"{api.url}/nowhere"))
     assert len([path for _, path, _, _ in server.seen if path.startswith("/v1/models")]) == 1
     assert frame.schema == API_MODELS

@@ -131,9 +131,9 @@ def test_what_cannot_be_a_runs_client_is_named():
     patched = anthropic.AsyncAnthropic(api_key=KEY)
     patched.request = lambda *_: None
     for client, words in (
-        (object.__new__(anthropic.Anthropic), "is a Anthropic; a run needs an AsyncAnthropic"),
-        (object.__new__(anthropic.AsyncAnthropicBedrock), "another one, without Message Batches"),
-        (patched, r"in the place of its request\(\)"),
+        (object.__new__(anthropic.Anthropic), "is of type Anthropic, and a run needs an AsyncAnthropic"),
+        (object.__new__(anthropic.AsyncAnthropicBedrock), "different and has no Message Batches"),
+        (patched, r"request\(\) has been replaced"),
     ):
         with pytest.raises(cs.PlanError, match=words):
             plan().start(client, ledger=None, progress=False)
@@ -304,7 +304,7 @@ def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
         finished(plan(1), client)
     cs.wait(client.close())
     text = str(caught.value)
-    assert "nothing was sent and nothing is paid" in text
+    assert "nothing was sent and nothing was paid" in text
     assert not any(secret in text for secret in (KEY, "hunter2"))
     assert caught.value.run.attempts["dollars"].sum() == 0
 

@@ -258,7 +258,7 @@ def test_a_run_costs_what_the_account_says(mode):
     assert (refused["attempts"], refused["billed_attempts"]) == (2, 1)
     refusals = attempts.filter(error="refusal").sort("input_tokens", "dollars")
     assert refusals["refusal_category"].to_list() == ["cyber", "bio"]
-    assert ["Nothing was paid" in words for words in refusals["message"]] == [True, False]
+    assert ["You paid nothing" in words for words in refusals["message"]] == [True, False]
     every = attempts.filter(web_search_requests=2).row(0, named=True)
     assert (every["model"], every["answering_model"], every["inference_geo"]) == (ASKED, OTHER, "us")
     assert attempts.filter(answering_model="claude-next-9")["message"].str.contains(ASKED).all()

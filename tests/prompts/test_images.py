@@ -144,7 +144,7 @@ def test_what_cannot_be_read_is_an_error_of_its_row(files):
     assert found["error"].to_list() == [*["not_sent"] * 3, *errors]
     assert found["message"][3:5].to_list() == [
         "There is no such file.",
-        "It does not begin as a PNG, JPEG, GIF or WebP does. It is a PDF: cs.pdf(...).",
+        "It is not a PNG, JPEG, GIF or WebP. It is a PDF, so use cs.pdf(...).",
     ]
     assert found["message"].null_count() == 5
     for data, error in (
@@ -185,7 +185,7 @@ def test_a_row_whose_files_are_over_32_mb_is_named():
         ([cs.image("foto")], "'foto'.* Did you mean 'photo'"),
         ([cs.image("stars")], "'stars' is Int64"),
         ([cs.image("raw", kind="path")], "'raw' is Binary"),
-        ([cs.image("photo"), 5], "a int in it"),
+        ([cs.image("photo"), 5], "contains a int"),
     ],
 )
 def test_a_list_that_cannot_be_read_says_what_to_type(prompt, words):

@@ -48,19 +48,20 @@ def test_every_field_and_tool_of_the_sdk_is_known():
 # fmt: off
 REFUSED = [
     ({"extra_body": {"service_tier": "auto"}}, "straight into params"), ({"store": True}, "does not know"),
-    ({"stop_sequence": ["a"]}, "Did you mean 'stop_sequences'"), ({"context_management": {}}, "billed apart"),
+    ({"stop_sequence": ["a"]}, "Did you mean 'stop_sequences'"),
+    ({"context_management": {}}, "billed separately"),
     ({"speed": "fast"}, "not priced"), ({"inference_geo": "eu"}, "'us' or 'global'"),
     ({"output_config": []}, "a dict"), ({"tools": {}}, "list of dicts"),
     ({"tools": [TOOL, SEARCH]}, "returns="), ({"temperature": 1.0}, "no sampling parameters"),
-    ({"tools": [TOOL], "tool_choice": {"type": "auto"}}, "nobody to run it"),
-    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "nobody to run it"),
-    ({"tools": [TOOL, SEARCH], "tool_choice": {"type": "any"}}, "nobody to run it"),
+    ({"tools": [TOOL], "tool_choice": {"type": "auto"}}, "nothing runs tools"),
+    ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "no"}}, "nothing runs tools"),
+    ({"tools": [TOOL, SEARCH], "tool_choice": {"type": "any"}}, "nothing runs tools"),
     ({"tools": [TOOL], "tool_choice": "any"}, "a dict, such as"),
     ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "by the hour"),
-    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "run by the client"),
+    ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "run by your own code"),
     ({"tools": [{"type": "web_serch_20250305", "name": "web_search"}]}, "Did you mean"),
     ({"tools": [{"type": "web_search_20250305", "name": "search"}]}, "'name': 'web_search'"),
-    ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"), (["stop_sequences"], "no dict"),
+    ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"), (["stop_sequences"], "not a dict"),
     ({"output_config": {"effort": "low"}}, "Use effort= instead"), ({"metadata": "\udfff"}, "surrogate"),
 ]
 OPTIONS_REFUSED = [

@@ -215,7 +215,12 @@ def test_the_cache_mark_stands_after_the_examples():
 
 @pytest.mark.parametrize(
     ("examples", "words"),
-    [("Hi", "is no list"), (["Hi"], "is no pair"), ([("Hi", 5)], "is no text"), ([("", "a")], "is no text")],
+    [
+        ("Hi", "is not a list"),
+        (["Hi"], "is not a pair"),
+        ([("Hi", 5)], "is not a text"),
+        ([("", "a")], "is not a text"),
+    ],
 )
 def test_examples_that_are_none_are_refused(examples, words):
     """What would be refused in every row says what to type; so does a reply of another form."""

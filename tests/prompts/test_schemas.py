@@ -201,15 +201,15 @@ BY_NAME = ConfigDict(validate_by_alias=False, validate_by_name=True)
 # fmt: off
 NO_COLUMN = [
     (Tree, "Tree contains itself"), (of(dict[str, int]), "'value' is a dict with free keys.*nested model"),
-    (of(object), "'value' has no one type"), (of(list), r"is a list without one type.*list\[str\]"),
-    (of(int | str), "'value' may be of several types"), (of(Literal["a", 1]), "labels of several types"),
+    (of(object), "'value' has no type"), (of(list), r"is a list of items without a type.*list\[str\]"),
+    (of(int | str), "'value' may have several types"), (of(Literal["a", 1]), "labels of several types"),
     (of(bytes), "'value' is bytes"), (of(None), "can only be null"), (Words, "no named fields"),
     (create_model("Empty"), "no named fields"), (of(type), "Model has no JSON schema"),
     (Size, r"returns=pl\.Enum\(Size\)"), ({}, "returns= takes a pydantic model"), (7, "returns= takes"),
     ({"a": pl.Null}, "field 'a' is Null"), ({"a": pl.List(pl.Binary)}, r"field 'a'\[\] is Binary"),
     ({"a": pl.Struct({"b": pl.Binary})}, r"field 'a'\.b is Binary"), ({"a": pl.Struct([])}, "is Struct"),
     ({"a": pl.Enum}, r"Write pl\.Enum\(\['yes', 'no'\]\)"), ({"a": pl.Enum([])}, "field 'a' is Enum"),
-    ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"), ({"a": "String"}, "no complete Polars type"),
+    ({"a": pl.Decimal}, r"Write pl\.Decimal\(scale=2\)"), ({"a": "String"}, "not a complete Polars type"),
     ({1: pl.String}, "not named by a string"), (pl.Int64 | pl.String | None, "a column has one type"),
     (of(list[SecretStr | None]), "is secret"), (of(ImportString), "ImportString"),
     (of(Json[int]), "JSON inside a text"),

@@ -80,9 +80,9 @@ def test_doubled_braces_are_text(template, text):
     [
         ("Reply with {", BadTemplate, r"single '\{' at character 12 of line 1.*\{\{ and \}\}"),
         ("first\n}", BadTemplate, r"single '\}' at character 1 of line 2"),
-        ('{"label": "a"} {text}', BadTemplate, r"in JSON, write it twice"),
-        ('{"a": {"b": 1}}', BadTemplate, r"in JSON, write it twice"),
-        ("{}", BadTemplate, "no name of a column"),
+        ('{"label": "a"} {text}', BadTemplate, r"in JSON, double it"),
+        ('{"a": {"b": 1}}', BadTemplate, r"in JSON, double it"),
+        ("{}", BadTemplate, "no column name"),
         ("{text.upper()}", BadTemplate, r"no attributes.*pl\.col\('text'\)"),
         ("{text:>10}", BadTemplate, "no formats"),
         ("{text!r}", BadTemplate, "no formats"),
@@ -90,7 +90,7 @@ def test_doubled_braces_are_text(template, text):
         ("constant", BadTemplate, "names no column"),
         ("", BadTemplate, "names no column"),
         ("{{text}}", BadTemplate, "names no column"),
-        (7, BadTemplate, "The prompt is a int"),
+        (7, BadTemplate, "The prompt is of type int"),
         ("\ud83d {text}", PlanError, "lone surrogate.* position 0"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_template_that_cannot_be_read_says_what_to_type(template, error, words
 )
 def test_what_is_no_text_is_refused(dtype):
     """Bytes and objects, at any depth, are refused before Polars meets them."""
-    with pytest.raises(BadTemplate, match=r"The column 'data' .* no text"):
+    with pytest.raises(BadTemplate, match=r"The column 'data' .* not text"):
         text_of("{data}", pl.Schema({"data": dtype}))
 
 

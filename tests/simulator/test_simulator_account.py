@@ -79,12 +79,8 @@ def test_headers_say_limit_remaining_and_time_of_full_refill():
 @settings(max_examples=30, deadline=None)
 def test_no_window_is_ever_over_the_limit_and_retry_after_is_right(calls, bucket_seconds):
     """A window admits a bucket, its refill and one overdraft; a refusal takes nothing and is long enough."""
-    buckets, now, admitted, capacity = (
-        Buckets(60, 6000, 6000, bucket_seconds, NOW),
-        NOW,
-        [],
-        100 * bucket_seconds,
-    )
+    buckets, capacity = Buckets(60, 6000, 6000, bucket_seconds, NOW), 100 * bucket_seconds
+    now, admitted = NOW, []
     for gap, input_tokens, output_tokens in calls:
         now += gap
         if buckets.admit(now, input_tokens=input_tokens):

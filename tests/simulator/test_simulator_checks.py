@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 
 from claudescale.api import catalog
 from claudescale.simulator import Admission
-from claudescale.simulator.checks import check, schema_problem
+from claudescale.simulator.requests import check, schema_problem
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4) * 2
 PAGES = b"%PDF-1.4 " + b"<< /Type /Page >>" * 99
@@ -234,21 +234,8 @@ def test_schemas_over_the_limits_are_refused(changes, says):
     assert says in error["error"]["message"]
 
 
-KEYWORDS = st.sampled_from(
-    [
-        "type",
-        "properties",
-        "required",
-        "items",
-        "anyOf",
-        "allOf",
-        "enum",
-        "$ref",
-        "$defs",
-        "format",
-        "minItems",
-    ]
-)
+KEYWORDS = "type properties required items anyOf allOf enum $ref $defs format minItems"
+KEYWORDS = st.sampled_from(KEYWORDS.split())
 WORDS = st.text("abc {}", max_size=8) | st.sampled_from(["type", "text", "any", "json_schema", "#/$defs/a"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS,
@@ -259,20 +246,19 @@ FIELDS = "messages system max_tokens tools tool_choice thinking output_config mo
 FIELDS += "stop_sequences stream speed service_tier"
 
 
-@pytest.mark.slow
-@given(st.dictionaries(KEYWORDS, JSON, max_size=4), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_any_schema_gets_an_answer(schema, of_a_tool):
-    """A schema that is none is refused, as output format and as a tool's input; nothing fails."""
-    tool = {"tools": [{"name": "t", "input_schema": schema}], "tool_choice": {"type": "any"}}
-    assert answered(desk(), request(**(tool if of_a_tool else form(schema))))[0] in (200, 400)
+SCHEMED = st.dictionaries(KEYWORDS, JSON, max_size=4)
+ANY = st.dictionaries(st.sampled_from(FIELDS.split()), JSON, max_size=4)
+ANY |= SCHEMED.map(form)
+ANY |= SCHEMED.map(
+    lambda schema: {"tools": [{"name": "t", "input_schema": schema}], "tool_choice": {"type": "any"}}
+)
 
 
 @pytest.mark.slow
-@given(st.dictionaries(st.sampled_from(FIELDS.split()), JSON, max_size=4), st.booleans(), st.booleans())
-@settings(max_examples=150, deadline=None)
+@given(ANY, st.booleans(), st.booleans())
+@settings(max_examples=200, deadline=None)
 def test_any_json_gets_an_answer(changes, nested, beta):
-    """Whatever the fields hold, with a beta header or without, the desk answers or refuses; it never fails."""
+    """Whatever fields and schemas hold, with a beta header or without, the desk answers or refuses."""
     if nested:
         blocks = [text(**changes), *changes.values()] if beta else [{"type": "text", "text": "x", **changes}]
         changes = {"messages": [{"role": "user", "content": blocks}]}
@@ -308,17 +294,15 @@ def objects(inner):
     )
 
 
-SCHEMAS = st.recursive(
-    st.sampled_from(SCALARS),
-    lambda inner: (
-        objects(inner)
-        | st.builds(
-            lambda items, n: {"type": "array", "items": items, "minItems": n}, inner, st.integers(0, 1)
-        )
-        | st.lists(inner, min_size=1, max_size=3).map(lambda several: {"anyOf": several})
-    ),
-    max_leaves=8,
-)
+def nests(inner):
+    """Return objects, arrays and unions of these."""
+    least = st.integers(0, 1)
+    arrays = st.builds(lambda items, n: {"type": "array", "items": items, "minItems": n}, inner, least)
+    unions = st.lists(inner, min_size=1, max_size=3).map(lambda several: {"anyOf": several})
+    return objects(inner) | arrays | unions
+
+
+SCHEMAS = st.recursive(st.sampled_from(SCALARS), nests, max_leaves=8)
 
 
 @pytest.mark.slow

@@ -91,21 +91,22 @@ def test_other_machines_are_served_only_where_it_is_asked_for(name):
 
 
 @pytest.mark.slow
-def test_the_command_for_a_class_prints_what_to_type_and_where_the_board_is():
-    """Tier 1 at speed 10 unless told otherwise; other machines get this one's number."""
+def test_the_command_line_serves_a_class_and_stops_cleanly():
+    """It prints what to type and where the board is, and a signal ends it with status 0 and no complaint."""
     command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
     environment = {"PYTHONPATH": ".", **os.environ}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
-        lines = [process.stdout.readline() for _ in range(3)]
-        url = lines[2].split()[-1].removesuffix("/class")
+    with subprocess.Popen([*command, "--faults", "404=1@0-9999"], env=environment, **pipes) as process:
+        first, types, shows = (process.stdout.readline() for _ in range(3))
+        url = shows.split()[-1].removesuffix("/class")
         here = f"http://127.0.0.1:{url.rpartition(':')[2]}"
         about = json.loads(fetched(f"{here}/simulator")[1])
         assert fetched(f"{here}/class")[0] == 200
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=30)
     assert (about["tier"], about["speed"]) == ("tier 1", 30)
-    assert f'cs.connect(base_url="{url}", api_key="your-name")' in lines[1]
+    assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=simulated" in first
+    assert f'cs.connect(base_url="{url}", api_key="your-name")' in types
     assert (process.returncode, rest) == (0, ("", ""))
 
 

@@ -29,6 +29,7 @@ from desks import (
 from claudescale.api import catalog
 from claudescale.simulator import Fault, Simulator
 from claudescale.simulator.replies import MARK
+from claudescale.simulator.wire import TABLES
 
 # ------------------------------------------------------------------------------------------ replies
 
@@ -204,28 +205,23 @@ def test_diagnostics_know_no_earlier_message():
 # ------------------------------------------------------------------------------------------- faults
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529])
-def test_every_status_can_be_made_to_happen(status):
-    """A fault of probability 1 strikes each call with its status and takes nothing."""
-    at = desk(faults={status: 1.0})
-    found, headers, error = answered(at, request())
-    assert found == status
-    if status == 429:
-        details = error["error"]["details"]
-        assert (headers["retry-after"], details) == ("5", {"error_code": "ramp_limit_exceeded"})
-    assert (at.account.figures()["billed_rows"], at.account.figures()["faults"]) == (0, {str(status): 1})
+NAMED = {"overloaded": 529, "rate_limit": 429, "server_error": 500}
 
 
-@pytest.mark.parametrize(
-    ("name", "status"), [("overloaded", 529), ("rate_limit", 429), ("server_error", 500)]
-)
-def test_a_fault_may_be_given_by_name(name, status):
-    """A name is another word for its status, in the answer, in `stats` and at the same calls."""
-    at = desk(faults={name: 1.0})
-    assert answered(at, request())[0] == status
-    assert at.account.figures()["faults"] == {str(status): 1}
-    both = desk(faults={name: Fault(tries=[1]), status: Fault(tries=[2])})
-    assert [answered(both, request())[0] for _ in range(3)] == [status, status, 200]
+def test_every_status_can_be_made_to_happen_by_number_or_by_name():
+    """Each call is struck and takes nothing; a name is another word for its status, in `stats` too."""
+    numbers = {status: status for status in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)}
+    for kind, status in {**numbers, **NAMED}.items():
+        at = desk(faults={kind: 1.0})
+        found, headers, error = answered(at, request())
+        assert (found, at.account.figures()["faults"]) == (status, {str(status): 1})
+        assert at.account.figures()["billed_rows"] == 0
+        if status == 429:
+            details = error["error"]["details"]
+            assert (headers["retry-after"], details) == ("5", {"error_code": "ramp_limit_exceeded"})
+    for name, status in NAMED.items():
+        both = desk(faults={name: Fault(tries=[1]), status: Fault(tries=[2])})
+        assert [answered(both, request())[0] for _ in range(3)] == [status, status, 200]
 
 
 def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
@@ -267,22 +263,23 @@ def test_overload_above_a_number_in_flight():
     assert answered(at, request("3"), first.done_at)[0] == 200
 
 
-@pytest.mark.parametrize(
-    ("kind", "stop_reason", "types"),
-    [
-        ("refusal_midway", "refusal", ["text"]),
-        ("empty_content", "end_turn", []),
-        ("thinking_only", "max_tokens", ["thinking"]),
-        ("cut", "max_tokens", ["text"]),
-    ],
-)
-def test_replies_can_be_spoiled(kind, stop_reason, types):
+SPOILED = {
+    "refusal_midway": ("refusal", ["text"]),
+    "empty_content": ("end_turn", []),
+    "thinking_only": ("max_tokens", ["thinking"]),
+    "cut": ("max_tokens", ["text"]),
+}
+
+
+def test_replies_can_be_spoiled():
     """Status 200, billed, and not what one wanted."""
-    at = desk(faults={kind: 1.0})
-    message = message_of(request(thinking={"type": "disabled"}), at)
-    assert (message["stop_reason"], [block["type"] for block in message["content"]]) == (stop_reason, types)
-    assert message["usage"]["output_tokens"] > 0
-    assert at.account.figures()["billed_rows"] == 1
+    for kind, expected in SPOILED.items():
+        at = desk(faults={kind: 1.0})
+        message = message_of(request(thinking={"type": "disabled"}), at)
+        types = [block["type"] for block in message["content"]]
+        assert (message["stop_reason"], types) == expected
+        assert message["usage"]["output_tokens"] > 0
+        assert at.account.figures()["billed_rows"] == 1
 
 
 def test_a_refusal_is_billed_in_some_categories_only():
@@ -305,23 +302,16 @@ def test_a_refusal_is_billed_in_some_categories_only():
     assert at.account.figures()["billed_rows"] == figures["billed_rows"] + 1
 
 
-ACCOUNT = "organization_on_hold workspace_human_review_disabled cmek_key_disabled cmek_key_network_blocked"
-
-
-@pytest.mark.parametrize("kind", [*ACCOUNT.split(), "organization_disabled"])
-def test_troubles_of_the_account_strike_calls_and_rows(kind):
+def test_troubles_of_the_account_strike_calls_and_rows():
     """Status 400 with the code, where there is one, live and in the result of a batch's row."""
-    at = desk(faults={kind: Fault(starts=0, ends=1)})
-    status, _, live = answered(at, request())
-    row = worked(batches_of(desk(faults={kind: Fault(starts=1)})), rows_of(request()))["0"]["error"]
-    for error in (live["error"], row["error"]):
-        code = error.get("details", {}).get("error_code")
-        assert (error["type"], code) == (
-            "invalid_request_error",
-            None if kind == "organization_disabled" else kind,
-        )
-    assert status == 400
-    assert at.account.figures()["billed_rows"] == 0
+    for kind in TABLES["account"]:
+        at = desk(faults={kind: Fault(starts=0, ends=1)})
+        status, _, live = answered(at, request())
+        row = worked(batches_of(desk(faults={kind: Fault(starts=1)})), rows_of(request()))["0"]["error"]
+        for error in (live["error"], row["error"]):
+            code = error.get("details", {}).get("error_code", "organization_disabled")
+            assert (error["type"], code) == ("invalid_request_error", kind)
+        assert (status, at.account.figures()["billed_rows"]) == (400, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -107,39 +103,46 @@ def test_the_sdk_in_strict_mode_takes_every_message_streamed_or_not_and_in_a_bat
     assert streamed[6].diagnostics.cache_miss_reason.type == "previous_message_not_found"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "expected", "billed"),
-    [
-        ("drop", anthropic.APIConnectionError, 0),
-        ("drop_after", anthropic.APIConnectionError, 1),
-        ("hang", anthropic.APITimeoutError, 0),
-        ("timeout", anthropic.APITimeoutError, 0),
-        ("html_body", anthropic.InternalServerError, 0),
-        ("truncated_body", Exception, 1),
-        ("not_json", Exception, 1),
-    ],
-)
-def test_broken_answers_break_as_they_do_on_the_wire(kind, expected, billed):
-    """Dropped, hanging, truncated, HTML and non-JSON answers reach the SDK as what they are."""
-    with Simulator(speed=200, faults={kind: 1.0}) as made:
-        with pytest.raises(expected):
-            asked(made, lambda client: client.messages.create(**request()), timeout=1.0)
-        assert made.stats["billed_rows"] == billed
+BROKEN = {
+    "drop": (anthropic.APIConnectionError, False),
+    "drop_after": (anthropic.APIConnectionError, True),
+    "hang": (anthropic.APITimeoutError, False),
+    "html_body": (anthropic.InternalServerError, False),
+    "truncated_body": (Exception, True),
+    "not_json": (Exception, True),
+}
+BREAKS_OFF = r"(?i)payload|incomplete|peer|closed"
 
 
-@pytest.mark.parametrize("kind", ["drop_after", "truncated_body"])
-def test_a_broken_stream_ends_in_the_middle_and_is_billed(kind):
+def test_broken_answers_break_as_they_do_on_the_wire():
+    """Dropped, hanging, truncated, HTML and non-JSON answers reach the SDK as what they are, one a try."""
+
+    async def ask(client):
+        for place, (kind, (error, billed)) in enumerate(BROKEN.items()):
+            before = made.desk.account.billed_rows["live"]
+            with pytest.raises(error):
+                await client.messages.create(**request(), timeout=0.3 if kind == "hang" else 30)
+            assert made.desk.account.billed_rows["live"] - before == billed, (place, kind)
+
+    faults = {kind: Fault(tries=[number]) for number, kind in enumerate(BROKEN, start=1)}
+    with Simulator(speed=200, faults=faults) as made:
+        asked(made, ask)
+        assert made.stats["faults"] == dict.fromkeys(BROKEN, 1)
+
+
+def test_a_broken_stream_ends_in_the_middle_and_is_billed():
     """Half of the events come, then the connection closes."""
 
     async def ask(client):
-        async with client.messages.stream(**request()) as stream:
-            return [event.type async for event in stream]
+        for _ in range(2):
+            with pytest.raises(Exception, match=BREAKS_OFF):
+                async with client.messages.stream(**request()) as stream:
+                    _ = [event.type async for event in stream]
 
-    with Simulator(speed=200, faults={kind: 1.0}) as made:
-        with pytest.raises(Exception, match=r"(?i)payload|incomplete|peer|closed"):
-            asked(made, ask)
-        assert made.stats["billed_rows"] == 1
+    faults = {"drop_after": Fault(tries=[1]), "truncated_body": Fault(tries=[2])}
+    with Simulator(speed=200, faults=faults) as made:
+        asked(made, ask)
+        assert made.stats["billed_rows"] == 2
 
 
 # ----------------------------------------------------------------------------- counts, models, limits
@@ -191,32 +194,34 @@ def test_rate_limits_can_be_read_with_an_admins_key(simulator):
 # ------------------------------------------------------------------------------------------ batches
 
 
-@pytest.mark.parametrize(
-    ("kind", "error", "created"),
-    [
-        ("create_dropped", anthropic.APIConnectionError, 0),
-        ("create_failed", anthropic.InternalServerError, 0),
-        ("create_lost", anthropic.APIConnectionError, 1),
-        ("create_hang", anthropic.APITimeoutError, 1),
-        ("create_failed_after", anthropic.InternalServerError, 1),
-    ],
-)
-def test_the_first_create_fails_and_the_second_goes_through(kind, error, created):
-    """A fault at the first try leaves a batch behind or none, as its kind says; the second answers."""
+CREATES = {  # and whether there is a batch all the same
+    "create_dropped": (anthropic.APIConnectionError, False),
+    "create_failed": (anthropic.InternalServerError, False),
+    "create_lost": (anthropic.APIConnectionError, True),
+    "create_hang": (anthropic.APITimeoutError, True),
+    "create_failed_after": (anthropic.InternalServerError, True),
+}
+
+
+def test_creates_fail_at_the_tries_that_are_chosen():
+    """A fault leaves a batch behind or none, as its kind says; the next create goes through."""
 
     async def ask(client):
-        impatient = client.with_options(timeout=1.0 if kind == "create_hang" else 60.0)
-        with pytest.raises(error):
-            await impatient.messages.batches.create(**batch_of(3))
-        left = [batch.id async for batch in client.messages.batches.list()]
+        for kind, (error, created) in CREATES.items():
+            before = [batch.id async for batch in client.messages.batches.list(limit=100)]
+            impatient = client.with_options(timeout=0.5 if kind == "create_hang" else 60.0)
+            with pytest.raises(error):
+                await impatient.messages.batches.create(**batch_of(3))
+            left = [batch.id async for batch in client.messages.batches.list(limit=100)]
+            assert (len(left) - len(before), left[created:]) == (created, before), kind
         second = await client.messages.batches.create(**batch_of(3))
-        return left, [second.id, *left], [batch.id async for batch in client.messages.batches.list()]
+        assert [batch.id async for batch in client.messages.batches.list(limit=100)] == [second.id, *left]
 
-    with Simulator(speed=200, faults={kind: Fault(tries=[1])}) as made:
-        left, expected, listed = asked(made, ask)
-        assert (len(left), made.stats["batches_created"]) == (created, created + 1)
-        assert made.stats["faults"] == {kind: 1}
-    assert listed == expected
+    faults = {kind: Fault(tries=[number]) for number, kind in enumerate(CREATES, start=1)}
+    with Simulator(speed=200, faults=faults) as made:
+        asked(made, ask)
+        assert made.stats["batches_created"] == 4
+        assert made.stats["faults"] == dict.fromkeys(CREATES, 1)
 
 
 def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
@@ -228,7 +233,7 @@ def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
         with pytest.raises(anthropic.InternalServerError):
             await batches.retrieve(name)
         await ended(client, name)
-        with pytest.raises(Exception, match=r"(?i)payload|incomplete|peer|closed"):  # noqa: PT012
+        with pytest.raises(Exception, match=BREAKS_OFF):  # noqa: PT012
             async with batches.with_streaming_response.results(name) as response:
                 async for part in response.iter_bytes():
                     raw += part
@@ -306,20 +311,14 @@ def test_a_large_batch_leaves_other_calls_their_turn():
     assert min(answered) >= 1
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("PUT", "", 405),
-        ("DELETE", "", 405),
-        ("PATCH", "/msgbatch_none", 404),
-        ("POST", "/msgbatch_none/cancel", 404),
-        ("GET", "-other", 404),
-    ],
-)
-def test_wrong_calls_to_the_batch_endpoints_are_refused(simulator, method, path, status):
+WRONG = [("PUT", "", 405), ("DELETE", "", 405), ("PATCH", "/msgbatch_none", 404), ("GET", "-other", 404)]
+
+
+def test_wrong_calls_to_the_batch_endpoints_are_refused(simulator):
     """An unknown batch, path or method is an error of the API's own shape."""
-    found, _, error = fetch(f"{simulator.url}/v1/messages/batches{path}", method=method)
-    assert (found, error["type"]) == (status, "error")
+    for method, path, status in [*WRONG, ("POST", "/msgbatch_none/cancel", 404)]:
+        found, _, error = fetch(f"{simulator.url}/v1/messages/batches{path}", method=method)
+        assert (found, error["type"]) == (status, "error")
 
 
 # ------------------------------------------------------------------------------ the simulator itself
@@ -350,23 +349,6 @@ def test_it_listens_on_this_machine_only_and_closes(simulator):
     assert repr(simulator) == "<Simulator closed tier='start' speed=200 seed=0>"
     with pytest.raises(urllib.error.URLError):
         fetch(f"{simulator.url}/simulator")
-
-
-@pytest.mark.slow
-def test_the_command_line_serves_and_stops_cleanly():
-    """One line says what to export; a signal ends it with status 0 and nothing on stderr."""
-    command = [sys.executable, "-m", "claudescale.simulator", "--tier", "1", "--faults", "529=1@0-9999"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {"PYTHONPATH": ".", **os.environ}
-    with subprocess.Popen([*command, "--speed", "50"], env=environment, **pipes) as process:
-        line = process.stdout.readline()
-        url = line.partition("ANTHROPIC_BASE_URL=")[2].split()[0]
-        assert "ANTHROPIC_API_KEY=simulated" in line
-        assert fetch(f"{url}/simulator")[2]["tier"] == "tier 1"
-        assert fetch(f"{url}/v1/messages", request())[0] == 529
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=30)
-    assert (process.returncode, rest, errors) == (0, "", "")
 
 
 def test_the_command_line_says_when_and_at_which_tries_a_fault_strikes():
