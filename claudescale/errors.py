@@ -119,7 +119,7 @@ class NotEnoughEvidence(ClaudescaleError):
 class RunStopped(ClaudescaleError):
     """The run cannot go on: a wrong key, a spend limit, a ledger that cannot be written.
 
-    Everything paid for is kept: `run.results` and the ledger have it. Mend the cause, run the
+    Everything paid for is kept: `run.results` and the ledger have it. Fix the cause, run the
     same cell again, and only what is missing is paid for.
 
     Attributes

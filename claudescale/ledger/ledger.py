@@ -166,7 +166,7 @@ def spend(folder: str | Path = ".") -> pl.DataFrame:
                         found = connection.execute(_SPENT).fetchall()
                     rows += [(day, path.name, *others) for day, *others in found]
         except LedgerError as error:
-            warnings.warn(f"What {path.name} says was spent is missing: {error}", stacklevel=2)
+            warnings.warn(f"The spending of {path.name} is missing: {error}", stacklevel=2)
     written = SPEND | {"date": pl.String(), "simulated": pl.Int64()}
     known = pl.col("date").str.to_date("%Y-%m-%d"), pl.col("dollars").fill_null(float("nan"))
     table = pl.DataFrame(rows, schema=written, orient="row").with_columns(*known)

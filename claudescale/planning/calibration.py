@@ -114,8 +114,8 @@ class Measured:
         """What this rests on, in a line: a guess, a count, or a pilot and what it showed."""
         reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
         if self.calls:
-            cache = f", cache found by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
-            again = f", {self.error_rate:.1%} of calls sent again" if self.error_rate else ""
+            cache = f", cache hit by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
+            again = f", {self.error_rate:.1%} of calls retried" if self.error_rate else ""
             return f"measured on {self.calls:,} calls: {reply}{cache}{again}"
         counted = self.input.calls
         known = f"input counted on {counted:,} requests" if counted else "estimated from characters"

@@ -24,10 +24,12 @@ from claudescale.errors import LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
+from claudescale.planning import estimates
 from claudescale.running.batches import Batches
 from claudescale.running.meter import Ends, Meter, live_ends
 
 if TYPE_CHECKING:
+    import threading
     from collections import deque
     from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
@@ -121,6 +123,8 @@ class Job:
         What that should take, as a row of `Plan.options`; None until it is known.
     feeds : list of deque
         Where the keys of final replies are put for those who follow the rows.
+    watched : list of threading.Event
+        Set when a watcher shows what stays of the run.
     started_at, minutes : float
         API unix seconds at which the first call could go, and API minutes since then.
     batches_out : int
@@ -151,6 +155,7 @@ class Job:
         self.ledger_error: LedgerError | None = None
         self.estimate: dict[str, Any] | None = None
         self.feeds: list[deque[pl.Series]] = []
+        self.watched: list[threading.Event] = []
         self._work: Work | None = None
         self.batches_out = 0
         self._started_at: float | None = None
@@ -216,6 +221,27 @@ class Job:
         if self.pacer is None or self.plan.mode == "batch":
             return None
         return live_ends(self.plan, self.pacer, self.missing, self.meter, self.minutes)
+
+    def switch_at(self) -> float:
+        """Return the API second from which on live calls are too late; infinite in other modes."""
+        plan, rest, expected, seconds = self.plan, self.missing, self.plan.compiled.expected, 0.0
+        if plan.mode != "hybrid" or self.only_collects:
+            return math.inf
+        if rest.height:
+            answered = self.meter.requests - self.meter.refused
+            output = self.meter.output_tokens / answered if answered else expected.output_tokens
+            limits = self.pacer.limits if self.pacer else plan.compiled.limits
+            seconds = estimates.live_finish(
+                limits.shared(plan.share),
+                expected,
+                requests=rest.height,
+                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
+                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
+                concurrency=plan.concurrency,
+                more=expected.more,
+            ).seconds
+        deadline = plan.deadline or 0.0
+        return self.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     @property
     def asked(self) -> str:

@@ -23,7 +23,6 @@ from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
-from claudescale.planning import estimates
 from claudescale.prompts.requests import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
@@ -58,8 +57,7 @@ BATCHES = pl.Schema(
 )
 """Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
 from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
-
-
+_SETTLE_SECONDS = 5.0
 _BATCH_COLUMNS = (
     "batch_id",
     "dollars",
@@ -101,7 +99,6 @@ class Run(Shown, Handle):
         ledger: str | Path | None,
         progress: bool,
         on: Any = None,
-        watchable: bool = True,
     ) -> None:
         client = current() if client is None else client
         check_client(client, plan.mode)
@@ -125,11 +122,11 @@ class Run(Shown, Handle):
                 msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
                 raise PlanError(msg) from error
             self._cluster = cluster.engine(on, client, plan)
-        if watchable and plan.mode != "batch" and loops.in_cell():
-            from claudescale.widgets import watch  # noqa: PLC0415 - slow to import
+        if loops.in_notebook():
+            from claudescale.widgets import watch  # noqa: PLC0415 - only there
 
-            watch.prepare()  # when the run is watched it would stop its calls for seconds
-        self._start(self._go)
+            watch.prepare()
+        self._start(self._go())
 
     # how it goes
 
@@ -161,6 +158,8 @@ class Run(Shown, Handle):
                 job.meter.end(self.stopped_by)
             self.state = state
             await progress.close()
+            for settled in job.watched:  # what stays of a watcher belongs to the cell that waits for the end
+                await loops.in_thread(settled.wait, _SETTLE_SECONDS)
         if state == "failed":
             raise RunStopped(run_views.why(self), self) from job.ledger_error or cause
 
@@ -199,7 +198,7 @@ class Run(Shown, Handle):
             await self._make_live(1).answer(job.first(free))
         if job.is_over:
             return
-        job.following = asyncio.ensure_future(batches.answer(rows["key"], until=self._latest_switch))
+        job.following = asyncio.ensure_future(batches.answer(rows["key"]))
         await loops.either(job.following, batches.freed)
         rest = rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"]))
         if not (job.is_over or rest.is_empty()):
@@ -222,26 +221,6 @@ class Run(Shown, Handle):
         )
         job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
         return job.live
-
-    def _latest_switch(self) -> float:
-        """Return the API second from which on the rest would not be done live in time."""
-        job, plan = self.job, self.plan
-        rest, expected, seconds = job.missing, plan.compiled.expected, 0.0
-        if rest.height:
-            answered = job.meter.requests - job.meter.refused
-            output = job.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = job.pacer.limits if job.pacer else plan.compiled.limits
-            seconds = estimates.live_finish(
-                limits.shared(plan.share),
-                expected,
-                requests=rest.height,
-                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
-                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
-                concurrency=plan.concurrency,
-                more=expected.more,
-            ).seconds
-        deadline = plan.deadline or 0.0
-        return job.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
