@@ -247,7 +247,7 @@ class Run(Shown, Handle):
         self._tell()
 
     def leave(self) -> None:
-        """Send nothing more and let batches go on at the API: the same cell collects them, also tomorrow.
+        """Send nothing more and let batches continue at the API: the same cell collects them, even tomorrow.
 
         An interrupt and the end of the process do this too. Returns at once; ``await run`` for the end.
 
@@ -343,7 +343,7 @@ class Run(Shown, Handle):
 
     @property
     def limits(self) -> Limits:
-        """The limits in force: the table's, or what the API's answers told."""
+        """The limits in force: the table's, or those that the API's answers report."""
         return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
 
     @property

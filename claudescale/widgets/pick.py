@@ -51,7 +51,7 @@ class Picker:
     Attributes
     ----------
     plan : Plan
-        What is picked; while the controls ask for what cannot be, what was picked before.
+        What is picked; if the controls ask for something impossible, the last plan that worked.
     controls : dict
         The widgets, by the name of the parameter: ``picker.controls["tier"].value = "build"``.
     """
