@@ -103,7 +103,7 @@ def run_part(part: Part) -> Outcome:
         return Outcome(trouble=_BROKE)
     except Exception as error:  # noqa: BLE001 - the driver ends its run with it
         words = str(error) if isinstance(error, ClaudescaleError | OSError) else ""
-        return Outcome(trouble=_trouble(f"a worker cannot go on: {type(error).__name__} {words}"))
+        return Outcome(trouble=_trouble(f"a worker cannot continue: {type(error).__name__} {words}"))
 
 
 def _outcome(run: Any, part: Part) -> Outcome:

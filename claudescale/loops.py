@@ -31,8 +31,8 @@ SLICE_SECONDS = 0.1
 """A thread or a loop that waits hears an interrupt only when it wakes, so it wakes this often."""
 EXIT_SECONDS = 60.0
 """How long the end of the process waits for what is in flight: it is paid for."""
-_KEPT = "Interrupted. What was answered by now is kept."
-_BLOCKED = "This blocks the very loop that has to do the work: use await instead, as in await run."
+_KEPT = "Interrupted. The answers so far are kept."
+_BLOCKED = "This blocks the event loop that does the work: use await instead, as in await run."
 _INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
 
 _opening = threading.Lock()
@@ -184,11 +184,6 @@ def running() -> asyncio.AbstractEventLoop | None:
 def _in_kernel() -> bool:
     """Whether this thread's loop is a Jupyter kernel's."""
     return threading.current_thread() is threading.main_thread() and in_notebook()
-
-
-def in_cell() -> bool:
-    """Whether this thread is a notebook's to wait for: no loop of ours is stopped where it is kept busy."""
-    return in_notebook() and (running() is None or _in_kernel())
 
 
 def in_notebook() -> bool:

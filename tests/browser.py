@@ -2,13 +2,13 @@
 
 Importing this module skips the tests of the importing module where there is no playwright or no Chromium::
 
-    with lab(["import claudescale as cs; cs.models()"], tmp_path) as page:
+    with lab(tmp_path) as open_notebook:
+        page = open_notebook(["import claudescale as cs; cs.models()"])
         page.run(0)
         assert "claude" in page.text_of(0)
         page.output(0).get_by_role("button", name="Stop").click()     # any Playwright locator
-        saved = page.save()
-    assert page.problems() == []
-    with lab(saved, tmp_path, kernel=False) as reader: ...            # untrusted, as a reader opens it
+        reader = open_notebook(page.save(), kernel=False)             # untrusted, as a reader opens it
+        assert page.problems() == []
 """
 
 from __future__ import annotations
@@ -75,25 +75,29 @@ _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap
 
 
 @contextmanager
-def lab(source, folder, *, theme="light", width=900, kernel=True):
-    """Open a notebook in a JupyterLab of its own, give its `Page`, and end both.
+def lab(folder):
+    """Start one JupyterLab and one Chromium, give what opens notebooks in them, and end both.
 
-    `source` is the code cells of a new notebook, or the path of a saved one; the kernel runs in `folder`.
-    Without a `kernel` it is opened as by somebody who got the file: not trusted.
+    What is given takes the code cells of a new notebook, or the path of a saved one, and returns its `Page`;
+    the kernel runs in `folder`. Without a `kernel` it is opened as by somebody who got the file: not trusted.
     """
-    path = _notebook(source, folder, kernel=kernel)
     with ExitStack() as stack:
-        url = stack.enter_context(_server(path, theme, kernel=kernel))
+        home, url = stack.enter_context(_server(folder))
         chromium = stack.enter_context(sync_playwright()).chromium
         flags = [*_FLAGS, *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]
         browser = chromium.launch(executable_path=CHROMIUM, args=flags)
         stack.callback(browser.close)
-        size = {"width": width, "height": 1000}
-        context = browser.new_context(viewport=size, color_scheme=theme, locale="en-US")
-        page = Page(context.new_page(), path)
-        page.open(url, kernel=kernel)
-        yield page
-        page.look()
+
+        def open_notebook(source, *, theme="light", width=900, kernel=True):
+            path = _notebook(source, folder, kernel=kernel)
+            _set(home, theme, kernel=kernel)
+            size = {"width": width, "height": 1000}
+            context = browser.new_context(viewport=size, color_scheme=theme, locale="en-US")
+            page = Page(context.new_page(), path)
+            page.open(url.format(path.name), kernel=kernel)
+            return page
+
+        yield open_notebook
 
 
 class Page:
@@ -154,17 +158,12 @@ class Page:
         self._until(f"() => {_PANEL}.context.save().then(() => true)", CELL_SECONDS)
         return self.path
 
-    def look(self):
-        """Take note of errors in cells and in what ran behind them."""
+    def problems(self):
+        """Return what went wrong: errors of cells, callbacks and scripts; requests to other machines."""
         self._problems += self.page.evaluate(_ERRORS)
         heard, opened = self.page.evaluate("() => [(window.heard || []).splice(0), window.opened || []]")
         lines = [line for text in heard for line in text.splitlines()]
         self._problems += [line for line in lines if not _is_too_early(line, opened)]
-
-    def problems(self):
-        """Return what went wrong: errors of cells, callbacks and scripts; requests to other machines."""
-        with suppress(Exception):  # it may be closed
-            self.look()
         return list(dict.fromkeys(self._problems))
 
     def _until(self, condition, seconds):
@@ -210,10 +209,8 @@ def _notebook(source, folder, *, kernel):
     return path
 
 
-@contextmanager
-def _server(path, theme, *, kernel):
-    """Serve the notebook's folder, and give the address that opens the notebook."""
-    home = path.parent / f".jupyter-{secrets.token_hex(3)}"
+def _set(home, theme, *, kernel):
+    """Write down what the next page is to look like: JupyterLab reads its settings whenever it is loaded."""
     settings = {name: dict(value) for name, value in _SETTINGS.items()}
     settings[_TRACKER]["autoStartDefaultKernel"] = kernel
     settings["@jupyterlab/apputils-extension/themes"] = {
@@ -224,6 +221,12 @@ def _server(path, theme, *, kernel):
         file = home / "settings" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(value))
+
+
+@contextmanager
+def _server(folder):
+    """Serve a folder; give JupyterLab's own one, and the address that opens a notebook."""
+    home = folder / ".jupyter"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
     places = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "data", "runtime")}
     places |= {f"JUPYTERLAB_{name.upper()}_DIR": str(home / name) for name in ("settings", "workspaces")}
@@ -237,12 +240,13 @@ def _server(path, theme, *, kernel):
         "--allow-root --LabApp.expose_app_in_browser=True --LabApp.extension_manager=readonly "
         "--ServerApp.use_redirect_file=False"
     )
-    command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={path.parent}"]
+    command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={folder}"]
+    home.mkdir()
     log = home / "server.log"
     with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server:
         try:
             _answers(port, server, log)
-            yield f"http://127.0.0.1:{port}/doc/tree/{path.name}?token={token}&reset"
+            yield home, f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}&reset"
         finally:
             server.terminate()  # it ends its kernels first
             try:

@@ -579,7 +579,7 @@ def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
     used = http._state.name != "UNOPENED"  # noqa: SLF001 - there is no public name
     flaw = "is closed" if http.is_closed else ""
     if used and not flaw and (home() is not here if home else loops.is_background(here)):
-        flaw = "has been used on another event loop, and works on one only"
+        flaw = "was used on another event loop, and works on only one"
     if flaw:
         raise PlanError(_SAID["http_client"].format(flaw=flaw))
     _homes[http] = weakref.ref(here)

@@ -14,10 +14,10 @@ from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped, refuse
 from claudescale.evidence import judging
 from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices
-from claudescale.ledger.ledger import DEFAULT_LEDGER
+from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
-from claudescale.text import dollars, duration
+from claudescale.text import dollars, duration, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Cascade(Shown):
         use = "Use pilot = await cascade.sample(50).run(client)."
         theirs = pilot.cascade if isinstance(pilot, CascadeRun) else None
         if theirs is None or (list(theirs.plans), theirs.accept) != (list(self.plans), self.accept):
-            refuse(f"This is no run of this very cascade. {use}")
+            refuse(f"This is not a run of this cascade. {use}")
         if not any(passed.asked for passed in pilot.passed):
             refuse(f"The pilot has no replies to learn from. {use}")
         paid = {model: run for model, run in pilot.runs.items() if run.job.replies()["dollars"].sum()}
@@ -201,7 +201,7 @@ class Cascade(Shown):
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
         about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
         rows = plan.compiled.totals.rows
-        title = f"Cascade: {rows:,} rows, {plan.mode}, {models}: {about}. Nothing is sent yet."
+        title = f"Cascade: {plural(rows, 'row')}, {plan.mode}, {models}: {about}. Nothing is sent yet."
         pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
         ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
         table = ways.select("way", **ends, minutes_p90="minutes_high")
@@ -293,7 +293,9 @@ class CascadeRun(Shown):
             except Exception as failure:  # the user's function may raise anything
                 self.state, self.stopped_by = "failed", "accept"
                 self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
-                kept = "They are in run.runs; with the same ledger another accept= pays for none of them."
+                kept = (
+                    "The replies are in run.runs; with the same ledger another accept= pays for none of them."
+                )
                 msg = f"{self.message} {kept}"
                 raise RunStopped(msg, self) from failure
             refused = pl.col(_ROW).is_in(replied.filter(~accepted)[_ROW].implode())
@@ -389,16 +391,17 @@ class CascadeRun(Shown):
     def _card(self) -> Card:
         table, mark = self.table, "SIMULATED " * self.simulated
         by = f" ({self.stopped_by})" if self.stopped_by else ""
-        settled = f"{table['accepted'].sum():,} of {self.rows.height:,} rows accepted"
+        settled = f"{table['accepted'].sum():,} of {plural(self.rows.height, 'row')} accepted"
         spent = f"{dollars(self.dollars)} paid by this run in {duration(self.minutes)}"
         ways = [f"{way} {'about ' * guess}{dollars(cost)}" for way, cost, _, guess in self.bill.iter_rows()]
         notes = [f"{', '.join(ways)}.", *[INVENTED] * self.simulated]
         notes += [f"{self.message} The same cell again sends only what is missing."] if self.message else []
+        ledger = next((ledger_typed(run.path) for run in self.runs.values()), "")
         return Card.of(
             table.select("model", "rows", "accepted", "passed_on_share", "why", "dollars"),
             title=f"{mark}Cascade {self.state}{by}: {settled}; {spent}.",
             notes=notes,
-            next="run.results" if self.state == "finished" else "run = await cascade.run(client)",
+            next="run.results" if self.state == "finished" else f"run = await cascade.run(client{ledger})",
         )
 
 
@@ -442,7 +445,7 @@ def cascade(
     Raises
     ------
     PlanError
-        Something of it cannot be, and what to type instead.
+        The cascade cannot be made; the message says what to type instead.
 
     Examples
     --------
@@ -460,7 +463,7 @@ def cascade(
             f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         )
     if plan.compiled.kept is not None:
-        refuse("A cascade asks every row, and a retry only those that failed. Give it the plan itself.")
+        refuse("A cascade asks every row, a retry only those that failed. Give it the plan itself.")
     if "model" in {*schema_of(plan.frame), *judging.typed(plan.compiled.prompt)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."
         raise NameTaken(msg)

@@ -16,7 +16,7 @@ from claudescale.loops import awaited
 from claudescale.planning.plans import is_number
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.text import dollars, plain
+from claudescale.text import dollars, plain, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ estimates and what only a run can tell is null."""
 
 _FEWEST = 2
 TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
-INVENTED = "The simulator's models differ by invented skills: this says nothing of the real ones."
+INVENTED = "The simulator's models differ by invented skills: this says nothing about the real ones."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -205,7 +205,7 @@ class Trial(Shown):
         min_score : float
             The score to reach: a share where a row is right or wrong.
         by : {"dollars", "minutes"}
-            What the whole plan is to take least of.
+            What to minimise over the whole plan.
 
         Raises
         ------
@@ -235,7 +235,8 @@ class Trial(Shown):
     def _card(self) -> Card:
         table, mark = self.table, "SIMULATED " * any(run.job.simulated for run in self.runs.values())
         scored = f"{self.judge.words} with {self.reference}" if self.reference else self.judge.words
-        title = f"{mark}Trial of {table.height} choices on {self.sample.height:,} rows, scored by {scored}"
+        rows = plural(self.sample.height, "row")
+        title = f"{mark}Trial of {plural(table.height, 'choice')} on {rows}, scored by {scored}"
         total = dollars(float(table["dollars"].sum()))
         if not self.runs:
             title = f"{title}: about {total} in all. Nothing is sent yet."
@@ -243,7 +244,9 @@ class Trial(Shown):
             table = table.select("choice", "rows", "dollars", "minutes")
             return Card.of(table, title=title, notes=notes, next="await trial.run(client)")
         runs = self.runs.items()
-        missing = [f"{run.counts.missing:,} rows of {choice}" for choice, run in runs if run.counts.missing]
+        missing = [
+            f"{plural(run.counts.missing, 'row')} of {choice}" for choice, run in runs if run.counts.missing
+        ]
         missing += [choice for choice in self.plans if choice not in self.runs]
         notes = [f"Not answered: {', '.join(missing)}. The same cell again sends only what is missing."]
         notes = notes * bool(missing) + [INVENTED] * bool(mark)
@@ -332,7 +335,7 @@ def trial(
         What tells a good reply: an expression over the results (Boolean or a number, best from 0 to 1); a
         function of the results frame; the name of a column with the right answers, which is compared with
         the one typed column without regard to capitals, and rows without an answer in it are not sampled;
-        None counts how often a choice replies what the most expensive one does, of several the last. A row
+        None counts how often a choice agrees with the most expensive one (the last of several). A row
         that failed scores 0.
     seed : int
         Of the sample and of the bootstrap.

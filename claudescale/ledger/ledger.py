@@ -107,7 +107,7 @@ class Ledger:
         return target
 
     def forget(self, batch_id: str) -> int:
-        """Return how many rows are free again that an open batch held, which is at the API no more.
+        """Return how many rows were freed from an open batch that no longer exists at the API.
 
         For a batch that was deleted there, or whose key is lost: its rows are sent, and paid for, anew.
 
@@ -166,7 +166,7 @@ def spend(folder: str | Path = ".") -> pl.DataFrame:
                         found = connection.execute(_SPENT).fetchall()
                     rows += [(day, path.name, *others) for day, *others in found]
         except LedgerError as error:
-            warnings.warn(f"What {path.name} says was spent is missing: {error}", stacklevel=2)
+            warnings.warn(f"The spending of {path.name} is missing: {error}", stacklevel=2)
     written = SPEND | {"date": pl.String(), "simulated": pl.Int64()}
     known = pl.col("date").str.to_date("%Y-%m-%d"), pl.col("dollars").fill_null(float("nan"))
     table = pl.DataFrame(rows, schema=written, orient="row").with_columns(*known)

@@ -158,7 +158,9 @@ class Store:
             won = {key for (key,) in connection.execute(mine, given)}
         self._wake.set()  # from now on there are signs of life
         if len(won) < len(keys):
-            _LOG.debug("%d of %d keys refused: answered, or others'", len(keys) - len(won), len(keys))
+            _LOG.debug(
+                "%d of %d keys not claimed: answered, or held by another run", len(keys) - len(won), len(keys)
+            )
         return [key for key in keys if key in won]
 
     def _bury(self, connection: sqlite3.Connection) -> None:
@@ -283,7 +285,7 @@ class Store:
 
     def _stay(self) -> None:
         if os.getpid() != self._pid:
-            msg = "a fork does not take its parent's ledger along: open it again with Ledger(path)"
+            msg = "a forked process cannot use its parent's ledger: open it again with Ledger(path)"
             raise LedgerError(msg)
 
     # the file
@@ -404,7 +406,9 @@ def _leave(connection: sqlite3.Connection, opening: int) -> None:
 def connect(path: Path | None, options: str = "mode=rw") -> sqlite3.Connection:
     """Return a connection to a file that is there; without a path, to a temporary file of its own."""
     if path is not None and not path.exists():
-        msg = f"{path} is gone, and with it what was paid for. Put it back, or the rows are paid for again."
+        msg = (
+            f"{path} is gone, with everything that was paid for. Put it back, or the rows are paid for again."
+        )
         raise LedgerError(msg)
     connection = sqlite3.connect(
         f"{path.as_uri()}?{options}" if path else "",  # makes no file: one that was deleted stays deleted
@@ -426,7 +430,9 @@ def connect(path: Path | None, options: str = "mode=rw") -> sqlite3.Connection:
 def _make(path: Path) -> None:
     """Make the file where there is none; refuse what is no ledger, without touching it."""
     if not path.parent.is_dir():
-        msg = f"there is no folder {path.parent}: make it with Path({str(path.parent)!r}).mkdir(parents=True)"
+        msg = (
+            f"there is no folder {path.parent}: create it with Path({str(path.parent)!r}).mkdir(parents=True)"
+        )
         raise LedgerError(msg)
     if path.exists():
         _recognise(path)
@@ -504,17 +510,17 @@ def explained(path: Path | None) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         file, name = path or Path("temporary.ledger"), getattr(error, "sqlite_errorname", "")
         if name.startswith("SQLITE_BUSY"):
-            msg = f"{file}: another program keeps it locked. End that program, then run this again"
+            msg = f"{file}: another program has it locked. End that program, then run this again"
             raise LedgerError(msg) from error
         if re.match("SQLITE_IOERR_.*(LOCK|SHM)|SQLITE_PROTOCOL", name):
             raise _unfit(file, name) from error
         if isinstance(error, OSError) or re.match("SQLITE_(FULL|IOERR|READONLY|CANTOPEN|PERM)", name):
-            msg = f"{file} cannot be used ({error}): make room, or get the right to write, and try again"
+            msg = f"{file} cannot be used ({error}): free disk space or get write permission, and try again"
             raise LedgerFull(msg) from error
         saved = file.with_suffix(".recovered")
         msg = (
             f"{file} was a ledger and is damaged ({error}). Save what can be read, with the program of"
-            f" sqlite.org, and go on with ledger={str(saved)!r}:\n"
+            f" sqlite.org, and continue with ledger={str(saved)!r}:\n"
             f"    sqlite3 {shlex.quote(str(file))} .recover | sqlite3 {shlex.quote(str(saved))}"
         )
         raise DamagedLedger(msg) from error

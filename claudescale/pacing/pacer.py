@@ -267,7 +267,7 @@ class Pacer:
     def _hold(self, seconds: float, why: str) -> None:
         """Let nobody go for so long, and by chance a little longer: not all clients come back at once."""
         if seconds:
-            _LOG.debug("%s: nothing is sent for %.1f s", why, seconds)
+            _LOG.debug("%s: sending pauses for %.1f s", why, seconds)
         until = self._clock.seconds() + seconds * self._random.uniform(1.0, 1.1)
         self._held_until = max(self._held_until, until)
 

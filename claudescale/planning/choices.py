@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
     from claudescale.views.theme import Picture
 
+_TRIED = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
 FIGURES = ("dollars", "dollars_p90", "minutes", "minutes_p90")
 _LONGEST_WORD = 24
 _NO_GAIN = 1.1  # less than so many times faster is nothing to pay for
@@ -103,9 +104,10 @@ class PlanPlots(Gallery):
     plan: Plan
 
     def frontier(self, **lists: Iterable[Any]) -> Picture:
-        """Return dollars against time, a point per choice; those that nothing beats in both are joined.
+        """Return dollars against time, a point per choice.
 
-        The time of a batch is drawn as it is known: from the usual hour to the day after which it expires.
+        Those that nothing beats in both are joined. The time of a batch is drawn as it is known: from the
+        usual hour to the day after which it expires.
         Choices of the same price and time are one point.
 
         Spends: nothing.
@@ -124,7 +126,7 @@ class PlanPlots(Gallery):
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
-        """Return how long the plan takes on each tier in its mode, and what limits it there.
+        """Return how long the plan takes on each tier, and what limits it there.
 
         Spends: nothing.
 
@@ -146,7 +148,7 @@ class PlanPlots(Gallery):
         return plan_charts.minutes(table, own=own, mode=mode, deadline_minutes=plan.deadline)
 
     def savings(self, model: str | Iterable[str] = ()) -> Picture:
-        """Return what the rows would cost plainly, what each strategy saves of it, what the plan costs.
+        """Return what each strategy saves of the plain price, down to the plan's.
 
         Spends: nothing.
 
@@ -165,7 +167,7 @@ class PlanPlots(Gallery):
         )
 
     def concurrency(self, runs: Iterable[Run] | pl.DataFrame = ()) -> Picture:
-        """Return what a minute gets done by the calls in flight, with the runs that tried it as points.
+        """Return requests per minute by calls in flight, and what runs have measured.
 
         Spends: nothing.
 
@@ -179,7 +181,7 @@ class PlanPlots(Gallery):
 
         plan = self.plan.compiled
         if not isinstance(runs, pl.DataFrame):
-            runs = pl.DataFrame([_tried(run) for run in runs], schema=plan_charts.RUNS, orient="row")
+            runs = pl.DataFrame([_tried(run) for run in runs], schema=_TRIED, orient="row")
         totals, count = plan.totals, max(plan.totals.requests, 1)
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count

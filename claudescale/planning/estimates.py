@@ -42,7 +42,7 @@ SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
-"""The requests of a batch that are taken to find the cache: the middle of what the documentation says."""
+"""The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # what is less when a part is left

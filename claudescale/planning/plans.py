@@ -247,7 +247,7 @@ class Plan(Shown):
         Where ``tier`` varies, `gain` is how many times faster than on the plan's own tier, with all else the
         same; `binding` is what limits it there. The plan's own tier has the limits that were learned. After a
         pilot other models' replies count as long as those measured. Where ``cache`` varies, `cache_hit_share`
-        is the part of the requests taken to find it: in batches the middle of 30% to 98%.
+        is the share of requests assumed to hit the cache: in batches, midway between 30% and 98%.
         Source: *Batch processing* (checked 2026-08-14).
         """
         _check_names("compare", lists, tuple(Lists.__annotations__))
@@ -306,7 +306,7 @@ class Plan(Shown):
         """Return the same plan with some parameters changed.
 
         A pilot's measurements are kept where they still hold: another prompt or reply form makes them void.
-        Another model's replies count as long as those measured, with the doubt of a guess.
+        Another model's replies are assumed to be as long as those measured, with more uncertainty.
 
         Spends: nothing.
         """
@@ -351,13 +351,13 @@ class Plan(Shown):
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
 
-        Its run has *every* row in its `results`: what was answered is taken over at no cost, wherever the
+        Its run has *every* row in its `results`: what was answered is reused at no cost, wherever the
         ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
-        break `returns` among them. Left out is what the same request would meet again: a refusal while the
+        break `returns` among them. It leaves out what would fail in the same way again: a refusal while the
         request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
         `options`, `requests`, `head` and `sample`; the `budget` is that of the new run.
 
-        The same cells again are a resume, as ever: nothing is paid for twice.
+        Running the same cells again resumes, as always: nothing is paid for twice.
 
         Spends: nothing.
 
@@ -408,7 +408,7 @@ class Plan(Shown):
     def _some(self, rows: pl.Series) -> Plan:
         """Return a retry of some of the rows that it sends."""
         if self.samples > 1:
-            refuse("A retry with samples= is of all its rows: head() and sample() are for the plan itself.")
+            refuse("A retry with samples= sends all its rows: use head() and sample() on the plan itself.")
         kept = self._evidence.kept and self._evidence.kept.at(rows)
         return self._with(frame=read(self.frame)[rows], _evidence=self._evidence._replace(kept=kept))
 
@@ -457,7 +457,7 @@ class Plan(Shown):
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
         """Return the same plan with its input tokens counted by the API on `n` sampled requests.
 
-        What a reply takes stays a guess: a pilot tells both.
+        The length of replies remains a guess; a pilot measures both.
 
         Spends: nothing.
 
@@ -496,7 +496,7 @@ class Plan(Shown):
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
         """Return the same plan with the organization's limits as the rate-limit API tells them.
 
-        It takes an Admin API key; without one they stay, and say so. A pilot's headers tell them, too.
+        It needs an Admin API key; without one the limits stay as they are. A pilot's headers also show them.
 
         Spends: nothing.
 
@@ -519,11 +519,8 @@ class Plan(Shown):
         ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
         on: Any = None,
-        _watchable: bool = True,
     ) -> Run:
         """Return a run that has been started and is not waited for.
-
-        In a notebook the first one imports what `watch` needs, which takes seconds and would stop its calls.
 
         Spends: tokens.
 
@@ -543,7 +540,7 @@ class Plan(Shown):
 
         if on is not None and self.samples > 1:
             refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
-        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on, "watchable": _watchable}
+        given: dict[str, Any] = {"ledger": ledger, "progress": progress, "on": on}
         mode: Any = self.compiled.resolved()
         return Run(self if mode == self.mode else self._with(mode=mode), client, **given)
 
@@ -576,7 +573,7 @@ class Plan(Shown):
         RunStopped
             The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
         """
-        run = self.start(client, ledger=ledger, progress=progress, on=on, _watchable=not wait)
+        run = self.start(client, ledger=ledger, progress=progress, on=on)
         return await run if wait else await run.submitted()
 
     # how it looks
@@ -591,7 +588,7 @@ class Plan(Shown):
         try:
             totals, options, chosen = compiled.totals, compiled.options, compiled.resolved()
         except PlanError as error:
-            return Card(title=f"Plan that cannot be run: {error}")
+            return Card(title=f"This plan cannot run: {error}")
         saved = totals.rows - totals.unsent - totals.requests
         same = f", {text.plural(saved, 'identical row')} sent once" if saved else ""
         file = " or a file that cannot be read" if compiled.prompt.has_files else ""
@@ -630,7 +627,7 @@ class Plan(Shown):
         compiled, kept = self.compiled, self.compiled.kept
         if kept is not None and kept.keys.count():
             failed = kept.failed
-            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are taken over at no cost."
+            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
                 yield f"Left out, as the same request would fail again: {kinds}."
@@ -638,8 +635,8 @@ class Plan(Shown):
             yield differs
         if compiled.expected.cached_tokens:
             low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are taken to find the cache"
-            yield f"{share}: {low} to {high} are usual."
+            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
+            yield f"{share}: {low} to {high} is usual."
 
     def _gain(self) -> Iterable[str]:
         """Return what the next tier gains."""
@@ -659,7 +656,7 @@ PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.
 
 def _check_names(method: str, given: Iterable[str], there: tuple[str, ...]) -> None:
     if unknown := sorted(set(given) - set(there)):
-        refuse(f"plan.{method}() knows no {unknown[0]!r}. There is: {', '.join(there)}.")
+        refuse(f"plan.{method}() does not take {unknown[0]!r}. There is: {', '.join(there)}.")
 
 
 def _several(name: str, values: object) -> list[Any]:

@@ -295,7 +295,7 @@ class Batches:
             self.adopted.update(held)
             self._purse.batches[batch.nonce] = self._worst_dollars(is_held)
             self._left, self._others = self._left.filter(~is_held), self._others.filter(~is_held)
-            _LOG.debug("batch %s of an earlier run: taken over", batch.batch_id)
+            _LOG.debug("batch %s of an earlier run: adopted", batch.batch_id)
 
     def _worst_dollars(self, which: pl.Expr) -> float:
         return float(self._requests.filter(which)["worst_dollars"].sum())
@@ -571,7 +571,7 @@ class Batches:
         if gone and self._job.api.simulated:
             await self._unsent(each, "gone")
         elif gone:
-            words = f"batch {each.batch_id} is not shown to this key: another workspace's, or deleted"
+            words = f"batch {each.batch_id} is not shown to this key: it is another workspace's, or deleted"
             each.stuck = _because("batch_not_found", f"{words}. {_held(each)}")
         else:
             found = verdict(answer)
@@ -605,7 +605,7 @@ class Batches:
                 return
             await take(missing_lines(missing, each.batch.nonce))
         if canceled and not each.is_canceled:
-            words = f"{canceled:,} rows of batch {each.batch_id} were canceled, and not by this run"
+            words = f"{canceled:,} rows of batch {each.batch_id} were canceled, but not by this run"
             self._stop(_because("canceled", words), all_calls=True)
         left = await self._close(each, "collected")
         unanswered = [key for key in left if key not in each.refused]

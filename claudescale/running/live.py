@@ -354,7 +354,7 @@ class Live:
     def _end(self, found: Verdict) -> None:
         """Stop for the reason that a verdict gives; of rows that failed alike, say how many."""
         if found.outcome == "failed" and (self.health.is_hopeless or self.health.ends_alike):
-            words = f"{self.health.repeats:,} rows in a row, from all over the frame, got the same answer"
+            words = f"{self.health.repeats:,} consecutive rows, from all over the frame, got the same answer"
             found = replace(found, message=f"{words}: {found.message}")
         self.stopped_by = self.stopped_by or found
         self.stop()

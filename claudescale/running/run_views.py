@@ -30,7 +30,7 @@ _TABLE |= {"refused": pl.Int64()}
 """Columns of a run's card, beside what each row of it says."""
 _ESTIMATED = ("dollars", "minutes", "minutes_p90", "input_tokens", "output_tokens")
 _MOST_MESSAGE = 300
-_WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, live where the deadline asks for it,"}
+_WAYS = {"live": "live", "batch": "by batch", "hybrid": "by batch, and live where the deadline requires it,"}
 _FAILED = {
     "max_tokens": "cut off at max_tokens={run.plan.max_tokens:,}",
     "refusal": "refused by the model",
@@ -41,8 +41,8 @@ _FAILED = {
     "tool_use": "ended in a tool call",
     "invalid_request_error": "rejected as invalid",
     "request_too_large": "too large",
-    "overloaded_error": "given up as the API was overloaded",
-    "api_error": "given up as the API failed",
+    "overloaded_error": "given up because the API was overloaded",
+    "api_error": "given up because the API failed",
     "timeout_error": "given up without an answer",
     "connection_error": "given up without a connection",
     "rate_limit_error": "given up at the rate limit",
@@ -70,7 +70,7 @@ def failures(run: Run) -> tuple[str, str]:
     words = f"Failed: {'; '.join(kinds)}."
     hopeless = sorted(_HOPELESS & set(rows))
     if hopeless:
-        same = f" Retrying unchanged is of no use for {' and '.join(hopeless)}:"
+        same = f" Retrying unchanged does not help with {' and '.join(hopeless)}:"
         words += f"{same} change the model, the system prompt or the text."
     plan = run.plan
     longer = min(plan.max_tokens * _LONGER, plan.compiled.model.max_output_tokens)
@@ -96,22 +96,22 @@ def why(run: Run) -> str:
     """Return what ended a run, what is kept, and what to do."""
     if run.stopped_by == "ledger" and not run.counts.requests:
         return f"Nothing was sent: {run.message}."
-    advice = ADVICE.get(run.stopped_by or "", "The API cannot go on.")
+    advice = ADVICE.get(run.stopped_by or "", "The API cannot continue.")
     if run.stopped_by == "endpoint_not_found":
         advice = _no_endpoint(run.job.api_name, run.plan.mode)
-    said = f" It says: {run.message[:_MOST_MESSAGE]}" if run.message else ""
+    said = f": {run.message[:_MOST_MESSAGE]}" if run.message else ""
     again = "the same cell again sends only what is missing"
     if run.path is None:
         again = "without a ledger they are only in run.results, and the same cell again pays for them again"
     answered = text.plural(run.counts.answered, "row")
-    return f"{advice} ({run.stopped_by}.{said}) {answered} answered and kept; {again}."
+    return f"{advice} ({run.stopped_by}{said}) {answered} answered and kept; {again}."
 
 
 def _no_endpoint(name: str, mode: str) -> str:
     """Return what to do about a 404 that does not speak of the model."""
     if name.endswith("/v1"):
-        return f"There is no {name}/v1/messages: take the /v1 off base_url, as the SDK adds it."
-    batches = "" if mode == "live" else "; a gateway may have no batches: mode='live' does without"
+        return f"There is no {name}/v1/messages: remove /v1 from base_url, as the SDK adds it."
+    batches = "" if mode == "live" else "; a gateway may not offer batches: use mode='live'"
     return f"{name}/v1/messages is answered with 404. Check base_url{batches}."
 
 
@@ -215,7 +215,7 @@ def _pending(run: Run) -> str:
         return ""
     if run.state == "left":
         return (
-            f"{pending[0]} when this run left. The same cell collects the others, which continue at the API."
+            f"{pending[0]} when this run left. The same cell collects the rest, which continues at the API."
         )
     return f"{', '.join(pending)}. The API shows no progress of a batch before its end."
 
@@ -227,18 +227,18 @@ class Plots(Gallery):
         self._run = run
 
     def throughput(self) -> Picture:
-        """Return requests per minute over the run, with the limit drawn. Spends: nothing."""
+        """Return live requests per minute over the run, with the limit drawn. Spends: nothing."""
         from claudescale.views import run_charts
 
         limit = self._limits["requests"]
-        return run_charts.throughput(self._rates, requests_per_minute=limit, empty=self._empty)
+        return run_charts.throughput(self._rates, requests_per_minute=limit, empty=self._no_live)
 
     def tokens(self) -> Down | Picture:
-        """Return input and output tokens per minute over the run, with their limits. Spends: nothing."""
+        """Return input and output tokens per minute of live calls, with their limits. Spends: nothing."""
         from claudescale.views import run_charts
 
         limits = {name: self._limits[name] for name in BUCKETS[1:]}
-        return run_charts.tokens(self._rates, limits=limits, empty=self._empty)
+        return run_charts.tokens(self._rates, limits=limits, empty=self._no_live)
 
     def buckets(self, bucket_seconds: float = 60.0) -> Down | Picture:
         """Return how full the three token buckets were. Spends: nothing.
@@ -250,18 +250,15 @@ class Plots(Gallery):
         """
         from claudescale.views import run_charts
 
-        run, empty = self._run, self._empty
-        if run.plan.mode == "batch":
-            empty = "Batches take nothing from the token buckets."
-        limits = run.limits.shared(run.plan.share).per_minute
-        levels = run_charts.levels(run.attempts, limits, run.job.started_at, bucket_seconds)
-        return run_charts.buckets(levels, empty=empty)
+        run, limits = self._run, [*self._limits.values()]
+        levels = run_charts.levels(self._live, limits, run.job.started_at, bucket_seconds)
+        return run_charts.buckets(levels, bucket_seconds=bucket_seconds, empty=self._no_live)
 
     def latency(self) -> Picture:
-        """Return the seconds of each answer. Spends: nothing."""
+        """Return the seconds that each live call took. Spends: nothing."""
         from claudescale.views import run_charts
 
-        return run_charts.latency(self._run.attempts, empty=self._empty)
+        return run_charts.latency(self._live, empty=self._no_live)
 
     def spending(self) -> Picture:
         """Return the dollars spent so far over time, against the estimate. Spends: nothing."""
@@ -271,6 +268,9 @@ class Plots(Gallery):
         ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run.job.started_at) / 60
         paid = run.attempts.filter(pl.col("dollars") > 0).select("dollars", minute=ended).sort("minute")
         estimate = run.job.estimate["dollars"] if run.job.estimate else None
+        if paid.height:  # from the start of the run to its end, or to this moment
+            edges = pl.DataFrame({"dollars": [0.0, 0.0], "minute": [0.0, run.minutes]})
+            paid = pl.concat([paid, edges]).sort("minute", maintain_order=True)
         so_far = paid.with_columns(pl.col("dollars").cum_sum())
         return run_charts.spending(so_far, estimate_dollars=estimate, empty=self._empty)
 
@@ -298,21 +298,31 @@ class Plots(Gallery):
             started_at=run.job.started_at,
             now=run.job.started_at + run.minutes * 60,
             deadline_minutes=run.plan.deadline if hybrid else None,
-            live=run.attempts.filter(pl.col("batch_id").is_null()) if hybrid else None,
+            live=self._live if hybrid else None,
             empty="This run sent no batch: mode='live'." if run.plan.mode == "live" else self._empty,
         )
 
     @property
-    def _rates(self) -> pl.DataFrame:
-        return rates(self._run.attempts, self._run.job.started_at, self._run.minutes)
+    def _live(self) -> pl.DataFrame:
+        """The live calls: batches are outside of these limits, and their rows have no pace of their own."""
+        return self._run.attempts.filter(pl.col("batch_id").is_null())
 
     @property
-    def _limits(self) -> dict[str, float | None]:
-        """What live calls may use in a minute; batches use none of it."""
+    def _rates(self) -> pl.DataFrame:
+        return rates(self._live, self._run.job.started_at, self._run.minutes)
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        """What live calls may use in a minute."""
         run = self._run
-        if run.plan.mode == "batch":
-            return dict.fromkeys(BUCKETS)
         return dict(zip(BUCKETS, run.limits.shared(run.plan.share).per_minute, strict=True))
+
+    @property
+    def _no_live(self) -> str:
+        """Why there is nothing to see of live calls."""
+        if self._run.plan.mode == "batch":
+            return "A batch uses none of the limits per minute: see run.plot.batches()."
+        return self._empty
 
     @property
     def _empty(self) -> str:
@@ -321,5 +331,6 @@ class Plots(Gallery):
         if self._run.state in {"starting", "running"} and counts.missing:
             return "Nothing has been answered yet."
         if counts.reused and not counts.missing:
-            return f"Nothing was sent: {text.plural(counts.reused, 'reply')} were in the ledger already."
+            were = "was" if counts.reused == 1 else "were"
+            return f"Nothing was sent: {text.plural(counts.reused, 'reply')} {were} in the ledger already."
         return "Nothing was sent."

@@ -57,8 +57,7 @@ BATCHES = pl.Schema(
 )
 """Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
 from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
-
-
+_SETTLE_SECONDS = 5.0
 _BATCH_COLUMNS = (
     "batch_id",
     "dollars",
@@ -100,7 +99,6 @@ class Run(Shown, Handle):
         ledger: str | Path | None,
         progress: bool,
         on: Any = None,
-        watchable: bool = True,
     ) -> None:
         client = current() if client is None else client
         check_client(client, plan.mode)
@@ -124,10 +122,10 @@ class Run(Shown, Handle):
                 msg = "on= needs Dask, which is not installed: pip install 'claudescale[dask]'"
                 raise PlanError(msg) from error
             self._cluster = cluster.engine(on, client, plan)
-        if watchable and plan.mode != "batch" and loops.in_cell():
-            from claudescale.widgets import watch  # noqa: PLC0415 - slow to import
+        if loops.in_notebook():
+            from claudescale.widgets import watch  # noqa: PLC0415 - only there
 
-            watch.prepare()  # when the run is watched it would stop its calls for seconds
+            watch.prepare()
         self._start(self._go())
 
     # how it goes
@@ -160,6 +158,8 @@ class Run(Shown, Handle):
                 job.meter.end(self.stopped_by)
             self.state = state
             await progress.close()
+            for settled in job.watched:  # what stays of a watcher belongs to the cell that waits for the end
+                await loops.in_thread(settled.wait, _SETTLE_SECONDS)
         if state == "failed":
             raise RunStopped(run_views.why(self), self) from job.ledger_error or cause
 
@@ -247,7 +247,7 @@ class Run(Shown, Handle):
         self._tell()
 
     def leave(self) -> None:
-        """Send nothing more and let batches go on at the API: the same cell collects them, also tomorrow.
+        """Send nothing more and let batches continue at the API: the same cell collects them, even tomorrow.
 
         An interrupt and the end of the process do this too. Returns at once; ``await run`` for the end.
 
@@ -343,7 +343,7 @@ class Run(Shown, Handle):
 
     @property
     def limits(self) -> Limits:
-        """The limits in force: the table's, or what the API's answers told."""
+        """The limits in force: the table's, or those that the API's answers report."""
         return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
 
     @property

@@ -128,7 +128,8 @@ class Gallery:
 
 def _first(method: Any) -> str:
     """Return what a method says that it returns."""
-    return str(method.__doc__).splitlines()[0].removeprefix("Return ").partition(" Spends:")[0]
+    words: str = method.__doc__.splitlines()[0].removeprefix("Return ").partition(" Spends:")[0]
+    return words[0].upper() + words[1:]
 
 
 def _cell(row: dict[str, Any], name: str) -> str:

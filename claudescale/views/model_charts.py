@@ -8,7 +8,8 @@ import altair as alt
 import polars as pl
 
 from claudescale.text import dollars
-from claudescale.views.theme import BLUE, DOLLARS, ORANGE, SKY, chart, highest, limit, nothing, picture, tips
+from claudescale.views import BLUE, ORANGE, SKY
+from claudescale.views.theme import DOLLARS, chart, highest, limit, nothing, picture, tips
 
 if TYPE_CHECKING:
     from claudescale.views.theme import Picture
@@ -41,20 +42,22 @@ def quality(
     log = 0 < low * _NEAR < high
     axis, scale = alt.Axis(labelExpr=DOLLARS, labelSeparation=9), alt.Scale(zero=not log, padding=60)
     scale.type = "log" if log else "linear"
-    x = alt.X("dollars_per_1000_rows:Q", title="Dollars per 1,000 rows", axis=axis, scale=scale)
+    x = alt.X("dollars_per_1000_rows:Q", title="US dollars per 1,000 rows", axis=axis, scale=scale)
     y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=12)
     color = alt.condition("datum.clears", alt.value(BLUE), alt.value(ORANGE))
     hover = tips(
         choice="", rows=",d", score=".3f", score_low=".3f", score_high=".3f", dollars_per_1000_rows="$,.3~r"
     )
-    base = chart(known).encode(x, color=color)
+    base = chart(known.with_columns(name=pl.col("choice").str.replace_all("claude-", ""))).encode(
+        x, color=color
+    )
     layers = [
         base.mark_rule(strokeWidth=2).encode(alt.Y("score_low:Q"), alt.Y2("score_high:Q")),
         base.mark_circle(size=90, opacity=1).encode(y, tooltip=hover),
-        base.mark_text(align="left", dx=9).encode(y, text="choice:N"),
+        base.mark_text(align="left", dx=9).encode(y, text="name:N"),
     ]
     mark = "SIMULATED: " if known["simulated"].any() else ""
-    best = known.sort("score").row(-1, named=True)
+    best = known.sort("score", "dollars_per_1000_rows", descending=[True, False]).row(0, named=True)
     price = f"{dollars(best['dollars_per_1000_rows'])} per 1,000 rows"
     sentence = f"{best['choice']} scores best, {best['score']:.3g}, for {price}"
     if min_score is not None:
@@ -81,7 +84,7 @@ def bill(bill: pl.DataFrame, *, simulated: bool = False) -> Picture:
     words = ["about " * way["estimated"] + dollars(way["dollars"]) for way in bill.iter_rows(named=True)]
     base = chart(bill.with_columns(words=pl.Series(words))).encode(
         alt.X("dollars:Q")
-        .title("Dollars")
+        .title("US dollars")
         .axis(labelExpr=DOLLARS, labelSeparation=9)
         .scale(domain=[0, highest(bill, "dollars") * 1.2]),
         alt.Y("way:N").title(None).sort(None),

@@ -11,22 +11,22 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from claudescale import text
+from claudescale import text, views
 from claudescale.views import run_charts, theme
 from claudescale.views.theme import chart, colors, finite, highest, limit, nothing, number_axis, picture, tips
 
 NOTHING = "There is nothing to send."
-UNTIL = "Time until the last row is answered, usually and in one of ten runs"
+UNTIL = "Time until the last row is answered (median and 90th percentile)"
 SHAPES = {"live": "circle", "batch": "square", "hybrid": "diamond"}
 BINDINGS = dict(zip(("requests", "input tokens", "output tokens"), run_charts.COLORS.values(), strict=True))
-BINDINGS |= {"latency": theme.PURPLE, "concurrency": theme.VERMILLION}
-BINDINGS |= dict.fromkeys(("batch processing", "queue", "deadline"), theme.SKY)
+BINDINGS |= {"latency": views.PURPLE, "concurrency": views.VERMILION}
+BINDINGS |= dict.fromkeys(("batch processing", "queue", "deadline"), views.SKY)
 WIDE = 8  # from how many times the least a scale is logarithmic
 MOST_NAMES, MOST_TICKS = 6, 6
-RUNS = pl.Schema({"concurrency": pl.Float64(), "requests_per_minute": pl.Float64(), "refused": pl.Int64()})
 CLOCK = (
     "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
-    "format(datum.value, '.3~f') + ' min' : format(datum.value / 60, ',.3~f') + ' h'"
+    "format(datum.value, '.3~f') + ' min' : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
+    " + (datum.value % 60 > 0.5 && datum.value % 60 < 59.5 ? format(datum.value % 60, ' .0f') + ' min' : '')"
 )
 MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
@@ -66,7 +66,7 @@ def frontier(
     x, late = _axis(points.select("minutes", "minutes_p90"), deadline_minutes, **TIME)
     y, rich = _axis(points.select("dollars"), budget_dollars, **MONEY)
     groups = points.sort("dollars")["group"].unique(maintain_order=True).to_list()
-    others = pl.col("group").is_in(groups[len(theme.PALETTE) :])
+    others = pl.col("group").is_in(groups[len(views.PALETTE) :])
     points = points.with_columns(
         pl.when(others).then(pl.lit("others")).otherwise("group").alias("group"),
         pl.col("best") & ~others,
@@ -75,10 +75,11 @@ def frontier(
         above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
         below=pl.when(_named(points)).then("choice"),
     )
-    palette = dict(zip([*groups[: len(theme.PALETTE)], "others"], [*theme.PALETTE, theme.GREY], strict=False))
+    palette = dict(zip([*groups[: len(views.PALETTE)], "others"], [*views.PALETTE, views.GREY], strict=False))
     legend = alt.Legend() if len(groups) > 1 else None
     color = alt.Color("group:N", scale=colors(points["group"], palette), legend=legend)
-    shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES))
+    modes = alt.Legend() if points["mode"].n_unique() > 1 else None
+    shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES), legend=modes)
     base = chart(points).encode(x=alt.X("minutes:Q", **x), y=alt.Y("dollars:Q", **y))
     best, unbeaten = (base.transform_filter(f"datum.{name}") for name in ("best", "frontier"))
     stairs: dict[str, Any] = {"interpolate": "step-after"}
@@ -86,8 +87,8 @@ def frontier(
     layers = [
         base.mark_rule(strokeWidth=2.5, opacity=0.35).encode(x2="minutes_p90:Q", color=color),
         best.mark_line(**stairs, strokeDash=[2, 3], strokeWidth=1).encode(color=color),
-        unbeaten.mark_line(**stairs, color=theme.GREY, strokeWidth=1.5),
-        base.transform_filter("datum.chosen").mark_point(size=260, color=theme.GREY, opacity=1),
+        unbeaten.mark_line(**stairs, color=views.GREY, strokeWidth=1.5),
+        base.transform_filter("datum.chosen").mark_point(size=260, color=views.GREY, opacity=1),
         base.mark_point(filled=True, size=75, opacity=1).encode(color=color, shape=shape, tooltip=tooltip),
         # Below the frontier there is no point: a name there covers none.
         base.transform_filter("datum.below").mark_text(align="left", dx=9, dy=12).encode(text="below:N"),
@@ -198,7 +199,7 @@ def minutes(
     if deadline_minutes is not None:
         deadline = limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=far)
         layers = [*deadline, *layers]
-    sentence = f"By {mode}" if mode != "live" else "Live"
+    sentence = mode.capitalize()
     for row in tiers.filter(tier=own).iter_rows(named=True):
         sentence += f" on {own}: {_time(row)}, limited by {row['binding']}"
     return picture(layers, sentence, height=alt.Step(42))
@@ -246,7 +247,7 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
 
 
 def concurrency(
-    *, seconds: float, requests_per_minute: float, binding: str, runs: pl.DataFrame | None = None
+    *, seconds: float, requests_per_minute: float, binding: str, runs: pl.DataFrame
 ) -> theme.Picture:
     """Return the chart of requests per minute by calls in flight: a slope by Little's law, then the limit.
 
@@ -260,7 +261,7 @@ def concurrency(
         The most that the limits allow.
     binding : str
         The limit that it is.
-    runs : pl.DataFrame, optional
+    runs : pl.DataFrame
         `concurrency`, `requests_per_minute` and `refused` (calls turned away with 429).
 
     Notes
@@ -268,7 +269,7 @@ def concurrency(
     Source: J. D. C. Little, "A Proof for the Queuing Formula: L = λW", *Operations Research* 9 (1961).
     """
     needed = requests_per_minute / 60 * seconds
-    runs = pl.DataFrame(schema=RUNS) if runs is None else finite(runs).sort("concurrency")
+    runs = finite(runs).sort("concurrency")
     high = max(2 * needed, 16.0, highest(runs, "concurrency"))
     bend = {"concurrency": [0.0, needed, high], "requests_per_minute": [0.0, *[requests_per_minute] * 2]}
     top = max(requests_per_minute, highest(runs, "requests_per_minute")) * 1.1
@@ -280,16 +281,16 @@ def concurrency(
     words = "1 call in flight is" if needed <= 1 else f"{math.ceil(needed):,} calls in flight are"
     sentence = f"{words} enough for {requests_per_minute:,.0f} requests a minute"
     layers = [
-        chart(pl.DataFrame(bend)).mark_line(color=theme.BLUE, strokeWidth=2).encode(x=x, y=y),
+        chart(pl.DataFrame(bend)).mark_line(color=views.BLUE, strokeWidth=2).encode(x=x, y=y),
         *limit(
             f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min", y=requests_per_minute
         ),
         chart(runs)
-        .mark_point(filled=True, size=70, color=theme.VERMILLION, opacity=1)
+        .mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
         .encode(x=x, y=y, tooltip=tooltip),
     ]
     if needed > 1:  # beside the line's foot: above the frame it would overprint the axis title
-        words = chart().mark_text(text=enough, align="left", dx=6, dy=-8, color=theme.GREY)
+        words = chart().mark_text(text=enough, align="left", dx=6, dy=-8, color=views.GREY)
         layers += [limit("", x=needed)[0], words.encode(x=alt.datum(needed), y=alt.datum(0))]
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):
         sentence += f"; measured: at most {best['requests_per_minute']:,.0f}, with {best['concurrency']:,.0f}"

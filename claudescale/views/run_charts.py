@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
-from claudescale import text
+from claudescale import text, views
 from claudescale.api.limits import BUCKETS
 from claudescale.api.prices import UNCACHED
 from claudescale.views import theme
@@ -21,19 +21,21 @@ from claudescale.views.theme import chart, finite, highest, limit, nothing, pict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-COLORS = {"requests": theme.BLUE, "input_tokens": theme.ORANGE, "output_tokens": theme.GREEN}
+COLORS = {"requests": views.BLUE, "input_tokens": views.ORANGE, "output_tokens": views.GREEN}
 NOTHING = "Nothing was sent."
 PARTS = ("succeeded", "errored", "expired", "canceled")
 STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "results gone"}
-OUTCOMES = {"all succeeded": theme.BLUE, "some failed": theme.ORANGE, "open": theme.GREY, "live": theme.SKY}
+OUTCOMES = {"all succeeded": views.BLUE, "some failed": views.ORANGE, "open": views.GREY, "live": views.SKY}
 LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
 LANES["outcome"] = pl.String()
 LEVELS = pl.Schema(
     {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
 )
 """Columns of `levels`: what a bucket holds just after a call took from it."""
-KINDS = {"plain": theme.GREY, "saved": theme.GREEN, "spent more": theme.VERMILLION, "paid": theme.BLUE}
+KINDS = {"plain": views.GREY, "saved": views.GREEN, "spent more": views.VERMILION, "paid": views.BLUE}
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
+FEW = 5  # so many requests have no pace
+SEEN = 0.005  # a smaller part would be called 0%
 SKEW_SECONDS = 5.0  # by how much the API's clock and this one may differ unnoticed
 MOST_POINTS, MOST_STEPS, MOST_LANES, MOST_LABELS = 1_500, 240, 300, 12
 
@@ -94,9 +96,10 @@ def tokens(
     for name, most in limits.items():
         last = name == [*limits][-1]
         layers = _rate(rates, name, most, unit if last else None)
-        panels.append(alt.layer(*layers).properties(width=theme.WIDTH, height=90))
+        panels.append(alt.layer(*layers).properties(width=views.WIDTH, height=90))
         mean = _mean(rates, name)
-        share = f" ({mean / most:.0%} of the limit)" if most else ""
+        part = mean / most if most else 0.0
+        share = f" ({part:.0%} of the limit)" if part >= SEEN else " (under 1% of the limit)" * bool(most)
         means.append(f"{text.significant(mean)} {name.replace('_', ' ')}{share}")
     sentence = f"On average {' and '.join(means)} a minute"
     return theme.Down(vconcat=panels, spacing=30).properties(**theme.said(sentence))
@@ -120,12 +123,15 @@ def _mean(rates: pl.DataFrame, name: str) -> float:
 def _pace(rates: pl.DataFrame, most: float | None) -> str:
     """Return how many requests a minute went; above the limit it is a burst, from a bucket that was full."""
     mean, peak = _mean(rates, "requests"), highest(rates, "requests_per_minute")
+    minutes = float(rates["slice_minutes"].sum())
+    if (count := round(mean * minutes)) < FEW:
+        words = f"{text.plural(count, 'request')} in {text.duration(minutes)}"
+        return words + (f", {most:,.0f} a minute allowed" if most else "")
     words = f"{mean:,.0f} requests a minute on average"
     if most is None or peak <= most:
         return f"{words}, {peak:,.0f} at the peak" + (f", {most:,.0f} allowed" if most else "")
     if mean <= most:
         return f"{words}, {peak:,.0f} in a burst, {most:,.0f} allowed"
-    minutes = float(rates["slice_minutes"].sum())
     sent = f"{mean * minutes:,.0f} requests in {text.duration(minutes)}"
     return f"{sent}: a burst from a full bucket, which refills at {most:,.0f} a minute"
 
@@ -172,18 +178,18 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
     answers, failures = calls.filter("answered"), calls.filter(~pl.col("answered"))
     middle: float = calls.select(pl.col("seconds").median()).item()
     dwarfed = highest(calls, "seconds") > 15 * middle  # the slowest would press the others flat
-    y_scale = alt.Scale(type="log") if dwarfed else alt.Scale(zero=True)
-    x = theme.time_axis("at", unit)
+    y_scale = alt.Scale(type="log", nice=False, padding=8) if dwarfed else alt.Scale(zero=True)
+    x = theme.time_axis("at", unit, highest(calls, "at") or 1.0)
     y = alt.Y("seconds:Q", title="Seconds per answer", scale=y_scale, axis=alt.Axis(format=",~f"))
     encoded: dict[str, Any] = {"x": x, "y": y, "tooltip": tips(at=",.2f", seconds=",.2f")}
     layers = [
-        chart(thin(answers, MOST_POINTS)).mark_circle(color=theme.BLUE, size=14).encode(**encoded),
+        chart(thin(answers, MOST_POINTS)).mark_circle(color=views.BLUE, size=14).encode(**encoded),
         chart(thin(failures, 200)).mark_point(**theme.FAILED).encode(**encoded),
     ]
     # Equally many answers behind each point of a line: each is equally certain, and there are no gaps.
     bins = pl.int_range(pl.len()) * min(60, answers.height // 40) // pl.len()
     quantiles: list[str] = []
-    lines: Any = (("median", 0.5, theme.ORANGE, "top"), ("p90", 0.9, theme.GREEN, "bottom"))
+    lines: Any = (("median", 0.5, views.ORANGE, "top"), ("p90", 0.9, views.GREEN, "bottom"))
     for name, share, color, baseline in lines:
         quantile = pl.col("seconds").quantile(share, "linear")
         if answers.height < 10 ** (share > 0.5):  # noqa: PLR2004 - a p90 of fewer says nothing
@@ -195,7 +201,7 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
         label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline, color=color)
         layers.append(label.encode(x=alt.value("width"), y=alt.datum(seconds)))
     words = f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}"
-    words = words if quantiles else "No answers yet"
+    words = words if quantiles else "No answers"
     if failures.height:
         words += f"; {text.plural(failures.height, 'call')} failed or refused{theme.SIGN}"
     return picture(layers, words)
@@ -226,7 +232,7 @@ def spending(
     top = max(paid, 0.0 if far else estimate_dollars or 0.0) * 1.05 or 1.0
     domain = alt.Scale(domain=[0, top], nice=False)
     y = alt.Y("dollars:Q", title="US dollars", scale=domain, axis=alt.Axis(labelExpr=theme.DOLLARS))
-    area = chart(steps).mark_area(**theme.steps(theme.BLUE))
+    area = chart(steps).mark_area(**theme.steps(views.BLUE))
     layers = [area.encode(x=theme.time_axis("at", unit), y=y, tooltip=tips(at=",.2f", dollars="$,.4~f"))]
     words = f"{text.dollars(paid)} paid"
     if estimate_dollars is not None:
@@ -347,13 +353,13 @@ def batches(
         words = drawn.transform_filter("datum.words").mark_text(align="left", dy=-9)
         layers.append(words.encode(x=alt.value(0), y=y, text="words:N"))
     pending = lanes.filter(outcome="open").height
-    took = f"{'now after' if pending else 'done after'} {text.duration(over)}"
+    took = f"{text.duration(over)} so far" if pending else f"done after {text.duration(over)}"
     if deadline is not None and deadline_minutes is not None:
         label = f"deadline {text.duration(deadline_minutes)}"
         layers = [*limit(label, x=deadline * scale, far=far), *layers]
         kept = "" if pending else "too late for the " if over > deadline else "in time for the "
         took += f", {kept}{label}"
-    step = 42 if few else max(3.0, theme.HEIGHT / shown.len())
+    step = 42 if few else max(3.0, views.HEIGHT / shown.len())
     return picture(layers, f"{_outcomes(batches, live, pending)}; {took}", height=alt.Step(step))
 
 
@@ -361,7 +367,7 @@ def _outcomes(batches: pl.DataFrame, live: pl.DataFrame | None, pending: int) ->
     """Return how many batches there are, and what came of their requests and of the live calls."""
     made = batches.filter(pl.col("created_at").is_not_null())
     counts = [(made[part].sum(), part) for part in PARTS]
-    counts += [(0 if live is None else live["error"].null_count(), "live"), (pending, "open")]
+    counts += [(0 if live is None else live["error"].null_count(), "answered live"), (pending, "open")]
     words = ", ".join(f"{count:,} {part}" for count, part in counts if count)
     return f"{text.plural(made.height, 'batch')}: {words}"
 
@@ -441,10 +447,12 @@ def levels(
     return pl.concat(frames).cast(LEVELS)
 
 
-def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> theme.Down | theme.Picture:
+def buckets(
+    levels: pl.DataFrame, *, bucket_seconds: float = 60.0, empty: str = NOTHING
+) -> theme.Down | theme.Picture:
     """Return the chart of how full each token bucket was over a run: the one at the bottom set the pace.
 
-    Of the calls of a short time the lowest level is drawn.
+    Of the calls of a short time the lowest level is drawn; between calls a bucket refills.
 
     Spends: nothing.
 
@@ -452,6 +460,8 @@ def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> theme.Down | theme
     ----------
     levels : pl.DataFrame
         Of `levels`: `bucket`, `minute`, `level` (below zero where it was overdrawn) and `capacity`.
+    bucket_seconds : float
+        As for `levels`.
     empty : str
         Why there is nothing to see, where there is nothing.
     """
@@ -460,26 +470,33 @@ def buckets(levels: pl.DataFrame, *, empty: str = NOTHING) -> theme.Down | theme
     most = highest(levels, "minute")
     scale, unit = text.time_unit(most)
     width = most / MOST_STEPS or 1.0
-    at = (pl.col("minute") / width).floor() * width * scale
-    level = pl.col("level").min()
-    steps = levels.group_by("bucket", at.alias("at"), "capacity").agg(level).sort("at")
-    full = levels.unique("bucket").select("bucket", "capacity", at=0.0, level="capacity")
-    steps = pl.concat([full, steps], how="diagonal").with_columns(share=pl.col("level") / pl.col("capacity"))
+    grid = pl.select(minute=pl.int_range(MOST_STEPS + 1) * width)
     panels, words = [], []
     names = levels["bucket"].unique(maintain_order=True).to_list()
     for name in names:
-        part, noun = steps.filter(bucket=name), name.replace("_", " ")
-        lowest: float = part.select(pl.col("share").min()).item()
+        calls, noun = levels.filter(bucket=name).sort("minute"), name.replace("_", " ")
+        capacity: float = calls["capacity"][0]
+        # Requests that were answered had room: below zero is only what calls took from sending to arriving.
+        calls = calls.select("minute", level=pl.col("level").clip(0.0 if name == "requests" else None))
+        lows = calls.group_by((pl.col("minute") / width).floor() * width).agg(low=pl.col("level").min())
+        last = calls.rename({"minute": "sent"})
+        refilled = pl.col("level") + (pl.col("minute") - pl.col("sent")) * capacity / bucket_seconds * 60
+        steps = grid.join_asof(last, left_on="minute", right_on="sent", coalesce=False)
+        steps = steps.with_columns(refilled.fill_null(capacity).clip(upper_bound=capacity).alias("level"))
+        steps = steps.join_asof(lows.sort("minute"), on="minute", tolerance=width / 2, strategy="nearest")
+        level = pl.min_horizontal("level", "low")
+        steps = steps.select(level, at=pl.col("minute") * scale, share=level / capacity)
+        lowest: float = steps.select(pl.col("share").min()).item()
         words.append(f"{noun} {max(lowest, 0.0):.0%}{' (overdrawn)' * (lowest < 0)}")
         y = alt.Y(
             "share:Q",
-            title=f"{noun.capitalize()}: a full bucket holds {text.significant(part['capacity'][0])}",
+            title=f"{noun.capitalize()}: a full bucket holds {text.significant(capacity)}",
             scale=alt.Scale(domain=[max(min(lowest, 0.0), -1.0), 1.0], nice=False),
             axis=alt.Axis(format=".0%", values=[0, 0.5, 1]),
         )
         x = theme.time_axis("at", unit if name == names[-1] else None)
-        area = chart(part).mark_area(**theme.steps(COLORS[name]), clip=True)
+        area = chart(steps).mark_area(**theme.steps(COLORS[name]), clip=True)
         area = area.encode(x=x, y=y, tooltip=tips(at=",.2f", level=",.1f"))
-        panels.append(alt.layer(area).properties(width=theme.WIDTH, height=84))
+        panels.append(alt.layer(area).properties(width=views.WIDTH, height=84))
     sentence = f"Lowest level of each bucket: {', '.join(words)}"
     return theme.Down(vconcat=panels, spacing=30).properties(**theme.said(sentence))

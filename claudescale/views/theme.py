@@ -7,9 +7,7 @@ so this module, and those with charts, are imported only where something is draw
 
 from __future__ import annotations
 
-import base64
 import textwrap
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
@@ -17,77 +15,18 @@ import polars as pl
 import polars.selectors as columns
 
 from claudescale.errors import printable
+from claudescale.views import DASHED, GREY, HEIGHT, VERMILION, WIDTH, bundle, themed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# Okabe and Ito's palette: told apart by colour-blind readers, on white and on black.
-BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY = "#CC79A7", "#56B4E9"
-PALETTE = [BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY]
-GREY = "#888888"  # a mid tone: read on white and on black
-WIDTH, HEIGHT = 500, 220
 TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis and what stands beside it
 DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
 )
 SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
-FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILLION, "opacity": 1}
-DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}
-# Labels and titles of axes get no colour here: the light or dark theme of the page gives it.
-# fmt: off
-THEME: dict[str, Any] = {
-    "view": {"stroke": None},
-    "range": {"category": PALETTE},
-    "axis": {
-        "gridColor": GREY, "gridOpacity": 0.25, "domainColor": GREY, "tickColor": GREY, "labelPadding": 5,
-        "labelFontSize": 11, "labelLimit": 190, "titleFontSize": 12, "titleFontWeight": "normal",
-    },
-    "axisX": {"grid": False, "titlePadding": 8, "labelFlush": False, "tickCount": 6, "labelSeparation": 8},
-    "axisYQuantitative": {  # its title stands level above it, from its left edge
-        "domain": False, "ticks": False, "tickCount": 4, "minExtent": 44,
-        "titleAngle": 0, "titleAlign": "left", "titleBaseline": "bottom", "titleX": -44, "titleY": -9,
-    },
-    "axisYBand": {"domain": False, "ticks": False},
-    "legend": {"orient": "bottom", "columns": 6, "title": None, "labelLimit": 0, "symbolBaseFillColor": GREY,
-               "symbolOpacity": 1},
-    "text": {"color": GREY, "fontSize": 11},
-    "title": {
-        "anchor": "start", "frame": "bounds", "offset": 12, "fontSize": 13, "fontWeight": 600,
-        "subtitleFontSize": 12, "subtitlePadding": 4,
-    },
-}
-# fmt: on
-
-
-def themed(specification: dict[str, Any], datasets: dict[str, Any]) -> dict[str, Any]:
-    """Return the Vega-Lite specification of a whole chart with our theme."""
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.6.1.json",  # JupyterLab's; warns of others
-        "background": "transparent",
-        **specification,
-        "config": {**THEME, **specification.get("config", {})},
-        "datasets": datasets,
-    }
-
-
-def bundle(specification: dict[str, Any]) -> dict[str, Any]:
-    """Return what a notebook shows and saves of a chart, by MIME type.
-
-    JupyterLab and VS Code draw the first and follow the dark theme. GitHub and exported pages show the PNG,
-    on white as it may stand on any page; without vl-convert there is none. A terminal shows the sentence.
-    """
-    shown = {
-        "application/vnd.vegalite.v5+json": specification,
-        "text/plain": specification.get("description", ""),
-    }
-    if find_spec("vl_convert"):
-        import vl_convert  # noqa: PLC0415  # large, and an extra
-
-        png = vl_convert.vegalite_to_png({**specification, "background": "white"}, scale=1)
-        shown["image/png"] = base64.b64encode(png).decode()
-    return shown
+FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILION, "opacity": 1}
 
 
 class Themed:
@@ -101,7 +40,7 @@ class Themed:
         # As if it were a part: so Altair leaves out the user's theme and data transformer.
         datasets: dict[str, Any] = {}
         part = {"top_level": False, "datasets": datasets, "pre_transform": False}
-        return themed(made.to_dict(validate, context=part, **options), datasets)
+        return themed(made.to_dict(validate, context=part, **options), datasets=datasets)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         del include, exclude  # IPython itself leaves out what was not asked for

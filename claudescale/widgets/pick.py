@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import threading
 from typing import Any
 
 from claudescale import loops
@@ -28,12 +29,20 @@ CONTROLS = {
     "tier": ("Dropdown", "Tier", "The account's usage tier: what it allows this model in a minute."),
     "mode": ("Dropdown", "Mode", "How the rows are sent."),
     "max_tokens": ("IntText", "Max tokens", "The longest reply in tokens, thinking included."),
-    "deadline": ("Text", "Deadline", "Minutes the run may take. Empty is no deadline."),
-    "budget": ("Text", "Budget", "US dollars the run may spend: a hard stop. Empty is no budget."),
+    "deadline": ("Text", "Deadline (min)", "Minutes the run may take. Leave it empty for no deadline."),
+    "budget": (
+        "Text",
+        "Budget ($)",
+        "US dollars the run may spend, a hard stop. Leave it empty for no budget.",
+    ),
     "cache": ("Checkbox", "Cache the system prompt", "It is paid in full once, then read at a lower price."),
 }
 """The name of each control: its kind, its label and its tooltip."""
-_GONE = "<div><small>A picker, as it was when shown. Run the cell again for its controls.</small></div>"
+# JupyterLab draws the arrow of a drop-down black, also on black.
+_STYLE = """<style>.claudescale select { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://\
+www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23888888' \
+stroke-width='2'/%3E%3C/svg%3E"); }</style>"""
+_GONE = "<div><small>The picker as it was last shown. Run the cell again for its controls.</small></div>"
 
 
 class Picker:
@@ -42,7 +51,7 @@ class Picker:
     Attributes
     ----------
     plan : Plan
-        What is picked; while the controls ask for what cannot be, what was picked before.
+        What is picked; if the controls ask for something impossible, the last plan that worked.
     controls : dict
         The widgets, by the name of the parameter: ``picker.controls["tier"].value = "build"``.
     """
@@ -53,7 +62,7 @@ class Picker:
         self._given = self.plan = plan
         self._first = _values(plan)
         self._picked: dict[str, Any] = {}
-        self._drawing = 0
+        self._drawing, self._pen = 0, threading.Lock()
         self.controls = {name: self._control(name) for name in CONTROLS}
         self._figures, self._code = (widgets.HTML(layout=widgets.Layout(max_width="100%")) for _ in range(2))
         self._chart = widgets.Output()
@@ -61,7 +70,9 @@ class Picker:
         wrapped = widgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 14px")
         *long, tokens, deadline, budget, cache = self.controls.values()
         short = widgets.HBox([tokens, deadline, budget], layout=wrapped)
-        self._box = widgets.VBox([*long, short, cache, self._figures, self._code, self._chart])
+        look = widgets.HTML(_STYLE, layout=widgets.Layout(display="none"))
+        self._box = widgets.VBox([*long, short, cache, self._figures, self._code, self._chart, look])
+        self._box.add_class("claudescale")
         self._refresh()
 
     def _control(self, name: str) -> Any:
@@ -69,14 +80,14 @@ class Picker:
 
         kind, label, tooltip = CONTROLS[name]
         given: dict[str, Any] = {"description": label, "tooltip": tooltip, "value": self._first[name]}
-        given["style"] = {"description_width": "82px"}
-        width = "215px"
+        given["style"] = {"description_width": "106px"}
+        width = "220px"
         if kind == "Dropdown":
             width, given["options"] = "520px", _options(self._given, name)
         elif kind == "Checkbox":
             width, given["indent"], given["style"] = "auto", False, {"description_width": "initial"}
         elif kind == "Text":
-            given["placeholder"] = "minutes" if name == "deadline" else "dollars"
+            given["placeholder"] = "none"
         made = getattr(widgets, kind)(layout=widgets.Layout(width=width, max_width="100%"), **given)
         made.observe(self._refresh, "value")
         return made
@@ -101,7 +112,7 @@ class Picker:
             plan = self._given.replace(**chosen) if chosen else self._given
             card = plan._repr_html_()
         except PlanError as error:
-            still = "picker.plan is still what it was before, as the code and the picture show it."
+            still = "picker.plan has not changed, nor have the code and the picture below."
             card = Card(title=f"Not possible. {error}", header=(), rows=(), notes=(still,)).html()
         else:
             self.plan, self._picked = plan, chosen
@@ -116,11 +127,20 @@ class Picker:
         if number != self._drawing:
             return
         try:
-            bundle = await loops.in_thread(lambda: plan.plot.frontier()._repr_mimebundle_())
+            bundle = await loops.in_thread(self._drawn, plan, number)
         except Exception as error:  # noqa: BLE001 - nobody awaits this, so it is shown
             bundle = {"text/plain": f"The choices cannot be drawn: {type(error).__name__}: {error}"}
         if number == self._drawing:
             self._draw(bundle)
+
+    def _drawn(self, plan: Plan, number: int) -> dict[str, Any]:
+        """Return the picture of the choices, empty where something else was chosen meanwhile."""
+        with self._pen:  # several at once would hold up a run in this process
+            if number != self._drawing:
+                return {}
+            # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
+            chart = plan.plot.frontier()
+            return {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
 
     def _draw(self, bundle: dict[str, Any]) -> None:
         self._chart.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
@@ -206,7 +226,7 @@ def _number(name: str, text: str) -> float | None:
     try:
         return float(bare)
     except ValueError:
-        msg = f"{name}: {text!r} is no number. Type one, such as 90, or nothing for no {name}."
+        msg = f"{name}: {text!r} is not a number. Type one, such as 90, or leave it empty for no {name}."
         raise PlanError(msg) from None
 
 

@@ -94,7 +94,11 @@ def test_too_few_or_equal_numbers_say_nothing(scores):
     ("counts", "words", "more"),
     [
         ({"one": (20, 20), "other": (17, 20)}, "one scores 1 on 20 rows; about", 9),
-        ({"one": (50, 100), "other": (60, 100)}, "other scores 0.6 on 100 rows; none scores above it", None),
+        (
+            {"one": (50, 100), "other": (60, 100)},
+            "other scores 0.6 on 100 rows; no choice scores above it",
+            None,
+        ),
         ({"one": (0, 0)}, "no row has a score", None),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_ledger_that_cannot_be_read_is_named(path, wrong):
     else:
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA user_version = 3")
-    with pytest.warns(UserWarning, match=rf"a\.ledger says was spent is missing: .*{wrong}"):
+    with pytest.warns(UserWarning, match=rf"spending of a\.ledger is missing: .*{wrong}"):
         spent = spend(path.parent)
     assert spent.select("ledger", "requests").rows() == [("b.ledger", 300)]
 

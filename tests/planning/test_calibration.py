@@ -122,7 +122,7 @@ def test_a_pilot_says_what_it_measured():
     assert known.error_rate == pytest.approx(0.2, abs=0.12)
     assert known.lost_seconds > 0
     assert f"measured on {known.calls} calls: " in repr(plan)
-    assert "of calls sent again" in repr(plan)
+    assert "of calls retried" in repr(plan)
 
 
 @pytest.mark.slow

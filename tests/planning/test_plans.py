@@ -136,7 +136,7 @@ def test_a_lazy_frame_that_cannot_be_planned():
         with pytest.raises(cs.PlanError, match=r"cannot be read.*frame\.collect\(\)") as raised:
             ask()
         assert SECRET not in str(raised.value)
-    assert "cannot be run" in repr(made)
+    assert "plan cannot run" in repr(made)
 
 
 def test_replace_keeps_the_rest():

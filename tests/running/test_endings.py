@@ -144,7 +144,7 @@ def test_a_run_that_cannot_go_on_says_what_to_do(fault, error, advice):
 @pytest.mark.parametrize(
     ("path", "no", "words"),
     [
-        ("/v1", canned.error("not_found_error", "Not found"), "take the /v1 off base_url"),
+        ("/v1", canned.error("not_found_error", "Not found"), "remove /v1 from base_url"),
         ("/gateway", b"<html>404</html>", "404"),
         ("", canned.error("not_found_error", "model: claude-haiku-5-5"), "does not know this model"),
     ],

@@ -257,11 +257,11 @@ def test_the_card_says_what_failed_and_what_to_type():
         assert lines[-1] == again
         assert "2 cut off at max_tokens=20" in lines[-2]
         assert f"{refused} refused by the model" in lines[-2]
-        assert "Retrying unchanged is of no use for refusal: change the model" in lines[-2]
+        assert "Retrying unchanged does not help with refusal: change the model" in lines[-2]
         assert len(lines) <= 12
         shown = repr(plan.retry(run, max_tokens=80))
         assert shown.startswith("Plan: 2 rows on claude-haiku-5-5, 2 requests.")
-        assert f"{18 - refused} answered rows are taken over at no cost. Left out, as " in shown
+        assert f"{18 - refused} answered rows are reused at no cost. Left out, as " in shown
         assert f"would fail again: {refused} refusal." in shown
         assert shown.splitlines()[-1] == again
         retried = finished(plan.retry(run, max_tokens=LONG), api.client())
@@ -271,7 +271,7 @@ def test_the_card_says_what_failed_and_what_to_type():
 def test_where_a_retry_is_of_no_use_none_is_proposed():
     """Rows that were all refused, or none that failed: the retry sends nothing and gives the same results."""
     for faults, words in (
-        ({"refusal": 1.0}, "Failed: 3 refused by the model. Retrying unchanged is of no use"),
+        ({"refusal": 1.0}, "Failed: 3 refused by the model. Retrying unchanged does not help"),
         ({}, ""),
     ):
         with simulator(faults=faults) as api:

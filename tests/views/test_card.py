@@ -148,6 +148,7 @@ def test_a_plan_card_is_short_whatever_there_is_to_tell():
     with simulator(tier="build", speed=60) as api:
         lines = repr(cs.wait(plan.learn_limits(api.client()))).splitlines()
     assert len(lines) <= 8
-    assert "In a batch 64% of the requests are taken to find the cache: 30% to 98% are usual." in lines[-2]
+    assert "In a batch 64% of the requests are assumed to hit the cache: 30% to 98% is usual." in lines[-2]
+    assert "next tier" not in lines[-2]
     assert lines[-1].startswith("pilot = ")
     assert "In a batch" not in repr(plan.replace(cache=False))

@@ -158,4 +158,3 @@ def test_a_run_is_a_point_of_the_plans_picture():
     assert point["requests_per_minute"] == pytest.approx(20 / run.minutes, rel=1e-4)
     nothing = pl.DataFrame({"text": pl.Series([None], dtype=pl.String)})
     assert "enough for 1,000 requests a minute" in repr(plan(nothing).plot.concurrency())
-    assert plan_charts.concurrency(seconds=1.0, requests_per_minute=30.0, binding="requests")

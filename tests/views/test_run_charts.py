@@ -160,7 +160,7 @@ def test_the_figures_of_a_run_are_in_its_pictures(run):
     latency = repr(run.plot.latency())
     assert f"200 answers: median {charts.text.significant(median)} s" in latency
     assert f"{failed:,} calls failed or refused" in latency
-    assert {row["bucket"] for row in rows_of(run.plot.buckets(), "level")} == {*charts.BUCKETS}
+    assert len(run.plot.buckets().to_dict()["vconcat"]) == len(charts.BUCKETS)
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_a_bar_is_where_and_as_long_as_its_batch_was():
     ]
     assert bars["batch 1"]["words"] == "batch 1: 97 succeeded, 3 expired"
     assert bars["batch 2"]["words"] == "batch 2: 100 in progress"
-    assert repr(chart) == "2 batches: 97 succeeded, 3 expired, 1 open; now after 1 h 00 m"
+    assert repr(chart) == "2 batches: 97 succeeded, 3 expired, 1 open; 1 h 00 m so far"
 
 
 def test_a_deadline_is_said_and_drawn_where_it_is_near():
@@ -255,7 +255,17 @@ def test_a_hybrid_run_draws_its_batches_and_its_deadline():
     assert "in time for the deadline 1 h 30 m" in repr(chart)
     with simulator(speed=600, batch_seconds=60) as api:
         batch = finished(a_plan(reviews(2), mode="batch"), api.client())
-    assert repr(batch.plot.buckets()) == "Batches take nothing from the token buckets."
+    assert repr(batch.plot.buckets()) == "A batch uses none of the limits per minute: see run.plot.batches()."
+
+
+def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():
+    """Two calls at once leave a bucket of one empty; in the pause before the third it is full again."""
+    calls = attempts(3, failed=0).with_columns(
+        sent_at=pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
+    )
+    requests = charts.buckets(levels_of(calls, 1.0), bucket_seconds=1.0).vconcat[0]
+    shares = [row["share"] for row in requests.data.values]
+    assert (shares[0], min(shares), shares[120]) == (0, 0, 1)
 
 
 _CALLS = st.lists(

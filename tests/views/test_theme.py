@@ -13,6 +13,7 @@ import altair as alt
 import polars as pl
 import pytest
 
+from claudescale import views
 from claudescale.views import theme
 from claudescale.views.theme import Across, Down, Picture, chart, picture
 
@@ -41,7 +42,7 @@ def test_the_bundle_is_right_for_jupyter_for_github_and_for_a_terminal():
 def test_without_the_png_maker_a_chart_still_shows(monkeypatch):
     """vl-convert is an extra: a browser draws the chart without it, and nothing complains."""
     there = importlib.util.find_spec
-    monkeypatch.setattr(theme, "find_spec", lambda name: None if name == "vl_convert" else there(name))
+    monkeypatch.setattr(views, "find_spec", lambda name: None if name == "vl_convert" else there(name))
     assert set(drawn()._repr_mimebundle_()) == {VEGA_LITE, "text/plain"}
 
 
@@ -76,7 +77,7 @@ def test_a_title_is_never_cut_off():
     title = picture([chart().mark_point()], sentence, more=sentence).to_dict()["title"]
     assert " ".join(title["text"]) == " ".join(title["subtitle"]) == sentence.strip()
     assert max(map(len, title["text"])) <= theme.TITLE_CHARACTERS
-    assert "limit" not in theme.THEME["title"]
+    assert "limit" not in views.THEME["title"]
 
 
 def test_importing_plans_and_runs_leaves_altair_for_later():

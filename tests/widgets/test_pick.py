@@ -92,7 +92,7 @@ def test_the_line_is_what_one_would_type():
     [
         ({"mode": "hybrid"}, "deadline=90"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"deadline": "an hour"}, "is no number. Type one, such as 90"),
+        ({"deadline": "an hour"}, "is not a number. Type one, such as 90"),
         ({"budget": "-1"}, "above 0"),
     ],
 )

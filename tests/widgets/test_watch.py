@@ -1,23 +1,23 @@
-"""Watching a run: what is said of it, how its widgets live and end, and that it adds no gap to a run."""
+"""Watching a run: what is said of it, and how its widgets live and end."""
 
 import asyncio
 import subprocess
 import sys
 import threading
-import time
 import types
 from collections import Counter
 
 import pytest
+from drawing import labels_of_what_fits
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
 from claudescale import loops
 from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
-from claudescale.running.meter import MOST_SLICES, Ends, Meter, Slice
+from claudescale.running.meter import Ends, Meter, Slice
 from claudescale.widgets import watch
-from claudescale.widgets.watch import Panel, Watch
+from claudescale.widgets.watch import Watch
 
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
 
@@ -46,7 +46,7 @@ def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None,
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"state": "starting"}, "Run starting: the rows are read."),
+        ({"state": "starting"}, "Run starting: reading the rows."),
         (
             {
                 "sent": 9_000,
@@ -58,7 +58,7 @@ def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None,
         ),
         (
             {"sent": 9, "flight": (2, 4), "job": {"asked": "stop", "ends": Ends(1.5, 2.0)}},
-            "Run stopping: 0 of 9 rows done, waits for 2 calls in flight, $0.",
+            "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0.",
         ),
         (
             {"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
@@ -81,7 +81,7 @@ def test_figures_show_what_is_known_and_what_is_not():
         errors=Counter(timeout_error=1, overloaded_error=12),
         job={"is_open": True, "batches": batches, "clock": clock},
     )  # fmt: skip
-    text = watch.figures(run).text().replace("\N{NO-BREAK SPACE}", " ")
+    text = watch.figures(run).text()
     for words in ("$0.50", "$1.00", "1.2 s", "12 s", "81", "3 / 16", "2 m 00 s", "10 times as fast"):
         assert words in text
     assert "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error." in text
@@ -89,19 +89,25 @@ def test_figures_show_what_is_known_and_what_is_not():
     assert "latency" not in watch.figures(going()).text()
 
 
+def panel(**changes):
+    """Return the layers of the requests in the live picture, which is drawn whole."""
+    drawing = watch.drawn(going(**changes), LIMITS)
+    labels_of_what_fits(drawing | {"background": "white"})
+    return drawing["vconcat"][0]["layer"]
+
+
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is named."""
-    run = going(minutes=20 / 60, latency=(1.0, 4.5), slices=[Slice(requests=10)] * 20)
-    drawn = watch.drawn(run, LIMITS, number=7)
-    assert (drawn["number"], drawn["unit"], len(drawn["starts"])) == (7, "Seconds since the start", 16)
-    assert drawn["requests"]["rates"] == [600.0] * 15
-    assert drawn["requests"]["limit"] == 1_000
-    assert drawn["until"] == pytest.approx(20)
-    far = watch.drawn(going(minutes=1 / 60, slices=[Slice(requests=1)]), LIMITS, number=1)["requests"]
-    assert (far["top"], far["limit"]) == (pytest.approx(75), None)
-    assert far["words"] == "\N{UPWARDS ARROW} limit 1,000 requests/min"
-    assert watch.drawn(going(), LIMITS, number=1)["starts"] == [0.0]
-    assert watch._SLICES == MOST_SLICES
+    seen = {"minutes": 20 / 60, "latency": (1.0, 4.5), "slices": [Slice(requests=10)] * 20}
+    bars, words, line = panel(**seen)
+    assert [row["rate"] for row in bars["data"]["values"]] == [600.0] * 15
+    assert bars["encoding"]["x"]["scale"]["domain"] == [0, pytest.approx(20)]
+    assert (words["mark"]["text"], line["encoding"]["y"]["datum"]) == ("limit 1,000/min", 1_000)
+    assert len(panel(**seen, state="finished")[0]["data"]["values"]) == 20
+    bars, words = panel(minutes=1 / 60, slices=[Slice(requests=1)])
+    assert bars["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(75)]
+    assert words["mark"]["text"] == "\N{UPWARDS ARROW} limit 1,000/min"
+    assert panel()[0]["data"]["values"] == []
 
 
 @pytest.mark.slow
@@ -139,22 +145,12 @@ class Page:
     """A notebook's page in place of JupyterLab, which draws whatever it is told."""
 
     def __init__(self, monkeypatch):
-        watch.prepare()
         self.cell = "first"
         self.shown, self.updates = [], []
         monkeypatch.setattr(loops, "in_notebook", lambda: True)
         monkeypatch.setattr(watch, "_cell", lambda: self.cell)
         monkeypatch.setattr(watch, "_display", self._display)
-        monkeypatch.setattr(watch, "LINGER_SECONDS", 0.0)
-        monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.05)
-        show = Panel.show
-
-        def drawn(panel, number):
-            show(panel, number)
-            if panel._chart:
-                panel._chart.params.heard = number
-
-        monkeypatch.setattr(Panel, "show", drawn)
+        monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
 
     def _display(self, bundle):
         self.shown.append(bundle)
@@ -202,9 +198,8 @@ def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
         return one
 
     one = follow(steps)
-    assert one.busy_seconds > 0
     assert len(page.shown) == 4
-    assert sorted(place for place, _ in page.updates) == [1, 2, 3, 4]
+    assert {place for place, _ in page.updates} == {1, 2, 3, 4}
     table, picture = (dict(page.updates)[place] for place in (1, 2))
     assert "of 4,000 rows answered" in table["text/html"]
     assert "application/vnd.jupyter.widget-view+json" not in {*table, *picture}
@@ -233,7 +228,7 @@ def test_the_stop_button_stops(page):
     async def steps(run):
         watcher = Watch(run)
         await until(lambda: run.counts.answered)
-        (button,) = watcher._panel._buttons.values()
+        (button,) = watcher._panel.buttons.values()
         assert (button.description, bool(button.tooltip)) == ("Stop", True)
         button.click()
         assert run.job.asked == "stop"
@@ -252,8 +247,8 @@ def test_a_batch_can_be_left(page):
     async def steps(run):
         watcher = Watch(run)
         await run.submitted()
-        _, leave = watcher._panel._buttons.values()
-        assert "go on at the API" in leave.tooltip
+        _, leave = watcher._panel.buttons.values()
+        assert "continue at the API" in leave.tooltip
         leave.click()
         await run
         await until(lambda: not followers())
@@ -299,37 +294,3 @@ def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
     follow(steps)
     assert len(raised) == 2
     assert "of 4,000 rows answered" in dict(page.updates)[1]["text/html"]
-
-
-# no gap
-
-
-@pytest.fixture
-def calls_made(monkeypatch):
-    """Return how many calls the simulator had seen at the begin and at the end of each preparation."""
-    seen = types.SimpleNamespace(calls=[], api=None)
-
-    def prepare():
-        seen.calls.append(seen.api.stats["calls"])
-        time.sleep(0.1)
-        seen.calls.append(seen.api.stats["calls"])
-
-    monkeypatch.setattr(watch, "prepare", prepare)
-    return seen
-
-
-@pytest.mark.parametrize(
-    ("where", "wanted"), [("notebook", [0, 0]), ("script", []), ("awaited", []), ("batch", [])]
-)
-def test_in_a_notebook_a_run_sends_nothing_before_a_watcher_is_ready(monkeypatch, calls_made, where, wanted):
-    """A live run waits for imports, scripts and a first PNG; where it cannot be watched it does not wait."""
-    if where != "script":
-        monkeypatch.setattr(loops, "in_notebook", lambda: True)
-    with simulator(speed=6_000 if where == "batch" else 10) as api:
-        calls_made.api = api
-        plan = a_plan(reviews(3), mode="batch" if where == "batch" else "live")
-        if where == "awaited":
-            finished(plan, api.client())
-        else:
-            cs.wait(plan.start(api.client(), ledger=None, progress=False))
-    assert calls_made.calls == wanted

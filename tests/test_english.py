@@ -1,0 +1,60 @@
+"""The words that a reader sees are plain: what STYLE of this project calls odd is not in them."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ODD = {
+    r"\bdear(er|est)?\b": "expensive",
+    r"\bpurse\b": "budget",
+    r"honest bill": "itemised bill",
+    r", too[.!?;]": "also, before the verb",
+    r"\bin debt\b": "overdrawn",
+    r"doubt is paid": "uncertainty costs money",
+    r"\b(On goes|what nothing speaks)\b": "subject first",
+    r"\bMend\b": "Fix",
+    r"\bis no (number|list|dict|text|pair|address|run|file)\b": "is not a ...",
+    r"\bhas nobody to\b": "nothing here can",
+    r"\bgo on with\b": "continue with",
+    r"\bworked off\b": "processed",
+    r"(?<![\d,.])1 (requests|rows|calls|batches|replies)\b": "one is singular",
+}
+
+
+def docstrings(tree):
+    """Return the nodes of texts that document code."""
+    bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+    return {id(line.value) for body in bodies for line in body if isinstance(line, ast.Expr)}
+
+
+def shown(path):
+    """Return what a reader sees of a file: texts in code, the prose of notebooks, of others everything."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        tree = ast.parse(text)
+        inner = docstrings(tree)
+        nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in inner)
+        return "\n".join(node.value for node in nodes if isinstance(node.value, str))
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return text
+
+
+@pytest.mark.parametrize("folder", ["claudescale", "notebooks", "."])
+def test_no_odd_word_is_shown(folder):
+    """Texts of the package, the lessons' prose and README say each thing in the word that people use."""
+    kinds = {".py", ".toml", ".ipynb", ".md"} if folder != "." else {".md"}
+    paths = (ROOT / folder).glob("*" if folder == "." else "**/*")
+    texts = {path.name: shown(path) for path in paths if path.suffix in kinds and path.name != "tables.toml"}
+    found = [
+        (name, match[0], better)
+        for name, text in texts.items()
+        for odd, better in ODD.items()
+        for match in re.finditer(odd, text)
+    ]
+    assert found == []
