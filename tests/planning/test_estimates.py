@@ -234,7 +234,7 @@ def test_what_cannot_be_met_names_what_can():
         auto(mode="live", budget=0.001).compiled.check()
     assert auto(mode="live", budget=0.001).compiled.check(part=0.01)["dollars"] < 0.001
     assert auto(deadline=0.001).compiled.likely_mode == "batch", "a picture of it can be drawn"
-    assert "cannot be run" in repr(auto(deadline=0.001))
+    assert "cannot run" in repr(auto(deadline=0.001))
 
 
 def test_a_hybrid_costs_a_batch_where_one_is_in_time_and_live_calls_at_most():
