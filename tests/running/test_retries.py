@@ -204,7 +204,7 @@ def test_what_cannot_be_retried_is_told():
         with pytest.raises(cs.PlanError, match=words):
             retried.retry(other)
     for name in ("frame", "prompt", "nonsense"):
-        with pytest.raises(cs.PlanError, match=f"knows no '{name}'"):
+        with pytest.raises(cs.PlanError, match=f"does not take '{name}'"):
             plan.retry(run, **{name: 1})
     with pytest.raises(cs.PlanError, match="keeps the frame"):
         again.replace(frame=plan.frame)
