@@ -1,4 +1,4 @@
-"""Every exception of claudescale, in one tree; where one lives depends on the money.
+"""Every exception of claudescale, in one tree, sorted by whether money was spent.
 
 ::
 
@@ -17,7 +17,7 @@
     │   ├── ForeignLedger           the file is something else
     │   ├── DamagedLedger           the file was a ledger and is broken
     │   └── LedgerFull              no room on the disk, or no right to write
-    ├── FileChanged                 an image or a PDF is another than when the run began
+    ├── FileChanged                 an image or a PDF changed after the run began
     ├── NotEnoughEvidence           a trial does not show that any model is good enough
     └── RunStopped                  the run cannot go on; ``.run`` keeps what was paid for
 
@@ -102,7 +102,7 @@ class FileChanged(ClaudescaleError):
 
 
 class NotEnoughEvidence(ClaudescaleError):
-    """No model of a trial is good enough for certain: too few rows, or none reaches the score.
+    """A trial cannot show that any model is good enough: too few rows, or none reaches the score.
 
     Attributes
     ----------
@@ -184,7 +184,7 @@ ADVICE = {
     "results_incomplete": "Some results of a batch cannot be read. Run the same cell to try again.",
     "results_gone": "The results of a batch can no longer be read. See the API's own records.",
     "model_retired": "The model is retired. What its batches answered has been collected.",
-    "budget": "The calls in flight could exceed the budget. Use plan.replace(budget=...), or a smaller "
+    "budget": "The rest of the budget may not cover another call. Use plan.replace(budget=...), or a smaller "
     "max_tokens, which reserves less.",
     "ledger": "The ledger can no longer be written. The replies are in run.results. Fix the cause.",
 }

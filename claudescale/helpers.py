@@ -1,6 +1,6 @@
-"""Level 1: a whole job in one line. Each helper is only a call of what a `Plan` does.
+"""Level 1: a whole job in one line. Each helper is one call to a `Plan`.
 
-`connect`, `limit` and `spend`, the others of a first lesson, live where their subjects do.
+The other helpers, `connect`, `limit` and `spend`, live in `api`, `pacing` and `ledger`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def map(  # noqa: A001 - what it is; nobody imports * from here
     PlanError
         Something cannot be sent, and what to type instead. Nothing was sent.
     RunStopped
-        The run could not go on; ``.run`` has what was paid for, and the same call again goes on.
+        The run could not continue; ``.run`` has what was paid for, and the same call resumes it.
     """
     made = make_plan(frame, prompt, model=model, tier=tier, mode="live", returns=returns, **options)
     run = await made.run(client, ledger=ledger, progress=progress)
@@ -84,7 +84,7 @@ async def batch(
 ) -> pl.DataFrame:
     """Return the frame with Claude's reply to every row, by Message Batches: half the price, within 24 hours.
 
-    The kernel may be closed meanwhile: the same call collects what was sent, also tomorrow. It is
+    You can close the kernel in the meantime: the same call collects what was sent, even tomorrow. It is
     ``plan(..., mode="batch").run(client)``, and returns `Run.results`.
 
     Spends: tokens, at half the price.

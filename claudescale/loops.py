@@ -37,8 +37,8 @@ _INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
 
 _opening = threading.Lock()
 _opened: list[Background] = []
-# Work under way, and how it is asked to end with the process; what runs on the caller's loop ends with that.
-_jobs: dict[concurrent.futures.Future[None], Callable[[], None] | None] = {}
+# Work under way, and what leaves it with the process; what runs on the caller's loop ends with that.
+_jobs: dict[concurrent.futures.Future[None], Handle | None] = {}
 _in_a_hurry = threading.Event()
 _torn: list[str] = []  # what is kept of work whose loop was ended under it
 
@@ -53,11 +53,6 @@ def show_as(error: BaseException, line: str) -> None:
     _hook_up()
 
 
-def _hook_up() -> None:
-    if not hasattr(sys.excepthook, "claudescale"):
-        sys.excepthook = _hook(sys.excepthook)
-
-
 def line_of(error: BaseException | None) -> str:
     """Return the line that an error, or what it came from, is to be shown as."""
     while error is not None:
@@ -67,8 +62,11 @@ def line_of(error: BaseException | None) -> str:
     return ""
 
 
-def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what shows an uncaught error: an interrupt of ours in one line, all else as before."""
+def _hook_up() -> None:
+    """Have an interrupt of ours shown in one line where it ends a script, and all else as before."""
+    before: Any = sys.excepthook
+    if hasattr(before, "claudescale"):
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         # A second interrupt comes out of the loop by itself, whatever was said of the first.
@@ -81,7 +79,7 @@ def _hook(before: Callable[..., Any]) -> Callable[..., Any]:
             raise SystemExit(_INTERRUPTED_STATUS)
 
     hook.claudescale = True  # type: ignore[attr-defined]
-    return hook
+    sys.excepthook = hook
 
 
 # the background loop
@@ -142,9 +140,9 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
 def _end() -> None:
     """Stop all work at the end of the process, let what is in flight come in, then end the loop."""
     for loop, thread in _opened:
-        jobs = {future: stop for future, stop in list(_jobs.items()) if stop is not None}
-        for stop in jobs.values():
-            stop()
+        jobs = {future: handle for future, handle in list(_jobs.items()) if handle is not None}
+        for handle in jobs.values():
+            handle.leave()
         with suppress(KeyboardInterrupt):  # whoever interrupts again waits for no answer any more
             concurrent.futures.wait(jobs, timeout=0 if _in_a_hurry.is_set() else EXIT_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
@@ -154,12 +152,11 @@ def _end() -> None:
 
 
 def start(
-    work: Callable[[], Coroutine[Any, Any, None]], *, stop: Callable[[], None]
+    work: Coroutine[Any, Any, None], handle: Handle | None = None
 ) -> tuple[concurrent.futures.Future[None], int]:
     """Start a coroutine on the caller's loop if it may be used, else in the background.
 
-    Returns at once its end, and the thread that does the work. `stop` asks the work to end; it is called at
-    the end of the process.
+    Returns at once its end, and the thread that does the work. At the end of the process `handle` leaves it.
     """
     loop, thread = running(), threading.current_thread()
     at_exit = loop is None or _in_kernel()
@@ -167,8 +164,8 @@ def start(
         loop, thread = background()
         atexit.unregister(_end)  # the last one registered is the first one called: before ledgers close
         atexit.register(_end)
-    future = asyncio.run_coroutine_threadsafe(work(), loop)
-    _jobs[future] = stop if at_exit else None  # a loop alone would let its tasks be collected
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    _jobs[future] = handle if at_exit else None  # a loop alone would let its tasks be collected
     future.add_done_callback(_jobs.pop)
     return future, thread.ident or 0
 
@@ -321,16 +318,16 @@ class Handle(ABC):
 
     home: int
 
-    def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         async def done() -> None:
             try:
-                await work()
+                await work
             except (asyncio.CancelledError, KeyboardInterrupt):
                 _torn.append(self.kept)
                 raise
 
         _hook_up()
-        self._ended, self.home = start(done, stop=self.leave)
+        self._ended, self.home = start(done(), self)
 
     @abstractmethod
     def leave(self) -> None:

@@ -6,6 +6,7 @@ The SDK never retries here: a run decides that in one place.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import copy
 import functools
 import inspect
@@ -65,6 +66,7 @@ _SAME_METHOD = {307, 308}  # after other redirects a POST becomes a GET, without
 _HARMLESS = {"accept", "accept-encoding", "host", "user-agent"}
 _UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _SIMULATOR_HEADER = "claudescale-simulator"
+_sessions: weakref.WeakSet[Any] = weakref.WeakSet()  # of aiohttp, that were opened here
 _homes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the loop a user's transport is on
 _simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
@@ -517,7 +519,8 @@ def _session(part: Any) -> Any:
     )
     long: Any = {"max_line_size": _HEADER_BYTES, "max_field_size": _HEADER_BYTES}
     session = aiohttp.ClientSession(connector=connector, **long)
-    weakref.finalize(part, _close, session)
+    weakref.finalize(part, _close, session).atexit = False
+    _sessions.add(session)
     return session
 
 
@@ -528,6 +531,12 @@ def _close(session: Any) -> None:
         with suppress(StopIteration, RuntimeError):  # the loop that it could wait on may be over
             closing.send(None)
         closing.close()
+
+
+@atexit.register  # before any run registers its own end, which so comes first: what is in flight is paid
+def _close_all() -> None:
+    for session in list(_sessions):
+        _close(session)
 
 
 def _kept_alive(address: Any) -> socket.socket:

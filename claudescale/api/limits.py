@@ -19,6 +19,8 @@ from claudescale.text import plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from anthropic import AsyncAnthropic
+
     from claudescale.api.catalog import Model
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
@@ -34,6 +36,7 @@ _OPTIONAL = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_
              "spend_dollars_per_month", "burst_seconds")  # fmt: skip
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
 _SAID = catalog.WORDS["limits"]
+_MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
 _NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
 _FRESH = timedelta(minutes=1)  # so long headers need not be noted again that say the same
@@ -93,9 +96,9 @@ class Limits:
     Limits(50 requests, 40,000 input and 8,000 output tokens a minute, given by you)
     """
 
-    requests_per_minute: float
-    input_tokens_per_minute: float
-    output_tokens_per_minute: float
+    requests_per_minute: float = _MISSING
+    input_tokens_per_minute: float = _MISSING
+    output_tokens_per_minute: float = _MISSING
     batch_queue_requests: int | None = None
     batch_requests_per_minute: float | None = None
     count_tokens_per_minute: float | None = None
@@ -111,6 +114,8 @@ class Limits:
             if given is None and name in _OPTIONAL:
                 continue
             value = plain(given)
+            if value is _MISSING:
+                raise PlanError(_SAID["missing"])
             if type(value) not in (int, float) or not _LEAST <= value <= _MOST:
                 none = _SAID["none"] if value == math.inf else ""
                 raise PlanError(_SAID["number"].format(name=name, value=given, none=none))
@@ -162,6 +167,23 @@ class Limits:
         named: dict[str, Any] = catalog.tier_rates(facts, model)._asdict()
         named |= {name: getattr(facts, name, None) for name in _OPTIONAL}
         return cls(**named, source=f"table of tier {facts.name!r}", checked=facts.checked)
+
+    @classmethod
+    async def from_api(cls, client: AsyncAnthropic, model: str) -> Limits:
+        """Return the limits of an organisation, as the rate-limit API reports them to an Admin API key.
+
+        A workspace may have less. `Plan.learn_limits` does the same for a plan, and forgives an ordinary key.
+
+        Spends: nothing (one free request a page).
+
+        Raises
+        ------
+        UnknownTier
+            The API knows no limits for this model.
+        anthropic.PermissionDeniedError, anthropic.AuthenticationError
+            The key is not an Admin API key.
+        """
+        return cls.read([item.to_dict() async for item in client.organization.rate_limits.list()], model)
 
     @classmethod
     def read(cls, items: Iterable[Any], model: str) -> Limits:

@@ -444,15 +444,10 @@ def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.DataF
 
 
 def _rated(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
-    rates = {
-        f"{of}{part}": _rate(price, part, PROMPT)
-        for of, price in (("", own), ("live_", live))
-        for part in PARTS
-    }
-    known = pl.lit(own.is_known)
-    return rows.with_columns(
-        **rates, search=pl.lit(own.search or 0.0), source=pl.lit(own.source), is_known=known
-    )
+    facts = {"search": own.search or 0.0, "source": own.source, "is_known": own.is_known}
+    rates = {part: _rate(own, part, PROMPT) for part in PARTS}
+    rates |= {f"live_{part}": _rate(live, part, PROMPT) for part in PARTS}
+    return rows.with_columns(**rates, **{name: pl.lit(fact) for name, fact in facts.items()})
 
 
 def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:

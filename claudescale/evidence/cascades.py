@@ -445,7 +445,7 @@ def cascade(
     Raises
     ------
     PlanError
-        Something of it cannot be, and what to type instead.
+        The cascade cannot be made; the message says what to type instead.
 
     Examples
     --------

@@ -205,7 +205,7 @@ class Trial(Shown):
         min_score : float
             The score to reach: a share where a row is right or wrong.
         by : {"dollars", "minutes"}
-            What the whole plan is to take least of.
+            What to minimise over the whole plan.
 
         Raises
         ------
@@ -335,7 +335,7 @@ def trial(
         What tells a good reply: an expression over the results (Boolean or a number, best from 0 to 1); a
         function of the results frame; the name of a column with the right answers, which is compared with
         the one typed column without regard to capitals, and rows without an answer in it are not sampled;
-        None counts how often a choice replies what the most expensive one does, of several the last. A row
+        None counts how often a choice agrees with the most expensive one (the last of several). A row
         that failed scores 0.
     seed : int
         Of the sample and of the bootstrap.

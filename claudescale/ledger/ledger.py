@@ -107,7 +107,7 @@ class Ledger:
         return target
 
     def forget(self, batch_id: str) -> int:
-        """Return how many rows are free again that an open batch held, which is at the API no more.
+        """Return how many rows were freed from an open batch that no longer exists at the API.
 
         For a batch that was deleted there, or whose key is lost: its rows are sent, and paid for, anew.
 

@@ -90,7 +90,7 @@ def limit(
     Raises
     ------
     PlanError
-        The client cannot be used, or an option is none.
+        The client cannot be used, or an option is not valid.
 
     Notes
     -----

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 P90 = 0.9
 Z = NormalDist().inv_cdf(P90)  # standard deviations from the median to the 90th percentile
+_MOST_DOUBT = 1.5  # in logarithms: a pilot of two rows, or of rows unlike the others, says no more
 _FEWEST_FOR_A_LINE = 10
 _SURE_TREND = 3.0  # so many standard errors from zero is a trend
 _SAME_LENGTH = 1e-9
@@ -59,7 +60,7 @@ class Line(NamedTuple):
             part += 3 * ((estimated_tokens - self.center) / self.spread) ** 2 / (self.calls - 1)
         wide = math.log1p((self.deviation / self.mean) ** 2)
         student = Z * (1 + (Z**2 + 1) / (4 * (self.calls - 1)))  # its quantile, by the first term
-        return math.expm1(student * math.sqrt(part * (wide + 3 * wide**2)))
+        return math.expm1(min(student * math.sqrt(part * (wide + 3 * wide**2)), _MOST_DOUBT))
 
     def slow(self, requests: float) -> Line:
         """Return the line at its 90th percentiles: few calls seldom have the longest."""

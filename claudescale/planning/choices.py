@@ -1,4 +1,4 @@
-"""The pictures of a plan: the frames that go into them, made of what the plan itself tells."""
+"""The choices that a plan has: which nothing beats, what another tier gains, and the pictures of them."""
 # ruff: noqa: PLC0415  # altair takes 2 s to import, and many plans are never drawn
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ class Plan(Shown):
         Where ``tier`` varies, `gain` is how many times faster than on the plan's own tier, with all else the
         same; `binding` is what limits it there. The plan's own tier has the limits that were learned. After a
         pilot other models' replies count as long as those measured. Where ``cache`` varies, `cache_hit_share`
-        is the part of the requests taken to find it: in batches the middle of 30% to 98%.
+        is the share of requests assumed to hit the cache: in batches, midway between 30% and 98%.
         Source: *Batch processing* (checked 2026-08-14).
         """
         _check_names("compare", lists, tuple(Lists.__annotations__))
@@ -306,7 +306,7 @@ class Plan(Shown):
         """Return the same plan with some parameters changed.
 
         A pilot's measurements are kept where they still hold: another prompt or reply form makes them void.
-        Another model's replies count as long as those measured, with the doubt of a guess.
+        Another model's replies are assumed to be as long as those measured, with more uncertainty.
 
         Spends: nothing.
         """
@@ -353,11 +353,11 @@ class Plan(Shown):
 
         Its run has *every* row in its `results`: what was answered is reused at no cost, wherever the
         ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
-        break `returns` among them. Left out is what the same request would meet again: a refusal while the
+        break `returns` among them. It leaves out what would fail in the same way again: a refusal while the
         request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
         `options`, `requests`, `head` and `sample`; the `budget` is that of the new run.
 
-        The same cells again are a resume, as ever: nothing is paid for twice.
+        Running the same cells again resumes, as always: nothing is paid for twice.
 
         Spends: nothing.
 
@@ -457,7 +457,7 @@ class Plan(Shown):
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
         """Return the same plan with its input tokens counted by the API on `n` sampled requests.
 
-        What a reply takes stays a guess: a pilot tells both.
+        The length of replies remains a guess; a pilot measures both.
 
         Spends: nothing.
 
@@ -496,7 +496,7 @@ class Plan(Shown):
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
         """Return the same plan with the organization's limits as the rate-limit API tells them.
 
-        It takes an Admin API key; without one they stay, and say so. A pilot's headers tell them, too.
+        It needs an Admin API key; without one the limits stay as they are. A pilot's headers also show them.
 
         Spends: nothing.
 

@@ -40,6 +40,7 @@ FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml"
 SLICE_ROWS = 4_000  # so many rows are rendered at once
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
+FORM_TOKENS = 80.0  # of the prompt that the API adds for `returns`: assumed, as its length is not published
 OUTPUT_COLUMNS = ("reply", "error", "simulated")
 """What the results add to the user's frame, besides the typed columns of ``returns=``: the last one only
 where a simulator answered, before it `message` where files are sent, and `sample` where there are several.
@@ -110,7 +111,8 @@ class Prompt:
 
         Characters are those that the model reads, not those of the body, which has some escaped.
         """
-        return (characters + self.shared_characters) / self.model.characters_per_token + FRAMING_TOKENS
+        added = FRAMING_TOKENS + FORM_TOKENS * (self.returns is not None)
+        return (characters + self.shared_characters) / self.model.characters_per_token + added
 
     def contents(self, frame: pl.DataFrame, stamps: pl.Series | None = None) -> pl.DataFrame:
         """Return the `characters` of each row and its part of the body as JSON, null where it is not sent.

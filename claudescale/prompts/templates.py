@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest,
 from claudescale.prompts.parts import Part, Purpose, Source, Unusable, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from claudescale.api.catalog import Model
 
@@ -73,7 +74,7 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
             BadTemplate,
         )
     check_unicode("The prompt", prompt)
-    parts = list(_parts(prompt, schema))
+    parts = _parts(prompt, _BRACES, lambda brace: _field(brace, schema))
     if not constant and not any(is_column for _, is_column in parts):
         refuse(
             "The prompt names no column, so every row would get the same text. "
@@ -100,8 +101,8 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
         why = f"system= must be a non-empty text, not {system!r:.40}."
         refuse(f"{why} Leave it out if you need none.")
     check_unicode("system=", system)
-    parts, end = [], 0
-    for found in _IDENTIFIER.finditer(system):
+
+    def piece(found: re.Match[str]) -> tuple[str, bool]:
         literal, name = found.groups()
         if name and name not in schema:
             refuse(
@@ -109,35 +110,33 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
                 f"To write braces as text, double them: {{{{{name}}}}}.",
                 UnknownColumn,
             )
-        parts += [(system[end : found.start()], False), (name, True) if name else (f"{{{literal}}}", False)]
-        end = found.end()
-    parts.append((system[end:], False))
+        return (name, True) if name else (f"{{{literal}}}", False)
+
+    parts = _parts(system, _IDENTIFIER, piece)
     if any(is_column for _, is_column in parts):
-        return None, _joined([part for part in parts if part[0]], schema)
+        return None, _joined(parts, schema)
     return "".join(text for text, _ in parts), None
 
 
-def _parts(template: str, schema: pl.Schema) -> Iterator[tuple[str, bool]]:
-    """Yield the template as texts (False) and names of columns (True)."""
-    text, end = "", 0
-    for brace in _BRACES.finditer(template):
-        text, end = text + template[end : brace.start()], brace.end()
-        if brace[0] in ("{{", "}}"):
-            text += brace[0][0]
-            continue
-        _check_field(brace, schema)
-        if text:
-            yield text, False
-        yield brace[1], True
-        text = ""
-    if text := text + template[end:]:
-        yield text, False
+def _parts(
+    template: str, braces: re.Pattern[str], piece: Callable[[re.Match[str]], tuple[str, bool]]
+) -> list[tuple[str, bool]]:
+    """Return a template as texts (False) and names of columns (True), given what braces in it are."""
+    parts, end = [], 0
+    for found in braces.finditer(template):
+        parts += [(template[end : found.start()], False), piece(found)]
+        end = found.end()
+    parts.append((template[end:], False))
+    return [part for part in parts if part != ("", False)]
 
 
-def _check_field(brace: re.Match[str], schema: pl.Schema) -> None:
+def _field(brace: re.Match[str], schema: pl.Schema) -> tuple[str, bool]:
+    """Return what a brace of a prompt is: text where it is doubled, else the name of a column."""
     name = brace[1]
+    if brace[0] in ("{{", "}}"):
+        return brace[0][0], False
     if name in schema:
-        return
+        return name, True
     line = brace.string.count("\n", 0, brace.start()) + 1
     place = f"at character {brace.start() - brace.string.rfind(chr(10), 0, brace.start())} of line {line}"
     if name is None:
@@ -173,26 +172,24 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
         missing = [name for name in prompt.meta.root_names() if name not in schema]
         raise no_such_column(missing, schema) from error
     except pl.exceptions.PolarsError as error:
-        msg = f"The prompt's expression does not fit the frame: {str(error).splitlines()[0]}"
-        raise BadTemplate(msg) from error
+        refuse(f"The prompt's expression does not fit the frame: {str(error).splitlines()[0]}", BadTemplate)
     if len(dtypes) != 1 or not isinstance(dtypes[0], (pl.String, pl.Enum, pl.Categorical)):
         given = ", ".join(map(str, dtypes)) or "nothing"
-        msg = f"The prompt's expression gives {given}, and one String per row is needed. "
-        raise BadTemplate(msg + "Cast it with .cast(pl.String), or put it into pl.format('... {}', ...).")
-    if prompt.meta.root_names() and _height(nulls, prompt) not in (nulls.height, None):
+        refuse(
+            f"The prompt's expression gives {given}, and one String per row is needed. Cast it with "
+            ".cast(pl.String), or put it into pl.format('... {}', ...).",
+            BadTemplate,
+        )
+    height = nulls.height
+    with suppress(Exception):  # a function of the user's that takes no nulls: the real rows will show
+        height = nulls.select(prompt).height
+    if prompt.meta.root_names() and height != nulls.height:
         refuse(
             "The prompt's expression gives one text for the whole frame, or drops rows; one per row is "
             "needed. Do that before: frame.filter(...), frame.with_columns(...).",
             BadTemplate,
         )
     return prompt
-
-
-def _height(nulls: pl.DataFrame, prompt: pl.Expr) -> int | None:
-    try:
-        return nulls.select(prompt).height
-    except Exception:  # noqa: BLE001  # a function of the user's that takes no nulls: the real rows will tell
-        return None
 
 
 def _readable(name: str, dtype: pl.DataType) -> pl.Expr:

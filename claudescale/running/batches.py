@@ -42,8 +42,6 @@ from claudescale.running.batch_results import attempts, missing_lines, proves
 from claudescale.running.batch_rules import Streak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from claudescale.running.job import Job
 
 _LOG = logging.getLogger("claudescale.running")
@@ -133,7 +131,6 @@ class Batches:
         )
         self._requests = job.with_worst(job.work.requests, "batch")
         self._followed: list[Followed] = []  # in the order they were met; other threads read it
-        self._until: Callable[[], float] = lambda: math.inf  # the API second at which to stop submitting
         self._leaves = self._switched = self._submits = False
         self.woken = asyncio.Event()
         # what is to be submitted
@@ -213,21 +210,14 @@ class Batches:
     def _leaving(self) -> bool:
         return self._leaves or self._job.leaving
 
-    async def answer(self, keys: pl.Series, *, until: Callable[[], float] = lambda: math.inf) -> None:
+    async def answer(self, keys: pl.Series) -> None:
         """Return when every row has its answer or was given up, or this was stopped.
 
         Batches of earlier runs that hold one of the run's rows are taken over first.
 
         Spends: half of what the rows cost live.
-
-        Parameters
-        ----------
-        keys : pl.Series
-            Of the requests to send.
-        until : callable, optional
-            Gives the API second at which to stop; asked again each time the batches are looked at.
         """
-        self._submits, self._until = True, until
+        self._submits = True
         self._left = self._requests.filter(pl.col("key").is_in(keys.implode()))
         await self.adopt()
         await self._check()
@@ -255,7 +245,7 @@ class Batches:
     def _hand_over(self) -> None:
         """Leave the rest to live calls where the time is up, or no batch can be made."""
         ill = self._hands_over and self.stopped_by is not None and not self.is_refused
-        if self._submits and (ill or self._clock.seconds() >= self._until()):
+        if self._submits and (ill or self._clock.seconds() >= self._job.switch_at()):
             self._switched, self._submits = True, False
             self._left = self._others = self._left.clear()
 
@@ -272,7 +262,7 @@ class Batches:
     async def _wait(self) -> None:
         """Wait until it is time to look again, or something was asked of this."""
         now = self._clock.seconds()
-        due = [self._until()] if self._submits else []
+        due = [self._job.switch_at()] if self._submits else []
         if self.waited or self._others.height:
             due.append(now + batch_rules.poll_seconds(now - self._changed_at))
         if self._left.height and (self._hold_until > now or not self.waited):
@@ -369,7 +359,7 @@ class Batches:
         """Submit as much as queue, budget and time allow."""
         while self._submits and not (self._job.stopping or self._leaving or self.stopped_by):
             now = self._clock.seconds()
-            rows = self._next() if self._hold_until <= now < self._until() else self._left.clear()
+            rows = self._next() if self._hold_until <= now < self._job.switch_at() else self._left.clear()
             if rows.is_empty():
                 break
             self._left = self._left.slice(rows.height)
@@ -435,7 +425,7 @@ class Batches:
     async def _created(self, body: Parts, size_bytes: int) -> Answer:
         """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
         create = self._wire.create(body, size_bytes)
-        seconds = self._clock.real(max(self._until() - self._clock.seconds(), 0.0))
+        seconds = self._clock.real(max(self._job.switch_at() - self._clock.seconds(), 0.0))
         answer = await loops.in_time(create, seconds, self.woken, _GRACE_SECONDS)
         return answer or Answer(None, {}, b"", "timeout_error")
 

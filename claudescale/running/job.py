@@ -24,6 +24,7 @@ from claudescale.errors import LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
+from claudescale.planning import estimates
 from claudescale.running.batches import Batches
 from claudescale.running.meter import Ends, Meter, live_ends
 
@@ -219,6 +220,27 @@ class Job:
         if self.pacer is None or self.plan.mode == "batch":
             return None
         return live_ends(self.plan, self.pacer, self.missing, self.meter, self.minutes)
+
+    def switch_at(self) -> float:
+        """Return the API second from which on live calls are too late; infinite in other modes."""
+        plan, rest, expected, seconds = self.plan, self.missing, self.plan.compiled.expected, 0.0
+        if plan.mode != "hybrid" or self.only_collects:
+            return math.inf
+        if rest.height:
+            answered = self.meter.requests - self.meter.refused
+            output = self.meter.output_tokens / answered if answered else expected.output_tokens
+            limits = self.pacer.limits if self.pacer else plan.compiled.limits
+            seconds = estimates.live_finish(
+                limits.shared(plan.share),
+                expected,
+                requests=rest.height,
+                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
+                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
+                concurrency=plan.concurrency,
+                more=expected.more,
+            ).seconds
+        deadline = plan.deadline or 0.0
+        return self.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     @property
     def asked(self) -> str:

@@ -23,7 +23,6 @@ from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
-from claudescale.planning import estimates
 from claudescale.prompts.requests import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
@@ -126,7 +125,7 @@ class Run(Shown, Handle):
             from claudescale.widgets import watch  # noqa: PLC0415 - only there
 
             watch.prepare()
-        self._start(self._go)
+        self._start(self._go())
 
     # how it goes
 
@@ -196,7 +195,7 @@ class Run(Shown, Handle):
             await self._make_live(1).answer(job.first(free))
         if job.is_over:
             return
-        job.following = asyncio.ensure_future(batches.answer(rows["key"], until=self._latest_switch))
+        job.following = asyncio.ensure_future(batches.answer(rows["key"]))
         await loops.either(job.following, batches.freed)
         rest = rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"]))
         if not (job.is_over or rest.is_empty()):
@@ -219,26 +218,6 @@ class Run(Shown, Handle):
         )
         job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
         return job.live
-
-    def _latest_switch(self) -> float:
-        """Return the API second from which on the rest would not be done live in time."""
-        job, plan = self.job, self.plan
-        rest, expected, seconds = job.missing, plan.compiled.expected, 0.0
-        if rest.height:
-            answered = job.meter.requests - job.meter.refused
-            output = job.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = job.pacer.limits if job.pacer else plan.compiled.limits
-            seconds = estimates.live_finish(
-                limits.shared(plan.share),
-                expected,
-                requests=rest.height,
-                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
-                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
-                concurrency=plan.concurrency,
-                more=expected.more,
-            ).seconds
-        deadline = plan.deadline or 0.0
-        return job.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
 
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
@@ -265,7 +244,7 @@ class Run(Shown, Handle):
         self._tell()
 
     def leave(self) -> None:
-        """Send nothing more and let batches go on at the API: the same cell collects them, also tomorrow.
+        """Send nothing more and let batches continue at the API: the same cell collects them, even tomorrow.
 
         An interrupt and the end of the process do this too. Returns at once; ``await run`` for the end.
 
@@ -366,7 +345,7 @@ class Run(Shown, Handle):
 
     @property
     def limits(self) -> Limits:
-        """The limits in force: the table's, or what the API's answers told."""
+        """The limits in force: the table's, or those that the API's answers report."""
         return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
 
     @property

@@ -84,9 +84,7 @@ def check(
 ) -> None:
     """Refuse the first thing the API would refuse in a request, or in one for a token count."""
     old = version == OLD_VERSION
-    fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
-    fields |= dict.fromkeys(SAMPLING, "any") if old else {}
-    fields |= {name: "any" for name in BETAS if _has(betas, name)}
+    fields = _taken(betas, old=old, counting=counting)
     for name in body:
         if name not in fields and f"{name}!" not in fields:
             raise Problem(400, f"{name}: Extra inputs are not permitted")
@@ -95,6 +93,14 @@ def check(
     for wrong, words, *values in Call(body, model, betas, old=old).refusals():
         if wrong:
             raise Problem(400, WORDS[words].format(*values))
+
+
+@lru_cache
+def _taken(betas: str, *, old: bool, counting: bool) -> dict[str, Any]:
+    """Return the shapes of the fields that a request may have."""
+    fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
+    fields |= dict.fromkeys(SAMPLING, "any") if old else {}
+    return fields | {name: "any" for name in BETAS if _has(betas, name)}
 
 
 def _has(betas: str, name: str) -> bool:
@@ -125,7 +131,7 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         if value not in spec:
             yield f"{where}: Input should be {_either(spec)}"
         return
-    kinds: dict[str, Any] = {one: KINDS.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
+    kinds = _kinds(spec)
     name = next((one for one, kind in kinds.items() if isinstance(value, kind)), next(iter(kinds)))
     if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
         word = "dictionary" if name in FIELDS else name.partition(" of ")[0]
@@ -137,6 +143,12 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         yield from _fields(where, value, FIELDS[name], loose=loose)
     elif shapes := TAGGED.get(name) or CHOICES.get(name):
         yield from _chosen(where, value, shapes, loose=loose, tagged=name in TAGGED)
+
+
+@lru_cache
+def _kinds(spec: str) -> dict[str, Any]:
+    """Return the kind of value that each alternative of a shape asks for."""
+    return {one: KINDS.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
 
 
 def _chosen(where: str, value: Any, shapes: Any, *, loose: bool, tagged: bool) -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import html
 import json
+import threading
 from typing import Any
 
 from claudescale import loops
@@ -50,7 +51,7 @@ class Picker:
     Attributes
     ----------
     plan : Plan
-        What is picked; while the controls ask for what cannot be, what was picked before.
+        What is picked; if the controls ask for something impossible, the last plan that worked.
     controls : dict
         The widgets, by the name of the parameter: ``picker.controls["tier"].value = "build"``.
     """
@@ -61,7 +62,7 @@ class Picker:
         self._given = self.plan = plan
         self._first = _values(plan)
         self._picked: dict[str, Any] = {}
-        self._drawing = 0
+        self._drawing, self._pen = 0, threading.Lock()
         self.controls = {name: self._control(name) for name in CONTROLS}
         self._figures, self._code = (widgets.HTML(layout=widgets.Layout(max_width="100%")) for _ in range(2))
         self._chart = widgets.Output()
@@ -117,7 +118,7 @@ class Picker:
             self.plan, self._picked = plan, chosen
             self._code.value = _close(_code(self.code))
             self._drawing += 1
-            loops.start(lambda: self._draw_later(plan, self._drawing), stop=lambda: None)
+            loops.start(self._draw_later(plan, self._drawing))
         self._figures.value = _close(card)
 
     async def _draw_later(self, plan: Plan, number: int) -> None:
@@ -126,11 +127,20 @@ class Picker:
         if number != self._drawing:
             return
         try:
-            bundle = await loops.in_thread(lambda: plan.plot.frontier()._repr_mimebundle_())
+            bundle = await loops.in_thread(self._drawn, plan, number)
         except Exception as error:  # noqa: BLE001 - nobody awaits this, so it is shown
             bundle = {"text/plain": f"The choices cannot be drawn: {type(error).__name__}: {error}"}
         if number == self._drawing:
             self._draw(bundle)
+
+    def _drawn(self, plan: Plan, number: int) -> dict[str, Any]:
+        """Return the picture of the choices, empty where something else was chosen meanwhile."""
+        with self._pen:  # several at once would hold up a run in this process
+            if number != self._drawing:
+                return {}
+            # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
+            chart = plan.plot.frontier()
+            return {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
 
     def _draw(self, bundle: dict[str, Any]) -> None:
         self._chart.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)

@@ -1,5 +1,6 @@
 """Rate limits: tables, the API's headers, its rate-limit endpoint, and what a plan learns of them."""
 
+import asyncio
 import math
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -236,3 +237,22 @@ def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words
     for known in catalog.TIERS.values():
         if known.limits.get(HAIKU.rate_group):
             assert tiers_with(Limits.of(known.name, MODEL), HAIKU) == [known.name]
+
+
+def test_limits_of_ones_own_are_three():
+    """One alone gets a word about the others, before anything is planned."""
+    with pytest.raises(cs.PlanError, match="needs all three limits"):
+        Limits(requests_per_minute=300)
+
+
+def test_an_admin_key_is_told_the_limits():
+    """Through the SDK: a model's own figures, and no guess for an unknown one."""
+    with cs.Simulator("start", speed=60, requests_per_minute=1_234) as api:
+
+        async def ask(model):
+            async with api.client() as client:
+                return await Limits.from_api(client, model)
+
+        assert asyncio.run(ask(MODEL)).requests_per_minute == 1_234
+        with pytest.raises(UnknownTier):
+            asyncio.run(ask("claude-unknown"))

@@ -290,4 +290,4 @@ def test_frames_with_hardly_a_row_are_cascades_too(api, rows):
     assert done.results["error"].to_list() == [*["not_accepted"][:rows], None]
     assert len(done.runs) == (3 if rows else 1)
     assert done.plot.bill().to_dict()["description"]
-    assert "rows accepted" in done._repr_html_()
+    assert " accepted; " in done._repr_html_()

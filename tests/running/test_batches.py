@@ -217,7 +217,7 @@ def test_a_queue_that_others_fill_is_waited_for():
             await _foreign(client, 50)
             return await _ended(the_plan(60, queue=60), client)
 
-    with simulator(queue=60, batch_seconds=1_200.0) as api:
+    with simulator(queue=60, batch_seconds=3_000.0) as api:
         run = asyncio.run(main())
         assert run.results["reply"].null_count() == 0
         assert api.stats["billed_rows"] == 110

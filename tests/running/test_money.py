@@ -108,7 +108,7 @@ def test_what_cannot_be_sent_sends_nothing(api):
 def test_the_default_ledger_is_a_file_of_its_owner_here_and_none_says_so(api, tmp_path, monkeypatch):
     """Without a word every reply is on the disk; with ledger=None the card says that nothing is."""
     monkeypatch.chdir(tmp_path)
-    assert "replies are kept in memory only" in repr(finished(a_plan(reviews(2)), api.client()))
+    assert "replies are only in memory" in repr(finished(a_plan(reviews(2)), api.client()))
     assert list(tmp_path.iterdir()) == []
     for _ in range(2):
         run = cs.wait(a_plan(reviews(2)).run(api.client(), progress=False))
