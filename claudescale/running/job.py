@@ -29,9 +29,8 @@ from claudescale.running.batches import Batches
 from claudescale.running.meter import Ends, Meter, live_ends
 
 if TYPE_CHECKING:
-    import threading
     from collections import deque
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
@@ -123,8 +122,8 @@ class Job:
         What that should take, as a row of `Plan.options`; None until it is known.
     feeds : list of deque
         Where the keys of final replies are put for those who follow the rows.
-    watched : list of threading.Event
-        Set when a watcher shows what stays of the run.
+    watched : list of callable
+        Show what stays of the run where it is watched.
     started_at, minutes : float
         API unix seconds at which the first call could go, and API minutes since then.
     batches_out : int
@@ -155,7 +154,7 @@ class Job:
         self.ledger_error: LedgerError | None = None
         self.estimate: dict[str, Any] | None = None
         self.feeds: list[deque[pl.Series]] = []
-        self.watched: list[threading.Event] = []
+        self.watched: list[Callable[[], None]] = []
         self._work: Work | None = None
         self.batches_out = 0
         self._started_at: float | None = None

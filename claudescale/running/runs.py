@@ -11,7 +11,7 @@ import os
 from collections import deque
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import polars as pl
 
@@ -57,7 +57,6 @@ BATCHES = pl.Schema(
 )
 """Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
 from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
-_SETTLE_SECONDS = 5.0
 _BATCH_COLUMNS = (
     "batch_id",
     "dollars",
@@ -158,8 +157,6 @@ class Run(Shown, Handle):
                 job.meter.end(self.stopped_by)
             self.state = state
             await progress.close()
-            for settled in job.watched:  # what stays of a watcher belongs to the cell that waits for the end
-                await loops.in_thread(settled.wait, _SETTLE_SECONDS)
         if state == "failed":
             raise RunStopped(run_views.why(self), self) from job.ledger_error or cause
 
@@ -261,6 +258,11 @@ class Run(Shown, Handle):
         if self._loop is not None and self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
                 self._loop.call_soon_threadsafe(self.job.hear)
+
+    def _outcome(self) -> Self:
+        for settle in self.job.watched if self.state not in {"starting", "running"} else ():
+            settle()
+        return super()._outcome()
 
     async def submitted(self) -> Run:
         """Return this run once the batches are submitted that the queue has room for, or it has ended.

@@ -126,11 +126,8 @@ def steps(color: str) -> dict[str, Any]:
 
 def tips(**formats: str) -> list[alt.Tooltip]:
     """Return the lines of a tooltip: columns with their formats, empty for words."""
-    titles = {name: name.replace("_", " ").capitalize() for name in formats}
     return [
-        alt.Tooltip(f"{name}:Q", title=titles[name], format=form)
-        if form
-        else alt.Tooltip(f"{name}:N", title=titles[name])
+        alt.Tooltip(f"{name}:{'Q' if form else 'N'}", title=name.replace("_", " ").capitalize(), format=form)
         for name, form in formats.items()
     ]
 

@@ -102,7 +102,8 @@ class Watch:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.refreshes = 0
-        self._closed, self._woken, self._settled = False, threading.Event(), threading.Event()
+        self._closed, self._woken, self._settling = False, threading.Event(), threading.Lock()
+        self._stays: list[dict[str, Any]] = []
         if not loops.in_notebook():
             _in_thread(self._print)
             return
@@ -114,7 +115,7 @@ class Watch:
         self._panel = Panel(run, self._woken)
         text = {"text/plain": "Watching a run. Run this cell again to see where it stands."}
         self._handles = [_display(bundle) for bundle in (self._panel.bundle | text, self._picture())]
-        run.job.watched.append(self._settled)
+        run.job.watched.append(self._settle)
         _in_thread(self._follow)
 
     def close(self) -> None:
@@ -157,12 +158,15 @@ class Watch:
                     self._handles[1].update(self._picture(), raw=True)
                 self.refreshes += 1
                 watching = self._wait(REFRESH_SECONDS)
-        try:
-            for handle, bundle in zip(self._handles, self._still(), strict=True):
-                handle.update(bundle, raw=True)
-            self._panel.close()
-        finally:
-            self._settled.set()
+        self._settle()
+        self._panel.close()
+
+    def _settle(self) -> None:
+        """Show what stays. The cell that waits for the run does so too: nbconvert hears that one alone."""
+        with self._settling:
+            self._stays = self._stays or [*self._still()]
+        for handle, bundle in zip(self._handles, self._stays, strict=True):
+            handle.update(bundle, raw=True)
 
     def _picture(self, *, png: bool = False) -> dict[str, Any]:
         """Return the picture of this moment; none of batches, as the API shows no progress of them."""

@@ -174,6 +174,7 @@ async def watched(run, *watchers, refreshes=3):
     await until(lambda: all(each.refreshes >= refreshes for each in watchers))
     run.stop()
     await run
+    assert not watchers or watchers[0].run.state in str(watchers[0]._stays[0])  # there when the cell ends
     await until(lambda: not followers())
 
 
