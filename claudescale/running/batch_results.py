@@ -1,14 +1,21 @@
-"""The result lines of a batch as attempts: any bytes in, a frame out; read by the rules of live answers."""
+"""The result lines of a batch as attempts: any bytes in, a frame out.
+
+A reply as the API usually writes it is taken apart at once. Any other line (an error, a refusal, a tool call,
+damage) is read with the rules of `answers`, as a live answer is. Both give the same row.
+"""
 
 from __future__ import annotations
 
 import json
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from pydantic_core import from_json
 
 from claudescale.api import prices
 from claudescale.api.answers import (
+    Verdict,
     answer_of,
     dig,
     is_free,
@@ -30,6 +37,13 @@ _MISSING = "The batch has no result for this row. It may have been paid for."
 _TEXTS = ("key", "error", "message", "request_id", "stop_reason", "reply")
 _COLUMNS = (*_TEXTS, *USAGE, *ANSWERED, "refusal_category", "final", "free")
 _READ = pl.Schema({name: ATTEMPTS.get(name, pl.Boolean()) for name in _COLUMNS})
+_USUAL_ENDS = {"end_turn", "stop_sequence"}
+_INNER = (
+    ("cache_creation", "ephemeral_1h_input_tokens"),
+    ("output_tokens_details", "thinking_tokens"),
+    ("server_tool_use", "web_search_requests"),
+)
+_MOST_TOKENS = 2**53  # a count above is no count: see `answers`
 
 
 def attempts(block: bytes, *, nonce: str, price: Price, trusted: bool, **same: Any) -> pl.DataFrame:
@@ -90,23 +104,70 @@ def missing_lines(keys: Iterable[str], nonce: str) -> bytes:
 
 def _row(line: bytes, suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
     """Return a row of `_READ`; None where the line is no result of ours."""
-    body = read_object(line)
+    try:
+        row = _usual_row(from_json(line, cache_strings="keys"), suffix)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        row = None
+    return row or _any_row(read_object(line), suffix, trusted=trusted)
+
+
+def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
+    """Return the same of any line, as a live answer is read."""
     custom_id = dig(str, body, "custom_id")
     if custom_id is None or not custom_id.endswith(suffix):
         return None
     result = dig(dict, body, "result") or {}
     found = verdict_on_result(result)
     message = found.reply or {}
-    request_id = dig(str, result, "error", "request_id") if found.outcome != "answered" else None
-    names = custom_id.removesuffix(suffix), found.error, found.message, request_id
-    texts = *names, stop_reason_of(message), text_of(message)
-    counts, facts = usage_of(message).values(), answer_of(message).values()
+    texts = (
+        custom_id.removesuffix(suffix),
+        found.error,
+        found.message,
+        _request_id(result, found),
+        stop_reason_of(message),
+        text_of(message),
+    )
     final = found.final and (found.outcome == "answered" or trusted)
-    return *map(_storable, (*texts, *counts, *facts)), final, is_free(message)
+    said = (_storable(value) if isinstance(value, str) else value for value in answer_of(message).values())
+    return *map(_storable, texts), *usage_of(message).values(), *said, final, is_free(message)
 
 
-def _storable(value: Any) -> Any:
+def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
+    """Return the same of a whole reply in text; None, or an error, where anything is unusual."""
+    custom_id, result = body["custom_id"], body["result"]
+    message = result["message"]
+    usage, content, stop_reason = message["usage"], message["content"], message["stop_reason"]
+    kinds = [part["type"] for part in content]
+    reply = "".join([part["text"] for part in content if part["type"] == "text"])
+    hour, thinking, searches = [(usage.get(outer) or {}).get(name) or 0 for outer, name in _INNER]
+    written, read = usage.get("cache_creation_input_tokens") or 0, usage.get("cache_read_input_tokens") or 0
+    counts = usage["input_tokens"], written, hour, read, usage["output_tokens"], thinking, searches
+    names = message["model"], usage.get("inference_geo"), usage.get("speed")
+    usual = (
+        result["type"] == "succeeded"
+        and custom_id.endswith(suffix)
+        and reply
+        and stop_reason in _USUAL_ENDS
+        and "tool_use" not in kinds
+        and {*map(type, counts)} == {int}
+        and min(counts) >= 0
+        and max(counts) <= _MOST_TOKENS
+        and hour <= written
+        and {*map(type, names)} <= {str, NoneType}
+    )
+    if not usual:
+        return None
+    tokens = counts[0], written - hour, *counts[2:6]
+    key = custom_id.removesuffix(suffix)
+    return key, None, None, None, stop_reason, reply, *tokens, *names, searches, None, True, False
+
+
+def _request_id(result: dict[str, Any], found: Verdict) -> str | None:
+    return dig(str, result, "error", "request_id") if found.outcome != "answered" else None
+
+
+def _storable(text: str | None) -> str | None:
     """Return a text with half a surrogate pair as U+FFFD: neither a file nor a frame can hold it."""
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return value
+    if text is None or text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

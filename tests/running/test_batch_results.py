@@ -8,8 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from claudescale.api.answers import read_object
 from claudescale.api.prices import price
 from claudescale.ledger.records import RECORDS
+from claudescale.running import batch_results
 from claudescale.running.batch_results import attempts, missing_lines, proves
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
@@ -185,28 +187,54 @@ def test_what_is_unreadable_or_of_another_is_left_out(line):
     assert read(PLAIN, line, PLAIN).equals(read(PLAIN, PLAIN))
 
 
-NAMES = st.sampled_from(
-    ["content", "stop_reason", "usage", "cache_creation", "type", "text", "model", "speed", "input_tokens"]
-)
-VALUES = st.recursive(
+USUAL = [
+    succeeded("fine"),
+    succeeded("a", more={"one": 1.5, "type": "c"}, container=None, stop_details=None),
+    succeeded(content=[THINKING, {"type": "text", "text": "b"}]),
+    succeeded("a", usage={"speed": "fast", "inference_geo": "us", "server_tool_use": None}),
+    succeeded("a", usage={"server_tool_use": {"web_search_requests": 2}, "cache_creation": None}),
+]
+OTHER = [succeeded(), succeeded("a", stop_reason="max_tokens"), {"type": "expired"}, errored("api_error")]
+FIELDS = [
+    *("content", "stop_reason", "usage", "cache_creation", "type", "text", "model", "speed", "input_tokens"),
+    *("cache_creation_input_tokens", "ephemeral_1h_input_tokens", "server_tool_use", "custom_id", "result"),
+]
+NAMES = st.sampled_from(FIELDS) | st.text(max_size=3)
+SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    | st.sampled_from(["text", "tool_use", "expired", "refusal", "\ud83d", 2**53, 2**64, 10**30]),
+    | st.sampled_from(["text", "tool_use", "succeeded", "expired", "refusal", "\ud83d", 2**53, 2**64, 10**30])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @st.composite
 def spoiled(draw):
-    """Draw a line that is nearly as usual: a member changed, and bytes changed."""
-    result = draw(st.sampled_from([succeeded("fine"), succeeded(content=[THINKING]), errored("api_error")]))
-    body = json.loads(json.dumps(row(result)))
-    for place in (result.get("message", {}), result.get("message", {}).get("usage", {}), body):
-        if draw(st.booleans()):
-            place[draw(NAMES)] = draw(VALUES)
+    """Draw a line that is nearly as usual: members changed or added, and bytes changed."""
+    body = json.loads(json.dumps(row(draw(st.sampled_from(USUAL + OTHER)))))
+    for _ in range(draw(st.integers(0, 2))):
+        place = body
+        while inner := [value for value in places(place) if isinstance(value, dict | list)]:
+            if draw(st.booleans()):
+                break
+            place = draw(st.sampled_from(inner))
+        if isinstance(place, dict):
+            place[draw(NAMES | st.sampled_from(list(place) or [""]))] = draw(VALUES)
+        else:
+            place.insert(draw(st.integers(0, len(place))), draw(VALUES))
     line = json.dumps(body, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
-    start = draw(st.integers(0, len(line)))
-    return line[:start] + draw(st.binary(max_size=2)) + line[start + draw(st.sampled_from([0, 0, 1, 20])) :]
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        start = draw(st.integers(0, len(line)))
+        piece = draw(st.sampled_from([b"", b'"', b"\\", b",", b"0", b"{", b"}"]) | st.binary(max_size=3))
+        line = line[:start] + piece + line[start + draw(st.sampled_from([0, 0, 1, 2, 20])) :]
+    return line.replace(b"\n", b"")
+
+
+def places(place):
+    return list(place.values()) if isinstance(place, dict) else place
 
 
 EDGES = [
@@ -222,15 +250,26 @@ EDGES = [
 ]
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@settings(max_examples=150)
 @example([json.dumps(row(result)).encode() for result in EDGES])
 @given(st.lists(spoiled() | st.binary(max_size=40), max_size=3))
-def test_any_lines_give_a_frame(lines):
-    """However lines are spoiled: a frame of attempts, and a line gives its row whatever stands beside it."""
+def test_any_lines_give_a_frame_and_both_ways_agree(lines):
+    """However lines are spoiled: a row each as the careful way gives it, whatever stands beside it."""
     lines = [line.replace(b"\n", b"") for line in lines]
+    suffix = f"-{NONCE}"
+    careful = [batch_results._any_row(read_object(line), suffix, trusted=True) for line in lines]
+    assert [batch_results._row(line, suffix, trusted=True) for line in lines] == careful
     found = read(*lines)
     assert found.schema == RECORDS
+    assert found["key"].to_list() == [each[0] for each in careful if each is not None]
     assert found.equals(pl.concat([RECORDS.to_frame(), *(read(line) for line in lines)]))
+
+
+def test_usual_lines_go_the_quick_way():
+    """Replies with or without thinking, and with fields yet unknown, need no careful reading."""
+    for result in USUAL:
+        assert batch_results._usual_row(row(result), f"-{NONCE}") is not None
 
 
 @pytest.mark.parametrize(
