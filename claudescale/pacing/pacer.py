@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from claudescale.api.limits import Readings, read_headers
+from claudescale.api.limits import BUCKETS, Readings, read_headers
 from claudescale.pacing.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
 from claudescale.pacing.concurrency import MOST_CONCURRENCY, Window
 
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("claudescale.pacing")
 _UNUSED = 0.0, 0.0, 0.0
+_WAITS = (
+    "a pause to end",
+    "replies to be written",
+    *(f"room for {name.replace('_', ' ')}" for name in BUCKETS),
+)
 RATE_MARGIN = 0.99
 """The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
 _BURST_SECONDS = 1.0
@@ -184,23 +189,28 @@ class Pacer:
         Spends: nothing.
         """
         async with self._turn:
-            while (seconds := self._seconds_until(input_tokens)) > _INSTANT_SECONDS:
-                await self._pause(seconds)
+            why = ""
+            while (found := self._seconds_until(input_tokens))[0] > _INSTANT_SECONDS:
+                if found[1] != why:
+                    why = found[1]
+                    _LOG.debug("a call waits for %s", why)
+                await self._pause(found[0])
             return self._take(input_tokens)
 
-    def _seconds_until(self, estimate: float) -> float:
-        """Seconds until a call may go; infinite while as many are in flight as may be."""
+    def _seconds_until(self, estimate: float) -> tuple[float, str]:
+        """Seconds until a call may go, and what for; infinite while as many are in flight as may be."""
         if self.in_flight >= self.window:
-            return math.inf
+            return math.inf, "a place in flight"
         now = self._clock.seconds()
         self._production.refill(now)
-        wait = max(self._held_until - now, self._production.seconds_until_open())
+        waits = [self._held_until - now, self._production.seconds_until_open()]
         doubt = DEVIATIONS * self._ratio.deviation * estimate
         needs = (1.0, estimate * self._ratio.mean + doubt, self._output.mean)
         for bucket, need in zip(self._buckets, needs, strict=True):
             bucket.refill(now)
-            wait = max(wait, bucket.seconds_until(need))
-        return wait
+            waits.append(bucket.seconds_until(need))
+        longest = max(waits)
+        return longest, _WAITS[waits.index(longest)]
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but wake when an answer changes the picture."""

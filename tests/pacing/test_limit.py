@@ -325,7 +325,7 @@ def test_watch_shows_the_calls_of_a_limited_client(api):
         watch = cs.watch(claude)
         watch.close()
         assert watch.calls.equals(limiter_of(claude).calls)
-        assert "SIMULATED 1 of 1 calls answered, 0 in flight, 0 waiting" in repr(watch)
+        assert "SIMULATED 1 of 1 call answered, 0 in flight, 0 waiting" in repr(watch)
         assert f"1 / {WIDE[0]:,}" in watch._repr_html_()
 
     asyncio.run(used(api, [way]))

@@ -110,7 +110,7 @@ def test_the_log_says_why_calls_wait(caplog):
     with caplog.at_level(logging.DEBUG, logger="claudescale"):
         through_script(lambda call: script.get(call.number, GOOD), 20, concurrency=1)
     lines = [record.getMessage() for record in caplog.records]
-    assert "refused: sending pauses for 40.0 s" in lines
+    assert {"refused: sending pauses for 40.0 s", "a call waits for a pause to end"} <= {*lines}
     assert "overloaded: sending pauses for 7.0 s" in lines
     assert "refused: rate_limit_error, status 429, 1.0 s" in lines
     assert not any("Row" in line or "00000000" in line for line in lines)
