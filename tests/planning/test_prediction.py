@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
     ("name", "rows", "wide"),
     [
         ("level, Opus", 300, 0.25),
-        ("requests bind, refusals and cuts", 300, 0.2),
+        ("requests bind, refusals and cuts", 300, 0.25),
         ("input binds", 300, 0.25),
         ("input binds, cached", 300, 0.1),
         ("8 at once, overloaded", 300, 0.2),
