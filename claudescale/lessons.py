@@ -79,9 +79,9 @@ def work_in(folder: str, client: AsyncAnthropic) -> Path:
     Path
         The folder, which ledgers and files without a folder of their own are now kept in.
     """
-    from claudescale.api.client import LOOPBACK  # noqa: PLC0415 - texts need no client
+    from claudescale.api.client import is_nearby  # noqa: PLC0415 - texts need no client
 
-    simulated = client.base_url.host in LOOPBACK
+    simulated = is_nearby(client.base_url)
     path = Path(tempfile.mkdtemp(prefix=f"{folder}-")) if simulated else _HOME / folder
     path.mkdir(exist_ok=True)
     os.chdir(path)

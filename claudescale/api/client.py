@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 SIMULATED_SPEED = 10.0  # of a simulator that `connect` starts: API seconds in a real one
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-"""Hosts that are this machine: only they are asked whether they are a simulator."""
+"""Hosts that are this machine."""
 CALL_SECONDS = 600.0
 """Real seconds in which an endpoint that does not write a reply should have answered."""
 LONGEST_TRANSFER_SECONDS = 3_600.0
@@ -151,7 +151,7 @@ class Wire:
         Spends: nothing.
         """
         about: dict[str, Any] = {}
-        if self._loopback or _is_in_this_network(self._client.base_url):
+        if is_nearby(self._client.base_url):
             self._simulated = True  # or its answer would be refused as one that is not declared
             asked = self.call("/simulator", _CONNECT_SECONDS, {})
             about = read_object((await self.answer("about", asked, _CONNECT_SECONDS)).content)
@@ -657,8 +657,9 @@ def connect(
     host, credentials = client.base_url.host, client.credentials
     profile = getattr(credentials, "profile", None)
     by = f" Signed in by {f'profile {profile!r}' if profile else 'workload identity'}." if credentials else ""
-    here = host in LOOPBACK
-    _say((f"Calls go to {host}, on this machine." if here else f"LIVE: calls to {host} are paid for.") + by)
+    where = "on this machine" if host in LOOPBACK else "in this network"
+    nearby = is_nearby(client.base_url)
+    _say((f"Calls go to {host}, {where}." if nearby else f"LIVE: calls to {host} are paid for.") + by)
     return _latest(client)
 
 
@@ -740,8 +741,10 @@ def _address_flaws(client: AsyncAnthropic) -> Iterator[str]:
         yield _SAID["socks"].format(host=url.host)
 
 
-def _is_in_this_network(url: httpx2.URL) -> bool:
-    """Return whether an address is a number of the same network, unencrypted, as that of a class may be."""
+def is_nearby(url: httpx2.URL) -> bool:
+    """Return whether an address is this machine, or an unencrypted number of its network, as a class uses."""
+    if url.host in LOOPBACK:
+        return True
     with suppress(ValueError):
         return url.scheme == "http" and ipaddress.ip_address(url.host).is_private
     return False

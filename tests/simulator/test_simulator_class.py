@@ -122,6 +122,6 @@ def test_the_command_line_serves_a_class_and_stops_cleanly():
 )
 def test_a_client_asks_for_a_simulator_in_its_own_network_alone(url, asked):
     """Replies of a class's simulator are known as such; a gateway elsewhere is not asked."""
-    from claudescale.api.client import _is_in_this_network  # noqa: PLC0415
+    from claudescale.api.client import is_nearby  # noqa: PLC0415
 
-    assert _is_in_this_network(httpx2.URL(url)) is asked
+    assert is_nearby(httpx2.URL(url)) is asked
