@@ -60,10 +60,10 @@ def gain_words(gain: float, binding: str) -> str:
     """Return in a few words what a tier gains, or why it gains nothing."""
     words = binding.replace("_", " ")
     if gain >= _NO_GAIN:
-        return f"{gain:,.1f} times faster, limited by {words}"
+        return f"is {gain:,.1f} times faster, limited by {words}"
     if gain > 1 / _NO_GAIN:
-        return "gains nothing: " + (f"{words} limits it" if words != "nothing to send" else words)
-    return f"{1 / gain:,.1f} times slower, limited by {words}"
+        return "gains nothing: " + (f"the run is limited by {words}" if words != "nothing to send" else words)
+    return f"is {1 / gain:,.1f} times slower, limited by {words}"
 
 
 def frontier(options: pl.DataFrame) -> pl.Series:
@@ -141,7 +141,7 @@ class PlanPlots(Gallery):
         mode: Any = plan.compiled.likely_mode
         table = plan.compare(tier=self._tiers() if tier is None else tier, mode=[mode])
         notes = [
-            "this plan's tier" if name == own else gain_words(gain, binding)
+            "this plan's tier" if name == own else gain_words(gain, binding).removeprefix("is ")
             for name, gain, binding in table.select("tier", "gain", "binding").iter_rows()
         ]
         table = table.with_columns(note=pl.Series(notes))

@@ -647,7 +647,7 @@ class Plan(Shown):
             for above in names[names.index(own) + 1 :][:1]:
                 mode: Any = compiled.likely_mode
                 row = self.compare(tier=[above], mode=[mode]).row(0, named=True)
-                yield f"The next tier, {above}: {choices.gain_words(row[GAIN], row['binding'])}."
+                yield f"The next tier ({above}) {choices.gain_words(row[GAIN], row['binding'])}."
 
 
 PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))

@@ -51,8 +51,8 @@ def test_the_points_are_the_choices_and_the_plans_own():
     ("given", "note"),
     [
         ({}, "times faster, limited by requests."),
-        ({"frame": reviews(20)}, "The next tier, build: gains nothing: latency limits it."),
-        ({"mode": "batch"}, "The next tier, build: gains nothing: batch processing limits it."),
+        ({"frame": reviews(20)}, "The next tier (build) gains nothing: the run is limited by latency."),
+        ({"mode": "batch"}, "The next tier (build) gains nothing: the run is limited by batch processing."),
         ({"tier": "scale"}, None),
         ({"tier": WIDE_LIMITS}, None),
     ],

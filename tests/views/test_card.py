@@ -118,7 +118,7 @@ def test_what_the_same_cell_would_pay_again(tmp_path, kept):
 
 def test_a_plan_card_says_what_the_next_tier_gains():
     """One line, where there is a next tier; none for limits that are no tier's: something else sets them."""
-    gain = "\nThe next tier, build: gains nothing: latency limits it.\n"
+    gain = "\nThe next tier (build) gains nothing: the run is limited by latency.\n"
     assert gain in repr(a_plan(reviews(5), tier="start"))
     for none in (a_plan(reviews(5), tier="scale"), a_plan(reviews(5))):
         assert "next tier" not in repr(none)
