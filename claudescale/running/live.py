@@ -7,10 +7,12 @@ what all of them say of the run in `Health`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import random
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -129,6 +131,7 @@ class Live:
         self._waits: set[asyncio.Timeout] = set()
         self._workers: set[asyncio.Task[None]] = set()
         self._resting = 0
+        self._waiting_for_life: dict[asyncio.Event, None] = {}
         self._ended = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -288,6 +291,7 @@ class Live:
         if self.health.sees(found, now, status=answer.status, waiting=waiting):
             self._end(found)
         if found.outcome == "answered":
+            self._call_back()
             self._learn_times(attempt.seconds)
         if found.outcome == "failed" and found.final:
             self._doubted.append(attempt)  # until it is known whether the row is to blame
@@ -361,13 +365,31 @@ class Live:
 
     async def _back_off(self, tries: int, at_least_seconds: float) -> None:
         """Wait twice as long after each failure, with jitter, or until the run stops."""
+        # A row that waits because nothing at all is answered need not wait any longer than that: each answer
+        # calls two of them, so after an outage the calls come back as fast as the API bears them.
         seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
+        called = asyncio.Event()
+        if self.health.silence.count > FEW_FAILURES:
+            self._waiting_for_life[called] = None
         self._resting += 1
         self._spawn()
         try:
-            await self._unless_stopped(self._clock.sleep(max(seconds, at_least_seconds)))
+            await self._unless_stopped(self._rest(seconds, at_least_seconds, called))
         finally:
             self._resting -= 1
+            self._waiting_for_life.pop(called, None)
+
+    async def _rest(self, seconds: float, at_least_seconds: float, called: asyncio.Event) -> None:
+        await self._clock.sleep(at_least_seconds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
+                await called.wait()
+
+    def _call_back(self) -> None:
+        """Let two of those go that wait for a sign of life."""
+        for called in list(itertools.islice(self._waiting_for_life, 2)):
+            del self._waiting_for_life[called]
+            called.set()
 
 
 @dataclass(slots=True)

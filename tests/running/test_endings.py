@@ -176,14 +176,14 @@ def test_one_odd_answer_does_not_end_a_long_run(no):
 
 @pytest.mark.slow
 def test_an_outage_is_waited_out():
-    """Five minutes of failures cost no row, and all are under way within a minute of their end."""
+    """Five minutes of failures cost no row, and all are under way within seconds of the first answer."""
     engine = through_desk(250, seed=2, faults={529: (1.0, 2.0, 302.0)})
     assert engine.stopped_by is None
     assert len(engine.finals) == 250
     back = [at.sent_at - engine.attempts[0].sent_at for at in engine.attempts if at.error is None]
     back = [second for second in back if second > 302]
     assert min(back) < 320
-    assert max(back) < 302 + live.LONGEST_BACKOFF_SECONDS + 10
+    assert sum(second < min(back) + 8 for second in back) > 50
 
 
 def test_a_wait_that_the_api_asked_for_is_no_silence():
