@@ -48,6 +48,7 @@ def test_an_exercise_is_open_right_or_wrong(capsys):
         lessons.check(1, lambda answer: answer > 1, "Add.")
 
 
+@pytest.mark.slow
 def test_pictures_are_real_and_the_same_each_time():
     """Two dozen charts, each a PNG and a PDF of one page, whose kind is known and whose sizes differ."""
     pictures = lessons.pictures()

@@ -197,6 +197,7 @@ def requirements(extra=None):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "extra"), [("claudescale", None), ("tests", "test")])
 def test_whatever_is_imported_is_asked_for(folder, extra):
     """Nothing works only because another library, or somebody's hand, happened to install it."""

@@ -205,6 +205,7 @@ def test_the_budget_is_one_for_all_models_and_never_passed(api):
     assert api.stats["calls"] == calls
 
 
+@pytest.mark.slow
 def test_time_that_is_gone_stops_the_cascade():
     """The deadline is one for all: rows that would be passed on after it keep what they have."""
     with simulator(replies=answer, latency=30.0, speed=50) as slow:

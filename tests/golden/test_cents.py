@@ -52,7 +52,7 @@ def cost(model, shape):
     return sum(price * tokens for price, tokens in zip(prices, shape, strict=True)) / 1e6
 
 
-@pytest.mark.parametrize("mode", ["live", "batch"])
+@pytest.mark.parametrize("mode", ["live", pytest.param("batch", marks=pytest.mark.slow)])
 def test_every_usage_is_priced_to_the_cent(mode):
     """Forty usages of four models: attempts, counts and bill say the same dollars as the list."""
     assert len(CASES) == 40

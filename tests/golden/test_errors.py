@@ -98,6 +98,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.slow
 def test_first_lines_of_errors_are_those_recorded(monkeypatch):
     """Each is a `PlanError`, raised before anything is sent."""
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)

@@ -5,6 +5,7 @@ import re
 
 import anthropic
 import polars as pl
+import pytest
 from canned import KEY, BatchApi, Canned, message
 from golden import check
 from plans import OPTIONS, RETURNS, a_plan
@@ -36,6 +37,7 @@ def test_live_calls_send_what_the_plan_shows():
             assert sorted(server.bodies()) == sorted(body.encode() for body in plan.requests["params"])
 
 
+@pytest.mark.slow
 def test_a_batch_sends_what_the_plan_shows():
     """Each row's params are those of `Plan.requests`; its id is a key and the batch's own mark."""
     result = {"type": "succeeded", "message": message()}
@@ -52,6 +54,7 @@ def test_a_batch_sends_what_the_plan_shows():
         assert body.decode() == f'{{"requests":[{",".join(rows)}]}}'
 
 
+@pytest.mark.slow
 def test_schemas_and_types_of_each_returns_are_those_recorded():
     """The JSON schema that is sent, and the columns that come back."""
     found = {}

@@ -49,6 +49,7 @@ def test_results_can_be_the_next_input(path):
     assert earlier.rows() == first.results["reply", "error", "simulated"].rows()
 
 
+@pytest.mark.slow
 def test_rows_come_in_the_order_of_arrival(path):
     """Slow rows come after quick ones; a row with nothing to send comes last."""
     replies = {"slow": 3.0, "quick": 0.1}

@@ -776,6 +776,7 @@ def test_two_runs_in_one_process(tmp_path):
         assert api.stats["billed_rows"] == api.stats["distinct_rows_billed"] == 60
 
 
+@pytest.mark.slow
 def test_live_over_an_open_batch(tmp_path):
     """A live run does not pay for rows that a batch still answers: it collects them and sends the rest."""
     with simulator(batch_seconds=600.0) as api:
