@@ -318,6 +318,7 @@ def compile_prompt(
     thinking, output = _thinking(model, max_tokens, effort, thinking)
     output |= _output(typed, extra.pop("output_config", {}))
     charges, notes = _charges(extra, typed=typed is not None)
+    _check_forced(model, extra, thinking)
     if renamed:
         pairs = ", ".join(f"{name!r} to {new!r}" for name, new in renamed.items())
         words = f"The results have columns with these names, so yours are renamed there: {pairs}."
@@ -555,6 +556,19 @@ def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str,
     return charges._replace(searches=None if None in searches else sum(searches), turns=turns), (note,)
 
 
+def _check_forced(model: Model, extra: Mapping[str, Any], thinking: Mapping[str, Any] | None) -> None:
+    """Refuse a call that the model must make, where it cannot be made."""
+    choice = extra.get("tool_choice", {})
+    if choice and not extra.get("tools"):
+        refuse("params has 'tool_choice' but no 'tools'. Leave it out.")
+    if choice.get("type") not in ("any", "tool"):
+        return
+    if model.id in CHARGES.no_forced_tool:
+        refuse(f"{model.id} cannot be forced to call a tool. Use returns= instead, or another model.")
+    if (thinking or {}).get("type") == "enabled":
+        refuse("A forced tool_choice does not work with thinking of the type 'enabled'. Leave thinking= out.")
+
+
 def _check_served(kind: str, tool: Mapping[str, Any]) -> None:
     """Refuse a tool of the API whose cost is not known, before a row or after it."""
     known: dict[str, str] = FACTS["server_tools"]
@@ -571,7 +585,7 @@ def _check_served(kind: str, tool: Mapping[str, Any]) -> None:
 def _thinking(
     model: Model, max_tokens: int, effort: str | None, thinking: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
-    """Return the ``thinking`` and the ``output_config`` to send; the API judges what else is in them."""
+    """Return the ``thinking`` and the ``output_config`` to send."""
     if effort is None and thinking is None:
         return model.thinking_off, {"effort": model.effort_for_bulk} if model.effort_for_bulk else {}
     if effort is not None and effort not in model.efforts:
@@ -585,6 +599,10 @@ def _thinking(
         known = ", ".join(f"{{'type': {each!r}}}" for each in model.thinking_types)
         refuse(f"{model.id} does not take thinking of the type {kind!r}. It takes {known}.")
     thinking = {name: plain(value, whole=True) for name, value in thinking.items()}
+    fields = FACTS["thinking"].get(kind, ["type"])
+    if wrong := next((name for name in thinking if name not in fields), None):
+        takes = " and ".join(map(repr, fields))
+        refuse(f"thinking of the type {kind!r} does not take {wrong!r}. It takes {takes}.")
     budget, least = thinking.get("budget_tokens"), FACTS["least_thinking_tokens"]
     if kind == "enabled" and (not isinstance(budget, int) or budget < least):
         refuse(

@@ -69,6 +69,11 @@ OPTIONS_REFUSED = [
     ({"returns": pl.Boolean, "params": {"tools": [TOOL], "tool_choice": FORCED}}, "Keep one"),
     ({"returns": pl.Boolean, "params": {"output_config": {"format": {}}}}, "Keep one"),
     ({"model": SONNET, "thinking": {"type": "disabled"}}, "between_tools"),
+    ({"thinking": {"type": "adaptive", "budget_tokens": 2_000}}, "'budget_tokens'"),
+    ({"params": {"tool_choice": {"type": "auto"}}}, "no 'tools'"),
+    ({"model": OLD, "max_tokens": 4_096, "thinking": {"type": "enabled", "budget_tokens": 2_000},
+      "params": {"tools": [TOOL], "tool_choice": FORCED}}, "does not work with thinking"),
+    ({"model": "claude-opus-5-5", "params": {"tools": [TOOL], "tool_choice": FORCED}}, "cannot be forced"),
     ({"thinking": True}, "It takes {'type': 'adaptive'}"), ({"system": "\ud800"}, "lone surrogate"),
     ({"model": OLD, "max_tokens": 64_001}, "1 to 64,000 tokens"), ({"max_tokens": True}, "whole number"),
 ]
