@@ -195,7 +195,8 @@ CELLS = [
     task = asyncio.create_task(asyncio.wait_for(start(), 0.2))
     await asyncio.wait([task]); type(task.exception()), loop is asyncio.get_running_loop()
     """,
-    *(f"run = start(); interrupt_when(lambda: run.counts.answered > 3)\n{door}" for door in DOORS),
+    # The door is open long before so many are answered, also on a busy machine.
+    *(f"run = start(); interrupt_when(lambda: run.counts.answered > 200)\n{door}" for door in DOORS),
     "run.state, run.results['reply'].count() > 3",
 ]
 

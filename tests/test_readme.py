@@ -22,7 +22,7 @@ COMMANDS = {
     ),
     "the tests": (
         'python3 -m venv .venv-test && .venv-test/bin/pip install -q -e ".[test]" '
-        "&& .venv-test/bin/python -m pytest -n 4"
+        "&& .venv-test/bin/python -m pytest -n 3"
     ),
 }
 
