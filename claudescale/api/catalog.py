@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import polars as pl
 
-from claudescale import clock
 from claudescale.errors import PlanError, UnknownModel, UnknownTier, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Mapping
 
     from genai_prices.types import ModelInfo
 
@@ -237,10 +236,15 @@ _NOTICE_DAYS = 60  # before a model retires a plan says so: Anthropic's own noti
 # ----------------------------------------------------------------------------------------------- models
 
 
+def now() -> datetime:
+    """Return the moment facts and prices are looked up for, where no API has told the time."""
+    return datetime.now(UTC)
+
+
 def lifecycle(model: Model | RetiredModel, at: datetime | None = None) -> Lifecycle:
     """Return where a model stands in its life at a moment (now): retired from the announced one on."""
     retires_at = model.retires_at
-    if isinstance(model, RetiredModel) or (retires_at and (at or clock.now()) >= retires_at):
+    if isinstance(model, RetiredModel) or (retires_at and (at or now()) >= retires_at):
         return "retired"
     return model.lifecycle
 
@@ -264,7 +268,7 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     batch_minutes : float
         What its batches may take at most.
     """
-    moment, retires_at, notes = at or clock.now(), model.retires_at, []
+    moment, retires_at, notes = at or now(), model.retires_at, []
     use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
     said = {"id": model.id, "use": use, "day": model.retires_on, "moment": retires_at}
     days = _NOTICE_DAYS + 1 if retires_at is None else (retires_at.date() - moment.date()).days
@@ -329,10 +333,10 @@ def callable_model(name: object, at: datetime | None = None) -> Model:
     return facts
 
 
-def same_model(name: str, names: Iterable[str]) -> bool:
+def same_model(name: str, names: Container[str]) -> bool:
     """Return whether `names` has the model called `name`, be it by its dated id or its alias."""
     known = _BY_NAME.get(name)
-    return bool({name, known.id, known.snapshot} & set(names)) if known else name in names
+    return any(same in names for same in {name, known.id, known.snapshot}) if known else name in names
 
 
 # ------------------------------------------------------------------------------------------------ tiers
@@ -424,7 +428,7 @@ def list_price(
 
 def utc_day(at: datetime | None) -> date:
     """Return the day that decides a price, of a moment or of now."""
-    moment = at or clock.now()
+    moment = at or now()
     return (moment.astimezone(UTC) if moment.tzinfo else moment).date()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from claudescale import clock, loops
+from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import dig
 from claudescale.api.catalog import PARTS
@@ -97,7 +97,7 @@ class Model:
             "given": True,
             "given_dollars": None if unpriced else tuple(prices.values()),
             "source": f"given by you, like {like.id}",
-            "checked": clock.now().date(),
+            "checked": catalog.now().date(),
         }
         object.__setattr__(self, "facts", replace(like, id=self.id, snapshot=self.id, **changes))
 
@@ -167,7 +167,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     >>> models().select("model", "line").head(1).row(0)
     ('claude-haiku-5-5', 'haiku')
     """
-    moment = at or clock.now()
+    moment = at or catalog.now()
     if client is not None:
         check_client(client)
         return compared(loops.wait(_listed(client)), moment)

@@ -7,7 +7,7 @@ import pytest
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import clock
+from claudescale.api import catalog
 from claudescale.clock import Clock
 
 EVE = datetime(2026, 11, 29, 20, tzinfo=UTC)
@@ -20,14 +20,14 @@ MODES = pytest.mark.parametrize("mode", ["batch", "hybrid"])
 @pytest.fixture(autouse=True)
 def _today(monkeypatch):
     """Let it be the eve of the model's retirement, for the catalog as for the API."""
-    monkeypatch.setattr(clock, "now", lambda: EVE)
+    monkeypatch.setattr(catalog, "now", lambda: EVE)
     monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=EVE.timestamp()))
 
 
 def later(api, monkeypatch, seconds):
     """Let time pass, for the catalog as for the API."""
     api.clock._epoch += seconds
-    monkeypatch.setattr(clock, "now", lambda: datetime.fromtimestamp(EVE.timestamp() + seconds, UTC))
+    monkeypatch.setattr(catalog, "now", lambda: datetime.fromtimestamp(EVE.timestamp() + seconds, UTC))
 
 
 def the_plan(mode="batch", rows=ROWS):
