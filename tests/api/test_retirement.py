@@ -82,7 +82,7 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
 def test_a_model_can_be_called_until_its_moment(monkeypatch):
     """On its last day, before 9 AM Pacific, a run goes as ever; its card says that a batch may be late."""
     text = repr(the_plan())
-    assert "retires tomorrow, on 2026-11-30 at 17:00 UTC" in text
+    assert "retires on 2026-11-30 at 17:00 UTC" in text
     assert "A batch may take 24 hours" in text
     with simulator() as api:
         later(api, monkeypatch, 20.9 * 3_600)
