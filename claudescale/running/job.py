@@ -26,7 +26,7 @@ from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
 from claudescale.planning import estimates
 from claudescale.running.batches import Batches
-from claudescale.running.meter import Ends, Meter, live_ends
+from claudescale.running.meter import ENOUGH_REPLIES, Ends, Meter, pace
 
 if TYPE_CHECKING:
     from collections import deque
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.client import Api
+    from claudescale.api.limits import Limits
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Work
@@ -219,28 +220,55 @@ class Job:
         """When the live calls end; None where none are made, or that is not known yet."""
         if self.pacer is None or self.plan.mode == "batch":
             return None
-        return live_ends(self.plan, self.pacer, self.missing, self.meter, self.minutes)
+        left = min(self.meter.open_requests, self.missing.height)
+        usual, slow = self._live_seconds(left)
+        rate = pace(*self.meter.slices(), self.minutes)
+        at_pace = 0.0 if rate is None or not left else left / rate if rate else math.inf
+        return Ends(usual / 60, max(slow / 60, at_pace))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
-        plan, rest, expected, seconds = self.plan, self.missing, self.plan.compiled.expected, 0.0
-        if plan.mode != "hybrid" or self.only_collects:
+        if self.plan.mode != "hybrid" or self.only_collects:
             return math.inf
-        if rest.height:
-            answered = self.meter.requests - self.meter.refused
-            output = self.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = self.pacer.limits if self.pacer else plan.compiled.limits
-            seconds = estimates.live_finish(
-                limits.shared(plan.share),
+        _, slow = self._live_seconds(self.missing.height)
+        return self.started_at + ((self.plan.deadline or 0.0) - estimates.CANCEL_MINUTES) * 60 - slow
+
+    def _live_seconds(self, left: int) -> tuple[float, float]:
+        """Return how long the last so many rows take live, usually and at most, by what was measured."""
+        plan, meter, pacer, expected = self.plan, self.meter, self.pacer, self.plan.compiled.expected
+        concurrency, estimated = plan.concurrency, self.missing["estimated_tokens"]
+        tokens = float(estimated.tail(left).sum())
+        sent_tokens = float(estimated.sum()) - tokens
+        input_tokens = expected.uncached_tokens(tokens, left)
+        output_tokens, answered = (
+            expected.output_tokens,
+            meter.requests - meter.refused - meter.errors.total(),
+        )
+        if answered >= ENOUGH_REPLIES:
+            output_tokens = meter.output_tokens / answered
+        if meter.replies >= ENOUGH_REPLIES and sent_tokens > 0:
+            input_tokens = tokens * meter.reply_input_tokens / sent_tokens
+            expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
+            if pacer is not None and pacer.in_flight >= pacer.window:  # it is what holds the run back
+                concurrency = concurrency or pacer.window
+        usual, slow = (
+            estimates.live_finish(
+                self.limits.shared(plan.share),
                 expected,
-                requests=rest.height,
-                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
-                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
-                concurrency=plan.concurrency,
-                more=expected.more,
+                requests=left,
+                input_tokens=input_tokens,
+                output_tokens=output_tokens * left,
+                concurrency=concurrency,
+                more=more,
             ).seconds
-        deadline = plan.deadline or 0.0
-        return self.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
+            for more in (1.0, expected.more)
+        )
+        return usual, slow
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force: the table's, or those that the API's answers report."""
+        return self.pacer.limits if self.pacer else self.plan.compiled.limits
 
     @property
     def asked(self) -> str:

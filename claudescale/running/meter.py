@@ -17,15 +17,12 @@ import polars as pl
 
 from claudescale.api import prices
 from claudescale.api.answers import STOPPING_ERRORS
-from claudescale.planning import estimates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from claudescale.api.catalog import Model
     from claudescale.ledger.records import Attempt
-    from claudescale.pacing.pacer import Pacer
-    from claudescale.planning.plans import Plan
 
 CANCELED = "canceled"
 """The `error` of a row whose batch was canceled before it was answered: it did not fail."""
@@ -264,50 +261,6 @@ class Ends(NamedTuple):
 
     usual_minutes: float
     latest_minutes: float
-
-
-def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minutes: float) -> Ends:
-    """Return when the live calls end, by the arithmetic of plans with what was measured so far.
-
-    Parameters
-    ----------
-    rest : pl.DataFrame
-        Of `rows.REQUESTS`: what was missing at the start, in the order of sending.
-    minutes : float
-        API minutes since the start.
-    """
-    left = min(meter.open_requests, rest.height)
-    if left <= 0:
-        return Ends(0.0, 0.0)
-    estimated = rest["estimated_tokens"]
-    tokens = float(estimated.tail(left).sum())
-    sent_tokens = float(estimated.sum()) - tokens
-    expected = plan.compiled.expected
-    input_tokens = expected.uncached_tokens(tokens, left)
-    output_tokens = min(expected.output_tokens, float(plan.max_tokens))
-    concurrency = plan.concurrency
-    if meter.replies >= ENOUGH_REPLIES and sent_tokens > 0:
-        input_tokens = tokens * meter.reply_input_tokens / sent_tokens
-        output_tokens = meter.reply_output_tokens / meter.replies
-        expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
-        if pacer.in_flight >= pacer.window:  # it is what holds the run back
-            concurrency = concurrency or pacer.window
-    usual, slow = (
-        estimates.live_finish(
-            pacer.limits.shared(plan.share),
-            expected,
-            requests=left,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens * left,
-            concurrency=concurrency,
-            more=more,
-        ).seconds
-        / 60
-        for more in (1.0, expected.more)
-    )
-    rate = pace(*meter.slices(), minutes)
-    at_pace = 0.0 if rate is None else left / rate if rate else math.inf
-    return Ends(usual, max(slow, at_pace))
 
 
 def pace(width_seconds: int, slices: Sequence[Slice], minutes: float) -> float | None:

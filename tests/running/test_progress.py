@@ -17,7 +17,7 @@ import claudescale as cs
 from claudescale.api import prices
 from claudescale.ledger.records import ATTEMPTS, Attempt
 from claudescale.planning import estimates
-from claudescale.running import meter as meters
+from claudescale.running.job import Job
 from claudescale.running.meter import MOST_SLICES, Ends, Meter, Slice
 
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
@@ -127,7 +127,15 @@ def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
     plan = a_plan(reviews(rows), tier=LIMITS)
     pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=window)
     rest = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
-    return meters.live_ends(plan, pacer, rest, made, minutes)
+    job = Job(plan, types.SimpleNamespace(middleware=()), None)
+    job.meter, job.pacer, job.missing, job._started_at, job._ended_at = (
+        made,
+        pacer,
+        rest,
+        1.0,
+        1.0 + minutes * 60,
+    )
+    return job.ends
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
