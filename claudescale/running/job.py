@@ -26,7 +26,7 @@ from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
 from claudescale.planning import estimates
 from claudescale.running.batches import Batches
-from claudescale.running.meter import ENOUGH_REPLIES, Ends, Meter, pace
+from claudescale.running.meter import Meter
 
 if TYPE_CHECKING:
     from collections import deque
@@ -48,6 +48,18 @@ _OVERHEAD_TOKENS = 1_000
 _CLAIM_ROWS = 256
 _OTHERS_SECONDS = 1.0  # real ones
 _FIRST_ROWS, _EVERY = 32, 8
+_ENOUGH_REPLIES = 20
+"""From here on the replies so far tell better than the plan what the others take."""
+
+
+class Ends(NamedTuple):
+    """API minutes until a run ends: as the limits allow, or at the last minute's pace where that is slower.
+
+    `latest_minutes` is infinite where nothing was answered in the last minute.
+    """
+
+    usual_minutes: float
+    latest_minutes: float
 
 
 class Row(NamedTuple):
@@ -221,49 +233,42 @@ class Job:
         if self.pacer is None or self.plan.mode == "batch":
             return None
         left = min(self.meter.open_requests, self.missing.height)
-        usual, slow = self._live_seconds(left)
-        rate = pace(*self.meter.slices(), self.minutes)
-        at_pace = 0.0 if rate is None or not left else left / rate if rate else math.inf
-        return Ends(usual / 60, max(slow / 60, at_pace))
+        usual, slow = (self._live_seconds(more) / 60 for more in (1.0, self.plan.compiled.expected.more))
+        rate = self.meter.pace(self.minutes) if left else None
+        at_pace = 0.0 if rate is None else left / rate if rate else math.inf
+        return Ends(usual, max(slow, at_pace))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
         if self.plan.mode != "hybrid" or self.only_collects:
             return math.inf
-        _, slow = self._live_seconds(self.missing.height)
-        return self.started_at + ((self.plan.deadline or 0.0) - estimates.CANCEL_MINUTES) * 60 - slow
+        in_time = ((self.plan.deadline or 0.0) - estimates.CANCEL_MINUTES) * 60
+        return self.started_at + in_time - self._live_seconds(self.plan.compiled.expected.more)
 
-    def _live_seconds(self, left: int) -> tuple[float, float]:
-        """Return how long the last so many rows take live, usually and at most, by what was measured."""
-        plan, meter, pacer, expected = self.plan, self.meter, self.pacer, self.plan.compiled.expected
-        concurrency, estimated = plan.concurrency, self.missing["estimated_tokens"]
-        tokens = float(estimated.tail(left).sum())
+    def _live_seconds(self, more: float) -> float:
+        """Return how long the rest takes live, by the arithmetic of plans with what was measured so far."""
+        plan, meter, expected = self.plan, self.meter, self.plan.compiled.expected
+        estimated, concurrency = self.missing["estimated_tokens"], plan.concurrency
+        left = min(meter.open_requests, self.missing.height)
+        tokens = float(estimated.tail(left).sum())  # in the order of sending
         sent_tokens = float(estimated.sum()) - tokens
-        input_tokens = expected.uncached_tokens(tokens, left)
-        output_tokens, answered = (
-            expected.output_tokens,
-            meter.requests - meter.refused - meter.errors.total(),
-        )
-        if answered >= ENOUGH_REPLIES:
-            output_tokens = meter.output_tokens / answered
-        if meter.replies >= ENOUGH_REPLIES and sent_tokens > 0:
+        input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
+        if meter.output_tokens:
+            output_tokens = meter.output_tokens / (meter.requests - meter.refused)
+        if meter.replies >= _ENOUGH_REPLIES and sent_tokens > 0:
             input_tokens = tokens * meter.reply_input_tokens / sent_tokens
             expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
-            if pacer is not None and pacer.in_flight >= pacer.window:  # it is what holds the run back
-                concurrency = concurrency or pacer.window
-        usual, slow = (
-            estimates.live_finish(
-                self.limits.shared(plan.share),
-                expected,
-                requests=left,
-                input_tokens=input_tokens,
-                output_tokens=output_tokens * left,
-                concurrency=concurrency,
-                more=more,
-            ).seconds
-            for more in (1.0, expected.more)
-        )
-        return usual, slow
+            if self.pacer and self.pacer.in_flight >= self.pacer.window:  # it is what holds the run back
+                concurrency = concurrency or self.pacer.window
+        return estimates.live_finish(
+            self.limits.shared(plan.share),
+            expected,
+            requests=left,
+            input_tokens=input_tokens,
+            output_tokens=min(output_tokens, float(plan.max_tokens)) * left,
+            concurrency=concurrency,
+            more=more,
+        ).seconds
 
     @property
     def limits(self) -> Limits:

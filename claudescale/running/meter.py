@@ -19,7 +19,7 @@ from claudescale.api import prices
 from claudescale.api.answers import STOPPING_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from claudescale.api.catalog import Model
     from claudescale.ledger.records import Attempt
@@ -28,8 +28,6 @@ CANCELED = "canceled"
 """The `error` of a row whose batch was canceled before it was answered: it did not fail."""
 MOST_SLICES = 280
 """What a picture has room for: they are joined by twos where a run takes longer."""
-ENOUGH_REPLIES = 20
-"""From here on the replies so far tell better than the plan what the others take."""
 PACE_SECONDS, LEAST_PACE_SECONDS = 60, 10
 _LATEST_REPLIES = 1_000  # whose latencies are kept
 
@@ -244,32 +242,19 @@ class Meter:
             seconds = sorted(self._latencies)
         return seconds[max(math.ceil(quantile * len(seconds)) - 1, 0)] if seconds else None
 
+    def pace(self, minutes: float) -> float | None:
+        """Return answers per minute over the last whole slices; None where the run is too young to tell."""
+        width_seconds, slices = self.slices()
+        whole = int(minutes * 60 / width_seconds)
+        count = min(max(PACE_SECONDS // width_seconds, 1), whole)
+        if count * width_seconds < LEAST_PACE_SECONDS:
+            return None
+        return sum(part.answers for part in slices[whole - count : whole]) / (count * width_seconds / 60)
+
     def slices(self) -> tuple[int, list[Slice]]:
         """Return the seconds of a slice, and the slices since the start: at most `MOST_SLICES`."""
         with self._lock:
             return self._width_seconds, self._slices.copy()
-
-
-# when live calls end
-
-
-class Ends(NamedTuple):
-    """API minutes until a run ends: as the limits allow, or at the last minute's pace where that is slower.
-
-    `latest_minutes` is infinite where nothing was answered in the last minute.
-    """
-
-    usual_minutes: float
-    latest_minutes: float
-
-
-def pace(width_seconds: int, slices: Sequence[Slice], minutes: float) -> float | None:
-    """Return answers per minute over the last whole slices; None where the run is too young to tell."""
-    whole = int(minutes * 60 / width_seconds)
-    count = min(max(PACE_SECONDS // width_seconds, 1), whole)
-    if count * width_seconds < LEAST_PACE_SECONDS:
-        return None
-    return sum(each.answers for each in slices[whole - count : whole]) / (count * width_seconds / 60)
 
 
 # the same from attempts, batches too
