@@ -297,7 +297,7 @@ class Plan(Shown):
         Spends: nothing.
         """
         work = self.compiled.work("api.anthropic.com")
-        bodies = [body.decode() for body in work.texts.bodies(work.requests["row"])]
+        bodies = [body.decode() for body in work.bodies(work.requests["row"])]
         return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
     # another plan
@@ -384,7 +384,7 @@ class Plan(Shown):
         other = self._with(frame=frame, _evidence=mine).replace(**changes)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
         typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
-        kept = Kept.of(run, other.compiled.prompt, frame, other.mode, typed)
+        kept = Kept.of(run, other.compiled.prompt, frame, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
     def head(self, n: int = 20) -> Plan:
@@ -481,7 +481,7 @@ class Plan(Shown):
 
         async with Wire(client) as wire:
             catalog.callable_model(mine.model, (await wire.api()).clock.now())
-            tasks = [asyncio.ensure_future(count(body)) for body in work.texts.bodies(work.requests["row"])]
+            tasks = [asyncio.ensure_future(count(body)) for body in work.bodies(work.requests["row"])]
             try:
                 tokens = await asyncio.gather(*tasks)
             finally:
@@ -627,7 +627,7 @@ class Plan(Shown):
         compiled, kept = self.compiled, self.compiled.kept
         if kept is not None and kept.keys.count():
             failed = kept.failed
-            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are reused at no cost."
+            yield f"{kept.stays.sum() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
                 yield f"Left out, as the same request would fail again: {kinds}."
@@ -766,8 +766,7 @@ def plan(
     cache : bool
         Cache the system prompt and the examples, warmed by one call.
     params : dict, optional
-        Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
-        the reply, as JSON.
+        Further fields of the API, web tools among them.
     deadline : float or timedelta, optional
         Minutes the run may take.
     budget : float, optional

@@ -338,7 +338,7 @@ class Batches:
 
         A simulator counts as well: its account is what the plan says, and its batches are not long.
         """
-        job, (request,) = self._job, self._job.work.texts.bodies(row["row"])
+        job, (request,) = self._job, self._job.work.bodies(row["row"])
         message, longest = batch_rules.dry_run(request)
         worst = job.with_worst(row, "live", longest)["worst_dollars"].item()
         if job.api.simulated or not worst <= self._purse.left:
@@ -399,7 +399,7 @@ class Batches:
         posted = Followed(batch)
         self._followed.append(posted)
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
-        body = Parts(partial(batch_rules.body, rows, self._job.work.texts, nonce))
+        body = Parts(partial(batch_rules.body, rows, self._job.work, nonce))
         answer = await self._created(body, batch_rules.body_bytes(rows))
         outcome, now = batch_rules.made(answer), self._clock.seconds()
         self._changed_at = now

@@ -77,7 +77,7 @@ def tokens_with(*blocks, model=HAIKU):
 def test_a_file_takes_the_tokens_it_was_estimated_at(make, data, model):
     """In a reply's usage, by the token counter and in the plan the figure is the same."""
     part = make("file")
-    estimate = source_of(part, data, catalog.model(model), "price")
+    estimate = source_of(part, data, catalog.model(model), keyed=False)
     given = block(part.block, data, estimate.source["media_type"])
     assert tokens_with(given, model=model) == estimate.tokens
 
@@ -87,7 +87,7 @@ def test_a_file_takes_the_tokens_it_was_estimated_at(make, data, model):
 def test_a_file_nobody_has_seen_takes_the_assumed_tokens(make, kind):
     """Behind a URL or an id of the Files API it counts as the plan assumes."""
     part = make("file", kind=kind)
-    estimate = source_of(part, "https://example.org/a", catalog.model(HAIKU), "price")
+    estimate = source_of(part, "https://example.org/a", catalog.model(HAIKU), keyed=False)
     assert tokens_with(by(part.block, **estimate.source)) == estimate.tokens > 1_000
 
 
