@@ -625,7 +625,7 @@ class Plan(Shown):
     def _notices(self) -> Iterable[str]:
         """Return what is worth knowing of this plan: what is taken over, assumed, or would be better."""
         compiled, kept = self.compiled, self.compiled.kept
-        if kept is not None and kept.keys.count():
+        if kept is not None and kept.stays.any():
             failed = kept.failed
             yield f"{kept.stays.sum() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
