@@ -473,7 +473,7 @@ class Plan(Shown):
 
         async def count(body: bytes) -> int:
             async with slots:
-                answer = await wire.count_tokens(body, patient=True)
+                answer = await wire.count_tokens(body)
             tokens = read_object(answer.content).get("input_tokens")
             if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
                 raise unasked(answer, "count of tokens")

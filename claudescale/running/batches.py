@@ -454,7 +454,7 @@ class Batches:
                 await self._search(each)
         for each in self.known:
             if each.batch.state != "ended":
-                await self._look_at(each, await self._wire.retrieve(each.batch_id))
+                await self._look_at(each, await self._wire.free("retrieve", each.batch_id))
             if each.is_waited and each.batch.state == "ended":
                 await self._collect(each)
         if self._others.height:
@@ -468,7 +468,7 @@ class Batches:
             if each.batch.state == "in_progress":
                 if not each.is_canceled:
                     each.is_canceled, self._changed_at = True, self._clock.seconds()
-                await self._look_at(each, await self._wire.cancel(each.batch_id))
+                await self._look_at(each, await self._wire.free("cancel", each.batch_id))
 
     async def _search(self, lost: Followed) -> None:
         """Look for a batch whose answer was lost: the nonce in its results proves it."""
@@ -501,9 +501,9 @@ class Batches:
         kept = await loops.in_thread(self._ledger.batches)
         others = {other.batch_id for other in kept} | lost.foreign
         found: list[dict[str, Any]] = []
-        after = None
+        after: dict[str, str] = {}
         while True:
-            answer = await self._wire.page(_PAGE, after)
+            answer = await self._wire.free("list", limit=_PAGE, **after)
             self._hear(answer)
             if answer.status != HTTPStatus.OK:
                 return None
@@ -515,7 +515,7 @@ class Batches:
             oldest = batch_rules.seconds_of(page[-1].get("created_at")) if page else None
             if oldest is None or oldest < window[0] or len(page) < _PAGE:
                 return found
-            after = str(page[-1].get("id"))
+            after = {"after_id": str(page[-1].get("id"))}
 
     async def _look_at(self, each: Followed, answer: Answer) -> None:
         """Take in an answer that shows one batch."""
