@@ -33,6 +33,9 @@ STOPPING_ERRORS = frozenset(
     {*ERRORS.account_codes, *ERRORS.stopping_errors, *ERRORS.account_words, NO_ENDPOINT}
 )
 """Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
+NOT_FOLLOWED = "claudescale-not-followed"
+"""The header that stands for ``location`` in an answer whose redirect must not be followed."""
+
 _SERVER_ERROR = 500
 _ACCOUNT_WORDS = {name: re.compile(words, re.IGNORECASE) for name, words in ERRORS.account_words.items()}
 _OF_A_MODEL = re.compile("model|claude-", re.IGNORECASE)
@@ -115,7 +118,7 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
 
 def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, Any]) -> Verdict:
     kind, words, code = _error(body)
-    target = headers.get("location")
+    target = headers.get("location") or headers.get(NOT_FOLLOWED)
     if target and status // 100 == HTTPStatus.MULTIPLE_CHOICES // 100:
         return Verdict(outcome="stop", error="redirect_error", message=_redirect_words(status, target))
     if trouble := _account_trouble(kind, words, code):

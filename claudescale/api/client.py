@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 import httpx2
 
 from claudescale import loops
-from claudescale.api.answers import Answer, StreamedMessage, dig, read_object, verdict
+from claudescale.api.answers import NOT_FOLLOWED, Answer, StreamedMessage, dig, read_object, verdict
 from claudescale.api.catalog import MESSAGE, WORDS
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
@@ -279,10 +279,9 @@ class Wire:
                         if await take(block):
                             break
         # RequestError: the words of an error break off, which the SDK reads by itself.
-        # TypeError: there is no key. ValueError: a header that cannot be sent.
-        except (
-            anthropic.AnthropicError, httpx2.RequestError, TimeoutError, TypeError, ValueError
-        ) as error:  # fmt: skip
+        # TypeError: there is no key. ValueError: a header that cannot be sent. InvalidURL: a redirect.
+        except (anthropic.AnthropicError, httpx2.RequestError, httpx2.InvalidURL,
+                TimeoutError, TypeError, ValueError) as error:  # fmt: skip
             if answer is not None and not isinstance(error, TimeoutError | httpx2.RequestError):
                 raise  # of what takes it
             headers = answer.headers if answer else {}
@@ -480,9 +479,8 @@ def transport() -> httpx2.AsyncClient:
     """Return the SDK's aiohttp transport, which no proxy keeps from this machine."""
     import anthropic  # noqa: PLC0415 - slow to import
 
-    # A redirect is named: nobody but this address gets the key, and a POST is not made a GET.
     here = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
-    made: Any = anthropic.DefaultAioHttpClient(follow_redirects=False, mounts=here)
+    made: Any = anthropic.DefaultAioHttpClient(event_hooks={"response": [_see_redirect]}, mounts=here)
     for part in filter(None, (made._transport, *made._mounts.values())):  # noqa: SLF001 - not public
         part.client = functools.partial(_session, part)  # made when it is needed, on the loop that needs it
     made.claudescale = True  # not the user's own: a run may make itself another
@@ -526,6 +524,15 @@ def _kept_alive(address: Any) -> socket.socket:
         if (option := getattr(socket, name, None)) is not None:
             made.setsockopt(socket.IPPROTO_TCP, option, value)
     return made
+
+
+async def _see_redirect(response: httpx2.Response) -> None:
+    """Let a redirect be followed that sends the same request to the same place, with the key; no other."""
+    if response.has_redirect_location:
+        here = response.request.url
+        elsewhere = here.join(response.headers["location"]).origin != here.origin
+        if elsewhere or response.status_code not in {307, 308}:  # after others a POST becomes a GET
+            response.headers[NOT_FOLLOWED] = response.headers.pop("location")
 
 
 def has_own_transport(client: AsyncAnthropic) -> bool:

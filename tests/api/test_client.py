@@ -88,7 +88,7 @@ def test_a_profile_on_disk_is_live(home, monkeypatch, capsys):
     assert cs.connect().base_url.host == "gateway.example.com"
     assert "gateway.example.com are paid for." in capsys.readouterr().err
     monkeypatch.setenv("ANTHROPIC_PROFILE", "nobody")
-    with pytest.raises(cs.PlanError, match="credentials that it cannot use.*nobody"):
+    with pytest.raises(cs.PlanError, match=r"credentials that it cannot use.*nobody"):
         cs.connect()
 
 

@@ -657,9 +657,23 @@ def test_results_that_cannot_be_read_at_all(tmp_path):
 
 
 @slow
+def test_a_redirect_to_the_same_place_is_followed():
+    """A gateway that moved gets the whole batch again at its new path."""
+
+    def change(name, path, ask):
+        if path.startswith("/gw/"):
+            return 307, {"location": f"/real{path[3:]}"}, b""
+        return ask(path.removeprefix("/real"))
+
+    with simulator() as api, front(api, change) as server:
+        run = ended(the_plan(12), api, base_url=f"{server.url}/gw")
+        assert (run.counts.answered, api.stats["batches_created"]) == (12, 1)
+
+
+@slow
 @pytest.mark.parametrize(("status", "where"), [(302, "/new"), (307, "http://127.0.0.1:9/new")])
 def test_a_redirect_elsewhere_is_named_and_makes_no_batch(api, status, where):
-    """A redirect is not followed but named: no other place gets the key, and no POST becomes a GET."""
+    """A redirect to another host, or one that makes a GET of a POST, is not followed but named."""
     moved = (status, {"location": f"{where}/v1/messages/batches?token=secret"}, b"")
     with front(api, lambda name, path, ask: moved if name == "create" else ask()) as server:
         run = ended(the_plan(12), api, server=server)
