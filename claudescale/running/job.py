@@ -474,7 +474,7 @@ class Job:
             seconds=seconds,
             status=answer.status,
             error=found.error,
-            message=found.message or self._unpriced(facts["answering_model"]),
+            message=found.message or prices.unpriced(self.price, facts["answering_model"]),
             request_id=answer.headers.get("request-id"),
             stop_reason=stop_reason_of(found.reply or {}),
             reply=text_of(found.reply or {}),
@@ -483,12 +483,6 @@ class Job:
             **facts,
             **self.common,
         )
-
-    def _unpriced(self, model: str | None) -> str | None:
-        """Return what is said where a model answered whose price is not known."""
-        if model is None or prices.is_priced(self.price, model):
-            return None
-        return prices.unpriced_words(self.price.model, model)
 
     def record(self, attempt: Attempt, *, final: bool) -> None:
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""
