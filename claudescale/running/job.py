@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.client import Api
+    from claudescale.api.limits import Limits
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Work
@@ -259,9 +260,8 @@ class Job:
             expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
             if self.pacer and self.pacer.in_flight >= self.pacer.window:  # it is what holds the run back
                 concurrency = concurrency or self.pacer.window
-        limits = self.pacer.limits if self.pacer else plan.compiled.limits
         return estimates.live_finish(
-            limits.shared(plan.share),
+            self.limits.shared(plan.share),
             expected,
             requests=left,
             input_tokens=input_tokens,
@@ -269,6 +269,11 @@ class Job:
             concurrency=concurrency,
             more=more,
         ).seconds
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force: the table's, or those that the API's answers report."""
+        return self.pacer.limits if self.pacer else self.plan.compiled.limits
 
     @property
     def asked(self) -> str:
