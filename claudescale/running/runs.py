@@ -421,7 +421,7 @@ class Run(Shown, Handle):
 
         Spends: nothing.
         """
-        return meter.by_minute(self.attempts, self.job.started_at, self.minutes)
+        return self.counts.by_minute(self.minutes)
 
     @property
     def savings(self) -> pl.DataFrame:
