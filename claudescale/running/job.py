@@ -255,9 +255,10 @@ class Job:
         input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
         if meter.output_tokens:
             output_tokens = meter.output_tokens / (meter.requests - meter.refused)
-        if meter.replies >= _ENOUGH_REPLIES and sent_tokens > 0:
-            input_tokens = tokens * meter.reply_input_tokens / sent_tokens
-            expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
+        live = meter.live
+        if live.answers >= _ENOUGH_REPLIES and sent_tokens > 0:
+            input_tokens = tokens * live.input_tokens / sent_tokens
+            expected = expected.after(live.answers, live.seconds / live.answers)
             if self.pacer and self.pacer.in_flight >= self.pacer.window:  # it is what holds the run back
                 concurrency = concurrency or self.pacer.window
         return estimates.live_finish(

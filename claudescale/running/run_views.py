@@ -24,7 +24,6 @@ from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
-from claudescale.running.meter import rates
 from claudescale.views.card import Card, Gallery
 
 if TYPE_CHECKING:
@@ -406,7 +405,7 @@ class Plots(Gallery):
 
     @property
     def _rates(self) -> pl.DataFrame:
-        return rates(self._live, self._run.job.started_at, self._run.minutes)
+        return self._run.counts.rates()
 
     @property
     def _limits(self) -> dict[str, float]:
