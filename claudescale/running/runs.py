@@ -108,7 +108,6 @@ class Run(Shown, Handle):
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
-        self.row_errors: dict[str, int] | None = None  # how many rows have which, counted once at the end
         self._shown = progress
         self.job = Job(plan, client, self.path)
         self._loop: asyncio.AbstractEventLoop | None = None
