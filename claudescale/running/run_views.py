@@ -231,7 +231,7 @@ class Progress:
             mininterval=0.0,
         )
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Show and log the last figures, and end the bar."""
         if self._following is None:
             return
