@@ -187,6 +187,7 @@ class Job:
         await loops.in_thread(self._read)
         self.batches = Batches(self)
         self.is_open = True
+        self._started_at = self.meter.started_at = self.clock.seconds()
 
     def _read(self) -> None:
         plan, kept = self.plan, self.plan.compiled.kept
@@ -210,11 +211,6 @@ class Job:
     def work(self) -> Work:
         """The rows; before the run has read them, with keys that nothing has answered."""
         return self._work or self.plan.compiled.work("not known yet")
-
-    @property
-    def api_name(self) -> str:
-        """Host and path of the API that answers; empty until that is known."""
-        return self.api.name if self.is_open else ""
 
     @property
     def simulated(self) -> bool:
@@ -309,10 +305,6 @@ class Job:
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""
         return catalog.refusal(self.plan.compiled.model, self.clock.now())
-
-    def start(self) -> None:
-        """Take note that the first call can go."""
-        self._started_at = self.meter.started_at = self.clock.seconds()
 
     async def close(self) -> None:
         """Take note of the end, close what sends, and write what is left.

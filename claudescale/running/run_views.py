@@ -82,7 +82,7 @@ def why(run: Run) -> str:
         return f"Nothing was sent: {run.message}."
     advice = ADVICE.get(run.stopped_by or "", "The API cannot continue.")
     if run.stopped_by == "endpoint_not_found":
-        name = run.job.api_name
+        name = run.job.api.name
         advice = f"{name}/v1/messages is answered with 404. Check base_url."
         if name.endswith("/v1"):
             advice = f"There is no {name}/v1/messages: remove /v1 from base_url, as the SDK adds it."

@@ -129,7 +129,6 @@ class Run(Shown):
         self._loop = asyncio.get_running_loop()
         try:
             await job.open()
-            job.start()
             self.state = "running"
             progress.start(run_views.before(self))
             await self._send()
