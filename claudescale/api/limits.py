@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
-from claudescale.api.answers import dig
 from claudescale.errors import PlanError, UnknownTier
 from claudescale.text import plain
 
@@ -201,16 +200,19 @@ class Limits:
         """
         values: dict[str, Any] = {}
         for entry in items:
-            group = dig(str, entry, "group", "type") or dig(str, entry, "group_type") or ""
-            names = _OF_ENDPOINTS.get(group, {})
-            of = [name for name in dig(list, entry, "models") or [] if isinstance(name, str)]
-            if group == "model_group" and catalog.same_model(model, of):
-                names = _OF_MODELS
-            for limit in dig(list, entry, "limits") or []:
-                name = names.get(dig(str, limit, "type") or "")
-                value = dig(int, limit, "value") or dig(float, limit, "value") or 0.0
-                if name and _LEAST <= value <= _MOST:
-                    values[name] = min(value, values.get(name, math.inf))
+            match entry:
+                case {"group": {"type": str(group)}, "limits": list(limits)} | {
+                    "group_type": str(group),
+                    "limits": list(limits),
+                }:
+                    names, of = _OF_ENDPOINTS.get(group, {}), entry.get("models")
+                    if group == "model_group" and isinstance(of, list) and catalog.same_model(model, of):
+                        names = _OF_MODELS
+                    for limit in limits:
+                        match limit:
+                            case {"type": str(kind), "value": int(value) | float(value)} if kind in names:
+                                if _LEAST <= value <= _MOST:
+                                    values[names[kind]] = min(value, values.get(names[kind], math.inf))
         if not values.keys() >= set(_PER_MINUTE):
             raise UnknownTier(_SAID["untold"].format(model=model))
         return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))

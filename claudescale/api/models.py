@@ -7,15 +7,16 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import polars as pl
 
-from claudescale import clock, loops
+from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import dig
 from claudescale.api.catalog import PARTS
 from claudescale.api.client import Wire, check_client, unasked
+from claudescale.api.prices import price
 from claudescale.errors import PlanError
 from claudescale.text import plain
 
@@ -97,7 +98,7 @@ class Model:
             "given": True,
             "given_dollars": None if unpriced else tuple(prices.values()),
             "source": f"given by you, like {like.id}",
-            "checked": clock.now().date(),
+            "checked": catalog.now().date(),
         }
         object.__setattr__(self, "facts", replace(like, id=self.id, snapshot=self.id, **changes))
 
@@ -167,7 +168,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     >>> models().select("model", "line").head(1).row(0)
     ('claude-haiku-5-5', 'haiku')
     """
-    moment = at or clock.now()
+    moment = at or catalog.now()
     if client is not None:
         check_client(client)
         return compared(loops.wait(_listed(client)), moment)
@@ -175,16 +176,16 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     return pl.DataFrame([_row(facts, moment) for facts in known], MODELS)
 
 
-def _row(model: catalog.Model | catalog.RetiredModel, at: datetime) -> dict[str, Any]:
+def _row(model: catalog.RetiredModel, at: datetime) -> dict[str, Any]:
     """Return what the catalog has of a model at a moment, by column."""
     row = asdict(model) | {"model": model.id, "lifecycle": catalog.lifecycle(model, at)}
     with suppress(PlanError):  # an unknown price is null in the table
-        live = catalog.list_price(model.id, at=at)
-        row |= {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
-        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
-        batch = catalog.list_price(model.id, mode="batch", at=at)
-        for part in ("input", "output"):
-            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
+        for mode in get_args(catalog.Mode):
+            step, *longer = price(model.id, mode=mode, at=at).steps
+            prefix = "batch_" * (mode == "batch")
+            prices = {f"{prefix}dollars_per_million_{part}_tokens": getattr(step, part) for part in PARTS}
+            row |= {name: round(dollars * 1e6, 9) for name, dollars in prices.items()}
+            row["price_step_tokens"] = longer[0].above_tokens if longer else None
     return row
 
 

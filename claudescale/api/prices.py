@@ -13,12 +13,12 @@ from datetime import UTC, date, datetime, time
 from functools import lru_cache, reduce
 from importlib.metadata import version
 from operator import add
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from claudescale.api import catalog
-from claudescale.api.catalog import ANSWERED, PARTS
+from claudescale.api.catalog import ANSWERED, COLUMNS, PARTS, PriceStep
 from claudescale.errors import PlanError, UnknownModel
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ SAVINGS = pl.Schema(
 )
 """Columns of `savings`."""
 
-COLUMNS = catalog.COLUMNS
-"""What is priced, and the column of an attempt that counts it."""
 UNCACHED = reduce(add, (pl.col(COLUMNS[part]) for part in ("input", "cache_write_5m", "cache_write_1h")))
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
@@ -53,17 +51,6 @@ PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 _ROUNDING_DOLLARS = 1e-9  # for each row
 _TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
 """What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
-
-
-class PriceStep(NamedTuple):
-    """Dollars per token for requests whose whole prompt is longer than `above_tokens`."""
-
-    above_tokens: int
-    input: float
-    cache_write_5m: float
-    cache_write_1h: float
-    cache_read: float
-    output: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +129,8 @@ def price(
     >>> [step.above_tokens for step in cheap.steps]
     [0, 100000]
     """
-    day = catalog.utc_day(at)
+    moment = at or catalog.now()
+    day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
     if isinstance(model, catalog.Model) and model.given:
         listed = _given(model.id, mode, model.given_dollars, day)
     else:
@@ -152,14 +140,8 @@ def price(
 
 @lru_cache(maxsize=1024)
 def _listed(model_id: str, mode: catalog.Mode, day: date, speed: str | None = None) -> Price:
-    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC), speed=speed)
-    steps = []
-    for threshold in sorted({above for part in parts.values() for above, _ in part}):
-        last = {name: max(step for step in part if step[0] <= threshold) for name, part in parts.items()}
-        rates = {name: float(million / 1_000_000) for name, (_, million) in last.items()}
-        steps.append(PriceStep(above_tokens=threshold, **rates))
-    search = catalog.search_dollars(model_id, day)
-    return Price(model=model_id, mode=mode, steps=tuple(steps), search=search, day=day)
+    steps, search = catalog.list_price(model_id, mode, day, speed), catalog.search_dollars(model_id, day)
+    return Price(model=model_id, mode=mode, steps=steps, search=search, day=day)
 
 
 @lru_cache(maxsize=1024)

@@ -295,7 +295,7 @@ class Limiter:
         found = Verdict(outcome="failed", error=answer.failure) if lost else verdict(answer)
         message = found.reply or answer.partial
         usage, facts = usage_of(message), answer_of(message)
-        uncached = float(sum(usage[prices.COLUMNS[part]] for part in _UNCACHED))
+        uncached = float(sum(usage[catalog.COLUMNS[part]] for part in _UNCACHED))
         output, pacer = float(usage["output_tokens"]), call.line.pacer
         kind = kind_of(found, answer.status)
         if message is not None and (lost or (kind == "answered" and found.unseen)):

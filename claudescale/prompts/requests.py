@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from claudescale.api.catalog import Model
-    from claudescale.prompts.parts import Part
+    from claudescale.prompts.templates import Part
     from claudescale.running.runs import Run
 
 Cache: TypeAlias = bool | Literal["5m", "1h"]

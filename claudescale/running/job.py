@@ -26,7 +26,7 @@ from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
 from claudescale.planning import estimates
 from claudescale.running.batches import Batches
-from claudescale.running.meter import Ends, Meter, live_ends
+from claudescale.running.meter import Meter
 
 if TYPE_CHECKING:
     from collections import deque
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.client import Api
+    from claudescale.api.limits import Limits
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Work
@@ -47,6 +48,18 @@ _OVERHEAD_TOKENS = 1_000
 _CLAIM_ROWS = 256
 _OTHERS_SECONDS = 1.0  # real ones
 _FIRST_ROWS, _EVERY = 32, 8
+_ENOUGH_REPLIES = 20
+"""From here on the replies so far tell better than the plan what the others take."""
+
+
+class Ends(NamedTuple):
+    """API minutes until a run ends: as the limits allow, or at the last minute's pace where that is slower.
+
+    `latest_minutes` is infinite where nothing was answered in the last minute.
+    """
+
+    usual_minutes: float
+    latest_minutes: float
 
 
 class Row(NamedTuple):
@@ -219,28 +232,48 @@ class Job:
         """When the live calls end; None where none are made, or that is not known yet."""
         if self.pacer is None or self.plan.mode == "batch":
             return None
-        return live_ends(self.plan, self.pacer, self.missing, self.meter, self.minutes)
+        left = min(self.meter.open_requests, self.missing.height)
+        usual, slow = (self._live_seconds(more) / 60 for more in (1.0, self.plan.compiled.expected.more))
+        rate = self.meter.pace(self.minutes) if left else None
+        at_pace = 0.0 if rate is None else left / rate if rate else math.inf
+        return Ends(usual, max(slow, at_pace))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
-        plan, rest, expected, seconds = self.plan, self.missing, self.plan.compiled.expected, 0.0
-        if plan.mode != "hybrid" or self.only_collects:
+        if self.plan.mode != "hybrid" or self.only_collects:
             return math.inf
-        if rest.height:
-            answered = self.meter.requests - self.meter.refused
-            output = self.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = self.pacer.limits if self.pacer else plan.compiled.limits
-            seconds = estimates.live_finish(
-                limits.shared(plan.share),
-                expected,
-                requests=rest.height,
-                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
-                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
-                concurrency=plan.concurrency,
-                more=expected.more,
-            ).seconds
-        deadline = plan.deadline or 0.0
-        return self.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
+        in_time = ((self.plan.deadline or 0.0) - estimates.CANCEL_MINUTES) * 60
+        return self.started_at + in_time - self._live_seconds(self.plan.compiled.expected.more)
+
+    def _live_seconds(self, more: float) -> float:
+        """Return how long the rest takes live, by the arithmetic of plans with what was measured so far."""
+        plan, meter, expected = self.plan, self.meter, self.plan.compiled.expected
+        estimated, concurrency = self.missing["estimated_tokens"], plan.concurrency
+        left = min(meter.open_requests, self.missing.height)
+        tokens = float(estimated.tail(left).sum())  # in the order of sending
+        sent_tokens = float(estimated.sum()) - tokens
+        input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
+        if meter.output_tokens:
+            output_tokens = meter.output_tokens / (meter.requests - meter.refused)
+        if meter.replies >= _ENOUGH_REPLIES and sent_tokens > 0:
+            input_tokens = tokens * meter.reply_input_tokens / sent_tokens
+            expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
+            if self.pacer and self.pacer.in_flight >= self.pacer.window:  # it is what holds the run back
+                concurrency = concurrency or self.pacer.window
+        return estimates.live_finish(
+            self.limits.shared(plan.share),
+            expected,
+            requests=left,
+            input_tokens=input_tokens,
+            output_tokens=min(output_tokens, float(plan.max_tokens)) * left,
+            concurrency=concurrency,
+            more=more,
+        ).seconds
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force: the table's, or those that the API's answers report."""
+        return self.pacer.limits if self.pacer else self.plan.compiled.limits
 
     @property
     def asked(self) -> str:

@@ -17,22 +17,17 @@ import polars as pl
 
 from claudescale.api import prices
 from claudescale.api.answers import STOPPING_ERRORS
-from claudescale.planning import estimates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from claudescale.api.catalog import Model
     from claudescale.ledger.records import Attempt
-    from claudescale.pacing.pacer import Pacer
-    from claudescale.planning.plans import Plan
 
 CANCELED = "canceled"
 """The `error` of a row whose batch was canceled before it was answered: it did not fail."""
 MOST_SLICES = 280
 """What a picture has room for: they are joined by twos where a run takes longer."""
-ENOUGH_REPLIES = 20
-"""From here on the replies so far tell better than the plan what the others take."""
 PACE_SECONDS, LEAST_PACE_SECONDS = 60, 10
 _LATEST_REPLIES = 1_000  # whose latencies are kept
 
@@ -247,76 +242,19 @@ class Meter:
             seconds = sorted(self._latencies)
         return seconds[max(math.ceil(quantile * len(seconds)) - 1, 0)] if seconds else None
 
+    def pace(self, minutes: float) -> float | None:
+        """Return answers per minute over the last whole slices; None where the run is too young to tell."""
+        width_seconds, slices = self.slices()
+        whole = int(minutes * 60 / width_seconds)
+        count = min(max(PACE_SECONDS // width_seconds, 1), whole)
+        if count * width_seconds < LEAST_PACE_SECONDS:
+            return None
+        return sum(part.answers for part in slices[whole - count : whole]) / (count * width_seconds / 60)
+
     def slices(self) -> tuple[int, list[Slice]]:
         """Return the seconds of a slice, and the slices since the start: at most `MOST_SLICES`."""
         with self._lock:
             return self._width_seconds, self._slices.copy()
-
-
-# when live calls end
-
-
-class Ends(NamedTuple):
-    """API minutes until a run ends: as the limits allow, or at the last minute's pace where that is slower.
-
-    `latest_minutes` is infinite where nothing was answered in the last minute.
-    """
-
-    usual_minutes: float
-    latest_minutes: float
-
-
-def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minutes: float) -> Ends:
-    """Return when the live calls end, by the arithmetic of plans with what was measured so far.
-
-    Parameters
-    ----------
-    rest : pl.DataFrame
-        Of `rows.REQUESTS`: what was missing at the start, in the order of sending.
-    minutes : float
-        API minutes since the start.
-    """
-    left = min(meter.open_requests, rest.height)
-    if left <= 0:
-        return Ends(0.0, 0.0)
-    estimated = rest["estimated_tokens"]
-    tokens = float(estimated.tail(left).sum())
-    sent_tokens = float(estimated.sum()) - tokens
-    expected = plan.compiled.expected
-    input_tokens = expected.uncached_tokens(tokens, left)
-    output_tokens = min(expected.output_tokens, float(plan.max_tokens))
-    concurrency = plan.concurrency
-    if meter.replies >= ENOUGH_REPLIES and sent_tokens > 0:
-        input_tokens = tokens * meter.reply_input_tokens / sent_tokens
-        output_tokens = meter.reply_output_tokens / meter.replies
-        expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
-        if pacer.in_flight >= pacer.window:  # it is what holds the run back
-            concurrency = concurrency or pacer.window
-    usual, slow = (
-        estimates.live_finish(
-            pacer.limits.shared(plan.share),
-            expected,
-            requests=left,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens * left,
-            concurrency=concurrency,
-            more=more,
-        ).seconds
-        / 60
-        for more in (1.0, expected.more)
-    )
-    rate = pace(*meter.slices(), minutes)
-    at_pace = 0.0 if rate is None else left / rate if rate else math.inf
-    return Ends(usual, max(slow, at_pace))
-
-
-def pace(width_seconds: int, slices: Sequence[Slice], minutes: float) -> float | None:
-    """Return answers per minute over the last whole slices; None where the run is too young to tell."""
-    whole = int(minutes * 60 / width_seconds)
-    count = min(max(PACE_SECONDS // width_seconds, 1), whole)
-    if count * width_seconds < LEAST_PACE_SECONDS:
-        return None
-    return sum(each.answers for each in slices[whole - count : whole]) / (count * width_seconds / 60)
 
 
 # the same from attempts, batches too

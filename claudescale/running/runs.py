@@ -27,8 +27,7 @@ from claudescale.prompts.requests import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
 from claudescale.running.live import Live
-from claudescale.running.progress import Progress
-from claudescale.running.run_views import Plots
+from claudescale.running.run_views import Plots, Progress
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
@@ -346,7 +345,7 @@ class Run(Shown, Handle):
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or those that the API's answers report."""
-        return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
+        return self.job.limits
 
     @property
     def summary(self) -> pl.DataFrame:

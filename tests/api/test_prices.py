@@ -17,7 +17,7 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
 TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices has their Fable twins alone
 PRICED = [name for name in catalog.MODELS if name not in TWINS]
-TOKENS = list(prices.COLUMNS.values())
+TOKENS = list(catalog.COLUMNS.values())
 SCHEMA = {
     **dict.fromkeys(("key", "model", "mode", "error", *catalog.ANSWERED[:-1]), pl.String),
     "sent_at": pl.Datetime("us", "UTC"),

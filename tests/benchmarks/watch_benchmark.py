@@ -22,7 +22,7 @@ import polars as pl
 import claudescale as cs
 from claudescale.ledger.records import Attempt
 from claudescale.running.meter import Meter
-from claudescale.running.meter import Ends
+from claudescale.running.job import Ends
 from claudescale import views
 from claudescale.widgets.watch import Panel, drawn
 

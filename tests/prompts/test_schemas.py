@@ -25,8 +25,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from claudescale.errors import BadReturns
-from claudescale.prompts.replies import compile_returns
-from claudescale.prompts.schemas import nodes
+from claudescale.prompts.replies import compile_returns, nodes
 
 TAKEN = {"pattern", "type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
 TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additionalProperties"}

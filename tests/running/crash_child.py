@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import replace
+from types import SimpleNamespace
 
 import anthropic
 from running import a_plan, reviews
@@ -49,7 +49,7 @@ def the_plan(rows, *, queue=None, mode="batch", **options):
 
 def most_requests(most):
     """Return facts of batches by which fewer requests go into one."""
-    return replace(catalog.BATCH, max_requests=most)
+    return SimpleNamespace(**vars(catalog.BATCH) | {"max_requests": most})
 
 
 class Countdown:

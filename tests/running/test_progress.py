@@ -17,8 +17,8 @@ import claudescale as cs
 from claudescale.api import prices
 from claudescale.ledger.records import ATTEMPTS, Attempt
 from claudescale.planning import estimates
-from claudescale.running import meter as meters
-from claudescale.running.meter import MOST_SLICES, Ends, Meter, Slice
+from claudescale.running.job import Ends, Job
+from claudescale.running.meter import MOST_SLICES, Meter, Slice
 
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
 
@@ -124,10 +124,12 @@ def test_quantiles_of_latency(latencies, quantile):
 
 def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
     """Return when a run over rows of so many tokens, or of these, ends."""
-    plan = a_plan(reviews(rows), tier=LIMITS)
-    pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=window)
-    rest = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
-    return meters.live_ends(plan, pacer, rest, made, minutes)
+    job = Job.__new__(Job)
+    job.plan, job.meter = a_plan(reviews(rows), tier=LIMITS), made
+    job.pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=window)
+    job.missing = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
+    job._started_at, job._ended_at = 1.0, 1.0 + minutes * 60
+    return job.ends
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
@@ -142,8 +144,8 @@ def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
     first = ends(meter(600), 600)
     assert first.usual_minutes == pytest.approx(planned.seconds / 60)
     assert first.latest_minutes > first.usual_minutes
-    measured = ends(meter(600, sent=[0] * 100, seconds=2.0, tokens=90), 600)
-    assert measured.usual_minutes == pytest.approx(500 * 90 / 9_000, rel=0.1)
+    measured = ends(meter(600, sent=[0] * 100, seconds=2.0, tokens=60), 600)
+    assert measured.usual_minutes == pytest.approx(500 * 60 / 9_000, rel=0.1)
     long_last = ends(meter(200, sent=[0] * 100, tokens=10), 200, tokens=[10.0] * 100 + [10_000.0] * 100)
     assert long_last.usual_minutes == pytest.approx(100 * 10_000 / 60_000, rel=0.03)
     assert ends(meter(0), 600) == Ends(0.0, 0.0)

@@ -41,7 +41,7 @@ CHOICES = {
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
     """Draw nothing where it is not asked for: it takes a second."""
-    monkeypatch.setattr(module.Picker, "_draw_later", lambda *_: _nothing())
+    monkeypatch.setattr(module.Picker, "_draw_later", lambda _: _nothing())
 
 
 async def _nothing():
@@ -92,7 +92,7 @@ def test_the_line_is_what_one_would_type():
     [
         ({"mode": "hybrid"}, "deadline=90"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"deadline": "an hour"}, "is not a number. Type one, such as 90"),
+        ({"deadline": "an hour"}, "minutes the run may take, above 0"),
         ({"budget": "-1"}, "above 0"),
     ],
 )

@@ -15,7 +15,8 @@ import claudescale as cs
 from claudescale import loops
 from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
-from claudescale.running.meter import Ends, Meter, Slice
+from claudescale.running.job import Ends
+from claudescale.running.meter import Meter, Slice
 from claudescale.widgets import watch
 from claudescale.widgets.watch import Watch
 
