@@ -66,10 +66,8 @@ def attempts(block: bytes, batch: Batch, price: Price, *, trusted: bool, **same:
     lines = [row for line in block.split(b"\n") if (row := _row(line, suffix, trusted=trusted)) is not None]
     columns = zip(*lines, strict=True) if lines else [()] * len(_READ)
     read = pl.DataFrame([pl.Series(*column) for column in zip(_READ, columns, _READ.dtypes(), strict=True)])
-    unknown = [
-        name for name in read["answering_model"].unique().drop_nulls() if not prices.is_priced(price, name)
-    ]
-    words = {name: prices.unpriced_words(price.model, name) for name in unknown}
+    names = read["answering_model"].unique().drop_nulls()
+    words = {name: said for name in names if (said := prices.unpriced(price, name))}
     unpriced = pl.col("answering_model").replace_strict(words, default=None, return_dtype=pl.String)
     same |= {"mode": "batch", "status": None, "batch_id": batch.batch_id, "sent_at": round(begun * 1e6)}
     same["seconds"] = (batch.ended_at or begun) - begun

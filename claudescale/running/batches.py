@@ -389,7 +389,7 @@ class Batches:
             if each.batch.batch_id is None:
                 await self._search(each)
             elif each.batch.state != "ended":
-                await self._look_at(each, await self._wire.retrieve(each.batch_id))
+                await self._look_at(each, await self._wire.free("retrieve", each.batch_id))
             if each.is_waited and each.batch.state == "ended":
                 await self._collect(each)
         if self._others.height:  # what another run has answered meanwhile, or holds no more
@@ -405,15 +405,16 @@ class Batches:
         for each in self.known:
             if each.batch.state == "in_progress":
                 each.is_canceled, self._changed_at = True, self._clock.seconds()
-                await self._look_at(each, await self._wire.cancel(each.batch_id))
+                await self._look_at(each, await self._wire.free("cancel", each.batch_id))
 
     async def _search(self, lost: Followed) -> None:
         """Look for a batch whose answer was lost: the nonce in its results proves it."""
         kept = await loops.in_thread(self._ledger.batches)
         lost.foreign.update(batch.batch_id for batch in kept if batch.batch_id)
-        is_unclear, after = False, None
+        is_unclear = False
+        after: dict[str, str] = {}
         while True:  # the newest come first
-            answer = await self._wire.page(_PAGE, after)
+            answer = await self._wire.free("list", limit=_PAGE, **after)
             if not await self._hears(lost, answer):
                 return
             page = listed(answer)
@@ -434,7 +435,7 @@ class Batches:
             oldest = batch_rules.seconds_of(page[-1].get("created_at")) if page else None
             if oldest is None or oldest < span[0] or len(page) < _PAGE:
                 break
-            after = str(page[-1].get("id"))
+            after = {"after_id": str(page[-1].get("id"))}
         lost.missed = Streak()
         if not is_unclear and self._clock.seconds() >= lost.lost_until:
             words = "a batch was not made"

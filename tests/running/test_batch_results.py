@@ -65,8 +65,9 @@ def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
     dollars += 50 * step.cache_read + 9 * step.output
     assert found.row(0, named=True) == {
         "key": KEY, "run": "run", "mode": "batch", "batch_id": "msgbatch_1", "model": MODEL,
-        "sent_at": datetime(2025, 11, 24, 16, 0, 0, 123456, tzinfo=UTC), "seconds": pytest.approx(61.5), "status": None,
-        "error": None, "message": None, "request_id": None, "stop_reason": "end_turn", "reply": "fine",
+        "sent_at": datetime(2025, 11, 24, 16, 0, 0, 123456, tzinfo=UTC), "seconds": pytest.approx(61.5),
+        "status": None, "error": None, "message": None, "request_id": None,
+        "stop_reason": "end_turn", "reply": "fine",
         "input_tokens": 11, "cache_write_5m_input_tokens": 100, "cache_write_1h_input_tokens": 600,
         "cache_read_input_tokens": 50, "output_tokens": 9, "thinking_tokens": 4,
         "dollars": pytest.approx(dollars), "simulated": True, "final": True,

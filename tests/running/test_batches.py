@@ -679,25 +679,6 @@ def test_a_redirect_elsewhere_is_named_and_makes_no_batch(api, status, where):
     assert server.names.count("create") == 1
 
 
-@slow
-def test_results_elsewhere_are_fetched_without_the_key():
-    """Where a gateway keeps results in a store of its own they are read there, and no key goes along."""
-    kept = {}
-
-    def change(name, path, ask):
-        if name != "results":
-            return ask()
-        kept["/signed"] = ask()[2]
-        return 302, {"location": f"{store.url}/signed"}, b""
-
-    with simulator() as api, Canned(lambda method, path, *_: (200, {}, kept[path])) as store:
-        with front(api, change) as server:
-            run = ended(the_plan(12), api, base_url=server.url, default_headers={"x-api-key": "simulated"})
-        assert run.counts.answered == 12
-        ((_, _, headers, _),) = store.seen
-        assert not {name.lower() for name in headers} & {"x-api-key", "authorization", "cookie"}
-
-
 # stop, leave, interrupts
 
 
