@@ -196,23 +196,6 @@ async def in_thread(work: Callable[..., T], *given: Any) -> T:
     return await to_thread.run_sync(work, *given)
 
 
-async def in_time(
-    work: Coroutine[Any, Any, T], seconds: float, woken: asyncio.Event, grace_seconds: float
-) -> T | None:
-    """Return what `work` gives; None, with it canceled, after `seconds` or a moment after `woken`."""
-    task, waking = asyncio.ensure_future(work), asyncio.ensure_future(woken.wait())
-    try:
-        await asyncio.wait([task, waking], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if waking.done():
-            await asyncio.wait([task], timeout=grace_seconds)
-        return task.result() if task.done() else None
-    finally:
-        waking.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
-
-
 def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
     """Return what `awaitable` gives, from a script, a callback or a cell without ``await``.
 

@@ -43,7 +43,7 @@ _LIKE = "claude-haiku-5-5"
 """A model that the catalog does not know is paced as this one, in a group of its own."""
 _OUTPUT_TOKENS = 256.0  # of a call, until answers teach better
 _BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says nothing
-_UNCACHED = [prices.COLUMNS[part] for part in ("input", "cache_write_5m", "cache_write_1h")]
+_UNCACHED = [catalog.COLUMNS[part] for part in ("input", "cache_write_5m", "cache_write_1h")]
 _CANCELED = Answer(None, {}, b"", "canceled")
 _FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
 _TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()

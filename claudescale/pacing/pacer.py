@@ -318,7 +318,7 @@ class Pacer:
                 if bucket is self._buckets[2]:
                     high = math.inf
                 bucket.told(low, high, uncounted)
-        self._production.told(self._buckets[2].capacity, readings.output_tokens.remaining)
+        self._production.told(self._buckets[2].capacity, readings.buckets[2].remaining)
         self._buckets[2].others = self._production.others
 
     def _uncounted(self, now: float) -> tuple[float, float, float]:

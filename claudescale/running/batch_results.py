@@ -73,10 +73,8 @@ def attempts(block: bytes, *, nonce: str, price: Price, trusted: bool, **same: A
     lines = [row for line in block.split(b"\n") if (row := _row(line, suffix, trusted=trusted)) is not None]
     columns = zip(*lines, strict=True) if lines else [()] * len(_READ)
     read = pl.DataFrame([pl.Series(*column) for column in zip(_READ, columns, _READ.dtypes(), strict=True)])
-    unknown = [
-        name for name in read["answering_model"].unique().drop_nulls() if not prices.is_priced(price, name)
-    ]
-    words = {name: prices.unpriced_words(price.model, name) for name in unknown}
+    names = read["answering_model"].unique().drop_nulls()
+    words = {name: said for name in names if (said := prices.unpriced(price, name))}
     unpriced = pl.col("answering_model").replace_strict(words, default=None, return_dtype=pl.String)
     same |= {"mode": "batch", "status": None, "sent_at": round(same["sent_at"] * 1e6)}
     return read.select(

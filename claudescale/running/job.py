@@ -250,9 +250,10 @@ class Job:
         input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
         if meter.output_tokens:
             output_tokens = meter.output_tokens / (meter.requests - meter.refused)
-        if meter.replies >= _ENOUGH_REPLIES and sent_tokens > 0:
-            input_tokens = tokens * meter.reply_input_tokens / sent_tokens
-            expected = expected.after(meter.replies, meter.reply_seconds / meter.replies)
+        live = meter.live
+        if live.answers >= _ENOUGH_REPLIES and sent_tokens > 0:
+            input_tokens = tokens * live.input_tokens / sent_tokens
+            expected = expected.after(live.answers, live.seconds / live.answers)
             if self.pacer and self.pacer.in_flight >= self.pacer.window:  # it is what holds the run back
                 concurrency = concurrency or self.pacer.window
         return estimates.live_finish(
@@ -451,7 +452,7 @@ class Job:
             seconds=seconds,
             status=answer.status,
             error=found.error,
-            message=found.message or self._unpriced(facts["answering_model"]),
+            message=found.message or prices.unpriced(self.price, facts["answering_model"]),
             request_id=answer.headers.get("request-id"),
             stop_reason=stop_reason_of(found.reply or {}),
             reply=text_of(found.reply or {}),
@@ -460,12 +461,6 @@ class Job:
             **facts,
             **self.common,
         )
-
-    def _unpriced(self, model: str | None) -> str | None:
-        """Return what is said where a model answered whose price is not known."""
-        if model is None or prices.is_priced(self.price, model):
-            return None
-        return prices.unpriced_words(self.price.model, model)
 
     def record(self, attempt: Attempt, *, final: bool) -> None:
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""

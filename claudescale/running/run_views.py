@@ -22,7 +22,6 @@ from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
-from claudescale.running.meter import rates
 from claudescale.views.card import Card, Gallery
 
 if TYPE_CHECKING:
@@ -329,7 +328,9 @@ class Plots(Gallery):
             edges = pl.DataFrame({"dollars": [0.0, 0.0], "minute": [0.0, run.minutes]})
             paid = pl.concat([paid, edges]).sort("minute", maintain_order=True)
         so_far = paid.with_columns(pl.col("dollars").cum_sum())
-        return run_charts.spending(so_far, estimate_dollars=estimate, empty=self._empty)
+        return run_charts.spending(
+            so_far, estimate_dollars=estimate, simulated=run.job.simulated, empty=self._empty
+        )
 
     def savings(self) -> Picture:
         """Return what the rows would have cost plainly, what saved it, what was paid. Spends: nothing."""
@@ -342,7 +343,7 @@ class Plots(Gallery):
             ("paid", savings["dollars_with"][-1]),
         ]
         parts = pl.DataFrame(rows, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
-        return run_charts.savings(parts, empty=self._empty)
+        return run_charts.savings(parts, simulated=self._run.job.simulated, empty=self._empty)
 
     def batches(self) -> Picture:
         """Return when each batch was pending, and what came of it. Spends: nothing."""
@@ -366,7 +367,7 @@ class Plots(Gallery):
 
     @property
     def _rates(self) -> pl.DataFrame:
-        return rates(self._live, self._run.job.started_at, self._run.minutes)
+        return self._run.counts.rates()
 
     @property
     def _limits(self) -> dict[str, float]:

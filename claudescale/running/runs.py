@@ -206,7 +206,8 @@ class Run(Shown):
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
         found = job.live.stopped_by if job.live else None
-        found = found or (batches.stopped_by if batches.is_refused else None) or batches.why_stuck
+        found = found or (batches.stopped_by if batches.is_refused else None)
+        found = found or next(iter(batches.stuck.values()), None)
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
@@ -443,7 +444,7 @@ class Run(Shown):
 
         Spends: nothing.
         """
-        return meter.by_minute(self.attempts, self.job.started_at, self.minutes)
+        return self.counts.by_minute(self.minutes)
 
     @property
     def savings(self) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
 PALETTE = [BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY]
+BUCKETS = {"requests": BLUE, "input_tokens": ORANGE, "output_tokens": GREEN}
 GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}

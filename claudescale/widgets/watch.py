@@ -383,7 +383,7 @@ def remaining(run: Run) -> str:
 
 def figures(run: Run) -> Card:
     """Return the figures of a run under way as a card."""
-    counts, job, tokens = run.counts, run.job, run.counts.output_tokens_per_second
+    counts, job, live = run.counts, run.job, run.counts.live
     shown = {
         "dollars": dollars(counts.dollars),
         "estimated": "?" if job.estimate is None else dollars(job.estimate["dollars"]),
@@ -394,7 +394,7 @@ def figures(run: Run) -> Card:
         shown |= {
             "latency p50": _seconds(counts.latency(0.5)),
             "p95": _seconds(counts.latency(0.95)),
-            "output tokens/s": "?" if tokens is None else f"{tokens:,.0f}",
+            "output tokens/s": f"{live.output_tokens / live.seconds:,.0f}" if live.seconds else "?",
             "in flight / allowed": f"{job.pacer.in_flight:,} / {job.pacer.window:,}",
         }
     notes = [f"Errors: {_kinds(counts.errors)}. Refused (429): {_kinds(counts.refusals)}."]

@@ -12,7 +12,7 @@ from running import WIDE, a_plan, finished, simulator
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.prompts.parts import source_of
+from claudescale.prompts.templates import source_of
 
 
 def chunk(name, data):

@@ -78,7 +78,7 @@ def test_figures_show_what_is_known_and_what_is_not():
     batches, clock = types.SimpleNamespace(seen=[batch, batch]), types.SimpleNamespace(speed=10.0)
     run = going(
         dollars=0.5, plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
-        reply_output_tokens=812, reply_seconds=10.0, refusals=Counter(rate_limit_error=2),
+        _live={0: Slice(output_tokens=812, seconds=10.0)}, refusals=Counter(rate_limit_error=2),
         errors=Counter(timeout_error=1, overloaded_error=12),
         job={"is_open": True, "batches": batches, "clock": clock},
     )  # fmt: skip
