@@ -214,7 +214,7 @@ class Store:
             return connection.execute("DELETE FROM claims WHERE opening = ?", [-open_[batch_id]]).rowcount
 
     def batches(self, *, mine: bool = False) -> list[Batch]:
-        """Return all batches in the order of their intents, or those that this run follows or has followed."""
+        """Return all batches in the order of their intents, or those that this run follows or followed."""
         select = f"SELECT {_BATCH} FROM batches WHERE opening = ? OR ? ORDER BY id"
         with self._reading() as connection:
             return [Batch(*row) for row in connection.execute(select, [self._opening, not mine])]
