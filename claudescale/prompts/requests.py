@@ -631,11 +631,6 @@ class Kept(NamedTuple):
         """Numbers of the rows that are not taken over."""
         return (~self.stays).arg_true()
 
-    def at(self, rows: pl.Series) -> Kept:
-        """Return this for some rows that are not taken over."""
-        keys, stays = self.keys.gather(rows), self.stays.gather(rows)
-        return self._replace(keys=keys, stays=stays, attempts=self.attempts.clear())
-
     def applied(self, keys: pl.Series) -> pl.Series:
         """Return the key of each row, given those that the requests of a plan have by themselves."""
         # The key before is part of that of a request that is sent again, so the same cell is a resume.
