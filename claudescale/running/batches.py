@@ -126,9 +126,8 @@ class Batches:
         self.adopted: set[str] = set()
         self.submitted, self.freed = asyncio.Event(), asyncio.Event()
         self._job, self._ledger, self._clock, self._purse = job, job.ledger, job.clock, job.purse
-        self._wire = BatchWire(
-            job.wire, job.clock, plan.compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
-        )
+        most = plan.compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
+        self._wire = BatchWire(job.wire, most)
         self._requests = job.with_worst(job.work.requests, "batch")
         self._followed: list[Followed] = []  # in the order they were met; other threads read it
         self._leaves = self._switched = self._submits = False
