@@ -6,7 +6,6 @@ Pure functions. `batches` acts on what they decide.
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -33,8 +32,6 @@ DATE_SECONDS = 120.0
 """By how much the API's clock may differ from what its answers say."""
 LOST_SECONDS = 300.0
 """How long after a lost answer the API may still be making the batch."""
-FAILED_SECONDS = 60.0
-"""The same after an answer that says it failed."""
 ALIKE_ROWS = 20
 """So many rows that are refused alike, and none answered: it is the request, not the rows."""
 NEARLY_ALL = 0.95
@@ -228,7 +225,7 @@ class Expected(NamedTuple):
 
 
 def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
-    """Return when the open batches end: as long as others took, else an hour. None where there are none.
+    """Return when the open batches end: most within an hour of the last. None where there are none.
 
     The API tells nothing of a batch before its end.
     """
@@ -236,13 +233,11 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     waited = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
     if not waited:
         return None
-    took = [batch.ended_at - batch.created_at for batch in made if batch.ended_at and batch.created_at]
     age = now - max(batch.created_at or batch.intended_at for batch in waited)
-    usual = (statistics.median(took) if took else USUAL_SECONDS) - age
     return Expected(
         open=len(waited),
         ended=len(made) - len(waited),
         requests=sum(batch.requests for batch in waited),
-        usual_seconds=usual if usual > 0 else None,
+        usual_seconds=USUAL_SECONDS - age if age < USUAL_SECONDS else None,
         latest_seconds=max(catalog.BATCH.expires_hours * 3_600 - age, 0.0),
     )

@@ -15,7 +15,6 @@ import secrets
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -23,17 +22,8 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from claudescale import loops
-from claudescale.api import catalog
-from claudescale.api.answers import (
-    DOUBTED,
-    DRY_RUN,
-    STOPPING_ERRORS,
-    WORDS,
-    Answer,
-    Verdict,
-    read_object,
-    verdict,
-)
+from claudescale.api import answers, catalog
+from claudescale.api.answers import Answer, Verdict, read_object, verdict
 from claudescale.api.client import BatchWire, Parts, listed
 from claudescale.api.limits import read_headers
 from claudescale.ledger.records import OPEN, Batch
@@ -66,7 +56,7 @@ MISSED_LOOKS, MISSED_SECONDS = 8, 120.0
 SILENT_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
 _PAGE = 100
-_STOPS = pl.col("error").is_in(list(STOPPING_ERRORS))
+_STOPS = pl.col("error").is_in(list(answers.STOPPING_ERRORS))
 _REFUSALS = pl.col("error").is_in(["invalid_request_error", "request_too_large"]) & ~pl.col("final")
 _UNCLEAR = pl.col("error").is_in(["invalid_response", "result_missing"])
 
@@ -127,10 +117,7 @@ class Batches:
         self._queue_requests = compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
         self._rounds: Counter[str] = Counter()
         self._failures, self._hold_until = Streak(), 0.0
-        # what was heard
         self._ends_all = False  # live calls would meet what stopped this, too
-        self._is_deaf = False  # nothing more can be learned of what is out
-        self._accepted, self._doubts = False, Streak()
         self._changed_at = job.clock.seconds()
 
     # the handle
@@ -224,7 +211,7 @@ class Batches:
         if self._job.stopping:
             return not self.known
         sends = self.stopped_by is None and (self._left.height or self._others.height)
-        return self._is_deaf or not (self.waited or sends)
+        return not (self.waited or sends)
 
     async def _wait(self) -> None:
         """Wait until it is time to look again, or something was asked of this."""
@@ -302,7 +289,8 @@ class Batches:
         found, seconds = verdict(answer), self._clock.seconds() - sent
         if found.outcome == "answered":
             attempt = job.attempt(row["key"].item(), answer, found, sent=sent, seconds=seconds)
-            job.record(attempt._replace(error=DRY_RUN, message=WORDS[DRY_RUN], reply=None), final=False)
+            words = answers.WORDS[answers.DRY_RUN]
+            job.record(attempt._replace(error=answers.DRY_RUN, message=words, reply=None), final=False)
             self._purse.pay(attempt.dollars)
         elif found.unseen:
             self._purse.pay(worst)
@@ -362,8 +350,7 @@ class Batches:
             await self._close(posted, "absent")
             raise body.flaw
         elif made is None:  # it may be there: it is looked for
-            patience = batch_rules.FAILED_SECONDS if answer.status else batch_rules.LOST_SECONDS
-            posted.lost_until = self._changed_at + patience
+            posted.lost_until = self._changed_at + batch_rules.LOST_SECONDS
         else:
             wait_seconds = read_headers(answer.headers).retry_after_seconds
             await self._not_made(posted, verdict(answer), wait_seconds=wait_seconds)
@@ -390,7 +377,7 @@ class Batches:
             self._hold_until = now + (wait_seconds or min(2.0**self._failures.count, _LONGEST_HOLD))
             made, hopeless = any(batch.created_at for batch in self.seen), batch_rules.is_hopeless(found)
             patience = SILENT_SECONDS if made and not hopeless else 0.0
-            at_once = hopeless and not (made and found.error in DOUBTED)
+            at_once = hopeless and not (made and found.error in answers.DOUBTED)
             if at_once or self._failures.lasts(now, seconds=patience, count=MOST_FAILURES):
                 self._stop(found.error, found.message)
 
@@ -401,8 +388,7 @@ class Batches:
         for each in self.waited:
             if each.batch.batch_id is None:
                 await self._search(each)
-        for each in self.known:
-            if each.batch.state != "ended":
+            elif each.batch.state != "ended":
                 await self._look_at(each, await self._wire.free("retrieve", each.batch_id))
             if each.is_waited and each.batch.state == "ended":
                 await self._collect(each)
@@ -429,8 +415,7 @@ class Batches:
         after: dict[str, str] = {}
         while True:  # the newest come first
             answer = await self._wire.free("list", limit=_PAGE, **after)
-            if not self._hear(answer):
-                await self._miss(lost, answer)
+            if not await self._hears(lost, answer):
                 return
             page = listed(answer)
             span = batch_rules.window(lost.batch, lost.lost_until, answer, self._clock.seconds())
@@ -459,8 +444,7 @@ class Batches:
     async def _look_at(self, each: Followed, answer: Answer) -> None:
         """Take in an answer that shows one batch."""
         shown = read_object(answer.content)
-        if not (self._hear(answer) and batch_rules.is_batch(shown)):
-            await self._miss(each, answer)
+        if not await self._hears(each, answer, is_readable=batch_rules.is_batch(shown)):
             return
         each.missed = Streak()
         batch = batch_rules.seen(each.batch, shown)
@@ -475,39 +459,29 @@ class Batches:
             )
             self._stop("results_gone", words, all_calls=True)
 
-    def _hear(self, answer: Answer) -> bool:
-        """Whether an answer is a plain yes. A key that is refused ends all; one that was good not at once."""
-        if answer.status == HTTPStatus.OK:
-            self._accepted, self._doubts = True, Streak()
-            return True
-        now, found = self._clock.seconds(), verdict(answer)
-        if found.outcome == "stop" and not batch_rules.is_gone(answer):
-            self._doubts.add(now)
-            if not self._accepted or self._doubts.lasts(now, seconds=MISSED_SECONDS, count=MISSED_LOOKS):
-                self._is_deaf = True
-                self._stop(found.error, found.message, all_calls=True)
-        return False
+    async def _hears(self, each: Followed, answer: Answer, *, is_readable: bool = True) -> bool:
+        """Whether an answer is a plain yes; any other is believed only after several.
 
-    async def _miss(self, each: Followed, answer: Answer) -> None:
-        """Count an answer that does not show a batch. One 404 may be another replica's, of a batch just made.
-
-        When it is to be believed the batch stays in the ledger, for another key may see it. A simulator's
-        ended with it, and its rows cost nothing.
+        One 404 may be another replica's, of a batch just made. When it is to be believed the batch stays in
+        the ledger, for another key may see it. A simulator's ended with it, and its rows cost nothing.
         """
+        if answer.status == HTTPStatus.OK and is_readable:
+            return True
         now, gone, found = self._clock.seconds(), batch_rules.is_gone(answer), verdict(answer)
         each.missed.add(now)
-        if not each.missed.lasts(now, seconds=MISSED_SECONDS if gone else SILENT_SECONDS, count=MISSED_LOOKS):
-            return
+        patience = MISSED_SECONDS if gone or found.outcome == "stop" else SILENT_SECONDS
+        if not each.missed.lasts(now, seconds=patience, count=MISSED_LOOKS):
+            return False
         if gone and self._job.api.simulated:
             await self._not_made(each, found, "gone")
-        elif gone:
+        elif gone and each.batch.batch_id:
             words = f"batch {each.batch_id} is not shown to this key: it is another workspace's, or deleted"
             self._give_up(each, "batch_not_found", words)
         else:
-            words = f"batch {each.batch_id} could not be seen for hours: {found.message}"
-            self._give_up(each, found.error, words)
+            each.stuck = Verdict(outcome="stop", error=found.error, message=found.message)
+        return False
 
-    def _give_up(self, each: Followed, error: str | None, words: str) -> None:
+    def _give_up(self, each: Followed, error: str, words: str) -> None:
         """Follow a batch no more. It goes on holding its rows, which may be paid for."""
         freed = f"After cs.Ledger(...).forget({each.batch_id!r}) they are sent, and paid for, again"
         words = f"{words}. Its rows stay held, as they may be paid for. {freed}"
@@ -525,8 +499,7 @@ class Batches:
             recorded.append(frame["key"])
 
         answer = await self._wire.results(each.batch_id, take)
-        if not self._hear(answer):
-            await self._miss(each, answer)
+        if not await self._hears(each, answer):
             return
         held = pl.Series(await loops.in_thread(self._ledger.held, batch.nonce), dtype=pl.String)
         missing = held.filter(~held.is_in(recorded.implode())).to_list()
@@ -543,7 +516,13 @@ class Batches:
         unanswered = [key for key in await self._close(each, "collected") if key not in each.refused]
         self._rounds.update(unanswered)
         self._give_back([key for key in unanswered if self._rounds[key] < MOST_ROUNDS])
-        self._weigh(each)
+        more = self._left.height or self.waited
+        for (error, message), rows in Counter(each.refused.values()).most_common(1):
+            # Refused alike, it is the request, or the account, and not a row.
+            enough = batch.requests >= batch_rules.ALIKE_ROWS or not more
+            if enough and rows >= batch_rules.NEARLY_ALL * batch.requests:
+                count = f"{rows:,} of {batch.requests:,} rows of batch {each.batch_id}"
+                self._stop(error, f"{count} were refused alike: {message}")
 
     async def _keep(self, each: Followed, frame: pl.DataFrame) -> None:
         """Bring results to the disk, and note what they say of more than their rows."""
@@ -557,29 +536,11 @@ class Batches:
             self._stop(error, message, all_calls=True)
 
     def _read(self, block: bytes, batch: Batch, recorded: pl.Series) -> pl.DataFrame:
-        begun = batch.created_at or batch.intended_at
-        frame = attempts(
-            block,
-            nonce=batch.nonce,
-            # A batch is billed as on the day it was made.
-            price=self._job.batch_price.at(datetime.fromtimestamp(begun, UTC)),
-            trusted=batch_rules.trusts(batch, known_good=self._job.known_good),
-            batch_id=batch.batch_id,
-            sent_at=begun,
-            seconds=(batch.ended_at or begun) - begun,
-            **self._job.common,
-        )
+        job = self._job
+        trusted = batch_rules.trusts(batch, known_good=job.known_good)
+        frame = attempts(block, batch, job.batch_price, trusted=trusted, **job.common)
         new = ~pl.col("key").is_in(recorded.implode())
         return frame.unique("key", keep="first", maintain_order=True).filter(new)
-
-    def _weigh(self, each: Followed) -> None:
-        """Stop where a whole batch is refused alike: it is the request, or the account, and not a row."""
-        batch, more = each.batch, self._left.height or self.waited
-        for (error, message), rows in Counter(each.refused.values()).most_common(1):
-            enough = batch.requests >= batch_rules.ALIKE_ROWS or not more
-            if enough and rows >= batch_rules.NEARLY_ALL * batch.requests:
-                count = f"{rows:,} of {batch.requests:,} rows of batch {each.batch_id}"
-                self._stop(error, f"{count} were refused alike: {message}")
 
     async def _close(self, each: Followed, state: str) -> list[str]:
         """Close a batch, and return which of its rows have no final answer."""

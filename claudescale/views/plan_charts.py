@@ -53,7 +53,7 @@ def frontier(
         below=pl.when(_named(points)).then("choice"),
     )
     times, prices = [*points["minutes"], *points["minutes_p90"]], points["dollars"].to_list()
-    x, late = _axis(times, deadline_minutes, UNTIL, theme.MOMENTS, theme.CLOCK)
+    x, late = _axis(times, deadline_minutes, UNTIL, theme.MOMENTS, views.CLOCK)
     y, rich = _axis(prices, budget_dollars, "US dollars", SUMS, theme.DOLLARS)
     cheapest = alt.EncodingSortField("dollars", op="min")
     color, shape = (
@@ -241,7 +241,7 @@ def concurrency(
     bend = {"concurrency": [0.0, needed, high], "requests_per_minute": [0.0, *[requests_per_minute] * 2]}
     top = max(requests_per_minute, highest(runs, "requests_per_minute"))
     x = alt.X("concurrency:Q", title="Calls in flight", scale=alt.Scale(domain=[0, high], nice=False))
-    y = alt.Y("requests_per_minute:Q", title="Requests per minute", **axis_to(top, labelExpr=theme.NUMBERS))
+    y = alt.Y("requests_per_minute:Q", title="Requests per minute", **axis_to(top, labelExpr=views.NUMBERS))
     tooltip = tips(concurrency=",d", requests_per_minute=",.0f", refused=",d")
     tries = chart(runs).mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
     most = f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min"

@@ -121,7 +121,7 @@ def _rate(rates: pl.DataFrame, name: str, most: float | None, *, is_last: bool =
     far = most is not None and 0 < peak < most / 5  # a limit far away would press the rate flat
     x = theme.time_axis("minute", highest(rates, "end"), **{} if is_last else {"title": None})
     top = max(peak, 0.0 if far else most or 0.0)
-    y = alt.Y(f"{rate}:Q", title=f"{words} per minute", **theme.axis_to(top, labelExpr=theme.NUMBERS))
+    y = alt.Y(f"{rate}:Q", title=f"{words} per minute", **theme.axis_to(top, labelExpr=views.NUMBERS))
     tooltip = tips(**{"minute": ",.2f", rate: ",.0f", "refused": ",d"})
     bars = chart(rates).mark_rect(color=views.BUCKETS[name])
     bars = bars.encode(x=x, x2="end:Q", y=y, y2=alt.datum(0), tooltip=tooltip)

@@ -104,7 +104,7 @@ def several(count):
 
 @pytest.mark.slow
 def test_every_chart_is_drawn_whole():
-    """Old and new Vega-Lite draw it within 640 pixels, no label is a computer's number, nothing is black."""
+    """It is within 640 pixels, no label is a computer's number, nothing is black."""
     for chart in several(600).values():
         check_drawn_whole(chart)
 
