@@ -78,29 +78,31 @@ class Model:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():
             raise PlanError(_SAID["id"].format(id=self.id))
-        like = catalog.model(self.like)
+        like, unpriced = catalog.model(self.like), []
         for name in ("input_dollars", "output_dollars", "context_tokens", "max_tokens"):
-            value, unit = plain(getattr(self, name), whole=name.endswith("tokens")), name.rpartition("_")[2]
-            kinds = (int,) if unit == "tokens" else (int, float)
-            if value is not None and (type(value) not in kinds or not 0 < value < math.inf):
+            unit = name.rpartition("_")[2]
+            value = plain(getattr(self, name), whole=unit == "tokens")
+            number = type(value) is int or (type(value) is float and unit == "dollars")
+            if value is not None and not (number and 0 < value < math.inf):
                 raise PlanError(_SAID[unit].format(id=self.id, name=name, value=getattr(self, name)))
             object.__setattr__(self, name, value)
-        prices = {"input_dollars": self.input_dollars, "output_dollars": self.output_dollars}
-        unpriced = [name for name, value in prices.items() if value is None]
+            unpriced += [name] if value is None and unit == "dollars" else []
         if len(unpriced) == 1:
             raise PlanError(_SAID["one_price"].format(id=self.id, name=unpriced[0]))
-        unknown: Any = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
+        unknown = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
         changes: dict[str, Any] = dict.fromkeys(unknown) | {
+            "id": self.id,
+            "snapshot": self.id,
             "lifecycle": "active",
             "context_tokens": self.context_tokens or like.context_tokens,
             "max_output_tokens": self.max_tokens or like.max_output_tokens,
             "verified_only": False,
             "given": True,
-            "given_dollars": None if unpriced else tuple(prices.values()),
+            "given_dollars": None if unpriced else (self.input_dollars, self.output_dollars),
             "source": f"given by you, like {like.id}",
             "checked": catalog.now().date(),
         }
-        object.__setattr__(self, "facts", replace(like, id=self.id, snapshot=self.id, **changes))
+        object.__setattr__(self, "facts", replace(like, **changes))
 
 
 # ------------------------------------------------------------------------------------------------- frames
@@ -238,8 +240,7 @@ def _said(info: Mapping[str, Any]) -> dict[str, Any]:
 
     retires_at = None
     with suppress(ValueError):
-        moment = datetime.fromisoformat(dig(str, info, "retires_at") or "")
-        retires_at = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        retires_at = datetime.fromisoformat(dig(str, info, "retires_at") or "").astimezone(UTC)
     return {
         "api_lifecycle": dig(str, info, "lifecycle"),
         "max_input_tokens": dig(int, info, "max_input_tokens"),

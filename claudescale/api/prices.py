@@ -164,7 +164,7 @@ def answered(
 ) -> Price:
     """Return the price of what an answer says it is, where a model was asked at a price.
 
-    An answering model whose price is unknown is taken to cost what the asked one does (`is_priced` tells).
+    An answering model whose price is unknown is taken to cost what the asked one does (`unpriced` says so).
     """
     if asked.given or not asked.is_known:
         return asked
@@ -201,18 +201,15 @@ def most_with_tools(price: Price, facts: catalog.Model, max_tokens: int, charges
     )
 
 
-def is_priced(asked: Price, answering_model: str | None) -> bool:
-    """Whether the price of the model that answered is known."""
+def unpriced(asked: Price, answering_model: str | None) -> str | None:
+    """Return what is said of an answer of a model whose price is not known; None where it is."""
     if answering_model is None or asked.given or not asked.is_known:
-        return True
+        return None
     real = answered(asked, answering_model=answering_model)
-    return catalog.same_model(answering_model, [real.model])
-
-
-def unpriced_words(asked: str, answering_model: str) -> str:
-    """Return what is said of a row whose answering model has no known price."""
+    if catalog.same_model(answering_model, [real.model]):
+        return None
     words = "whose price is not known. Its cost is estimated at the price of"
-    return f"Answered by {answering_model}, {words} {asked}."
+    return f"Answered by {answering_model}, {words} {asked.model}."
 
 
 def dollars(price: Price, **tokens: pl.Expr) -> pl.Expr:
@@ -296,18 +293,18 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
     known, unknown = priced.filter("is_known"), priced.filter(~pl.col("is_known"))
     thinking, nothing = pl.col("thinking_tokens"), pl.lit(0, pl.Int64)
     parts = {part: (pl.col(column), pl.col(part)) for part, column in COLUMNS.items() if part != "output"}
-    parts |= {"reply": (pl.col("output_tokens") - thinking, pl.col("output"))}
-    parts |= {"thinking": (thinking, pl.col("output"))}
-    cost = reduce(add, (count * rate for count, rate in parts.values()), _FEES)
-    lines = [_line(known, part, count, count * rate) for part, (count, rate) in parts.items()]
-    others = [
-        _line(known, "web_search", nothing, _FEES),
-        _line(known, "price changed since", nothing, pl.col("dollars") - cost),
-        _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars")),
-    ]
-    more = pl.concat(others)
-    more = more.filter(~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height))  # nan is not known
-    bill = pl.concat([*lines, more])
+    parts["reply"] = pl.col("output_tokens") - thinking, pl.col("output")
+    parts["thinking"] = thinking, pl.col("output")
+    costs = {part: (count, count * rate) for part, (count, rate) in parts.items()}
+    costs["web_search"] = nothing, _FEES
+    costs["price changed since"] = (
+        nothing,
+        pl.col("dollars") - reduce(add, (paid for _, paid in costs.values())),
+    )
+    lines = [_line(known, part, *cost) for part, cost in costs.items()]
+    lines += [_line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars"))]
+    matters = ~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height)  # nan is not known
+    bill = pl.concat(lines).filter(pl.col("part").is_in(list(parts)) | matters)
     of = ", ".join(known["source"].unique(maintain_order=True)) or f"genai-prices {version('genai-prices')}"
     whole = bill["dollars"].sum()
     return bill.select(
@@ -350,8 +347,7 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
         tokens=pl.sum_horizontal(COLUMNS.values()).filter(billed).sum(),
         dollars=pl.col("dollars").sum(),
     )
-    ordered = sums.sort(["dollars", "attempts", "kind"], descending=[True, True, False])
-    return ordered.select(pl.col(name).cast(dtype) for name, dtype in WASTE.items()).collect()
+    return sums.sort(["dollars", "attempts", "kind"], descending=[True, True, False]).collect().cast(WASTE)
 
 
 def savings(

@@ -739,11 +739,6 @@ class Kept(NamedTuple):
         """Numbers of the rows that are not taken over."""
         return self.keys.is_null().arg_true()
 
-    def at(self, rows: pl.Series) -> Kept:
-        """Return this for some rows that are not taken over."""
-        keys, tried_at = self.keys.gather(rows), self.tried_at.gather(rows)
-        return self._replace(keys=keys, tried_at=tried_at, attempts=self.attempts.clear())
-
     def applied(self, keys: pl.Series) -> pl.Series:
         """Return the key of each row, given those that the requests of a plan have by themselves."""
         # When it failed is part of the key of a request that is sent again, so the same cell is a resume.

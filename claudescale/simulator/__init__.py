@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
-from claudescale.simulator.account import Admission, Buckets, Desk
+from claudescale.simulator.account import Admission, Buckets, Desk, Options
 from claudescale.simulator.batches import Batches
 from claudescale.simulator.faults import Fault, Faults
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-__all__ = ["Admission", "Batches", "Buckets", "Desk", "Fault", "Faults", "Simulator"]
+__all__ = ["Admission", "Batches", "Buckets", "Desk", "Fault", "Faults", "Options", "Simulator"]
 
 START_SECONDS = 30.0
 
@@ -104,31 +104,21 @@ class Simulator:
         **limits: float,
     ) -> None:
         self.clock = Clock(speed)
-        how: dict[str, Any] = {"seed": seed, "latency": latency, "faults": faults, "written": replies}
-        how["varied"] = varied
-        self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
-        self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
-        self.url = ""
-        ready: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(host, port, ready),), daemon=True
-        )
+        options = Options(
+            tier=tier, limits=limits, seed=seed, latency=latency, faults=faults, replies=replies,
+            varied=varied, bucket_seconds=bucket_seconds, batch_seconds=batch_seconds,
+        )  # fmt: skip
+        self.desk = Desk(options, self.clock.seconds())
+        self.batches = Batches(self.desk, self.clock.seconds())
+        served: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(target=self._serve, args=(host, port, served), daemon=True)
         self._thread.start()
-        ready.result(START_SECONDS)
+        self.url, self._loop, self._over = served.result(START_SECONDS)
 
-    async def _serve(self, host: str, port: int, ready: Future[None]) -> None:
+    def _serve(self, host: str, port: int, served: Future[Any]) -> None:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
-        shell = Shell(self.desk, self.batches, self.clock)
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            self.url = await shell.start(port, host)
-        except OSError as error:
-            ready.set_exception(error)
-            return
-        ready.set_result(None)
-        await self._over.wait()
-        await shell.stop()
+        asyncio.run(Shell(self.desk, self.batches, self.clock).serve(host, port, served))
 
     def client(self, **options: Any) -> AsyncAnthropic:
         """Return a client of this simulator; a run works on a copy of it that does not retry.
@@ -185,4 +175,4 @@ class Simulator:
     def __repr__(self) -> str:
         state = self.url if self._thread.is_alive() else "closed"
         tier = self.desk.terms.name
-        return f"<Simulator {state} tier={tier!r} speed={self.clock.speed:g} seed={self.desk.seed}>"
+        return f"<Simulator {state} tier={tier!r} speed={self.clock.speed:g} seed={self.desk.options.seed}>"

@@ -18,7 +18,7 @@ from claudescale.api import prices
 from claudescale.ledger.records import ATTEMPTS, Attempt
 from claudescale.planning import estimates
 from claudescale.running.job import Ends, Job
-from claudescale.running.meter import MOST_SLICES, Meter, Slice
+from claudescale.running.meter import THROUGHPUT, Meter, Slice
 
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
 
@@ -91,21 +91,35 @@ def test_what_it_would_have_cost_is_what_the_savings_say(mode):
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60))
-def test_slices_stay_few_and_lose_nothing(calls):
-    """However long a run lasts there are at most 280 slices, and every call, answer and token is in one."""
+@given(
+    st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60),
+    st.sampled_from([0, 7, 60]),
+)
+def test_slices_stay_few_and_lose_nothing(calls, width):
+    """However long a run lasts every call, answer and token is in one slice, and a picture has 60 at most."""
     made = meter(len(calls))
     for number, (sent, seconds, refused) in enumerate(calls):
         status, error = (429, "rate_limit_error") if refused else (200, None)
         call = attempt(str(number), error, sent=sent, seconds=seconds, status=status)
         made.add(call, final=not refused)
-    width, slices = made.slices()
-    good = sum(not refused for *_, refused in calls)
-    assert len(slices) <= MOST_SLICES
+    (seconds, slices), good = made.slices(width), sum(not refused for *_, refused in calls)
     wanted = [len(calls), len(calls) - good, good, 100 * good, 100 * good]
-    assert [sum(column) for column in zip(Slice(), *slices, strict=True)] == wanted
+    assert [sum(column) for column in zip(Slice(), *slices, strict=True)][:5] == wanted
+    assert len(slices) <= 60 or width
     latest = max((sent + seconds for sent, seconds, _ in calls), default=0.0)
-    assert not calls or (len(slices) - 1) * width <= latest < len(slices) * width
+    assert not calls or (len(slices) - 1) * seconds <= latest < len(slices) * seconds
+    rates = made.rates(width)
+    assert rates.schema == THROUGHPUT
+    assert (rates["requests_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(len(calls))
+    assert (rates["input_tokens_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(100 * good)
+    assert rates["refused"].sum() == len(calls) - good
+
+
+def test_tokens_count_when_they_are_answered():
+    """A call counts in the slice in which it was sent, its tokens in the one in which it ended."""
+    rates = meter(1, sent=[0.5], seconds=2.0, tokens=20).rates()
+    assert rates["requests_per_minute"].to_list() == [60, 0, 0]
+    assert rates["output_tokens_per_minute"].to_list() == [0, 0, 1200]
 
 
 @settings(max_examples=40)

@@ -27,7 +27,7 @@ from desks import (
     rows_of,
     text_of,
     worked,
-)
+)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,17 +74,12 @@ REFUSED = {
     'thinking of the user': (request([{'type': 'thinking', 'thinking': '', 'signature': 's'}]), 'messages.0.content.0: `thinking` blocks'),
     'citations and a format': (request([document(citations={'enabled': True}), text()], output_config=FORMAT), 'output_config.format: citations cannot be enabled'),
     'image that is none': (request([source('image', b'no image', 'image/png')]), 'Could not process image'),
-    'image of another type': (request([source('image', JPEG, 'image/png')]), 'messages.0.content.0.image.source.base64: The image was specified using the image/png media type'),
-    'image that is too wide': (request([source('image', PNG[:16] + (9_000).to_bytes(4) * 2, 'image/png')]), 'messages.0.content.0.image.source.base64.data: At least one of the image dimensions exceed max allowed size: 8000 pixels'),
-    'one that is too wide of many': (request([source('image', PNG, 'image/png')] * 20 + [source('image', PNG[:16] + (2_001).to_bytes(4) * 2, 'image/png')]), 'messages.0.content.20.image.source.base64.data: At least one of the image dimensions exceed max allowed size for many-image requests: 2000 pixels'),
-    'image of too many bytes': (request([source('image', PNG + bytes(4_000_000), 'image/png')]), 'messages.0.content.0.image.source.base64: image exceeds 5 MB maximum: 53333'),
-    'image in broken base64': (request([source('image', 'iVBORw0KGgo?', 'image/png')]), 'messages.0.content.0.image.source.base64: invalid base64 data'),
+    'image in broken base64': (request([source('image', 'iVBORw0KGgo?', 'image/png')]), 'Could not process image'),
     'image that is no text': (request([source('image', 5, 'image/png')]), 'messages.0.content.0.image.source.base64.data: Input should be a valid string'),
     'image of a type not taken': (request([source('image', b'BM', 'image/bmp')]), "messages.0.content.0.image.source.base64.media_type: Input should be 'image/jpeg' or 'image/png'"),
     'image behind http': (request([{'type': 'image', 'source': {'type': 'url', 'url': 'http://example.org/a.png'}}]), 'messages.0.content.0.image.source.url.url: Only HTTPS'),
     'too many images': (request([source('image', PNG, 'image/png')] * 101, model=OLD), 'Too much media: 0 document pages + 101 images > 100'),
     'too many images and pages': (request([source('document', PAGES, 'application/pdf')] + [source('image', PNG, 'image/png')] * 2, model=OLD), 'Too much media: 99 document pages + 2 images > 100'),
-    'PDF of too many pages': (request([source('document', PAGES * 7, 'application/pdf')]), 'A maximum of 600 PDF pages may be provided.'),
     'image without a source': (request([{'type': 'image'}]), 'messages.0.content.0.image.source: Field required'),
     'document that is no PDF': (request([source('document', b'<html>', 'application/pdf')]), 'messages.0.content.0.document.source.base64.data: The PDF'),
     'task budget without': (request(output_config={'task_budget': {}}), 'output_config.task_budget: Extra inputs are not permitted'),
@@ -93,7 +88,6 @@ REFUSED = {
     'extra key of thinking': (request(thinking={'type': 'adaptive', 'budget_tokens': 2000}), 'thinking.adaptive.budget_tokens: Extra'),
     'forced tool with thinking': (request(model=OLD, max_tokens=4000, thinking={'type': 'enabled', 'budget_tokens': 2000}, tools=[TOOL], tool_choice={'type': 'any'}), 'Thinking may not be enabled when tool_choice forces tool use.'),
     'tool unknown': (request(tools=[{'type': 'web_search_2020', 'name': 'w'}]), "tools.0: Input tag 'web_search_2020'"),
-    'system turn of 4.5': (request(model=OLD, messages=[{'role': 'user', 'content': 'x'}, {'role': 'system', 'content': 'y'}]), "messages.1: role 'system' is not supported on this model"),
     'max_tokens over the most': (request(max_tokens=128_001), 'max_tokens: 128001 > 128000'),
     'a prompt too long': (request(model=OLD, system='word ' * 200_000), 'prompt is too long'),
     'effort of Haiku 4.5': (request(model=OLD, output_config={'effort': 'low'}), 'This model does not support the effort'),
@@ -106,7 +100,6 @@ REFUSED = {
 }
 TAKEN = {
     'a blank within the conversation': said('x', 'abc ', 'y'),
-    'a paused turn sent back': said('x', [{'type': 'server_tool_use', 'id': 's', 'name': 'web_search', 'input': {}}], tools=[SEARCH]),
     'a system turn': request(messages=[{'role': 'user', 'content': 'x'}, {'role': 'system', 'content': 'Be short.'}]),
     'an image and a PDF': request([source('image', PNG, 'image/png'), source('document', b'%PDF-1.7', 'application/pdf'), text()]),
     'a file': request([{'type': 'document', 'source': {'type': 'file', 'file_id': 'file_1'}, 'title': 't'}]),
@@ -153,27 +146,25 @@ def test_what_the_api_takes_is_taken(body):
     assert kinds(worked(batches_of(), rows_of(body))) == {"0": "succeeded"}
 
 
-def test_a_model_is_gone_from_the_moment_it_retires():
-    """Sonnet 4.5 answers until 9 AM Pacific of November 30 2026, then it is not found; Mythos never is."""
-    before = 1_796_054_400.0  # 2026-11-30 16:00 UTC
-    message_of(request(model="claude-sonnet-4-5"), now=before)
-    assert answered(desk(), request(model="claude-sonnet-4-5"), before + 7200)[0] == 404
-    assert answered(desk(), request(model="claude-mythos-5"))[0] == 404
+BEFORE = 1_796_054_400.0  # 2026-11-30 16:00 UTC, an hour before Sonnet 4.5 retires
+OTHER = {
+    "before it retires": (request(model="claude-sonnet-4-5"), HEADERS, BEFORE, 200),
+    "retired": (request(model="claude-sonnet-4-5"), HEADERS, BEFORE + 7200, 404),
+    "not for everybody": (request(model="claude-mythos-5"), HEADERS, NOW, 404),
+    "wrong key": (request(), {**HEADERS, "authorization": "Bearer wrong"}, NOW, 401),
+    "blank key": (request(), {"x-api-key": " ", "anthropic-version": VERSION}, NOW, 401),
+    "too large": (b" " * (catalog.MESSAGE.max_bytes + 1), HEADERS, NOW, 413),
+    "old version, default": (request(temperature=1.0), OLD_HEADERS, NOW, 200),
+    "old version, other": (request(temperature=0.2), OLD_HEADERS, NOW, 400),
+    "old version, document": (said("x", [document()], "y"), OLD_HEADERS, NOW, 200),
+    "old version, citations": (request([text(citations=[{}])]), OLD_HEADERS, NOW, 200),
+}
 
 
-def test_a_key_can_be_wrong_and_a_body_too_large():
-    """A key that begins as a wrong one is turned down; over 32 MB is a 413."""
-    for headers in ({"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}, {"x-api-key": " "}):
-        assert answered(desk(), request(), headers={**headers, "anthropic-version": VERSION})[0] == 401
-    assert answered(desk(), b" " * (catalog.MESSAGE.max_bytes + 1))[0] == 413
-
-
-def test_the_older_api_version_takes_what_the_newest_took_away():
-    """Sampling parameters (newer models only the default), a document of the assistant, citations of a text."""
-    assert answered(desk(), request(temperature=1.0), headers=OLD_HEADERS)[0] == 200
-    assert answered(desk(), request(temperature=0.2), headers=OLD_HEADERS)[0] == 400
-    assert answered(desk(), said("x", [document()], "y"), headers=OLD_HEADERS)[0] == 200
-    assert answered(desk(), request([text(citations=[{}])]), headers=OLD_HEADERS)[0] == 200
+@pytest.mark.parametrize(("body", "headers", "now", "status"), OTHER.values(), ids=OTHER)
+def test_moment_key_size_and_version_decide_too(body, headers, now, status):
+    """A model is gone from the moment it retires; the older version takes what the newest took away."""
+    assert answered(desk(), body, now, headers)[0] == status
 
 
 @pytest.mark.parametrize("beta", BETA)
@@ -198,10 +189,7 @@ def test_bulk_settings_of_the_catalog_are_accepted(name):
     model = catalog.MODELS[name]
     off = {"thinking": dict(model.thinking_off)} if model.thinking_off else {}
     for changes in (off, *({"output_config": {"effort": effort}} for effort in model.efforts)):
-        check(request(model=name, **changes), model, VERSION)
-
-
-# ------------------------------------------------------------------------------------------ schemas
+        check(request(model=name, **changes), model, HEADERS)
 
 
 def nested(depth):
@@ -224,7 +212,7 @@ MANY = {f"x{n}": {"type": "string"} for n in range(25)}
         ({"properties": MANY, "required": []}, "too many optional"),
         ({"properties": UNIONS, "required": [*UNIONS]}, "too many parameters with union types"),
         ({"properties": {"x": {"type": "thing"}}}, "type 'thing' is not supported"),
-        ({"properties": []}, "properties: not valid in a JSON schema"),
+        ({"properties": []}, "JSON schema is invalid"),
     ],
 )
 def test_schemas_over_the_limits_are_refused(changes, says):
@@ -234,8 +222,21 @@ def test_schemas_over_the_limits_are_refused(changes, says):
     assert says in error["error"]["message"]
 
 
-KEYWORDS = "type properties required items anyOf allOf enum $ref $defs format minItems"
-KEYWORDS = st.sampled_from(KEYWORDS.split())
+KEYWORDS = st.sampled_from(
+    [
+        "type",
+        "properties",
+        "required",
+        "items",
+        "anyOf",
+        "allOf",
+        "enum",
+        "$ref",
+        "$defs",
+        "format",
+        "minItems",
+    ]
+)
 WORDS = st.text("abc {}", max_size=8) | st.sampled_from(["type", "text", "any", "json_schema", "#/$defs/a"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS,
@@ -244,13 +245,10 @@ JSON = st.recursive(
 )
 FIELDS = "messages system max_tokens tools tool_choice thinking output_config model cache_control metadata "
 FIELDS += "stop_sequences stream speed service_tier"
-
-
 SCHEMED = st.dictionaries(KEYWORDS, JSON, max_size=4)
-ANY = st.dictionaries(st.sampled_from(FIELDS.split()), JSON, max_size=4)
-ANY |= SCHEMED.map(form)
+ANY = st.dictionaries(st.sampled_from(FIELDS.split()), JSON, max_size=4) | SCHEMED.map(form)
 ANY |= SCHEMED.map(
-    lambda schema: {"tools": [{"name": "t", "input_schema": schema}], "tool_choice": {"type": "any"}}
+    lambda schema: {"tools": [{**TOOL, "input_schema": schema}], "tool_choice": {"type": "any"}}
 )
 
 
@@ -266,52 +264,49 @@ def test_any_json_gets_an_answer(changes, nested, beta):
     assert answered(desk(), request(**changes), headers=headers)[0] in {200, 400, 404}
 
 
-KINDS = ("string", "integer", "number", "boolean", "null", ["string", "null"])
-FORMATS = ("date", "date-time", "email", "uuid", "ipv4", "uri")
 SCALARS = [
-    *({"type": kind} for kind in KINDS),
-    *({"type": "string", "format": name} for name in FORMATS),
+    *({"type": kind} for kind in ("string", "integer", "number", "boolean", "null", ["string", "null"])),
+    *({"type": "string", "format": name} for name in ("date", "date-time", "email", "uuid", "ipv4", "uri")),
     {"enum": ["delivery", "price", None, 3]},
     {"const": "fixed"},
     {"$ref": "#/$defs/Topic"},
     {"allOf": [{"$ref": "#/$defs/Topic"}]},
 ]
+NAMES = st.sampled_from(["name", "rating", "is_late", "email", "tags", "note"])
 
 
 def objects(inner):
     """Return objects with some properties of these kinds, some of them required."""
-    names = ["name", "rating", "is_late", "email", "tags", "note"]
-    properties = st.dictionaries(st.sampled_from(names), inner, max_size=4)
+    closed = {"type": "object", "additionalProperties": False}
     return st.builds(
-        lambda properties, required: {
-            "type": "object",
-            "additionalProperties": False,
+        lambda properties, names: {
+            **closed,
             "properties": properties,
-            "required": [key for key in properties if key in required],
+            "required": sorted(names & {*properties}),
         },
-        properties,
-        st.sets(st.sampled_from(names)),
+        st.dictionaries(NAMES, inner, max_size=4),
+        st.sets(NAMES),
     )
 
 
 def nests(inner):
     """Return objects, arrays and unions of these."""
-    least = st.integers(0, 1)
-    arrays = st.builds(lambda items, n: {"type": "array", "items": items, "minItems": n}, inner, least)
-    unions = st.lists(inner, min_size=1, max_size=3).map(lambda several: {"anyOf": several})
-    return objects(inner) | arrays | unions
-
-
-SCHEMAS = st.recursive(st.sampled_from(SCALARS), nests, max_leaves=8)
+    arrays = st.tuples(inner, st.integers(0, 1)).map(
+        lambda of: {"type": "array", "items": of[0], "minItems": of[1]}
+    )
+    return objects(inner) | arrays | st.lists(inner, min_size=1, max_size=3).map(lambda of: {"anyOf": of})
 
 
 @pytest.mark.slow
-@given(objects(SCHEMAS), st.text('abcdefg .,:\n"\\{}09éß漢🙂', max_size=80))
+@given(
+    objects(st.recursive(st.sampled_from(SCALARS), nests, max_leaves=8)),
+    st.text('ab9 .,:\n"\\{}éß漢🙂', max_size=80),
+)
 @settings(max_examples=80, deadline=None)
 def test_structured_outputs_obey_any_schema_the_api_takes(schema, words):
     """Objects, arrays, unions, references, enums, formats: the reply always validates."""
     schema = {**schema, "$defs": {"Topic": {"enum": ["price", "delivery", "other"]}}}
-    if schema_problem(json.dumps(schema)):
+    if schema_problem(schema):
         return  # over the API's own limits
     message = message_of(request(words + " 4 of 5", max_tokens=100_000, **form(schema)))
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER

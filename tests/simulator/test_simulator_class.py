@@ -40,26 +40,21 @@ def rows_of(page):
 
 def test_the_board_shows_by_key_what_passed_and_what_was_refused():
     """Over HTTP, by the SDK: three calls a minute among three pupils, one of whom is refused at a time."""
-    with cs.Simulator((3, 40_000, 8_000), latency=0.01) as simulator:
+    with cs.Simulator((3, 40_000, 8_000), latency=0.01) as simulator, httpx2.Client(trust_env=False) as http:
         assert "0 keys on one account" in fetched(f"{simulator.url}/class")[1]
-        with httpx2.Client(trust_env=False) as http:
-            for name, calls in (("anna", 1), ("<b>script", 2), ("sk-ant-api03-secret", 2)):
-                client = anthropic.Anthropic(
-                    base_url=simulator.url, api_key=name, max_retries=0, http_client=http
-                )
-                for _ in range(calls):
-                    try:
-                        client.messages.create(**request())
-                    except anthropic.RateLimitError:
-                        assert name.startswith("sk-")
+        for name, calls in (("anna", 1), ("<b>script", 2), ("sk-ant-api03-secret", 2)):
+            options = {"base_url": simulator.url, "max_retries": 0, "http_client": http}
+            client = anthropic.Anthropic(api_key=name, **options)
+            for _ in range(calls):
+                try:
+                    client.messages.create(**request())
+                except anthropic.RateLimitError:
+                    assert name.startswith("sk-")
         status, page = fetched(f"{simulator.url}/class")
     rows = rows_of(page)
     assert (status, [*rows][3:]) == (200, ["Name", "&lt;b&gt;s", "anna", "sk-a", "All"])
-    passed = {name: cells[:2] + cells[3:] for name, cells in rows.items()}
-    assert passed["anna"] == ["1", "0", "1", "0"]
-    assert passed["&lt;b&gt;s"] == ["2", "0", "2", "0"]
-    assert passed["sk-a"] == ["0", "2", "0", "2"]
-    assert passed["All"] == ["3", "2", "3", "2"]
+    expected = {"anna": "1010", "&lt;b&gt;s": "2020", "sk-a": "0202", "All": "3232"}
+    assert {name: "".join(rows[name][:2] + rows[name][3:]) for name in expected} == expected
     assert rows["haiku-5-5"][0] == "0 of 3"
     assert 'http-equiv="refresh"' in page
     assert not any(word in page for word in ("secret", "script", "<b>"))
@@ -67,27 +62,28 @@ def test_the_board_shows_by_key_what_passed_and_what_was_refused():
 
 def test_the_last_minute_passes_and_the_total_stays():
     """A minute on, what passed and its tokens count in all alone; keys that begin alike stay apart."""
-    at, clock = desk((50, 40_000, 8_000)), Clock(10, NOW, monotonic=lambda: 0.0)
+    at = desk((50, 40_000, 8_000))
     for key in ("max.m", "max.s"):
         answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
+    clocks = [Clock(10, now, monotonic=lambda: 0.0) for now in (NOW, NOW + 61)]
+    pages = [board(at, clock, "http://h") for clock in clocks]
     tokens = sum(message_of(request(), desk())["usage"][of] for of in ("input_tokens", "output_tokens"))
-    page = board(at, clock, "http://h")
-    assert rows_of(page)["All"] == ["2", "0", f"{2 * tokens}", "2", "0"]
-    assert page.count("<tr><td>max.<td") == 2
-    assert "passes here in 6 seconds" in page
-    later = Clock(10, NOW + 61, monotonic=lambda: 0.0)
-    assert rows_of(board(at, later, "http://h"))["All"] == ["0", "0", "0", "2", "0"]
+    assert [rows_of(page)["All"] for page in pages] == [
+        ["2", "0", f"{2 * tokens}", "2", "0"],
+        ["0", "0", "0", "2", "0"],
+    ]
+    assert pages[0].count("<tr><td>max.<td") == 2
+    assert "passes here in 6 seconds" in pages[0]
 
 
-@pytest.mark.parametrize("name", ["192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"])
-def test_other_machines_are_served_only_where_it_is_asked_for(name):
+@pytest.mark.parametrize(("options", "status"), [({}, 403), ({"host": "0.0.0.0"}, 200)])
+def test_other_machines_are_served_only_where_it_is_asked_for(options, status):
     """By default another number is refused; with `host` it passes, and a name is refused all the same."""
-    for options, expected in (({}, 403), ({"host": "0.0.0.0"}, 200)):
-        with cs.Simulator(**options) as simulator:
-            assert simulator.url.startswith("http://127.0.0.1:")
-            for path in ("class", "simulator"):
-                assert fetched(f"{simulator.url}/{path}", host=name)[0] == expected
-                assert fetched(f"{simulator.url}/{path}", host="example.com")[0] == 403
+    with cs.Simulator(**options) as simulator:
+        assert simulator.url.startswith("http://127.0.0.1:")
+        for name in ("192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"):
+            assert fetched(f"{simulator.url}/class", host=name)[0] == status
+        assert fetched(f"{simulator.url}/simulator", host="example.com")[0] == 403
 
 
 @pytest.mark.slow
@@ -96,7 +92,7 @@ def test_the_command_line_serves_a_class_and_stops_cleanly():
     command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
     environment = {"PYTHONPATH": ".", **os.environ}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--faults", "404=1@0-9999"], env=environment, **pipes) as process:
+    with subprocess.Popen([*command, "--faults", '{"404": 1}'], env=environment, **pipes) as process:
         first, types, shows = (process.stdout.readline() for _ in range(3))
         url = shows.split()[-1].removesuffix("/class")
         here = f"http://127.0.0.1:{url.rpartition(':')[2]}"
@@ -110,18 +106,10 @@ def test_the_command_line_serves_a_class_and_stops_cleanly():
     assert (process.returncode, rest) == (0, ("", ""))
 
 
-@pytest.mark.parametrize(
-    ("url", "asked"),
-    [
-        ("http://192.168.1.5:8123", True),
-        ("http://10.0.0.7", True),
-        ("https://192.168.1.5", False),
-        ("http://93.184.215.14", False),
-        ("http://gateway.example.org", False),
-    ],
-)
-def test_a_client_asks_for_a_simulator_in_its_own_network_alone(url, asked):
+def test_a_client_asks_for_a_simulator_in_its_own_network_alone():
     """Replies of a class's simulator are known as such; a gateway elsewhere is not asked."""
     from claudescale.api.client import is_nearby  # noqa: PLC0415
 
-    assert is_nearby(httpx2.URL(url)) is asked
+    near = ("http://192.168.1.5:8123", "http://10.0.0.7")
+    far = ("https://192.168.1.5", "http://93.184.215.14", "http://gateway.example.org")
+    assert [url for url in (*near, *far) if is_nearby(httpx2.URL(url))] == [*near]

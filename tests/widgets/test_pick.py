@@ -124,9 +124,9 @@ def test_the_latest_choice_is_drawn(monkeypatch):
         return picker._chart.outputs[0]["data"]
 
     assert drawn("vegalite")["text/plain"] == repr(picker.plan.plot.frontier())
-    monkeypatch.setattr(type(picker.plan), "plot", None)
+    monkeypatch.setattr(type(picker.plan.plot), "frontier", None)
     picker.controls["tier"].value = "start"
-    assert "cannot be drawn: AttributeError" in drawn("cannot")["text/plain"]
+    assert "cannot be drawn: TypeError" in drawn("cannot")["text/plain"]
 
 
 def test_the_rows_are_read_once(monkeypatch):
