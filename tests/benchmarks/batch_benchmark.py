@@ -224,7 +224,7 @@ async def our_create(url, frame):
         work = plan.compiled.work("benchmark")
         keys = ledger.claim(work.requests["key"].to_list())
         ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)
-        body = Parts(lambda: batch_rules.body(work.requests, work.texts, NONCE))
+        body = Parts(lambda: batch_rules.body(work.requests, work, NONCE))
         answer = await BatchWire(wire, 1_000).create(body, batch_rules.body_bytes(work.requests))
     await wire.close()
     return int(read_object(answer.content)["id"].removeprefix("msgbatch_"))
