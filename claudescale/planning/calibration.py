@@ -187,7 +187,7 @@ def guess(prompt: Prompt, max_tokens: int, *, cache: bool = False) -> Measured:
     facts = prompt.model
     asked = [
         (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1) * _ASKED_CHARACTERS[unit.lower()])
-        for count, unit in _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
+        for count, unit in _ASKED.findall(f"{prompt.template} {prompt.constant.get('system') or ''}")
     ]
     if prompt.returns is None:
         characters = max(asked, default=_TEXT_CHARACTERS)
