@@ -283,7 +283,7 @@ class Cluster:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
         try:
             await done.wait()
-            return await loops.in_thread(future.result)  # type: ignore[no-any-return]
+            return await loops.in_thread(future.result)
         except KilledWorker:
             return Outcome(trouble=_LOST)
         except (OSError, RuntimeError, concurrent.futures.CancelledError) as error:
