@@ -179,7 +179,7 @@ class Cluster:
         self._dask, self._client, self._job, self._requests = dask, client, job, work.requests
         self._lanes = lanes = min(len(dask.nthreads()), plan.concurrency or MOST_ROWS)
         self._frame, prompt = work.frame, plan.prompt
-        if work.texts.rendered is not None:  # by an expression, which may look at other rows
+        if plan.compiled.prompt.columns is None:  # by an expression, which may look at other rows
             asked = plan.compiled.prompt
             columns = asked.system.columns or () if asked.system is not None else ()
             self._frame = work.frame.select(asked.text.content.alias(_TEXT), *columns)

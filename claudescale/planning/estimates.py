@@ -16,7 +16,6 @@ from claudescale.api.limits import BUCKETS
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, refuse
 from claudescale.pacing.pacer import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN
 from claudescale.planning.calibration import P90, Measured, guess
-from claudescale.prompts.requests import unreadable
 from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
@@ -389,10 +388,7 @@ class Compiled:
     @cached_property
     def sizes(self) -> pl.DataFrame:
         """`prompts.requests.SIZES`; the frame is read once, as a stream."""
-        try:
-            return self.prompt.sizes(self.plan.frame, None if self.kept is None else self.kept.open)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(error) from error
+        return self.prompt.sizes(self.plan.frame, None if self.kept is None else self.kept.open)
 
     @cached_property
     def totals(self) -> Totals:

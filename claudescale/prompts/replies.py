@@ -386,17 +386,12 @@ def _wire(schema: Json) -> Json:
     every = list(nodes(tree))
     optional = sum(len(node["properties"]) - len(node["required"]) for node in every if "properties" in node)
     unions = sum("anyOf" in node for node in every)
-    for count, most, what, instead in (
-        (optional, MESSAGE.schema_optional_parameters, "may be left out", "Remove the default of some."),
-        (
-            unions,
-            MESSAGE.schema_union_parameters,
-            "may be null or of several types",
-            "For some, let an empty string, an empty list or a label 'unknown' stand for null.",
-        ),
-    ):
-        if count > most:
-            _refuse(f"{count} fields", f"{what}, and the API takes {most} such fields in a schema. {instead}")
+    most, most_unions = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
+    if optional > most or unions > most_unions:
+        _refuse(
+            f"{optional} fields may be left out and {unions} may be null or of several types:",
+            f"the API takes {most} and {most_unions}. Give some no default, or a label 'unknown' for null.",
+        )
     return tree
 
 

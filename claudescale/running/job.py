@@ -362,7 +362,7 @@ class Job:
                 except LedgerError as error:
                     self.fail(error)
                     return
-                rendered, reads = self.rendered(mine), self.work.texts.stamps is not None
+                rendered, reads = self.rendered(mine), self.plan.compiled.prompt.has_files
                 while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
                     yield row
                 held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
@@ -382,7 +382,7 @@ class Job:
         cached = self.plan.compiled.prompt.shared_tokens if self.plan.cache else 0.0
         tokens = (rows["estimated_tokens"] - cached).clip(1.0)
         worst = self.with_worst(rows, "live")["worst_dollars"]
-        yield from map(Row, rows["key"], self.work.texts.bodies(rows["row"]), tokens, worst)
+        yield from map(Row, rows["key"], self.work.bodies(rows["row"]), tokens, worst)
 
     async def _follow(self) -> None:
         """Collect batches of earlier runs that hold rows of this one, beside live calls."""

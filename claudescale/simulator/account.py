@@ -460,17 +460,17 @@ class Desk:
         body, model = self._opened(now, raw, headers)
         requests.check(body, model, headers, counting=True)
         self._counts.take(now, "count_tokens_per_minute", "requests")
-        return {"input_tokens": requests.measure(body, model).input_tokens}
+        return {"input_tokens": requests.measure(body, model)[-1].tokens}
 
     def weighed(
         self, body: dict[str, Any], model: catalog.Model, headers: Mapping[str, str]
-    ) -> requests.Measured:
+    ) -> list[requests.Prefix]:
         """Return what a request weighs, or refuse what is wrong with it, as that it is too long."""
         requests.check(body, model, headers)
-        measured, most = requests.measure(body, model), model.context_tokens
-        if measured.input_tokens > most:
-            raise Problem(400, f"prompt is too long: {measured.input_tokens} tokens > {most} maximum")
-        return measured
+        prefixes, most = requests.measure(body, model), model.context_tokens
+        if (tokens := prefixes[-1].tokens) > most:
+            raise Problem(400, f"prompt is too long: {tokens} tokens > {most} maximum")
+        return prefixes
 
     def _opened(
         self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
@@ -505,7 +505,7 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: requests.Measured, tally: Tally,
+        model: catalog.Model, weighed: list[requests.Prefix], tally: Tally,
     ) -> Admission:  # fmt: skip
         buckets, shares = self.buckets(model, now), self.cache.shares(now, weighed)
         need = shares.limited_input_tokens

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from claudescale.simulator.account import Desk
-    from claudescale.simulator.requests import Measured
+    from claudescale.simulator.requests import Prefix
 
 MAX_BYTES = catalog.BATCH.max_bytes
 REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
@@ -278,9 +278,9 @@ def _model_of(params: dict[str, Any], now: float) -> catalog.Model:
     return model
 
 
-def _hits(batch: Batch, measured: Measured) -> float:
+def _hits(batch: Batch, prefixes: list[Prefix]) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
     fewest, most = map(float, catalog.BATCH.cache_hit_shares)
-    hour = any(prefix.ttl == "1h" for prefix in measured.prefixes)
+    hour = any(prefix.ttl == "1h" for prefix in prefixes)
     luck = replies.draws(batch.mark, "cache").random() + hour
     return fewest + (most - fewest) * luck / 2

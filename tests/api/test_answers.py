@@ -267,15 +267,6 @@ def test_an_error_in_a_stream_means_what_its_type_says(kind, outcome):
     assert usage_of(lost.partial)["input_tokens"] == 1_000
 
 
-@settings(max_examples=20)
-@given(st.lists(JSON | st.sampled_from(list(events())), max_size=6))
-def test_any_stream_has_a_meaning(some):
-    """Whatever the events are, there is an answer."""
-    streamed = StreamedMessage()
-    streamed.feed(b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in some))
-    assert verdict(streamed.answer({})).outcome in OUTCOMES
-
-
 def test_a_gateway_that_does_not_stream_is_understood():
     """A whole Message is taken as it is, and a page is none."""
     for content, outcome in ((json.dumps(WHOLE).encode(), "answered"), (b"<html>data: x</html>", "again")):
