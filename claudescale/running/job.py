@@ -234,10 +234,10 @@ class Job:
                 limits.shared(plan.share),
                 expected,
                 requests=rest.height,
-                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
-                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
+                input_tokens=expected.more
+                * expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
+                output_tokens=expected.more * min(output, float(plan.max_tokens)) * rest.height,
                 concurrency=plan.concurrency,
-                more=expected.more,
             ).seconds
         deadline = plan.deadline or 0.0
         return self.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds

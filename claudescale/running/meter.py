@@ -297,10 +297,9 @@ def live_ends(plan: Plan, pacer: Pacer, rest: pl.DataFrame, meter: Meter, minute
             pacer.limits.shared(plan.share),
             expected,
             requests=left,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens * left,
+            input_tokens=input_tokens * more,
+            output_tokens=output_tokens * left * more,
             concurrency=concurrency,
-            more=more,
         ).seconds
         / 60
         for more in (1.0, expected.more)
