@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import desks
 import polars as pl
 import virtual
 
@@ -17,7 +18,6 @@ from claudescale.api.limits import Limits
 from claudescale.pacing.pacer import Pacer
 from claudescale.running.job import Job, Row
 from claudescale.running.live import Live
-from claudescale.simulator import Desk
 from claudescale.simulator.wire import Answer as Told
 
 MODEL = "claude-haiku-5-5"
@@ -97,7 +97,7 @@ class DeskSend:
 
     def __init__(self, clock, **options):
         self.clock = clock
-        self.desk = Desk(options.pop("tier", "start"), now=clock.seconds(), **options)
+        self.desk = desks.desk(options.pop("tier", "start"), now=clock.seconds(), **options)
         self.most_under_way = self.under_way = 0
 
     async def __call__(self, content):

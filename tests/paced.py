@@ -44,7 +44,7 @@ class Api:
     def __init__(self, limits, bucket_seconds, seed):
         self.loop = asyncio.get_running_loop()
         self.random = random.Random(seed)
-        self.buckets = Buckets(*limits.per_minute, bucket_seconds, now=0.0)
+        self.buckets = Buckets(*limits.per_minute, bucket_seconds=bucket_seconds, now=0.0)
         self.arrivals = []
         self.in_flight = self.most_in_flight = 0
 

@@ -13,10 +13,8 @@ import polars as pl
 
 from claudescale.api import catalog, prices
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, refuse
-from claudescale.pacing.concurrency import FIRST_CONCURRENCY, MOST_CONCURRENCY
-from claudescale.pacing.pacer import RATE_MARGIN
+from claudescale.pacing.pacer import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN
 from claudescale.planning.calibration import Measured, guess
-from claudescale.prompts.requests import unreadable
 from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
@@ -363,10 +361,7 @@ class Compiled:
     @cached_property
     def sizes(self) -> pl.DataFrame:
         """`prompts.requests.SIZES`; the frame is read once, as a stream."""
-        try:
-            return self.prompt.sizes(self.plan.frame, None if self.kept is None else self.kept.open)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(error) from error
+        return self.prompt.sizes(self.plan.frame, None if self.kept is None else self.kept.open)
 
     @cached_property
     def totals(self) -> Totals:

@@ -258,7 +258,7 @@ class Plan(Shown):
         Spends: nothing.
         """
         work = self.compiled.work("api.anthropic.com")
-        bodies = [body.decode() for body in work.texts.bodies(work.requests["row"])]
+        bodies = [body.decode() for body in work.bodies(work.requests["row"])]
         return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
     # another plan
@@ -338,7 +338,7 @@ class Plan(Shown):
         other = other.replace(frame=read(other.frame))
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
         typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
-        kept = Kept.of(run, other.compiled.prompt, read(other.frame), other.mode, typed)
+        kept = Kept.of(run, other.compiled.prompt, read(other.frame), typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
     def head(self, n: int = 20) -> Plan:
@@ -417,14 +417,14 @@ class Plan(Shown):
 
         async def count(body: bytes) -> int:
             async with slots:
-                answer = await wire.count_tokens(body, patient=True)
+                answer = await wire.count_tokens(body)
             tokens = read_object(answer.content).get("input_tokens")
             if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
                 raise unasked(answer, "count of tokens")
             return tokens
 
         async with Wire(client) as wire:
-            tokens = await asyncio.gather(*map(count, work.texts.bodies(work.requests["row"])))
+            tokens = await asyncio.gather(*map(count, work.bodies(work.requests["row"])))
         calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
         counted = calibration.line(calls, "tokens", mine.totals.requests, rises=True)
         known = replace(mine.expected, input=counted)
@@ -561,7 +561,7 @@ class Plan(Shown):
         compiled, kept = self.compiled, self.compiled.kept
         if kept is not None:
             failed = kept.failed
-            yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are reused at no cost."
+            yield f"{kept.stays.sum() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
                 yield f"Left out, as the same request would fail again: {kinds}."
@@ -693,8 +693,7 @@ def plan(
     cache : bool
         Cache the system prompt and the examples, warmed by one call.
     params : dict, optional
-        Further fields of the API. Where ``tool_choice`` makes the model call a tool of yours, its input is
-        the reply, as JSON.
+        Further fields of the API, web tools among them.
     deadline : float or timedelta, optional
         Minutes the run may take.
     budget : float, optional

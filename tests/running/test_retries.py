@@ -94,11 +94,11 @@ def test_the_same_cells_after_a_restart_pay_nothing(tmp_path):
             [{}, {"max_tokens": 900}, {"budget": 5.0}, {"mode": "batch"}],
             [{"model": "claude-sonnet-5-5"}, {"system": "Be kind."}],
         ),
-        (400, [{}], [{"max_tokens": 50}, {"mode": "batch"}]),
+        (400, [{}, {"mode": "batch"}], [{"max_tokens": 50}]),
     ],
 )
 def test_what_would_fail_again_is_left_out_unless_something_changed(fault, useless, of_use):
-    """A refusal asks for another question or model, a rejected request for any other request or mode."""
+    """A refusal asks for another question or model, a rejected request for any other request."""
     with simulator(faults={fault: 0.4}) as api:
         plan = asked(numbered(20))
         run = finished(plan, api.client())
@@ -186,7 +186,7 @@ def test_what_cannot_be_retried_is_told():
     with simulator(latency=2.0) as api:
         plan = asked(numbered(6))
         run = plan.start(api.client(), ledger=None, progress=False)
-        with pytest.raises(cs.PlanError, match="still going"):
+        with pytest.raises(cs.PlanError, match="has ended"):
             plan.retry(run)
         cs.wait(run)
         pilot = finished(plan.sample(3), api.client())
@@ -198,7 +198,7 @@ def test_what_cannot_be_retried_is_told():
         (plan, pilot, r"has 3 rows and the plan 6.*run\.plan\.retry\(run\)"),
         (asked(numbered(6, first=1)), run, "asks something else"),
         (a_plan(numbered(6), "Look: {text}"), run, "asks something else"),
-        (plan, run.results, "takes a run of a plan, not a"),
+        (plan, run.results, "takes a run that has ended"),
         (lazy, whole, "the same texts in the same order"),
     ):
         with pytest.raises(cs.PlanError, match=words):
