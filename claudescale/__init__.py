@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from claudescale.loops import wait
     from claudescale.pacing.middleware import limit
     from claudescale.planning.plans import Plan, plan
-    from claudescale.prompts.parts import image, pdf
+    from claudescale.prompts.templates import image, pdf
     from claudescale.running.runs import Run
     from claudescale.simulator import Simulator
     from claudescale.widgets.pick import pick
@@ -59,11 +59,11 @@ _HOMES = {
     "batch": "helpers",
     "cascade": "evidence.cascades",
     "connect": "api.client",
-    "image": "prompts.parts",
+    "image": "prompts.templates",
     "limit": "pacing.middleware",
     "map": "helpers",
     "models": "api.models",
-    "pdf": "prompts.parts",
+    "pdf": "prompts.templates",
     "pick": "widgets.pick",
     "plan": "planning.plans",
     "price": "helpers",

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def now() -> datetime:
-    """Return the moment facts and prices are looked up for, where no API has told the time."""
-    return datetime.now(UTC)
-
-
 def elapsed() -> float:
     """Return real seconds from any start, never going back, which go on while the computer sleeps.
 

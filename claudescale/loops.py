@@ -1,4 +1,4 @@
-"""Where the network work runs: one background event loop, the handle of what goes on there, and `wait`.
+"""Where the network work runs: one background event loop, what ends with the process, and `wait`.
 
 The kernel's own loop is never patched and never blocked: widgets stay alive, other cells stay usable.
 In plain async code the work runs on the caller's loop instead. The choice is made here alone.
@@ -10,19 +10,18 @@ import asyncio
 import atexit
 import concurrent.futures
 import functools
-import math
 import os
 import sys
 import threading
-import time
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
+
+    from claudescale.running.runs import Run
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,10 +34,8 @@ _KEPT = "Interrupted. The answers so far are kept."
 _BLOCKED = "This blocks the event loop that does the work: use await instead, as in await run."
 _INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
 
-_opening = threading.Lock()
-_opened: list[Background] = []
-# Work under way, and what leaves it with the process; what runs on the caller's loop ends with that.
-_jobs: dict[concurrent.futures.Future[None], Handle | None] = {}
+# Work under way, and the run that leaves it with the process; on the caller's loop it ends with that.
+_jobs: dict[concurrent.futures.Future[None], Run | None] = {}
 _in_a_hurry = threading.Event()
 _torn: list[str] = []  # what is kept of work whose loop was ended under it
 
@@ -92,80 +89,76 @@ class Background(NamedTuple):
     thread: threading.Thread
 
 
+@functools.cache
 def background() -> Background:
     """Return the one background loop, started at the first call and ended with the process.
 
     Spends: nothing.
     """
-    with _opening:
-        if not _opened:
-            loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=_turn, args=(loop,), name="claudescale", daemon=True)
-            thread.start()
-            _opened.append(Background(loop, thread))
-        return _opened[0]
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=_turn, args=(loop,), name="claudescale", daemon=True)
+    thread.start()
+    return Background(loop, thread)
+
+
+if hasattr(os, "register_at_fork"):  # a fork takes no threads along
+    os.register_at_fork(after_in_child=background.cache_clear)
 
 
 def is_background(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether a loop is the background one, on which no client was used before."""
-    return any(loop is opened.loop for opened in _opened)
-
-
-def _report(loop: asyncio.AbstractEventLoop, found: dict[str, Any]) -> None:
-    """Show what nobody asked for as asyncio does, but no interrupt: it is told in one sentence elsewhere."""
-    if not isinstance(found.get("exception"), KeyboardInterrupt):
-        loop.default_exception_handler(found)
+    return background.cache_info().currsize > 0 and background().loop is loop
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
     """Turn the loop until it is stopped, then let every task end."""
-    asyncio.set_event_loop(loop)
-    loop.set_exception_handler(_report)
-    try:
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop()
         while True:
             # Polars raises an interrupt in whatever thread is collecting, and asyncio lets it out of the
             # loop: it ends that task and not the loop.
             with suppress(KeyboardInterrupt):
                 loop.run_forever()
                 break
-        left = asyncio.all_tasks(loop)
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
 
 
 def _end() -> None:
-    """Stop all work at the end of the process, let what is in flight come in, then end the loop."""
-    for loop, thread in _opened:
-        jobs = {future: handle for future, handle in list(_jobs.items()) if handle is not None}
-        for handle in jobs.values():
-            handle.leave()
-        with suppress(KeyboardInterrupt):  # whoever interrupts again waits for no answer any more
-            concurrent.futures.wait(jobs, timeout=0 if _in_a_hurry.is_set() else EXIT_SECONDS)
-        loop.call_soon_threadsafe(loop.stop)
-        with suppress(KeyboardInterrupt):
-            thread.join(EXIT_SECONDS)
-    _opened.clear()
+    """Leave all work at the end of the process, let what is in flight come in, then end the loop."""
+    runs = {future: run for future, run in list(_jobs.items()) if run is not None}
+    for run in runs.values():
+        run.leave()
+    loop, thread = background()
+    with suppress(KeyboardInterrupt):  # whoever interrupts again waits for no answer any more
+        concurrent.futures.wait(runs, timeout=0 if _in_a_hurry.is_set() else EXIT_SECONDS)
+    loop.call_soon_threadsafe(loop.stop)
+    with suppress(KeyboardInterrupt):
+        thread.join(EXIT_SECONDS)
+    background.cache_clear()
 
 
 def start(
-    work: Coroutine[Any, Any, None], handle: Handle | None = None
+    work: Coroutine[Any, Any, None], run: Run | None = None
 ) -> tuple[concurrent.futures.Future[None], int]:
     """Start a coroutine on the caller's loop if it may be used, else in the background.
 
-    Returns at once its end, and the thread that does the work. At the end of the process `handle` leaves it.
+    Returns at once its end, and the thread that does the work. At the end of the process `run` is left.
     """
-    loop, thread = running(), threading.current_thread()
-    at_exit = loop is None or _in_kernel()
-    if loop is None or at_exit:
-        loop, thread = background()
+
+    async def worked() -> None:
+        try:
+            await work
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            _torn.extend([run.kept] if run is not None else [])
+            raise
+
+    _hook_up()
+    home, in_kernel = _running(), threading.current_thread() is threading.main_thread() and in_notebook()
+    loop, thread = (home, threading.current_thread()) if home and not in_kernel else background()
+    if loop is not home:
         atexit.unregister(_end)  # the last one registered is the first one called: before ledgers close
         atexit.register(_end)
-    future = asyncio.run_coroutine_threadsafe(work, loop)
-    _jobs[future] = handle if at_exit else None  # a loop alone would let its tasks be collected
+    future = asyncio.run_coroutine_threadsafe(worked(), loop)
+    _jobs[future] = None if loop is home else run  # a loop alone would let its tasks be collected
     future.add_done_callback(_jobs.pop)
     return future, thread.ident or 0
 
@@ -173,17 +166,12 @@ def start(
 # where this is
 
 
-def running() -> asyncio.AbstractEventLoop | None:
+def _running() -> asyncio.AbstractEventLoop | None:
     """Return this thread's running loop, if there is one."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _in_kernel() -> bool:
-    """Whether this thread's loop is a Jupyter kernel's."""
-    return threading.current_thread() is threading.main_thread() and in_notebook()
 
 
 def in_notebook() -> bool:
@@ -206,35 +194,6 @@ async def in_thread(work: Callable[..., T], *given: Any) -> T:
     from anyio import to_thread  # noqa: PLC0415 - not needed to plan
 
     return await to_thread.run_sync(work, *given)
-
-
-async def either(task: asyncio.Future[None], event: asyncio.Event) -> None:
-    """Return when the task has ended, raising its error, or the event has come."""
-    waiting: asyncio.Future[Any] = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-    if task.done():
-        task.result()
-
-
-async def in_time(
-    work: Coroutine[Any, Any, T], seconds: float, woken: asyncio.Event, grace_seconds: float
-) -> T | None:
-    """Return what `work` gives; None, with it canceled, after `seconds` or a moment after `woken`."""
-    task, waking = asyncio.ensure_future(work), asyncio.ensure_future(woken.wait())
-    timeout = None if math.isinf(seconds) else seconds
-    try:
-        await asyncio.wait([task, waking], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if waking.done():
-            await asyncio.wait([task], timeout=grace_seconds)
-        return task.result() if task.done() else None
-    finally:
-        waking.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait([task])
 
 
 def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
@@ -262,25 +221,29 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         This thread's own loop would have to do the work it waits for.
     """
     if nested:
-        return _wait_nested(awaitable)
-    home, thread = background()
-    mine = threading.get_ident()
-    if mine == thread.ident or (running() is not None and mine == getattr(awaitable, "home", None)):
-        raise RuntimeError(_BLOCKED)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import nest_asyncio  # noqa: PLC0415 - the only place of it
 
+            own = _running() or asyncio.new_event_loop()
+            nest_asyncio.apply(own)
+            return own.run_until_complete(asyncio.ensure_future(awaitable, loop=own))
+    home, mine = background(), threading.get_ident()
+    if mine == home.thread.ident or (_running() is not None and mine == getattr(awaitable, "home", None)):
+        raise RuntimeError(_BLOCKED)
     ended = threading.Event()
-    lines: list[str] = []
+    lines = [_KEPT]
 
     async def waited() -> T:
         try:
             return await awaitable
         except asyncio.CancelledError as cancelled:
-            lines.append(line_of(cancelled))
+            lines.append(line_of(cancelled) or _KEPT)
             raise
         finally:
             ended.set()  # a future that is cancelled is done before its work is
 
-    future = asyncio.run_coroutine_threadsafe(waited(), home)
+    future = asyncio.run_coroutine_threadsafe(waited(), home.loop)
     try:
         while not ended.wait(SLICE_SECONDS):
             pass
@@ -290,81 +253,13 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
             ended.wait(EXIT_SECONDS)
         except KeyboardInterrupt:  # again: what is in flight is not waited for
             _in_a_hurry.set()
-        line = "".join(lines) or _KEPT
-        interrupted = KeyboardInterrupt(line)
-        show_as(interrupted, line)
+        interrupted = KeyboardInterrupt(lines[-1])
+        show_as(interrupted, lines[-1])
         raise interrupted from None
     return future.result()
 
 
-def _wait_nested(awaitable: Awaitable[T]) -> T:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import nest_asyncio  # noqa: PLC0415 - the only place of it
-
-        loop = running() or asyncio.new_event_loop()
-        nest_asyncio.apply(loop)
-        return loop.run_until_complete(asyncio.ensure_future(awaitable, loop=loop))
-
-
-class Handle(ABC):
-    """Work that has been started. ``await`` it for its end; an interrupt leaves it and waits for what is out.
-
-    Attributes
-    ----------
-    home : int
-        The thread whose loop does the work.
-    """
-
-    home: int
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        async def done() -> None:
-            try:
-                await work
-            except (asyncio.CancelledError, KeyboardInterrupt):
-                _torn.append(self.kept)
-                raise
-
-        _hook_up()
-        self._ended, self.home = start(done(), self)
-
-    @abstractmethod
-    def leave(self) -> None:
-        """Send nothing more. Spends: what is in flight."""
-
-    @property
-    @abstractmethod
-    def kept(self) -> str:
-        """What an interrupt leaves, in one sentence."""
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> Self:
-        await self._followed()
-        return self._outcome()
-
-    async def _followed(self, seconds: float = math.inf) -> None:
-        """Wait so long for the end; an interrupt leaves the work and waits for what is out."""
-        try:
-            await self._sleep(seconds)
-        except asyncio.CancelledError as cancelled:
-            self.leave()
-            await self._sleep(EXIT_SECONDS)
-            show_as(cancelled, self.kept)
-            raise
-
-    async def _sleep(self, seconds: float) -> None:
-        """Wait for the end in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
-        until = time.monotonic() + seconds
-        while not self._ended.done() and time.monotonic() < until:  # noqa: ASYNC110 - see above
-            await asyncio.sleep(SLICE_SECONDS)
-
-    def _outcome(self) -> Self:
-        if not self._ended.cancelled():
-            self._ended.result()
-        return self
+# a coroutine that was not awaited
 
 
 class Awaited(Coroutine[Any, Any, T]):
@@ -398,7 +293,7 @@ class Awaited(Coroutine[Any, Any, T]):
         self._coroutine.close()
 
     def __getattr__(self, name: str) -> Any:
-        msg = f"Nothing was sent: await is missing. Type {self._line}; it has .{name}, if anything has."
+        msg = f"{self!r}; it has .{name}, if anything has."
         raise AttributeError(msg)
 
     def __repr__(self) -> str:
@@ -418,13 +313,3 @@ def awaited(
         return call
 
     return wrap
-
-
-def _forget() -> None:
-    """Open a new loop in a forked child: a fork takes no threads along."""
-    _opened.clear()
-    _jobs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

@@ -50,7 +50,7 @@ def test_every_door_gives_the_run(api):
         assert run.home == threading.get_ident()
         with pytest.raises(RuntimeError, match="use await"):  # it would wait for itself for ever
             cs.wait(run)
-        assert await asyncio.gather(run._wait(), run._wait()) == [run, run]
+        assert await asyncio.gather(awaited(run), awaited(run)) == [run, run]
         return await run
 
     assert asyncio.run(main()).state == cs.wait(main()).state == "finished"
@@ -63,7 +63,7 @@ def test_errors_come_out_of_every_door(api):
 
     async def main():
         run = a_plan(reviews(1)).start(api.client(api_key="sk-wrong"), ledger=None, progress=False)
-        return await asyncio.gather(run._wait(), run._wait(), return_exceptions=True), run
+        return await asyncio.gather(awaited(run), awaited(run), return_exceptions=True), run
 
     errors, run = asyncio.run(main())
     assert [type(error) for error in errors] == [cs.RunStopped] * 2

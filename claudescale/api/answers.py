@@ -202,18 +202,18 @@ def text_of(message: Mapping[str, Any]) -> str | None:
     given = _tool_input(message)
     if given is not None:
         return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
-    texts = (dig(str, block, "text") for block in _blocks(message, "text"))
-    return "".join(text for text in texts if text) or None
+    return "".join(block["text"] for block in _blocks(message, "text", "text", str)) or None
 
 
 def _tool_input(message: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the input of the first client tool that a Message calls: a forced call is a reply as JSON."""
-    inputs = (dig(dict, block, "input") for block in _blocks(message, "tool_use"))
-    return next((given for given in inputs if given is not None), None)
+    return next((block["input"] for block in _blocks(message, "tool_use", "input", dict)), None)
 
 
-def _blocks(message: Mapping[str, Any], kind: str) -> list[Any]:
-    return [block for block in dig(list, message, "content") or [] if dig(str, block, "type") == kind]
+def _blocks(message: Mapping[str, Any], kind: str, name: str, of: type) -> list[dict[str, Any]]:
+    """Return the blocks of a kind that have what they are to have."""
+    blocks = dig(list, message, "content") or []
+    return [b for b in blocks if dig(str, b, "type") == kind and dig(of, b, name) is not None]
 
 
 def stop_reason_of(message: Mapping[str, Any]) -> str | None:
@@ -241,7 +241,7 @@ def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
         "inference_geo": dig(str, message, "usage", "inference_geo"),
         "speed": dig(str, message, "usage", "speed"),
         "web_search_requests": _count(message, "server_tool_use", "web_search_requests"),
-        "refusal_category": _refusal_category(message),
+        "refusal_category": dig(str, message, "stop_details", "category"),
     }
 
 
@@ -249,12 +249,7 @@ def is_free(message: Mapping[str, Any] | None) -> bool:
     """Whether an answer is not billed though it has tokens: most refusals before any output."""
     refused = dig(str, message, "stop_reason") == "refusal"
     unwritten = dig(int, message, "usage", "output_tokens") == 0
-    return refused and unwritten and _refusal_category(message) not in CHARGES.billed_refusals
-
-
-def _refusal_category(message: Mapping[str, Any] | None) -> str | None:
-    refused = dig(str, message, "stop_reason") == "refusal"
-    return dig(str, message, "stop_details", "category") if refused else None
+    return refused and unwritten and answer_of(message)["refusal_category"] not in CHARGES.billed_refusals
 
 
 _Kind = TypeVar("_Kind")
@@ -296,7 +291,6 @@ class StreamedMessage:
         self._message: dict[str, Any] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
         self._error: dict[str, Any] | None = None
-        self._is_over = False
 
     def feed(self, part: bytes) -> None:
         """Take some more bytes."""
@@ -310,23 +304,17 @@ class StreamedMessage:
     def _take(self, event: dict[str, Any]) -> None:
         match event:
             case {"type": "message_start", "message": dict(message)}:
-                self._message, self._plain = message, b""
+                self._message = message
             case {"type": "content_block_start", "index": int(index), "content_block": dict(block)}:
                 self._blocks[index] = dict(block)
-            case {"type": "content_block_delta", "index": int(index), "delta": {"citation": citation}}:
-                block = self._blocks.get(index, {})
-                block["citations"] = [*(block.get("citations") or []), citation]
             case {"type": "content_block_delta", "index": int(index), "delta": dict(delta)}:
                 block = self._blocks.get(index, {})
-                for name in delta.keys() & {"text", "thinking", "signature", "partial_json"}:
+                for name in delta.keys() & {"text", "partial_json"}:  # all of a reply that is kept
                     block[name] = f"{block.get(name) or ''}{delta[name] or ''}"
             case {"type": "message_delta"}:
-                self._message |= dig(dict, event, "delta") or {}
                 usage = {name: n for name, n in (dig(dict, event, "usage") or {}).items() if n is not None}
+                self._message |= dig(dict, event, "delta") or {}
                 self._message["usage"] = (dig(dict, self._message, "usage") or {}) | usage
-                self._is_over |= bool(self._message.get("stop_reason"))
-            case {"type": "message_stop"}:
-                self._is_over = True
             case {"type": "error"}:
                 self._error = event
 
@@ -346,7 +334,7 @@ class StreamedMessage:
         if self._error is not None:
             status = ERRORS.stream_statuses.get(_error(self._error)[0] or "", _SERVER_ERROR)
             return Answer(status, headers, json.dumps(self._error).encode(), partial=self.so_far)
-        if self._is_over:
+        if self._message.get("stop_reason"):
             return Answer(200, headers, json.dumps(self.so_far).encode())
         if "event-stream" not in headers.get("content-type", "event-stream"):
             return Answer(200, headers, self._plain)

@@ -13,22 +13,20 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import polars as pl
 
-from claudescale import clock
 from claudescale.errors import PlanError, UnknownModel, UnknownTier, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Container, Mapping
 
     from genai_prices.types import ModelInfo
 
 Mode: TypeAlias = Literal["live", "batch"]
 Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
-Steps: TypeAlias = "tuple[tuple[int, Decimal], ...]"
 
 PARTS = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
 """The kinds of tokens that have a price of their own, as in the ``usage`` of a reply."""
@@ -64,17 +62,29 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model(Fact):
-    """What is known about one model that can be called, or could be once."""
+class RetiredModel(Fact):
+    """What is known of every model, also of one that could be called once."""
 
     id: str  # to send; aliases resolve to it
     snapshot: str  # the dated id that `id` stands for
-    line: str
-    lifecycle: Lifecycle  # as of `checked`
-    deprecated_on: date | None = None
+    line: str | None = None
+    lifecycle: Lifecycle = "retired"  # as of `checked`
     retires_on: date | None = None  # announced: from `retires_at` on requests fail
+    successor: str | None = None  # that Anthropic recommends
+
+    @property
+    def retires_at(self) -> datetime | None:
+        """The moment from which requests fail, in UTC; None if none is announced."""
+        return retirement(self.retires_on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(RetiredModel):
+    """What is known about one model that can be called."""
+
+    line: str
+    deprecated_on: date | None = None
     retires_not_before: date | None = None  # promised, where no retirement is announced
-    successor: str | None = None
     verified_only: bool  # only organizations that Anthropic has verified may call it
     context_tokens: int
     max_output_tokens: int
@@ -96,26 +106,16 @@ class Model(Fact):
     given: bool = False  # described by the user, see `claudescale.Model`
     given_dollars: tuple[float, float] | None = None  # of a million input and output tokens, if they said
 
-    @property
-    def retires_at(self) -> datetime | None:
-        """The moment from which requests fail, in UTC; None if none is announced."""
-        return retirement(self.retires_on)
 
+class PriceStep(NamedTuple):
+    """Dollars per token for requests whose whole prompt is longer than `above_tokens`."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetiredModel(Fact):
-    """A model that could be called once."""
-
-    id: str
-    snapshot: str
-    line: str | None = None
-    retires_on: date
-    successor: str  # that Anthropic recommends
-
-    @property
-    def retires_at(self) -> datetime | None:
-        """The moment from which requests fail, in UTC."""
-        return retirement(self.retires_on)
+    above_tokens: int
+    input: float
+    cache_write_5m: float
+    cache_write_1h: float
+    cache_read: float
+    output: float
 
 
 class Rates(NamedTuple):
@@ -140,61 +140,15 @@ class Tier(Fact):
     count_tokens_per_minute: int | None = None  # calls, not tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message(Fact):
-    """What one request may be."""
-
-    max_bytes: int
-    max_messages: int
-    nonstreaming_max_tokens: int
-    schema_optional_parameters: int
-    schema_union_parameters: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch(Fact):
-    """What one batch may be."""
-
-    max_requests: int
-    max_bytes: int
-    expires_hours: int
-    results_days: int
-    custom_id_pattern: str
-    cache_hit_shares: tuple[float, float]
-    refused_parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charges(Fact):
-    """What costs, or does not cost, besides the tokens."""
-
-    us_factor: float
-    geographies: tuple[str, ...]
-    no_inference_geo: tuple[str, ...]
-    billed_refusals: tuple[str, ...]
-    server_tool_turns: int
-    no_forced_tool: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Errors(Fact):
-    """What error codes, statuses and words mean."""
-
-    account_codes: tuple[str, ...]
-    passing_codes: tuple[str, ...]
-    row_codes: tuple[str, ...]
-    stopping_errors: tuple[str, ...]
-    failing_errors: tuple[str, ...]
-    outcomes: dict[str, str]
-    stream_statuses: dict[str, int]
-    account_words: dict[str, str]
-
-
 _Fact = TypeVar("_Fact")
 
 
+def _lists_frozen(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
 def _fact(kind: type[_Fact], row: Mapping[str, Any]) -> _Fact:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+    return kind(**_lists_frozen(row))
 
 
 def _model_facts(data: Mapping[str, Any], row: Mapping[str, Any]) -> Model:
@@ -223,29 +177,34 @@ RETIRED = MappingProxyType(
     {row["id"]: _fact(RetiredModel, {"snapshot": row["id"], **row}) for row in _DATA["retired"]}
 )
 TIERS = MappingProxyType({row["name"]: _tier_facts(_DATA, row) for row in _DATA["tier"]})
-MESSAGE, BATCH = _fact(Message, _DATA["message"]), _fact(Batch, _DATA["batch"])
-CHARGES, ERRORS = _fact(Charges, _DATA["charges"]), _fact(Errors, _DATA["errors"])
+MESSAGE, BATCH, CHARGES, ERRORS = (
+    SimpleNamespace(**_lists_frozen(_DATA[name])) for name in ("message", "batch", "charges", "errors")
+)
+"""What one request and one batch may be, what costs besides the tokens, and what error codes mean."""
 MEDIA: Mapping[str, Any] = MappingProxyType(_DATA["media"])
 """What images and PDFs may be, and the tokens they take; `claudescale.api.media` counts them."""
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
 _RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}
 _SAID = WORDS["model"]
-_NOTICE_DAYS = 60  # before a model retires a plan says so: Anthropic's own notice is no shorter
+_NOTICE = timedelta(days=60)  # before a model retires a plan says so: Anthropic's own notice is no shorter
 
 
 # ----------------------------------------------------------------------------------------------- models
 
 
-def lifecycle(model: Model | RetiredModel, at: datetime | None = None) -> Lifecycle:
+def now() -> datetime:
+    """Return the moment facts and prices are looked up for, where no API has told the time."""
+    return datetime.now(UTC)
+
+
+def lifecycle(model: RetiredModel, at: datetime | None = None) -> Lifecycle:
     """Return where a model stands in its life at a moment (now): retired from the announced one on."""
     retires_at = model.retires_at
-    if isinstance(model, RetiredModel) or (retires_at and (at or clock.now()) >= retires_at):
-        return "retired"
-    return model.lifecycle
+    return "retired" if retires_at and (at or now()) >= retires_at else model.lifecycle
 
 
-def refusal(model: Model | RetiredModel, at: datetime | None = None) -> str | None:
+def refusal(model: RetiredModel, at: datetime | None = None) -> str | None:
     """Return why a model cannot be called at a moment, and what to use; None where it can be."""
     if lifecycle(model, at) != "retired":
         return None
@@ -264,15 +223,13 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     batch_minutes : float
         What its batches may take at most.
     """
-    moment, retires_at, notes = at or clock.now(), model.retires_at, []
+    moment, retires_at, notes = at or now(), model.retires_at, []
     use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
     said = {"id": model.id, "use": use, "day": model.retires_on, "moment": retires_at}
-    days = _NOTICE_DAYS + 1 if retires_at is None else (retires_at.date() - moment.date()).days
     if retires_at is not None and moment >= retires_at:
         return [_SAID["retired"].format(**said)]
-    if days <= _NOTICE_DAYS:
-        left = f"in {days} days" if days > 1 else ("today", "tomorrow")[days]
-        notes.append(_SAID["retires"].format(**said, days=left))
+    if retires_at is not None and retires_at - moment <= _NOTICE:
+        notes.append(_SAID["retires"].format(**said))
     elif model.lifecycle == "deprecated":
         when = f" and retires on {model.retires_on}" if retires_at else ""
         notes.append(_SAID["deprecated"].format(**said, when=when))
@@ -308,9 +265,8 @@ def model(name: object) -> Model:
     if isinstance(facts, Model):
         return facts
     if not isinstance(name, str):
-        kinds = {"Series": "Expr", "tuple": "list", "set": "list", "dict": "list"}
-        kind, no_model = type(name).__name__, WORDS["no_model"]
-        raise PlanError(no_model.get(kinds.get(kind, kind), no_model["other"]).format(name=name))
+        words = WORDS["no_model"]
+        raise PlanError(words.get(type(name).__name__, words["other"]).format(name=name))
     if name in _BY_NAME:
         return _BY_NAME[name]
     if name in _RETIRED_BY_NAME:
@@ -329,10 +285,10 @@ def callable_model(name: object, at: datetime | None = None) -> Model:
     return facts
 
 
-def same_model(name: str, names: Iterable[str]) -> bool:
+def same_model(name: str, names: Container[str]) -> bool:
     """Return whether `names` has the model called `name`, be it by its dated id or its alias."""
     known = _BY_NAME.get(name)
-    return bool({name, known.id, known.snapshot} & set(names)) if known else name in names
+    return any(same in names for same in {name, known.id, known.snapshot}) if known else name in names
 
 
 # ------------------------------------------------------------------------------------------------ tiers
@@ -357,12 +313,11 @@ def tier(name: str | int) -> Tier:
     >>> tier(1).limits["haiku-5-5"].requests_per_minute
     50
     """
-    text = " ".join(str(name).lower().replace("-", " ").split())
-    bare = text.removeprefix("tier").strip()
-    for key in (text, bare, f"tier {bare}"):
+    bare = str(name).lower().replace("-", " ").removeprefix("tier").strip()
+    for key in (bare, f"tier {bare}"):
         if key in TIERS:
             return TIERS[key]
-    hint = nearest(text, TIERS)
+    hint = nearest(bare, TIERS)
     raise UnknownTier(WORDS["limits"]["no_tier"].format(name=name, hint=hint, tiers=", ".join(TIERS)))
 
 
@@ -392,14 +347,9 @@ def tier_rates(name: Tier | str | int, of: Model | str) -> Rates:
 # ----------------------------------------------------------------------------------------------- prices
 
 
-def list_price(
-    model_id: str, *, mode: Mode = "live", at: datetime | None = None, speed: str | None = None
-) -> Mapping[str, Steps]:
-    """Return the list price by part (`PARTS`), in dollars per million tokens, as genai-prices has it.
-
-    A part's price is one or more steps ``(above_tokens, dollars)``: the last step whose `above_tokens`
-    the whole prompt (input, cache writes and cache reads together) exceeds holds for every token of the
-    request.
+@lru_cache(maxsize=1024)
+def list_price(model_id: str, mode: Mode, day: date, speed: str | None = None) -> tuple[PriceStep, ...]:
+    """Return the list price on a UTC day as genai-prices has it: the last step that a prompt exceeds holds.
 
     Parameters
     ----------
@@ -407,8 +357,8 @@ def list_price(
         A model of the catalog; a retired one has a live price too.
     mode : {"live", "batch"}
         How the request is sent.
-    at : datetime, optional
-        When it is sent; the default is now. Prices change by UTC day.
+    day : date
+        When it is sent, in UTC.
     speed : str, optional
         ``"fast"`` for fast mode, which only live requests have.
 
@@ -419,55 +369,48 @@ def list_price(
     PlanError
         The price for that mode or speed at that time is unknown.
     """
-    return _list_price(_RETIRED_BY_NAME.get(model_id) or model(model_id), mode, utc_day(at), speed)
-
-
-def utc_day(at: datetime | None) -> date:
-    """Return the day that decides a price, of a moment or of now."""
-    moment = at or clock.now()
-    return (moment.astimezone(UTC) if moment.tzinfo else moment).date()
-
-
-@lru_cache(maxsize=1024)
-def _list_price(model: Model | RetiredModel, mode: Mode, day: date, speed: str | None) -> Mapping[str, Steps]:
-    info, noon = _priced(model), datetime.combine(day, time(12), UTC)
-    when = {"processing": "batch"} if mode == "batch" else {"speed": "fast"} if speed == "fast" else None
-    known = [each for each in info.price_variants or () if each.when == when]
-    if when and not any(each.constraint is None or each.constraint.active(noon) for each in known):
+    facts, info, noon = *_priced(model_id), datetime.combine(day, time(12), UTC)
+    when = {"processing": "batch"} if mode == "batch" else {"speed": speed} if speed else None
+    known = [variant.constraint for variant in info.price_variants or () if variant.when == when]
+    if when and not any(constraint is None or constraint.active(noon) for constraint in known):
         # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
         # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
-        if mode == "batch" and model.retires_on is not None:
-            live = _list_price(model, "live", day, None)
-            return {part: tuple((above, price / 2) for above, price in steps) for part, steps in live.items()}
+        if mode == "batch" and facts.retires_on is not None:
+            live = list_price(model_id, "live", day)
+            return tuple(PriceStep(step[0], *(rate / 2 for rate in step[1:])) for step in live)
         words = _SAID["batch_unpriced" if mode == "batch" else "fast_unpriced"]
         raise PlanError(words.format(id=info.id, day=day))
-    prices = info.get_prices(noon, when)
-    steps: dict[str, Steps] = {}
+    prices, parts = info.get_prices(noon, when), {}
     for part in PARTS:
         value = getattr(prices, f"{part}_mtok")
         if value is None and part == "cache_write_5m":
             value = prices.cache_write_mtok
         if value is None:
             raise UnknownModel(_SAID["part_unpriced"].format(part=part, id=info.id))
-        tiers = getattr(value, "tiers", ())
-        steps[part] = ((0, getattr(value, "base", value)), *((step.start, step.price) for step in tiers))
-    return steps
+        above = [(step.start, step.price) for step in getattr(value, "tiers", ())]
+        parts[part] = [(0, getattr(value, "base", value)), *above]
+    steps = []
+    for threshold in sorted({start for part in parts.values() for start, _ in part}):
+        rates = {name: max(step for step in part if step[0] <= threshold)[1] for name, part in parts.items()}
+        steps.append(PriceStep(threshold, **{name: float(rate / 1_000_000) for name, rate in rates.items()}))
+    return tuple(steps)
 
 
 @lru_cache(maxsize=1024)
 def search_dollars(model_id: str, day: date) -> float | None:
     """Return what a web search costs with a model, live or in a batch, as genai-prices has it."""
-    info = _priced(_RETIRED_BY_NAME.get(model_id) or model(model_id))
-    thousand = info.get_prices(datetime.combine(day, time(12), UTC), None).web_searches_kcount
+    prices = _priced(model_id)[1].get_prices(datetime.combine(day, time(12), UTC), None)
+    thousand = prices.web_searches_kcount
     return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
 
 
-def _priced(model: Model | RetiredModel) -> ModelInfo:
+def _priced(model_id: str) -> tuple[RetiredModel, ModelInfo]:
     from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - slow, and often not needed
 
-    name = getattr(model, "prices_of", None) or model.id
+    facts = _RETIRED_BY_NAME.get(model_id) or model(model_id)
+    name = getattr(facts, "prices_of", None) or facts.id
     try:
-        return get_snapshot().find_provider_model(name, None, "anthropic", None)[1]
+        return facts, get_snapshot().find_provider_model(name, None, "anthropic", None)[1]
     except LookupError as error:
         raise UnknownModel(_SAID["unpriced"].format(id=name)) from error
 

@@ -17,9 +17,9 @@ import logging
 import os
 import re
 import socket
+import ssl
 import sys
 import time
-import urllib.request
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,18 +62,14 @@ _MOST_PAGES = 100
 _MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call, and of one that gets no answer at all
 _SHORTEST_SECRET = 12
 _MESSAGES, _BATCHES = "/v1/messages", "/v1/messages/batches"
-_SAME_METHOD = {307, 308}  # after other redirects a POST becomes a GET, without its body
-_HARMLESS = {"accept", "accept-encoding", "host", "user-agent"}
 _UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _SIMULATOR_HEADER = "claudescale-simulator"
 _sessions: weakref.WeakSet[Any] = weakref.WeakSet()  # of aiohttp, that were opened here
-_homes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # the loop a user's transport is on
 _simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
 _ADDRESS = re.compile(r"https?://[^/@?#%\s]+(/[^?#\s]*)?")
 _SAID, _WORDS = WORDS["client"], WORDS["reason"]
-_UNSENDABLE = {"UnsupportedProtocol", "InvalidURL", "TooManyRedirects", "ValueError", "LocalProtocolError"}
 _log = logging.getLogger("claudescale.api")
 
 
@@ -120,8 +116,8 @@ class Wire:
     def __init__(self, client: AsyncAnthropic, max_tokens: int = 1024) -> None:
         import anthropic  # noqa: PLC0415 - slow to import
 
-        self._loopback, own = client.base_url.host in LOOPBACK, _own_transport(client)
-        self._made = None if own else transport(here=self._loopback)
+        own = _own_transport(client)
+        self._made = None if own else transport()
         self._client = _copied(client, own or cast("httpx2.AsyncClient", self._made))
         self._streams = streams(max_tokens)
         given, self._connect_seconds = httpx2.Timeout(client.timeout), _CONNECT_SECONDS
@@ -153,8 +149,7 @@ class Wire:
         about: dict[str, Any] = {}
         if is_nearby(self._client.base_url):
             self._simulated = True  # or its answer would be refused as one that is not declared
-            asked = self.call("/simulator", _CONNECT_SECONDS, {})
-            about = read_object((await self.answer("about", asked, _CONNECT_SECONDS)).content)
+            about = read_object((await self.ask("about", "/simulator", seconds=_CONNECT_SECONDS)).content)
         self._simulated = about.get("simulator") == "claudescale"
         if self._simulated:
             self.clock = Clock(float(about["speed"]), float(about["now"]))
@@ -172,27 +167,26 @@ class Wire:
         least = min(self._timeout_seconds, _SHORTEST_TIMEOUT_SECONDS)
         seconds = max(self.clock.real(self._timeout_seconds), least)
         if not self._streams:
-            return await self.answer("message", self.call(_MESSAGES, seconds, {}, _Unshown(body)), seconds)
-        message, headers = StreamedMessage(), {"accept": "text/event-stream", **_UNREAD}
+            return await self.ask("message", _MESSAGES, _Unshown(body), seconds=seconds)
+        message, streamed = StreamedMessage(), _Unshown(body.rstrip()[:-1] + b',"stream":true}')
 
         async def take(part: bytes) -> None:
             message.feed(part)
 
-        streamed = _Unshown(body.rstrip()[:-1] + b',"stream":true}')
-        call = self.call(_MESSAGES, min(_IDLE_SECONDS, seconds), headers, streamed)
-        answer = await self.answer("message", call, seconds, take)
+        idle = min(_IDLE_SECONDS, seconds)
+        answer = await self.ask("message", _MESSAGES, streamed, seconds=seconds, idle_seconds=idle, take=take)
         if answer.status is None:
             return answer._replace(partial=message.so_far)
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
 
-    async def count_tokens(self, request: bytes, *, patient: bool = False) -> Answer:
+    async def count_tokens(self, request: bytes) -> Answer:
         """Return what the API says of the input tokens of one request.
 
         Spends: nothing.
         """
         takes = inspect.signature(self._client.messages.count_tokens).parameters
         fields = {name: value for name, value in json.loads(request).items() if name in takes}
-        return await (self.patiently if patient else self.free)("messages.count_tokens", **fields)
+        return await self.patiently("messages.count_tokens", **fields)
 
     async def listed(self, name: str, **fields: Any) -> tuple[list[dict[str, Any]], Answer]:
         """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
@@ -231,27 +225,41 @@ class Wire:
         resource, _, method = name.rpartition(".")
         # Raw: a strict client's types would refuse what they do not know.
         call = getattr(attrgetter(resource)(self._client).with_raw_response, method)
-        return await self.answer(name, call(*given, **fields), CALL_SECONDS)
+        return await self._answer(name, call(*given, **fields), CALL_SECONDS)
 
-    def call(
-        self, path: str, seconds: float, headers: dict[str, str], content: Any = None
-    ) -> Awaitable[httpx2.Response]:
-        """Get a path, or post JSON to it as it is; nothing may be heard for so many real seconds at most."""
-        timeout = httpx2.Timeout(seconds, connect=self._connect_seconds)
-        options: Any = {"headers": headers, "timeout": timeout}
-        if content is None:
-            return self._client.get(path, cast_to=httpx2.Response, options=options)
-        options["headers"] = {"content-type": "application/json", **headers}
-        return self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
-
-    async def answer(
-        self, what: str, request: Awaitable[Any], seconds: float, take: Take | None = None
+    async def ask(
+        self,
+        what: str,
+        path: str,
+        content: Any = None,
+        *,
+        seconds: float = LONGEST_TRANSFER_SECONDS,
+        idle_seconds: float = CALL_SECONDS,
+        headers: dict[str, str] | None = None,
+        take: Take | None = None,
     ) -> Answer:
-        """Return what came back, whatever happens, and log it: never a text or a key.
+        """Return what came back for a path, or for JSON that is posted to it as it is.
 
         A body is passed to `take` as it comes, a batch's results in blocks of whole lines. Where the answer
         then has no status it broke off: what was taken so far is good. A `take` that returns True has enough.
+
+        Spends: what is posted.
         """
+        options: Any = {
+            "headers": (headers or {}) | (_UNREAD if take else {}),
+            "timeout": httpx2.Timeout(min(seconds, idle_seconds), connect=self._connect_seconds),
+        }
+        if content is None:
+            request = self._client.get(path, cast_to=httpx2.Response, options=options)
+        else:
+            options["headers"]["content-type"] = "application/json"
+            request = self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
+        return await self._answer(what, request, seconds, take)
+
+    async def _answer(
+        self, what: str, request: Awaitable[Any], seconds: float, take: Take | None = None
+    ) -> Answer:
+        """Return what came back, whatever happens, and log it: never a text or a key."""
         import anthropic  # noqa: PLC0415 - slow to import
 
         number, begun = next(_numbers), time.monotonic()
@@ -271,7 +279,7 @@ class Wire:
                         if await take(block):
                             break
         # RequestError: the words of an error break off, which the SDK reads by itself.
-        # TypeError: there is no key. ValueError, InvalidURL: a header or an address that cannot be sent.
+        # TypeError: there is no key. ValueError: a header that cannot be sent. InvalidURL: a redirect.
         except (anthropic.AnthropicError, httpx2.RequestError, httpx2.InvalidURL,
                 TimeoutError, TypeError, ValueError) as error:  # fmt: skip
             if answer is not None and not isinstance(error, TimeoutError | httpx2.RequestError):
@@ -287,7 +295,7 @@ class Wire:
 
     def _read(self, response: httpx2.Response) -> Answer:
         if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            return Answer(None, {}, b"", "connection_error", sent=False, reason=_WORDS["ProxyError"])
+            return Answer(None, {}, b"", "connection_error", sent=False, reason=_WORDS["proxy"])
         headers = dict(response.headers.items())  # a lookup in the response's own takes 5 µs
         if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
@@ -354,27 +362,16 @@ class BatchWire:
         wire, content = await self._turn(), cast("Any", parts)
         if wire.signs_bodies:
             content = _Unshown(b"".join([part async for part in parts]))
-        posted = wire.call(_BATCHES, CALL_SECONDS, {"content-length": str(length)}, content)
-        return await wire.answer("batch", posted, LONGEST_TRANSFER_SECONDS)
+        return await wire.ask("batch", _BATCHES, content, headers={"content-length": str(length)})
 
-    async def retrieve(self, batch_id: str) -> Answer:
-        """Return the answer that shows one batch."""
-        return await (await self._turn()).free("messages.batches.retrieve", batch_id)
-
-    async def page(self, limit: int, after_id: str | None = None) -> Answer:
-        """Return the answer that shows the newest batches, or those after one."""
-        after = {"after_id": after_id} if after_id else {}
-        return await (await self._turn()).free("messages.batches.list", limit=limit, **after)
-
-    async def cancel(self, batch_id: str) -> Answer:
-        """Ask for the end of a batch; what is under way in it may still be answered and paid for."""
-        return await (await self._turn()).free("messages.batches.cancel", batch_id)
+    async def free(self, name: str, *given: Any, **fields: Any) -> Answer:
+        """Return the answer to "list", "retrieve" or "cancel" of the SDK's ``client.messages.batches``."""
+        return await (await self._turn()).free(f"messages.batches.{name}", *given, **fields)
 
     async def results(self, batch_id: str, take: Take) -> Answer:
-        """Pass the result lines to `take` in blocks; see `Wire.answer`."""
-        wire, headers = await self._turn(), {"accept": "application/binary", **_UNREAD}
-        asked = wire.call(f"{_BATCHES}/{batch_id}/results", CALL_SECONDS, headers)
-        return await wire.answer("results", asked, LONGEST_TRANSFER_SECONDS, take)
+        """Pass the result lines to `take` in blocks; see `Wire.ask`."""
+        path, accept = f"{_BATCHES}/{batch_id}/results", {"accept": "application/binary"}
+        return await (await self._turn()).ask("results", path, headers=accept, take=take)
 
     async def first_lines(self, batch_id: str) -> bytes | None:
         """Return the first block of a batch's result lines; None where they cannot be read now."""
@@ -446,61 +443,44 @@ def _failed(error: Exception, host: str) -> Answer:
     # No connection was made. aiohttp's transport calls a lost one httpx2.ConnectError as well.
     unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpcore2.ConnectError,
               aiohttp.ClientConnectorError)  # fmt: skip
-    sent, reason = True, ""
-    for cause in _causes(error):
-        if isinstance(cause, aiohttp.ClientConnectorError):  # it may be a proxy that was called
-            proxy = "the proxy " if isinstance(cause, aiohttp.ClientProxyConnectionError) else ""
-            host = f"{proxy}{cause.host}:{cause.port}"
-        sent = sent and not isinstance(cause, unsent)
-        name, words = _reason(cause, host)
-        reason = words or reason
-        if name in _UNSENDABLE:
-            return Answer(None, {}, b"", "unsendable_error", sent=False, reason=reason)
-    # Without words of ours the kind of the error will do: its own words may be anything.
-    reason = reason or type(cause).__name__
-    if isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException):
-        return Answer(None, {}, b"", "timeout_error", sent=sent, reason=reason)
-    if isinstance(error, anthropic.APIConnectionError | anthropic.RetryableError | httpx2.RequestError):
-        return Answer(None, {}, b"", "connection_error", sent=sent, reason=reason)
-    # The SDK finds no key, or none it can use: an AnthropicError, or a TypeError.
-    return Answer(None, {}, b"", "authentication_error", sent=False)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it came from, the innermost last; not what was handled meanwhile."""
-    cause: BaseException | None = error
+    sent, reason, cause = True, "", cast("BaseException | None", error)
     while cause is not None:
-        yield cause
-        if isinstance(cause, BaseExceptionGroup):
-            cause = cause.exceptions[0]
-        elif type(cause).__module__.startswith("httpcore2"):  # it leaves its cause as its context
-            cause = cause.__cause__ or cause.__context__
-        else:
-            cause = cause.__cause__
-
-
-def _reason(cause: BaseException, host: str) -> tuple[str, str]:
-    """Return a cause's name in the table of words, and those words; nothing where it has none there."""
-    names = [kind.__name__ for kind in type(cause).__mro__ if kind.__name__ in _WORDS]
-    if not names or (names[0] == "ValueError" and "header" not in str(cause).lower()):
-        return "", ""
-    detail = getattr(cause, "verify_message", None) or getattr(cause, "reason", None)
-    number, words = getattr(cause, "errno", None) or 0, getattr(cause, "strerror", None)
-    if names[0] == "OSError":  # a host's name that is not known has a negative number
-        detail = (os.strerror(number) if number > 0 else str(words or "no connection")).lower()
-    return names[0], _WORDS[names[0]].format(host=host, detail=detail)
+        sent = sent and not isinstance(cause, unsent)
+        match cause:
+            case ValueError() | httpx2.LocalProtocolError() if "header" in str(cause).lower():
+                return Answer(None, {}, b"", "unsendable_error", sent=False, reason=_WORDS["header"])
+            case httpx2.ProxyError():
+                reason = _WORDS["proxy"]
+            case ssl.SSLCertVerificationError():
+                detail = getattr(cause, "verify_message", "")  # of the innermost
+                reason = _WORDS["certificate"].format(host=host, detail=detail)
+            case OSError(errno=int(number)) if number:  # of a name that is not known it is below 0
+                host = (
+                    f"{cause.host}:{cause.port}" if isinstance(cause, aiohttp.ClientConnectorError) else host
+                )
+                words = os.strerror(number) if number > 0 else cause.strerror
+                reason = f"{host}: {getattr(cause, 'reason', None) or str(words).lower()}"
+        innermost = type(cause).__name__  # the kind will do: its own words may be anything
+        # httpcore2 leaves its cause as its context; of others that may be what was handled meanwhile.
+        hidden = cause.__context__ if type(cause).__module__.startswith("httpcore2") else None
+        cause = cause.__cause__ or hidden
+    lost = (anthropic.APIConnectionError, anthropic.RetryableError)
+    if isinstance(error, anthropic.AnthropicError | TypeError) and not isinstance(error, lost):
+        return Answer(None, {}, b"", "authentication_error", sent=False)  # the SDK finds no key it can use
+    late = isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException)
+    failure = "timeout_error" if late else "connection_error"
+    return Answer(None, {}, b"", failure, sent=sent, reason=reason or innermost)
 
 
 # --------------------------------------------------------------------------------- transports and copies
 
 
-def transport(*, here: bool = False) -> httpx2.AsyncClient:
-    """Return the SDK's aiohttp transport; `here` uses no proxy, so that nothing leaves this machine."""
+def transport() -> httpx2.AsyncClient:
+    """Return the SDK's aiohttp transport, which no proxy keeps from this machine."""
     import anthropic  # noqa: PLC0415 - slow to import
 
-    # Without the environment's proxies, but with its certificates.
-    options: dict[str, Any] = {"trust_env": False, "verify": httpx2.create_ssl_context()} if here else {}
-    made: Any = anthropic.DefaultAioHttpClient(event_hooks={"response": [_see_redirect]}, **options)
+    here = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+    made: Any = anthropic.DefaultAioHttpClient(event_hooks={"response": [_see_redirect]}, mounts=here)
     for part in filter(None, (made._transport, *made._mounts.values())):  # noqa: SLF001 - not public
         part.client = functools.partial(_session, part)  # made when it is needed, on the loop that needs it
     made.claudescale = True  # not the user's own: a run may make itself another
@@ -526,11 +506,8 @@ def _session(part: Any) -> Any:
 
 def _close(session: Any) -> None:
     """Close a session that nobody has closed: a script may end without it."""
-    if not session.closed:
-        closing = session.close()
-        with suppress(StopIteration, RuntimeError):  # the loop that it could wait on may be over
-            closing.send(None)
-        closing.close()
+    with suppress(StopIteration, RuntimeError):  # the loop that it could wait on may be over
+        session.close().send(None)
 
 
 @atexit.register  # before any run registers its own end, which so comes first: what is in flight is paid
@@ -551,15 +528,11 @@ def _kept_alive(address: Any) -> socket.socket:
 
 async def _see_redirect(response: httpx2.Response) -> None:
     """Let a redirect be followed that sends the same request to the same place, with the key; no other."""
-    if not response.has_redirect_location:
-        return
-    request, here = response.request, response.request.url
-    elsewhere = here.join(response.headers["location"]).origin != here.origin
-    if elsewhere and here.path.endswith("/results"):  # a gateway's store: they are fetched without the key
-        for name in set(request.headers) - _HARMLESS:
-            del request.headers[name]
-    elif elsewhere or (request.method == "POST" and response.status_code not in _SAME_METHOD):
-        response.headers[NOT_FOLLOWED] = response.headers.pop("location")
+    if response.has_redirect_location:
+        here = response.request.url
+        elsewhere = here.join(response.headers["location"]).origin != here.origin
+        if elsewhere or response.status_code not in {307, 308}:  # after others a POST becomes a GET
+            response.headers[NOT_FOLLOWED] = response.headers.pop("location")
 
 
 def has_own_transport(client: AsyncAnthropic) -> bool:
@@ -575,14 +548,11 @@ def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
     if not has_own_transport(client):
         return None
     http: httpx2.AsyncClient = client._client  # noqa: SLF001 - there is no public name
-    here, home = asyncio.get_running_loop(), _homes.get(http)
+    here, home = asyncio.get_running_loop(), getattr(http, "claudescale_loop", None)
     used = http._state.name != "UNOPENED"  # noqa: SLF001 - there is no public name
-    flaw = "is closed" if http.is_closed else ""
-    if used and not flaw and (home() is not here if home else loops.is_background(here)):
-        flaw = "was used on another event loop, and works on only one"
-    if flaw:
-        raise PlanError(_SAID["http_client"].format(flaw=flaw))
-    _homes[http] = weakref.ref(here)
+    if http.is_closed or (used and (home() is not here if home else loops.is_background(here))):
+        raise PlanError(_SAID["http_client"])
+    http.claudescale_loop = weakref.ref(here)  # type: ignore[attr-defined]
     return http
 
 
@@ -635,7 +605,7 @@ def connect(
     Raises
     ------
     PlanError
-        The key or the address is not usable, or a profile is broken.
+        The key or the address is not usable, or credentials that the SDK finds.
     """
     import anthropic  # noqa: PLC0415 - slow to import
 
@@ -650,16 +620,11 @@ def connect(
         raise PlanError(_SAID["credentials"].format(flaw=error)) from error
     named = api_key is not None or base_url is not None or "ANTHROPIC_BASE_URL" in os.environ
     if simulate is None and not named and not _signs_in(client):
-        if flaw := _passed_over():
-            raise PlanError(_SAID["credentials"].format(flaw=flaw))
         return _latest(_simulated(simulator))
     check_client(client)
-    host, credentials = client.base_url.host, client.credentials
-    profile = getattr(credentials, "profile", None)
-    by = f" Signed in by {f'profile {profile!r}' if profile else 'workload identity'}." if credentials else ""
-    where = "on this machine" if host in LOOPBACK else "in this network"
+    host = client.base_url.host
     nearby = is_nearby(client.base_url)
-    _say((f"Calls go to {host}, {where}." if nearby else f"LIVE: calls to {host} are paid for.") + by)
+    _say(f"Calls go to {host}, in this network." if nearby else f"LIVE: calls to {host} are paid for.")
     return _latest(client)
 
 
@@ -671,15 +636,6 @@ def current() -> AsyncAnthropic:
 def _latest(client: AsyncAnthropic) -> AsyncAnthropic:
     _connected[:] = [client]
     return client
-
-
-def _passed_over() -> str:
-    """Return what is there to sign in with, but the SDK passes over without a word."""
-    from anthropic.lib.credentials import CredentialsFile  # noqa: PLC0415 - slow to import
-
-    if (path := CredentialsFile().config_path).is_file():
-        return str(_SAID["profile"].format(path=path))
-    return _SAID["federation"] if "ANTHROPIC_FEDERATION_RULE_ID" in os.environ else ""
 
 
 def _signs_in(client: AsyncAnthropic) -> bool:
@@ -699,46 +655,24 @@ def check_client(client: object, mode: str = "live") -> None:
         It is no `AsyncAnthropic`, has no key, or one that cannot be sent, or an address that cannot be
         reached, or has no batches and `mode` takes them.
     """
-    for flaw in _flaws(client, mode):
-        raise PlanError(flaw)
-
-
-def _flaws(client: Any, mode: str) -> Iterator[str]:
-    """Yield what is wrong with a client, never showing a key or a password."""
     import anthropic  # noqa: PLC0415 - slow to import
 
     kind = type(client)
     if not isinstance(client, anthropic.AsyncAnthropic):
-        other = any(name in kind.__name__ for name in ("Bedrock", "Vertex"))  # the SDK's own
-        yield _SAID["kind"].format(kind=kind.__name__, why=_SAID["other_wire"] if other else "")
+        raise PlanError(_SAID["kind"].format(kind=kind.__name__))
     if mode != "live" and isinstance(client, anthropic.AsyncAnthropicFoundry):
-        yield _SAID["no_batches"].format(kind=kind.__name__, mode=mode)
+        raise PlanError(_SAID["no_batches"].format(kind=kind.__name__, mode=mode))
     for name in ("api_key", "auth_token"):
-        key = getattr(client, name)
+        key: object = getattr(client, name)
         if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
-            yield _SAID["key"].format(name=name, variable=name.upper())
+            raise PlanError(_SAID["key"].format(name=name, variable=name.upper()))
     # A class with ways of its own to sign in says for itself what it lacks.
     if kind is anthropic.AsyncAnthropic and not _signs_in(client):
-        yield _SAID["no_key"]
-    for name, value in client.default_headers.items():
-        if isinstance(value, str) and not (value.isascii() and (value.isprintable() or not value)):
-            yield _SAID["header"].format(name=name)
-    for name in vars(client):
-        if inspect.isfunction(getattr(kind, name, None)):  # a function in the place of a method
-            yield _SAID["patched"].format(name=name)
-    yield from _address_flaws(client)
-
-
-def _address_flaws(client: AsyncAnthropic) -> Iterator[str]:
-    url, later = client.base_url, type(client).__module__.startswith("anthropic.lib.")
+        raise PlanError(_SAID["no_key"])
     # Some platforms' clients find their address at the first call.
-    if not _ADDRESS.fullmatch(str(url)) and (str(url).strip("/") or not later):
-        yield _SAID["address"].format(url=_shown(str(url)))
-    proxies, ours = urllib.request.getproxies(), not has_own_transport(client)
-    proxy = proxies.get(url.scheme) or proxies.get("all") or ""
-    used = ours and url.host not in LOOPBACK and not urllib.request.proxy_bypass(url.host)
-    if used and proxy.startswith("socks"):  # which aiohttp does not speak
-        yield _SAID["socks"].format(host=url.host)
+    url, later = str(client.base_url), kind.__module__.startswith("anthropic.lib.")
+    if not _ADDRESS.fullmatch(url) and (url.strip("/") or not later):
+        raise PlanError(_SAID["address"].format(url=_shown(url)))
 
 
 def is_nearby(url: httpx2.URL) -> bool:
@@ -762,7 +696,7 @@ def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
     _simulators.append(simulator)
     speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""
     _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")
-    return simulator.client(http_client=transport(here=True))
+    return simulator.client(http_client=transport())
 
 
 def _say(line: str) -> None:

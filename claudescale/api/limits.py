@@ -6,13 +6,12 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
-from claudescale.api.answers import dig
 from claudescale.errors import PlanError, UnknownTier
 from claudescale.text import plain
 
@@ -28,28 +27,25 @@ BUCKETS = ("requests", "input_tokens", "output_tokens")
 HEADERS = "the headers of the API's answers"
 
 _PER_MINUTE = tuple(f"{name}_per_minute" for name in BUCKETS)
-_HEADERS = {
-    name: [f"anthropic-ratelimit-{name.replace('_', '-')}-{what}" for what in ("limit", "remaining")]
+_HEADERS = [
+    [f"anthropic-ratelimit-{name.replace('_', '-')}-{what}" for what in ("limit", "remaining")]
     for name in BUCKETS
-}
-_OPTIONAL = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute",
-             "spend_dollars_per_month", "burst_seconds")  # fmt: skip
+]
+_OPTIONAL = (
+    "batch_queue_requests", "batch_requests_per_minute", "spend_dollars_per_month", "burst_seconds"
+)  # fmt: skip
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
 _SAID = catalog.WORDS["limits"]
 _MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
 _NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
-_FRESH = timedelta(minutes=1)  # so long headers need not be noted again that say the same
-_OLD_TABLE_DAYS = 180
-_OF_MODELS = dict(zip(_PER_MINUTE, _PER_MINUTE, strict=True)) | {
-    "input_tokens_per_minute_cache_aware": "input_tokens_per_minute"
-}
-_OF_ENDPOINTS = {
+_TOLD = {
+    "model_group": {name: name for name in _PER_MINUTE}
+    | {"input_tokens_per_minute_cache_aware": "input_tokens_per_minute"},
     "batch": {
         "enqueued_batch_requests": "batch_queue_requests",
         "requests_per_minute": "batch_requests_per_minute",
     },
-    "token_count": {"requests_per_minute": "count_tokens_per_minute"},
 }
 """What the rate-limit API calls our limits. Source: anthropic 2.14.0 ``types/organization``, which nests the
 type of a group; Anthropic, *Rate Limits API* (checked 2026-08-13) shows it flat."""
@@ -73,15 +69,13 @@ class Limits:
         Requests that may wait in the Message Batches queue, all models together.
     batch_requests_per_minute : float, optional
         Calls to all batch endpoints together.
-    count_tokens_per_minute : float, optional
-        Calls that count tokens.
     spend_dollars_per_month : float, optional
         What the account may spend in a month. After that the API rejects every call.
     burst_seconds : float, optional
         How many seconds' worth of each limit may be used at once. None if that is not known.
     source : str
         Where the figures come from.
-    checked : date or datetime, optional
+    checked : date, optional
         When they were checked.
     note : str
         Why nothing better is known, if so.
@@ -101,11 +95,10 @@ class Limits:
     output_tokens_per_minute: float = _MISSING
     batch_queue_requests: int | None = None
     batch_requests_per_minute: float | None = None
-    count_tokens_per_minute: float | None = None
     spend_dollars_per_month: float | None = None
     burst_seconds: float | None = None
     source: str = "given by you"
-    checked: date | datetime | None = None
+    checked: date | None = None
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -131,9 +124,9 @@ class Limits:
 
     @property
     def provenance(self) -> str:
-        """Where the figures come from and how old they are; what has become old says so."""
+        """Where the figures come from, and of which day."""
         note = f" ({self.note})" if self.note else ""
-        return f"{self.source}{age(self.checked, datetime.now(UTC))}{note}"
+        return f"{self.source}{f', checked {self.checked:%Y-%m-%d}' if self.checked else ''}{note}"
 
     @property
     def per_minute(self) -> tuple[float, float, float]:
@@ -201,16 +194,18 @@ class Limits:
         """
         values: dict[str, Any] = {}
         for entry in items:
-            group = dig(str, entry, "group", "type") or dig(str, entry, "group_type") or ""
-            names = _OF_ENDPOINTS.get(group, {})
-            of = [name for name in dig(list, entry, "models") or [] if isinstance(name, str)]
-            if group == "model_group" and catalog.same_model(model, of):
-                names = _OF_MODELS
-            for limit in dig(list, entry, "limits") or []:
-                name = names.get(dig(str, limit, "type") or "")
-                value = dig(int, limit, "value") or dig(float, limit, "value") or 0.0
-                if name and _LEAST <= value <= _MOST:
-                    values[name] = min(value, values.get(name, math.inf))
+            match entry:
+                case {"group": {"type": str(group)}, "limits": list(limits)} | {
+                    "group_type": str(group),
+                    "limits": list(limits),
+                }:
+                    names, models = _TOLD.get(group, {}), entry.get("models")
+                    theirs = isinstance(models, list) and catalog.same_model(model, models)
+                    for limit in limits if theirs or group != "model_group" else ():
+                        match limit:
+                            case {"type": str(kind), "value": int(value) | float(value)} if kind in names:
+                                if _LEAST <= value <= _MOST:
+                                    values[names[kind]] = min(value, values.get(names[kind], math.inf))
         if not values.keys() >= set(_PER_MINUTE):
             raise UnknownTier(_SAID["untold"].format(model=model))
         return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
@@ -224,24 +219,10 @@ class Limits:
         if items is not None:
             with suppress(UnknownTier):  # no access to this model, or an answer of another form
                 account = Limits.read(items, model)
-                kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:3]}
+                kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:2]}
                 return replace(account, **kept)
             note = _SAID["nothing"].format(model=model)
         return self if self.source == HEADERS else replace(self, note=note)  # the API's answers are as good
-
-
-def age(checked: date | datetime | None, now: datetime) -> str:
-    """Return how old something is as words to follow its source: ``", 3 minutes ago"``."""
-    if checked is None:
-        return ""
-    if not isinstance(checked, datetime):
-        days = (now.date() - checked).days
-        return f", checked {checked}" + (f" (old: {days:,} days)" if days > _OLD_TABLE_DAYS else "")
-    past = now - (checked if checked.tzinfo else checked.replace(tzinfo=UTC))
-    if past >= timedelta(hours=1):
-        return f", {checked:%Y-%m-%d %H:%M} UTC"
-    minutes = past // timedelta(minutes=1)
-    return f", {minutes} minute{'s' * (minutes != 1)} ago" if minutes > 0 else ", just now"
 
 
 class Learned(NamedTuple):
@@ -253,8 +234,8 @@ class Learned(NamedTuple):
 
     def stands_for(self, tier: str | int | Limits, model: str | Model) -> bool:
         """Whether these are the limits of a plan for that tier and model."""
-        named = [name if isinstance(name, Limits) else catalog.tier(name).name for name in (tier, self.tier)]
-        return named[0] == named[1] and catalog.model(model).rate_group == self.rate_group
+        tiers = [name if isinstance(name, Limits) else catalog.tier(name) for name in (tier, self.tier)]
+        return tiers[0] == tiers[1] and catalog.model(model).rate_group == self.rate_group
 
 
 # ------------------------------------------------------------------------------ whose limits they look like
@@ -279,11 +260,14 @@ def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | Non
     set its own.
     """
     figures = zip(BUCKETS, limits.per_minute, Limits.of(tier, model).per_minute, strict=True)
-    other = [(name.replace("_", " "), allowed, named) for name, allowed, named in figures if allowed != named]
+    other = [
+        (f"{allowed:,.0f} {name.replace('_', ' ')}", f"{named:,.0f}")
+        for name, allowed, named in figures
+        if allowed != named
+    ]
     if not other:
         return None
-    allows = " and ".join(f"{allowed:,.0f} {unit}" for unit, allowed, _ in other)
-    nots = " and ".join(f"{named:,.0f}" for _, _, named in other)
+    allows, nots = (" and ".join(words) for words in zip(*other, strict=True))
     having = "your Limits have" if isinstance(tier, Limits) else f"tier {catalog.tier(tier).name!r} has"
     same = tiers_with(limits, model)
     whose = f"those are the limits of tier={same[0]!r}" if same else "a workspace or contract may set its own"
@@ -301,30 +285,22 @@ class Reading(NamedTuple):
 
 
 class Readings(NamedTuple):
-    """What the headers of one answer say of the limits; damaged values read as unknown."""
+    """What the headers of one answer say, in the order of `BUCKETS`; damaged values read as unknown."""
 
-    requests: Reading
-    input_tokens: Reading
-    output_tokens: Reading
+    buckets: tuple[Reading, ...]
     retry_after_seconds: float | None
 
-    @property
-    def buckets(self) -> tuple[Reading, Reading, Reading]:
-        """The three limits in the order of `BUCKETS`."""
-        return self[:3]
-
     def limits(self, before: Limits) -> Limits:
-        """Return `before` with every limit these headers tell; the same object if it says so just now."""
-        figures = zip(_PER_MINUTE, self.buckets, strict=True)
-        changes: dict[str, Any] = {name: reading.limit for name, reading in figures if reading.limit}
-        left = [known.remaining / known.limit for known in self.buckets if known.limit and known.remaining]
+        """Return `before` with every limit these headers tell; the same object where it says so already."""
+        told = {name: read.limit for name, read in zip(_PER_MINUTE, self.buckets, strict=True)}
+        changes: dict[str, Any] = {name: limit for name, limit in told.items() if limit and limit >= 1}
+        left = [read.remaining / read.limit for read in self.buckets if read.limit and read.remaining]
         if left:  # what a bucket is told to hold is there to be taken at once
             changes["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
-        now, noted = datetime.now(UTC), before.checked
-        agree = before.source == HEADERS and all(getattr(before, name) == changes[name] for name in changes)
-        if not changes or (agree and isinstance(noted, datetime) and now - noted < _FRESH):
+        if before.source == HEADERS and all(getattr(before, name) == changes[name] for name in changes):
             return before
-        return replace(before, **changes, source=HEADERS, checked=now, note="")
+        told_now = replace(before, **changes, source=HEADERS, checked=datetime.now(UTC), note="")
+        return told_now if changes else before
 
 
 def read_headers(headers: Mapping[str, str]) -> Readings:
@@ -335,31 +311,19 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
     Source: Anthropic, *Rate limits: response headers* (checked 2026-10-08). Token counts that remain
     are rounded to the nearest thousand.
     """
-    requests, input_tokens, output_tokens = (_reading(headers, name) for name in BUCKETS)
-    return Readings(requests, input_tokens, output_tokens, _retry_after(headers))
+    buckets = (Reading(*(_number(headers.get(name)) for name in pair)) for pair in _HEADERS)
+    return Readings(tuple(buckets), _retry_after(headers.get("retry-after")))
 
 
-def _reading(headers: Mapping[str, str], bucket: str) -> Reading:
-    limit, remaining = (_number(headers.get(name)) for name in _HEADERS[bucket])
-    return Reading(limit if limit and limit >= 1 else None, remaining)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait, told in milliseconds, in seconds or as a date; over a day it is damaged."""
-    thousandths, text = _number(headers.get("retry-after-ms")), headers.get("retry-after")
-    if thousandths is None and text is None:
-        return None
+def _retry_after(text: str | None) -> float | None:
+    """Return the seconds to wait, told as a number or as a date; over a day it is damaged."""
     seconds = _number(text)
-    if thousandths is not None:
-        seconds = thousandths / 1_000
-    elif seconds is None:
-        try:
-            until = parsedate_to_datetime(text or "")
-        except (ValueError, OverflowError, TypeError, IndexError):  # the parser's own, of a damaged date
-            return None
-        until = until if until.tzinfo else until.replace(tzinfo=UTC)
-        seconds = max((until - datetime.now(UTC)).total_seconds(), 0.0)
-    return seconds if seconds <= _LONGEST_WAIT_SECONDS else None
+    if text and seconds is None:
+        with suppress(ValueError, OverflowError, TypeError, IndexError):  # of a damaged date
+            until = parsedate_to_datetime(text)
+            until = until.replace(tzinfo=until.tzinfo or UTC)
+            seconds = max((until - datetime.now(UTC)).total_seconds(), 0.0)
+    return seconds if seconds is not None and seconds <= _LONGEST_WAIT_SECONDS else None
 
 
 @lru_cache(maxsize=1_000)  # an account's limits are the same in each answer

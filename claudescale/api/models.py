@@ -7,15 +7,16 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import polars as pl
 
-from claudescale import clock, loops
+from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import dig
 from claudescale.api.catalog import PARTS
 from claudescale.api.client import Wire, check_client, unasked
+from claudescale.api.prices import price
 from claudescale.errors import PlanError
 from claudescale.text import plain
 
@@ -77,29 +78,31 @@ class Model:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():
             raise PlanError(_SAID["id"].format(id=self.id))
-        like = catalog.model(self.like)
+        like, unpriced = catalog.model(self.like), []
         for name in ("input_dollars", "output_dollars", "context_tokens", "max_tokens"):
-            value, unit = plain(getattr(self, name), whole=name.endswith("tokens")), name.rpartition("_")[2]
-            kinds = (int,) if unit == "tokens" else (int, float)
-            if value is not None and (type(value) not in kinds or not 0 < value < math.inf):
+            unit = name.rpartition("_")[2]
+            value = plain(getattr(self, name), whole=unit == "tokens")
+            number = type(value) is int or (type(value) is float and unit == "dollars")
+            if value is not None and not (number and 0 < value < math.inf):
                 raise PlanError(_SAID[unit].format(id=self.id, name=name, value=getattr(self, name)))
             object.__setattr__(self, name, value)
-        prices = {"input_dollars": self.input_dollars, "output_dollars": self.output_dollars}
-        unpriced = [name for name, value in prices.items() if value is None]
+            unpriced += [name] if value is None and unit == "dollars" else []
         if len(unpriced) == 1:
             raise PlanError(_SAID["one_price"].format(id=self.id, name=unpriced[0]))
-        unknown: Any = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
+        unknown = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
         changes: dict[str, Any] = dict.fromkeys(unknown) | {
+            "id": self.id,
+            "snapshot": self.id,
             "lifecycle": "active",
             "context_tokens": self.context_tokens or like.context_tokens,
             "max_output_tokens": self.max_tokens or like.max_output_tokens,
             "verified_only": False,
             "given": True,
-            "given_dollars": None if unpriced else tuple(prices.values()),
+            "given_dollars": None if unpriced else (self.input_dollars, self.output_dollars),
             "source": f"given by you, like {like.id}",
-            "checked": clock.now().date(),
+            "checked": catalog.now().date(),
         }
-        object.__setattr__(self, "facts", replace(like, id=self.id, snapshot=self.id, **changes))
+        object.__setattr__(self, "facts", replace(like, **changes))
 
 
 # ------------------------------------------------------------------------------------------------- frames
@@ -167,7 +170,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     >>> models().select("model", "line").head(1).row(0)
     ('claude-haiku-5-5', 'haiku')
     """
-    moment = at or clock.now()
+    moment = at or catalog.now()
     if client is not None:
         check_client(client)
         return compared(loops.wait(_listed(client)), moment)
@@ -175,16 +178,16 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     return pl.DataFrame([_row(facts, moment) for facts in known], MODELS)
 
 
-def _row(model: catalog.Model | catalog.RetiredModel, at: datetime) -> dict[str, Any]:
+def _row(model: catalog.RetiredModel, at: datetime) -> dict[str, Any]:
     """Return what the catalog has of a model at a moment, by column."""
     row = asdict(model) | {"model": model.id, "lifecycle": catalog.lifecycle(model, at)}
     with suppress(PlanError):  # an unknown price is null in the table
-        live = catalog.list_price(model.id, at=at)
-        row |= {f"dollars_per_million_{part}_tokens": float(live[part][0][1]) for part in PARTS}
-        row["price_step_tokens"] = live["input"][1][0] if len(live["input"]) > 1 else None
-        batch = catalog.list_price(model.id, mode="batch", at=at)
-        for part in ("input", "output"):
-            row[f"batch_dollars_per_million_{part}_tokens"] = float(batch[part][0][1])
+        for mode in get_args(catalog.Mode):
+            step, *longer = price(model.id, mode=mode, at=at).steps
+            prefix = "batch_" * (mode == "batch")
+            prices = {f"{prefix}dollars_per_million_{part}_tokens": getattr(step, part) for part in PARTS}
+            row |= {name: round(dollars * 1e6, 9) for name, dollars in prices.items()}
+            row["price_step_tokens"] = longer[0].above_tokens if longer else None
     return row
 
 
@@ -237,8 +240,7 @@ def _said(info: Mapping[str, Any]) -> dict[str, Any]:
 
     retires_at = None
     with suppress(ValueError):
-        moment = datetime.fromisoformat(dig(str, info, "retires_at") or "")
-        retires_at = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        retires_at = datetime.fromisoformat(dig(str, info, "retires_at") or "").astimezone(UTC)
     return {
         "api_lifecycle": dig(str, info, "lifecycle"),
         "max_input_tokens": dig(int, info, "max_input_tokens"),

@@ -13,12 +13,12 @@ from datetime import UTC, date, datetime, time
 from functools import lru_cache, reduce
 from importlib.metadata import version
 from operator import add
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from claudescale.api import catalog
-from claudescale.api.catalog import ANSWERED, PARTS
+from claudescale.api.catalog import ANSWERED, COLUMNS, PARTS, PriceStep
 from claudescale.errors import PlanError, UnknownModel
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ SAVINGS = pl.Schema(
 )
 """Columns of `savings`."""
 
-COLUMNS = catalog.COLUMNS
-"""What is priced, and the column of an attempt that counts it."""
 UNCACHED = reduce(add, (pl.col(COLUMNS[part]) for part in ("input", "cache_write_5m", "cache_write_1h")))
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
@@ -53,17 +51,6 @@ PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 _ROUNDING_DOLLARS = 1e-9  # for each row
 _TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
 """What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
-
-
-class PriceStep(NamedTuple):
-    """Dollars per token for requests whose whole prompt is longer than `above_tokens`."""
-
-    above_tokens: int
-    input: float
-    cache_write_5m: float
-    cache_write_1h: float
-    cache_read: float
-    output: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +129,8 @@ def price(
     >>> [step.above_tokens for step in cheap.steps]
     [0, 100000]
     """
-    day = catalog.utc_day(at)
+    moment = at or catalog.now()
+    day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
     if isinstance(model, catalog.Model) and model.given:
         listed = _given(model.id, mode, model.given_dollars, day)
     else:
@@ -152,14 +140,8 @@ def price(
 
 @lru_cache(maxsize=1024)
 def _listed(model_id: str, mode: catalog.Mode, day: date, speed: str | None = None) -> Price:
-    parts = catalog.list_price(model_id, mode=mode, at=datetime.combine(day, time(12), UTC), speed=speed)
-    steps = []
-    for threshold in sorted({above for part in parts.values() for above, _ in part}):
-        last = {name: max(step for step in part if step[0] <= threshold) for name, part in parts.items()}
-        rates = {name: float(million / 1_000_000) for name, (_, million) in last.items()}
-        steps.append(PriceStep(above_tokens=threshold, **rates))
-    search = catalog.search_dollars(model_id, day)
-    return Price(model=model_id, mode=mode, steps=tuple(steps), search=search, day=day)
+    steps, search = catalog.list_price(model_id, mode, day, speed), catalog.search_dollars(model_id, day)
+    return Price(model=model_id, mode=mode, steps=steps, search=search, day=day)
 
 
 @lru_cache(maxsize=1024)
@@ -182,7 +164,7 @@ def answered(
 ) -> Price:
     """Return the price of what an answer says it is, where a model was asked at a price.
 
-    An answering model whose price is unknown is taken to cost what the asked one does (`is_priced` tells).
+    An answering model whose price is unknown is taken to cost what the asked one does (`unpriced` says so).
     """
     if asked.given or not asked.is_known:
         return asked
@@ -219,18 +201,15 @@ def most_with_tools(price: Price, facts: catalog.Model, max_tokens: int, charges
     )
 
 
-def is_priced(asked: Price, answering_model: str | None) -> bool:
-    """Whether the price of the model that answered is known."""
+def unpriced(asked: Price, answering_model: str | None) -> str | None:
+    """Return what is said of an answer of a model whose price is not known; None where it is."""
     if answering_model is None or asked.given or not asked.is_known:
-        return True
+        return None
     real = answered(asked, answering_model=answering_model)
-    return catalog.same_model(answering_model, [real.model])
-
-
-def unpriced_words(asked: str, answering_model: str) -> str:
-    """Return what is said of a row whose answering model has no known price."""
+    if catalog.same_model(answering_model, [real.model]):
+        return None
     words = "whose price is not known. Its cost is estimated at the price of"
-    return f"Answered by {answering_model}, {words} {asked}."
+    return f"Answered by {answering_model}, {words} {asked.model}."
 
 
 def dollars(price: Price, **tokens: pl.Expr) -> pl.Expr:
@@ -314,18 +293,18 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
     known, unknown = priced.filter("is_known"), priced.filter(~pl.col("is_known"))
     thinking, nothing = pl.col("thinking_tokens"), pl.lit(0, pl.Int64)
     parts = {part: (pl.col(column), pl.col(part)) for part, column in COLUMNS.items() if part != "output"}
-    parts |= {"reply": (pl.col("output_tokens") - thinking, pl.col("output"))}
-    parts |= {"thinking": (thinking, pl.col("output"))}
-    cost = reduce(add, (count * rate for count, rate in parts.values()), _FEES)
-    lines = [_line(known, part, count, count * rate) for part, (count, rate) in parts.items()]
-    others = [
-        _line(known, "web_search", nothing, _FEES),
-        _line(known, "price changed since", nothing, pl.col("dollars") - cost),
-        _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars")),
-    ]
-    more = pl.concat(others)
-    more = more.filter(~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height))  # nan is not known
-    bill = pl.concat([*lines, more])
+    parts["reply"] = pl.col("output_tokens") - thinking, pl.col("output")
+    parts["thinking"] = thinking, pl.col("output")
+    costs = {part: (count, count * rate) for part, (count, rate) in parts.items()}
+    costs["web_search"] = nothing, _FEES
+    costs["price changed since"] = (
+        nothing,
+        pl.col("dollars") - reduce(add, (paid for _, paid in costs.values())),
+    )
+    lines = [_line(known, part, *cost) for part, cost in costs.items()]
+    lines += [_line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars"))]
+    matters = ~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height)  # nan is not known
+    bill = pl.concat(lines).filter(pl.col("part").is_in(list(parts)) | matters)
     of = ", ".join(known["source"].unique(maintain_order=True)) or f"genai-prices {version('genai-prices')}"
     whole = bill["dollars"].sum()
     return bill.select(
@@ -368,8 +347,7 @@ def waste(attempts: pl.DataFrame) -> pl.DataFrame:
         tokens=pl.sum_horizontal(COLUMNS.values()).filter(billed).sum(),
         dollars=pl.col("dollars").sum(),
     )
-    ordered = sums.sort(["dollars", "attempts", "kind"], descending=[True, True, False])
-    return ordered.select(pl.col(name).cast(dtype) for name, dtype in WASTE.items()).collect()
+    return sums.sort(["dollars", "attempts", "kind"], descending=[True, True, False]).collect().cast(WASTE)
 
 
 def savings(

@@ -13,7 +13,6 @@ import polars as pl
 from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped, refuse
 from claudescale.evidence import judging
-from claudescale.evidence.trials import INVENTED, TOO_LITTLE, choices
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.prompts.requests import NOT_SENT, read, schema_of
@@ -254,7 +253,7 @@ class CascadeRun(Shown):
             # What is left for this model; too little is refused by its run.
             for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
                 most = getattr(whole, name)
-                changes[name] = most and max(most - used, TOO_LITTLE)
+                changes[name] = most and max(most - used, judging.TOO_LITTLE)
             changes |= {"frame": frame[places]}
             try:
                 self.runs[model] = replace(plan, **changes).start(client, ledger=ledger, progress=progress)
@@ -394,7 +393,7 @@ class CascadeRun(Shown):
         settled = f"{table['accepted'].sum():,} of {plural(self.rows.height, 'row')} accepted"
         spent = f"{dollars(self.dollars)} paid by this run in {duration(self.minutes)}"
         ways = [f"{way} {'about ' * guess}{dollars(cost)}" for way, cost, _, guess in self.bill.iter_rows()]
-        notes = [f"{', '.join(ways)}.", *[INVENTED] * self.simulated]
+        notes = [f"{', '.join(ways)}.", *[judging.INVENTED] * self.simulated]
         notes += [f"{self.message} The same cell again sends only what is missing."] if self.message else []
         ledger = next((ledger_typed(run.path) for run in self.runs.values()), "")
         return Card.of(
@@ -470,5 +469,5 @@ def cascade(
     schema = plan.compiled.prompt.results_schema(plan.frame) | {"model": pl.String()}
     judge = None if accept is None else judging.judge("accept", accept, schema)
     _ = plan.compiled.totals  # the frame is read once for the prices of all models
-    plans = choices(plan, models=models)
+    plans = judging.choices(plan, models=models)
     return Cascade(plans=plans, accept=judge, passed=(Passed(),) * len(plans))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,41 @@ corrected for the number of choices."""
 REFERENCE = " of the reference"
 """What the columns end with that a choice has to agree with."""
 
+TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
+INVENTED = "The simulator's models differ by invented skills: this says nothing about the real ones."
 _TAKES = {
     "score": "Give an expression over the results, a function of them, or a column with the right answers.",
     "accept": "Give an expression over the results that is true where a reply is good enough, or a function.",
 }
 _YES_NO = {pl.Boolean(), pl.Null()}
 _FEWEST_BOOTSTRAPPED = 30
+_FEWEST_CHOICES = 2
+
+
+def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
+    """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
+    if plan.samples > 1:
+        refuse("Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1).")
+    kinds = [kind for kind, values in compared.items() if values is not None] or ["models"]
+    if len(kinds) > 1:
+        refuse(f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan.")
+    kind, values = kinds[0], compared[kinds[0]]
+    several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
+    if len(several) < _FEWEST_CHOICES:
+        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
+        refuse(f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}.")
+    name, plans = kind.removesuffix("s"), {}
+    for number, value in enumerate(several, 1):
+        other = plan.replace(**{name: value})
+        plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+    if len(plans) < len(several):
+        refuse(f"{kind}={several!r} names a {name} twice. Give different ones.")
+    if len({tuple(other.compiled.prompt.renamed.items()) for other in plans.values()}) > 1:
+        refuse(
+            "The results of a prompt with files get a column 'message', and not all of these have files. "
+            "Use frame.rename({'message': 'my_message'})."
+        )
+    return plans
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

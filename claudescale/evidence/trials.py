@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,14 +13,13 @@ from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
-from claudescale.planning.plans import is_number
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
 from claudescale.text import dollars, plain, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
@@ -40,8 +39,6 @@ TRIAL = pl.Schema(
 estimates and what only a run can tell is null."""
 
 _FEWEST = 2
-TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
-INVENTED = "The simulator's models differ by invented skills: this says nothing about the real ones."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -118,7 +115,7 @@ class Trial(Shown):
             plan, open_ = self.plans[choice], sum(expected[other] for other in expected.keys() - self.runs)
             if self.budget is not None and open_:
                 left = self.budget - sum(run.counts.dollars for run in self.runs.values())
-                plan = plan.replace(budget=max(left * min(expected[choice] / open_, 1.0), TOO_LITTLE))
+                plan = plan.replace(budget=max(left * min(expected[choice] / open_, 1.0), judging.TOO_LITTLE))
             self.runs[choice] = plan.start(client, ledger=ledger, progress=progress)
             await self.runs[choice]
         return self
@@ -181,7 +178,7 @@ class Trial(Shown):
         Spends: nothing.
         """
         gate = plain(min_score)
-        if not is_number(gate):
+        if type(gate) not in {int, float} or not math.isfinite(gate):
             refuse(f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9.")
         if not self.runs:
             refuse("The trial has not been run. Use await trial.run(client) first.")
@@ -249,7 +246,7 @@ class Trial(Shown):
         ]
         missing += [choice for choice in self.plans if choice not in self.runs]
         notes = [f"Not answered: {', '.join(missing)}. The same cell again sends only what is missing."]
-        notes = notes * bool(missing) + [INVENTED] * bool(mark)
+        notes = notes * bool(missing) + [judging.INVENTED] * bool(mark)
         table = table.rename({"score_low": "score_interval", "score_high": "score_interval_p90"})
         table, next_ = table.select("choice", *table.columns[3:10]), "plan = trial.pick(min_score=0.9)"
         return Card.of(table, title=f"{title}: {total} in all.", notes=notes, next=next_)
@@ -274,32 +271,6 @@ def answered(run: Run) -> pl.DataFrame:
     error = pl.col("error")
     final = error.is_null() | error.is_in([*run.job.replies()["error"].drop_nulls().unique(), INVALID_REPLY])
     return run.results.with_columns(judged=final & run.job.work.keys.is_not_null())
-
-
-def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
-    """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
-    if plan.samples > 1:
-        refuse("Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1).")
-    kinds = [kind for kind, values in compared.items() if values is not None] or ["models"]
-    if len(kinds) > 1:
-        refuse(f"A trial compares one thing, not {' and '.join(kinds)}: give the others to plan.")
-    kind, values = kinds[0], compared[kinds[0]]
-    several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
-    if len(several) < _FEWEST:
-        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
-        refuse(f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}.")
-    name, plans = kind.removesuffix("s"), {}
-    for number, value in enumerate(several, 1):
-        other = plan.replace(**{name: value})
-        plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
-    if len(plans) < len(several):
-        refuse(f"{kind}={several!r} names a {name} twice. Give different ones.")
-    if len({tuple(other.compiled.prompt.renamed.items()) for other in plans.values()}) > 1:
-        refuse(
-            "The results of a prompt with files get a column 'message', and not all of these have files. "
-            "Use frame.rename({'message': 'my_message'})."
-        )
-    return plans
 
 
 def _dollars(plans: Mapping[str, Plan]) -> dict[str, float]:
@@ -363,7 +334,7 @@ def trial(
     if not (isinstance(confidence, float) and 0.5 <= confidence < 1):  # noqa: PLR2004 - a coin's toss
         refuse(f"confidence={confidence!r}: it is a share from 0.5 to below 1, such as confidence=0.95.")
     live = plan.replace(mode="live", deadline=None, budget=budget)
-    plans, rows = choices(live, effort=effort, prompt=prompt, models=models), read(plan.frame)
+    plans, rows = judging.choices(live, effort=effort, prompt=prompt, models=models), read(plan.frame)
     judge = judging.scoring(score, next(iter(plans.values())))
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]

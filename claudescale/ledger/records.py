@@ -7,7 +7,6 @@ import os
 import sys
 import time
 import uuid
-from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
@@ -174,21 +173,16 @@ _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": p
 
 
 def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
-    """Return an attempt as the file keeps it; TypeError or OverflowError where it cannot."""
-    values = (attempt.key, run, *attempt[2:], final)
-    if not all(map(isinstance, values, _ACCEPTED)) or math.isnan(attempt.seconds):
+    """Return an attempt as the file keeps it; TypeError where it cannot."""
+    # Half a surrogate pair is what neither a file nor a frame can hold.
+    values = tuple(
+        value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if type(value) is str else value
+        for value in (attempt.key, run, *attempt[2:], final)
+    )
+    small = all(abs(value) < 1 << 63 for value in values if isinstance(value, int))
+    if not (small and all(map(isinstance, values, _ACCEPTED)) and math.isfinite(attempt.seconds)):
         msg = "this is no attempt: a value is not of its field's type"
         raise TypeError(msg)
-    # An array refuses what 64 bits cannot hold.
-    array("q", [round(attempt.sent_at * 1e6), *[value for value in values if isinstance(value, int)]])
-    try:
-        "".join([value for value in values if isinstance(value, str)]).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which neither a file nor a frame can hold
-        halves = ("utf-16", "surrogatepass")
-        return tuple(
-            value.encode(*halves).decode("utf-16", "replace") if isinstance(value, str) else value
-            for value in values
-        )
     return values
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import atexit
 import json
 import logging
-import mmap
 import os
 import re
 import secrets
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("claudescale.ledger")
 
 BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
-GROUP_ROWS, GROUP_SECONDS = 50, 0.05  # written together
+GROUP_SECONDS = 0.05  # what comes in it is written together
 BEAT_SECONDS = 10.0
 BLOCK_ROWS = 50_000  # read at once
 FEW_KEYS = 10_000  # up to here keys are looked up one by one
@@ -91,8 +90,7 @@ class Store:
         self._lock = threading.RLock()  # of the connection
         self._queue: list[tuple[Any, ...]] = []  # attempts that are not in the file yet
         self._failure: LedgerError | None = None  # why they are not
-        self._wake, self._full = threading.Event(), threading.Event()
-        self._followed: set[str] = set()  # nonces of batches
+        self._wake = threading.Event()
         with _opening, explained(path), ExitStack() as stack:  # one at a time, see `_make`
             if path is not None:
                 _make(path)
@@ -119,24 +117,20 @@ class Store:
         self._stay()
         self._queue.append(records.row(attempt, self.run, final=final))
         self._wake.set()
-        if len(self._queue) >= GROUP_ROWS:
-            self._full.set()
         if self._failure is not None:
             raise type(self._failure)(str(self._failure)) from self._failure
 
     def extend(self, attempts: pl.DataFrame) -> None:
         """Return when many attempts, as `RECORDS`, are on the disk."""
-        self._stay()
         self._queue.extend(records.rows(attempts, self.run))
         self.sync()
 
     def sync(self) -> None:
         """Return when everything recorded so far is on the disk; LedgerError where it cannot be."""
         self._stay()
-        with self._lock:  # another thread may be writing it
-            if self._queue:
-                with self._writing():
-                    pass
+        if self._queue:  # it is emptied by the commit
+            with self._writing():
+                pass
 
     # which rows are mine
 
@@ -157,10 +151,6 @@ class Store:
             mine = f"SELECT key FROM claims WHERE opening = :opening AND key {_GIVEN}"
             won = {key for (key,) in connection.execute(mine, given)}
         self._wake.set()  # from now on there are signs of life
-        if len(won) < len(keys):
-            _LOG.debug(
-                "%d of %d keys not claimed: answered, or held by another run", len(keys) - len(won), len(keys)
-            )
         return [key for key in keys if key in won]
 
     def _bury(self, connection: sqlite3.Connection) -> None:
@@ -183,7 +173,6 @@ class Store:
             if missing:
                 msg = f"{missing:,} of {len(keys):,} keys are not claimed by this run, or given twice"
                 raise LedgerError(msg)
-        self._followed.add(batch.nonce)
 
     def note(self, batch: Batch) -> None:
         """Replace what is known of a batch that this run follows; one that is over holds nothing any more."""
@@ -209,7 +198,6 @@ class Store:
                 if _series(held).is_in(keys.implode()).any():
                     connection.execute("UPDATE batches SET opening = ? WHERE id = ?", [self._opening, number])
                     adopted.append(Batch(*fields))
-        self._followed.update(batch.nonce for batch in adopted)
         self._wake.set()
         return adopted
 
@@ -227,9 +215,9 @@ class Store:
 
     def batches(self, *, mine: bool = False) -> list[Batch]:
         """Return all batches in the order of their intents, or those that this run follows or followed."""
+        select = f"SELECT {_BATCH} FROM batches WHERE opening = ? OR ? ORDER BY id"
         with self._reading() as connection:
-            kept = [Batch(*row) for row in connection.execute(f"SELECT {_BATCH} FROM batches ORDER BY id")]
-        return [batch for batch in kept if not mine or batch.nonce in self._followed]
+            return [Batch(*row) for row in connection.execute(select, [self._opening, not mine])]
 
     def held(self, nonce: str) -> list[str]:
         """Return the keys that a batch holds and that have no final answer."""
@@ -295,10 +283,8 @@ class Store:
         self._wake.wait()
         while not self.closed:
             woken = self._wake.wait(BEAT_SECONDS)
-            if woken:
-                self._full.wait(GROUP_SECONDS)
+            time.sleep(GROUP_SECONDS)
             self._wake.clear()
-            self._full.clear()
             if self._queue or not woken:
                 with suppress(LedgerError), self._writing():  # `record` raises it
                     pass
@@ -403,24 +389,17 @@ def _leave(connection: sqlite3.Connection, opening: int) -> None:
 # opening a file, and what can be wrong with it
 
 
-def connect(path: Path | None, options: str = "mode=rw") -> sqlite3.Connection:
+def connect(path: Path | None) -> sqlite3.Connection:
     """Return a connection to a file that is there; without a path, to a temporary file of its own."""
     if path is not None and not path.exists():
-        msg = (
-            f"{path} is gone, with everything that was paid for. Put it back, or the rows are paid for again."
-        )
+        msg = f"{path} is gone, with everything that was paid for. Put it back, or rows are paid for again."
         raise LedgerError(msg)
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?{options}" if path else "",  # makes no file: one that was deleted stays deleted
-        uri=True,
-        timeout=BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    place = f"{path.as_uri()}?mode=rw" if path else ""  # makes no file: one that was deleted stays deleted
+    options: Any = {"uri": True, "isolation_level": None, "check_same_thread": False}
+    connection: sqlite3.Connection = sqlite3.connect(place, timeout=BUSY_SECONDS, **options)
     try:
         connection.execute(f"PRAGMA synchronous = {'FULL' if path else 'OFF'}")
-        connection.execute("PRAGMA cache_size = -16000")  # 16 MB
-        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.executescript("PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY")  # 16 MB
     except BaseException:
         connection.close()  # a damaged file, or one that may not be read, says so only here
         raise
@@ -430,9 +409,8 @@ def connect(path: Path | None, options: str = "mode=rw") -> sqlite3.Connection:
 def _make(path: Path) -> None:
     """Make the file where there is none; refuse what is no ledger, without touching it."""
     if not path.parent.is_dir():
-        msg = (
-            f"there is no folder {path.parent}: create it with Path({str(path.parent)!r}).mkdir(parents=True)"
-        )
+        command = f"Path({str(path.parent)!r}).mkdir(parents=True)"
+        msg = f"there is no folder {path.parent}: create it with {command}"
         raise LedgerError(msg)
     if path.exists():
         _recognise(path)
@@ -467,28 +445,23 @@ def _recognise(path: Path) -> None:
 
 
 def opened_to_read(path: Path) -> sqlite3.Connection | None:
-    """Return a connection that only reads a ledger; None where the file is none."""
+    """Return a connection to read a ledger; None where the file is none."""
     with _opening:
-        found = marks(path)
-        if found is None or found[0] != OURS[0]:
+        if (marks(path) or (0, 0))[0] != OURS[0]:
             return None
         _recognise(path)
-    # Nobody writes where there is no write-ahead log, and without `immutable` reading would leave one behind.
-    quiet = not path.with_name(f"{path.name}-wal").exists()
-    return connect(path, "mode=ro&immutable=1" if quiet else "mode=ro")
+    return connect(path)
 
 
 def _check_locks(path: Path) -> None:
-    """Refuse a file system without the locks and the shared memory that SQLite needs: it waits for 30 s."""
+    """Refuse a file system without the locks that SQLite needs, which would wait for them for 30 s."""
     try:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
         return
     with tempfile.NamedTemporaryFile(prefix=f"{path.name}.", dir=path.parent) as file:
-        file.truncate(mmap.PAGESIZE)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
         except OSError as error:
             raise _unfit(path, error.strerror or str(error)) from error
 

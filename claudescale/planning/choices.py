@@ -36,34 +36,19 @@ def shown(name: str, value: Any) -> Any:
     """Return a parameter's value as columns have it: the one name of a model or tier, limits in short."""
     if name == "model":
         return catalog.model(value).id
-    if name == "tier" and isinstance(value, Limits):
-        return f"Limits({', '.join(tokens(limit) for limit in value.per_minute)})"
-    return catalog.tier(value).name if name == "tier" else value
-
-
-def column(name: str, values: list[Any]) -> pl.Series:
-    """Return values as a column: as they are where they are of one simple type, else as text."""
-    values = [shown(name, value) for value in values]
-    if all(value is None or isinstance(value, int | float) for value in values):
-        return pl.Series(name, values, strict=False)
-    return pl.Series(name, [value if isinstance(value, str) else repr(value) for value in values])
-
-
-def family(tier: str | int | Limits, rate_group: str) -> list[str]:
-    """Return the tiers of one family with published limits, from the lowest on."""
-    kind = "today" if isinstance(tier, Limits) else catalog.tier(tier).family
-    tiers = [each for each in catalog.TIERS.values() if each.family == kind]
-    return [each.name for each in tiers if rate_group in each.limits]
+    if name == "tier":
+        limits = isinstance(value, Limits)
+        return f"Limits({', '.join(map(tokens, value.per_minute))})" if limits else catalog.tier(value).name
+    return value if value is None or isinstance(value, str | int | float) else repr(value)
 
 
 def gain_words(gain: float, binding: str) -> str:
     """Return in a few words what a tier gains, or why it gains nothing."""
     words = binding.replace("_", " ")
-    if gain >= _NO_GAIN:
-        return f"is {gain:,.1f} times faster, limited by {words}"
-    if gain > 1 / _NO_GAIN:
+    if 1 / _NO_GAIN < gain < _NO_GAIN:
         return "gains nothing: " + (f"the run is limited by {words}" if words != "nothing to send" else words)
-    return f"is {1 / gain:,.1f} times slower, limited by {words}"
+    times = f"{gain:,.1f} times faster" if gain > 1 else f"{1 / gain:,.1f} times slower"
+    return f"is {times}, limited by {words}"
 
 
 def frontier(options: pl.DataFrame) -> pl.Series:
@@ -122,7 +107,8 @@ class PlanPlots(Gallery):
 
         plan = self.plan
         deadline, budget = plan.deadline, plan.budget
-        points = self._points(lists or self._usual())
+        near = self._near()
+        points = self._points(lists or {"model": self._models(near), "tier": near})
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
@@ -141,8 +127,8 @@ class PlanPlots(Gallery):
         mode: Any = plan.compiled.likely_mode
         table = plan.compare(tier=self._tiers() if tier is None else tier, mode=[mode])
         notes = [
-            "this plan's tier" if name == own else gain_words(gain, binding).removeprefix("is ")
-            for name, gain, binding in table.select("tier", "gain", "binding").iter_rows()
+            gain_words(gain, binding).removeprefix("is ")
+            for gain, binding in table.select("gain", "binding").iter_rows()
         ]
         table = table.with_columns(note=pl.Series(notes))
         return plan_charts.minutes(table, own=own, mode=mode, deadline_minutes=plan.deadline)
@@ -187,74 +173,74 @@ class PlanPlots(Gallery):
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
         limits = zip(plan.limits.shared(self.plan.share).per_minute, used, BUCKETS, strict=True)
         most, binding = min((limit / size, name) for limit, size, name in limits if size)
-        return plan_charts.concurrency(
-            seconds=plan.expected.seconds,
-            requests_per_minute=most,
-            binding=binding,
-            runs=runs,
-        )
+        seconds = plan.expected.seconds
+        return plan_charts.concurrency(seconds=seconds, requests_per_minute=most, binding=binding, runs=runs)
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
         """Return what each strategy saves as `prices.SAVINGS`, read downward like `Run.savings`."""
-        plan, own = self.plan, self.plan.compiled.model.id
+        plan, last = self.plan, self.plan.compiled.likely_mode
         models = [model] if isinstance(model, str) else list(model)
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
         plain = plain.with_columns(without=pl.col("dollars") + pl.col("dollars_saved"))
+        *others, (own, alone, uncached) = plain.select("model", "without", "dollars").rows()
+        now = {mode: estimates.option(plan.options, mode)["dollars"] for mode in ("live", last)}
         steps = [
-            ("model", f"the same on {name}", without)
-            for name, without in plain.select("model", "without").iter_rows()
-            if name != own
-        ]
-        live = estimates.option(plan.options, "live")["dollars"]
-        steps += [
-            ("deduplication", "every row sent by itself", plain["without"][-1]),
-            ("cache", "nothing cached", plain["dollars"][-1]),
-            ("batch", "everything sent live", live),
+            *(("model", f"the same on {name}", dollars) for name, dollars, _ in others if name != own),
+            ("deduplication", "every row sent by itself", alone),
+            ("cache", "nothing cached", uncached),
+            ("batch", "everything sent live", now["live"]),
         ]
         frame = pl.DataFrame(steps, schema=list(prices.SAVINGS)[:3], orient="row")
-        without, last = pl.col("dollars_without"), plan.compiled.likely_mode
-        left = without.shift(-1, fill_value=estimates.option(plan.options, last)["dollars"])
+        without = pl.col("dollars_without")
+        left = without.shift(-1, fill_value=now[last])
         frame = frame.with_columns(dollars_with=left, dollars_saved=without - left)
         share = pl.col("dollars_saved") / without.first()
         return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
 
     def _models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
         """Return the plan's model and the current one of every other line that could take its place."""
-        plan, tiers = self.plan, list(tiers)
+        plan = self.plan
         models: dict[str, Any] = {plan.compiled.model.line: plan.model}
         for model in catalog.MODELS.values():
-            # A legacy one may be all that will do.
             is_going = catalog.lifecycle(model) in {"deprecated", "retired"}
             if model.line in models or is_going or model.verified_only:
                 continue
             with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
                 for tier in tiers or [plan.tier]:
-                    plan.replace(model=model.id, tier=tier)
-                prices.price(model.id, mode="live"), prices.price(model.id, mode="batch")
+                    _ = plan.replace(model=model.id, tier=tier).options
                 models[model.line] = model.id
         return [*models.values()]
 
-    def _tiers(self) -> list[str | int | Limits]:
-        """Return the plan's tier and those of its family with published limits."""
-        own, names = self.plan.tier, family(self.plan.tier, self.plan.compiled.model.rate_group)
-        return [own, *names] if isinstance(own, Limits) else [*names]
+    def _tiers(self) -> list[Any]:
+        """Return the tiers of the plan's family with published limits, with its own limits before them."""
+        own, group = self.plan.tier, self.plan.compiled.model.rate_group
+        family = "today" if isinstance(own, Limits) else catalog.tier(own).family
+        tiers = [each for each in catalog.TIERS.values() if each.family == family and group in each.limits]
+        return [own] * isinstance(own, Limits) + [tier.name for tier in tiers]
 
-    def _usual(self) -> dict[str, list[Any]]:
-        """Return the choices one has before a run: current models of other lines, tiers next to this one."""
-        own, tiers = self.plan.tier, self._tiers()
-        place = tiers.index(shown("tier", own)) if shown("tier", own) in tiers else 0
-        near = [own] if isinstance(own, Limits) else tiers[max(place - 1, 0) : place + 2]
-        return {"model": self._models(near), "tier": near}
+    def _near(self) -> list[Any]:
+        """Return the plan's tier, the one below it and the one above it."""
+        tiers, own = self._tiers(), self.plan.tier
+        if isinstance(own, Limits) or (name := shown("tier", own)) not in tiers:
+            return [own]
+        place = tiers.index(name)
+        return tiers[max(place - 1, 0) : place + 2]
+
+    def _gain(self) -> str:
+        """Return what the tier above the plan's gains; nothing where there is none."""
+        mode: Any = self.plan.compiled.likely_mode
+        above = self._near()[-1]
+        if above == shown("tier", self.plan.tier) or isinstance(above, Limits):
+            return ""
+        row = self.plan.compare(tier=[above], mode=[mode]).row(0, named=True)
+        return f"The next tier ({above}) {gain_words(row['gain'], row['binding'])}."
 
     def _points(self, lists: dict[str, Any]) -> pl.DataFrame:
         """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
         plan, names = self.plan, [name for name in lists if name != "mode"]
         own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
-        key = [*names, "mode"]
-        words = pl.col(names).cast(pl.String).fill_null("None").replace(["true", "false"], ["True", "False"])
-        options, chosen = (
-            plan.compare(**given).with_columns(mode="mode").with_columns(words) for given in (lists, own)
-        )
+        key, words = [*names, "mode"], pl.col(names).cast(pl.String).fill_null("None")
+        options, chosen = (plan.compare(**given).with_columns(words) for given in (lists, own))
         options = pl.concat([options, chosen]).unique(key, keep="first", maintain_order=True)
         options = options.join(chosen.select(key, chosen=True), on=key, how="left", maintain_order="left")
         options = options.with_columns(frontier(options))
@@ -264,13 +250,14 @@ class PlanPlots(Gallery):
         options = pl.concat([part.with_columns(frontier(part).alias("best")) for part in parts])
         figures = [pl.col(name).round_sig_figs(9) for name in FIGURES]
         points = options.group_by(*colored, "mode", *figures, maintain_order=True).agg(
-            pl.col("binding", "frontier", "best").first(),
+            pl.col("binding").first().str.replace_all("_", " "),
+            pl.col("frontier", "best").first(),
             pl.col("chosen").any(),
             *(pl.col(name).unique(maintain_order=True).alias(f"{name}s") for name in varying),
             choices=pl.len(),
         )
         several_modes = options["mode"].n_unique() > 1
-        labels, groups = [], []
+        labels = []
         for row in points.iter_rows(named=True):
             label = [
                 "/".join(_word(name, value) for value in row[f"{name}s"])
@@ -280,9 +267,8 @@ class PlanPlots(Gallery):
             if several_modes or not label:
                 label.insert("model" in varying, row["mode"])
             labels.append(" ".join(label))
-            groups.append(" ".join(_word(name, row[name]) for name in colored))
-        binding = pl.col("binding").str.replace_all("_", " ")
-        return points.with_columns(binding, choice=pl.Series(labels), group=pl.Series(groups))
+        groups = [_word(name, value) for name in colored for value in points[name]] or [""] * len(labels)
+        return points.with_columns(choice=pl.Series(labels), group=pl.Series(groups))
 
 
 def _tried(run: Run) -> tuple[float, float, int]:
@@ -294,7 +280,5 @@ def _tried(run: Run) -> tuple[float, float, int]:
 
 def _word(name: str, value: str) -> str:
     """Return a value as a short word beside a point."""
-    if name == "model":
-        return value.removeprefix("claude-")
-    short = value if len(value) <= _LONGEST_WORD else value[: _LONGEST_WORD - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return short if name == "tier" else f"{name}={short}"
+    short = f"{value.removeprefix('claude-'):.{_LONGEST_WORD}}"
+    return short if name in {"model", "tier"} else f"{name}={short}"

@@ -14,8 +14,7 @@ import polars as pl
 from claudescale.api import catalog, prices
 from claudescale.api.limits import BUCKETS
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, refuse
-from claudescale.pacing.concurrency import FIRST_CONCURRENCY, MOST_CONCURRENCY
-from claudescale.pacing.pacer import RATE_MARGIN
+from claudescale.pacing.pacer import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN
 from claudescale.planning.calibration import P90, Measured, guess
 from claudescale.prompts.requests import unreadable
 from claudescale.text import dollars, duration

@@ -18,7 +18,7 @@ from claudescale.api import catalog, limits, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, account_limits, unasked
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import ImpossibleBudget, PlanError, refuse
+from claudescale.errors import PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
@@ -48,13 +48,10 @@ REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 MODES = ("live", "batch", "hybrid")
 GAIN = "gain"
 """Column of `Plan.compare` where ``tier`` is varied: how many times faster than on the plan's own tier."""
-CACHE_HIT_SHARE = "cache_hit_share"
-"""Column of `Plan.compare` where ``cache`` is varied: the part of the requests taken to find the cache; null
-in a hybrid, which may end either way."""
-_SAME_TOTALS = {"tier", "mode", "deadline", "budget", "concurrency", "share", "_evidence"}
-"""What does not change the tokens of a plan, nor what they cost, but for what was measured."""
-_SAME_REPLIES = _SAME_TOTALS | {"frame", "model", "max_tokens", "cache", "samples"}
+_SAME_REPLIES = {"frame", "model", "tier", "mode", "samples", "max_tokens", "cache", "deadline", "budget"}
+_SAME_REPLIES |= {"concurrency", "share"}
 """After a change of these a pilot's measurements still say how long replies are."""
+_IN_BODY = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
 _COUNTED_AT_ONCE = 8
 _SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
@@ -159,62 +156,46 @@ class Plan(Shown):
                 f"{asked} needs the prices of {model.id!r}, dollars per million tokens: "
                 f"model=cs.Model({model.id!r}, input_dollars=..., output_dollars=...)."
             )
-        names = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
-        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given: dict[str, Any] = {name: getattr(self, name) for name in _IN_BODY}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
         given["sent"] = self.model if isinstance(self.model, str) else model.id
         given["head"] = self.frame.head(_SEEN_ROWS) if isinstance(self.frame, pl.DataFrame) else None
         allowed = Limits.of(self.tier, model, self._evidence.learned)
         allowed.shared(self.share)
         prompt = compile_prompt(self.prompt, schema_of(self.frame), model=model, **given)
+        if prompt.charges.searches != 0 and prices.price(model).search is None:
+            refuse(f"What a web search costs with {model.id} is not known. Leave the web_search tool out.")
+        if prompt.charges.searches is None and self.budget is not None:
+            refuse(
+                "a budget needs to know the most searches of a row: give the web_search tool a 'max_uses', "
+                "such as 'max_uses': 3."
+            )
         compiled = Compiled(plan=self, prompt=prompt, model=model, limits=allowed, evidence=self._evidence)
         object.__setattr__(self, "compiled", compiled)
-        self._check_charges()
 
     def _check_numbers(self) -> None:
-        if not isinstance(self.mode, str) or self.mode not in {*MODES, AUTO}:
+        if self.mode not in (*MODES, AUTO):
             refuse(f"mode={self.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}.")
-        deadline, budget, most = self.deadline, self.budget, self.concurrency
-        minutes = deadline / timedelta(minutes=1) if isinstance(deadline, timedelta) else deadline
-        wrong = {
-            "share": not is_number(self.share) and "part of the limits this run may use, such as share=0.5",
-            "budget": not _is_positive(budget) and "in dollars and above 0, such as budget=5.0",
-            "concurrency": not (most is None or (type(most) is int and most >= 1))
-            and "the most calls in flight, a whole number from 1 on",
-            "deadline": not _is_positive(minutes) and "the minutes the run may take, above 0, or a timedelta",
+        minutes, most = self.deadline, self.concurrency
+        if isinstance(minutes, timedelta):
+            minutes /= timedelta(minutes=1)
+        numbers = {
+            "share": (_is_number(self.share), "part of the limits this run may use, such as share=0.5"),
+            "budget": (_is_positive(self.budget), "in dollars and above 0, such as budget=5.0"),
+            "concurrency": (
+                most is None or (type(most) is int and most >= 1),
+                "the most calls in flight, a whole number from 1 on",
+            ),
+            "deadline": (_is_positive(minutes), "the minutes the run may take, above 0, or a timedelta"),
         }
-        for name, what in wrong.items():
-            if what:
+        for name, (is_right, what) in numbers.items():
+            if not is_right:
                 refuse(f"{name}={getattr(self, name)!r:.60}: it is {what}.")
         object.__setattr__(self, "deadline", minutes)
         if self.mode == "hybrid" and minutes is None:
             refuse(
                 "mode='hybrid' is a batch until the deadline would be missed, so it needs one: deadline=90 "
                 "(minutes). Without a deadline use mode='batch'."
-            )
-
-    def _check_charges(self) -> None:
-        """Raise where the API runs tools and a budget would not know, or bear, their worst case."""
-        charges, model = self.compiled.prompt.charges, self.compiled.model
-        if charges.searches != 0 and prices.price(model).search is None:
-            refuse(f"What a web search costs with {model.id} is not known. Leave the web_search tool out.")
-        if self.budget is None:
-            return
-        if charges.searches is None:
-            refuse(
-                "a budget needs to know the most searches of a row: give the web_search tool a 'max_uses', "
-                "such as 'max_uses': 3."
-            )
-        geography = prices.worst_geography(charges.inference_geo)
-        price = prices.price(model, mode="live" if self.mode == "live" else "batch", inference_geo=geography)
-        most = prices.most_with_tools(price, model, self.max_tokens, charges)
-        if most is not None and most > self.budget:
-            refuse(
-                f"With these tools one row can cost up to {text.dollars(most)} ({charges.turns} turns of the "
-                f"model, each with up to {model.context_tokens:,} input tokens), and the budget is "
-                f"{text.dollars(self.budget)}. No row could be sent. Use a larger budget, a smaller "
-                "'max_uses' with 'allowed_callers': ['direct'], or no budget.",
-                ImpossibleBudget,
             )
 
     @property
@@ -246,18 +227,13 @@ class Plan(Shown):
         -----
         Where ``tier`` varies, `gain` is how many times faster than on the plan's own tier, with all else the
         same; `binding` is what limits it there. The plan's own tier has the limits that were learned. After a
-        pilot other models' replies count as long as those measured. Where ``cache`` varies, `cache_hit_share`
-        is the share of requests assumed to hit the cache: in batches, midway between 30% and 98%.
-        Source: *Batch processing* (checked 2026-08-14).
+        pilot other models' replies count as long as those measured.
         """
         _check_names("compare", lists, tuple(Lists.__annotations__))
         tried = {name: _several(name, values) for name, values in lists.items()}
         modes = tried.pop("mode", [*MODES])
-        for mode in modes:
-            if mode not in MODES:
-                why = "auto is the cheapest of these that is in time; leave mode out."
-                why = why if mode == AUTO else f"there is {', '.join(map(repr, MODES))}."
-                refuse(f"plan.compare(mode=[{mode!r}]): {why}")
+        if wrong := [mode for mode in modes if mode not in MODES]:
+            refuse(f"plan.compare(mode={wrong!r}): there is {', '.join(map(repr, MODES))}.")
         _ = self.compiled.sizes  # read once, for all combinations
         frames = []
         for values in itertools.product(*tried.values()):
@@ -267,28 +243,13 @@ class Plan(Shown):
             if "tier" in tried:
                 own = other.replace(tier=self.tier).options["minutes"]
                 options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
-            if "cache" in tried:
-                options = options.with_columns(other._hits())  # noqa: SLF001 - another plan
             options = options.filter(pl.col("mode").is_in(modes))
-            columns = [choices.column(name, [getattr(other, name)] * options.height) for name in tried]
+            columns = [pl.lit(choices.shown(name, getattr(other, name))).alias(name) for name in tried]
             frames.append(options.select(*columns, pl.all()))
         table = pl.concat(frames, how="vertical_relaxed")
         if table.is_empty():
-            needed = "a hybrid needs a deadline, such as deadline=[60, 90] (minutes)."
-            refuse(f"plan.compare(mode=['hybrid']): {needed}")
+            refuse("plan.compare(mode=['hybrid']): it needs a deadline, such as deadline=[60, 90] (minutes).")
         return table
-
-    def _hits(self) -> pl.Expr:
-        """Return the part of the requests of each mode that are taken to read the cache."""
-        requests = self.compiled.totals.requests
-        live = (requests - 1) / requests if requests and self.compiled.expected.cached_tokens else 0.0
-        shares = {
-            "live": live,
-            "batch": min(live, estimates.BATCH_HIT_SHARE),
-            "hybrid": None if live else 0.0,
-        }
-        hits = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
-        return hits.alias(CACHE_HIT_SHARE)
 
     @property
     def requests(self) -> pl.DataFrame:
@@ -323,15 +284,10 @@ class Plan(Shown):
         known = self._carried(other)
         if known is not other.compiled.evidence.measured:
             other = replace(other, _evidence=other.compiled.evidence._replace(measured=known))
-        mine, theirs = vars(self.compiled), vars(other.compiled)
-        if (
-            "sizes" in mine
-            and not {"frame", "prompt", "system", "samples"} & set(changes)
-            and other.compiled.kept is self.compiled.kept
-        ):
-            theirs["sizes"] = mine["sizes"]  # the same rows are not read again
-            if "totals" in mine and set(changes) <= _SAME_TOTALS and known is self._evidence.measured:
-                theirs["totals"] = mine["totals"]
+        mine, theirs = self.compiled, other.compiled
+        same_rows = theirs.kept is mine.kept and not {"frame", "prompt", "system", "samples"} & set(changes)
+        if same_rows and "sizes" in vars(mine):
+            vars(theirs)["sizes"] = mine.sizes  # they are not read again
         return other
 
     def _carried(self, other: Plan) -> Measured | None:
@@ -355,7 +311,7 @@ class Plan(Shown):
         ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
         break `returns` among them. It leaves out what would fail in the same way again: a refusal while the
         request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
-        `options`, `requests`, `head` and `sample`; the `budget` is that of the new run.
+        `options` and `requests`; the `budget` is that of the new run.
 
         Running the same cells again resumes, as always: nothing is paid for twice.
 
@@ -378,39 +334,27 @@ class Plan(Shown):
         --------
         ``run = await plan.retry(run, max_tokens=4000).run(client)``
         """
-        _check_names("retry", changes, tuple(name for name in PARAMETERS if name not in {"frame", "prompt"}))
-        frame = read(self.frame)
-        mine = self._evidence._replace(kept=None)
-        other = self._with(frame=frame, _evidence=mine).replace(**changes)
+        other = self._with(_evidence=self._evidence._replace(kept=None)).replace(**changes)
+        other = other.replace(frame=read(other.frame))
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
         typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
-        kept = Kept.of(run, other.compiled.prompt, frame, other.mode, typed)
+        kept = Kept.of(run, other.compiled.prompt, read(other.frame), other.mode, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
     def head(self, n: int = 20) -> Plan:
-        """Return the plan for the first `n` rows; of a retry, of those that it sends.
+        """Return the plan for the first `n` rows.
 
         Spends: nothing.
         """
-        rows, kept = _rows(n), self._evidence.kept
-        return self._with(frame=self.frame.head(rows)) if kept is None else self._some(kept.open.head(rows))
+        return self.replace(frame=self.frame.head(_rows(n)))
 
     def sample(self, n: int, seed: int = 0) -> Plan:
         """Return the plan for `n` rows drawn without replacement, or for all if there are fewer.
 
         Spends: nothing.
         """
-        rows, seed, kept = _rows(n), _rows(seed, "seed"), self._evidence.kept
-        drawn: Any = read(self.frame) if kept is None else kept.open
-        drawn = drawn.sample(min(rows, len(drawn)), seed=seed)
-        return self._with(frame=drawn) if kept is None else self._some(drawn)
-
-    def _some(self, rows: pl.Series) -> Plan:
-        """Return a retry of some of the rows that it sends."""
-        if self.samples > 1:
-            refuse("A retry with samples= sends all its rows: use head() and sample() on the plan itself.")
-        kept = self._evidence.kept and self._evidence.kept.at(rows)
-        return self._with(frame=read(self.frame)[rows], _evidence=self._evidence._replace(kept=kept))
+        frame = read(self.frame)
+        return self.replace(frame=frame.sample(min(_rows(n), frame.height), seed=seed))
 
     def calibrate(self, run: Run) -> Plan:
         """Return the same plan with estimates measured on a pilot, and the limits that it met.
@@ -430,27 +374,26 @@ class Plan(Shown):
         if not hasattr(run, "job"):
             kind = type(run).__name__
             refuse(f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client).")
-        mine, theirs = self.compiled, run.plan.compiled
-        sizes = run.job.work.requests.select("key", "estimated_tokens")
+        mine, sizes = self.compiled, run.job.work.requests.select("key", "estimated_tokens")
         done = sizes.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
         known = calibration.measured(done, run.attempts, mine.totals.requests)
         if known is None:
             use = "Use pilot = await plan.sample(50).run(client) first."
             refuse(f"The run has no paid replies of {mine.model.id} to learn from. {use}")
-        tried = run.attempts.group_by("key").agg(paid=pl.col("dollars").sum())
-        # A reply that an earlier run has paid for is among no attempts of this one.
-        dollars = pl.max_horizontal("dollars", pl.col("paid").fill_null(0.0))
-        billed = done.join(tried, on="key", how="left").select(dollars.sum()).item()
-        each, estimate = done.select("mode", "estimated_tokens", requests=1, rows=1), 0.0
-        for (mode,), calls in each.group_by("mode"):
-            of_calls = estimates.total(calls, mine.prompt, known, self.max_tokens)
-            estimate += of_calls.live_dollars if mode == "live" else of_calls.batch_dollars
-        ratio = billed / estimate if math.isfinite(estimate) else 1.0
+        calls, estimate = done.select("mode", "estimated_tokens", requests=1, rows=1), 0.0
+        for (mode,), some in calls.group_by("mode"):
+            totals = estimates.total(some, mine.prompt, known, self.max_tokens)
+            estimate += totals.live_dollars if mode == "live" else totals.batch_dollars
+        ratio = float(done["dollars"].sum()) / estimate
         # All calls of a pilot may have found what another had written.
-        known = replace(known, billed_ratio=ratio, cache_hit_share=min(known.cache_hit_share, 1.0))
-        learned: Learned | None = Learned(run.limits, run.plan.tier, theirs.model.rate_group)
-        if run.limits is theirs.limits or not (learned and learned.stands_for(self.tier, mine.model)):
-            learned = self._evidence.learned
+        known = replace(
+            known,
+            billed_ratio=ratio if math.isfinite(ratio) else 1.0,
+            cache_hit_share=min(known.cache_hit_share, 1.0),
+        )
+        learned = Learned(run.limits, run.plan.tier, run.plan.compiled.model.rate_group)
+        if run.limits is run.plan.compiled.limits or not learned.stands_for(self.tier, mine.model):
+            return self._with(_evidence=self._evidence._replace(measured=known))
         return self._with(_evidence=self._evidence._replace(measured=known, learned=learned))
 
     @awaited("plan = await plan.count_tokens(client)")
@@ -473,20 +416,14 @@ class Plan(Shown):
 
         async def count(body: bytes) -> int:
             async with slots:
-                answer = await wire.count_tokens(body, patient=True)
+                answer = await wire.count_tokens(body)
             tokens = read_object(answer.content).get("input_tokens")
             if answer.status != HTTPStatus.OK or not isinstance(tokens, int):
                 raise unasked(answer, "count of tokens")
             return tokens
 
         async with Wire(client) as wire:
-            catalog.callable_model(mine.model, (await wire.api()).clock.now())
-            tasks = [asyncio.ensure_future(count(body)) for body in work.texts.bodies(work.requests["row"])]
-            try:
-                tokens = await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
+            tokens = await asyncio.gather(*map(count, work.texts.bodies(work.requests["row"])))
         calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
         counted = calibration.line(calls, "tokens", mine.totals.requests, rises=True)
         known = replace(mine.expected, input=counted)
@@ -589,43 +526,39 @@ class Plan(Shown):
             totals, options, chosen = compiled.totals, compiled.options, compiled.resolved()
         except PlanError as error:
             return Card(title=f"This plan cannot run: {error}")
-        saved = totals.rows - totals.unsent - totals.requests
-        same = f", {text.plural(saved, 'identical row')} sent once" if saved else ""
+        repeated = totals.rows - totals.unsent - totals.requests
+        same = f", {text.plural(repeated, 'identical row')} sent once" if repeated else ""
         file = " or a file that cannot be read" if compiled.prompt.has_files else ""
         null = f", {totals.unsent:,} with a null{file} not sent" if totals.unsent else ""
         mark = pl.col("mode") + pl.when(pl.col("mode") == chosen).then(pl.lit(" ←")).otherwise(pl.lit(""))
-        least = pl.max_horizontal(pl.col("dollars") * _SAVED, pl.lit(_SAVED / 100))
-        worth = pl.when(pl.col("dollars_saved").abs() > least).then("dollars_saved")
-        table = options.select(mark, *choices.FIGURES, worth, "binding")
+        worth = pl.col("dollars_saved").abs() > pl.max_horizontal(pl.col("dollars") * _SAVED, _SAVED / 100)
+        saved = pl.when(worth).then("dollars_saved")
+        table = options.select(mark, *choices.FIGURES, saved, "binding")
         if not table["dollars_saved"].count():
             table = table.drop("dollars_saved")
         known = compiled.expected
         basis = known.basis + ("" if known.calls else ": calibrate with a pilot")
-        tokens = (
-            f"{text.tokens(totals.input_tokens)} input + {text.tokens(totals.output_tokens)} output tokens"
-        )
+        tokens = f"{text.tokens(totals.input_tokens)} input + {text.tokens(totals.output_tokens)} output"
         sources = f"Prices: {prices.price(compiled.model).source}. Limits: {compiled.limits.provenance}."
-        batch = estimates.option(options, "batch")["minutes_p90"]
-        retired = catalog.notices(compiled.model, batch_minutes=batch)
-        notices = [*self._notices(), *compiled.prompt.notes, *retired] or [*self._gain()]
         following = "run = await plan.run(client)"
         if compiled.kept is not None:
             following = f"run = await {compiled.kept.typed}"
         elif not known.calls:
             live = "" if chosen == "live" else ".replace(mode='live')"
             following = f"pilot = await plan.sample(50){live}.run(client)"
+        notices = [*self._notices()] or [self.plot._gain()]  # noqa: SLF001 - no picture, and so not shown
         return Card.of(
             table,
             title=f"Plan: {text.plural(totals.rows, 'row')} on {compiled.model.id}, "
             f"{text.plural(totals.requests, 'request')}{same}{null}. Nothing is sent yet.",
-            notes=[f"{tokens}, {basis}. {sources}", *notices],
+            notes=[f"{tokens} tokens, {basis}. {sources}", *notices],
             next=following,
         )
 
     def _notices(self) -> Iterable[str]:
         """Return what is worth knowing of this plan: what is taken over, assumed, or would be better."""
         compiled, kept = self.compiled, self.compiled.kept
-        if kept is not None and kept.keys.count():
+        if kept is not None:
             failed = kept.failed
             yield f"{kept.keys.count() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
@@ -637,17 +570,9 @@ class Plan(Shown):
             low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
             share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
             yield f"{share}: {low} to {high} is usual."
-
-    def _gain(self) -> Iterable[str]:
-        """Return what the next tier gains."""
-        compiled = self.compiled
-        # Limits that are no tier's are set by something else than a tier; the API may have told a better one.
-        for own in limits.tiers_with(compiled.limits, compiled.model)[:1]:
-            names = choices.family(own, compiled.model.rate_group)
-            for above in names[names.index(own) + 1 :][:1]:
-                mode: Any = compiled.likely_mode
-                row = self.compare(tier=[above], mode=[mode]).row(0, named=True)
-                yield f"The next tier ({above}) {choices.gain_words(row[GAIN], row['binding'])}."
+        yield from compiled.prompt.notes
+        batch = estimates.option(compiled.options, "batch")["minutes_p90"]
+        yield from catalog.notices(compiled.model, batch_minutes=batch)
 
 
 PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))
@@ -672,20 +597,19 @@ def _same(value: object, own: object) -> bool:
     return value is own or (is_plain and bool(value == own))
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a number that a plan can have."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_MOST < value < _MOST
+def _is_number(value: object) -> bool:
+    return type(value) in {int, float} and -_MOST < value < _MOST  # type: ignore[operator]  # it is a number
 
 
 def _is_positive(value: Any) -> bool:
-    return value is None or (is_number(value) and value > 0)
+    return value is None or (_is_number(value) and value > 0)
 
 
-def _rows(n: object, name: str = "n") -> int:
+def _rows(n: object) -> int:
     """Return how many rows are asked for; PlanError where that is no number of rows."""
     rows = text.plain(n, whole=True)
     if type(rows) is not int or rows < 0:
-        refuse(f"{name}={n!r}: it is how many rows, a whole number from 0 on, such as int(...).")
+        refuse(f"n={n!r}: it is how many rows, a whole number from 0 on, such as int(...).")
     return rows
 
 

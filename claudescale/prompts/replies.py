@@ -1,44 +1,79 @@
 """Typed replies: what ``returns=`` asks of the model, and reply texts as typed columns.
 
-A reply that is not what was asked for is its row's error, never an exception.
+Polars types and pydantic models take one way: pydantic's own JSON schema, its references written out
+(no recursion), trimmed to the keywords the API takes. A reply that is not what was asked for is its row's
+error, never an exception.
 """
 
 from __future__ import annotations
 
-import decimal
 import enum
 import json
-import struct
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import date, time, timedelta
+from decimal import Decimal
+from functools import lru_cache
 from types import UnionType
-from typing import Any, Literal, TypeAlias, get_args, get_origin
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
 import polars as pl
 
+from claudescale.api.catalog import MESSAGE
 from claudescale.errors import BadReturns
-from claudescale.prompts import schemas
 
-_PYTHON_TYPES = (bool, int, float, str)
+if TYPE_CHECKING:
+    from pydantic.json_schema import GenerateJsonSchema
+
+Json: TypeAlias = dict[str, Any]
+
 INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
+_PYTHON_TYPES = (bool, int, float, str)
+_CELLS = (type(None), bool, int, float, str, Decimal, date, time, timedelta)
+"""What Polars takes into a column by itself; the rest, as a UUID or a URL, is a text."""
 _WHAT_THERE_IS = (
     "returns= takes a pydantic model or list[Model], labels such as ['yes', 'no'], bool, int, float, str, "
     "a dict of these such as {'label': ['yes', 'no'], 'score': float}, or a Polars type."
 )
 
-Fit: TypeAlias = Callable[[Any], Any]
+# Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
+_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+# What a pattern may not have. Source: Anthropic, *Structured outputs*, patterns (checked 2026-09-02).
+_COMPLEX = re.compile(r"\(\?|\\(?![dws])\w|[*+?}][+?]|\{\d*,?\d{3,}")
+_SCALE = "x-claudescale-scale"
+_SILENT = {"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly", _SCALE}
+_DTYPES: dict[str | None, pl.DataType] = {
+    "integer": pl.Int64(),
+    "number": pl.Float64(),
+    "boolean": pl.Boolean(),
+    "string": pl.String(),
+    "date": pl.Date(),
+    "time": pl.Time(),
+    "duration": pl.Duration("us"),
+    "date-time": pl.Datetime("us", "UTC"),
+}
+"""By type in a JSON schema, or by the format of a string."""
+_NO_TEXT = {"password", "regex", "binary", "base64", "base64url"}  # formats whose value a column cannot show
+_UNREADABLE = {
+    "ImportString": "has an ImportString: a reply must not choose what is imported. Use str.",
+    "'validation_alias': ['": "has an AliasPath, which no reply can have. Leave it out.",
+    "'tz_constraint': 'naive'": "has a NaiveDatetime, and the API's dates have an offset. Use datetime.",
+}
+"""By words in pydantic's core schema: why no reply would fit the model."""
+_DECIMAL_SCALE = 10
+_TOLD_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Returns:
     """What a reply must be, for the API and for Polars. `compile_returns` makes it."""
 
-    json_schema: schemas.Json  # only keywords the API takes
+    json_schema: Json  # only keywords the API takes
     columns: pl.Schema  # the typed columns of the results; `reply` alone where one type was given
     single: bool  # one type was given: the reply itself is typed
-    _validate: Fit = field(repr=False)
+    _validate: Callable[[str], Json] = field(repr=False)
 
     def decode(self, replies: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         """Return the typed columns of reply texts, and the error of each row.
@@ -50,10 +85,11 @@ class Returns:
         """
         texts = replies.cast(pl.String).alias("text").to_frame()
         distinct = texts.unique(maintain_order=True)  # labels and the like: each text is read once
-        frame, error = self._decode(distinct["text"])
+        labels = self._labels()
+        frame, errors = self._held([self._read(text, labels) for text in distinct["text"]])
         numbered = distinct.with_row_index("place")
         places = texts.join(numbered, on="text", how="left", nulls_equal=True, maintain_order="left")["place"]
-        return frame[places], error.gather(places)
+        return frame[places], pl.Series("error", errors, pl.String).gather(places)
 
     def example(self, reply: Any) -> str:
         """Return a reply as the model would write it; BadReturns where it is not what was asked for."""
@@ -67,23 +103,29 @@ class Returns:
         msg = f"examples= has the reply {reply!r:.60}, which is not what returns= asks for: {self.columns}."
         raise BadReturns(msg)
 
-    def _decode(self, texts: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
-        fits = [(name, _fit(dtype)) for name, dtype in self.columns.items()]
-        labelled = any("enum" in node or "const" in node for node in schemas.nodes(self.json_schema))
-        rows: list[tuple[Any, ...] | None] = []
-        for text in texts:
-            row: tuple[Any, ...] | None = (None,) * len(fits)
-            if text is not None:
-                try:
-                    value = self._read(text, labelled=labelled)
-                    row = tuple([fit(_part(value, name)) for name, fit in fits])
-                except Exception:  # noqa: BLE001  # a validator of the user's may raise anything; it is data
-                    row = None
-            rows.append(row)
-        frame, errors = self._held(rows)
-        return frame, pl.Series("error", errors, pl.String)
+    def _labels(self) -> dict[str, str]:
+        """Return each label by its plain form; of several with the same form none."""
+        labels: dict[str, set[str]] = {}
+        for node in nodes(self.json_schema):
+            for label in [node["const"]] if "const" in node else node.get("enum", ()):
+                if isinstance(label, str):
+                    labels.setdefault(_plain(label), set()).add(label)
+        return {form: alike.pop() for form, alike in labels.items() if len(alike) == 1}
 
-    def _held(self, rows: list[tuple[Any, ...] | None]) -> tuple[pl.DataFrame, list[str | None]]:
+    def _read(self, text: str | None, labels: Mapping[str, str]) -> list[Any] | None:
+        """Return the cells of a reply, none where it is not what was asked for."""
+        if text is None:
+            return [None] * len(self.columns)
+        try:
+            try:
+                value = self._validate(text)
+            except ValueError:
+                value = self._validate(json.dumps(_recased(json.loads(text), labels)))
+            return [_cell(value[name]) for name in self.columns]
+        except Exception:  # noqa: BLE001  # a validator of the user's may raise anything; it is data
+            return None
+
+    def _held(self, rows: list[list[Any] | None]) -> tuple[pl.DataFrame, list[str | None]]:
         """Return rows as typed columns; one that a column cannot hold, as a number too large, is an error."""
         try:
             columns = [
@@ -92,28 +134,20 @@ class Returns:
             ]
             errors = [INVALID_REPLY if row is None else None for row in rows]
             return pl.DataFrame(columns).cast(self.columns), errors
-        except (pl.exceptions.PolarsError, TypeError, OverflowError):
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
             if len(rows) == 1:
                 return self._held([None])
             half = len(rows) // 2
             (first, before), (last, after) = self._held(rows[:half]), self._held(rows[half:])
             return pl.concat([first, last]), before + after
 
-    def _read(self, text: str, *, labelled: bool) -> Any:
-        try:
-            return self._validate(text)
-        except ValueError:
-            if not labelled:
-                raise
-            return self._validate(json.dumps(_recased(json.loads(text), self.json_schema)))
 
-
-def compile_returns(returns: object) -> Returns:
+def compile_returns(returns: Any) -> Returns:
     """Return what a reply must be, from types or a pydantic model; BadReturns where it cannot be.
 
     With Polars types every field is required and never null; in a dict, ``pl.Float64 | None`` is a field
-    that may be null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone keeps
-    the clock time and drops the offset.
+    that may be null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone is in
+    UTC.
 
     With a pydantic model its own rules hold and its validators run on every reply. A constraint the API
     has no keyword for (a minimum, a length, a pattern that is not simple) stands in the field's description
@@ -131,24 +165,19 @@ def compile_returns(returns: object) -> Returns:
     """
     returns = _enum(returns) if isinstance(returns, list | tuple) else returns
     kind = returns if isinstance(returns, type) else type(returns)
-    annotated = get_origin(returns) in {Literal, list}
-    single = annotated or issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES
-    if annotated:
-        typed = schemas.of_annotation(returns)
-    elif single:
-        typed = schemas.of_types({"reply": returns}, "the type")
-    elif isinstance(returns, Mapping) and returns:
-        typed = schemas.of_types({name: _enum(given) for name, given in returns.items()}, "field {!r}")
-    elif isinstance(returns, type) and hasattr(returns, "model_json_schema"):
-        typed = schemas.of_model(returns)
-    else:
-        shown = returns.__name__ if isinstance(returns, type) else f"{returns!r:.60}"
-        is_enum = isinstance(returns, type) and issubclass(returns, enum.Enum)
-        hint = f"For this class: returns=pl.Enum({shown}). " if is_enum else ""
-        msg = f"returns={shown} cannot be used. {hint}{_WHAT_THERE_IS}"
-        raise BadReturns(msg)
-    json_schema, columns, validate = typed
-    return Returns(json_schema=json_schema, columns=columns, single=single, _validate=validate)
+    if get_origin(returns) in {Literal, list}:
+        from pydantic import create_model  # noqa: PLC0415
+
+        return _of_model(create_model("Reply", reply=(returns, ...)), single=True)
+    if issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES:
+        return _of_types({"reply": returns}, "the type", single=True)
+    if isinstance(returns, Mapping) and returns:
+        return _of_types({name: _enum(given) for name, given in returns.items()}, "field {!r}")
+    if isinstance(returns, type) and hasattr(returns, "model_json_schema"):
+        return _of_model(returns)
+    shown = returns.__name__ if isinstance(returns, type) else f"{returns!r:.60}"
+    msg = f"returns={shown} cannot be used. {_WHAT_THERE_IS}"
+    raise BadReturns(msg)
 
 
 def _enum(given: Any) -> Any:
@@ -158,19 +187,14 @@ def _enum(given: Any) -> Any:
     return pl.Enum([*dict.fromkeys(labels)]) if several else given
 
 
-def _recased(value: Any, schema: schemas.Json) -> Any:
-    """Return the value with each label as the schema writes it, if only capitals or spaces differ."""
-    for option in schema.get("anyOf", ()):
-        value = _recased(value, option)
+def _recased(value: Any, labels: Mapping[str, str]) -> Any:
+    """Return the value of a reply with its texts as a label is written, if only capitals or spaces differ."""
     if isinstance(value, str):
-        labels = [schema["const"]] if "const" in schema else schema.get("enum", ())
-        alike = [label for label in labels if isinstance(label, str) and _plain(label) == _plain(value)]
-        return alike[0] if len(alike) == 1 else value
-    if isinstance(value, list) and "items" in schema:
-        return [_recased(item, schema["items"]) for item in value]
+        return labels.get(_plain(value), value)
+    if isinstance(value, list):
+        return [_recased(item, labels) for item in value]
     if isinstance(value, dict):
-        known = schema.get("properties", {})
-        return {name: _recased(part, known.get(name, {})) for name, part in value.items()}
+        return {name: _recased(part, labels) for name, part in value.items()}
     return value
 
 
@@ -178,54 +202,232 @@ def _plain(label: str) -> str:
     return label.strip().casefold()
 
 
-def _part(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else getattr(value, name)
+def _cell(value: Any) -> Any:
+    """Return a validated value as Polars takes it."""
+    if isinstance(value, dict):
+        return {name: _cell(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_cell(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return value if isinstance(value, _CELLS) else str(value)
 
 
-# ----------------------------------------------- from a validated value to what fits a column, or an error
+def _refuse(path: str, what: str) -> NoReturn:
+    """Raise the `BadReturns` for one field."""
+    msg = f"returns=: {path} {what}"
+    raise BadReturns(msg)
 
 
-def _fit(dtype: pl.DataType) -> Fit:
-    """Return what makes a value fit a column of this type; it raises where that cannot be."""
-    fit = _made(dtype)
-
-    def fitted(value: Any) -> Any:
-        if isinstance(value, enum.Enum):
-            value = value.value
-        elif getattr(value, "__pydantic_root_model__", False):
-            value = value.root
-        return None if value is None else fit(value)
-
-    return fitted
+# ------------------------------------------------------------------------------------ Polars types
 
 
-def _made(dtype: Any) -> Fit:  # noqa: PLR0911 - one for each kind of type
-    """Return what makes a value fit, where Polars is not strict by itself: it checks the rest."""
+def _of_types(types: Mapping[Any, Any], what: str, *, single: bool = False) -> Returns:
+    """Return what named Polars types make of a reply; `what` names one in messages."""
+    from pydantic_core import SchemaValidator, core_schema  # noqa: PLC0415  # needed for typed replies only
+
+    columns, fields = {}, {}
+    for name, given in types.items():
+        path = what.format(name)
+        kinds = get_args(given) if isinstance(given, UnionType) else (given,)
+        kinds = tuple(kind for kind in kinds if kind is not type(None))
+        if len(kinds) != 1 or not isinstance(name, str):
+            _refuse(path, f"is {given}: a column has a name and one type. Choose one, or pl.String.")
+        core = _core(kinds[0], path)
+        fields[name] = core_schema.typed_dict_field(
+            core_schema.nullable_schema(core) if isinstance(given, UnionType) else core
+        )
+        columns[name] = pl.Series(dtype=kinds[0]).dtype
+    schema = core_schema.typed_dict_schema(fields)
+    wire = _wire(_generator()(by_alias=True).generate(schema))
+    validate = SchemaValidator(schema).validate_json
+    return Returns(json_schema=wire, columns=pl.Schema(columns), single=single, _validate=validate)
+
+
+def _core(given: Any, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
+    """Return pydantic's core schema of a Polars type."""
+    from pydantic_core import core_schema  # noqa: PLC0415
+
+    dtype = None
+    if given is not pl.Decimal:  # its scale would be zero
+        with suppress(TypeError):
+            dtype = pl.Series(dtype=given).dtype
     match dtype:
-        case pl.Struct():
-            parts = [(part.name, _fit(schemas.instance(part.dtype))) for part in dtype.fields]
-            return lambda value: {name: fit(_part(value, name)) for name, fit in parts}
-        case pl.List() | pl.Array():
-            item = _fit(schemas.instance(dtype.inner))
-            return lambda value: [item(part) for part in value]
-        case pl.Enum():
-            return {label: label for label in dtype.categories}.__getitem__
+        case pl.DataType() if dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Boolean):
+            return getattr(core_schema, f"{dtype.to_python().__name__}_schema")(strict=True)
+        case pl.Enum() if len(dtype.categories):
+            return core_schema.literal_schema(dtype.categories.to_list())
         case pl.Decimal():
-            context = decimal.Context(prec=dtype.precision, traps=[decimal.InvalidOperation])
-            unit = decimal.Decimal(1).scaleb(-dtype.scale)
-            return lambda value: decimal.Decimal(value).quantize(unit, context=context)
-        case pl.Float16() | pl.Float32():  # where a number too large would be infinite
-            code = "<e" if isinstance(dtype, pl.Float16) else "<f"
-            return lambda value: struct.unpack(code, struct.pack(code, value))[0]
-        case pl.Datetime():
-            zone = ZoneInfo(dtype.time_zone) if dtype.time_zone else None
-            return lambda value: _moment(value, zone)
-        case pl.String() | pl.Categorical():
-            return str
-    return lambda value: value
+            return core_schema.decimal_schema(allow_inf_nan=False, metadata={"scale": dtype.scale})
+        case pl.Struct() if dtype.fields:
+            cores = {field.name: _core(field.dtype, f"{path}.{field.name}") for field in dtype.fields}
+            fields = {name: core_schema.typed_dict_field(core) for name, core in cores.items()}
+            return core_schema.typed_dict_schema(fields)
+        case pl.List() | pl.Array():
+            size = dtype.size if isinstance(dtype, pl.Array) else None
+            return core_schema.list_schema(_core(dtype.inner, f"{path}[]"), min_length=size, max_length=size)
+        case pl.DataType() if dtype.is_float():
+            return core_schema.float_schema(allow_inf_nan=False)
+        case pl.DataType() if dtype.is_integer():
+            number: Any = dtype
+            low, high = pl.select(low=number.min(), high=number.max()).row(0)
+            # Bounds stand in the description and cost tokens, so only those a count or a score may meet.
+            small = high < 2**_TOLD_BITS
+            return core_schema.int_schema(ge=low if low == 0 or small else None, le=high if small else None)
+    such_as = "pl.String, pl.Enum(['yes', 'no']), pl.Decimal(scale=2) or pl.List(pl.String)"
+    _refuse(path, f"is {given!r:.60}, which is not a complete type that JSON can hold. Write {such_as}.")
 
 
-def _moment(value: datetime, zone: ZoneInfo | None) -> datetime:
-    if zone is None:
-        return value.replace(tzinfo=None)
-    return (value if value.tzinfo else value.replace(tzinfo=zone)).astimezone(UTC)
+# ---------------------------------------------------------------------------------- pydantic models
+
+
+def _of_model(model: Any, *, single: bool = False) -> Returns:
+    """Return what a pydantic model makes of a reply."""
+    from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError  # noqa: PLC0415
+
+    path = f"the model {model.__name__}"
+    try:
+        # By alias is what the API sees; by name, the same tree, is what the columns are called.
+        wire, named = (
+            model.model_json_schema(by_alias=by_alias, schema_generator=_generator())
+            for by_alias in (True, False)
+        )
+    except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
+        _refuse(path, f"has no JSON schema: {error.message}")
+    for words, why in _UNREADABLE.items():
+        if words in repr(model.__pydantic_core_schema__):
+            _refuse(path, why)
+    fields = _resolved(named, named.get("$defs", {})).get("properties")
+    if not fields:
+        _refuse(path, "has no named fields, so it would make no columns. Give it a field.")
+    columns = pl.Schema({name: _dtype(node, f"field {name!r}") for name, node in fields.items()})
+
+    def validate(text: str) -> Json:
+        return model.model_validate_json(text).model_dump(warnings=False)  # type: ignore[no-any-return]
+
+    return Returns(json_schema=_wire(wire), columns=columns, single=single, _validate=validate)
+
+
+@lru_cache(maxsize=1)
+def _generator() -> type[GenerateJsonSchema]:
+    from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
+
+    class Generator(GenerateJsonSchema):
+        """Pydantic's JSON schema, with numbers for decimals and a mark of their scale."""
+
+        ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
+
+        def decimal_schema(self, schema: Any) -> Json:
+            number: Json = super().decimal_schema(schema)["anyOf"][0]
+            places = schema.get("decimal_places", schema.get("metadata", {}).get("scale"))
+            told = {} if places is None else {"digitsAfterThePoint": places}
+            return number | told | {_SCALE: places or _DECIMAL_SCALE}
+
+    return Generator
+
+
+def _resolved(node: Any, definitions: Json, inside: tuple[str, ...] = ()) -> Any:
+    """Return the schema with every reference written out; a model inside itself is refused."""
+    if isinstance(node, list):
+        return [_resolved(item, definitions, inside) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        name = node["$ref"].removeprefix("#/$defs/")
+        if name in inside:
+            _refuse(f"the model {name}", "contains itself, and the API takes no recursive schema.")
+        inside, node = (*inside, name), definitions[name] | node
+    names = {"oneOf": "anyOf"}
+    return {
+        names.get(key, key): _resolved(value, definitions, inside)
+        for key, value in node.items()
+        if key not in ("$ref", "$defs")
+    }
+
+
+def _dtype(node: Json, path: str) -> pl.DataType:
+    """Return the type of a column that holds the values of a schema."""
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    labels = [label for label in node.get("enum", [node.get("const")]) if label is not None]
+    if len(options) == 1:
+        return _dtype(options[0], path)
+    if options or len({type(label) for label in labels}) > 1:
+        _refuse(path, "may have several types, and a column has one. Choose one, or str.")
+    if labels:
+        return pl.Enum(labels) if isinstance(labels[0], str) else pl.Series(labels).dtype
+    if _SCALE in node:
+        return pl.Decimal(38, node[_SCALE])
+    if node.get("items"):
+        return pl.List(_dtype(node["items"], f"{path}[]"))
+    if node.get("properties"):
+        parts = node["properties"].items()
+        return pl.Struct({name: _dtype(part, f"{path}.{name}") for name, part in parts})
+    kind, text_format = node.get("type"), node.get("format")
+    dtype = _DTYPES.get(text_format, _DTYPES.get(kind))
+    if dtype is None or text_format in _NO_TEXT or "contentMediaType" in node:
+        _refuse(path, "has no type that a column can show. Use str, list[str], or a nested model.")
+    return dtype
+
+
+# ------------------------------------------------------------------------------- the API's JSON schema
+
+
+def nodes(schema: Json) -> Iterator[Json]:
+    """Yield a schema and every schema inside it."""
+    yield schema
+    for inner in (*schema.get("anyOf", ()), *schema.get("properties", {}).values()):
+        yield from nodes(inner)
+    if "items" in schema:
+        yield from nodes(schema["items"])
+
+
+def _wire(schema: Json) -> Json:
+    tree = _trimmed(_resolved(schema, schema.get("$defs", {})))
+    every = list(nodes(tree))
+    optional = sum(len(node["properties"]) - len(node["required"]) for node in every if "properties" in node)
+    unions = sum("anyOf" in node for node in every)
+    for count, most, what, instead in (
+        (optional, MESSAGE.schema_optional_parameters, "may be left out", "Remove the default of some."),
+        (
+            unions,
+            MESSAGE.schema_union_parameters,
+            "may be null or of several types",
+            "For some, let an empty string, an empty list or a label 'unknown' stand for null.",
+        ),
+    ):
+        if count > most:
+            _refuse(f"{count} fields", f"{what}, and the API takes {most} such fields in a schema. {instead}")
+    return tree
+
+
+def _trimmed(node: Json) -> Json:
+    """Return a schema in the keywords the API takes; what it does not take is told in the description."""
+    rest = {key: value for key, value in node.items() if key not in _SILENT}
+    kept: Json = {"type": rest.pop("type")} if "type" in rest else {}
+    text = rest.pop("description", "")
+    for key, taken in (("format", _FORMATS), ("minItems", (0, 1))):
+        if rest.get(key) in taken:
+            kept[key] = rest.pop(key)
+    if "pattern" in rest and not _COMPLEX.search(rest["pattern"]):
+        kept["pattern"] = rest.pop("pattern")
+    kept |= {key: rest.pop(key) for key in ("const", "enum") if key in rest}
+    if "anyOf" in rest:
+        kept["anyOf"] = [_trimmed(option) for option in rest.pop("anyOf")]
+    if "items" in rest:
+        kept["items"] = _trimmed(rest.pop("items"))
+    if kept.get("type") == "object":
+        kept["properties"] = {name: _trimmed(part) for name, part in rest.pop("properties", {}).items()}
+        kept["required"] = rest.pop("required", [])
+        kept["additionalProperties"] = False
+    if rest:
+        words = ", ".join(f"{_words(key)}: {_shown(value)}" for key, value in rest.items())
+        text = f"{text} ({words})".strip()
+    return kept | ({"description": text} if text else {})
+
+
+def _words(key: str) -> str:
+    return re.sub("([A-Z])", lambda letter: f" {letter[0].lower()}", key)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from claudescale.api.catalog import Model
-    from claudescale.prompts.parts import Part
+    from claudescale.prompts.templates import Part
     from claudescale.running.runs import Run
 
 Cache: TypeAlias = bool | Literal["5m", "1h"]
@@ -738,11 +738,6 @@ class Kept(NamedTuple):
     def open(self) -> pl.Series:
         """Numbers of the rows that are not taken over."""
         return self.keys.is_null().arg_true()
-
-    def at(self, rows: pl.Series) -> Kept:
-        """Return this for some rows that are not taken over."""
-        keys, tried_at = self.keys.gather(rows), self.tried_at.gather(rows)
-        return self._replace(keys=keys, tried_at=tried_at, attempts=self.attempts.clear())
 
     def applied(self, keys: pl.Series) -> pl.Series:
         """Return the key of each row, given those that the requests of a plan have by themselves."""

@@ -7,24 +7,15 @@ damage) is read with the rules of `answers`, as a live answer is. Both give the 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from pydantic_core import from_json
 
-from claudescale.api import prices
-from claudescale.api.answers import (
-    Verdict,
-    answer_of,
-    dig,
-    is_free,
-    read_object,
-    stop_reason_of,
-    text_of,
-    usage_of,
-    verdict_on_result,
-)
+from claudescale.api import answers, prices
+from claudescale.api.answers import dig, read_object
 from claudescale.api.catalog import ANSWERED, USAGE
 from claudescale.ledger.records import ATTEMPTS, RECORDS
 
@@ -32,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from claudescale.api.prices import Price
+    from claudescale.ledger.records import Batch
 
 _MISSING = "The batch has no result for this row. It may have been paid for."
 _TEXTS = ("key", "error", "message", "request_id", "stop_reason", "reply")
@@ -46,22 +38,22 @@ _INNER = (
 _MOST_TOKENS = 2**53  # a count above is no count: see `answers`
 
 
-def attempts(block: bytes, *, nonce: str, price: Price, trusted: bool, **same: Any) -> pl.DataFrame:
+def attempts(block: bytes, batch: Batch, price: Price, *, trusted: bool, **same: Any) -> pl.DataFrame:
     """Return the attempts that the result lines of a batch tell of; never raises, whatever the bytes.
 
     Parameters
     ----------
     block : bytes
         Whole lines in any order; the last newline may be missing.
-    nonce : str
-        Only lines whose ``custom_id`` ends in ``-{nonce}`` are ours. What stands before it is the key.
+    batch : Batch
+        Only lines whose ``custom_id`` ends in ``-{nonce}`` are its. What stands before it is the key.
     price : Price
-        Of the model in a batch.
+        Of the model in a batch; it is billed as on the day it was made.
     trusted : bool
         Whether an error that sending again cannot mend ends its row. False while nothing has been
         answered: then it is hardly the rows.
     **same
-        The columns that all attempts have in common; `sent_at` in API unix seconds.
+        The columns that all attempts of a run have in common.
 
     Returns
     -------
@@ -69,16 +61,16 @@ def attempts(block: bytes, *, nonce: str, price: Price, trusted: bool, **same: A
         `RECORDS`, one row per line, in the order of the lines. A line that cannot be read, or is not ours,
         is left out.
     """
-    suffix = f"-{nonce}"
+    suffix, begun = f"-{batch.nonce}", batch.created_at or batch.intended_at
+    price = price.at(datetime.fromtimestamp(begun, UTC))
     lines = [row for line in block.split(b"\n") if (row := _row(line, suffix, trusted=trusted)) is not None]
     columns = zip(*lines, strict=True) if lines else [()] * len(_READ)
     read = pl.DataFrame([pl.Series(*column) for column in zip(_READ, columns, _READ.dtypes(), strict=True)])
-    unknown = [
-        name for name in read["answering_model"].unique().drop_nulls() if not prices.is_priced(price, name)
-    ]
-    words = {name: prices.unpriced_words(price.model, name) for name in unknown}
+    names = read["answering_model"].unique().drop_nulls()
+    words = {name: said for name in names if (said := prices.unpriced(price, name))}
     unpriced = pl.col("answering_model").replace_strict(words, default=None, return_dtype=pl.String)
-    same |= {"mode": "batch", "status": None, "sent_at": round(same["sent_at"] * 1e6)}
+    same |= {"mode": "batch", "status": None, "batch_id": batch.batch_id, "sent_at": round(begun * 1e6)}
+    same["seconds"] = (batch.ended_at or begun) - begun
     return read.select(
         *set(_READ) - {"message", "free"},
         message=pl.coalesce("message", unpriced),
@@ -113,23 +105,23 @@ def _row(line: bytes, suffix: str, *, trusted: bool) -> tuple[object, ...] | Non
 
 def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
     """Return the same of any line, as a live answer is read."""
-    custom_id = dig(str, body, "custom_id")
+    custom_id, result = dig(str, body, "custom_id"), dig(dict, body, "result") or {}
     if custom_id is None or not custom_id.endswith(suffix):
         return None
-    result = dig(dict, body, "result") or {}
-    found = verdict_on_result(result)
-    message = found.reply or {}
-    texts = (
-        custom_id.removesuffix(suffix),
-        found.error,
-        found.message,
-        _request_id(result, found),
-        stop_reason_of(message),
-        text_of(message),
-    )
-    final = found.final and (found.outcome == "answered" or trusted)
-    said = (_storable(value) if isinstance(value, str) else value for value in answer_of(message).values())
-    return *map(_storable, texts), *usage_of(message).values(), *said, final, is_free(message)
+    found = answers.verdict_on_result(result)
+    message, answered = found.reply or {}, found.outcome == "answered"
+    row = answers.usage_of(message) | answers.answer_of(message)
+    row |= {
+        "key": custom_id.removesuffix(suffix),
+        "error": found.error,
+        "message": found.message,
+        "request_id": None if answered else dig(str, result, "error", "request_id"),
+        "stop_reason": answers.stop_reason_of(message),
+        "reply": answers.text_of(message),
+        "final": found.final and (answered or trusted),
+        "free": answers.is_free(message),
+    }
+    return tuple(_storable(row[name]) for name in _READ)
 
 
 def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
@@ -162,12 +154,8 @@ def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
     return key, None, None, None, stop_reason, reply, *tokens, *names, searches, None, True, False
 
 
-def _request_id(result: dict[str, Any], found: Verdict) -> str | None:
-    return dig(str, result, "error", "request_id") if found.outcome != "answered" else None
-
-
-def _storable(text: str | None) -> str | None:
+def _storable(value: object) -> object:
     """Return a text with half a surrogate pair as U+FFFD: neither a file nor a frame can hold it."""
-    if text is None or text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -6,7 +6,6 @@ Pure functions. `batches` acts on what they decide.
 from __future__ import annotations
 
 import json
-import statistics
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -29,14 +28,10 @@ if TYPE_CHECKING:
 FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
 """Bytes of a batch that is full: below the API's limit, which may count differently."""
 NONCE_BYTES = 6
-CLOCK_SECONDS = 3_600.0
-"""By how much the API's clock and this one may differ, where its answers do not tell the time."""
 DATE_SECONDS = 120.0
-"""The same where they do."""
+"""By how much the API's clock may differ from what its answers say."""
 LOST_SECONDS = 300.0
 """How long after a lost answer the API may still be making the batch."""
-FAILED_SECONDS = 60.0
-"""The same after an answer that says it failed."""
 ALIKE_ROWS = 20
 """So many rows that are refused alike, and none answered: it is the request, not the rows."""
 NEARLY_ALL = 0.95
@@ -56,14 +51,14 @@ _SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
 # what goes into one
 
 
-def fitting(rows: pl.DataFrame, *, requests: int, size_bytes: int, dollars: float) -> int:
+def fitting(rows: pl.DataFrame, *, requests: int, dollars: float) -> int:
     """Return how many of the first rows fit into one batch; the first one does whatever its size.
 
     `rows` has `bytes` and `worst_dollars` of each request; `dollars` is the most the batch may cost,
     whatever the replies.
     """
     alone = pl.int_range(pl.len()) == 0
-    short = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= size_bytes)
+    short = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= FULL_BYTES)
     fits = short & (pl.col("worst_dollars").cum_sum() <= dollars)
     return int(rows.head(max(requests, 0)).select(fits.sum()).item())
 
@@ -98,32 +93,21 @@ def _parts(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
 # what an answer means
 
 
-def made(answer: Answer) -> str:
-    """Decide what became of a batch that was posted.
+def made(answer: Answer) -> bool | None:
+    """Whether a batch that was posted is there.
 
-    It is ``"created"``, ``"absent"`` (surely not made: try again), ``"refused"`` (the limits),
-    ``"too_large"``, ``"stop"`` (none can be made) or ``"unknown"``: after anything but a plain yes or no it
-    may be there, and is looked for.
+    None after anything but a plain yes or no: it may be there, and is looked for.
     """
-    outcome = verdict(answer).outcome
     if answer.status is None:
-        return "unknown" if answer.sent else "stop" if outcome == "stop" else "absent"
+        return None if answer.sent else False
     if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
-        return "created" if is_batch(read_object(answer.content)) else "unknown"
-    if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return "too_large"
-    return {"refused": "refused", "overloaded": "unknown", "again": "unknown"}.get(outcome, "stop")
+        return is_batch(read_object(answer.content)) or None
+    return None if verdict(answer).outcome in {"overloaded", "again"} else False
 
 
-def is_wrong(answer: Answer, model: str) -> bool:
-    """Whether a look at one row tells that no row will do.
-
-    A gateway that has less than the API says so with a 404, as the API does of a model it does not know.
-    """
-    found = verdict(answer)
-    if answer.status == HTTPStatus.NOT_FOUND:
-        return model in (found.message or "")
-    return is_hopeless(found)
+def is_wrong(found: Verdict) -> bool:
+    """Whether a look at one row tells that no row will do, and not that a gateway has no live calls."""
+    return is_hopeless(found) and found.error != NO_ENDPOINT
 
 
 def dry_run(request: bytes) -> tuple[bytes, int]:
@@ -184,23 +168,17 @@ def seconds_of(moment: object) -> float | None:
 # a batch whose answer was lost
 
 
-def clock_offset(answer: Answer, now: float) -> tuple[float, float]:
-    """Return by how many seconds the API's clock is ahead of `now`, and how well that is known."""
+def window(batch: Batch, until: float, answer: Answer, now: float) -> tuple[float, float]:
+    """Return from when to when, in API time, a batch may have been made whose answer was lost.
+
+    `until` is when the API has surely stopped making it, by this clock. An answer's date says how wrong
+    this clock is; what is known of the intent may be by a clock that was right.
+    """
     try:
         ahead = parsedate_to_datetime(answer.headers["date"]).timestamp() - now
     except (KeyError, ValueError, OverflowError, OSError, TypeError, IndexError):
-        return 0.0, CLOCK_SECONDS
-    return (ahead if abs(ahead) > DATE_SECONDS else 0.0), DATE_SECONDS
-
-
-def window(batch: Batch, until: float, offset: tuple[float, float]) -> tuple[float, float]:
-    """Return from when to when, in API time, a batch may have been made whose answer was lost.
-
-    It is wide where this clock is wrong: the intent is in API time only if that was known then. `until` is
-    when the API has surely stopped making it, by this clock; `offset` is of `clock_offset`.
-    """
-    ahead, doubt = offset
-    return batch.intended_at + min(ahead, 0.0) - doubt, until + max(ahead, 0.0) + doubt
+        ahead = 0.0
+    return batch.intended_at + min(ahead, 0.0) - DATE_SECONDS, until + max(ahead, 0.0) + DATE_SECONDS
 
 
 def may_be(batch: Batch, shown: dict[str, Any], window: tuple[float, float]) -> bool:
@@ -247,7 +225,7 @@ class Expected(NamedTuple):
 
 
 def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
-    """Return when the open batches end: as long as others took, else an hour. None where there are none.
+    """Return when the open batches end: most within an hour of the last. None where there are none.
 
     The API tells nothing of a batch before its end.
     """
@@ -255,13 +233,11 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     waited = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
     if not waited:
         return None
-    took = [batch.ended_at - batch.created_at for batch in made if batch.ended_at and batch.created_at]
     age = now - max(batch.created_at or batch.intended_at for batch in waited)
-    usual = (statistics.median(took) if took else USUAL_SECONDS) - age
     return Expected(
         open=len(waited),
         ended=len(made) - len(waited),
         requests=sum(batch.requests for batch in waited),
-        usual_seconds=usual if usual > 0 else None,
+        usual_seconds=USUAL_SECONDS - age if age < USUAL_SECONDS else None,
         latest_seconds=max(catalog.BATCH.expires_hours * 3_600 - age, 0.0),
     )

@@ -26,16 +26,16 @@ from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
 from claudescale.planning import estimates
 from claudescale.running.batches import Batches
-from claudescale.running.meter import Ends, Meter, live_ends
+from claudescale.running.meter import Meter
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from anthropic import AsyncAnthropic
 
     from claudescale.api.client import Api
+    from claudescale.api.limits import Limits
     from claudescale.pacing.pacer import Pacer
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Work
@@ -47,6 +47,18 @@ _OVERHEAD_TOKENS = 1_000
 _CLAIM_ROWS = 256
 _OTHERS_SECONDS = 1.0  # real ones
 _FIRST_ROWS, _EVERY = 32, 8
+_ENOUGH_REPLIES = 20
+"""From here on the replies so far tell better than the plan what the others take."""
+
+
+class Ends(NamedTuple):
+    """API minutes until a run ends: as the limits allow, or at the last minute's pace where that is slower.
+
+    `latest_minutes` is infinite where nothing was answered in the last minute.
+    """
+
+    usual_minutes: float
+    latest_minutes: float
 
 
 class Row(NamedTuple):
@@ -120,8 +132,8 @@ class Job:
         Of `requests.REQUESTS`: what had no answer at the start, in the order of sending.
     estimate : dict or None
         What that should take, as a row of `Plan.options`; None until it is known.
-    feeds : list of deque
-        Where the keys of final replies are put for those who follow the rows.
+    arrived : list of str
+        The keys of requests that have their final reply since the start, as they came.
     watched : list of callable
         Show what stays of the run where it is watched.
     started_at, minutes : float
@@ -153,7 +165,7 @@ class Job:
         self.following: asyncio.Future[None] | None = None
         self.ledger_error: LedgerError | None = None
         self.estimate: dict[str, Any] | None = None
-        self.feeds: list[deque[pl.Series]] = []
+        self.arrived: list[str] = []
         self.watched: list[Callable[[], None]] = []
         self._work: Work | None = None
         self.batches_out = 0
@@ -175,6 +187,7 @@ class Job:
         await loops.in_thread(self._read)
         self.batches = Batches(self)
         self.is_open = True
+        self._started_at = self.meter.started_at = self.clock.seconds()
 
     def _read(self) -> None:
         plan, kept = self.plan, self.plan.compiled.kept
@@ -200,11 +213,6 @@ class Job:
         return self._work or self.plan.compiled.work("not known yet")
 
     @property
-    def api_name(self) -> str:
-        """Host and path of the API that answers; empty until that is known."""
-        return self.api.name if self.is_open else ""
-
-    @property
     def simulated(self) -> bool:
         """Whether the replies are a simulator's."""
         return self.is_open and self.api.simulated
@@ -219,28 +227,49 @@ class Job:
         """When the live calls end; None where none are made, or that is not known yet."""
         if self.pacer is None or self.plan.mode == "batch":
             return None
-        return live_ends(self.plan, self.pacer, self.missing, self.meter, self.minutes)
+        left = min(self.meter.open_requests, self.missing.height)
+        usual, slow = (self._live_seconds(more) / 60 for more in (1.0, self.plan.compiled.expected.more))
+        rate = self.meter.pace(self.minutes) if left else None
+        at_pace = 0.0 if rate is None else left / rate if rate else math.inf
+        return Ends(usual, max(slow, at_pace))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
-        plan, rest, expected, seconds = self.plan, self.missing, self.plan.compiled.expected, 0.0
-        if plan.mode != "hybrid" or self.only_collects:
+        if self.plan.mode != "hybrid" or self.only_collects:
             return math.inf
-        if rest.height:
-            answered = self.meter.requests - self.meter.refused
-            output = self.meter.output_tokens / answered if answered else expected.output_tokens
-            limits = self.pacer.limits if self.pacer else plan.compiled.limits
-            seconds = estimates.live_finish(
-                limits.shared(plan.share),
-                expected,
-                requests=rest.height,
-                input_tokens=expected.uncached_tokens(float(rest["estimated_tokens"].sum()), rest.height),
-                output_tokens=min(output, float(plan.max_tokens)) * rest.height,
-                concurrency=plan.concurrency,
-                more=expected.more,
-            ).seconds
-        deadline = plan.deadline or 0.0
-        return self.started_at + (deadline - estimates.CANCEL_MINUTES) * 60 - seconds
+        in_time = ((self.plan.deadline or 0.0) - estimates.CANCEL_MINUTES) * 60
+        return self.started_at + in_time - self._live_seconds(self.plan.compiled.expected.more)
+
+    def _live_seconds(self, more: float) -> float:
+        """Return how long the rest takes live, by the arithmetic of plans with what was measured so far."""
+        plan, meter, expected = self.plan, self.meter, self.plan.compiled.expected
+        estimated, concurrency = self.missing["estimated_tokens"], plan.concurrency
+        left = min(meter.open_requests, self.missing.height)
+        tokens = float(estimated.tail(left).sum())  # in the order of sending
+        sent_tokens = float(estimated.sum()) - tokens
+        input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
+        if meter.output_tokens:
+            output_tokens = meter.output_tokens / (meter.requests - meter.refused)
+        live = meter.live
+        if live.answers >= _ENOUGH_REPLIES and sent_tokens > 0:
+            input_tokens = tokens * live.input_tokens / sent_tokens
+            expected = expected.after(live.answers, live.seconds / live.answers)
+            if self.pacer and self.pacer.in_flight >= self.pacer.window:  # it is what holds the run back
+                concurrency = concurrency or self.pacer.window
+        return estimates.live_finish(
+            self.limits.shared(plan.share),
+            expected,
+            requests=left,
+            input_tokens=input_tokens,
+            output_tokens=min(output_tokens, float(plan.max_tokens)) * left,
+            concurrency=concurrency,
+            more=more,
+        ).seconds
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force: the table's, or those that the API's answers report."""
+        return self.pacer.limits if self.pacer else self.plan.compiled.limits
 
     @property
     def asked(self) -> str:
@@ -277,10 +306,6 @@ class Job:
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""
         return catalog.refusal(self.plan.compiled.model, self.clock.now())
-
-    def start(self) -> None:
-        """Take note that the first call can go."""
-        self._started_at = self.meter.started_at = self.clock.seconds()
 
     async def close(self) -> None:
         """Take note of the end, close what sends, and write what is left.
@@ -329,7 +354,7 @@ class Job:
     async def rows(self, missing: pl.DataFrame) -> AsyncGenerator[Row, None]:
         """Give each request that is this run's to send live; wait for those that others hold."""
         waiting = missing[spread(missing.height, random.Random(self.ledger.run).random())]  # noqa: S311
-        while waiting.height:
+        while waiting.height and not self.is_over:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
                 try:
@@ -341,7 +366,12 @@ class Job:
                 while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
                     yield row
                 held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
-            waiting = await self._waited(pl.concat(held))
+            waiting = pl.concat(held)
+            if waiting.height:
+                await self._follow()
+                waiting = await self.unanswered(waiting)
+            if waiting.height:
+                await asyncio.sleep(_OTHERS_SECONDS)
 
     def claimed(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return which of the rows are this run's to send."""
@@ -353,20 +383,6 @@ class Job:
         tokens = (rows["estimated_tokens"] - cached).clip(1.0)
         worst = self.with_worst(rows, "live")["worst_dollars"]
         yield from map(Row, rows["key"], self.work.texts.bodies(rows["row"]), tokens, worst)
-
-    async def _waited(self, held: pl.DataFrame) -> pl.DataFrame:
-        """Return which rows others hold and have not answered, after a while if there are any."""
-        if held.is_empty():
-            return held
-        await self._follow()
-        left = await self.unanswered(held)
-        slept = 0.0
-        while left.height and slept < _OTHERS_SECONDS:
-            if self.is_over:
-                return left.clear()
-            await asyncio.sleep(loops.SLICE_SECONDS)
-            slept += loops.SLICE_SECONDS
-        return left
 
     async def _follow(self) -> None:
         """Collect batches of earlier runs that hold rows of this one, beside live calls."""
@@ -388,13 +404,8 @@ class Job:
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
         theirs = replies.filter(pl.col("run") != self.ledger.run).select("key", "error")
         self.meter.found(theirs)
-        self._arrived(theirs["key"])
+        self.arrived.extend(theirs["key"])
         return held.join(replies, on="key", how="anti", maintain_order="left")
-
-    async def first(self, rows: pl.DataFrame) -> AsyncGenerator[Row, None]:
-        """Give the first request, if it is this run's to send."""
-        for row in self.rendered(await loops.in_thread(self.claimed, rows.head(1))):
-            yield row
 
     # what it may cost
 
@@ -441,7 +452,7 @@ class Job:
             seconds=seconds,
             status=answer.status,
             error=found.error,
-            message=found.message or self._unpriced(facts["answering_model"]),
+            message=found.message or prices.unpriced(self.price, facts["answering_model"]),
             request_id=answer.headers.get("request-id"),
             stop_reason=stop_reason_of(found.reply or {}),
             reply=text_of(found.reply or {}),
@@ -451,12 +462,6 @@ class Job:
             **self.common,
         )
 
-    def _unpriced(self, model: str | None) -> str | None:
-        """Return what is said where a model answered whose price is not known."""
-        if model is None or prices.is_priced(self.price, model):
-            return None
-        return prices.unpriced_words(self.price.model, model)
-
     def record(self, attempt: Attempt, *, final: bool) -> None:
         """Keep an attempt. A ledger that cannot be written ends the run; what is in flight still comes in."""
         self.meter.add(attempt, final=final)
@@ -464,20 +469,15 @@ class Job:
             self.ledger.record(attempt, final=final)
         except LedgerError as error:
             self.fail(error)
-        if final and self.feeds:
-            self._arrived(pl.Series("key", [attempt.key]))
+        if final:
+            self.arrived.append(attempt.key)
 
     async def record_many(self, attempts: pl.DataFrame) -> None:
         """Keep the results of a batch. Where they cannot be written the run ends; the API keeps them too."""
         await loops.in_thread(self.ledger.extend, attempts)
         self.purse.pay(float(attempts["dollars"].sum()))
         await loops.in_thread(self._count, attempts)
-        self._arrived(attempts.filter("final")["key"])
-
-    def _arrived(self, keys: pl.Series) -> None:
-        """Tell those who follow the rows of this run that these requests have their final reply."""
-        for feed in self.feeds:
-            feed.append(keys)
+        self.arrived.extend(attempts.filter("final")["key"])
 
     def _count(self, attempts: pl.DataFrame) -> None:
         """Count the results of a batch. One of an earlier run may have rows of another frame, too."""
@@ -503,21 +503,10 @@ def spread(rows: int, phase: float = 0.0) -> pl.Series:
     A frame may begin with rows that all fail, or have many side by side: others must be seen beside them.
     `phase`, from 0 to 1, says which.
     """
-    places = pl.int_range(rows, dtype=pl.UInt32, eager=True)
-    if rows <= _FIRST_ROWS:
-        return places
     # Multiples of the golden ratio: each halves the largest gap that is left.
     steps = pl.int_range(max(rows // _EVERY, _FIRST_ROWS), eager=True) * 0.6180339887498949 + phase
-    scattered = pl.concat([pl.Series([0, rows - 1]), (steps % 1.0 * rows).cast(pl.Int64)]).cast(pl.UInt32)
-    far = scattered.unique(maintain_order=True)
-    near = places.filter(~places.is_in(far.implode()))
-    at, late = pl.int_range(far.len()), pl.int_range(far.len()) - _FIRST_ROWS + 1
-    turns = [
-        pl.DataFrame({"row": far}).with_columns(
-            turn=pl.when(late > 0).then(_FIRST_ROWS + late * _EVERY).otherwise(at)
-        ),
-        pl.DataFrame({"row": near}).with_columns(
-            turn=_FIRST_ROWS + 1 + pl.int_range(near.len()) + pl.int_range(near.len()) // (_EVERY - 1)
-        ),
-    ]
-    return pl.concat(turns).sort("turn", maintain_order=True)["row"]
+    places = pl.concat([pl.Series([0, max(rows - 1, 0)]), (steps % 1.0 * rows).cast(pl.Int64)])
+    far = places.unique(maintain_order=True).head(rows)
+    near = pl.repeat(1.0, rows, eager=True).scatter(far, 0.0)
+    late = (pl.int_range(far.len(), eager=True) - _FIRST_ROWS + 1) * _EVERY + 0.5
+    return (near.cum_sum() * _EVERY / (_EVERY - 1)).scatter(far, late).arg_sort()

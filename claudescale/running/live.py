@@ -12,9 +12,10 @@ import logging
 import math
 import random
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from claudescale.api.answers import Answer, Verdict, verdict
 from claudescale.api.client import streams
@@ -23,14 +24,11 @@ from claudescale.pacing.pacer import Outcome, kind_of
 from claudescale.running.batch_rules import Streak
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Iterator
 
-    from claudescale.api.limits import Readings
     from claudescale.ledger.records import Attempt
     from claudescale.pacing.pacer import Pacer, Permit
     from claudescale.running.job import Job, Row
-
-T = TypeVar("T")
 
 _LOG = logging.getLogger("claudescale.running")
 MOST_TRIES = 8
@@ -77,16 +75,8 @@ ASLEEP_SECONDS = 7_200.0
 _IDS = re.compile(r"\b(?:req_\w+|[0-9a-f]{8}-[0-9a-f-]{27})\b")  # they differ in words that are the same
 
 
-class Tried(NamedTuple):
-    """One try of a row: what came of it, how long it took, and how long the API says to wait."""
-
-    found: Verdict
-    seconds: float
-    retry_after_seconds: float
-
-
 class Live:
-    """Answers rows over the Messages API: bounded workers that pull from one iterator.
+    """Answers rows over the Messages API: as many at once as the pacer lets go, pulled from one iterator.
 
     Spends: tokens.
 
@@ -124,15 +114,13 @@ class Live:
         self._full_reply_seconds = job.plan.max_tokens * 3600 / 128_000 + _SPARE_SECONDS
         self._streams = streams(job.plan.max_tokens)  # then the transport alone decides
         self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # the loop's time of each, its patience
-        # workers
-        self._rows: AsyncIterator[Row]
+        # rows
         self._stopping = self._exhausted = False
-        self._pull = asyncio.Lock()
-        self._waits: set[asyncio.Timeout] = set()
-        self._workers: set[asyncio.Task[None]] = set()
-        self._resting = 0
+        self._under_way = self._resting = 0
+        self._entering: Row | None = None  # it has not had its turn yet, so no other is pulled
+        self._changed = asyncio.Event()
+        self._idle: set[asyncio.Task[Any]] = set()  # tasks that wait, and have no call in flight
         self._waiting_for_life: dict[asyncio.Event, None] = {}
-        self._ended = asyncio.Event()
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -140,11 +128,9 @@ class Live:
 
         Spends: nothing.
         """
-        if self._stopping:
-            return
         self._stopping = True
-        for wait in self._waits:
-            wait.reschedule(self._loop.time())
+        for task in self._idle:
+            task.cancel()
 
     async def answer(self, rows: AsyncIterator[Row]) -> None:
         """Return when every row has its answer, or the run was stopped (`stopped_by` says why).
@@ -154,73 +140,73 @@ class Live:
 
         Spends: tokens.
         """
-        self._rows = rows
-        self._spawn()
         try:
-            if self._workers:
-                await self._ended.wait()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pull(rows, tasks))
             if self._exhausted and self._doubted and self.health.ends_alike:
                 last = self._doubted[-1]
                 self._end(Verdict(outcome="failed", error=last.error, message=last.message))
         finally:
-            self.stop()
-            workers = tuple(self._workers)
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            self._stopping = True
             self._settle_doubted()
         if self._failure is not None:
             raise self._failure
 
-    # workers
+    # rows
+
+    async def _pull(self, rows: AsyncIterator[Row], tasks: asyncio.TaskGroup) -> None:
+        """Start a task for each row as soon as the one before has had its turn."""
+        with self._guarded():
+            while not self._stopping:
+                with self._waiting():
+                    while self._is_full:
+                        self._changed.clear()
+                        await self._changed.wait()
+                    row = await anext(rows, None)
+                if row is None:
+                    self._exhausted = True
+                    return
+                self._under_way += 1
+                self._entering = row
+                task = tasks.create_task(self._answer_row(row))
+                task.add_done_callback(partial(self._left, row))
 
     @property
-    def _active(self) -> int:
-        """Workers that have, or wait for, a call; of those between two tries as many again may rest."""
-        return len(self._workers) - min(self._resting, self.pacer.window)
+    def _is_full(self) -> bool:
+        """Whether no other row may begin; of those between two tries as many may rest as may be in flight."""
+        if self._warm and not self.health.answered:
+            return self._under_way > 0
+        return self._entering is not None or self._resting >= self.pacer.window
 
-    def _spawn(self) -> None:
-        """One more worker, while one more call could be under way."""
-        warming = self._warm and not self.health.answered and self._workers
-        done = self._stopping or self._exhausted
-        if self._active < self.pacer.window and not warming and not done:
-            worker = asyncio.create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._finished)
+    def _entered(self, row: Row) -> None:
+        """Let another row be pulled."""
+        if self._entering is row:
+            self._entering = None
+        self._changed.set()
 
-    def _finished(self, worker: asyncio.Task[None]) -> None:
-        self._workers.discard(worker)
-        if not worker.cancelled() and (failure := worker.exception()) is not None:
-            self._failure = self._failure or failure
-            self.stop()
-        if not self._workers:
-            self._ended.set()
+    def _left(self, row: Row, _task: asyncio.Task[None]) -> None:
+        self._under_way -= 1
+        self._entered(row)
 
-    async def _work(self) -> None:
-        while not self._stopping and (row := await self._unless_stopped(self._next())) is not None:
-            await self._answer_row(row)
-            if self._active > self.pacer.window:  # others took this one's place while it rested
-                return
-
-    async def _unless_stopped(self, waiting: Awaitable[T]) -> T | None:
-        """Return what it gives, or None as soon as the run is stopped."""
-        wait = asyncio.timeout(0 if self._stopping else None)
-        self._waits.add(wait)
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Have an error stop the run; it is raised when what is in flight is in."""
         try:
-            async with wait:
-                return await waiting
-        except TimeoutError:
-            if not wait.expired():
-                raise
-            return None
-        finally:
-            self._waits.discard(wait)
+            yield
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - see above
+            self._failure = self._failure or error
+            self.stop()
 
-    async def _next(self) -> Row | None:
-        async with self._pull:
-            row = None if self._exhausted else await anext(self._rows, None)
-            self._exhausted = row is None
-            return row
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Let `stop` cancel this task here, where it has no call in flight."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._idle.add(task)
+        try:
+            yield
+        finally:
+            self._idle.discard(task)
 
     # one row
 
@@ -229,51 +215,46 @@ class Live:
         tries = blamed = refusals = hung = 0
         lost_seconds = 0.0
         answered = self.health.answered
-        while (tried := await self._try(row, 2.0**hung)) is not None:
-            found = tried.found
-            if found.outcome in {"answered", "failed", "stop"}:
-                return
-            if found.outcome == "refused":
-                refusals += tried.retry_after_seconds >= LEAST_WAIT_SECONDS
-                if refusals >= MOST_REFUSALS:
+        with self._guarded():
+            while await self._affords(row.worst_dollars):
+                with self._purse.reserved(row.worst_dollars):
+                    with self._waiting():
+                        permit = await self.pacer.acquire(row.input_tokens)
+                    self._entered(row)
+                    found, seconds, wait_seconds = await self._attempt(row, permit, 2.0**hung)
+                if self._stopping or found.outcome in {"answered", "failed", "stop"}:
                     return
-                continue  # the pacer knows how long to wait
-            hung += found.error == "timeout_error"
-            tries += 1
-            blamed += self.health.answered > answered  # others were answered meanwhile: it may be the row
-            answered = self.health.answered
-            lost_seconds += min(tried.seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
-            if blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE or lost_seconds >= MOST_LOST_SECONDS:
-                return
-            await self._back_off(tries, tried.retry_after_seconds)
+                if found.outcome == "refused":
+                    refusals += wait_seconds >= LEAST_WAIT_SECONDS
+                    if refusals >= MOST_REFUSALS:
+                        return
+                    continue  # the pacer knows how long to wait
+                hung += found.error == "timeout_error"
+                tries += 1
+                blamed += self.health.answered > answered  # others were answered meanwhile: it may be the row
+                answered = self.health.answered
+                lost_seconds += min(seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
+                given_up = blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE
+                if given_up or lost_seconds >= MOST_LOST_SECONDS:
+                    return
+                await self._back_off(tries, wait_seconds)
 
-    async def _try(self, row: Row, patience: float) -> Tried | None:
-        """Send a row once, when money and limits allow it; None where the run stops before that."""
-        if not await self._afford(row.worst_dollars):
-            return None
-        with self._purse.reserved(row.worst_dollars):
-            permit = await self._unless_stopped(self.pacer.acquire(row.input_tokens))
-            if permit is not None and self._stopping:
-                self.pacer.settle(permit, Outcome("failed"))
-                permit = None
-            if permit is None:
-                return None
-            self._spawn()
-            return await self._attempt(row, permit, patience)
-
-    async def _afford(self, worst: float) -> bool:
-        """Wait for what is in flight where not enough is left; False where nothing is, or the run stops."""
-        while not self._stopping and not self._purse.affords(worst):
+    async def _affords(self, worst: float) -> bool:
+        """Wait for what is in flight where not enough is left; False where nothing is."""
+        while not self._purse.affords(worst):
             if not self._purse.calls:
-                self.stopped_by = self.stopped_by or Verdict(outcome="stop", error="budget")
-                self.stop()
+                self._end(Verdict(outcome="stop", error="budget"))
                 return False
             self._purse.changed.clear()
-            await self._unless_stopped(self._purse.changed.wait())
+            with self._waiting():
+                await self._purse.changed.wait()
         return not self._stopping
 
-    async def _attempt(self, row: Row, permit: Permit, patience: float) -> Tried:
-        """Send once, settle with the pacer, record."""
+    async def _attempt(self, row: Row, permit: Permit, patience: float) -> tuple[Verdict, float, float]:
+        """Send once, settle with the pacer, record.
+
+        Returns what came of it, how long it took, and how long the API says to wait.
+        """
         sent = self._clock.seconds()
         try:
             answer = await self._answer_in_time(row, sent, patience)
@@ -284,34 +265,30 @@ class Live:
         found = self.health.judged(verdict(answer), answer.status, sent, now)
         readings = read_headers(answer.headers)
         attempt = self._job.attempt(row.key, answer, found, sent=sent, seconds=now - sent)
-        self.pacer.settle(permit, self._outcome(row, found, attempt, readings))
+        used = float(attempt.uncached_tokens), float(attempt.output_tokens)
+        if found.unseen:
+            used = row.input_tokens, self.pacer.expected_output_tokens
+        # The first one wrote the prefix that the others read.
+        typical = not self._warm or self.health.answered > 0
+        self.pacer.settle(permit, Outcome(kind_of(found, answer.status), readings, *used, typical=typical))
         self._purse.pay(row.worst_dollars if found.unseen else attempt.dollars)
         wait_seconds = readings.retry_after_seconds or 0.0
         waiting = found.outcome == "refused" and wait_seconds >= LEAST_WAIT_SECONDS
         if self.health.sees(found, now, status=answer.status, waiting=waiting):
             self._end(found)
-        if found.outcome == "answered":
-            self._call_back()
-            self._learn_times(attempt.seconds)
         if found.outcome == "failed" and found.final:
             self._doubted.append(attempt)  # until it is known whether the row is to blame
         else:
             self._job.record(attempt, final=found.final and found.outcome == "answered")
         if found.outcome == "answered":
+            self._learn_times(attempt.seconds)
             self._settle_doubted(before=sent)
+            for called in list(itertools.islice(self._waiting_for_life, 2)):  # a sign of life for two
+                del self._waiting_for_life[called]
+                called.set()
         else:
             _LOG.debug("%s: %s, status %s, %.1f s", found.outcome, found.error, answer.status, now - sent)
-        return Tried(found, attempt.seconds, wait_seconds)
-
-    def _outcome(self, row: Row, found: Verdict, attempt: Attempt, readings: Readings) -> Outcome:
-        """Return what the pacer has to know of a call."""
-        if (kind := kind_of(found, attempt.status)) != "answered":
-            return Outcome(kind, readings)
-        used = float(attempt.uncached_tokens), float(attempt.output_tokens)
-        if found.unseen:
-            used = row.input_tokens, self.pacer.expected_output_tokens
-        # The first one wrote the prefix that the others read.
-        return Outcome(kind, readings, *used, typical=not self._warm or self.health.answered > 0)
+        return found, attempt.seconds, wait_seconds
 
     def _settle_doubted(self, before: float = math.inf) -> None:
         """Record rows that failed before a call was sent: for good, if that was answered, or others were."""
@@ -364,7 +341,7 @@ class Live:
         self.stop()
 
     async def _back_off(self, tries: int, at_least_seconds: float) -> None:
-        """Wait twice as long after each failure, with jitter, or until the run stops."""
+        """Wait twice as long after each failure, with jitter."""
         # A row that waits because nothing at all is answered need not wait any longer than that: each answer
         # calls two of them, so after an outage the calls come back as fast as the API bears them.
         seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
@@ -372,24 +349,16 @@ class Live:
         if self.health.silence.count > FEW_FAILURES:
             self._waiting_for_life[called] = None
         self._resting += 1
-        self._spawn()
         try:
-            await self._unless_stopped(self._rest(seconds, at_least_seconds, called))
+            with self._waiting():
+                await self._clock.sleep(at_least_seconds)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
+                        await called.wait()
         finally:
             self._resting -= 1
             self._waiting_for_life.pop(called, None)
-
-    async def _rest(self, seconds: float, at_least_seconds: float, called: asyncio.Event) -> None:
-        await self._clock.sleep(at_least_seconds)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
-                await called.wait()
-
-    def _call_back(self) -> None:
-        """Let two of those go that wait for a sign of life."""
-        for called in list(itertools.islice(self._waiting_for_life, 2)):
-            del self._waiting_for_life[called]
-            called.set()
+            self._changed.set()
 
 
 @dataclass(slots=True)

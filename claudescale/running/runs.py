@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-from collections import deque
+import math
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,20 +18,19 @@ from claudescale import loops
 from claudescale.api import catalog, prices
 from claudescale.api.answers import STOPPING_ERRORS
 from claudescale.api.client import check_client, current
-from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped
+from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped, refuse
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
-from claudescale.loops import Handle
 from claudescale.pacing.pacer import Pacer
 from claudescale.prompts.requests import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
 from claudescale.running.live import Live
-from claudescale.running.progress import Progress
-from claudescale.running.run_views import Plots
+from claudescale.running.run_views import Plots, Progress
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    import os
+    from collections.abc import AsyncGenerator, Generator
 
     from anthropic import AsyncAnthropic
 
@@ -48,6 +46,7 @@ PART_ROWS = 100_000
 ROW = "row"
 """The column of the parts that says which row of the input it is, from 0."""
 _PARTS = "part-*.parquet"
+_GOING = {"starting", "running"}
 _MOMENT = pl.Datetime("us", "UTC")
 BATCHES = pl.Schema(
     dict.fromkeys(("batch_id", "state"), pl.String())
@@ -57,19 +56,13 @@ BATCHES = pl.Schema(
 )
 """Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
 from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
-_BATCH_COLUMNS = (
-    "batch_id",
-    "dollars",
-    "cache_write_5m_input_tokens",
-    "cache_write_1h_input_tokens",
-    "cache_read_input_tokens",
-)
+_CACHED = ("cache_read_input_tokens", "cache_write_5m_input_tokens", "cache_write_1h_input_tokens")
 
 
-class Run(Shown, Handle):
+class Run(Shown):
     """A run under way or ended. ``await`` it for its end; every frame can be read before that.
 
-    `Plan.run` and `Plan.start` make one.
+    `Plan.run` and `Plan.start` make one. An interrupt leaves it, and waits for what is in flight.
 
     Attributes
     ----------
@@ -95,21 +88,17 @@ class Run(Shown, Handle):
         plan: Plan,
         client: AsyncAnthropic | None,
         *,
-        ledger: str | Path | None,
+        ledger: str | os.PathLike[str] | None,
         progress: bool,
         on: Any = None,
     ) -> None:
         client = current() if client is None else client
         check_client(client, plan.mode)
         self.plan = plan
-        if ledger is not None and not isinstance(ledger, str | os.PathLike):
-            msg = f"ledger={ledger!r}: it is the path of a file, such as ledger='replies.ledger', or None."
-            raise PlanError(msg)
         self.path = None if ledger is None else Path(ledger).expanduser().absolute()
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
-        self.row_errors: dict[str, int] | None = None  # how many rows have which, counted once at the end
         self._shown = progress
         self.job = Job(plan, client, self.path)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,7 +114,7 @@ class Run(Shown, Handle):
             from claudescale.widgets import watch  # noqa: PLC0415 - only there
 
             watch.prepare()
-        self._start(self._go())
+        self._ended, self.home = loops.start(self._go(), self)
 
     # how it goes
 
@@ -140,7 +129,9 @@ class Run(Shown, Handle):
         self._loop = asyncio.get_running_loop()
         try:
             await job.open()
-            await self._send(progress)
+            self.state = "running"
+            progress.start(run_views.before(self))
+            await self._send()
             state = self._end_state()
         except LedgerError as error:
             job.fail(error)
@@ -156,73 +147,67 @@ class Run(Shown, Handle):
             if state != "left":  # then nothing was given up
                 job.meter.end(self.stopped_by)
             self.state = state
-            await progress.close()
+            progress.close()
         if state == "failed":
             raise RunStopped(run_views.why(self), self) from job.ledger_error or cause
 
-    async def _send(self, progress: Progress) -> None:
+    async def _send(self) -> None:
         """Send what is missing in the plan's mode."""
-        job, mode = self.job, self.plan.mode
-        if job.only_collects:
-            mode = "batch"
-        if mode == "live":
-            live = self._make_live(job.missing.height)
-        job.start()
-        self.state = "running"
-        progress.start(run_views.before(self))
+        job, batches = self.job, self.job.batches
         if job.asked:  # before there was anything to stop
             return
         try:
-            match mode:
-                case "live":
-                    async with aclosing(job.rows(job.missing)) as rows:
-                        await live.answer(rows)
-                case "batch":
-                    await job.batches.answer(job.missing["key"])
-                case _:
-                    await self._hybrid()
+            if job.only_collects or self.plan.mode == "batch":
+                await batches.answer(job.missing["key"])
+            elif self.plan.mode == "live":
+                await self._send_live(job.missing)
+            else:
+                await self._send_hybrid()
         finally:
             if job.following is not None:
-                job.batches.leave()
+                batches.leave()
                 await job.following
 
-    async def _hybrid(self) -> None:
+    async def _send_hybrid(self) -> None:
         """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
         job, rows, batches = self.job, self.job.missing, self.job.batches
         await batches.adopt()
         free = rows.filter(~pl.col("key").is_in(batches.adopted)).head(1)
-        if not (free.is_empty() or job.is_over):
-            await self._make_live(1).answer(job.first(free))
+        await self._send_live(await loops.in_thread(job.claimed, free))
         if job.is_over:
             return
         job.following = asyncio.ensure_future(batches.answer(rows["key"]))
-        await loops.either(job.following, batches.freed)
-        rest = rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"]))
-        if not (job.is_over or rest.is_empty()):
-            async with aclosing(job.rows(rest)) as given:
-                await self._make_live(rest.height).answer(given)
+        job.following.add_done_callback(lambda _: batches.freed.set())
+        await batches.freed.wait()
+        if job.following.done():
+            job.following.result()
+        await self._send_live(rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"])))
 
-    def _make_live(self, requests: int) -> Live:
-        """Make what sends rows live, at the pace that an earlier one has learned."""
+    async def _send_live(self, rows: pl.DataFrame) -> None:
+        """Send rows live, at the pace that earlier ones have learned."""
         job, plan = self.job, self.plan
+        if job.is_over or rows.is_empty():
+            return
         if self._cluster is not None:
             job.live = self._cluster(job)
             job.pacer = job.live.pacer
-            return job.live
-        job.pacer = job.pacer or Pacer(
-            plan.compiled.limits,
-            clock=job.clock,
-            share=plan.share,
-            concurrency=plan.concurrency,
-            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
-        )
-        job.live = Live(job, job.pacer, warm=plan.cache and requests > 1)
-        return job.live
+        else:
+            job.pacer = job.pacer or Pacer(
+                plan.compiled.limits,
+                clock=job.clock,
+                share=plan.share,
+                concurrency=plan.concurrency,
+                output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
+            )
+            job.live = Live(job, job.pacer, warm=plan.cache and rows.height > 1)
+        async with aclosing(job.rows(rows)) as given:
+            await job.live.answer(given)
 
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
         found = job.live.stopped_by if job.live else None
-        found = found or (batches.stopped_by if batches.is_refused else None) or batches.why_stuck
+        found = found or (batches.stopped_by if batches.is_refused else None)
+        found = found or next(iter(batches.stuck.values()), None)
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
@@ -259,12 +244,34 @@ class Run(Shown, Handle):
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
                 self._loop.call_soon_threadsafe(self.job.hear)
 
-    def _outcome(self) -> Self:
-        for settle in self.job.watched if self.state not in {"starting", "running"} else ():
-            settle()
-        return super()._outcome()
+    def __await__(self) -> Generator[Any, None, Self]:
+        yield from self._wait().__await__()
+        return self._outcome()
 
-    async def submitted(self) -> Run:
+    async def _wait(self, seconds: float = math.inf) -> None:
+        """Wait so long for the end; an interrupt leaves the run and waits for what is in flight."""
+        try:
+            await self._sleep(seconds)
+        except asyncio.CancelledError as cancelled:
+            self.leave()
+            await self._sleep(loops.EXIT_SECONDS)
+            loops.show_as(cancelled, self.kept)
+            raise
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait for the end in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
+        while not self._ended.done() and seconds > 0:
+            await asyncio.sleep(loops.SLICE_SECONDS)
+            seconds -= loops.SLICE_SECONDS
+
+    def _outcome(self) -> Self:
+        for settle in self.job.watched if self.state not in _GOING else ():
+            settle()
+        if not self._ended.cancelled():
+            self._ended.result()
+        return self
+
+    async def submitted(self) -> Self:
         """Return this run once the batches are submitted that the queue has room for, or it has ended.
 
         Spends: nothing by itself.
@@ -289,32 +296,28 @@ class Run(Shown, Handle):
             The run could not go on; every row was given before that.
         """
         while not (self.job.is_open or self._ended.done()):
-            await self._followed(loops.SLICE_SECONDS)
+            await self._wait(loops.SLICE_SECONDS)
         if not self.job.is_open:
             self._outcome()
-        work, answered = self.job.work, deque[pl.Series]()
+        work, arrived = self.job.work, self.job.arrived
         if INDEX in work.frame.columns:
-            msg = f"The frame has a column {INDEX!r}, where async for says which row it is: rename yours."
-            raise PlanError(msg)
+            refuse(f"The frame has a column {INDEX!r}, where async for says which row it is: rename yours.")
         left = work.keys.alias("key").to_frame().with_row_index(INDEX)  # rows that were not given yet
-        self.job.feeds.append(answered)
-        answered.append(self.job.replies(("key",))["key"])
-        try:
-            has_ended = False
-            while not has_ended:
-                has_ended = self._ended.done()
-                if answered:
-                    keys = pl.concat([answered.popleft() for _ in range(len(answered))])
-                    left, rows = await loops.in_thread(self._arrived, left, keys)
-                    for row in rows:
-                        yield row
-                if not has_ended:
-                    await self._followed(loops.SLICE_SECONDS)
-            rest = await loops.in_thread(lambda: self.results[left[INDEX]])
-            for place, row in zip(left[INDEX], rest.iter_rows(named=True), strict=True):
-                yield {INDEX: place, **row}
-        finally:
-            self.job.feeds.remove(answered)
+        given, keys = len(arrived), self.job.replies(("key",))["key"].to_list()
+        has_ended = False
+        while not has_ended:
+            has_ended = self._ended.done()
+            keys, given = keys + arrived[given:], len(arrived)
+            if keys:
+                left, rows = await loops.in_thread(self._arrived, left, pl.Series("key", keys))
+                keys = []
+                for row in rows:
+                    yield row
+            if not has_ended:
+                await self._wait(loops.SLICE_SECONDS)
+        rest = await loops.in_thread(lambda: self.results[left[INDEX]])
+        for place, row in zip(left[INDEX], rest.iter_rows(named=True), strict=True):
+            yield {INDEX: place, **row}
         self._outcome()
 
     def _arrived(self, left: pl.DataFrame, keys: pl.Series) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
@@ -346,7 +349,7 @@ class Run(Shown, Handle):
     @property
     def limits(self) -> Limits:
         """The limits in force: the table's, or those that the API's answers report."""
-        return self.job.pacer.limits if self.job.pacer else self.plan.compiled.limits
+        return self.job.limits
 
     @property
     def summary(self) -> pl.DataFrame:
@@ -410,8 +413,28 @@ class Run(Shown, Handle):
         """
         if not self.job.is_open:
             return BATCHES.to_frame()
-        ledger = self.job.ledger
-        return batch_frame(ledger.batches(mine=True), ledger.attempts(columns=_BATCH_COLUMNS))
+        ledger, (read, *written) = self.job.ledger, (pl.col(name).sum() for name in _CACHED)
+        cached = pl.sum_horizontal(read, *written)
+        paid = (
+            ledger.attempts(columns=("batch_id", "dollars", *_CACHED))
+            .drop_nulls("batch_id")
+            .group_by("batch_id")
+            .agg(pl.col("dollars").sum(), cache_hit_share=pl.when(cached > 0).then(read / cached))
+        )
+        kept = catalog.BATCH.results_days * 86_400
+        batches = pl.DataFrame(ledger.batches(mine=True), schema=columns_of(Batch), orient="row")
+        return (
+            batches.join(paid, on="batch_id", how="left", maintain_order="left")
+            .with_columns(
+                minutes=(pl.col("ended_at") - pl.col("created_at")) / 60,
+                results_until=pl.col("created_at") + kept,
+            )
+            .with_columns(
+                (pl.col("created_at", "ended_at", "results_until") * 1e6).cast(pl.Int64).cast(_MOMENT)
+            )
+            .select(*BATCHES)
+            .cast(BATCHES)
+        )
 
     @property
     def throughput(self) -> pl.DataFrame:
@@ -421,7 +444,7 @@ class Run(Shown, Handle):
 
         Spends: nothing.
         """
-        return meter.by_minute(self.attempts, self.job.started_at, self.minutes)
+        return self.counts.by_minute(self.minutes)
 
     @property
     def savings(self) -> pl.DataFrame:
@@ -456,46 +479,6 @@ class Run(Shown, Handle):
 
     def _card(self) -> Card:
         return run_views.run_card(self)
-
-
-def batch_frame(batches: Sequence[Batch], attempts: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per batch, in the order they were sent.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    batches : sequence of Batch
-        From the ledger.
-    attempts : pl.DataFrame
-        Of `claudescale.ledger.records.ATTEMPTS`, with those of these batches.
-    """
-    read = pl.col("cache_read_input_tokens").sum()
-    written = pl.sum_horizontal(pl.col("^cache_write.*$").sum())
-    paid = (
-        attempts.drop_nulls("batch_id")
-        .group_by("batch_id")
-        .agg(
-            dollars=pl.col("dollars").sum(),
-            cache_hit_share=pl.when(read + written > 0).then(read / (read + written)),
-        )
-    )
-    kept = catalog.BATCH.results_days * 86_400
-    at = {
-        "created_at": pl.col("created_at"),
-        "ended_at": pl.col("ended_at"),
-        "results_until": pl.col("created_at") + kept,
-    }
-    return (
-        pl.DataFrame(batches, schema=columns_of(Batch), orient="row")
-        .join(paid, on="batch_id", how="left", maintain_order="left")
-        .with_columns(
-            minutes=(pl.col("ended_at") - pl.col("created_at")) / 60,
-            **{name: (seconds * 1e6).cast(pl.Int64).cast(_MOMENT) for name, seconds in at.items()},
-        )
-        .select(*BATCHES)
-        .cast(BATCHES)
-    )
 
 
 # an input larger than memory
@@ -544,15 +527,16 @@ async def run_parts(
     """
     frame = plan.frame.lazy()
     if plan.compiled.prompt.columns is None:
-        msg = "run_parts needs a prompt with {column} in it: an expression may look at rows of other slices"
-        raise PlanError(msg)
+        refuse(
+            "run_parts needs a prompt with {column} in it: an expression may look at rows of other slices."
+        )
     if plan.samples > 1:
-        msg = f"run_parts keeps one result for each row, and the plan has samples={plan.samples}: "
-        raise PlanError(msg + "use plan.replace(samples=1), or a plan over a smaller frame with plan.run")
+        found = f"run_parts keeps one result for each row, and the plan has samples={plan.samples}"
+        refuse(f"{found}: use plan.replace(samples=1).")
     if ROW in frame.collect_schema():
-        msg = f"the frame has a column {ROW!r}, which is where run_parts keeps the rows' order: rename yours"
-        raise PlanError(msg)
-    target = _made(folder)
+        refuse(f"The frame has a column {ROW!r}, where run_parts keeps the rows' order: rename yours.")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing goes on meanwhile
     left, written = plan.budget, []
     for start in range(0, max(frame.select(pl.len()).collect().item(), 1), rows):
         run = await plan.replace(frame=frame.slice(start, rows), budget=left).run(client, **given)
@@ -562,22 +546,11 @@ async def run_parts(
         if left is not None:
             left = max(left - run.counts.dollars, 0.0)
         written.append(target / f"part-{start // rows:06}.parquet")
-        await loops.in_thread(_write, run.results.with_row_index(ROW, start), written[-1])
+        unfinished = written[-1].with_suffix(".writing")  # a part is whole or not there
+        await loops.in_thread(run.results.with_row_index(ROW, start).write_parquet, unfinished)
+        unfinished.replace(written[-1])
         del run
         gc.collect()  # a run and what follows it hold each other; what Polars keeps there makes none due
-    for path in set(target.glob(_PARTS)) - set(written):
+    for path in set(target.glob(_PARTS)) - set(written):  # noqa: ASYNC240 - the same
         path.unlink()
     return pl.scan_parquet(target / _PARTS)
-
-
-def _made(folder: str | Path) -> Path:
-    path = Path(folder).expanduser().absolute()
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _write(results: pl.DataFrame, path: Path) -> None:
-    """Write a file that is whole or not there."""
-    unfinished = path.with_suffix(".writing")
-    results.write_parquet(unfinished)
-    unfinished.replace(path)

@@ -39,7 +39,6 @@ SHOWN_LETTERS = 4  # of a key
 SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
 COUNTED = ("calls", "batches_created", "free_refusals", "web_searches", "in_flight", "peak_in_flight")
 WINDOWS = {"second": 1.0, "minute": 60.0}
-PER_MILLION = 1_000_000
 WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
 FAST_FACTOR = 2.0
 
@@ -246,12 +245,12 @@ class Buckets:
 
 
 @lru_cache(maxsize=256)
-def _prices(model_id: str, mode: catalog.Mode, day: date) -> Mapping[str, catalog.Steps]:
+def _steps(model_id: str, mode: catalog.Mode, day: date) -> tuple[catalog.PriceStep, ...]:
     """Return the list price of a model on a day; nothing where there is none."""
     try:
-        return catalog.list_price(model_id, mode=mode, at=datetime(day.year, day.month, day.day, tzinfo=UTC))
+        return catalog.list_price(model_id, mode, day)
     except PlanError:  # no price of that model, or none yet on the simulated day
-        return {}
+        return ()
 
 
 class Window:
@@ -314,10 +313,10 @@ class Account:
         if not reply.billed:
             self.counts["free_refusals"] += 1
             return
-        prices, dollars = _prices(model_id, mode, datetime.fromtimestamp(now, UTC).date()), 0.0
-        for part, amount in zip(catalog.PARTS, amounts, strict=False):  # thinking is output
-            above = [price for least, price in prices.get(part, ()) if sum(reply.shares) > least]
-            dollars += amount * float(above[-1]) / PER_MILLION if above else 0.0
+        steps = _steps(model_id, mode, datetime.fromtimestamp(now, UTC).date())
+        reached = [step for step in steps if sum(reply.shares) > step.above_tokens]
+        prices = reached[-1][1:] if reached else ()
+        dollars = sum(amount * price for amount, price in zip(amounts, prices, strict=False))
         dollars *= catalog.CHARGES.us_factor if reply.geo == "us" else 1.0
         dollars *= FAST_FACTOR if reply.speed == "fast" else 1.0
         self.counts["web_searches"] += reply.searches or 0

@@ -40,9 +40,10 @@ def quality(
     known = known.with_columns(clears=pl.col("choice").is_in(good.implode()))
     low, high = known["dollars_per_1000_rows"][0], known["dollars_per_1000_rows"][-1]
     log = 0 < low * _NEAR < high
-    axis, scale = alt.Axis(labelExpr=DOLLARS, labelSeparation=9), alt.Scale(zero=not log, padding=60)
-    scale.type = "log" if log else "linear"
-    x = alt.X("dollars_per_1000_rows:Q", title="US dollars per 1,000 rows", axis=axis, scale=scale)
+    axis = alt.Axis(labelExpr=DOLLARS, labelSeparation=9)
+    scale = alt.Scale(type="log", padding=60) if log else alt.Scale(zero=True, padding=60)
+    title = "US dollars per 1,000 rows" + ", log scale" * log
+    x = alt.X("dollars_per_1000_rows:Q", title=title, axis=axis, scale=scale)
     y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=12)
     color = alt.condition("datum.clears", alt.value(BLUE), alt.value(ORANGE))
     hover = tips(

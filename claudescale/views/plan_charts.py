@@ -13,27 +13,13 @@ import polars as pl
 
 from claudescale import text, views
 from claudescale.views import run_charts, theme
-from claudescale.views.theme import chart, colors, finite, highest, limit, nothing, number_axis, picture, tips
+from claudescale.views.theme import axis_to, chart, finite, highest, limit, nothing, picture, tips
 
 NOTHING = "There is nothing to send."
 UNTIL = "Time until the last row is answered (median and 90th percentile)"
-SHAPES = {"live": "circle", "batch": "square", "hybrid": "diamond"}
-BINDINGS = dict(zip(("requests", "input tokens", "output tokens"), run_charts.COLORS.values(), strict=True))
-BINDINGS |= {"latency": views.PURPLE, "concurrency": views.VERMILION}
-BINDINGS |= dict.fromkeys(("batch processing", "queue", "deadline"), views.SKY)
-WIDE = 8  # from how many times the least a scale is logarithmic
-MOST_NAMES, MOST_TICKS = 6, 6
-CLOCK = (
-    "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
-    "format(datum.value, '.3~f') + ' min' : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
-    " + (datum.value % 60 > 0.5 && datum.value % 60 < 59.5 ? format(datum.value % 60, ' .0f') + ' min' : '')"
-)
-MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
-MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
+FAR = 12  # from so many times the choices on, a wish is beyond the picture
+MOST_NAMES = 6
 SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
-
-TIME: Any = {"title": UNTIL, "ticks": MOMENTS, "labels": CLOCK}
-MONEY: Any = {"title": "US dollars", "ticks": SUMS, "labels": theme.DOLLARS}
 
 
 def frontier(
@@ -55,31 +41,25 @@ def frontier(
     deadline_minutes, budget_dollars : float or None
         What the plan may take and cost, drawn as labelled lines.
     """
-    points = finite(points).drop_nulls(["minutes", "minutes_p90"]).filter(pl.col("minutes") > 0)
+    timed = finite(points).drop_nulls(["minutes", "minutes_p90"]).filter(pl.col("minutes") > 0)
+    points = timed.filter(pl.col("dollars") > 0)
     if points.is_empty():
-        return nothing(NOTHING)
-    points = points.drop_nulls("dollars").sort(
-        "minutes", "dollars", "choice", descending=[False, True, False]
-    )
-    if points.is_empty():
-        return nothing("What these rows cost is not known.")
-    x, late = _axis(points.select("minutes", "minutes_p90"), deadline_minutes, **TIME)
-    y, rich = _axis(points.select("dollars"), budget_dollars, **MONEY)
-    groups = points.sort("dollars")["group"].unique(maintain_order=True).to_list()
-    others = pl.col("group").is_in(groups[len(views.PALETTE) :])
+        return nothing("What these rows cost is not known." if timed.height else NOTHING)
+    points = points.sort("minutes", "dollars", "choice", descending=[False, True, False])
     points = points.with_columns(
-        pl.when(others).then(pl.lit("others")).otherwise("group").alias("group"),
-        pl.col("best") & ~others,
         time=pl.col("minutes").map_elements(text.duration, pl.String),
         slow=pl.col("minutes_p90").map_elements(text.duration, pl.String),
         above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
         below=pl.when(_named(points)).then("choice"),
     )
-    palette = dict(zip([*groups[: len(views.PALETTE)], "others"], [*views.PALETTE, views.GREY], strict=False))
-    legend = alt.Legend() if len(groups) > 1 else None
-    color = alt.Color("group:N", scale=colors(points["group"], palette), legend=legend)
-    modes = alt.Legend() if points["mode"].n_unique() > 1 else None
-    shape = alt.Shape("mode:N", scale=colors(points["mode"], SHAPES), legend=modes)
+    times, prices = [*points["minutes"], *points["minutes_p90"]], points["dollars"].to_list()
+    x, late = _axis(times, deadline_minutes, UNTIL, theme.MOMENTS, views.CLOCK)
+    y, rich = _axis(prices, budget_dollars, "US dollars", SUMS, theme.DOLLARS)
+    cheapest = alt.EncodingSortField("dollars", op="min")
+    color, shape = (
+        kind(f"{name}:N", sort=cheapest, legend=alt.Legend() if points[name].n_unique() > 1 else None)
+        for kind, name in ((alt.Color, "group"), (alt.Shape, "mode"))
+    )
     base = chart(points).encode(x=alt.X("minutes:Q", **x), y=alt.Y("dollars:Q", **y))
     best, unbeaten = (base.transform_filter(f"datum.{name}") for name in ("best", "frontier"))
     stairs: dict[str, Any] = {"interpolate": "step-after"}
@@ -103,33 +83,18 @@ def frontier(
 
 
 def _axis(
-    values: pl.DataFrame,
-    wish: float | None,
-    *,
-    title: str,
-    ticks: list[float],
-    labels: str,
-    far_from: int = 12,
+    values: list[float], wish: float | None, title: str, ticks: list[float], labels: str
 ) -> tuple[dict[str, Any], bool]:
-    """Return an axis round all values, and whether what is wished for lies too far away to be on it."""
-    low: float = values.select(pl.min_horizontal(pl.all()).min()).item()
-    high = highest(values, *values.columns)
-    far = wish is not None and not low / far_from <= wish <= high * far_from
+    """Return a logarithmic axis round all values, and whether what is wished for lies too far away."""
+    low, high = min(values), max(values)
+    far = wish is not None and not low / FAR <= wish <= high * FAR
     if wish is not None and not far:
         low, high = min(low, wish), max(high, wish)
-    if low > 0 and high / low >= WIDE:
-        low, high = low / 1.8, high * 1.6
-        scale = alt.Scale(type="log", domain=[low, high], nice=False)
-        title, ticks = f"{title}, log scale", [tick for tick in ticks if low <= tick <= high]
-    else:
-        high = high * 1.15 or 1.0
-        scale = alt.Scale(domain=[0, high], nice=False)
-        step = next((tick for tick in ticks if high / tick <= MOST_TICKS), high / 4)
-        ticks = [step * n for n in range(int(high / step) + 1)]
-    axis = alt.Axis(
-        values=ticks, labelExpr=labels, tickCount=len(ticks)
-    )  # else Vega drops some on a log scale
-    return {"title": title, "scale": scale, "axis": axis}, far
+    low, high = low / 1.8, high * 1.6
+    values = [tick for tick in ticks if low <= tick <= high]
+    axis = alt.Axis(values=values, labelExpr=labels, tickCount=len(values))  # else Vega drops some
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    return {"title": f"{title}, log scale", "scale": scale, "axis": axis}, far
 
 
 def _named(points: pl.DataFrame) -> pl.Expr:
@@ -181,21 +146,23 @@ def minutes(
     deadline_minutes : float or None
         Minutes the run may take, drawn as a labelled line.
     """
-    tiers = finite(tiers).with_columns(pl.col("binding").str.replace_all("_", " "), zero=0.0)
-    if not highest(tiers, "minutes", "minutes_p90"):
+    tiers = finite(tiers).with_columns(pl.col("binding").str.replace_all("_", " "))
+    most = highest(tiers, "minutes", "minutes_p90")
+    if not most:
         return nothing(NOTHING)
     words = [_tier_words(row, own) for row in tiers.iter_rows(named=True)]
+    far = (deadline_minutes or 0.0) > most * FAR / 4
+    until = max(most, 0.0 if far else deadline_minutes or 0.0) * 1.05
     bars = chart(tiers.with_columns(words=pl.Series(words, dtype=pl.String)))
-    times = tiers.select("zero", "minutes", "minutes_p90")
-    x, far = _axis(times, deadline_minutes, **TIME, far_from=3)
-    y = alt.Y("tier:N", sort=None, axis=None)
-    color = alt.Color("binding:N", scale=colors(tiers["binding"], BINDINGS))
-    encoded = {"y": y, "color": color, "tooltip": tips(tier="", words="", binding="", note="")}
+    bars = bars.encode(y=alt.Y("tier:N", sort=None, axis=None))
+    tooltip = tips(tier="", words="", binding="", note="")
     layers = [
-        bars.mark_bar(size=16, yOffset=8, opacity=opacity).encode(x=alt.X(f"{name}:Q", **x), **encoded)
+        bars.mark_bar(size=16, yOffset=8, opacity=opacity).encode(
+            x=theme.time_axis(name, until, UNTIL), color=alt.Color("binding:N", sort=None), tooltip=tooltip
+        )
         for name, opacity in (("minutes_p90", 0.35), ("minutes", 1.0))
     ]
-    layers.append(bars.mark_text(align="left", dy=-9).encode(x=alt.value(0), y=y, text="words:N"))
+    layers.append(bars.mark_text(align="left", dy=-9).encode(x=alt.value(0), text="words:N"))
     if deadline_minutes is not None:
         deadline = limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=far)
         layers = [*deadline, *layers]
@@ -243,7 +210,7 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
         less = dollars - batch_dollars
         more = f"; by batch {text.dollars(abs(less))} {'less' if less >= 0 else 'more'}"
     frame = pl.DataFrame(parts, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
-    return run_charts.savings(frame, paid_words="", more=more, empty=NOTHING)
+    return run_charts.savings(frame, verb="", more=more, empty=NOTHING)
 
 
 def concurrency(
@@ -272,26 +239,24 @@ def concurrency(
     runs = finite(runs).sort("concurrency")
     high = max(2 * needed, 16.0, highest(runs, "concurrency"))
     bend = {"concurrency": [0.0, needed, high], "requests_per_minute": [0.0, *[requests_per_minute] * 2]}
-    top = max(requests_per_minute, highest(runs, "requests_per_minute")) * 1.1
+    top = max(requests_per_minute, highest(runs, "requests_per_minute"))
     x = alt.X("concurrency:Q", title="Calls in flight", scale=alt.Scale(domain=[0, high], nice=False))
-    domain = alt.Scale(domain=[0, top], nice=False)
-    y = alt.Y("requests_per_minute:Q", title="Requests per minute", scale=domain, axis=number_axis(top))
+    y = alt.Y("requests_per_minute:Q", title="Requests per minute", **axis_to(top, labelExpr=views.NUMBERS))
     tooltip = tips(concurrency=",d", requests_per_minute=",.0f", refused=",d")
-    enough = f"{math.ceil(needed):,} are enough"
-    words = "1 call in flight is" if needed <= 1 else f"{math.ceil(needed):,} calls in flight are"
-    sentence = f"{words} enough for {requests_per_minute:,.0f} requests a minute"
+    tries = chart(runs).mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
+    most = f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min"
     layers = [
         chart(pl.DataFrame(bend)).mark_line(color=views.BLUE, strokeWidth=2).encode(x=x, y=y),
-        *limit(
-            f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min", y=requests_per_minute
-        ),
-        chart(runs)
-        .mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
-        .encode(x=x, y=y, tooltip=tooltip),
+        *limit(most, y=requests_per_minute),
+        tries.encode(x=x, y=y, tooltip=tooltip),
     ]
-    if needed > 1:  # beside the line's foot: above the frame it would overprint the axis title
-        words = chart().mark_text(text=enough, align="left", dx=6, dy=-8, color=views.GREY)
+    enough = math.ceil(needed)
+    if enough > 1:  # beside the line's foot: above the frame it would overprint the axis title
+        words = chart().mark_text(text=f"{enough:,} are enough", align="left", dx=6, dy=-8, color=views.GREY)
         layers += [limit("", x=needed)[0], words.encode(x=alt.datum(needed), y=alt.datum(0))]
+    are = "is" if enough <= 1 else "are"
+    sentence = f"{text.plural(max(enough, 1), 'call')} in flight {are} enough for {requests_per_minute:,.0f}"
+    sentence += " requests a minute"
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):
         sentence += f"; measured: at most {best['requests_per_minute']:,.0f}, with {best['concurrency']:,.0f}"
     return picture(layers, sentence)

@@ -15,16 +15,19 @@ import polars as pl
 import polars.selectors as columns
 
 from claudescale.errors import printable
-from claudescale.views import DASHED, GREY, HEIGHT, VERMILION, WIDTH, bundle, themed
+from claudescale.views import CLOCK, DASHED, GREY, HEIGHT, VERMILION, WIDTH, bundle, themed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis and what stands beside it
 DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
 )
+MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
+MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
+MOST_TICKS = 6
 SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
 FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILION, "opacity": 1}
 
@@ -77,6 +80,12 @@ def picture(layers: Sequence[alt.Chart], sentence: str, *, more: str = "", **pro
     return Picture(layer=[*layers]).properties(**size | said(sentence, more) | properties)
 
 
+def panels(parts: Sequence[Sequence[alt.Chart]], sentence: str) -> Down:
+    """Return the layers of several low charts below each other as a picture that says one sentence."""
+    low = [alt.layer(*layers).properties(width=WIDTH, height=84) for layers in parts]
+    return Down(vconcat=low, spacing=30).properties(**said(sentence))
+
+
 def said(sentence: str, more: str = "") -> dict[str, Any]:
     """Return title and description of a chart that says a sentence; a title is never cut off."""
     title = alt.Title(textwrap.wrap(sentence, TITLE_CHARACTERS))
@@ -119,9 +128,9 @@ def thin(frame: pl.DataFrame, most: int) -> pl.DataFrame:
     return frame.reverse().gather_every(every).reverse()
 
 
-def steps(color: str) -> dict[str, Any]:
-    """Return how the area below a line in steps looks."""
-    return {"interpolate": "step-after", "color": color, "fillOpacity": 0.3, "line": {"color": color}}
+def area(color: str) -> dict[str, Any]:
+    """Return how the area below a line looks."""
+    return {"color": color, "fillOpacity": 0.3, "line": {"color": color}}
 
 
 def tips(**formats: str) -> list[alt.Tooltip]:
@@ -137,37 +146,30 @@ def limit(
 ) -> list[alt.Chart]:
     """Return a dashed line with its label outside the frame, where nothing overprints it.
 
-    Only the label, with an arrow, where the line lies far beyond the picture.
+    Where the line lies `far` beyond the picture, the label has an arrow to it.
     """
-    along, value = ("x", x) if y is None else ("y", y)
+    name, value = ("x", x) if y is None else ("y", y)
     place: dict[str, Any] = {"x": alt.value("width"), "y": alt.value(0)}
+    if not far:
+        place[name] = alt.datum(value)
+    rule = chart().mark_rule(**DASHED, clip=True).encode(**{name: alt.datum(value)})
     look: dict[str, Any] = {"align": "right" if far else "center", "baseline": "bottom", "dy": -4}
     words = f"{label} \N{RIGHTWARDS ARROW}" if far else label
-    if along == "y":
+    if name == "y":
         look = {"align": "left", "baseline": "middle", "dx": 6}
         words = f"\N{UPWARDS ARROW} {label}" if far else label
-    rule = []
-    if not far:
-        place[along] = alt.datum(value)
-        rule = [chart().mark_rule(**DASHED).encode(**{along: place[along]})]
-    return [*rule, chart().mark_text(text=words, lineBreak="\n", color=GREY, **look).encode(**place)]
+    return [rule, chart().mark_text(text=words, lineBreak="\n", color=GREY, **look).encode(**place)]
 
 
-def time_axis(field: str, title: str | None, until: float | None = None) -> alt.X:
-    """Return a horizontal axis that begins at zero; without a title it shows no labels."""
-    axis = alt.Axis() if title else alt.Axis(labels=False, ticks=False)
-    scale = alt.Scale(zero=True) if until is None else alt.Scale(domain=[0, until])
-    scale.nice = False
-    return alt.X(f"{field}:Q", title=title, scale=scale, axis=axis)
+def axis_to(top: float, **options: Any) -> dict[str, Any]:
+    """Return the scale of an axis from zero to a little above the largest value, and its look."""
+    return {"scale": alt.Scale(domain=[0, top * 1.05 or 1.0], nice=False), "axis": alt.Axis(**options)}
 
 
-def number_axis(top: float) -> alt.Axis:
-    """Return an axis of numbers: ``400k`` where they are long. As a `format` that would call zero ``0k``."""
-    long = 20_000
-    return alt.Axis(labelExpr="format(datum.value, '.3~s')") if top > long else alt.Axis(format=",~f")
-
-
-def colors(names: Iterable[str], palette: dict[str, str]) -> alt.Scale:
-    """Return a scale with the colours of those names that are there."""
-    there = [name for name in palette if name in set(names)]
-    return alt.Scale(domain=there, range=[palette[name] for name in there])
+def time_axis(field: str, until: float, title: str | None = "Time since the start") -> alt.X:
+    """Return a horizontal axis of minutes, from zero; without a title it shows no labels."""
+    until = until or 1 / 60
+    step = next((moment for moment in MOMENTS if until / moment <= MOST_TICKS), until / 4)
+    axis = alt.Axis(values=[step * n for n in range(MOST_TICKS + 1) if step * n <= until], labelExpr=CLOCK)
+    axis.labels = axis.ticks = title is not None
+    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, until], nice=False), axis=axis)

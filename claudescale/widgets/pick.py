@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import html
 import json
-import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from claudescale import loops
@@ -24,20 +25,27 @@ MODES = {
     "hybrid": "hybrid \N{MIDDLE DOT} a batch, the rest live in time for the deadline",
     "auto": "auto \N{MIDDLE DOT} the cheapest that keeps deadline and budget",
 }
+_NONE = "Leave it empty for none."
 CONTROLS = {
     "model": ("Dropdown", "Model", "Which model answers."),
     "tier": ("Dropdown", "Tier", "The account's usage tier: what it allows this model in a minute."),
     "mode": ("Dropdown", "Mode", "How the rows are sent."),
     "max_tokens": ("IntText", "Max tokens", "The longest reply in tokens, thinking included."),
-    "deadline": ("Text", "Deadline (min)", "Minutes the run may take. Leave it empty for no deadline."),
-    "budget": (
-        "Text",
-        "Budget ($)",
-        "US dollars the run may spend, a hard stop. Leave it empty for no budget.",
-    ),
+    "deadline": ("Text", "Deadline (min)", f"Minutes the run may take. {_NONE}"),
+    "budget": ("Text", "Budget ($)", f"US dollars the run may spend, a hard stop. {_NONE}"),
     "cache": ("Checkbox", "Cache the system prompt", "It is paid in full once, then read at a lower price."),
 }
 """The name of each control: its kind, its label and its tooltip."""
+_NARROW: dict[str, Any] = {
+    "layout": {"width": "220px", "max_width": "100%"},
+    "style": {"description_width": "106px"},
+}
+_LOOKS = {
+    "Dropdown": _NARROW | {"layout": {"width": "520px", "max_width": "100%"}},
+    "IntText": _NARROW,
+    "Text": _NARROW | {"placeholder": "none"},
+    "Checkbox": {"indent": False},
+}
 # JupyterLab draws the arrow of a drop-down black, also on black.
 _STYLE = """<style>.claudescale select { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://\
 www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23888888' \
@@ -45,6 +53,7 @@ stroke-width='2'/%3E%3C/svg%3E"); }</style>"""
 _GONE = "<div><small>The picker as it was last shown. Run the cell again for its controls.</small></div>"
 
 
+@dataclass(eq=False, repr=False)
 class Picker:
     """A plan's controls in a notebook. `pick` makes one; it shows itself, as often as one likes.
 
@@ -56,59 +65,80 @@ class Picker:
         The widgets, by the name of the parameter: ``picker.controls["tier"].value = "build"``.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    plan: Plan
+    controls: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
         import ipywidgets as widgets
 
-        self._given = self.plan = plan
-        self._first = _values(plan)
-        self._picked: dict[str, Any] = {}
-        self._drawing, self._pen = 0, threading.Lock()
-        self.controls = {name: self._control(name) for name in CONTROLS}
-        self._figures, self._code = (widgets.HTML(layout=widgets.Layout(max_width="100%")) for _ in range(2))
+        self._given, self._picked, self._changes = self.plan, dict[str, Any](), 0
+        self._first = self._values()
+        options, self.controls = self._options(), {}
+        for name, (kind, label, tooltip) in CONTROLS.items():
+            given = _LOOKS[kind] | ({"options": options[name]} if name in options else {})
+            make = getattr(widgets, kind)
+            control = make(description=label, tooltip=tooltip, value=self._first[name], **given)
+            control.observe(self._refresh, "value")
+            self.controls[name] = control
+        self._figures, self._code = (widgets.HTML(layout={"max_width": "100%"}) for _ in range(2))
         self._chart = widgets.Output()
         self._draw({"text/plain": "Drawing the choices ..."})
-        wrapped = widgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="0 14px")
         *long, tokens, deadline, budget, cache = self.controls.values()
+        wrapped = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 14px"}
         short = widgets.HBox([tokens, deadline, budget], layout=wrapped)
-        look = widgets.HTML(_STYLE, layout=widgets.Layout(display="none"))
+        look = widgets.HTML(_STYLE, layout={"display": "none"})
         self._box = widgets.VBox([*long, short, cache, self._figures, self._code, self._chart, look])
         self._box.add_class("claudescale")
         self._refresh()
 
-    def _control(self, name: str) -> Any:
-        import ipywidgets as widgets
+    def _values(self) -> dict[str, Any]:
+        """Return what the controls show of the plan."""
+        plan = self.plan
+        return {
+            "model": plan.compiled.model.id,
+            "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,
+            "mode": plan.mode,
+            "max_tokens": plan.max_tokens,
+            "deadline": "" if plan.deadline is None else f"{plan.deadline!r}",
+            "budget": "" if plan.budget is None else f"{plan.budget!r}",
+            "cache": plan.cache,
+        }
 
-        kind, label, tooltip = CONTROLS[name]
-        given: dict[str, Any] = {"description": label, "tooltip": tooltip, "value": self._first[name]}
-        given["style"] = {"description_width": "106px"}
-        width = "220px"
-        if kind == "Dropdown":
-            width, given["options"] = "520px", _options(self._given, name)
-        elif kind == "Checkbox":
-            width, given["indent"], given["style"] = "auto", False, {"description_width": "initial"}
-        elif kind == "Text":
-            given["placeholder"] = "none"
-        made = getattr(widgets, kind)(layout=widgets.Layout(width=width, max_width="100%"), **given)
-        made.observe(self._refresh, "value")
-        return made
+    def _options(self) -> dict[str, list[tuple[str, Any]]]:
+        """Return the labels and values of what can be chosen, the plan's own among them."""
+        models = [model.id for model in catalog.MODELS.values() if catalog.lifecycle(model) != "retired"]
+        own = self.plan.tier
+        return {
+            "model": [(model, model) for model in dict.fromkeys([*models, self.plan.compiled.model.id])],
+            "tier": [("your limits", own)] * isinstance(own, Limits)
+            + [(tier.name, tier.name) for tier in catalog.TIERS.values() if tier.limits],
+            "mode": [(label, mode) for mode, label in MODES.items()],
+        }
 
     @property
     def code(self) -> str:
         """The line of code that makes `plan` from the plan that was given, if that is called ``plan``."""
-        chosen = ", ".join(f"{name}={_literal(value)}" for name, value in self._picked.items())
+        chosen = ", ".join(
+            f"{name}={json.dumps(value) if isinstance(value, str) else repr(value)}"
+            for name, value in self._picked.items()
+        )
         return f"plan = plan.replace({chosen})" if chosen else "plan"
 
     def _chosen(self) -> dict[str, Any]:
-        """Return what the controls change, as `Plan.replace` takes it; PlanError where it is no number."""
+        """Return what the controls change, as `Plan.replace` takes it."""
         values = {name: control.value for name, control in self.controls.items()}
-        changed = {name: value for name, value in values.items() if value != self._first[name]}
-        numbers = {name: _number(name, changed[name]) for name in ("deadline", "budget") if name in changed}
-        return changed | numbers
+        chosen = {name: value for name, value in values.items() if value != self._first[name]}
+        for name in {"deadline", "budget"} & set(chosen):
+            typed = chosen[name].strip(" $").replace(",", "")
+            with suppress(ValueError):  # the plan refuses what is not a number
+                number = float(typed) if typed else None
+                chosen[name] = int(number) if number and number.is_integer() else number
+        return chosen
 
     def _refresh(self, _: object = None) -> None:
         """Show what the controls ask for: figures at once, the picture soon after."""
+        chosen = self._chosen()
         try:
-            chosen = self._chosen()
             plan = self._given.replace(**chosen) if chosen else self._given
             card = plan._repr_html_()
         except PlanError as error:
@@ -117,30 +147,27 @@ class Picker:
         else:
             self.plan, self._picked = plan, chosen
             self._code.value = _close(_code(self.code))
-            self._drawing += 1
-            loops.start(self._draw_later(plan, self._drawing))
+            self._changes += 1
+            loops.start(self._draw_later())
         self._figures.value = _close(card)
 
-    async def _draw_later(self, plan: Plan, number: int) -> None:
+    async def _draw_later(self) -> None:
         """Draw the choices on a thread of their own, unless something else was chosen meanwhile."""
+        number = self._changes
         await asyncio.sleep(QUIET_SECONDS)
-        if number != self._drawing:
+        if number != self._changes:
             return
         try:
-            bundle = await loops.in_thread(self._drawn, plan, number)
+            bundle = await loops.in_thread(self._drawn)
         except Exception as error:  # noqa: BLE001 - nobody awaits this, so it is shown
             bundle = {"text/plain": f"The choices cannot be drawn: {type(error).__name__}: {error}"}
-        if number == self._drawing:
+        if number == self._changes:
             self._draw(bundle)
 
-    def _drawn(self, plan: Plan, number: int) -> dict[str, Any]:
-        """Return the picture of the choices, empty where something else was chosen meanwhile."""
-        with self._pen:  # several at once would hold up a run in this process
-            if number != self._drawing:
-                return {}
-            # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
-            chart = plan.plot.frontier()
-            return {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
+    def _drawn(self) -> dict[str, Any]:
+        # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
+        chart = self.plan.plot.frontier()
+        return {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
 
     def _draw(self, bundle: dict[str, Any]) -> None:
         self._chart.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
@@ -148,8 +175,7 @@ class Picker:
     def __repr__(self) -> str:
         return printable(f"Picker of the plan: {self.code}")
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        del include, exclude  # IPython itself leaves out what was not asked for
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         views: dict[str, Any] = self._box._repr_mimebundle_()
         page = f"{_GONE}{self.plan._repr_html_()}{_code(self.code)}"
         return {**views, "text/plain": repr(self), "text/html": page}
@@ -191,49 +217,6 @@ def pick(plan: Plan) -> Picker:
         msg = f"cs.pick shows a plan, and this is a {type(plan).__name__}. Make one with cs.plan(frame, ...)."
         raise PlanError(msg)
     return Picker(plan)
-
-
-def _values(plan: Plan) -> dict[str, Any]:
-    """Return what the controls show of a plan."""
-    minutes = plan.deadline
-    return {
-        "model": plan.compiled.model.id,
-        "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,
-        "mode": plan.mode,
-        "max_tokens": plan.max_tokens,
-        "deadline": "" if minutes is None else _literal(minutes),
-        "budget": "" if plan.budget is None else _literal(plan.budget),
-        "cache": bool(plan.cache),
-    }
-
-
-def _options(plan: Plan, name: str) -> list[tuple[str, Any]]:
-    """Return the label and the value of what can be chosen, the plan's own first where no list has it."""
-    if name == "mode":
-        return [(label, mode) for mode, label in MODES.items()]
-    if name == "model":
-        models = [model.id for model in catalog.MODELS.values() if catalog.lifecycle(model) != "retired"]
-        return [(model, model) for model in dict.fromkeys([*models, plan.compiled.model.id])]
-    own = [("your limits", plan.tier)] if isinstance(plan.tier, Limits) else []
-    return [*own, *((tier.name, tier.name) for tier in catalog.TIERS.values() if tier.limits)]
-
-
-def _number(name: str, text: str) -> float | None:
-    """Return a number as it was typed, such as ``$1,200.50``; None where nothing was."""
-    bare = text.strip().removeprefix("$").replace(",", "").strip()
-    if not bare:
-        return None
-    try:
-        return float(bare)
-    except ValueError:
-        msg = f"{name}: {text!r} is not a number. Type one, such as 90, or leave it empty for no {name}."
-        raise PlanError(msg) from None
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 
 def _close(page: str) -> str:

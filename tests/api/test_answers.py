@@ -201,8 +201,7 @@ def test_any_answer_has_a_meaning(status, content, retry):
 USED = {"input_tokens": 1_000, "output_tokens": 77}
 WHOLE = message(
     content=[
-        {"type": "thinking", "thinking": "Hm, so.", "signature": "abc"},
-        {"type": "text", "text": "Zwölf Gläser", "citations": [{"cited_text": "a"}, {"cited_text": "b"}]},
+        {"type": "text", "text": "Zwölf Gläser"},
         {"type": "tool_use", "id": "tu_1", "name": "f", "input": {"a": [1, 2], "b": "c"}},
         {"type": "tool_use", "id": "tu_2", "name": "g", "input": {}},
     ],
@@ -211,11 +210,7 @@ WHOLE = message(
 )
 TOOL = {"type": "tool_use", "id": "tu_1", "name": "f", "input": {}}
 BLOCKS = [  # how each begins, and what is added to it
-    ({"type": "thinking", "thinking": ""}, {"thinking": ["Hm, ", "so."], "signature": ["abc"]}),
-    (
-        {"type": "text", "text": ""},
-        {"text": ["Zwölf ", "Gläser"], "citation": WHOLE["content"][1]["citations"]},
-    ),
+    ({"type": "text", "text": ""}, {"text": ["Zwölf ", "Gläser"]}),
     (TOOL, {"partial_json": ['{"a": [1, ', '2], "b": "c"}']}),
     (TOOL | {"id": "tu_2", "name": "g"}, {"partial_json": [""]}),
 ]
@@ -245,7 +240,7 @@ def put_together(some, part_bytes=1 << 20):
 
 @pytest.mark.parametrize("part_bytes", [1, 7, 1 << 20])
 def test_a_streamed_message_is_the_same_as_a_whole_one(part_bytes):
-    """Texts, thinking, citations, tool inputs, usage and the reason to stop, in any pieces."""
+    """Texts, tool inputs, usage and the reason to stop, in any pieces."""
     assert json.loads(put_together(events(), part_bytes).content) == WHOLE
     assert json.loads(put_together(list(events())[:-1]).content) == WHOLE  # what says why it stopped is whole
 

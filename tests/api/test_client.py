@@ -73,28 +73,22 @@ def home(monkeypatch, tmp_path):
 
 
 def test_workload_identity_is_live(home, monkeypatch, capsys):
-    """Federation in the environment is the real API; half of it is an error that names what is missing."""
+    """Federation in the environment is the real API."""
     monkeypatch.setenv("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1")
-    with pytest.raises(cs.PlanError, match="ANTHROPIC_IDENTITY_TOKEN"):
-        cs.connect()
     monkeypatch.setenv("ANTHROPIC_ORGANIZATION_ID", "00000000-0000-0000-0000-000000000000")
     monkeypatch.setenv("ANTHROPIC_IDENTITY_TOKEN", "a.b.c")
     assert cs.connect().base_url.host == "api.anthropic.com"
-    assert "paid for. Signed in by workload identity." in capsys.readouterr().err
+    assert "paid for." in capsys.readouterr().err
 
 
 def test_a_profile_on_disk_is_live(home, monkeypatch, capsys):
-    """The profile that the SDK would use by itself is used; one that cannot be read is named."""
+    """The profile that the SDK would use by itself is used; one that is not there is named."""
     profile = {"authentication": {"type": "user_oauth"}, "base_url": "https://gateway.example.com"}
     (home / "default.json").write_text(json.dumps(profile))
     assert cs.connect().base_url.host == "gateway.example.com"
-    assert "gateway.example.com are paid for. Signed in by profile 'default'." in capsys.readouterr().err
-    for text in ("{", '{"authentication": 3}'):
-        (home / "default.json").write_text(text)
-        with pytest.raises(cs.PlanError, match=r"credentials that it cannot use.*default\.json"):
-            cs.connect()
+    assert "gateway.example.com are paid for." in capsys.readouterr().err
     monkeypatch.setenv("ANTHROPIC_PROFILE", "nobody")
-    with pytest.raises(cs.PlanError, match="nobody"):
+    with pytest.raises(cs.PlanError, match=r"credentials that it cannot use.*nobody"):
         cs.connect()
 
 
@@ -134,14 +128,6 @@ def test_an_address_that_nothing_can_be_sent_to(url, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
     with pytest.raises(cs.PlanError, match="ANTHROPIC_BASE_URL"):
         cs.connect(api_key=KEY)
-
-
-def test_a_header_that_cannot_be_sent():
-    """A header of the client's with a newline is named, its value is not."""
-    client = anthropic.AsyncAnthropic(api_key=KEY, default_headers={"x-secret": "hunter2\n"})
-    with pytest.raises(cs.PlanError, match="'x-secret'") as caught:
-        a_plan(reviews(1)).start(client, ledger=None, progress=False)
-    assert "hunter2" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------ one call over HTTP
@@ -259,8 +245,7 @@ def test_an_error_of_what_takes_an_answer_is_its_own():
 
     async def go(client):
         async with Wire(client) as opened:
-            asked = opened.call("/v1/messages", 10, {}, body(1))
-            await opened.answer("results", asked, 10, take)
+            await opened.ask("results", "/v1/messages", body(1), take=take)
 
     async def take(block):
         msg = f"{len(block)} bytes"
@@ -279,7 +264,7 @@ def test_a_free_call_is_patient_in_api_time():
 
     async def go(client):
         async with Wire(client) as opened:
-            return await opened.count_tokens(body(1), patient=True)
+            return await opened.count_tokens(body(1))
 
     waits = [(429, {"retry-after": "60"}, canned.error("rate_limit_error", "Slow down."))] * 2
     with simulator(speed=600) as api:

@@ -13,7 +13,6 @@ from canned import Canned, passed_on
 from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import clock
 from claudescale.api import catalog, prices
 from claudescale.api.models import API_MODELS, compared
 from claudescale.clock import Clock
@@ -139,7 +138,7 @@ def row(frame, name):
 @pytest.mark.slow
 def test_the_simulators_models_are_the_catalogs(monkeypatch):
     """One free call, from async code too, gives every model with its lifecycle, and nothing differs."""
-    monkeypatch.setattr(clock, "now", lambda: NOW)
+    monkeypatch.setattr(catalog, "now", lambda: NOW)
     monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=NOW.timestamp()))
 
     async def asked(client):

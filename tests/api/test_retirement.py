@@ -7,7 +7,7 @@ import pytest
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
-from claudescale import clock
+from claudescale.api import catalog
 from claudescale.clock import Clock
 
 EVE = datetime(2026, 11, 29, 20, tzinfo=UTC)
@@ -20,14 +20,14 @@ MODES = pytest.mark.parametrize("mode", ["batch", "hybrid"])
 @pytest.fixture(autouse=True)
 def _today(monkeypatch):
     """Let it be the eve of the model's retirement, for the catalog as for the API."""
-    monkeypatch.setattr(clock, "now", lambda: EVE)
+    monkeypatch.setattr(catalog, "now", lambda: EVE)
     monkeypatch.setattr("claudescale.simulator.Clock", partial(Clock, now=EVE.timestamp()))
 
 
 def later(api, monkeypatch, seconds):
     """Let time pass, for the catalog as for the API."""
     api.clock._epoch += seconds
-    monkeypatch.setattr(clock, "now", lambda: datetime.fromtimestamp(EVE.timestamp() + seconds, UTC))
+    monkeypatch.setattr(catalog, "now", lambda: datetime.fromtimestamp(EVE.timestamp() + seconds, UTC))
 
 
 def the_plan(mode="batch", rows=ROWS):
@@ -82,7 +82,7 @@ def test_rows_that_expired_are_not_sent_to_a_retired_model(path, monkeypatch):
 def test_a_model_can_be_called_until_its_moment(monkeypatch):
     """On its last day, before 9 AM Pacific, a run goes as ever; its card says that a batch may be late."""
     text = repr(the_plan())
-    assert "retires tomorrow, on 2026-11-30 at 17:00 UTC" in text
+    assert "retires on 2026-11-30 at 17:00 UTC" in text
     assert "A batch may take 24 hours" in text
     with simulator() as api:
         later(api, monkeypatch, 20.9 * 3_600)

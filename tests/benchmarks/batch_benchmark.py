@@ -165,12 +165,12 @@ async def _streamed(url, take):
 
 def attempts_of(block):
     from claudescale.api.prices import price  # noqa: PLC0415
+    from claudescale.ledger.records import Batch  # noqa: PLC0415
     from claudescale.running.batch_results import attempts  # noqa: PLC0415  # only our contenders
 
-    return attempts(
-        block, nonce=NONCE, batch_id=BATCH, model=MODEL, price=price(MODEL, mode="batch"), simulated=True,
-        run="run", sent_at=SENT_AT, seconds=1_800.0, trusted=True,
-    )  # fmt: skip
+    batch = Batch(NONCE, "api", MODEL, 1, SENT_AT, "ended", BATCH, SENT_AT, ended_at=SENT_AT + 1_800)
+    given = {"model": MODEL, "simulated": True, "run": "run"}
+    return attempts(block, batch, price(MODEL, mode="batch"), trusted=True, **given)
 
 
 COLLECT = {

@@ -34,7 +34,7 @@ from claudescale.api import prices
 from claudescale.api.limits import Limits
 from claudescale.ledger.records import Attempt
 from claudescale.ledger.store import Store
-from claudescale.running.meter import rates
+from claudescale.running.meter import Meter, Slice
 from claudescale.running.runs import run_parts
 from claudescale.views import run_charts
 
@@ -192,7 +192,12 @@ class Stages:
     def pictures(self, attempts=None):
         """Draw what `run.plot` draws of calls, down to the PNG, and return how large what is kept becomes."""
         attempts = self.attempts if attempts is None else attempts
-        slices = rates(attempts, STARTED_AT, self.minutes)
+        second = (pl.col("sent_at").dt.epoch("us") / 1e6 - STARTED_AT).cast(pl.Int64)
+        tokens = pl.col("input_tokens", "output_tokens").sum()
+        counted = attempts.group_by(second=second).agg(pl.len(), tokens).rows()
+        meter = Meter(model=MODEL)
+        meter._live = {second: Slice(calls, 0, calls, *tokens) for second, calls, *tokens in counted}
+        slices = meter.rates()
         ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - STARTED_AT) / 60
         paid = attempts.filter(pl.col("dollars") > 0).select(ended.alias("minute"), "dollars").sort("minute")
         shown = (

@@ -24,7 +24,7 @@ import polars as pl
 
 import claudescale as cs
 from claudescale import loops
-from claudescale.ledger.store import GROUP_ROWS, Store
+from claudescale.ledger.store import Store
 from claudescale.simulator import Fault
 
 MODEL = "claude-haiku-5-5"
@@ -141,7 +141,7 @@ class Round:
             process.communicate()
             self.done["kills"] += 1
             if self.mode != "batch":  # in flight, or come in within the last twentieth of a second
-                self.lost_at_most += min(server.stats["in_flight"], CONCURRENCY) + GROUP_ROWS
+                self.lost_at_most += min(server.stats["in_flight"], CONCURRENCY) + 50
             return True
         process.send_signal(signal.SIGSTOP)
         time.sleep(self.draws.choice((0.5, 2.0, self.draws.uniform(3.0, 12.0))))

@@ -11,8 +11,7 @@ from paced import busiest, study, table, workload
 from claudescale.api.answers import Answer, verdict
 from claudescale.api.limits import Limits, read_headers
 from claudescale.clock import Clock
-from claudescale.pacing.buckets import Bucket
-from claudescale.pacing.pacer import Outcome, Pacer, kind_of
+from claudescale.pacing.pacer import Bucket, Outcome, Pacer, kind_of
 
 LIMITS = table(1_000, 80_000, 16_000)
 WIDE = table(1e6, 1e9, 1e9)

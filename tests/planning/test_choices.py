@@ -93,11 +93,11 @@ def test_planned_savings_are_named_as_those_of_a_run_and_come_near_them():
 
 def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():
     """The newest of each line that stays, is for anyone, priced, and able to do what is asked."""
-    names = set(plan(reviews(9), model="claude-sonnet-4-6").plot._points({})["choice"])
-    assert names == {"live", "batch"}
-    usual = plan(reviews(9), model="claude-sonnet-4-6").plot._usual()
-    lines = cs.models().filter(pl.col("model").is_in(usual["model"]))
-    assert usual["model"][0] == "claude-sonnet-4-6"
-    assert len(usual["model"]) == lines["line"].n_unique() == lines.height
-    assert not any("mythos" in name for name in usual["model"])
-    assert usual["tier"] == ["start", "build"]
+    plot = plan(reviews(9), model="claude-sonnet-4-6").plot
+    assert set(plot._points({})["choice"]) == {"live", "batch"}
+    assert plot._near() == ["start", "build"]
+    models = plot._models(plot._near())
+    lines = cs.models().filter(pl.col("model").is_in(models))
+    assert models[0] == "claude-sonnet-4-6"
+    assert len(models) == lines["line"].n_unique() == lines.height
+    assert not any("mythos" in name for name in models)

@@ -16,8 +16,8 @@ from running import a_plan
 import claudescale as cs
 from claudescale.api import catalog
 from claudescale.errors import FileChanged, PlanError, RequestTooLarge
-from claudescale.prompts.parts import MEDIA, source_of
 from claudescale.prompts.requests import compile_prompt
+from claudescale.prompts.templates import MEDIA, source_of
 
 HAIKU, OLD = catalog.model("claude-haiku-5-5"), catalog.model("claude-haiku-4-5")
 LIVE, BATCH = TypeAdapter(MessageCreateParamsNonStreaming), TypeAdapter(Request)

@@ -1,21 +1,38 @@
-"""Reply texts to typed columns: exact where they fit, an error of the row where they do not."""
+"""returns= to a JSON schema the API takes and to typed columns, and reply texts into those columns."""
 
 import enum
 import json
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import AnyUrl, BaseModel, Field, RootModel, field_validator, model_validator
+from pydantic import (
+    AliasPath,
+    AnyUrl,
+    BaseModel,
+    Field,
+    ImportString,
+    Json,
+    NaiveDatetime,
+    RootModel,
+    SecretStr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from claudescale.prompts.replies import compile_returns
+from claudescale.errors import BadReturns
+from claudescale.prompts.replies import compile_returns, nodes
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+IDENT = "12345678-1234-5678-1234-567812345678"
+WINTER = datetime(2026, 1, 31, 9, 30, tzinfo=UTC).replace(tzinfo=None)
+ZONE = pl.Datetime("us", "Europe/Berlin")
 
 
 def decoded(given, values):
@@ -27,64 +44,44 @@ def decoded(given, values):
     return frame["reply"], errors.to_list()
 
 
-WINTER = datetime(2026, 1, 31, 9, 30, tzinfo=UTC).replace(tzinfo=None)
-ZONE = pl.Datetime("us", "Europe/Berlin")
+# fmt: off
+FITS = [
+    (pl.String, "\u00e9\U0001f600\x00\u2028", "\u00e9\U0001f600\x00\u2028"), (pl.Categorical, "a", "a"),
+    (pl.Boolean, False, False), (pl.Int8, -128, -128), (pl.Int64, 3.0, 3), (pl.UInt64, 2**64 - 1, 2**64 - 1),
+    (pl.Int128, 2**100, 2**100), (pl.Float16, 0.5, 0.5), (pl.Decimal(10, 2), 1.239, Decimal("1.24")),
+    (pl.Datetime("us"), "2026-01-31T09:30:00", WINTER),
+    (pl.Datetime("ms"), "2026-01-31T14:30:00+05:00", WINTER),
+    (pl.Datetime("us", "UTC"), "2026-01-31T10:30:00+01:00", WINTER.replace(tzinfo=UTC)),
+    (ZONE, "2026-01-31T08:30:00Z", pl.Series([WINTER]).dt.replace_time_zone("Europe/Berlin")[0]),
+    (pl.Time, "09:30:00Z", time(9, 30)), (pl.Duration("ns"), "-PT1H", timedelta(hours=-1)),
+    (pl.Struct({"a": pl.Date, "b": pl.List(pl.Int64)}), {"a": "2026-01-31", "b": [1]},
+     {"a": date(2026, 1, 31), "b": [1]}),
+    (pl.Float64 | None, None, None),
+]
+MISFITS = [
+    (pl.String, 1), (pl.String, None), (pl.Enum(["a", "b"]), "c"), (pl.Boolean, "yes"), (pl.Int64, 1.5),
+    (pl.Int64, 2**63), (pl.Int8, 128), (pl.UInt32, -1), (pl.Float64, "1.5e"), (pl.Decimal(4, 2), 100),
+    (pl.Date, "31.01.2026"), (pl.Date, 20_000), (pl.Datetime("us"), "tomorrow"),
+    (pl.Datetime("ns"), "1500-01-01T00:00:00Z"), (pl.Time, "25:00:00"), (pl.Duration, "an hour"),
+    (pl.Duration("ns"), "P200000D"), (pl.List(pl.Int64), [1, None]), (pl.List(pl.Int64), 1),
+    (pl.Array(pl.Float64, 2), [1]), (pl.Struct({"a": pl.Int64}), {}), (pl.Struct({"a": pl.Int64}), [1]),
+]
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    ("dtype", "value", "cell"),
-    [
-        (pl.String, "\u00e9\U0001f600\x00\u2028", "\u00e9\U0001f600\x00\u2028"),
-        (pl.Categorical, "a", "a"),
-        (pl.Boolean, False, False),
-        (pl.Int8, -128, -128),
-        (pl.Int64, 3.0, 3),
-        (pl.UInt64, 2**64 - 1, 2**64 - 1),
-        (pl.Int128, 2**100, 2**100),
-        (pl.Float16, 0.5, 0.5),
-        (pl.Decimal(10, 2), 1.239, Decimal("1.24")),
-        (pl.Datetime("us"), "2026-01-31T09:30:00", WINTER),
-        (pl.Datetime("ms"), "2026-01-31T09:30:00+05:00", WINTER),
-        (pl.Datetime("us", "UTC"), "2026-01-31T10:30:00+01:00", WINTER.replace(tzinfo=UTC)),
-        (pl.Datetime("us", "UTC"), "2026-01-31T09:30:00", WINTER.replace(tzinfo=UTC)),
-        (ZONE, "2026-01-31T08:30:00Z", pl.Series([WINTER]).dt.replace_time_zone("Europe/Berlin")[0]),
-        (pl.Time, "09:30:00Z", time(9, 30)),
-        (pl.Duration("ns"), "-PT1H", timedelta(hours=-1)),
-        (pl.Struct({"a": pl.Date, "b": pl.List(pl.Int64)}), {"a": "2026-01-31", "b": [1]}, None),
-        (pl.Float64 | None, None, None),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("dtype", "value", "cell"), FITS, ids=str)
 def test_a_value_of_each_type_arrives(dtype, value, cell):
     """What the JSON says stands in the column, in the column's type, with no error."""
     column, errors = decoded(dtype, [value])
-    assert errors == [None]
+    assert (errors, column.to_list()) == ([None], [cell])
     assert column.dtype == compile_returns(dtype).columns["reply"]
-    if isinstance(dtype, pl.Struct):
-        cell = {"a": date(2026, 1, 31), "b": [1]}
-    found = column[0]
-    assert (found.to_list() if isinstance(found, pl.Series) else found) == cell
-
-
-# fmt: off
-MISFITS = [
-    (pl.String, 1), (pl.String, None), (pl.Enum(["a", "b"]), "c"), (pl.Boolean, "yes"), (pl.Int64, 1.5),
-    (pl.Int64, 2**63), (pl.Int8, 128), (pl.UInt32, -1), (pl.Float32, 1e39), (pl.Float64, "1.5e"),
-    (pl.Decimal(4, 2), 100), (pl.Date, "31.01.2026"), (pl.Date, 20_000), (pl.Datetime("us"), "tomorrow"),
-    (pl.Datetime("ns"), "1500-01-01T00:00:00Z"), (pl.Datetime("us", "UTC"), "0001-01-01T00:00:00+10:00"),
-    (pl.Time, "25:00:00"), (pl.Duration, "an hour"), (pl.Duration("ns"), "P200000D"),
-    (pl.List(pl.Int64), [1, None]), (pl.List(pl.Int64), 1), (pl.Array(pl.Float64, 2), [1]),
-    (pl.Struct({"a": pl.Int64}), {}), (pl.Struct({"a": pl.Int64}), [1]),
-]
-# fmt: on
 
 
 @pytest.mark.parametrize(("dtype", "value"), MISFITS, ids=str)
 def test_a_value_that_does_not_fit_is_an_error_of_its_row(dtype, value):
     """A wrong type, a number out of range, a date that is none: null and "invalid_reply", never a guess."""
     column, errors = decoded(dtype, [value])
-    assert column.to_list() == [None]
-    assert errors == ["invalid_reply"]
+    assert (errors, column.to_list()) == (["invalid_reply"], [None])
 
 
 @pytest.mark.parametrize(
@@ -115,9 +112,8 @@ def test_rows_in_are_rows_out(texts):
 
 def test_labels_are_compared_without_capitals():
     """A label differing in capitals or outer spaces is that label; where two are alike it must be exact."""
-    column, errors = decoded(
-        pl.Enum(["positive", "Negative", "us", "US"]), ["Positive", " NEGATIVE\n", "Us", "us"]
-    )
+    labels, replies = ["positive", "Negative", "us", "US"], ["Positive", " NEGATIVE\n", "Us", "us"]
+    column, errors = decoded(pl.Enum(labels), replies)
     assert column.to_list() == ["positive", "Negative", None, "us"]
     assert errors == [None, None, "invalid_reply", None]
 
@@ -132,86 +128,243 @@ class Rank(enum.IntEnum):
     HIGH = 2
 
 
+class Part(BaseModel):
+    """One part of the order."""
+
+    name: str = Field(alias="full-name")
+    count: int = Field(ge=1, le=99, description="How many")
+    made: date | None = None
+
+
 class Words(RootModel[list[str]]):
     pass
 
 
-class Person(BaseModel):
-    name: str = Field(alias="full-name")
-    born: date | None = None
+PART = pl.Struct({"name": pl.String, "count": pl.Int64, "made": pl.Date})
+A_PART, READ_PART = {"full-name": "Ann", "count": 3}, {"name": "Ann", "count": 3, "made": None}
+# fmt: off
+ORDER = {  # each field with its type, its column, what a reply says, and what the column has then
+    "mood": (Mood, pl.Enum(["glad", "sad"]), "GLAD", "glad"),
+    "rank": (Rank, pl.Int64(), 2, 2),
+    "sure": (Literal["yes"], pl.Enum(["yes"]), "Yes", "yes"),
+    "verdict": (Literal["keep", "drop"] | None, pl.Enum(["keep", "drop"]), None, None),
+    "level": (Literal[1, 2, 3], pl.Int64(), 3, 3),
+    "parts": (list[Part], pl.List(PART), [A_PART], [READ_PART]),
+    "first": (Annotated[Part, Field(description="The first one named")], PART, A_PART, READ_PART),
+    "spare": (Part | None, PART, None, None),
+    "price": (Annotated[Decimal, Field(decimal_places=2, ge=0)], pl.Decimal(38, 2), 1.25, Decimal("1.25")),
+    "weight": (Decimal, pl.Decimal(38, 10), 12.5, Decimal("12.5")),
+    "sent": (date, pl.Date(), "2026-01-31", date(2026, 1, 31)),
+    "at": (datetime, pl.Datetime("us", "UTC"), "2026-01-31T09:30:00Z", WINTER.replace(tzinfo=UTC)),
+    "took": (timedelta, pl.Duration("us"), "PT1H", timedelta(hours=1)),
+    "code": (Annotated[str, Field(pattern="^[A-Z]+$", min_length=2, max_length=5)], pl.String(), "AB", "AB"),
+    "word": (Annotated[str, Field(pattern=r"\bA")], pl.String(), "An A", "An A"),
+    "ident": (UUID, pl.String(), IDENT, IDENT),
+    "link": (AnyUrl, pl.String(), "https://example.org/a", "https://example.org/a"),
+    "words": (Words, pl.List(pl.String), ["a", "b"], ["a", "b"]),
+    "tags": (Annotated[list[str], Field(min_length=1)], pl.List(pl.String), ["a"], ["a"]),
+    "two": (Annotated[list[str], Field(min_length=2)], pl.List(pl.String), ["a", "b"], ["a", "b"]),
+    "seen": (set[int], pl.List(pl.Int64), [1, 1], [1]),
+    "score": (Annotated[int, Field(alias="the score", ge=0, le=10, examples=[3])], pl.Int64(), 9, 9),
+    "note": (Annotated[str, Field(default="")], pl.String(), "n", "n"),
+}
+# fmt: on
+REPLY = {{"score": "the score"}.get(name, name): reply for name, (*_, reply, _) in ORDER.items()}
 
 
-class Review(BaseModel):
-    mood: Mood
-    rank: Rank
-    verdict: Literal["keep", "drop"] | None
-    people: list[Person]
-    link: AnyUrl
-    ident: UUID
-    words: Words
-    price: Decimal
-    score: int = Field(alias="the score", ge=0, le=10)
+class Rules(BaseModel):
+    """What a user's own validators may do."""
+
+    @field_validator("code", check_fields=False)
+    @classmethod
+    def made_up(cls, value):
+        return 5 if value == "MADE" else value
 
     @model_validator(mode="after")
-    def glad_scores_are_high(self):
-        if self.mood is Mood.GLAD and self.score < 5:
-            raise ValueError(self.score)
+    def not_seven(self):
         if self.score == 7:
             raise RuntimeError(self.score)  # a validator with a bug
         return self
 
 
-ALIKE = {
-    "link": "https://example.org/a",
-    "ident": "12345678-1234-5678-1234-567812345678",
-    "words": ["a", "b"],
-}
-REVIEW = ALIKE | {
-    "mood": "GLAD",
-    "rank": 2,
-    "verdict": "Keep",
-    "people": [{"full-name": "Ann", "born": "1990-01-31"}, {"full-name": "Bo"}],
-    "price": 12.5,
-    "the score": 9,
-}
+Order = create_model(
+    "Order",
+    __base__=Rules,
+    **{name: hint if name == "note" else (hint, ...) for name, (hint, *_) in ORDER.items()},
+)
 
 
-def test_a_model_s_reply_becomes_a_row():
-    """Nested models, enumerations, labels, aliases and root models stand in columns by field name."""
-    frame, errors = compile_returns(Review).decode(pl.Series([json.dumps(REVIEW)]))
+def test_a_model_becomes_columns_of_polars_types():
+    """Each annotation has its Polars type and its value, under the name of the field and not its alias."""
+    returns = compile_returns(Order)
+    assert returns.columns == pl.Schema({name: dtype for name, (_, dtype, *_) in ORDER.items()})
+    frame, errors = returns.decode(pl.Series([json.dumps(REPLY)]))
     assert errors.to_list() == [None]
-    people = [{"name": "Ann", "born": date(1990, 1, 31)}, {"name": "Bo", "born": None}]
-    labels = {"mood": "glad", "rank": 2, "verdict": "keep"}
-    assert frame.row(0, named=True) == ALIKE | labels | {
-        "people": people,
-        "price": Decimal("12.5"),
-        "score": 9,
-    }
+    assert frame.row(0, named=True) == {name: cell for name, (*_, cell) in ORDER.items()}
 
 
 @pytest.mark.parametrize(
-    "change", [{"the score": 11}, {"the score": 3}, {"the score": 7}, {"link": "no link"}, {"price": "x"}]
-)
+    "change",
+    [{"the score": 11}, {"the score": 7}, {"the score": 2**70}, {"link": "no link"}, {"price": "x"},
+     {"first": {"full-name": "Ann", "count": 0}}, {"verdict": "sell"}],
+    ids=str,
+)  # fmt: skip
 def test_a_model_s_own_rules_hold(change):
-    """A constraint, a validator that refuses, and one that breaks are each the row's error."""
-    texts = pl.Series([json.dumps(REVIEW), json.dumps(REVIEW | change)])
-    frame, errors = compile_returns(Review).decode(texts)
-    assert errors.to_list() == [None, "invalid_reply"]
-    assert frame["score"].to_list() == [9, None]
-
-
-class Loose(BaseModel):
-    count: int
-    kind: Literal["a", "b"]
-
-    @field_validator("kind")
-    @classmethod
-    def renamed(cls, value):
-        return "z" if value == "a" else value
+    """A constraint, a validator that refuses, and one that breaks are each the row's error alone."""
+    frame, errors = compile_returns(Order).decode(pl.Series([json.dumps(REPLY | change), json.dumps(REPLY)]))
+    assert errors.to_list() == ["invalid_reply", None]
+    assert frame["score"].to_list() == [None, 9]
 
 
 def test_what_a_model_lets_through_and_a_column_cannot_hold_is_an_error():
-    """A number over 64 bits, or a label a validator made up, is an error and not a crash."""
-    texts = pl.Series([f'{{"count":{2**70},"kind":"b"}}', '{"count":1,"kind":"a"}'])
-    _, errors = compile_returns(Loose).decode(texts)
-    assert errors.to_list() == ["invalid_reply"] * 2
+    """A number over 64 bits is an error and not a crash."""
+    texts = pl.Series([f'{{"count":{2**70}}}', '{"count":1}'])
+    frame, errors = compile_returns(create_model("Loose", count=(int, ...))).decode(texts)
+    assert (errors.to_list(), frame["count"].to_list()) == (["invalid_reply", None], [None, 1])
+
+
+EVERY_TYPE = {
+    "string": pl.String,
+    "categorical": pl.Categorical,
+    "label": pl.Enum(["a", "b"]),
+    **{str(kind): kind for kind in (pl.Int8, pl.Int128, pl.UInt8, pl.UInt128, pl.Float16)},
+    "datetime": pl.Datetime("ms"),
+    "duration": pl.Duration,
+    "matrix": pl.Array(pl.Int64, (2, 3)),
+    "struct": pl.Struct({"a": pl.String, "b": pl.List(pl.Struct({"c": pl.Date}))}),
+    "nullable": pl.Float64 | None,
+}
+
+
+def test_polars_types_stay_as_given():
+    """The columns have the types that were asked for, as class or as instance; every field is required."""
+    returns = compile_returns(EVERY_TYPE)
+    instances = {"categorical": pl.Categorical(), "duration": pl.Duration("us"), "nullable": pl.Float64}
+    assert returns.columns == pl.Schema(EVERY_TYPE | instances)
+    assert returns.columns == compile_returns(returns.columns).columns
+    assert returns.json_schema["required"] == list(returns.columns) == list(EVERY_TYPE)
+
+
+TAKEN = {"pattern", "type", "description", "format", "minItems", "const", "enum", "anyOf", "items"}
+TAKEN_OF_OBJECTS = {"type", "description", "properties", "required", "additionalProperties"}
+
+
+def test_the_schema_has_only_what_the_api_takes():
+    """Every keyword at every depth is one of the API's, references are written out, objects are closed."""
+    for schema in (compile_returns(Order).json_schema, compile_returns(EVERY_TYPE).json_schema):
+        for node in nodes(schema):
+            is_object = node.get("type") == "object"
+            assert set(node) <= (TAKEN_OF_OBJECTS if is_object else TAKEN)
+            assert not is_object or node["additionalProperties"] is False
+        assert json.loads(json.dumps(schema)) == schema
+
+
+def test_what_the_api_has_no_keyword_for_is_told():
+    """Bounds, lengths and patterns stand in the description, after the user's own words."""
+    schema = compile_returns(Order).json_schema
+    fields = schema["properties"]
+    part = fields["parts"]["items"]
+    for node, words in (
+        (fields["first"], "The first one named"),
+        (part, "One part of the order."),
+        (part["properties"]["count"], "How many (maximum: 99, minimum: 1)"),
+        (fields["word"], r"(pattern: \bA)"),
+        (fields["code"], "(max length: 5, min length: 2)"),
+        (fields["two"], "(min items: 2)"),
+        (fields["price"], "(digits after the point: 2, minimum: 0.0)"),
+    ):
+        assert node["description"] == words
+    assert (fields["code"]["pattern"], fields["tags"]["minItems"]) == ("^[A-Z]+$", 1)
+    assert "examples: [3]" in fields["the score"]["description"]
+    assert set(fields) - set(schema["required"]) == {"note"}  # it has a default
+    assert {"type": "null"} in fields["spare"]["anyOf"]
+
+
+def test_labels_may_be_a_field():
+    """In a dict, a list of labels or a Literal is what the same Enum of Polars would be."""
+    meant = compile_returns(dict.fromkeys(("a", "b"), pl.Enum(["yes", "no"])) | {"score": pl.Float64})
+    found = compile_returns({"a": ["yes", "no"], "b": Literal["yes", "no"], "score": float})
+    assert (found.json_schema, found.columns) == (meant.json_schema, meant.columns)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "node"),
+    [
+        (bool, pl.Boolean, {"type": "boolean"}),
+        (int, pl.Int64, {"type": "integer"}),
+        (float, pl.Float64, {"type": "number"}),
+        (str, pl.String, {"type": "string"}),
+        (["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
+        (Literal["good", "bad"], pl.Enum(["good", "bad"]), {"type": "string", "enum": ["good", "bad"]}),
+        (Literal[1, 2], pl.Int64, {"type": "integer", "enum": [1, 2]}),
+        (list[int], pl.List(pl.Int64), {"type": "array", "items": {"type": "integer"}}),
+        (pl.Enum(["a"]), pl.Enum(["a"]), {"type": "string", "const": "a"}),
+        (pl.UInt64, pl.UInt64, {"type": "integer", "description": "(minimum: 0)"}),
+        (pl.Datetime("us"), pl.Datetime("us"), {"type": "string", "format": "date-time"}),
+        (pl.Float64 | None, pl.Float64, {"anyOf": [{"type": "number"}, {"type": "null"}]}),
+    ],
+    ids=str,
+)
+def test_a_type_is_a_reply_of_its_own(given, dtype, node):
+    """A Python or Polars type is the one field `reply` of an object, and of the results, in its type."""
+    returns = compile_returns(given)
+    closed = {"required": ["reply"], "additionalProperties": False}
+    assert (returns.single, returns.columns) == (True, pl.Schema({"reply": dtype}))
+    assert returns.json_schema == {"type": "object", "properties": {"reply": node}, **closed}
+
+
+def test_a_list_of_models_is_a_column_of_structs():
+    """Several objects in one reply; its own rules hold for each."""
+    column, errors = decoded(list[Part], [[A_PART, A_PART], [A_PART | {"count": 0}], []])
+    assert column.dtype == pl.List(PART)
+    assert errors == [None, "invalid_reply", None]
+    assert column.to_list() == [[READ_PART, READ_PART], None, []]
+
+
+class Tree(BaseModel):
+    branches: list["Tree"]
+
+
+def of(kind):
+    """Return a model with one field of a type."""
+    return create_model("Model", value=(kind, ...))
+
+
+# fmt: off
+NO_COLUMN = [
+    (Tree, "Tree contains itself"), (of(dict[str, int]), "'value' has no type that a column can show"),
+    (of(list), r"list\[str\], or a nested model"), (of(bytes), "no type"), (of(None), "no type"),
+    (of(list[SecretStr | None]), r"'value'\[\] has no type"), (of(Json[int]), "no type"),
+    (of(int | str), "'value' may have several types"), (of(Literal["a", 1]), "several types"),
+    (Words, "no named fields"), (create_model("Empty"), "no named fields"),
+    (of(type), "Model has no JSON schema"), (of(ImportString), "ImportString"),
+    (of(NaiveDatetime), "Use datetime"),
+    (of(Annotated[int, Field(validation_alias=AliasPath("a", "b"))]), "AliasPath"),
+    ({}, "returns= takes a pydantic model"), (Mood, "returns= takes"), (7, "returns= takes"),
+    ({"a": pl.Null}, "field 'a' is Null"), ({"a": pl.List(pl.Binary)}, r"field 'a'\[\] is Binary"),
+    ({"a": pl.Struct({"b": pl.Binary})}, r"field 'a'\.b is Binary"), ({"a": pl.Struct([])}, "is Struct"),
+    ({"a": pl.Enum}, r"Write .*pl\.Enum\(\['yes', 'no'\]\)"), ({"a": pl.Enum([])}, "field 'a' is Enum"),
+    ({"a": pl.Decimal}, r"pl\.Decimal\(scale=2\)"), ({"a": "String"}, "not a complete type"),
+    ({1: pl.String}, "a column has a name"), (pl.Int64 | pl.String | None, "and one type"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("given", "words"), NO_COLUMN, ids=str)
+def test_what_no_column_can_hold_is_refused(given, words):
+    """Each type without a JSON schema or a column is a BadReturns that names the field or the model."""
+    with pytest.raises(BadReturns, match=words):
+        compile_returns(given)
+
+
+def test_the_limits_of_the_api_hold():
+    """24 optional fields and 16 unions pass; one more is refused with what to do."""
+    nullable = {f"f{n}": pl.Float64 | None for n in range(17)}
+    optional = {f"f{n}": (str, "") for n in range(25)}
+    with pytest.raises(BadReturns, match=r"17 fields may be null.*API takes 16"):
+        compile_returns(nullable)
+    with pytest.raises(BadReturns, match=r"25 fields may be left out.*API takes 24"):
+        compile_returns(create_model("Optional", **optional))
+    del nullable["f16"], optional["f24"]
+    assert compile_returns(nullable)
+    assert compile_returns(create_model("Optional", **optional))

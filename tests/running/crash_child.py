@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import replace
+from types import SimpleNamespace
 
 import anthropic
 from running import a_plan, reviews
@@ -18,7 +18,6 @@ from running import a_plan, reviews
 import claudescale as cs
 from claudescale.api import catalog
 from claudescale.api import client as wire
-from claudescale.api.client import BatchWire
 from claudescale.ledger.store import Store
 from claudescale.running import batch_rules
 from claudescale.running.batches import Batches
@@ -31,7 +30,7 @@ POINTS = {
     "before posted": (Batches, "_created", "after"),
     "before the id": (Store, "note", "before"),
     "after the id": (Store, "note", "after"),
-    "polling": (BatchWire, "retrieve", "after"),
+    "polling": (Batches, "_look_at", "before"),
     "before results": (Batches, "_collect", "before"),
     "results not on the disk": (Store, "extend", "before"),
     "in the results": (Job, "record_many", "after"),
@@ -49,7 +48,7 @@ def the_plan(rows, *, queue=None, mode="batch", **options):
 
 def most_requests(most):
     """Return facts of batches by which fewer requests go into one."""
-    return replace(catalog.BATCH, max_requests=most)
+    return SimpleNamespace(**vars(catalog.BATCH) | {"max_requests": most})
 
 
 class Countdown:

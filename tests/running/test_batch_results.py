@@ -10,23 +10,22 @@ from hypothesis import strategies as st
 
 from claudescale.api.answers import read_object
 from claudescale.api.prices import price
-from claudescale.ledger.records import RECORDS
+from claudescale.ledger.records import RECORDS, Batch
 from claudescale.running import batch_results
 from claudescale.running.batch_results import attempts, missing_lines, proves
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
 MODEL = "claude-haiku-5-5"
 PRICE = price(MODEL, mode="batch", at=datetime(2026, 11, 20, tzinfo=UTC))
+BEGUN = 1_764_000_000.123456
+BATCH = Batch(NONCE, "api", MODEL, 5, BEGUN, "ended", "msgbatch_1", BEGUN, ended_at=BEGUN + 61.5)
 CAP = "enforced_spend_limit_reached"
 
 
 def read(*lines, trusted=True):
     """Return the attempts of lines, which are bytes or JSON."""
     block = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
-    return attempts(
-        block, nonce=NONCE, price=PRICE, trusted=trusted, batch_id="msgbatch_1", model=MODEL, simulated=True,
-        run="run", sent_at=1_764_000_000.123456, seconds=61.5,
-    )  # fmt: skip
+    return attempts(block, BATCH, PRICE, trusted=trusted, model=MODEL, simulated=True, run="run")
 
 
 def row(result, custom_id=f"{KEY}-{NONCE}"):
@@ -66,8 +65,9 @@ def test_a_reply_is_an_attempt_with_all_that_the_ledger_keeps():
     dollars += 50 * step.cache_read + 9 * step.output
     assert found.row(0, named=True) == {
         "key": KEY, "run": "run", "mode": "batch", "batch_id": "msgbatch_1", "model": MODEL,
-        "sent_at": datetime(2025, 11, 24, 16, 0, 0, 123456, tzinfo=UTC), "seconds": 61.5, "status": None,
-        "error": None, "message": None, "request_id": None, "stop_reason": "end_turn", "reply": "fine",
+        "sent_at": datetime(2025, 11, 24, 16, 0, 0, 123456, tzinfo=UTC), "seconds": pytest.approx(61.5),
+        "status": None, "error": None, "message": None, "request_id": None,
+        "stop_reason": "end_turn", "reply": "fine",
         "input_tokens": 11, "cache_write_5m_input_tokens": 100, "cache_write_1h_input_tokens": 600,
         "cache_read_input_tokens": 50, "output_tokens": 9, "thinking_tokens": 4,
         "dollars": pytest.approx(dollars), "simulated": True, "final": True,

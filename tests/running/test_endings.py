@@ -296,14 +296,14 @@ def test_a_file_that_changes_ends_the_run(mode, tmp_path, monkeypatch):
     frame = pl.DataFrame({"photo": [str(file) for file in files]})
     prompt = [cs.image("photo"), "What is it?"]
     plan = cs.plan(frame, prompt, model="claude-haiku-5-5", mode=mode, concurrency=2)
-    begin = Job.start
+    begin = Job.open
 
-    def changed(job):
+    async def changed(job):
+        await begin(job)
         files[30].write_bytes(b"GIF89a" + bytes([9, 0, 9, 0, 99]))
-        begin(job)
 
     with simulator(speed=600) as api:
-        monkeypatch.setattr(Job, "start", changed)  # the rows are read, and nothing is sent yet
+        monkeypatch.setattr(Job, "open", changed)  # the rows are read, and nothing is sent yet
         with pytest.raises(cs.RunStopped, match="same cell again") as stopped:
             cs.wait(plan.run(api.client(), ledger=tmp_path / "l", progress=False))
         monkeypatch.undo()

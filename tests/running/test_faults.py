@@ -55,7 +55,6 @@ CELLS = [
     ("live", "message", "401, a page"),
     ("live", "message", "413"),
     ("live", "message", "529, told not to retry"),
-    ("batch", "check", "503, a page"),
     ("batch", "create", "half a status line"),
     ("batch", "list", "200, a page"),
     ("batch", "retrieve", "404"),

@@ -17,8 +17,8 @@ import claudescale as cs
 from claudescale.api import prices
 from claudescale.ledger.records import ATTEMPTS, Attempt
 from claudescale.planning import estimates
-from claudescale.running import meter as meters
-from claudescale.running.meter import MOST_SLICES, Ends, Meter, Slice
+from claudescale.running.job import Ends, Job
+from claudescale.running.meter import THROUGHPUT, Meter, Slice
 
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
 
@@ -91,21 +91,35 @@ def test_what_it_would_have_cost_is_what_the_savings_say(mode):
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60))
-def test_slices_stay_few_and_lose_nothing(calls):
-    """However long a run lasts there are at most 280 slices, and every call, answer and token is in one."""
+@given(
+    st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60),
+    st.sampled_from([0, 7, 60]),
+)
+def test_slices_stay_few_and_lose_nothing(calls, width):
+    """However long a run lasts every call, answer and token is in one slice, and a picture has 60 at most."""
     made = meter(len(calls))
     for number, (sent, seconds, refused) in enumerate(calls):
         status, error = (429, "rate_limit_error") if refused else (200, None)
         call = attempt(str(number), error, sent=sent, seconds=seconds, status=status)
         made.add(call, final=not refused)
-    width, slices = made.slices()
-    good = sum(not refused for *_, refused in calls)
-    assert len(slices) <= MOST_SLICES
+    (seconds, slices), good = made.slices(width), sum(not refused for *_, refused in calls)
     wanted = [len(calls), len(calls) - good, good, 100 * good, 100 * good]
-    assert [sum(column) for column in zip(Slice(), *slices, strict=True)] == wanted
+    assert [sum(column) for column in zip(Slice(), *slices, strict=True)][:5] == wanted
+    assert len(slices) <= 60 or width
     latest = max((sent + seconds for sent, seconds, _ in calls), default=0.0)
-    assert not calls or (len(slices) - 1) * width <= latest < len(slices) * width
+    assert not calls or (len(slices) - 1) * seconds <= latest < len(slices) * seconds
+    rates = made.rates(width)
+    assert rates.schema == THROUGHPUT
+    assert (rates["requests_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(len(calls))
+    assert (rates["input_tokens_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(100 * good)
+    assert rates["refused"].sum() == len(calls) - good
+
+
+def test_tokens_count_when_they_are_answered():
+    """A call counts in the slice in which it was sent, its tokens in the one in which it ended."""
+    rates = meter(1, sent=[0.5], seconds=2.0, tokens=20).rates()
+    assert rates["requests_per_minute"].to_list() == [60, 0, 0]
+    assert rates["output_tokens_per_minute"].to_list() == [0, 0, 1200]
 
 
 @settings(max_examples=40)
@@ -124,10 +138,12 @@ def test_quantiles_of_latency(latencies, quantile):
 
 def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
     """Return when a run over rows of so many tokens, or of these, ends."""
-    plan = a_plan(reviews(rows), tier=LIMITS)
-    pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=window)
-    rest = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
-    return meters.live_ends(plan, pacer, rest, made, minutes)
+    job = Job.__new__(Job)
+    job.plan, job.meter = a_plan(reviews(rows), tier=LIMITS), made
+    job.pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=window)
+    job.missing = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
+    job._started_at, job._ended_at = 1.0, 1.0 + minutes * 60
+    return job.ends
 
 
 def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
@@ -142,8 +158,8 @@ def test_the_time_left_is_first_that_of_the_plan_and_then_what_was_measured():
     first = ends(meter(600), 600)
     assert first.usual_minutes == pytest.approx(planned.seconds / 60)
     assert first.latest_minutes > first.usual_minutes
-    measured = ends(meter(600, sent=[0] * 100, seconds=2.0, tokens=90), 600)
-    assert measured.usual_minutes == pytest.approx(500 * 90 / 9_000, rel=0.1)
+    measured = ends(meter(600, sent=[0] * 100, seconds=2.0, tokens=60), 600)
+    assert measured.usual_minutes == pytest.approx(500 * 60 / 9_000, rel=0.1)
     long_last = ends(meter(200, sent=[0] * 100, tokens=10), 200, tokens=[10.0] * 100 + [10_000.0] * 100)
     assert long_last.usual_minutes == pytest.approx(100 * 10_000 / 60_000, rel=0.03)
     assert ends(meter(0), 600) == Ends(0.0, 0.0)

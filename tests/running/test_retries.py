@@ -203,11 +203,11 @@ def test_what_cannot_be_retried_is_told():
     ):
         with pytest.raises(cs.PlanError, match=words):
             retried.retry(other)
-    for name in ("frame", "prompt", "nonsense"):
-        with pytest.raises(cs.PlanError, match=f"does not take '{name}'"):
-            plan.retry(run, **{name: 1})
-    with pytest.raises(cs.PlanError, match="keeps the frame"):
-        again.replace(frame=plan.frame)
+    with pytest.raises(cs.PlanError, match="does not take 'nonsense'"):
+        plan.retry(run, nonsense=1)
+    for change in (lambda: again.replace(frame=plan.frame), lambda: again.sample(3)):
+        with pytest.raises(cs.PlanError, match="keeps the frame"):
+            change()
     with pytest.raises(cs.PlanError, match="Give it the plan itself"):
         cs.cascade(again, models=[MODEL, "claude-sonnet-5-5"], accept=pl.lit(value=True))
 
@@ -227,16 +227,13 @@ def test_replies_of_a_simulator_never_stand_beside_real_ones():
         assert api.stats["calls"] == 5
 
 
-def test_pilots_and_budgets_of_a_retry_are_of_what_it_sends():
-    """A sample has only rows that are sent; dollars of the first run do not count against the budget."""
+def test_the_budget_of_a_retry_is_of_what_it_sends():
+    """Dollars of the first run do not count against it."""
     frame = numbered(20).with_columns(text="word " * 500 + pl.col("text"))
     with simulator(replies=Scripted()) as api:
         plan = asked(frame)
         run = finished(plan, api.client())
         again = plan.retry(run, max_tokens=LONG)
-        pilot = finished(again.sample(1), api.client())
-        assert pilot.results["text"].item() in set(frame["text"].gather([3, 7]))
-        assert again.calibrate(pilot).compiled.expected.calls == 1
         budget = run.counts.dollars
         retried = finished(again.replace(budget=budget), api.client())
     assert retried.counts.dollars <= budget < retried.counts.dollars + run.counts.dollars

@@ -38,7 +38,7 @@ from running import WIDE, a_plan, finished, simulator
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.prompts.parts import source_of
+from claudescale.prompts.templates import source_of
 from claudescale.simulator.requests import check, schema_problem
 
 PAGES = b"%PDF-1.4 " + b"<< /Type /Page >>" * 99

@@ -138,7 +138,7 @@ def test_a_tier_that_does_not_fit_the_answers_is_told_on_both_cards():
         for card in (repr(run), repr(plan.calibrate(run)), run._repr_html_()):
             assert ("The API allows" in card) is shown
         assert (told in repr(run)) is shown
-        assert "Limits: the headers of the API&#x27;s answers, just now." in run._repr_html_()
+        assert "Limits: the headers of the API&#x27;s answers, checked 20" in run._repr_html_()
 
 
 def test_a_plan_card_is_short_whatever_there_is_to_tell():

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
+from claudescale import views
 from claudescale.ledger.records import ATTEMPTS
-from claudescale.running.meter import rates
 from claudescale.views import run_charts as charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)
@@ -85,13 +85,12 @@ def levels_of(calls, bucket_seconds=60.0):
 def several(count):
     """Return every chart of a run of so many calls, and how it may be odd."""
     calls = attempts(count)
-    grid = rates(calls, START.timestamp(), count / 1_200)
+    grid = slices(*[1_200.0] * min(count // 20, 60))
     many = batches(*[(n, n + 20, "collected", {"succeeded": 100}) for n in range(count // 50)])
     ended = batches((0, 30, "collected", {"succeeded": 97, "errored": 3}), (5, None, "in_progress", {}))
     return {
         "throughput": charts.throughput(grid, requests_per_minute=1_200),
         "throughput, refused": charts.throughput(slices(900, 950, refused=3), requests_per_minute=1_000),
-        "throughput, far": charts.throughput(slices(10), requests_per_minute=50_000),
         "tokens": charts.tokens(grid, limits=LIMITS),
         "latency": charts.latency(calls),
         "latency, slow": charts.latency(attempts(300, slowest=3_000)),
@@ -105,8 +104,8 @@ def several(count):
 
 @pytest.mark.slow
 def test_every_chart_is_drawn_whole():
-    """Old and new Vega-Lite draw it within 640 pixels, no label is a computer's number, nothing is black."""
-    for chart in several(3_000).values():
+    """It is within 640 pixels, no label is a computer's number, nothing is black."""
+    for chart in several(600).values():
         check_drawn_whole(chart)
 
 
@@ -147,14 +146,13 @@ def run():
 def test_the_figures_of_a_run_are_in_its_pictures(run):
     """Calls sent, dollars paid, answers and failures: what is drawn sums up to what the run counts."""
     counts = run.counts
-    drawn = rows_of(run.plot.throughput(), "requests_per_minute")
-    assert sum(row["requests_per_minute"] * row["slice_minutes"] for row in drawn) == pytest.approx(
-        counts.requests, rel=1e-4
-    )
-    drawn = rows_of(run.plot.tokens() & run.plot.tokens(), "output_tokens_per_minute")
-    tokens = sum(row["output_tokens_per_minute"] * row["slice_minutes"] for row in drawn)
-    assert tokens == pytest.approx(counts.output_tokens, rel=1e-4)
+    for picture, name in ((run.plot.throughput(), "requests"), (run.plot.tokens(), "output_tokens")):
+        rows = rows_of(picture, f"{name}_per_minute")
+        drawn = {row["minute"]: row[f"{name}_per_minute"] * row["slice_minutes"] for row in rows}
+        assert sum(drawn.values()) == pytest.approx(getattr(counts, name), rel=1e-4)
     assert rows_of(run.plot.spending(), "dollars")[-1]["dollars"] == pytest.approx(counts.dollars, rel=1e-4)
+    for picture in (run.plot.spending(), run.plot.savings()):
+        assert repr(picture).startswith("SIMULATED: $")
     failed = run.attempts["error"].count()
     median = run.attempts.filter(pl.col("error").is_null())["seconds"].median()
     latency = repr(run.plot.latency())
@@ -191,7 +189,6 @@ def test_a_limit_is_a_labelled_line_and_far_away_only_a_label():
     near, far = (charts.throughput(slices(900), requests_per_minute=limit) for limit in (1_000, 50_000))
     assert "limit\\n1,000/min" in words_of(near)
     assert "\N{UPWARDS ARROW} limit\\n50,000/min" in words_of(far)
-    assert [json.dumps(chart.to_dict()).count('"datum": 1000') for chart in (near, far)] == [2, 0]
     assert '"domain": [0, 945.0]' in json.dumps(far.to_dict())
 
 
@@ -225,9 +222,9 @@ def test_a_bar_is_where_and_as_long_as_its_batch_was():
     ended, open_ = (10, 40, "collected", {"succeeded": 97, "expired": 3}), (20, None, "in_progress", {})
     chart = batch_chart(batches(open_, ended))
     bars = {row["lane"]: row for row in rows_of(chart, "lane")}
-    assert [(bar["start"], bar["end"], bar["outcome"]) for bar in bars.values()] == [
-        (10, 40, "some failed"),
-        (20, 60, "open"),
+    assert [(bar["start"], bar["end"], bar["color"]) for bar in bars.values()] == [
+        (10, 40, views.ORANGE),
+        (20, 60, views.GREY),
     ]
     assert bars["batch 1"]["words"] == "batch 1: 97 succeeded, 3 expired"
     assert bars["batch 2"]["words"] == "batch 2: 100 in progress"
@@ -235,14 +232,15 @@ def test_a_bar_is_where_and_as_long_as_its_batch_was():
 
 
 def test_a_deadline_is_said_and_drawn_where_it_is_near():
-    """The sentence says if it was met; a day away it is only named; an earlier batch begins the axis."""
+    """The sentence says if it was met; far away it is only named; an older batch began before."""
     made = batches((0, 30, "collected", {"succeeded": 100}))
     met = repr(batch_chart(made, deadline_minutes=45))
     assert met.endswith("done after 30 m 00 s, in time for the deadline 45 m 00 s")
     assert repr(batch_chart(made, deadline_minutes=20)).endswith("too late for the deadline 20 m 00 s")
     far = batch_chart(made, deadline_minutes=1_440)
     assert "deadline 24 h 00 m \N{RIGHTWARDS ARROW}" in words_of(far)
-    assert "Minutes since the first batch" in json.dumps(batch_chart(made, began=20.0).to_dict())
+    (bar,) = rows_of(batch_chart(made, began=20.0), "lane")
+    assert (bar["start"], bar["end"]) == (0, 10)
 
 
 def test_a_hybrid_run_draws_its_batches_and_its_deadline():
@@ -265,7 +263,7 @@ def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn(
     )
     requests = charts.buckets(levels_of(calls, 1.0), bucket_seconds=1.0).vconcat[0]
     shares = [row["share"] for row in requests.data.values]
-    assert (shares[0], min(shares), shares[120]) == (0, 0, 1)
+    assert shares == [1, 0, 1, 0]
 
 
 _CALLS = st.lists(

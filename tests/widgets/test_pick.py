@@ -41,7 +41,7 @@ CHOICES = {
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
     """Draw nothing where it is not asked for: it takes a second."""
-    monkeypatch.setattr(module.Picker, "_draw_later", lambda *_: _nothing())
+    monkeypatch.setattr(module.Picker, "_draw_later", lambda _: _nothing())
 
 
 async def _nothing():
@@ -92,7 +92,7 @@ def test_the_line_is_what_one_would_type():
     [
         ({"mode": "hybrid"}, "deadline=90"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"deadline": "an hour"}, "is not a number. Type one, such as 90"),
+        ({"deadline": "an hour"}, "minutes the run may take, above 0"),
         ({"budget": "-1"}, "above 0"),
     ],
 )
@@ -124,9 +124,9 @@ def test_the_latest_choice_is_drawn(monkeypatch):
         return picker._chart.outputs[0]["data"]
 
     assert drawn("vegalite")["text/plain"] == repr(picker.plan.plot.frontier())
-    monkeypatch.setattr(type(picker.plan), "plot", None)
+    monkeypatch.setattr(type(picker.plan.plot), "frontier", None)
     picker.controls["tier"].value = "start"
-    assert "cannot be drawn: AttributeError" in drawn("cannot")["text/plain"]
+    assert "cannot be drawn: TypeError" in drawn("cannot")["text/plain"]
 
 
 def test_the_rows_are_read_once(monkeypatch):

@@ -15,7 +15,8 @@ import claudescale as cs
 from claudescale import loops
 from claudescale.ledger.records import Batch
 from claudescale.running.batch_rules import Expected
-from claudescale.running.meter import Ends, Meter, Slice
+from claudescale.running.job import Ends
+from claudescale.running.meter import Meter, Slice
 from claudescale.widgets import watch
 from claudescale.widgets.watch import Watch
 
@@ -72,42 +73,36 @@ def test_the_headline_tells_the_truth_in_one_line(changes, words):
 
 
 def test_figures_show_what_is_known_and_what_is_not():
-    """Latency and tokens a second are there for live calls only, failures and batches by kind."""
+    """Latency is there for live calls only, failures and batches by kind."""
     batch = Batch("n", "api", "claude-haiku-5-5", 500, 0.0, "in_progress", "b")
     batches, clock = types.SimpleNamespace(seen=[batch, batch]), types.SimpleNamespace(speed=10.0)
     run = going(
-        dollars=0.5, plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
-        reply_output_tokens=812, reply_seconds=10.0, refusals=Counter(rate_limit_error=2),
-        errors=Counter(timeout_error=1, overloaded_error=12),
+        plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
+        refusals=Counter(rate_limit_error=2), errors=Counter(timeout_error=1, overloaded_error=12),
         job={"is_open": True, "batches": batches, "clock": clock},
     )  # fmt: skip
     text = watch.figures(run).text()
-    for words in ("$0.50", "$1.00", "1.2 s", "12 s", "81", "3 / 16", "2 m 00 s", "10 times as fast"):
+    for words in ("$1.00", "1.2 s", "12 s", "3 / 16", "2 m 00 s", "10 times as fast", "2 in progress"):
         assert words in text
     assert "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error." in text
-    assert "2 in progress" in text
     assert "latency" not in watch.figures(going()).text()
 
 
-def panel(**changes):
-    """Return the layers of the requests in the live picture, which is drawn whole."""
+def requests(**changes):
+    """Return the rows of the requests in the live picture, which is drawn whole."""
     drawing = watch.drawn(going(**changes), LIMITS)
     labels_of_what_fits(drawing | {"background": "white"})
-    return drawing["vconcat"][0]["layer"]
+    return [row for row in drawing["data"]["values"] if row["of"] == "Requests per minute, limit 1,000"]
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
-    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is named."""
+    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is no line."""
     seen = {"minutes": 20 / 60, "latency": (1.0, 4.5), "slices": [Slice(requests=10)] * 20}
-    bars, words, line = panel(**seen)
-    assert [row["rate"] for row in bars["data"]["values"]] == [600.0] * 15
-    assert bars["encoding"]["x"]["scale"]["domain"] == [0, pytest.approx(20)]
-    assert (words["mark"]["text"], line["encoding"]["y"]["datum"]) == ("limit 1,000/min", 1_000)
-    assert len(panel(**seen, state="finished")[0]["data"]["values"]) == 20
-    bars, words = panel(minutes=1 / 60, slices=[Slice(requests=1)])
-    assert bars["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(75)]
-    assert words["mark"]["text"] == "\N{UPWARDS ARROW} limit 1,000/min"
-    assert panel()[0]["data"]["values"] == []
+    assert {(row["rate"], row["limit"]) for row in requests(**seen)} == {(600.0, 1_000)}
+    assert [row["end"] for row in requests(**seen)][-1] == pytest.approx(15 / 60)
+    assert len(requests(**seen, state="finished")) == 20
+    assert [row["limit"] for row in requests(minutes=1 / 60, slices=[Slice(requests=1)])] == [None]
+    assert [row["rate"] for row in requests()] == [0]
 
 
 @pytest.mark.slow
@@ -133,8 +128,8 @@ with simulator(latency=1.0) as server:
 
 
 def test_only_a_run_can_be_watched():
-    """What is not a run is refused with what to type."""
-    with pytest.raises(TypeError, match=r"plan\.start\(client\)"):
+    """What is not a run, nor a limited client, is refused with what to type."""
+    with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
         cs.watch("run")
 
 
@@ -145,10 +140,8 @@ class Page:
     """A notebook's page in place of JupyterLab, which draws whatever it is told."""
 
     def __init__(self, monkeypatch):
-        self.cell = "first"
         self.shown, self.updates = [], []
         monkeypatch.setattr(loops, "in_notebook", lambda: True)
-        monkeypatch.setattr(watch, "_cell", lambda: self.cell)
         monkeypatch.setattr(watch, "_display", self._display)
         monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
 
@@ -217,9 +210,6 @@ def test_a_finished_run_is_shown_at_once(page):
     assert (watcher.refreshes, followers()) == (0, [])
     watcher._ipython_display_()
     assert len(page.shown) == 2
-    page.cell = "second"
-    watcher._ipython_display_()
-    assert len(page.shown) == 4
 
 
 @pytest.mark.slow
