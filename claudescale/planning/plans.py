@@ -388,6 +388,7 @@ class Plan(Shown):
             known,
             billed_ratio=ratio if math.isfinite(ratio) else 1.0,
             cache_hit_share=min(known.cache_hit_share, 1.0),
+            batch_hit_share=min(known.batch_hit_share, 1.0),
         )
         learned = Learned(run.limits, run.plan.tier, run.plan.compiled.model.rate_group)
         if run.limits is run.plan.compiled.limits or not learned.stands_for(self.tier, mine.model):
@@ -566,7 +567,9 @@ class Plan(Shown):
             yield differs
         if compiled.expected.cached_tokens:
             low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
+            share = (
+                f"In a batch {calibration.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
+            )
             yield f"{share}: {low} to {high} is usual."
         yield from compiled.prompt.notes(self.frame)
         batch = estimates.option(compiled.options, "batch")["minutes_p90"]

@@ -107,7 +107,7 @@ class Batches:
         self.submitted, self.freed, self.woken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._job, self._ledger, self._clock, self._purse = job, job.ledger, job.clock, job.purse
         per_minute = compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
-        self._wire = BatchWire(job.wire, job.clock, per_minute)
+        self._wire = BatchWire(job.wire, per_minute)
         self._requests = job.with_worst(job.work.requests, "batch")
         self._followed: list[Followed] = []  # in the order they were met; other threads read it
         self._leaves = self._switched = self._submits = False

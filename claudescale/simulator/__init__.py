@@ -103,6 +103,8 @@ class Simulator:
         host: str = "127.0.0.1",
         **limits: float,
     ) -> None:
+        from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
+
         self.clock = Clock(speed)
         options = Options(
             tier=tier, limits=limits, seed=seed, latency=latency, faults=faults, replies=replies,
@@ -110,15 +112,12 @@ class Simulator:
         )  # fmt: skip
         self.desk = Desk(options, self.clock.seconds())
         self.batches = Batches(self.desk, self.clock.seconds())
+        self._shell = Shell(self.desk, self.batches, self.clock)
         served: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        self._thread = threading.Thread(target=self._serve, args=(host, port, served), daemon=True)
+        serving = self._shell.serve(host, port, served)
+        self._thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
         self._thread.start()
         self.url, self._loop, self._over = served.result(START_SECONDS)
-
-    def _serve(self, host: str, port: int, served: Future[Any]) -> None:
-        from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
-
-        asyncio.run(Shell(self.desk, self.batches, self.clock).serve(host, port, served))
 
     def client(self, **options: Any) -> AsyncAnthropic:
         """Return a client of this simulator; a run works on a copy of it that does not retry.
@@ -153,9 +152,7 @@ class Simulator:
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()
-        found: Future[dict[str, Any]] = Future()
-        self._loop.call_soon_threadsafe(lambda: found.set_result(self.desk.account.figures()))
-        return found.result()
+        return asyncio.run_coroutine_threadsafe(self._shell.stats(), self._loop).result()
 
     def close(self) -> None:
         """Stop; what is open is closed. A second call does nothing.

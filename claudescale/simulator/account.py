@@ -98,14 +98,12 @@ def rate_limits(tier: catalog.Tier, now: float, query: Mapping[str, str]) -> dic
     amounts["token_count"] = {"requests_per_minute": counts}
     data = []
     for name, limits in amounts.items():
-        group = {"id": name, "type": "model_group" if name in groups else name, "display_name": name.title()}
-        if query.get("group_type", group["type"]) == group["type"] and query.get("model") in {
-            None,
-            *groups[name],
-        }:
-            listed = [{"type": limit, "value": round(value)} for limit, value in limits.items()]
-            entry = {"id": f"rl_sim_{name}", "type": "rate_limit", "group": group, "limits": listed}
-            data.append({**entry, "models": groups[name] or None})
+        models, of = groups.get(name), "model_group" if name in groups else name
+        if query.get("group_type", of) == of and query.get("model") in {None, *(models or ())}:
+            group = {"id": name, "type": of, "display_name": name.title()}
+            values = [{"type": limit, "value": round(value)} for limit, value in limits.items()]
+            entry = {"id": f"rl_sim_{name}", "type": "rate_limit", "group": group}
+            data.append({**entry, "models": models, "limits": values})
     if "model" in query and not data:
         raise Problem(404, f"model: {query['model']}")
     return {"data": data, "next_page": None}
@@ -447,8 +445,9 @@ class Desk:
             limits = self.buckets(model, now).headers(now)
             weighed, key = self.weighed(read, model, headers), replies.digest(self.options.seed, read)
             attempt = self.faults.attempt(key)
-            broken = self._failed(now, key, attempt) if self.faults else None
-            found = broken or self._let_in(now, key, attempt, read, model, weighed, tally)
+            found = self._failed(now, key, attempt) or self._let_in(
+                now, key, attempt, read, model, weighed, tally
+            )
         except Problem as refusal:
             refusal.headers |= limits
             found = self.refuse(refusal)
@@ -460,17 +459,17 @@ class Desk:
         body, model = self._opened(now, raw, headers)
         requests.check(body, model, headers, counting=True)
         self._counts.take(now, "count_tokens_per_minute", "requests")
-        return {"input_tokens": requests.measure(body, model).input_tokens}
+        return {"input_tokens": requests.measure(body, model)[-1].tokens}
 
     def weighed(
         self, body: dict[str, Any], model: catalog.Model, headers: Mapping[str, str]
-    ) -> requests.Measured:
+    ) -> list[requests.Prefix]:
         """Return what a request weighs, or refuse what is wrong with it, as that it is too long."""
         requests.check(body, model, headers)
-        measured, most = requests.measure(body, model), model.context_tokens
-        if measured.input_tokens > most:
-            raise Problem(400, f"prompt is too long: {measured.input_tokens} tokens > {most} maximum")
-        return measured
+        prefixes, most = requests.measure(body, model), model.context_tokens
+        if (tokens := prefixes[-1].tokens) > most:
+            raise Problem(400, f"prompt is too long: {tokens} tokens > {most} maximum")
+        return prefixes
 
     def _opened(
         self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
@@ -505,7 +504,7 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: requests.Measured, tally: Tally,
+        model: catalog.Model, weighed: list[requests.Prefix], tally: Tally,
     ) -> Admission:  # fmt: skip
         buckets, shares = self.buckets(model, now), self.cache.shares(now, weighed)
         need = shares.limited_input_tokens

@@ -42,7 +42,7 @@ BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
-WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
+WORDS_ASKED = re.compile(r"\b(\d{1,4})[ -]words?\b")
 FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS = 20_000
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
@@ -108,7 +108,7 @@ def _stems(words: str) -> frozenset[str]:
 
 
 NEGATORS, GOOD, BAD = (_stems(WORDS[kind]) for kind in ("negators", "good", "bad"))
-FALLBACKS, RATINGS, CONFIDENCES, ASIDES, PRAISE, BLAME = (_stems(stems) for stems in TABLES["stems"].values())
+FALLBACKS, RATINGS, ASIDES, PRAISE, BLAME = (_stems(stems) for stems in TABLES["stems"].values())
 RELATED = {stem: _stems(words) for stems, words in TABLES["topics"].items() for stem in stems.split()}
 
 
@@ -175,19 +175,11 @@ class Model:
         reply.thinking_tokens = self._thinking_tokens()
         tool = None if written else self._forced_tool()
         self._root = tool["input_schema"] if tool else self._root
-        try:
-            value = (
-                written(body) if written else self._text() if self._root is None else self.value(self._root)
-            )
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            if written:
-                raise
-            raise Problem(400, f"The JSON schema is invalid: {error}") from None
-        text = (
-            value
-            if isinstance(value, str) and (written or self._root is None)
-            else json.dumps(value, ensure_ascii=False)
-        )
+        if written or self._root is None:
+            value = written(body) if written else self._text()
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        else:
+            text = self._json()
         if stops := [stop for stop in body.get("stop_sequences") or () if stop in text and not tool]:
             reply.stop_reason, reply.stop_sequence = "stop_sequence", min(stops, key=text.index)
             text = text.partition(reply.stop_sequence)[0]
@@ -279,6 +271,12 @@ class Model:
             reply.found_tokens += own.randint(500, 2_000)
         reply.output_tokens += SEARCH_TOKENS * reply.searches
 
+    def _json(self) -> str:
+        try:
+            return json.dumps(self.value(self._root), ensure_ascii=False)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise Problem(400, f"The JSON schema is invalid: {error}") from None
+
     def _text(self) -> str:
         chosen = sentences(self._subject)
         if asked := WORDS_ASKED.search(self._asked):
@@ -359,7 +357,7 @@ class Model:
             return round(value) if whole else value
         if kind == "null":
             return None
-        text = self._string(schema.get("format"), name)
+        text = self._string(schema.get("format"))
         return text[: int(bounds.get("max length", len(text)))].ljust(int(bounds.get("min length", 0)), ".")
 
     def _likeness(self, label: str) -> float:
@@ -397,18 +395,13 @@ class Model:
         stems, fair = set(label_stems(name)), self._fair
         if RATINGS & stems:
             return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._read[1])), 2)
-        if CONFIDENCES & stems:
-            return fair.randrange(60, 100) if whole else round(fair.uniform(0.6, 0.99), 2)
         found = [one for one in NUMBER.findall(self._subject[:4000]) if len(one) <= len("123456.789")]
         if found:
             value = float(found[fair.randrange(len(found))])
             return int(value) if whole else value
         return fair.randrange(1, 100) if whole else round(fair.uniform(0, 100), 2)
 
-    def _string(self, form: Any, name: str) -> str:
-        if "email" in label_stems(name) and form not in FORMATS:
-            found = EMAIL.search(self._subject)
-            return found.group() if found else "person@example.com"
+    def _string(self, form: Any) -> str:
         if form in FORMATS:
             return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
         choice = sentences(self._subject)

@@ -78,11 +78,13 @@ def check(
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
     fields |= dict.fromkeys(SAMPLING if old else (), "any")
     fields |= {name: "any" for name in BETAS if _has(betas, name)}
-    for words in misfits("", body, fields, loose=bool(betas)):
-        raise Problem(400, words)
-    for wrong, words, *values in Call(body, model, betas, old=old).refusals():
-        if wrong:
-            raise Problem(400, WORDS[words].format(*values))
+    wrong = next(misfits("", body, fields, loose=bool(betas)), None)
+    if wrong := wrong or _first(Call(body, model, betas, old=old).refusals()):
+        raise Problem(400, wrong)
+
+
+def _first(refusals: Refusals) -> str | None:
+    return next((WORDS[words].format(*values) for wrong, words, *values in refusals if wrong), None)
 
 
 def _has(betas: str, name: str) -> bool:
@@ -282,15 +284,17 @@ class Call:
 def schema_problem(schema: dict[str, Any]) -> str | None:
     """Return why structured outputs do not take a schema."""
     counts, limits = Counter[str](), catalog.MESSAGE
+
+    def refusals() -> Refusals:
+        yield from _schema(schema, schema, frozenset(), counts)
+        optional, unions = limits.schema_optional_parameters, limits.schema_union_parameters
+        yield counts["optional"] > optional, "optional", counts["optional"], optional
+        yield counts["unions"] > unions, "unions", counts["unions"], unions
+
     try:
-        for wrong, words, *values in _schema(schema, schema, frozenset(), counts):
-            if wrong:
-                return str(WORDS[words].format(*values))
+        return _first(refusals())
     except (TypeError, AttributeError, RecursionError):
         return "JSON schema is invalid"
-    most = {"optional": limits.schema_optional_parameters, "unions": limits.schema_union_parameters}
-    over = (WORDS[kind].format(counts[kind], most[kind]) for kind in most if counts[kind] > most[kind])
-    return next(over, None)
 
 
 def _schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Counter[str]) -> Refusals:
@@ -300,12 +304,7 @@ def _schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Cou
         yield word in schema, "keyword", kind, f"property '{word}' is"
     for one in kind if isinstance(kind, list) else [kind or "null"]:
         yield one not in SCHEMA["types"], "schema_type", one
-    yield (
-        schema.get("minItems", 0) not in {0, 1},
-        "keyword",
-        "array",
-        "'minItems' values other than 0 or 1 are",
-    )
+    yield schema.get("minItems", 0) not in {0, 1}, "keyword", "array", "'minItems' of more than 1 is"
     yield kind == "string" and form not in SCHEMA["formats"], "keyword", "string", f"format {form!r} is"
     yield (kind == "object" or properties) and schema.get("additionalProperties") is not False, "open"
     counts["unions"] += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
@@ -323,9 +322,9 @@ def _schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Cou
 
 def resolved(root: Any, reference: str) -> Any:
     """Return the part of a schema that a reference such as ``#/$defs/Topic`` means, or None."""
-    found = root if reference.startswith("#") else None
-    for part in filter(None, reference[1:].split("/")):
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    found = root
+    for part in reference.split("/")[1:]:
+        found = found.get(part) if isinstance(found, dict) else None
     return found
 
 
@@ -338,13 +337,6 @@ class Prefix(NamedTuple):
     tokens: int
     digest: bytes
     ttl: str | None
-
-
-class Measured(NamedTuple):
-    """What a request weighs: all its input tokens, and its prefixes where it asks for caching."""
-
-    input_tokens: int
-    prefixes: tuple[Prefix, ...] = ()
 
 
 class Shares(NamedTuple):
@@ -377,16 +369,14 @@ class Piece(NamedTuple):
 
 def pieces(content: Any) -> Iterator[Piece]:
     """Yield each block of a `content`, `system` or `tools` field."""
-    blocks: list[dict[str, Any]] = (
-        [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-    )
-    for block in blocks:
-        kind, control, source = block.get("type"), block.get("cache_control"), block
-        if kind == "document" and block["source"]["type"] in ("text", "content"):
-            source, kind = block["source"], block["source"]["type"]
-        if kind == "text":
-            yield Piece(source["text"] if source is block else source["data"], control)
-        elif kind in ("tool_result", "content"):
+    text = {"type": "text", "text": content}
+    for block in [text] if isinstance(content, str) else content or []:
+        kind, control = block.get("type"), block.get("cache_control")
+        source = block["source"] if kind == "document" else block
+        form = source.get("type")
+        if form == "text":
+            yield Piece(source["data" if kind == "document" else "text"], control)
+        elif form in ("tool_result", "content"):
             inner = [*pieces(source.get("content"))]
             files = tuple(file for piece in inner for file in piece.files)
             yield Piece("".join(piece.text for piece in inner), control, files)
@@ -409,31 +399,25 @@ def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     return media.unseen_tokens(block["type"])
 
 
-def measure(body: dict[str, Any], model: catalog.Model) -> Measured:
-    """Weigh a valid request for `model`."""
+def measure(body: dict[str, Any], model: catalog.Model) -> list[Prefix]:
+    """Weigh a valid request for `model`, block by block; the last prefix is the whole of it."""
     per_token, messages, tools = model.characters_per_token, body["messages"], body.get("tools")
-    overhead = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
+    reached = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
     if wanted := (body.get("output_config") or {}).get("format"):
-        overhead += SCHEMA_TOKENS + tokens_in(json.dumps(wanted["schema"]), per_token)
+        reached += SCHEMA_TOKENS + tokens_in(json.dumps(wanted["schema"]), per_token)
     fields = [tools, body.get("system"), *(message["content"] for message in messages)]
-    blocks = [piece for part in fields for piece in pieces(part)]
-    counts = [
-        tokens_in(text, per_token) + sum(file_tokens(file, model.tokenizer) for file in files)
-        for text, _, files in blocks
-    ]
-    automatic, reached, prefixes = body.get("cache_control"), overhead, []
-    if not automatic and not any(piece.cache_control for piece in blocks):
-        return Measured(overhead + sum(counts))
+    blocks, prefixes = [piece for part in fields for piece in pieces(part)], list[Prefix]()
     least = MINIMUM_TOKENS if model.cache_minimum_tokens is None else model.cache_minimum_tokens
     digest = json.dumps([body.get(name) for name in SALT], sort_keys=True).encode()
-    for place, ((text, mark, files), tokens) in enumerate(zip(blocks, counts, strict=True), start=1):
-        reached += tokens
+    for text, mark, files in blocks:
+        reached += tokens_in(text, per_token) + sum(file_tokens(file, model.tokenizer) for file in files)
         said = text + "".join(json.dumps(file["source"], sort_keys=True) for file in files)
         digest = blake2b(digest + b"\0" + said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        control = mark or (automatic if place == len(blocks) else None)
-        ttl = control.get("ttl", "5m") if control and reached >= least else None
-        prefixes.append(Prefix(reached, digest, ttl))
-    return Measured(reached, tuple(prefixes))
+        control = mark or (body.get("cache_control") if len(prefixes) == len(blocks) - 1 else None)
+        prefixes.append(
+            Prefix(reached, digest, control.get("ttl", "5m") if control and reached >= least else None)
+        )
+    return prefixes
 
 
 class PromptCache:
@@ -446,35 +430,34 @@ class PromptCache:
     def __init__(self) -> None:
         self._entries: dict[bytes, tuple[float, float, str]] = {}  # can be read from and until when; its life
 
-    def shares(self, now: float, measured: Measured, *, may_read: bool = True) -> Shares:
+    def shares(self, now: float, prefixes: list[Prefix], *, may_read: bool = True) -> Shares:
         """Return how the request would be billed if it started now; changes nothing."""
-        hit = self._hit(now, measured.prefixes) if may_read else None
+        hit = self._hit(now, prefixes) if may_read else None
         read = reached = hit.tokens if hit else 0
         written = dict.fromkeys(TTL_SECONDS, 0)
-        for prefix in measured.prefixes:
+        for prefix in prefixes:
             if prefix.ttl and prefix.tokens > reached:
                 written[prefix.ttl] += prefix.tokens - reached
                 reached = prefix.tokens
-        return Shares(measured.input_tokens - reached, written["5m"], written["1h"], read)
+        return Shares(prefixes[-1].tokens - reached, written["5m"], written["1h"], read)
 
-    def keep(self, now: float, begins_at: float, measured: Measured) -> None:
+    def keep(self, now: float, begins_at: float, prefixes: list[Prefix]) -> None:
         """Remember the marked prefixes of a request that starts `now` and whose reply begins later."""
-        hit = self._hit(now, measured.prefixes)
+        hit = self._hit(now, prefixes)
         used = [hit._replace(ttl=self._entries[hit.digest][2])] if hit else []
-        used += [one for one in measured.prefixes if one.ttl and not (hit and one.tokens <= hit.tokens)]
+        used += [one for one in prefixes if one.ttl and not (hit and one.tokens <= hit.tokens)]
         for _, digest, ttl in used:
             since, until, _ = self._entries.get(digest, (math.inf, 0.0, ttl))
             since, until = (since, until) if until > now else (math.inf, 0.0)
             life = TTL_SECONDS[ttl or "5m"]
             self._entries[digest] = min(begins_at, since), max(now + life, until), ttl or "5m"
 
-    def _hit(self, now: float, prefixes: tuple[Prefix, ...]) -> Prefix | None:
-        """Return the longest prefix that can be read now, looked for from each mark backwards."""
-        for end in range(len(prefixes), 0, -1):
-            for prefix in (
-                reversed(prefixes[max(0, end - LOOKBACK_BLOCKS) : end]) if prefixes[end - 1].ttl else ()
-            ):
-                since, until, _ = self._entries.get(prefix.digest, (math.inf, 0.0, ""))
-                if since <= now < until:
-                    return prefix
+    def _hit(self, now: float, prefixes: list[Prefix]) -> Prefix | None:
+        """Return the longest prefix that can be read now, near enough before a mark."""
+        reach = 0
+        for prefix in reversed(prefixes):
+            reach = LOOKBACK_BLOCKS if prefix.ttl else reach - 1
+            since, until, _ = self._entries.get(prefix.digest, (math.inf, 0.0, ""))
+            if reach > 0 and since <= now < until:
+                return prefix
         return None

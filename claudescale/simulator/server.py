@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import time
 from contextlib import suppress
 from email.utils import formatdate
@@ -21,7 +20,7 @@ from claudescale.simulator.account import rate_limits
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from concurrent.futures import Future
 
     from claudescale.clock import Clock
@@ -60,14 +59,6 @@ class Shell:
     def __init__(self, desk: Desk, batches: Batches, clock: Clock) -> None:
         self.desk, self.batches, self.clock = desk, batches, clock
         self._open = False
-        self._routes: list[tuple[re.Pattern[str], Callable[..., Awaitable[Found]]]] = [
-            (re.compile("POST /v1/messages"), self._messages),
-            (re.compile("POST /v1/messages/count_tokens"), self._count_tokens),
-            (re.compile(".* /v1/messages/batches(?:/([^/]*))?(?:/(.*))?"), self._batch),
-            (re.compile("GET /v1/models(?:/(.*))?"), self._models),
-            (re.compile("GET /v1/organizations/rate_limits"), self._rate_limits),
-            (re.compile("GET /(simulator|simulator/stats|class)"), self._about),
-        ]
 
     async def serve(self, host: str, port: int, served: Future[Any]) -> None:
         """Listen until the event is set that `served` gets, with the URL and the loop to set it in."""
@@ -100,17 +91,35 @@ class Shell:
             return found
         return await self._send(request, found if isinstance(found, Answer) else self.desk.answer(found))
 
-    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:
-        host = request.headers.get("host", "")
+    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - the paths
+        host, desk, now = request.headers.get("host", ""), self.desk, self.clock.seconds()
         if not _is_ours(host, to_all=self._open):
             this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
             raise Problem(403, f"This simulator is {this}, not as {host[:80]!r}.")
-        for pattern, handler in self._routes:
-            if found := pattern.fullmatch(f"{request.method} {request.path}"):
-                return await handler(request, raw, *found.groups(""))
+        match request.method, *request.path.split("/")[1:]:
+            case "POST", "v1", "messages":
+                return await self._messages(request, raw)
+            case "POST", "v1", "messages", "count_tokens":
+                return desk.count_tokens(now, raw, request.headers)
+            case _, "v1", "messages", "batches", *rest:
+                return await self._batch(request, raw, *rest)
+            case "GET", "v1", "models", *name:
+                desk.authorize(request.headers)
+                return wire.one_model(now, name[0]) if name else wire.models_page(now, request.query)
+            case "GET", "v1", "organizations", "rate_limits":
+                desk.authorize(request.headers, admin=True)
+                return rate_limits(desk.terms, now, request.query)
+            case "GET", "simulator", "stats":
+                return await self.stats()
+            case "GET", "simulator":
+                about = {"simulator": "claudescale", "speed": self.clock.speed, "now": now}
+                return {**about, "tier": desk.terms.name, "seed": desk.options.seed}
+            case "GET", "class":
+                page = board(desk, self.clock, f"http://{request.host}")
+                return web.Response(
+                    text=page, content_type="text/html", headers={"cache-control": "no-store"}
+                )
         raise Problem(404)
-
-    # ---------------------------------------------------------------------------------- messages and lists
 
     async def _messages(self, request: web.BaseRequest, raw: bytes) -> Found:
         decision = self.desk.admit(self.clock.seconds(), raw, request.headers)
@@ -137,30 +146,7 @@ class Shell:
         finally:  # also where the client has gone: what was produced is billed
             self.desk.settle(self.clock.seconds(), admission)
 
-    async def _count_tokens(self, request: web.BaseRequest, raw: bytes) -> Found:
-        return self.desk.count_tokens(self.clock.seconds(), raw, request.headers)
-
-    async def _models(self, request: web.BaseRequest, _: bytes, name: str) -> Found:
-        self.desk.authorize(request.headers)
-        now = self.clock.seconds()
-        return wire.one_model(now, name) if name else wire.models_page(now, request.query)
-
-    async def _rate_limits(self, request: web.BaseRequest, _: bytes) -> Found:
-        self.desk.authorize(request.headers, admin=True)
-        return rate_limits(self.desk.terms, self.clock.seconds(), request.query)
-
-    async def _about(self, request: web.BaseRequest, _: bytes, what: str) -> Found:
-        if what == "simulator/stats":
-            return self.desk.account.figures()
-        if what == "simulator":
-            about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
-            return {**about, "tier": self.desk.terms.name, "seed": self.desk.options.seed}
-        page = board(self.desk, self.clock, f"http://{request.host}")
-        return web.Response(text=page, content_type="text/html", headers={"cache-control": "no-store"})
-
-    # ------------------------------------------------------------------------------------------- batches
-
-    async def _batch(self, request: web.BaseRequest, raw: bytes, name: str, action: str) -> Found:
+    async def _batch(self, request: web.BaseRequest, raw: bytes, name: str = "", action: str = "") -> Found:
         self.desk.authorize(request.headers, versioned=True)
         self.batches.called(self.clock.seconds(), polls=request.method == "GET" and action != "results")
         await self._work()
@@ -186,6 +172,11 @@ class Shell:
         parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
         headers = self.desk.answer({}).headers
         return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what was counted so far, rows of batches that nobody asked for among it."""
+        await self._work()
+        return self.desk.account.figures()
 
     async def _work(self) -> None:
         """Work off the rows of batches that are due, in turns after which others are served."""

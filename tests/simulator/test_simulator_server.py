@@ -1,18 +1,40 @@
-"""The simulator over HTTP: the real SDK in strict mode, broken answers, the clock, and the command line."""
+"""The simulator over HTTP: the real SDK in strict mode, broken answers, a class, the command line."""
 
 import asyncio
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from email.utils import parsedate_to_datetime
 
 import anthropic
+import httpx2
 import pytest
-from desks import HAIKU, HEADERS, LONG, OPUS, SEARCH, TOOL, batch_of, cached, form, request
+from desks import (
+    HAIKU,
+    HEADERS,
+    LONG,
+    NOW,
+    OPUS,
+    SEARCH,
+    TOOL,
+    answered,
+    batch_of,
+    cached,
+    desk,
+    form,
+    request,
+)
 
 from claudescale.api import catalog
+from claudescale.api.client import is_nearby
+from claudescale.clock import Clock
 from claudescale.simulator import Fault, Simulator
-from claudescale.simulator.__main__ import arguments
+from claudescale.simulator.server import board
 
 FREE = (1e9, 1e12, 1e12)
 
@@ -42,18 +64,18 @@ async def ended(client, name):
     return shown
 
 
-def fetch(url, body=None, headers=HEADERS):
-    """Return status, headers and JSON, if it is some, of an answer, by plain HTTP."""
+def fetch(url, body=None, **headers):
+    """Return status, headers and JSON, or text, of an answer, by plain HTTP."""
     data = None if body is None else json.dumps(body).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    asked = urllib.request.Request(url, data=data, headers=headers)
+    asked = urllib.request.Request(url, data=data, headers={**HEADERS, **headers})
     try:
         with opener.open(asked, timeout=30) as answer:
-            raw = answer.read()
-            return answer.status, answer.headers, json.loads(raw) if raw[:1] == b"{" else raw
+            raw = answer.read().decode()
+            return answer.status, answer.headers, json.loads(raw) if raw[0] == "{" else raw
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, error.headers, json.loads(error.read())
+            return error.code, error.headers, error.read().decode()
 
 
 @pytest.mark.slow
@@ -203,8 +225,8 @@ def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
     """The first poll is a 500; the first download of a batch ends in the middle of a line."""
 
     async def ask(client):
-        batches = client.messages.batches
-        name, raw = (await batches.create(**batch_of(41))).id, bytearray()
+        batches, raw = client.messages.batches, b""
+        name = (await batches.create(**batch_of(41))).id
         with pytest.raises(anthropic.InternalServerError):
             await batches.retrieve(name)
         await ended(client, name)
@@ -212,15 +234,12 @@ def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
             async with batches.with_streaming_response.results(name) as response:
                 async for part in response.iter_bytes():
                     raw += part
-        return bytes(raw), [line.custom_id async for line in await batches.results(name)]
+        return raw, {line.custom_id async for line in await batches.results(name)}
 
     faults = {"poll_failed": Fault(tries=[1]), "results_cut": Fault(tries=[1])}
     with Simulator(speed=2000, batch_seconds=60, faults=faults) as made:
         raw, names = asked(made, ask)
-        assert made.stats["faults"] == {"poll_failed": 1, "results_cut": 1}
-    assert len(set(names)) == 41
-    assert raw.count(b"\n") == 20
-    assert not raw.endswith(b"\n")
+    assert (len(names), raw.count(b"\n"), raw.endswith(b"\n")) == (41, 20, False)
 
 
 @pytest.mark.slow
@@ -260,7 +279,7 @@ def test_any_client_learns_the_clock_and_other_hosts_are_refused(simulator):
         assert (status, headers["claudescale-simulator"]) == (200, "1")
         assert parsedate_to_datetime(headers["date"]).timestamp() >= int(about["now"])
     assert fetch(f"{simulator.url}/simulator/stats")[2]["billed_rows"] == 2
-    assert fetch(f"{simulator.url}/simulator", headers={**HEADERS, "host": "example.com"})[0] == 403
+    assert fetch(f"{simulator.url}/simulator", host="example.com")[0] == 403
 
 
 def test_it_listens_on_this_machine_only_and_closes(simulator):
@@ -277,11 +296,82 @@ def test_it_listens_on_this_machine_only_and_closes(simulator):
         fetch(f"{simulator.url}/simulator")
 
 
-def test_the_command_line_takes_faults_and_limits():
-    """Faults are JSON, as in Python; nonsense is an error."""
-    options = ["--faults", '{"529": [0.1, 30, 60], "spend_cap": 2}', "--requests-per-minute", "5"]
-    found = arguments().parse_args(options)
-    assert (found.requests_per_minute, "latency" in found) == (5.0, False)
-    assert found.faults == {"529": [0.1, 30, 60], "spend_cap": 2}
-    with pytest.raises(SystemExit):
-        arguments().parse_args(["--faults", "529=often"])
+def rows_of(page):
+    """Return the cells of each row of a page's tables, without their tags."""
+    cells = [re.split("<t[dh][^>]*>", row)[1:] for row in page.split("<tr>")]
+    return {
+        row[0]: [re.sub("<.*", "", cell, flags=re.DOTALL).strip() for cell in row[1:]] for row in cells if row
+    }
+
+
+def test_the_board_shows_by_key_what_passed_and_what_was_refused():
+    """Over HTTP, by the SDK: three calls a minute among three pupils, one of whom is refused at a time."""
+    with Simulator((3, 40_000, 8_000), latency=0.01) as simulator, httpx2.Client(trust_env=False) as http:
+        assert "0 keys on one account" in fetch(f"{simulator.url}/class")[2]
+        for name, calls in (("anna", 1), ("<b>script", 2), ("sk-ant-api03-secret", 2)):
+            options = {"base_url": simulator.url, "max_retries": 0, "http_client": http}
+            client = anthropic.Anthropic(api_key=name, **options)
+            for _ in range(calls):
+                try:
+                    client.messages.create(**request())
+                except anthropic.RateLimitError:
+                    assert name.startswith("sk-")
+        status, _, page = fetch(f"{simulator.url}/class")
+    rows = rows_of(page)
+    assert (status, [*rows][3:]) == (200, ["Name", "&lt;b&gt;s", "anna", "sk-a", "All"])
+    expected = {"anna": "1010", "&lt;b&gt;s": "2020", "sk-a": "0202", "All": "3232"}
+    assert {name: "".join(rows[name][:2] + rows[name][3:]) for name in expected} == expected
+    assert rows["haiku-5-5"][0] == "0 of 3"
+    assert 'http-equiv="refresh"' in page
+    assert not any(word in page for word in ("secret", "script", "<b>"))
+
+
+def test_the_last_minute_passes_and_the_total_stays():
+    """A minute on, what passed and its tokens count in all alone; keys that begin alike stay apart."""
+    at = desk((50, 40_000, 8_000))
+    for key in ("max.m", "max.s"):
+        answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
+    clocks = [Clock(10, now, monotonic=lambda: 0.0) for now in (NOW, NOW + 61)]
+    first, later = (board(at, clock, "http://h") for clock in clocks)
+    tokens = sum(answered(desk(), request())[2]["usage"][of] for of in ("input_tokens", "output_tokens"))
+    assert rows_of(first)["All"] == ["2", "0", f"{2 * tokens}", "2", "0"]
+    assert rows_of(later)["All"] == ["0", "0", "0", "2", "0"]
+    assert first.count("<tr><td>max.<td") == 2
+    assert "passes here in 6 seconds" in first
+
+
+@pytest.mark.parametrize(("options", "status"), [({}, 403), ({"host": "0.0.0.0"}, 200)])
+def test_other_machines_are_served_only_where_it_is_asked_for(options, status):
+    """By default another number is refused; with `host` it passes, and a name is refused all the same."""
+    with Simulator(**options) as simulator:
+        assert simulator.url.startswith("http://127.0.0.1:")
+        for name in ("192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"):
+            assert fetch(f"{simulator.url}/class", host=name)[0] == status
+        assert fetch(f"{simulator.url}/simulator", host="example.com")[0] == 403
+
+
+@pytest.mark.slow
+def test_the_command_line_serves_a_class_and_stops_cleanly():
+    """It prints what to type and where the board is, and a signal ends it with status 0 and no complaint."""
+    command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
+    environment = {"PYTHONPATH": ".", **os.environ}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--faults", '{"404": 1}'], env=environment, **pipes) as process:
+        first, types, shows = (process.stdout.readline() for _ in range(3))
+        url = shows.split()[-1].removesuffix("/class")
+        here = f"http://127.0.0.1:{url.rpartition(':')[2]}"
+        about = fetch(f"{here}/simulator")[2]
+        assert fetch(f"{here}/class")[0] == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=30)
+    assert (about["tier"], about["speed"]) == ("tier 1", 30)
+    assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=simulated" in first
+    assert f'cs.connect(base_url="{url}", api_key="your-name")' in types
+    assert (process.returncode, rest) == (0, ("", ""))
+
+
+def test_a_client_asks_for_a_simulator_in_its_own_network_alone():
+    """Replies of a class's simulator are known as such; a gateway elsewhere is not asked."""
+    near = ("http://192.168.1.5:8123", "http://10.0.0.7")
+    far = ("https://192.168.1.5", "http://93.184.215.14", "http://gateway.example.org")
+    assert [url for url in (*near, *far) if is_nearby(httpx2.URL(url))] == [*near]
