@@ -168,7 +168,7 @@ def test_a_system_prompt_is_filled_for_each_row():
     assert work.prompt.shared_characters == 0
     assert work.prompt.sizes(frame.lazy()).equals(work.sizes)
     assert work.sizes["characters"].to_list() == [None, len(system) - 9, len(system) - 8]
-    with pytest.raises(PlanError, match=r"no column 'langage'.*'language'.*\{\{langage\}\}"):
+    with pytest.raises(PlanError, match=r"system= names a column 'langage'.*'language'.*\{\{langage\}\}"):
         compiled("{text}", frame, system="Answer in {langage}.")
     with pytest.raises(PlanError, match="prefix that all rows share"):
         compiled("{text}", frame, system=system, cache=True)
