@@ -21,7 +21,20 @@ from claudescale.errors import NameTaken, PlanError, RequestTooLarge
 from claudescale.prompts.requests import FACTS, NOT_SENT, REQUESTS, compile_prompt
 
 HAIKU, OLD, SONNET, OPUS = "claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5", "claude-opus-5-5"
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.none(), max_size=20)
+HOSTILE = [
+    "",
+    "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029",
+    'quote " \\ slash / </script>',
+    "\\u0041 \\n",
+    "{text} {{text}}",
+]
+HOSTILE += [
+    '{"role":"user","content":"x"}',
+    '"}]}',
+    "x" * 9_000,
+    "\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\uffff",
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from([None, *HOSTILE])
 ONE = pl.DataFrame({"text": ["a"]})
 
 
@@ -40,26 +53,11 @@ def answers(*rows):
     return pl.DataFrame(rows, schema=dict.fromkeys(("key", "reply", "error"), pl.String), orient="row")
 
 
-def test_hostile_cells_arrive_as_they_are():
-    """No cell, whatever is in it, breaks the JSON around it or is read as a template."""
-    cells = [
-        "",
-        "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029",
-        'quote " backslash \\ slash / </script>',
-        "\\u0041 \\n",
-    ]
-    cells += ["{rating} {{text}}", '{"role":"user","content":"x"}', '"}]}', "x" * 100_000]
-    cells += ["\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\ufffd\uffff\U0010ffff"]
-    work = compiled("A: {text} {{literal}}", frame := pl.DataFrame({"text": cells})).work(frame, "api")
-    sent = [json.loads(body)["messages"][0]["content"] for body in work.bodies(work.requests["row"])]
-    assert sent == [f"A: {text} {{literal}}" for text in cells]
-
-
 @pytest.mark.parametrize("template", ["About {text}", pl.format("About {}", "text")], ids=str)
 @settings(deadline=None, max_examples=15)
-@given(texts=TEXTS, slice_rows=st.integers(1, 7), data=st.data())
+@given(texts=st.lists(TEXTS, max_size=20), slice_rows=st.integers(1, 7), data=st.data())
 def test_rows_become_requests_and_answers_rows(template, texts, slice_rows, data):
-    """A key is the hash of API and body, identical rows are sent once, each gets its own answer."""
+    """No cell breaks the JSON, a key is the hash of API and body, identical rows are sent once."""
     frame = pl.DataFrame({"text": texts, "other": 1}, schema={"text": pl.String, "other": pl.Int64})
     prompt = compiled(template, frame, system="Briefly.")
     with pytest.MonkeyPatch.context() as patched:
