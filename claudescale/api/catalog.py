@@ -224,9 +224,6 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
         return [_SAID["retired"].format(**said)]
     if retires_at is not None and retires_at - moment <= _NOTICE:
         notes.append(_SAID["retires"].format(**said))
-    elif model.lifecycle == "deprecated":
-        when = f" and retires on {model.retires_on}" if retires_at else ""
-        notes.append(_SAID["deprecated"].format(**said, when=when))
     if retires_at is not None and moment + timedelta(minutes=batch_minutes) > retires_at:
         notes.append(_SAID["batch"].format(hours=batch_minutes / 60))
     return [*notes, _SAID["verified"].format(**said)] if model.verified_only else notes

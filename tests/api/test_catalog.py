@@ -120,7 +120,6 @@ def test_nine_in_california_needs_no_table_of_zones():
 @pytest.mark.parametrize(
     ("at", "minutes", "words"),
     [
-        (datetime(2026, 11, 1, tzinfo=UTC), 1_440, ["deprecated and retires on 2027-01-22"]),
         (datetime(2026, 11, 24, tzinfo=UTC), 1_440, ["retires on 2027-01-22 at 17:00 UTC"]),
         (datetime(2027, 1, 20, 18, tzinfo=UTC), 2_880, ["retires on 2027-01-22", "may take 48 hours"]),
         (datetime(2027, 1, 22, 16, 59, tzinfo=UTC), 0, ["retires on 2027-01-22"]),
