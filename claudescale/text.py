@@ -67,14 +67,6 @@ def tokens(count: float) -> str:
     return f"{count:.0f}"
 
 
-def time_unit(minutes: float) -> tuple[float, str]:
-    """Return by what to multiply minutes, and the title of the axis, so that its numbers are easy to read."""
-    for most, scale, unit in ((3, 60.0, "Seconds"), (240, 1.0, "Minutes")):
-        if minutes <= most:
-            return scale, f"{unit} since the start"
-    return 1 / 60, "Hours since the start"
-
-
 def plain(value: Any, *, whole: bool = False) -> Any:
     """Return a number of NumPy's, a Decimal or a Fraction as Python's own; anything else as it is.
 

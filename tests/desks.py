@@ -1,8 +1,9 @@
 """A simulated API without a server: requests, a desk in virtual time, and batches worked off at once."""
 
 import json
+from dataclasses import fields, replace
 
-from claudescale.simulator import Admission, Batches, Desk
+from claudescale.simulator import Admission, Batches, Desk, Options
 
 NOW = 1_795_000_000.0  # November 2026
 VERSION = "2026-10-21"
@@ -37,9 +38,10 @@ def cached(row, prefix=LONG, ttl="5m", **changes):
     return request(row, system=[block], **changes)
 
 
-def desk(tier=(1e9, 1e12, 1e12), **options):
+def desk(tier=(1e9, 1e12, 1e12), *, now=NOW, **options):
     """Return a desk, of an account without limits if no other is asked for."""
-    return Desk(tier, now=NOW, **options)
+    own = {field.name: options.pop(field.name) for field in fields(Options) if field.name in options}
+    return Desk(Options(tier=tier, limits=options, **own), now)
 
 
 def answered(at, body, now=NOW, headers=HEADERS):
@@ -69,15 +71,23 @@ def batch_of(rows, name="row", **changes):
 
 def batches_of(at=None, seconds=600):
     """Return the batches of a desk."""
-    return Batches(at or desk(), NOW, seconds=seconds)
+    at = at or desk()
+    at.options = replace(at.options, batch_seconds=seconds)
+    return Batches(at, NOW)
+
+
+def made(batches, body, now=NOW, betas=""):
+    """Return a new batch."""
+    return batches.find(
+        batches.create(now, json.dumps(body).encode(), {**HEADERS, "anthropic-beta": betas})["id"]
+    )
 
 
 def worked(batches, body, now=NOW, seconds=600, betas=""):
     """Create a batch, work it off, and return the result of each row by its id."""
-    batch = batches.find(batches.create(now, body, VERSION, betas)["id"])
-    for _ in batches.work(batch, now + seconds):
-        pass
-    lines = map(json.loads, batches.results(now + seconds, batch))
+    batch = made(batches, body, now, betas)
+    list(batches.work(now + seconds))
+    lines = map(json.loads, batches.results(now + seconds, batch)[0])
     return {line["custom_id"]: line["result"] for line in lines}
 
 

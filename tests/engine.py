@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import desks
 import polars as pl
 import virtual
 
@@ -17,7 +18,6 @@ from claudescale.api.limits import Limits
 from claudescale.pacing.pacer import Pacer
 from claudescale.running.job import Job, Row
 from claudescale.running.live import Live
-from claudescale.simulator import Desk
 from claudescale.simulator.wire import Answer as Told
 
 MODEL = "claude-haiku-5-5"
@@ -97,19 +97,10 @@ class DeskSend:
 
     def __init__(self, clock, **options):
         self.clock = clock
-        self.desk = Desk(options.pop("tier", "start"), now=clock.seconds(), **options)
-        self.most_under_way = self.under_way = 0
+        self.desk = desks.desk(options.pop("tier", "start"), now=clock.seconds(), **options)
 
     async def __call__(self, content):
         """Return the desk's answer to one body."""
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
-        try:
-            return await self._answer(content)
-        finally:
-            self.under_way -= 1
-
-    async def _answer(self, content):
         found = self.desk.admit(self.clock.seconds(), content, HEADERS)
         if not isinstance(found, Told):
             await self.clock.sleep(found.done_at - self.clock.seconds())

@@ -214,7 +214,7 @@ class Store:
             return connection.execute("DELETE FROM claims WHERE opening = ?", [-open_[batch_id]]).rowcount
 
     def batches(self, *, mine: bool = False) -> list[Batch]:
-        """Return all batches in the order of their intents, or those that this run follows or has followed to their end."""
+        """Return all batches in the order of their intents, or those that this run follows or followed."""
         select = f"SELECT {_BATCH} FROM batches WHERE opening = ? OR ? ORDER BY id"
         with self._reading() as connection:
             return [Batch(*row) for row in connection.execute(select, [self._opening, not mine])]
@@ -396,7 +396,7 @@ def connect(path: Path | None) -> sqlite3.Connection:
         raise LedgerError(msg)
     place = f"{path.as_uri()}?mode=rw" if path else ""  # makes no file: one that was deleted stays deleted
     options: Any = {"uri": True, "isolation_level": None, "check_same_thread": False}
-    connection = sqlite3.connect(place, timeout=BUSY_SECONDS, **options)
+    connection: sqlite3.Connection = sqlite3.connect(place, timeout=BUSY_SECONDS, **options)
     try:
         connection.execute(f"PRAGMA synchronous = {'FULL' if path else 'OFF'}")
         connection.executescript("PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY")  # 16 MB

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-import weakref
 from collections import Counter, deque
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import httpx2
@@ -26,7 +27,7 @@ from claudescale.api.answers import (
 )
 from claudescale.api.client import Api, Wire, check_client
 from claudescale.api.limits import BUCKETS, Limits, read_headers
-from claudescale.errors import PlanError
+from claudescale.errors import PlanError, refuse
 from claudescale.pacing.pacer import Outcome, Pacer, Permit, kind_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _LIKE = "claude-haiku-5-5"
 """A model that the catalog does not know is paced as this one, in a group of its own."""
 _OUTPUT_TOKENS = 256.0  # of a call, until answers teach better
 _BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says nothing
-_UNCACHED = ("input", "cache_write_5m", "cache_write_1h")
+_UNCACHED = [catalog.COLUMNS[part] for part in ("input", "cache_write_5m", "cache_write_1h")]
 _CANCELED = Answer(None, {}, b"", "canceled")
 _FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
 _TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
@@ -106,16 +107,14 @@ def limit(
     """
     if any(kind.__name__ == "SyncAPIClient" for kind in type(client).__mro__):
         name = type(client).__name__
-        msg = (
+        refuse(
             f"The client is {name}, which blocks while it waits; calls are paced on an event loop. Type "
             f"claude = cs.limit(Async{name}(...)), then await claude.messages.create(...)."
         )
-        raise PlanError(msg)
     check_client(client)
     Limits.of(tier, _LIKE).shared(share)
     if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
-        msg = f"concurrency={concurrency!r}: it is the most calls in flight, 1 or more."
-        raise PlanError(msg)
+        refuse(f"concurrency={concurrency!r}: it is the most calls in flight, 1 or more.")
     bare = unlimited(client)
     return bare.with_middleware(Limiter(bare, tier=tier, concurrency=concurrency, share=share))
 
@@ -139,6 +138,16 @@ class _Line(NamedTuple):
     pacer: Pacer
     characters_per_token: float
     price: prices.Price | None
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One HTTP attempt that has its permit, until it ends, which it does once."""
+
+    line: _Line
+    permit: Permit
+    waited_seconds: float
+    slots: asyncio.Semaphore
 
 
 class Limiter:
@@ -170,7 +179,6 @@ class Limiter:
         self.api: Api | None = None
         self._client, self._tier, self._concurrency, self._share = client, tier, concurrency, share
         self._calls: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)
-        self._recent: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)  # when, group, and what of each limit
         self._lines: dict[str, _Line] = {}  # by model
         self._pacers: dict[str, Pacer] = {}  # by group of models
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -182,21 +190,22 @@ class Limiter:
     @property
     def calls(self) -> pl.DataFrame:
         """The latest calls that have ended, at most `MOST_CALLS`: schema `CALLS`."""
-        made = pl.DataFrame(list(self._calls), {**CALLS, "sent_at": _NUMBER}, orient="row")
-        moment = pl.from_epoch(pl.col("sent_at") * 1e6, "us").dt.replace_time_zone("UTC")
-        return made.with_columns(sent_at=moment)
+        return pl.DataFrame(list(self._calls), CALLS, orient="row")
 
     @property
     def rates(self) -> pl.DataFrame:
-        """What was used of each limit in the last API minute: schema `RATES`."""
-        since = self.api.clock.seconds() - 60.0 if self.api else 0.0
-        recent = [call for call in list(self._recent) if call[0] > since]
-        rows: list[tuple[Any, ...]] = []
+        """What was used of each limit by calls that ended in the last API minute: schema `RATES`."""
+        now = self.api.clock.now() if self.api else datetime.now(UTC)
+        ended = pl.col("sent_at") + pl.duration(microseconds=pl.col("seconds") * 1e6)
+        recent, rows = self.calls.filter(ended > now - timedelta(minutes=1)), list[tuple[Any, ...]]()
         for group, pacer in self._pacers.items():
-            of_group = [call[2:] for call in recent if call[1] == group]
-            used = [sum(amounts) for amounts in zip(*of_group, strict=True)]
+            models = [line.model for line in self._lines.values() if line.pacer is pacer]
+            of_group = recent.filter(pl.col("model").is_in(models))
+            used = of_group.select(
+                pl.len(), pl.sum_horizontal(_UNCACHED).sum(), pl.col("output_tokens").sum()
+            )
             limits = pacer.limits.shared(self._share).per_minute
-            rows += zip([group] * 3, BUCKETS, used or [0.0] * 3, limits, strict=True)
+            rows += zip([group] * 3, BUCKETS, used.row(0), limits, strict=True)
         return pl.DataFrame(rows, RATES, orient="row")
 
     # the middleware
@@ -216,14 +225,16 @@ class Limiter:
                 with suppress(httpx2.HTTPError, httpx2.StreamError):
                     content = await http.aread()
         except BaseException as error:
-            call.end(Answer(None, {}, b"", _failure(error)))
+            names = [kind.__name__ for kind in type(error).__mro__]
+            failure = next((_FAILURES[name] for name in names if name in _FAILURES), "canceled")
+            self._end(call, _CANCELED._replace(failure=failure))
             raise
         if http is None:  # another middleware has answered, and nothing was sent
-            call.end(_CANCELED)
+            self._end(call, _CANCELED)
         elif http.is_closed or not http.is_success:
-            call.end(Answer(http.status_code, _headers(http), content))
+            self._end(call, Answer(http.status_code, _headers(http), content))
         else:
-            call.follow(http)
+            self._follow(call, http)
         return response
 
     async def _admitted(self, body: dict[str, Any]) -> _Call:
@@ -231,9 +242,11 @@ class Limiter:
         self.waiting += 1
         try:
             clock = (await self._opened()).clock
-            line = self._line(str(body.get("model")), body.get("max_tokens"))
-            asked = clock.seconds()
-            slots = self._slots
+            line, slots, asked = (
+                self._line(str(body.get("model")), body.get("max_tokens")),
+                self._slots,
+                clock.seconds(),
+            )
             await slots.acquire()
             try:
                 permit = await line.pacer.acquire(_characters(body) / line.characters_per_token)
@@ -242,19 +255,19 @@ class Limiter:
                 raise
         finally:
             self.waiting -= 1
-        return _Call(self, line, permit, permit.sent - asked, slots)
+        call = _Call(line, permit, permit.sent - asked, slots)
+        self.under_way.add(call)
+        return call
 
     async def _opened(self) -> Api:
         """Return which API answers, asked once; from now on all waits for this thread's loop."""
         loop, before = asyncio.get_running_loop(), self._loop
-        if loop is before and self.api is not None:
-            return self.api
         if loop is not before:
-            if before is not None and not before.is_closed() and (self.waiting > 1 or self.under_way):
+            if self.under_way and before is not None and not before.is_closed():
                 msg = "This client has calls under way on another event loop. Give each loop its own client."
                 raise RuntimeError(msg)
             for call in list(self.under_way):  # of a loop that is closed: nobody reads them any more
-                call.end(_CANCELED)
+                self._end(call, _CANCELED)
             self._loop, self._asking = loop, asyncio.Lock()
             self._slots = asyncio.Semaphore(self._concurrency or MOST_CALLS)
             for pacer in self._pacers.values():
@@ -285,67 +298,17 @@ class Limiter:
             self._lines[model] = _Line(model, group, self._pacers[group], facts.characters_per_token, price)
         return self._lines[model]
 
-    def settle(self, call: _Call, answer: Answer) -> None:
-        """Take the permit of a call back, and count it.
-
-        Spends: nothing.
-        """
-        assert self.api is not None
-        lost = answer.failure is not None and answer.failure not in _FAILURES.values()
-        found = Verdict(outcome="failed", error=answer.failure) if lost else verdict(answer)
-        message = found.reply or answer.partial
-        usage, facts = usage_of(message), answer_of(message)
-        uncached = float(sum(usage[catalog.COLUMNS[part]] for part in _UNCACHED))
-        output, pacer = float(usage["output_tokens"]), call.line.pacer
-        kind = kind_of(found, answer.status)
-        if message is not None and (lost or (kind == "answered" and found.unseen)):
-            # What it took is not told, and it took something.
-            kind, uncached = "answered", uncached or call.permit.estimate
-            output = max(output, pacer.expected_output_tokens)
-        outcome = Outcome(kind, read_headers(answer.headers), uncached, output, typical=not lost)
-        pacer.settle(call.permit, outcome)
-        now, dollars = self.api.clock.seconds(), _dollars(call.line.price, message, usage, facts)
-        error = None if found.outcome == "answered" else found.error
-        self.requests += 1
-        self.answered += error is None
-        self.errors.update([] if error is None else [error])
-        self.dollars += dollars
-        self._recent.append((now, call.line.rate_group, 1, uncached, output))
-        while self._recent[0][0] < now - 60.0:
-            self._recent.popleft()
-        sent = call.permit.sent, call.waited_seconds, now - call.permit.sent, call.line.model
-        came = facts["answering_model"], answer.status, error, stop_reason_of(message or {})
-        request_id = answer.headers.get("request-id")
-        self._calls.append((*sent, *came, request_id, *usage.values(), dollars, self.api.simulated))
-
-
-class _Call:
-    """One HTTP attempt that has its permit, until it ends, which it does once."""
-
-    def __init__(
-        self, limiter: Limiter, line: _Line, permit: Permit, waited_seconds: float, slots: asyncio.Semaphore
-    ) -> None:
-        self.line, self.permit, self.waited_seconds = line, permit, waited_seconds
-        self._limiter, self._slots = limiter, slots
-        limiter.under_way.add(self)
-
-    def end(self, answer: Answer) -> None:
-        """Hand the permit back with what came, if it is not back already."""
-        if self in self._limiter.under_way:
-            self._limiter.under_way.remove(self)
-            self._slots.release()
-            self._limiter.settle(self, answer)
-
-    def follow(self, http: httpx2.Response) -> None:
+    def _follow(self, call: _Call, http: httpx2.Response) -> None:
         """End when a body has been read to its end, breaks off, or is closed; it is passed on as it comes."""
         message, headers = StreamedMessage(), _headers(http)
         read, close, awaited = http.aiter_bytes, http.aclose, False
 
         def ended() -> None:
-            if self in self._limiter.under_way:
+            if call in self.under_way:
                 answer = message.answer(headers)
                 left = not awaited or isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
-                self.end(answer._replace(failure="canceled") if left and answer.status is None else answer)
+                lost = left and answer.status is None
+                self._end(call, answer._replace(failure="canceled") if lost else answer)
 
         async def aiter_bytes(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             nonlocal awaited
@@ -364,21 +327,39 @@ class _Call:
             await close()
 
         http.aiter_bytes, http.aclose = aiter_bytes, aclose  # type: ignore[method-assign]
-        # A stream that is dropped unread and never closed ends when it is collected, on whatever thread.
-        weakref.finalize(http, _dropped, asyncio.get_running_loop(), self).atexit = False
 
-
-def _dropped(loop: asyncio.AbstractEventLoop, call: _Call) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(call.end, _CANCELED)
-
-
-def _failure(error: BaseException) -> str:
-    """Return why there is no answer: a call that is canceled says nothing of the API."""
-    if isinstance(error, asyncio.CancelledError):
-        return "canceled"
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return next((_FAILURES[name] for name in names if name in _FAILURES), names[0])
+    def _end(self, call: _Call, answer: Answer) -> None:
+        """Take the permit of a call back with what came, and count it."""
+        assert self.api is not None
+        self.under_way.remove(call)
+        call.slots.release()
+        line, permit, pacer = call.line, call.permit, call.line.pacer
+        lost = answer.failure == "canceled"
+        found = Verdict(outcome="failed", error=answer.failure) if lost else verdict(answer)
+        message = found.reply or answer.partial
+        usage, facts = usage_of(message), answer_of(message)
+        uncached, output = float(sum(usage[name] for name in _UNCACHED)), float(usage["output_tokens"])
+        kind = kind_of(found, answer.status)
+        if message is not None and (lost or (kind == "answered" and found.unseen)):
+            # What it took is not told, and it took something.
+            kind, uncached = "answered", uncached or permit.estimate
+            output = max(output, pacer.expected_output_tokens)
+        pacer.settle(permit, Outcome(kind, read_headers(answer.headers), uncached, output, typical=not lost))
+        dollars = 0.0 if message is None or is_free(message) else math.nan
+        if dollars and line.price is not None:  # else it is not known
+            dollars = prices.answer_dollars(line.price, usage, facts)
+        error = None if found.outcome == "answered" else found.error
+        self.requests += 1
+        self.answered += error is None
+        self.errors.update([] if error is None else [error])
+        self.dollars += dollars
+        sent = datetime.fromtimestamp(permit.sent, UTC)
+        times = call.waited_seconds, self.api.clock.seconds() - permit.sent
+        came = facts["answering_model"], answer.status, error, stop_reason_of(message or {})
+        request_id = answer.headers.get("request-id")
+        self._calls.append(
+            (sent, *times, line.model, *came, request_id, *usage.values(), dollars, self.api.simulated)
+        )
 
 
 def _headers(http: httpx2.Response) -> dict[str, str]:
@@ -398,12 +379,3 @@ def _characters(part: Any) -> float:
         case list() | tuple():
             return sum(map(_characters, part))
     return 0.0
-
-
-def _dollars(price: prices.Price | None, message: Any, usage: dict[str, int], facts: dict[str, Any]) -> float:
-    """Return what an answer costs, by what it says of itself; no number where its price is unknown."""
-    if message is None or is_free(message):
-        return 0.0
-    if price is None:
-        return math.nan
-    return prices.answer_dollars(price, usage, facts)

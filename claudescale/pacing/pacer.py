@@ -12,13 +12,11 @@ import logging
 import math
 import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from claudescale.api.limits import BUCKETS, Readings, read_headers
-from claudescale.pacing.buckets import DEVIATIONS, TOKEN_ROUNDING, Average, Bucket, Production, Taken
-from claudescale.pacing.concurrency import MOST_CONCURRENCY, Window
 
 if TYPE_CHECKING:
     from claudescale.api.answers import Verdict
@@ -27,11 +25,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("claudescale.pacing")
 _UNUSED = 0.0, 0.0, 0.0
-_WAITS = (
-    "a pause to end",
-    "replies to be written",
-    *(f"room for {name.replace('_', ' ')}" for name in BUCKETS),
-)
+_WAITS = ["a pause to end", "replies to be written"]
+_WAITS += [f"room for {name.replace('_', ' ')}" for name in BUCKETS]
 RATE_MARGIN = 0.99
 """The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
 _BURST_SECONDS = 1.0
@@ -44,13 +39,353 @@ _JITTER_SECONDS = 0.015
 """Real seconds by which two calls may arrive closer together than they were sent."""
 _INSTANT_SECONDS = 1e-6
 """Shorter waits are rounding errors of the clock."""
-_ROUNDING = (0.0, TOKEN_ROUNDING, TOKEN_ROUNDING)
-"""How far a ``remaining`` header may be from the truth."""
 _FIRST_DEVIATION = 0.2
 """Of an estimate of input tokens, relative, until answers teach better."""
 _FIRST_HOLD_SECONDS = 1.0
 """After a 429 that does not say how long, or less than this; twice as long each time it goes on."""
 _LONGEST_HOLD_SECONDS = 60.0
+_DEVIATIONS = 3.0
+"""How sure a level must be."""
+_ROUNDING = (0.0, 500.0, 500.0)
+"""How far a ``remaining`` header may be from the truth."""
+_OPEN_MARGIN = 0.3
+"""The part of the output bucket that is left when the next call goes."""
+_STALE_SECONDS = 0.25
+"""How long ago the last answer may have told what others take."""
+_OTHERS_SECONDS = 10.0
+"""Over how long a steady loss is taken for the use of others."""
+_MOST_OTHERS = 0.9
+"""Others are never taken to use more of a limit than this part."""
+_TYPICAL_SHARE = 0.05
+"""How much one call changes what is taken for a typical one."""
+_BLAMED_SHARE = 0.01
+"""What others are taken to write more, as part of the limit, for each refusal that only they explain."""
+_FORGETTING_SECONDS = 60.0
+"""How long that is believed without being told again."""
+FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
+"""Calls in flight at the start of a run, and at most, where nothing else is asked for."""
+_FEWER = 0.75
+"""What is left of a window after a cut."""
+_REGAINED = 0.25
+"""By how much a success widens a window that was cut, up to where it was."""
+_MEMORY = 0.05
+"""How much one answer changes what is taken for the share of calls that fail."""
+_OVERLOADED = 0.1
+"""The share from which on the API is taken to be overloaded: three in a row, or more than one in ten."""
+_ENOUGH = 0.25
+"""So many answers to each call in flight tell what the API bears: failures come back before answers do."""
+_MOSTLY = 0.75
+"""The share from which on fewer go at once, whichever they are that fail."""
+
+
+# the buckets: pure arithmetic
+
+
+@dataclass(slots=True)
+class Bucket:
+    """One token bucket as the pacer believes the API to hold it.
+
+    `level` may be negative: a call larger than the bucket is let through when the bucket is full,
+    and leaves a debt. What calls in flight may take more than was set aside for them is the doubt:
+    a level is trusted only as far as it stands above it. A bucket that has surely been full since
+    is certain again, whatever those calls took: `fills` counts these moments.
+
+    Attributes
+    ----------
+    rate, others : float
+        What refills in a second, and what other users of the account seem to take of it.
+    capacity, level : float
+        The most it holds and what it holds at the time `at`.
+    slop_seconds : float
+        Seconds of refill that may stand above the capacity: waiting for a full bucket waits that much longer.
+    variance : float
+        Of what the calls in flight will have taken.
+    typical : float
+        What a call takes.
+    """
+
+    rate: float
+    capacity: float
+    slop_seconds: float
+    at: float
+    level: float = field(init=False)
+    variance: float = 0.0
+    fills: int = 0
+    others: float = 0.0
+    typical: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.level = self.full
+
+    @property
+    def full(self) -> float:
+        """The highest level: the capacity, and what refills while two calls may run into each other."""
+        return self.capacity + self.rate * self.slop_seconds
+
+    @property
+    def doubt(self) -> float:
+        """Three deviations of what is not settled."""
+        return _DEVIATIONS * math.sqrt(self.variance)
+
+    @property
+    def unseen(self) -> float:
+        """Three deviations of what others may have taken since the last answer told."""
+        return _DEVIATIONS * math.sqrt(self.others * _STALE_SECONDS * self.typical)
+
+    def refill(self, now: float) -> None:
+        """Let the time pass until `now`."""
+        seconds = now - self.at
+        self.level += (self.rate - self.others) * seconds
+        if self.others:
+            self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
+        self.at = now
+        if self.level >= (full := self.full) and self.level >= full + self.doubt:
+            self.level = full
+            self.variance = 0.0
+            self.fills += 1
+
+    def seconds_until(self, need: float) -> float:
+        """Seconds until `need`, or a full bucket, is surely there."""
+        wanted = min(need + self.unseen, self.capacity) + self.rate * self.slop_seconds + self.doubt
+        return max(wanted - self.level, 0.0) / (self.rate - self.others)
+
+    def take(self, amount: float, deviation: float) -> Taken:
+        """Set `amount` aside, not known better than to `deviation`."""
+        self.level = min(self.level, self.full) - amount
+        self.variance += deviation**2
+        self.typical += (amount - self.typical) * _TYPICAL_SHARE
+        return Taken(amount, deviation, self.fills)
+
+    def settle(self, taken: Taken, amount: float) -> None:
+        """Replace what was set aside by what was really used."""
+        if taken.fills == self.fills:
+            self.level += taken.amount - amount
+            self.variance = max(self.variance - taken.deviation**2, 0.0)
+
+    def rescale(self, rate: float) -> None:
+        """Take a new rate; the capacity keeps its seconds, and others their part of it."""
+        self.others *= rate / self.rate
+        self.capacity = max(self.capacity * rate / self.rate, min(self.capacity, 1.0))
+        self.rate = rate
+
+    def told(self, low: float, high: float, uncounted: float) -> None:
+        """Move the level into what a header allows: between `low` and `high`, some of it not counted yet."""
+        if high < self.level - self.rate * self.slop_seconds:
+            self._move(high)
+        elif low - uncounted > self.level:
+            self.capacity = max(self.capacity, low)
+            self._move(low - uncounted)
+
+    def _move(self, level: float) -> None:
+        """Take the level told; what is missing again and again, others must be taking."""
+        self.others += (self.level - level) / _OTHERS_SECONDS
+        self.others = min(max(self.others, 0.0), _MOST_OTHERS * self.rate)
+        self.level = level
+
+
+class Taken(NamedTuple):
+    """What was set aside in one bucket for one call."""
+
+    amount: float
+    deviation: float
+    fills: int
+
+
+@dataclass(slots=True)
+class Production:
+    """The output bucket as the API sees it: charged while answers are written, open while not in debt.
+
+    Each call in flight is taken to write at the mean speed of those before it.
+    """
+
+    rate: float
+    capacity: float
+    at: float
+    level: float = field(init=False)
+    speed: Average = field(init=False)
+    writing: int = 0
+    others: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.level = self.capacity
+        self.speed = Average(0.0, 0.0)
+
+    @property
+    def net(self) -> float:
+        """What the level gains in a second."""
+        return self.rate - self.others - self.writing * self.speed.mean
+
+    def refill(self, now: float) -> None:
+        """Let the time pass until `now`."""
+        seconds = now - self.at
+        self.level = min(self.level + self.net * seconds, self.capacity)
+        self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
+        self.at = now
+
+    def seconds_until_open(self) -> float:
+        """Seconds until the bucket is out of debt, with a margin; infinite until an answer ends."""
+        missing = self.capacity * _OPEN_MARGIN - self.level
+        if missing <= 0:
+            return 0.0
+        return missing / self.net if self.net > 0 else math.inf
+
+    def rescale(self, rate: float) -> None:
+        """Take a new rate; others keep their part of it."""
+        self.others *= rate / self.rate
+        self.rate = rate
+
+    def told(self, capacity: float, remaining: float | None) -> None:
+        """Take the level that a header tells; zero may be any debt."""
+        self.capacity = capacity
+        if remaining is not None:
+            low = remaining - _ROUNDING[2] if remaining else -math.inf
+            self.level = min(max(self.level, low), remaining + _ROUNDING[2], capacity)
+
+    def refused(self) -> None:
+        """Notice that the API is in debt where this picture was not: others must be writing too."""
+        self.level = min(self.level, 0.0)
+        self.others = min(self.others + _BLAMED_SHARE * self.rate, _MOST_OTHERS * self.rate)
+
+    def end(self, now: float, seconds: float, tokens: float) -> None:
+        """One call that was in flight for `seconds` has written `tokens`."""
+        self.refill(now)
+        self.level -= tokens - self.speed.mean * seconds
+        self.writing -= 1
+        if tokens and seconds > 0:
+            self.speed.add(tokens / seconds)
+
+
+@dataclass(slots=True)
+class Average:
+    """Mean and standard deviation of what came so far; the first mean counts as one observation."""
+
+    mean: float
+    count: float = 1.0
+    squares: float = 0.0
+
+    def add(self, value: float) -> None:
+        """Take one more observation (Welford's recurrence)."""
+        self.count += 1
+        before = value - self.mean
+        self.mean += before / self.count
+        self.squares += before * (value - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of one observation."""
+        return math.sqrt(self.squares / self.count)
+
+
+# how many at once
+
+
+@dataclass(slots=True)
+class Window:
+    """Most calls in flight at once: found out from what is answered, as nobody tells it.
+
+    As long as the API answers, more go. Where calls fail it matters which: if those fail that went when many
+    others were in flight, and those are answered that went when few were, the calls are too many. If they
+    fail by chance, an API that is overloaded by others or has a bad day, fewer at once would fail as often.
+    Times are seconds of the API; the nth call in flight is the one with which n are in flight.
+
+    Attributes
+    ----------
+    most : int
+        It never grows beyond.
+    size : float
+        What it is now.
+    borne : float
+        What it was, as far as it was borne, before the last cut.
+    slow_start : bool
+        Whether no limit was met yet.
+    trouble : float
+        Share of the latest calls that failed.
+    judged_at : float
+        When it was last asked whether there are too many; what follows are the calls sent since.
+    most_in_flight : int
+        Most of them at once.
+    answered : int
+        How many of them were answered.
+    answered_of : float
+        Of these the one that went as the nth with the largest n.
+    failures, failed_of_few : int
+        How many of them failed, and how many of these went when clearly fewer were in flight than that.
+    """
+
+    most: int
+    size: float = 0.0
+    borne: float = 0.0
+    slow_start: bool = True
+    trouble: float = 0.0
+    judged_at: float = -math.inf
+    most_in_flight: int = 1
+    answered: int = 0
+    answered_of: float = 0.0
+    failures: int = 0
+    failed_of_few: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = float(min(FIRST_CONCURRENCY, self.most))
+
+    @property
+    def calls(self) -> int:
+        """Most calls in flight, as a whole number of at least 1."""
+        return max(int(self.size), 1)
+
+    def went(self, nth: int) -> None:
+        """Take note that the nth call in flight was sent."""
+        self.most_in_flight = max(self.most_in_flight, nth)
+
+    def succeeded(self, nth: int, sent: float, in_flight: int) -> None:
+        """Learn from a call that was answered and went at `sent` as the nth; `in_flight` still are.
+
+        One more for each success at first, later one more for each round of successes. What was borne
+        before the last cut is tried again within a round or two.
+        """
+        self.trouble *= 1 - _MEMORY
+        if sent > self.judged_at:
+            self.answered += 1
+            self.answered_of = max(self.answered_of, float(nth))
+        if in_flight + 1 >= self.size / 2:
+            known = _REGAINED if self.size < self.borne else 1.0 / self.size
+            self.size = min(self.size + (1.0 if self.slow_start else known), self.most)
+
+    def failed(self, nth: int, sent: float, now: float, in_flight: int) -> None:
+        """Learn from a call that failed; where that adds up, and would help, fewer go from now on."""
+        self.trouble += _MEMORY * (1 - self.trouble)
+        if sent <= self.judged_at:
+            return
+        self.failures += 1
+        self.failed_of_few += nth < _FEWER * self.answered_of
+        at_once = min(self.size, float(self.most_in_flight))  # a window may be wider than the calls need
+        known = self.answered >= max(_ENOUGH * at_once, 1)
+        if self.trouble > _OVERLOADED and (known or self.judged_at == -math.inf):
+            by_chance = self.answered_of >= at_once or 2 * self.failed_of_few >= self.failures
+            if self.trouble >= _MOSTLY or not by_chance:
+                self._cut(0.0 if self.trouble >= _MOSTLY else self.answered_of)
+            self._begin(now, in_flight)
+
+    def grew_too_fast(self, sent: float, now: float, in_flight: int) -> None:
+        """Let fewer go: a call was refused because they had become more too fast."""
+        if sent > self.judged_at:
+            self._cut(0.0)
+            self._begin(now, in_flight)
+
+    def _cut(self, borne: float) -> None:
+        """Leave three quarters of those that went at once, and no fewer than are borne."""
+        at_once = min(self.size, float(self.most_in_flight))
+        self.borne = self.answered_of or at_once
+        self.size = min(self.size, max(_FEWER * at_once, borne, 1.0))
+        self.slow_start = self.slow_start and self.answered < max(_ENOUGH * at_once, 1)
+
+    def _begin(self, now: float, in_flight: int) -> None:
+        """Judge calls that go from now on; what is known of those before fades."""
+        self.judged_at, self.most_in_flight = now, in_flight
+        self.answered, self.failures, self.failed_of_few, self.trouble = 0, 0, 0, 0.0
+        self.answered_of *= _FEWER
+
+
+# the pacer
 
 
 @dataclass(slots=True)
@@ -204,7 +539,7 @@ class Pacer:
         now = self._clock.seconds()
         self._production.refill(now)
         waits = [self._held_until - now, self._production.seconds_until_open()]
-        doubt = DEVIATIONS * self._ratio.deviation * estimate
+        doubt = _DEVIATIONS * self._ratio.deviation * estimate
         needs = (1.0, estimate * self._ratio.mean + doubt, self._output.mean)
         for bucket, need in zip(self._buckets, needs, strict=True):
             bucket.refill(now)

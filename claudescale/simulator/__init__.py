@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
-from claudescale.simulator.account import Admission, Buckets, Desk
+from claudescale.simulator.account import Admission, Buckets, Desk, Options
 from claudescale.simulator.batches import Batches
 from claudescale.simulator.faults import Fault, Faults
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-__all__ = ["Admission", "Batches", "Buckets", "Desk", "Fault", "Faults", "Simulator"]
+__all__ = ["Admission", "Batches", "Buckets", "Desk", "Fault", "Faults", "Options", "Simulator"]
 
 START_SECONDS = 30.0
 
@@ -103,32 +103,21 @@ class Simulator:
         host: str = "127.0.0.1",
         **limits: float,
     ) -> None:
-        self.clock = Clock(speed)
-        how: dict[str, Any] = {"seed": seed, "latency": latency, "faults": faults, "written": replies}
-        how["varied"] = varied
-        self.desk = Desk(tier, now=self.clock.seconds(), bucket_seconds=bucket_seconds, **{**how, **limits})
-        self.batches = Batches(self.desk, self.clock.seconds(), batch_seconds)
-        self.url = ""
-        ready: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(host, port, ready),), daemon=True
-        )
-        self._thread.start()
-        ready.result(START_SECONDS)
-
-    async def _serve(self, host: str, port: int, ready: Future[None]) -> None:
         from claudescale.simulator.server import Shell  # noqa: PLC0415  # aiohttp is slow to import
 
-        shell = Shell(self.desk, self.batches, self.clock)
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        try:
-            self.url = await shell.start(port, host)
-        except OSError as error:
-            ready.set_exception(error)
-            return
-        ready.set_result(None)
-        await self._over.wait()
-        await shell.stop()
+        self.clock = Clock(speed)
+        options = Options(
+            tier=tier, limits=limits, seed=seed, latency=latency, faults=faults, replies=replies,
+            varied=varied, bucket_seconds=bucket_seconds, batch_seconds=batch_seconds,
+        )  # fmt: skip
+        self.desk = Desk(options, self.clock.seconds())
+        self.batches = Batches(self.desk, self.clock.seconds())
+        self._shell = Shell(self.desk, self.batches, self.clock)
+        served: Future[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        serving = self._shell.serve(host, port, served)
+        self._thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
+        self._thread.start()
+        self.url, self._loop, self._over = served.result(START_SECONDS)
 
     def client(self, **options: Any) -> AsyncAnthropic:
         """Return a client of this simulator; a run works on a copy of it that does not retry.
@@ -163,9 +152,7 @@ class Simulator:
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()
-        found: Future[dict[str, Any]] = Future()
-        self._loop.call_soon_threadsafe(lambda: found.set_result(self.desk.account.figures()))
-        return found.result()
+        return asyncio.run_coroutine_threadsafe(self._shell.stats(), self._loop).result()
 
     def close(self) -> None:
         """Stop; what is open is closed. A second call does nothing.
@@ -185,4 +172,4 @@ class Simulator:
     def __repr__(self) -> str:
         state = self.url if self._thread.is_alive() else "closed"
         tier = self.desk.terms.name
-        return f"<Simulator {state} tier={tier!r} speed={self.clock.speed:g} seed={self.desk.seed}>"
+        return f"<Simulator {state} tier={tier!r} speed={self.clock.speed:g} seed={self.desk.options.seed}>"

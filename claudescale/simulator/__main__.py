@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import socket
 import sys
@@ -13,60 +14,28 @@ from typing import TYPE_CHECKING, Any
 from claudescale.errors import UnknownTier
 from claudescale.simulator import Simulator
 from claudescale.simulator.account import LIMITS
-from claudescale.simulator.faults import KINDS, LEVELS, NAMES, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-def fault(text: str) -> tuple[str, Any]:
-    """Return a fault's kind and value from ``kind=value``, with ``@start-end`` or ``#try+try`` or both."""
-    rest, _, tries = text.strip().partition("#")
-    rest, _, span = rest.partition("@")
-    kind, _, value = rest.partition("=")
-    start, _, end = span.partition("-")
-    try:
-        if kind in LEVELS:
-            return kind, float(value)
-        numbers = {"probability": float(value or 1), "starts": float(start or 0), "ends": float(end or "inf")}
-        return kind, Fault(**numbers, tries=[int(number) for number in tries.split("+")] if tries else None)
-    except ValueError:
-        msg = f"{text!r} is not kind=value[@start-end][#try], such as 529=0.1@30-60 or create_lost=1#1"
-        raise argparse.ArgumentTypeError(msg) from None
-
-
-def faults(text: str) -> dict[str, Any]:
-    """Return faults from a list with commas between them."""
-    return dict(fault(part) for part in text.split(",") if part.strip())
-
-
 CLASS = {"tier": "1", "speed": 10.0}
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - on request only
-OPTIONS: dict[str, tuple[Any, str, str]] = {
-    "port": (int, "any free one", ""),
-    "host": (str, "127.0.0.1", "0.0.0.0 lets other machines call"),
-    "tier": (str, "start", "start, build, scale, 1 to 4"),
-    "speed": (float, "1", "API seconds per second"),
-    "seed": (int, "0", "decides replies and faults"),
-    "bucket-seconds": (float, "60", "a full bucket holds"),
-    "latency": (float, "plausible API seconds", ""),
-    "batch-seconds": (float, "plausible API seconds", ""),
-    **{name.replace("_", "-"): (float, "the tier's", "") for name in LIMITS},
-}
+NUMBERS = ("speed", "latency", "bucket_seconds", "batch_seconds", *LIMITS)
+OPTIONS: dict[str, Any] = {"port": int, "seed": int, "host": str, "tier": str, "faults": json.loads}
+OPTIONS |= dict.fromkeys(NUMBERS, float)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Return what the command line takes."""
-    what = "same wire and limits, synthetic replies, no cost. Any client can use it."
+    """Return what the command line takes: the parameters of `Simulator` that are numbers, texts or JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m claudescale.simulator",
-        description=f"A local stand-in of the Claude API: {what}",
+        description=Simulator.__doc__,
+        epilog="""--faults are JSON: '{"529": 0.1, "drop": [0.5, 30, 60]}'.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    for name, (kind, default, words) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"{words} (default: {default})".strip())
-    how = f"how often, or how many dollars, when, and at which of its tries: {', '.join((*NAMES, *KINDS))}"
-    parser.add_argument("--faults", type=faults, metavar="KIND=VALUE[@START-END][#TRY],...", help=how)
+    for name, kind in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     what = "for a class: tier 1 shared by all, at speed 10, and a board of whose calls pass"
     parser.add_argument("--class", action="store_true", dest="is_class", help=what)
     return parser

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, defaultdict, deque
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,27 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from claudescale.api import catalog
 from claudescale.api.catalog import USAGE
 from claudescale.errors import PlanError, UnknownTier, nearest
-from claudescale.simulator import replies, wire
+from claudescale.simulator import replies, requests, wire
 from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
-from claudescale.simulator.requests import (
-    VERSIONS,
-    Measured,
-    PromptCache,
-    Shares,
-    check,
-    found_model,
-    measure,
-)
 from claudescale.simulator.wire import TABLES, Answer, Problem, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from claudescale.simulator.replies import Reply
-    from claudescale.simulator.wire import Query
 
 RATES = catalog.Rates._fields
-KINDS = ("requests", "input-tokens", "output-tokens")
+KINDS, SHOWN = ("requests", "input-tokens", "output-tokens"), ("limit", "remaining", "reset")
 FURTHER = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute")
 LISTED = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
 LIMITS = (*RATES, *FURTHER)
@@ -52,70 +42,71 @@ WINDOWS = {"second": 1.0, "minute": 60.0}
 WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
 FAST_FACTOR = 2.0
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a simulator was asked to behave; `Simulator` says what each means."""
+
+    tier: Any = "start"
+    limits: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    latency: float | Callable[[dict[str, Any], int], float] | None = None
+    faults: Mapping[Any, Any] | Faults | None = None
+    replies: Callable[[dict[str, Any]], Any] | None = None
+    varied: bool = False
+    bucket_seconds: float = 60.0
+    batch_seconds: float | Callable[[int], float] | None = None
+
+
 # ------------------------------------------------------------------------------------------------- limits
 
 
-def terms(tier: Any, **limits: float) -> catalog.Tier:
+def terms(tier: Any, limits: Mapping[str, float]) -> catalog.Tier:
     """Return a tier, or a made-up one with three numbers or an object's limits, any of them replaced."""
-    for name, value in limits.items():
-        if name not in LIMITS:
-            msg = f"there is no limit {name!r}.{nearest(name, LIMITS)} Limits: {', '.join(LIMITS)}"
-            raise TypeError(msg)
-        if not value > 0:
-            msg = f"{name} must be above 0, not {value!r}"
-            raise ValueError(msg)
-    known = catalog.tier(tier) if isinstance(tier, (str, int)) else None
-    if isinstance(tier, (tuple, list)):
-        limits = dict(zip(RATES, tier, strict=True)) | limits
-    elif known is None:
-        limits = {name: getattr(tier, name) for name in LIMITS if getattr(tier, name, None)} | limits
-    rates: dict[str, Any] = {name: limits[name] for name in RATES if name in limits}
-    usual = known.limits if known else {}
+    for name in limits.keys() - {*LIMITS}:
+        msg = f"there is no limit {name!r}.{nearest(name, LIMITS)} Limits: {', '.join(LIMITS)}"
+        raise TypeError(msg)
+    if not all(value > 0 for value in limits.values()):
+        msg = f"limits must be above 0, not {limits}"
+        raise ValueError(msg)
+    known = catalog.tier(tier) if isinstance(tier, str | int) else None
+    own = {name: getattr(tier, name, None) for name in LIMITS if known is None}
+    own |= zip(RATES, tier, strict=True) if isinstance(tier, tuple | list) else {}
+    given: dict[str, Any] = {name: value for name, value in {**own, **limits}.items() if value}
+    rates, usual = {name: given[name] for name in RATES if name in given}, known.limits if known else {}
     if not usual and len(rates) < len(RATES):
-        what = (
-            f"the limits of the tier {known.name!r} are not published" if known else f"no limits in {tier!r}"
-        )
-        own = "such as Simulator((50, 30_000, 8_000)): requests, input tokens, output tokens per minute"
-        msg = f"{what}. Give your own, {own}"
+        such = "such as Simulator((50, 30_000, 8_000)): requests, input tokens, output tokens per minute"
+        msg = f"the limits of {tier!r} are not published. Give your own, {such}"
         raise UnknownTier(msg)
     promised = usual.get(PROMISED_GROUP) or catalog.Rates(**rates)
     groups = {model.rate_group for model in catalog.MODELS.values()}
-    table = {group: (usual.get(group) or promised)._replace(**rates) for group in groups}
+    table = {group: usual.get(group, promised)._replace(**rates) for group in groups}
     other = known if known and known.batch_queue_requests else catalog.tier("start")
-    further: dict[str, Any] = {name: int(limits.get(name) or getattr(other, name)) for name in FURTHER}
+    further: dict[str, Any] = {name: int(given.get(name) or getattr(other, name)) for name in FURTHER}
     return replace(other, name=known.name if known else "custom", limits=table, **further)
 
 
-def listed(tier: catalog.Tier, now: float, query: Query) -> dict[str, Any]:
-    """Return the answer to ``GET /v1/organizations/rate_limits``."""
-    at, groups = datetime.fromtimestamp(now, UTC), dict[str, list[str]]()
+def rate_limits(tier: catalog.Tier, now: float, query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the answer to ``GET /v1/organizations/rate_limits``, all on one page."""
+    at, groups = datetime.fromtimestamp(now, UTC), defaultdict[str, list[str]](list)
     for model in catalog.MODELS.values():
         if not model.verified_only and catalog.lifecycle(model, at) != "retired":
-            groups.setdefault(model.rate_group, []).extend(dict.fromkeys([model.id, model.snapshot]))
-    items = []
-    for name, models in groups.items():
-        group = {"id": f"claude_{name.replace('-', '_')}", "type": "model_group"}
-        group["display_name"] = f"Claude {name.replace('-', ' ').title()}"
-        items.append(_entry(group, models, dict(zip(LISTED, tier.limits[name], strict=True))))
+            groups[model.rate_group] += dict.fromkeys([model.id, model.snapshot])
     queue, calls, counts = (getattr(tier, name) or 0 for name in FURTHER)
-    batch = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
-    items.append(_entry({"id": "batch", "type": "batch"}, None, batch))
-    items.append(_entry({"id": "token_count", "type": "token_count"}, None, {"requests_per_minute": counts}))
-    names = ("group_type", "model", "page", "limit")
-    kind, model_id, page, limit = (query.get(name, [""])[0] for name in names)
-    items = [item for item in items if not kind or item["group"]["type"] == kind]
-    items = [item for item in items if not model_id or model_id in (item["models"] or ())]
-    if not items and model_id:
-        raise Problem(404, f"model: {model_id}")
-    start = int(page.removeprefix("page_") or 0)
-    end = start + int(limit or len(items))
-    return {"data": items[start:end], "next_page": f"page_{end}" if end < len(items) else None}
-
-
-def _entry(group: dict[str, str], models: list[str] | None, limits: dict[str, float]) -> dict[str, Any]:
-    amounts = [{"type": name, "value": round(value)} for name, value in limits.items()]
-    named = {"id": f"rl_sim_{group['id']}", "type": "rate_limit", "group": group}
-    return {**named, "models": models, "limits": amounts}
+    amounts = {name: dict(zip(LISTED, tier.limits[name], strict=True)) for name in groups}
+    amounts["batch"] = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
+    amounts["token_count"] = {"requests_per_minute": counts}
+    data = []
+    for name, limits in amounts.items():
+        models, of = groups.get(name), "model_group" if name in groups else name
+        if query.get("group_type", of) == of and query.get("model") in {None, *(models or ())}:
+            group = {"id": name, "type": of, "display_name": name.title()}
+            values = [{"type": limit, "value": round(value)} for limit, value in limits.items()]
+            entry = {"id": f"rl_sim_{name}", "type": "rate_limit", "group": group}
+            data.append({**entry, "models": models, "limits": values})
+    if "model" in query and not data:
+        raise Problem(404, f"model: {query['model']}")
+    return {"data": data, "next_page": None}
 
 
 # ------------------------------------------------------------------------------------------------ buckets
@@ -166,6 +157,13 @@ class Bucket:
         missing = min(need, self.capacity) - self.refill(now)
         return missing / self.per_second if missing > SLACK else 0.0
 
+    def take(self, now: float, kind: str, calls: str) -> None:
+        """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
+        if wait := self.wait(now):
+            words = f"This request would exceed your rate limit of {self.per_minute:,.0f} {calls} per minute."
+            raise Problem(429, words, kind, retry_after=wait)
+        self.level -= 1
+
 
 class Buckets:
     """Admission of one group of models: requests, input tokens and output tokens per minute.
@@ -176,8 +174,8 @@ class Buckets:
 
     Parameters
     ----------
-    requests, input_tokens, output_tokens : float
-        The limits per minute.
+    *per_minute : float
+        The limits: requests, input tokens, output tokens.
     bucket_seconds : float
         How many seconds' worth a full bucket holds: 60 is the whole minute, 1 enforces the limit
         by the second. The requests' bucket holds at least one.
@@ -185,19 +183,12 @@ class Buckets:
         API seconds at the start; the buckets start full.
     """
 
-    def __init__(
-        self,
-        requests: float,
-        input_tokens: float,
-        output_tokens: float,
-        bucket_seconds: float = 60,
-        now: float = 0,
-    ) -> None:
-        share = bucket_seconds / 60
-        self.requests = Bucket(requests, max(requests * share, 1.0), now)
-        self.input_tokens = Bucket(input_tokens, input_tokens * share, now)
-        self.output_tokens = Bucket(output_tokens, output_tokens * share, now)
-        self.named = dict(zip(KINDS, (self.requests, self.input_tokens, self.output_tokens), strict=True))
+    def __init__(self, *per_minute: float, bucket_seconds: float = 60, now: float = 0) -> None:
+        most = [limit * bucket_seconds / 60 for limit in per_minute]
+        most[0] = max(most[0], 1.0)
+        three = [Bucket(limit, capacity, now) for limit, capacity in zip(per_minute, most, strict=True)]
+        self.requests, self.input_tokens, self.output_tokens = three
+        self.named = dict(zip(KINDS, three, strict=True))
 
     def waits(self, now: float, *, input_tokens: float = 0) -> dict[str, float]:
         """Return the seconds until each bucket would admit the call; all zero if now."""
@@ -240,13 +231,12 @@ class Buckets:
         for name, bucket in self.named.items():
             level = bucket.refill(now)
             left = math.floor(level + SLACK) if name == "requests" else round(level / 1000) * 1000
-            full_at = now + (bucket.capacity - level) / bucket.per_second
-            found[f"{name}-limit"], found[f"{name}-remaining"] = f"{bucket.per_minute:.0f}", str(max(0, left))
-            found[f"{name}-reset"] = rfc3339(math.ceil(full_at - SLACK))
+            full_at = math.ceil(now + (bucket.capacity - level) / bucket.per_second - SLACK)
+            found[name] = f"{bucket.per_minute:.0f}", f"{max(0, left)}", rfc3339(full_at)
             parts[name] = level / max(bucket.capacity, 1.0)
-        tightest = min(KINDS[1:], key=parts.__getitem__)
-        found |= {f"tokens-{of}": found[f"{tightest}-{of}"] for of in ("limit", "remaining", "reset")}
-        return {f"anthropic-ratelimit-{name}": value for name, value in found.items()}
+        found["tokens"] = found[min(KINDS[1:], key=parts.__getitem__)]
+        figures = ((name, *pair) for name, three in found.items() for pair in zip(SHOWN, three, strict=True))
+        return {f"anthropic-ratelimit-{name}-{of}": value for name, of, value in figures}
 
 
 # --------------------------------------------------------------------------------------------------- bill
@@ -264,7 +254,7 @@ def _steps(model_id: str, mode: catalog.Mode, day: date) -> tuple[catalog.PriceS
 class Window:
     """What fell into a sliding window of time, the most that ever did, and all there was."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float = 60.0) -> None:
         self._seconds = seconds
         self._events: deque[tuple[float, float]] = deque()
         self._sum = self.most = self.total = 0.0
@@ -283,11 +273,13 @@ class Window:
         return self._sum
 
 
+@dataclass(slots=True)
 class Tally:
     """The calls of one key: how many passed and how many were refused, and their tokens."""
 
-    def __init__(self) -> None:
-        self.passed, self.refused, self.tokens = (Window(60.0) for _ in range(3))
+    passed: Window = field(default_factory=Window)
+    refused: Window = field(default_factory=Window)
+    tokens: Window = field(default_factory=Window)
 
 
 class Account:
@@ -299,49 +291,36 @@ class Account:
         self.faults: Counter[str] = Counter()
         self.billed_rows: dict[catalog.Mode, int] = {"live": 0, "batch": 0}
         self.dollars: dict[catalog.Mode, float] = {"live": 0.0, "batch": 0.0}
-        self._keys: set[bytes] = set()
-        kinds = ("requests", "input_tokens", "output_tokens")
         self.by_key: defaultdict[tuple[str, int], Tally] = defaultdict(Tally)
-        self._peaks = {(name, unit): Window(seconds) for name in kinds for unit, seconds in WINDOWS.items()}
+        self._keys: set[bytes] = set()
+        names = ("requests", "input_tokens", "output_tokens")
+        self._peaks = {(name, unit): Window(WINDOWS[unit]) for name in names for unit in WINDOWS}
 
-    def began(self, now: float, input_tokens: int) -> None:
-        """Count a call that was admitted."""
-        self.counts["in_flight"] += 1
+    def press(self, now: float, calls: int, **amounts: float) -> None:
+        """Count calls that began, or ended where there are fewer than none, and what they took at `now`."""
+        self.counts["in_flight"] += calls
         self.counts["peak_in_flight"] = max(self.counts["peak_in_flight"], self.counts["in_flight"])
-        self._press(now, "requests", 1)
-        self._press(now, "input_tokens", input_tokens)
+        for name, amount in amounts.items():
+            for unit in WINDOWS:
+                self._peaks[name, unit].add(now, amount)
 
-    def ended(self, now: float, output_tokens: int) -> None:
-        """Count the reply of a call that was admitted."""
-        self.counts["in_flight"] -= 1
-        self._press(now, "output_tokens", output_tokens)
-
-    def _press(self, now: float, name: str, amount: float) -> None:
-        for unit in WINDOWS:
-            self._peaks[name, unit].add(now, amount)
-
-    def bill(  # noqa: PLR0917 - what a bill is made of
-        self, now: float, model_id: str, mode: catalog.Mode, key: bytes, shares: Shares, reply: Reply
-    ) -> float:
-        """Add one reply to the bill, and return its dollars: none for most refusals, whose tokens count."""
-        amounts = (*shares, reply.output_tokens, reply.thinking_tokens)
-        for name, amount in zip(USAGE, amounts, strict=True):
-            self.counts[name] += amount
+    def bill(self, now: float, model_id: str, mode: catalog.Mode, key: bytes, reply: Reply) -> None:
+        """Add one reply to the bill: no dollars for most refusals, whose tokens count."""
+        amounts = (*reply.shares, reply.output_tokens, reply.thinking_tokens)
+        self.counts.update(dict(zip(USAGE, amounts, strict=True)))
         if not reply.billed:
             self.counts["free_refusals"] += 1
-            return 0.0
+            return
         steps = _steps(model_id, mode, datetime.fromtimestamp(now, UTC).date())
-        reached = [step for step in steps if shares.total_input_tokens > step.above_tokens]
+        reached = [step for step in steps if sum(reply.shares) > step.above_tokens]
         prices = reached[-1][1:] if reached else ()
         dollars = sum(amount * price for amount, price in zip(amounts, prices, strict=False))
         dollars *= catalog.CHARGES.us_factor if reply.geo == "us" else 1.0
         dollars *= FAST_FACTOR if reply.speed == "fast" else 1.0
-        dollars += WEB_SEARCH_DOLLARS * (reply.searches or 0)
         self.counts["web_searches"] += reply.searches or 0
-        self.dollars[mode] += dollars
+        self.dollars[mode] += dollars + WEB_SEARCH_DOLLARS * (reply.searches or 0)
         self.billed_rows[mode] += 1
         self._keys.add(key)
-        return dollars
 
     def figures(self) -> dict[str, Any]:
         """Return everything counted so far."""
@@ -367,12 +346,10 @@ class Admission(NamedTuple):
     key: bytes
     body: dict[str, Any]
     model: catalog.Model
-    shares: Shares
     reply: replies.Reply
     message: dict[str, Any]
     begins_at: float
     done_at: float
-    request_id: str
     fault: str | None
     tally: Tally
 
@@ -383,56 +360,32 @@ def key_of(headers: Mapping[str, str]) -> str:
 
 
 class Desk:
-    """The Messages API of one account.
+    """The Messages API of one account, since `now` in API seconds."""
 
-    Parameters
-    ----------
-    tier : str, int, tuple or object
-        Whose limits hold; see `Simulator`, also for the others.
-    now : float
-        API seconds at the start.
-    written : callable, optional
-        ``written(body)`` gives the text, or the JSON value, of each reply.
-    """
-
-    def __init__(
-        self,
-        tier: Any = "start",
-        *,
-        now: float,
-        seed: int = 0,
-        latency: float | Callable[[dict[str, Any], int], float] | None = None,
-        faults: Mapping[Any, Any] | Faults | None = None,
-        written: Callable[[dict[str, Any]], Any] | None = None,
-        varied: bool = False,
-        bucket_seconds: float = 60.0,
-        **limits: float,
-    ) -> None:
-        self.terms = terms(tier, **limits)
-        self.seed = seed
+    def __init__(self, options: Options, now: float) -> None:
+        self.options = options
+        self.terms = terms(options.tier, options.limits)
         self.account = Account()
-        self.cache = PromptCache()
-        self.faults = faults if isinstance(faults, Faults) else Faults(faults, seed)
-        self._began, self._latency, self._written = now, latency, written
-        self._varied, self._asked = varied, Counter[bytes]()
-        self._bucket_seconds = bucket_seconds
+        self.cache = requests.PromptCache()
+        given = options.faults
+        self.faults = given if isinstance(given, Faults) else Faults(given, options.seed)
         self.groups: dict[str, Buckets] = {}  # of models
         per_minute = self.terms.count_tokens_per_minute or 0
-        self._counts = Bucket(per_minute, max(1.0, per_minute * bucket_seconds / 60), now)
-        self._number = 0
+        self._counts = Bucket(per_minute, max(1.0, per_minute * options.bucket_seconds / 60), now)
+        self._began, self._number, self._asked = now, 0, Counter[bytes]()
 
     def buckets(self, model: catalog.Model, now: float) -> Buckets:
         """Return the token buckets that `model` draws from."""
         group = model.rate_group
         if group not in self.groups:
             rates = self.terms.limits[group]
-            self.groups[group] = Buckets(*rates, bucket_seconds=self._bucket_seconds, now=now)
+            self.groups[group] = Buckets(*rates, bucket_seconds=self.options.bucket_seconds, now=now)
         return self.groups[group]
 
     def next_id(self, prefix: str) -> str:
         """Return an id that was not given before."""
         self._number += 1
-        return f"{prefix}_sim{self.seed:04d}{self._number:016d}"
+        return f"{prefix}_sim{self.options.seed:04d}{self._number:016d}"
 
     # ------------------------------------------------------------------------------------------- answers
 
@@ -458,16 +411,9 @@ class Desk:
             raise Problem(401, "" if key.strip() else "x-api-key header is required")
         if admin and key.startswith(ORDINARY_KEYS):
             raise Problem(403, "This endpoint requires an Admin API key.")
-        if versioned and version not in VERSIONS:
+        if versioned and version not in requests.VERSIONS:
             wrong = "header is required" if version is None else f"{version!r} is not a valid version"
             raise Problem(400, f"anthropic-version: {wrong}")
-
-    def limit(self, bucket: Bucket, now: float, kind: str, calls: str) -> None:
-        """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
-        if wait := bucket.wait(now):
-            limit = f"your rate limit of {bucket.per_minute:,.0f} {calls} per minute"
-            raise wire.limited(limit, max(1, math.ceil(wait)), kind)
-        bucket.level -= 1
 
     def check_spending(self, now: float, *, coded: bool = True) -> None:
         """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
@@ -475,13 +421,12 @@ class Desk:
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
             if sum(self.account.dollars.values()) >= self.faults.levels.get(level, math.inf):
-                details = {"error_code": code} if code and coded else {}
-                raise Problem(status, f"{words} {until}", code or level, **details)
+                raise Problem(status, f"{words} {until}", code or level, code if coded else "")
 
     # --------------------------------------------------------------------------------------------- calls
 
     def admit(
-        self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
+        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
     ) -> Admission | Answer:
         """Decide a call to ``POST /v1/messages`` that arrives at `now`.
 
@@ -498,39 +443,41 @@ class Desk:
         try:
             read, model = self._opened(now, body, headers)
             limits = self.buckets(model, now).headers(now)
-            check(read, model, headers["anthropic-version"], headers.get("anthropic-beta", ""))
-            weighed, key = self.weighed(read, model), replies.digest(self.seed, read)
+            weighed, key = self.weighed(read, model, headers), replies.digest(self.options.seed, read)
             attempt = self.faults.attempt(key)
-            broken = self._failed(now, key, attempt) if self.faults else None
-            found = broken or self._let_in(now, key, attempt, read, model, weighed, tally)
+            found = self._failed(now, key, attempt) or self._let_in(
+                now, key, attempt, read, model, weighed, tally
+            )
         except Problem as refusal:
             refusal.headers |= limits
             found = self.refuse(refusal)
         (tally.passed if isinstance(found, Admission) else tally.refused).add(now, 1)
         return found
 
-    def count_tokens(self, now: float, raw: bytes | bytearray, headers: Mapping[str, str]) -> dict[str, int]:
+    def count_tokens(self, now: float, raw: bytes, headers: Mapping[str, str]) -> dict[str, int]:
         """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
         body, model = self._opened(now, raw, headers)
-        check(body, model, headers["anthropic-version"], headers.get("anthropic-beta", ""), counting=True)
-        self.limit(self._counts, now, "count_tokens_per_minute", "requests")
-        return {"input_tokens": measure(body, model).input_tokens}
+        requests.check(body, model, headers, counting=True)
+        self._counts.take(now, "count_tokens_per_minute", "requests")
+        return {"input_tokens": requests.measure(body, model)[-1].tokens}
 
-    def weighed(self, body: dict[str, Any], model: catalog.Model) -> Measured:
-        """Return what a request weighs, or refuse it as too long for the model."""
-        measured, most = measure(body, model), model.context_tokens
-        if measured.input_tokens > most:
-            raise Problem(400, f"prompt is too long: {measured.input_tokens} tokens > {most} maximum")
-        return measured
+    def weighed(
+        self, body: dict[str, Any], model: catalog.Model, headers: Mapping[str, str]
+    ) -> list[requests.Prefix]:
+        """Return what a request weighs, or refuse what is wrong with it, as that it is too long."""
+        requests.check(body, model, headers)
+        prefixes, most = requests.measure(body, model), model.context_tokens
+        if (tokens := prefixes[-1].tokens) > most:
+            raise Problem(400, f"prompt is too long: {tokens} tokens > {most} maximum")
+        return prefixes
 
     def _opened(
-        self, now: float, body: dict[str, Any] | bytes | bytearray, headers: Mapping[str, str]
+        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
     ) -> tuple[dict[str, Any], catalog.Model]:
         """Return the body of a call with a key and a version, and its model."""
         self.authorize(headers, versioned=True)
-        if not isinstance(body, dict):
-            body = wire.read_object(body, catalog.MESSAGE.max_bytes)
-        return body, found_model(body, now)
+        read = body if isinstance(body, dict) else wire.read_object(body, catalog.MESSAGE.max_bytes)
+        return read, requests.found_model(read, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
         """Return the first of these faults that strikes a try, and count it."""
@@ -557,48 +504,49 @@ class Desk:
 
     def _let_in(  # noqa: PLR0917 - what decides it
         self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: Measured, tally: Tally,
+        model: catalog.Model, weighed: list[requests.Prefix], tally: Tally,
     ) -> Admission:  # fmt: skip
-        least, buckets = model.cache_minimum_tokens, self.buckets(model, now)
-        shares = self.cache.shares(now, weighed, least)
+        buckets, shares = self.buckets(model, now), self.cache.shares(now, weighed)
         need = shares.limited_input_tokens
         if not buckets.admit(now, input_tokens=need):
             waits = buckets.waits(now, input_tokens=need)
             name = max(waits, key=waits.__getitem__)
             limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
-            limit, kind = f"your organization's rate limit of {limit}", f"{name.replace('-', '_')}_per_minute"
-            raise wire.limited(limit, buckets.retry_after(now, input_tokens=need), kind, AGAIN)
-        reply, shares, message = self.compose(now, key, body, model, shares, "standard")
-        self.account.began(now, shares.limited_input_tokens)
+            words = f"This request would exceed your organization's rate limit of {limit}.{AGAIN}"
+            after = buckets.retry_after(now, input_tokens=need)
+            raise Problem(429, words, f"{name.replace('-', '_')}_per_minute", retry_after=after)
+        reply, message = self.compose(now, key, body, model, shares, "standard")
+        self.account.press(now, 1, requests=1, input_tokens=reply.shares.limited_input_tokens)
         buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
-        begins, ends = replies.seconds(key, model.line, reply, shares.total_input_tokens)
-        if self._latency is not None:
-            ends = self._latency(body, reply.output_tokens) if callable(self._latency) else self._latency
+        begins, ends = replies.seconds(key, model.line, reply)
+        if (latency := self.options.latency) is not None:
+            ends = latency(body, reply.output_tokens) if callable(latency) else latency
             begins = ends / 2
         begins, ends = now + begins, now + ends
-        self.cache.keep(now, begins, weighed, least)
+        self.cache.keep(now, begins, weighed)
         buckets.produce(ends, reply.output_tokens, begin=begins)
-        fault, request_id = self.struck(AFTER, key, attempt, now), self.next_id("req")
-        return Admission(key, body, model, shares, reply, message, begins, ends, request_id, fault, tally)
+        fault = self.struck(AFTER, key, attempt, now)
+        return Admission(key, body, model, reply, message, begins, ends, fault, tally)
 
     def compose(  # noqa: PLR0917 - what makes a message
-        self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model, shares: Shares, tier: str
-    ) -> tuple[replies.Reply, Shares, dict[str, Any]]:
-        """Return the reply to a valid request, spoiled where a fault strikes it; its input; its message."""
-        if self._varied:
+        self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model,
+        shares: requests.Shares, tier: str,
+    ) -> tuple[replies.Reply, dict[str, Any]]:  # fmt: skip
+        """Return the reply to a valid request, spoiled where a fault strikes it, and its message."""
+        if self.options.varied:
             self._asked[key] += 1
             key = replies.hashed(self._asked[key], key.hex(), 16)
-        at_work = replies.Model(key, self.seed, body, model)
-        reply = at_work.reply(self._written)
+        at_work = replies.Model(key, self.options, body, model)
+        reply = at_work.reply(shares)
         struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
         if struck is not None:
             at_work.spoil(struck, reply)
-        shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        reply.shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        message = wire.message(self.next_id("msg"), model.snapshot, reply, tier)
         # Of earlier messages nothing is kept, as on the API after some time.
-        asked = (body.get("diagnostics") or {}).get("previous_message_id") is not None
-        missed = {"cache_miss_reason": {"type": "previous_message_not_found"}} if asked else None
-        message = wire.message(self.next_id("msg"), model.snapshot, reply, shares, tier)
-        return reply, shares, {**message, "diagnostics": missed}
+        if (body.get("diagnostics") or {}).get("previous_message_id") is not None:
+            message["diagnostics"] = {"cache_miss_reason": {"type": "previous_message_not_found"}}
+        return reply, message
 
     def finish(self, now: float, admission: Admission) -> Answer:
         """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
@@ -612,11 +560,11 @@ class Desk:
     def settle(self, now: float, admission: Admission) -> None:
         """Bill a reply, without making an answer."""
         reply = admission.reply
-        self.account.ended(now, reply.output_tokens)
-        admission.tally.tokens.add(now, admission.shares.limited_input_tokens + reply.output_tokens)
-        self.account.bill(now, admission.model.id, "live", admission.key, admission.shares, reply)
+        self.account.press(now, -1, output_tokens=reply.output_tokens)
+        admission.tally.tokens.add(now, reply.shares.limited_input_tokens + reply.output_tokens)
+        self.account.bill(now, admission.model.id, "live", admission.key, reply)
 
     def headers(self, now: float, admission: Admission) -> dict[str, str]:
         """Return the headers of an answer given at `now`."""
         limits = self.buckets(admission.model, now).headers(now)
-        return {**wire.MARKS, "request-id": admission.request_id, **limits}
+        return {**wire.MARKS, "request-id": self.next_id("req"), **limits}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ ROW: dict[str, int] = _KINDS["of_a_row"]
 NAMES: dict[str, str] = _KINDS["names"]
 RAMP_SECONDS = 5
 ROWS = (*ROW, "batch_expired", *ACCOUNT)
-BEFORE = (*(status for status in TABLES["errors"] if status != "405"), *ACCOUNT, *_KINDS["before"])
+BEFORE = (*TABLES["errors"], *ACCOUNT, *_KINDS["before"])
 AFTER, IN_REPLY, LEVELS = (tuple(_KINDS[when]) for when in ("after", "in_reply", "levels"))
 CREATE_BEFORE, CREATE_AFTER = (*_KINDS["create_before"], *ACCOUNT), tuple(_KINDS["create_after"])
 BATCH = (*CREATE_BEFORE, *CREATE_AFTER, *_KINDS["of_a_batch"], *ROW)
@@ -26,18 +27,14 @@ KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
 
 def trouble(kind: str, status: int = 500) -> Problem:
     """Return what a fault refuses with: the account's own trouble, or the error of a status."""
-    if kind not in ACCOUNT and kind != "429":
-        return Problem(status)
-    code = kind if kind in ACCOUNT else "ramp_limit_exceeded"
-    details = {} if kind == "organization_disabled" else {"error_code": code}
     if kind in ACCOUNT:
-        return Problem(400, ACCOUNT[kind], code, **details)
-    found = Problem(429, kind=code, **details)
-    found.headers["retry-after"] = str(RAMP_SECONDS)
-    return found
+        return Problem(400, ACCOUNT[kind], kind, "" if kind == "organization_disabled" else kind)
+    if kind != "429":
+        return Problem(status)
+    return Problem(429, kind="ramp_limit_exceeded", code="ramp_limit_exceeded", retry_after=RAMP_SECONDS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One way to fail.
 
@@ -58,7 +55,7 @@ class Fault:
     tries: Collection[int] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
+        if not isinstance(self.probability, int | float) or not 0 <= self.probability <= 1:
             msg = f"a fault's probability is from 0 to 1, not {self.probability!r}"
             raise ValueError(msg)
 
@@ -74,7 +71,7 @@ class Faults:
     ----------
     given : mapping
         By kind: a probability; or (probability, starts, ends) with API seconds since the simulator
-        began; or a `Fault`; or a list of these. Kinds: an HTTP status (400, 401, 402, 403, 404, 408,
+        began; or a `Fault`. Kinds: an HTTP status (400, 401, 402, 403, 404, 408,
         409, 413, 429 for the ramp limit, 500, 503, 504, 529), of which three have a name: ``overloaded``
         (529), ``rate_limit`` (429), ``server_error`` (500); ``drop`` (the connection closes before
         anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` or
@@ -109,8 +106,8 @@ class Faults:
     def __init__(self, given: Mapping[Any, Any] | None, seed: int = 0) -> None:
         self.seed = seed
         self.levels: dict[str, float] = {}
-        self._faults: dict[str, list[Fault]] = {}
-        self._tries: dict[bytes, int] = {}
+        self._faults: dict[str, Fault] = {}
+        self._tries: Counter[bytes] = Counter()
         if not isinstance(given, Mapping | None):
             msg = f"faults say what goes wrong and how often, such as faults={{529: 0.05}}, not {given!r}"
             raise TypeError(msg)
@@ -120,39 +117,22 @@ class Faults:
                 known = (*NAMES, *KINDS)
                 msg = f"there is no fault {kind!r}.{nearest(kind, known)} Faults: {', '.join(known)}"
                 raise ValueError(msg)
-            if kind in LEVELS and isinstance(value, int | float):
+            if kind in LEVELS:
                 self.levels[kind] = float(value)
             else:
-                several = value if isinstance(value, list) else [value]
-                self._faults.setdefault(kind, []).extend(_fault(kind, one) for one in several)
-
-    def __bool__(self) -> bool:
-        return bool(self._faults or self.levels)
+                parts = value if isinstance(value, tuple | list) else (value,)
+                self._faults[kind] = value if isinstance(value, Fault) else Fault(*parts)
 
     def attempt(self, key: bytes) -> int:
         """Count one more try of the request `key`, and return which one it is."""
-        if not self._faults:
-            return 0
-        self._tries[key] = self._tries.get(key, 0) + 1
+        if self._faults:
+            self._tries[key] += 1
         return self._tries[key]
 
     def strikes(self, kinds: tuple[str, ...], key: bytes, attempt: int, elapsed: float) -> str | None:
         """Return the first of `kinds` that strikes this try, `elapsed` API seconds after the beginning."""
         for kind in filter(self._faults.get, kinds):
-            for place, fault in enumerate(self._faults[kind]):
-                drawn = draws(key, f"{self.seed}:{kind}:{place}:{attempt}").random()
-                if fault.covers(attempt, elapsed) and drawn < fault.probability:
-                    return kind
+            drawn = draws(key, f"{self.seed}:{kind}:0:{attempt}").random()
+            if self._faults[kind].covers(attempt, elapsed) and drawn < self._faults[kind].probability:
+                return kind
         return None
-
-
-def _fault(kind: str, value: Any) -> Fault:
-    """Return what a probability, or one with the moments between which it holds, means."""
-    if isinstance(value, Fault):
-        return value
-    numbers = value if isinstance(value, tuple) else (value,)
-    if len(numbers) not in {1, 3} or not all(isinstance(number, int | float) for number in numbers):
-        msg = f"the fault {kind!r} takes a number, (probability, starts, ends) or a Fault, not {value!r}"
-        raise TypeError(msg)
-    given: dict[str, Any] = dict(zip(("probability", "starts", "ends"), map(float, numbers), strict=False))
-    return Fault(**given)

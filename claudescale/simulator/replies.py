@@ -10,17 +10,18 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api import catalog
 from claudescale.simulator.requests import pieces, resolved, tokens_in
-from claudescale.simulator.wire import TABLES
+from claudescale.simulator.wire import TABLES, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from claudescale.simulator.account import Options
+    from claudescale.simulator.requests import Shares
 
 MARK = "[simulated] "
 SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -41,7 +42,7 @@ BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
-WORDS_ASKED, EMAIL = re.compile(r"\b(\d{1,4})[ -]words?\b"), re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
+WORDS_ASKED = re.compile(r"\b(\d{1,4})[ -]words?\b")
 FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS = 20_000
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
@@ -54,6 +55,7 @@ MAX_VALUES = 5_000  # a tool may have a schema that contains itself
 class Reply:
     """One answer of a model, before it is put on the wire."""
 
+    shares: Shares  # of its input
     content: list[dict[str, Any]] = field(default_factory=list)
     stop_reason: str = "end_turn"
     stop_sequence: str | None = None
@@ -92,11 +94,11 @@ def draws(key: bytes, purpose: str = "") -> Random:
     return Random(int.from_bytes(key[:8], "big"))
 
 
-def seconds(key: bytes, line: str | None, reply: Reply, input_tokens: int) -> tuple[float, float]:
+def seconds(key: bytes, line: str | None, reply: Reply) -> tuple[float, float]:
     """Return the API seconds until a reply begins, and until it is complete."""
     own, pace = draws(key, "latency"), LINES.get(line, LINES["sonnet"])
     begins = pace["seconds_to_first_token"] * own.lognormvariate(0.0, 0.25)
-    begins += input_tokens / READING_TOKENS_PER_SECOND
+    begins += sum(reply.shares) / READING_TOKENS_PER_SECOND
     speed = pace["output_tokens_per_second"] * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
     return begins, begins + reply.output_tokens / (speed * own.lognormvariate(0.0, 0.2))
 
@@ -106,15 +108,13 @@ def _stems(words: str) -> frozenset[str]:
 
 
 NEGATORS, GOOD, BAD = (_stems(WORDS[kind]) for kind in ("negators", "good", "bad"))
-FALLBACKS, RATINGS, CONFIDENCES, ASIDES, PRAISE, BLAME = (_stems(stems) for stems in TABLES["stems"].values())
+FALLBACKS, RATINGS, ASIDES, PRAISE, BLAME = (_stems(stems) for stems in TABLES["stems"].values())
 RELATED = {stem: _stems(words) for stems, words in TABLES["topics"].items() for stem in stems.split()}
 
 
-@lru_cache(maxsize=4096)
-def label_stems(label: str) -> tuple[str, ...]:
+def label_stems(label: str) -> list[str]:
     """Return the stems of a label's words; camelCase and snake_case count as separate words."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label).replace("_", " ")
-    return tuple(word[:5].lower() for word in WORD.findall(spaced))
+    return [word[:5].lower() for word in WORD.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label))]
 
 
 def subject(text: str) -> str:
@@ -147,37 +147,40 @@ def _is_prose(sentence: str) -> bool:
 class Model:
     """A simulated model at work on one valid request, whose `digest` is `key`."""
 
-    def __init__(self, key: bytes, seed: int, body: dict[str, Any], model: catalog.Model) -> None:
-        self._key, self._body, self._model = key, body, model
+    def __init__(self, key: bytes, options: Options, body: dict[str, Any], model: catalog.Model) -> None:
+        self._key, self._options, self._body, self._model = key, options, body, model
         self._old = model.tokenizer == "2024"
         self._skill = LINES.get(model.line, LINES["sonnet"])["skill"] - OLD_SKILL_LOSS * self._old
         fields = ("tool_choice", "thinking", "output_config", "tools")
         self._choice, self._thinking, self._config, self._tools = (body.get(field) or {} for field in fields)
-        self._schema = (self._config.get("format") or {}).get("schema")
         asked = [*pieces(body["messages"][-1]["content"])]
         self._asked = "\n".join(piece.text for piece in asked)
         self._subject = subject(self._asked)
-        self._files = [file.get("source") for piece in asked for file in piece.files]
-        self._seed, self._own = seed, draws(key)
-        self._written = 0
+        files = [file["source"] for piece in asked for file in piece.files]
+        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
+        text = self._subject + (SORTED.encode(files) if files else "")
+        self._fair, self._own = draws(hashed(options.seed, text, 64), "fair"), draws(key)
+        self._root, self._written = (self._config.get("format") or {}).get("schema"), 0
 
-    def reply(self, written: Callable[[dict[str, Any]], Any] | None = None) -> Reply:
-        """Return its reply; `written` gives the text, or a JSON value, instead of its own."""
-        nowhere = self._model.id in catalog.CHARGES.no_inference_geo
-        geo = self._body.get("inference_geo") or ("not_available" if nowhere else "global")
-        reply = Reply(geo=geo, speed=self._body.get("speed") or "standard")
-        if self._body["max_tokens"] == 0:
+    def reply(self, shares: Shares) -> Reply:
+        """Return its reply."""
+        body, written = self._body, self._options.replies
+        geo = "not_available" if self._model.id in catalog.CHARGES.no_inference_geo else "global"
+        reply = Reply(
+            shares=shares, geo=body.get("inference_geo") or geo, speed=body.get("speed") or "standard"
+        )
+        if body["max_tokens"] == 0:
             reply.stop_reason = "max_tokens"
             return reply
         reply.thinking_tokens = self._thinking_tokens()
         tool = None if written else self._forced_tool()
-        self._root = tool["input_schema"] if tool else self._schema
+        self._root = tool["input_schema"] if tool else self._root
         if written or self._root is None:
-            value = written(self._body) if written else self._text()
+            value = written(body) if written else self._text()
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         else:
-            text = json.dumps(self.value(self._root), ensure_ascii=False)
-        if stops := [stop for stop in self._body.get("stop_sequences") or () if stop in text and not tool]:
+            text = self._json()
+        if stops := [stop for stop in body.get("stop_sequences") or () if stop in text and not tool]:
             reply.stop_reason, reply.stop_sequence = "stop_sequence", min(stops, key=text.index)
             text = text.partition(reply.stop_sequence)[0]
         self._cut(reply, text, tool)
@@ -202,7 +205,7 @@ class Model:
                     block["text"] = block["text"][: len(block["text"]) // 2]
             reply.output_tokens = max(reply.thinking_tokens + 1, reply.output_tokens // 2)
         if kind.startswith("refusal"):
-            reasons = REASONING.search(json.dumps(self._schema))
+            reasons = REASONING.search(json.dumps(self._config.get("format")))
             category = "reasoning_extraction" if reasons else draws(self._key, "category").choice(REFUSALS)
             details = {"type": "refusal", "category": category, "explanation": "A simulated refusal."}
             reply.stop_reason, reply.stop_details = "refusal", details
@@ -268,8 +271,14 @@ class Model:
             reply.found_tokens += own.randint(500, 2_000)
         reply.output_tokens += SEARCH_TOKENS * reply.searches
 
+    def _json(self) -> str:
+        try:
+            return json.dumps(self.value(self._root), ensure_ascii=False)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise Problem(400, f"The JSON schema is invalid: {error}") from None
+
     def _text(self) -> str:
-        chosen = self._sentences
+        chosen = sentences(self._subject)
         if asked := WORDS_ASKED.search(self._asked):
             words = " ".join(chosen).split()
             count = min(MAX_WORDS, int(asked[1]))
@@ -279,16 +288,6 @@ class Model:
         return MARK + " ".join(" ".join(chosen).split()[: self._own.randrange(25, 70)])
 
     # ---------------------------------------------------------------------------------- values of a schema
-
-    @cached_property
-    def _sentences(self) -> list[str]:
-        return sentences(self._subject)
-
-    @cached_property
-    def _fair(self) -> Random:
-        """What is right is drawn the same for every model; where one errs, and all else, by its own luck."""
-        files = SORTED.encode(self._files) if self._files else ""
-        return draws(hashed(self._seed, self._subject + files, 64), "fair")
 
     @cached_property
     def _read(self) -> tuple[Counter[str], int]:
@@ -309,20 +308,19 @@ class Model:
             return None
         if "$ref" in schema:
             return self.value(resolved(self._root, schema["$ref"]), name, depth + 1)
-        if branches := schema.get("anyOf") or schema.get("oneOf"):
+        kind = schema.get("type")
+        branches = schema.get("anyOf") or schema.get("oneOf")
+        if isinstance(kind, list):
+            branches = [{**schema, "type": one} for one in kind]
+        if branches:
             rich = [branch for branch in branches if branch.get("type") != "null"]
-            if self._is_null(branches, rich):
+            if len(rich) < len(branches) and (not rich or self._fair.random() < NULL_SHARE):
                 return None
             return self.value(rich[self._fair.randrange(len(rich))], name, depth + 1)
         if parts := schema.get("allOf"):
             values = [self.value(part, name, depth + 1) for part in parts]
             objects = [value for value in values if isinstance(value, dict)]
             return {key: value for found in objects for key, value in found.items()} if objects else values[0]
-        kind = schema.get("type")
-        if isinstance(kind, list):
-            rich = [one for one in kind if one != "null"]
-            one = "null" if self._is_null(kind, rich) else rich[0]
-            return self.value({**schema, "type": one}, name, depth + 1)
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
@@ -333,9 +331,6 @@ class Model:
             keys += [key for key in properties if key not in keys and self._fair.random() < OPTIONAL_SHARE]
             return {key: self.value(properties[key], key, depth + 1) for key in keys}
         return self._array(schema, name, depth) if kind == "array" else self._scalar(kind, schema, name)
-
-    def _is_null(self, branches: list[Any], rich: list[Any]) -> bool:
-        return len(rich) < len(branches) and (not rich or self._fair.random() < NULL_SHARE)
 
     def _array(self, schema: dict[str, Any], name: str, depth: int) -> list[Any]:
         bounds, found = _bounds(schema), list[Any]()
@@ -362,7 +357,7 @@ class Model:
             return round(value) if whole else value
         if kind == "null":
             return None
-        text = self._string(schema.get("format"), name)
+        text = self._string(schema.get("format"))
         return text[: int(bounds.get("max length", len(text)))].ljust(int(bounds.get("min length", 0)), ".")
 
     def _likeness(self, label: str) -> float:
@@ -400,21 +395,17 @@ class Model:
         stems, fair = set(label_stems(name)), self._fair
         if RATINGS & stems:
             return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._read[1])), 2)
-        if CONFIDENCES & stems:
-            return fair.randrange(60, 100) if whole else round(fair.uniform(0.6, 0.99), 2)
         found = [one for one in NUMBER.findall(self._subject[:4000]) if len(one) <= len("123456.789")]
         if found:
             value = float(found[fair.randrange(len(found))])
             return int(value) if whole else value
         return fair.randrange(1, 100) if whole else round(fair.uniform(0, 100), 2)
 
-    def _string(self, form: Any, name: str) -> str:
-        if "email" in label_stems(name) and form not in FORMATS:
-            found = EMAIL.search(self._subject)
-            return found.group() if found else "person@example.com"
+    def _string(self, form: Any) -> str:
         if form in FORMATS:
             return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
-        words = self._sentences[self._fair.randrange(len(self._sentences))].split()
+        choice = sentences(self._subject)
+        words = choice[self._fair.randrange(len(choice))].split()
         return " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
 
 

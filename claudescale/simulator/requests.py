@@ -21,7 +21,6 @@ import zlib
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -37,23 +36,16 @@ OLD_VERSION = "2023-06-01"
 VERSIONS = frozenset({OLD_VERSION, "2026-10-21"})
 GENERATION = re.compile(r"-(\d+)(?:-(\d{1,2}))?(?:-|$)")
 PREFILL_UNTIL = (4, 5)  # Claude 4.6 and later refuse an assistant message at the end
-SYSTEM_TURNS_FROM = (4, 8)
 FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
 LONG_CONTEXT = 1_000_000
 ROLES, BETAS, SAMPLING, WORDS = (TABLES[name] for name in ("roles", "betas", "sampling", "refusals"))
-FIELDS, CHOICES, TAGGED = (TABLES[name] for name in ("fields", "choices", "tagged"))
-SCHEMA = TABLES["schema"]
+FIELDS, TYPED, SCHEMA = (TABLES[name] for name in ("fields", "typed", "schema"))
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SERVED_TOOL = re.compile(TABLES["served_tools"])
-KINDS = {
-    "string": str,
-    "integer": int,
-    "boolean": bool,
-    "list": list,
-    **dict.fromkeys(("dictionary", *FIELDS), dict),
-}
+KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
+KINDS |= dict.fromkeys(FIELDS, dict)
 REQUEST_TOKENS = 4
 MESSAGE_TOKENS = 3
 SCHEMA_TOKENS = 80  # the hidden system prompt of structured outputs
@@ -61,7 +53,6 @@ TOOLS_TOKENS = 290
 LOOKBACK_BLOCKS = 20
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MINIMUM_TOKENS = 512  # cacheable prefix of models whose own is not published
-MAX_ENTRIES = 20_000
 SALT = ("model", "thinking", "output_config", "tool_choice", "speed")  # another one finds no entry
 
 Refusals: TypeAlias = "Iterator[tuple[Any, ...]]"  # what is wrong, the name of its words, what stands in them
@@ -80,27 +71,20 @@ def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
 
 
 def check(
-    body: dict[str, Any], model: catalog.Model, version: str, betas: str = "", *, counting: bool = False
+    body: dict[str, Any], model: catalog.Model, headers: Mapping[str, str], *, counting: bool = False
 ) -> None:
     """Refuse the first thing the API would refuse in a request, or in one for a token count."""
-    old = version == OLD_VERSION
-    fields = _taken(betas, old=old, counting=counting)
-    for name in body:
-        if name not in fields and f"{name}!" not in fields:
-            raise Problem(400, f"{name}: Extra inputs are not permitted")
-    for words in _fields("", body, fields, loose=bool(betas)):
-        raise Problem(400, words)
-    for wrong, words, *values in Call(body, model, betas, old=old).refusals():
-        if wrong:
-            raise Problem(400, WORDS[words].format(*values))
-
-
-@lru_cache
-def _taken(betas: str, *, old: bool, counting: bool) -> dict[str, Any]:
-    """Return the shapes of the fields that a request may have."""
+    old, betas = headers["anthropic-version"] == OLD_VERSION, headers.get("anthropic-beta", "")
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
-    fields |= dict.fromkeys(SAMPLING, "any") if old else {}
-    return fields | {name: "any" for name in BETAS if _has(betas, name)}
+    fields |= dict.fromkeys(SAMPLING if old else (), "any")
+    fields |= {name: "any" for name in BETAS if _has(betas, name)}
+    wrong = next(misfits("", body, fields, loose=bool(betas)), None)
+    if wrong := wrong or _first(Call(body, model, betas, old=old).refusals()):
+        raise Problem(400, wrong)
+
+
+def _first(refusals: Refusals) -> str | None:
+    return next((WORDS[words].format(*values) for wrong, words, *values in refusals if wrong), None)
 
 
 def _has(betas: str, name: str) -> bool:
@@ -111,12 +95,12 @@ def _has(betas: str, name: str) -> bool:
 # ------------------------------------------------------------------------------------------------- shapes
 
 
-def _fields(where: str, value: Any, spec: dict[str, Any], *, loose: bool) -> Iterator[str]:
+def misfits(where: str, value: Any, spec: dict[str, Any], *, loose: bool) -> Iterator[str]:
     """Yield where an object has other fields than a shape in `tables.toml`; `loose` takes unknown ones."""
     at = f"{where}." if where else ""
     for name, part in value.items():
         key = name if name in spec else f"{name}!"
-        if key not in spec and not loose:
+        if key not in spec and not (loose and where):
             yield f"{at}{name}: Extra inputs are not permitted"
         elif part is not None and key in spec:
             yield from _shape(at + name, part, spec[key], loose=loose)
@@ -131,40 +115,25 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         if value not in spec:
             yield f"{where}: Input should be {_either(spec)}"
         return
-    kinds = _kinds(spec)
-    name = next((one for one, kind in kinds.items() if isinstance(value, kind)), next(iter(kinds)))
-    if not isinstance(value, kinds[name]) or (name == "integer" and isinstance(value, bool)):
-        word = "dictionary" if name in FIELDS else name.partition(" of ")[0]
-        yield f"{where}: Input should be a valid {word}"
+    names = {one: one.partition(" of ")[0] for one in spec.split(" or ")}
+    name = next((one for one, kind in names.items() if KINDS.get(kind, type(value)) is type(value)), None)
+    if name is None:
+        word = names[next(iter(names))]
+        yield f"{where}: Input should be a valid {'dictionary' if word in FIELDS else word}"
     elif name.startswith("list of "):
         for place, item in enumerate(value):
             yield from _shape(f"{where}.{place}", item, name.removeprefix("list of "), loose=loose)
     elif name in FIELDS:
-        yield from _fields(where, value, FIELDS[name], loose=loose)
-    elif shapes := TAGGED.get(name) or CHOICES.get(name):
-        yield from _chosen(where, value, shapes, loose=loose, tagged=name in TAGGED)
-
-
-@lru_cache
-def _kinds(spec: str) -> dict[str, Any]:
-    """Return the kind of value that each alternative of a shape asks for."""
-    return {one: KINDS.get(one.partition(" of ")[0], object) for one in spec.split(" or ")}
-
-
-def _chosen(where: str, value: Any, shapes: Any, *, loose: bool, tagged: bool) -> Iterator[str]:
-    """Yield where a value is none of the objects that are told apart by their type."""
-    kind, wanted = (
-        value.get("type") if isinstance(value, dict) else None,
-        f"Input should be {_either(shapes)}",
-    )
-    if not isinstance(kind, str):
-        yield f"{where}.type: {'Field required' if tagged else wanted}"
-    elif kind not in shapes and not loose:
-        tag = f"Input tag {kind!r} found using 'type' does not match any of the expected tags"
-        yield f"{where}: {tag}: {', '.join(map(repr, shapes))}" if tagged else f"{where}.type: {wanted}"
-    elif shapes.get(kind, "any") != "any":
-        rest = {name: part for name, part in value.items() if name != "type"}
-        yield from _fields(f"{where}.{kind}", rest, shapes[kind], loose=loose)
+        yield from misfits(where, value, FIELDS[name], loose=loose)
+    elif shapes := TYPED.get(name):
+        kind = value.get("type") if isinstance(value, dict) else None
+        kind = kind if isinstance(kind, str) else None
+        if kind not in shapes and not (loose and kind):
+            tag = f": Input tag {kind!r} found using 'type' does not match any of the expected tags: "
+            in_list = f"{tag}{', '.join(map(repr, shapes))}"
+            yield where + (in_list if "." in where else f".type: Input should be {_either(shapes)}")
+        elif shapes.get(kind, "any") != "any":
+            yield from misfits(f"{where}.{kind}", value, {**shapes[kind], "type": "string"}, loose=loose)
 
 
 def _either(values: Iterable[str]) -> str:
@@ -180,9 +149,9 @@ class Call:
 
     def __init__(self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool) -> None:
         self.body, self.model, self.betas, self.old = body, model, betas, old
-        self.tools: list[dict[str, Any]] = body.get("tools") or []
-        self.choice: dict[str, Any] = body.get("tool_choice") or {}
-        config: dict[str, Any] = body.get("output_config") or {}
+        self.tools, self.choice, config, self.thinking = (
+            body.get(name) or {} for name in ("tools", "tool_choice", "output_config", "thinking")
+        )
         self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
         self.effort, self.format = config.get("effort"), config.get("format")
         found = GENERATION.search(model.id)
@@ -199,9 +168,6 @@ class Call:
         tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
         yield tokens < 0, "negative", "max_tokens"
         yield tokens > most, "max_tokens", tokens, most, self.model.snapshot
-        yield not tokens and self.body.get("stream"), "no_output", "stream"
-        yield not tokens and self.format, "no_output", "output_config.format"
-        yield not tokens and self.forced, "no_output", "tool_choice.type"
         for part in (self._conversation, self._tools, self._cache, self._output, self._options):
             yield from part()
 
@@ -212,77 +178,53 @@ class Call:
         for place, turn in enumerate(turns):
             where, role, content = f"messages.{place}", turn["role"], turn["content"]
             blank = isinstance(content, str) and not content.strip() and role != "assistant"
-            yield role == "system" and self.generation < SYSTEM_TURNS_FROM, "system_turn", where
             yield blank or not content, "blank_turn", where, role
             for n, block in enumerate(content if isinstance(content, list) else ()):
                 yield from self._block(f"{where}.content.{n}", role, block)
         yield turns[0]["role"] != "user", "first_turn"
         if role == "assistant":
-            blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            # A turn that the API itself paused, with its own tools in it, may be sent back as it came.
-            paused = any(block["type"] == "server_tool_use" for block in blocks)
-            yield self.generation > PREFILL_UNTIL and not paused, "prefill"
-            yield str(blocks[-1].get("text", ""))[-1:].isspace(), "prefill_blank"
+            last = content if isinstance(content, str) else str(content[-1].get("text", ""))
+            yield self.generation > PREFILL_UNTIL, "prefill"
+            yield last[-1:].isspace(), "prefill_blank"
             yield self.format, "prefill_format"
         over = self.images + self.pages > self.most_files
         yield over, "many_files", self.pages, self.images, self.most_files
 
     def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
-        kind = block["type"]
+        kind: str = block["type"]
+        source: dict[str, Any] = block.get("source") or {}
         only = role if kind == "document" and self.old else ROLES.get(kind, role)
         yield only != role, "role", where, kind, only
         if kind == "text":
             cited = block.get("citations") and role == "user" and not self.old
             yield not block["text"].strip(), "blank_text"
             yield cited, "extra", f"{where}.text.citations"
-        if kind in ("image", "document"):
-            source = block["source"]
-            insecure = source["type"] == "url" and not source["url"].lower().startswith("https://")
-            yield insecure, "insecure", f"{where}.{kind}.source.url.url"
-            if source["type"] == "base64":
-                yield from self._media(f"{where}.{kind}.source.base64", kind, source)
+        elif kind in ("image", "document") and source["type"] == "url":
+            secure = source["url"].lower().startswith("https://")
+            yield not secure, "insecure", f"{where}.{kind}.source.url.url"
+        elif kind in ("image", "document") and source["type"] == "base64":
+            yield from self._media(f"{where}.{kind}.source.base64", kind, source)
 
     def _media(self, where: str, kind: str, source: dict[str, Any]) -> Refusals:
-        """Yield what may be wrong with an image or a PDF; where it breaks off before its size that passes."""
-        kinds, named = media.IMAGES if kind == "image" else (media.PDF,), source["media_type"]
-        yield named not in kinds, "media_type", where, " or ".join(map(repr, kinds))
-        most, size = MEDIA["most_base64_bytes"], len(source["data"])
-        yield kind == "image" and size > most, "heavy", where, most // 2**20, size, most
-        try:
+        """Yield what may be wrong with an image or a PDF."""
+        kinds, raw = media.IMAGES if kind == "image" else (media.PDF,), b""
+        yield source["media_type"] not in kinds, "media_type", where, " or ".join(map(repr, kinds))
+        with suppress(ValueError):  # no base64
             raw = base64.b64decode(source["data"], validate=True)
-        except ValueError:
-            yield True, "base64", where
-        real = media.media_type(raw[: media.HEAD_BYTES])
-        yield real not in kinds, f"no_{kind}", where
-        yield real != named, "other_media", where, named, real
-        if kind == "document":
-            self.pages += media.pdf_pages(raw)[0]
-            yield self.pages > self.most_files, "many_pages", self.most_files
-            return
-        with suppress(struct.error, IndexError):
-            side, many = max(media.pixels(io.BytesIO(raw))), self.images > MEDIA["many_images"]
-            most = MEDIA["most_pixels_of_many" if many else "most_pixels"]
-            yield side > most, "pixels", where, " for many-image requests" * many, most
+        yield media.media_type(raw[: media.HEAD_BYTES]) not in kinds, f"no_{kind}", where
+        self.pages += media.pdf_pages(raw)[0] if kind == "document" else 0
 
     def _tools(self) -> Refusals:
         for place, tool in enumerate(self.tools):
             kind, name = tool.get("type") or "custom", tool.get("name")
-            at = f"tools.{place}.{kind}"
+            at, most = f"tools.{place}.{kind}", tool.get("max_uses", 1)
             if kind == "custom":
                 yield not isinstance(name, str), "missing", f"{at}.name"
                 yield not TOOL_NAME.fullmatch(str(name)), "tool_name", at, TOOL_NAME.pattern
-                yield "input_schema" not in tool, "missing", f"{at}.input_schema"
-                problem = schema_problem(json.dumps(tool["input_schema"]), strict=False)
-                yield problem, "schema", f"{at}.input_schema", problem
-            else:
-                most = tool.get("max_uses")
-                yield (
-                    not (SERVED_TOOL.fullmatch(str(kind)) or self.betas),
-                    "tool_unknown",
-                    f"tools.{place}",
-                    kind,
-                )
-                yield most is not None and not _at_least(most, 1), "max_uses", at
+                yield not isinstance(tool.get("input_schema"), dict), "missing", f"{at}.input_schema"
+            served = kind == "custom" or SERVED_TOOL.fullmatch(str(kind)) or self.betas
+            yield not served, "tool_unknown", f"tools.{place}", kind
+            yield not isinstance(most, int) or most < 1, "max_uses", at
         names, asked = [tool["name"] for tool in self.tools if tool.get("name")], self.choice.get("name")
         never = self.model.id in catalog.CHARGES.no_forced_tool
         yield any(names.count(name) > 1 for name in names), "tool_twice"
@@ -295,11 +237,8 @@ class Call:
         blocks = [*self.tools, *(system if isinstance(system, list) else ()), *self.blocks, self.body]
         marks = [block["cache_control"] for block in blocks if block.get("cache_control") is not None]
         for mark in marks:
-            right = (
-                isinstance(mark, dict) and mark.get("type") == "ephemeral" and mark.keys() <= {"type", "ttl"}
-            )
-            yield not right, "cache_type"
-            yield mark.get("ttl", "5m") not in ("5m", "1h"), "cache_life"
+            yield not isinstance(mark, dict) or mark.get("type") != "ephemeral", "cache_type"
+            yield mark.get("ttl", "5m") not in [*TTL_SECONDS], "cache_life"
         lives = [mark.get("ttl", "5m") for mark in marks]
         yield len(marks) > MAX_BREAKPOINTS, "cache_marks", MAX_BREAKPOINTS, len(marks)
         yield lives != sorted(lives), "cache_order"
@@ -309,17 +248,16 @@ class Call:
         yield self.effort is not None and not efforts, "no_effort"
         yield self.effort not in (None, *efforts), "effort", ", ".join(map(repr, efforts))
         if self.format:
-            problem = schema_problem(json.dumps(self.format["schema"]))
+            problem = schema_problem(self.format["schema"])
             cited = [block.get("citations") for block in self.blocks]
             yield not self.model.structured_outputs, "no_format"
             yield problem, "schema", "output_config.format.schema", problem
             yield any(isinstance(one, dict) and one.get("enabled") for one in cited), "cited_format"
-        thinking: dict[str, Any] = self.body.get("thinking") or {}
-        kind, may = thinking.get("type"), self.model.thinking_types
+        kind, may = self.thinking.get("type"), self.model.thinking_types
         yield kind and kind not in may, "thinking", kind, ", ".join(may) or "none"
         if kind == "enabled":
-            budget = thinking.get("budget_tokens")
-            yield not _at_least(budget, FEW_THINKING_TOKENS), "few_thinking", FEW_THINKING_TOKENS
+            budget = self.thinking.get("budget_tokens") or 0
+            yield budget < FEW_THINKING_TOKENS, "few_thinking", FEW_THINKING_TOKENS
             yield budget >= self.body.get("max_tokens", math.inf), "many_thinking"
             yield self.forced, "forced_thinking"
         elif kind != "adaptive" and kind and bound:
@@ -331,8 +269,7 @@ class Call:
         speed, stops = body.get("speed"), body.get("stop_sequences") or ()
         yield speed and model in BETAS and not _has(self.betas, model), "extra", "speed"
         yield speed == "fast" and model not in FAST, "not_here", "speed: fast mode"
-        nowhere = model in catalog.CHARGES.no_inference_geo
-        yield body.get("inference_geo") and nowhere, "no_geo"
+        yield body.get("inference_geo") and model in catalog.CHARGES.no_inference_geo, "no_geo"
         yield not all(isinstance(stop, str) for stop in stops), "kind", "stop_sequences", "list"
         yield not all(stop.strip() for stop in stops), "blank_stop"
         yield body.get("stream", 0) is None, "kind", "stream", "boolean"
@@ -341,81 +278,53 @@ class Call:
             yield other and self.model.tokenizer == "2026", "sampling", name, model
 
 
-def _at_least(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
-
-
 # ------------------------------------------------------------------------------------------------ schemas
 
-MAPPINGS, SEQUENCES = ("properties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
-WELL_FORMED: dict[str, type] = {
-    **dict.fromkeys(MAPPINGS, dict),
-    **dict.fromkeys(("required", "enum", *SEQUENCES), list),
-    **dict.fromkeys(("$ref", "format"), str),
-    "minItems": int,
-}
+
+def schema_problem(schema: dict[str, Any]) -> str | None:
+    """Return why structured outputs do not take a schema."""
+    counts, limits = Counter[str](), catalog.MESSAGE
+
+    def refusals() -> Refusals:
+        yield from _schema(schema, schema, frozenset(), counts)
+        optional, unions = limits.schema_optional_parameters, limits.schema_union_parameters
+        yield counts["optional"] > optional, "optional", counts["optional"], optional
+        yield counts["unions"] > unions, "unions", counts["unions"], unions
+
+    try:
+        return _first(refusals())
+    except (TypeError, AttributeError, RecursionError):
+        return "JSON schema is invalid"
 
 
-@lru_cache(maxsize=256)
-def schema_problem(text: str, *, strict: bool = True) -> str | None:
-    """Return why a schema is refused: it is none, or, if `strict`, structured outputs do not take it."""
-    root, counts, limits = json.loads(text), Counter[str](), catalog.MESSAGE
-    for wrong, words, *values in _schema(root, "(root)", frozenset(), root, counts if strict else None):
-        if wrong:
-            return str(WORDS[words].format(*values))
-    most = {"optional": limits.schema_optional_parameters, "unions": limits.schema_union_parameters}
-    over = (WORDS[kind].format(counts[kind], most[kind]) for kind in most if counts[kind] > most[kind])
-    return next(over, None)
-
-
-def _schema(
-    schema: Any, where: str, path: frozenset[str], root: Any, counts: Counter[str] | None
-) -> Refusals:
+def _schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Counter[str]) -> Refusals:
     """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
-    yield not isinstance(schema, dict), "schema", where, "a schema must be an object"
-    for word, of in WELL_FORMED.items():
-        wrong = not isinstance(schema.get(word, of()), of) or (schema.get(word) == [] and word != "required")
-        yield wrong, "no_schema", where, word
-    kind = schema.get("type", "null")
-    kinds, required = kind if isinstance(kind, list) else [kind], schema.get("required", ())
-    texts = all(isinstance(text, str) for text in (*kinds, *required))
-    yield not texts or not kinds, "no_schema", where, "type"
-    parts = [schema["items"]] if "items" in schema else []
-    parts += [part for word in SEQUENCES for part in schema.get(word, ())]
-    if counts is None:
-        parts += [part for word in MAPPINGS for part in schema.get(word, {}).values()]
-    else:
-        yield from _unsupported(schema, where, kinds, counts)
-        parts += schema.get("properties", {}).values()
-        if reference := schema.get("$ref"):
-            parts = [resolved(root, reference)]
-            yield reference == "#" or reference in path, "recursive"
-            yield parts == [None], "unresolved", where, reference
-            path |= {reference}
-    for part in parts:
-        yield from _schema(part, where, path, root, counts)
-
-
-def _unsupported(schema: dict[str, Any], where: str, kinds: list[str], counts: Counter[str]) -> Refusals:
-    """Yield what structured outputs may refuse of one schema's own keywords; count what they limit."""
     kind, properties, form = schema.get("type"), schema.get("properties", {}), schema.get("format", "text")
     for word in SCHEMA["refused"]:
         yield word in schema, "keyword", kind, f"property '{word}' is"
-    for one in kinds:
-        yield one not in SCHEMA["types"], "schema", where, f"type {one!r} is not supported"
-    few = schema.get("minItems", 0) in {0, 1}
-    yield not few, "keyword", "array", "'minItems' values other than 0 or 1 are"
+    for one in kind if isinstance(kind, list) else [kind or "null"]:
+        yield one not in SCHEMA["types"], "schema_type", one
+    yield schema.get("minItems", 0) not in {0, 1}, "keyword", "array", "'minItems' of more than 1 is"
     yield kind == "string" and form not in SCHEMA["formats"], "keyword", "string", f"format {form!r} is"
     yield (kind == "object" or properties) and schema.get("additionalProperties") is not False, "open"
     counts["unions"] += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
     counts["optional"] += sum(name not in schema.get("required", ()) for name in properties)
+    parts = [*properties.values(), *([schema["items"]] if "items" in schema else ())]
+    parts += [part for word in ("anyOf", "oneOf", "allOf") for part in schema.get(word, ())]
+    if reference := schema.get("$ref"):
+        parts = [resolved(root, reference)]
+        yield reference == "#" or reference in path, "recursive"
+        yield parts == [None], "unresolved", reference
+        path |= {reference}
+    for part in parts:
+        yield from _schema(part, root, path, counts)
 
 
 def resolved(root: Any, reference: str) -> Any:
     """Return the part of a schema that a reference such as ``#/$defs/Topic`` means, or None."""
-    found = root if reference.startswith("#") else None
-    for part in filter(None, reference[1:].split("/")):
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+    found = root
+    for part in reference.split("/")[1:]:
+        found = found.get(part) if isinstance(found, dict) else None
     return found
 
 
@@ -423,18 +332,11 @@ def resolved(root: Any, reference: str) -> Any:
 
 
 class Prefix(NamedTuple):
-    """A prompt from its beginning to the end of one block; `ttl` where it is marked for the cache."""
+    """A prompt from its beginning to the end of one block; `ttl` where it is marked and long enough."""
 
     tokens: int
     digest: bytes
     ttl: str | None
-
-
-class Measured(NamedTuple):
-    """What a request weighs: all its input tokens, and its prefixes where it asks for caching."""
-
-    input_tokens: int
-    prefixes: tuple[Prefix, ...] = ()
 
 
 class Shares(NamedTuple):
@@ -450,16 +352,9 @@ class Shares(NamedTuple):
         """What counts against the input limit: everything but cache reads."""
         return sum(self) - self.cache_read_input_tokens
 
-    @property
-    def total_input_tokens(self) -> int:
-        """Length of the whole prompt."""
-        return sum(self)
-
 
 def tokens_in(text: str, characters_per_token: float) -> int:
     """Return the tokens of one text; the same text always has the same."""
-    if not text:
-        return 0
     drawn = (zlib.crc32(text.encode("utf-8", "surrogatepass")) & 0xFFFF) / 0xFFFF
     return math.ceil(len(text) / (characters_per_token * (0.9 + 0.2 * drawn)))
 
@@ -474,19 +369,15 @@ class Piece(NamedTuple):
 
 def pieces(content: Any) -> Iterator[Piece]:
     """Yield each block of a `content`, `system` or `tools` field."""
-    if isinstance(content, str):
-        yield Piece(content)
-        return
-    for block in content if isinstance(content, list) else ():
-        if not isinstance(block, dict):
-            continue
-        kind, control, given = block.get("type"), block.get("cache_control"), block.get("source")
-        source = given if isinstance(given, dict) and kind == "document" else {}
+    text = {"type": "text", "text": content}
+    for block in [text] if isinstance(content, str) else content or []:
+        kind, control = block.get("type"), block.get("cache_control")
+        source = block["source"] if kind == "document" else block
         form = source.get("type")
-        if kind == "text" or form == "text":
-            yield Piece(str(block.get("text") if kind == "text" else source.get("data")), control)
-        elif kind == "tool_result" or form == "content":
-            inner = list(pieces((block if kind == "tool_result" else source).get("content")))
+        if form == "text":
+            yield Piece(source["data" if kind == "document" else "text"], control)
+        elif form in ("tool_result", "content"):
+            inner = [*pieces(source.get("content"))]
             files = tuple(file for piece in inner for file in piece.files)
             yield Piece("".join(piece.text for piece in inner), control, files)
         elif kind in ("image", "document"):
@@ -498,7 +389,7 @@ def pieces(content: Any) -> Iterator[Piece]:
 
 def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     """Return the tokens of an image or a PDF; one that does not show its size counts as one unseen."""
-    with suppress(ValueError, TypeError, AttributeError, LookupError, struct.error):  # broken, or elsewhere
+    with suppress(ValueError, LookupError, struct.error):  # broken, or elsewhere
         raw = base64.b64decode(block["source"].get("data", ""))
         found = media.media_type(raw[: media.HEAD_BYTES])
         if found == media.PDF:
@@ -508,31 +399,25 @@ def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     return media.unseen_tokens(block["type"])
 
 
-def measure(body: dict[str, Any], model: catalog.Model) -> Measured:
-    """Weigh a valid request for `model`."""
+def measure(body: dict[str, Any], model: catalog.Model) -> list[Prefix]:
+    """Weigh a valid request for `model`, block by block; the last prefix is the whole of it."""
     per_token, messages, tools = model.characters_per_token, body["messages"], body.get("tools")
-    overhead = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
+    reached = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
     if wanted := (body.get("output_config") or {}).get("format"):
-        overhead += SCHEMA_TOKENS + tokens_in(json.dumps(wanted.get("schema")), per_token)
+        reached += SCHEMA_TOKENS + tokens_in(json.dumps(wanted["schema"]), per_token)
     fields = [tools, body.get("system"), *(message["content"] for message in messages)]
-    blocks = [piece for part in fields for piece in pieces(part)]
-    counts = [
-        tokens_in(text, per_token) + sum(file_tokens(file, model.tokenizer) for file in files)
-        for text, _, files in blocks
-    ]
-    total = overhead + sum(counts)
-    automatic = body.get("cache_control")
-    if not automatic and not any(piece.cache_control for piece in blocks):
-        return Measured(total)
-    prefixes, reached = [], overhead
+    blocks, prefixes = [piece for part in fields for piece in pieces(part)], list[Prefix]()
+    least = MINIMUM_TOKENS if model.cache_minimum_tokens is None else model.cache_minimum_tokens
     digest = json.dumps([body.get(name) for name in SALT], sort_keys=True).encode()
-    for place, ((text, mark, files), tokens) in enumerate(zip(blocks, counts, strict=True), start=1):
-        reached += tokens
-        said = text + "".join(json.dumps(file.get("source"), sort_keys=True) for file in files)
+    for text, mark, files in blocks:
+        reached += tokens_in(text, per_token) + sum(file_tokens(file, model.tokenizer) for file in files)
+        said = text + "".join(json.dumps(file["source"], sort_keys=True) for file in files)
         digest = blake2b(digest + b"\0" + said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        control = mark or (automatic if place == len(blocks) else None)
-        prefixes.append(Prefix(reached, digest, control.get("ttl", "5m") if control else None))
-    return Measured(total, tuple(prefixes))
+        control = mark or (body.get("cache_control") if len(prefixes) == len(blocks) - 1 else None)
+        prefixes.append(
+            Prefix(reached, digest, control.get("ttl", "5m") if control and reached >= least else None)
+        )
+    return prefixes
 
 
 class PromptCache:
@@ -545,40 +430,34 @@ class PromptCache:
     def __init__(self) -> None:
         self._entries: dict[bytes, tuple[float, float, str]] = {}  # can be read from and until when; its life
 
-    def shares(
-        self, now: float, measured: Measured, minimum_tokens: int | None, *, may_read: bool = True
-    ) -> Shares:
+    def shares(self, now: float, prefixes: list[Prefix], *, may_read: bool = True) -> Shares:
         """Return how the request would be billed if it started now; changes nothing."""
-        marked, hit = self._found(now, measured, minimum_tokens)
-        read = reached = hit.tokens if hit and may_read else 0
+        hit = self._hit(now, prefixes) if may_read else None
+        read = reached = hit.tokens if hit else 0
         written = dict.fromkeys(TTL_SECONDS, 0)
-        for prefix in marked:
-            written[prefix.ttl or "5m"] += max(0, prefix.tokens - reached)
-            reached = max(reached, prefix.tokens)
-        return Shares(measured.input_tokens - reached, written["5m"], written["1h"], read)
+        for prefix in prefixes:
+            if prefix.ttl and prefix.tokens > reached:
+                written[prefix.ttl] += prefix.tokens - reached
+                reached = prefix.tokens
+        return Shares(prefixes[-1].tokens - reached, written["5m"], written["1h"], read)
 
-    def keep(self, now: float, begins_at: float, measured: Measured, minimum_tokens: int | None) -> None:
+    def keep(self, now: float, begins_at: float, prefixes: list[Prefix]) -> None:
         """Remember the marked prefixes of a request that starts `now` and whose reply begins later."""
-        marked, hit = self._found(now, measured, minimum_tokens)
-        used = [(hit.digest, self._entries[hit.digest][2])] if hit else []
-        used += [(one.digest, one.ttl or "5m") for one in marked if not hit or one.tokens > hit.tokens]
-        for digest, ttl in used:
+        hit = self._hit(now, prefixes)
+        used = [hit._replace(ttl=self._entries[hit.digest][2])] if hit else []
+        used += [one for one in prefixes if one.ttl and not (hit and one.tokens <= hit.tokens)]
+        for _, digest, ttl in used:
             since, until, _ = self._entries.get(digest, (math.inf, 0.0, ttl))
             since, until = (since, until) if until > now else (math.inf, 0.0)
-            self._entries[digest] = min(begins_at, since), max(now + TTL_SECONDS[ttl], until), ttl
-        if len(self._entries) > MAX_ENTRIES:
-            self._entries = {key: entry for key, entry in self._entries.items() if entry[1] > now}
+            life = TTL_SECONDS[ttl or "5m"]
+            self._entries[digest] = min(begins_at, since), max(now + life, until), ttl or "5m"
 
-    def _found(
-        self, now: float, measured: Measured, minimum_tokens: int | None
-    ) -> tuple[list[Prefix], Prefix | None]:
-        """Return the prefixes that are marked and long enough, and the longest that can be read now."""
-        minimum = MINIMUM_TOKENS if minimum_tokens is None else minimum_tokens
-        marked = [prefix for prefix in measured.prefixes if prefix.ttl and prefix.tokens >= minimum]
-        for mark in reversed(marked):
-            end = measured.prefixes.index(mark) + 1
-            for prefix in reversed(measured.prefixes[max(0, end - LOOKBACK_BLOCKS) : end]):
-                since, until, _ = self._entries.get(prefix.digest, (0.0, 0.0, ""))
-                if since <= now < until:
-                    return marked, prefix
-        return marked, None
+    def _hit(self, now: float, prefixes: list[Prefix]) -> Prefix | None:
+        """Return the longest prefix that can be read now, near enough before a mark."""
+        reach = 0
+        for prefix in reversed(prefixes):
+            reach = LOOKBACK_BLOCKS if prefix.ttl else reach - 1
+            since, until, _ = self._entries.get(prefix.digest, (math.inf, 0.0, ""))
+            if reach > 0 and since <= now < until:
+                return prefix
+        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import time
 from contextlib import suppress
 from email.utils import formatdate
@@ -12,17 +11,17 @@ from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from claudescale.api import catalog
 from claudescale.simulator import batches, wire
-from claudescale.simulator.account import listed
+from claudescale.simulator.account import rate_limits
 from claudescale.simulator.wire import Answer, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+    from concurrent.futures import Future
 
     from claudescale.clock import Clock
     from claudescale.simulator.account import Admission, Desk
@@ -31,15 +30,14 @@ if TYPE_CHECKING:
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Found = Answer | dict[str, Any] | web.StreamResponse
 
-HANG_CHECK_SECONDS = 0.2
 # Of work on batches at a stretch. A thread that drops the interpreter's lock more often than its switch
 # interval of 0.005 and takes it back at once starves the others.
 TURN_SECONDS = 0.01
-PAUSE_SECONDS = 0.02  # until the next rows of batches are looked for
-CATCH_UP_SECONDS = 0.5
+PATIENCE_SECONDS = 4.0  # of a call that waits for rows of batches which are due; clients wait ten
 LINES = 100  # of results that are written at once
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
+COLUMNS = ("passed", "refused", "tokens", "passed", "refused")
 BOARD = Template(Path(__file__).with_name("class.html").read_text("utf-8"))
 HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
 LOCAL = {HOST, "localhost", "::1"}
@@ -60,62 +58,70 @@ class Shell:
 
     def __init__(self, desk: Desk, batches: Batches, clock: Clock) -> None:
         self.desk, self.batches, self.clock = desk, batches, clock
-        self.url, self._open = "", False
-        self._runner: web.ServerRunner | None = None
-        self._worker: asyncio.Task[None] | None = None
-        self._routes: list[tuple[re.Pattern[str], Callable[..., Awaitable[Found]]]] = [
-            (re.compile("POST /v1/messages"), self._messages),
-            (re.compile("POST /v1/messages/count_tokens"), self._count_tokens),
-            (re.compile(".* /v1/messages/batches(?:/([^/]*))?(?:/(.*))?"), self._batch),
-            (re.compile("GET /v1/models(?:/(.*))?"), self._models),
-            (re.compile("GET /v1/organizations/rate_limits"), self._rate_limits),
-            (re.compile("GET /(simulator|simulator/stats|class)"), self._about),
-        ]
+        self._open = False
 
-    async def start(self, port: int = 0, host: str = HOST) -> str:
-        """Begin to listen, and return the URL."""
-        server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
-        self._runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, backlog=4096).start()
+    async def serve(self, host: str, port: int, served: Future[Any]) -> None:
+        """Listen until the event is set that `served` gets, with the URL and the loop to set it in."""
         self._open = host not in LOCAL
-        self.url = f"http://{HOST if host == EVERYWHERE else host}:{self._runner.addresses[0][1]}"
-        return self.url
-
-    async def stop(self) -> None:
-        """Stop listening and close what is open."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
+        runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port, backlog=4096).start()
+        except OSError as error:
+            served.set_exception(error)
+            return
+        over = asyncio.Event()
+        url = f"http://{HOST if host == EVERYWHERE else host}:{runner.addresses[0][1]}"
+        served.set_result((url, asyncio.get_running_loop(), over))
+        await over.wait()
+        await runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer a request: whatever its handler returns is sent, but for what is on its way already."""
         try:
-            found = await self._found(request)
-        except Problem as problem:
-            found = self.desk.refuse(problem)
+            # Whatever the answer: who is still writing does not listen.
+            raw = await request.clone(client_max_size=batches.MAX_BYTES).read()
+            found = await self._found(request, raw)
+        except (Problem, web.HTTPRequestEntityTooLarge) as problem:
+            found = self.desk.refuse(problem if isinstance(problem, Problem) else Problem(413))
         except ConnectionError:  # the client has gone half way
             return web.Response(status=499)
         if isinstance(found, web.StreamResponse):
             return found
         return await self._send(request, found if isinstance(found, Answer) else self.desk.answer(found))
 
-    async def _found(self, request: web.BaseRequest) -> Found:
-        host = request.headers.get("host", "")
+    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - the paths
+        host, desk, now = request.headers.get("host", ""), self.desk, self.clock.seconds()
         if not _is_ours(host, to_all=self._open):
             this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
             raise Problem(403, f"This simulator is {this}, not as {host[:80]!r}.")
-        for pattern, handler in self._routes:
-            if found := pattern.fullmatch(f"{request.method} {request.path}"):
-                return await handler(request, *found.groups(""))
+        match request.method, *request.path.split("/")[1:]:
+            case "POST", "v1", "messages":
+                return await self._messages(request, raw)
+            case "POST", "v1", "messages", "count_tokens":
+                return desk.count_tokens(now, raw, request.headers)
+            case _, "v1", "messages", "batches", *rest:
+                return await self._batch(request, raw, *rest)
+            case "GET", "v1", "models", *name:
+                desk.authorize(request.headers)
+                return wire.one_model(now, name[0]) if name else wire.models_page(now, request.query)
+            case "GET", "v1", "organizations", "rate_limits":
+                desk.authorize(request.headers, admin=True)
+                return rate_limits(desk.terms, now, request.query)
+            case "GET", "simulator", "stats":
+                return await self.stats()
+            case "GET", "simulator":
+                about = {"simulator": "claudescale", "speed": self.clock.speed, "now": now}
+                return {**about, "tier": desk.terms.name, "seed": desk.options.seed}
+            case "GET", "class":
+                page = board(desk, self.clock, f"http://{request.host}")
+                return web.Response(
+                    text=page, content_type="text/html", headers={"cache-control": "no-store"}
+                )
         raise Problem(404)
 
-    # ---------------------------------------------------------------------------------- messages and lists
-
-    async def _messages(self, request: web.BaseRequest) -> Found:
-        raw = await _read(request, catalog.MESSAGE.max_bytes)
+    async def _messages(self, request: web.BaseRequest, raw: bytes) -> Found:
         decision = self.desk.admit(self.clock.seconds(), raw, request.headers)
         if isinstance(decision, Answer):
             return decision
@@ -140,98 +146,47 @@ class Shell:
         finally:  # also where the client has gone: what was produced is billed
             self.desk.settle(self.clock.seconds(), admission)
 
-    async def _count_tokens(self, request: web.BaseRequest) -> Found:
-        raw = await _read(request, catalog.MESSAGE.max_bytes)
-        return self.desk.count_tokens(self.clock.seconds(), raw, request.headers)
-
-    async def _models(self, request: web.BaseRequest, name: str) -> Found:
-        self.desk.authorize(request.headers)
-        now = self.clock.seconds()
-        return wire.one_model(now, name) if name else wire.models_page(now, _query(request))
-
-    async def _rate_limits(self, request: web.BaseRequest) -> Found:
-        self.desk.authorize(request.headers, admin=True)
-        return listed(self.desk.terms, self.clock.seconds(), _query(request))
-
-    async def _about(self, request: web.BaseRequest, what: str) -> Found:
-        if what == "simulator/stats":
-            return self.desk.account.figures()
-        if what == "simulator":
-            about = {"simulator": "claudescale", "speed": self.clock.speed, "now": self.clock.seconds()}
-            return {**about, "tier": self.desk.terms.name, "seed": self.desk.seed}
-        page = board(self.desk, self.clock, f"http://{request.host}")
-        return web.Response(text=page, content_type="text/html", headers={"cache-control": "no-store"})
-
-    # ------------------------------------------------------------------------------------------- batches
-
-    async def _batch(self, request: web.BaseRequest, name: str, action: str) -> Found:
-        # Whatever the answer: who is still writing does not listen.
-        raw = await _read(request, batches.MAX_BYTES)
+    async def _batch(self, request: web.BaseRequest, raw: bytes, name: str = "", action: str = "") -> Found:
         self.desk.authorize(request.headers, versioned=True)
-        self.batches.limited(self.clock.seconds())
-        if request.method == "GET" and action != "results":
-            self.batches.poll(self.clock.seconds())
-        await self._catch_up()
-        now, batch = self.clock.seconds(), self.batches.find(name) if name else None
+        self.batches.called(self.clock.seconds(), polls=request.method == "GET" and action != "results")
+        await self._work()
+        now, url = self.clock.seconds(), f"http://{request.host}"
+        batch = self.batches.find(name) if name else None
         match request.method, batch, action:
             case "POST", None, "":
-                rows = await asyncio.to_thread(batches.requests_of, raw)  # a large one holds up nobody
-                now = self.clock.seconds()
-                version, betas = (request.headers.get(f"anthropic-{of}", "") for of in ("version", "beta"))
-                try:
-                    return self.batches.create(now, rows, version, betas)
-                finally:
-                    self._begin()
+                return self.batches.create(now, raw, request.headers)
             case "GET", None, "":
-                return self.batches.page(now, _query(request), f"http://{request.host}")
+                return wire.page(self.batches.shown(now, url), request.query)
             case "GET", batches.Batch(), "":
-                return batch.shown(now, f"http://{request.host}")
+                return batch.shown(now, url)
             case "GET", batches.Batch(), "results":
                 return await self._results(request, batch)
             case "POST", batches.Batch(), "cancel":
-                self.batches.cancel(now, batch)
-                return batch.shown(now)
+                return self.batches.cancel(now, batch)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
-        raise Problem(405 if action in {"", "cancel", "results"} else 404)
+        raise Problem(404)
 
     async def _results(self, request: web.BaseRequest, batch: Batch) -> Found:
-        lines = self.batches.results(self.clock.seconds(), batch)
-        cut = self.batches.results_cut(self.clock.seconds(), batch)
-        if cut:
-            last = lines[len(lines) // 2]
-            lines = [*lines[: len(lines) // 2], last[: len(last) // 2]]
+        lines, cut = self.batches.results(self.clock.seconds(), batch)
         parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
         headers = self.desk.answer({}).headers
         return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
-    def _begin(self) -> None:
-        """See to it that batches are worked off in the background."""
-        if self._worker is None or self._worker.done():
-            if self._worker is not None:
-                self._worker.result()
-            self._worker = asyncio.ensure_future(self._work())
-
-    async def _catch_up(self) -> None:
-        """Let batches end that have reached their end; one with much left to do goes on behind."""
-        patience = time.monotonic() + CATCH_UP_SECONDS
-        while self._overdue() and time.monotonic() < patience:
-            self._begin()
-            await asyncio.sleep(TURN_SECONDS)
-
-    def _overdue(self) -> bool:
-        return any(self.clock.seconds() >= batch.ends_at for batch in self.batches.unsettled())
+    async def stats(self) -> dict[str, Any]:
+        """Return what was counted so far, rows of batches that nobody asked for among it."""
+        await self._work()
+        return self.desk.account.figures()
 
     async def _work(self) -> None:
-        """Work off the rows of all batches as they are due, in turns after which others are served."""
-        while self.batches.unsettled():
-            for batch in self.batches.unsettled():
-                turn_ends = time.monotonic() + TURN_SECONDS
-                for _ in self.batches.work(batch, self.clock.seconds()):
-                    if time.monotonic() >= turn_ends:
-                        await asyncio.sleep(0)
-                        turn_ends = time.monotonic() + TURN_SECONDS
-            await asyncio.sleep(0 if self._overdue() else PAUSE_SECONDS)
+        """Work off the rows of batches that are due, in turns after which others are served."""
+        begun = turn = time.monotonic()
+        for _ in self.batches.work(self.clock.seconds()):
+            if time.monotonic() > turn + TURN_SECONDS:
+                await asyncio.sleep(0)
+                turn = time.monotonic()
+            if turn > begun + PATIENCE_SECONDS:
+                return
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -259,9 +214,8 @@ class Shell:
     async def _send(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
         """Write a whole answer, or what a fault leaves of it."""
         if answer.fault == "hang":
-            while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
-                await asyncio.sleep(HANG_CHECK_SECONDS)
-        if answer.fault in {"drop", "hang"}:
+            await asyncio.Event().wait()
+        if answer.fault == "drop":
             _cut_off(request)
             return web.Response(status=499)
         kind = "application/json"
@@ -275,28 +229,26 @@ class Shell:
 
 def board(desk: Desk, clock: Clock, url: str) -> str:
     """Return the page of a class: whose calls pass and whose are refused; of a key its first letters only."""
-    now, counts, buckets = clock.seconds(), [], ""
+    now, people, counts = clock.seconds(), len(desk.account.by_key), list[list[float]]()
     callers = sorted(desk.account.by_key.items(), key=lambda caller: caller[0][0].lower())
     for _, tally in callers:
-        recent = (window.recent(now) for window in (tally.passed, tally.refused, tally.tokens))
-        counts.append((*recent, tally.passed.total, tally.refused.total))
+        recent = [window.recent(now) for window in (tally.passed, tally.refused, tally.tokens)]
+        counts.append([*recent, tally.passed.total, tally.refused.total])
+    names = [*(letters for (letters, _), _ in callers), "All"]
+    rows, buckets = "", ""
+    for name, figures in zip(names, [*counts, map(sum, zip(*counts, strict=True))], strict=True):
+        cells = (
+            f'<td class="{of * (count > 0)}">{count:,.0f}'
+            for of, count in zip(COLUMNS, figures, strict=False)
+        )
+        rows += f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
     for group, three in desk.groups.items():
         buckets += f"<tr><td>{escape(group)}"
         for bucket in three.named.values():
             left, most = max(0, bucket.refill(now)), bucket.capacity
             buckets += f'<td>{left:,.0f} of {most:,.0f} <meter max="{most:.0f}" value="{left:.0f}"></meter>'
-    rows = "".join(_board_row(letters, own) for ((letters, _), _), own in zip(callers, counts, strict=True))
-    total = _board_row("All", [sum(column) for column in zip(*counts, strict=True)])
-    people = "1 key" if len(callers) == 1 else f"{len(callers)} keys"
-    parts = {"people": people, "seconds": f"{60 / clock.speed:.3g}", "url": escape(url)}
-    return BOARD.substitute(parts, buckets=buckets, rows=rows, total=total)
-
-
-def _board_row(name: str, counts: Sequence[float]) -> str:
-    """Return a row of the board, with a colour where something passed or was refused."""
-    kinds = ("passed", "refused", "tokens", "passed", "refused")
-    cells = (f'<td class="{kind * (of > 0)}">{of:,.0f}' for kind, of in zip(kinds, counts, strict=False))
-    return f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
+    parts = {"people": "1 key" if people == 1 else f"{people} keys", "seconds": f"{60 / clock.speed:.3g}"}
+    return BOARD.substitute(parts, url=escape(url), buckets=buckets, rows=rows)
 
 
 def _is_ours(host: str, *, to_all: bool) -> bool:
@@ -313,15 +265,3 @@ def _is_ours(host: str, *, to_all: bool) -> bool:
 def _cut_off(request: web.BaseRequest) -> None:
     if request.transport is not None:
         request.transport.close()
-
-
-def _query(request: web.BaseRequest) -> wire.Query:
-    return parse_qs(request.rel_url.raw_query_string)
-
-
-async def _read(request: web.BaseRequest, max_bytes: int) -> bytearray:
-    """Return the body, or as much of one that is too long as shows that it is."""
-    body = bytearray()
-    async for part in request.content.iter_any():
-        body += part[: max(0, max_bytes + 1 - len(body))]
-    return body

@@ -7,17 +7,17 @@ import math
 import re
 import tomllib
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from multidict import MultiMapping
 
     from claudescale.simulator.replies import Reply
-    from claudescale.simulator.requests import Shares
 
 MARKS = {
     "claudescale-simulator": "1",
@@ -27,19 +27,21 @@ MARKS = {
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-MOST_DELTAS = 24  # events that one block's text comes in
+DELTAS = {"text": "text", "thinking": "thinking", "signature": "signature", "input": "partial_json"}
+FEWEST_LETTERS, MOST_DELTAS = 48, 24  # in one event, a whole signature; events of one block's text
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # the API's own value for a release date it does not know
 SNAPSHOT_DATE = re.compile(r"-(\d{4})(\d{2})(\d{2})$")
 MAX_PAGE, DEFAULT_PAGE = 1000, 20
-
-Query = dict[str, list[str]]
 
 
 class Problem(Exception):
     """Why a request is refused, in the usual words of its status or its own; counted by `kind` or by type."""
 
-    def __init__(self, status: int, message: str = "", kind: str = "", **details: str) -> None:
-        self.status, self.details, self.headers = status, details, dict[str, str]()
+    def __init__(
+        self, status: int, message: str = "", kind: str = "", code: str = "", retry_after: float | None = None
+    ) -> None:
+        self.status, self.details = status, {"error_code": code} if code else {}
+        self.headers = {} if retry_after is None else {"retry-after": f"{math.ceil(max(1, retry_after))}"}
         self.type, usual = TABLES["errors"][str(status)]
         self.message, self.kind = message or usual, kind or self.type
         super().__init__(self.message)
@@ -58,13 +60,6 @@ class Answer(NamedTuple):
     headers: dict[str, str]
     body: bytes
     fault: str | None = None
-
-
-def limited(limit: str, retry_after: int, kind: str, more: str = "") -> Problem:
-    """Return the 429 of a limit."""
-    over = Problem(429, f"This request would exceed {limit}.{more}", kind)
-    over.headers["retry-after"] = str(retry_after)
-    return over
 
 
 def read_object(raw: bytes | bytearray, max_bytes: int) -> dict[str, Any]:
@@ -88,46 +83,31 @@ def json_bytes(value: Any) -> bytes:
 
 def instant(seconds: float | None) -> str | None:
     """Return a moment as the API writes it, with microseconds."""
-    return None if seconds is None else f"{rfc3339(math.floor(seconds))[:-1]}.{int(seconds % 1 * 1e6):06d}Z"
+    return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-@lru_cache(maxsize=4096)
 def rfc3339(seconds: int) -> str:
     """Return a moment in whole seconds, such as ``2026-11-22T10:00:00Z``."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 # ------------------------------------------------------------------------------------ messages and events
 
 
-def message(name: str, model: str, reply: Reply, shares: Shares, tier: str) -> dict[str, Any]:
+def message(name: str, model: str, reply: Reply, tier: str) -> dict[str, Any]:
     """Return a Message."""
-    short, hour = shares.cache_write_5m_input_tokens, shares.cache_write_1h_input_tokens
-    usage = {
-        "input_tokens": shares.input_tokens,
-        "cache_creation_input_tokens": short + hour,
-        "cache_read_input_tokens": shares.cache_read_input_tokens,
-        "cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour},
-        "output_tokens": reply.output_tokens,
-        "output_tokens_details": {"thinking_tokens": reply.thinking_tokens},
-        "service_tier": tier,
-        "speed": reply.speed,
-        "inference_geo": reply.geo,
-    }
+    uncached, short, hour, read = reply.shares
+    usage: dict[str, Any] = {"input_tokens": uncached, "cache_read_input_tokens": read}
+    usage |= {"cache_creation_input_tokens": short + hour, "service_tier": tier, "speed": reply.speed}
+    usage |= {"cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour}}
+    usage |= {"output_tokens": reply.output_tokens, "inference_geo": reply.geo}
+    usage["output_tokens_details"] = {"thinking_tokens": reply.thinking_tokens}
     if reply.searches is not None:
         usage["server_tool_use"] = {"web_fetch_requests": 0, "web_search_requests": reply.searches}
-    return {
-        "id": name,
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": reply.content,
-        "stop_reason": reply.stop_reason,
-        "stop_sequence": reply.stop_sequence,
-        "stop_details": reply.stop_details,
-        "diagnostics": None,
-        "usage": usage,
-    }
+    said: dict[str, Any] = {"id": name, "type": "message", "role": "assistant", "model": model}
+    said |= {"content": reply.content, "diagnostics": None, "usage": usage}
+    stop = {"stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence}
+    return {**said, **stop, "stop_details": reply.stop_details}
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -157,18 +137,13 @@ def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     empty = {"text": "", "thinking": "", "signature": "", "input": {}}
     start = {key: empty.get(key, value) for key, value in block.items()}
     yield {"type": "content_block_start", "index": index, "content_block": start}
-    deltas = []
-    for name, kind, part in (
-        ("text", "text_delta", "text"),
-        ("thinking", "thinking_delta", "thinking"),
-        ("input", "input_json_delta", "partial_json"),
-    ):
+    for name, part in DELTAS.items():
+        kind = "input_json_delta" if name == "input" else f"{name}_delta"
         text = json_bytes(block[name]).decode() if name == "input" and name in block else block.get(name, "")
-        size = max(8, -(-len(text) // MOST_DELTAS))
-        deltas += [{"type": kind, part: text[at : at + size]} for at in range(0, len(text), size)]
-    if "signature" in block:
-        deltas.append({"type": "signature_delta", "signature": block["signature"]})
-    yield from ({"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas)
+        size = max(FEWEST_LETTERS, -(-len(text) // MOST_DELTAS))
+        for at in range(0, len(text), size):
+            delta = {"type": kind, part: text[at : at + size]}
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
     yield {"type": "content_block_stop", "index": index}
 
 
@@ -180,21 +155,18 @@ def model_info(model: catalog.RetiredModel, at: datetime) -> dict[str, Any]:
     dated = SNAPSHOT_DATE.search(model.snapshot)
     version = model.id.removeprefix("claude-").replace("-latest", "")
     line, *numbers = SNAPSHOT_DATE.sub("", version).split("-")
-    known = model if isinstance(model, catalog.Model) else None
-    lifecycle = catalog.lifecycle(known, at) if known else "retired"
-    return {
-        "id": model.snapshot,
-        "type": "model",
-        "display_name": f"Claude {line.capitalize()} {'.'.join(numbers)}".strip(),
-        "created_at": "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME,
-        "line": model.line,
-        "lifecycle": "active" if lifecycle == "legacy" else lifecycle,
-        "deprecated_at": f"{known.deprecated_on}T00:00:00Z" if known and known.deprecated_on else None,
-        "retires_at": f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None,
-        "max_input_tokens": known.context_tokens if known else None,
-        "max_tokens": known.max_output_tokens if known else None,
-        "capabilities": _capabilities(known) if known else None,
-    }
+    shown: dict[str, Any] = {"id": model.snapshot, "type": "model", "line": model.line}
+    shown |= dict.fromkeys(("deprecated_at", "max_input_tokens", "max_tokens", "capabilities"))
+    shown["display_name"] = f"Claude {line.capitalize()} {'.'.join(numbers)}".strip()
+    shown["created_at"] = "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME
+    shown["retires_at"] = f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None
+    shown["lifecycle"] = "retired"
+    if isinstance(model, catalog.Model):
+        shown["lifecycle"] = catalog.lifecycle(model, at).replace("legacy", "active")
+        shown["deprecated_at"] = f"{model.deprecated_on}T00:00:00Z" if model.deprecated_on else None
+        shown |= {"max_input_tokens": model.context_tokens, "max_tokens": model.max_output_tokens}
+        shown["capabilities"] = _capabilities(model)
+    return shown
 
 
 def _capabilities(model: catalog.Model) -> dict[str, Any]:
@@ -204,10 +176,9 @@ def _capabilities(model: catalog.Model) -> dict[str, Any]:
     has["batch"] = {"supported": model.batch}
     has["structured_outputs"] = {"supported": model.structured_outputs}
     efforts = {name: {"supported": name in model.efforts} for name in TABLES["efforts"]}
-    types = {name: {"supported": name in model.thinking_types} for name in TABLES["choices"]["thinking"]}
+    types = {name: {"supported": name in model.thinking_types} for name in TABLES["typed"]["thinking"]}
     has["effort"] = {"supported": bool(model.efforts), **efforts}
-    has["thinking"] = {"supported": thinks, "types": types}
-    return has
+    return has | {"thinking": {"supported": thinks, "types": types}}
 
 
 def _models() -> list[catalog.RetiredModel]:
@@ -215,11 +186,11 @@ def _models() -> list[catalog.RetiredModel]:
     return [*offered, *catalog.RETIRED.values()]
 
 
-def models_page(now: float, query: Query) -> dict[str, Any]:
+def models_page(now: float, query: MultiMapping[str]) -> dict[str, Any]:
     """Return the answer to ``GET /v1/models``."""
-    asked = ",".join([*query.get("lifecycle[]", ()), *query.get("lifecycle", ())]) or "active,deprecated"
-    infos = (model_info(model, datetime.fromtimestamp(now, UTC)) for model in _models())
-    return page([info for info in infos if info["lifecycle"] in asked.split(",")], query)
+    asked, at = query.getall("lifecycle[]", ["active", "deprecated"]), datetime.fromtimestamp(now, UTC)
+    infos = (model_info(model, at) for model in _models())
+    return page([info for info in infos if info["lifecycle"] in asked], query)
 
 
 def one_model(now: float, name: str) -> dict[str, Any]:
@@ -230,18 +201,13 @@ def one_model(now: float, name: str) -> dict[str, Any]:
     raise Problem(404, f"model: {name}")
 
 
-def page(items: Sequence[dict[str, Any]], query: Query) -> dict[str, Any]:
+def page(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
     """Return one page of `items`, which have an ``id`` and are in the order of the list."""
-    text = query.get("limit", [str(DEFAULT_PAGE)])[0]
+    text, after = query.get("limit", str(DEFAULT_PAGE)), query.get("after_id")
     if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
         raise Problem(400, f"limit: Input should be a number from 1 to {MAX_PAGE}")
-    limit, ids = int(text), [item["id"] for item in items]
-    before, after = (query.get(name, [""])[0] for name in ("before_id", "after_id"))
-    end = ids.index(before) if before in ids else 0
-    start = max(0, end - limit)
-    if not before:
-        start = ids.index(after) + 1 if after in ids else 0
-        end = start + limit
-    found, more = items[start:end], start > 0 if before else end < len(items)
-    first, last = (found[0]["id"], found[-1]["id"]) if found else (None, None)
-    return {"data": found, "has_more": more, "first_id": first, "last_id": last}
+    ids = [item["id"] for item in items]
+    start = ids.index(after) + 1 if after in ids else 0
+    end = start + int(text)
+    first, last = (ids[start:end][place] if ids[start:end] else None for place in (0, -1))
+    return {"data": items[start:end], "has_more": end < len(ids), "first_id": first, "last_id": last}

@@ -14,6 +14,12 @@ BUCKETS = {"requests": BLUE, "input_tokens": ORANGE, "output_tokens": GREEN}
 GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}
+NUMBERS = "format(datum.value, datum.value < 1e4 ? ',~f' : '.3~s')"
+CLOCK = (  # of minutes
+    "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
+    "format(datum.value, '.3~f') + ' min' : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
+    " + (datum.value % 60 > 0.5 && datum.value % 60 < 59.5 ? format(datum.value % 60, ' .0f') + ' min' : '')"
+)
 # Labels and titles of axes get no colour here: the light or dark theme of the page gives it.
 # fmt: off
 THEME: dict[str, Any] = {

@@ -15,7 +15,7 @@ import polars as pl
 import polars.selectors as columns
 
 from claudescale.errors import printable
-from claudescale.views import DASHED, GREY, HEIGHT, VERMILION, WIDTH, bundle, themed
+from claudescale.views import CLOCK, DASHED, GREY, HEIGHT, VERMILION, WIDTH, bundle, themed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,12 +24,6 @@ TITLE_CHARACTERS = 84  # of the title's font, as wide as a chart with its axis a
 DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
-)
-NUMBERS = "format(datum.value, datum.value < 1e4 ? ',~f' : '.3~s')"
-CLOCK = (  # of minutes
-    "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
-    "format(datum.value, '.3~f') + ' min' : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
-    " + (datum.value % 60 > 0.5 && datum.value % 60 < 59.5 ? format(datum.value % 60, ' .0f') + ' min' : '')"
 )
 MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]

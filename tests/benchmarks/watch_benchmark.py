@@ -17,7 +17,7 @@ import sys
 
 ROUNDS = 4
 REFRESH = """
-import json, statistics, threading, time, types
+import json, statistics, time, types
 import polars as pl
 import claudescale as cs
 from claudescale.ledger.records import Attempt
@@ -39,7 +39,7 @@ job = types.SimpleNamespace(
 )
 run = types.SimpleNamespace(plan=plan, limits=limits, counts=meter, state="running", minutes=0.0, job=job)
 run.stop = run.leave = print
-panel = Panel(run, threading.Event())
+panel = Panel(run)
 for rows in (1_000, 10_000, 100_000):
     begun = time.thread_time()
     while added < rows:

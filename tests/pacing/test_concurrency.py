@@ -3,7 +3,7 @@
 import pytest
 from engine import through_desk
 
-from claudescale.pacing.concurrency import Window
+from claudescale.pacing.pacer import Window
 
 AT = 100.0
 """When calls are sent, in seconds; nothing was judged before."""

@@ -52,7 +52,7 @@ class Paced(RuleBasedStateMachine):
         self.loop = virtual.VirtualLoop()
         asyncio.set_event_loop(self.loop)
         limits = table(requests, input_tokens, 10**9)
-        self.api = Buckets(*limits.per_minute, bucket_seconds, now=0.0)
+        self.api = Buckets(*limits.per_minute, bucket_seconds=bucket_seconds, now=0.0)
         self.concurrency, self.most = concurrency, 0.4 * input_tokens / 60
         self.waiting, self.permits, self.granted = {}, [], []
         self.held_until, self.asked, self.refused_by_api = 0.0, 0, 0

@@ -20,7 +20,7 @@ from desks import (
     request,
     rows_of,
     worked,
-)
+)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,25 +28,16 @@ from claudescale.errors import UnknownTier
 from claudescale.simulator import Buckets
 from claudescale.simulator.wire import Problem
 
-# ------------------------------------------------------------------------------------------ buckets
 
-
-def test_the_bucket_starts_full_and_refills_continuously():
-    """Sixty requests a minute: all at once, then one a second; by the second only ever one by one."""
-    minute = Buckets(60, 1e9, 1e9, bucket_seconds=60, now=NOW)
+def test_buckets_refill_continuously_and_output_may_be_a_debt():
+    """Sixty requests at once, then one a second; by the second only ever one; output is owed until paid."""
+    minute, second, long = (
+        Buckets(60, 1e9, output, bucket_seconds=held, now=NOW)
+        for output, held in ((1e9, 60), (1e9, 1), (6000, 60))
+    )
     assert sum(minute.admit(NOW) for _ in range(100)) == 60
     assert [minute.admit(NOW + at) for at in (0.9, 1.0, 1.5)] == [False, True, False]
-    second = Buckets(60, 1e9, 1e9, bucket_seconds=1, now=NOW)
     assert [second.admit(NOW + at) for at in (0, 0, 0.5, 1.0, 1.0, 2.0)] == [1, 0, 0, 1, 0, 1]
-
-
-def test_too_much_input_or_output_is_a_debt_that_refuses_until_it_is_paid():
-    """A call over the whole input limit waits for a full bucket; output is taken when it is produced."""
-    large = Buckets(1000, 6000, 1e9, bucket_seconds=60, now=NOW)
-    assert large.admit(NOW, input_tokens=9000)
-    assert large.retry_after(NOW, input_tokens=100) == 31
-    assert [large.admit(NOW + at, input_tokens=100) for at in (30.9, 31.0)] == [False, True]
-    long = Buckets(1000, 1e9, 6000, bucket_seconds=60, now=NOW)
     long.produce(NOW, 6500)
     assert long.retry_after(NOW) == 6
     assert [long.admit(NOW + at) for at in (0, 5.0, 5.1)] == [False, False, True]
@@ -58,28 +49,24 @@ def test_headers_say_limit_remaining_and_time_of_full_refill():
     assert buckets.admit(NOW, input_tokens=12_400)
     buckets.produce(NOW, 9_000)
     full = [f"{datetime.fromtimestamp(NOW + wait, UTC):%Y-%m-%dT%H:%M:%SZ}" for wait in (2, 19, 68)]
-    expected = {
-        "requests": ("50", "49", full[0]),
-        "input-tokens": ("40000", "28000", full[1]),
-        "output-tokens": ("8000", "0", full[2]),
-        "tokens": ("8000", "0", full[2]),
-    }
-    parts = ("limit", "remaining", "reset")
+    output = ("8000", "0", full[2])
+    expected = {"requests": ("50", "49", full[0]), "input-tokens": ("40000", "28000", full[1])}
+    expected |= {"output-tokens": output, "tokens": output}
     assert buckets.headers(NOW) == {
         f"anthropic-ratelimit-{name}-{part}": value
         for name, values in expected.items()
-        for part, value in zip(parts, values, strict=True)
+        for part, value in zip(("limit", "remaining", "reset"), values, strict=True)
     }
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 20), st.integers(1, 3000), st.integers(0, 800)), max_size=40),
+    st.lists(st.tuples(st.floats(0, 20), st.integers(1, 9000), st.integers(0, 800)), max_size=40),
     st.sampled_from([1.0, 5.0, 60.0]),
 )
 @settings(max_examples=30, deadline=None)
 def test_no_window_is_ever_over_the_limit_and_retry_after_is_right(calls, bucket_seconds):
     """A window admits a bucket, its refill and one overdraft; a refusal takes nothing and is long enough."""
-    buckets, capacity = Buckets(60, 6000, 6000, bucket_seconds, NOW), 100 * bucket_seconds
+    buckets, capacity = Buckets(60, 6000, 6000, bucket_seconds=bucket_seconds, now=NOW), 100 * bucket_seconds
     now, admitted = NOW, []
     for gap, input_tokens, output_tokens in calls:
         now += gap
@@ -98,48 +85,51 @@ def test_no_window_is_ever_over_the_limit_and_retry_after_is_right(calls, bucket
             assert sum(sizes[:-1]) <= capacity + seconds * 100 + max(0, *sizes, capacity) - capacity + 1e-3
 
 
-# ------------------------------------------------------------------------------------------- limits
-
-
-def limits_of(*tier, **limits):
-    """Return the requests and the input tokens per minute that a call's headers tell."""
-    _, headers, _ = answered(desk(*tier, **limits), request())
-    return tuple(int(headers[f"anthropic-ratelimit-{name}-limit"]) for name in ("requests", "input-tokens"))
-
-
-def test_the_limits_are_those_of_the_tier_and_any_can_be_replaced():
-    """A name, a number or three numbers give the limits; a keyword replaces one; some need all three."""
-    assert limits_of("start") == (1_000, 2_000_000)
-    assert limits_of(1) == (50, 40_000)
-    assert limits_of((7, 8_000, 9_000)) == (7, 8_000)
-    assert limits_of("start", requests_per_minute=7) == (7, 2_000_000)
-    with pytest.raises(TypeError, match="Did you mean 'requests_per_minute'"):
-        desk("start", request_per_minute=7)
-    with pytest.raises(ValueError, match="must be above 0"):
-        desk("start", requests_per_minute=0)
-    with pytest.raises(UnknownTier, match="not published"):
-        desk("evaluation")
-    own = {"requests_per_minute": 5, "input_tokens_per_minute": 10_000, "output_tokens_per_minute": 1_000}
-    assert limits_of("evaluation", **own) == (5, 10_000)
-
-
 @pytest.mark.parametrize(
-    ("limits", "name", "text"),
+    ("tier", "limits", "expected"),
     [
-        ((1, 1e9, 1e9), "requests_per_minute", "1 requests per minute"),
-        ((1e6, 600, 1e9), "input_tokens_per_minute", "600 input tokens per minute"),
-        ((1e6, 1e9, 1), "output_tokens_per_minute", "1 output tokens per minute"),
+        ("start", {}, (1_000, 2_000_000)),
+        (1, {}, (50, 40_000)),
+        ((7, 8_000, 9_000), {}, (7, 8_000)),
+        ("start", {"requests_per_minute": 7}, (7, 2_000_000)),
+        (
+            "evaluation",
+            {f"{of}_per_minute": 9 for of in ("requests", "input_tokens", "output_tokens")},
+            (9, 9),
+        ),
+        ("start", {"request_per_minute": 7}, (TypeError, "Did you mean 'requests_per_minute'")),
+        ("start", {"requests_per_minute": 0}, (ValueError, "must be above 0")),
+        ("evaluation", {}, (UnknownTier, "not published")),
     ],
 )
-def test_each_limit_refuses_with_429_and_when_to_come_back(limits, name, text):
+def test_the_limits_are_those_of_the_tier_and_any_can_be_replaced(tier, limits, expected):
+    """A name, a number or three numbers give the limits; a keyword replaces one; some need all three."""
+    if isinstance(expected[0], type):
+        with pytest.raises(expected[0], match=expected[1]):
+            desk(tier, **limits)
+    else:
+        _, headers, _ = answered(desk(tier, **limits), request())
+        found = (headers[f"anthropic-ratelimit-{name}-limit"] for name in ("requests", "input-tokens"))
+        assert tuple(map(int, found)) == expected
+
+
+LIMITS = {"1 requests": (1, 1e9, 1e9), "600 input tokens": (1e6, 600, 1e9), "1 output tokens": (1e6, 1e9, 1)}
+
+
+@pytest.mark.parametrize(("says", "limits"), LIMITS.items())
+def test_each_limit_refuses_with_429_and_when_to_come_back(says, limits):
     """The 429 names the limit; the call succeeds after retry-after."""
-    at, body = desk(limits), request("word " * 400)
+    at, body, now = (
+        desk(limits),
+        request("word " * 400),
+        NOW + 20,
+    )  # after the reply, whose output may be owed
     message_of(body, at)
-    now = NOW + 20  # after the reply, whose output may be owed
     status, headers, error = answered(at, body, now)
     assert (status, error["error"]["type"]) == (429, "rate_limit_error")
-    assert text in error["error"]["message"]
-    assert at.account.figures()["refused"] == {name: 1}
+    assert f"{says} per minute" in error["error"]["message"]
+    name = says.split(maxsplit=1)[1].replace(" ", "_")
+    assert at.account.figures()["refused"] == {f"{name}_per_minute": 1}
     message_of(body, at, now + int(headers["retry-after"]))
 
 
@@ -153,9 +143,6 @@ def test_models_of_one_group_share_their_limits_and_counting_has_its_own():
     with pytest.raises(Problem, match="rate limit of 2 requests") as refused:
         at.count_tokens(NOW, body, HEADERS)
     at.count_tokens(NOW + int(refused.value.headers["retry-after"]), body, HEADERS)
-
-
-# --------------------------------------------------------------------------------------------- bill
 
 
 @pytest.mark.parametrize("ttl", [None, "5m", "1h"])
@@ -173,19 +160,19 @@ def test_the_bill_is_the_list_price_of_each_reply(model, characters, ttl):
     assert at.account.figures()["dollars"] == pytest.approx(float(price.total_price), rel=1e-9)
 
 
-def dollars_by_hand(message, batch):
-    """Return what a message on Haiku or Opus 5.5 costs, from the price page."""
-    usage = message["usage"]
-    per_input, per_output = (0.10, 0.50) if message["model"] == HAIKU else (4.0, 20.0)
-    factor = (0.5 if batch else 1.0) * (1.1 if usage["inference_geo"] == "us" else 1.0)
-    factor *= 2.0 if usage["speed"] == "fast" else 1.0
-    tokens = usage["input_tokens"] * per_input + usage["output_tokens"] * per_output
-    return factor * tokens / 1e6 + 0.01 * (searches_of(message) or 0)
-
-
 def searches_of(message):
     """Return how many searches of the web a message counts; None where it counts none."""
     return (message["usage"].get("server_tool_use") or {}).get("web_search_requests")
+
+
+def dollars_by_hand(message):
+    """Return what a message on Haiku or Opus 5.5 costs, from the price page."""
+    usage = message["usage"]
+    per_input, per_output = (0.10, 0.50) if message["model"] == HAIKU else (4.0, 20.0)
+    factor = (0.5 if usage["service_tier"] == "batch" else 1.0) * (2.0 if usage["speed"] == "fast" else 1.0)
+    factor *= 1.1 if usage["inference_geo"] == "us" else 1.0
+    tokens = usage["input_tokens"] * per_input + usage["output_tokens"] * per_output
+    return factor * tokens / 1e6 + 0.01 * (searches_of(message) or 0)
 
 
 def test_searches_geography_and_fast_mode_are_sent_and_billed():
@@ -194,12 +181,10 @@ def test_searches_geography_and_fast_mode_are_sent_and_billed():
     options = [{}, {"tools": [SEARCH]}, us, {"tools": [SEARCH], **us}]
     bodies = [request(f"row {n}", max_tokens=8_000, **options[n % 4]) for n in range(40)]
     live = [message_of(body, at) for body in bodies]
-    late = [result["message"] for _, result in sorted(worked(batches_of(at), rows_of(*bodies)).items())]
+    late = [result["message"] for result in worked(batches_of(at), rows_of(*bodies)).values()]
     fast = [message_of(request(model=OPUS, speed="fast", inference_geo=geo), at) for geo in ("us", "global")]
-    whole = sum(dollars_by_hand(message, batch=False) for message in live + fast)
-    whole += sum(dollars_by_hand(message, batch=True) for message in late)
     figures = at.account.figures()
-    assert figures["dollars"] == pytest.approx(whole, abs=1e-9)
+    assert figures["dollars"] == pytest.approx(sum(map(dollars_by_hand, live + late + fast)), abs=1e-9)
     assert figures["web_searches"] == sum(searches_of(message) or 0 for message in live + late)
     assert {searches_of(message) for message in live[1::2]} == {0, 1, 2, 3}
     assert {searches_of(message) for message in live[::2]} == {None}

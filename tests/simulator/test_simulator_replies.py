@@ -31,11 +31,12 @@ from claudescale.simulator import Fault, Simulator
 from claudescale.simulator.replies import MARK
 from claudescale.simulator.wire import TABLES
 
-# ------------------------------------------------------------------------------------------ replies
-
 
 def test_a_reply_depends_on_the_seed_and_the_body_alone():
-    """Neither order, time, tier nor earlier calls change a reply; the seed does; every text is marked."""
+    """Neither order, time, tier nor earlier calls change a reply; the seed does; every text is marked.
+
+    Where it is varied an equal request is answered anew, each time it is asked, in an order by seed.
+    """
     bodies = [request(f"Row {n}: the screen froze. It was slow. I like the case.") for n in range(30)]
     one, two, other = desk(seed=3), desk("start", seed=3), desk(seed=4)
     first = [text_of(message_of(body, one)) for body in bodies]
@@ -43,50 +44,40 @@ def test_a_reply_depends_on_the_seed_and_the_body_alone():
     assert first == later[::-1]
     assert first != [text_of(message_of(body, other)) for body in bodies]
     assert all(text.startswith(MARK) for text in first)
-    at = desk(written=lambda body: {"seen": body["messages"][0]["content"]})
+    varied = [desk(varied=True), desk(varied=True)]
+    one, two = ([text_of(message_of(request(LONG), at)) for _ in range(6)] for at in varied)
+    assert one == two
+    assert len(set(one)) > 1
+
+
+def test_replies_of_ones_own_are_sent_and_a_stop_sequence_ends_them():
+    """A value comes as JSON; a text ends before the first of the sequences, and the reply names it."""
+    at = desk(replies=lambda body: {"seen": body["messages"][0]["content"]})
     assert json.loads(text_of(message_of(request("abc"), at))) == {"seen": "abc"}
-
-
-def test_a_varied_simulator_answers_an_equal_request_anew():
-    """Each time it is asked; a second one with the same seed gives the same answers in the same order."""
-    body = request(f"Row 1: {LONG}")
-    one, two = desk(varied=True), desk(varied=True)
-    replies = [text_of(message_of(body, one, NOW + n)) for n in range(6)]
-    assert len(set(replies)) > 1
-    assert replies == [text_of(message_of(body, two, NOW + n)) for n in range(6)]
-
-
-def test_max_tokens_cuts_and_thinking_counts_in_it():
-    """With little room the answer is cut or missing, and never more than max_tokens is billed."""
-    empty, high = 0, {"output_config": {"effort": "high"}}
-    for number in range(30):
-        message = message_of(request(f"Row {number}: {LONG}", max_tokens=12, **high))
-        assert message["stop_reason"] == "max_tokens"
-        assert message["usage"]["output_tokens"] <= 12
-        empty += [block["type"] for block in message["content"]] == ["thinking"]
-    assert 5 < empty < 30
-
-
-def test_thinking_can_be_kept_off_where_the_model_allows_it():
-    """Haiku 5.5 thinks on some rows by default, and on none with thinking disabled."""
-    off = {"thinking": {"type": "disabled"}}
-    thought = [0, 0]
-    for number in range(30):
-        for which, changes in enumerate(({}, off)):
-            message = message_of(request(f"Row {number}", **changes))
-            tokens = message["usage"]["output_tokens_details"]["thinking_tokens"]
-            assert (tokens > 0) == any(block["type"] == "thinking" for block in message["content"])
-            thought[which] += tokens > 0
-    assert 5 < thought[0] < 25
-    assert thought[1] == 0
-
-
-def test_a_stop_sequence_ends_the_text():
-    """The text ends before the first of them, and the reply names it."""
     body = request(stop_sequences=["three", "two"], thinking={"type": "disabled"})
-    message = message_of(body, desk(written=lambda _: "One two three"))
+    message = message_of(body, desk(replies=lambda _: "One two three"))
     found = text_of(message), message["stop_reason"], message["stop_sequence"]
     assert found == ("One ", "stop_sequence", "two")
+
+
+def test_thinking_counts_in_max_tokens_and_can_be_kept_off():
+    """With little room the answer is cut or missing; Haiku 5.5 thinks on some rows, disabled on none."""
+    kinds, thought = ("adaptive", "disabled"), Counter()
+    for number in range(30):
+        message = message_of(
+            request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
+        )
+        assert message["stop_reason"] == "max_tokens"
+        assert message["usage"]["output_tokens"] <= 12
+        thought["alone"] += [block["type"] for block in message["content"]] == ["thinking"]
+        for kind in kinds:
+            message = message_of(request(f"Row {number}", thinking={"type": kind}))
+            tokens = message["usage"]["output_tokens_details"]["thinking_tokens"]
+            assert (tokens > 0) == any(block["type"] == "thinking" for block in message["content"])
+            thought[kind] += tokens > 0
+    assert 5 < thought["alone"] < 30
+    assert 5 < thought["adaptive"] < 25
+    assert thought["disabled"] == 0
 
 
 def test_a_forced_tool_is_used_with_input_that_fits():
@@ -113,26 +104,21 @@ def test_classification_looks_plausible_and_better_models_err_less():
     assert right[HAIKU] / 200 > 0.85
 
 
-def test_bounds_that_are_told_in_words_are_obeyed():
+BOUNDS = [
+    ("integer", "(maximum: 5, minimum: 4)", lambda value: 4 <= value <= 5),
+    ("number", "(exclusive maximum: 1, exclusive minimum: 0)", lambda value: 0 < value < 1),
+    ("string", "(max length: 4, min length: 2)", lambda value: 2 <= len(value) <= 4),
+    ("array", "(max items: 2, min items: 2)", lambda value: len(value) == 2),
+]
+
+
+@pytest.mark.parametrize(("kind", "words", "holds"), BOUNDS)
+def test_bounds_that_are_told_in_words_are_obeyed(kind, words, holds):
     """Where the API has no keyword for a bound it stands in the description, and the replies keep to it."""
-    number, few = {"type": "number"}, "(max items: 2, min items: 2)"
-    properties = {
-        "score": {"type": "integer", "description": "(maximum: 5, minimum: 4)"},
-        "part": {**number, "description": "(exclusive maximum: 1, exclusive minimum: 0)"},
-        "tag": {"type": "string", "description": "(max length: 4, min length: 2)"},
-        "few": {"type": "array", "items": {"type": "integer"}, "description": few},
-    }
-    schema = {**SENTIMENT, "properties": properties, "required": [*properties]}
+    schema = {**SENTIMENT, "properties": {"x": {"type": kind, "description": words}}, "required": ["x"]}
     for seed in range(8):
         body = request(f"{seed} parcels of 300 were late, {seed * 7} came.", max_tokens=9_000, **form(schema))
-        written = json.loads(text_of(message_of(body, desk(seed=seed))))
-        assert 4 <= written["score"] <= 5
-        assert 0 < written["part"] < 1
-        assert 2 <= len(written["tag"]) <= 4
-        assert len(written["few"]) == 2
-
-
-# -------------------------------------------------------------------------------- tokens and caching
+        assert holds(json.loads(text_of(message_of(body, desk(seed=seed))))["x"])
 
 
 def test_token_counts_are_near_the_estimate():
@@ -167,17 +153,13 @@ def test_a_prefix_is_written_then_read_until_its_time_is_up():
     assert shares(message_of(cached("a", model=OLD)))[1:] == (0, 0)  # too short for 4.5
 
 
-def test_calls_that_start_together_all_write():
-    """The entry can be read only after the first reply has begun."""
+def test_calls_that_start_together_all_write_and_reads_do_not_count_against_the_input_limit():
+    """An entry can be read only after the first reply has begun; with room for one prefix many reads pass."""
     at = desk(latency=4.0)
     together = [at.admit(NOW + 0.1 * number, cached(f"row {number}"), HEADERS) for number in range(5)]
-    later = at.admit(NOW + 2.1, cached("later"), HEADERS)
-    assert [call.shares.cache_read_input_tokens for call in together] == [0] * 5
-    assert later.shares.cache_read_input_tokens == together[0].shares.cache_write_5m_input_tokens > 512
-
-
-def test_cache_reads_do_not_count_against_the_input_limit():
-    """With room for one prefix a minute, many calls that read it are admitted."""
+    later = at.admit(NOW + 2.1, cached("later"), HEADERS).reply.shares
+    assert [call.reply.shares.cache_read_input_tokens for call in together] == [0] * 5
+    assert later.cache_read_input_tokens == together[0].reply.shares.cache_write_5m_input_tokens > 512
     at = desk((1e6, 1700, 1e9))
     for number in range(20):
         message_of(cached(f"row {number}"), at, NOW + 10 + number)
@@ -186,42 +168,31 @@ def test_cache_reads_do_not_count_against_the_input_limit():
 
 def test_a_conversation_reads_what_earlier_turns_wrote():
     """With automatic caching each longer turn reads the one before."""
-    at, automatic = desk(), {"cache_control": {"type": "ephemeral"}}
-    turns = [{"role": "user", "content": LONG}]
-    first = message_of(request(messages=turns, **automatic), at)
-    turns = [*turns, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": LONG + "?"}]
+    at, user, automatic = desk(), {"role": "user", "content": LONG}, {"cache_control": {"type": "ephemeral"}}
+    first = message_of(request(messages=[user], **automatic), at)
+    turns = [user, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": LONG + "?"}]
     second = message_of(request(messages=turns, **automatic), at, NOW + 60)
     assert shares(first)[1] == pytest.approx(shares(second)[2], abs=10)
     assert shares(second)[1] > 512
 
 
-def test_diagnostics_know_no_earlier_message():
-    """Asked against an earlier message the reply says that it is not known; else there is nothing to say."""
-    for previous, reason in ((None, None), ("msg_x", {"type": "previous_message_not_found"})):
-        found = message_of(request(diagnostics={"previous_message_id": previous}))["diagnostics"]
-        assert (found and found["cache_miss_reason"]) == reason
+STATUSES = {
+    str(status): status for status in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)
+}
+STATUSES |= {"overloaded": 529, "rate_limit": 429, "server_error": 500}
 
 
-# ------------------------------------------------------------------------------------------- faults
-
-
-NAMED = {"overloaded": 529, "rate_limit": 429, "server_error": 500}
-
-
-def test_every_status_can_be_made_to_happen_by_number_or_by_name():
-    """Each call is struck and takes nothing; a name is another word for its status, in `stats` too."""
-    numbers = {status: status for status in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)}
-    for kind, status in {**numbers, **NAMED}.items():
-        at = desk(faults={kind: 1.0})
-        found, headers, error = answered(at, request())
-        assert (found, at.account.figures()["faults"]) == (status, {str(status): 1})
-        assert at.account.figures()["billed_rows"] == 0
-        if status == 429:
-            details = error["error"]["details"]
-            assert (headers["retry-after"], details) == ("5", {"error_code": "ramp_limit_exceeded"})
-    for name, status in NAMED.items():
-        both = desk(faults={name: Fault(tries=[1]), status: Fault(tries=[2])})
-        assert [answered(both, request())[0] for _ in range(3)] == [status, status, 200]
+@pytest.mark.parametrize(("kind", "status"), STATUSES.items())
+def test_every_status_can_be_made_to_happen_by_number_or_by_name(kind, status):
+    """The call is struck and takes nothing; a name is another word for its status, in `stats` too."""
+    at = desk(faults={kind: Fault(tries=[1])})
+    found, headers, error = answered(at, request())
+    figures = at.account.figures()
+    assert (found, figures["faults"], figures["billed_rows"]) == (status, {str(status): 1}, 0)
+    if status == 429:
+        details = error["error"]["details"]
+        assert (headers["retry-after"], details) == ("5", {"error_code": "ramp_limit_exceeded"})
+    assert answered(at, request())[0] == 200
 
 
 def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
@@ -240,8 +211,8 @@ def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
     assert struck(range(100), NOW + 20)[1] == set()
 
 
-def test_the_spend_cap_ends_everything_without_a_retry_after():
-    """Once the dollars are spent every call is refused for good; the workspace's limit is a 400."""
+def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
+    """The spend cap has a code and no retry-after; the workspace's limit is a 400; a 529 passes."""
     at = desk(faults={"spend_cap": 1e-9})
     message_of(request(), at)
     status, headers, error = answered(at, request(), NOW + 60)
@@ -252,10 +223,6 @@ def test_the_spend_cap_ends_everything_without_a_retry_after():
     assert status == 400
     assert error["error"]["message"].startswith("You have reached your specified workspace API usage limits")
     assert "2026-12-01" in error["error"]["message"]
-
-
-def test_overload_above_a_number_in_flight():
-    """The call beyond the number gets a 529, until one before it is done."""
     at = desk(faults={"overload_above": 1})
     first = at.admit(NOW, request("1"), HEADERS)
     assert answered(at, request("2"))[0] == 529
@@ -271,15 +238,14 @@ SPOILED = {
 }
 
 
-def test_replies_can_be_spoiled():
+@pytest.mark.parametrize(("kind", "expected"), SPOILED.items())
+def test_replies_can_be_spoiled(kind, expected):
     """Status 200, billed, and not what one wanted."""
-    for kind, expected in SPOILED.items():
-        at = desk(faults={kind: 1.0})
-        message = message_of(request(thinking={"type": "disabled"}), at)
-        types = [block["type"] for block in message["content"]]
-        assert (message["stop_reason"], types) == expected
-        assert message["usage"]["output_tokens"] > 0
-        assert at.account.figures()["billed_rows"] == 1
+    at = desk(faults={kind: 1.0})
+    message = message_of(request(thinking={"type": "disabled"}), at)
+    assert (message["stop_reason"], [block["type"] for block in message["content"]]) == expected
+    assert message["usage"]["output_tokens"] > 0
+    assert at.account.figures()["billed_rows"] == 1
 
 
 def test_a_refusal_is_billed_in_some_categories_only():
@@ -302,28 +268,24 @@ def test_a_refusal_is_billed_in_some_categories_only():
     assert at.account.figures()["billed_rows"] == figures["billed_rows"] + 1
 
 
-def test_troubles_of_the_account_strike_calls_and_rows():
+@pytest.mark.parametrize("kind", TABLES["account"])
+def test_troubles_of_the_account_strike_calls_and_rows(kind):
     """Status 400 with the code, where there is one, live and in the result of a batch's row."""
-    for kind in TABLES["account"]:
-        at = desk(faults={kind: Fault(starts=0, ends=1)})
-        status, _, live = answered(at, request())
-        row = worked(batches_of(desk(faults={kind: Fault(starts=1)})), rows_of(request()))["0"]["error"]
-        for error in (live["error"], row["error"]):
-            code = error.get("details", {}).get("error_code", "organization_disabled")
-            assert (error["type"], code) == ("invalid_request_error", kind)
-        assert (status, at.account.figures()["billed_rows"]) == (400, 0)
+    at = desk(faults={kind: Fault(ends=1)})
+    status, _, live = answered(at, request())
+    row = worked(batches_of(desk(faults={kind: Fault(starts=1)})), rows_of(request()))["0"]["error"]
+    for error in (live["error"], row["error"]):
+        code = error.get("details", {}).get("error_code", "organization_disabled")
+        assert (error["type"], code) == ("invalid_request_error", kind)
+    assert (status, at.account.figures()["billed_rows"]) == (400, 0)
 
 
 @pytest.mark.parametrize(
     ("faults", "error", "says"),
     [
-        ({"refusals": 1.0}, ValueError, "Did you mean 'refusal'"),
         ({"overload": 1.0}, ValueError, "Did you mean 'overloaded'.* Faults: .*timeout, .*drop, "),
         ({529: 1.5}, ValueError, "from 0 to 1"),
-        ({529: "often"}, TypeError, "takes a number"),
-        ({529: (0.1, 2)}, TypeError, r"\(probability, starts, ends\)"),
-        ({"spend_cap": None}, TypeError, "takes a number"),
-        (5, TypeError, r"such as faults=\{529: 0.05\}, not 5"),
+        ({529: "often"}, ValueError, "from 0 to 1"),
         (["drop"], TypeError, "such as faults="),
     ],
 )

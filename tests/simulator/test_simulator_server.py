@@ -1,19 +1,40 @@
-"""The simulator over HTTP: the real SDK in strict mode, broken answers, the clock, and the command line."""
+"""The simulator over HTTP: the real SDK in strict mode, broken answers, a class, the command line."""
 
 import asyncio
 import json
-import time
+import os
+import re
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from email.utils import parsedate_to_datetime
 
 import anthropic
+import httpx2
 import pytest
-from desks import HAIKU, HEADERS, LONG, OPUS, SEARCH, TOOL, batch_of, cached, form, request
+from desks import (
+    HAIKU,
+    HEADERS,
+    LONG,
+    NOW,
+    OPUS,
+    SEARCH,
+    TOOL,
+    answered,
+    batch_of,
+    cached,
+    desk,
+    form,
+    request,
+)
 
 from claudescale.api import catalog
+from claudescale.api.client import is_nearby
+from claudescale.clock import Clock
 from claudescale.simulator import Fault, Simulator
-from claudescale.simulator.__main__ import arguments
+from claudescale.simulator.server import board
 
 FREE = (1e9, 1e12, 1e12)
 
@@ -43,20 +64,18 @@ async def ended(client, name):
     return shown
 
 
-def fetch(url, body=None, headers=HEADERS, method=None):
-    """Return status, headers and JSON of an answer, by plain HTTP."""
+def fetch(url, body=None, **headers):
+    """Return status, headers and JSON, or text, of an answer, by plain HTTP."""
     data = None if body is None else json.dumps(body).encode()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    asked = urllib.request.Request(url, data=data, headers=headers, method=method)
+    asked = urllib.request.Request(url, data=data, headers={**HEADERS, **headers})
     try:
         with opener.open(asked, timeout=30) as answer:
-            return answer.status, answer.headers, json.loads(answer.read())
+            raw = answer.read().decode()
+            return answer.status, answer.headers, json.loads(raw) if raw[0] == "{" else raw
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, error.headers, json.loads(error.read())
-
-
-# ----------------------------------------------------------------------------------------- messages
+            return error.code, error.headers, error.read().decode()
 
 
 @pytest.mark.slow
@@ -115,7 +134,10 @@ BREAKS_OFF = r"(?i)payload|incomplete|peer|closed"
 
 
 def test_broken_answers_break_as_they_do_on_the_wire():
-    """Dropped, hanging, truncated, HTML and non-JSON answers reach the SDK as what they are, one a try."""
+    """Dropped, hanging, truncated, HTML and non-JSON answers reach the SDK as what they are, one a try.
+
+    A broken stream ends after half of its events, and is billed.
+    """
 
     async def ask(client):
         for place, (kind, (error, billed)) in enumerate(BROKEN.items()):
@@ -123,33 +145,20 @@ def test_broken_answers_break_as_they_do_on_the_wire():
             with pytest.raises(error):
                 await client.messages.create(**request(), timeout=0.3 if kind == "hang" else 30)
             assert made.desk.account.billed_rows["live"] - before == billed, (place, kind)
+        with pytest.raises(Exception, match=BREAKS_OFF):
+            async with client.messages.stream(**request()) as stream:
+                _ = [event.type async for event in stream]
+        assert made.desk.account.billed_rows["live"] - before == billed + 1
 
     faults = {kind: Fault(tries=[number]) for number, kind in enumerate(BROKEN, start=1)}
+    faults["drop_after"] = Fault(tries=[2, len(BROKEN) + 1])
     with Simulator(speed=200, faults=faults) as made:
         asked(made, ask)
-        assert made.stats["faults"] == dict.fromkeys(BROKEN, 1)
+        assert made.stats["faults"] == {**dict.fromkeys(BROKEN, 1), "drop_after": 2}
 
 
-def test_a_broken_stream_ends_in_the_middle_and_is_billed():
-    """Half of the events come, then the connection closes."""
-
-    async def ask(client):
-        for _ in range(2):
-            with pytest.raises(Exception, match=BREAKS_OFF):
-                async with client.messages.stream(**request()) as stream:
-                    _ = [event.type async for event in stream]
-
-    faults = {"drop_after": Fault(tries=[1]), "truncated_body": Fault(tries=[2])}
-    with Simulator(speed=200, faults=faults) as made:
-        asked(made, ask)
-        assert made.stats["billed_rows"] == 2
-
-
-# ----------------------------------------------------------------------------- counts, models, limits
-
-
-def test_counts_models_and_errors_reach_the_sdk_as_its_types(simulator):
-    """A free count is what a message is billed; lists are paged, retired models asked for; a 404 is typed."""
+def test_counts_models_and_limits_reach_the_sdk_as_its_types(simulator):
+    """A free count is what a message is billed; lists are paged; limits need an admin's key."""
     body = {**request(LONG, system="Be brief.")}
 
     async def ask(client):
@@ -160,38 +169,26 @@ def test_counts_models_and_errors_reach_the_sdk_as_its_types(simulator):
         with pytest.raises(anthropic.NotFoundError) as error:
             await client.models.retrieve("claude-none")
         assert (error.value.type, error.value.request_id[:7]) == ("not_found_error", "req_sim")
-        return default, retired, await client.models.retrieve("claude-haiku-4-5")
+        limits = client.organization.rate_limits
+        asked_for = ({"model": HAIKU}, {"group_type": "batch"})
+        items = [item for of in asked_for async for item in limits.list(**of)]
+        assert len([item async for item in limits.list()]) > 5
+        return default, retired, await client.models.retrieve("claude-haiku-4-5"), items
 
-    default, retired, one = asked(simulator, ask)
+    default, retired, one, items = asked(simulator, ask)
     assert simulator.stats["calls"] == 1
     assert {model.lifecycle for model in default} <= {"active", "deprecated"}
     assert len(default) == len({model.id for model in default}) > 10
     assert {model.lifecycle for model in retired} == {"retired"}
     assert (one.line, one.max_input_tokens, one.display_name) == ("haiku", 200_000, "Claude Haiku 4.5")
     assert one.id == catalog.model("claude-haiku-4-5").snapshot
-
-
-def test_rate_limits_can_be_read_with_an_admins_key(simulator):
-    """The tier's limits by group, filtered and paged; an ordinary key is turned down there alone."""
-
-    async def ask(client):
-        limits = client.organization.rate_limits
-        every = [item async for item in limits.list(limit=3)]
-        haiku = [item async for item in limits.list(model=HAIKU)]
-        return every, haiku, [item async for item in limits.list(group_type="batch")]
-
-    every, haiku, batch = asked(simulator, ask)
-    assert len(every) == len({item.id for item in every}) > 5
-    values = {limit.type: limit.value for limit in (*haiku[0].limits, *batch[0].limits)}
+    values = {limit.type: limit.value for item in items for limit in item.limits}
     assert values["input_tokens_per_minute_cache_aware"] == 2_000_000
     assert values["enqueued_batch_requests"] == 200_000
-    ordinary = {"api_key": "sk-ant-api03-ordinary"}
-    assert asked(simulator, lambda client: client.models.retrieve(HAIKU), **ordinary).id == HAIKU
     with pytest.raises(anthropic.PermissionDeniedError, match="Admin API key"):
-        asked(simulator, lambda client: client.organization.rate_limits.list(), **ordinary)
-
-
-# ------------------------------------------------------------------------------------------ batches
+        asked(
+            simulator, lambda client: client.organization.rate_limits.list(), api_key="sk-ant-api03-ordinary"
+        )
 
 
 CREATES = {  # and whether there is a batch all the same
@@ -228,8 +225,8 @@ def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
     """The first poll is a 500; the first download of a batch ends in the middle of a line."""
 
     async def ask(client):
-        batches = client.messages.batches
-        name, raw = (await batches.create(**batch_of(41))).id, bytearray()
+        batches, raw = client.messages.batches, b""
+        name = (await batches.create(**batch_of(41))).id
         with pytest.raises(anthropic.InternalServerError):
             await batches.retrieve(name)
         await ended(client, name)
@@ -237,52 +234,12 @@ def test_polls_fail_and_results_break_off_at_the_tries_that_are_chosen():
             async with batches.with_streaming_response.results(name) as response:
                 async for part in response.iter_bytes():
                     raw += part
-        return bytes(raw), [line.custom_id async for line in await batches.results(name)]
+        return raw, {line.custom_id async for line in await batches.results(name)}
 
     faults = {"poll_failed": Fault(tries=[1]), "results_cut": Fault(tries=[1])}
     with Simulator(speed=2000, batch_seconds=60, faults=faults) as made:
         raw, names = asked(made, ask)
-        assert made.stats["faults"] == {"poll_failed": 1, "results_cut": 1}
-    assert len(set(names)) == 41
-    assert raw.count(b"\n") == 20
-    assert not raw.endswith(b"\n")
-
-
-def test_every_answer_has_the_date_in_api_time():
-    """Messages, streams, errors, lists and results carry the simulator's date, not this machine's."""
-
-    async def ask(client):
-        raw, batches = client.messages.with_raw_response, client.messages.batches
-        batch = await ended(client, (await batches.create(**batch_of(2))).id)
-        answers = [await raw.create(**request(), stream=on) for on in (True, False)]
-        answers += [await raw.batches.list(), await raw.batches.results(batch.id)]
-        with pytest.raises(anthropic.NotFoundError) as error:
-            await batches.retrieve("msgbatch_none")
-        answers.append(error.value.response)
-        return [parsedate_to_datetime(answer.headers["date"]).timestamp() for answer in answers]
-
-    with Simulator(speed=20_000, batch_seconds=60) as made:
-        moments = [int(made.clock.seconds()), *asked(made, ask), made.clock.seconds()]
-    assert moments == sorted(moments)
-    assert moments[-1] > time.time() + 60
-
-
-def test_an_upload_that_breaks_off_makes_no_batch(simulator):
-    """The client goes away in the middle of the body: there is no batch, and the next one is made."""
-    head = "POST /v1/messages/batches HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n"
-    head += "anthropic-version: 2026-10-21\r\nContent-Length: 9999\r\n\r\n"
-
-    async def ask(client):
-        _, writer = await asyncio.open_connection("127.0.0.1", int(simulator.url.rpartition(":")[2]))
-        writer.write(head.encode() + b'{"requests":[{"custom_id":"a"')
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-        made = await client.messages.batches.create(**batch_of(1))
-        return [made.id], [batch.id async for batch in client.messages.batches.list()]
-
-    made, listed = asked(simulator, ask)
-    assert made == listed
+    assert (len(names), raw.count(b"\n"), raw.endswith(b"\n")) == (41, 20, False)
 
 
 @pytest.mark.slow
@@ -311,30 +268,18 @@ def test_a_large_batch_leaves_other_calls_their_turn():
     assert min(answered) >= 1
 
 
-WRONG = [("PUT", "", 405), ("DELETE", "", 405), ("PATCH", "/msgbatch_none", 404), ("GET", "-other", 404)]
-
-
-def test_wrong_calls_to_the_batch_endpoints_are_refused(simulator):
-    """An unknown batch, path or method is an error of the API's own shape."""
-    for method, path, status in [*WRONG, ("POST", "/msgbatch_none/cancel", 404)]:
-        found, _, error = fetch(f"{simulator.url}/v1/messages/batches{path}", method=method)
-        assert (found, error["type"]) == (status, "error")
-
-
-# ------------------------------------------------------------------------------ the simulator itself
-
-
-def test_any_client_learns_the_clock_and_unknown_paths_are_404(simulator):
-    """Plain HTTP works; GET /simulator says what runs; every answer is marked; other hosts are refused."""
+def test_any_client_learns_the_clock_and_other_hosts_are_refused(simulator):
+    """Plain HTTP works; GET /simulator says what runs; answers are marked and dated in API time."""
     status, headers, about = fetch(f"{simulator.url}/simulator")
     assert (status, about["simulator"], about["speed"], about["tier"]) == (200, "claudescale", 200, "start")
     assert abs(about["now"] - simulator.clock.seconds()) < 10 * 200
     assert headers["claudescale-simulator"] == "1"
-    status, headers, message = fetch(f"{simulator.url}/v1/messages", request())
-    assert (status, message["role"], headers["claudescale-simulator"]) == (200, "assistant", "1")
-    assert fetch(f"{simulator.url}/v1/nothing")[0] == 404
-    assert fetch(f"{simulator.url}/simulator/stats")[2]["billed_rows"] == 1
-    assert fetch(f"{simulator.url}/simulator", headers={**HEADERS, "host": "example.com"})[0] == 403
+    for stream in (False, True):
+        status, headers, _ = fetch(f"{simulator.url}/v1/messages", request(stream=stream))
+        assert (status, headers["claudescale-simulator"]) == (200, "1")
+        assert parsedate_to_datetime(headers["date"]).timestamp() >= int(about["now"])
+    assert fetch(f"{simulator.url}/simulator/stats")[2]["billed_rows"] == 2
+    assert fetch(f"{simulator.url}/simulator", host="example.com")[0] == 403
 
 
 def test_it_listens_on_this_machine_only_and_closes(simulator):
@@ -351,16 +296,82 @@ def test_it_listens_on_this_machine_only_and_closes(simulator):
         fetch(f"{simulator.url}/simulator")
 
 
-def test_the_command_line_says_when_and_at_which_tries_a_fault_strikes():
-    """A window, tries, both or neither; a level stays a number; nonsense is an error."""
-    options = ["--faults", "529=0.1@30-60,create_lost=1#1+3,drop@5,spend_cap=2", "--requests-per-minute", "5"]
-    found = arguments().parse_args(options)
-    assert (found.requests_per_minute, "latency" in found) == (5.0, False)
-    assert found.faults == {
-        "529": Fault(probability=0.1, starts=30, ends=60),
-        "create_lost": Fault(tries=[1, 3]),
-        "drop": Fault(starts=5),
-        "spend_cap": 2.0,
+def rows_of(page):
+    """Return the cells of each row of a page's tables, without their tags."""
+    cells = [re.split("<t[dh][^>]*>", row)[1:] for row in page.split("<tr>")]
+    return {
+        row[0]: [re.sub("<.*", "", cell, flags=re.DOTALL).strip() for cell in row[1:]] for row in cells if row
     }
-    with pytest.raises(SystemExit):
-        arguments().parse_args(["--faults", "529=often"])
+
+
+def test_the_board_shows_by_key_what_passed_and_what_was_refused():
+    """Over HTTP, by the SDK: three calls a minute among three pupils, one of whom is refused at a time."""
+    with Simulator((3, 40_000, 8_000), latency=0.01) as simulator, httpx2.Client(trust_env=False) as http:
+        assert "0 keys on one account" in fetch(f"{simulator.url}/class")[2]
+        for name, calls in (("anna", 1), ("<b>script", 2), ("sk-ant-api03-secret", 2)):
+            options = {"base_url": simulator.url, "max_retries": 0, "http_client": http}
+            client = anthropic.Anthropic(api_key=name, **options)
+            for _ in range(calls):
+                try:
+                    client.messages.create(**request())
+                except anthropic.RateLimitError:
+                    assert name.startswith("sk-")
+        status, _, page = fetch(f"{simulator.url}/class")
+    rows = rows_of(page)
+    assert (status, [*rows][3:]) == (200, ["Name", "&lt;b&gt;s", "anna", "sk-a", "All"])
+    expected = {"anna": "1010", "&lt;b&gt;s": "2020", "sk-a": "0202", "All": "3232"}
+    assert {name: "".join(rows[name][:2] + rows[name][3:]) for name in expected} == expected
+    assert rows["haiku-5-5"][0] == "0 of 3"
+    assert 'http-equiv="refresh"' in page
+    assert not any(word in page for word in ("secret", "script", "<b>"))
+
+
+def test_the_last_minute_passes_and_the_total_stays():
+    """A minute on, what passed and its tokens count in all alone; keys that begin alike stay apart."""
+    at = desk((50, 40_000, 8_000))
+    for key in ("max.m", "max.s"):
+        answered(at, request(), headers={**HEADERS, "authorization": f"Bearer {key}"})
+    clocks = [Clock(10, now, monotonic=lambda: 0.0) for now in (NOW, NOW + 61)]
+    first, later = (board(at, clock, "http://h") for clock in clocks)
+    tokens = sum(answered(desk(), request())[2]["usage"][of] for of in ("input_tokens", "output_tokens"))
+    assert rows_of(first)["All"] == ["2", "0", f"{2 * tokens}", "2", "0"]
+    assert rows_of(later)["All"] == ["0", "0", "0", "2", "0"]
+    assert first.count("<tr><td>max.<td") == 2
+    assert "passes here in 6 seconds" in first
+
+
+@pytest.mark.parametrize(("options", "status"), [({}, 403), ({"host": "0.0.0.0"}, 200)])
+def test_other_machines_are_served_only_where_it_is_asked_for(options, status):
+    """By default another number is refused; with `host` it passes, and a name is refused all the same."""
+    with Simulator(**options) as simulator:
+        assert simulator.url.startswith("http://127.0.0.1:")
+        for name in ("192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"):
+            assert fetch(f"{simulator.url}/class", host=name)[0] == status
+        assert fetch(f"{simulator.url}/simulator", host="example.com")[0] == 403
+
+
+@pytest.mark.slow
+def test_the_command_line_serves_a_class_and_stops_cleanly():
+    """It prints what to type and where the board is, and a signal ends it with status 0 and no complaint."""
+    command = [sys.executable, "-m", "claudescale.simulator", "--class", "--host", "0.0.0.0", "--speed", "30"]
+    environment = {"PYTHONPATH": ".", **os.environ}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--faults", '{"404": 1}'], env=environment, **pipes) as process:
+        first, types, shows = (process.stdout.readline() for _ in range(3))
+        url = shows.split()[-1].removesuffix("/class")
+        here = f"http://127.0.0.1:{url.rpartition(':')[2]}"
+        about = fetch(f"{here}/simulator")[2]
+        assert fetch(f"{here}/class")[0] == 200
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=30)
+    assert (about["tier"], about["speed"]) == ("tier 1", 30)
+    assert f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=simulated" in first
+    assert f'cs.connect(base_url="{url}", api_key="your-name")' in types
+    assert (process.returncode, rest) == (0, ("", ""))
+
+
+def test_a_client_asks_for_a_simulator_in_its_own_network_alone():
+    """Replies of a class's simulator are known as such; a gateway elsewhere is not asked."""
+    near = ("http://192.168.1.5:8123", "http://10.0.0.7")
+    far = ("https://192.168.1.5", "http://93.184.215.14", "http://gateway.example.org")
+    assert [url for url in (*near, *far) if is_nearby(httpx2.URL(url))] == [*near]

@@ -37,7 +37,7 @@ PICTURES = {
 
 @pytest.mark.slow
 def test_every_chart_is_drawn_whole():
-    """Old and new Vega-Lite draw it within 640 pixels, no label is a computer's number, nothing is black."""
+    """It is within 640 pixels, no label is a computer's number, nothing is black."""
     for draw in PICTURES.values():
         check_drawn_whole(draw())
 

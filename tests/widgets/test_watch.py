@@ -30,13 +30,10 @@ def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None,
     made.slices = lambda: (1, list(slices))
     made.latency = lambda quantile: latency and latency[quantile > 0.5]
     pacer = flight and types.SimpleNamespace(in_flight=flight[0], window=flight[1])
-    known = {
+    known = dict.fromkeys(("estimate", "expected", "ends")) | {
         "simulated": False,
         "asked": "",
-        "estimate": None,
         "pacer": pacer,
-        "expected": None,
-        "ends": None,
     }
     known |= {"is_open": False, "clock": types.SimpleNamespace(speed=1.0), **(job or {})}
     return types.SimpleNamespace(
@@ -44,71 +41,55 @@ def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None,
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"state": "starting"}, "Run starting: reading the rows."),
-        (
-            {
-                "sent": 9_000,
-                "answered": 1_234,
-                "dollars": 0.12,
-                "job": {"estimate": {"dollars": 1.02}, "ends": Ends(1.5, 2.0)},
-            },
-            "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02.",
-        ),
-        (
-            {"sent": 9, "flight": (2, 4), "job": {"asked": "stop", "ends": Ends(1.5, 2.0)}},
-            "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0.",
-        ),
-        (
-            {"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
-            "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0.",
-        ),
-    ],
-)
+HALF = {"sent": 9_000, "answered": 1_234, "dollars": 0.12}
+ENDS = {"ends": Ends(1.5, 2.0)}
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"state": "starting"}, "Run starting: reading the rows."),
+    ({**HALF, "job": {"estimate": {"dollars": 1.02}, **ENDS}},
+     "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02."),
+    ({"sent": 9, "flight": (2, 4), "job": {"asked": "stop", **ENDS}},
+     "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0."),
+    ({"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
+     "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0."),
+])  # fmt: skip
 def test_the_headline_tells_the_truth_in_one_line(changes, words):
     """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
     assert watch.headline(going(**changes)) == words
 
 
 def test_figures_show_what_is_known_and_what_is_not():
-    """Latency and tokens a second are there for live calls only, failures and batches by kind."""
+    """Latency is there for live calls only, failures and batches by kind."""
     batch = Batch("n", "api", "claude-haiku-5-5", 500, 0.0, "in_progress", "b")
     batches, clock = types.SimpleNamespace(seen=[batch, batch]), types.SimpleNamespace(speed=10.0)
     run = going(
-        dollars=0.5, plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
-        _live={0: Slice(output_tokens=812, seconds=10.0)}, refusals=Counter(rate_limit_error=2),
-        errors=Counter(timeout_error=1, overloaded_error=12),
+        plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
+        refusals=Counter(rate_limit_error=2), errors=Counter(timeout_error=1, overloaded_error=12),
         job={"is_open": True, "batches": batches, "clock": clock},
     )  # fmt: skip
     text = watch.figures(run).text()
-    for words in ("$0.50", "$1.00", "1.2 s", "12 s", "81", "3 / 16", "2 m 00 s", "10 times as fast"):
+    for words in ("$1.00", "1.2 s", "12 s", "3 / 16", "2 m 00 s", "10 times as fast", "2 in progress"):
         assert words in text
     assert "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error." in text
-    assert "2 in progress" in text
     assert "latency" not in watch.figures(going()).text()
 
 
-def panel(**changes):
-    """Return the layers of the requests in the live picture, which is drawn whole."""
+def requests(**changes):
+    """Return the rows of the requests in the live picture, which is drawn whole."""
     drawing = watch.drawn(going(**changes), LIMITS)
     labels_of_what_fits(drawing | {"background": "white"})
-    return drawing["vconcat"][0]["layer"]
+    return [row for row in drawing["data"]["values"] if row["of"] == "Requests per minute, limit 1,000"]
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
-    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is named."""
+    """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is no line."""
     seen = {"minutes": 20 / 60, "latency": (1.0, 4.5), "slices": [Slice(requests=10)] * 20}
-    bars, words, line = panel(**seen)
-    assert [row["rate"] for row in bars["data"]["values"]] == [600.0] * 15
-    assert bars["encoding"]["x"]["scale"]["domain"] == [0, pytest.approx(20)]
-    assert (words["mark"]["text"], line["encoding"]["y"]["datum"]) == ("limit 1,000/min", 1_000)
-    assert len(panel(**seen, state="finished")[0]["data"]["values"]) == 20
-    bars, words = panel(minutes=1 / 60, slices=[Slice(requests=1)])
-    assert bars["encoding"]["y"]["scale"]["domain"] == [0, pytest.approx(75)]
-    assert words["mark"]["text"] == "\N{UPWARDS ARROW} limit 1,000/min"
-    assert panel()[0]["data"]["values"] == []
+    assert {(row["rate"], row["limit"]) for row in requests(**seen)} == {(600.0, 1_000)}
+    assert [row["end"] for row in requests(**seen)][-1] == pytest.approx(15 / 60)
+    assert len(requests(**seen, state="finished")) == 20
+    assert [row["limit"] for row in requests(minutes=1 / 60, slices=[Slice(requests=1)])] == [None]
+    assert [row["rate"] for row in requests()] == [0]
 
 
 @pytest.mark.slow
@@ -134,8 +115,8 @@ with simulator(latency=1.0) as server:
 
 
 def test_only_a_run_can_be_watched():
-    """What is not a run is refused with what to type."""
-    with pytest.raises(TypeError, match=r"plan\.start\(client\)"):
+    """What is not a run, nor a limited client, is refused with what to type."""
+    with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
         cs.watch("run")
 
 
@@ -146,10 +127,8 @@ class Page:
     """A notebook's page in place of JupyterLab, which draws whatever it is told."""
 
     def __init__(self, monkeypatch):
-        self.cell = "first"
         self.shown, self.updates = [], []
         monkeypatch.setattr(loops, "in_notebook", lambda: True)
-        monkeypatch.setattr(watch, "_cell", lambda: self.cell)
         monkeypatch.setattr(watch, "_display", self._display)
         monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
 
@@ -170,43 +149,49 @@ def followers():
     return [each for each in threading.enumerate() if each.name == "claudescale-watch"]
 
 
-async def watched(run, *watchers, refreshes=3):
-    """Stop a run when each watcher has shown it so often; return when the watchers have ended."""
-    await until(lambda: all(each.refreshes >= refreshes for each in watchers))
-    run.stop()
-    await run
-    assert not watchers or watchers[0].run.state in str(watchers[0]._stays[0])  # there when the cell ends
-    await until(lambda: not followers())
-
-
 def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
-    """Start a run that lasts, and return what `steps` makes of it."""
+    """Start a run that lasts, and return it when `steps` have ended, and its watchers with them."""
 
     async def go(client):
         plan = a_plan(reviews(rows), **{"concurrency": 4, **options})
-        return await steps(plan.start(client, ledger=None, progress=False))
+        run = plan.start(client, ledger=None, progress=False)
+        await steps(run)
+        await run
+        await until(lambda: not followers())
+        return run
 
     with simulator(latency=latency, faults=faults) as server:
         return asyncio.run(go(server.client()))
 
 
 @pytest.mark.slow
-def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
-    """The widgets are told new figures; then what is saved takes their places, and they close."""
+def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
+    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close."""
+    raised, real, made = [], watch.drawn, []
+
+    def drawn(*given, **named):
+        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
+            raised.append(1)
+            raise KeyboardInterrupt  # as Polars does in whatever thread is collecting
+        return real(*given, **named)
+
+    monkeypatch.setattr(watch, "drawn", drawn)
 
     async def steps(run):
-        one, two = Watch(run), Watch(run)
-        await watched(run, one, two)
-        return one
+        made[:] = Watch(run), Watch(run)
+        await until(lambda: len(raised) == 2 and all(each.refreshes > 2 for each in made))
+        run.stop()
+        await run
+        assert "Run stopped" in str(made[0]._stays[0])  # there when the cell ends
 
-    one = follow(steps)
+    follow(steps)
     assert len(page.shown) == 4
     assert {place for place, _ in page.updates} == {1, 2, 3, 4}
     table, picture = (dict(page.updates)[place] for place in (1, 2))
     assert "of 4,000 rows answered" in table["text/html"]
     assert "application/vnd.jupyter.widget-view+json" not in {*table, *picture}
     assert {"application/vnd.vegalite.v5+json", "image/png", "text/plain"} == set(picture)
-    assert one._panel.box.comm is None
+    assert made[0]._panel.box.comm is None
 
 
 @pytest.mark.slow
@@ -214,50 +199,33 @@ def test_a_finished_run_is_shown_at_once(page):
     """There is nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
     with simulator() as server:
         watcher = cs.watch(finished(a_plan(reviews(3)), server.client()))
+    watcher._ipython_display_()
     assert [set(each) & {"text/html", "image/png"} for each in page.shown] == [{"text/html"}, {"image/png"}]
     assert (watcher.refreshes, followers()) == (0, [])
-    watcher._ipython_display_()
-    assert len(page.shown) == 2
-    page.cell = "second"
-    watcher._ipython_display_()
-    assert len(page.shown) == 4
+
+
+STUCK = {"rows": 5, "mode": "batch", "tier": "start", "concurrency": None, "faults": {"batch_stuck": 1.0}}
 
 
 @pytest.mark.slow
-def test_the_stop_button_stops(page):
-    """A click on Stop stops the run; the button cannot be pressed again."""
+@pytest.mark.parametrize(
+    ("options", "names", "words", "state"),
+    [({}, ["stop"], "Send nothing", "stopped"), (STUCK, ["stop", "leave"], "continue at the API", "left")],
+)
+def test_a_button_stops_the_run_or_leaves_its_batches(page, options, names, words, state):
+    """A live run has Stop; one with batches has a second button, which leaves them at the API."""
 
     async def steps(run):
-        watcher = Watch(run)
-        await until(lambda: run.counts.answered)
-        (button,) = watcher._panel.buttons.values()
-        assert (button.description, bool(button.tooltip)) == ("Stop", True)
+        panel = Watch(run)._panel
+        await (run.submitted() if options else until(lambda: run.counts.answered))
+        assert list(panel.buttons) == names
+        button = panel.buttons[names[-1]]
+        assert words in button.tooltip
         button.click()
-        assert run.job.asked == "stop"
-        await run
-        await until(lambda: not followers())
-        return run
+        assert run.job.asked == names[-1]
 
-    assert follow(steps).state == "stopped"
-    assert "Run stopped" in dict(page.updates)[1]["text/html"]
-
-
-@pytest.mark.slow
-def test_a_batch_can_be_left(page):
-    """A run with batches has a second button, which leaves them at the API."""
-
-    async def steps(run):
-        watcher = Watch(run)
-        await run.submitted()
-        _, leave = watcher._panel.buttons.values()
-        assert "continue at the API" in leave.tooltip
-        leave.click()
-        await run
-        await until(lambda: not followers())
-        return run
-
-    run = follow(steps, rows=5, mode="batch", tier="start", concurrency=None, faults={"batch_stuck": 1.0})
-    assert run.state == "left"
+    assert follow(steps, **options).state == state
+    assert f"Run {state}" in dict(page.updates)[1]["text/html"]
 
 
 @pytest.mark.slow
@@ -269,30 +237,8 @@ def test_a_watcher_can_be_closed(page):
         await until(lambda: watcher.refreshes > 1 and run.state == "running")
         watcher.close()
         await until(lambda: not followers())
-        state = run.state
-        await watched(run)
-        return state
-
-    assert follow(steps) == "running"
-    assert "Run running: " in dict(page.updates)[1]["text/html"]
-
-
-@pytest.mark.slow
-def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
-    """Polars may raise the kernel's interrupt in the watcher's thread: it goes on."""
-    raised, real = [], watch.drawn
-
-    def drawn(*given, **named):
-        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
-            raised.append(1)
-            raise KeyboardInterrupt
-        return real(*given, **named)
-
-    monkeypatch.setattr(watch, "drawn", drawn)
-
-    async def steps(run):
-        await watched(run, Watch(run), refreshes=5)
+        assert run.state == "running"
+        run.stop()
 
     follow(steps)
-    assert len(raised) == 2
-    assert "of 4,000 rows answered" in dict(page.updates)[1]["text/html"]
+    assert "Run running: " in dict(page.updates)[1]["text/html"]

@@ -1,0 +1,362 @@
+"""What the simulator refuses beside what is recorded in tests/golden, what it takes, and what files weigh."""
+
+# ruff: noqa: E501 - tables of cases
+
+import base64
+import json
+import struct
+
+import jsonschema
+import polars as pl
+import pytest
+from desks import (
+    HAIKU,
+    HEADERS,
+    NOW,
+    OLD,
+    OLD_HEADERS,
+    OPUS,
+    SEARCH,
+    SENTIMENT,
+    TOOL,
+    VERSION,
+    answered,
+    batches_of,
+    cached,
+    desk,
+    form,
+    kinds,
+    message_of,
+    request,
+    rows_of,
+    text_of,
+    worked,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import WIDE, a_plan, finished, simulator
+
+import claudescale as cs
+from claudescale.api import catalog
+from claudescale.prompts.templates import source_of
+from claudescale.simulator.requests import check, schema_problem
+
+PAGES = b"%PDF-1.4 " + b"<< /Type /Page >>" * 99
+WORDS = {"type": "text", "text": "What is broken?"}
+
+
+def said(*turns, **changes):
+    """Return a request of several turns, the user's first."""
+    roles = ("user", "assistant")
+    return request(
+        messages=[{"role": roles[n % 2], "content": each} for n, each in enumerate(turns)], **changes
+    )
+
+
+def png(width=64, height=64, shade=0):
+    """Return as much of an image as is looked at, and a byte that tells it from others."""
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + bytes([shade])
+
+
+def image(data=None, media_type="image/png"):
+    """Return an image in base64."""
+    encoded = base64.b64encode(png() if data is None else data).decode()
+    source = {"type": "base64", "media_type": media_type, "data": encoded}
+    return {"type": "document" if media_type == "application/pdf" else "image", "source": source}
+
+
+def document(**more):
+    """Return a document of text."""
+    return {"type": "document", "source": {"type": "text", "data": "x", "media_type": "text/plain"}, **more}
+
+
+# fmt: off
+REFUSED = {
+    "unknown key of a block": (request([{**WORDS, "x": 1}]), "messages.0.content.0.text.x: Extra inputs are not permitted"),
+    "image of the assistant": (said("x", [image()], "y"), "messages.1.content.0: `image` blocks can only"),
+    "citations and a format": (request([document(citations={"enabled": True}), WORDS], **form()), "output_config.format: citations cannot be enabled"),
+    "image that is none": (request([image(b"no image")]), "Could not process image"),
+    "image behind http": (request([{"type": "image", "source": {"type": "url", "url": "http://example.org/a.png"}}]), "messages.0.content.0.image.source.url.url: Only HTTPS"),
+    "too many images and pages": (request([image(PAGES, "application/pdf"), image(), image()], model=OLD), "Too much media: 99 document pages + 2 images > 100"),
+    "document that is no PDF": (request([image(b"<html>", "application/pdf")]), "messages.0.content.0.document.source.base64.data: The PDF"),
+    "geography of 4.5": (request(model=OLD, inference_geo="us"), "inference_geo: not supported on this model"),
+    "extra key of thinking": (request(thinking={"type": "adaptive", "budget_tokens": 2000}), "thinking.adaptive.budget_tokens: Extra"),
+    "forced tool with thinking": (request(model=OLD, max_tokens=4000, thinking={"type": "enabled", "budget_tokens": 2000}, tools=[TOOL], tool_choice={"type": "any"}), "Thinking may not be enabled when tool_choice forces tool use."),
+    "tool unknown": (request(tools=[{"type": "web_search_2020", "name": "w"}]), "tools.0: Input tag 'web_search_2020'"),
+    "a prompt too long": (request(model=OLD, system="word " * 200_000), "prompt is too long"),
+    "effort of Haiku 4.5": (request(model=OLD, output_config={"effort": "low"}), "This model does not support the effort"),
+    "thinking off at the most effort": (request(thinking={"type": "disabled"}, output_config={"effort": "max"}), '"thinking.type.disabled" is not supported at effort \'max\''),
+    "a budget too small": (request(model=OLD, max_tokens=4_000, thinking={"type": "enabled", "budget_tokens": 5}), "thinking.budget_tokens: Input"),
+    "a budget too large": (request(model=OLD, thinking={"type": "enabled", "budget_tokens": 2_000}), "`max_tokens` must be greater"),
+}
+TAKEN = {
+    "a blank within the conversation": said("x", "abc ", "y"),
+    "a system turn": request(messages=[{"role": "user", "content": "x"}, {"role": "system", "content": "Be short."}]),
+    "an image and a PDF": request([image(), image(b"%PDF-1.7", "application/pdf"), WORDS]),
+    "a file": request([{"type": "document", "source": {"type": "file", "file_id": "file_1"}, "title": "t"}]),
+    "citations without a format": request([document(citations={"enabled": True}), WORDS]),
+    "a tool's result with an image": said("x", [{"type": "tool_use", "id": "t", "name": "rate", "input": {}}], [{"type": "tool_result", "tool_use_id": "t", "content": [image()]}]),
+    "tools of the API": request(tools=[TOOL, {"type": "bash_20250124", "name": "bash"}, SEARCH]),
+}
+BATCH_ONLY = [({"stream": True}, ""), ({"model": OPUS, "speed": "fast"}, ""), ({"max_tokens": 0}, ""), ({"fallbacks": "default"}, "server-side-fallback-2026-07-01")]
+BETA = {
+    "mcp-client-2026-09-15": {"mcp_servers": []},
+    "server-side-fallback-2026-07-01": {"fallbacks": "default"},
+    "task-budgets-2026-03-13": {"output_config": {"task_budget": {"type": "tokens", "total": 20_000}}},
+    "fast-mode-2026-02-01": {"model": "claude-opus-5", "speed": "fast"},
+    "computer-use-2025-11-24": {"tools": [{"type": "computer_20251124", "name": "computer"}]},
+}
+BEFORE = 1_796_054_400.0  # 2026-11-30 16:00 UTC, an hour before Sonnet 4.5 retires
+OTHER = {
+    "before it retires": (request(model="claude-sonnet-4-5"), HEADERS, BEFORE, 200),
+    "retired": (request(model="claude-sonnet-4-5"), HEADERS, BEFORE + 7200, 404),
+    "not for everybody": (request(model="claude-mythos-5"), HEADERS, NOW, 404),
+    "wrong key": (request(), {**HEADERS, "authorization": "Bearer wrong"}, NOW, 401),
+    "blank key": (request(), {"x-api-key": " ", "anthropic-version": VERSION}, NOW, 401),
+    "too large": (b" " * (catalog.MESSAGE.max_bytes + 1), HEADERS, NOW, 413),
+    "old version, default": (request(temperature=1.0), OLD_HEADERS, NOW, 200),
+    "old version, other": (request(temperature=0.2), OLD_HEADERS, NOW, 400),
+    "old version, document": (said("x", [document()], "y"), OLD_HEADERS, NOW, 200),
+    "old version, citations": (request([{**WORDS, "citations": [{}]}]), OLD_HEADERS, NOW, 200),
+}
+UNIONS, MANY = {f"x{n}": {"type": ["string", "null"]} for n in range(17)}, {f"x{n}": {"type": "string"} for n in range(25)}
+SCHEMAS = [
+    ({"properties": {"x": {"type": "integer", "minimum": 0}}}, "'minimum' is not supported"),
+    ({"properties": {"x": {"type": "string", "format": "iban"}}}, "format 'iban' is not supported"),
+    ({"properties": {"x": {"type": "array", "items": {}, "minItems": 2}}}, "minItems"),
+    ({"properties": {"x": {"$ref": "#/$defs/Missing"}}}, "cannot be resolved"),
+    ({"properties": {"x": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}]}}}, "Recursive"),
+    ({"properties": MANY, "required": []}, "too many optional"),
+    ({"properties": UNIONS, "required": [*UNIONS]}, "too many parameters with union types"),
+    ({"properties": {"x": {"type": "thing"}}}, "type 'thing' is not supported"),
+    ({"properties": []}, "JSON schema is invalid"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("body", "begins"), REFUSED.values(), ids=REFUSED)
+def test_what_the_api_refuses_is_refused_live_and_in_a_batch(body, begins):
+    """A 400 in the API's kind of words, live at once, in a batch as the row's result; nothing is billed."""
+    at = desk()
+    status, headers, error = answered(at, body)
+    assert (status, error["error"]["type"]) == (400, "invalid_request_error")
+    assert error["error"]["message"].startswith(begins)
+    assert headers["anthropic-ratelimit-requests-remaining"] == "1000000000"
+    results = worked(batches_of(at), rows_of(body, request()))
+    assert kinds(results) == {"0": "invalid_request_error", "1": "succeeded"}
+    assert results["0"]["error"]["error"]["message"].startswith(begins)
+    assert at.account.figures()["billed_rows"] == 1
+
+
+@pytest.mark.parametrize("body", TAKEN.values(), ids=TAKEN)
+def test_what_the_api_takes_is_taken(body):
+    """Near to what is refused, and in order."""
+    message_of(body)
+    assert kinds(worked(batches_of(), rows_of(body))) == {"0": "succeeded"}
+
+
+@pytest.mark.parametrize(("body", "headers", "now", "status"), OTHER.values(), ids=OTHER)
+def test_moment_key_size_and_version_decide_too(body, headers, now, status):
+    """A model is gone from the moment it retires; the older version takes what the newest took away."""
+    assert answered(desk(), body, now, headers)[0] == status
+
+
+@pytest.mark.parametrize("beta", BETA)
+def test_a_beta_needs_its_header_and_with_it_is_taken(beta):
+    """Without the header, or with another's, a 400; with it an answer."""
+    body, both = request(**BETA[beta]), {**HEADERS, "anthropic-beta": f"other-2026-01-01, {beta}"}
+    assert [answered(desk(), body, headers=headers)[0] for headers in (HEADERS, both)] == [400, 200]
+
+
+@pytest.mark.parametrize(("changes", "beta"), BATCH_ONLY)
+def test_some_things_are_refused_in_batches_alone(changes, beta):
+    """Live it is answered; in a batch the row is errored after the batch has ended."""
+    assert answered(desk(), request(**changes), headers={**HEADERS, "anthropic-beta": beta})[0] == 200
+    found = worked(batches_of(), rows_of(request(**changes)), betas=beta)
+    assert kinds(found) == {"0": "invalid_request_error"}
+
+
+@pytest.mark.parametrize("name", sorted(catalog.MODELS))
+def test_bulk_settings_of_the_catalog_are_accepted(name):
+    """What the catalog says keeps thinking off, and every effort it lists, is no 400 here."""
+    model = catalog.MODELS[name]
+    off = {"thinking": dict(model.thinking_off)} if model.thinking_off else {}
+    for changes in (off, *({"output_config": {"effort": effort}} for effort in model.efforts)):
+        check(request(model=name, **changes), model, HEADERS)
+
+
+@pytest.mark.parametrize(("changes", "says"), SCHEMAS)
+def test_schemas_over_the_limits_are_refused(changes, says):
+    """What structured outputs do not take is a 400 that names it."""
+    status, _, error = answered(desk(), request(**form({**SENTIMENT, **changes})))
+    assert status == 400
+    assert says in error["error"]["message"]
+
+
+KEYWORDS = st.sampled_from(
+    [
+        "type",
+        "properties",
+        "required",
+        "items",
+        "anyOf",
+        "allOf",
+        "enum",
+        "$ref",
+        "$defs",
+        "format",
+        "minItems",
+    ]
+)
+TEXTS = st.text("abc {}", max_size=8) | st.sampled_from(["type", "text", "any", "json_schema", "#/$defs/a"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | KEYWORDS, inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = (
+    "messages system max_tokens tools tool_choice thinking output_config model cache_control metadata stream"
+)
+FIELDS = st.sampled_from([*FIELDS.split(), "stop_sequences", "speed", "service_tier"])
+BLOCK = st.dictionaries(
+    KEYWORDS | st.sampled_from(["source", "content", "text", "cache_control"]), JSON, max_size=3
+)
+
+
+@pytest.mark.slow
+@given(
+    st.dictionaries(FIELDS, JSON, max_size=4),
+    BLOCK,
+    st.dictionaries(KEYWORDS, JSON, max_size=4),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_json_gets_an_answer(changes, block, schema, beta):
+    """Whatever fields, blocks and schemas hold, with a beta header or without, it answers or refuses."""
+    tool = {"tools": [{**TOOL, "input_schema": schema}], "tool_choice": {"type": "any"}}
+    headers = {**HEADERS, "anthropic-beta": "some-beta-2026-01-01" * beta}
+    for body in (
+        request(**changes),
+        request([{**WORDS, **block}, block]),
+        request(**form(schema)),
+        request(**tool),
+    ):
+        assert answered(desk(), body, headers=headers)[0] in {200, 400, 404}
+
+
+SCALARS = [
+    *({"type": kind} for kind in ("string", "integer", "number", "boolean", "null", ["string", "null"])),
+    *({"type": "string", "format": name} for name in ("date", "date-time", "email", "uuid", "ipv4", "uri")),
+    *({"enum": ["delivery", None, 3]}, {"const": "fixed"}, {"allOf": [{"$ref": "#/$defs/Topic"}]}),
+]
+NAMES = st.sampled_from(["name", "rating", "is_late", "email", "tags", "note"])
+
+
+def objects(inner):
+    """Return objects with some properties of these kinds, some of them required."""
+    return st.tuples(st.dictionaries(NAMES, inner, max_size=4), st.sets(NAMES)).map(
+        lambda of: {**SENTIMENT, "properties": of[0], "required": sorted(of[1] & {*of[0]})}
+    )
+
+
+def nests(inner):
+    """Return objects, arrays and unions of these."""
+    arrays = st.tuples(inner, st.integers(0, 1))
+    arrays = arrays.map(lambda of: {"type": "array", "items": of[0], "minItems": of[1]})
+    return objects(inner) | arrays | st.lists(inner, min_size=1, max_size=3).map(lambda of: {"anyOf": of})
+
+
+@pytest.mark.slow
+@given(objects(st.recursive(st.sampled_from(SCALARS), nests, max_leaves=8)), st.text('ab9 .,:\n"\\{}éß漢🙂'))
+@settings(max_examples=80, deadline=None)
+def test_structured_outputs_obey_any_schema_the_api_takes(schema, words):
+    """Objects, arrays, unions, references, enums, formats: the reply always validates."""
+    schema = {**schema, "$defs": {"Topic": {"enum": ["price", "delivery", "other"]}}}
+    if schema_problem(schema):
+        return  # over the API's own limits
+    message = message_of(request(words + " 4 of 5", max_tokens=100_000, **form(schema)))
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.validate(json.loads(text_of(message)), schema, format_checker=checker)
+
+
+def tokens_with(*blocks, model=HAIKU):
+    """Return the tokens that blocks add to a request, which the token counter counts too."""
+    at, found = desk(), []
+    for body in (request([*blocks, WORDS], model=model), request([WORDS], model=model)):
+        found.append(message_of(body, at)["usage"]["input_tokens"])
+        del body["max_tokens"]
+        assert at.count_tokens(NOW, json.dumps(body).encode(), HEADERS) == {"input_tokens": found[-1]}
+    return found[0] - found[1]
+
+
+FILES = [
+    *((cs.image("file"), png(*size)) for size in ((1_024, 1_024), (3, 4), (4_000, 3_000))),
+    (cs.image("file"), b"GIF89a" + struct.pack("<HH", 200, 300)),
+    (cs.pdf("file"), b"%PDF-1.4 /Font " + b"<< /Type /Page >>" * 3),
+    (cs.pdf("file"), b"%PDF-1.4 " + b"<< /Type /Page >>" * 2),
+    *(
+        (make("file", kind=kind), "https://example.org/a")
+        for make in (cs.image, cs.pdf)
+        for kind in ("url", "file_id")
+    ),
+]
+
+
+@pytest.mark.parametrize("model", [HAIKU, OLD])
+@pytest.mark.parametrize(("part", "given"), FILES, ids=lambda value: str(value)[:12])
+def test_a_file_takes_the_tokens_it_was_estimated_at(part, given, model):
+    """In a reply's usage, by the token counter and in the plan; one nobody has seen takes the assumed ones."""
+    estimate = source_of(part, given, catalog.model(model), keyed=False)
+    source = estimate.source
+    if isinstance(given, bytes):
+        source = image(given, source["media_type"])["source"]
+    assert tokens_with({"type": part.block, "source": source}, model=model) == estimate.tokens
+
+
+def test_documents_of_text_count_as_text_and_examples_as_any_turn():
+    """Plain text, or blocks of it, has no pages; an image among them counts as one."""
+    written = {"type": "text", "text": "word " * 100}
+    plain = {"type": "text", "media_type": "text/plain", "data": "word " * 100}
+    several = {"type": "content", "content": [written, image(png(28, 28))]}
+    plain, several = ({"type": "document", "source": source} for source in (plain, several))
+    assert tokens_with(plain) == tokens_with(written) == tokens_with(several) - 1
+    alone, after = (
+        message_of(body)["usage"]["input_tokens"] for body in (said("x"), said("y", "word " * 100, "x"))
+    )
+    assert after - alone == tokens_with(written) + 7
+
+
+def test_another_image_is_another_prefix_of_the_cache_and_another_reply():
+    """An image before the mark is read only where it is the same one; the same image has the same label."""
+    at, found = desk(), []
+    for shade in (1, 1, 2):
+        message = message_of(
+            request([image(png(280, 280, shade)), *cached("x")["system"], WORDS]), at, NOW + 60 * len(found)
+        )
+        found.append(message["usage"]["cache_read_input_tokens"] > 100)
+    assert found == [False, True, False]
+    schema = {**SENTIMENT, "properties": {"grade": {"enum": ["a", "b", "c"]}}, "required": ["grade"]}
+    bodies = [
+        request([image(png(shade=n)), WORDS], **form(schema), thinking={"type": "disabled"})
+        for n in range(20)
+    ]
+    once, again = ([text_of(message_of(body)) for body in bodies] for _ in range(2))
+    assert once == again
+    assert len(set(once)) == 3
+
+
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_a_run_over_images_costs_what_its_plan_says(mode):
+    """Twenty images of different sizes: the bill is within a tenth of what was counted before."""
+    images = [png(300 + 60 * n, 900 - 30 * n, n) for n in range(20)]
+    frame = pl.DataFrame({"photo": images, "note": [f"Parcel {n}." for n in range(20)]})
+    prompt = [cs.image("photo"), "What is broken? {note}"]
+    plan = a_plan(frame, prompt, mode=mode, returns=pl.Enum(["box", "lid", "nothing"]))
+    with simulator(tier=WIDE, speed=600, batch_seconds=60) as api:
+        plan = cs.wait(plan.count_tokens(api.client()))
+        run = finished(plan, api.client())
+    totals = plan.compiled.totals
+    dollars = totals.live_dollars if mode == "live" else totals.batch_dollars
+    assert run.results["reply"].null_count() == 0
+    assert run.attempts["input_tokens"].sum() == pytest.approx(totals.input_tokens, rel=0.1)
+    assert run.bill["dollars"].sum() == pytest.approx(dollars, rel=0.1)
