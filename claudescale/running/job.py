@@ -263,10 +263,9 @@ class Job:
             self.limits.shared(plan.share),
             expected,
             requests=left,
-            input_tokens=input_tokens,
-            output_tokens=min(output_tokens, float(plan.max_tokens)) * left,
+            input_tokens=input_tokens * more,
+            output_tokens=min(output_tokens, float(plan.max_tokens)) * left * more,
             concurrency=concurrency,
-            more=more,
         ).seconds
 
     @property

@@ -50,7 +50,6 @@ def test_a_run_alone_is_close_to_the_bound_and_hardly_ever_refused(tier, binding
         (429, {}, "refused"),
         (429, {"x-should-retry": "false"}, "refused"),
         (529, {}, "overloaded"),
-        (529, {"x-should-retry": "false"}, "failed"),
         (400, {}, "failed"),
         (None, {}, "overloaded"),
     ],
