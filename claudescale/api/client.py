@@ -9,7 +9,6 @@ import asyncio
 import copy
 import functools
 import inspect
-import ipaddress
 import itertools
 import json
 import logging
@@ -67,6 +66,7 @@ _simulators: list[Any] = []  # that `connect` has started: they live as long as 
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
 _ADDRESS = re.compile(r"https?://[^/@?#%\s]+(/[^?#\s]*)?")
+_PRIVATE = re.compile(r"(10|127|192\.168|172\.(1[6-9]|2\d|3[01]))\.[\d.]+$")
 _SAID, _WORDS = WORDS["client"], WORDS["reason"]
 _log = logging.getLogger("claudescale.api")
 
@@ -673,11 +673,7 @@ def check_client(client: object, mode: str = "live") -> None:
 
 def is_nearby(url: httpx2.URL) -> bool:
     """Return whether an address is this machine, or an unencrypted number of its network, as a class uses."""
-    if url.host in LOOPBACK:
-        return True
-    with suppress(ValueError):
-        return url.scheme == "http" and ipaddress.ip_address(url.host).is_private
-    return False
+    return url.host in LOOPBACK or bool(url.scheme == "http" and _PRIVATE.match(url.host))
 
 
 def _shown(url: object) -> str:

@@ -185,7 +185,7 @@ def guess(prompt: Prompt, max_tokens: int, *, cache: bool = False) -> Measured:
     """Return what a call takes before anything is known: assumed, by what the reply must look like."""
     asked = [
         (int(count) if count.isdigit() else _COUNTS.get(count.lower(), 1)) * _ASKED_CHARACTERS[unit.lower()]
-        for count, unit in _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
+        for count, unit in _ASKED.findall(f"{prompt.template} {prompt.constant.get('system') or ''}")
     ]
     if prompt.returns is None:
         characters = max(asked, default=_TEXT_CHARACTERS)

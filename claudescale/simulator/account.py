@@ -98,14 +98,12 @@ def rate_limits(tier: catalog.Tier, now: float, query: Mapping[str, str]) -> dic
     amounts["token_count"] = {"requests_per_minute": counts}
     data = []
     for name, limits in amounts.items():
-        group = {"id": name, "type": "model_group" if name in groups else name, "display_name": name.title()}
-        if query.get("group_type", group["type"]) == group["type"] and query.get("model") in {
-            None,
-            *groups[name],
-        }:
-            listed = [{"type": limit, "value": round(value)} for limit, value in limits.items()]
-            entry = {"id": f"rl_sim_{name}", "type": "rate_limit", "group": group, "limits": listed}
-            data.append({**entry, "models": groups[name] or None})
+        models, of = groups.get(name), "model_group" if name in groups else name
+        if query.get("group_type", of) == of and query.get("model") in {None, *(models or ())}:
+            group = {"id": name, "type": of, "display_name": name.title()}
+            values = [{"type": limit, "value": round(value)} for limit, value in limits.items()]
+            entry = {"id": f"rl_sim_{name}", "type": "rate_limit", "group": group}
+            data.append({**entry, "models": models, "limits": values})
     if "model" in query and not data:
         raise Problem(404, f"model: {query['model']}")
     return {"data": data, "next_page": None}
@@ -447,8 +445,9 @@ class Desk:
             limits = self.buckets(model, now).headers(now)
             weighed, key = self.weighed(read, model, headers), replies.digest(self.options.seed, read)
             attempt = self.faults.attempt(key)
-            broken = self._failed(now, key, attempt) if self.faults else None
-            found = broken or self._let_in(now, key, attempt, read, model, weighed, tally)
+            found = self._failed(now, key, attempt) or self._let_in(
+                now, key, attempt, read, model, weighed, tally
+            )
         except Problem as refusal:
             refusal.headers |= limits
             found = self.refuse(refusal)

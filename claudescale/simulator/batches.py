@@ -96,18 +96,11 @@ class Batch:
         state = "ended" if ended else "in_progress" if self.canceled_at is None else "canceling"
         counts = self.counts if ended else {"processing": len(self.agenda) + len(self.lines)}
         url = f"{base_url}/v1/messages/batches/{self.id}/results" if ended and not archived else None
-        return {
-            "id": self.id,
-            "type": "message_batch",
-            "processing_status": state,
-            "request_counts": {**dict.fromkeys(COUNTS, 0), **counts},
-            "created_at": instant(self.created_at),
-            "expires_at": instant(self.expires_at),
-            "ended_at": instant(self.settled_at),
-            "archived_at": instant(self.archived_at if archived else None),
-            "cancel_initiated_at": instant(self.canceled_at),
-            "results_url": url,
-        }
+        moments = {"created": self.created_at, "expires": self.expires_at, "ended": self.settled_at}
+        moments |= {"archived": self.archived_at if archived else None, "cancel_initiated": self.canceled_at}
+        shown = {"id": self.id, "type": "message_batch", "processing_status": state, "results_url": url}
+        shown |= {f"{name}_at": instant(moment) for name, moment in moments.items()}
+        return {**shown, "request_counts": {**dict.fromkeys(COUNTS, 0), **counts}}
 
 
 class Batches:
