@@ -241,13 +241,9 @@ def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
     alone = cs.wait(a_plan(200, model=DEAR).run(api.client(), ledger=None, progress=False))
     assert bill["dollars"][2] == pytest.approx(alone.counts.dollars, rel=0.1)
     assert bill["share"][0] == pytest.approx(bill["dollars"][0] / bill["dollars"][2])
-<<<<<<< HEAD
-    assert repr(done.plot.bill()).startswith("SIMULATED: $")
     for wrong, given in ((a_cascade(20, accept=None), pilot), (whole, pilot.runs[CHEAP])):
         with pytest.raises(cs.PlanError, match="not a run of this cascade"):
             wrong.calibrate(given)
-=======
->>>>>>> main
 
 
 @pytest.mark.parametrize("rows", [0, 1])
