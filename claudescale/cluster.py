@@ -7,9 +7,7 @@ were answered comes back with their parts and stands in the one ledger, which is
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
-import gc
 import math
 import multiprocessing
 import pickle
@@ -20,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from http.client import OK
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 from distributed import Client, Event, KilledWorker
@@ -48,6 +46,7 @@ LEAST_ROWS, MOST_ROWS, MOST_BYTES = 20, 500, 1 << 23
 MOST_DEATHS = 5
 """Of workers with the same rows, which may be what kills them."""
 _BROKE = Verdict(outcome="stop", error="budget")
+_LOST = Verdict(outcome="stop", error="worker_died")
 _TEXT = "claudescale_text"
 _CLIENT = "api_key", "auth_token", "credentials", "base_url", "timeout", "middleware"
 
@@ -72,14 +71,7 @@ class Outcome(NamedTuple):
     attempts: pl.DataFrame = ATTEMPTS.to_frame().with_columns(final=pl.lit(value=False))
     limits: Limits | None = None
     owed_seconds: float = 0.0  # of API time, until the share that the part used is full again
-    trouble: Verdict | None = None
-    finished: bool = False
-    lost: bool = False  # with the worker that had it
-
-    @property
-    def is_broke(self) -> bool:
-        """Whether the budget bears no more of it."""
-        return self.trouble is not None and self.trouble.error == "budget"
+    trouble: Verdict | None = None  # why it is not finished
 
 
 # in a worker
@@ -90,7 +82,7 @@ def run_part(part: Part) -> Outcome:
     try:
         begun, stop = Event(part.name), Event(part.run)
         if begun.is_set():  # Dask's own second try: what it may cost is for the driver to decide
-            return Outcome(lost=True)
+            return Outcome(trouble=_LOST)
         begun.set()
         run = part.plan.replace(**part.changes).start(_client(part.client), ledger=None, progress=False)
         try:
@@ -121,7 +113,7 @@ def _outcome(run: Any, part: Part) -> Outcome:
     tokens = attempts.select(UNCACHED.sum(), pl.col("output_tokens").sum()).row(0)
     used_seconds = _seconds(run.limits, attempts.height, *tokens) / part.plan.share
     owed_seconds = max(used_seconds - run.minutes * 60, 0.0)
-    return Outcome(attempts, run.limits, owed_seconds, trouble, finished=run.state == "finished")
+    return Outcome(attempts, run.limits, owed_seconds, trouble)
 
 
 def _client(settings: bytes) -> AsyncAnthropic:
@@ -143,10 +135,9 @@ def _trouble(words: str) -> Verdict:
 
 
 def _settle_in() -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the driver; and end quickly."""
+    """Leave Ctrl-C, which a terminal sends to every process, to the driver."""
     if multiprocessing.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        atexit.register(gc.freeze)  # else a last sweep takes seconds, and Dask kills a worker after four
 
 
 # at the driver
@@ -162,11 +153,11 @@ def engine(dask: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Clu
         raise PlanError(msg)
     settings = {name: getattr(client, name) for name in _CLIENT}
     settings |= {"default_headers": client._custom_headers, "default_query": client._custom_query}  # noqa: SLF001
-    try:
-        sent = pickle.dumps(settings)
-    except (TypeError, AttributeError, pickle.PicklingError):
-        sent = None
-    if sent is None or has_own_transport(client) or type(client).__name__ != "AsyncAnthropic":
+    sent = b""
+    if not has_own_transport(client) and type(client).__name__ == "AsyncAnthropic":
+        with suppress(TypeError, AttributeError, pickle.PicklingError):
+            sent = pickle.dumps(settings)
+    if not sent:
         msg = (
             "on= takes a plain AsyncAnthropic, which each worker makes anew: without an http_client, and with"
         )
@@ -188,7 +179,7 @@ class Cluster:
         self._dask, self._client, self._job, self._requests = dask, client, job, work.requests
         self._lanes = lanes = min(len(dask.nthreads()), plan.concurrency or MOST_ROWS)
         self._frame, prompt = work.frame, plan.prompt
-        if work.texts.rendered is not None:  # by an expression, which may look at other rows
+        if plan.compiled.prompt.columns is None:  # by an expression, which may look at other rows
             asked = plan.compiled.prompt
             columns = asked.system.columns or () if asked.system is not None else ()
             self._frame = work.frame.select(asked.text.content.alias(_TEXT), *columns)
@@ -199,13 +190,10 @@ class Cluster:
             _evidence=plan.compiled.evidence._replace(kept=None),
         )  # fmt: skip
         self._lane_dollars = math.inf if plan.budget is None else plan.budget / lanes
-        tokens = (
-            cast("float", work.requests["estimated_tokens"].mean() or 0.0),
-            plan.compiled.expected.output_tokens,
-        )
-        rows = int(PART_SECONDS * self._plan.share / _seconds(plan.compiled.limits, 1, *tokens))
-        fair = math.ceil(work.requests.height / lanes) or 1
-        self._part_rows = max(math.ceil(fair / math.ceil(fair / max(min(rows, MOST_ROWS), 1))), LEAST_ROWS)
+        tokens = float(work.requests["estimated_tokens"].mean() or 0)  # type: ignore[arg-type]
+        row_seconds = _seconds(plan.compiled.limits, 1, tokens, plan.compiled.expected.output_tokens)
+        rows = min(int(PART_SECONDS * self._plan.share / row_seconds), MOST_ROWS)
+        self._part_rows = max(min(rows, math.ceil(work.requests.height / lanes)), LEAST_ROWS)
         # What a run asks of a pacer; rows that are out count as calls in flight.
         self.pacer = SimpleNamespace(limits=plan.compiled.limits, in_flight=0, window=lanes * self._part_rows)
         self._name = f"claudescale-{secrets.token_hex(8)}"
@@ -232,24 +220,26 @@ class Cluster:
 
     async def _lane(self, number: int) -> None:
         """Send part after part, with this lane's share of everything."""
-        dollars, owed_seconds, deaths, most = self._lane_dollars, 0.0, 0, self._part_rows
+        dollars, deaths, most = self._lane_dollars, 0, self._part_rows
         rows: list[Row] = []
         if number and self._plan.cache:  # one row writes the cache, and the others read it
             await self._primed.wait()
         while most and dollars > 0 and not self._stopping.is_set() and (rows := rows or await self._next()):
             part = rows[:most]
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._job.clock.real(owed_seconds))
             outcome = await self._sent(part, dollars)
-            owed_seconds, deaths = outcome.owed_seconds, deaths + 1 if outcome.lost else 0
+            trouble, answered = outcome.trouble, set(outcome.attempts.filter("final")["key"])
+            rows = [row for row in part if trouble and row.key not in answered] + rows[most:]
             dollars -= self._billed(part, outcome)
-            done = set(outcome.attempts.filter("final")["key"])
-            rows = rows[len(part) :] if outcome.finished else [row for row in rows if row.key not in done]
-            if outcome.is_broke and not outcome.attempts.height:
+            deaths = deaths + 1 if trouble == _LOST else 0
+            if trouble == _BROKE and not outcome.attempts.height:
                 most = len(part) // 2  # so many may be within what is left
-            if deaths == MOST_DEATHS:
+            elif deaths == MOST_DEATHS:
                 self._end(_trouble(f"{deaths} workers have died with the same {len(part)} rows"))
+            elif trouble not in (None, _BROKE, _LOST):
+                self._end(trouble)
             self._primed.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._job.clock.real(outcome.owed_seconds))
         if not most or dollars <= 0:
             self.stopped_by = self.stopped_by or _BROKE
         self._primed.set()
@@ -267,7 +257,8 @@ class Cluster:
         """Return what a part may have cost at most: an answer that was lost may be billed."""
         attempts, worst = outcome.attempts, [row.worst_dollars for row in part]
         lost = attempts.filter(~pl.col("final"), pl.col("status").is_null() | (pl.col("status") == OK)).height
-        return sum(worst) if outcome.lost else float(attempts["dollars"].sum()) + lost * max(worst)
+        paid = float(attempts["dollars"].sum()) + lost * max(worst)
+        return sum(worst) if outcome.trouble == _LOST else paid
 
     async def _sent(self, rows: list[Row], dollars: float) -> Outcome:
         """Have a part answered, record what comes back, and end the run where the worker says so."""
@@ -284,8 +275,6 @@ class Cluster:
             final = row.pop("final")
             self._job.record(Attempt(**{**row, "sent_at": row["sent_at"].timestamp()}), final=final)
         self.pacer.limits = outcome.limits or self.pacer.limits
-        if outcome.trouble is not None and not outcome.is_broke:
-            self._end(outcome.trouble)
         return outcome
 
     async def _outcome(self, part: Part) -> Outcome:
@@ -294,14 +283,14 @@ class Cluster:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
         try:
             await done.wait()
-            return cast("Outcome", await loops.in_thread(future.result))
+            return await loops.in_thread(future.result)
         except KilledWorker:
-            return Outcome(lost=True)
+            return Outcome(trouble=_LOST)
         except (OSError, RuntimeError, concurrent.futures.CancelledError) as error:
             return Outcome(trouble=_trouble(f"the cluster is gone ({type(error).__name__})"))
         finally:
             future.release()
 
-    def _end(self, why: Verdict) -> None:
+    def _end(self, why: Verdict | None) -> None:
         self.stopped_by = self.stopped_by or why
         self.stop()

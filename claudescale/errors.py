@@ -162,12 +162,6 @@ ADVICE = {
     "1st, or with a higher tier.",
     "contract_spend_limit_reached": "The contract's spend limit is reached. Ask for a higher one.",
     "account_disabled": "The account or its key is disabled. See the Console, or ask Anthropic's support.",
-    "organization_on_hold": "Anthropic has put the organization on hold. See the Console for how to appeal.",
-    "workspace_human_review_disabled": "The workspace has human review turned off, which this needs. Use "
-    "a key of another workspace.",
-    "cmek_key_disabled": "The workspace's own encryption key is disabled. Enable it in your key management.",
-    "cmek_key_network_blocked": "Your key management blocks the API from the workspace's encryption key. "
-    "Allow it there.",
     "endpoint_not_found": "The address does not exist. Check base_url.",
     "spend_limit_reached": "The spend limit set in the Console is reached. Raise it there.",
     "invalid_request_error": "The API rejects every request, so no more were sent. Change the plan.",

@@ -37,26 +37,16 @@ _INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
 # Work under way, and the run that leaves it with the process; on the caller's loop it ends with that.
 _jobs: dict[concurrent.futures.Future[None], Run | None] = {}
 _in_a_hurry = threading.Event()
-_torn: list[str] = []  # what is kept of work whose loop was ended under it
+_lines: list[str] = []  # what is kept of work that was interrupted, the latest last
 
 
 # interrupts, shown in one line
 
 
 def show_as(error: BaseException, line: str) -> None:
-    """Have one line shown and no traceback, in a notebook and where this or a later error ends a script."""
-    error.claudescale_line = line  # type: ignore[attr-defined]
+    """Have one line shown and no traceback, in a notebook and where an interrupt ends a script."""
     error._render_traceback_ = lambda: [f"■ {line}"]  # type: ignore[attr-defined]
-    _hook_up()
-
-
-def line_of(error: BaseException | None) -> str:
-    """Return the line that an error, or what it came from, is to be shown as."""
-    while error is not None:
-        if line := getattr(error, "claudescale_line", ""):
-            return str(line)
-        error = error.__cause__ or error.__context__
-    return ""
+    _lines.append(line)
 
 
 def _hook_up() -> None:
@@ -66,12 +56,10 @@ def _hook_up() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # A second interrupt comes out of the loop by itself, whatever was said of the first.
-        line = (line_of(error) or "".join(_torn[-1:])) if issubclass(kind, KeyboardInterrupt) else ""
-        if not line:
+        if not (issubclass(kind, KeyboardInterrupt) and _lines):
             before(kind, error, trace)
             return
-        sys.stderr.write(f"\n{line}\n")
+        sys.stderr.write(f"\n{_lines[-1]}\n")
         if not hasattr(sys, "ps1"):  # a prompt goes on
             raise SystemExit(_INTERRUPTED_STATUS)
 
@@ -148,7 +136,7 @@ def start(
         try:
             await work
         except (asyncio.CancelledError, KeyboardInterrupt):
-            _torn.extend([run.kept] if run is not None else [])
+            _lines.extend([run.kept] if run is not None else [])
             raise
 
     _hook_up()
@@ -231,15 +219,11 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
     home, mine = background(), threading.get_ident()
     if mine == home.thread.ident or (_running() is not None and mine == getattr(awaitable, "home", None)):
         raise RuntimeError(_BLOCKED)
-    ended = threading.Event()
-    lines = [_KEPT]
+    ended, before = threading.Event(), len(_lines)
 
     async def waited() -> T:
         try:
             return await awaitable
-        except asyncio.CancelledError as cancelled:
-            lines.append(line_of(cancelled) or _KEPT)
-            raise
         finally:
             ended.set()  # a future that is cancelled is done before its work is
 
@@ -253,8 +237,9 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
             ended.wait(EXIT_SECONDS)
         except KeyboardInterrupt:  # again: what is in flight is not waited for
             _in_a_hurry.set()
-        interrupted = KeyboardInterrupt(lines[-1])
-        show_as(interrupted, lines[-1])
+        line = [_KEPT, *_lines[before:]][-1]
+        interrupted = KeyboardInterrupt(line)
+        show_as(interrupted, line)
         raise interrupted from None
     return future.result()
 

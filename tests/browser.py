@@ -63,11 +63,12 @@ _LISTEN = """() => {
         if (content.name === 'stderr') window.heard.push(content.text);
     });
 }"""
-_RUN = """([command, index]) => {
+_RUN = """index => {
     const notebook = window.jupyterapp.shell.currentWidget.content;
-    if (index !== null) { notebook.deselectAll(); notebook.activeCellIndex = index; }
+    notebook.deselectAll();
+    notebook.activeCellIndex = index;
     window.ended[index] = false;
-    window.jupyterapp.commands.execute(command).finally(() => { window.ended[index] = true; });
+    window.jupyterapp.commands.execute('notebook:run-cell').finally(() => { window.ended[index] = true; });
 }"""
 _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap((cell, index) =>
     (cell.model.toJSON().outputs || []).filter(output => output.output_type === 'error')
@@ -123,23 +124,10 @@ class Page:
         self._until(f"() => {_KERNEL}?.status === 'idle'", START_SECONDS)
         page.evaluate(_LISTEN)
 
-    def run(self, cell, *, wait=True, seconds=CELL_SECONDS):
-        """Run one cell (the first is 0), and return when it has ended, or at once."""
-        self.page.evaluate(_RUN, ["notebook:run-cell", cell])
-        if wait:
-            self._until(f"() => window.ended[{cell}]", seconds)
-
-    def ended(self, cell):
-        """Whether a cell that was started by `run` has ended."""
-        return self.page.evaluate("cell => window.ended[cell]", cell)
-
-    def interrupt(self):
-        """Press the kernel's stop button."""
-        self.page.evaluate(f"() => {_KERNEL}.interrupt()")
-
-    def clear(self, cell):
-        """Clear what a cell shows."""
-        self.page.evaluate(_RUN, ["notebook:clear-cell-output", cell])
+    def run(self, cell):
+        """Run one cell (the first is 0), and return when it has ended."""
+        self.page.evaluate(_RUN, cell)
+        self._until(f"() => window.ended[{cell}]", CELL_SECONDS)
 
     def output(self, cell):
         """Return the Playwright locator of what a cell shows."""
@@ -149,9 +137,9 @@ class Page:
         """Return what a cell shows, as text."""
         return self.output(cell).inner_text()
 
-    def wait_for(self, cell, text, *, seconds=CELL_SECONDS):
+    def wait_for(self, cell, text):
         """Return when a cell shows `text`."""
-        self.output(cell).get_by_text(text).first.wait_for(timeout=seconds * 1_000)
+        self.output(cell).get_by_text(text).first.wait_for(timeout=CELL_SECONDS * 1_000)
 
     def save(self):
         """Save the notebook, and return its path."""
@@ -186,11 +174,7 @@ class Page:
 
 
 def _is_too_early(line, opened):
-    """Whether the kernel says of a comm that it does not know it, and never opened it.
-
-    JupyterLab asks a kernel for its widgets before any cell has run; one that has not imported ipywidgets
-    says so, at every message, if it is slow enough to be heard: harmless (ipywidgets issue 3525).
-    """
+    """Whether the kernel says that it does not know a comm which it never opened (ipywidgets issue 3525)."""
     unknown = line.removeprefix("No such comm: ")
     return line == _TOO_EARLY or (unknown != line and unknown not in opened)
 

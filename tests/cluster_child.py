@@ -1,5 +1,6 @@
 """The driver of a run on a cluster of its own, to be interrupted: the API's address, the ledger, the rows."""
 
+import os
 import sys
 
 from running import a_plan, reviews
@@ -13,7 +14,8 @@ def main(url, ledger, rows):
 
     client = cs.connect(base_url=url, api_key="simulated")
     tier = cs.Limits(requests_per_minute=12_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
-    with Client(n_workers=1, dashboard_address=None, set_as_default=False) as dask:
+    with Client(n_workers=2, threads_per_worker=1, dashboard_address=None, set_as_default=False) as dask:
+        print(min(dask.run(os.getpid).values()), flush=True)
         run = a_plan(reviews(int(rows)), tier=tier).start(client, ledger=ledger, progress=False, on=dask)
         try:
             cs.wait(run)

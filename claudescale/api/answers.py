@@ -83,8 +83,7 @@ def verdict(answer: Answer) -> Verdict:
     Notes
     -----
     Source: Anthropic, *Errors* and *Rate limits* (checked 2026-10-08), and the SDK's own list of what
-    it retries. A spend limit comes as a 429 or a 400 and lasts for days: it ends the run. The header
-    ``x-should-retry`` overrules the list, as it does in the SDK.
+    it retries. A spend limit comes as a 429 or a 400 and lasts for days: it ends the run.
     """
     if answer.status is None:
         return _verdict_on_silence(answer)
@@ -128,17 +127,12 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     failed = status >= _SERVER_ERROR
     outcome = ERRORS.outcomes.get(str(status), "overloaded" if failed else "failed")
     error = (code if outcome == "refused" else None) or kind or f"http_{status}"
-    match headers.get("x-should-retry"), outcome:
-        case "true", "failed" | "stop":
-            outcome = "again"
-        case "false", "refused":
-            outcome = "stop"  # no row is to blame for a limit
-        case "false", "again" | "overloaded":
-            outcome = "failed"
-        case _, "stop" if kind is None or code in ERRORS.row_codes:
-            outcome = "failed"  # a proxy's page says nothing of the account
-        case _, "stop" if kind == "not_found_error" and not _OF_A_MODEL.search(words):
-            error = NO_ENDPOINT
+    if outcome == "refused" and headers.get("x-should-retry") == "false":
+        outcome = "stop"  # no row is to blame for a limit
+    elif outcome == "stop" and (kind is None or code in ERRORS.row_codes):
+        outcome = "failed"  # a proxy's page says nothing of the account
+    elif outcome == "stop" and kind == "not_found_error" and not _OF_A_MODEL.search(words):
+        error = NO_ENDPOINT
     phrase = http.client.responses.get(status, "")
     words = words or f"status {status} {phrase}, with no message from the API. A proxy may have answered"
     final = outcome == "failed" and kind is not None and not failed

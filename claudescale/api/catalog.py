@@ -13,8 +13,8 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
@@ -140,48 +140,42 @@ class Tier(Fact):
     count_tokens_per_minute: int | None = None  # calls, not tokens
 
 
-_Fact = TypeVar("_Fact")
+def _frozen(value: Any) -> Any:
+    """Return a table with tuples in the place of lists."""
+    if isinstance(value, dict):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _lists_frozen(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+def _model_facts(row: Mapping[str, Any]) -> Model:
+    characters = _DATA["tokenizer"][row["tokenizer"]]["characters_per_token"]
+    known = {"snapshot": row["id"], "characters_per_token": characters}
+    return Model(**_DATA["model_defaults"] | known | row)
 
 
-def _fact(kind: type[_Fact], row: Mapping[str, Any]) -> _Fact:
-    return kind(**_lists_frozen(row))
-
-
-def _model_facts(data: Mapping[str, Any], row: Mapping[str, Any]) -> Model:
-    known = {"snapshot": row["id"]}
-    known["characters_per_token"] = data["tokenizer"][row["tokenizer"]]["characters_per_token"]
-    return _fact(Model, data["model_defaults"] | known | row)
-
-
-def _tier_facts(data: Mapping[str, Any], row: Mapping[str, Any]) -> Tier:
+def _tier_facts(row: Mapping[str, Any]) -> Tier:
     limits = {
         group: Rates(limit["requests"], limit["input_tokens"], limit["output_tokens"])
         for limit in row["limits"]
-        for group in data["limit_classes"][limit["class"]]
+        for group in _DATA["limit_classes"][limit["class"]]
     }
-    return _fact(Tier, {**row, "limits": MappingProxyType(limits)})
+    return Tier(**{**row, "limits": limits})
 
 
 _HERE = Path(__file__).parent
-_DATA = tomllib.loads((_HERE / "catalog.toml").read_text("utf-8"))
+_DATA = _frozen(tomllib.loads((_HERE / "catalog.toml").read_text("utf-8")))
 WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_text("utf-8"))
 """What is said of answers without words of their own, and of clients that cannot be used."""
 
-MODELS = MappingProxyType({row["id"]: _model_facts(_DATA, row) for row in _DATA["model"]})
+MODELS: Mapping[str, Model] = {row["id"]: _model_facts(row) for row in _DATA["model"]}
 """Every model that was not retired when last checked."""
-RETIRED = MappingProxyType(
-    {row["id"]: _fact(RetiredModel, {"snapshot": row["id"], **row}) for row in _DATA["retired"]}
-)
-TIERS = MappingProxyType({row["name"]: _tier_facts(_DATA, row) for row in _DATA["tier"]})
+RETIRED = {row["id"]: RetiredModel(**{"snapshot": row["id"]} | row) for row in _DATA["retired"]}
+TIERS: Mapping[str, Tier] = {row["name"]: _tier_facts(row) for row in _DATA["tier"]}
 MESSAGE, BATCH, CHARGES, ERRORS = (
-    SimpleNamespace(**_lists_frozen(_DATA[name])) for name in ("message", "batch", "charges", "errors")
+    SimpleNamespace(**_DATA[name]) for name in ("message", "batch", "charges", "errors")
 )
 """What one request and one batch may be, what costs besides the tokens, and what error codes mean."""
-MEDIA: Mapping[str, Any] = MappingProxyType(_DATA["media"])
+MEDIA: Mapping[str, Any] = _DATA["media"]
 """What images and PDFs may be, and the tokens they take; `claudescale.api.media` counts them."""
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}

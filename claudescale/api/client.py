@@ -6,11 +6,9 @@ The SDK never retries here: a run decides that in one place.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import copy
 import functools
 import inspect
-import ipaddress
 import itertools
 import json
 import logging
@@ -64,11 +62,11 @@ _SHORTEST_SECRET = 12
 _MESSAGES, _BATCHES = "/v1/messages", "/v1/messages/batches"
 _UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _SIMULATOR_HEADER = "claudescale-simulator"
-_sessions: weakref.WeakSet[Any] = weakref.WeakSet()  # of aiohttp, that were opened here
 _simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
 _ADDRESS = re.compile(r"https?://[^/@?#%\s]+(/[^?#\s]*)?")
+_PRIVATE = re.compile(r"(10|127|192\.168|172\.(1[6-9]|2\d|3[01]))\.[\d.]+$")
 _SAID, _WORDS = WORDS["client"], WORDS["reason"]
 _log = logging.getLogger("claudescale.api")
 
@@ -234,7 +232,7 @@ class Wire:
         content: Any = None,
         *,
         seconds: float = LONGEST_TRANSFER_SECONDS,
-        idle_seconds: float = CALL_SECONDS,
+        idle_seconds: float | None = None,
         headers: dict[str, str] | None = None,
         take: Take | None = None,
     ) -> Answer:
@@ -247,7 +245,9 @@ class Wire:
         """
         options: Any = {
             "headers": (headers or {}) | (_UNREAD if take else {}),
-            "timeout": httpx2.Timeout(min(seconds, idle_seconds), connect=self._connect_seconds),
+            "timeout": httpx2.Timeout(
+                min(seconds, idle_seconds or CALL_SECONDS), connect=self._connect_seconds
+            ),
         }
         if content is None:
             request = self._client.get(path, cast_to=httpx2.Response, options=options)
@@ -340,20 +340,18 @@ class BatchWire:
     ----------
     wire : Wire
         What sends.
-    clock : Clock
-        API time.
     requests_per_minute : float
         Calls to all of these endpoints together.
     """
 
-    def __init__(self, wire: Wire, clock: Clock, requests_per_minute: float) -> None:
-        self._wire, self._clock = wire, clock
+    def __init__(self, wire: Wire, requests_per_minute: float) -> None:
+        self._wire = wire
         self._gap_seconds, self._next_at, self._lock = 60.0 / requests_per_minute, 0.0, asyncio.Lock()
 
     async def _turn(self) -> Wire:
         async with self._lock:
-            now = self._clock.seconds()
-            await self._clock.sleep(self._next_at - now)
+            now = self._wire.clock.seconds()
+            await self._wire.clock.sleep(self._next_at - now)
             self._next_at = max(self._next_at, now) + self._gap_seconds
         return self._wire
 
@@ -499,8 +497,7 @@ def _session(part: Any) -> Any:
     )
     long: Any = {"max_line_size": _HEADER_BYTES, "max_field_size": _HEADER_BYTES}
     session = aiohttp.ClientSession(connector=connector, **long)
-    weakref.finalize(part, _close, session).atexit = False
-    _sessions.add(session)
+    weakref.finalize(part, _close, session)
     return session
 
 
@@ -510,10 +507,9 @@ def _close(session: Any) -> None:
         session.close().send(None)
 
 
-@atexit.register  # before any run registers its own end, which so comes first: what is in flight is paid
-def _close_all() -> None:
-    for session in list(_sessions):
-        _close(session)
+# The first of them registers the end of all. A run registers its own later, which so comes first: what is in
+# flight is paid.
+weakref.finalize(_close, bool)
 
 
 def _kept_alive(address: Any) -> socket.socket:
@@ -677,11 +673,7 @@ def check_client(client: object, mode: str = "live") -> None:
 
 def is_nearby(url: httpx2.URL) -> bool:
     """Return whether an address is this machine, or an unencrypted number of its network, as a class uses."""
-    if url.host in LOOPBACK:
-        return True
-    with suppress(ValueError):
-        return url.scheme == "http" and ipaddress.ip_address(url.host).is_private
-    return False
+    return url.host in LOOPBACK or bool(url.scheme == "http" and _PRIVATE.match(url.host))
 
 
 def _shown(url: object) -> str:

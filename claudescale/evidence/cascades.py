@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from claudescale.api.models import Model
     from claudescale.planning.plans import Plan
     from claudescale.running.runs import Run
-    from claudescale.views.theme import Picture
 
 CASCADE, NOT_ACCEPTED = "cascade", "not_accepted"
 
@@ -382,11 +381,6 @@ class CascadeRun(Shown):
         table = pl.DataFrame(ways, schema=["way", "dollars", "estimated"], orient="row")
         return table.with_columns(share=pl.when(last > 0).then(pl.col("dollars") / last)).select(*BILL)
 
-    @property
-    def plot(self) -> CascadePlots:
-        """The picture: ``bill``."""
-        return CascadePlots(self)
-
     def _card(self) -> Card:
         table, mark = self.table, "SIMULATED " * self.simulated
         by = f" ({self.stopped_by})" if self.stopped_by else ""
@@ -402,19 +396,6 @@ class CascadeRun(Shown):
             notes=notes,
             next="run.results" if self.state == "finished" else f"run = await cascade.run(client{ledger})",
         )
-
-
-@dataclass(frozen=True)
-class CascadePlots:
-    """The picture of a cascade's run."""
-
-    run: CascadeRun
-
-    def bill(self) -> Picture:
-        """Return what the cascade cost, next to every row on each model. Spends: nothing."""
-        from claudescale.views import model_charts  # noqa: PLC0415  # altair is slow to import
-
-        return model_charts.bill(self.run.bill, simulated=self.run.simulated)
 
 
 def cascade(

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.errors import PlanError, refuse
-from claudescale.prompts.requests import read, schema_of, unknown_column
+from claudescale.prompts.requests import read, schema_of
+from claudescale.prompts.templates import unknown_column
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -260,10 +260,10 @@ class TrialPlots:
 
     def quality(self, min_score: float | None = None) -> Picture:
         """Return each choice's score and its interval against its dollars. Spends: nothing."""
-        from claudescale.views import model_charts  # noqa: PLC0415  # altair is slow to import
+        from claudescale.views import plan_charts  # noqa: PLC0415  # altair is slow to import
 
         evidence = None if min_score is None else self.trial.evidence(min_score=min_score)
-        return model_charts.quality(self.trial.table, evidence, min_score)
+        return plan_charts.quality(self.trial.table, evidence, min_score)
 
 
 def answered(run: Run) -> pl.DataFrame:

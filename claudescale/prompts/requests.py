@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
+import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import polars as pl
 
 from claudescale.api.catalog import CHARGES, MEDIA, MESSAGE
-from claudescale.errors import NameTaken, PlanError, RequestTooLarge, UnknownColumn, nearest, refuse
+from claudescale.errors import NameTaken, PlanError, RequestTooLarge, nearest, refuse
 from claudescale.prompts.replies import Returns, compile_returns
-from claudescale.prompts.templates import Parts, Text, as_json, check_unicode, system_of, text_of
+from claudescale.prompts.templates import Parts, Text, as_json, system_of, text_of
 from claudescale.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from claudescale.api.catalog import Model
     from claudescale.prompts.templates import Part
@@ -38,6 +42,7 @@ Examples: TypeAlias = "Sequence[tuple[str, Any]]"
 FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml").read_text("utf-8"))
 """Which fields of the API `params` may have, and which tools."""
 SLICE_ROWS = 4_000  # so many rows are rendered at once
+_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
 FORM_TOKENS = 80.0  # of the prompt that the API adds for `returns`: assumed, as its length is not published
@@ -56,6 +61,28 @@ REQUESTS = pl.Schema(
 that can be: no token is shorter than a byte, and a file has its own."""
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise what is wrong with a LazyFrame that fails; its own message may quote data, so it is linked."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        msg = f"The frame cannot be read: {type(error).__name__}. frame.collect() shows the whole message."
+        raise PlanError(msg) from error
+
+
+@readable()
+def read(frame: Frame) -> pl.DataFrame:
+    """Return the rows of a frame; a PlanError where a LazyFrame fails."""
+    return frame.lazy().collect()
+
+
+@readable()
+def schema_of(frame: Frame) -> pl.Schema:
+    """Return the columns of a frame that need not be read for it; PlanError where it cannot be."""
+    return frame.lazy().collect_schema()
+
+
 class Charges(NamedTuple):
     """What can make a request cost more than its tokens at the list price."""
 
@@ -70,18 +97,15 @@ class Prompt:
     """What is asked about every row. `compile_prompt` makes it; it holds no frame."""
 
     head: str  # the constant JSON before a row's message: a body is head + message + tail
-    tail: str = "]}"
     text: Text | Parts = field(repr=False)
     system: Text | None = field(repr=False)  # of each row; None where it is the same for all, or none
-    template: str | None = field(repr=False)  # the prompt; None of an expression
+    template: str = field(repr=False)  # the words of the prompt; empty of an expression
     returns: Returns | None  # what makes typed columns of the replies
     constant: Mapping[str, Any] = field(repr=False)  # the request without its messages, and without caching
     model: Model = field(repr=False)
-    shared_characters: int  # of every request besides the row's text: system prompt, schema, tools
-    notes: tuple[str, ...]  # what is worth knowing and no error
     charges: Charges
-    samples: int = 1  # how often each row is sent
-    renamed: Mapping[str, str] = field(default_factory=dict)  # columns of the frame that results rename
+    samples: int  # how often each row is sent
+    renamed: Mapping[str, str]  # columns of the frame that results rename
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -91,9 +115,22 @@ class Prompt:
         return tuple(dict.fromkeys([*self.text.columns, *(self.system.columns or ())]))
 
     @property
+    def tail(self) -> str:
+        """The constant JSON after a row's message, which has its own end where the system prompt differs."""
+        return "]}" if self.system is None else ""
+
+    @property
     def has_files(self) -> bool:
         """Whether images or PDFs are sent: what cannot be read is an error of its row."""
         return isinstance(self.text, Parts)
+
+    @cached_property
+    def shared_characters(self) -> int:
+        """The length of what every request has: system prompt, examples, tools, schema."""
+        request = self.constant
+        texts = [request.get("system", ""), *(turn["content"] for turn in request.get("messages", ()))]
+        forms = [request.get("tools"), self.returns and self.returns.json_schema]
+        return sum(map(len, [*texts, *(as_json(form) for form in forms if form)]))
 
     @property
     def shared_tokens(self) -> float:
@@ -114,24 +151,49 @@ class Prompt:
         added = FRAMING_TOKENS + FORM_TOKENS * (self.returns is not None)
         return (characters + self.shared_characters) / self.model.characters_per_token + added
 
-    def contents(self, frame: pl.DataFrame, stamps: pl.Series | None = None) -> pl.DataFrame:
+    def notes(self, frame: Frame) -> Iterator[str]:
+        """Yield what is worth knowing of the requests, and no error."""
+        if self.renamed:
+            pairs = ", ".join(f"{name!r} to {new!r}" for name, new in self.renamed.items())
+            yield f"The results have columns with these names, so yours are renamed there: {pairs}."
+        if self.charges.turns > 1:
+            yield (
+                "What web tools find is billed as input, each search has a fee, and the estimate assumes one "
+                "per row. A pilot shows how much that is."
+            )
+        form = as_json(self.constant.get("output_config"))
+        if named := re.search(rf'"({"|".join(FACTS["extracting"])})":\{{', form, re.IGNORECASE):
+            yield (
+                f"A field called {named[1]!r} can make the model decline (reasoning_extraction), and that "
+                "refusal is billed. Rename it, for example to 'why'."
+            )
+        looks = isinstance(frame, pl.DataFrame) and isinstance(self.text, Text)
+        texts = frame.lazy().select(self.text.columns or () if looks else ()).head(_SEEN_ROWS)
+        for cells in texts.select(pl.col(pl.String)).collect():
+            if cells.str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
+                yield (
+                    f"The column {cells.name!r} holds files as text in base64, which costs a hundred times "
+                    f"more than the file: prompt=[cs.image({cells.name!r}), ...] over frame.with_columns("
+                    f"pl.col({cells.name!r}).str.decode('base64'))."
+                )
+
+    def contents(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the `characters` of each row and its part of the body as JSON, null where it is not sent.
 
-        Of a prompt of several parts as `templates.MESSAGES`; given their `stamps`, with files to be sent.
+        Of a prompt of several parts as `templates.MESSAGES`.
         """
         if isinstance(self.text, Parts):
-            found = self.text.messages(frame, "key" if stamps is None else "send", stamps)
+            found = self.text.messages(frame)
         else:
             # The row number in the same select holds the height: an expression that drops or adds rows fails.
             number = pl.int_range(pl.len(), dtype=pl.UInt32)
-            text = frame.lazy().select(row=number, content=self.text.content)
             message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
-            contents = text.select(
-                "row",
+            found = frame.select(row=number, content=self.text.content).select(
                 characters=pl.col("content").str.len_chars(),
                 content=pl.when(pl.col("content").is_not_null()).then(message),
+                more_bytes=0,
+                more_tokens=0,
             )
-            found = contents.collect().drop("row")
         if self.system is None:
             return found
         system = frame.select(system=self.system.content).to_series()
@@ -139,10 +201,7 @@ class Prompt:
         both = pl.when(system.is_not_null()).then(pl.concat_str("content", pl.lit("],"), ending))
         return found.with_columns(content=both, characters=pl.col("characters") + system.str.len_chars())
 
-    def bodies(self, contents: pl.Series) -> pl.Series:
-        """Return the whole body of each message."""
-        return (self.head + contents + self.tail).alias("body")
-
+    @readable()
     def sizes(self, frame: Frame, only: pl.Series | None = None) -> pl.DataFrame:
         """Return `SIZES` of a frame, or of some of its rows: read as a stream, nothing rendered whole."""
         texts = [text for text in (self.text, self.system) if text is not None]
@@ -186,31 +245,32 @@ class Prompt:
         given = {self.renamed.get(name, name): dtype for name, dtype in schema_of(frame).items()}
         return pl.Schema({**given, **sample, **typed, **texts, **typed})
 
-    def changed(self, other: Prompt) -> set[str]:
-        """Return which fields of the requests differ from another prompt's, of those that keys depend on."""
-        mine, theirs = self.constant, other.constant
-        names = {*mine, *theirs}
-        return {name for name in names if as_json(mine.get(name)) != as_json(theirs.get(name))}
-
     def work(self, frame: Frame, api: str, kept: Kept | None = None) -> Work:
         """Return the rows of a frame with the keys they have at one API, in one pass over their texts."""
         frame = read(frame)
         around = len(self.head.encode()) + len(self.tail.encode())
-        parts, rendered, unsent, stamps = [], None, None, None
-        for part in [frame] if self.columns is None else _slices(frame.select(self.columns)):
-            contents = self.contents(part)
-            message = contents["content"]
-            rendered = message if self.columns is None else None
-            size = message.str.len_bytes().cast(pl.Int64).alias("bytes") + around
-            found = contents.drop("content").with_columns(self.keys(message, api), size, most_tokens=size)
-            if self.has_files:
-                more = pl.col("bytes") + pl.col("file_bytes"), pl.col("most_tokens") + pl.col("file_tokens")
-                found = found.with_columns(*more)
-            parts.append(found)
+        parts, holds = [], self.columns is None or self.has_files
+        named = frame.select(self.columns or ())
+        for part in [frame] if self.columns is None else [*named.iter_slices(SLICE_ROWS)] or [named]:
+            found = self.contents(part)
+            size = pl.col("content").str.len_bytes().cast(pl.Int64) + around
+            found = found.with_columns(
+                self.keys(found["content"], api),
+                bytes=size + pl.col("more_bytes"),
+                most_tokens=size + pl.col("more_tokens"),
+            )
+            parts.append(found if holds else found.drop("content"))
         rows = pl.concat(parts, rechunk=True).with_row_index("row")
-        if self.has_files:
-            unsent, stamps = rows.select("error", "message"), rows["stamp"]
-        _check_sizes(rows, has_files=self.has_files)
+        rendered = rows["content"] if holds else None
+        unsent = rows.select("error", "message") if self.has_files else None
+        large = rows.select("row", "bytes").filter(pl.col("bytes") > MESSAGE.max_bytes)
+        for row, size in large.iter_rows():
+            refuse(
+                f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
+                f"{MESSAGE.max_bytes:,}. Shorten its text, for example with pl.col(...).str.head(100_000), "
+                "make its files smaller, or leave the row out.",
+                RequestTooLarge,
+            )
         if self.samples > 1:
             rows = _sampled(rows.lazy(), self.samples).collect()
             keys = zip(rows["key"], rows["sample"], strict=True)
@@ -224,8 +284,8 @@ class Prompt:
         requests = distinct.filter(pl.col("key").is_not_null()).with_columns(
             estimated_tokens=self.estimated_tokens(pl.col("characters"))
         )
-        texts, sizes = Texts(self, frame, rendered, stamps), _sizes(distinct.lazy()).collect()
-        return Work(frame, rows["key"], requests.select(*REQUESTS), texts, sizes, unsent)
+        sizes = _sizes(distinct.lazy()).collect()
+        return Work(self, frame, rows["key"], requests.select(*REQUESTS), sizes, rendered, unsent)
 
 
 def _sampled(rows: pl.LazyFrame, samples: int) -> pl.LazyFrame:
@@ -238,25 +298,6 @@ def _sizes(distinct: pl.LazyFrame) -> pl.LazyFrame:
     # Sorted, so that sums over them are the same to the last digit every time.
     sizes = distinct.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
     return sizes.cast({"requests": pl.UInt32, "rows": pl.UInt32}).sort("characters")
-
-
-def _slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield the frame in slices: at least one, as an empty frame has columns too."""
-    yield from (frame.slice(start, SLICE_ROWS) for start in range(0, max(frame.height, 1), SLICE_ROWS))
-
-
-def _check_sizes(rows: pl.DataFrame, *, has_files: bool) -> None:
-    large = rows.filter(pl.col("bytes") > MESSAGE.max_bytes)
-    if large.height:
-        row, size = large.select("row", "bytes").row(0)
-        more = f" In all, {large.height:,} rows are too large." if large.height > 1 else ""
-        text = "Shorten its text, for example with pl.col(...).str.head(100_000)"
-        refuse(
-            f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
-            f"{MESSAGE.max_bytes:,}. {'Make its files smaller' if has_files else text}, or leave the row "
-            f"out.{more}",
-            RequestTooLarge,
-        )
 
 
 def compile_prompt(
@@ -274,78 +315,46 @@ def compile_prompt(
     cache: Cache = False,
     params: Mapping[str, Any] | None = None,
     sent: str | None = None,
-    head: pl.DataFrame | None = None,
 ) -> Prompt:
     """Return what is asked about every row of frames of one schema; a PlanError says what cannot be.
 
     Thinking is kept off, or small where a model cannot do without, unless `thinking` or `effort` is
-    given: then only what was given is sent, and the API's defaults hold for the rest.
-
-    Parameters
-    ----------
-    sent : str, optional
-        The model's name as it was typed and is sent; the default is its id. A dated id and its alias are one
-        model, so keys have the id.
-    head : pl.DataFrame, optional
-        A few rows, to see whether one holds files as text.
-
-    Examples
-    --------
-    >>> from claudescale.api.catalog import model
-    >>> frame = pl.DataFrame({"text": ["late again"]})
-    >>> prompt = compile_prompt("Name it: {text}", frame.schema, model=model("claude-haiku-5-5"))
-    >>> prompt.contents(frame)["content"].item()
-    '{"role":"user","content":"Name it: late again"}'
+    given: then only what was given is sent. `sent` is the model's name as it was typed and is sent: a dated
+    id and its alias are one model, so keys have the id.
     """
     text = Parts.of(prompt, schema, model) if isinstance(prompt, list) else text_of(prompt, schema)
-    if returns is not None and not model.structured_outputs:
-        refuse(
-            f"{model.id} has no structured outputs, which returns= needs. Choose another model, or ask for "
-            "the form in the prompt and read run.results['reply'] yourself."
-        )
     typed = None if returns is None else compile_returns(returns)
-    samples = plain(samples, whole=True)
+    samples, max_tokens = plain(samples, whole=True), plain(max_tokens, whole=True)
     if type(samples) is not int or samples < 1:
         refuse(f"samples={samples!r}: it must be a whole number from 1 on: how often each row is sent.")
-    more = {"message": isinstance(text, Parts), "sample": samples > 1}
-    own = [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)]
-    renamed = _renamed(schema, typed, own)
-    extra = _checked(params or {}, model)
-    max_tokens = plain(max_tokens, whole=True)
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
         refuse(f"max_tokens={max_tokens!r}: it must be a whole number. {model.id} writes 1 to {most} tokens.")
+    more = {"message": isinstance(text, Parts), "sample": samples > 1}
+    renamed = _renamed(schema, typed, [*OUTPUT_COLUMNS, *(name for name in more if more[name])])
+    extra = _checked(params or {}, model)
     thinking, output = _thinking(model, max_tokens, effort, thinking)
-    output |= _output(typed, extra.pop("output_config", {}))
-    charges, notes = _charges(extra, typed=typed is not None)
-    _check_forced(model, extra, thinking)
-    if renamed:
-        pairs = ", ".join(f"{name!r} to {new!r}" for name, new in renamed.items())
-        words = f"The results have columns with these names, so yours are renamed there: {pairs}."
-        notes = (words, *notes)
+    output |= extra.pop("output_config", {})
+    output |= {"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {}
     shared, per_row = (None, None) if system is None else system_of(system, schema)
     turns = _turns(examples, typed)
     fields = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
-    body: dict[str, Any] = {"model": model.id, "max_tokens": max_tokens}
+    body = {"model": model.id, "max_tokens": max_tokens}
     body |= {name: value for name, value in fields.items() if value} | extra
     body |= {"messages": turns} if turns else {}
-    marked = _marked(cache, shared, turns, is_shared=per_row is None)
-    prefix = len(shared or "") + (len(as_json(extra["tools"])) if extra.get("tools") else 0)
-    prefix += sum(len(turn["content"]) for turn in turns)
+    marked = _marked(cache, shared if per_row is None else None, turns if per_row is None else [])
+    words = [*prompt, system] if isinstance(prompt, list) else [prompt, system if per_row else None]
     return Prompt(
         head=_head(body | {"model": sent or model.id} | marked),
-        tail="]}" if per_row is None else "",
         text=text,
         system=per_row,
         samples=samples,
         renamed=renamed,
-        template=_template(prompt, system if per_row else None),
+        template=" ".join(word for word in words if isinstance(word, str)),
         returns=typed,
         constant=body,
         model=model,
-        shared_characters=prefix + (len(as_json(typed.json_schema)) if typed else 0),
-        notes=(*notes, *_notes(body, text, head, model, prefix if cache else None)),
-        charges=charges,
+        charges=_charges(extra),
     )
 
 
@@ -356,30 +365,18 @@ def _head(body: Mapping[str, Any]) -> str:
     return f'{as_json(rest)[:-1]},"messages":[{examples}'
 
 
-def _template(prompt: Asked, system: str | None) -> str | None:
-    """Return the words of a prompt, by which the length of a reply is guessed."""
-    if isinstance(prompt, pl.Expr):
-        return system
-    texts = [prompt] if isinstance(prompt, str) else [piece for piece in prompt if isinstance(piece, str)]
-    return " ".join([*texts, *([system] if system else [])])
-
-
 def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     """Return examples as turns of a conversation; PlanError for what is none."""
     turns = []
-    such_as = "Give pairs of texts: examples=[('Late again', 'complaint'), ...]."
-    if not isinstance(examples, list | tuple):
-        refuse(f"examples={examples!r:.60} is not a list. {such_as}")
-    for example in examples:
-        if not isinstance(example, list | tuple) or len(example) != 2:  # noqa: PLR2004 - user, assistant
-            refuse(f"examples= has {example!r:.60}, which is not a pair. {such_as}")
-        user, reply = example
-        reply = typed.example(reply) if typed is not None else reply
-        for role, content in (("user", user), ("assistant", reply)):
-            if not isinstance(content, str) or not content.strip():
-                refuse(f"examples= has {content!r:.60} for the {role}, which is not a text. {such_as}")
-            check_unicode("examples=", content)
-            turns.append({"role": role, "content": content})
+    for example in examples if isinstance(examples, list | tuple) else [examples]:
+        user, *replies = example if isinstance(example, list | tuple) and example else [example]
+        texts = [user, *(reply if typed is None else typed.example(reply) for reply in replies)]
+        if len(texts) != 2 or not all(isinstance(text, str) and text.strip() for text in texts):  # noqa: PLR2004
+            refuse(
+                f"examples= has {example!r:.60}, which is not a pair of texts. Give a list of them: "
+                "examples=[('Late again', 'complaint'), ...]."
+            )
+        turns += [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
     return turns
 
 
@@ -387,17 +384,9 @@ def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[s
     """Return the frame's columns whose names the results need, and new names; raise for a field's."""
     fields = () if typed is None or typed.single else tuple(typed.columns)
     for name in fields:
-        if name in own:
-            refuse(
-                f"returns= has a field {name!r}, a name that the results use. Rename the field.",
-                NameTaken,
-            )
-        if name in schema:
-            use = f"frame.rename({{{name!r}: {f'my_{name}'!r}}})"
-            refuse(
-                f"The frame already has a column {name!r}, and returns= adds one. Use {use}.",
-                NameTaken,
-            )
+        if name in own or name in schema:
+            use = "Rename the field" if name in own else f"Use frame.rename({{{name!r}: {f'my_{name}'!r}}})"
+            refuse(f"returns= adds a column {name!r}, and the results have one already. {use}.", NameTaken)
     there, renamed = {*schema, *fields}, {}
     for name in own:
         if name in schema:
@@ -406,44 +395,13 @@ def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[s
     return renamed
 
 
-def _notes(
-    body: Mapping[str, Any], text: Text | Parts, head: pl.DataFrame | None, model: Model, prefix: int | None
-) -> Iterator[str]:
-    """Yield what is worth knowing of a request; `prefix` is the length of what is to be cached."""
-    minimum, tokens = model.cache_minimum_tokens, round((prefix or 0) / model.characters_per_token)
-    if prefix is not None and minimum is not None and tokens < minimum:
-        yield (
-            f"The shared prefix is about {tokens:,} tokens (estimated from characters); {model.id} caches "
-            f"only from {minimum:,} on, so it will most likely not be cached."
-        )
-    names = _properties([body.get("tools"), body.get("output_config", {}).get("format")])
-    if named := next((name for name in names if name.lower() in FACTS["extracting"]), None):
-        yield (
-            f"A field called {named!r} can make the model decline (reasoning_extraction), and that "
-            "refusal is billed. Rename it, for example to 'why'."
-        )
-    if isinstance(text, Parts):
-        yield from text.notes(head)
-        return
-    texts = pl.DataFrame() if head is None else head.select(text.columns or ()).select(pl.col(pl.String))
-    for name in texts.columns:
-        if texts[name].str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
-            yield (
-                f"The column {name!r} holds files as text in base64, which costs a hundred times more than "
-                f"the file: prompt=[cs.image({name!r}), ...] over frame.with_columns("
-                f"pl.col({name!r}).str.decode('base64'))."
-            )
-
-
-def _marked(
-    cache: Cache, system: str | None, turns: list[dict[str, Any]], *, is_shared: bool
-) -> dict[str, Any]:
+def _marked(cache: Cache, system: str | None, turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the last field that all rows share, with the mark of the cache at its end."""
     if cache is False:
         return {}
     if cache not in (True, "5m", "1h"):
         refuse(f"cache= must be False, True, '5m' or '1h', not {cache!r}.")
-    if not is_shared or (system is None and not turns):
+    if system is None and not turns:
         refuse(
             "cache= needs a prefix that all rows share. "
             "Move what is the same for every row out of the prompt and into system=."
@@ -454,22 +412,6 @@ def _marked(
     return {"messages": [*turns[:-1], {**turns[-1], "content": block}]} if turns else {"system": block}
 
 
-def _properties(value: Any) -> Iterator[str]:
-    """Yield the names of all fields of the JSON schemas in a value."""
-    if isinstance(value, dict):
-        yield from map(str, value.get("properties", ()))
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _properties(inner)
-
-
-def _output(typed: Returns | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    if "effort" in given:
-        refuse("params has an 'effort' in its 'output_config'. Use effort= instead.")
-    if typed is not None and "format" in given:
-        refuse("returns= and params['output_config']['format'] both define the reply. Keep one.")
-    return dict(given) | ({"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {})
-
-
 # ------------------------------------------------------------------------- fields, tools and thinking
 
 
@@ -477,182 +419,112 @@ def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
     if not isinstance(params, Mapping):
         refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
-    given = {name: value for name, value in params.items() if value is not None}
-    for name, value in given.items():
-        if name in FACTS["refused"]:
-            refuse(f"params has {name!r}: {FACTS['refused'][name]}")
+    values = {name: value for name, value in params.items() if value is not None}
+    for name in values:
+        unknown = f"the API does not know it.{nearest(str(name), FACTS['taken'])} There is: "
         if name not in FACTS["taken"]:
-            refuse(
-                f"params has {name!r}, which the API does not know, so it would refuse every row."
-                f"{nearest(str(name), FACTS['taken'])} There is: {', '.join(FACTS['taken'])}."
-            )
-        if not _FITS.get(name, lambda _: True)(value):
-            refuse(f"params has {name}={value!r:.60}: it must be {FACTS['values'][name]}.")
+            why = FACTS["refused"].get(name, f"{unknown}{', '.join(FACTS['taken'])}.")
+            refuse(f"params has {name!r}: {why}")
     try:
-        check_unicode("params", as_json(given))
+        # Only the outermost names are sorted: the order inside tools and schemas may matter to the model.
+        given: dict[str, Any] = json.loads(as_json(dict(sorted(values.items()))))
     except TypeError as error:
         msg = f"params cannot be written as JSON: {error}. "
         raise PlanError(msg + "Use only dict, list, str, int, float, bool and None.") from error
-    if "inference_geo" in given and model.id in CHARGES.no_inference_geo:
-        refuse(f"{model.id} does not take inference_geo, which begins with Claude 4.6. Leave it out.")
-    # Only the outermost names are sorted: the order inside tools and schemas may matter to the model.
-    return dict(sorted(given.items()))
+    tools, output = given.get("tools", []), given.get("output_config", {})
+    if not isinstance(tools, list) or not all(isinstance(value, dict) for value in [output, *tools]):
+        refuse("params: tools must be a list of dicts, and output_config a dict, as the API takes them.")
+    taken = () if model.id in CHARGES.no_inference_geo else CHARGES.geographies
+    if "inference_geo" in given and given["inference_geo"] not in taken:
+        there = " or ".join(map(repr, CHARGES.geographies))
+        refuse(f"inference_geo is {there}, from Claude 4.6 on; {model.id} does not take this one.")
+    return given
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "inference_geo": lambda value: value in CHARGES.geographies,
-    "output_config": lambda value: isinstance(value, Mapping),
-    "tools": lambda value: (
-        isinstance(value, list | tuple) and all(isinstance(tool, Mapping) for tool in value)
-    ),
-    "tool_choice": lambda value: isinstance(value, Mapping),
-}
-"""Whether a value is taken, of fields that decide the price or the reply. The API judges the others."""
-
-
-def _charges(extra: dict[str, Any], *, typed: bool) -> tuple[Charges, tuple[str, ...]]:
-    """Raise what is wrong with the tools; return what a request may cost, and what is worth knowing of that.
-
-    A row has nobody to run a client's tool, so one is taken only where the model must call it: what it is
-    called with is then the row's reply. Of the tools that the API runs, those are taken that can be priced.
-    """
-    tools, choice = extra.get("tools", []), extra.get("tool_choice", {})
-    charges = Charges(inference_geo=extra.get("inference_geo"), caches='"cache_control":' in as_json(tools))
-    own = [tool for tool in tools if tool.get("type") in (None, "custom")]
-    served = [tool for tool in tools if tool not in own]
-    for tool in served:
-        _check_served(str(tool.get("type")), tool)
-    called = own if choice.get("type") == "any" and not served else []
-    if choice.get("type") == "tool":
-        called = [tool for tool in own if tool.get("name") == choice.get("name")]
-    if called:
-        if typed:
-            name = called[0].get("name")
-            refuse(f"returns= and the tool {name!r} both define the reply. Keep one.")
-        extra["tool_choice"] = {**choice, "disable_parallel_tool_use": True}
-        return charges, ()
-    if own and choice.get("type") != "none":
-        name = own[0].get("name")
-        refuse(
-            f"params has the tool {name!r}, and nothing runs tools for a row. To get replies in a certain "
-            "form, use returns=. Or force the call, and its input becomes the reply: "
-            f"'tool_choice': {{'type': 'tool', 'name': {name!r}}}."
-        )
-    if not served:
-        return charges, ()
-    uses: list[Any] = [tool.get("max_uses") for tool in served]
-    searches = [most for most, tool in zip(uses, served, strict=True) if tool.get("name") == "web_search"]
-    # From 2026 on tools are called from code by default, and each piece of code is a turn of its own.
-    direct = all(
-        tool.get("allowed_callers", ["direct"] if tool["type"] in FACTS["called_directly"] else None)
-        == ["direct"]
-        for tool in served
-    )
-    turns = CHARGES.server_tool_turns
-    if None not in uses and direct:
-        turns = min(sum(uses) + 1, turns)
-    fee = "Each web search has a fee, and the estimate assumes one per row. " if searches else ""
-    note = f"{fee}What web tools find is billed as input. A pilot shows how much that is."
-    return charges._replace(searches=None if None in searches else sum(searches), turns=turns), (note,)
-
-
-def _check_forced(model: Model, extra: Mapping[str, Any], thinking: Mapping[str, Any] | None) -> None:
-    """Refuse a call that the model must make, where it cannot be made."""
-    choice = extra.get("tool_choice", {})
-    if choice and not extra.get("tools"):
-        refuse("params has 'tool_choice' but no 'tools'. Leave it out.")
-    if choice.get("type") not in ("any", "tool"):
-        return
-    if model.id in CHARGES.no_forced_tool:
-        refuse(f"{model.id} cannot be forced to call a tool. Use returns= instead, or another model.")
-    if (thinking or {}).get("type") == "enabled":
-        refuse("A forced tool_choice does not work with thinking of the type 'enabled'. Leave thinking= out.")
-
-
-def _check_served(kind: str, tool: Mapping[str, Any]) -> None:
-    """Refuse a tool of the API whose cost is not known, before a row or after it."""
+def _charges(params: Mapping[str, Any]) -> Charges:
+    """Raise for a tool whose cost is not known, before a row or after it; return what a request may cost."""
     known: dict[str, str] = FACTS["server_tools"]
-    if kind not in known:
-        unknown = f"is not known here, and neither is its cost.{nearest(kind, known)}"
-        refused = FACTS["refused_tools"].items()
-        why = next((why for start, why in refused if kind.startswith(start)), unknown)
-        refuse(f"the tool {kind!r} {why} There is: {', '.join(known)}.")
-    uses = tool.get("max_uses")
-    if tool.get("name") != known[kind] or (uses is not None and (type(uses) is not int or uses < 1)):
-        refuse(f"the tool {kind!r} needs 'name': {known[kind]!r}, and 'max_uses', if given, from 1 on.")
+    tools, most = params.get("tools", []), CHARGES.server_tool_turns
+    for tool in tools:
+        kind, uses = str(tool.get("type", "custom")), tool.get("max_uses")
+        if kind not in known:
+            unknown = f"is not known here, and neither is its cost.{nearest(kind, known)}"
+            refused = FACTS["refused_tools"].items()
+            why = next((why for start, why in refused if kind.startswith(start)), unknown)
+            refuse(f"the tool {tool.get('name', kind)!r} {why} There is: {', '.join(known)}.")
+        if tool.get("name") != known[kind] or (uses is not None and (type(uses) is not int or uses < 1)):
+            refuse(f"the tool {kind!r} needs 'name': {known[kind]!r}, and 'max_uses', if given, from 1 on.")
+    uses = [tool.get("max_uses") for tool in tools]
+    searches = [tool.get("max_uses") for tool in tools if tool["name"] == "web_search"]
+    # From 2026 on tools are called from code by default, and each piece of code is a turn of its own.
+    if None not in uses and all(tool["type"] in FACTS["called_directly"] for tool in tools):
+        most = min(sum(uses) + 1, most)
+    return Charges(
+        inference_geo=params.get("inference_geo"),
+        searches=None if None in searches else sum(searches),
+        turns=most,
+        caches='"cache_control":' in as_json(tools),
+    )
 
 
 def _thinking(
     model: Model, max_tokens: int, effort: str | None, thinking: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
     """Return the ``thinking`` and the ``output_config`` to send."""
+    kind = thinking.get("type", "") if isinstance(thinking, Mapping) else thinking
+    given = {"effort=": (effort, model.efforts), "thinking of the type ": (kind, model.thinking_types)}
+    for name, (value, taken) in given.items():
+        if value is not None and value not in taken:
+            there = f"It takes {', '.join(map(repr, taken))}." if taken else "Leave it out."
+            refuse(f"{model.id} does not take {name}{value!r}. {there}")
     if effort is None and thinking is None:
         return model.thinking_off, {"effort": model.effort_for_bulk} if model.effort_for_bulk else {}
-    if effort is not None and effort not in model.efforts:
-        known = f"It takes {', '.join(model.efforts)}." if model.efforts else "Leave effort= out."
-        refuse(f"{model.id} does not take effort={effort!r}. {known}")
     output = {"effort": effort} if effort else {}
     if thinking is None:
         return None, output
-    kind = thinking.get("type") if isinstance(thinking, Mapping) else thinking
-    if kind not in model.thinking_types:
-        known = ", ".join(f"{{'type': {each!r}}}" for each in model.thinking_types)
-        refuse(f"{model.id} does not take thinking of the type {kind!r}. It takes {known}.")
-    thinking = {name: plain(value, whole=True) for name, value in thinking.items()}
     fields = FACTS["thinking"].get(kind, ["type"])
     if wrong := next((name for name in thinking if name not in fields), None):
         takes = " and ".join(map(repr, fields))
         refuse(f"thinking of the type {kind!r} does not take {wrong!r}. It takes {takes}.")
     budget, least = thinking.get("budget_tokens"), FACTS["least_thinking_tokens"]
-    if kind == "enabled" and (not isinstance(budget, int) or budget < least):
+    if kind == "enabled" and not (isinstance(budget, int) and least <= budget < max_tokens):
         refuse(
             f"thinking of the type 'enabled' needs budget_tokens from {least:,} to below "
-            f"max_tokens: thinking={{'type': 'enabled', 'budget_tokens': {least}}}."
+            f"max_tokens={max_tokens:,}: thinking={{'type': 'enabled', 'budget_tokens': {least}}}."
         )
-    if isinstance(budget, int) and budget >= max_tokens:
-        why = f"thinking's budget_tokens={budget:,} must be below max_tokens={max_tokens:,}."
-        refuse(f"{why} Raise max_tokens=.")
     return thinking, output
 
 
 # ------------------------------------------------------------- the rows of a run, and what answers them
 
 
-class Texts(NamedTuple):
-    """The texts of a frame's rows as JSON, rendered when they are needed: no second copy of the frame.
-
-    Where they come from an expression they are rendered at once, as it may look at many rows.
-    """
+class Work(NamedTuple):
+    """What a run needs to know of its rows. Their texts are rendered when they are needed."""
 
     prompt: Prompt
-    frame: pl.DataFrame
-    rendered: pl.Series | None
-    stamps: pl.Series | None  # of rows with files, what they were when the keys were made
-
-    def of(self, rows: pl.Series) -> pl.Series:
-        """Return the text of each of the rows, their files in it; `FileChanged` where one is another now."""
-        if self.rendered is not None:
-            return self.rendered.gather(rows)
-        part = self.frame.select(self.prompt.columns or ())[rows]
-        stamps = None if self.stamps is None else self.stamps.gather(rows)
-        return self.prompt.contents(part, stamps)["content"]
-
-    def bodies(self, rows: pl.Series) -> Iterator[bytes]:
-        """Yield the whole request of each of the rows; files are read as it is asked for."""
-        for part in rows.to_frame().iter_slices(SLICE_ROWS if self.stamps is None else 1):
-            for text in self.of(part.to_series()):
-                yield f"{self.prompt.head}{text}{self.prompt.tail}".encode()
-
-
-class Work(NamedTuple):
-    """What a run needs to know of its rows."""
-
     frame: pl.DataFrame  # the user's rows
     keys: pl.Series  # of each row, as often as it is sent, null where it has nothing to send
     requests: pl.DataFrame  # `REQUESTS`: each distinct request once, in the frame's order
-    texts: Texts  # what each request says
     sizes: pl.DataFrame  # `SIZES`, of what is sent
+    rendered: pl.Series | None  # by an expression, as it may look at many rows; with digests of files
     unsent: pl.DataFrame | None  # of each row with files, the `error` and `message` of what cannot be sent
+
+    def messages(self, rows: pl.Series) -> pl.Series:
+        """Return the text of each of the rows as JSON, its files in it; `FileChanged` if one has changed."""
+        prompt, frame = self.prompt, self.frame.select(self.prompt.columns or ())
+        if self.rendered is None:
+            return prompt.contents(frame[rows])["content"]
+        texts = self.rendered.gather(rows)
+        if isinstance(prompt.text, Parts):
+            pairs = zip(texts, frame[rows].iter_rows(named=True), strict=True)
+            texts = pl.Series([prompt.text.filled(text, row) for text, row in pairs], dtype=pl.String)
+        return texts
+
+    def bodies(self, rows: pl.Series) -> Iterator[bytes]:
+        """Yield the whole request of each of the rows; files are read as it is asked for."""
+        for part in rows.to_frame().iter_slices(1 if self.prompt.has_files else SLICE_ROWS):
+            for text in self.messages(part.to_series()):
+                yield f"{self.prompt.head}{text}{self.prompt.tail}".encode()
 
     def results(
         self, answers: pl.DataFrame, places: pl.Series | None = None, *, simulated: bool = False
@@ -670,7 +542,7 @@ class Work(NamedTuple):
         simulated : bool
             Mark every row as a simulator's, so that no file made of them can pass for the real thing.
         """
-        prompt, keys, unsent = self.texts.prompt, self.keys, self.unsent
+        prompt, keys, unsent = self.prompt, self.keys, self.unsent
         frame = self.frame.rename(prompt.renamed)
         if prompt.samples > 1 or places is not None:
             places = pl.int_range(keys.len(), eager=True) if places is None else places
@@ -696,73 +568,85 @@ class Work(NamedTuple):
 # ------------------------------------------------------------------------------ what a retry takes over
 
 
+BAD_INPUT = ["model_context_window_exceeded", "tool_use", "invalid_request_error", "request_too_large"]
+"""Final errors that the same request would meet again, as it would a refusal."""
+
+
 class Kept(NamedTuple):
     """What a retry takes over from a run."""
 
-    keys: pl.Series  # of each row, the key of the attempt that stays its last word; null where it is sent
-    tried_at: pl.Series  # of each row that has final attempts which will not do, when the last was sent
+    keys: pl.Series  # of each row, the key it had in the run
+    stays: pl.Series  # whether its attempt is taken over; the others are sent
     spent: pl.Series  # keys with a final attempt that will not do: the same request gets another key
     attempts: pl.DataFrame  # `ATTEMPTS`: those that are taken over, one for each key
     typed: str  # what was typed to get it
 
     @classmethod
-    def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, mode: str, typed: str) -> Kept:
+    def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, typed: str) -> Kept:
         """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
-        _check_retried(run, prompt, frame)
-        returns, before, replies = prompt.returns, run.plan.compiled.prompt, run.job.replies()
-        error = replies["error"]
-        if _form(returns) != _form(before.returns) and error.null_count():
+        if getattr(run, "state", "left") in {"starting", "running", "left"}:
+            refuse(
+                "plan.retry() takes a run that has ended, and this one is still going, or is none. Run its "
+                "cell again, which also collects pending batches: run = await plan.run(client)."
+            )
+        before, replies = run.plan.compiled.prompt, run.job.replies()
+        asked = before.contents(run.job.work.frame)["content"]
+        if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(asked):
+            refuse(
+                f"The run has {asked.len():,} rows and the plan {frame.height:,}, or it asks something else: "
+                "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
+                "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
+            )
+        forms = [each.returns and each.returns.json_schema for each in (prompt, before)]
+        if forms[0] != forms[1] and replies["error"].null_count():
             refuse(
                 "plan.retry(run, returns=...): the run's replies have another form and cannot be mixed "
                 "with new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
             )
+        error = replies["error"]
         fits = error.is_null()
-        if returns is not None:
-            fits &= returns.decode(replies["reply"])[1].is_null()
-        met_again = _met_again(prompt.changed(before), same_mode=mode == run.plan.mode)
+        if prompt.returns is not None:
+            fits &= prompt.returns.decode(replies["reply"])[1].is_null()
+        request, old = prompt.constant, before.constant
+        changed = {name for name in {*request, *old} if request.get(name) != old.get(name)}
+        met_again = ["refusal"] if changed <= {"max_tokens"} else []
+        met_again += [] if changed else BAD_INPUT
         stays = fits | error.is_in(met_again).fill_null(value=False)
-        kept, rest = replies.filter(stays), replies.filter(~stays)
+        attempts, spent = replies.filter(stays), replies.filter(~stays)["key"]
         if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
             given_up = last_failures(run.attempts, replies).filter(pl.col("error").is_in(met_again))
-            kept = pl.concat([kept, given_up])
-        tried = rest.select("key", tried_at=pl.col("sent_at").dt.epoch("us"))
-        known = pl.concat([kept.select("key", kept="key"), tried], how="diagonal")
-        rows = run.job.work.keys.to_frame().join(known, on="key", how="left", maintain_order="left")
-        tried_at, spent, earlier = rows["tried_at"], rest["key"], run.plan.compiled.kept
-        if earlier is not None:
-            tried_at = pl.select(pl.coalesce(tried_at, earlier.tried_at)).to_series()
+            attempts = pl.concat([attempts, given_up])
+        if (earlier := run.plan.compiled.kept) is not None:
             spent = pl.concat([earlier.spent, spent])
-        return cls(rows["kept"], tried_at, spent, kept, typed)
+        keys = run.job.work.keys
+        return cls(keys, keys.is_in(attempts["key"].implode()).fill_null(value=False), spent, attempts, typed)
 
     @property
     def open(self) -> pl.Series:
         """Numbers of the rows that are not taken over."""
-        return self.keys.is_null().arg_true()
+        return (~self.stays).arg_true()
 
     def applied(self, keys: pl.Series) -> pl.Series:
         """Return the key of each row, given those that the requests of a plan have by themselves."""
-        # When it failed is part of the key of a request that is sent again, so the same cell is a resume.
-        again = (keys.is_in(self.spent.implode()) & self.keys.is_null()).fill_null(value=False).arg_true()
-        names = zip(keys.gather(again), self.tried_at.gather(again), strict=True)
-        own = keys.scatter(again, [key_of(f"{key}\0{at}") for key, at in names])
-        return pl.select(pl.coalesce(self.keys, own).alias("key")).to_series()
+        # The key before is part of that of a request that is sent again, so the same cell is a resume.
+        again = (keys.is_in(self.spent.implode()) & ~self.stays).fill_null(value=False).arg_true()
+        names = zip(keys.gather(again), self.keys.gather(again), strict=True)
+        own = keys.scatter(again, [key_of(f"{key}\0{before}") for key, before in names])
+        return self.keys.zip_with(self.stays, own).alias("key")
 
     @property
     def failed(self) -> dict[str, int]:
         """How many of the rows taken over keep which error."""
         errors = self.attempts.select("key", "error").drop_nulls()
-        rows = self.keys.alias("key").to_frame().join(errors, on="key", how="inner")
+        rows = self.keys.filter(self.stays).alias("key").to_frame().join(errors, on="key", how="inner")
         return dict(rows["error"].value_counts(sort=True).iter_rows())
 
     def check(self, *, simulated: bool) -> None:
         """Raise where replies of a simulator would stand beside real ones."""
         if (self.attempts["simulated"] != simulated).any():
             took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
-            refuse(
-                f"The run to retry was answered by {took}, and this client calls {sends}: their replies are "
-                "not mixed. Nothing was sent. Use the client of that run, or run the plan anew: "
-                "run = await plan.run(client)."
-            )
+            words = f"The run to retry was answered by {took}, and this client calls {sends}"
+            refuse(f"{words}: their replies are not mixed. Nothing was sent. Use the client of that run.")
 
 
 def key_of(text: str) -> str:
@@ -774,68 +658,3 @@ def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
     """Return the last attempt of each key that has no final one: rows that were given up."""
     failed = attempts.join(final.select("key"), on="key", how="anti", maintain_order="left")
     return failed.unique("key", keep="last", maintain_order=True)
-
-
-def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
-    if not hasattr(run, "job"):
-        kind = type(run).__name__
-        refuse(f"plan.retry() takes a run of a plan, not a {kind}: run = await plan.run(client).")
-    if run.state in {"starting", "running", "left"}:
-        refuse(
-            "The run is still going, so nobody knows yet which rows fail. Run its cell again, which also "
-            "collects pending batches: run = await plan.run(client)."
-        )
-    before = run.job.work.frame
-    asked = run.plan.compiled.prompt.contents(before)["content"]
-    same = run.plan.samples == prompt.samples and prompt.contents(frame)["content"].equals(asked)
-    if frame.height != before.height or not same:
-        refuse(
-            f"The run has {before.height:,} rows and the plan {frame.height:,}, or it asks something else: "
-            "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
-            "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
-        )
-
-
-def _form(returns: Returns | None) -> object:
-    return returns and (returns.json_schema, returns.columns, returns.single)
-
-
-def _met_again(changed: set[str], *, same_mode: bool) -> list[str]:
-    """Return the final errors that requests would surely meet again, by what of them is another."""
-    errors = [] if changed - {"max_tokens"} else ["refusal"]
-    if not changed:
-        errors += ["model_context_window_exceeded", "tool_use"]
-    if not changed and same_mode:  # a batch takes less than a live call
-        errors += ["invalid_request_error", "request_too_large"]
-    return errors
-
-
-# ---------------------------------------------------------------------------------------- reading frames
-
-
-def read(frame: Frame) -> pl.DataFrame:
-    """Return the rows of a frame; a PlanError where a LazyFrame fails."""
-    try:
-        return frame.lazy().collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(error) from error
-
-
-def schema_of(frame: Frame) -> pl.Schema:
-    """Return the columns of a frame that need not be read for it; PlanError where it cannot be."""
-    try:
-        return frame.lazy().collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(error) from error
-
-
-def unreadable(error: Exception) -> PlanError:
-    """Return what is wrong with a LazyFrame that fails; its own message may quote data, so it is linked."""
-    msg = f"The frame cannot be read: {type(error).__name__}. frame.collect() shows the whole message."
-    return PlanError(msg)
-
-
-def unknown_column(name: str, schema: pl.Schema, subject: str) -> UnknownColumn:
-    """Return the error that says which column is meant, and which there are."""
-    there_are = f"The results have: {', '.join(schema)}."
-    return UnknownColumn(f"{subject} names the column {name!r}.{nearest(name, schema)} {there_are}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.answers import Answer
     from claudescale.ledger.records import Batch
-    from claudescale.prompts.requests import Texts
+    from claudescale.prompts.requests import Work
 
 FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
 """Bytes of a batch that is full: below the API's limit, which may count differently."""
@@ -68,14 +68,14 @@ def body_bytes(rows: pl.DataFrame) -> int:
     return int(rows["bytes"].sum()) + rows.height * _ROW_BYTES - 1 + len(_OPENING + _CLOSING)
 
 
-def body(rows: pl.DataFrame, texts: Texts, nonce: str) -> Iterator[bytes]:
+def body(rows: pl.DataFrame, work: Work, nonce: str) -> Iterator[bytes]:
     """Yield the body of a batch in parts of some megabytes, rendered as they are asked for."""
-    prompt = texts.prompt
+    prompt = work.prompt
     before = _OPENING.encode()
     for part in _parts(rows):
         head, key = pl.lit(f"-{nonce}{_PARAMS}{prompt.head}"), part["key"]
         requests = pl.concat_str(
-            pl.lit(_ID), key, head, texts.of(part["row"]), pl.lit(f"{prompt.tail}{_END}")
+            pl.lit(_ID), key, head, work.messages(part["row"]), pl.lit(f"{prompt.tail}{_END}")
         )
         yield before + b",".join(pl.select(requests.cast(pl.Binary)).to_series().to_list())
         before = b","

@@ -107,7 +107,7 @@ class Batches:
         self.submitted, self.freed, self.woken = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._job, self._ledger, self._clock, self._purse = job, job.ledger, job.clock, job.purse
         per_minute = compiled.limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE
-        self._wire = BatchWire(job.wire, job.clock, per_minute)
+        self._wire = BatchWire(job.wire, per_minute)
         self._requests = job.with_worst(job.work.requests, "batch")
         self._followed: list[Followed] = []  # in the order they were met; other threads read it
         self._leaves = self._switched = self._submits = False
@@ -279,7 +279,7 @@ class Batches:
 
     async def _dry_run(self, row: pl.DataFrame) -> Verdict:
         """Return what the API says of a row, where the budget has room for a reply of one token."""
-        job, (request,) = self._job, self._job.work.texts.bodies(row["row"])
+        job, (request,) = self._job, self._job.work.bodies(row["row"])
         message, longest = batch_rules.dry_run(request)
         worst = job.with_worst(row, "live", longest)["worst_dollars"].item()
         if not self._purse.affords(worst):
@@ -339,7 +339,7 @@ class Batches:
         posted = Followed(batch)
         self._followed.append(posted)
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
-        body = Parts(partial(batch_rules.body, rows, job.work.texts, nonce))
+        body = Parts(partial(batch_rules.body, rows, job.work, nonce))
         answer = await self._created(body, batch_rules.body_bytes(rows))
         made, self._changed_at = batch_rules.made(answer), self._clock.seconds()
         _LOG.debug("batch of %d rows: made %s, status %s", rows.height, made, answer.status)

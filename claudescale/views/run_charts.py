@@ -164,18 +164,15 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
         chart(thin(answers, MOST_POINTS)).mark_circle(color=views.BLUE, size=14).encode(**encoded),
         chart(thin(failures, 200)).mark_point(**theme.FAILED).encode(**encoded),
     ]
-    quantiles: list[str] = []
-    lines: Any = ("median", 0.5, 1, views.ORANGE, "top"), ("p90", 0.9, 10, views.GREEN, "bottom")
-    for name, share, least, color, baseline in lines:
+    lines: Any = ("median", 0.5, views.ORANGE, "top", 1), ("p90", 0.9, views.GREEN, "bottom", 10)
+    quantiles = []
+    for name, share, color, baseline, least in lines:
         if answers.height >= least:  # a p90 of fewer says nothing
             value: Any = answers["seconds"].quantile(share, "linear")
             quantiles.append(f"{name} {text.significant(value)} s")
             label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline, color=color)
-            rule = chart().mark_rule(color=color, strokeWidth=2.5)
-            layers += [
-                rule.encode(y=alt.datum(value)),
-                label.encode(x=alt.value("width"), y=alt.datum(value)),
-            ]
+            line = chart().mark_rule(color=color, strokeWidth=2.5).encode(y=alt.datum(value))
+            layers += [line, label.encode(x=alt.value("width"), y=alt.datum(value))]
     words = f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}" if quantiles else "No answers"
     if failures.height:
         words += f"; {text.plural(failures.height, 'call')} failed or refused{theme.SIGN}"

@@ -1,6 +1,7 @@
 """Clients that are not the SDK's plain one, and what stands in the way: transports, proxies, TLS."""
 
 import asyncio
+import shutil
 import socket
 import ssl
 import subprocess
@@ -51,44 +52,6 @@ def calls(server):
 # ------------------------------------------------------------------------------------- other platforms
 
 
-def signature(method, url, headers, body):
-    """Return AWS's signature of a request by the secret ``secret``, computed by botocore."""
-    auth = pytest.importorskip("botocore.auth")
-    awsrequest = pytest.importorskip("botocore.awsrequest")
-    credentials = pytest.importorskip("botocore.credentials").Credentials("AKID", "secret")
-    names = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
-    signed = {name: headers[name] for name in names if name in headers}
-    request = awsrequest.AWSRequest(method=method, url=url, headers=signed, data=body)
-    request.context["timestamp"] = headers["x-amz-date"]
-    signer = auth.SigV4Auth(credentials, "aws-external-anthropic", "us-east-1")
-    return signer.signature(signer.string_to_sign(request, signer.canonical_request(request)), request)
-
-
-@BATCHED
-def test_aws_signs_what_is_sent(between, mode):
-    """On AWS live rows and whole batches go out with a signature over the very bytes that arrive."""
-    pytest.importorskip("boto3")
-    keys = {"aws_access_key": "AKID", "aws_secret_key": "secret", "aws_region": "us-east-1"}
-    client = anthropic.AsyncAnthropicAWS(workspace_id="wrkspc_1", base_url=between.url, **keys)
-    assert answered(finished(plan(mode=mode), client))
-    for method, path, headers, body in calls(between):
-        assert headers["anthropic-workspace-id"] == "wrkspc_1"
-        signed = headers["authorization"].partition("Signature=")[2]
-        assert signed == signature(method, between.url + path, headers, body)
-
-
-def test_google_cloud_signs_in_and_foundry_is_live_only(between):
-    """Google Cloud's requests carry its provider's token; Foundry has no batches, and says so before."""
-    google = {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"}
-    client = anthropic.AsyncAnthropicGoogleCloud(base_url=between.url, **google)
-    assert answered(finished(plan(mode="batch"), client))
-    assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer token"}
-    client = anthropic.AsyncAnthropicFoundry(api_key=KEY, base_url=between.url)
-    assert answered(finished(plan(), client))
-    with pytest.raises(cs.PlanError, match="no Message Batches"):
-        plan(mode="batch").start(client, ledger=None, progress=False)
-
-
 class Ours(anthropic.AsyncAnthropic):
     """A client with arguments and hooks of its own."""
 
@@ -126,45 +89,54 @@ def test_a_subclass_keeps_what_it_adds(between, mode):
     assert client.max_retries == anthropic.DEFAULT_MAX_RETRIES
 
 
-def test_what_cannot_be_a_runs_client_is_named():
+@pytest.mark.parametrize("kind", [anthropic.Anthropic, anthropic.AsyncAnthropicBedrock])
+def test_what_cannot_be_a_runs_client_is_named(kind):
     """A synchronous client, or one of another wire, is refused."""
-    for kind in (anthropic.Anthropic, anthropic.AsyncAnthropicBedrock):
-        words = f"is of type {kind.__name__}, and a run needs an AsyncAnthropic"
-        with pytest.raises(cs.PlanError, match=words):
-            plan().start(object.__new__(kind), ledger=None, progress=False)
+    with pytest.raises(cs.PlanError, match=f"is of type {kind.__name__}, and a run needs an AsyncAnthropic"):
+        plan().start(object.__new__(kind), ledger=None, progress=False)
+
+
+def test_google_cloud_signs_in_and_foundry_is_live_only(between):
+    """Google Cloud's requests carry its provider's token; Foundry has no batches, and says so before."""
+    google = {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"}
+    client = anthropic.AsyncAnthropicGoogleCloud(base_url=between.url, **google)
+    assert answered(finished(plan(mode="batch"), client))
+    assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer token"}
+    client = anthropic.AsyncAnthropicFoundry(api_key=KEY, base_url=between.url)
+    with pytest.raises(cs.PlanError, match="no Message Batches"):
+        plan(mode="batch").start(client, ledger=None, progress=False)
+
+
+class Provider:
+    """Gives a token until it is closed."""
+
+    token = "of-the-provider"
+
+    def __call__(self, *, force_refresh=False):
+        return AccessToken(token=self.token, expires_at=None)
+
+    def close(self):
+        """Give no more."""
+        self.token = None
 
 
 def test_credentials_are_kept(between):
     """A token provider signs every call, and is not closed at the end of a run: the next one uses it."""
-
-    class Provider:
-        """Gives a token until it is closed."""
-
-        closed = False
-
-        def __call__(self, *, force_refresh=False):
-            assert not self.closed
-            return AccessToken(token="of-the-provider", expires_at=None)
-
-        def close(self):
-            self.closed = True
-
     client = anthropic.AsyncAnthropic(credentials=Provider(), base_url=between.url)
     assert all(answered(finished(plan(rows), client)) for rows in (2, 3))
     assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer of-the-provider"}
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_a_provider_whose_token_cannot_be_sent(own):
+def test_a_provider_whose_token_cannot_be_sent(own, between):
     """A token with a newline, known only at the call, stops the run at once: nothing sent, nothing shown."""
     options = {"http_client": httpx2.AsyncClient()} if own else {}
-    with cs.Simulator() as api:
-        given = AccessToken(token=KEY + "\n", expires_at=None)
-        client = anthropic.AsyncAnthropic(credentials=lambda **_: given, base_url=api.url, **options)
-        with pytest.raises(cs.RunStopped, match="newline") as caught:
-            finished(plan(1), client)
-        assert api.stats["calls"] == 0
-        cs.wait(client.close())
+    given = AccessToken(token=KEY + "\n", expires_at=None)
+    client = anthropic.AsyncAnthropic(credentials=lambda **_: given, base_url=between.url, **options)
+    with pytest.raises(cs.RunStopped, match="newline") as caught:
+        finished(plan(1), client)
+    assert not calls(between)
+    cs.wait(client.close())
     attempts = caught.value.run.attempts
     assert attempts["error"].to_list() == ["unsendable_error"]
     assert "not_a_real_key" not in str(caught.value) + str(attempts["message"].to_list())
@@ -173,25 +145,18 @@ def test_a_provider_whose_token_cannot_be_sent(own):
 # ------------------------------------------------------------------------- transports and time-outs
 
 
-class Counted(httpx2.AsyncHTTPTransport):
-    """A transport of the user's that counts what goes over it."""
-
-    calls = 0
-
-    async def handle_async_request(self, request):
-        """Pass a request on."""
-        self.calls += 1
-        return await super().handle_async_request(request)
-
-
 def test_an_http_client_of_ones_own_is_used(between):
     """All calls of a run, and of the next one, go over the http_client that the user gave; it stays open."""
-    transport = Counted()
-    http = httpx2.AsyncClient(transport=transport)
+    used = []
+
+    async def note(request):
+        used.append(request.url.path)
+
+    http = httpx2.AsyncClient(event_hooks={"request": [note]})
     client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=http)
     for rows in (2, 3):
         assert answered(finished(plan(rows), client))
-    assert transport.calls == len(between.seen)
+    assert len(used) == len(between.seen)
     cs.wait(http.aclose())
     with pytest.raises(cs.PlanError, match="http_client is closed"):
         finished(plan(4), client)
@@ -203,15 +168,12 @@ def test_a_client_that_was_used_elsewhere(between):
     client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url)
 
     async def main():
-        before = await client.messages.create(**QUESTION)
+        await client.messages.create(**QUESTION)
         assert answered(await asyncio.to_thread(finished, plan(), client))
-        assert (await client.messages.create(**QUESTION)).content == before.content
         await own.messages.create(**QUESTION)
         assert answered(await plan().run(own, ledger=None, progress=False))  # the same loop
-        sent = len(between.seen)
         with pytest.raises(cs.PlanError, match="another event loop"):
             await asyncio.to_thread(finished, plan(4), own)
-        assert len(between.seen) == sent
         await client.close()
         await own.close()
 
@@ -243,12 +205,11 @@ def test_the_clients_time_out_is_kept(timeout):
 def certificate(tmp_path_factory):
     """Return the file of a certificate that signs itself, with its key."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650", "-subj", "/CN=x"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", f"{path}.crt"]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+    subprocess.run(command, check=True, capture_output=True)
     return path
 
 
@@ -300,19 +261,6 @@ def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
     assert "nothing was sent and nothing was paid" in text
     assert not any(secret in text for secret in (KEY, "hunter2"))
     assert caught.value.run.attempts["dollars"].sum() == 0
-
-
-@pytest.mark.usefixtures("ports")
-def test_a_name_that_is_not_known(monkeypatch):
-    """A host without an address is named."""
-
-    def fails(*_, **__):
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", fails)
-    client = anthropic.AsyncAnthropic(api_key=KEY, base_url="https://gateway.example.com")
-    with pytest.raises(cs.RunStopped, match=r"gateway\.example\.com.*: name or service not known"):
-        finished(plan(1), client)
 
 
 def test_certificates_of_the_environment_are_trusted_here_too(certificate, ports, monkeypatch):

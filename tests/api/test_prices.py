@@ -112,31 +112,30 @@ def test_every_model_has_the_price_of_its_day():
 
 def test_the_parts_of_a_bill_sum_to_what_was_billed():
     """Every billed dollar is in one part, over models, days and price steps; so is a price that changed."""
-    bill = prices.bill(MIXED)
-    assert bill.schema == prices.BILL
-    parts = ["input", "cache_write_5m", "cache_write_1h", "cache_read", "reply", "thinking"]
-    assert bill["part"].to_list() == parts
+    bill, parts = prices.bill(MIXED), ["input", *catalog.PARTS[1:4], "reply", "thinking"]
+    assert (bill.schema, bill["part"].to_list()) == (prices.BILL, parts)
     assert bill["share"].sum() == pytest.approx(1)
     assert bill["tokens"].sum() == MIXED.select(pl.sum_horizontal(TOKENS).sum()).item()
     assert bill.filter(part="thinking")["tokens"].item() == 1_100
-    older = MIXED.with_columns(pl.col("dollars") * 2)
-    bill = prices.bill(older)
+    bill = prices.bill(MIXED.with_columns(pl.col("dollars") * 2))
     assert bill["part"].to_list() == [*parts, "price changed since"]
-    assert bill["dollars"].sum() == pytest.approx(older["dollars"].sum(), abs=1e-12)
-    for rows in (frame(), frame(attempt(error="overloaded_error", billed=False))):
-        assert prices.bill(rows)["dollars"].to_list() == [0.0] * 6
-        assert prices.savings(rows)["dollars_saved"].to_list() == [0.0] * 3
+    assert bill["dollars"].sum() == pytest.approx(2 * MIXED["dollars"].sum(), abs=1e-12)
+    free = frame(attempt(error="overloaded_error", billed=False))
+    assert prices.bill(free)["dollars"].to_list() == [0.0] * 6
+    assert prices.savings(free)["dollars_saved"].to_list() == [0.0] * 3
 
 
 def test_waste_is_shown_by_kind():
     """Billed replies without a result and refused calls are told apart, and a repeated reply is waste."""
     waste = prices.waste(MIXED)
+    kinds = {row["kind"]: (row["attempts"], row["tokens"], row["dollars"]) for row in waste.to_dicts()}
+    cut, kept_first = MIXED["dollars"][7], MIXED["dollars"][-1]
+    assert kinds == {
+        "truncated": (1, 1_524, cut),
+        "repeated": (1, 1_310, kept_first),
+        "rate_limit_error": (2, 0, 0),
+    }
     assert waste.schema == prices.WASTE
-    kinds = {row["kind"]: row for row in waste.iter_rows(named=True)}
-    assert set(kinds) == {"truncated", "repeated", "rate_limit_error"}
-    assert (kinds["rate_limit_error"]["attempts"], kinds["rate_limit_error"]["dollars"]) == (2, 0.0)
-    assert kinds["truncated"]["tokens"] == 1_524
-    assert kinds["repeated"]["dollars"] == pytest.approx(MIXED["dollars"][-1])  # the first reply is kept
 
 
 def plainly(row, *, mode, cached):
@@ -153,16 +152,12 @@ def test_savings_sum_to_the_difference():
     duplicates = pl.DataFrame({"key": ["a", "b", "nobody"], "duplicates": [3, 10, 99]})
     table = prices.savings(MIXED, duplicates=duplicates)
     assert table.schema == prices.SAVINGS
-    assert table["strategy"].to_list() == ["deduplication", "cache", "batch"]
     billed = [row for row in MIXED.iter_rows(named=True) if row["dollars"]]
-    paid = sum(row["dollars"] for row in billed)
-    live = sum(plainly(row, mode="live", cached=True) for row in billed)
-    uncached = sum(plainly(row, mode="live", cached=False) for row in billed)
-    first, second = (plainly(row, mode="live", cached=False) for row in billed[:2])
-    repeated = 3 * first + 10 * second
-    wanted = [repeated, uncached - live, live - paid]
-    assert table["dollars_saved"].to_list() == pytest.approx(wanted, abs=1e-12)
-    assert table["dollars_without"][0] == pytest.approx(uncached + repeated, abs=1e-12)
+    live, plain = ([plainly(row, mode="live", cached=cached) for row in billed] for cached in (True, False))
+    paid, repeated = MIXED["dollars"].sum(), 3 * plain[0] + 10 * plain[1]
+    wanted = {"deduplication": repeated, "cache": sum(plain) - sum(live), "batch": sum(live) - paid}
+    assert dict(table.select("strategy", "dollars_saved").iter_rows()) == pytest.approx(wanted, abs=1e-12)
+    assert table["dollars_without"][0] == pytest.approx(sum(plain) + repeated, abs=1e-12)
     assert table["dollars_with"].to_list()[:2] == table["dollars_without"].to_list()[1:]
     assert table["dollars_with"][2] == pytest.approx(paid, abs=1e-12)
 

@@ -117,7 +117,7 @@ class Stages:
         """Make every body, in blocks as a run does."""
         rows = self.work.requests["row"]
         starts = range(0, len(rows), BLOCK)
-        return sum(len(body) for at in starts for body in self.work.texts.bodies(rows.slice(at, BLOCK)))
+        return sum(len(body) for at in starts for body in self.work.bodies(rows.slice(at, BLOCK)))
 
     def dumps(self):
         same = {"model": MODEL, "max_tokens": 1024}

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_rows import attempt, expected, key, keys, records
+from ledger_rows import attempt, batch, expected, key, keys, records, sent, some
 from polars.testing import assert_frame_equal
 
 from claudescale.errors import LedgerError
@@ -59,7 +59,6 @@ def test_after_close(anywhere):
     for refused in (
         lambda: anywhere.claim([key(2)]),
         lambda: anywhere.record(attempt(2), final=True),
-        anywhere.sync,
         lambda: anywhere.extend(records([attempt(3)])),
     ):
         with pytest.raises(LedgerError, match="open it again"):
@@ -170,3 +169,24 @@ def test_threads_write_while_another_reads(path):
                 assert part["input_tokens"].to_list() == list(range(part.height))
         for thread in threads:
             thread.join()
+
+
+def test_the_life_of_a_batch(anywhere):
+    """From the intent to the end: what is noted is read, what it holds is nobody's, what is left is free."""
+    anywhere.claim(some(0, 5))
+    anywhere.intend(batch(), some(0, 3))
+    assert anywhere.batches() == anywhere.batches(mine=True) == [batch()]
+    assert anywhere.claim(some(0, 5)) == some(3, 5)
+    anywhere.note(sent())
+    ended = sent(state="ended", expires_at=2.5, ended_at=3.5, succeeded=1, errored=2, canceled=3, expired=4)
+    anywhere.note(ended)
+    assert anywhere.batches() == [ended]
+    assert sorted(anywhere.held(batch().nonce)) == sorted(some(0, 3))
+    anywhere.record(attempt(0, batch_id="msgbatch_0"), final=True)
+    anywhere.record(attempt(1, batch_id="msgbatch_0"), final=False)
+    assert sorted(anywhere.held(batch().nonce)) == sorted(some(1, 3))
+    anywhere.note(ended._replace(state="collected"))
+    assert anywhere.batches() == [ended._replace(state="collected")]
+    assert anywhere.held(batch().nonce) == []
+    assert anywhere.claim(some(0, 5)) == some(1, 5)
+    assert anywhere.adopt(keys(range(5))) == []

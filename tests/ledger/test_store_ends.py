@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 
 import pytest
-from ledger_rows import keys, output, some, start, together
+from ledger_rows import batch, keys, output, sent, some, start, together
 
+from claudescale.errors import LedgerError
+from claudescale.ledger import records
 from claudescale.ledger import store as store_module
+from claudescale.ledger.records import Presence
 from claudescale.ledger.store import Store
 
 SHARER = """
@@ -109,3 +115,64 @@ def test_the_end_of_the_process_says_what_could_not_be_kept(path):
     assert process.returncode == 0
     assert "could not be closed" in errors
     assert not path.exists()
+
+
+def test_a_killed_process_lets_go(path):
+    """After SIGKILL of the process that follows it, a batch is taken over by one living run, only once."""
+    code = """
+store.claim(t.some(0, 4))
+store.intend(t.batch(), t.some(0, 3))
+print("intended", flush=True)
+input()
+"""
+    process = start(code, path)
+    assert process.stdout.readline() == "intended\n"
+    with closing(Store(path)) as one, closing(Store(path)) as two:
+        assert one.adopt(keys(range(3))) == []
+        process.kill()
+        process.communicate()
+        assert one.claim(some(0, 4)) == some(3, 4)
+        assert one.adopt(keys(range(3))) == [batch()]
+        assert two.adopt(keys(range(3))) == []
+        one.note(sent())
+        with pytest.raises(LedgerError, match="does not follow"):
+            two.note(sent())
+        one.note(sent(state="absent"))
+        assert two.claim(some(0, 3)) == some(0, 3)
+
+
+HERE = Presence("boot", "space", 100, "77", 5_000.0, 900.0)
+
+
+@pytest.mark.parametrize(
+    ("them", "born", "lives"),
+    [
+        (HERE, "77", True),
+        (HERE, "", False),
+        (HERE, "78", False),
+        (HERE._replace(beat_uptime=865.0), None, False),
+        (HERE._replace(space="container", beat_uptime=875.0, beat_at=9e9), "", True),
+        (HERE._replace(boot="other", beat_at=4_975.0, beat_uptime=0.0), "", True),
+        (HERE._replace(boot="other", beat_at=4_965.0, beat_uptime=900.0), "77", False),
+    ],
+)
+def test_liveness(monkeypatch, them, born, lives):
+    """Id and birth decide where they can be seen, the boot's clock on one boot, the time of day elsewhere."""
+    monkeypatch.setattr(records, "_born", lambda pid: born)
+    assert them.may_live(HERE) is lives
+
+
+def test_this_process_lives_and_an_ended_one_does_not():
+    """A process that was killed is dead at once, even while its parent has not taken note of it."""
+    here = Presence.here()
+    assert here.may_live(here)
+    assert not here._replace(born="1").may_live(here)  # an id used again
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    there = here._replace(pid=child.pid, born=records._born(child.pid))
+    assert there.born
+    assert there.may_live(here)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not there.may_live(here)
+    child.communicate()
+    assert not there.may_live(here)

@@ -1,13 +1,25 @@
-"""Prompts to the text of each row: columns readable, braces literal, mistakes explained."""
+"""What a row says: columns readable, braces literal, mistakes explained; its files by their content."""
 
+import base64
+import json
+import struct
+import zlib
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 import polars as pl
 import pytest
+import vl_convert
+from running import a_plan
 
-from claudescale.errors import BadTemplate, PlanError, UnknownColumn
-from claudescale.prompts.templates import text_of
+import claudescale as cs
+from claudescale.api import catalog
+from claudescale.errors import BadTemplate, FileChanged, PlanError, RequestTooLarge, UnknownColumn
+from claudescale.prompts.requests import compile_prompt
+from claudescale.prompts.templates import MEDIA, source_of, text_of
+
+HAIKU, OLD = catalog.model("claude-haiku-5-5"), catalog.model("claude-haiku-4-5")
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).replace(tzinfo=None)
 
 
 def rendered(prompt, frame):
@@ -17,35 +29,42 @@ def rendered(prompt, frame):
     return found["content"].to_list()
 
 
-MANY = {f"column_{number}": pl.String for number in range(1_000)}
-NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).replace(tzinfo=None)
+# fmt: off
+CELLS = [
+    (["a", None], pl.String, ["a", None]), ([255], pl.UInt8, ["255"]), ([True], pl.Boolean, ["true"]),
+    ([0.1, 1e20, float("nan")], pl.Float64, ["0.1", "1e+20", "NaN"]), (["b"], pl.Categorical, ["b"]),
+    ([date(2026, 1, 31)], pl.Date, ["2026-01-31"]), ([NOON], pl.Datetime, ["2026-01-31 12:00:00"]),
+    ([NOON.replace(microsecond=500_000)], pl.Datetime, ["2026-01-31 12:00:00.500"]),
+    ([NOON.replace(tzinfo=UTC)], pl.Datetime("us", "Europe/Berlin"), ["2026-01-31 13:00:00+01:00"]),
+    ([time(9, 30)], pl.Time, ["09:30:00"]), ([timedelta(days=1, seconds=3)], pl.Duration, ["1d 3s"]),
+    ([Decimal("1.50")], pl.Decimal(10, 2), ["1.50"]),
+    (["Unknown"], pl.Enum(["Unknown"]), ["Unknown"]),
+    ([["a", '"'], [], None], pl.List(pl.String), ['["a","\\""]', "[]", None]),
+    ([[1, 2]], pl.Array(pl.Int64, 2), ["[1,2]"]),
+    ([{"a": 1, "b": None}, None], pl.Struct({"a": pl.Int64, "b": pl.Date}), ['{"a":1,"b":null}', None]),
+    ([[{"a": date(2026, 1, 31)}]], pl.List(pl.Struct({"a": pl.Date})), ['[{"a":"2026-01-31"}]']),
+]
+WRONG = [
+    ("Reply with {", BadTemplate, r"brace at character 12 that names no column.*\{\{ and \}\}"),
+    ("first\n}", BadTemplate, "character 7"), ('{"label": "a"} {text}', BadTemplate, "in JSON, double it"),
+    ('{"a": {"b": 1}}', BadTemplate, "in JSON, double it"), ("{}", BadTemplate, "names no column"),
+    ("{text.upper()}", UnknownColumn, r"'text.upper\(\)'.*'text'"),
+    ("{text:>10}", UnknownColumn, "Did you mean 'text'"),
+    ("{txet}", UnknownColumn, r"'txet'.* Did you mean 'text'\? Columns: text, rating"),
+    ("constant", BadTemplate, "names no column"), ("", BadTemplate, "names no column"),
+    ("{{text}}", BadTemplate, "names no column"), (7, BadTemplate, "The prompt is of type int"),
+    (pl.col("txet"), UnknownColumn, r"'txet'.* Did you mean 'text'\?"),
+    (pl.col("rating"), BadTemplate, r"gives Int64.*\.cast\(pl\.String\)"),
+    (pl.col("text", "rating"), BadTemplate, "gives String, Int64"),
+    (pl.col("text").first(), BadTemplate, "one per row"),
+    (pl.col("text").filter(pl.col("rating") > 1), BadTemplate, "one per row"),
+    (pl.col("text") + pl.col("rating").dt.year(), BadTemplate, "does not fit the frame"),
+    ("{data}", BadTemplate, "The column .data. .* not text"),
+]
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    ("cells", "dtype", "texts"),
-    [
-        (["a", None], pl.String, ["a", None]),
-        ([255], pl.UInt8, ["255"]),
-        ([0.1, 1e20, float("nan")], pl.Float64, ["0.1", "1e+20", "NaN"]),
-        ([True, False], pl.Boolean, ["true", "false"]),
-        ([date(2026, 1, 31)], pl.Date, ["2026-01-31"]),
-        (
-            [NOON, NOON.replace(microsecond=500_000)],
-            pl.Datetime,
-            ["2026-01-31 12:00:00", "2026-01-31 12:00:00.500"],
-        ),
-        ([NOON.replace(tzinfo=UTC)], pl.Datetime("us", "Europe/Berlin"), ["2026-01-31 13:00:00+01:00"]),
-        ([time(9, 30)], pl.Time, ["09:30:00"]),
-        ([timedelta(days=1, seconds=3)], pl.Duration, ["1d 3s"]),
-        ([Decimal("1.50")], pl.Decimal(10, 2), ["1.50"]),
-        (["b"], pl.Categorical, ["b"]),
-        ([["a", '"'], [], None], pl.List(pl.String), ['["a","\\""]', "[]", None]),
-        ([[1, 2]], pl.Array(pl.Int64, 2), ["[1,2]"]),
-        ([{"a": 1, "b": None}, None], pl.Struct({"a": pl.Int64, "b": pl.Date}), ['{"a":1,"b":null}', None]),
-        ([[{"a": date(2026, 1, 31)}]], pl.List(pl.Struct({"a": pl.Date})), ['[{"a":"2026-01-31"}]']),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("cells", "dtype", "texts"), CELLS, ids=str)
 def test_a_column_of_any_type_reads_well(cells, dtype, texts):
     """Cells of each Polars type become text a reader expects, and null stays null."""
     assert rendered("{column}", pl.DataFrame({"column": pl.Series(cells, dtype=dtype)})) == texts
@@ -59,55 +78,20 @@ def test_a_column_of_any_name_can_be_named(name):
 
 
 @pytest.mark.parametrize(
-    ("template", "text"),
-    [
-        ("{{{text}}}", "{cell}"),
-        ("{{text}} {text}", "{text} cell"),
-        ('{{"label": "{text}"}}', '{"label": "cell"}'),
-        ("{text}{text}", "cellcell"),
-        ("{text}}}{{", "cell}{"),
-    ],
+    "template", ["{{{text}}}", "{{text}} {text}", '{{"label": "{text}"}}', "{text}{text}", "{text}}}{{"]
 )
-def test_doubled_braces_are_text(template, text):
+def test_doubled_braces_are_text(template):
     """Two braces are one brace of text, as in str.format."""
-    frame = pl.DataFrame({"text": ["cell"]})
-    assert rendered(template, frame) == [text]
-    assert template.format(text="cell") == text
+    assert rendered(template, pl.DataFrame({"text": ["cell"]})) == [template.format(text="cell")]
 
 
-@pytest.mark.parametrize(
-    ("template", "error", "words"),
-    [
-        ("Reply with {", BadTemplate, r"single '\{' at character 12 of line 1.*\{\{ and \}\}"),
-        ("first\n}", BadTemplate, r"single '\}' at character 1 of line 2"),
-        ('{"label": "a"} {text}', BadTemplate, r"in JSON, double it"),
-        ('{"a": {"b": 1}}', BadTemplate, r"in JSON, double it"),
-        ("{}", BadTemplate, "no column name"),
-        ("{text.upper()}", BadTemplate, r"no attributes.*pl\.col\('text'\)"),
-        ("{text:>10}", BadTemplate, "no formats"),
-        ("{text!r}", BadTemplate, "no formats"),
-        ("{txet}", UnknownColumn, r"'txet'.* Did you mean 'text'\? Columns: text, rating"),
-        ("constant", BadTemplate, "names no column"),
-        ("", BadTemplate, "names no column"),
-        ("{{text}}", BadTemplate, "names no column"),
-        (7, BadTemplate, "The prompt is of type int"),
-        ("\ud83d {text}", PlanError, "lone surrogate.* position 0"),
-    ],
-)
-def test_a_template_that_cannot_be_read_says_what_to_type(template, error, words):
-    """Each mistake is named with its place and with what to write instead."""
+@pytest.mark.parametrize(("prompt", "error", "words"), WRONG, ids=str)
+def test_a_prompt_that_cannot_be_read_says_what_to_type(prompt, error, words):
+    """Each mistake is found from the schema alone, and named with what to write instead."""
+    many = {f"column_{number}": pl.String for number in range(1_000)}
     with pytest.raises(error, match=words) as raised:
-        text_of(template, pl.Schema({"text": pl.String, "rating": pl.Int64} | MANY))
+        text_of(prompt, pl.Schema({"text": pl.String, "rating": pl.Int64, "data": pl.List(pl.Binary)} | many))
     assert len(str(raised.value)) < 600  # of a wide frame not all columns are listed
-
-
-@pytest.mark.parametrize(
-    "dtype", [pl.Binary, pl.Object, pl.Struct({"a": pl.List(pl.Binary)}), pl.Array(pl.Binary, 2)], ids=str
-)
-def test_what_is_no_text_is_refused(dtype):
-    """Bytes and objects, at any depth, are refused before Polars meets them."""
-    with pytest.raises(BadTemplate, match=r"The column 'data' .* not text"):
-        text_of("{data}", pl.Schema({"data": dtype}))
 
 
 def test_expressions_give_the_text():
@@ -116,9 +100,8 @@ def test_expressions_give_the_text():
     def shout(texts):  # a function of the user's that takes no nulls
         return pl.Series([text.upper() for text in texts])
 
-    frame = pl.DataFrame(
-        {"text": ["a", None], "n": [1, 2], "kind": pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"]))}
-    )
+    kinds = pl.Series(["x", "y"], dtype=pl.Enum(["x", "y"]))
+    frame = pl.DataFrame({"text": ["a", None], "n": [1, 2], "kind": kinds})
     assert rendered(pl.col("kind").map_batches(shout, return_dtype=pl.String), frame) == ["X", "Y"]
     assert rendered(pl.format("{}-{}", "text", "n"), frame) == ["a-1", None]
     assert rendered(pl.col("kind"), frame) == ["x", "y"]
@@ -127,19 +110,159 @@ def test_expressions_give_the_text():
     assert frame.with_columns(content=constant)["content"].to_list() == ["same", "same"]
 
 
+# images and PDFs
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{}" height="{}"><text y="20">Broken</text></svg>'
+
+
+def png(width, height, more=b""):
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + b"\x08\x02" + more
+
+
+def webp(kind, rest):
+    return b"RIFF\0\0\0\0WEBP" + kind + b"\0\0\0\0" + rest + b"\0" * 8
+
+
+def packed(pages):
+    """Return a PDF that keeps its pages in a compressed stream, as most do since 1.5."""
+    objects = zlib.compress(b"<< /Type /Pages >> << /Font 1 >>" + b"<< /Type /Page >>" * pages)
+    return b"%PDF-1.7\n1 0 obj << /Type /ObjStm /N 9 >> stream\n" + objects + b"\nendstream"
+
+
+JPEG = b"\xff\xd8\xff\xe1\0\x06Exif\xff\xc2\0\x11\x08" + struct.pack(">HH", 300, 200)
+VP8 = b"\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 200, 300)
+VP8L = b"\x2f" + struct.pack("<I", 199 | 299 << 14)
+SCANS = b"%PDF-1.4 << /Type /Pages >> << /Type /Page >> << /Type/Page/A 1 >>"
+
+
 @pytest.mark.parametrize(
-    ("expression", "error", "words"),
+    ("make", "data", "model", "media_type", "tokens"),
     [
-        (pl.col("txet"), UnknownColumn, r"'txet'.* Did you mean 'text'\?"),
-        (pl.col("n"), BadTemplate, r"gives Int64.*\.cast\(pl\.String\)"),
-        (pl.all(), BadTemplate, "gives String, Int64"),
-        (pl.col("text").first(), BadTemplate, "one per row"),
-        (pl.col("text").filter(pl.col("n") > 1), BadTemplate, "one per row"),
-        (pl.col("text") + pl.col("n").dt.year(), BadTemplate, "does not fit the frame"),
+        (cs.image, png(1024, 1024), HAIKU, "image/png", 1_369),  # as Anthropic counted, on 4.5 and on 5.5
+        (cs.image, png(1024, 1024), OLD, "image/png", 1_369),
+        (cs.image, png(4000, 3000), OLD, "image/png", 1_600),  # scaled down: about so many, at most
+        (cs.image, png(4000, 3000), HAIKU, "image/png", 3_500),
+        (cs.image, JPEG, HAIKU, "image/jpeg", 8 * 11),
+        (cs.image, b"GIF89a" + struct.pack("<HH", 200, 300), HAIKU, "image/gif", 8 * 11),
+        (cs.image, webp(b"VP8 ", VP8), HAIKU, "image/webp", 88),
+        (cs.image, webp(b"VP8L", VP8L), HAIKU, "image/webp", 88),
+        (cs.image, webp(b"VP8X", b"\0\0\0\0\xc7\0\0\x2b\x01\0"), HAIKU, "image/webp", 88),
+        (cs.image, vl_convert.svg_to_png(SVG.format(200, 300)), HAIKU, "image/png", 88),
+        (cs.image, vl_convert.svg_to_jpeg(SVG.format(200, 300)), HAIKU, "image/jpeg", 88),
+        (cs.pdf, packed(3), HAIKU, "application/pdf", 3 * 2_300),
+        (cs.pdf, SCANS, HAIKU, "application/pdf", 2 * 1_600),
+        (cs.pdf, vl_convert.svg_to_pdf(SVG.format(200, 300)), HAIKU, "application/pdf", 1_600),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:12],
+)  # fmt: skip
+def test_media_type_and_tokens_by_the_content(make, data, model, media_type, tokens):
+    """The first bytes tell the type; width and height, or the pages, tell the tokens."""
+    found = source_of(make("file"), data, model, keyed=False)
+    assert (found.source["media_type"], found.tokens) == (media_type, tokens)
+
+
+PHOTO, PAPER = png(280, 280, b"pixels"), packed(2)
+PROMPT = [cs.image("photo"), cs.pdf("file"), "What is broken? {note}"]
+
+
+@pytest.fixture
+def frame(tmp_path):
+    """Return a frame whose rows hold the same image in every way."""
+    files = {"a.png": PHOTO, "copy.png": PHOTO, "b.png": png(280, 280, b"other"), "a.pdf": PAPER}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    paths = [str(tmp_path / name) for name in ("a.png", "copy.png", "b.png", "none.png", "a.pdf")]
+    cells = [*paths, "https://example.org/a.png", str(tmp_path), None]
+    return pl.DataFrame({"photo": cells, "file": PAPER, "note": "cracked"})
+
+
+def work_of(frame, prompt=PROMPT, **options):
+    return compile_prompt(prompt, frame.schema, model=HAIKU, **options).work(frame, "api")
+
+
+def test_each_row_has_its_files_in_the_body(frame):
+    """The body has the bytes of the files in base64; `bytes` is its length; the price counts them as well."""
+    work = work_of(frame)
+    bodies = list(work.bodies(work.requests["row"]))
+    assert work.requests["bytes"].to_list() == [len(body) for body in bodies]
+    image, document, text = json.loads(bodies[0])["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What is broken? cracked"}
+    assert (image["type"], image["source"]["media_type"]) == ("image", "image/png")
+    assert (document["type"], document["source"]["media_type"]) == ("document", "application/pdf")
+    assert [base64.b64decode(block["source"]["data"]) for block in (image, document)] == [PHOTO, PAPER]
+    linked = json.loads(bodies[2])["messages"][0]["content"][0]
+    assert linked == {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
+    known = 100 + 2 * MEDIA["page_tokens"] + len(text["text"]) / HAIKU.characters_per_token + 10
+    assert work.requests["estimated_tokens"][0] == pytest.approx(known, abs=1)
+    most = work.requests["most_tokens"][0]  # what a budget sets aside: not a token for each byte of a file
+    assert known < most < 2 * known + 1_000
+    priced, sizes = work.prompt.sizes(frame.lazy()).drop_nulls(), work.sizes.drop_nulls()
+    assert priced.select("characters", "rows").equals(sizes.select("characters", "rows"))
+
+
+def test_the_key_depends_on_the_content(frame):
+    """The same bytes under another name are the same request; other bytes, or a URL, are another."""
+    keys = work_of(frame).keys
+    assert keys[0] == keys[1] == work_of(frame.with_columns(photo=pl.lit(PHOTO))).keys[0]
+    assert keys.drop_nulls().n_unique() == 3
+
+
+def test_what_cannot_be_read_is_an_error_of_its_row(frame):
+    """It is not sent, and the results say why; a null says nothing, as a null in a text does."""
+    found = work_of(frame).results(pl.DataFrame(schema=dict.fromkeys(("key", "reply", "error"), pl.String)))
+    errors = ["file_not_found", "file_unreadable", "not_sent", "file_unreadable", None]
+    assert found["error"].to_list() == [*["not_sent"] * 3, *errors]
+    words = ["There is no such file.", "The file cannot be read: it is not a PNG, JPEG, GIF or WebP."]
+    assert found["message"][3:5].to_list() == words
+    assert found["message"].null_count() == 5
+    assert "4 with a null or a file that cannot be read not sent" in repr(a_plan(frame, PROMPT))
+    damaged = pl.DataFrame({"photo": [png(1, 1)[:20], b""]})
+    assert work_of(damaged, [cs.image("photo")]).unsent["error"].to_list() == ["file_unreadable"] * 2
+
+
+@pytest.mark.parametrize("change", [png(280, 280, b"changed"), None])
+def test_files_are_read_when_their_row_is_sent(frame, tmp_path, change):
+    """Nothing is kept of them before; one that is another, or gone, since the keys were made is not sent."""
+    work = work_of(frame)
+    (tmp_path / "b.png").unlink()
+    if change is not None:
+        (tmp_path / "b.png").write_bytes(change)
+    bodies = work.bodies(work.requests["row"])
+    assert next(bodies).startswith(b'{"model"')
+    with pytest.raises(FileChanged, match="has changed"):
+        next(bodies)
+
+
+def test_a_row_whose_files_are_over_32_mb_is_named():
+    """They count as they are sent, in base64."""
+    small, large = b"%PDF-1.4 /Type /Page", b"%PDF-1.4 /Type /Page" + bytes(24_000_000)
+    with pytest.raises(RequestTooLarge, match=r"row 1 .* 32,000,\d{3} bytes.*make its files smaller"):
+        work_of(pl.DataFrame({"file": [small, large]}), [cs.pdf("file")])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([], "names no column"),
+        (["What is it?"], "names no column"),
+        ([cs.image("foto")], "'foto'.* Did you mean 'photo'"),
+        ([cs.image("stars")], "the column is Int64"),
+        ([cs.image("raw", kind="path")], r"cs.image\('raw', kind='path'\): the column is Binary"),
+        ([cs.image("photo", kind="jpg")], "kind= in 'path', 'url', 'file_id'"),
+        ([cs.image("photo"), 5], "contains a int"),
+        ([cs.image("photo"), pl.col("photo")], "contains a Expr"),
+    ],
 )
-def test_an_expression_that_gives_no_text_per_row_is_refused(expression, error, words):
-    """An expression of a wrong type, height or column is refused from the schema alone."""
-    with pytest.raises(error, match=words):
-        text_of(expression, pl.Schema({"text": pl.String, "n": pl.Int64}))
+def test_a_list_that_cannot_be_read_says_what_to_type(prompt, words):
+    """Each mistake is found from the schema alone."""
+    with pytest.raises(PlanError, match=words):
+        compile_prompt(
+            prompt, pl.Schema({"photo": pl.String, "stars": pl.Int64, "raw": pl.Binary}), model=HAIKU
+        )
+
+
+def test_files_that_cost_as_text_are_noted():
+    """Base64 in a template is noted."""
+    frame = pl.DataFrame({"photo": [base64.b64encode(png(9, 9)).decode()]})
+    (note,) = a_plan(frame, "What is in {photo}?").compiled.prompt.notes(frame)
+    assert "cs.image('photo')" in note

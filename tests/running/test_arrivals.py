@@ -1,7 +1,5 @@
 """``async for row in run``: every row of the frame once, in the order in which they are answered."""
 
-from __future__ import annotations
-
 import asyncio
 
 import polars as pl
@@ -18,27 +16,32 @@ def started(sim, path, frame=FRAME, **options):
     return plan.start(sim.client(), ledger=path, progress=False)
 
 
-async def all_of(run):
-    """Return every row that a run gives."""
-    return [row async for row in run]
+async def all_of(run, rows=None):
+    """Return every row that a run gives, in `rows` as well as far as it comes."""
+    rows = [] if rows is None else rows
+    async for row in run:
+        rows.append(row)
+    return rows
 
 
 @pytest.mark.parametrize("options", [{"mode": "live"}, {"mode": "batch"}, {"mode": "hybrid", "deadline": 60}])
 def test_rows_come_once_each_as_in_results(options, path):
-    """Each row of the frame is given once, with its index and all columns of `results`, repeats as well."""
+    """Each row has its index and all columns of `results`; a second run gives all without a call."""
     with cs.Simulator(speed=600) as sim:
-        run = started(sim, path, **options)
-        rows = asyncio.run(all_of(run))
-        by_index = sorted(rows, key=lambda row: row["index"])
-        assert by_index == run.results.with_row_index("index").to_dicts()
-        assert sim.stats["calls"] + run.batches["requests"].sum() >= 30
+        for calls in (30, 0):
+            run = started(sim, path, **options)
+            rows = asyncio.run(all_of(run))
+            assert (
+                sorted(rows, key=lambda row: row["index"]) == run.results.with_row_index("index").to_dicts()
+            )
+            assert run.counts.requests >= calls
+        assert run.counts.requests == 0
 
 
 def test_results_can_be_the_next_input(path):
     """The results of a run are the frame of another; both ways of reading it name the columns alike."""
     with cs.Simulator(speed=600) as sim:
-        first = started(sim, path)
-        asyncio.run(all_of(first))
+        first = cs.wait(started(sim, path))
         plan = first.plan.replace(frame=first.results, prompt="Is that so? {reply}", samples=2)
         assert "'reply' to 'reply_1', 'error' to 'error_1', 'simulated' to 'simulated_1'." in repr(plan)
         run = plan.start(sim.client(), ledger=path, progress=False)
@@ -49,27 +52,17 @@ def test_results_can_be_the_next_input(path):
     assert earlier.rows() == first.results["reply", "error", "simulated"].rows()
 
 
-@pytest.mark.slow
 def test_rows_come_in_the_order_of_arrival(path):
     """Slow rows come after quick ones; a row with nothing to send comes last."""
-    replies = {"slow": 3.0, "quick": 0.1}
-    frame = pl.DataFrame({"text": ["slow", None, "quick"]})
+    replies = {"slow": 10.0, "quick": 0.1}
 
     def latency(body, _tokens):
         return replies[body["messages"][0]["content"].split()[-1]]
 
-    with cs.Simulator(latency=latency) as sim:
-        rows = asyncio.run(all_of(started(sim, path, frame)))
+    with cs.Simulator(speed=20, latency=latency) as sim:
+        run = started(sim, path, pl.DataFrame({"text": ["slow", None, "quick"]}))
+        rows = asyncio.run(all_of(run))
     assert [row["index"] for row in rows] == [2, 0, 1]
-
-
-def test_what_the_ledger_has_comes_without_a_call(path):
-    """In a second run every row is given, and nothing is paid for."""
-    with cs.Simulator(speed=600) as sim:
-        asyncio.run(all_of(started(sim, path)))
-        run = started(sim, path)
-        assert len(asyncio.run(all_of(run))) == FRAME.height
-        assert run.counts.requests == 0
 
 
 def test_leaving_the_loop_leaves_the_run_going(path):
@@ -86,20 +79,12 @@ def test_leaving_the_loop_leaves_the_run_going(path):
 
 
 def test_rows_of_a_run_that_fails_are_given_before_it_is_raised(path):
-    """What was not answered is given with its error, then RunStopped says why."""
+    """What was not answered has its error, then RunStopped says why; a column `index` is refused."""
     rows = []
-
-    async def collect(run):
-        async for row in run:
-            rows.append(row)  # noqa: PERF401 - what came before it was raised is looked at
-
-    with cs.Simulator(speed=600, faults={401: 1.0}) as sim, pytest.raises(cs.RunStopped):
-        asyncio.run(collect(started(sim, path)))
+    with cs.Simulator(speed=600, faults={401: 1.0}) as sim:
+        with pytest.raises(cs.RunStopped):
+            asyncio.run(all_of(started(sim, path), rows))
+        with pytest.raises(cs.PlanError, match="rename yours"):
+            asyncio.run(all_of(started(sim, path, FRAME.with_row_index())))
     assert [row["index"] for row in rows] == list(range(41))
     assert {row["error"] for row in rows} == {"not_sent", None}
-
-
-def test_a_column_named_index_is_refused(path):
-    """It would hide the place of a row."""
-    with cs.Simulator(speed=600) as sim, pytest.raises(cs.PlanError, match="rename yours"):
-        asyncio.run(all_of(started(sim, path, FRAME.with_row_index())))

@@ -73,7 +73,7 @@ def test_the_body_is_json_of_the_size_foretold(texts, part_bytes):
     work = plan.compiled.work("api")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch_rules, "_PART_BYTES", part_bytes)
-        whole = b"".join(batch_rules.body(work.requests, work.texts, NONCE))
+        whole = b"".join(batch_rules.body(work.requests, work, NONCE))
     assert len(whole) == batch_rules.body_bytes(work.requests)
     requests = json.loads(whole)["requests"]
     assert [each["custom_id"] for each in requests] == [f"{key}-{NONCE}" for key in work.requests["key"]]

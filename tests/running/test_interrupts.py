@@ -33,75 +33,46 @@ match door:
     case "wait": cs.wait(plan.run(client, **given))
     case "asyncio": asyncio.run(main())
 """
-CAUGHT = """
-from claudescale import loops
-try:
-    raise KeyboardInterrupt("x")
-except KeyboardInterrupt as error:
-    loops.show_as(error, "one line")
-raise ValueError("as ever")
-"""
 
 
-def ended(*script):
-    """Return the ended process of a script."""
-    given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", *script]
-    return subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=200)
+@pytest.mark.slow
+@pytest.mark.parametrize(("door", "times"), [("asyncio", 1), ("asyncio", 2), ("wait", 2)])
+def test_a_script_that_is_interrupted_ends_with_one_sentence(path, door, times):
+    """How many rows are kept, where, and how to resume; the ledger has every row that was billed.
 
-
-def interrupted(door, path, times=1):
-    """Return the ended process of a script that was interrupted, what was billed, and what the ledger has."""
+    Whoever interrupts twice at once is not kept waiting, and the ledger is whole.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with simulator() as api:
-        done = ended(SCRIPT, door, api.url, str(path), str(times))
-        assert "Traceback" not in done.stderr
+        command = [sys.executable, "-c", SCRIPT, door, api.url, str(path), str(times)]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=200
+        )
         with cs.Ledger(path) as ledger:
-            return done, api.stats["billed_rows"], ledger.attempts()["reply"].count()
-
-
-@pytest.mark.slow
-def test_a_script_that_is_interrupted_ends_with_one_sentence(path):
-    """How many rows are kept, where, and how to resume; the ledger has every row that was billed."""
-    done, billed, kept = interrupted("asyncio", path)
-    assert (done.returncode, kept) == (130, billed)
-    kept = f"{billed:,} of 5,000 rows answered and kept in {path}"
-    told = f"Interrupted: {kept}; the same command sends only what is missing."
-    assert done.stderr.split("\n")[1:-1] == [told]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("door", ["wait", "asyncio"])
-def test_a_second_interrupt_does_not_wait(door, path):
-    """Whoever interrupts twice at once is not kept waiting, reads one sentence, and the ledger is whole."""
-    done, billed, kept = interrupted(door, path, times=2)
-    assert done.returncode in {130, -signal.SIGINT}
+            billed, kept = api.stats["billed_rows"], ledger.attempts()["reply"].count()
+    assert "Traceback" not in done.stderr
     assert done.stderr.count("Interrupted") == 1
-    assert 50 < kept <= billed
+    if times == 1:
+        assert (done.returncode, kept) == (130, billed)
+        kept = f"{billed:,} of 5,000 rows answered and kept in {path}"
+        told = f"Interrupted: {kept}; the same command sends only what is missing."
+        assert done.stderr.split("\n")[1:-1] == [told]
+    else:
+        assert done.returncode in {130, -signal.SIGINT}
+        assert 50 < kept <= billed
 
 
 @pytest.mark.slow
-def test_an_interrupt_that_is_caught_is_an_ordinary_one():
-    """It is a KeyboardInterrupt; what ends a script otherwise is shown as ever."""
-    done = ended(CAUGHT)
-    assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("ValueError: as ever")
-    assert "one line" not in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["stop", "stop from a thread", "leave"])
+@pytest.mark.parametrize("way", ["stop", "leave"])
 def test_what_is_in_flight_is_awaited_and_kept(way):
-    """stop() and leave() send nothing more; all that the server bills is in the results."""
+    """stop() and leave(), from any thread, send nothing more; all that the server bills is in the results."""
 
     async def main(api):
         run = a_plan(reviews(2_000), concurrency=20).start(api.client(), ledger=None, progress=False)
         await until(lambda: run.counts.answered >= 60)
-        thread = threading.Thread(target=run.leave if way == "leave" else run.stop)
-        if way == "stop":
-            run.stop()
-        else:
-            thread.start()
-            thread.join()
+        thread = threading.Thread(target=getattr(run, way))
+        thread.start()
+        thread.join()
         return await run
 
     with simulator(latency=1.0) as api:
@@ -139,6 +110,5 @@ def test_batches_are_left_at_the_api_and_collected_by_the_same_command(path):
         assert "collects the batches, which continue at the API" in run.kept
         again = finished(plan, api.client(), ledger=path)
         assert (run.state, again.counts.answered, api.stats["billed_rows"]) == ("left", 4, 4)
-    for _ in range(2):
-        again.stop()  # at any time, as often as one likes
+    again.stop()  # at any time, as often as one likes
     assert again.state == "finished"

@@ -306,7 +306,7 @@ FILES = [
 @pytest.mark.parametrize(("part", "given"), FILES, ids=lambda value: str(value)[:12])
 def test_a_file_takes_the_tokens_it_was_estimated_at(part, given, model):
     """In a reply's usage, by the token counter and in the plan; one nobody has seen takes the assumed ones."""
-    estimate = source_of(part, given, catalog.model(model), "price")
+    estimate = source_of(part, given, catalog.model(model), keyed=False)
     source = estimate.source
     if isinstance(given, bytes):
         source = image(given, source["media_type"])["source"]
