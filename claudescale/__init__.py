@@ -50,28 +50,22 @@ if TYPE_CHECKING:
     from claudescale.widgets.watch import watch
 
 _HOMES = {
-    "Ledger": "ledger.ledger",
-    "Limits": "api.limits",
-    "Model": "api.models",
-    "Plan": "planning.plans",
-    "Run": "running.runs",
-    "Simulator": "simulator",
-    "batch": "helpers",
-    "cascade": "evidence.cascades",
-    "connect": "api.client",
-    "image": "prompts.templates",
-    "limit": "pacing.middleware",
-    "map": "helpers",
-    "models": "api.models",
-    "pdf": "prompts.templates",
-    "pick": "widgets.pick",
-    "plan": "planning.plans",
-    "price": "helpers",
-    "spend": "ledger.ledger",
-    "tiers": "api.catalog",
-    "trial": "evidence.trials",
-    "wait": "loops",
-    "watch": "widgets.watch",
+    "api.catalog": ("tiers",),
+    "api.client": ("connect",),
+    "api.limits": ("Limits",),
+    "api.models": ("Model", "models"),
+    "evidence.cascades": ("cascade",),
+    "evidence.trials": ("trial",),
+    "helpers": ("batch", "map", "price"),
+    "ledger.ledger": ("Ledger", "spend"),
+    "loops": ("wait",),
+    "pacing.middleware": ("limit",),
+    "planning.plans": ("Plan", "plan"),
+    "prompts.templates": ("image", "pdf"),
+    "running.runs": ("Run",),
+    "simulator": ("Simulator",),
+    "widgets.pick": ("pick",),
+    "widgets.watch": ("watch",),
 }
 
 __all__ = [
@@ -108,12 +102,12 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first asked for: planning starts fast."""
-    if name not in _HOMES:
-        msg = f"claudescale has no {name!r}. There is: {', '.join(__all__)}."
-        raise AttributeError(msg)
-    found = getattr(import_module(f"claudescale.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+    for home, names in _HOMES.items():
+        if name in names:
+            globals()[name] = getattr(import_module(f"claudescale.{home}"), name)
+            return globals()[name]
+    msg = f"claudescale has no {name!r}. There is: {', '.join(__all__)}."
+    raise AttributeError(msg)
 
 
 def __dir__() -> list[str]:

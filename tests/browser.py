@@ -174,11 +174,7 @@ class Page:
 
 
 def _is_too_early(line, opened):
-    """Whether the kernel says of a comm that it does not know it, and never opened it.
-
-    JupyterLab asks a kernel for its widgets before any cell has run; one that has not imported ipywidgets
-    says so, at every message, if it is slow enough to be heard: harmless (ipywidgets issue 3525).
-    """
+    """Whether the kernel says that it does not know a comm which it never opened (ipywidgets issue 3525)."""
     unknown = line.removeprefix("No such comm: ")
     return line == _TOO_EARLY or (unknown != line and unknown not in opened)
 

@@ -98,18 +98,9 @@ class DeskSend:
     def __init__(self, clock, **options):
         self.clock = clock
         self.desk = desks.desk(options.pop("tier", "start"), now=clock.seconds(), **options)
-        self.most_under_way = self.under_way = 0
 
     async def __call__(self, content):
         """Return the desk's answer to one body."""
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
-        try:
-            return await self._answer(content)
-        finally:
-            self.under_way -= 1
-
-    async def _answer(self, content):
         found = self.desk.admit(self.clock.seconds(), content, HEADERS)
         if not isinstance(found, Told):
             await self.clock.sleep(found.done_at - self.clock.seconds())

@@ -31,13 +31,6 @@ def test_a_helper_gives_what_its_plan_gives(helper, mode, sim, path):
     assert found["reply"].null_count() == 1
 
 
-def test_typed_columns_come_by_the_third_word(sim, path):
-    """`returns` may be given by its place."""
-    kind = {"complaint": pl.Enum(["yes", "no"])}
-    found = cs.wait(cs.map(FRAME, PROMPT, kind, client=sim.client(), ledger=path, progress=False, **GIVEN))
-    assert found["complaint"].dtype == pl.Enum(["yes", "no"])
-
-
 def test_the_last_client_is_the_default(path, capsys):
     """Without `client`, the one that `connect` made last answers, and nothing new is started."""
     cs.connect(simulate=True, speed=600)
@@ -81,25 +74,3 @@ def test_price_leaves_out_models_that_cannot_do_it():
     assert 0 < able < all_of_them
     with pytest.raises(cs.PlanError, match="nobody"):
         cs.price(FRAME, "{nobody}")
-
-
-def test_spend_says_what_the_ledgers_of_a_folder_paid(sim, tmp_path):
-    """By day, model, mode and ledger; what was simulated stands apart."""
-    paid = {}
-    for helper, mode in ((cs.map, "live"), (cs.batch, "batch")):
-        cs.wait(
-            helper(
-                FRAME,
-                PROMPT,
-                client=sim.client(),
-                ledger=tmp_path / f"{mode}.ledger",
-                progress=False,
-                **GIVEN,
-            )
-        )
-        with cs.Ledger(tmp_path / f"{mode}.ledger") as book:
-            paid[mode] = book.attempts()["dollars"].sum()
-    found = cs.spend(tmp_path)
-    assert dict(found.group_by("mode").agg(pl.col("dollars").sum()).iter_rows()) == pytest.approx(paid)
-    assert found["simulated"].all()
-    assert set(found["ledger"]) == {"live.ledger", "batch.ledger"}

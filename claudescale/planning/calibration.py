@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from claudescale.api import prices
+from claudescale.api import catalog, prices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from claudescale.prompts.requests import Prompt
 
-P90 = 0.9
-Z = NormalDist().inv_cdf(P90)  # standard deviations from the median to the 90th percentile
+Z = NormalDist().inv_cdf(0.9)  # standard deviations from the median to the 90th percentile
 _MOST_DOUBT = 1.5  # in logarithms: a pilot of two rows, or of rows unlike the others, says no more
+BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
+"""The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""
 _FEWEST_FOR_A_LINE = 10
 _SURE_TREND = 3.0  # so many standard errors from zero is a trend
 _SAME_LENGTH = 1e-9
@@ -83,10 +84,10 @@ class Measured:
     billed_ratio: float = 1.0  # dollars billed for each that these figures make of the calls measured
     cached_tokens: float = 0.0  # the beginning of every call that is read from the prompt cache
     cache_hit_share: float = 1.0  # of the live calls after the first, how many found it
-    batch_hit_share: float | None = None  # of the calls in batches; None is not known
+    batch_hit_share: float = BATCH_HIT_SHARE  # of the calls in batches
     error_rate: float = 0.0  # the part of the calls that fail and are sent again
     lost_rate: float = 0.0  # the part whose answer is lost: it was written all the same
-    lost_seconds: float = 0.0  # what a row loses to that on average
+    lost_seconds: float = 0.0  # what a row loses on average to calls that are sent again
     thinking_tokens: float = 0.0  # of the output tokens that are guessed
 
     @property
@@ -133,6 +134,12 @@ class Measured:
         """The part by which the mean of many calls may be off: one standard deviation."""
         return (self.more - 1) / Z
 
+    def slow(self, requests: float) -> Measured:
+        """Return what calls take at the 90th percentile: the slowest are slower than measured, too."""
+        output, latency = self.output.slow(requests), self.latency.slow(requests)
+        latency = latency._replace(deviation=latency.deviation * 1.5)
+        return replace(self, output=output, latency=latency)
+
     def after(self, calls: int, seconds: float) -> Measured:
         """Return what calls take by so many of the run itself, of so many seconds in the mean."""
         calls = max(calls, self.calls)
@@ -144,37 +151,29 @@ class Measured:
     def elsewhere(self, before: Measured, after: Measured, *, same_model: bool) -> Measured:
         """Return what calls take with another cache or model: its replies are as long."""
         # Another model thinks more by default, or cannot write as much.
-        more = after.output_tokens - before.output_tokens
-        times = after.output_tokens / before.output_tokens
-        mean = self.output_tokens + more if more > 0 else self.output_tokens * times
+        more, times = after.output.mean - before.output.mean, after.output.mean / before.output.mean
+        mean = self.output.mean + more if more > 0 else self.output.mean * times
         known = replace(self, cached_tokens=after.cached_tokens, output=self.output._replace(mean=mean))
         if same_model:
             return known
-        seconds = after.seconds * mean / after.output_tokens
-        input_, output, latency = (
-            line._replace(calls=0) for line in (known.input, known.output, known.latency)
-        )
-        latency = latency._replace(mean=seconds, slope=0.0)
-        return replace(known, input=input_, output=output, latency=latency, billed_ratio=1.0)
+        input_, output = (line._replace(calls=0) for line in (known.input, known.output))
+        seconds = after.latency.mean * mean / after.output.mean
+        return replace(known, input=input_, output=output, latency=Line(seconds), billed_ratio=1.0)
 
 
 # --------------------------------------------------------------------- a guess, before anything is known
 
 # How long replies are is published nowhere: these are assumptions (checked 2026-11-29), told as such wherever
 # a price rests on them, and replaced by the first pilot.
-_TEXT_CHARACTERS, _FIELD_CHARACTERS = 480.0, 50.0
-"""Of a reply in free text, and of a string among other fields, where the prompt asks for no length."""
+_TEXT_CHARACTERS, _FIELD_CHARACTERS, _FORMAT_CHARACTERS, _SCALAR_CHARACTERS = 480.0, 50.0, 15.0, 4.0
+"""Of a reply in free text, a string among other fields, one with a format such as a date, another value."""
 _ASKED_CHARACTERS = MappingProxyType({"word": 7.0, "sentence": 100.0, "paragraph": 480.0})
 """Of each word, sentence or paragraph that the prompt asks for."""
 _ASKED = re.compile(
-    r"\b(one|a|an|a single|two|three|four|five|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)s?\b",
-    re.IGNORECASE,
+    r"\b(an?|one|single|two|three|\d{1,4})[ -](?:short |brief )?(word|sentence|paragraph)", re.IGNORECASE
 )
-_COUNTS = MappingProxyType({"two": 2, "three": 3, "four": 4, "five": 5})
-_FORMAT_CHARACTERS = MappingProxyType({"date": 10, "time": 9, "date-time": 20, "duration": 5, "uri": 45})
-_SCALAR_CHARACTERS = MappingProxyType({"boolean": 4.5, "integer": 2.0, "number": 4.0, "null": 4.0})
+_COUNTS = MappingProxyType({"two": 2, "three": 3})
 _ITEMS = 3
-_BOUND = re.compile(r"(max length|min items|max items): (\d+)")
 _REPLY_TOKENS = 3.0  # around the text of a reply: its end is a token too
 _THINKING_TOKENS = MappingProxyType(
     {"low": 50.0, "medium": 200.0, "high": 600.0, "xhigh": 1_500.0, "max": 3_000.0}
@@ -184,20 +183,19 @@ _THINKING_TOKENS = MappingProxyType(
 
 def guess(prompt: Prompt, max_tokens: int, *, cache: bool = False) -> Measured:
     """Return what a call takes before anything is known: assumed, by what the reply must look like."""
-    facts = prompt.model
     asked = [
-        (_COUNTS.get(count.lower(), int(count) if count.isdigit() else 1) * _ASKED_CHARACTERS[unit.lower()])
-        for count, unit in _ASKED.findall(f"{prompt.template or ''} {prompt.constant.get('system') or ''}")
+        (int(count) if count.isdigit() else _COUNTS.get(count.lower(), 1)) * _ASKED_CHARACTERS[unit.lower()]
+        for count, unit in _ASKED.findall(f"{prompt.template} {prompt.constant.get('system') or ''}")
     ]
     if prompt.returns is None:
         characters = max(asked, default=_TEXT_CHARACTERS)
     else:
         characters = _json_characters(prompt.returns.json_schema, max(asked, default=_FIELD_CHARACTERS))
     thinking = min(_thinking_tokens(prompt), float(max_tokens))
-    tokens = min(_REPLY_TOKENS + characters / facts.characters_per_token + thinking, float(max_tokens))
+    tokens = _REPLY_TOKENS + characters / prompt.model.characters_per_token + thinking
     return Measured(
-        output=Line(tokens),
-        latency=_usual_seconds(tokens),
+        output=Line(min(tokens, float(max_tokens))),
+        latency=_usual_seconds(min(tokens, float(max_tokens))),
         thinking_tokens=thinking,
         cached_tokens=prompt.shared_tokens if cache and prompt.is_cacheable else 0.0,
     )
@@ -207,31 +205,23 @@ def _json_characters(schema: Mapping[str, Any], text: float) -> float:
     """Return how long JSON of a schema is, written densely, with so many characters in each free string."""
     if labels := schema.get("enum", [schema["const"]] if "const" in schema else []):
         return sum(len(json.dumps(label, ensure_ascii=False)) for label in labels) / len(labels)
-    if kinds := [kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"]:
-        return max(_json_characters(kind, text) for kind in kinds)
-    bounds = {name: int(value) for name, value in _BOUND.findall(schema.get("description", ""))}
+    if "anyOf" in schema:
+        return max(_json_characters(kind, text) for kind in schema["anyOf"])
     if (fields := schema.get("properties")) is not None:
-        names = sum(len(json.dumps(name, ensure_ascii=False)) + 2 for name in fields)
-        return names + sum(_json_characters(field, text) for field in fields.values()) + 1
-    if schema.get("type") == "array":
-        items = max(min(_ITEMS, bounds.get("max items", _ITEMS)), bounds.get("min items", 0))
-        return items * (1 + _json_characters(schema["items"], text)) + 1
-    if schema.get("type") == "string":
-        length: float = _FORMAT_CHARACTERS.get(schema.get("format", ""), text)
-        return min(length, bounds.get("max length", length)) + 2
-    return _SCALAR_CHARACTERS[schema["type"]]
+        return sum(len(name) + 4 + _json_characters(field, text) for name, field in fields.items()) + 1
+    if schema["type"] == "array":
+        return _ITEMS * (1 + _json_characters(schema["items"], text)) + 1
+    if schema["type"] == "string":
+        return (_FORMAT_CHARACTERS if "format" in schema else text) + 2
+    return _SCALAR_CHARACTERS
 
 
 def _thinking_tokens(prompt: Prompt) -> float:
     """Return how many tokens of thinking are assumed of a request."""
-    thinking, facts = prompt.constant.get("thinking") or {}, prompt.model
-    if thinking.get("type", "adaptive" if facts.thinks_by_default else "disabled") in {
-        "disabled",
-        "between_tools",
-    }:
-        return 0.0
+    facts, thinking = prompt.model, prompt.constant.get("thinking") or {}
+    kind = thinking.get("type", "adaptive" if facts.thinks_by_default else "disabled")
     effort = prompt.constant.get("output_config", {}).get("effort") or facts.default_effort or "high"
-    return min(_THINKING_TOKENS[effort], float(thinking.get("budget_tokens", math.inf)))
+    return 0.0 if kind in {"disabled", "between_tools"} else _THINKING_TOKENS[effort]
 
 
 def _usual_seconds(output_tokens: float) -> Line:
@@ -257,22 +247,27 @@ def measured(sizes: pl.DataFrame, attempts: pl.DataFrame, requests: int) -> Meas
     live, batch = (paid.filter(mode=mode) for mode in ("live", "batch"))
     output = line(paid, "output_tokens", requests)
     cached = paid.select(pl.col("prompt") - pl.col("input_tokens")).to_series()  # written or read
-    cached_tokens = _number(cached.filter(cached > 0).mean())
-    live_hits, batch_hits = (int((calls["cache_read_input_tokens"] > 0).sum()) for calls in (live, batch))
+    # One call writes what the others find.
+    hits = {
+        name: int((calls["cache_read_input_tokens"] > 0).sum()) / (calls.height - 1)
+        for name, calls in (("cache_hit_share", live), ("batch_hit_share", batch))
+        if calls.height > 1 and (cached > 0).any()
+    }
     refused = pl.col("status").eq_missing(HTTPStatus.TOO_MANY_REQUESTS)
-    tries, sent = attempts.filter(pl.col("mode") == "live", ~refused), pl.col("sent_at")
+    tries = attempts.filter(pl.col("mode") == "live", ~refused)
+    waits = tries.group_by("key").agg(
+        (pl.col("sent_at").max() - pl.col("sent_at").min()).dt.total_milliseconds()
+    )
     failed = tries.filter(pl.col("dollars") == 0, pl.col("error").ne_missing("refusal")).height
-    waits = tries.group_by("key").agg((sent.last() - sent.first()).dt.total_milliseconds() / 1_000)
     return Measured(
         input=line(paid, "prompt", requests, rises=True),
         output=output,
         latency=line(live, "seconds", requests) if live.height else _usual_seconds(output.mean),
-        cached_tokens=cached_tokens,
-        cache_hit_share=live_hits / (live.height - 1) if cached_tokens and live.height > 1 else 1.0,
-        batch_hit_share=batch_hits / batch.height if cached_tokens and batch.height else None,
+        cached_tokens=_number(cached.filter(cached > 0).mean()),
         error_rate=failed / (tries.height or 1),
         lost_rate=tries["status"].null_count() / (tries.height or 1),
-        lost_seconds=float(waits["sent_at"].sum()) / live.height if failed and live.height else 0.0,
+        lost_seconds=float(waits["sent_at"].sum()) / 1_000 / live.height if failed and live.height else 0.0,
+        **hits,
     )
 
 

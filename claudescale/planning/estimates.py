@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import polars as pl
 
 from claudescale.api import catalog, prices
-from claudescale.api.limits import BUCKETS
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, refuse
 from claudescale.pacing.pacer import FIRST_CONCURRENCY, MOST_CONCURRENCY, RATE_MARGIN
-from claudescale.planning.calibration import P90, Measured, guess
+from claudescale.planning.calibration import Measured, guess
 from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
@@ -39,8 +38,6 @@ account may spend in a month, so that the API would end it: the minutes are then
 SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
 """What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
-BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
-"""The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # what is less when a part is left
@@ -62,10 +59,10 @@ class Totals(NamedTuple):
     """What all the requests of a plan take together; what ends in `p90` is a 90th percentile."""
 
     rows: int
-    unsent: int
+    sent_rows: int
     requests: int
     input_tokens: float
-    cache_read_tokens: float
+    uncached_tokens: float  # the input that the limits count
     output_tokens: float
     input_more: float  # by which part the 90th percentile of the tokens is above
     output_more: float
@@ -77,14 +74,9 @@ class Totals(NamedTuple):
     plain_dollars: float  # of every row sent by itself, live, nothing cached
 
     @property
-    def sent_rows(self) -> int:
-        """The rows that are sent."""
-        return self.rows - self.unsent
-
-    @property
-    def uncached_tokens(self) -> float:
-        """The input that the limits count."""
-        return self.input_tokens - self.cache_read_tokens
+    def unsent(self) -> int:
+        """The rows that are not sent."""
+        return self.rows - self.sent_rows
 
 
 def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: int) -> Totals:
@@ -100,11 +92,10 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     tokens = expected.input.at(pl.col("estimated_tokens")).clip(0.0)
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
     output = expected.output.at(pl.col("estimated_tokens")).clip(0.0, float(max_tokens))
-    modes = {
-        mode: prices.price(prompt.model, mode=mode, inference_geo=prompt.charges.inference_geo)
+    live, batch = (
+        prices.price(prompt.model, mode=mode, inference_geo=prompt.charges.inference_geo)
         for mode in ("live", "batch")
-    }
-    live = modes["live"]
+    )
     # One web search a row is assumed where there is such a tool; after a pilot the bill sets it right.
     fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
 
@@ -112,19 +103,19 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         usage = {"input_tokens": input_, "cache_read_input_tokens": read, "output_tokens": output}
         return prices.dollars(price, **usage) + fee
 
-    zero = pl.lit(0.0)
     of_all = {
         "estimated": pl.col("estimated_tokens"),
         "input": tokens,
-        "read": read,
-        "output": output,
+        "uncached": tokens - read,
         "squares": (tokens - read) ** 2,
-        "silent": paid(live, tokens - read, read, zero),
-        **{mode: paid(price, tokens - read, read, output) for mode, price in modes.items()},
+        "output": output,
+        "silent": paid(live, tokens - read, read, pl.lit(0.0)),
+        "live": paid(live, tokens - read, read, output),
+        "batch": paid(batch, tokens - read, read, output),
     }
     sums = sent.select(
         **{name: (each * times).sum() for name, each in of_all.items()},
-        plain=(paid(live, tokens, zero, output) * pl.col("rows")).sum(),
+        plain=(paid(live, tokens, pl.lit(0.0), output) * pl.col("rows")).sum(),
         requests=times.sum(),
     ).row(0, named=True)
     requests, count = int(sums["requests"]), int(sums["requests"]) or 1
@@ -133,31 +124,26 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     of_input, of_output = input_more * sums["silent"], output_more * (sums["live"] - sums["silent"])
     # Both depend on how long the texts are: where one is more than was measured, so is the other, at times.
     more = math.sqrt(of_input**2 + of_output**2 + of_input * of_output)
-    # Who finds no cache writes it: live the first call and some others, in batches more of them.
-    written = requests and 1 + (requests - 1) * (1 - expected.cache_hit_share)
-    low, high = catalog.BATCH.cache_hit_shares
-    share = BATCH_HIT_SHARE if expected.batch_hit_share is None else expected.batch_hit_share
-    missed = max(requests * (1 - share), min(requests, 1))
-    is_measured = expected.batch_hit_share is not None and expected.calls >= requests
-    # Any share in the documented range is as likely as another: what one batch found the next may not find.
-    most_missed = missed if is_measured else max(missed, requests * (1 - low - (1 - P90) * (high - low)))
-    prefix, kept = expected.cached_tokens, {"live": "5m", "batch": "1h"}
-    live_write, batch_write = (
-        price.dollars(**{f"cache_write_{kept[mode]}_input_tokens": prefix})
-        - price.dollars(cache_read_input_tokens=prefix)
-        for mode, price in modes.items()
-    )
-    live_dollars, batch_dollars = sums["live"] + written * live_write, sums["batch"] + missed * batch_write
-    part = sums["batch"] / sums["live"] if sums["live"] else 0.0
-    batch_more = math.hypot(more * part, (most_missed - missed) * batch_write)
-    ratio, rows = expected.billed_ratio, int(sizes["rows"].sum())
-    uncached = (sums["input"] - sums["read"]) / count
+    # Who finds no cache writes it: the first call, and some of the others.
+    prefix, writes = expected.cached_tokens, {}
+    for name, price, hits in (
+        ("5m", live, expected.cache_hit_share),
+        ("1h", batch, expected.batch_hit_share),
+    ):
+        write = price.dollars(**{f"cache_write_{name}_input_tokens": prefix})
+        writes[name] = write - price.dollars(cache_read_input_tokens=prefix), 1 + (requests - 1) * (1 - hits)
+    (write, written), (batch_write, missed) = writes.values()
+    live_dollars, batch_dollars = sums["live"] + written * write, sums["batch"] + missed * batch_write
+    # What one batch found the next may not find.
+    seldom = max(requests * (1 - catalog.BATCH.cache_hit_shares[0]) - missed, 0.0) * batch_write
+    batch_more = math.hypot(more * sums["batch"] / (sums["live"] or 1.0), seldom)
+    ratio, uncached = expected.billed_ratio, sums["uncached"] / count
     return Totals(
-        rows=rows,
-        unsent=rows - int(sent["rows"].sum()),
+        rows=int(sizes["rows"].sum()),
+        sent_rows=int(sent["rows"].sum()),
         requests=requests,
         input_tokens=sums["input"],
-        cache_read_tokens=max(sums["read"] - prefix * written, 0.0),
+        uncached_tokens=min(sums["uncached"] + prefix * written, sums["input"]),
         output_tokens=sums["output"],
         input_more=input_more,
         output_more=output_more,
@@ -192,18 +178,20 @@ def options(
     usual, slow = (
         live_finish(
             limits,
-            expected,
+            known,
             requests=totals.requests,
-            input_tokens=totals.uncached_tokens * (1 + is_slow * totals.input_more),
-            output_tokens=totals.output_tokens * (1 + is_slow * totals.output_more),
+            input_tokens=totals.uncached_tokens * (1 + input_more),
+            output_tokens=totals.output_tokens * (1 + output_more),
             input_deviation=totals.input_deviation,
             concurrency=concurrency,
             from_start=True,
-            is_slow=is_slow,
         )
-        for is_slow in (False, True)
+        for known, input_more, output_more in (
+            (expected, 0.0, 0.0),
+            (expected.slow(totals.requests), totals.input_more, totals.output_more),
+        )
     )
-    minutes, most = usual.seconds / 60, slow.seconds / 60
+    minutes, most = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
     live, live_p90, batch = totals.live_dollars, totals.live_dollars_p90, totals.batch_dollars
     queue = "queue" if waves > 1 else "batch processing"
     rows = [("live", live, live_p90, minutes, most, usual.binding)]
@@ -249,9 +237,7 @@ def live_finish(
     output_tokens: float,
     input_deviation: float = 0.0,
     concurrency: int | None = None,
-    more: float = 1.0,
     from_start: bool = False,
-    is_slow: bool = False,
 ) -> Finish:
     """Return the closed form of how long requests take live: the slowest bucket, or the latency.
 
@@ -263,53 +249,48 @@ def live_finish(
     Parameters
     ----------
     input_tokens, output_tokens : float
-        In all, input without reads from the prompt cache; `more` times as many for a percentile.
+        In all, input without reads from the prompt cache.
     input_deviation : float
         Standard deviation of a request's input tokens.
     concurrency : int, optional
         Most calls in flight.
     from_start : bool
         A run that starts has full buckets and few calls in flight, and waits for its slowest call.
-    is_slow : bool
-        Of a latency at its 90th percentile.
     """
     if not requests:
         return Finish(0.0, NOTHING)
-    reply, latency = expected.output, expected.latency
-    if is_slow:
-        reply, latency = reply.slow(requests), latency.slow(requests)
-    round_trip = latency.mean + (expected.lost_seconds if from_start else 0.0)
+    reply, round_trip = expected.output, expected.latency.mean + expected.lost_seconds * from_start
     burst = (limits.burst_seconds or 1.0) / RATE_MARGIN if from_start else 1.0
     allowed = limits.shared(RATE_MARGIN).per_minute
-    output_tokens *= more * (1 + expected.lost_rate)
-    used = (requests, input_tokens * more, output_tokens)
+    output_tokens *= 1 + expected.lost_rate
+    used = (requests, input_tokens, output_tokens)
     alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
-    sending = {name: max(seconds - burst, 0.0) for name, seconds in zip(BUCKETS, alone, strict=True)}
-    slower = "requests" if alone[0] >= alone[1] else "input_tokens"
-    sending[slower] = max(_together(requests, alone, input_deviation / allowed[1] * 60, burst) - burst, 0.0)
+    together = _together(requests, alone, input_deviation / allowed[1] * 60, burst)
     mean, capacity = output_tokens / requests, (limits.burst_seconds or 1.0) * allowed[2] / 60
     varies = math.hypot(reply.deviation, reply.slope * reply.spread) / (reply.mean or 1.0)
     held = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
-    sending["output_tokens"] = max(alone[2] + held - burst * (1 - _OUTPUT_LEFT), 0.0)
-    most = concurrency or (MOST_CONCURRENCY if from_start else math.inf)
-    first = min(FIRST_CONCURRENCY, most) if from_start else most
-    if most < math.inf:  # calls in flight double with each latency
-        doubling = min(requests, most - first)
-        rounds = math.ceil(math.log2(doubling / first + 1)) + (requests - doubling) / most
-        sending["concurrency" if concurrency else "latency"] = max(rounds - 1, 0.0) * round_trip
+    most = concurrency or MOST_CONCURRENCY
+    sending = {
+        "requests" if alone[0] >= alone[1] else "input_tokens": together - burst,
+        "output_tokens": alone[2] + held - burst * (1 - _OUTPUT_LEFT),
+        "concurrency" if concurrency else "latency": (requests / most - 1) * round_trip,
+    }
     binding = max(sending, key=lambda name: sending[name])
-    seconds = sending[binding]
-    binding = "latency" if seconds < round_trip else binding
-    under_way = min(requests * round_trip / (seconds + round_trip), requests)
+    seconds = max(sending[binding], 0.0)
+    if seconds < round_trip:
+        binding = "latency"
     if not from_start:
         return Finish(seconds + round_trip, binding)
-    if binding in BUCKETS[:2] and under_way > first:
-        seconds += max(math.log2(under_way / first) - 1, 0.0) * round_trip  # lost while they double
-    seconds += _slowest(under_way, round_trip, latency.deviation, P90 if is_slow else 0.5)
-    warming = latency.mean if expected.cached_tokens and requests > 1 else 0.0
-    # Its start and its end take a part of a round more: calls are sent when others are answered.
-    seconds += warming + latency.mean / 4
-    return Finish(seconds * (_CLOSED_FORM if is_slow else 1.0), binding)
+    under_way = min(requests * round_trip / (seconds + round_trip), requests, most)
+    if binding != "output_tokens":  # calls in flight double with each latency
+        times = under_way / min(FIRST_CONCURRENCY, most)
+        is_paced = binding in {"requests", "input_tokens"}
+        doublings = math.log2(times) if is_paced else math.ceil(math.log2(times + 1))
+        seconds += max(doublings - 1, 0.0) * round_trip
+    warming = expected.latency.mean if expected.cached_tokens and requests > 1 else 0.0
+    # Of the last calls the slowest is waited for. Its start and its end take a part of a round more.
+    seconds += round_trip * 1.25 + 2 * expected.latency.deviation + warming
+    return Finish(seconds, binding)
 
 
 def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:
@@ -336,14 +317,6 @@ def _above(level: float, mean: float, deviation: float) -> float:
     wide = math.sqrt(math.log1p((deviation / mean) ** 2))
     away = math.log(mean / level) / wide + wide / 2
     return mean * _NORMAL.cdf(away) - level * _NORMAL.cdf(away - wide)
-
-
-def _slowest(calls: float, mean: float, deviation: float, quantile: float) -> float:
-    """Return the latency of the slowest of so many calls: a quantile, for lognormal latencies."""
-    if not mean or not deviation:
-        return mean
-    wide = math.sqrt(math.log1p((deviation / mean) ** 2))
-    return mean * math.exp(wide * _NORMAL.inv_cdf(quantile ** (1 / max(calls, 1.0))) - wide**2 / 2)
 
 
 # --------------------------------------------------------------------------------------- what meets wishes

@@ -53,7 +53,6 @@ _SAME_REPLIES |= {"concurrency", "share"}
 """After a change of these a pilot's measurements still say how long replies are."""
 _IN_BODY = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
 _COUNTED_AT_ONCE = 8
-_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 _MOST = 1e15  # no plan has a larger number
 _SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
 
@@ -159,7 +158,6 @@ class Plan(Shown):
         given: dict[str, Any] = {name: getattr(self, name) for name in _IN_BODY}
         given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
         given["sent"] = self.model if isinstance(self.model, str) else model.id
-        given["head"] = self.frame.head(_SEEN_ROWS) if isinstance(self.frame, pl.DataFrame) else None
         allowed = Limits.of(self.tier, model, self._evidence.learned)
         allowed.shared(self.share)
         prompt = compile_prompt(self.prompt, schema_of(self.frame), model=model, **given)
@@ -390,6 +388,7 @@ class Plan(Shown):
             known,
             billed_ratio=ratio if math.isfinite(ratio) else 1.0,
             cache_hit_share=min(known.cache_hit_share, 1.0),
+            batch_hit_share=min(known.batch_hit_share, 1.0),
         )
         learned = Learned(run.limits, run.plan.tier, run.plan.compiled.model.rate_group)
         if run.limits is run.plan.compiled.limits or not learned.stands_for(self.tier, mine.model):
@@ -568,9 +567,11 @@ class Plan(Shown):
             yield differs
         if compiled.expected.cached_tokens:
             low, high = (f"{share:.0%}" for share in catalog.BATCH.cache_hit_shares)
-            share = f"In a batch {estimates.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
+            share = (
+                f"In a batch {calibration.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
+            )
             yield f"{share}: {low} to {high} is usual."
-        yield from compiled.prompt.notes
+        yield from compiled.prompt.notes(self.frame)
         batch = estimates.option(compiled.options, "batch")["minutes_p90"]
         yield from catalog.notices(compiled.model, batch_minutes=batch)
 

@@ -10,22 +10,23 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
-from functools import lru_cache
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
 import polars as pl
+from pydantic import create_model
+from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import SchemaValidator, core_schema, to_json
 
 from claudescale.api.catalog import MESSAGE
 from claudescale.errors import BadReturns
-
-if TYPE_CHECKING:
-    from pydantic.json_schema import GenerateJsonSchema
 
 Json: TypeAlias = dict[str, Any]
 
@@ -93,8 +94,6 @@ class Returns:
 
     def example(self, reply: Any) -> str:
         """Return a reply as the model would write it; BadReturns where it is not what was asked for."""
-        from pydantic_core import to_json  # noqa: PLC0415 - needed for typed examples only
-
         texts = [reply] if isinstance(reply, str) else []
         texts.append(to_json({"reply": reply} if self.single else reply, by_alias=True).decode())
         for text in texts:
@@ -105,12 +104,14 @@ class Returns:
 
     def _labels(self) -> dict[str, str]:
         """Return each label by its plain form; of several with the same form none."""
-        labels: dict[str, set[str]] = {}
-        for node in nodes(self.json_schema):
-            for label in [node["const"]] if "const" in node else node.get("enum", ()):
-                if isinstance(label, str):
-                    labels.setdefault(_plain(label), set()).add(label)
-        return {form: alike.pop() for form, alike in labels.items() if len(alike) == 1}
+        labels = {
+            label
+            for node in nodes(self.json_schema)
+            for label in node.get("enum", [node.get("const")])
+            if isinstance(label, str)
+        }
+        forms = Counter(map(_plain, labels))
+        return {_plain(label): label for label in labels if forms[_plain(label)] == 1}
 
     def _read(self, text: str | None, labels: Mapping[str, str]) -> list[Any] | None:
         """Return the cells of a reply, none where it is not what was asked for."""
@@ -166,8 +167,6 @@ def compile_returns(returns: Any) -> Returns:
     returns = _enum(returns) if isinstance(returns, list | tuple) else returns
     kind = returns if isinstance(returns, type) else type(returns)
     if get_origin(returns) in {Literal, list}:
-        from pydantic import create_model  # noqa: PLC0415
-
         return _of_model(create_model("Reply", reply=(returns, ...)), single=True)
     if issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES:
         return _of_types({"reply": returns}, "the type", single=True)
@@ -224,8 +223,6 @@ def _refuse(path: str, what: str) -> NoReturn:
 
 def _of_types(types: Mapping[Any, Any], what: str, *, single: bool = False) -> Returns:
     """Return what named Polars types make of a reply; `what` names one in messages."""
-    from pydantic_core import SchemaValidator, core_schema  # noqa: PLC0415  # needed for typed replies only
-
     columns, fields = {}, {}
     for name, given in types.items():
         path = what.format(name)
@@ -239,15 +236,13 @@ def _of_types(types: Mapping[Any, Any], what: str, *, single: bool = False) -> R
         )
         columns[name] = pl.Series(dtype=kinds[0]).dtype
     schema = core_schema.typed_dict_schema(fields)
-    wire = _wire(_generator()(by_alias=True).generate(schema))
+    wire = _wire(_Generator(by_alias=True).generate(schema))
     validate = SchemaValidator(schema).validate_json
     return Returns(json_schema=wire, columns=pl.Schema(columns), single=single, _validate=validate)
 
 
 def _core(given: Any, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
     """Return pydantic's core schema of a Polars type."""
-    from pydantic_core import core_schema  # noqa: PLC0415
-
     dtype = None
     if given is not pl.Decimal:  # its scale would be zero
         with suppress(TypeError):
@@ -283,13 +278,11 @@ def _core(given: Any, path: str) -> Any:  # noqa: PLR0911  # one for each kind o
 
 def _of_model(model: Any, *, single: bool = False) -> Returns:
     """Return what a pydantic model makes of a reply."""
-    from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError  # noqa: PLC0415
-
     path = f"the model {model.__name__}"
     try:
         # By alias is what the API sees; by name, the same tree, is what the columns are called.
         wire, named = (
-            model.model_json_schema(by_alias=by_alias, schema_generator=_generator())
+            model.model_json_schema(by_alias=by_alias, schema_generator=_Generator)
             for by_alias in (True, False)
         )
     except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
@@ -308,22 +301,16 @@ def _of_model(model: Any, *, single: bool = False) -> Returns:
     return Returns(json_schema=_wire(wire), columns=columns, single=single, _validate=validate)
 
 
-@lru_cache(maxsize=1)
-def _generator() -> type[GenerateJsonSchema]:
-    from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
+class _Generator(GenerateJsonSchema):
+    """Pydantic's JSON schema, with numbers for decimals and a mark of their scale."""
 
-    class Generator(GenerateJsonSchema):
-        """Pydantic's JSON schema, with numbers for decimals and a mark of their scale."""
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 
-        ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
-
-        def decimal_schema(self, schema: Any) -> Json:
-            number: Json = super().decimal_schema(schema)["anyOf"][0]
-            places = schema.get("decimal_places", schema.get("metadata", {}).get("scale"))
-            told = {} if places is None else {"digitsAfterThePoint": places}
-            return number | told | {_SCALE: places or _DECIMAL_SCALE}
-
-    return Generator
+    def decimal_schema(self, schema: Any) -> Json:
+        number: Json = super().decimal_schema(schema)["anyOf"][0]
+        places = schema.get("decimal_places", schema.get("metadata", {}).get("scale"))
+        told = {} if places is None else {"digitsAfterThePoint": places}
+        return number | told | {_SCALE: places or _DECIMAL_SCALE}
 
 
 def _resolved(node: Any, definitions: Json, inside: tuple[str, ...] = ()) -> Any:

@@ -13,7 +13,8 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -41,6 +42,7 @@ Examples: TypeAlias = "Sequence[tuple[str, Any]]"
 FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml").read_text("utf-8"))
 """Which fields of the API `params` may have, and which tools."""
 SLICE_ROWS = 4_000  # so many rows are rendered at once
+_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
 FORM_TOKENS = 80.0  # of the prompt that the API adds for `returns`: assumed, as its length is not published
@@ -95,15 +97,12 @@ class Prompt:
     """What is asked about every row. `compile_prompt` makes it; it holds no frame."""
 
     head: str  # the constant JSON before a row's message: a body is head + message + tail
-    tail: str
     text: Text | Parts = field(repr=False)
     system: Text | None = field(repr=False)  # of each row; None where it is the same for all, or none
-    template: str | None = field(repr=False)  # the prompt; None of an expression
+    template: str = field(repr=False)  # the words of the prompt; empty of an expression
     returns: Returns | None  # what makes typed columns of the replies
     constant: Mapping[str, Any] = field(repr=False)  # the request without its messages, and without caching
     model: Model = field(repr=False)
-    shared_characters: int  # of every request besides the row's text: system prompt, schema, tools
-    notes: tuple[str, ...]  # what is worth knowing and no error
     charges: Charges
     samples: int  # how often each row is sent
     renamed: Mapping[str, str]  # columns of the frame that results rename
@@ -116,9 +115,22 @@ class Prompt:
         return tuple(dict.fromkeys([*self.text.columns, *(self.system.columns or ())]))
 
     @property
+    def tail(self) -> str:
+        """The constant JSON after a row's message, which has its own end where the system prompt differs."""
+        return "]}" if self.system is None else ""
+
+    @property
     def has_files(self) -> bool:
         """Whether images or PDFs are sent: what cannot be read is an error of its row."""
         return isinstance(self.text, Parts)
+
+    @cached_property
+    def shared_characters(self) -> int:
+        """The length of what every request has: system prompt, examples, tools, schema."""
+        request = self.constant
+        texts = [request.get("system", ""), *(turn["content"] for turn in request.get("messages", ()))]
+        forms = [request.get("tools"), self.returns and self.returns.json_schema]
+        return sum(map(len, [*texts, *(as_json(form) for form in forms if form)]))
 
     @property
     def shared_tokens(self) -> float:
@@ -139,6 +151,32 @@ class Prompt:
         added = FRAMING_TOKENS + FORM_TOKENS * (self.returns is not None)
         return (characters + self.shared_characters) / self.model.characters_per_token + added
 
+    def notes(self, frame: Frame) -> Iterator[str]:
+        """Yield what is worth knowing of the requests, and no error."""
+        if self.renamed:
+            pairs = ", ".join(f"{name!r} to {new!r}" for name, new in self.renamed.items())
+            yield f"The results have columns with these names, so yours are renamed there: {pairs}."
+        if self.charges.turns > 1:
+            yield (
+                "What web tools find is billed as input, each search has a fee, and the estimate assumes one "
+                "per row. A pilot shows how much that is."
+            )
+        form = as_json(self.constant.get("output_config"))
+        if named := re.search(rf'"({"|".join(FACTS["extracting"])})":\{{', form, re.IGNORECASE):
+            yield (
+                f"A field called {named[1]!r} can make the model decline (reasoning_extraction), and that "
+                "refusal is billed. Rename it, for example to 'why'."
+            )
+        looks = isinstance(frame, pl.DataFrame) and isinstance(self.text, Text)
+        texts = frame.lazy().select(self.text.columns or () if looks else ()).head(_SEEN_ROWS)
+        for cells in texts.select(pl.col(pl.String)).collect():
+            if cells.str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
+                yield (
+                    f"The column {cells.name!r} holds files as text in base64, which costs a hundred times "
+                    f"more than the file: prompt=[cs.image({cells.name!r}), ...] over frame.with_columns("
+                    f"pl.col({cells.name!r}).str.decode('base64'))."
+                )
+
     def contents(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the `characters` of each row and its part of the body as JSON, null where it is not sent.
 
@@ -149,14 +187,13 @@ class Prompt:
         else:
             # The row number in the same select holds the height: an expression that drops or adds rows fails.
             number = pl.int_range(pl.len(), dtype=pl.UInt32)
-            text = frame.lazy().select(row=number, content=self.text.content)
             message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
-            contents = text.select(
-                "row",
+            found = frame.select(row=number, content=self.text.content).select(
                 characters=pl.col("content").str.len_chars(),
                 content=pl.when(pl.col("content").is_not_null()).then(message),
+                more_bytes=0,
+                more_tokens=0,
             )
-            found = contents.collect().drop("row")
         if self.system is None:
             return found
         system = frame.select(system=self.system.content).to_series()
@@ -213,19 +250,27 @@ class Prompt:
         frame = read(frame)
         around = len(self.head.encode()) + len(self.tail.encode())
         parts, holds = [], self.columns is None or self.has_files
-        for part in [frame] if self.columns is None else _slices(frame.select(self.columns)):
+        named = frame.select(self.columns or ())
+        for part in [frame] if self.columns is None else [*named.iter_slices(SLICE_ROWS)] or [named]:
             found = self.contents(part)
-            message = found["content"]
-            size = message.str.len_bytes().cast(pl.Int64).alias("bytes") + around
-            found = found.with_columns(self.keys(message, api), size, most_tokens=size)
+            size = pl.col("content").str.len_bytes().cast(pl.Int64) + around
+            found = found.with_columns(
+                self.keys(found["content"], api),
+                bytes=size + pl.col("more_bytes"),
+                most_tokens=size + pl.col("more_tokens"),
+            )
             parts.append(found if holds else found.drop("content"))
-        rows, unsent = pl.concat(parts, rechunk=True).with_row_index("row"), None
+        rows = pl.concat(parts, rechunk=True).with_row_index("row")
         rendered = rows["content"] if holds else None
-        if self.has_files:
-            more = {"bytes": pl.col("file_bytes"), "most_tokens": pl.col("file_tokens")}
-            rows = rows.with_columns(**{name: pl.col(name) + added for name, added in more.items()})
-            unsent = rows.select("error", "message")
-        _check_sizes(rows)
+        unsent = rows.select("error", "message") if self.has_files else None
+        large = rows.select("row", "bytes").filter(pl.col("bytes") > MESSAGE.max_bytes)
+        for row, size in large.iter_rows():
+            refuse(
+                f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
+                f"{MESSAGE.max_bytes:,}. Shorten its text, for example with pl.col(...).str.head(100_000), "
+                "make its files smaller, or leave the row out.",
+                RequestTooLarge,
+            )
         if self.samples > 1:
             rows = _sampled(rows.lazy(), self.samples).collect()
             keys = zip(rows["key"], rows["sample"], strict=True)
@@ -255,22 +300,6 @@ def _sizes(distinct: pl.LazyFrame) -> pl.LazyFrame:
     return sizes.cast({"requests": pl.UInt32, "rows": pl.UInt32}).sort("characters")
 
 
-def _slices(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield the frame in slices: at least one, as an empty frame has columns too."""
-    yield from (frame.slice(start, SLICE_ROWS) for start in range(0, max(frame.height, 1), SLICE_ROWS))
-
-
-def _check_sizes(rows: pl.DataFrame) -> None:
-    large = rows.filter(pl.col("bytes") > MESSAGE.max_bytes)
-    for row, size in large.select("row", "bytes").head(1).iter_rows():
-        refuse(
-            f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
-            f"{MESSAGE.max_bytes:,}. Shorten its text, for example with pl.col(...).str.head(100_000), make "
-            "its files smaller, or leave the row out.",
-            RequestTooLarge,
-        )
-
-
 def compile_prompt(
     prompt: Asked,
     schema: pl.Schema,
@@ -286,13 +315,12 @@ def compile_prompt(
     cache: Cache = False,
     params: Mapping[str, Any] | None = None,
     sent: str | None = None,
-    head: pl.DataFrame | None = None,
 ) -> Prompt:
     """Return what is asked about every row of frames of one schema; a PlanError says what cannot be.
 
     Thinking is kept off, or small where a model cannot do without, unless `thinking` or `effort` is
     given: then only what was given is sent. `sent` is the model's name as it was typed and is sent: a dated
-    id and its alias are one model, so keys have the id. `head` are a few rows, to see what they hold.
+    id and its alias are one model, so keys have the id.
     """
     text = Parts.of(prompt, schema, model) if isinstance(prompt, list) else text_of(prompt, schema)
     typed = None if returns is None else compile_returns(returns)
@@ -304,7 +332,7 @@ def compile_prompt(
         refuse(f"max_tokens={max_tokens!r}: it must be a whole number. {model.id} writes 1 to {most} tokens.")
     more = {"message": isinstance(text, Parts), "sample": samples > 1}
     renamed = _renamed(schema, typed, [*OUTPUT_COLUMNS, *(name for name in more if more[name])])
-    extra = _checked(params or {}, model, typed)
+    extra = _checked(params or {}, model)
     thinking, output = _thinking(model, max_tokens, effort, thinking)
     output |= extra.pop("output_config", {})
     output |= {"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {}
@@ -315,27 +343,19 @@ def compile_prompt(
     body |= {name: value for name, value in fields.items() if value} | extra
     body |= {"messages": turns} if turns else {}
     marked = _marked(cache, shared if per_row is None else None, turns if per_row is None else [])
-    told = [text for text in (shared, *(turn["content"] for turn in turns)) if text]
-    told += [as_json(extra["tools"])] if extra.get("tools") else []
-    told += [as_json(typed.json_schema)] if typed else []
-    words = prompt if isinstance(prompt, list) else [prompt]
-    template = " ".join(word for word in (*words, system if per_row else None) if isinstance(word, str))
-    made = Prompt(
+    words = [*prompt, system] if isinstance(prompt, list) else [prompt, system if per_row else None]
+    return Prompt(
         head=_head(body | {"model": sent or model.id} | marked),
-        tail="]}" if per_row is None else "",
         text=text,
         system=per_row,
         samples=samples,
         renamed=renamed,
-        template=template or None,
+        template=" ".join(word for word in words if isinstance(word, str)),
         returns=typed,
         constant=body,
         model=model,
-        shared_characters=sum(map(len, told)),
-        notes=(),
         charges=_charges(extra),
     )
-    return replace(made, notes=tuple(_notes(made, head)))
 
 
 def _head(body: Mapping[str, Any]) -> str:
@@ -375,36 +395,6 @@ def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[s
     return renamed
 
 
-def _notes(prompt: Prompt, head: pl.DataFrame | None) -> Iterator[str]:
-    """Yield what is worth knowing of a request."""
-    if prompt.renamed:
-        pairs = ", ".join(f"{name!r} to {new!r}" for name, new in prompt.renamed.items())
-        yield f"The results have columns with these names, so yours are renamed there: {pairs}."
-    if prompt.charges.turns > 1:
-        fee = "Each web search has a fee, and the estimate assumes one per row. "
-        fee = "" if prompt.charges.searches == 0 else fee
-        yield f"{fee}What web tools find is billed as input. A pilot shows how much that is."
-    asked = as_json([prompt.constant.get("tools"), prompt.constant.get("output_config")])
-    if named := re.search(rf'"({"|".join(FACTS["extracting"])})":\{{', asked, re.IGNORECASE):
-        yield (
-            f"A field called {named[1]!r} can make the model decline (reasoning_extraction), and that "
-            "refusal is billed. Rename it, for example to 'why'."
-        )
-    if isinstance(prompt.text, Parts):
-        yield from prompt.text.notes(head)
-        return
-    texts = (
-        pl.DataFrame() if head is None else head.select(prompt.text.columns or ()).select(pl.col(pl.String))
-    )
-    for name in texts.columns:
-        if texts[name].str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
-            yield (
-                f"The column {name!r} holds files as text in base64, which costs a hundred times more than "
-                f"the file: prompt=[cs.image({name!r}), ...] over frame.with_columns("
-                f"pl.col({name!r}).str.decode('base64'))."
-            )
-
-
 def _marked(cache: Cache, system: str | None, turns: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the last field that all rows share, with the mark of the cache at its end."""
     if cache is False:
@@ -425,7 +415,7 @@ def _marked(cache: Cache, system: str | None, turns: list[dict[str, Any]]) -> di
 # ------------------------------------------------------------------------- fields, tools and thinking
 
 
-def _checked(params: Mapping[str, Any], model: Model, typed: Returns | None) -> dict[str, Any]:
+def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
     if not isinstance(params, Mapping):
         refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
@@ -444,11 +434,8 @@ def _checked(params: Mapping[str, Any], model: Model, typed: Returns | None) -> 
     tools, output = given.get("tools", []), given.get("output_config", {})
     if not isinstance(tools, list) or not all(isinstance(value, dict) for value in [output, *tools]):
         refuse("params: tools must be a list of dicts, and output_config a dict, as the API takes them.")
-    if "effort" in output or (typed and "format" in output):
-        refuse("params has an effort or a format in its output_config. Use effort= and returns= instead.")
-    if "inference_geo" in given and (
-        given["inference_geo"] not in CHARGES.geographies or model.id in CHARGES.no_inference_geo
-    ):
+    taken = () if model.id in CHARGES.no_inference_geo else CHARGES.geographies
+    if "inference_geo" in given and given["inference_geo"] not in taken:
         there = " or ".join(map(repr, CHARGES.geographies))
         refuse(f"inference_geo is {there}, from Claude 4.6 on; {model.id} does not take this one.")
     return given
@@ -484,18 +471,17 @@ def _thinking(
     model: Model, max_tokens: int, effort: str | None, thinking: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
     """Return the ``thinking`` and the ``output_config`` to send."""
+    kind = thinking.get("type", "") if isinstance(thinking, Mapping) else thinking
+    given = {"effort=": (effort, model.efforts), "thinking of the type ": (kind, model.thinking_types)}
+    for name, (value, taken) in given.items():
+        if value is not None and value not in taken:
+            there = f"It takes {', '.join(map(repr, taken))}." if taken else "Leave it out."
+            refuse(f"{model.id} does not take {name}{value!r}. {there}")
     if effort is None and thinking is None:
         return model.thinking_off, {"effort": model.effort_for_bulk} if model.effort_for_bulk else {}
-    if effort is not None and effort not in model.efforts:
-        known = f"It takes {', '.join(model.efforts)}." if model.efforts else "Leave effort= out."
-        refuse(f"{model.id} does not take effort={effort!r}. {known}")
     output = {"effort": effort} if effort else {}
     if thinking is None:
         return None, output
-    kind = thinking.get("type") if isinstance(thinking, Mapping) else thinking
-    if kind not in model.thinking_types:
-        known = ", ".join(f"{{'type': {each!r}}}" for each in model.thinking_types)
-        refuse(f"{model.id} does not take thinking of the type {kind!r}. It takes {known}.")
     fields = FACTS["thinking"].get(kind, ["type"])
     if wrong := next((name for name in thinking if name not in fields), None):
         takes = " and ".join(map(repr, fields))
@@ -520,9 +506,7 @@ class Work(NamedTuple):
     keys: pl.Series  # of each row, as often as it is sent, null where it has nothing to send
     requests: pl.DataFrame  # `REQUESTS`: each distinct request once, in the frame's order
     sizes: pl.DataFrame  # `SIZES`, of what is sent
-    rendered: (
-        pl.Series | None
-    )  # by an expression, as it may look at many rows; or what keys were made of files
+    rendered: pl.Series | None  # by an expression, as it may look at many rows; with digests of files
     unsent: pl.DataFrame | None  # of each row with files, the `error` and `message` of what cannot be sent
 
     def messages(self, rows: pl.Series) -> pl.Series:
@@ -600,8 +584,19 @@ class Kept(NamedTuple):
     @classmethod
     def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, typed: str) -> Kept:
         """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
-        _check_retried(run, prompt, frame)
+        if getattr(run, "state", "left") in {"starting", "running", "left"}:
+            refuse(
+                "plan.retry() takes a run that has ended, and this one is still going, or is none. Run its "
+                "cell again, which also collects pending batches: run = await plan.run(client)."
+            )
         before, replies = run.plan.compiled.prompt, run.job.replies()
+        asked = before.contents(run.job.work.frame)["content"]
+        if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(asked):
+            refuse(
+                f"The run has {asked.len():,} rows and the plan {frame.height:,}, or it asks something else: "
+                "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
+                "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
+            )
         forms = [each.returns and each.returns.json_schema for each in (prompt, before)]
         if forms[0] != forms[1] and replies["error"].null_count():
             refuse(
@@ -663,19 +658,3 @@ def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
     """Return the last attempt of each key that has no final one: rows that were given up."""
     failed = attempts.join(final.select("key"), on="key", how="anti", maintain_order="left")
     return failed.unique("key", keep="last", maintain_order=True)
-
-
-def _check_retried(run: Run, prompt: Prompt, frame: pl.DataFrame) -> None:
-    if getattr(run, "state", "left") in {"starting", "running", "left"}:
-        refuse(
-            "plan.retry() takes a run that has ended, and this one is still going, or is none. Run its cell "
-            "again, which also collects pending batches: run = await plan.run(client)."
-        )
-    before = run.job.work.frame
-    asked = run.plan.compiled.prompt.contents(before)["content"]
-    if run.plan.samples != prompt.samples or not prompt.contents(frame)["content"].equals(asked):
-        refuse(
-            f"The run has {before.height:,} rows and the plan {frame.height:,}, or it asks something else: "
-            "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
-            "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
-        )

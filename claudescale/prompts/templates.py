@@ -39,8 +39,8 @@ _SHOWN_COLUMNS = 20
 _DOUBLED = "To write a brace as text, as in JSON, double it: {{ and }}."
 
 MESSAGES = pl.Schema(
-    {"characters": pl.UInt32(), "content": pl.String(), "file_bytes": pl.Int64()}
-    | {"file_tokens": pl.Int64(), "error": pl.String(), "message": pl.String()}
+    {"characters": pl.UInt32(), "content": pl.String(), "more_bytes": pl.Int64()}
+    | {"more_tokens": pl.Int64(), "error": pl.String(), "message": pl.String()}
 )
 """Columns of `Parts.messages`: how long each row is, in characters, which the tokens of its files make too;
 its message as JSON, with a digest where a file is to stand; the bytes it has besides once its files stand in
@@ -144,17 +144,9 @@ def _field(brace: re.Match[str], schema: pl.Schema) -> str:
         return brace[0][0]
     if name in schema:
         return _Column(name)
-    place = f"at character {brace.start() + 1}"
     if not name or not name.strip() or any(sign in name for sign in "\"'\n"):
+        place = f"at character {brace.start() + 1}"
         refuse(f"The prompt has a brace {place} that names no column. {_DOUBLED}", BadTemplate)
-    column = re.split(r"[.\[!:]", name, maxsplit=1)[0]
-    if column in schema:
-        refuse(
-            f"The prompt has {{{name}}} {place}: braces hold names of columns, no attributes and no "
-            f"formats. Make a column first: frame.with_columns(shown=pl.col({column!r})...). Then write "
-            "{shown}.",
-            BadTemplate,
-        )
     raise unknown_column(name, schema, more=_DOUBLED)
 
 
@@ -235,6 +227,11 @@ class Part:
     block: Literal["image", "document"]
     kind: Kind | None = None
 
+    @property
+    def content(self) -> pl.Expr:
+        """The cells."""
+        return polars.selectors.by_name(self.column).as_expr()
+
     def __repr__(self) -> str:
         kind = f", kind={self.kind!r}" if self.kind else ""
         return f"cs.{'image' if self.block == 'image' else 'pdf'}({self.column!r}{kind})"
@@ -243,7 +240,8 @@ class Part:
 def image(column: str, *, kind: Kind | None = None) -> Part:
     """Return the part of a prompt that is the image in a column: PNG, JPEG, GIF or WebP.
 
-    Put images before the text. Tokens are estimated from width and height, for free.
+    Put images before the text. Tokens are estimated from width and height, for free; those of a URL or an id
+    are assumed.
 
     Spends: nothing.
 
@@ -351,19 +349,6 @@ class Parts:
         return cls(tuple(pieces), columns, model)
 
     @property
-    def files(self) -> list[Part]:
-        """Images and PDFs among the parts."""
-        return [piece for piece in self.pieces if isinstance(piece, Part)]
-
-    def notes(self, head: pl.DataFrame | None) -> Iterator[str]:
-        """Yield what is worth knowing of the estimate, given a few rows."""
-        for part in self.files:
-            cells = pl.Series([]) if head is None else head[part.column]
-            linked = cells.dtype == pl.String and cells.str.starts_with("https://").any()
-            if linked or part.kind in {"url", "file_id"}:
-                yield f"The files of {part.column!r} were not read, so their tokens are assumed."
-
-    @property
     def content(self) -> pl.Expr:
         """What tells rows apart before files are read."""
         return pl.struct(self.columns)
@@ -379,15 +364,9 @@ class Parts:
 
     def messages(self, frame: pl.DataFrame, *, keyed: bool = True) -> pl.DataFrame:
         """Return `MESSAGES` of the rows; if not `keyed`, with nothing for digests."""
-        texts = [
-            frame[piece.column] if isinstance(piece, Part) else frame.select(piece.content).to_series()
-            for piece in self.pieces
-        ]
-        # Cell by cell: to iterate over a Series is to copy all of it, and it may be gigabytes of images.
-        rows = [
-            self._row([text[0 if text.len() == 1 else row] for text in texts], keyed=keyed)
-            for row in range(frame.height)
-        ]
+        cells = frame.select(**{str(place): piece.content for place, piece in enumerate(self.pieces)})
+        # Row by row: a column may be gigabytes of images.
+        rows = [self._row(row, keyed=keyed) for row in cells.iter_rows(buffer_size=1)]
         return pl.DataFrame(rows, schema=MESSAGES, orient="row")
 
     def _row(self, cells: Sequence[Any], *, keyed: bool) -> tuple[Any, ...]:
@@ -415,8 +394,10 @@ class Parts:
 
     def filled(self, message: str, row: Mapping[str, Any]) -> str:
         """Return a message with the row's files in it; `FileChanged` where one is another now."""
-        for part in self.files:
+        for part in self.pieces:
             raw = b""
+            if isinstance(part, Text):
+                continue
             with suppress(OSError):
                 file = _opened(part, row[part.column])
                 if file is None:

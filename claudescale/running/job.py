@@ -196,11 +196,14 @@ class Job:
         work = plan.compiled.work(self.api.name)
         found = self.ledger.replies(work.requests["key"], ["error"])
         self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
-        self._check_model()
+        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
+        if self.missing.height and (words := self.refusal()) is not None:
+            if not self.batches_out:
+                raise UnknownModel(words)
+            self.only_collects = True
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
         part = tokens / all_tokens if all_tokens else 0.0
         self.estimate = plan.compiled.check(part=part)
-        self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         self.meter.begin(work.keys)
         self.meter.found(found)
         if kept is not None:
@@ -260,10 +263,9 @@ class Job:
             self.limits.shared(plan.share),
             expected,
             requests=left,
-            input_tokens=input_tokens,
-            output_tokens=min(output_tokens, float(plan.max_tokens)) * left,
+            input_tokens=input_tokens * more,
+            output_tokens=min(output_tokens, float(plan.max_tokens)) * left * more,
             concurrency=concurrency,
-            more=more,
         ).seconds
 
     @property
@@ -291,17 +293,6 @@ class Job:
             keys = self.work.requests["key"] if of is None else of
             found = self.ledger.replies(keys, columns).select(columns)
         return found if kept is None else pl.concat([kept.attempts.select(columns), found])
-
-    def _check_model(self) -> None:
-        """Raise where rows would be sent to a model that is retired and no batch of it is left to collect."""
-        words = self.refusal()
-        if words is None or self.missing.is_empty():
-            return
-        out = [batch.nonce for batch in self.ledger.batches() if batch.state in OPEN]
-        held = [key for nonce in out for key in self.ledger.held(nonce)]
-        if self.missing.filter(pl.col("key").is_in(held)).is_empty():
-            raise UnknownModel(words)
-        self.only_collects = True
 
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""

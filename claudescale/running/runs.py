@@ -299,35 +299,34 @@ class Run(Shown):
             await self._wait(loops.SLICE_SECONDS)
         if not self.job.is_open:
             self._outcome()
-        work, arrived = self.job.work, self.job.arrived
+        job, work = self.job, self.job.work
         if INDEX in work.frame.columns:
             refuse(f"The frame has a column {INDEX!r}, where async for says which row it is: rename yours.")
-        left = work.keys.alias("key").to_frame().with_row_index(INDEX)  # rows that were not given yet
-        given, keys = len(arrived), self.job.replies(("key",))["key"].to_list()
+        indexed = work.keys.alias("key").to_frame().with_row_index(INDEX)
+        places = dict(indexed.group_by("key", maintain_order=True).agg(INDEX).iter_rows())  # not given yet
+        seen, keys = len(job.arrived), job.replies(("key",))["key"].to_list()
         has_ended = False
         while not has_ended:
             has_ended = self._ended.done()
-            keys, given = keys + arrived[given:], len(arrived)
-            if keys:
-                left, rows = await loops.in_thread(self._arrived, left, pl.Series("key", keys))
-                keys = []
-                for row in rows:
-                    yield row
+            keys, seen = keys + job.arrived[seen:], len(job.arrived)
+            for row in await loops.in_thread(self._answered, keys, places) if keys else ():
+                yield row
+            keys = []
             if not has_ended:
                 await self._wait(loops.SLICE_SECONDS)
-        rest = await loops.in_thread(lambda: self.results[left[INDEX]])
-        for place, row in zip(left[INDEX], rest.iter_rows(named=True), strict=True):
-            yield {INDEX: place, **row}
+        rest = sorted(place for left in places.values() for place in left)
+        results = await loops.in_thread(lambda: self.results)
+        for row in results.with_row_index(INDEX)[rest].to_dicts():
+            yield row
         self._outcome()
 
-    def _arrived(self, left: pl.DataFrame, keys: pl.Series) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
-        """Return which rows are left, and those that requests with these keys have answered."""
-        keys, job = keys.unique(maintain_order=True), self.job
-        mine = pl.col("key").is_in(keys.implode()).fill_null(value=False)
-        places = keys.to_frame().join(left.filter(mine), on="key", maintain_order="left")[INDEX]
-        answers = job.replies(("key", "reply", "error"), of=keys)
-        found = job.work.results(answers, places, simulated=job.simulated).iter_rows(named=True)
-        return left.filter(~mine), [{INDEX: at, **row} for at, row in zip(places, found, strict=True)]
+    def _answered(self, keys: list[str], places: dict[str, list[int]]) -> list[dict[str, Any]]:
+        """Return the rows that requests with these keys have answered, and take them out of `places`."""
+        new = [key for key in dict.fromkeys(keys) if key in places]
+        at = pl.Series(INDEX, [place for key in new for place in places.pop(key)], dtype=pl.UInt32)
+        replies = self.job.replies(("key", "reply", "error"), of=pl.Series("key", new, dtype=pl.String))
+        rows = self.job.work.results(replies, at, simulated=self.job.simulated)
+        return rows.select(at, pl.all()).to_dicts()
 
     @property
     def kept(self) -> str:

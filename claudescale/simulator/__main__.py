@@ -20,30 +20,22 @@ if TYPE_CHECKING:
 
 CLASS = {"tier": "1", "speed": 10.0}
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - on request only
-OPTIONS: dict[str, tuple[Any, str]] = {
-    "port": (int, "default: any free one"),
-    "host": (str, "0.0.0.0 lets other machines call (default: 127.0.0.1)"),
-    "tier": (str, "start, build, scale, 1 to 4 (default: start)"),
-    "speed": (float, "API seconds per second (default: 1)"),
-    "seed": (int, "decides replies and faults (default: 0)"),
-    "bucket-seconds": (float, "of its limit, which a full bucket holds (default: 60)"),
-    "latency": (float, "API seconds of a reply (default: plausible ones)"),
-    "batch-seconds": (float, "API seconds of a batch (default: plausible ones)"),
-    "faults": (json.loads, """as in Python, in JSON: '{"529": 0.1, "drop": [0.5, 30, 60]}'"""),
-    **{name.replace("_", "-"): (float, "default: the tier's") for name in LIMITS},
-}
+NUMBERS = ("speed", "latency", "bucket_seconds", "batch_seconds", *LIMITS)
+OPTIONS: dict[str, Any] = {"port": int, "seed": int, "host": str, "tier": str, "faults": json.loads}
+OPTIONS |= dict.fromkeys(NUMBERS, float)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Return what the command line takes."""
-    what = "same wire and limits, synthetic replies, no cost. Any client can use it."
+    """Return what the command line takes: the parameters of `Simulator` that are numbers, texts or JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m claudescale.simulator",
-        description=f"A local stand-in of the Claude API: {what}",
+        description=Simulator.__doc__,
+        epilog="""--faults are JSON: '{"529": 0.1, "drop": [0.5, 30, 60]}'.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
-    for name, (kind, words) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, help=words)
+    for name, kind in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     what = "for a class: tier 1 shared by all, at speed 10, and a board of whose calls pass"
     parser.add_argument("--class", action="store_true", dest="is_class", help=what)
     return parser

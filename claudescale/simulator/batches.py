@@ -66,6 +66,8 @@ class Batch:
     id: str
     mark: bytes
     created_at: float
+    expires_at: float
+    archived_at: float
     seconds: float
     headers: Mapping[str, str]
     agenda: list[Row]
@@ -75,20 +77,10 @@ class Batch:
     lines: list[bytes] = field(default_factory=list)
 
     @property
-    def expires_at(self) -> float:
-        """When it ends at the latest."""
-        return self.created_at + float(catalog.BATCH.expires_hours) * 3600.0
-
-    @property
     def ends_at(self) -> float:
         """When it ends as things stand."""
         planned = min(self.created_at + self.seconds, self.expires_at)
         return planned if self.canceled_at is None else min(planned, self.canceled_at + CANCEL_SECONDS)
-
-    @property
-    def archived_at(self) -> float:
-        """When its results are gone."""
-        return self.created_at + float(catalog.BATCH.results_days) * DAY
 
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
         """Return it as the API shows it at `now`."""
@@ -96,18 +88,11 @@ class Batch:
         state = "ended" if ended else "in_progress" if self.canceled_at is None else "canceling"
         counts = self.counts if ended else {"processing": len(self.agenda) + len(self.lines)}
         url = f"{base_url}/v1/messages/batches/{self.id}/results" if ended and not archived else None
-        return {
-            "id": self.id,
-            "type": "message_batch",
-            "processing_status": state,
-            "request_counts": {**dict.fromkeys(COUNTS, 0), **counts},
-            "created_at": instant(self.created_at),
-            "expires_at": instant(self.expires_at),
-            "ended_at": instant(self.settled_at),
-            "archived_at": instant(self.archived_at if archived else None),
-            "cancel_initiated_at": instant(self.canceled_at),
-            "results_url": url,
-        }
+        moments = {"created": self.created_at, "expires": self.expires_at, "ended": self.settled_at}
+        moments |= {"archived": self.archived_at if archived else None, "cancel_initiated": self.canceled_at}
+        shown = {"id": self.id, "type": "message_batch", "processing_status": state, "results_url": url}
+        shown |= {f"{name}_at": instant(moment) for name, moment in moments.items()}
+        return {**shown, "request_counts": {**dict.fromkeys(COUNTS, 0), **counts}}
 
 
 class Batches:
@@ -163,7 +148,8 @@ class Batches:
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
         agenda = [Row(now + seconds * (1 - own.random()), *row) for row in enumerate(rows)]
         agenda.sort(key=lambda row: row.done_at, reverse=True)
-        batch = Batch(desk.next_id("msgbatch"), mark, now, seconds, headers, agenda)
+        ends = (now + 3600.0 * catalog.BATCH.expires_hours, now + DAY * catalog.BATCH.results_days)
+        batch = Batch(desk.next_id("msgbatch"), mark, now, *ends, seconds, headers, agenda)
         self._batches[batch.id] = batch
         return batch
 

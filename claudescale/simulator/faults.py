@@ -123,12 +123,10 @@ class Faults:
                 parts = value if isinstance(value, tuple | list) else (value,)
                 self._faults[kind] = value if isinstance(value, Fault) else Fault(*parts)
 
-    def __bool__(self) -> bool:
-        return bool(self._faults or self.levels)
-
     def attempt(self, key: bytes) -> int:
         """Count one more try of the request `key`, and return which one it is."""
-        self._tries[key] += bool(self._faults)
+        if self._faults:
+            self._tries[key] += 1
         return self._tries[key]
 
     def strikes(self, kinds: tuple[str, ...], key: bytes, attempt: int, elapsed: float) -> str | None:

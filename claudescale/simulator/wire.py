@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ MARKS = {
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+DELTAS = {"text": "text", "thinking": "thinking", "signature": "signature", "input": "partial_json"}
 FEWEST_LETTERS, MOST_DELTAS = 48, 24  # in one event, a whole signature; events of one block's text
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # the API's own value for a release date it does not know
 SNAPSHOT_DATE = re.compile(r"-(\d{4})(\d{2})(\d{2})$")
@@ -85,6 +87,7 @@ def instant(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(seconds: int) -> str:
     """Return a moment in whole seconds, such as ``2026-11-22T10:00:00Z``."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -96,31 +99,17 @@ def rfc3339(seconds: int) -> str:
 def message(name: str, model: str, reply: Reply, tier: str) -> dict[str, Any]:
     """Return a Message."""
     uncached, short, hour, read = reply.shares
-    usage = {
-        "input_tokens": uncached,
-        "cache_creation_input_tokens": short + hour,
-        "cache_read_input_tokens": read,
-        "cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour},
-        "output_tokens": reply.output_tokens,
-        "output_tokens_details": {"thinking_tokens": reply.thinking_tokens},
-        "service_tier": tier,
-        "speed": reply.speed,
-        "inference_geo": reply.geo,
-    }
+    usage: dict[str, Any] = {"input_tokens": uncached, "cache_read_input_tokens": read}
+    usage |= {"cache_creation_input_tokens": short + hour, "service_tier": tier, "speed": reply.speed}
+    usage |= {"cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour}}
+    usage |= {"output_tokens": reply.output_tokens, "inference_geo": reply.geo}
+    usage["output_tokens_details"] = {"thinking_tokens": reply.thinking_tokens}
     if reply.searches is not None:
         usage["server_tool_use"] = {"web_fetch_requests": 0, "web_search_requests": reply.searches}
-    return {
-        "id": name,
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": reply.content,
-        "stop_reason": reply.stop_reason,
-        "stop_sequence": reply.stop_sequence,
-        "stop_details": reply.stop_details,
-        "diagnostics": None,
-        "usage": usage,
-    }
+    said: dict[str, Any] = {"id": name, "type": "message", "role": "assistant", "model": model}
+    said |= {"content": reply.content, "diagnostics": None, "usage": usage}
+    stop = {"stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence}
+    return {**said, **stop, "stop_details": reply.stop_details}
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -150,12 +139,7 @@ def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     empty = {"text": "", "thinking": "", "signature": "", "input": {}}
     start = {key: empty.get(key, value) for key, value in block.items()}
     yield {"type": "content_block_start", "index": index, "content_block": start}
-    for name, part in (
-        ("text", "text"),
-        ("thinking", "thinking"),
-        ("signature", "signature"),
-        ("input", "partial_json"),
-    ):
+    for name, part in DELTAS.items():
         kind = "input_json_delta" if name == "input" else f"{name}_delta"
         text = json_bytes(block[name]).decode() if name == "input" and name in block else block.get(name, "")
         size = max(FEWEST_LETTERS, -(-len(text) // MOST_DELTAS))
@@ -173,19 +157,14 @@ def model_info(model: catalog.RetiredModel, at: datetime) -> dict[str, Any]:
     dated = SNAPSHOT_DATE.search(model.snapshot)
     version = model.id.removeprefix("claude-").replace("-latest", "")
     line, *numbers = SNAPSHOT_DATE.sub("", version).split("-")
-    shown = {
-        "id": model.snapshot,
-        "type": "model",
-        "display_name": f"Claude {line.capitalize()} {'.'.join(numbers)}".strip(),
-        "created_at": "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME,
-        "line": model.line,
-        "lifecycle": "retired",
-        "retires_at": f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None,
-        **dict.fromkeys(("deprecated_at", "max_input_tokens", "max_tokens", "capabilities")),
-    }
+    shown: dict[str, Any] = {"id": model.snapshot, "type": "model", "line": model.line}
+    shown |= dict.fromkeys(("deprecated_at", "max_input_tokens", "max_tokens", "capabilities"))
+    shown["display_name"] = f"Claude {line.capitalize()} {'.'.join(numbers)}".strip()
+    shown["created_at"] = "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME
+    shown["retires_at"] = f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None
+    shown["lifecycle"] = "retired"
     if isinstance(model, catalog.Model):
-        lifecycle = catalog.lifecycle(model, at)
-        shown["lifecycle"] = "active" if lifecycle == "legacy" else lifecycle
+        shown["lifecycle"] = catalog.lifecycle(model, at).replace("legacy", "active")
         shown["deprecated_at"] = f"{model.deprecated_on}T00:00:00Z" if model.deprecated_on else None
         shown |= {"max_input_tokens": model.context_tokens, "max_tokens": model.max_output_tokens}
         shown["capabilities"] = _capabilities(model)

@@ -1,4 +1,4 @@
-"""Pictures of a plan, before anything is sent: what its choices cost and take.
+"""Pictures of a plan, before anything is sent, and of a trial: what choices cost, take and score.
 
 A chart knows column names, never our objects.
 """
@@ -46,11 +46,14 @@ def frontier(
     if points.is_empty():
         return nothing("What these rows cost is not known." if timed.height else NOTHING)
     points = points.sort("minutes", "dollars", "choice", descending=[False, True, False])
+    # Of a long frontier its ends are named, and the plan's own.
+    few, place = points["frontier"].sum() <= MOST_NAMES, pl.col("frontier").cum_sum()
+    ends = (place == 1) | (place == place.max())
     points = points.with_columns(
         time=pl.col("minutes").map_elements(text.duration, pl.String),
         slow=pl.col("minutes_p90").map_elements(text.duration, pl.String),
         above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
-        below=pl.when(_named(points)).then("choice"),
+        below=pl.when(pl.col("frontier") & (pl.lit(few) | ends | pl.col("chosen"))).then("choice"),
     )
     times, prices = [*points["minutes"], *points["minutes_p90"]], points["dollars"].to_list()
     x, late = _axis(times, deadline_minutes, UNTIL, theme.MOMENTS, views.CLOCK)
@@ -95,13 +98,6 @@ def _axis(
     axis = alt.Axis(values=values, labelExpr=labels, tickCount=len(values))  # else Vega drops some
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     return {"title": f"{title}, log scale", "scale": scale, "axis": axis}, far
-
-
-def _named(points: pl.DataFrame) -> pl.Expr:
-    """Return which points of the frontier are named: of a long one its ends, and the plan's own."""
-    place = pl.col("frontier").cum_sum()
-    few = points["frontier"].sum() <= MOST_NAMES
-    return pl.col("frontier") & (pl.lit(few) | (place == 1) | (place == place.max()) | pl.col("chosen"))
 
 
 def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:
@@ -260,3 +256,49 @@ def concurrency(
     for best in runs.sort("requests_per_minute").tail(1).iter_rows(named=True):
         sentence += f"; measured: at most {best['requests_per_minute']:,.0f}, with {best['concurrency']:,.0f}"
     return picture(layers, sentence)
+
+
+def quality(
+    trial: pl.DataFrame, evidence: pl.DataFrame | None = None, min_score: float | None = None
+) -> theme.Picture:
+    """Return each choice's score, a point with its interval, against its dollars per 1,000 rows.
+
+    Spends: nothing.
+
+    Parameters
+    ----------
+    trial : pl.DataFrame
+        `Trial.table`.
+    evidence : pl.DataFrame or None
+        `Trial.evidence`: the choices that do not clear the gate are orange.
+    min_score : float or None
+        The score to reach, drawn as a labelled line.
+    """
+    price = pl.col("dollars_per_1000_rows")
+    known = trial.drop_nulls("score").filter(price > 0).sort("score", price, descending=[True, False])
+    if known.is_empty():
+        return nothing("Nothing to show yet: run the trial first.")
+    good = known["choice"] if evidence is None else evidence.filter("clears")["choice"]
+    known = known.with_columns(
+        clears=pl.col("choice").is_in(good.implode()), name=pl.col("choice").str.replace_all("claude-", "")
+    )
+    x = alt.X("dollars_per_1000_rows:Q", title="US dollars per 1,000 rows, log scale")
+    x = x.axis(labelExpr=theme.DOLLARS, labelSeparation=9).scale(type="log", padding=60)
+    y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=12)
+    color = alt.condition("datum.clears", alt.value(views.BLUE), alt.value(views.ORANGE))
+    hover = tips(
+        choice="", rows=",d", score=".3f", score_low=".3f", score_high=".3f", dollars_per_1000_rows="$,.3~r"
+    )
+    base = chart(known).encode(x, color=color)
+    layers = [
+        base.mark_rule(strokeWidth=2).encode(alt.Y("score_low:Q"), alt.Y2("score_high:Q")),
+        base.mark_circle(size=90, opacity=1).encode(y, tooltip=hover),
+        base.mark_text(align="left", dx=9).encode(y, text="name:N"),
+    ]
+    best = known.row(0, named=True)
+    price_words = f"{text.dollars(best['dollars_per_1000_rows'])} per 1,000 rows"
+    sentence = f"{best['choice']} scores best, {best['score']:.3g}, for {price_words}"
+    if min_score is not None:
+        layers += limit(f"to reach:\n{min_score:g}", y=min_score)
+        sentence = f"{known['clears'].sum()} of {known.height} surely reach {min_score:g}; {sentence}"
+    return picture(layers, "SIMULATED: " * known["simulated"].any() + sentence)

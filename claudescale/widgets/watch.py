@@ -211,35 +211,30 @@ class Panel:
         import ipywidgets as widgets  # noqa: PLC0415 - slow to import, and many runs are never watched
 
         self._run = run
-        self._bar = widgets.HTML(layout=widgets.Layout(flex="1 1 0%", min_width="0"))
-        self._figures = widgets.HTML()
-        self.buttons: dict[str, Any] = {}
+        self._figures, self.buttons = widgets.HTML(), {}
         for name in ["stop"] if run.plan.mode == "live" else ["stop", "leave"]:
-            layout = widgets.Layout(width="auto", flex="0 0 auto")
-            button = widgets.Button(description=name.capitalize(), tooltip=_TIPS[name], layout=layout)
+            button = widgets.Button(description=name.capitalize(), tooltip=_TIPS[name])
             button.on_click(lambda _, name=name: getattr(run, name)())
             self.buttons[name] = button
-        row = widgets.Layout(align_items="center", grid_gap="6px")
-        self._head = widgets.HBox([self._bar, *self.buttons.values()], layout=row)
-        self.box = widgets.VBox([self._head, self._figures], layout=widgets.Layout(max_width="700px"))
+        layout = widgets.Layout(max_width="700px")
+        self.box = widgets.VBox([self._figures, *self.buttons.values()], layout=layout)
         self.show()
 
     def show(self) -> None:
         """Tell the widgets how the run goes now. What reads the same is not sent again."""
         run, counts = self._run, self._run.counts
         done = f"{counts.done:,} of {plural(counts.sent, 'row')} done"
-        self._bar.value = (
-            f'<div style="line-height:1.4"><strong>{html.escape(headline(run))}</strong></div>'
+        self._figures.value = (
+            f'<div style="line-height:1.4"><strong>{html.escape(headline(run))}</strong><br>'
             f'<progress value="{counts.done}" max="{max(counts.sent, 1)}" aria-label="{done}" title="{done}" '
-            'style="width:100%;height:14px"></progress>'
+            f'style="width:100%;height:14px"></progress>{figures(run).html()}</div>'
         )
-        self._figures.value = f'<div style="line-height:1.4">{figures(run).html()}</div>'
         for asked, button in self.buttons.items():
             button.disabled = run.job.asked in {"stop", asked}
 
     def close(self) -> None:
         """Take the widgets off the page, and out of the page's and the kernel's memory."""
-        for widget in (*self._head.children, self._head, self._figures, self.box):
+        for widget in (*self.box.children, self.box):
             widget.close()
 
 
@@ -350,10 +345,10 @@ def remaining(run: Run) -> str:
         return f"batches {within}at the latest in {latest}"
     if ends is None:
         return ""
-    usual_time = duration(ends.usual_minutes)
-    if math.isinf(ends.latest_minutes):
-        return f"more than {usual_time} left: nothing was answered in the last minute"
-    return f"{span(usual_time, duration(ends.latest_minutes))} left"
+    usual_time, latest_time = duration(ends.usual_minutes), duration(ends.latest_minutes)
+    if math.isinf(ends.latest_minutes):  # nothing was answered in the last minute
+        return f"more than {usual_time} left"
+    return f"{span(usual_time, latest_time)} left"
 
 
 def figures(run: Run) -> Card:

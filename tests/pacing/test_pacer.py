@@ -70,23 +70,6 @@ def test_no_minute_and_no_second_is_over_the_limit():
     assert busiest(outcome.arrivals, 1.0)[0] <= 2 * 1_000 / 60
 
 
-def test_calls_go_in_the_order_they_came():
-    """First come, first served, also when a large call waits at the head."""
-
-    async def order():
-        paced, went = pacer(table(60, 6_000, 6_000)), []
-
-        async def call(number, tokens):
-            permit = await paced.acquire(tokens)
-            went.append(number)
-            paced.settle(permit, ANSWERED)
-
-        await asyncio.gather(*(call(number, 400 if number == 2 else 1) for number in range(6)))
-        return went
-
-    assert virtual.run(order()) == list(range(6))
-
-
 @pytest.mark.parametrize(("headers", "least", "most"), [({"retry-after": "20"}, 20, 22.1), ({}, 1, 1.2)])
 def test_nobody_goes_before_retry_after_has_passed(headers, least, most):
     """A refusal holds all for as long as the API says, and for a second where it says nothing."""
@@ -98,36 +81,6 @@ def test_nobody_goes_before_retry_after_has_passed(headers, least, most):
         return now()
 
     assert least <= virtual.run(waited()) <= most
-
-
-def test_a_cancelled_wait_leaves_the_line_open():
-    """Cancelling the one at the head lets the next one go."""
-
-    async def second_goes():
-        paced = pacer(table(1, 1e6, 1e6))
-        await paced.acquire(1)
-        head = asyncio.create_task(paced.acquire(1))
-        await asyncio.sleep(1)
-        head.cancel()
-        await asyncio.gather(head, return_exceptions=True)
-        await paced.acquire(1)
-        return now()
-
-    assert 55 < virtual.run(second_goes()) < 65
-
-
-def test_a_long_pause_gives_one_burst_and_no_more():
-    """After an hour asleep the buckets are full once, not sixty times."""
-
-    async def burst():
-        paced = pacer(table(600, 1e9, 1e9))
-        await asyncio.sleep(3_600)
-        start = now()
-        for _ in range(100):
-            paced.settle(await paced.acquire(1), ANSWERED)
-        return now() - start
-
-    assert virtual.run(burst()) >= 8.5
 
 
 @given(

@@ -48,8 +48,8 @@ WRONG = [
     ("Reply with {", BadTemplate, r"brace at character 12 that names no column.*\{\{ and \}\}"),
     ("first\n}", BadTemplate, "character 7"), ('{"label": "a"} {text}', BadTemplate, "in JSON, double it"),
     ('{"a": {"b": 1}}', BadTemplate, "in JSON, double it"), ("{}", BadTemplate, "names no column"),
-    ("{text.upper()}", BadTemplate, r"no attributes.*pl\.col\('text'\)"),
-    ("{text:>10}", BadTemplate, "no formats"),
+    ("{text.upper()}", UnknownColumn, r"'text.upper\(\)'.*'text'"),
+    ("{text:>10}", UnknownColumn, "Did you mean 'text'"),
     ("{txet}", UnknownColumn, r"'txet'.* Did you mean 'text'\? Columns: text, rating"),
     ("constant", BadTemplate, "names no column"), ("", BadTemplate, "names no column"),
     ("{{text}}", BadTemplate, "names no column"), (7, BadTemplate, "The prompt is of type int"),
@@ -261,11 +261,8 @@ def test_a_list_that_cannot_be_read_says_what_to_type(prompt, words):
         )
 
 
-def test_files_that_cost_as_text_or_were_not_seen_are_noted():
-    """Base64 in a template is noted, and so are URLs, whose tokens are assumed."""
-    for cell, prompt, words in (
-        (base64.b64encode(png(9, 9)).decode(), "What is in {photo}?", "cs.image('photo')"),
-        ("https://example.org/a", [cs.image("photo")], "assumed"),
-    ):
-        (note,) = a_plan(pl.DataFrame({"photo": [cell]}), prompt).compiled.prompt.notes
-        assert words in note
+def test_files_that_cost_as_text_are_noted():
+    """Base64 in a template is noted."""
+    frame = pl.DataFrame({"photo": [base64.b64encode(png(9, 9)).decode()]})
+    (note,) = a_plan(frame, "What is in {photo}?").compiled.prompt.notes(frame)
+    assert "cs.image('photo')" in note

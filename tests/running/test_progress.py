@@ -122,17 +122,6 @@ def test_tokens_count_when_they_are_answered():
     assert rates["output_tokens_per_minute"].to_list() == [0, 0, 1200]
 
 
-@settings(max_examples=40)
-@given(st.lists(st.floats(0.002, 600), min_size=1, max_size=100), st.sampled_from([0.5, 0.95]))
-def test_quantiles_of_latency(latencies, quantile):
-    """The quantile is that of the latest replies, by nearest rank."""
-    made = meter(len(latencies))
-    for number, seconds in enumerate(latencies):
-        made.add(attempt(str(number), seconds=seconds), final=True)
-    exact = sorted(latencies)[max(math.ceil(quantile * len(latencies)) - 1, 0)]
-    assert made.latency(quantile) == exact
-
-
 # when it ends
 
 

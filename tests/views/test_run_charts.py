@@ -103,20 +103,13 @@ def several(count):
 
 
 @pytest.mark.slow
-def test_every_chart_is_drawn_whole():
-    """It is within 640 pixels, no label is a computer's number, nothing is black."""
-    for chart in several(600).values():
-        check_drawn_whole(chart)
-
-
-@pytest.mark.slow
-def test_a_large_run_makes_a_small_picture():
-    """Of 20,000 calls at most 5,000 rows go into a chart, and the same rows make the same picture."""
+def test_a_large_run_makes_a_small_picture_that_is_drawn_whole():
+    """Of 20,000 calls at most 5,000 rows go into a chart of 640 pixels at most, and always the same ones."""
     pictures = several(20_000)
     for name, chart in pictures.items():
-        drawing = chart.to_dict()
-        assert sum(map(len, drawing["datasets"].values())) <= 5_000, name
-        assert drawing["description"], name
+        check_drawn_whole(chart)
+        assert sum(map(len, chart.to_dict()["datasets"].values())) <= 5_000, name
+        assert repr(chart), name
     shuffled = attempts(20_000).sample(fraction=1, shuffle=True, seed=1)
     assert charts.latency(shuffled).to_dict() == pictures["latency"].to_dict()
 
@@ -162,15 +155,21 @@ def test_the_figures_of_a_run_are_in_its_pictures(run):
 
 
 @pytest.mark.slow
-def test_a_run_says_why_a_picture_is_empty(run, tmp_path):
-    """A live run has no batches, and one that only resumes has sent nothing."""
+def test_a_run_says_why_a_picture_is_empty_and_a_hybrid_draws_its_deadline(run, tmp_path):
+    """A live run has no batches, a batch no pace, and one that only resumes has sent nothing."""
     assert repr(run.plot.batches()) == "This run sent no batch: mode='live'."
-    with simulator() as api:
+    with simulator(speed=600, batch_seconds=60) as api:
         client = api.client()
         finished(a_plan(reviews(3)), client, ledger=tmp_path / "l")
         again = finished(a_plan(reviews(3)), client, ledger=tmp_path / "l")
+        hybrid = finished(a_plan(reviews(5), mode="hybrid", deadline=90), client)
+        batch = finished(a_plan(reviews(2), mode="batch"), client)
     for chart in (again.plot.throughput(), again.plot.latency(), again.plot.spending()):
         assert repr(chart) == "Nothing was sent: 3 replies were in the ledger already."
+    assert repr(batch.plot.buckets()) == "A batch uses none of the limits per minute: see run.plot.batches()."
+    (bar,) = [row for row in rows_of(hybrid.plot.batches(), "lane") if row["lane"] == "batch 1"]
+    assert bar["words"] == f"batch 1: {hybrid.batches['succeeded'].sum()} succeeded"
+    assert "in time for the deadline 1 h 30 m" in repr(hybrid.plot.batches())
 
 
 @pytest.mark.parametrize(("requests", "limit", "words"), [
@@ -207,13 +206,10 @@ def test_latency_is_of_all_answers_and_of_no_failure():
 def test_savings_step_down_from_the_whole_price_to_what_was_paid():
     """Each part begins where the one before ended, one that cost more goes up, and none is of $0."""
     chart = charts.savings(savings(plain=12.0, batch=6.0, none=0.0, cut=-0.5, paid=6.5))
-    steps = [(row["part"], row["start"], row["end"], row["label"]) for row in rows_of(chart, "part")]
-    assert steps == [
-        ("plain", 0, 12, "$12.00"),
-        ("batch", 6, 12, "\N{MINUS SIGN}$6.00 (50.0%)"),
-        ("cut", 6, 6.5, "+$0.50 (4.2%)"),
-        ("paid", 0, 6.5, "$6.50"),
-    ]
+    assert [(row["part"], row["start"], row["end"], row["label"]) for row in rows_of(chart, "part")] == [
+        ("plain", 0, 12, "$12.00"), ("batch", 6, 12, "\N{MINUS SIGN}$6.00 (50.0%)"),
+        ("cut", 6, 6.5, "+$0.50 (4.2%)"), ("paid", 0, 6.5, "$6.50"),
+    ]  # fmt: skip
     assert repr(chart) == "$6.50 paid instead of $12.00: $5.50 saved (45.8%)"
 
 
@@ -241,19 +237,6 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near():
     assert "deadline 24 h 00 m \N{RIGHTWARDS ARROW}" in words_of(far)
     (bar,) = rows_of(batch_chart(made, began=20.0), "lane")
     assert (bar["start"], bar["end"]) == (0, 10)
-
-
-def test_a_hybrid_run_draws_its_batches_and_its_deadline():
-    """`run.plot.batches()` has the run's own frames, moments and deadline."""
-    with simulator(speed=600, batch_seconds=60) as api:
-        run = finished(a_plan(reviews(5), mode="hybrid", deadline=90), api.client())
-    chart = run.plot.batches()
-    (bar,) = [row for row in rows_of(chart, "lane") if row["lane"] == "batch 1"]
-    assert bar["words"] == f"batch 1: {run.batches['succeeded'].sum()} succeeded"
-    assert "in time for the deadline 1 h 30 m" in repr(chart)
-    with simulator(speed=600, batch_seconds=60) as api:
-        batch = finished(a_plan(reviews(2), mode="batch"), api.client())
-    assert repr(batch.plot.buckets()) == "A batch uses none of the limits per minute: see run.plot.batches()."
 
 
 def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():

@@ -6,8 +6,6 @@ import base64
 import importlib.util
 import json
 import struct
-import subprocess
-import sys
 
 import altair as alt
 import polars as pl
@@ -78,11 +76,3 @@ def test_a_title_is_never_cut_off():
     assert " ".join(title["text"]) == " ".join(title["subtitle"]) == sentence.strip()
     assert max(map(len, title["text"])) <= theme.TITLE_CHARACTERS
     assert "limit" not in views.THEME["title"]
-
-
-def test_importing_plans_and_runs_leaves_altair_for_later():
-    """Neither Altair nor the PNG maker is loaded before something is drawn."""
-    code = "import sys, claudescale as cs; cs.plan, cs.Run, cs.trial, cs.cascade; "
-    code += "print({'altair', 'vl_convert'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"

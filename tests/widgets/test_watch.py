@@ -30,13 +30,10 @@ def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None,
     made.slices = lambda: (1, list(slices))
     made.latency = lambda quantile: latency and latency[quantile > 0.5]
     pacer = flight and types.SimpleNamespace(in_flight=flight[0], window=flight[1])
-    known = {
+    known = dict.fromkeys(("estimate", "expected", "ends")) | {
         "simulated": False,
         "asked": "",
-        "estimate": None,
         "pacer": pacer,
-        "expected": None,
-        "ends": None,
     }
     known |= {"is_open": False, "clock": types.SimpleNamespace(speed=1.0), **(job or {})}
     return types.SimpleNamespace(
@@ -44,29 +41,19 @@ def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None,
     )
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"state": "starting"}, "Run starting: reading the rows."),
-        (
-            {
-                "sent": 9_000,
-                "answered": 1_234,
-                "dollars": 0.12,
-                "job": {"estimate": {"dollars": 1.02}, "ends": Ends(1.5, 2.0)},
-            },
-            "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02.",
-        ),
-        (
-            {"sent": 9, "flight": (2, 4), "job": {"asked": "stop", "ends": Ends(1.5, 2.0)}},
-            "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0.",
-        ),
-        (
-            {"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
-            "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0.",
-        ),
-    ],
-)
+HALF = {"sent": 9_000, "answered": 1_234, "dollars": 0.12}
+ENDS = {"ends": Ends(1.5, 2.0)}
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"state": "starting"}, "Run starting: reading the rows."),
+    ({**HALF, "job": {"estimate": {"dollars": 1.02}, **ENDS}},
+     "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02."),
+    ({"sent": 9, "flight": (2, 4), "job": {"asked": "stop", **ENDS}},
+     "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0."),
+    ({"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
+     "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0."),
+])  # fmt: skip
 def test_the_headline_tells_the_truth_in_one_line(changes, words):
     """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
     assert watch.headline(going(**changes)) == words
@@ -162,43 +149,49 @@ def followers():
     return [each for each in threading.enumerate() if each.name == "claudescale-watch"]
 
 
-async def watched(run, *watchers, refreshes=3):
-    """Stop a run when each watcher has shown it so often; return when the watchers have ended."""
-    await until(lambda: all(each.refreshes >= refreshes for each in watchers))
-    run.stop()
-    await run
-    assert not watchers or watchers[0].run.state in str(watchers[0]._stays[0])  # there when the cell ends
-    await until(lambda: not followers())
-
-
 def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
-    """Start a run that lasts, and return what `steps` makes of it."""
+    """Start a run that lasts, and return it when `steps` have ended, and its watchers with them."""
 
     async def go(client):
         plan = a_plan(reviews(rows), **{"concurrency": 4, **options})
-        return await steps(plan.start(client, ledger=None, progress=False))
+        run = plan.start(client, ledger=None, progress=False)
+        await steps(run)
+        await run
+        await until(lambda: not followers())
+        return run
 
     with simulator(latency=latency, faults=faults) as server:
         return asyncio.run(go(server.client()))
 
 
 @pytest.mark.slow
-def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page):
-    """The widgets are told new figures; then what is saved takes their places, and they close."""
+def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
+    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close."""
+    raised, real, made = [], watch.drawn, []
+
+    def drawn(*given, **named):
+        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
+            raised.append(1)
+            raise KeyboardInterrupt  # as Polars does in whatever thread is collecting
+        return real(*given, **named)
+
+    monkeypatch.setattr(watch, "drawn", drawn)
 
     async def steps(run):
-        one, two = Watch(run), Watch(run)
-        await watched(run, one, two)
-        return one
+        made[:] = Watch(run), Watch(run)
+        await until(lambda: len(raised) == 2 and all(each.refreshes > 2 for each in made))
+        run.stop()
+        await run
+        assert "Run stopped" in str(made[0]._stays[0])  # there when the cell ends
 
-    one = follow(steps)
+    follow(steps)
     assert len(page.shown) == 4
     assert {place for place, _ in page.updates} == {1, 2, 3, 4}
     table, picture = (dict(page.updates)[place] for place in (1, 2))
     assert "of 4,000 rows answered" in table["text/html"]
     assert "application/vnd.jupyter.widget-view+json" not in {*table, *picture}
     assert {"application/vnd.vegalite.v5+json", "image/png", "text/plain"} == set(picture)
-    assert one._panel.box.comm is None
+    assert made[0]._panel.box.comm is None
 
 
 @pytest.mark.slow
@@ -206,47 +199,33 @@ def test_a_finished_run_is_shown_at_once(page):
     """There is nothing to follow: no widget, no thread; as the last line of its cell it is shown once."""
     with simulator() as server:
         watcher = cs.watch(finished(a_plan(reviews(3)), server.client()))
+    watcher._ipython_display_()
     assert [set(each) & {"text/html", "image/png"} for each in page.shown] == [{"text/html"}, {"image/png"}]
     assert (watcher.refreshes, followers()) == (0, [])
-    watcher._ipython_display_()
-    assert len(page.shown) == 2
+
+
+STUCK = {"rows": 5, "mode": "batch", "tier": "start", "concurrency": None, "faults": {"batch_stuck": 1.0}}
 
 
 @pytest.mark.slow
-def test_the_stop_button_stops(page):
-    """A click on Stop stops the run; the button cannot be pressed again."""
+@pytest.mark.parametrize(
+    ("options", "names", "words", "state"),
+    [({}, ["stop"], "Send nothing", "stopped"), (STUCK, ["stop", "leave"], "continue at the API", "left")],
+)
+def test_a_button_stops_the_run_or_leaves_its_batches(page, options, names, words, state):
+    """A live run has Stop; one with batches has a second button, which leaves them at the API."""
 
     async def steps(run):
-        watcher = Watch(run)
-        await until(lambda: run.counts.answered)
-        (button,) = watcher._panel.buttons.values()
-        assert (button.description, bool(button.tooltip)) == ("Stop", True)
+        panel = Watch(run)._panel
+        await (run.submitted() if options else until(lambda: run.counts.answered))
+        assert list(panel.buttons) == names
+        button = panel.buttons[names[-1]]
+        assert words in button.tooltip
         button.click()
-        assert run.job.asked == "stop"
-        await run
-        await until(lambda: not followers())
-        return run
+        assert run.job.asked == names[-1]
 
-    assert follow(steps).state == "stopped"
-    assert "Run stopped" in dict(page.updates)[1]["text/html"]
-
-
-@pytest.mark.slow
-def test_a_batch_can_be_left(page):
-    """A run with batches has a second button, which leaves them at the API."""
-
-    async def steps(run):
-        watcher = Watch(run)
-        await run.submitted()
-        _, leave = watcher._panel.buttons.values()
-        assert "continue at the API" in leave.tooltip
-        leave.click()
-        await run
-        await until(lambda: not followers())
-        return run
-
-    run = follow(steps, rows=5, mode="batch", tier="start", concurrency=None, faults={"batch_stuck": 1.0})
-    assert run.state == "left"
+    assert follow(steps, **options).state == state
+    assert f"Run {state}" in dict(page.updates)[1]["text/html"]
 
 
 @pytest.mark.slow
@@ -258,30 +237,8 @@ def test_a_watcher_can_be_closed(page):
         await until(lambda: watcher.refreshes > 1 and run.state == "running")
         watcher.close()
         await until(lambda: not followers())
-        state = run.state
-        await watched(run)
-        return state
-
-    assert follow(steps) == "running"
-    assert "Run running: " in dict(page.updates)[1]["text/html"]
-
-
-@pytest.mark.slow
-def test_an_interrupt_of_another_cell_does_not_end_it(page, monkeypatch):
-    """Polars may raise the kernel's interrupt in the watcher's thread: it goes on."""
-    raised, real = [], watch.drawn
-
-    def drawn(*given, **named):
-        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
-            raised.append(1)
-            raise KeyboardInterrupt
-        return real(*given, **named)
-
-    monkeypatch.setattr(watch, "drawn", drawn)
-
-    async def steps(run):
-        await watched(run, Watch(run), refreshes=5)
+        assert run.state == "running"
+        run.stop()
 
     follow(steps)
-    assert len(raised) == 2
-    assert "of 4,000 rows answered" in dict(page.updates)[1]["text/html"]
+    assert "Run running: " in dict(page.updates)[1]["text/html"]
