@@ -117,6 +117,7 @@ class Batches:
         self._queue_requests = compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
         self._rounds: Counter[str] = Counter()
         self._failures, self._hold_until = Streak(), 0.0
+        self._accepted = False
         self._ends_all = False  # live calls would meet what stopped this, too
         self._changed_at = job.clock.seconds()
 
@@ -466,11 +467,14 @@ class Batches:
         the ledger, for another key may see it. A simulator's ended with it, and its rows cost nothing.
         """
         if answer.status == HTTPStatus.OK and is_readable:
+            self._accepted = True
             return True
         now, gone, found = self._clock.seconds(), batch_rules.is_gone(answer), verdict(answer)
         each.missed.add(now)
-        patience = MISSED_SECONDS if gone or found.outcome == "stop" else SILENT_SECONDS
-        if not each.missed.lasts(now, seconds=patience, count=MISSED_LOOKS):
+        stops = found.outcome == "stop"  # of a key that was good it is not believed at once
+        patience = MISSED_SECONDS if gone or stops else SILENT_SECONDS
+        at_once = stops and not (gone or self._accepted)
+        if not (at_once or each.missed.lasts(now, seconds=patience, count=MISSED_LOOKS)):
             return False
         if gone and self._job.api.simulated:
             await self._not_made(each, found, "gone")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from claudescale.clock import Clock
     from claudescale.simulator.account import Admission, Desk
-    from claudescale.simulator.batches import Batch, Batches
+    from claudescale.simulator.batches import Batches
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Found = Answer | dict[str, Any] | web.StreamResponse
@@ -108,7 +108,7 @@ class Shell:
                 return wire.one_model(now, name[0]) if name else wire.models_page(now, request.query)
             case "GET", "v1", "organizations", "rate_limits":
                 desk.authorize(request.headers, admin=True)
-                return rate_limits(desk.terms, now, request.query)
+                return rate_limits(desk.terms, now)
             case "GET", "simulator", "stats":
                 return await self.stats()
             case "GET", "simulator":
@@ -160,18 +160,15 @@ class Shell:
             case "GET", batches.Batch(), "":
                 return batch.shown(now, url)
             case "GET", batches.Batch(), "results":
-                return await self._results(request, batch)
+                lines, cut = self.batches.results(now, batch)
+                parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
+                headers = self.desk.answer({}).headers
+                return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
             case "POST", batches.Batch(), "cancel":
                 return self.batches.cancel(now, batch)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
         raise Problem(404)
-
-    async def _results(self, request: web.BaseRequest, batch: Batch) -> Found:
-        lines, cut = self.batches.results(self.clock.seconds(), batch)
-        parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
-        headers = self.desk.answer({}).headers
-        return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
     async def stats(self) -> dict[str, Any]:
         """Return what was counted so far, rows of batches that nobody asked for among it."""

@@ -11,8 +11,6 @@ AT = 100.0
 
 def told(window, outcomes, sent=AT, now=AT + 1):
     """Tell a window that calls went at once and how each ended: "+" is an answer, "f" one sent too fast."""
-    for nth in range(1, len(outcomes) + 1):
-        window.went(nth)
     for nth, outcome in enumerate(outcomes, 1):
         left = len(outcomes) - nth
         match outcome:
@@ -21,7 +19,7 @@ def told(window, outcomes, sent=AT, now=AT + 1):
             case "-":
                 window.failed(nth, sent, now, left)
             case _:
-                window.grew_too_fast(sent, now, left)
+                window.cut(sent, now, left)
     return window
 
 
