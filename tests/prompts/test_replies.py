@@ -137,6 +137,10 @@ class Words(RootModel[list[str]]):
     pass
 
 
+class Nested(RootModel[Part]):
+    pass
+
+
 # fmt: off
 ORDER = {  # each field with its type, its column, what a reply says, and what the column has then
     "mood": (Mood, pl.Enum(["glad", "sad"]), "GLAD", "glad"),
@@ -145,7 +149,7 @@ ORDER = {  # each field with its type, its column, what a reply says, and what t
     "level": (Literal[1, 2, 3], pl.Int64(), 3, 3),
     "parts": (list[Part], pl.List(PART), [A_PART], [READ_PART]),
     "first": (Annotated[Part, Field(description="The first one named")], PART, A_PART, READ_PART),
-    "spare": (Part | None, PART, None, None),
+    "spare": (Part | None, PART, None, None), "nested": (Nested, PART, A_PART, READ_PART),
     "price": (Annotated[Decimal, Field(decimal_places=2, ge=0)], pl.Decimal(38, 2), 1.25, Decimal("1.25")),
     "sent": (date, pl.Date(), "2026-01-31", date(2026, 1, 31)),
     "at": (datetime, pl.Datetime("us", "UTC"), "2026-01-31T09:30:00Z", WINTER.replace(tzinfo=UTC)),
