@@ -62,11 +62,6 @@ def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
         plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
     if len(plans) < len(several):
         refuse(f"{kind}={several!r} names a {name} twice. Give different ones.")
-    if len({tuple(other.compiled.prompt.renamed.items()) for other in plans.values()}) > 1:
-        refuse(
-            "The results of a prompt with files get a column 'message', and not all of these have files. "
-            "Use frame.rename({'message': 'my_message'})."
-        )
     return plans
 
 
