@@ -208,7 +208,7 @@ def test_a_queue_that_others_fill_is_waited_for():
             await _foreign(client, 50)
             return await _ended(the_plan(60, queue=60), client)
 
-    with simulator(queue=60, batch_seconds=600.0) as api:
+    with simulator(queue=60, batch_seconds=2_000.0) as api:
         assert asyncio.run(main()).results["reply"].null_count() == 0
         assert api.stats["billed_rows"] == 110
         assert api.stats["refused"]["rate_limit_error"] > 0
@@ -463,19 +463,6 @@ def test_a_single_401_ends_no_run_whose_key_has_worked(tens):
         assert api.stats["billed_rows"] == 40
 
 
-@slow
-def test_a_spend_limit(tmp_path):
-    """A limit that is reached ends the run; what was answered is kept, and later the rest is sent."""
-    with simulator(queue=40, faults={"spend_cap": 0.0003}) as api:
-        run = ended(the_plan(150, queue=40), api, tmp_path / "l")
-        assert run.stopped_by == "spend_limit_reached"
-        kept = run.results["reply"].count()
-        assert 0 < kept == api.stats["billed_rows"] < 150
-    with simulator() as api:
-        assert ended(the_plan(150), api, tmp_path / "l").results["reply"].null_count() == 0
-        assert api.stats["billed_rows"] == 150 - kept
-
-
 def _changed(change):
     """Return what changes the result lines of the batch that is read first."""
     first = []
@@ -599,6 +586,24 @@ def test_stop_cancels_and_keeps_what_was_answered(tmp_path):
         assert run.summary["dollars"].item() == pytest.approx(api.stats["dollars"], abs=1e-9)
         assert set(run.results["error"]) <= {None, "canceled", "not_sent"}
         paid_once(api, ended(the_plan(100), api, tmp_path / "l"), 100, reused=kept)
+
+
+@slow
+def test_rows_that_somebody_else_canceled_are_not_sent_again(tmp_path):
+    """They are named in the results; the same cell sends them."""
+
+    async def main():
+        async with api.client() as client:
+            run = the_plan(40).start(client, ledger=tmp_path / "l", progress=False)
+            await until(lambda: api.stats["billed_rows"] >= 5)
+            await client.messages.batches.cancel(run.batches["batch_id"].item())
+            return await run
+
+    with simulator(batch_seconds=1_000.0) as api:
+        run = asyncio.run(main())
+        assert (run.state, api.stats["batches_created"]) == ("finished", 1)
+        assert set(run.results["error"]) == {None, "canceled"}
+        assert ended(the_plan(40), api, tmp_path / "l").counts.answered == 40
 
 
 def _canceled(api, ledger):
