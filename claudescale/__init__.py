@@ -61,7 +61,7 @@ _HOMES = {
     "loops": ("wait",),
     "pacing.middleware": ("limit",),
     "planning.plans": ("Plan", "plan"),
-    "prompts.parts": ("image", "pdf"),
+    "prompts.templates": ("image", "pdf"),
     "running.runs": ("Run",),
     "simulator": ("Simulator",),
     "widgets.pick": ("pick",),

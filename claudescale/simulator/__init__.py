@@ -46,7 +46,7 @@ class Simulator:
     latency : float, callable or None
         API seconds of each reply, or ``latency(body, output_tokens)`` giving them. None draws plausible
         ones by model and length; they are invented, as no measured ones are published.
-    faults : mapping or Faults, optional
+    faults : mapping, optional
         What goes wrong and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``, or at which try,
         such as ``{"create_lost": Fault(tries=[1])}``. By status, or by name: ``"overloaded"`` (529),
         ``"rate_limit"`` (429), ``"server_error"`` (500), ``"timeout"`` (no answer ever comes), ``"drop"``
@@ -94,7 +94,7 @@ class Simulator:
         speed: float = 1.0,
         seed: int = 0,
         latency: float | Callable[[dict[str, Any], int], float] | None = None,
-        faults: Mapping[Any, Any] | Faults | None = None,
+        faults: Mapping[Any, Any] | None = None,
         replies: Callable[[dict[str, Any]], Any] | None = None,
         varied: bool = False,
         bucket_seconds: float = 60.0,

@@ -51,7 +51,7 @@ class Options:
     limits: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     latency: float | Callable[[dict[str, Any], int], float] | None = None
-    faults: Mapping[Any, Any] | Faults | None = None
+    faults: Mapping[Any, Any] | None = None
     replies: Callable[[dict[str, Any]], Any] | None = None
     varied: bool = False
     bucket_seconds: float = 60.0
@@ -86,26 +86,26 @@ def terms(tier: Any, limits: Mapping[str, float]) -> catalog.Tier:
     return replace(other, name=known.name if known else "custom", limits=table, **further)
 
 
-def rate_limits(tier: catalog.Tier, now: float, query: Mapping[str, str]) -> dict[str, Any]:
-    """Return the answer to ``GET /v1/organizations/rate_limits``, all on one page."""
+def rate_limits(tier: catalog.Tier, now: float) -> dict[str, Any]:
+    """Return the answer to ``GET /v1/organizations/rate_limits``, all of them on one page."""
     at, groups = datetime.fromtimestamp(now, UTC), defaultdict[str, list[str]](list)
     for model in catalog.MODELS.values():
         if not model.verified_only and catalog.lifecycle(model, at) != "retired":
             groups[model.rate_group] += dict.fromkeys([model.id, model.snapshot])
     queue, calls, counts = (getattr(tier, name) or 0 for name in FURTHER)
-    amounts = {name: dict(zip(LISTED, tier.limits[name], strict=True)) for name in groups}
-    amounts["batch"] = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
-    amounts["token_count"] = {"requests_per_minute": counts}
-    data = []
-    for name, limits in amounts.items():
-        models, of = groups.get(name), "model_group" if name in groups else name
-        if query.get("group_type", of) == of and query.get("model") in {None, *(models or ())}:
-            group = {"id": name, "type": of, "display_name": name.title()}
-            values = [{"type": limit, "value": round(value)} for limit, value in limits.items()]
-            entry = {"id": f"rl_sim_{name}", "type": "rate_limit", "group": group}
-            data.append({**entry, "models": models, "limits": values})
-    if "model" in query and not data:
-        raise Problem(404, f"model: {query['model']}")
+    limits = {name: dict(zip(LISTED, tier.limits[name], strict=True)) for name in groups}
+    limits["batch"] = {"enqueued_batch_requests": queue, "requests_per_minute": calls}
+    limits["token_count"] = {"requests_per_minute": counts}
+    data = [
+        {
+            "id": f"rl_sim_{name}",
+            "type": "rate_limit",
+            "group": {"id": name, "type": "model_group" if name in groups else name, "display_name": name},
+            "models": groups.get(name),
+            "limits": [{"type": of, "value": round(value)} for of, value in amounts.items()],
+        }
+        for name, amounts in limits.items()
+    ]
     return {"data": data, "next_page": None}
 
 
@@ -367,8 +367,7 @@ class Desk:
         self.terms = terms(options.tier, options.limits)
         self.account = Account()
         self.cache = requests.PromptCache()
-        given = options.faults
-        self.faults = given if isinstance(given, Faults) else Faults(given, options.seed)
+        self.faults = Faults(options.faults, options.seed)
         self.groups: dict[str, Buckets] = {}  # of models
         per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * options.bucket_seconds / 60), now)

@@ -66,6 +66,8 @@ class Batch:
     id: str
     mark: bytes
     created_at: float
+    expires_at: float
+    archived_at: float
     seconds: float
     headers: Mapping[str, str]
     agenda: list[Row]
@@ -75,20 +77,10 @@ class Batch:
     lines: list[bytes] = field(default_factory=list)
 
     @property
-    def expires_at(self) -> float:
-        """When it ends at the latest."""
-        return self.created_at + float(catalog.BATCH.expires_hours) * 3600.0
-
-    @property
     def ends_at(self) -> float:
         """When it ends as things stand."""
         planned = min(self.created_at + self.seconds, self.expires_at)
         return planned if self.canceled_at is None else min(planned, self.canceled_at + CANCEL_SECONDS)
-
-    @property
-    def archived_at(self) -> float:
-        """When its results are gone."""
-        return self.created_at + float(catalog.BATCH.results_days) * DAY
 
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
         """Return it as the API shows it at `now`."""
@@ -156,7 +148,8 @@ class Batches:
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
         agenda = [Row(now + seconds * (1 - own.random()), *row) for row in enumerate(rows)]
         agenda.sort(key=lambda row: row.done_at, reverse=True)
-        batch = Batch(desk.next_id("msgbatch"), mark, now, seconds, headers, agenda)
+        ends = (now + 3600.0 * catalog.BATCH.expires_hours, now + DAY * catalog.BATCH.results_days)
+        batch = Batch(desk.next_id("msgbatch"), mark, now, *ends, seconds, headers, agenda)
         self._batches[batch.id] = batch
         return batch
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from claudescale.clock import Clock
     from claudescale.simulator.account import Admission, Desk
-    from claudescale.simulator.batches import Batch, Batches
+    from claudescale.simulator.batches import Batches
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Found = Answer | dict[str, Any] | web.StreamResponse
@@ -91,7 +91,7 @@ class Shell:
             return found
         return await self._send(request, found if isinstance(found, Answer) else self.desk.answer(found))
 
-    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - the paths
+    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - paths
         host, desk, now = request.headers.get("host", ""), self.desk, self.clock.seconds()
         if not _is_ours(host, to_all=self._open):
             this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
@@ -101,14 +101,14 @@ class Shell:
                 return await self._messages(request, raw)
             case "POST", "v1", "messages", "count_tokens":
                 return desk.count_tokens(now, raw, request.headers)
-            case _, "v1", "messages", "batches", *rest:
+            case _, "v1", "messages", "batches", *rest if len(rest) < 3:  # noqa: PLR2004
                 return await self._batch(request, raw, *rest)
             case "GET", "v1", "models", *name:
                 desk.authorize(request.headers)
                 return wire.one_model(now, name[0]) if name else wire.models_page(now, request.query)
             case "GET", "v1", "organizations", "rate_limits":
                 desk.authorize(request.headers, admin=True)
-                return rate_limits(desk.terms, now, request.query)
+                return rate_limits(desk.terms, now)
             case "GET", "simulator", "stats":
                 return await self.stats()
             case "GET", "simulator":
@@ -116,9 +116,7 @@ class Shell:
                 return {**about, "tier": desk.terms.name, "seed": desk.options.seed}
             case "GET", "class":
                 page = board(desk, self.clock, f"http://{request.host}")
-                return web.Response(
-                    text=page, content_type="text/html", headers={"cache-control": "no-store"}
-                )
+                return web.Response(text=page, content_type="text/html")
         raise Problem(404)
 
     async def _messages(self, request: web.BaseRequest, raw: bytes) -> Found:
@@ -160,18 +158,15 @@ class Shell:
             case "GET", batches.Batch(), "":
                 return batch.shown(now, url)
             case "GET", batches.Batch(), "results":
-                return await self._results(request, batch)
+                lines, cut = self.batches.results(now, batch)
+                parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
+                headers = self.desk.answer({}).headers
+                return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
             case "POST", batches.Batch(), "cancel":
                 return self.batches.cancel(now, batch)
             case "DELETE", batches.Batch(), "":
                 return self.batches.delete(batch)
         raise Problem(404)
-
-    async def _results(self, request: web.BaseRequest, batch: Batch) -> Found:
-        lines, cut = self.batches.results(self.clock.seconds(), batch)
-        parts = ((0.0, b"".join(lines[at : at + LINES])) for at in range(0, len(lines), LINES))
-        headers = self.desk.answer({}).headers
-        return await self._write(request, "application/x-jsonl", headers, parts, cut=cut)
 
     async def stats(self) -> dict[str, Any]:
         """Return what was counted so far, rows of batches that nobody asked for among it."""

@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +87,7 @@ def instant(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(seconds: int) -> str:
     """Return a moment in whole seconds, such as ``2026-11-22T10:00:00Z``."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

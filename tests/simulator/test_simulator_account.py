@@ -29,20 +29,6 @@ from claudescale.simulator import Buckets
 from claudescale.simulator.wire import Problem
 
 
-def test_buckets_refill_continuously_and_output_may_be_a_debt():
-    """Sixty requests at once, then one a second; by the second only ever one; output is owed until paid."""
-    minute, second, long = (
-        Buckets(60, 1e9, output, bucket_seconds=held, now=NOW)
-        for output, held in ((1e9, 60), (1e9, 1), (6000, 60))
-    )
-    assert sum(minute.admit(NOW) for _ in range(100)) == 60
-    assert [minute.admit(NOW + at) for at in (0.9, 1.0, 1.5)] == [False, True, False]
-    assert [second.admit(NOW + at) for at in (0, 0, 0.5, 1.0, 1.0, 2.0)] == [1, 0, 0, 1, 0, 1]
-    long.produce(NOW, 6500)
-    assert long.retry_after(NOW) == 6
-    assert [long.admit(NOW + at) for at in (0, 5.0, 5.1)] == [False, False, True]
-
-
 def test_headers_say_limit_remaining_and_time_of_full_refill():
     """All twelve headers are there, tokens in thousands, a debt as 0, resets in whole seconds."""
     buckets = Buckets(50, 40_000, 8_000, now=NOW)

@@ -17,7 +17,6 @@ from desks import (
     worked,
 )  # fmt: skip
 
-from claudescale.simulator import Fault, wire
 from claudescale.simulator.batches import requests_of
 from claudescale.simulator.wire import Problem
 
@@ -129,20 +128,6 @@ def test_what_is_not_done_in_a_day_expires_and_results_go_after_29():
         batches.results(NOW + 29 * DAY, batch)
 
 
-def test_a_stuck_batch_is_canceled_or_expires_whole():
-    """None of its rows is done: it ends 24 hours on, all expired, or sooner where it is canceled."""
-    at = desk(faults={"batch_stuck": Fault(tries=[1, 2])})
-    batches = batches_of(at)
-    first, second, third = (made(batches, batch_of(5)) for _ in range(3))
-    batches.cancel(NOW + 600, second)
-    list(batches.work(NOW + 700))
-    assert (third.counts["succeeded"], second.counts["canceled"]) == (5, 5)
-    assert first.shown(NOW + 86_399)["processing_status"] == "in_progress"
-    list(batches.work(NOW + DAY))
-    assert first.counts["expired"] == 5
-    assert at.account.figures()["billed_rows"] == 5
-
-
 OUTCOMES = {"batch_errored": "api_error", "batch_overloaded": "overloaded_error", "batch_expired": "expired"}
 OUTCOMES["batch_invalid"] = "invalid_request_error"
 
@@ -169,23 +154,6 @@ def test_a_batch_over_the_spend_cap_is_refused():
         made(batches_of(at), batch_of(1))
     assert (error.value.status, error.value.details) == (429, {})
     assert at.account.figures()["batches_created"] == 0
-
-
-def test_lists_are_paged_by_id():
-    """Newest first; after_id goes on to older ones; limits are checked."""
-    batches = batches_of()
-    ids = [made(batches, batch_of(1)).id for _ in range(5)][::-1]
-    for query, found, more in (
-        ({}, ids, False),
-        ({"limit": "2"}, ids[:2], True),
-        ({"limit": "2", "after_id": ids[1]}, ids[2:4], True),
-        ({"limit": "2", "after_id": ids[2]}, ids[3:], False),
-    ):
-        page = wire.page(batches.shown(NOW), query)
-        assert ([shown["id"] for shown in page["data"]], page["has_more"]) == (found, more)
-    for limit in ("0", "1001", "x"):
-        with pytest.raises(Problem, match="from 1 to 1000"):
-            wire.page(batches.shown(NOW), {"limit": limit})
 
 
 def reads(batches, rows, ttl, now=NOW):
