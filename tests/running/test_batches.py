@@ -319,7 +319,7 @@ def test_a_few_refused_rows_are_to_blame_where_others_were_answered(tmp_path):
     ("refused", "stopped_by", "messages", "batches"), [(3, "invalid_request_error", 3, 0), (1, None, 2, 1)]
 )
 def test_a_mistake_in_all_requests_is_told_before_a_batch(real, refused, stopped_by, messages, batches):
-    """Three rows from all over the frame are refused alike: no batch. One row's own fault stops nothing."""
+    """Where three rows from all over the frame are refused alike no batch is made, and for one alone it is."""
 
     def change(name, path, ask):
         return REFUSED if name == "message" and server.names.count("message") <= refused else ask()
@@ -423,7 +423,7 @@ def test_a_batch_that_is_never_shown_stays_held(tmp_path, real):
 @slow
 @pytest.mark.parametrize("spoiled", ["archived", "deleted"])
 def test_a_batch_whose_results_are_gone(tmp_path, spoiled):
-    """After 29 days that is said, and only the same cell sends its rows. A simulator's batch ends with it."""
+    """After 29 days that is said, and only the same cell sends its rows; a simulator's batch ends with it."""
     with simulator(batch_seconds=600.0) as api:
         batch_id = left(the_plan(20), api, tmp_path / "l").batches["batch_id"].item()
         batch = api.batches._batches[batch_id]
