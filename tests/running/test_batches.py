@@ -319,7 +319,7 @@ def test_a_few_refused_rows_are_to_blame_where_others_were_answered(tmp_path):
     ("refused", "stopped_by", "messages", "batches"), [(3, "invalid_request_error", 3, 0), (1, None, 2, 1)]
 )
 def test_a_mistake_in_all_requests_is_told_before_a_batch(real, refused, stopped_by, messages, batches):
-    """Where three rows from all over the frame are refused alike no batch is made, and for one alone it is."""
+    """Where three rows from all over the frame are refused alike no batch is made; for one alone it is."""
 
     def change(name, path, ask):
         return REFUSED if name == "message" and server.names.count("message") <= refused else ask()
