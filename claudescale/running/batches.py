@@ -185,10 +185,11 @@ class Batches:
                 await self._submit()
                 self.submitted.set()
                 self._hand_over()
-                if self._is_canceling:
+                cancels = self._job.stopping or self._switched
+                if cancels:
                     await self._cancel()
                 await self._look()
-                if self._is_canceling and not self.known:
+                if cancels and not self.known:
                     self.freed.set()
                 if self._is_done():
                     break
@@ -203,10 +204,6 @@ class Batches:
         if self._submits and (ill or self._clock.seconds() >= self._job.switch_at()):
             self._switched, self._submits = True, False
             self._left = self._others = self._left.clear()
-
-    @property
-    def _is_canceling(self) -> bool:
-        return self._job.stopping or self._switched
 
     def _is_done(self) -> bool:
         if self._job.stopping:
@@ -532,8 +529,8 @@ class Batches:
         """Bring results to the disk, and note what they say of more than their rows."""
         await self._job.record_many(frame)
         stays = _REFUSALS if each.is_canceled else _REFUSALS | (pl.col("error") == CANCELED)
-        for key, *why in frame.filter(stays).select("key", "error", "message").rows():
-            each.refused[key] = (why[0], why[1])
+        refused = frame.filter(stays).select("key", "error", "message").rows()
+        each.refused |= {key: (error, message) for key, error, message in refused}
         unclear = frame.filter(_UNCLEAR)["key"].to_list()  # they may be billed
         self._purse.pay(self._worst_dollars(pl.col("key").is_in(unclear)))
         for error, message in frame.filter(_STOPS).select("error", "message").rows()[:1]:

@@ -115,10 +115,9 @@ def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
         if value not in spec:
             yield f"{where}: Input should be {_either(spec)}"
         return
-    names = {one: one.partition(" of ")[0] for one in spec.split(" or ")}
-    name = next((one for one, kind in names.items() if KINDS.get(kind, type(value)) is type(value)), None)
+    word, own = spec.partition(" ")[0], type(value)
+    name = next((one for one in spec.split(" or ") if KINDS.get(one.partition(" ")[0], own) is own), None)
     if name is None:
-        word = names[next(iter(names))]
         yield f"{where}: Input should be a valid {'dictionary' if word in FIELDS else word}"
     elif name.startswith("list of "):
         for place, item in enumerate(value):
@@ -300,8 +299,8 @@ def schema_problem(schema: dict[str, Any]) -> str | None:
 def _schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Counter[str]) -> Refusals:
     """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
     kind, properties, form = schema.get("type"), schema.get("properties", {}), schema.get("format", "text")
-    for word in SCHEMA["refused"]:
-        yield word in schema, "keyword", kind, f"property '{word}' is"
+    for word in filter(schema.__contains__, SCHEMA["refused"]):
+        yield True, "keyword", kind, f"property '{word}' is"
     for one in kind if isinstance(kind, list) else [kind or "null"]:
         yield one not in SCHEMA["types"], "schema_type", one
     yield schema.get("minItems", 0) not in {0, 1}, "keyword", "array", "'minItems' of more than 1 is"

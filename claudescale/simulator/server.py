@@ -91,7 +91,7 @@ class Shell:
             return found
         return await self._send(request, found if isinstance(found, Answer) else self.desk.answer(found))
 
-    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - the paths
+    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - paths
         host, desk, now = request.headers.get("host", ""), self.desk, self.clock.seconds()
         if not _is_ours(host, to_all=self._open):
             this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
@@ -101,7 +101,7 @@ class Shell:
                 return await self._messages(request, raw)
             case "POST", "v1", "messages", "count_tokens":
                 return desk.count_tokens(now, raw, request.headers)
-            case _, "v1", "messages", "batches", *rest:
+            case _, "v1", "messages", "batches", *rest if len(rest) < 3:  # noqa: PLR2004
                 return await self._batch(request, raw, *rest)
             case "GET", "v1", "models", *name:
                 desk.authorize(request.headers)
@@ -116,9 +116,7 @@ class Shell:
                 return {**about, "tier": desk.terms.name, "seed": desk.options.seed}
             case "GET", "class":
                 page = board(desk, self.clock, f"http://{request.host}")
-                return web.Response(
-                    text=page, content_type="text/html", headers={"cache-control": "no-store"}
-                )
+                return web.Response(text=page, content_type="text/html")
         raise Problem(404)
 
     async def _messages(self, request: web.BaseRequest, raw: bytes) -> Found:

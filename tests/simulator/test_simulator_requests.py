@@ -230,7 +230,7 @@ BLOCK = st.dictionaries(
     st.dictionaries(KEYWORDS, JSON, max_size=4),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_json_gets_an_answer(changes, block, schema, beta):
     """Whatever fields, blocks and schemas hold, with a beta header or without, it answers or refuses."""
     tool = {"tools": [{**TOOL, "input_schema": schema}], "tool_choice": {"type": "any"}}
@@ -268,7 +268,7 @@ def nests(inner):
 
 @pytest.mark.slow
 @given(objects(st.recursive(st.sampled_from(SCALARS), nests, max_leaves=8)), st.text('ab9 .,:\n"\\{}éß漢🙂'))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_structured_outputs_obey_any_schema_the_api_takes(schema, words):
     """Objects, arrays, unions, references, enums, formats: the reply always validates."""
     schema = {**schema, "$defs": {"Topic": {"enum": ["price", "delivery", "other"]}}}
