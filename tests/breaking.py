@@ -16,7 +16,7 @@ PATHS = {
     ("POST", "/v1/messages/batches"): "create",
     ("GET", "/v1/messages/batches"): "list",
 }
-HANG_SECONDS = 3.0
+HANG_SECONDS = 1.2
 
 
 def endpoint(method, target):

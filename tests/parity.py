@@ -51,7 +51,7 @@ def api_of(answer):
 
     @pytest.fixture
     def api():
-        with simulator(replies=answer, speed=50) as one:
+        with simulator(replies=answer, speed=200) as one:
             yield one
 
     return api

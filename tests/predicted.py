@@ -97,11 +97,11 @@ CASES = {
     ),
     "long tail": (
         {"prompt": "Write about: {doc}", "max_tokens": 8_000},
-        _SECONDS | {"written": _long_tailed},
+        _SECONDS | {"replies": _long_tailed},
     ),
     "long tail, output binds": (
         {"prompt": "Write about: {doc}", "max_tokens": 8_000, "tier": _OUTPUT},
-        _SECONDS | {"written": _long_tailed},
+        _SECONDS | {"replies": _long_tailed},
     ),
     # Each limit in turn, enforced by the minute, and an API that fails.
     "requests bind": ({"tier": limits(300)}, {}),
@@ -114,7 +114,7 @@ CASES = {
     "input binds, by the second": ({"tier": limits(input_tokens=30_000)}, _SECONDS),
     "output binds, translated": (
         {"tier": _OUTPUT, "prompt": "Say {text}", "max_tokens": 2_000},
-        {"written": _echo},
+        {"replies": _echo},
     ),
     "8 at once": ({"tier": limits(), "concurrency": 8}, {}),
     "8 at once, overloaded": ({"tier": limits(), "concurrency": 8}, {"faults": {529: 0.05}}),
@@ -171,8 +171,8 @@ class Past(NamedTuple):
 
 def ran(plan, **api: Any):
     """Return what a live run of a plan leaves behind."""
-    if written := api.pop("written", None):
-        api["written"] = lambda body: written(body, api.get("seed", 0))
+    if written := api.pop("replies", None):
+        api["replies"] = lambda body: written(body, api.get("seed", 0))
     compiled = plan.compiled
     names = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 

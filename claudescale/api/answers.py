@@ -283,7 +283,7 @@ class StreamedMessage:
     def __init__(self) -> None:
         self._rest = self._plain = b""
         self._message: dict[str, Any] = {}
-        self._blocks: dict[int, dict[str, Any]] = {}
+        self._blocks: list[dict[str, Any]] = []
         self._error: dict[str, Any] | None = None
 
     def feed(self, part: bytes) -> None:
@@ -299,10 +299,10 @@ class StreamedMessage:
         match event:
             case {"type": "message_start", "message": dict(message)}:
                 self._message = message
-            case {"type": "content_block_start", "index": int(index), "content_block": dict(block)}:
-                self._blocks[index] = dict(block)
-            case {"type": "content_block_delta", "index": int(index), "delta": dict(delta)}:
-                block = self._blocks.get(index, {})
+            case {"type": "content_block_start", "content_block": dict(block)}:
+                self._blocks.append(block)
+            case {"type": "content_block_delta", "delta": dict(delta)} if self._blocks:
+                block = self._blocks[-1]
                 for name in delta.keys() & {"text", "partial_json"}:  # all of a reply that is kept
                     block[name] = f"{block.get(name) or ''}{delta[name] or ''}"
             case {"type": "message_delta"}:
@@ -317,7 +317,7 @@ class StreamedMessage:
         """The Message as far as it came; None before its beginning."""
         if not self._message:
             return None
-        content = [dict(self._blocks[index]) for index in sorted(self._blocks)]
+        content = [dict(block) for block in self._blocks]
         for block in content:
             if (written := block.pop("partial_json", None)) is not None:
                 block["input"] = read_object(written.encode())

@@ -217,19 +217,15 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     batch_minutes : float
         What its batches may take at most.
     """
-    moment, retires_at, notes = at or now(), model.retires_at, []
-    use = f"Use {model.successor!r}." if model.successor else "Choose another model: cs.models()."
-    said = {"id": model.id, "use": use, "day": model.retires_on, "moment": retires_at}
-    if retires_at is not None and moment >= retires_at:
+    words = [_SAID["verified"].format(id=model.id)] if model.verified_only else []
+    if model.retires_at is None:
+        return words
+    said = {"id": model.id, "successor": model.successor, "moment": model.retires_at}
+    left = model.retires_at - (at or now())
+    if left <= timedelta():
         return [_SAID["retired"].format(**said)]
-    if retires_at is not None and retires_at - moment <= _NOTICE:
-        notes.append(_SAID["retires"].format(**said))
-    elif model.lifecycle == "deprecated":
-        when = f" and retires on {model.retires_on}" if retires_at else ""
-        notes.append(_SAID["deprecated"].format(**said, when=when))
-    if retires_at is not None and moment + timedelta(minutes=batch_minutes) > retires_at:
-        notes.append(_SAID["batch"].format(hours=batch_minutes / 60))
-    return [*notes, _SAID["verified"].format(**said)] if model.verified_only else notes
+    late = [_SAID["batch"].format(hours=batch_minutes / 60)] * (left < timedelta(minutes=batch_minutes))
+    return [_SAID["retires"].format(**said)] * (left <= _NOTICE) + late + words
 
 
 def model(name: object) -> Model:

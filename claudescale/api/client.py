@@ -65,7 +65,7 @@ _SIMULATOR_HEADER = "claudescale-simulator"
 _simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
-_ADDRESS = re.compile(r"https?://[^/@?#%\s]+(/[^?#\s]*)?")
+_ADDRESS = re.compile(r"https?://(\[[\da-fA-F:]+\]|[^/@?#%:\s]+)(:\d{1,5})?(/[^?#\s]*)?")
 _PRIVATE = re.compile(r"(10|127|192\.168|172\.(1[6-9]|2\d|3[01]))\.[\d.]+$")
 _SAID, _WORDS = WORDS["client"], WORDS["reason"]
 _log = logging.getLogger("claudescale.api")
@@ -607,19 +607,17 @@ def connect(
 
     if simulate:
         return _latest(_simulated(simulator))
+    url = os.environ.get("ANTHROPIC_BASE_URL") if base_url is None else base_url
+    if url is not None:
+        _check_address(url)
     try:
         client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=transport())
-    except (httpx2.InvalidURL, TypeError):
-        url = _shown(base_url or os.environ.get("ANTHROPIC_BASE_URL"))
-        raise PlanError(_SAID["address"].format(url=url)) from None
     except anthropic.AnthropicError as error:
         raise PlanError(_SAID["credentials"].format(flaw=error)) from error
-    named = api_key is not None or base_url is not None or "ANTHROPIC_BASE_URL" in os.environ
-    if simulate is None and not named and not _signs_in(client):
+    if simulate is None and api_key is None and url is None and not _signs_in(client):
         return _latest(_simulated(simulator))
     check_client(client)
-    host = client.base_url.host
-    nearby = is_nearby(client.base_url)
+    host, nearby = client.base_url.host, is_nearby(client.base_url)
     _say(f"Calls go to {host}, in this network." if nearby else f"LIVE: calls to {host} are paid for.")
     return _latest(client)
 
@@ -667,18 +665,19 @@ def check_client(client: object, mode: str = "live") -> None:
         raise PlanError(_SAID["no_key"])
     # Some platforms' clients find their address at the first call.
     url, later = str(client.base_url), kind.__module__.startswith("anthropic.lib.")
-    if not _ADDRESS.fullmatch(url) and (url.strip("/") or not later):
-        raise PlanError(_SAID["address"].format(url=_shown(url)))
+    if url.strip("/") or not later:
+        _check_address(url)
+
+
+def _check_address(url: str) -> None:
+    if not _ADDRESS.fullmatch(str(url)):
+        shown = re.sub(r"^(\w+://)?.*@", r"\1...@", str(url))  # without a password
+        raise PlanError(_SAID["address"].format(url=repr(shown)[:200]))
 
 
 def is_nearby(url: httpx2.URL) -> bool:
     """Return whether an address is this machine, or an unencrypted number of its network, as a class uses."""
     return url.host in LOOPBACK or bool(url.scheme == "http" and _PRIVATE.match(url.host))
-
-
-def _shown(url: object) -> str:
-    """Return an address as it can be shown: no password."""
-    return repr(re.sub(r"^(\w+://)?.*@", r"\1...@", str(url)))[:200]
 
 
 def _simulated(options: dict[str, Any]) -> AsyncAnthropic:

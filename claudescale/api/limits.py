@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
@@ -37,7 +36,7 @@ _OPTIONAL = (
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
 _SAID = catalog.WORDS["limits"]
 _MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
-_NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?\s*")
+_NUMBER = re.compile(r"\s*[0-9]{1,12}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
 _TOLD = {
     "model_group": {name: name for name in _PER_MINUTE}
@@ -326,10 +325,6 @@ def _retry_after(text: str | None) -> float | None:
     return seconds if seconds is not None and seconds <= _LONGEST_WAIT_SECONDS else None
 
 
-@lru_cache(maxsize=1_000)  # an account's limits are the same in each answer
 def _number(text: str | None) -> float | None:
     """Return a number that can be one of an account, or None."""
-    if text is None or not _NUMBER.fullmatch(text):
-        return None
-    value = float(text)
-    return value if value <= _MOST else None
+    return float(text) if text and _NUMBER.fullmatch(text) else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import polars as pl
 
 from claudescale.api.client import connect
-from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, PlanError, RunStopped, refuse
+from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, RunStopped, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
@@ -97,6 +97,12 @@ class Cascade(Shown):
         """All rows on the first model."""
         return next(iter(self.plans.values()))
 
+    def accepted(self, replies: pl.DataFrame) -> pl.Series:
+        """Return which replies that came through are good enough. Spends: nothing."""
+        if self.accept is None:
+            return pl.repeat(value=True, n=replies.height, eager=True)
+        return self.accept.values(replies).cast(pl.Boolean).fill_null(value=False)
+
     @property
     def options(self) -> pl.DataFrame:
         """One row per way as `OPTIONS`, in the plan's mode: the cascade, all rows on each model.
@@ -142,12 +148,11 @@ class Cascade(Shown):
         PlanError
             The pilot is of other models, or accepts something else, or has no replies.
         """
-        use = "Use pilot = await cascade.sample(50).run(client)."
-        theirs = pilot.cascade if isinstance(pilot, CascadeRun) else None
-        if theirs is None or (list(theirs.plans), theirs.accept) != (list(self.plans), self.accept):
-            refuse(f"This is not a run of this cascade. {use}")
-        if not any(passed.asked for passed in pilot.passed):
-            refuse(f"The pilot has no replies to learn from. {use}")
+        mine = list(self.plans), self.accept
+        is_ours = isinstance(pilot, CascadeRun) and (list(pilot.cascade.plans), pilot.cascade.accept) == mine
+        if not (is_ours and any(passed.asked for passed in pilot.passed)):
+            use = "Use pilot = await cascade.sample(50).run(client)."
+            refuse(f"This is not a run of this cascade, or it has no replies to learn from. {use}")
         paid = {model: run for model, run in pilot.runs.items() if run.job.replies()["dollars"].sum()}
         measured = {model: self.plans[model].calibrate(run) for model, run in paid.items()}
         unasked = [Passed()] * (len(self.plans) - len(pilot.passed))
@@ -242,9 +247,7 @@ class CascadeRun(Shown):
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole = self.rows, self.cascade.plan
         changes: dict[str, Any] = {}
-        if (
-            whole.compiled.prompt.columns is None
-        ):  # the expression may look at all rows, so it is computed once
+        if whole.compiled.prompt.columns is None:  # an expression may look at all rows: it is computed once
             frame = frame.with_columns(whole.compiled.prompt.text.content.alias(_TEXT))
             changes["prompt"] = pl.col(_TEXT)
         places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
@@ -257,14 +260,13 @@ class CascadeRun(Shown):
             try:
                 self.runs[model] = replace(plan, **changes).start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
-            except PlanError as error:
+            except (ImpossibleBudget, ImpossibleDeadline) as error:
                 if number == 1:
                     raise
-                self.runs.pop(model, None)  # it was asked nothing
-                reasons = {ImpossibleBudget: "budget", ImpossibleDeadline: "deadline"}
-                self.state, self.stopped_by = "stopped", reasons.get(type(error), "plan")
-                spent = f"{dollars(self.dollars)} and {duration(self.minutes)} are spent"
-                self.message = f"{places.len():,} rows are passed on to {model}, and {spent}. {error}"
+                del self.runs[model]  # it was asked nothing
+                self.state = "stopped"
+                self.stopped_by = "budget" if isinstance(error, ImpossibleBudget) else "deadline"
+                self.message = f"{places.len():,} rows are passed on to {model}. {error}"
                 return
             except RunStopped as error:
                 self._judge(model, places)
@@ -276,33 +278,31 @@ class CascadeRun(Shown):
 
     def _judge(self, model: str, places: pl.Series) -> pl.Series:
         """Keep what a model answered, and return the places of the rows that it did not settle."""
-        run, results, error = self.runs[model], self.runs[model].results, pl.col("error")
+        run, error = self.runs[model], pl.col("error")
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
         keys = run.job.work.keys.alias(_KEY)  # null where there is nothing to ask
-        asked = error.ne_missing(NOT_SENT) & pl.lit(keys).is_not_null()
-        own = results[:, run.job.work.frame.width :].drop("simulated", strict=False)
-        step = own.with_columns(pl.when(asked).then(pl.lit(model)).alias("model"), places.alias(_ROW), keys)
+        own = run.results[:, run.job.work.frame.width :].drop("simulated", strict=False)
+        asked = error.ne_missing(NOT_SENT) & pl.col(_KEY).is_not_null()
+        step = own.with_columns(keys, places.alias(_ROW)).with_columns(
+            model=pl.when(asked).then(pl.lit(model))
+        )
         self._steps.append(step)
-        if self.cascade.accept is not None:
-            replied = self._renamed[places].hstack(step).filter(pl.col(_KEY).is_not_null(), error.is_null())
-            try:
-                values = self.cascade.accept.values(replied.drop(_ROW, _KEY))
-                accepted = values.cast(pl.Boolean).fill_null(value=False)
-            except Exception as failure:  # the user's function may raise anything
-                self.state, self.stopped_by = "failed", "accept"
-                self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
-                kept = (
-                    "The replies are in run.runs; with the same ledger another accept= pays for none of them."
-                )
-                msg = f"{self.message} {kept}"
-                raise RunStopped(msg, self) from failure
-            refused = pl.col(_ROW).is_in(replied.filter(~accepted)[_ROW].implode())
-            step = step.with_columns(error=pl.when(refused).then(pl.lit(NOT_ACCEPTED)).otherwise(error))
-            self._steps[-1] = step
-        on = step.select(error.is_not_null() & error.ne_missing(NOT_SENT)).to_series()
+        replied = self._renamed[places].hstack(step).filter(pl.col(_KEY).is_not_null(), error.is_null())
+        try:
+            accepted = self.cascade.accepted(replied.drop(_ROW, _KEY))
+        except Exception as failure:  # the user's function may raise anything
+            self.state, self.stopped_by = "failed", "accept"
+            self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
+            kept = "The replies are in run.runs; with the same ledger another accept= pays for none of them."
+            msg = f"{self.message} {kept}"
+            raise RunStopped(msg, self) from failure
+        refused = pl.col(_ROW).is_in(replied.filter(~accepted)[_ROW].implode())
+        step = step.with_columns(error=pl.when(refused).then(pl.lit(NOT_ACCEPTED)).otherwise(error))
+        self._steps[-1] = step
+        failed = error.is_not_null() & error.ne_missing(NOT_SENT)
         requests = step.filter(pl.col("model").is_not_null()).group_by(_KEY).agg(error.is_not_null().any())
         self.passed.append(Passed(requests.height, int(requests["error"].sum())))
-        return places.filter(on)
+        return places.filter(step.select(failed).to_series())
 
     @property
     def _renamed(self) -> pl.DataFrame:
@@ -354,11 +354,12 @@ class CascadeRun(Shown):
         for (model, run), step in zip(self.runs.items(), self._steps, strict=False):
             errors, asked = step["error"].drop_nulls(), step["model"].count()
             on = errors.filter(errors != NOT_SENT)
-            missing = errors.len() - on.len()
+            counts = {"rows": asked + errors.len() - on.len(), "accepted": asked - on.len()}
+            counts |= {"passed_on": on.len(), "missing": errors.len() - on.len()}
             share, paid = on.len() / asked if asked else None, float(run.job.replies()["dollars"].sum())
-            counts = (asked + missing, asked - on.len(), on.len(), missing)
-            rows.append((model, *counts, share, judging.why(on), paid, run.minutes))
-        return pl.DataFrame(rows, schema=TABLE, orient="row")
+            figures = {"passed_on_share": share, "dollars": paid, "minutes": run.minutes}
+            rows.append({"model": model, **counts, **figures, "why": judging.why(on)})
+        return pl.DataFrame(rows, schema=TABLE)
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -372,11 +373,10 @@ class CascadeRun(Shown):
         paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
         ways = [(CASCADE, sum(paid), False)]
-        ways += [
-            (f"all on {model}", plan.compiled.takes["dollars"], True) for model, plan in known.plans.items()
-        ]
-        if next(iter(self.runs.values())).state == "finished":
-            ways[1] = (ways[1][0], paid[0], False)
+        for number, (model, plan) in enumerate(known.plans.items()):
+            is_paid = number == 0 and next(iter(self.runs.values())).state == "finished"
+            cost = paid[0] if is_paid else plan.compiled.takes["dollars"]
+            ways.append((f"all on {model}", cost, not is_paid))
         last = pl.col("dollars").last()
         table = pl.DataFrame(ways, schema=["way", "dollars", "estimated"], orient="row")
         return table.with_columns(share=pl.when(last > 0).then(pl.col("dollars") / last)).select(*BILL)

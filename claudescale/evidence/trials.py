@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from claudescale.api.client import connect
-from claudescale.errors import ImpossibleBudget, NotEnoughEvidence, refuse
+from claudescale.errors import NotEnoughEvidence, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
 from claudescale.loops import awaited
 from claudescale.prompts.replies import INVALID_REPLY
 from claudescale.prompts.requests import NOT_SENT, read
-from claudescale.text import dollars, plain, plural
+from claudescale.text import dollars, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Trial(Shown):
         """
         client = connect() if client is None else client
         self.runs.clear()
-        expected = _dollars(self.plans)
+        expected = {choice: plan.compiled.takes["dollars"] for choice, plan in self.plans.items()}
         for choice in sorted(expected, key=expected.__getitem__):
             plan, open_ = self.plans[choice], sum(expected[other] for other in expected.keys() - self.runs)
             if self.budget is not None and open_:
@@ -177,12 +177,13 @@ class Trial(Shown):
 
         Spends: nothing.
         """
-        gate = plain(min_score)
-        if type(gate) not in {int, float} or not math.isfinite(gate):
+        if not (isinstance(min_score, int | float) and math.isfinite(min_score)):
             refuse(f"min_score={min_score!r}: it is the score to reach, a number such as min_score=0.9.")
         if not self.runs:
             refuse("The trial has not been run. Use await trial.run(client) first.")
-        return judging.evidence(self._judged, gate, self.confidence, certain=self.reference, seed=self.seed)
+        return judging.evidence(
+            self._judged, min_score, self.confidence, certain=self.reference, seed=self.seed
+        )
 
     @property
     def _judged(self) -> dict[str, pl.Series]:
@@ -273,10 +274,6 @@ def answered(run: Run) -> pl.DataFrame:
     return run.results.with_columns(judged=final & run.job.work.keys.is_not_null())
 
 
-def _dollars(plans: Mapping[str, Plan]) -> dict[str, float]:
-    return {choice: plan.compiled.takes["dollars"] for choice, plan in plans.items()}
-
-
 def trial(
     plan: Plan,
     models: Iterable[str | Model] | None = None,
@@ -319,8 +316,6 @@ def trial(
     ------
     PlanError
         Something of it cannot be, and what to type instead.
-    ImpossibleBudget
-        The budget does not buy the trial.
 
     Examples
     --------
@@ -341,14 +336,8 @@ def trial(
     plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
     if min(each.compiled.totals.sent_rows for each in plans.values()) < _FEWEST:
         refuse(f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing.")
-    costs = _dollars(plans)
-    whole = sum(costs.values())
-    if budget is not None and whole > budget:
-        use = f"n={int(min(n, shuffled.height) * budget / whole)}, or a larger budget"
-        msg = f"This trial costs about {dollars(whole)}, and its budget is {dollars(budget)}. Use {use}."
-        raise ImpossibleBudget(msg)
-    reference = max(reversed(plans), key=costs.__getitem__) if judge.agrees_on else None
+    dearest = max(reversed(plans), key=lambda choice: float(plans[choice].compiled.takes["dollars"]))
     return Trial(
-        plan=plan, plans=plans, judge=judge, reference=reference, seed=seed, confidence=confidence,
-        budget=budget,
+        plan=plan, plans=plans, judge=judge, reference=dearest if judge.agrees_on else None, seed=seed,
+        confidence=confidence, budget=budget,
     )  # fmt: skip

@@ -197,13 +197,12 @@ class Limiter:
         """What was used of each limit by calls that ended in the last API minute: schema `RATES`."""
         now = self.api.clock.now() if self.api else datetime.now(UTC)
         ended = pl.col("sent_at") + pl.duration(microseconds=pl.col("seconds") * 1e6)
-        recent, rows = self.calls.filter(ended > now - timedelta(minutes=1)), list[tuple[Any, ...]]()
+        recent, uncached = self.calls.filter(ended > now - timedelta(minutes=1)), pl.sum_horizontal(_UNCACHED)
+        rows: list[tuple[Any, ...]] = []
         for group, pacer in self._pacers.items():
             models = [line.model for line in self._lines.values() if line.pacer is pacer]
             of_group = recent.filter(pl.col("model").is_in(models))
-            used = of_group.select(
-                pl.len(), pl.sum_horizontal(_UNCACHED).sum(), pl.col("output_tokens").sum()
-            )
+            used = of_group.select(pl.len(), uncached.sum(), pl.col("output_tokens").sum())
             limits = pacer.limits.shared(self._share).per_minute
             rows += zip([group] * 3, BUCKETS, used.row(0), limits, strict=True)
         return pl.DataFrame(rows, RATES, orient="row")
@@ -242,11 +241,8 @@ class Limiter:
         self.waiting += 1
         try:
             clock = (await self._opened()).clock
-            line, slots, asked = (
-                self._line(str(body.get("model")), body.get("max_tokens")),
-                self._slots,
-                clock.seconds(),
-            )
+            line, slots = self._line(str(body.get("model")), body.get("max_tokens")), self._slots
+            asked = clock.seconds()
             await slots.acquire()
             try:
                 permit = await line.pacer.acquire(_characters(body) / line.characters_per_token)

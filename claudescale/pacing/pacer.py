@@ -70,12 +70,10 @@ _REGAINED = 0.25
 """By how much a success widens a window that was cut, up to where it was."""
 _MEMORY = 0.05
 """How much one answer changes what is taken for the share of calls that fail."""
+_FADING = 0.003
+"""How much of what is taken to be borne is forgotten with each failure."""
 _OVERLOADED = 0.1
 """The share from which on the API is taken to be overloaded: three in a row, or more than one in ten."""
-_ENOUGH = 0.25
-"""So many answers to each call in flight tell what the API bears: failures come back before answers do."""
-_MOSTLY = 0.75
-"""The share from which on fewer go at once, whichever they are that fail."""
 
 
 # the buckets: pure arithmetic
@@ -292,37 +290,28 @@ class Window:
     ----------
     most : int
         It never grows beyond.
-    size : float
-        What it is now.
+    size, before : float
+        What it is now, and what it was, as far as it was borne, before the last cut.
     borne : float
-        What it was, as far as it was borne, before the last cut.
+        The largest n of an nth call that was answered lately.
     slow_start : bool
         Whether no limit was met yet.
     trouble : float
         Share of the latest calls that failed.
-    judged_at : float
-        When it was last asked whether there are too many; what follows are the calls sent since.
-    most_in_flight : int
-        Most of them at once.
-    answered : int
-        How many of them were answered.
-    answered_of : float
-        Of these the one that went as the nth with the largest n.
-    failures, failed_of_few : int
-        How many of them failed, and how many of these went when clearly fewer were in flight than that.
+    cut_at : float
+        When it was last cut. A call that went before says nothing of whether that was enough.
+    known : bool
+        Whether a call was answered since.
     """
 
     most: int
     size: float = 0.0
+    before: float = 0.0
     borne: float = 0.0
     slow_start: bool = True
     trouble: float = 0.0
-    judged_at: float = -math.inf
-    most_in_flight: int = 1
-    answered: int = 0
-    answered_of: float = 0.0
-    failures: int = 0
-    failed_of_few: int = 0
+    cut_at: float = -math.inf
+    known: bool = True
 
     def __post_init__(self) -> None:
         self.size = float(min(FIRST_CONCURRENCY, self.most))
@@ -332,10 +321,6 @@ class Window:
         """Most calls in flight, as a whole number of at least 1."""
         return max(int(self.size), 1)
 
-    def went(self, nth: int) -> None:
-        """Take note that the nth call in flight was sent."""
-        self.most_in_flight = max(self.most_in_flight, nth)
-
     def succeeded(self, nth: int, sent: float, in_flight: int) -> None:
         """Learn from a call that was answered and went at `sent` as the nth; `in_flight` still are.
 
@@ -343,46 +328,28 @@ class Window:
         before the last cut is tried again within a round or two.
         """
         self.trouble *= 1 - _MEMORY
-        if sent > self.judged_at:
-            self.answered += 1
-            self.answered_of = max(self.answered_of, float(nth))
+        if sent > self.cut_at:
+            self.known = True
+            self.borne = max(self.borne, float(nth))
         if in_flight + 1 >= self.size / 2:
-            known = _REGAINED if self.size < self.borne else 1.0 / self.size
-            self.size = min(self.size + (1.0 if self.slow_start else known), self.most)
+            more = _REGAINED if self.size < self.before else 1.0 / self.size
+            self.size = min(self.size + (1.0 if self.slow_start else more), self.most)
 
     def failed(self, nth: int, sent: float, now: float, in_flight: int) -> None:
         """Learn from a call that failed; where that adds up, and would help, fewer go from now on."""
         self.trouble += _MEMORY * (1 - self.trouble)
-        if sent <= self.judged_at:
-            return
-        self.failures += 1
-        self.failed_of_few += nth < _FEWER * self.answered_of
-        at_once = min(self.size, float(self.most_in_flight))  # a window may be wider than the calls need
-        known = self.answered >= max(_ENOUGH * at_once, 1)
-        if self.trouble > _OVERLOADED and (known or self.judged_at == -math.inf):
-            by_chance = self.answered_of >= at_once or 2 * self.failed_of_few >= self.failures
-            if self.trouble >= _MOSTLY or not by_chance:
-                self._cut(0.0 if self.trouble >= _MOSTLY else self.answered_of)
-            self._begin(now, in_flight)
+        clearly = _FEWER if self.slow_start else 1.0  # until a limit was met it may be chance
+        if self.trouble > _OVERLOADED and self.known and clearly * nth > self.borne:
+            self.cut(sent, now, in_flight, self.borne)
+        self.borne *= 1 - _FADING
 
-    def grew_too_fast(self, sent: float, now: float, in_flight: int) -> None:
-        """Let fewer go: a call was refused because they had become more too fast."""
-        if sent > self.judged_at:
-            self._cut(0.0)
-            self._begin(now, in_flight)
-
-    def _cut(self, borne: float) -> None:
+    def cut(self, sent: float, now: float, in_flight: int, borne: float = 0.0) -> None:
         """Leave three quarters of those that went at once, and no fewer than are borne."""
-        at_once = min(self.size, float(self.most_in_flight))
-        self.borne = self.answered_of or at_once
-        self.size = min(self.size, max(_FEWER * at_once, borne, 1.0))
-        self.slow_start = self.slow_start and self.answered < max(_ENOUGH * at_once, 1)
-
-    def _begin(self, now: float, in_flight: int) -> None:
-        """Judge calls that go from now on; what is known of those before fades."""
-        self.judged_at, self.most_in_flight = now, in_flight
-        self.answered, self.failures, self.failed_of_few, self.trouble = 0, 0, 0, 0.0
-        self.answered_of *= _FEWER
+        if sent > self.cut_at:
+            at_once = self.size if in_flight + 1 >= self.size / 2 else in_flight + 1.0
+            self.before = self.borne or at_once
+            self.size = min(self.size, max(_FEWER * at_once, borne, 1.0))
+            self.slow_start, self.known, self.cut_at = False, False, now
 
 
 # the pacer
@@ -569,7 +536,6 @@ class Pacer:
         self._production.writing += 1
         self._recent.append(permit)
         self._recent_input += taken[1].amount
-        self._window.went(self.in_flight)
         return permit
 
     # after a call
@@ -601,7 +567,7 @@ class Pacer:
         if output_tokens == 0 and requests and input_tokens:
             self._production.refused()
         if outcome.kind == "too_fast":
-            self._window.grew_too_fast(permit.sent, self._clock.seconds(), self.in_flight)
+            self._window.cut(permit.sent, self._clock.seconds(), self.in_flight)
         if permit.sent > self._refused_at:
             self._refusals += 1
             self._refused_at = self._clock.seconds()

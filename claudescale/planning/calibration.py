@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from claudescale.prompts.requests import Prompt
 
-P90 = 0.9
-Z = NormalDist().inv_cdf(P90)  # standard deviations from the median to the 90th percentile
+Z = NormalDist().inv_cdf(0.9)  # standard deviations from the median to the 90th percentile
 _MOST_DOUBT = 1.5  # in logarithms: a pilot of two rows, or of rows unlike the others, says no more
 BATCH_HIT_SHARE = sum(catalog.BATCH.cache_hit_shares) / 2
 """The requests of a batch that are assumed to hit the cache: the middle of what the documentation says."""

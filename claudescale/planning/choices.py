@@ -239,8 +239,8 @@ class PlanPlots(Gallery):
         """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
         plan, names = self.plan, [name for name in lists if name != "mode"]
         own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
-        key, words = [*names, "mode"], pl.col(names).cast(pl.String).fill_null("None")
-        options, chosen = (plan.compare(**given).with_columns(words) for given in (lists, own))
+        key = [*names, "mode"]
+        options, chosen = (plan.compare(**given).with_columns(map(_word, names)) for given in (lists, own))
         options = pl.concat([options, chosen]).unique(key, keep="first", maintain_order=True)
         options = options.join(chosen.select(key, chosen=True), on=key, how="left", maintain_order="left")
         options = options.with_columns(frontier(options))
@@ -256,19 +256,17 @@ class PlanPlots(Gallery):
             *(pl.col(name).unique(maintain_order=True).alias(f"{name}s") for name in varying),
             choices=pl.len(),
         )
-        several_modes = options["mode"].n_unique() > 1
-        labels = []
-        for row in points.iter_rows(named=True):
-            label = [
-                "/".join(_word(name, value) for value in row[f"{name}s"])
-                for name in varying
-                if len(row[f"{name}s"]) < options[name].n_unique()
-            ]
-            if several_modes or not label:
-                label.insert("model" in varying, row["mode"])
-            labels.append(" ".join(label))
-        groups = [_word(name, value) for name in colored for value in points[name]] or [""] * len(labels)
-        return points.with_columns(choice=pl.Series(labels), group=pl.Series(groups))
+        # A point is named by what others differ in; one that stands for all values of a name, not by that.
+        words = [
+            pl.when(pl.col(f"{name}s").list.len() < options[name].n_unique()).then(
+                pl.col(f"{name}s").list.join("/")
+            )
+            for name in varying
+        ]
+        words.insert("model" in varying, pl.when(options["mode"].n_unique() > 1).then("mode"))
+        choice = pl.concat_str(words, separator=" ", ignore_nulls=True)
+        choice = pl.when(choice == "").then("mode").otherwise(choice)
+        return points.with_columns(choice=choice, group=colored[0] if colored else pl.lit(""))
 
 
 def _tried(run: Run) -> tuple[float, float, int]:
@@ -278,7 +276,7 @@ def _tried(run: Run) -> tuple[float, float, int]:
     return float(flight), (counts.requests - counts.refused) / minutes, counts.refused
 
 
-def _word(name: str, value: str) -> str:
-    """Return a value as a short word beside a point."""
-    short = f"{value.removeprefix('claude-'):.{_LONGEST_WORD}}"
-    return short if name in {"model", "tier"} else f"{name}={short}"
+def _word(name: str) -> pl.Expr:
+    """Return the values of a parameter as short words beside points."""
+    words = pl.col(name).cast(pl.String).fill_null("None").str.strip_prefix("claude-").str.head(_LONGEST_WORD)
+    return words if name in {"model", "tier"} else pl.format(f"{name}={{}}", words).alias(name)

@@ -42,7 +42,6 @@ AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in 
 _TRUSTED_DOUBT = 0.5
 _SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # what is less when a part is left
 _NORMAL = NormalDist()
-_BATCH_MINUTES = 60.0
 # The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
 # unseen, so the pacer keeps up to twice as much.
 _OUTPUT_LEFT = 0.2
@@ -174,7 +173,7 @@ def options(
     waves = math.ceil(totals.requests / (limits.batch_queue_requests or catalog.BATCH.max_requests))
     # Most batches end within an hour, and one that has not ended after a day expires.
     # Source: Anthropic, *Batch processing* (checked 2026-08-14).
-    hour, day = _BATCH_MINUTES * waves, catalog.BATCH.expires_hours * 60.0 * waves
+    hour, day = 60.0 * waves, catalog.BATCH.expires_hours * 60.0 * waves
     usual, slow = (
         live_finish(
             limits,
@@ -193,16 +192,14 @@ def options(
     )
     minutes, most = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
     live, live_p90, batch = totals.live_dollars, totals.live_dollars_p90, totals.batch_dollars
-    queue = "queue" if waves > 1 else "batch processing"
     rows = [("live", live, live_p90, minutes, most, usual.binding)]
-    rows += [("batch", batch, totals.batch_dollars_p90, hour, day, queue)]
+    rows += [
+        ("batch", batch, totals.batch_dollars_p90, hour, day, "queue" if waves > 1 else "batch processing")
+    ]
     if deadline is not None:
         # As a batch if that usually ends before the rest must go live, else at the price of live calls.
-        likely = (
-            (batch, live_p90, hour)
-            if hour <= deadline - most - CANCEL_MINUTES
-            else (live, live_p90, deadline)
-        )
+        ends = hour <= deadline - most - CANCEL_MINUTES
+        likely = (batch, live_p90, hour) if ends else (live, live_p90, deadline)
         rows += [("hybrid", *likely, deadline, "deadline")]
     if not totals.requests:
         rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
@@ -391,20 +388,18 @@ class Compiled:
         """Return the mode: of ``"auto"`` the cheapest that meets all wishes; raise where none does."""
         if self.plan.mode != AUTO:
             return self.plan.mode
-        options, deadline, budget = self.options, self.plan.deadline, self.plan.budget
-        if deadline is not None:
-            live = option(options, "live")["minutes_p90"]
-            rescued = pl.col("mode").ne("hybrid") | (live + CANCEL_MINUTES <= deadline)
-            options = options.filter(rescued, pl.col("minutes_p90") <= deadline)
-            if options.is_empty():
-                self._refuse_deadline(f"up to {duration(live)} in mode='live', the quickest", live)
-        if budget is not None:
-            cheapest = options.sort("dollars_p90").row(0, named=True)
-            options = options.filter(pl.col("dollars_p90") <= budget)
-            if options.is_empty():
-                cost = f"up to {dollars(cheapest['dollars_p90'])} in mode={cheapest['mode']!r}"
-                self._refuse_budget(cost, ". Calibrate with a pilot, which narrows the span, or use a")
-        return str(options.sort("dollars", "minutes_p90")["mode"][0])
+        deadline, budget = self.plan.deadline or math.inf, self.plan.budget or math.inf
+        live = option(self.options, "live")["minutes_p90"]
+        rescued = pl.col("mode").ne("hybrid") | (live + CANCEL_MINUTES <= deadline)
+        in_time = self.options.filter(rescued, pl.col("minutes_p90") <= deadline)
+        if in_time.is_empty():
+            self._refuse_deadline(f"up to {duration(live)} in mode='live', the quickest", live)
+        fits = in_time.filter(pl.col("dollars_p90") <= budget)
+        if fits.is_empty():
+            cheapest = in_time.sort("dollars_p90").row(0, named=True)
+            cost = f"up to {dollars(cheapest['dollars_p90'])} in mode={cheapest['mode']!r}"
+            self._refuse_budget(cost, ". Calibrate with a pilot, which narrows the span, or use a")
+        return str(fits.sort("dollars", "minutes_p90")["mode"][0])
 
     @property
     def likely_mode(self) -> str:
@@ -419,22 +414,18 @@ class Compiled:
         `part` is what is still to be sent: what the ledger has is paid for.
         """
         mode, deadline, budget = self.plan.mode, self.plan.deadline, self.plan.budget
-        taken = option(self.options, mode)
+        taken, known = option(self.options, mode), self.expected
         # A batch takes its time whatever its size.
         scaled = _SCALED if mode != "live" else (*_SCALED, "minutes", "minutes_p90")
         taken |= {name: taken[name] * part for name in scaled}
-        needed, instead = taken["minutes"], ""
+        needed, spent = taken["minutes"], taken["dollars"]
         takes = f"about {duration(needed)} in mode={mode!r}, bound by {taken['binding']}"
-        if mode == "hybrid" and deadline is not None:
-            # Everything may have to go live, if the batch comes to nothing.
+        if mode == "hybrid":  # everything may have to go live, if the batch comes to nothing
             live = option(self.options, "live")["minutes_p90"] * part
-            needed = live + CANCEL_MINUTES
-            cancel = f"{duration(CANCEL_MINUTES)} for canceling the batch"
-            takes = f"up to {duration(live)} live, and mode='hybrid' keeps {cancel}"
-            instead = "mode='live', which is in time, or " if live <= deadline else ""
+            needed, keeps = live + CANCEL_MINUTES, f"{duration(CANCEL_MINUTES)} for canceling the batch"
+            takes = f"up to {duration(live)} live, and mode='hybrid' keeps {keeps}"
         if deadline is not None and needed > deadline:
-            self._refuse_deadline(takes, needed, instead)
-        spent, known = taken["dollars"], self.expected
+            self._refuse_deadline(takes, needed)
         if budget is not None and spent * (1 - min(known.doubt, _TRUSTED_DOUBT)) > budget:
             rows = int(self.totals.rows * part * budget / spent)
             basis = "" if known.calls else " (their length is guessed: calibrate with a pilot)"
@@ -442,11 +433,11 @@ class Compiled:
             self._refuse_budget(f"about {dollars(spent)}{basis}", fewer)
         return taken
 
-    def _refuse_deadline(self, takes: str, minutes: float, instead: str = "") -> NoReturn:
+    def _refuse_deadline(self, takes: str, minutes: float) -> NoReturn:
         refuse(
             f"These rows take {takes} ({self.limits.source}), and the deadline is "
-            f"{duration(self.plan.deadline or 0.0)}. Allow {instead}"
-            f"deadline={math.ceil(minutes)} (minutes), a higher tier, or fewer rows: plan.head(n).",
+            f"{duration(self.plan.deadline or 0.0)}. Allow deadline={math.ceil(minutes)} (minutes), "
+            "a higher tier, or fewer rows: plan.head(n).",
             ImpossibleDeadline,
         )
 

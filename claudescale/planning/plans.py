@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.models import Model
-    from claudescale.planning.calibration import Measured
     from claudescale.running.runs import Run
 
 Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
@@ -48,9 +47,8 @@ REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 MODES = ("live", "batch", "hybrid")
 GAIN = "gain"
 """Column of `Plan.compare` where ``tier`` is varied: how many times faster than on the plan's own tier."""
-_SAME_REPLIES = {"frame", "model", "tier", "mode", "samples", "max_tokens", "cache", "deadline", "budget"}
-_SAME_REPLIES |= {"concurrency", "share"}
-"""After a change of these a pilot's measurements still say how long replies are."""
+_ANOTHER_QUESTION = ("prompt", "system", "examples", "returns", "effort", "thinking", "params")
+"""After a change of these a pilot's measurements no longer say how long replies are."""
 _IN_BODY = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
 _COUNTED_AT_ONCE = 8
 _MOST = 1e15  # no plan has a larger number
@@ -175,8 +173,7 @@ class Plan(Shown):
         if self.mode not in (*MODES, AUTO):
             refuse(f"mode={self.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}.")
         minutes, most = self.deadline, self.concurrency
-        if isinstance(minutes, timedelta):
-            minutes /= timedelta(minutes=1)
+        minutes = minutes / timedelta(minutes=1) if isinstance(minutes, timedelta) else minutes
         numbers = {
             "share": (_is_number(self.share), "part of the limits this run may use, such as share=0.5"),
             "budget": (_is_positive(self.budget), "in dollars and above 0, such as budget=5.0"),
@@ -279,28 +276,19 @@ class Plan(Shown):
     def _with(self, **changes: Any) -> Plan:
         """Return the plan with changes, and with what is known of its rows as far as that still holds."""
         other = replace(self, **changes)
-        known = self._carried(other)
-        if known is not other.compiled.evidence.measured:
-            other = replace(other, _evidence=other.compiled.evidence._replace(measured=known))
         mine, theirs = self.compiled, other.compiled
+        known = mine.evidence.measured
+        if known is not None and known is theirs.evidence.measured:
+            same_model = mine.model.id == theirs.model.id
+            if any(getattr(self, name) is not getattr(other, name) for name in _ANOTHER_QUESTION):
+                known = None
+            elif not same_model or self.cache != other.cache:
+                known = known.elsewhere(mine.guess, theirs.guess, same_model=same_model)
+            other = replace(other, _evidence=theirs.evidence._replace(measured=known))
         same_rows = theirs.kept is mine.kept and not {"frame", "prompt", "system", "samples"} & set(changes)
         if same_rows and "sizes" in vars(mine):
-            vars(theirs)["sizes"] = mine.sizes  # they are not read again
+            vars(other.compiled)["sizes"] = mine.sizes  # they are not read again
         return other
-
-    def _carried(self, other: Plan) -> Measured | None:
-        """Return what is known of another plan's calls by what was measured of this one's."""
-        mine, theirs = self.compiled, other.compiled
-        known = theirs.evidence.measured
-        if known is None or known is not mine.evidence.measured:
-            return known
-        asked = {*PARAMETERS} - _SAME_REPLIES
-        if not all(_same(getattr(self, name), getattr(other, name)) for name in asked):
-            return None
-        same_model = mine.model.id == theirs.model.id
-        if same_model and self.cache == other.cache:
-            return known
-        return known.elsewhere(mine.guess, theirs.guess, same_model=same_model)
 
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
@@ -590,12 +578,6 @@ def _several(name: str, values: object) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable) or not (several := list(values)):
         refuse(f"plan.compare({name}={values!r}): give a list of values to try, such as {name}=[...].")
     return several
-
-
-def _same(value: object, own: object) -> bool:
-    """Whether two values of a parameter ask for the same; what may hold an expression is only itself."""
-    is_plain = type(value) is type(own) and not isinstance(own, pl.Expr | list)
-    return value is own or (is_plain and bool(value == own))
 
 
 def _is_number(value: object) -> bool:

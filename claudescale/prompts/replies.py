@@ -31,7 +31,6 @@ from claudescale.errors import BadReturns
 Json: TypeAlias = dict[str, Any]
 
 INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
-_PYTHON_TYPES = (bool, int, float, str)
 _CELLS = (type(None), bool, int, float, str, Decimal, date, time, timedelta)
 """What Polars takes into a column by itself; the rest, as a UUID or a URL, is a text."""
 _WHAT_THERE_IS = (
@@ -63,8 +62,6 @@ _UNREADABLE = {
     "'tz_constraint': 'naive'": "has a NaiveDatetime, and the API's dates have an offset. Use datetime.",
 }
 """By words in pydantic's core schema: why no reply would fit the model."""
-_DECIMAL_SCALE = 10
-_TOLD_BITS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,7 +165,7 @@ def compile_returns(returns: Any) -> Returns:
     kind = returns if isinstance(returns, type) else type(returns)
     if get_origin(returns) in {Literal, list}:
         return _of_model(create_model("Reply", reply=(returns, ...)), single=True)
-    if issubclass(kind, pl.DataType | UnionType) or returns in _PYTHON_TYPES:
+    if issubclass(kind, pl.DataType | UnionType) or returns in (bool, int, float, str):
         return _of_types({"reply": returns}, "the type", single=True)
     if isinstance(returns, Mapping) and returns:
         return _of_types({name: _enum(given) for name, given in returns.items()}, "field {!r}")
@@ -267,7 +264,7 @@ def _core(given: Any, path: str) -> Any:  # noqa: PLR0911  # one for each kind o
             number: Any = dtype
             low, high = pl.select(low=number.min(), high=number.max()).row(0)
             # Bounds stand in the description and cost tokens, so only those a count or a score may meet.
-            small = high < 2**_TOLD_BITS
+            small = high < 2**16
             return core_schema.int_schema(ge=low if low == 0 or small else None, le=high if small else None)
     such_as = "pl.String, pl.Enum(['yes', 'no']), pl.Decimal(scale=2) or pl.List(pl.String)"
     _refuse(path, f"is {given!r:.60}, which is not a complete type that JSON can hold. Write {such_as}.")
@@ -310,7 +307,7 @@ class _Generator(GenerateJsonSchema):
         number: Json = super().decimal_schema(schema)["anyOf"][0]
         places = schema.get("decimal_places", schema.get("metadata", {}).get("scale"))
         told = {} if places is None else {"digitsAfterThePoint": places}
-        return number | told | {_SCALE: places or _DECIMAL_SCALE}
+        return number | told | {_SCALE: places or 10}
 
 
 def _resolved(node: Any, definitions: Json, inside: tuple[str, ...] = ()) -> Any:
@@ -362,10 +359,9 @@ def _dtype(node: Json, path: str) -> pl.DataType:
 def nodes(schema: Json) -> Iterator[Json]:
     """Yield a schema and every schema inside it."""
     yield schema
-    for inner in (*schema.get("anyOf", ()), *schema.get("properties", {}).values()):
+    items = [schema["items"]] if "items" in schema else []
+    for inner in (*schema.get("anyOf", ()), *schema.get("properties", {}).values(), *items):
         yield from nodes(inner)
-    if "items" in schema:
-        yield from nodes(schema["items"])
 
 
 def _wire(schema: Json) -> Json:
@@ -373,11 +369,11 @@ def _wire(schema: Json) -> Json:
     every = list(nodes(tree))
     optional = sum(len(node["properties"]) - len(node["required"]) for node in every if "properties" in node)
     unions = sum("anyOf" in node for node in every)
-    most, most_unions = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
-    if optional > most or unions > most_unions:
+    most = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
+    if optional > most[0] or unions > most[1]:
         _refuse(
             f"{optional} fields may be left out and {unions} may be null or of several types:",
-            f"the API takes {most} and {most_unions}. Give some no default, or a label 'unknown' for null.",
+            f"the API takes {most[0]} and {most[1]}. Give some no default, or a label 'unknown' for null.",
         )
     return tree
 

@@ -240,8 +240,7 @@ class Prompt:
         """Return the columns that the results of a frame have."""
         typed = {} if self.returns is None else self.returns.columns
         sample = {"sample": pl.Int64()} if self.samples > 1 else {}
-        message = {"message": pl.String()} if self.has_files else {}
-        texts = {"reply": pl.String(), "error": pl.String(), **message}
+        texts = dict.fromkeys(["reply", "error", *(["message"] if self.has_files else [])], pl.String())
         given = {self.renamed.get(name, name): dtype for name, dtype in schema_of(frame).items()}
         return pl.Schema({**given, **sample, **typed, **texts, **typed})
 
@@ -276,11 +275,10 @@ class Prompt:
             keys = zip(rows["key"], rows["sample"], strict=True)
             key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in keys]
             rows = rows.with_columns(pl.Series("key", key, pl.String))
-        if kept is not None:
-            rows = rows.with_columns(kept.applied(rows["key"]))
+        rows = rows if kept is None else rows.with_columns(kept.applied(rows["key"]))
         sent = rows if kept is None else rows[kept.open]
-        first = [pl.first("row", "bytes", "most_tokens", "characters"), pl.len().alias("rows")]
-        distinct = sent.group_by("key", maintain_order=True).agg(first)
+        first = pl.first("row", "bytes", "most_tokens", "characters")
+        distinct = sent.group_by("key", maintain_order=True).agg(first, rows=pl.len())
         requests = distinct.filter(pl.col("key").is_not_null()).with_columns(
             estimated_tokens=self.estimated_tokens(pl.col("characters"))
         )
@@ -420,11 +418,10 @@ def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
     if not isinstance(params, Mapping):
         refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
     values = {name: value for name, value in params.items() if value is not None}
-    for name in values:
-        unknown = f"the API does not know it.{nearest(str(name), FACTS['taken'])} There is: "
-        if name not in FACTS["taken"]:
-            why = FACTS["refused"].get(name, f"{unknown}{', '.join(FACTS['taken'])}.")
-            refuse(f"params has {name!r}: {why}")
+    for name in [name for name in values if name not in FACTS["taken"]]:
+        unknown = f"the API does not know it.{nearest(str(name), FACTS['taken'])}"
+        why = FACTS["refused"].get(name, f"{unknown} There is: {', '.join(FACTS['taken'])}.")
+        refuse(f"params has {name!r}: {why}")
     try:
         # Only the outermost names are sorted: the order inside tools and schemas may matter to the model.
         given: dict[str, Any] = json.loads(as_json(dict(sorted(values.items()))))
@@ -555,13 +552,11 @@ class Work(NamedTuple):
         waiting = pl.col("key").is_not_null() & pl.col("found").is_null()
         columns = joined.select("reply", error=pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
         if unsent is not None:
-            columns = columns.with_columns(error=pl.coalesce("error", unsent["error"]))
+            columns = columns.with_columns(unsent["message"], error=pl.coalesce("error", unsent["error"]))
         if prompt.returns is not None:
             typed, broken = prompt.returns.decode(joined["reply"])
             columns = columns.with_columns(error=pl.coalesce("error", broken))
-            columns = typed.hstack(columns.select("error") if prompt.returns.single else columns)
-        if unsent is not None:
-            columns = columns.with_columns(unsent["message"])
+            columns = typed.hstack(columns.drop("reply") if prompt.returns.single else columns)
         return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
 
 

@@ -26,17 +26,16 @@ from claudescale.api.catalog import MEDIA
 from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest, refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from claudescale.api.catalog import Model
     from claudescale.api.media import File
 
 Kind: TypeAlias = Literal["path", "url", "file_id"]
 
-_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_IDENTIFIER = re.compile(r"\{\{([^\W\d]\w*)\}\}|\{([^\W\d]\w*)\}")
+_BRACES = re.compile(r"(\{\{|\}\}|\{[^{}]*\}|[{}])")
+_IDENTIFIER = re.compile(r"(\{\{[^\W\d]\w*\}\}|\{[^\W\d]\w*\})")
 _SHOWN_COLUMNS = 20
-_DOUBLED = "To write a brace as text, as in JSON, double it: {{ and }}."
 
 MESSAGES = pl.Schema(
     {"characters": pl.UInt32(), "content": pl.String(), "more_bytes": pl.Int64()}
@@ -63,18 +62,12 @@ class Text(NamedTuple):
     columns: tuple[str, ...] | None  # None of an expression, which may look at many rows at once
 
 
-class _Column(str):
-    """The name of a column, between texts."""
-
-    __slots__ = ()
-
-
 def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False) -> Text:
     """Return what a template, or an expression, makes of the rows of frames of one schema.
 
-    `constant` takes one that is the same for every row.
+    `constant` takes a template that may be the same for every row, and no expression.
     """
-    if isinstance(prompt, pl.Expr):
+    if isinstance(prompt, pl.Expr) and not constant:
         content = _checked_expression(prompt, schema).cast(pl.String)
         return Text(content, content.str.len_chars(), None)
     if not isinstance(prompt, str):
@@ -83,7 +76,7 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
             "{text}', or a Polars expression such as pl.col('text').",
             BadTemplate,
         )
-    text = _joined(_pieces(prompt, _BRACES, lambda brace: _field(brace, schema)), schema)
+    text = _joined(_pieces(prompt, _BRACES, schema, "The prompt"), schema)
     if not constant and not text.columns:
         refuse(
             "The prompt names no column, so every row would get the same text. "
@@ -100,54 +93,37 @@ def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
     """
     if not isinstance(system, str) or not system.strip():
         refuse(f"system= must be a non-empty text, not {system!r:.40}. Leave it out if you need none.")
-
-    def piece(found: re.Match[str]) -> str:
-        literal, name = found.groups()
-        if name and name not in schema:
-            refuse(
-                f"system= has {{{name}}}, and the frame has no column {name!r}.{nearest(name, schema)} "
-                f"To write braces as text, double them: {{{{{name}}}}}.",
-                UnknownColumn,
-            )
-        return _Column(name) if name else f"{{{literal}}}"
-
-    pieces = _pieces(system, _IDENTIFIER, piece)
-    if any(isinstance(part, _Column) for part in pieces):
+    pieces = _pieces(system, _IDENTIFIER, schema, "system=")
+    if any(is_column for _, is_column in pieces):
         return None, _joined(pieces, schema)
-    return "".join(pieces), None
+    return "".join(text for text, _ in pieces), None
 
 
-def _pieces(template: str, braces: re.Pattern[str], piece: Callable[[re.Match[str]], str]) -> list[str]:
-    """Return a template as texts and columns, given what braces in it are."""
-    pieces, end = [], 0
-    for found in braces.finditer(template):
-        pieces += [template[end : found.start()], piece(found)]
-        end = found.end()
-    return [part for part in [*pieces, template[end:]] if part]
+def _pieces(
+    template: str, braces: re.Pattern[str], schema: pl.Schema, subject: str
+) -> list[tuple[str, bool]]:
+    """Return a template as texts (False) and names of columns (True)."""
+    pieces = []
+    for place, token in enumerate(braces.split(template)):  # each second one has braces
+        text = (token[1:-1] or token[0]) if place % 2 else token
+        is_column = place % 2 == 1 and not token.startswith(("{{", "}}"))
+        if is_column and text not in schema:
+            doubled = f"{{{{{text if text.isidentifier() else '...'}}}}}"
+            more = f"To write braces as text, as in JSON, double them: {doubled}."
+            raise unknown_column(text, schema, subject, more)
+        pieces.append((text, is_column))
+    return [piece for piece in pieces if piece[0]]
 
 
-def _joined(pieces: Sequence[str], schema: pl.Schema) -> Text:
-    """Return the text of texts and columns."""
-    columns = tuple(dict.fromkeys(str(piece) for piece in pieces if isinstance(piece, _Column)))
+def _joined(pieces: Sequence[tuple[str, bool]], schema: pl.Schema) -> Text:
+    """Return the text of texts (False) and names of columns (True)."""
     texts = [
-        _readable(piece, schema[piece]) if isinstance(piece, _Column) else pl.lit(piece)
-        for piece in pieces or [""]
+        _readable(text, schema[text]) if is_column else pl.lit(text)
+        for text, is_column in pieces or [("", False)]
     ]
     lengths = pl.sum_horizontal([text.str.len_chars() for text in texts], ignore_nulls=False)
+    columns = tuple(dict.fromkeys(text for text, is_column in pieces if is_column))
     return Text(pl.concat_str(texts), lengths, columns)
-
-
-def _field(brace: re.Match[str], schema: pl.Schema) -> str:
-    """Return what a brace of a prompt is: text where it is doubled, else a column."""
-    name = brace[1]
-    if brace[0] in ("{{", "}}"):
-        return brace[0][0]
-    if name in schema:
-        return _Column(name)
-    if not name or not name.strip() or any(sign in name for sign in "\"'\n"):
-        place = f"at character {brace.start() + 1}"
-        refuse(f"The prompt has a brace {place} that names no column. {_DOUBLED}", BadTemplate)
-    raise unknown_column(name, schema, more=_DOUBLED)
 
 
 def unknown_column(
@@ -339,8 +315,6 @@ class Parts:
         for piece in prompt:
             if isinstance(piece, Part):
                 _check_column(piece, schema)
-            elif not isinstance(piece, str):
-                refuse(f"The prompt is a list that contains a {type(piece).__name__}. {such_as}", BadTemplate)
             pieces.append(piece if isinstance(piece, Part) else text_of(piece, schema, constant=True))
         named = [(piece.column,) if isinstance(piece, Part) else piece.columns or () for piece in pieces]
         columns = tuple(dict.fromkeys(name for names in named for name in names))
@@ -394,10 +368,8 @@ class Parts:
 
     def filled(self, message: str, row: Mapping[str, Any]) -> str:
         """Return a message with the row's files in it; `FileChanged` where one is another now."""
-        for part in self.pieces:
+        for part in [piece for piece in self.pieces if isinstance(piece, Part)]:
             raw = b""
-            if isinstance(part, Text):
-                continue
             with suppress(OSError):
                 file = _opened(part, row[part.column])
                 if file is None:

@@ -117,6 +117,7 @@ class Batches:
         self._queue_requests = compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
         self._rounds: Counter[str] = Counter()
         self._failures, self._hold_until = Streak(), 0.0
+        self._accepted = False
         self._ends_all = False  # live calls would meet what stopped this, too
         self._changed_at = job.clock.seconds()
 
@@ -184,10 +185,11 @@ class Batches:
                 await self._submit()
                 self.submitted.set()
                 self._hand_over()
-                if self._is_canceling:
+                cancels = self._job.stopping or self._switched
+                if cancels:
                     await self._cancel()
                 await self._look()
-                if self._is_canceling and not self.known:
+                if cancels and not self.known:
                     self.freed.set()
                 if self._is_done():
                     break
@@ -202,10 +204,6 @@ class Batches:
         if self._submits and (ill or self._clock.seconds() >= self._job.switch_at()):
             self._switched, self._submits = True, False
             self._left = self._others = self._left.clear()
-
-    @property
-    def _is_canceling(self) -> bool:
-        return self._job.stopping or self._switched
 
     def _is_done(self) -> bool:
         if self._job.stopping:
@@ -466,11 +464,14 @@ class Batches:
         the ledger, for another key may see it. A simulator's ended with it, and its rows cost nothing.
         """
         if answer.status == HTTPStatus.OK and is_readable:
+            self._accepted = True
             return True
         now, gone, found = self._clock.seconds(), batch_rules.is_gone(answer), verdict(answer)
         each.missed.add(now)
-        patience = MISSED_SECONDS if gone or found.outcome == "stop" else SILENT_SECONDS
-        if not each.missed.lasts(now, seconds=patience, count=MISSED_LOOKS):
+        stops = found.outcome == "stop"  # of a key that was good it is not believed at once
+        patience = MISSED_SECONDS if gone or stops else SILENT_SECONDS
+        at_once = stops and not (gone or self._accepted)
+        if not (at_once or each.missed.lasts(now, seconds=patience, count=MISSED_LOOKS)):
             return False
         if gone and self._job.api.simulated:
             await self._not_made(each, found, "gone")
@@ -528,8 +529,8 @@ class Batches:
         """Bring results to the disk, and note what they say of more than their rows."""
         await self._job.record_many(frame)
         stays = _REFUSALS if each.is_canceled else _REFUSALS | (pl.col("error") == CANCELED)
-        for key, *why in frame.filter(stays).select("key", "error", "message").rows():
-            each.refused[key] = (why[0], why[1])
+        refused = frame.filter(stays).select("key", "error", "message").rows()
+        each.refused |= {key: (error, message) for key, error, message in refused}
         unclear = frame.filter(_UNCLEAR)["key"].to_list()  # they may be billed
         self._purse.pay(self._worst_dollars(pl.col("key").is_in(unclear)))
         for error, message in frame.filter(_STOPS).select("error", "message").rows()[:1]:

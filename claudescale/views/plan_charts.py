@@ -46,11 +46,14 @@ def frontier(
     if points.is_empty():
         return nothing("What these rows cost is not known." if timed.height else NOTHING)
     points = points.sort("minutes", "dollars", "choice", descending=[False, True, False])
+    # Of a long frontier its ends are named, and the plan's own.
+    few, place = points["frontier"].sum() <= MOST_NAMES, pl.col("frontier").cum_sum()
+    ends = (place == 1) | (place == place.max())
     points = points.with_columns(
         time=pl.col("minutes").map_elements(text.duration, pl.String),
         slow=pl.col("minutes_p90").map_elements(text.duration, pl.String),
         above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
-        below=pl.when(_named(points)).then("choice"),
+        below=pl.when(pl.col("frontier") & (pl.lit(few) | ends | pl.col("chosen"))).then("choice"),
     )
     times, prices = [*points["minutes"], *points["minutes_p90"]], points["dollars"].to_list()
     x, late = _axis(times, deadline_minutes, UNTIL, theme.MOMENTS, views.CLOCK)
@@ -95,13 +98,6 @@ def _axis(
     axis = alt.Axis(values=values, labelExpr=labels, tickCount=len(values))  # else Vega drops some
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     return {"title": f"{title}, log scale", "scale": scale, "axis": axis}, far
-
-
-def _named(points: pl.DataFrame) -> pl.Expr:
-    """Return which points of the frontier are named: of a long one its ends, and the plan's own."""
-    place = pl.col("frontier").cum_sum()
-    few = points["frontier"].sum() <= MOST_NAMES
-    return pl.col("frontier") & (pl.lit(few) | (place == 1) | (place == place.max()) | pl.col("chosen"))
 
 
 def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:

@@ -31,7 +31,6 @@ LEVELS = pl.Schema(
 )
 """Columns of `levels`: what a bucket holds just after a call took from it."""
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
-SEEN = 0.005  # a smaller part would be called 0%
 MOST_POINTS, MOST_STEPS, MOST_LANES = 1_500, 240, 12
 
 
@@ -83,12 +82,11 @@ def tokens(
     """
     if rates.is_empty():
         return nothing(empty)
-    panels = [_rate(rates, name, most, is_last=name == [*limits][-1]) for name, most in limits.items()]
-    means = []
+    panels, means = [], []
     for name, most in limits.items():
+        panels.append(_rate(rates, name, most, is_last=name == [*limits][-1]))
         mean = _mean(rates, name)
-        part = mean / most if most else 0.0
-        share = f" ({part:.0%} of the limit)" if part >= SEEN else " (under 1% of the limit)" * bool(most)
+        share = f" ({text.significant(100 * mean / most, 2)}% of the limit)" if most else ""
         means.append(f"{text.significant(mean)} {name.replace('_', ' ')}{share}")
     return theme.panels(panels, f"On average {' and '.join(means)} a minute")
 
@@ -299,7 +297,8 @@ def batches(
     empty : str
         Why there is nothing to see, where there is nothing.
     """
-    lanes = pl.concat([_batch_lanes(batches, now), _live_lane(live)])
+    made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
+    lanes = pl.concat([_batch_lanes(made, now), _live_lane(live)])
     if lanes.is_empty():
         return nothing(empty)
     minute = (pl.col("start", "end") - started_at) / 60
@@ -318,28 +317,22 @@ def batches(
         bars.encode(x=theme.time_axis("start", until), x2="end:Q", color=color, tooltip=tooltip),
         words.encode(x=alt.value(0), text="words:N"),
     ]
-    pending = batches.filter(pl.col("created_at").is_not_null(), pl.col("ended_at").is_null()).height
+    pending = made["ended_at"].null_count()
+    counts = [(made[part].sum(), part) for part in PARTS]
+    counts += [(0 if live is None else live["error"].null_count(), "answered live"), (pending, "open")]
+    came = ", ".join(f"{count:,} {part}" for count, part in counts if count)
     took = f"{text.duration(over)} so far" if pending else f"done after {text.duration(over)}"
     if deadline:
         label = f"deadline {text.duration(deadline)}"
         layers = [*limit(label, x=deadline, far=far), *layers]
         kept = "" if pending else "too late for the " if over > deadline else "in time for the "
         took += f", {kept}{label}"
-    return picture(layers, f"{_outcomes(batches, live, pending)}; {took}", height=alt.Step(42))
+    sentence = f"{text.plural(made.height, 'batch')}: {came}; {took}"
+    return picture(layers, sentence, height=alt.Step(42))
 
 
-def _outcomes(batches: pl.DataFrame, live: pl.DataFrame | None, pending: int) -> str:
-    """Return how many batches there are, and what came of their requests and of the live calls."""
-    made = batches.filter(pl.col("created_at").is_not_null())
-    counts = [(made[part].sum(), part) for part in PARTS]
-    counts += [(0 if live is None else live["error"].null_count(), "answered live"), (pending, "open")]
-    words = ", ".join(f"{count:,} {part}" for count, part in counts if count)
-    return f"{text.plural(made.height, 'batch')}: {words}"
-
-
-def _batch_lanes(batches: pl.DataFrame, now: float) -> pl.DataFrame:
+def _batch_lanes(made: pl.DataFrame, now: float) -> pl.DataFrame:
     """Return a lane for each batch that was made, the first one first."""
-    made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
     made = made.with_columns(pl.col("created_at", "ended_at").dt.epoch("us") / 1e6).with_row_index(
         "number", 1
     )

@@ -34,9 +34,11 @@ OWN = "a workspace or contract may set its own."
 @pytest.mark.parametrize("value", [math.inf, math.nan, -1, 0, "300", True, 1e300, Decimal("NaN"), [1]])
 @pytest.mark.parametrize("name", ["requests_per_minute", "batch_queue_requests"])
 def test_a_limit_that_is_none_is_named(name, value):
-    """A limit that no pacer could keep, or that is no number, is a PlanError with what to type."""
+    """A limit that no pacer could keep, or that is no number, is an error that says what to type."""
     with pytest.raises(PlanError, match=name):
         Limits(**(dict.fromkeys(THREE, 1e6) | {name: value}))
+    with pytest.raises(PlanError, match="needs all three limits"):
+        Limits(requests_per_minute=300)
 
 
 @pytest.mark.parametrize("value", [1e-6, 1e12, Decimal("0.5")])
@@ -211,12 +213,6 @@ def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words
     for known in catalog.TIERS.values():
         if known.limits.get(HAIKU.rate_group):
             assert tiers_with(Limits.of(known.name, MODEL), HAIKU) == [known.name]
-
-
-def test_limits_of_ones_own_are_three():
-    """One alone gets a word about the others, before anything is planned."""
-    with pytest.raises(cs.PlanError, match="needs all three limits"):
-        Limits(requests_per_minute=300)
 
 
 def test_an_admin_key_is_told_the_limits():

@@ -58,12 +58,8 @@ def test_every_model_is_given_the_same_rows_and_the_cheapest_good_one_is_picked(
         assert row["dollars_per_1000_rows"] == pytest.approx(row["dollars"] / 120 * 1000)
         assert 0 < row["seconds"] <= row["seconds_p90"]
     plan = trial.pick(min_score=0.9)
-    assert (plan.model, plan.mode, plan.compiled.totals.rows, plan.compiled.expected.calls) == (
-        MIDDLE,
-        "batch",
-        500,
-        120,
-    )
+    assert (plan.model, plan.mode, plan.compiled.totals.rows) == (MIDDLE, "batch", 500)
+    assert plan.compiled.expected.calls == 120
     assert trial.pick(min_score=0.7).model == CHEAP
     assert trial.pick(min_score=0.9, by="minutes").model in {MIDDLE, DEAR}
     assert trial.evidence(min_score=0.9).schema == EVIDENCE
@@ -155,24 +151,12 @@ def test_a_row_that_failed_scores_nothing_and_one_without_text_is_not_judged(pat
         ({"models": None}, cs.PlanError, "models=None: give two or more"),
         ({"effort": ["low", "high"]}, cs.PlanError, "compares one thing"),
         ({"models": ["claude-haiku-4-5", "claude-haiku-4-5-20251001"]}, cs.PlanError, "twice"),
-        (
-            {
-                "models": None,
-                "prompt": ["{number}", [cs.image("truth")]],
-                "plan": {"frame": numbers(9).with_columns(message=pl.lit("a"))},
-            },
-            cs.PlanError,
-            "'my_message'",
-        ),
         ({"n": 1}, cs.PlanError, "fewer than 2 rows"),
-        ({"n": 2.5}, cs.PlanError, "n=2.5"),
         ({"score": "trut"}, cs.errors.UnknownColumn, "'truth'"),
-        ({"score": "number"}, cs.PlanError, "labels of the replies: even, odd"),
-        ({"score": lambda results: results["label"]}, cs.errors.UnknownColumn, "'label'"),
+        ({"score": lambda results: results["label"]}, cs.PlanError, '"label" not found'),
         ({"score": lambda _: 0.5}, cs.PlanError, "a float"),
         ({"score": 0.9}, cs.PlanError, "score=0.9"),
         ({"confidence": 95}, cs.PlanError, "confidence=95"),
-        ({"budget": 1e-6}, cs.errors.ImpossibleBudget, "larger budget"),
         ({"plan": {"returns": None}, "score": None}, cs.PlanError, "Free text"),
         ({"plan": {"returns": {"a": pl.Int8, "b": pl.Int8}}}, cs.PlanError, r"score=pl\.col\('a'\) == pl"),
     ],
@@ -186,13 +170,16 @@ def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
 
 @pytest.mark.parametrize(
     ("asked", "words"),
-    [({"min_score": 0.9}, r"await trial\.run"), ({"min_score": math.nan}, "min_score=nan"),
-     ({"min_score": 0.9, "by": "seconds"}, "by='seconds'")],
-)  # fmt: skip
+    [
+        ({}, r"await trial\.run"),
+        ({"min_score": math.nan}, "min_score=nan"),
+        ({"by": "seconds"}, "by='seconds'"),
+    ],
+)
 def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate(asked, words):
     """`pick` says what to do first, and what a gate is."""
     with pytest.raises(cs.PlanError, match=words):
-        a_trial(50).pick(**asked)
+        a_trial(50).pick(**{"min_score": 0.9} | asked)
 
 
 @pytest.mark.slow
@@ -203,6 +190,9 @@ def test_the_budget_is_never_passed():
     with simulator(replies=lambda _: "word " * 450) as api:
         trial = cs.trial(plan, [CHEAP, DEAR], **options, budget=budget)
         assert "Budget: $" in repr(trial)
+        with pytest.raises(cs.errors.ImpossibleBudget):
+            run(cs.trial(plan, [CHEAP, DEAR], **options, budget=1e-6), api.client())
+        assert api.stats["calls"] == 0
         run(trial, api.client())
     assert 0 < trial.table["dollars"].sum() <= budget
     assert 0 < trial.table["rows"].min() <= trial.table["rows"].max() < 40

@@ -7,7 +7,7 @@ import itertools
 import os
 import sqlite3
 import stat
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import polars as pl
 import pytest
@@ -167,31 +167,23 @@ def test_full_disk_loses_nothing(anywhere):
     assert_frame_equal(anywhere.attempts(), expected(right, anywhere.run))
 
 
-@contextmanager
-def powerless():
-    """Become nobody where this runs as root, for whom no file is read-only."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 def test_no_right_to_write(filled):
     """A file or folder one may not write to is refused with that reason."""
+    root = os.geteuid() == 0  # for whom no file is read-only
     for folder in filled.parents[:3]:
         folder.chmod(0o755)
     filled.chmod(0o444)
-    try:
-        for mode, path in ((0o777, filled), (0o555, filled), (0o555, filled.with_name("new.ledger"))):
-            filled.parent.chmod(mode)
-            with powerless(), pytest.raises(LedgerFull, match="write permission"):
+    for mode, path in ((0o777, filled), (0o555, filled), (0o555, filled.with_name("new.ledger"))):
+        filled.parent.chmod(mode)
+        try:
+            if root:
+                os.seteuid(65534)
+            with pytest.raises(LedgerFull, match="write permission"):
                 cs.Ledger(path)
-    finally:
-        filled.parent.chmod(0o755)
+        finally:
+            if root:
+                os.seteuid(0)
+            filled.parent.chmod(0o755)
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -89,9 +89,8 @@ def test_a_ledger_that_cannot_be_read_is_named(path, wrong):
     assert spent.select("ledger", "requests").rows() == [("b.ledger", 300)]
 
 
-def test_a_folder_without_ledgers_and_one_that_is_not_there(tmp_path, monkeypatch):
-    """No ledger is a frame without rows, of this folder by default; no folder is an error that names it."""
-    monkeypatch.chdir(tmp_path)
-    assert spend().equals(pl.DataFrame(schema=SPEND))
+def test_a_folder_without_ledgers_and_one_that_is_not_there(tmp_path):
+    """No ledger is a frame without rows; no folder is an error that names it."""
+    assert spend(tmp_path).equals(pl.DataFrame(schema=SPEND))
     with pytest.raises(LedgerError, match=r"no folder .*nowhere"):
         spend(tmp_path / "nowhere")

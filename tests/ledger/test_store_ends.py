@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 
@@ -129,9 +127,11 @@ input()
     assert process.stdout.readline() == "intended\n"
     with closing(Store(path)) as one, closing(Store(path)) as two:
         assert one.adopt(keys(range(3))) == []
+        assert two.claim(some(0, 4)) == []
         process.kill()
-        process.communicate()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # nobody has taken note of its end
         assert one.claim(some(0, 4)) == some(3, 4)
+        process.communicate()
         assert one.adopt(keys(range(3))) == [batch()]
         assert two.adopt(keys(range(3))) == []
         one.note(sent())
@@ -160,19 +160,3 @@ def test_liveness(monkeypatch, them, born, lives):
     """Id and birth decide where they can be seen, the boot's clock on one boot, the time of day elsewhere."""
     monkeypatch.setattr(records, "_born", lambda pid: born)
     assert them.may_live(HERE) is lives
-
-
-def test_this_process_lives_and_an_ended_one_does_not():
-    """A process that was killed is dead at once, even while its parent has not taken note of it."""
-    here = Presence.here()
-    assert here.may_live(here)
-    assert not here._replace(born="1").may_live(here)  # an id used again
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    there = here._replace(pid=child.pid, born=records._born(child.pid))
-    assert there.born
-    assert there.may_live(here)
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert not there.may_live(here)
-    child.communicate()
-    assert not there.may_live(here)

@@ -5,6 +5,7 @@ import json
 from typing import Literal
 
 import anthropic
+import canned
 import httpx2
 import pydantic
 import pytest
@@ -221,22 +222,14 @@ def test_an_error_event_gives_the_permit_back():
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     events = "".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in (start, error))
 
-    async def serve(reader, writer):
-        request = await reader.readuntil(b"\r\n\r\n")
-        head = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: text/event-stream\r\n\r\n"
-        writer.write((head + events).encode() if request.startswith(b"POST") else b"HTTP/1.1 404 No\r\n\r\n")
-        writer.close()
+    async def main(client):
+        async with cs.limit(client.with_options(max_retries=0), concurrency=2) as claude:
+            with pytest.raises(anthropic.APIStatusError):
+                await stream_of_create(claude)
+            return over(claude)
 
-    async def main():
-        async with await asyncio.start_server(serve, "127.0.0.1") as server:
-            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            client = anthropic.AsyncAnthropic(api_key="simulated", base_url=url, max_retries=0)
-            async with cs.limit(client, concurrency=2) as claude:
-                with pytest.raises(anthropic.APIStatusError):
-                    await stream_of_create(claude)
-                return over(claude)
-
-    (call,) = asyncio.run(main()).calls.iter_rows(named=True)
+    with canned.served(lambda *_: (200, {"content-type": "text/event-stream"}, events.encode())) as client:
+        (call,) = asyncio.run(main(client)).calls.iter_rows(named=True)
     assert (call["status"], call["error"], call["input_tokens"]) == (529, "overloaded_error", 11)
     assert not call["simulated"]
 

@@ -36,16 +36,10 @@ def test_options_in_one_table():
     assert live["dollars_saved"] > 0, "the repeated rows"
     assert live["dollars"] + live["dollars_saved"] == pytest.approx(batch["dollars"] + batch["dollars_saved"])
     assert (batch["minutes"], batch["minutes_p90"]) == (60, 24 * 60)
-    assert live["minutes_p90"] >= live["minutes"] > 0
+    for share in (0.3, 0.38, 0.42, 0.46, 1.0):  # calls in flight as many as a run begins with, more, fewer
+        usual, slow = a_plan(texts(90), share=share, tier="start").options.row(0)[3:5]
+        assert slow >= usual > 0
     assert_frame_equal(options, a_plan(frame.lazy()).options)
-
-
-@pytest.mark.parametrize("share", [0.3, 0.38, 0.42, 0.46, 1.0])
-@pytest.mark.parametrize("rows", [50, 100])
-def test_a_slow_run_is_no_faster_than_a_usual_one(rows, share):
-    """Also where the calls in flight are about as many as a run begins with."""
-    live = a_plan(texts(rows), share=share, tier="start").options.row(0, named=True)
-    assert live["minutes_p90"] >= live["minutes"]
 
 
 def test_nothing_to_send():
@@ -83,29 +77,10 @@ def test_a_spend_limit_binds_where_the_dollars_are_above_it():
     assert estimates.SPEND_LIMIT not in set(options.filter(pl.col("dollars") <= 500)["binding"])
 
 
-def test_where_the_input_is_counted_only_the_output_is_in_doubt():
-    """What is open of the dollars is the part of the output."""
-    plan = a_plan(texts(300))
-    guess, totals = plan.compiled.expected, plan.compiled.totals
-    mean = totals.input_tokens / 300
-    counted = replace(guess, input=Line(mean, 1.0, calls=100, center=mean))
-    known, silent = (
-        with_measured(plan, measured).compiled.totals
-        for measured in (counted, replace(counted, output=Line(0.0)))
-    )
-    more = known.live_dollars_p90 - known.live_dollars
-    of_output = known.live_dollars - silent.live_dollars
-    assert more == pytest.approx(of_output * counted.output.more(), rel=1e-6)
-    assert more < totals.live_dollars_p90 - totals.live_dollars
-
-
 def test_a_price_of_longer_rows_follows_the_line_of_the_pilot():
     """The first rows of a sorted frame are shorter than all: replies that grow with them are longer, too."""
-    frame = texts(800, is_sorted=True)
-    plan = with_measured(
-        a_plan(frame, "Translate: {text}", max_tokens=4_000),
-        Measured(output=Line(40.0, 0.9, 8.0, calls=50, center=30.0), latency=Line(1.0)),
-    )
+    measured = Measured(output=Line(40.0, 0.9, 8.0, calls=50, center=30.0), latency=Line(1.0))
+    plan = with_measured(a_plan(texts(800, is_sorted=True), "Translate: {text}", max_tokens=4_000), measured)
     near, far = plan.head(100).compiled.totals, plan.compiled.totals
     assert far.output_tokens / far.requests > 1.5 * near.output_tokens / near.requests
 
@@ -200,8 +175,7 @@ def test_auto_is_the_cheapest_that_is_in_time(deadline, mode):
     assert auto(deadline=deadline).compiled.resolved() == mode
 
 
-@pytest.mark.parametrize("deadline", [1, 12, 16, 100, 2_000])
-@pytest.mark.parametrize("budget", [0.002, 0.1])
+@pytest.mark.parametrize(("deadline", "budget"), [(1, 0.1), (12, 0.1), (16, 2e-3), (99, 0.1), (2_000, 0.002)])
 def test_what_is_chosen_meets_deadline_and_budget(deadline, budget):
     """It meets them at the 90th percentile, and nothing that is cheaper does."""
     plan = auto(deadline=deadline, budget=budget)

@@ -67,7 +67,6 @@ def test_a_frame_is_one_of_polars_or_texts_or_an_arrow_table(frame):
     made = plan(frame)
     assert_frame_equal(made.requests, expected.requests)
     assert_frame_equal(made.options, expected.options)
-    assert made.frame.lazy().collect_schema() == {"text": pl.String}
     assert plan([]).options["binding"].unique().to_list() == ["nothing to send"]
 
 
@@ -119,10 +118,6 @@ def test_numbers_of_any_kind_are_plain_ones(value):
 def test_a_deadline_is_minutes_or_a_timedelta():
     """Both ways of saying it are the same."""
     assert plan(deadline=dt.timedelta(hours=2)).deadline == plan(deadline=120).deadline == 120
-    for deadline in (5, dt.timedelta(minutes=5)):
-        late = plan(reviews(1_000), tier=1, deadline=deadline)
-        with pytest.raises(cs.errors.ImpossibleDeadline, match="the deadline is 5 m 00 s"):
-            late.compiled.check()
 
 
 def test_a_lazy_frame_that_cannot_be_planned():
@@ -164,19 +159,12 @@ def test_compare_is_what_the_changed_plans_say():
         assert {name: row[name] for name in OPTIONS} == pytest.approx(
             estimates.option(other.options, row["mode"])
         )
+    assert table.filter(mode="batch")["gain"].unique().to_list() == [1.0]
     only = mine.compare(tier=["start", WIDE_LIMITS], mode=["batch"])
     assert only.select("tier", "mode").rows() == [("start", "batch"), ("Limits(60 k, 100 M, 100 M)", "batch")]
     times = mine.compare(deadline=[None, 30, dt.timedelta(hours=2)], mode=["hybrid"])
     assert times["deadline"].to_list() == [30, 120]
     assert_frame_equal(mine.compare(), mine.options)
-
-
-def test_compare_tells_what_a_tier_gains():
-    """It is how many times faster than on the own tier."""
-    mine = plan(reviews(5_000), tier=2)
-    table = mine.compare(model=[MODEL, OPUS], tier=[2, 3], mode=["live"])
-    assert table["gain"].to_list()[::2] == [1.0, 1.0]
-    assert table["gain"][1] == pytest.approx(table["minutes"][0] / table["minutes"][1])
 
 
 @pytest.mark.parametrize(
@@ -193,16 +181,6 @@ def test_what_cannot_be_compared_says_what_to_type(lists, error):
         plan().compare(**lists)
 
 
-def test_a_price_list_is_one_compare():
-    """Every current model that can do it, on tiers and in modes, sorted: the cheapest is a batch."""
-    made = plan(returns=pl.Boolean)
-    models = made.plot._models(["start", "build"])
-    table = made.compare(model=models, tier=["start", "build"], mode=["live", "batch"]).sort("dollars")
-    assert {MODEL, SONNET, OPUS} <= set(models)
-    assert table.height == len(models) * 4
-    assert table.row(0, named=True)["mode"] == "batch"
-
-
 def test_the_rows_are_read_once():
     """Comparing models, tiers and lengths measures the frame a single time."""
     reads = []
@@ -211,13 +189,6 @@ def test_the_rows_are_read_once():
     made.compare(model=[MODEL, SONNET], tier=["start", "build"], max_tokens=[10, 20])
     assert made.options.height == made.replace(budget=1.0).options.height == 2
     assert len(reads) == 1
-
-
-def test_a_million_rows_are_arithmetic():
-    """A plan of a million rows, most of them repeated, knows its rows and requests exactly."""
-    frame = pl.select(n=pl.int_range(1_000_000)).select(text=pl.format("Review {}", pl.col("n") % 1_000))
-    totals = plan(frame.lazy()).compiled.totals
-    assert (totals.rows, totals.requests, totals.unsent) == (1_000_000, 1_000, 0)
 
 
 def test_sample_is_seeded():
@@ -255,15 +226,6 @@ def test_the_card_hides_the_rows_and_escapes_the_rest():
     assert "<b>" not in made._repr_html_()
     assert len(repr(made).splitlines()) <= 12
     assert repr(made).splitlines()[-1] == "pilot = cs.wait(plan.sample(50).run(client))"
-
-
-def test_the_card_warns_of_a_model_that_retires_within_60_days(monkeypatch):
-    """It says when; a day earlier it does not count the days yet."""
-    retiring = next(model for model in catalog.MODELS.values() if model.retires_at)
-    for days, warned in ((59, True), (61, False)):
-        now = retiring.retires_at - dt.timedelta(days=days)
-        monkeypatch.setattr(catalog, "now", lambda now=now: now)
-        assert (f"{retiring.id} retires on" in repr(plan(model=retiring.id))) is warned
 
 
 def test_without_a_client_one_is_made(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Frames to request bodies and back to rows: the right text, keys that stay, what has no price refused."""
 
+import base64
 import hashlib
 import json
 from typing import get_type_hints
@@ -98,12 +99,19 @@ def test_the_key_depends_on_everything_that_may_change_the_answer():
     assert key(system="Briefly.", cache=True) == key(system="Briefly.")
 
 
-def test_a_request_over_32_mb_is_named_by_row_and_size():
-    """Size counts bytes as sent; the message has the row and the size and not the text."""
-    text = "\x01" * 5_400_000  # of six bytes each
-    frame = pl.DataFrame({"text": ["short", None, text, text]})
-    with pytest.raises(RequestTooLarge, match=r"row 2 .* is 32,400,119 bytes") as raised:
-        compiled("{text}", frame).work(frame, "api")
+@pytest.mark.parametrize(
+    ("prompt", "large", "size"),
+    [
+        ("{text}", "\x01" * 5_400_000, "32,400,119"),
+        ([cs.pdf("text")], b"%PDF-1.4 /Type /Page" + bytes(24_000_000), "32,000"),
+    ],
+    ids=["text", "PDF"],
+)
+def test_a_request_over_32_mb_is_named_by_row_and_size(prompt, large, size):
+    """Size counts bytes as sent, of files in base64; the message has row and size and not the text."""
+    frame = pl.DataFrame({"text": [large[:100], None, large, large]})
+    with pytest.raises(RequestTooLarge, match=f"row 2 .* is {size}") as raised:
+        compiled(prompt, frame).work(frame, "api")
     assert len(str(raised.value)) < 300
 
 
@@ -168,7 +176,7 @@ def test_a_system_prompt_is_filled_for_each_row():
     assert work.prompt.shared_characters == 0
     assert work.prompt.sizes(frame.lazy()).equals(work.sizes)
     assert work.sizes["characters"].to_list() == [None, len(system) - 9, len(system) - 8]
-    with pytest.raises(PlanError, match=r"no column 'langage'.*'language'.*\{\{langage\}\}"):
+    with pytest.raises(PlanError, match=r"system= names a column 'langage'.*'language'.*\{\{langage\}\}"):
         compiled("{text}", frame, system="Answer in {langage}.")
     with pytest.raises(PlanError, match="prefix that all rows share"):
         compiled("{text}", frame, system=system, cache=True)
@@ -276,12 +284,18 @@ def test_an_option_left_unset_is_absent():
     assert body_of(params={"metadata": {"user_id": None}})["metadata"] == {"user_id": None}
 
 
-def test_what_is_billed_unexpectedly_is_noted():
-    """A field called reasoning, thinking or trace, however deep: such refusals are billed; and web tools."""
+def test_what_costs_more_than_it_seems_is_noted():
+    """Fields called reasoning, thinking or trace, as such refusals are billed; web tools; base64 as text."""
+
+    def notes(frame=ONE, **options):
+        return [*cs.plan(frame, "{text}", model=HAIKU, **options).compiled.prompt.notes(frame)]
+
     for returns in ({"Trace": pl.String}, {"a": pl.List(pl.Struct({"thinking": pl.String}))}):
-        (note,) = plan(returns=returns).compiled.prompt.notes(ONE)
-        assert "reasoning_extraction" in note
-    assert not [*plan(returns={"why": pl.String}, system="Trace.").compiled.prompt.notes(ONE)]
-    searching = plan(params={"tools": [{**SEARCH, "max_uses": 2}]}).compiled.prompt
-    assert (searching.charges.searches, searching.charges.turns) == (2, 3)
-    assert "each search has a fee" in next(searching.notes(ONE))
+        assert "reasoning_extraction" in notes(returns=returns)[0]
+    assert notes(returns={"why": pl.String}, system="Trace.") == []
+    searching = {"tools": [{**SEARCH, "max_uses": 2}]}
+    assert "each search has a fee" in notes(params=searching)[0]
+    charges = plan(params=searching).compiled.prompt.charges
+    assert (charges.searches, charges.turns) == (2, 3)
+    encoded = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR").decode()
+    assert "cs.image('text')" in notes(pl.DataFrame({"text": [encoded]}))[0]

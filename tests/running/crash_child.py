@@ -105,8 +105,6 @@ def _run(order):
     wire._PART_BYTES, wire._BLOCK_BYTES, batch_rules._PART_BYTES = 1_000, 4_000, 1_000
     url, ledger, point = order.pop("url"), order.pop("ledger"), order.pop("point")
     countdown = Countdown(order.pop("times", 1))
-    if most := order.pop("most", None):
-        catalog.BATCH = most_requests(most)
     if point == "in the body":
         _in_the_body(countdown)
     for owner, name, when in POINTS.values() if point == "any" else filter(None, [POINTS.get(point)]):

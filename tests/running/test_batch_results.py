@@ -48,8 +48,8 @@ def succeeded(*texts, **changes):
     return {"type": "succeeded", "message": {**message, "usage": usage, **changes}}
 
 
-def errored(kind, words="no", code=None):
-    error = {"type": kind, "message": words, **({"details": {"error_code": code}} if code else {})}
+def errored(kind, code=None):
+    error = {"type": kind, "message": "no", **({"details": {"error_code": code}} if code else {})}
     return {"type": "errored", "error": {"type": "error", "error": error, "request_id": "req_1"}}
 
 
@@ -87,53 +87,29 @@ def test_a_price_step_is_taken_row_by_row():
 
 
 @pytest.mark.parametrize(
-    ("kind", "words", "code", "error", "final"),
+    ("result", "error", "final"),
     [
-        ("invalid_request_error", "no", None, "invalid_request_error", True),
-        ("request_too_large", "no", None, "request_too_large", True),
-        ("not_found_error", "no", None, "not_found_error", False),
-        ("overloaded_error", "no", None, "overloaded_error", False),
-        ("rate_limit_error", "no", CAP, CAP, False),
-        ("invalid_request_error", "Your credit balance is too low to", None, "billing_error", False),
-        ("brand_new_error", "no", None, "brand_new_error", False),
-        (None, "no", None, "invalid_response", False),
+        (errored("invalid_request_error"), "invalid_request_error", True),
+        (errored("not_found_error"), "not_found_error", False),
+        (errored("overloaded_error"), "overloaded_error", False),
+        (errored("rate_limit_error", CAP), CAP, False),
+        (errored("brand_new_error"), "brand_new_error", False),
+        (errored(None), "invalid_response", False),
+        ({"type": "expired"}, "expired", False),
+        ({"type": ["expired"]}, "invalid_response", False),
+        (None, "invalid_response", False),
+        ({"type": "succeeded", "message": {"content": "text"}}, "invalid_response", False),
+        (succeeded("half", stop_reason="refusal"), "refusal", True),
+        (succeeded("half", stop_reason="max_tokens"), "max_tokens", True),
     ],
 )
-def test_an_error_ends_its_row_only_where_sending_again_cannot_mend_it(kind, words, code, error, final):
-    """The error's own type says whether the row goes into the next batch; none of them is billed."""
-    line = row(errored(kind, words, code))
-    found = read(line).row(0, named=True)
-    assert (found["error"], found["message"], found["final"]) == (error, words, final)
-    assert (found["request_id"], found["dollars"], found["reply"]) == ("req_1", 0.0, None)
-    assert not read(line, trusted=False)["final"].any()
-
-
-@pytest.mark.parametrize(
-    ("result", "error"),
-    [
-        ({"type": "expired"}, "expired"),
-        ({"type": "canceled"}, "canceled"),
-        ({"type": "brand_new"}, "invalid_response"),
-        ({"type": ["expired"]}, "invalid_response"),
-        (None, "invalid_response"),
-        ({"type": "errored"}, "invalid_response"),
-        ({"type": "succeeded", "message": {"content": "text"}}, "invalid_response"),
-    ],
-)
-def test_a_row_without_an_answer_is_to_be_sent_again(result, error):
-    """What expired, was canceled or cannot be understood is on record, unpaid, and not final."""
+def test_an_error_ends_its_row_only_where_sending_again_cannot_mend_it(result, error, final):
+    """The error says whether the row goes into the next batch; a cut reply is paid for, no other is."""
     found = read(row(result)).row(0, named=True)
-    assert (found["error"], found["final"], found["dollars"]) == (error, False, 0.0)
-
-
-@pytest.mark.parametrize("reason", ["refusal", "max_tokens", "tool_use"])
-def test_a_cut_reply_is_paid_for_and_final(reason):
-    """A reply that broke off is an answer whose error is the reason why."""
-    found = read(row(succeeded("half", stop_reason=reason))).row(0, named=True)
-    assert (found["error"], found["stop_reason"], found["reply"], found["final"]) == (
-        reason, reason, "half", True
-    )  # fmt: skip
-    assert found["dollars"] > 0
+    paid = (result or {}).get("type") == "succeeded" and final
+    assert (found["error"], found["final"], found["dollars"] > 0) == (error, final, paid)
+    assert found["reply"] == ("half" if paid else None)
+    assert read(row(result), trusted=False)["final"].item() is paid
 
 
 THINKING = {"type": "thinking", "thinking": 'he said "text":"x"', "signature": "abc=="}
@@ -151,8 +127,6 @@ CALL = {"type": "tool_use", "id": "t", "name": "look", "input": {"text": "x"}}
         (succeeded(""), None, 9),
         (succeeded(5), None, 9),
         (succeeded("a", usage={"output_tokens": True}), "a", 0),
-        (succeeded("a", usage={"output_tokens": "7"}), "a", 0),
-        (succeeded("a", usage={"output_tokens": -1}), "a", 0),
         (succeeded("a", usage={"output_tokens": 10**30}), "a", 0),
         (succeeded("a", usage={"output_tokens": 10**14, "later": {"output_tokens": 1}}), "a", 10**14),
     ],
@@ -165,22 +139,19 @@ def test_what_a_reply_says_and_counts(result, reply, tokens):
             assert read(line).select("reply", "output_tokens").rows() == [(reply, tokens)]
 
 
-NOT_OURS = [
-    b"",
-    b"null",
-    b"[" * 100_000,
-    PLAIN[:-1],
-    PLAIN + b"," + PLAIN,
-    PLAIN.replace(b"fine", b"\xff"),
-    PLAIN.replace(b"11", b"011"),
-    row(succeeded("a"), custom_id=f"{KEY}-000000000000"),
-    row(succeeded("a"), custom_id=f"{KEY}{NONCE}"),
-    row(succeeded("a"), custom_id=5),
-    {"result": succeeded("a")},
-]
-
-
-@pytest.mark.parametrize("line", NOT_OURS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"[" * 100_000,
+        PLAIN[:-1],
+        PLAIN + b"," + PLAIN,
+        PLAIN.replace(b"fine", b"\xff"),
+        row(succeeded("a"), custom_id=f"{KEY}-000000000000"),
+        row(succeeded("a"), custom_id=5),
+        {"result": succeeded("a")},
+    ],
+)
 def test_what_is_unreadable_or_of_another_is_left_out(line):
     """A line that is broken or not ours gives no row, and its neighbours stay what they are."""
     assert read(line).height == 0
@@ -239,14 +210,10 @@ def places(place):
 
 EDGES = [
     succeeded("a", usage={"cache_creation_input_tokens": 5}),  # less than was written for an hour
-    succeeded("a", usage={"output_tokens": 2**53 + 1}),
     succeeded("a", usage={"input_tokens": None, "cache_read_input_tokens": -1}),
     succeeded("a", usage={"cache_creation": [1], "speed": 5}),
-    succeeded("a", model=None, stop_reason=[]),
     succeeded("a", stop_reason="stop_sequence", content=[{"type": "text", "text": "b"}, CALL]),
     succeeded(content=["text", {"type": "text"}]),
-    succeeded(content={"type": "text"}),
-    {**succeeded("a"), "type": "expired"},
 ]
 
 
@@ -258,6 +225,7 @@ def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     """However lines are spoiled: a row each as the careful way gives it, whatever stands beside it."""
     lines = [line.replace(b"\n", b"") for line in lines]
     suffix = f"-{NONCE}"
+    assert all(batch_results._usual_row(row(result), suffix) for result in USUAL)  # the quick way
     careful = [batch_results._any_row(read_object(line), suffix, trusted=True) for line in lines]
     assert [batch_results._row(line, suffix, trusted=True) for line in lines] == careful
     found = read(*lines)
@@ -266,18 +234,10 @@ def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     assert found.equals(pl.concat([RECORDS.to_frame(), *(read(line) for line in lines)]))
 
 
-def test_usual_lines_go_the_quick_way():
-    """Replies with or without thinking, and with fields yet unknown, need no careful reading."""
-    for result in USUAL:
-        assert batch_results._usual_row(row(result), f"-{NONCE}") is not None
-
-
 @pytest.mark.parametrize(
     ("block", "proven"),
     [
-        (b"", None),
         (b"junk\n\n{}\n", None),
-        (b"junk\n" + json.dumps(row({})).encode(), True),
         (json.dumps(row({}, f"{KEY}-000000000000")).encode() + b"\n" + json.dumps(row({})).encode(), False),
         (json.dumps(row({}, 5)).encode() + b"\n" + json.dumps(row({})).encode() + b"\n", True),
     ],

@@ -277,17 +277,6 @@ def test_rows_that_are_refused_are_errors(tmp_path):
         assert api.stats["batches_created"] == 1
 
 
-@slow
-def test_a_paid_reply_of_no_use_says_why():
-    """A cut-off or an empty reply in a batch is paid for, kept, named, and not sent again."""
-    with simulator(faults={"refusal": 0.2, "cut": 0.3, "empty_content": 0.4}) as api:
-        run = ended(the_plan(60), api)
-        assert set(run.results["error"]) == {None, "refusal", "max_tokens", "empty_reply"}
-        assert api.stats["billed_rows"] + api.stats["free_refusals"] == 60
-        assert api.stats["batches_created"] == 1
-        assert run.summary["dollars"].item() == pytest.approx(api.stats["dollars"], abs=1e-9)
-
-
 # requests that all are refused
 
 
@@ -364,18 +353,6 @@ def test_the_first_message_is_short_and_sent_once_within_the_budget(tmp_path, re
 
 
 # trouble on the way
-
-
-@slow
-def test_results_that_break_off_are_read_on(monkeypatch):
-    """A download that breaks off is tried again; what it brought is on record once."""
-    monkeypatch.setattr("claudescale.api.client._BLOCK_BYTES", 4_000)
-    monkeypatch.setattr("claudescale.api.client._PART_BYTES", 1_000)
-    with simulator(faults={"results_cut": Fault(tries=[1, 2])}) as api:
-        run = ended(the_plan(60), api)
-        assert api.stats["faults"]["results_cut"] == 2
-        paid_once(api, run, 60)
-    assert run.attempts.height == run.attempts["key"].n_unique() == 60
 
 
 @slow
@@ -646,21 +623,6 @@ def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path, leave)
         run = ended(the_plan(60, mode="live"), api, tmp_path / "l")
         assert (api.stats["batches_created"], api.stats["calls"]) == (1, 10)
         paid_once(api, run, 60)
-
-
-@slow
-def test_two_runs_in_one_process(tmp_path):
-    """They share the rows, with a lost answer besides: each is paid for once."""
-
-    async def main():
-        plan, client = the_plan(60, queue=40), api.client()
-        return await asyncio.gather(*(_ended(plan, client, tmp_path / "l") for _ in range(2)))
-
-    with simulator(faults={"create_lost": Fault(tries=[1])}) as api:
-        for run in asyncio.run(main()):
-            assert run.state == "finished"
-            assert run.results["reply"].null_count() == 0
-        assert api.stats["billed_rows"] == api.stats["distinct_rows_billed"] == 60
 
 
 # hybrid

@@ -25,7 +25,7 @@ def billed_twice(api):
 @pytest.fixture
 def api():
     """Return a fresh simulator, whose counts are this test's alone."""
-    with simulator() as one:
+    with simulator(speed=100) as one:
         yield one
 
 
@@ -69,14 +69,12 @@ def test_a_refusal_without_output_costs_nothing():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "share"), [("The parcel was late. " * 200, 0.7), ("它坏了。🎈👩‍👩‍👧" * 60, 0.7)]
-)
-def test_a_run_that_reaches_its_budget_says_what_to_type(text, share):
+def test_a_run_that_reaches_its_budget_says_what_to_type():
     """By the server's own account the dollars stay within it, in any script; the card says how to go on."""
+    text = "The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60
     plan = a_plan(pl.DataFrame({"text": [f"{i} {text}" for i in range(100)]}))
-    budget = plan.options["dollars"][0] * share
-    with simulator() as api:
+    budget = plan.options["dollars"][0] * 0.7
+    with simulator(speed=100) as api:
         run = finished(plan.replace(budget=budget), api.client())
         assert budget / 2 < api.stats["dollars"] <= budget
         assert run.results["reply"].count() == api.stats["billed_rows"] < 100
@@ -104,16 +102,13 @@ def test_what_cannot_be_sent_sends_nothing(api):
 # the ledger
 
 
-@pytest.mark.slow
 def test_the_default_ledger_is_a_file_of_its_owner_here_and_none_says_so(api, tmp_path, monkeypatch):
     """Without a word every reply is on the disk; with ledger=None the card says that nothing is."""
     monkeypatch.chdir(tmp_path)
     assert "replies are only in memory" in repr(finished(a_plan(reviews(2)), api.client()))
     assert list(tmp_path.iterdir()) == []
-    for _ in range(2):
-        run = cs.wait(a_plan(reviews(2)).run(api.client(), progress=False))
+    run = cs.wait(a_plan(reviews(2)).run(api.client(), progress=False))
     assert (tmp_path / "claudescale.ledger").stat().st_mode & 0o077 == 0
-    assert api.stats["calls"] == 4
     assert "Ledger: claudescale.ledger." in repr(run)
 
 
@@ -218,25 +213,22 @@ def test_a_run_that_waits_for_another_can_be_stopped(tmp_path):
 
 @pytest.mark.slow
 def test_a_kill_loses_nothing(tmp_path):
-    """A process killed in the middle has lost no row on resume; billed twice is what was not on the disk yet.
-
-    That is what was in flight, and at most one group of replies that came in a moment before.
-    """
+    """On resume no row is lost; billed twice is what was in flight, and at most a group not yet on disk."""
     script = """
 import sys, anthropic, claudescale as cs
 from running import a_plan, reviews
 client = anthropic.AsyncAnthropic(api_key="simulated", base_url=sys.argv[1], max_retries=0)
-cs.wait(a_plan(reviews(300), concurrency=10).run(client, ledger="l", progress=False))
+cs.wait(a_plan(reviews(200), concurrency=10).run(client, ledger="l", progress=False))
 """
     given = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with simulator(speed=4) as api:
+    with simulator(speed=20) as api:
         with subprocess.Popen([sys.executable, "-c", script, api.url], cwd=tmp_path, env=given) as child:
             while api.stats["calls"] < 70:
                 assert child.poll() is None
                 time.sleep(0.01)
             child.kill()
-        run = finished(a_plan(reviews(300)), api.client(), ledger=tmp_path / "l")
+        run = finished(a_plan(reviews(200)), api.client(), ledger=tmp_path / "l")
         assert billed_twice(api) <= 10 + 50  # in flight, or of the last moment
-        assert api.stats["distinct_rows_billed"] == 300
+        assert api.stats["distinct_rows_billed"] == 200
     assert run.results["reply"].null_count() == 0
     assert run.summary["reused"].item() > 0

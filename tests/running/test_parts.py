@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from running import a_plan, reviews, simulator
+from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.running.runs import run_parts
@@ -23,43 +23,31 @@ def plan(tmp_path):
 
 
 @pytest.mark.slow
-def test_slices_give_what_the_whole_gives(plan, tmp_path):
-    """The files together are the results of one run, and rows that are alike are paid for once."""
-    with simulator() as api:
+def test_slices_give_what_the_whole_gives_and_the_same_call_again_pays_nothing(plan, tmp_path):
+    """The files together are the results of one run; another call, with other slices, leaves only its own."""
+    with simulator(speed=200) as api:
         found = parts(plan, tmp_path, api.client())
-        assert api.stats["billed_rows"] == 90
-        whole = cs.wait(plan.run(api.client(), ledger=None, progress=False)).results
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "part-000000.parquet",
-        "part-000001.parquet",
-        "part-000002.parquet",
-    ]
-    assert found.drop("row").collect().equals(whole)
-    shuffled = found.collect().sample(fraction=1, shuffle=True, seed=1)
-    assert shuffled.sort("row").drop("row").equals(whole)
-
-
-@pytest.mark.slow
-def test_the_same_call_again_pays_nothing(plan, tmp_path):
-    """A second call, with other slices, sends nothing and leaves no file of the first."""
-    with simulator() as api:
-        first = parts(plan, tmp_path, api.client()).collect()
+        names = sorted(path.name for path in (tmp_path / "out").iterdir())
+        assert names == ["part-000000.parquet", "part-000001.parquet", "part-000002.parquet"]
+        shuffled = found.collect().sample(fraction=1, shuffle=True, seed=1)
         again = parts(plan, tmp_path, api.client(), rows=60).collect()
-        assert api.stats["calls"] == 90
-    assert again.equals(first)
+        assert api.stats["calls"] == api.stats["billed_rows"] == 90
+        whole = finished(plan, api.client()).results
+    assert again.drop("row").equals(whole)
+    assert shuffled.sort("row").equals(again)
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 @pytest.mark.slow
 def test_a_budget_holds_for_all_slices(plan, tmp_path):
     """What one slice spent, the next cannot spend again; the files of finished slices stand."""
-    plan = plan.replace(frame=reviews(400))
-    with simulator() as api:
-        plan = plan.calibrate(cs.wait(plan.head(20).run(api.client(), ledger=None, progress=False)))
+    plan = plan.replace(frame=reviews(200))
+    with simulator(speed=200) as api:
+        plan = plan.calibrate(finished(plan.head(20), api.client()))
         spent, budget = api.stats["dollars"], 1.03 * plan.options["dollars"][0]
-        with pytest.raises(cs.RunStopped, match=r"rows from 320 .*budget") as stopped:
-            parts(plan.replace(budget=budget), tmp_path, api.client(), rows=160)
-        assert 0.7 * budget < api.stats["dollars"] - spent <= budget
+        with pytest.raises(cs.RunStopped, match=r"rows from 160 .*budget") as stopped:
+            parts(plan.replace(budget=budget), tmp_path, api.client(), rows=80)
+        assert 0.6 * budget < api.stats["dollars"] - spent <= budget
     assert stopped.value.run.state == "stopped"
     assert (tmp_path / "out" / "part-000000.parquet").exists()
 
