@@ -208,7 +208,7 @@ def test_a_queue_that_others_fill_is_waited_for():
             await _foreign(client, 50)
             return await _ended(the_plan(60, queue=60), client)
 
-    with simulator(queue=60, batch_seconds=2_000.0) as api:
+    with simulator(queue=60, batch_seconds=600.0, speed=300) as api:
         assert asyncio.run(main()).results["reply"].null_count() == 0
         assert api.stats["billed_rows"] == 110
         assert api.stats["refused"]["rate_limit_error"] > 0
@@ -434,7 +434,7 @@ def test_a_batch_whose_results_are_gone(tmp_path, spoiled):
                     await client.messages.batches.retrieve(batch_id)
                 if spoiled == "deleted":
                     await client.messages.batches.delete(batch_id)
-                batch.created_at -= 30 * 86_400
+                batch.archived_at -= 30 * 86_400
 
         asyncio.run(spoil())
         run = ended(the_plan(20), api, tmp_path / "l")
