@@ -35,8 +35,6 @@ LOST_SECONDS = 300.0
 ALIKE_ROWS = 20
 """So many rows that are refused alike, and none answered: it is the request, not the rows."""
 NEARLY_ALL = 0.95
-_MOST_ERRORED = 19
-"""Rows refused for each that was answered; past it hardly any was."""
 LONGEST_UPLOAD_SECONDS = 3_600.0
 USUAL_SECONDS = 3_600.0
 """Most batches end within an hour. Source: Anthropic, *Batch processing* (checked 2026-08-14)."""
@@ -122,9 +120,8 @@ def trusts(batch: Batch, *, known_good: bool) -> bool:
 
     `known_good`: rows of the plan were answered before this batch.
     """
-    if batch.succeeded:
-        return batch.errored <= _MOST_ERRORED * batch.succeeded
-    return known_good and batch.requests < ALIKE_ROWS
+    refused = batch.errored >= NEARLY_ALL * (batch.errored + batch.succeeded)
+    return not refused or (known_good and batch.requests < ALIKE_ROWS)
 
 
 def is_hopeless(found: Verdict) -> bool:

@@ -208,7 +208,7 @@ def test_a_queue_that_others_fill_is_waited_for():
             await _foreign(client, 50)
             return await _ended(the_plan(60, queue=60), client)
 
-    with simulator(queue=60, batch_seconds=600.0) as api:
+    with simulator(queue=60, batch_seconds=600.0, speed=300) as api:
         assert asyncio.run(main()).results["reply"].null_count() == 0
         assert api.stats["billed_rows"] == 110
         assert api.stats["refused"]["rate_limit_error"] > 0
@@ -319,7 +319,7 @@ def test_a_few_refused_rows_are_to_blame_where_others_were_answered(tmp_path):
     ("refused", "stopped_by", "messages", "batches"), [(3, "invalid_request_error", 3, 0), (1, None, 2, 1)]
 )
 def test_a_mistake_in_all_requests_is_told_before_a_batch(real, refused, stopped_by, messages, batches):
-    """Three rows from all over the frame are refused alike: no batch. One row's own fault stops nothing."""
+    """Where three rows from all over the frame are refused alike no batch is made; for one alone it is."""
 
     def change(name, path, ask):
         return REFUSED if name == "message" and server.names.count("message") <= refused else ask()
@@ -423,7 +423,7 @@ def test_a_batch_that_is_never_shown_stays_held(tmp_path, real):
 @slow
 @pytest.mark.parametrize("spoiled", ["archived", "deleted"])
 def test_a_batch_whose_results_are_gone(tmp_path, spoiled):
-    """After 29 days that is said, and only the same cell sends its rows. A simulator's batch ends with it."""
+    """After 29 days that is said, and only the same cell sends its rows; a simulator's batch ends with it."""
     with simulator(batch_seconds=600.0) as api:
         batch_id = left(the_plan(20), api, tmp_path / "l").batches["batch_id"].item()
         batch = api.batches._batches[batch_id]
@@ -434,7 +434,7 @@ def test_a_batch_whose_results_are_gone(tmp_path, spoiled):
                     await client.messages.batches.retrieve(batch_id)
                 if spoiled == "deleted":
                     await client.messages.batches.delete(batch_id)
-                batch.created_at -= 30 * 86_400
+                batch.archived_at -= 30 * 86_400
 
         asyncio.run(spoil())
         run = ended(the_plan(20), api, tmp_path / "l")
@@ -461,19 +461,6 @@ def test_a_single_401_ends_no_run_whose_key_has_worked(tens):
     with simulator() as api, front(api, change) as server:
         assert ended(the_plan(40, queue=10), api, server=server).counts.answered == 40
         assert api.stats["billed_rows"] == 40
-
-
-@slow
-def test_a_spend_limit(tmp_path):
-    """A limit that is reached ends the run; what was answered is kept, and later the rest is sent."""
-    with simulator(queue=40, faults={"spend_cap": 0.0003}) as api:
-        run = ended(the_plan(150, queue=40), api, tmp_path / "l")
-        assert run.stopped_by == "spend_limit_reached"
-        kept = run.results["reply"].count()
-        assert 0 < kept == api.stats["billed_rows"] < 150
-    with simulator() as api:
-        assert ended(the_plan(150), api, tmp_path / "l").results["reply"].null_count() == 0
-        assert api.stats["billed_rows"] == 150 - kept
 
 
 def _changed(change):
@@ -599,6 +586,24 @@ def test_stop_cancels_and_keeps_what_was_answered(tmp_path):
         assert run.summary["dollars"].item() == pytest.approx(api.stats["dollars"], abs=1e-9)
         assert set(run.results["error"]) <= {None, "canceled", "not_sent"}
         paid_once(api, ended(the_plan(100), api, tmp_path / "l"), 100, reused=kept)
+
+
+@slow
+def test_rows_that_somebody_else_canceled_are_not_sent_again(tmp_path):
+    """They are named in the results; the same cell sends them."""
+
+    async def main():
+        async with api.client() as client:
+            run = the_plan(40).start(client, ledger=tmp_path / "l", progress=False)
+            await until(lambda: api.stats["billed_rows"] >= 5)
+            await client.messages.batches.cancel(run.batches["batch_id"].item())
+            return await run
+
+    with simulator(batch_seconds=1_000.0) as api:
+        run = asyncio.run(main())
+        assert (run.state, api.stats["batches_created"]) == ("finished", 1)
+        assert set(run.results["error"]) == {None, "canceled"}
+        assert ended(the_plan(40), api, tmp_path / "l").counts.answered == 40
 
 
 def _canceled(api, ledger):
