@@ -179,10 +179,9 @@ class Limits:
 
     @classmethod
     def read(cls, items: Iterable[Any], model: str) -> Limits:
-        """Return the limits of a model that entries of the rate-limit API tell, whatever JSON they are.
+        """Return the limits of a model that entries of the rate-limit API tell.
 
-        Of several values for one limit the smallest counts: it is the one that is met first. What is damaged,
-        or a limit of nothing, is left out.
+        Of several values for one limit the smallest counts: it is the one that is met first.
 
         Spends: nothing.
 
@@ -193,18 +192,13 @@ class Limits:
         """
         values: dict[str, Any] = {}
         for entry in items:
-            match entry:
-                case {"group": {"type": str(group)}, "limits": list(limits)} | {
-                    "group_type": str(group),
-                    "limits": list(limits),
-                }:
-                    names, models = _TOLD.get(group, {}), entry.get("models")
-                    theirs = isinstance(models, list) and catalog.same_model(model, models)
-                    for limit in limits if theirs or group != "model_group" else ():
-                        match limit:
-                            case {"type": str(kind), "value": int(value) | float(value)} if kind in names:
-                                if _LEAST <= value <= _MOST:
-                                    values[names[kind]] = min(value, values.get(names[kind], math.inf))
+            group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
+            if group == "model_group" and not catalog.same_model(model, entry.get("models") or ()):
+                continue
+            for limit in entry.get("limits") or ():
+                name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
+                if name and value:
+                    values[name] = min(value, values.get(name, math.inf))
         if not values.keys() >= set(_PER_MINUTE):
             raise UnknownTier(_SAID["untold"].format(model=model))
         return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))

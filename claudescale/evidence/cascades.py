@@ -202,14 +202,14 @@ class Cascade(Shown):
             notes += [f"{model} passed on {share} ({_CONFIDENCE:.0%} interval)."] * bool(passed.asked)
         notes += [] if plan.budget is None else [f"Budget: {dollars(plan.budget)} for all models together."]
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
-        about = "a range before a pilot" if usual is None else f"about {dollars(usual)}"
-        rows = plan.compiled.totals.rows
-        title = f"Cascade: {plural(rows, 'row')}, {plan.mode}, {models}: {about}. Nothing is sent yet."
-        pilot = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
+        about, following = f"about {dollars(usual or 0.0)}", "run = await cascade.run(client)"
+        if usual is None:
+            about = "a range before a pilot"
+            following = "pilot = await cascade.sample(50).run(client); cascade = cascade.calibrate(pilot)"
+        title = f"Cascade: {plural(plan.compiled.totals.rows, 'row')}, {plan.mode}, {models}: {about}."
         ends = {"dollars": "dollars_low", "dollars_p90": "dollars_high", "minutes": "minutes_low"}
         table = ways.select("way", **ends, minutes_p90="minutes_high")
-        next_ = pilot if usual is None else "run = await cascade.run(client)"
-        return Card.of(table, title=title, notes=notes, next=next_)
+        return Card.of(table, title=f"{title} Nothing is sent yet.", notes=notes, next=following)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -354,12 +354,10 @@ class CascadeRun(Shown):
         for (model, run), step in zip(self.runs.items(), self._steps, strict=False):
             errors, asked = step["error"].drop_nulls(), step["model"].count()
             on = errors.filter(errors != NOT_SENT)
-            counts = {"rows": asked + errors.len() - on.len(), "accepted": asked - on.len()}
-            counts |= {"passed_on": on.len(), "missing": errors.len() - on.len()}
-            share, paid = on.len() / asked if asked else None, float(run.job.replies()["dollars"].sum())
-            figures = {"passed_on_share": share, "dollars": paid, "minutes": run.minutes}
-            rows.append({"model": model, **counts, **figures, "why": judging.why(on)})
-        return pl.DataFrame(rows, schema=TABLE)
+            missing, paid = errors.len() - on.len(), float(run.job.replies()["dollars"].sum())
+            counts = asked + missing, asked - on.len(), on.len(), missing, on.len() / asked if asked else None
+            rows.append((model, *counts, judging.why(on), paid, run.minutes))
+        return pl.DataFrame(rows, schema=TABLE, orient="row")
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -372,14 +370,13 @@ class CascadeRun(Shown):
         """
         paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
-        ways = [(CASCADE, sum(paid), False)]
-        for number, (model, plan) in enumerate(known.plans.items()):
-            is_paid = number == 0 and next(iter(self.runs.values())).state == "finished"
-            cost = paid[0] if is_paid else plan.compiled.takes["dollars"]
-            ways.append((f"all on {model}", cost, not is_paid))
-        last = pl.col("dollars").last()
-        table = pl.DataFrame(ways, schema=["way", "dollars", "estimated"], orient="row")
-        return table.with_columns(share=pl.when(last > 0).then(pl.col("dollars") / last)).select(*BILL)
+        costs = [sum(paid), *(plan.compiled.takes["dollars"] for plan in known.plans.values())]
+        estimated = [False, *[True] * len(known.plans)]
+        if next(iter(self.runs.values())).state == "finished":
+            costs[1], estimated[1] = paid[0], False
+        ways = {"way": known.options["way"], "dollars": costs, "estimated": estimated}
+        share = pl.when(pl.col("dollars").last() > 0).then(pl.col("dollars") / pl.col("dollars").last())
+        return pl.DataFrame(ways).with_columns(share=share).select(*BILL)
 
     def _card(self) -> Card:
         table, mark = self.table, "SIMULATED " * self.simulated

@@ -261,9 +261,8 @@ def shortfall(scores: Mapping[str, pl.Series], gate: float, confidence: float) -
         return "Not enough evidence: no row has a score.", None
     best = max(means, key=means.__getitem__)
     more = rows_more(scores[best], gate, (1 - confidence) / len(scores))
-    rest = (
-        "no choice scores above it" if means[best] <= gate else "how many rows would settle it is not known"
-    )
-    settle = f"about {more:,} rows more would settle it" if more else rest
+    settle = f"about {more:,} rows more would settle it" if more else "how many rows would do is not known"
+    if means[best] <= gate:
+        settle = "no choice scores above it"
     wanted = f"Not enough evidence for a score of {gate:g} at {confidence:.0%} confidence"
     return f"{wanted}: {best} scores {means[best]:.3g} on {scores[best].len():,} rows; {settle}.", more

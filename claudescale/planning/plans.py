@@ -18,7 +18,7 @@ from claudescale.api import catalog, limits, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, account_limits, unasked
 from claudescale.api.limits import Learned, Limits
-from claudescale.errors import PlanError, refuse
+from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
@@ -165,6 +165,18 @@ class Plan(Shown):
             refuse(
                 "a budget needs to know the most searches of a row: give the web_search tool a 'max_uses', "
                 "such as 'max_uses': 3."
+            )
+        price = prices.price(
+            model,
+            mode="live" if self.mode == "live" else "batch",
+            inference_geo=prices.worst_geography(prompt.charges.inference_geo),
+        )
+        most = prices.most_with_tools(price, model, self.max_tokens, prompt.charges)
+        if most is not None and self.budget is not None and most > self.budget:
+            refuse(
+                f"With these tools one row can cost up to {text.dollars(most)}, so no row could be sent: "
+                "use a larger budget, a smaller 'max_uses' with 'allowed_callers': ['direct'], or no budget.",
+                ImpossibleBudget,
             )
         compiled = Compiled(plan=self, prompt=prompt, model=model, limits=allowed, evidence=self._evidence)
         object.__setattr__(self, "compiled", compiled)

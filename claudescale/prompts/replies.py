@@ -293,7 +293,7 @@ def _of_model(model: Any, *, single: bool = False) -> Returns:
     columns = pl.Schema({name: _dtype(node, f"field {name!r}") for name, node in fields.items()})
 
     def validate(text: str) -> Json:
-        return model.model_validate_json(text).model_dump(warnings=False)  # type: ignore[no-any-return]
+        return model.model_validate_json(text).model_dump(by_alias=False, warnings=False)  # type: ignore[no-any-return]
 
     return Returns(json_schema=_wire(wire), columns=columns, single=single, _validate=validate)
 
@@ -316,16 +316,16 @@ def _resolved(node: Any, definitions: Json, inside: tuple[str, ...] = ()) -> Any
         return [_resolved(item, definitions, inside) for item in node]
     if not isinstance(node, dict):
         return node
-    if "$ref" in node:
+    while "$ref" in node:
         name = node["$ref"].removeprefix("#/$defs/")
         if name in inside:
             _refuse(f"the model {name}", "contains itself, and the API takes no recursive schema.")
-        inside, node = (*inside, name), definitions[name] | node
-    names = {"oneOf": "anyOf"}
+        own = {key: value for key, value in node.items() if key != "$ref"}
+        inside, node = (*inside, name), definitions[name] | own
     return {
-        names.get(key, key): _resolved(value, definitions, inside)
+        "anyOf" if key == "oneOf" else key: _resolved(value, definitions, inside)
         for key, value in node.items()
-        if key not in ("$ref", "$defs")
+        if key != "$defs"
     }
 
 

@@ -167,9 +167,9 @@ class Prompt:
                 f"A field called {named[1]!r} can make the model decline (reasoning_extraction), and that "
                 "refusal is billed. Rename it, for example to 'why'."
             )
-        looks = isinstance(frame, pl.DataFrame) and isinstance(self.text, Text)
-        texts = frame.lazy().select(self.text.columns or () if looks else ()).head(_SEEN_ROWS)
-        for cells in texts.select(pl.col(pl.String)).collect():
+        head = frame.head(_SEEN_ROWS) if isinstance(frame, pl.DataFrame) else pl.DataFrame()
+        names = self.text.columns if isinstance(self.text, Text) and head.width else ()
+        for cells in head.select(names or ()).select(pl.col(pl.String)):
             if cells.str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
                 yield (
                     f"The column {cells.name!r} holds files as text in base64, which costs a hundred times "

@@ -180,21 +180,18 @@ class Watch(Follower):
         """Show what stays. The cell that waits for the run does so too: nbconvert hears that one alone."""
         run = self.run
         with self._settling:
-            is_first = not self._stays
-            if is_first:
+            if not self._stays:
                 self._stays.append({"text/html": run._repr_html_(), "text/plain": repr(run)})
-                if loops.in_notebook():
-                    live = run.plan.mode == "live"
-                    self._stays.append(
-                        self._picture(png=True) if live else run.plot.batches()._repr_mimebundle_()
-                    )
-        if self._handles:
-            for handle, bundle in zip(self._handles, self._stays, strict=True):
-                handle.update(bundle, raw=True)
-        elif loops.in_notebook():
+                if not loops.in_notebook():  # in here, as whoever waits for the run may end the process
+                    print(repr(run), flush=True)  # noqa: T201 - what it is for
+                elif run.plan.mode == "live":
+                    self._stays.append(self._picture(png=True))
+                else:
+                    self._stays.append(run.plot.batches()._repr_mimebundle_())
+        for handle, bundle in zip(self._handles, self._stays, strict=False):
+            handle.update(bundle, raw=True)
+        if not self._handles and loops.in_notebook():
             self._handles = [_display(bundle) for bundle in self._stays]
-        elif is_first:
-            print(repr(run), flush=True)  # noqa: T201 - what it is for
 
     def _picture(self, *, png: bool = False) -> dict[str, Any]:
         """Return the picture of this moment; none of batches, as the API shows no progress of them."""

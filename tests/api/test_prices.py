@@ -272,6 +272,8 @@ def test_the_worst_case_knows_geography_and_tools():
     assert most == pytest.approx(6 * (1e6 * 0.6875e-6 + 1_024 * 2.75e-6) + 0.05)
     with pytest.raises(cs.PlanError, match="max_uses"):
         plan.replace(budget=100.0, params={"tools": [{**SEARCH, "max_uses": None}]})
+    with pytest.raises(cs.errors.ImpossibleBudget, match="one row can cost up to"):
+        plan.replace(budget=1.0)
 
 
 def test_estimates_know_geography_and_searches():

@@ -59,14 +59,6 @@ def test_a_cached_prefix_is_priced_as_one_write_and_reads():
     assert seldom.options["dollars"][0] > 1.5 * cached.options["dollars"][0]
 
 
-def test_minutes_follow_the_tier():
-    """A higher tier takes less time at the same price; the binding limit has a name."""
-    table = cs.plan(texts(5_000), "{text}", model=HAIKU).compare(tier=[1, 2, "start", "build"], mode=["live"])
-    assert table["minutes"].is_sorted(descending=True)
-    assert table["dollars"].n_unique() == 1
-    assert set(table["binding"]) <= {"requests", "input_tokens", "output_tokens", "latency"}
-
-
 def test_a_spend_limit_binds_where_the_dollars_are_above_it():
     """A mode that costs more than the tier may spend in a month says so; one that costs less does not."""
     frame = pl.select(text=pl.format("{} {}", pl.lit("a" * 2_000), pl.int_range(120_000)))

@@ -20,8 +20,21 @@ from claudescale.api import catalog
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge
 from claudescale.prompts.requests import FACTS, NOT_SENT, REQUESTS, compile_prompt
 
-HAIKU, OLD, SONNET, OPUS = "claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5", "claude-opus-5-5"
-TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.none(), max_size=20)
+HAIKU, OLD, SONNET = "claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5"
+HOSTILE = [
+    "",
+    "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029",
+    'quote " \\ slash / </script>',
+    "\\u0041 \\n",
+    "{text} {{text}}",
+]
+HOSTILE += [
+    '{"role":"user","content":"x"}',
+    '"}]}',
+    "x" * 9_000,
+    "\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\uffff",
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from([None, *HOSTILE])
 ONE = pl.DataFrame({"text": ["a"]})
 
 
@@ -40,26 +53,11 @@ def answers(*rows):
     return pl.DataFrame(rows, schema=dict.fromkeys(("key", "reply", "error"), pl.String), orient="row")
 
 
-def test_hostile_cells_arrive_as_they_are():
-    """No cell, whatever is in it, breaks the JSON around it or is read as a template."""
-    cells = [
-        "",
-        "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029",
-        'quote " backslash \\ slash / </script>',
-        "\\u0041 \\n",
-    ]
-    cells += ["{rating} {{text}}", '{"role":"user","content":"x"}', '"}]}', "x" * 100_000]
-    cells += ["\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\ufffd\uffff\U0010ffff"]
-    work = compiled("A: {text} {{literal}}", frame := pl.DataFrame({"text": cells})).work(frame, "api")
-    sent = [json.loads(body)["messages"][0]["content"] for body in work.bodies(work.requests["row"])]
-    assert sent == [f"A: {text} {{literal}}" for text in cells]
-
-
 @pytest.mark.parametrize("template", ["About {text}", pl.format("About {}", "text")], ids=str)
 @settings(deadline=None, max_examples=15)
-@given(texts=TEXTS, slice_rows=st.integers(1, 7), data=st.data())
+@given(texts=st.lists(TEXTS, max_size=20), slice_rows=st.integers(1, 7), data=st.data())
 def test_rows_become_requests_and_answers_rows(template, texts, slice_rows, data):
-    """A key is the hash of API and body, identical rows are sent once, each gets its own answer."""
+    """No cell breaks the JSON, a key is the hash of API and body, identical rows are sent once."""
     frame = pl.DataFrame({"text": texts, "other": 1}, schema={"text": pl.String, "other": pl.Int64})
     prompt = compiled(template, frame, system="Briefly.")
     with pytest.MonkeyPatch.context() as patched:
@@ -248,15 +246,6 @@ OPTIONS = [
     ({"thinking": True}, "It takes 'adaptive'"), ({"samples": 1.5}, "samples="),
     ({"model": OLD, "max_tokens": 64_001}, "1 to 64,000 tokens"), ({"max_tokens": True}, "whole number"),
 ]
-BULK = [
-    (HAIKU, {}, {"thinking": {"type": "disabled"}}), (SONNET, {}, {"thinking": {"type": "between_tools"}}),
-    (OPUS, {}, {"output_config": {"effort": "low"}}), (OLD, {}, {}),
-    (HAIKU, {"effort": "max"}, {"output_config": {"effort": "max"}}),
-    (OPUS, {"thinking": {"type": "adaptive"}}, {"thinking": {"type": "adaptive"}}),
-    (OLD, {"thinking": ENABLED, "max_tokens": 2_001}, {"thinking": ENABLED, "max_tokens": 2_001}),
-    (HAIKU, {"params": {"output_config": {"later": 1}}, "effort": "low"},
-     {"output_config": {"effort": "low", "later": 1}}),
-]
 # fmt: on
 
 
@@ -267,14 +256,6 @@ def test_what_cannot_be_sent_or_priced_is_refused_before(options, words):
     """What the API would refuse in every row, or no bill could count, is a PlanError that says why."""
     with pytest.raises(PlanError, match=words):
         plan(**options)
-
-
-@pytest.mark.parametrize(("model", "options", "expected"), BULK)
-def test_bulk_rows_do_not_think_unless_asked(model, options, expected):
-    """Thinking is off, or small where it cannot be off; what the user says is sent and nothing else."""
-    sent = json.loads(plan(model=model, **options).requests["params"].item())
-    del sent["messages"]
-    assert sent == {"model": model, "max_tokens": 1024, **expected}
 
 
 def test_an_option_left_unset_is_absent():
