@@ -434,7 +434,7 @@ def test_a_batch_whose_results_are_gone(tmp_path, spoiled):
                     await client.messages.batches.retrieve(batch_id)
                 if spoiled == "deleted":
                     await client.messages.batches.delete(batch_id)
-                batch.created_at -= 30 * 86_400
+                batch.archived_at -= 30 * 86_400
 
         asyncio.run(spoil())
         run = ended(the_plan(20), api, tmp_path / "l")
