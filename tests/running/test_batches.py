@@ -424,7 +424,7 @@ def test_a_batch_that_is_never_shown_stays_held(tmp_path, real):
 @pytest.mark.parametrize("spoiled", ["archived", "deleted"])
 def test_a_batch_whose_results_are_gone(tmp_path, spoiled):
     """After 29 days that is said, and only the same cell sends its rows; a simulator's batch ends with it."""
-    with simulator(batch_seconds=600.0) as api:
+    with simulator(batch_seconds=1_500.0) as api:
         batch_id = left(the_plan(20), api, tmp_path / "l").batches["batch_id"].item()
         batch = api.batches._batches[batch_id]
 
@@ -623,7 +623,7 @@ def _canceled(api, ledger):
 @pytest.mark.parametrize("leave", [lambda api, ledger: left(the_plan(50), api, ledger), _canceled])
 def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path, leave):
     """After leave() or a canceled task the batch goes on; the next run sends nothing, live or by batch."""
-    with simulator(batch_seconds=800.0) as api:
+    with simulator(batch_seconds=1_500.0) as api:
         leave(api, tmp_path / "l")
         run = ended(the_plan(60, mode="live"), api, tmp_path / "l")
         assert (api.stats["batches_created"], api.stats["calls"]) == (1, 10)
