@@ -150,7 +150,10 @@ CELLS = [
     """,
     "run = await a_plan(reviews(30)).run(client, ledger=None)\nrun",
     """
-    going = start(); await asyncio.sleep(0.2); seen = going.state, going.counts.answered < 6_000
+    going = start()
+    while going.state == "starting":
+        await asyncio.sleep(0.01)
+    seen = going.state, going.counts.answered < 6_000
     going.stop(); seen, (await going).state, cs.wait(start(3)).state
     """,
     """

@@ -62,7 +62,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetiredModel(Fact):
+class KnownModel(Fact):
     """What is known of every model, also of one that could be called once."""
 
     id: str  # to send; aliases resolve to it
@@ -79,7 +79,7 @@ class RetiredModel(Fact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model(RetiredModel):
+class Model(KnownModel):
     """What is known about one model that can be called."""
 
     line: str
@@ -169,7 +169,7 @@ WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_tex
 
 MODELS: Mapping[str, Model] = {row["id"]: _model_facts(row) for row in _DATA["model"]}
 """Every model that was not retired when last checked."""
-RETIRED = {row["id"]: RetiredModel(**{"snapshot": row["id"]} | row) for row in _DATA["retired"]}
+RETIRED = {row["id"]: KnownModel(**{"snapshot": row["id"]} | row) for row in _DATA["retired"]}
 TIERS: Mapping[str, Tier] = {row["name"]: _tier_facts(row) for row in _DATA["tier"]}
 MESSAGE, BATCH, CHARGES, ERRORS = (
     SimpleNamespace(**_DATA[name]) for name in ("message", "batch", "charges", "errors")
@@ -192,13 +192,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def lifecycle(model: RetiredModel, at: datetime | None = None) -> Lifecycle:
+def lifecycle(model: KnownModel, at: datetime | None = None) -> Lifecycle:
     """Return where a model stands in its life at a moment (now): retired from the announced one on."""
     retires_at = model.retires_at
     return "retired" if retires_at and (at or now()) >= retires_at else model.lifecycle
 
 
-def refusal(model: RetiredModel, at: datetime | None = None) -> str | None:
+def refusal(model: KnownModel, at: datetime | None = None) -> str | None:
     """Return why a model cannot be called at a moment, and what to use; None where it can be."""
     if lifecycle(model, at) != "retired":
         return None
@@ -394,7 +394,7 @@ def search_dollars(model_id: str, day: date) -> float | None:
     return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
 
 
-def _priced(model_id: str) -> tuple[RetiredModel, ModelInfo]:
+def _priced(model_id: str) -> tuple[KnownModel, ModelInfo]:
     from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - slow, and often not needed
 
     facts = _RETIRED_BY_NAME.get(model_id) or model(model_id)

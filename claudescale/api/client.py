@@ -66,6 +66,7 @@ _simulators: list[Any] = []  # that `connect` has started: they live as long as 
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
 _ADDRESS = re.compile(r"https?://(\[[\da-fA-F:]+\]|[^/@?#%:\s]+)(:\d{1,5})?(/[^?#\s]*)?")
+_HALF_SET = {"ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_PROFILE"}
 _PRIVATE = re.compile(r"(10|127|192\.168|172\.(1[6-9]|2\d|3[01]))\.[\d.]+$")
 _SAID, _WORDS = WORDS["client"], WORDS["reason"]
 _log = logging.getLogger("claudescale.api")
@@ -615,6 +616,8 @@ def connect(
     except anthropic.AnthropicError as error:
         raise PlanError(_SAID["credentials"].format(flaw=error)) from error
     if simulate is None and api_key is None and url is None and not _signs_in(client):
+        for name in os.environ.keys() & _HALF_SET:  # the SDK passes over it where something is missing
+            raise PlanError(_SAID["credentials"].format(flaw=f"{name} is set, but not all that it needs."))
         return _latest(_simulated(simulator))
     check_client(client)
     host, nearby = client.base_url.host, is_nearby(client.base_url)

@@ -178,7 +178,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     return pl.DataFrame([_row(facts, moment) for facts in known], MODELS)
 
 
-def _row(model: catalog.RetiredModel, at: datetime) -> dict[str, Any]:
+def _row(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
     """Return what the catalog has of a model at a moment, by column."""
     row = asdict(model) | {"model": model.id, "lifecycle": catalog.lifecycle(model, at)}
     with suppress(PlanError):  # an unknown price is null in the table

@@ -142,11 +142,8 @@ class Measured:
 
     def after(self, calls: int, seconds: float) -> Measured:
         """Return what calls take by so many of the run itself, of so many seconds in the mean."""
-        calls = max(calls, self.calls)
-        input_, output, latency = (
-            line._replace(calls=calls) for line in (self.input, self.output, self.latency)
-        )
-        return replace(self, input=input_, output=output, latency=latency._replace(mean=seconds))
+        input_, output = (line._replace(calls=max(calls, self.calls)) for line in (self.input, self.output))
+        return replace(self, input=input_, output=output, latency=Line(seconds))
 
     def elsewhere(self, before: Measured, after: Measured, *, same_model: bool) -> Measured:
         """Return what calls take with another cache or model: its replies are as long."""

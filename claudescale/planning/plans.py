@@ -571,6 +571,9 @@ class Plan(Shown):
                 f"In a batch {calibration.BATCH_HIT_SHARE:.0%} of the requests are assumed to hit the cache"
             )
             yield f"{share}: {low} to {high} is usual."
+        elif self.cache:
+            shared, least = compiled.prompt.shared_tokens, compiled.model.cache_minimum_tokens or math.inf
+            yield f"Nothing is cached: all rows share about {shared:,.0f} tokens, and it takes {least:,}."
         yield from compiled.prompt.notes(self.frame)
         batch = estimates.option(compiled.options, "batch")["minutes_p90"]
         yield from catalog.notices(compiled.model, batch_minutes=batch)

@@ -454,7 +454,9 @@ def _charges(params: Mapping[str, Any]) -> Charges:
     uses = [tool.get("max_uses") for tool in tools]
     searches = [tool.get("max_uses") for tool in tools if tool["name"] == "web_search"]
     # From 2026 on tools are called from code by default, and each piece of code is a turn of its own.
-    if None not in uses and all(tool["type"] in FACTS["called_directly"] for tool in tools):
+    usual = {tool["type"]: ["direct"] if tool["type"] in FACTS["called_directly"] else [] for tool in tools}
+    direct = all(tool.get("allowed_callers", usual[tool["type"]]) == ["direct"] for tool in tools)
+    if None not in uses and direct:
         most = min(sum(uses) + 1, most)
     return Charges(
         inference_geo=params.get("inference_geo"),

@@ -165,10 +165,9 @@ class Model:
     def reply(self, shares: Shares) -> Reply:
         """Return its reply."""
         body, written = self._body, self._options.replies
-        geo = "not_available" if self._model.id in catalog.CHARGES.no_inference_geo else "global"
-        reply = Reply(
-            shares=shares, geo=body.get("inference_geo") or geo, speed=body.get("speed") or "standard"
-        )
+        reply = Reply(shares=shares, speed=body.get("speed") or "standard")
+        nowhere = self._model.id in catalog.CHARGES.no_inference_geo
+        reply.geo = body.get("inference_geo") or ("not_available" if nowhere else "global")
         if body["max_tokens"] == 0:
             reply.stop_reason = "max_tokens"
             return reply

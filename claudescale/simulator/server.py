@@ -233,8 +233,7 @@ def board(desk: Desk, clock: Clock, url: str) -> str:
     rows, buckets = "", ""
     for name, figures in zip(names, [*counts, map(sum, zip(*counts, strict=True))], strict=True):
         cells = (
-            f'<td class="{of * (count > 0)}">{count:,.0f}'
-            for of, count in zip(COLUMNS, figures, strict=False)
+            f'<td class="{kind * (of > 0)}">{of:,.0f}' for kind, of in zip(COLUMNS, figures, strict=False)
         )
         rows += f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
     for group, three in desk.groups.items():

@@ -152,7 +152,7 @@ def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------- models and lists
 
 
-def model_info(model: catalog.RetiredModel, at: datetime) -> dict[str, Any]:
+def model_info(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
     """Return a model as the Models API shows it at a moment."""
     dated = SNAPSHOT_DATE.search(model.snapshot)
     version = model.id.removeprefix("claude-").replace("-latest", "")
@@ -183,7 +183,7 @@ def _capabilities(model: catalog.Model) -> dict[str, Any]:
     return has | {"thinking": {"supported": thinks, "types": types}}
 
 
-def _models() -> list[catalog.RetiredModel]:
+def _models() -> list[catalog.KnownModel]:
     offered = (model for model in catalog.MODELS.values() if not model.verified_only)
     return [*offered, *catalog.RETIRED.values()]
 

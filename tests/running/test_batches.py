@@ -209,7 +209,7 @@ def test_a_queue_that_others_fill_is_waited_for():
             await _foreign(client, 50)
             return await _ended(the_plan(60, queue=60), client)
 
-    with simulator(queue=60, batch_seconds=2_000.0) as api:
+    with simulator(queue=60, batch_seconds=600.0, speed=300) as api:
         assert asyncio.run(main()).results["reply"].null_count() == 0
         assert api.stats["billed_rows"] == 110
         assert api.stats["refused"]["rate_limit_error"] > 0
