@@ -516,7 +516,7 @@ class Plan(Shown):
 
     @property
     def plot(self) -> PlanPlots:
-        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
+        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``, ``concurrency()``."""
         return PlanPlots(self)
 
     def _card(self) -> Card:
