@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from claudescale.api.models import Model
     from claudescale.planning.plans import Plan
     from claudescale.running.runs import Run
+    from claudescale.views.theme import Picture
 
 CASCADE, NOT_ACCEPTED = "cascade", "not_accepted"
 
@@ -378,6 +379,11 @@ class CascadeRun(Shown):
         share = pl.when(pl.col("dollars").last() > 0).then(pl.col("dollars") / pl.col("dollars").last())
         return pl.DataFrame(ways).with_columns(share=share).select(*BILL)
 
+    @property
+    def plot(self) -> CascadePlots:
+        """The picture: ``bill``."""
+        return CascadePlots(self)
+
     def _card(self) -> Card:
         table, mark = self.table, "SIMULATED " * self.simulated
         by = f" ({self.stopped_by})" if self.stopped_by else ""
@@ -392,6 +398,24 @@ class CascadeRun(Shown):
             title=f"{mark}Cascade {self.state}{by}: {settled}; {spent}.",
             notes=notes,
             next="run.results" if self.state == "finished" else f"run = await cascade.run(client{ledger})",
+        )
+
+
+@dataclass(frozen=True)
+class CascadePlots:
+    """The picture of a cascade's run."""
+
+    run: CascadeRun
+
+    def bill(self) -> Picture:
+        """Return what the cascade saved, beside every row on its last model. Spends: nothing."""
+        from claudescale.views import run_charts  # noqa: PLC0415  # altair is slow to import
+
+        ways, costs = self.run.bill["way"], self.run.bill["dollars"]
+        steps = {ways[-1]: costs[-1], "cheaper models first": costs[-1] - costs[0], "this cascade": costs[0]}
+        return run_charts.savings(
+            pl.DataFrame(list(steps.items()), {"part": pl.String, "dollars": pl.Float64}, orient="row"),
+            simulated=self.run.simulated,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import weakref
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -323,6 +324,15 @@ class Limiter:
             await close()
 
         http.aiter_bytes, http.aclose = aiter_bytes, aclose  # type: ignore[method-assign]
+        # A stream that nobody reads or closes ends when it is collected, on whatever thread.
+        loop = asyncio.get_running_loop()
+        weakref.finalize(http, self._dropped, call, loop).atexit = False
+
+    def _dropped(self, call: _Call, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        if loop is None and call in self.under_way:
+            self._end(call, _CANCELED)
+        elif loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._dropped, call)
 
     def _end(self, call: _Call, answer: Answer) -> None:
         """Take the permit of a call back with what came, and count it."""

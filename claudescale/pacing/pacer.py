@@ -350,6 +350,7 @@ class Window:
             self.before = self.borne or at_once
             self.size = min(self.size, max(_FEWER * at_once, borne, 1.0))
             self.slow_start, self.known, self.cut_at = False, False, now
+            _LOG.debug("the window is cut to %d calls in flight", self.calls)
 
 
 # the pacer

@@ -51,7 +51,7 @@ class Line(NamedTuple):
         As if they were lognormal: a mean that is measured low, as the few long ones were missed, has a low
         deviation too. `estimated_tokens` is their mean.
         """
-        if self.calls <= 1 or not self.mean:
+        if self.calls <= 1 or not (self.mean and requests):
             return Z * self.guessed
         # Those measured are some of all: only the others are unknown. Of other requests, both samples vary.
         unknown = max(1 - self.calls / requests, 0.0) if requests == self.requests else 1.0

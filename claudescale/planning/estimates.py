@@ -187,7 +187,7 @@ def options(
         )
         for known, input_more, output_more in (
             (expected, 0.0, 0.0),
-            (expected.slow(totals.requests), totals.input_more, totals.output_more),
+            (expected.slow(max(totals.requests, 1)), totals.input_more, totals.output_more),
         )
     )
     minutes, most = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM

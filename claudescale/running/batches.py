@@ -241,7 +241,8 @@ class Batches:
         for batch in await loops.in_thread(self._ledger.adopt, self._requests["key"]):
             sent_by = batch.intended_at + batch_rules.LONGEST_UPLOAD_SECONDS
             lost_until = min(now, sent_by) + batch_rules.LOST_SECONDS
-            self._followed.append(Followed(batch, lost_until, is_canceled=True))
+            again = batch._replace(state="in_progress")  # it is looked at anew: its results may be gone
+            self._followed.append(Followed(again, lost_until, is_canceled=True))
             held = await loops.in_thread(self._ledger.held, batch.nonce)
             is_held = pl.col("key").is_in(held)
             self.adopted.update(held)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Bucket
-from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, trouble
+from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, draws, trouble
 from claudescale.simulator.requests import FIELDS, found_model, misfits
 from claudescale.simulator.wire import Answer, Problem, instant
 
@@ -140,11 +140,11 @@ class Batches:
         if callable(seconds):
             seconds = seconds(len(rows))
         elif seconds is None:
-            luck = replies.draws(mark, "batch").lognormvariate(0.0, 0.4)
+            luck = draws(mark, "batch").lognormvariate(0.0, 0.4)
             seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * luck
         if desk.struck(("batch_stuck",), b"batch", number, now):
             seconds = STUCK_SECONDS
-        own = replies.draws(mark, "moments")
+        own = draws(mark, "moments")
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
         agenda = [Row(now + seconds * (1 - own.random()), *row) for row in enumerate(rows)]
         agenda.sort(key=lambda row: row.done_at, reverse=True)
@@ -208,7 +208,7 @@ class Batches:
                 batch.lines.append(line + b"\n")
                 yield
             if over and batch.settled_at is None:
-                replies.draws(batch.mark, "order").shuffle(batch.lines)
+                draws(batch.mark, "order").shuffle(batch.lines)
                 batch.settled_at = batch.ends_at
 
     def _result(self, batch: Batch, row: Row, params: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class Batches:
                 raise trouble(struck, ROW.get(struck, 400))
             # The luck of a row with the cache is drawn from its place.
             own = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
-            may_read = replies.draws(own, "hit").random() < _hits(batch, weighed)
+            may_read = draws(own, "hit").random() < _hits(batch, weighed)
             shares = desk.cache.shares(now, weighed, may_read=may_read)
             reply, message = desk.compose(now, key, params, model, shares, "batch")
         except Problem as problem:
@@ -268,5 +268,5 @@ def _hits(batch: Batch, prefixes: list[Prefix]) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
     fewest, most = map(float, catalog.BATCH.cache_hit_shares)
     hour = any(prefix.ttl == "1h" for prefix in prefixes)
-    luck = replies.draws(batch.mark, "cache").random() + hour
+    luck = draws(batch.mark, "cache").random() + hour
     return fewest + (most - fewest) * luck / 2

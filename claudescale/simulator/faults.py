@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
+from random import Random
 from typing import Any
 
 from claudescale.errors import nearest
-from claudescale.simulator.replies import draws
 from claudescale.simulator.wire import TABLES, Problem
 
 ACCOUNT: dict[str, str] = TABLES["account"]
@@ -23,6 +24,13 @@ AFTER, IN_REPLY, LEVELS = (tuple(_KINDS[when]) for when in ("after", "in_reply",
 CREATE_BEFORE, CREATE_AFTER = (*_KINDS["create_before"], *ACCOUNT), tuple(_KINDS["create_after"])
 BATCH = (*CREATE_BEFORE, *CREATE_AFTER, *_KINDS["of_a_batch"], *ROW)
 KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
+
+
+def draws(key: bytes, purpose: str = "") -> Random:
+    """Return a random generator for one purpose, the same for the same `key`."""
+    if purpose:
+        key = blake2b(purpose.encode(), digest_size=8, key=key[:64]).digest()
+    return Random(int.from_bytes(key[:8], "big"))
 
 
 def trouble(kind: str, status: int = 500) -> Problem:

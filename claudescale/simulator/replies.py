@@ -12,10 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api import catalog
+from claudescale.simulator.faults import draws
 from claudescale.simulator.requests import pieces, resolved, tokens_in
 from claudescale.simulator.wire import TABLES, Problem
 
@@ -85,13 +85,6 @@ def hashed(seed: int, text: str, size: int) -> bytes:
     """Return a hash of a text that is another for every seed."""
     raw, salt = text.encode("utf-8", "surrogatepass"), str(seed).encode()[:64]
     return blake2b(raw, digest_size=size, key=salt).digest()
-
-
-def draws(key: bytes, purpose: str = "") -> Random:
-    """Return a random generator for one purpose, the same for the same `key`."""
-    if purpose:
-        key = blake2b(purpose.encode(), digest_size=8, key=key[:64]).digest()
-    return Random(int.from_bytes(key[:8], "big"))
 
 
 def seconds(key: bytes, line: str | None, reply: Reply) -> tuple[float, float]:

@@ -238,6 +238,7 @@ def test_a_pilot_tells_the_share_that_is_passed_on_and_the_price(api, path):
     assert bill.schema == BILL
     assert bill["way"].to_list() == ["cascade", f"all on {CHEAP}", f"all on {DEAR}"]
     assert bill["estimated"].to_list() == [False, False, True]
+    assert repr(done.plot.bill()).startswith("SIMULATED: $")
     alone = cs.wait(a_plan(200, model=DEAR).run(api.client(), ledger=None, progress=False))
     assert bill["dollars"][2] == pytest.approx(alone.counts.dollars, rel=0.1)
     assert bill["share"][0] == pytest.approx(bill["dollars"][0] / bill["dollars"][2])

@@ -1,6 +1,7 @@
 """`cs.limit` under the real SDK, against the simulator over a socket: each permit comes back exactly once."""
 
 import asyncio
+import gc
 import json
 from typing import Literal
 
@@ -140,6 +141,11 @@ async def closed_unread(claude):
     await events.close()
 
 
+async def dropped(claude):
+    await claude.messages.create(**asked(), stream=True)
+    gc.collect()
+
+
 async def canceled(claude):
     task = asyncio.create_task(create(claude))
     await until(lambda: limiter_of(claude).under_way)
@@ -159,8 +165,8 @@ async def canceled_stream(claude):
 
 
 def test_a_call_that_is_left_gives_its_permit_back(api):
-    """A break, a close and a cancellation are each counted once, as canceled."""
-    ways = [left, closed_unread, canceled, canceled_stream]
+    """A break, a close, a dropped stream and a cancellation are each counted once, as canceled."""
+    ways = [left, closed_unread, dropped, canceled, canceled_stream]
     assert asyncio.run(used(api, ways)).errors == {"canceled": len(ways)}
 
 

@@ -86,7 +86,7 @@ def test_a_column_of_any_name_can_be_named_and_doubled_braces_are_text(name):
     ]
 
 
-@pytest.mark.parametrize(("prompt", "error", "words"), WRONG, ids=str)
+@pytest.mark.parametrize(("prompt", "error", "words"), WRONG)
 def test_a_prompt_that_cannot_be_read_says_what_to_type(prompt, error, words):
     """Each mistake is found from the schema alone, and named with what to write instead."""
     columns = {"text": pl.String, "rating": pl.Int64, "photo": pl.String, "raw": pl.Binary}

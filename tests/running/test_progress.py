@@ -90,7 +90,7 @@ def test_what_it_would_have_cost_is_what_the_savings_say(mode):
     assert run.counts.errors == Counter(run.attempts["error"].drop_nulls())
 
 
-@settings(max_examples=40)
+@settings(max_examples=10)
 @given(
     st.lists(st.tuples(st.floats(0, 200_000), st.floats(0, 900), st.booleans()), max_size=60),
     st.sampled_from([0, 7, 60]),
