@@ -166,6 +166,17 @@ def test_connections_are_kept_alive_and_long_headers_read():
         assert asyncio.run(go(client)) == (200, 1)
 
 
+@pytest.mark.parametrize("way", ["api_key", "auth_token"])
+def test_a_key_that_an_error_repeats_is_taken_out(way):
+    """A gateway's words may repeat the key or token that it was sent: no message of ours has it."""
+    no = (400, {}, canned.error("invalid_request_error", f"{KEY} may not do that."))
+    with Canned(lambda *_: no) as server:
+        client = anthropic.AsyncAnthropic(**{way: KEY}, base_url=server.url)
+        answer, _ = answer_of(client, ask=False)
+        assert KEY in str(server.seen[-1][2])
+    assert verdict(answer).message == "... may not do that."
+
+
 @pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 def test_a_client_that_nobody_closes_ends_quietly(caplog):
     """A script that calls the API itself and just ends leaves no complaint about a session behind."""
