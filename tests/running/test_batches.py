@@ -209,6 +209,7 @@ def test_a_queue_that_is_smaller_than_the_table_says():
         assert api.stats["billed_rows"] == 100
 
 
+@pytest.mark.slow
 def test_a_queue_that_others_fill_is_waited_for():
     """A 429 for the queue sends no row twice and ends no run: there is room later."""
 
