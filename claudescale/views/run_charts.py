@@ -446,7 +446,10 @@ def buckets(
             pl.col("minute", "refilled").first(), pl.col("share").min()
         )
         refilled = slices.select("minute", share="refilled")
-        steps = pl.concat([refilled, slices.select("minute", "share")]).sort("minute", maintain_order=True)
+        start = pl.DataFrame({"minute": 0.0, "share": 1.0})
+        steps = pl.concat([start, refilled, slices.select("minute", "share")]).sort(
+            "minute", maintain_order=True
+        )
         lowest = steps.select(pl.col("share").min()).item()
         words.append(f"{noun} {max(lowest, 0.0):.0%}{' (overdrawn)' * (lowest < 0)}")
         y = alt.Y(
@@ -454,6 +457,7 @@ def buckets(
             title=f"{noun.capitalize()}: a full bucket holds {text.significant(capacity)}",
             scale=alt.Scale(domain=[max(min(lowest, 0.0), -1.0), 1.0], nice=False),
             axis=alt.Axis(format=".0%", values=[0, 0.5, 1]),
+            stack=False,
         )
         x = theme.time_axis("minute", until, **{} if name == names[-1] else {"title": None})
         area = chart(steps).mark_area(**theme.area(views.BUCKETS[name]), clip=True)
