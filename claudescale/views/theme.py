@@ -25,7 +25,7 @@ DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
     "format(datum.value, abs(datum.value - round(datum.value)) < 1e-6 ? '$,.0f' : "
     "abs(100 * datum.value - round(100 * datum.value)) < 1e-6 ? '$,.2f' : '$,.7~f')"
 )
-MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 30)] + [1, 2, 5, 10, 20, 30]
+MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
 SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
 MOST_TICKS, MOST_LABELS = 6, 8
