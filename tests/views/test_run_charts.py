@@ -244,7 +244,7 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near():
 
 
 def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():
-    """It begins full, two calls at once leave one of a single call empty, and a pause fills it again."""
+    """Two calls at once leave a bucket of one empty, which was full; before the third it is full again."""
     calls = attempts(3, failed=0).with_columns(
         sent_at=pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
     )
