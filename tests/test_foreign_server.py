@@ -157,6 +157,7 @@ CASES = {  # limits per minute and seconds that a bucket holds; rows; limits tol
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_row_is_answered_within_its_limits(tmp_path, case, record_property):
     """Whichever limit binds, whatever was thought of it: rows in, rows out; refusals are counted alike."""

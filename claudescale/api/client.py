@@ -602,7 +602,7 @@ def connect(
     Raises
     ------
     PlanError
-        The key or the address is not usable, or credentials that the SDK finds.
+        The key, the address, or what the SDK finds to sign in with is not usable.
     """
     import anthropic  # noqa: PLC0415 - slow to import
 

@@ -17,8 +17,6 @@ from claudescale.text import plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from anthropic import AsyncAnthropic
-
     from claudescale.api.catalog import Model
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
@@ -159,23 +157,6 @@ class Limits:
         named: dict[str, Any] = catalog.tier_rates(facts, model)._asdict()
         named |= {name: getattr(facts, name, None) for name in _OPTIONAL}
         return cls(**named, source=f"table of tier {facts.name!r}", checked=facts.checked)
-
-    @classmethod
-    async def from_api(cls, client: AsyncAnthropic, model: str) -> Limits:
-        """Return the limits of an organisation, as the rate-limit API reports them to an Admin API key.
-
-        A workspace may have less. `Plan.learn_limits` does the same for a plan, and forgives an ordinary key.
-
-        Spends: nothing (one free request a page).
-
-        Raises
-        ------
-        UnknownTier
-            The API knows no limits for this model.
-        anthropic.PermissionDeniedError, anthropic.AuthenticationError
-            The key is not an Admin API key.
-        """
-        return cls.read([item.to_dict() async for item in client.organization.rate_limits.list()], model)
 
     @classmethod
     def read(cls, items: Iterable[Any], model: str) -> Limits:

@@ -91,7 +91,7 @@ class Store:
         self._queue: list[tuple[Any, ...]] = []  # attempts that are not in the file yet
         self._failure: LedgerError | None = None  # why they are not
         self._wake = threading.Event()
-        with _opening, explained(path), ExitStack() as stack:  # one at a time, see `_make`
+        with _opening, explained(path), ExitStack() as stack:  # one at a time, see `marks`
             if path is not None:
                 _make(path)
             self._file = _identity(path)

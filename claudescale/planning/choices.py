@@ -163,12 +163,14 @@ class PlanPlots(Gallery):
             Live ones of the same plan, each with its own ``concurrency``. Or calls of your own as a frame of
             `concurrency`, `requests_per_minute` (of those not refused) and `refused`.
         """
-        from claudescale.views import plan_charts
+        from claudescale.views import plan_charts, theme
 
         plan = self.plan.compiled
+        if not plan.totals.requests:
+            return theme.nothing(plan_charts.NOTHING)
         if not isinstance(runs, pl.DataFrame):
             runs = pl.DataFrame([_tried(run) for run in runs], schema=_TRIED, orient="row")
-        totals, count = plan.totals, max(plan.totals.requests, 1)
+        totals, count = plan.totals, plan.totals.requests
         # Limits on tokens are counted in calls of the plan's mean size.
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
         limits = zip(plan.limits.shared(self.plan.share).per_minute, used, BUCKETS, strict=True)

@@ -333,10 +333,11 @@ class Plan(Shown):
         ``run = await plan.retry(run, max_tokens=4000).run(client)``
         """
         other = self._with(_evidence=self._evidence._replace(kept=None)).replace(**changes)
-        other = other.replace(frame=read(other.frame))
+        frame = read(other.frame)
+        other = other.replace(frame=frame)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
         typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
-        kept = Kept.of(run, other.compiled.prompt, read(other.frame), typed)
+        kept = Kept.of(run, other.compiled.prompt, frame, typed)
         return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
 
     def head(self, n: int = 20) -> Plan:
@@ -516,7 +517,7 @@ class Plan(Shown):
 
     @property
     def plot(self) -> PlanPlots:
-        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``."""
+        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``, ``concurrency()``."""
         return PlanPlots(self)
 
     def _card(self) -> Card:
@@ -555,7 +556,7 @@ class Plan(Shown):
         )
 
     def _notices(self) -> Iterable[str]:
-        """Return what is worth knowing of this plan: what is taken over, assumed, or would be better."""
+        """Yield what is worth knowing of this plan: what is taken over, assumed, or would be better."""
         compiled, kept = self.compiled, self.compiled.kept
         if kept is not None:
             failed = kept.failed

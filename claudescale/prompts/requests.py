@@ -237,11 +237,12 @@ class Prompt:
         return pl.Series("key", [None if text is None else key(text) for text in texts], pl.String)
 
     def results_schema(self, frame: Frame) -> pl.Schema:
-        """Return the columns that the results of a frame have."""
+        """Return the columns that the results of a frame have, but for a simulator's mark."""
         typed = {} if self.returns is None else self.returns.columns
         sample = {"sample": pl.Int64()} if self.samples > 1 else {}
         texts = dict.fromkeys(["reply", "error", *(["message"] if self.has_files else [])], pl.String())
         given = {self.renamed.get(name, name): dtype for name, dtype in schema_of(frame).items()}
+        # A single value is itself the column `reply`: the last `typed` gives it its type.
         return pl.Schema({**given, **sample, **typed, **texts, **typed})
 
     def work(self, frame: Frame, api: str, kept: Kept | None = None) -> Work:
@@ -295,7 +296,7 @@ def _sampled(rows: pl.LazyFrame, samples: int) -> pl.LazyFrame:
 def _sizes(distinct: pl.LazyFrame) -> pl.LazyFrame:
     # Sorted, so that sums over them are the same to the last digit every time.
     sizes = distinct.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
-    return sizes.cast({"requests": pl.UInt32, "rows": pl.UInt32}).sort("characters")
+    return sizes.cast(SIZES).sort("characters")
 
 
 def compile_prompt(

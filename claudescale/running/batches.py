@@ -43,6 +43,7 @@ MOST_ROUNDS = 3
 MOST_FAILURES = 8
 """Posts in a row that surely made no batch, before the run ends; once one was made, some hours of them."""
 _QUEUE_SECONDS, _LONGEST_HOLD = 60.0, 300.0
+_MOST_REFUSALS = 3  # with none of ours there, before the queue is taken to be smaller than it is said to be
 _REQUESTS_PER_MINUTE = 50
 """Calls to the batch endpoints where their limit is not known: that of the lowest tier."""
 
@@ -116,7 +117,7 @@ class Batches:
         self._prime = job.plan.cache and compiled.prompt.is_cacheable  # one row alone writes the cache first
         self._queue_requests = compiled.limits.batch_queue_requests or catalog.BATCH.max_requests
         self._rounds: Counter[str] = Counter()
-        self._failures, self._hold_until = Streak(), 0.0
+        self._failures, self._refusals, self._hold_until = Streak(), 0, 0.0
         self._accepted = False
         self._ends_all = False  # live calls would meet what stopped this, too
         self._changed_at = job.clock.seconds()
@@ -344,7 +345,7 @@ class Batches:
         _LOG.debug("batch of %d rows: made %s, status %s", rows.height, made, answer.status)
         if made:
             await self._note(posted, batch_rules.seen(batch, read_object(answer.content)))
-            self._failures = Streak()
+            self._failures, self._refusals = Streak(), 0
         elif body.flaw is not None:  # half a body makes no batch
             await self._close(posted, "absent")
             raise body.flaw
@@ -371,6 +372,9 @@ class Batches:
         now = self._clock.seconds()
         if found.outcome == "refused":  # a queue that is full may be full for long
             self._hold_until = now + (wait_seconds or _QUEUE_SECONDS)
+            self._refusals += not self.waited
+            if self._refusals == _MOST_REFUSALS:
+                self._queue_requests, self._refusals = max(each.batch.requests // 2, 1), 0
         elif self._submits and self._hold_until <= now:  # several count once
             self._failures.add(now)
             self._hold_until = now + (wait_seconds or min(2.0**self._failures.count, _LONGEST_HOLD))

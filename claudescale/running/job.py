@@ -129,7 +129,8 @@ class Job:
     ledger, wire, api, batches : Store, Wire, Api, Batches
         Where replies are kept, what sends, who answers, and what sends rows by batch.
     missing : pl.DataFrame
-        Of `requests.REQUESTS`: what had no answer at the start, in the order of sending.
+        Of `requests.REQUESTS`: what had no answer at the start, in the frame's order; of a hybrid without
+        what batches have answered since.
     estimate : dict or None
         What that should take, as a row of `Plan.options`; None until it is known.
     arrived : list of str
@@ -248,7 +249,7 @@ class Job:
         plan, meter, expected = self.plan, self.meter, self.plan.compiled.expected
         estimated, concurrency = self.missing["estimated_tokens"], plan.concurrency
         left = min(meter.open_requests, self.missing.height)
-        tokens = float(estimated.tail(left).sum())  # in the order of sending
+        tokens = float(estimated.tail(left).sum())  # about those not sent yet, see `spread`
         sent_tokens = float(estimated.sum()) - tokens
         input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
         if meter.output_tokens:

@@ -520,7 +520,8 @@ async def run_parts(
     ------
     PlanError
         The prompt is an expression, which might look at other rows than its own; there is a column `row`;
-        or the plan has `samples`, with which a row of the input is several.
+        or the plan has `samples`, with which a row of the input is several. Or what is left of the budget
+        is less than the next slice costs; the files of those before it stand.
     RunStopped
         A slice was not finished; the files of those before it stand.
     """
@@ -543,7 +544,7 @@ async def run_parts(
             msg = f"rows from {start:,} on are not finished ({run.stopped_by or run.state}): run it again"
             raise RunStopped(msg, run)
         if left is not None:
-            left = max(left - run.counts.dollars, 0.0)
+            left = max(left - run.counts.dollars, 1e-9)  # of nothing left a slice may still be reused
         written.append(target / f"part-{start // rows:06}.parquet")
         unfinished = written[-1].with_suffix(".writing")  # a part is whole or not there
         await loops.in_thread(run.results.with_row_index(ROW, start).write_parquet, unfinished)

@@ -15,9 +15,10 @@ GREY = "#888888"  # a mid tone: read on white and on black
 WIDTH, HEIGHT = 500, 220
 DASHED: dict[str, Any] = {"strokeDash": [5, 4], "strokeWidth": 1.5, "color": GREY}
 NUMBERS = "format(datum.value, datum.value < 1e4 ? ',~f' : '.3~s')"
-CLOCK = (  # of minutes
+CLOCK = (  # of minutes: "20 s", "1 min 20 s", "2 min", "1 h 30 min"
     "datum.value < 0.9999 ? format(datum.value * 60, '.3~f') + ' s' : datum.value < 59.99 ? "
-    "format(datum.value, '.3~f') + ' min' : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
+    "floor(datum.value + 1e-6) + ' min' + (datum.value % 1 > 0.01 && datum.value % 1 < 0.99 ? "
+    "format(datum.value % 1 * 60, ' .0f') + ' s' : '') : format(floor(datum.value / 60 + 1e-6), ',d') + ' h'"
     " + (datum.value % 60 > 0.5 && datum.value % 60 < 59.5 ? format(datum.value % 60, ' .0f') + ' min' : '')"
 )
 # Labels and titles of axes get no colour here: the light or dark theme of the page gives it.

@@ -13,13 +13,11 @@ import polars as pl
 
 from claudescale import text, views
 from claudescale.views import run_charts, theme
-from claudescale.views.theme import axis_to, chart, finite, highest, limit, nothing, picture, tips
+from claudescale.views.theme import axis_to, chart, finite, highest, limit, log_axis, nothing, picture, tips
 
 NOTHING = "There is nothing to send."
 UNTIL = "Time until the last row is answered (median and 90th percentile)"
-FAR = 12  # from so many times the choices on, a wish is beyond the picture
 MOST_NAMES = 6
-SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
 
 
 def frontier(
@@ -56,8 +54,8 @@ def frontier(
         below=pl.when(pl.col("frontier") & (pl.lit(few) | ends | pl.col("chosen"))).then("choice"),
     )
     times, prices = [*points["minutes"], *points["minutes_p90"]], points["dollars"].to_list()
-    x, late = _axis(times, deadline_minutes, UNTIL, theme.MOMENTS, views.CLOCK)
-    y, rich = _axis(prices, budget_dollars, "US dollars", SUMS, theme.DOLLARS)
+    x, late = log_axis(times, UNTIL, views.CLOCK, wish=deadline_minutes, ticks=theme.MOMENTS)
+    y, rich = log_axis(prices, "US dollars", theme.DOLLARS, wish=budget_dollars)
     cheapest = alt.EncodingSortField("dollars", op="min")
     color, shape = (
         kind(f"{name}:N", sort=cheapest, legend=alt.Legend() if points[name].n_unique() > 1 else None)
@@ -83,21 +81,6 @@ def frontier(
         layers += limit(f"budget\n{text.dollars(budget_dollars)}", y=budget_dollars, far=rich)
     sentence, more = _frontier_words(points)
     return picture(layers, sentence, more=more, height=300)
-
-
-def _axis(
-    values: list[float], wish: float | None, title: str, ticks: list[float], labels: str
-) -> tuple[dict[str, Any], bool]:
-    """Return a logarithmic axis round all values, and whether what is wished for lies too far away."""
-    low, high = min(values), max(values)
-    far = wish is not None and not low / FAR <= wish <= high * FAR
-    if wish is not None and not far:
-        low, high = min(low, wish), max(high, wish)
-    low, high = low / 1.8, high * 1.6
-    values = [tick for tick in ticks if low <= tick <= high]
-    axis = alt.Axis(values=values, labelExpr=labels, tickCount=len(values))  # else Vega drops some
-    scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    return {"title": f"{title}, log scale", "scale": scale, "axis": axis}, far
 
 
 def _frontier_words(points: pl.DataFrame) -> tuple[str, str]:
@@ -147,7 +130,7 @@ def minutes(
     if not most:
         return nothing(NOTHING)
     words = [_tier_words(row, own) for row in tiers.iter_rows(named=True)]
-    far = (deadline_minutes or 0.0) > most * FAR / 4
+    far = (deadline_minutes or 0.0) > most * theme.FAR / 4
     until = max(most, 0.0 if far else deadline_minutes or 0.0) * 1.05
     bars = chart(tiers.with_columns(words=pl.Series(words, dtype=pl.String)))
     bars = bars.encode(y=alt.Y("tier:N", sort=None, axis=None))
@@ -233,21 +216,26 @@ def concurrency(
     """
     needed = requests_per_minute / 60 * seconds
     runs = finite(runs).sort("concurrency")
-    high = max(2 * needed, 16.0, highest(runs, "concurrency"))
-    bend = {"concurrency": [0.0, needed, high], "requests_per_minute": [0.0, *[requests_per_minute] * 2]}
-    top = max(requests_per_minute, highest(runs, "requests_per_minute"))
+    tried = highest(runs, "concurrency")
+    far = 0 < tried < needed / 5  # the limit would press what was measured into a corner
+    high = 1.25 * tried if far else max(2 * needed, 16.0, tried)
+    bend = {
+        "concurrency": [0.0, needed, max(needed, high)],
+        "requests_per_minute": [0.0, *[requests_per_minute] * 2],
+    }
+    top = max(min(requests_per_minute, high * 60 / seconds), highest(runs, "requests_per_minute"))
     x = alt.X("concurrency:Q", title="Calls in flight", scale=alt.Scale(domain=[0, high], nice=False))
     y = alt.Y("requests_per_minute:Q", title="Requests per minute", **axis_to(top, labelExpr=views.NUMBERS))
     tooltip = tips(concurrency=",d", requests_per_minute=",.0f", refused=",d")
     tries = chart(runs).mark_point(filled=True, size=70, color=views.VERMILION, opacity=1)
     most = f"limit of\n{binding.replace('_', ' ')}\n{requests_per_minute:,.0f}/min"
     layers = [
-        chart(pl.DataFrame(bend)).mark_line(color=views.BLUE, strokeWidth=2).encode(x=x, y=y),
-        *limit(most, y=requests_per_minute),
+        chart(pl.DataFrame(bend)).mark_line(color=views.BLUE, strokeWidth=2, clip=True).encode(x=x, y=y),
+        *limit(most, y=requests_per_minute, far=far),
         tries.encode(x=x, y=y, tooltip=tooltip),
     ]
     enough = math.ceil(needed)
-    if enough > 1:  # beside the line's foot: above the frame it would overprint the axis title
+    if enough > 1 and not far:  # beside the line's foot: above the frame it would overprint the axis title
         words = chart().mark_text(text=f"{enough:,} are enough", align="left", dx=6, dy=-8, color=views.GREY)
         layers += [limit("", x=needed)[0], words.encode(x=alt.datum(needed), y=alt.datum(0))]
     are = "is" if enough <= 1 else "are"
@@ -282,18 +270,19 @@ def quality(
     known = known.with_columns(
         clears=pl.col("choice").is_in(good.implode()), name=pl.col("choice").str.replace_all("claude-", "")
     )
-    x = alt.X("dollars_per_1000_rows:Q", title="US dollars per 1,000 rows, log scale")
-    x = x.axis(labelExpr=theme.DOLLARS, labelSeparation=9).scale(type="log", padding=60)
-    y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=12)
+    x, _ = log_axis(known["dollars_per_1000_rows"].to_list(), "US dollars per 1,000 rows", theme.DOLLARS)
+    y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=20)
+    y = y.axis(grid=False, domain=True, ticks=True)  # a line of the grid would cross a name out
     color = alt.condition("datum.clears", alt.value(views.BLUE), alt.value(views.ORANGE))
     hover = tips(
         choice="", rows=",d", score=".3f", score_low=".3f", score_high=".3f", dollars_per_1000_rows="$,.3~r"
     )
-    base = chart(known).encode(x, color=color)
+    base = chart(known).encode(alt.X("dollars_per_1000_rows:Q", **x), color=color)
     layers = [
         base.mark_rule(strokeWidth=2).encode(alt.Y("score_low:Q"), alt.Y2("score_high:Q")),
         base.mark_circle(size=90, opacity=1).encode(y, tooltip=hover),
-        base.mark_text(align="left", dx=9).encode(y, text="name:N"),
+        # Above the interval: beside the point it would run into the next one.
+        base.mark_text(dy=-12).encode(alt.Y("score_high:Q"), text="name:N"),
     ]
     best = known.row(0, named=True)
     price_words = f"{text.dollars(best['dollars_per_1000_rows'])} per 1,000 rows"

@@ -99,14 +99,14 @@ def _mean(rates: pl.DataFrame, name: str) -> float:
 
 
 def _pace(rates: pl.DataFrame, most: float | None) -> str:
-    """Return how many requests a minute went; above the limit it is a burst, from a bucket that was full."""
+    """Return how many requests a minute went; what a full bucket allows above the limit is a burst."""
     mean, peak = _mean(rates, "requests"), highest(finite(rates), "requests_per_minute")
     words = f"{mean:,.0f} requests a minute on average, {peak:,.0f} "
-    if most is None or peak <= most:
+    minutes = float(rates["slice_minutes"].sum())
+    if most is None or peak <= most or mean * minutes > most * (1 + minutes):  # what fails takes nothing
         return f"{words}at the peak" + (f", {most:,.0f} allowed" if most else "")
     if mean <= most:
         return f"{words}in a burst, {most:,.0f} allowed"
-    minutes = float(rates["slice_minutes"].sum())
     sent = f"{text.plural(round(mean * minutes), 'request')} in {text.duration(minutes)}"
     return f"{sent}: a burst from a full bucket, which refills at {most:,.0f} a minute"
 
@@ -151,11 +151,11 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
     answers, failures = (
         calls.filter(kind) for kind in (pl.col("error").is_null(), ~pl.col("error").is_null())
     )
-    seconds = calls["seconds"]
-    dwarfed = seconds.max() > 15 * seconds.median()  # type: ignore[operator]  # the slowest would press the others flat
-    scale = alt.Scale(type="log", nice=False, padding=8) if dwarfed else alt.Scale(zero=True)
-    title = "Seconds per answer" + ", log scale" * dwarfed
-    y = alt.Y("seconds:Q", title=title, scale=scale, axis=alt.Axis(format=",~f"))
+    seconds, title = calls["seconds"], "Seconds per answer"
+    axis: dict[str, Any] = {"title": title, "axis": alt.Axis(format=",~f")}
+    if seconds.max() > 15 * seconds.median():  # type: ignore[operator]  # the slowest would press the others flat
+        axis, _ = theme.log_axis([seconds.min(), seconds.max()], title, views.NUMBERS)  # type: ignore[list-item]
+    y = alt.Y("seconds:Q", **axis)
     x = theme.time_axis("minute", highest(calls, "minute"))
     encoded: Any = {"x": x, "y": y, "tooltip": tips(minute=",.2f", seconds=",.2f")}
     layers = [
@@ -282,6 +282,8 @@ def batches(
 ) -> theme.Picture:
     """Return the chart of when each batch was pending and what came of it, beside the live calls.
 
+    Blue has succeeded, orange has rows that errored or expired, grey is open or was canceled.
+
     Spends: nothing.
 
     Parameters
@@ -298,7 +300,8 @@ def batches(
         Why there is nothing to see, where there is nothing.
     """
     made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
-    lanes = pl.concat([_batch_lanes(made, now), _live_lane(live)])
+    pending_lanes = _batch_lanes(made, now)
+    lanes = pl.concat([pending_lanes, _live_lane(live)])
     if lanes.is_empty():
         return nothing(empty)
     minute = (pl.col("start", "end") - started_at) / 60
@@ -327,7 +330,8 @@ def batches(
         layers = [*limit(label, x=deadline, far=far), *layers]
         kept = "" if pending else "too late for the " if over > deadline else "in time for the "
         took += f", {kept}{label}"
-    sentence = f"{text.plural(made.height, 'batch')}: {came}; {took}"
+    shown = f", {pending_lanes.height} drawn" if pending_lanes.height < made.height else ""
+    sentence = f"{text.plural(made.height, 'batch')}{shown}: {came}; {took}"
     return picture(layers, sentence, height=alt.Step(42))
 
 
@@ -339,8 +343,8 @@ def _batch_lanes(made: pl.DataFrame, now: float) -> pl.DataFrame:
     lanes = []
     for row in thin(made, MOST_LANES).iter_rows(named=True):
         parts = [f"{row[part]:,} {part}" for part in PARTS if row[part]]
-        failed = sum(row[part] for part in PARTS[1:])
-        color = (views.ORANGE if failed else views.BLUE) if parts else views.GREY
+        good = views.BLUE if parts and not row["canceled"] else views.GREY  # a run cancels its own batches
+        color = views.ORANGE if row["errored"] or row["expired"] else good
         words = ", ".join(parts) or f"{row['requests']:,} {STATES.get(row['state'], row['state'])}"
         end = max(now, row["created_at"]) if row["ended_at"] is None else row["ended_at"]
         lane = f"batch {row['number']}"
@@ -442,7 +446,10 @@ def buckets(
             pl.col("minute", "refilled").first(), pl.col("share").min()
         )
         refilled = slices.select("minute", share="refilled")
-        steps = pl.concat([refilled, slices.select("minute", "share")]).sort("minute", maintain_order=True)
+        start = pl.DataFrame({"minute": 0.0, "share": 1.0})
+        steps = pl.concat([start, refilled, slices.select("minute", "share")]).sort(
+            "minute", maintain_order=True
+        )
         lowest = steps.select(pl.col("share").min()).item()
         words.append(f"{noun} {max(lowest, 0.0):.0%}{' (overdrawn)' * (lowest < 0)}")
         y = alt.Y(
@@ -450,6 +457,7 @@ def buckets(
             title=f"{noun.capitalize()}: a full bucket holds {text.significant(capacity)}",
             scale=alt.Scale(domain=[max(min(lowest, 0.0), -1.0), 1.0], nice=False),
             axis=alt.Axis(format=".0%", values=[0, 0.5, 1]),
+            stack=False,
         )
         x = theme.time_axis("minute", until, **{} if name == names[-1] else {"title": None})
         area = chart(steps).mark_area(**theme.area(views.BUCKETS[name]), clip=True)

@@ -27,7 +27,9 @@ DOLLARS = (  # the labels of an axis: whole ones, cents, or what is less
 )
 MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 30]
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
-MOST_TICKS = 6
+SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
+MOST_TICKS, MOST_LABELS = 6, 8
+FAR = 12  # from so many times the largest value on, a wish is beyond the picture
 SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
 FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILION, "opacity": 1}
 
@@ -164,6 +166,22 @@ def limit(
 def axis_to(top: float, **options: Any) -> dict[str, Any]:
     """Return the scale of an axis from zero to a little above the largest value, and its look."""
     return {"scale": alt.Scale(domain=[0, top * 1.05 or 1.0], nice=False), "axis": alt.Axis(**options)}
+
+
+def log_axis(
+    values: list[float], title: str, labels: str, *, wish: float | None = None, ticks: Sequence[float] = SUMS
+) -> tuple[dict[str, Any], bool]:
+    """Return a logarithmic axis round all values, and whether what is wished for lies too far away."""
+    low, high = min(values), max(values)
+    far = wish is not None and not low / FAR <= wish <= high * FAR
+    if wish is not None and not far:
+        low, high = min(low, wish), max(high, wish)
+    low, high = low / 1.8, high * 1.6
+    values = [tick for tick in ticks if low <= tick <= high]
+    values = values[:: -(-len(values) // MOST_LABELS) or 1]
+    axis = alt.Axis(values=values, labelExpr=labels, tickCount=len(values))  # else Vega drops some
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    return {"title": f"{title}, log scale", "scale": scale, "axis": axis}, far
 
 
 def time_axis(field: str, until: float, title: str | None = "Time since the start") -> alt.X:

@@ -94,7 +94,7 @@ class Follower(ABC):
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Follow it no longer; what is shown stays, and a run continues.
+        """Follow it no longer. A run continues; its table and picture of this moment stay.
 
         Spends: nothing.
         """

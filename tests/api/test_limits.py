@@ -1,6 +1,5 @@
 """Rate limits: tables, the API's headers, its rate-limit endpoint, and what a plan learns of them."""
 
-import asyncio
 import math
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -202,16 +201,3 @@ def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words
     for known in catalog.TIERS.values():
         if known.limits.get(HAIKU.rate_group):
             assert tiers_with(Limits.of(known.name, MODEL), HAIKU) == [known.name]
-
-
-def test_an_admin_key_is_told_the_limits():
-    """Through the SDK: a model's own figures, and no guess for an unknown one."""
-    with cs.Simulator("start", speed=60, requests_per_minute=1_234) as api:
-
-        async def ask(model):
-            async with api.client() as client:
-                return await Limits.from_api(client, model)
-
-        assert asyncio.run(ask(MODEL)).requests_per_minute == 1_234
-        with pytest.raises(UnknownTier):
-            asyncio.run(ask("claude-unknown"))

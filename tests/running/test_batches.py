@@ -201,6 +201,15 @@ def test_batches_are_cut_by_requests_bytes_and_queue(api, monkeypatch):
 
 
 @slow
+def test_a_queue_that_is_smaller_than_the_table_says():
+    """After three refusals in a row batches become smaller until they fit: no run waits without end."""
+    with simulator(queue=40) as api:
+        run = ended(the_plan(100, queue=1_000), api)
+        assert run.results["reply"].null_count() == 0
+        assert api.stats["billed_rows"] == 100
+
+
+@pytest.mark.slow
 def test_a_queue_that_others_fill_is_waited_for():
     """A 429 for the queue sends no row twice and ends no run: there is room later."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import polars as pl
 import pytest
 from drawing import check_drawn_whole, rows_of, words_of
@@ -45,7 +47,8 @@ def test_every_chart_is_drawn_whole():
 def test_nothing_to_send_is_said():
     """A plan without rows has words in place of a picture."""
     plot = plan(reviews(0)).plot
-    assert {repr(chart()) for chart in (plot.frontier, plot.minutes, plot.savings)} == {plan_charts.NOTHING}
+    charts = plot.frontier, plot.minutes, plot.savings, plot.concurrency
+    assert {repr(chart()) for chart in charts} == {plan_charts.NOTHING}
 
 
 def test_the_points_of_the_frontier_are_the_options_of_the_plan():
@@ -141,5 +144,5 @@ def test_a_run_is_a_point_of_the_plans_picture():
     own = pl.DataFrame({"concurrency": [8], "requests_per_minute": [470.5], "refused": [3]})
     assert rows_of(plan().plot.concurrency(own), "refused") == own.to_dicts()
     assert point["requests_per_minute"] == pytest.approx(20 / run.minutes, rel=1e-4)
-    nothing = pl.DataFrame({"text": pl.Series([None], dtype=pl.String)})
-    assert "enough for 1,000 requests a minute" in repr(plan(nothing).plot.concurrency())
+    far = json.dumps(plan(tier="scale").plot.concurrency(own).to_dict())
+    assert '"domain": [0, 10.0]' in far, "the limit, far away, does not press it into a corner"

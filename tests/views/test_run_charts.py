@@ -176,10 +176,11 @@ def test_a_run_says_why_a_picture_is_empty_and_a_hybrid_draws_its_deadline(run, 
     ([900, 950], 1_000, "925 requests a minute on average, 950 at the peak, 1,000 allowed"),
     ([1_500, 400], 1_000, "950 requests a minute on average, 1,500 in a burst, 1,000 allowed"),
     ([3_000], 1_000, "600 requests in 12 s: a burst from a full bucket, which refills at 1,000 a minute"),
+    ([700] * 9, 200, "700 requests a minute on average, 700 at the peak, 200 allowed"),
     ([900], None, "900 requests a minute on average, 900 at the peak"),
 ])  # fmt: skip
 def test_a_burst_is_called_a_burst(requests, limit, words):
-    """More than the limit allows comes from a full bucket, and the title says so."""
+    """More than the limit allows comes from a full bucket, if one holds as much, and the title says so."""
     assert repr(charts.throughput(slices(*requests), requests_per_minute=limit)) == words
 
 
@@ -216,15 +217,18 @@ def test_savings_step_down_from_the_whole_price_to_what_was_paid():
 def test_a_bar_is_where_and_as_long_as_its_batch_was():
     """Minutes since the run began, with what came of its rows in words; an open one reaches up to now."""
     ended, open_ = (10, 40, "collected", {"succeeded": 97, "expired": 3}), (20, None, "in_progress", {})
-    chart = batch_chart(batches(open_, ended))
+    canceled = 30, 50, "collected", {"succeeded": 60, "canceled": 40}
+    chart = batch_chart(batches(open_, ended, canceled))
     bars = {row["lane"]: row for row in rows_of(chart, "lane")}
     assert [(bar["start"], bar["end"], bar["color"]) for bar in bars.values()] == [
         (10, 40, views.ORANGE),
         (20, 60, views.GREY),
+        (30, 50, views.GREY),
     ]
     assert bars["batch 1"]["words"] == "batch 1: 97 succeeded, 3 expired"
     assert bars["batch 2"]["words"] == "batch 2: 100 in progress"
-    assert repr(chart) == "2 batches: 97 succeeded, 3 expired, 1 open; 1 h 00 m so far"
+    assert repr(chart) == "3 batches: 157 succeeded, 3 expired, 40 canceled, 1 open; 1 h 00 m so far"
+    assert repr(batch_chart(batches(*[ended] * 20))).startswith("20 batches, 10 drawn: 1,940 succeeded")
 
 
 def test_a_deadline_is_said_and_drawn_where_it_is_near():
@@ -240,13 +244,13 @@ def test_a_deadline_is_said_and_drawn_where_it_is_near():
 
 
 def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():
-    """Two calls at once leave a bucket of one empty; in the pause before the third it is full again."""
+    """Two calls at once leave a bucket of one empty, which was full; before the third it is full again."""
     calls = attempts(3, failed=0).with_columns(
         sent_at=pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
     )
     requests = charts.buckets(levels_of(calls, 1.0), bucket_seconds=1.0).vconcat[0]
     shares = [row["share"] for row in requests.data.values]
-    assert shares == [1, 0, 1, 0]
+    assert shares == [1, 1, 0, 1, 0]
 
 
 _CALLS = st.lists(
