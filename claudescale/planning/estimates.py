@@ -287,6 +287,9 @@ def live_finish(
     warming = expected.latency.mean if expected.cached_tokens and requests > 1 else 0.0
     # Of the last calls the slowest is waited for. Its start and its end take a part of a round more.
     seconds += round_trip * 1.25 + 2 * expected.latency.deviation + warming
+    if expected.error_rate:  # or one of them fails and goes again
+        fails = 1 - (1 - expected.error_rate) ** under_way
+        seconds += fails * expected.lost_seconds / expected.error_rate
     return Finish(seconds, binding)
 
 
