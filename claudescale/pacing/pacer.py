@@ -68,12 +68,10 @@ _FEWER = 0.75
 """What is left of a window after a cut."""
 _REGAINED = 0.25
 """By how much a success widens a window that was cut, up to where it was."""
-_MEMORY = 0.05
-"""How much one answer changes what is taken for the share of calls that fail."""
-_FADING = 0.003
-"""How much of what is taken to be borne is forgotten with each failure."""
-_OVERLOADED = 0.1
-"""The share from which on the API is taken to be overloaded: three in a row, or more than one in ten."""
+_FADING = 0.02
+"""How much of what is taken to be borne is forgotten with each failure of fewer."""
+_NO_CHANCE = 3
+"""So many calls beyond what is borne fail, and none is answered: fewer may have failed by chance."""
 
 
 # the buckets: pure arithmetic
@@ -296,8 +294,8 @@ class Window:
         The largest n of an nth call that was answered lately.
     slow_start : bool
         Whether no limit was met yet.
-    trouble : float
-        Share of the latest calls that failed.
+    beyond : int
+        How many calls of a larger n failed since one of them was answered.
     cut_at : float
         When it was last cut. A call that went before says nothing of whether that was enough.
     known : bool
@@ -309,7 +307,7 @@ class Window:
     before: float = 0.0
     borne: float = 0.0
     slow_start: bool = True
-    trouble: float = 0.0
+    beyond: int = 0
     cut_at: float = -math.inf
     known: bool = True
 
@@ -327,21 +325,23 @@ class Window:
         One more for each success at first, later one more for each round of successes. What was borne
         before the last cut is tried again within a round or two.
         """
-        self.trouble *= 1 - _MEMORY
         if sent > self.cut_at:
             self.known = True
-            self.borne = max(self.borne, float(nth))
+            if nth > self.borne:
+                self.borne, self.beyond = float(nth), 0
         if in_flight + 1 >= self.size / 2:
             more = _REGAINED if self.size < self.before else 1.0 / self.size
             self.size = min(self.size + (1.0 if self.slow_start else more), self.most)
 
     def failed(self, nth: int, sent: float, now: float, in_flight: int) -> None:
         """Learn from a call that failed; where that adds up, and would help, fewer go from now on."""
-        self.trouble += _MEMORY * (1 - self.trouble)
-        clearly = _FEWER if self.slow_start else 1.0  # until a limit was met it may be chance
-        if self.trouble > _OVERLOADED and self.known and clearly * nth > self.borne:
-            self.cut(sent, now, in_flight, self.borne)
-        self.borne *= 1 - _FADING
+        if nth <= self.borne:
+            self.borne *= 1 - _FADING
+        elif sent > self.cut_at:
+            self.beyond += 1
+            unanswered = in_flight - self.borne  # so many may yet be answered, and show that it was chance
+            if self.known and self.beyond >= max(_NO_CHANCE, unanswered):
+                self.cut(sent, now, in_flight, self.borne)
 
     def cut(self, sent: float, now: float, in_flight: int, borne: float = 0.0) -> None:
         """Leave three quarters of those that went at once, and no fewer than are borne."""

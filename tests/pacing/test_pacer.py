@@ -147,11 +147,11 @@ def test_errors_by_chance_hardly_slow_a_run_down():
         for faults in ({}, {529: 0.2})
     )
     assert len(struck.attempts) > 700
-    assert struck.seconds < 1.5 * plain.seconds + 10
+    assert struck.seconds < 1.5 * plain.seconds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("most", "refused"), [(4, 0.5), (20, 0.3)])
+@pytest.mark.parametrize(("most", "refused"), [(4, 0.2), (20, 0.06)])
 def test_a_hidden_limit_is_found_and_kept(most, refused):
     """An API that bears so many calls at once gets about as many, and few more."""
     rows = 50 * most
