@@ -411,20 +411,21 @@ class Compiled:
             return self.resolved()
         return str(self.options.sort("dollars", "minutes")["mode"][0])
 
-    def check(self, *, part: float = 1.0) -> dict[str, Any]:
+    def check(self, *, part: float = 1.0, requests_part: float = 1.0) -> dict[str, Any]:
         """Return what the plan takes in its mode, as a row of `OPTIONS`; raise where that is not allowed.
 
-        `part` is what is still to be sent: what the ledger has is paid for.
+        The parts of its input tokens and of its requests are still to be sent: the ledger has the others.
         """
         mode, deadline, budget = self.plan.mode, self.plan.deadline, self.plan.budget
         taken, known = option(self.options, mode), self.expected
-        # A batch takes its time whatever its size.
-        scaled = _SCALED if mode != "live" else (*_SCALED, "minutes", "minutes_p90")
-        taken |= {name: taken[name] * part for name in scaled}
+        taken |= {name: taken[name] * part for name in _SCALED}
+        in_time = part if "tokens" in taken["binding"] else requests_part
+        if mode == "live":  # a batch takes its time whatever its size
+            taken |= {name: taken[name] * in_time for name in ("minutes", "minutes_p90")}
         needed, spent = taken["minutes"], taken["dollars"]
         takes = f"about {duration(needed)} in mode={mode!r}, bound by {taken['binding']}"
         if mode == "hybrid":  # everything may have to go live, if the batch comes to nothing
-            live = option(self.options, "live")["minutes_p90"] * part
+            live = option(self.options, "live")["minutes_p90"] * max(part, requests_part)
             needed, keeps = live + CANCEL_MINUTES, f"{duration(CANCEL_MINUTES)} for canceling the batch"
             takes = f"up to {duration(live)} live, and mode='hybrid' keeps {keeps}"
         if deadline is not None and needed > deadline:

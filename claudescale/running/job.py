@@ -203,8 +203,9 @@ class Job:
                 raise UnknownModel(words)
             self.only_collects = True
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
+        requests_part = self.missing.height / max(work.requests.height, 1)
         part = tokens / all_tokens if all_tokens else 0.0
-        self.estimate = plan.compiled.check(part=part)
+        self.estimate = plan.compiled.check(part=part, requests_part=requests_part)
         self.meter.begin(work.keys)
         self.meter.found(found)
         if kept is not None:
