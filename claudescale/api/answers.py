@@ -42,7 +42,7 @@ _OF_A_MODEL = re.compile("model|claude-", re.IGNORECASE)
 _USER_OF_URL = re.compile(r"^(\w*:?//)[^/@]*@")
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
-_MOST_TOKENS = 2**53
+MOST_TOKENS = 2**53  # a count above is no count
 
 
 # ----------------------------------------------------------------------------------- answers and verdicts
@@ -262,7 +262,7 @@ def _count(message: Mapping[str, Any] | None, *path: str) -> int:
 
 
 def _is_count(count: int | None) -> bool:
-    return count is not None and 0 <= count <= _MOST_TOKENS
+    return count is not None and 0 <= count <= MOST_TOKENS
 
 
 def read_object(content: bytes) -> dict[str, Any]:

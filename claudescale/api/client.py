@@ -616,8 +616,8 @@ def connect(
     except anthropic.AnthropicError as error:
         raise PlanError(_SAID["credentials"].format(flaw=error)) from error
     if simulate is None and api_key is None and url is None and not _signs_in(client):
-        for name in os.environ.keys() & _HALF_SET:  # the SDK passes over it where something is missing
-            raise PlanError(_SAID["credentials"].format(flaw=f"{name} is set, but not all that it needs."))
+        if half := sorted(os.environ.keys() & _HALF_SET):  # the SDK passes over what is not whole
+            raise PlanError(_SAID["credentials"].format(flaw=f"{half[0]} is set, but not all that it needs."))
         return _latest(_simulated(simulator))
     check_client(client)
     host, nearby = client.base_url.host, is_nearby(client.base_url)

@@ -176,7 +176,9 @@ def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
     """Return an attempt as the file keeps it; TypeError where it cannot."""
     # Half a surrogate pair is what neither a file nor a frame can hold.
     values = tuple(
-        value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if type(value) is str else value
+        value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if type(value) is str and not value.isascii()
+        else value
         for value in (attempt.key, run, *attempt[2:], final)
     )
     small = all(abs(value) < 1 << 63 for value in values if isinstance(value, int))

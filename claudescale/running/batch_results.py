@@ -15,7 +15,7 @@ import polars as pl
 from pydantic_core import from_json
 
 from claudescale.api import answers, prices
-from claudescale.api.answers import dig, read_object
+from claudescale.api.answers import MOST_TOKENS, dig, read_object
 from claudescale.api.catalog import ANSWERED, USAGE
 from claudescale.ledger.records import ATTEMPTS, RECORDS
 
@@ -35,7 +35,6 @@ _INNER = (
     ("output_tokens_details", "thinking_tokens"),
     ("server_tool_use", "web_search_requests"),
 )
-_MOST_TOKENS = 2**53  # a count above is no count: see `answers`
 
 
 def attempts(block: bytes, batch: Batch, price: Price, *, trusted: bool, **same: Any) -> pl.DataFrame:
@@ -143,7 +142,7 @@ def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
         and "tool_use" not in kinds
         and {*map(type, counts)} == {int}
         and min(counts) >= 0
-        and max(counts) <= _MOST_TOKENS
+        and max(counts) <= MOST_TOKENS
         and hour <= written
         and {*map(type, names)} <= {str, NoneType}
     )

@@ -54,7 +54,7 @@ MOST_MISSING, MOST_MISSING_SHARE = 20, 0.05
 """Where more lines are missing than both of these it is no slip, and their rows are not sent again."""
 MISSED_LOOKS, MISSED_SECONDS = 8, 120.0
 """So often in a row, and for so long, must a batch not be shown, or a key that was good be refused."""
-SILENT_SECONDS = 6 * 3_600.0
+UNSEEN_SECONDS = 6 * 3_600.0
 """How long the API may not be reached while batches are out: they lose nothing by waiting."""
 _PAGE = 100
 _STOPS = pl.col("error").is_in(list(answers.STOPPING_ERRORS))
@@ -379,7 +379,7 @@ class Batches:
             self._failures.add(now)
             self._hold_until = now + (wait_seconds or min(2.0**self._failures.count, _LONGEST_HOLD))
             made, hopeless = any(batch.created_at for batch in self.seen), batch_rules.is_hopeless(found)
-            patience = SILENT_SECONDS if made and not hopeless else 0.0
+            patience = UNSEEN_SECONDS if made and not hopeless else 0.0
             at_once = hopeless and not (made and found.error in answers.DOUBTED)
             if at_once or self._failures.lasts(now, seconds=patience, count=MOST_FAILURES):
                 self._stop(found.error, found.message)
@@ -474,7 +474,7 @@ class Batches:
         now, gone, found = self._clock.seconds(), batch_rules.is_gone(answer), verdict(answer)
         each.missed.add(now)
         stops = found.outcome == "stop"  # of a key that was good it is not believed at once
-        patience = MISSED_SECONDS if gone or stops else SILENT_SECONDS
+        patience = MISSED_SECONDS if gone or stops else UNSEEN_SECONDS
         at_once = stops and not (gone or self._accepted)
         if not (at_once or each.missed.lasts(now, seconds=patience, count=MISSED_LOOKS)):
             return False

@@ -1,7 +1,8 @@
 """Job: one run as everything that sends rows for it sees it.
 
 It knows the rows and which of them are this run's to send, keeps every answer in the ledger and in the
-counts, and owns the budget. How rows are sent is decided in `live` and `batches`, in which order in `runs`.
+counts, and owns the budget. How rows are sent is decided in `live` and `batches`, by which of the two first
+in `runs`.
 """
 
 from __future__ import annotations
@@ -397,7 +398,7 @@ class Job:
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
         theirs = replies.filter(pl.col("run") != self.ledger.run).select("key", "error")
         self.meter.found(theirs)
-        self.arrived.extend(theirs["key"])
+        self.arrived += theirs["key"].to_list()
         return held.join(replies, on="key", how="anti", maintain_order="left")
 
     # what it may cost
@@ -470,7 +471,7 @@ class Job:
         await loops.in_thread(self.ledger.extend, attempts)
         self.purse.pay(float(attempts["dollars"].sum()))
         await loops.in_thread(self._count, attempts)
-        self.arrived.extend(attempts.filter("final")["key"])
+        self.arrived += attempts.filter("final")["key"].to_list()
 
     def _count(self, attempts: pl.DataFrame) -> None:
         """Count the results of a batch. One of an earlier run may have rows of another frame, too."""
