@@ -234,7 +234,9 @@ class Plan(Shown):
         -----
         Where ``tier`` varies, `gain` is how many times faster than on the plan's own tier, with all else the
         same; `binding` is what limits it there. The plan's own tier has the limits that were learned. After a
-        pilot other models' replies count as long as those measured.
+        pilot other models' replies count as long as those measured. Where ``cache`` varies, `cache_hit_share`
+        is the share of requests that are taken to hit it: in batches midway between 30% and 98%, or measured.
+        Source: *Batch processing* (checked 2026-08-14).
         """
         _check_names("compare", lists, tuple(Lists.__annotations__))
         tried = {name: _several(name, values) for name, values in lists.items()}
@@ -250,6 +252,13 @@ class Plan(Shown):
             if "tier" in tried:
                 own = other.replace(tier=self.tier).options["minutes"]
                 options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
+            if "cache" in tried:
+                known, requests = other.compiled.expected, max(other.compiled.totals.requests, 1)
+                later = 1 - 1 / requests if known.cached_tokens else 0.0  # the first writes it
+                hits = {"live": later, "batch": min(later, known.batch_hit_share)}
+                hits["hybrid"] = math.nan if later else 0.0  # it is not known how many go which way
+                share = pl.col("mode").replace_strict(hits, return_dtype=pl.Float64).fill_nan(None)
+                options = options.with_columns(share.alias("cache_hit_share"))
             options = options.filter(pl.col("mode").is_in(modes))
             columns = [pl.lit(choices.shown(name, getattr(other, name))).alias(name) for name in tried]
             frames.append(options.select(*columns, pl.all()))

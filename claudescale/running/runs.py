@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import os
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,7 +30,6 @@ from claudescale.running.run_views import Plots, Progress
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncGenerator, Generator
 
     from anthropic import AsyncAnthropic
@@ -95,6 +95,8 @@ class Run(Shown):
         client = current() if client is None else client
         check_client(client, plan.mode)
         self.plan = plan
+        if not isinstance(ledger, str | os.PathLike | None):
+            refuse(f"ledger={ledger!r}: it is the path of a file, such as 'replies.ledger', or None.")
         self.path = None if ledger is None else Path(ledger).expanduser().absolute()
         self.state = "starting"
         self.stopped_by: str | None = None

@@ -17,7 +17,7 @@ from running import MODEL, WIDE_LIMITS, a_plan, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.planning import estimates, plans
+from claudescale.planning import calibration, estimates, plans
 from claudescale.planning.estimates import OPTIONS
 from claudescale.planning.plans import PARAMETERS
 
@@ -146,12 +146,20 @@ def test_replace_keeps_the_rest():
         before.model = MODEL
 
 
+def test_compare_tells_cache_hits():
+    """All but the first live, the middle of the documented range in batches, not known of a hybrid."""
+    cached = a_plan(reviews(100), system=SYSTEM).compare(cache=[False, True], deadline=[90])
+    hits = {row[:2]: row[2] for row in cached.select("cache", "mode", "cache_hit_share").rows()}
+    known = {(True, "live"): 0.99, (True, "batch"): calibration.BATCH_HIT_SHARE, (True, "hybrid"): None}
+    assert hits == known | {(False, mode): 0.0 for _, mode in known}
+
+
 def test_compare_is_what_the_changed_plans_say():
     """A row per combination and mode, led by the names in one form, each that of `replace` and `options`."""
     mine = a_plan(reviews(50), system=SYSTEM)
     lists = {"tier": [1, "Build"], "model": [MODEL, OPUS], "cache": [True, False], "budget": [None, 9.0]}
     table = mine.compare(**lists)
-    assert table.columns == [*lists, *OPTIONS, "gain"]
+    assert table.columns == [*lists, *OPTIONS, "gain", "cache_hit_share"]
     assert table["tier"].to_list() == ["tier 1"] * 16 + ["build"] * 16
     assert table["mode"].to_list() == ["live", "batch"] * 16
     for row in table[::3].iter_rows(named=True):
