@@ -120,7 +120,7 @@ class Wire:
         self._client = _copied(client, own or cast("httpx2.AsyncClient", self._made))
         self._streams = streams(max_tokens)
         given, self._connect_seconds = httpx2.Timeout(client.timeout), _CONNECT_SECONDS
-        self._timeout_seconds = max(600.0, max_tokens * 3600 / 128_000)
+        self._timeout_seconds = max(600.0, reply_seconds(max_tokens))
         if given != anthropic.DEFAULT_TIMEOUT:
             self._timeout_seconds = given.read or _FOREVER_SECONDS
             self._connect_seconds = min(given.connect or _CONNECT_SECONDS, _CONNECT_SECONDS)
@@ -318,6 +318,11 @@ async def _blocks_of_lines(response: httpx2.Response) -> AsyncIterator[bytes]:
             del held[:end]
     if held:
         yield bytes(held)
+
+
+def reply_seconds(max_tokens: int) -> float:
+    """Return how long the SDK expects the longest reply to take. Source: anthropic 2.14.0 _base_client.py."""
+    return max_tokens * 3600 / 128_000
 
 
 def streams(max_tokens: int) -> bool:

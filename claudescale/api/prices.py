@@ -44,7 +44,8 @@ SAVINGS = pl.Schema(
 )
 """Columns of `savings`."""
 
-UNCACHED = reduce(add, (pl.col(COLUMNS[part]) for part in ("input", "cache_write_5m", "cache_write_1h")))
+UNCACHED_COLUMNS = [COLUMNS[part] for part in ("input", "cache_write_5m", "cache_write_1h")]
+UNCACHED = reduce(add, map(pl.col, UNCACHED_COLUMNS))
 """Input that counts against the limits: what is read from the cache does not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 

@@ -44,7 +44,6 @@ _LIKE = "claude-haiku-5-5"
 """A model that the catalog does not know is paced as this one, in a group of its own."""
 _OUTPUT_TOKENS = 256.0  # of a call, until answers teach better
 _BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says nothing
-_UNCACHED = [catalog.COLUMNS[part] for part in ("input", "cache_write_5m", "cache_write_1h")]
 _CANCELED = Answer(None, {}, b"", "canceled")
 _FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
 _TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
@@ -198,12 +197,12 @@ class Limiter:
         """What was used of each limit by calls that ended in the last API minute: schema `RATES`."""
         now = self.api.clock.now() if self.api else datetime.now(UTC)
         ended = pl.col("sent_at") + pl.duration(microseconds=pl.col("seconds") * 1e6)
-        recent, uncached = self.calls.filter(ended > now - timedelta(minutes=1)), pl.sum_horizontal(_UNCACHED)
+        recent = self.calls.filter(ended > now - timedelta(minutes=1))
         rows: list[tuple[Any, ...]] = []
         for group, pacer in self._pacers.items():
             models = [line.model for line in self._lines.values() if line.pacer is pacer]
             of_group = recent.filter(pl.col("model").is_in(models))
-            used = of_group.select(pl.len(), uncached.sum(), pl.col("output_tokens").sum())
+            used = of_group.select(pl.len(), prices.UNCACHED.sum(), pl.col("output_tokens").sum())
             limits = pacer.limits.shared(self._share).per_minute
             rows += zip([group] * 3, BUCKETS, used.row(0), limits, strict=True)
         return pl.DataFrame(rows, RATES, orient="row")
@@ -328,15 +327,15 @@ class Limiter:
         loop = asyncio.get_running_loop()
         weakref.finalize(http, self._dropped, call, loop).atexit = False
 
-    def _dropped(self, call: _Call, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        if loop is None and call in self.under_way:
-            self._end(call, _CANCELED)
-        elif loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._dropped, call)
+    def _dropped(self, call: _Call, loop: asyncio.AbstractEventLoop) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._end, call, _CANCELED)
 
     def _end(self, call: _Call, answer: Answer) -> None:
-        """Take the permit of a call back with what came, and count it."""
+        """Take the permit of a call back with what came, and count it; once."""
         assert self.api is not None
+        if call not in self.under_way:
+            return
         self.under_way.remove(call)
         call.slots.release()
         line, permit, pacer = call.line, call.permit, call.line.pacer
@@ -344,7 +343,8 @@ class Limiter:
         found = Verdict(outcome="failed", error=answer.failure) if lost else verdict(answer)
         message = found.reply or answer.partial
         usage, facts = usage_of(message), answer_of(message)
-        uncached, output = float(sum(usage[name] for name in _UNCACHED)), float(usage["output_tokens"])
+        uncached = float(sum(usage[name] for name in prices.UNCACHED_COLUMNS))
+        output = float(usage["output_tokens"])
         kind = kind_of(found, answer.status)
         if message is not None and (lost or (kind == "answered" and found.unseen)):
             # What it took is not told, and it took something.

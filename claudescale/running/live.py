@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from claudescale.api.answers import Answer, Verdict, verdict
-from claudescale.api.client import streams
+from claudescale.api.client import reply_seconds, streams
 from claudescale.api.limits import read_headers
 from claudescale.pacing.pacer import Outcome, kind_of
 from claudescale.running.batch_rules import Streak
@@ -110,8 +110,7 @@ class Live:
         self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
         # how long answers take
         self._slowest_seconds = 0.0
-        # As the SDK expects of a reply. Source: anthropic 2.14.0 _base_client.py.
-        self._full_reply_seconds = job.plan.max_tokens * 3600 / 128_000 + _SPARE_SECONDS
+        self._full_reply_seconds = reply_seconds(job.plan.max_tokens) + _SPARE_SECONDS
         self._streams = streams(job.plan.max_tokens)  # then the transport alone decides
         self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # the loop's time of each, its patience
         # rows
