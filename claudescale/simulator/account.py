@@ -476,7 +476,7 @@ class Desk:
         """Return the body of a call with a key and a version, and its model."""
         self.authorize(headers, versioned=True)
         read = body if isinstance(body, dict) else wire.read_object(body, catalog.MESSAGE.max_bytes)
-        return read, requests.found_model(read, now)
+        return read, requests.named_model(read, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
         """Return the first of these faults that strikes a try, and count it."""

@@ -18,7 +18,7 @@ from claudescale.api import catalog
 from claudescale.simulator import replies, wire
 from claudescale.simulator.account import Bucket
 from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, draws, trouble
-from claudescale.simulator.requests import FIELDS, found_model, misfits
+from claudescale.simulator.requests import FIELDS, check_fields, named_model
 from claudescale.simulator.wire import Answer, Problem, instant
 
 if TYPE_CHECKING:
@@ -240,8 +240,7 @@ def requests_of(raw: bytes) -> list[bytes]:
     rows = body.get("requests")
     if isinstance(rows, list) and len(rows) > most:
         raise Problem(413, f"requests: at most {most} requests fit into a batch, not {len(rows)}")
-    for words in misfits("", body, FIELDS["batch"], loose=False):
-        raise Problem(400, words)
+    check_fields("", body, FIELDS["batch"], loose=False)
     if not rows:
         raise Problem(400, "requests: List should have at least 1 item after validation, not 0")
     for place, name in enumerate(row["custom_id"] for row in rows):
@@ -256,7 +255,7 @@ def requests_of(raw: bytes) -> list[bytes]:
 
 def _model_of(params: dict[str, Any], now: float) -> catalog.Model:
     """Return the model a row names, or refuse what batches alone refuse."""
-    model, never = found_model(params, now), next((name for name in REFUSED if params.get(name)), None)
+    model, never = named_model(params, now), next((name for name in REFUSED if params.get(name)), None)
     if never is not None or params.get("max_tokens") == 0:
         raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
     if not model.batch:

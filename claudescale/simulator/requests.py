@@ -1,8 +1,8 @@
 """What a request is to the API: what it refuses, with a 400 or 404 and in which words, and what it weighs.
 
-First the shape of a request is held against `tables.toml`, then its sense is looked into: pairs of what is
-wrong and the words for it, the first of which counts. The messages follow the API's where they are known;
-their exact wording is promised by nobody.
+First the shape of a request is held against `tables.toml`, then its sense is looked into; the first thing
+that is wrong counts. The messages follow the API's where they are known; their exact wording is promised by
+nobody.
 
 Tokens are deterministic: characters by the tokenizer's generation, each text up to a tenth off, so
 that an estimate from characters has an error as it has on the API. Images and PDFs count by their pixels
@@ -22,7 +22,7 @@ from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog, media
 from claudescale.api.catalog import MEDIA
@@ -44,8 +44,8 @@ ROLES, BETAS, SAMPLING, WORDS = (TABLES[name] for name in ("roles", "betas", "sa
 FIELDS, TYPED, SCHEMA = (TABLES[name] for name in ("fields", "typed", "schema"))
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SERVED_TOOL = re.compile(TABLES["served_tools"])
-KINDS = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
-KINDS |= dict.fromkeys(FIELDS, dict)
+TYPES = {"string": str, "integer": int, "boolean": bool, "list": list, "dictionary": dict}
+TYPES |= dict.fromkeys(FIELDS, dict)
 REQUEST_TOKENS = 4
 MESSAGE_TOKENS = 3
 SCHEMA_TOKENS = 80  # the hidden system prompt of structured outputs
@@ -55,14 +55,18 @@ TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
 MINIMUM_TOKENS = 512  # cacheable prefix of models whose own is not published
 SALT = ("model", "thinking", "output_config", "tool_choice", "speed")  # another one finds no entry
 
-Refusals: TypeAlias = "Iterator[tuple[Any, ...]]"  # what is wrong, the name of its words, what stands in them
+
+def refuse(wrong: object, words: str, *values: object) -> None:
+    """Refuse a request if something is `wrong` with it, in the words that have this name in `tables.toml`."""
+    if wrong:
+        raise Problem(400, WORDS[words].format(*values))
 
 
-def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
-    """Return the model a request names."""
+def named_model(body: Mapping[str, Any], now: float) -> catalog.Model:
+    """Return the model that a request names."""
     name = body.get("model")
-    if not isinstance(name, str):
-        raise Problem(400, f"model: {'Field required' if name is None else 'Input should be a valid string'}")
+    refuse(name is None, "missing", "model")
+    refuse(not isinstance(name, str), "kind", "model", "string")
     with suppress(UnknownModel):
         model = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
         if not model.verified_only:
@@ -78,13 +82,8 @@ def check(
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
     fields |= dict.fromkeys(SAMPLING if old else (), "any")
     fields |= {name: "any" for name in BETAS if _has(betas, name)}
-    wrong = next(misfits("", body, fields, loose=bool(betas)), None)
-    if wrong := wrong or _first(Call(body, model, betas, old=old).refusals()):
-        raise Problem(400, wrong)
-
-
-def _first(refusals: Refusals) -> str | None:
-    return next((WORDS[words].format(*values) for wrong, words, *values in refusals if wrong), None)
+    check_fields("", body, fields, loose=bool(betas))
+    Checks(body, model, betas, old=old).all()
 
 
 def _has(betas: str, name: str) -> bool:
@@ -94,45 +93,51 @@ def _has(betas: str, name: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------- shapes
 
+# The SDK's own types of parameters, checked by pydantic, were tried: a list is an `Iterable` there, which it
+# does not look into, a union has no tag, so that the errors name every member, and other fields pass.
 
-def misfits(where: str, value: Any, spec: dict[str, Any], *, loose: bool) -> Iterator[str]:
-    """Yield where an object has other fields than a shape in `tables.toml`; `loose` takes unknown ones."""
+
+def check_fields(where: str, value: dict[str, Any], fields: dict[str, Any], *, loose: bool) -> None:
+    """Refuse an object with other fields than a shape in `tables.toml` has; a `loose` one may have more."""
     at = f"{where}." if where else ""
     for name, part in value.items():
-        key = name if name in spec else f"{name}!"
-        if key not in spec and not (loose and where):
-            yield f"{at}{name}: Extra inputs are not permitted"
-        elif part is not None and key in spec:
-            yield from _shape(at + name, part, spec[key], loose=loose)
-    for key in spec:
-        if key.endswith("!") and value.get(key[:-1]) is None:
-            yield f"{at}{key[:-1]}: Field required"
+        kind = fields.get(name) or fields.get(f"{name}!")
+        if kind is None:
+            refuse(not (loose and where), "extra", at + name)
+        elif part is not None:
+            _check_kind(at + name, part, kind, loose=loose)
+    for field in fields:
+        name = field.removesuffix("!")
+        refuse(name != field and value.get(name) is None, "missing", at + name)
 
 
-def _shape(where: str, value: Any, spec: Any, *, loose: bool) -> Iterator[str]:
-    """Yield where a value is not of a shape; of alternatives the first whose kind it has counts."""
-    if isinstance(spec, list):
-        if value not in spec:
-            yield f"{where}: Input should be {_either(spec)}"
+def _check_kind(where: str, value: Any, kinds: list[Any] | str, *, loose: bool) -> None:
+    """Refuse a value of another kind; of alternatives the first that is of its Python type counts."""
+    if isinstance(kinds, list):
+        refuse(value not in kinds, "one_of", where, _either(kinds))
         return
-    word, own = spec.partition(" ")[0], type(value)
-    name = next((one for one in spec.split(" or ") if KINDS.get(one.partition(" ")[0], own) is own), None)
-    if name is None:
-        yield f"{where}: Input should be a valid {'dictionary' if word in FIELDS else word}"
-    elif name.startswith("list of "):
+    own, first = type(value), kinds.partition(" ")[0]
+    kind = next((kind for kind in kinds.split(" or ") if TYPES.get(kind.partition(" ")[0], own) is own), "")
+    refuse(not kind, "kind", where, "dictionary" if first in FIELDS else first)
+    if kind.startswith("list of "):
         for place, item in enumerate(value):
-            yield from _shape(f"{where}.{place}", item, name.removeprefix("list of "), loose=loose)
-    elif name in FIELDS:
-        yield from misfits(where, value, FIELDS[name], loose=loose)
-    elif shapes := TYPED.get(name):
-        kind = value.get("type") if isinstance(value, dict) else None
-        kind = kind if isinstance(kind, str) else None
-        if kind not in shapes and not (loose and kind):
-            tag = f": Input tag {kind!r} found using 'type' does not match any of the expected tags: "
-            in_list = f"{tag}{', '.join(map(repr, shapes))}"
-            yield where + (in_list if "." in where else f".type: Input should be {_either(shapes)}")
-        elif shapes.get(kind, "any") != "any":
-            yield from misfits(f"{where}.{kind}", value, {**shapes[kind], "type": "string"}, loose=loose)
+            _check_kind(f"{where}.{place}", item, kind.removeprefix("list of "), loose=loose)
+    elif kind in FIELDS:
+        check_fields(where, value, FIELDS[kind], loose=loose)
+    elif kind in TYPED:
+        _check_typed(where, value, TYPED[kind], loose=loose)
+
+
+def _check_typed(where: str, value: Any, shapes: dict[str, Any], *, loose: bool) -> None:
+    """Refuse an object whose `type` names none of some shapes, or that has not that shape."""
+    tag = value.get("type") if isinstance(value, dict) else None
+    tag = tag if isinstance(tag, str) else None
+    if tag not in shapes and not (loose and tag):
+        in_list = "." in where
+        refuse(not in_list, "one_of", f"{where}.type", _either(shapes))
+        refuse(in_list, "tag", where, tag, ", ".join(map(repr, shapes)))
+    elif shapes.get(tag, "any") != "any":
+        check_fields(f"{where}.{tag}", value, {**shapes[tag], "type": "string"}, loose=loose)
 
 
 def _either(values: Iterable[str]) -> str:
@@ -143,188 +148,193 @@ def _either(values: Iterable[str]) -> str:
 # -------------------------------------------------------------------------------------------------- sense
 
 
-class Call:
-    """A request of the right shape, and what decides how strictly it is read."""
+class Checks:
+    """What is looked into once a request has the right shape; each may rely on all before it being right."""
 
     def __init__(self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool) -> None:
         self.body, self.model, self.betas, self.old = body, model, betas, old
-        self.tools, self.choice, config, self.thinking = (
-            body.get(name) or {} for name in ("tools", "tool_choice", "output_config", "thinking")
-        )
+        self.tools, self.choice = body.get("tools") or [], body.get("tool_choice") or {}
         self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
+        self.thinking, config = body.get("thinking") or {}, body.get("output_config") or {}
         self.effort, self.format = config.get("effort"), config.get("format")
-        found = GENERATION.search(model.id)
-        self.generation = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+        version = GENERATION.search(model.id)
+        self.generation = (int(version[1]), int(version[2] or 0)) if version else (0, 0)
         contents = [turn["content"] for turn in body["messages"]]
         self.blocks = [block for content in contents if isinstance(content, list) for block in content]
-        self.images = sum(block["type"] == "image" for block in self.blocks)
         self.pages = 0  # of PDFs, counted as each is looked into
-        is_long = model.context_tokens >= LONG_CONTEXT
-        self.most_files: int = MEDIA["most_files" if is_long else "most_files_in_short_context"]
 
-    def refusals(self) -> Refusals:
-        """Yield what may be wrong, and the words for it; each may rely on all before it being right."""
+    def all(self) -> None:
+        """Refuse the first thing that is wrong."""
         tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
-        yield tokens < 0, "negative", "max_tokens"
-        yield tokens > most, "max_tokens", tokens, most, self.model.snapshot
-        for part in (self._conversation, self._tools, self._cache, self._output, self._options):
-            yield from part()
+        refuse(tokens < 0, "negative", "max_tokens")
+        refuse(tokens > most, "max_tokens", tokens, most, self.model.snapshot)
+        self._conversation()
+        self._tools()
+        self._cache()
+        self._output()
+        self._thinking()
+        self._options()
 
-    def _conversation(self) -> Refusals:
+    def _conversation(self) -> None:
         turns, most = self.body["messages"], catalog.MESSAGE.max_messages
-        yield not turns, "no_messages"
-        yield len(turns) > most, "many_messages", most
+        refuse(not turns, "no_messages")
+        refuse(len(turns) > most, "many_messages", most)
         for place, turn in enumerate(turns):
             where, role, content = f"messages.{place}", turn["role"], turn["content"]
             blank = isinstance(content, str) and not content.strip() and role != "assistant"
-            yield blank or not content, "blank_turn", where, role
+            refuse(blank or not content, "blank_turn", where, role)
             for n, block in enumerate(content if isinstance(content, list) else ()):
-                yield from self._block(f"{where}.content.{n}", role, block)
-        yield turns[0]["role"] != "user", "first_turn"
-        if role == "assistant":
-            last = content if isinstance(content, str) else str(content[-1].get("text", ""))
-            yield self.generation > PREFILL_UNTIL, "prefill"
-            yield last[-1:].isspace(), "prefill_blank"
-            yield self.format, "prefill_format"
-        over = self.images + self.pages > self.most_files
-        yield over, "many_files", self.pages, self.images, self.most_files
+                self._block(f"{where}.content.{n}", role, block)
+        refuse(turns[0]["role"] != "user", "first_turn")
+        if turns[-1]["role"] == "assistant":
+            content = turns[-1]["content"]
+            text = content if isinstance(content, str) else str(content[-1].get("text", ""))
+            refuse(self.generation > PREFILL_UNTIL, "prefill")
+            refuse(text[-1:].isspace(), "prefill_blank")
+            refuse(self.format, "prefill_format")
+        images = sum(block["type"] == "image" for block in self.blocks)
+        is_long = self.model.context_tokens >= LONG_CONTEXT
+        most = MEDIA["most_files" if is_long else "most_files_in_short_context"]
+        refuse(images + self.pages > most, "many_files", self.pages, images, most)
 
-    def _block(self, where: str, role: str, block: dict[str, Any]) -> Refusals:
+    def _block(self, where: str, role: str, block: dict[str, Any]) -> None:
         kind: str = block["type"]
         source: dict[str, Any] = block.get("source") or {}
         only = role if kind == "document" and self.old else ROLES.get(kind, role)
-        yield only != role, "role", where, kind, only
+        refuse(only != role, "role", where, kind, only)
         if kind == "text":
+            refuse(not block["text"].strip(), "blank_text")
             cited = block.get("citations") and role == "user" and not self.old
-            yield not block["text"].strip(), "blank_text"
-            yield cited, "extra", f"{where}.text.citations"
+            refuse(cited, "extra", f"{where}.text.citations")
         elif kind in ("image", "document") and source["type"] == "url":
             secure = source["url"].lower().startswith("https://")
-            yield not secure, "insecure", f"{where}.{kind}.source.url.url"
+            refuse(not secure, "insecure", f"{where}.{kind}.source.url.url")
         elif kind in ("image", "document") and source["type"] == "base64":
-            yield from self._media(f"{where}.{kind}.source.base64", kind, source)
+            self._file(f"{where}.{kind}.source.base64", kind, source)
 
-    def _media(self, where: str, kind: str, source: dict[str, Any]) -> Refusals:
-        """Yield what may be wrong with an image or a PDF."""
-        kinds, raw = media.IMAGES if kind == "image" else (media.PDF,), b""
-        yield source["media_type"] not in kinds, "media_type", where, " or ".join(map(repr, kinds))
+    def _file(self, where: str, kind: str, source: dict[str, Any]) -> None:
+        """Refuse what is no image or no PDF."""
+        media_types, raw = media.IMAGES if kind == "image" else (media.PDF,), b""
+        refuse(
+            source["media_type"] not in media_types, "media_type", where, " or ".join(map(repr, media_types))
+        )
         with suppress(ValueError):  # no base64
             raw = base64.b64decode(source["data"], validate=True)
-        yield media.media_type(raw[: media.HEAD_BYTES]) not in kinds, f"no_{kind}", where
+        refuse(media.media_type(raw[: media.HEAD_BYTES]) not in media_types, f"no_{kind}", where)
         self.pages += media.pdf_pages(raw)[0] if kind == "document" else 0
 
-    def _tools(self) -> Refusals:
+    def _tools(self) -> None:
         for place, tool in enumerate(self.tools):
             kind, name = tool.get("type") or "custom", tool.get("name")
-            at, most = f"tools.{place}.{kind}", tool.get("max_uses", 1)
+            where, most = f"tools.{place}.{kind}", tool.get("max_uses", 1)
             if kind == "custom":
-                yield not isinstance(name, str), "missing", f"{at}.name"
-                yield not TOOL_NAME.fullmatch(str(name)), "tool_name", at, TOOL_NAME.pattern
-                yield not isinstance(tool.get("input_schema"), dict), "missing", f"{at}.input_schema"
+                refuse(not isinstance(name, str), "missing", f"{where}.name")
+                refuse(not TOOL_NAME.fullmatch(str(name)), "tool_name", where, TOOL_NAME.pattern)
+                refuse(not isinstance(tool.get("input_schema"), dict), "missing", f"{where}.input_schema")
             served = kind == "custom" or SERVED_TOOL.fullmatch(str(kind)) or self.betas
-            yield not served, "tool_unknown", f"tools.{place}", kind
-            yield not isinstance(most, int) or most < 1, "max_uses", at
+            refuse(not served, "tool_unknown", f"tools.{place}", kind)
+            refuse(not isinstance(most, int) or most < 1, "max_uses", where)
         names, asked = [tool["name"] for tool in self.tools if tool.get("name")], self.choice.get("name")
         never = self.model.id in catalog.CHARGES.no_forced_tool
-        yield any(names.count(name) > 1 for name in names), "tool_twice"
-        yield self.forced and never, "not_here", f"tool_choice.type: {self.forced!r}"
-        yield self.forced and not self.tools, "no_tools"
-        yield self.forced == "tool" and asked not in names, "no_tool", asked
+        refuse(any(names.count(name) > 1 for name in names), "tool_twice")
+        refuse(self.forced and never, "not_here", f"tool_choice.type: {self.forced!r}")
+        refuse(self.forced and not self.tools, "no_tools")
+        refuse(self.forced == "tool" and asked not in names, "no_tool", asked)
 
-    def _cache(self) -> Refusals:
+    def _cache(self) -> None:
         system = self.body.get("system")
         blocks = [*self.tools, *(system if isinstance(system, list) else ()), *self.blocks, self.body]
         marks = [block["cache_control"] for block in blocks if block.get("cache_control") is not None]
         for mark in marks:
-            yield not isinstance(mark, dict) or mark.get("type") != "ephemeral", "cache_type"
-            yield mark.get("ttl", "5m") not in [*TTL_SECONDS], "cache_life"
+            refuse(not isinstance(mark, dict) or mark.get("type") != "ephemeral", "cache_type")
+            refuse(mark.get("ttl", "5m") not in [*TTL_SECONDS], "cache_life")
         lives = [mark.get("ttl", "5m") for mark in marks]
-        yield len(marks) > MAX_BREAKPOINTS, "cache_marks", MAX_BREAKPOINTS, len(marks)
-        yield lives != sorted(lives), "cache_order"
+        refuse(len(marks) > MAX_BREAKPOINTS, "cache_marks", MAX_BREAKPOINTS, len(marks))
+        refuse(lives != sorted(lives), "cache_order")
 
-    def _output(self) -> Refusals:
-        efforts, bound = self.model.efforts, self.model.thinking_off_up_to_effort
-        yield self.effort is not None and not efforts, "no_effort"
-        yield self.effort not in (None, *efforts), "effort", ", ".join(map(repr, efforts))
+    def _output(self) -> None:
+        efforts = self.model.efforts
+        refuse(self.effort is not None and not efforts, "no_effort")
+        refuse(self.effort not in (None, *efforts), "effort", ", ".join(map(repr, efforts)))
         if self.format:
-            problem = schema_problem(self.format["schema"])
-            cited = [block.get("citations") for block in self.blocks]
-            yield not self.model.structured_outputs, "no_format"
-            yield problem, "schema", "output_config.format.schema", problem
-            yield any(isinstance(one, dict) and one.get("enabled") for one in cited), "cited_format"
-        kind, may = self.thinking.get("type"), self.model.thinking_types
-        yield kind and kind not in may, "thinking", kind, ", ".join(may) or "none"
+            refuse(not self.model.structured_outputs, "no_format")
+            check_schema(self.format["schema"])
+            citations = [block.get("citations") for block in self.blocks]
+            cited = any(isinstance(value, dict) and value.get("enabled") for value in citations)
+            refuse(cited, "cited_format")
+
+    def _thinking(self) -> None:
+        kind, allowed = self.thinking.get("type"), self.model.thinking_types
+        refuse(kind and kind not in allowed, "thinking", kind, ", ".join(allowed) or "none")
+        efforts, bound = self.model.efforts, self.model.thinking_off_up_to_effort
         if kind == "enabled":
             budget = self.thinking.get("budget_tokens") or 0
-            yield budget < FEW_THINKING_TOKENS, "few_thinking", FEW_THINKING_TOKENS
-            yield budget >= self.body.get("max_tokens", math.inf), "many_thinking"
-            yield self.forced, "forced_thinking"
-        elif kind != "adaptive" and kind and bound:
-            late = self.effort in efforts[efforts.index(bound) + 1 :]
-            yield late, "thinking_off", kind, self.effort, bound
+            refuse(budget < FEW_THINKING_TOKENS, "few_thinking", FEW_THINKING_TOKENS)
+            refuse(budget >= self.body.get("max_tokens", math.inf), "many_thinking")
+            refuse(self.forced, "forced_thinking")
+        elif kind in ("disabled", "between_tools") and bound:
+            above = self.effort in efforts[efforts.index(bound) + 1 :]
+            refuse(above, "thinking_off", kind, self.effort, bound)
 
-    def _options(self) -> Refusals:
+    def _options(self) -> None:
         body, model = self.body, self.model.id
         speed, stops = body.get("speed"), body.get("stop_sequences") or ()
-        yield speed and model in BETAS and not _has(self.betas, model), "extra", "speed"
-        yield speed == "fast" and model not in FAST, "not_here", "speed: fast mode"
-        yield body.get("inference_geo") and model in catalog.CHARGES.no_inference_geo, "no_geo"
-        yield not all(isinstance(stop, str) for stop in stops), "kind", "stop_sequences", "list"
-        yield not all(stop.strip() for stop in stops), "blank_stop"
-        yield body.get("stream", 0) is None, "kind", "stream", "boolean"
+        refuse(speed and model in BETAS and not _has(self.betas, model), "extra", "speed")
+        refuse(speed == "fast" and model not in FAST, "not_here", "speed: fast mode")
+        refuse(body.get("inference_geo") and model in catalog.CHARGES.no_inference_geo, "no_geo")
+        refuse(not all(isinstance(stop, str) for stop in stops), "kind", "stop_sequences", "list")
+        refuse(not all(stop.strip() for stop in stops), "blank_stop")
+        refuse(body.get("stream", 0) is None, "kind", "stream", "boolean")
         for name, default in SAMPLING.items():
             other = body.get(name) not in (None, default)
-            yield other and self.model.tokenizer == "2026", "sampling", name, model
+            refuse(other and self.model.tokenizer == "2026", "sampling", name, model)
 
 
 # ------------------------------------------------------------------------------------------------ schemas
 
 
-def schema_problem(schema: dict[str, Any]) -> str | None:
-    """Return why structured outputs do not take a schema."""
+def check_schema(schema: dict[str, Any]) -> None:
+    """Refuse a schema that structured outputs do not take."""
     counts, limits = Counter[str](), catalog.MESSAGE
-
-    def refusals() -> Refusals:
-        yield from _schema(schema, schema, frozenset(), counts)
-        optional, unions = limits.schema_optional_parameters, limits.schema_union_parameters
-        yield counts["optional"] > optional, "optional", counts["optional"], optional
-        yield counts["unions"] > unions, "unions", counts["unions"], unions
-
+    optional, unions = limits.schema_optional_parameters, limits.schema_union_parameters
     try:
-        return _first(refusals())
+        _check_schema(schema, schema, frozenset(), counts)
     except (TypeError, AttributeError, RecursionError):
-        return "JSON schema is invalid"
+        refuse(schema, "no_schema")
+    refuse(counts["optional"] > optional, "optional", counts["optional"], optional)
+    refuse(counts["unions"] > unions, "unions", counts["unions"], unions)
 
 
-def _schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Counter[str]) -> Refusals:
-    """Yield what may be wrong with a schema and those in it; `path` are the references that led here."""
+def _check_schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Counter[str]) -> None:
+    """Refuse what is wrong with a schema and those in it; `path` are the references that led here."""
     kind, properties, form = schema.get("type"), schema.get("properties", {}), schema.get("format", "text")
-    for word in filter(schema.__contains__, SCHEMA["refused"]):
-        yield True, "keyword", kind, f"property '{word}' is"
-    for one in kind if isinstance(kind, list) else [kind or "null"]:
-        yield one not in SCHEMA["types"], "schema_type", one
-    yield schema.get("minItems", 0) not in {0, 1}, "keyword", "array", "'minItems' of more than 1 is"
-    yield kind == "string" and form not in SCHEMA["formats"], "keyword", "string", f"format {form!r} is"
-    yield (kind == "object" or properties) and schema.get("additionalProperties") is not False, "open"
+    for word in SCHEMA["refused"]:
+        refuse(word in schema, "keyword", kind, f"property '{word}' is")
+    for name in kind if isinstance(kind, list) else [kind or "null"]:
+        refuse(name not in SCHEMA["types"], "schema_type", name)
+    refuse(schema.get("minItems", 0) not in {0, 1}, "keyword", "array", "'minItems' of more than 1 is")
+    refuse(kind == "string" and form not in SCHEMA["formats"], "keyword", "string", f"format {form!r} is")
+    closed = schema.get("additionalProperties") is False
+    refuse((kind == "object" or properties) and not closed, "open")
     counts["unions"] += isinstance(kind, list) or "anyOf" in schema or "oneOf" in schema
     counts["optional"] += sum(name not in schema.get("required", ()) for name in properties)
     parts = [*properties.values(), *([schema["items"]] if "items" in schema else ())]
     parts += [part for word in ("anyOf", "oneOf", "allOf") for part in schema.get(word, ())]
     if reference := schema.get("$ref"):
         parts = [resolved(root, reference)]
-        yield reference == "#" or reference in path, "recursive"
-        yield parts == [None], "unresolved", reference
+        refuse(reference == "#" or reference in path, "recursive")
+        refuse(parts == [None], "unresolved", reference)
         path |= {reference}
     for part in parts:
-        yield from _schema(part, root, path, counts)
+        _check_schema(part, root, path, counts)
 
 
 def resolved(root: Any, reference: str) -> Any:
     """Return the part of a schema that a reference such as ``#/$defs/Topic`` means, or None."""
-    found = root
-    for part in reference.split("/")[1:]:
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+    part = root
+    for name in reference.split("/")[1:]:
+        part = part.get(name) if isinstance(part, dict) else None
+    return part
 
 
 # ------------------------------------------------------------------------------------------------- tokens
