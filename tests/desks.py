@@ -44,9 +44,14 @@ def desk(tier=(1e9, 1e12, 1e12), *, now=NOW, **options):
     return Desk(Options(tier=tier, limits=options, **own), now)
 
 
+def admitted(at, body, now=NOW, headers=HEADERS):
+    """Return what the desk decides about a call."""
+    return at.admit(now, body if isinstance(body, bytes) else json.dumps(body).encode(), headers)
+
+
 def answered(at, body, now=NOW, headers=HEADERS):
     """Admit and finish one call; return status, headers and the parsed body."""
-    decision = at.admit(now, body, headers)
+    decision = admitted(at, body, now, headers)
     answer = at.finish(decision.done_at, decision) if isinstance(decision, Admission) else decision
     return answer.status, answer.headers, json.loads(answer.body)
 

@@ -1,7 +1,6 @@
-"""One account of the API: its limits and what is left of them, its bill, and the desk that decides each call.
+"""One account of the API: its limits, what is left of them, its bill, and how hard it is pressed.
 
 Nothing here has input, output or a clock of its own. Time is passed in, as API seconds since 1970.
-`Desk.admit` decides when a call arrives, `Desk.finish` when its reply is complete; whoever calls them waits.
 """
 
 from __future__ import annotations
@@ -10,52 +9,30 @@ import heapq
 import math
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
 
 from claudescale.api import catalog
 from claudescale.api.catalog import USAGE
 from claudescale.errors import PlanError, UnknownTier, nearest
-from claudescale.simulator import replies, requests, wire
-from claudescale.simulator.faults import AFTER, BEFORE, IN_REPLY, Faults, trouble
-from claudescale.simulator.wire import TABLES, Answer, Problem, rfc3339
+from claudescale.simulator.wire import Problem, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from claudescale.simulator.replies import Reply
 
 RATES = catalog.Rates._fields
-KINDS, SHOWN = ("requests", "input-tokens", "output-tokens"), ("limit", "remaining", "reset")
+KINDS = ("requests", "input-tokens", "output-tokens")
 FURTHER = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute")
 LISTED = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
 LIMITS = (*RATES, *FURTHER)
 PROMISED_GROUP = "fable-5"  # limits for a line whose own row is not published
-WRONG_KEYS = ("wrong", "sk-wrong")
-ORDINARY_KEYS = ("sk-ant-api",)
-AGAIN = " Try again after the time in the retry-after header."
-SHOWN_LETTERS = 4  # of a key
 SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
 COUNTED = ("calls", "batches_created", "free_refusals", "web_searches", "in_flight", "peak_in_flight")
 WINDOWS = {"second": 1.0, "minute": 60.0}
 WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
 FAST_FACTOR = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How a simulator was asked to behave; `Simulator` says what each means."""
-
-    tier: Any = "start"
-    limits: Mapping[str, float] = field(default_factory=dict)
-    seed: int = 0
-    latency: float | Callable[[dict[str, Any], int], float] | None = None
-    faults: Mapping[Any, Any] | None = None
-    replies: Callable[[dict[str, Any]], Any] | None = None
-    varied: bool = False
-    bucket_seconds: float = 60.0
-    batch_seconds: float | Callable[[int], float] | None = None
 
 
 # ------------------------------------------------------------------------------------------------- limits
@@ -69,21 +46,28 @@ def terms(tier: Any, limits: Mapping[str, float]) -> catalog.Tier:
     if not all(value > 0 for value in limits.values()):
         msg = f"limits must be above 0, not {limits}"
         raise ValueError(msg)
-    known = catalog.tier(tier) if isinstance(tier, str | int) else None
-    own = {name: getattr(tier, name, None) for name in LIMITS if known is None}
-    own |= zip(RATES, tier, strict=True) if isinstance(tier, tuple | list) else {}
-    given: dict[str, Any] = {name: value for name, value in {**own, **limits}.items() if value}
-    rates, usual = {name: given[name] for name in RATES if name in given}, known.limits if known else {}
-    if not usual and len(rates) < len(RATES):
+    start, given = catalog.tier("start"), dict[str, Any]()
+    if isinstance(tier, str | int):
+        base = catalog.tier(tier)
+    else:
+        base = replace(start, name="custom", limits={})
+        if isinstance(tier, tuple | list):
+            given |= zip(RATES, tier, strict=True)
+        else:
+            given |= {name: getattr(tier, name, None) for name in LIMITS}
+    given |= limits
+    rates = {name: given[name] for name in RATES if given.get(name)}
+    if not base.limits and len(rates) < len(RATES):
         such = "such as Simulator((50, 30_000, 8_000)): requests, input tokens, output tokens per minute"
         msg = f"the limits of {tier!r} are not published. Give your own, {such}"
         raise UnknownTier(msg)
-    promised = usual.get(PROMISED_GROUP) or catalog.Rates(**rates)
+    promised = base.limits.get(PROMISED_GROUP) or catalog.Rates(**rates)
     groups = {model.rate_group for model in catalog.MODELS.values()}
-    table = {group: usual.get(group, promised)._replace(**rates) for group in groups}
-    other = known if known and known.batch_queue_requests else catalog.tier("start")
-    further: dict[str, Any] = {name: int(given.get(name) or getattr(other, name)) for name in FURTHER}
-    return replace(other, name=known.name if known else "custom", limits=table, **further)
+    table = {group: base.limits.get(group, promised)._replace(**rates) for group in groups}
+    further: dict[str, Any] = {
+        name: int(given.get(name) or getattr(base, name) or getattr(start, name)) for name in FURTHER
+    }
+    return replace(base, limits=table, **further)
 
 
 def rate_limits(tier: catalog.Tier, now: float) -> dict[str, Any]:
@@ -102,9 +86,9 @@ def rate_limits(tier: catalog.Tier, now: float) -> dict[str, Any]:
             "type": "rate_limit",
             "group": {"id": name, "type": "model_group" if name in groups else name, "display_name": name},
             "models": groups.get(name),
-            "limits": [{"type": of, "value": round(value)} for of, value in amounts.items()],
+            "limits": [{"type": kind, "value": round(value)} for kind, value in values.items()],
         }
-        for name, amounts in limits.items()
+        for name, values in limits.items()
     ]
     return {"data": data, "next_page": None}
 
@@ -186,9 +170,9 @@ class Buckets:
     def __init__(self, *per_minute: float, bucket_seconds: float = 60, now: float = 0) -> None:
         most = [limit * bucket_seconds / 60 for limit in per_minute]
         most[0] = max(most[0], 1.0)
-        three = [Bucket(limit, capacity, now) for limit, capacity in zip(per_minute, most, strict=True)]
-        self.requests, self.input_tokens, self.output_tokens = three
-        self.named = dict(zip(KINDS, three, strict=True))
+        buckets = [Bucket(limit, capacity, now) for limit, capacity in zip(per_minute, most, strict=True)]
+        self.requests, self.input_tokens, self.output_tokens = buckets
+        self.named = dict(zip(KINDS, buckets, strict=True))
 
     def waits(self, now: float, *, input_tokens: float = 0) -> dict[str, float]:
         """Return the seconds until each bucket would admit the call; all zero if now."""
@@ -227,28 +211,33 @@ class Buckets:
         -----
         Source: platform.claude.com, Rate limits, "Response headers" (checked 2026-10-08).
         """
-        found, parts = {}, {}
+        figures, shares = {}, {}
         for name, bucket in self.named.items():
             level = bucket.refill(now)
             left = math.floor(level + SLACK) if name == "requests" else round(level / 1000) * 1000
             full_at = math.ceil(now + (bucket.capacity - level) / bucket.per_second - SLACK)
-            found[name] = f"{bucket.per_minute:.0f}", f"{max(0, left)}", rfc3339(full_at)
-            parts[name] = level / max(bucket.capacity, 1.0)
-        found["tokens"] = found[min(KINDS[1:], key=parts.__getitem__)]
-        figures = ((name, *pair) for name, three in found.items() for pair in zip(SHOWN, three, strict=True))
-        return {f"anthropic-ratelimit-{name}-{of}": value for name, of, value in figures}
+            figures[name] = f"{bucket.per_minute:.0f}", f"{max(0, left)}", rfc3339(full_at)
+            shares[name] = level / max(bucket.capacity, 1.0)
+        figures["tokens"] = figures[min(KINDS[1:], key=shares.__getitem__)]
+        return {
+            f"anthropic-ratelimit-{name}-{part}": figure
+            for name, three in figures.items()
+            for part, figure in zip(("limit", "remaining", "reset"), three, strict=True)
+        }
 
 
 # --------------------------------------------------------------------------------------------------- bill
 
 
-@lru_cache(maxsize=256)
-def _steps(model_id: str, mode: catalog.Mode, day: date) -> tuple[catalog.PriceStep, ...]:
-    """Return the list price of a model on a day; nothing where there is none."""
+def list_dollars(model_id: str, mode: catalog.Mode, day: date, reply: Reply) -> float:
+    """Return what the tokens of a reply cost by the list price of a day; nothing where there is none."""
     try:
-        return catalog.list_price(model_id, mode, day)
+        steps = catalog.list_price(model_id, mode, day)
     except PlanError:  # no price of that model, or none yet on the simulated day
-        return ()
+        return 0.0
+    _, *prices = [step for step in steps if sum(reply.shares) > step.above_tokens][-1]
+    tokens = (*reply.shares, reply.output_tokens)
+    return sum(amount * price for amount, price in zip(tokens, prices, strict=True))
 
 
 class Window:
@@ -306,19 +295,17 @@ class Account:
 
     def bill(self, now: float, model_id: str, mode: catalog.Mode, key: bytes, reply: Reply) -> None:
         """Add one reply to the bill: no dollars for most refusals, whose tokens count."""
-        amounts = (*reply.shares, reply.output_tokens, reply.thinking_tokens)
-        self.counts.update(dict(zip(USAGE, amounts, strict=True)))
+        tokens = (*reply.shares, reply.output_tokens, reply.thinking_tokens)
+        self.counts.update(dict(zip(USAGE, tokens, strict=True)))
         if not reply.billed:
             self.counts["free_refusals"] += 1
             return
-        steps = _steps(model_id, mode, datetime.fromtimestamp(now, UTC).date())
-        reached = [step for step in steps if sum(reply.shares) > step.above_tokens]
-        prices = reached[-1][1:] if reached else ()
-        dollars = sum(amount * price for amount, price in zip(amounts, prices, strict=False))
+        dollars = list_dollars(model_id, mode, datetime.fromtimestamp(now, UTC).date(), reply)
         dollars *= catalog.CHARGES.us_factor if reply.geo == "us" else 1.0
         dollars *= FAST_FACTOR if reply.speed == "fast" else 1.0
-        self.counts["web_searches"] += reply.searches or 0
-        self.dollars[mode] += dollars + WEB_SEARCH_DOLLARS * (reply.searches or 0)
+        searches = reply.searches or 0
+        self.counts["web_searches"] += searches
+        self.dollars[mode] += dollars + WEB_SEARCH_DOLLARS * searches
         self.billed_rows[mode] += 1
         self._keys.add(key)
 
@@ -335,235 +322,3 @@ class Account:
             "dollars_by_mode": dict(self.dollars),
             **{f"peak_{name}_per_{unit}": int(peak.most) for (name, unit), peak in self._peaks.items()},
         }
-
-
-# --------------------------------------------------------------------------------------------------- desk
-
-
-class Admission(NamedTuple):
-    """A call that was let in: its message, and when that begins and is complete in API seconds."""
-
-    key: bytes
-    body: dict[str, Any]
-    model: catalog.Model
-    reply: replies.Reply
-    message: dict[str, Any]
-    begins_at: float
-    done_at: float
-    fault: str | None
-    tally: Tally
-
-
-def key_of(headers: Mapping[str, str]) -> str:
-    """Return the key a call came with."""
-    return headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
-
-
-class Desk:
-    """The Messages API of one account, since `now` in API seconds."""
-
-    def __init__(self, options: Options, now: float) -> None:
-        self.options = options
-        self.terms = terms(options.tier, options.limits)
-        self.account = Account()
-        self.cache = requests.PromptCache()
-        self.faults = Faults(options.faults, options.seed)
-        self.groups: dict[str, Buckets] = {}  # of models
-        per_minute = self.terms.count_tokens_per_minute or 0
-        self._counts = Bucket(per_minute, max(1.0, per_minute * options.bucket_seconds / 60), now)
-        self._began, self._number, self._asked = now, 0, Counter[bytes]()
-
-    def buckets(self, model: catalog.Model, now: float) -> Buckets:
-        """Return the token buckets that `model` draws from."""
-        group = model.rate_group
-        if group not in self.groups:
-            rates = self.terms.limits[group]
-            self.groups[group] = Buckets(*rates, bucket_seconds=self.options.bucket_seconds, now=now)
-        return self.groups[group]
-
-    def next_id(self, prefix: str) -> str:
-        """Return an id that was not given before."""
-        self._number += 1
-        return f"{prefix}_sim{self.options.seed:04d}{self._number:016d}"
-
-    # ------------------------------------------------------------------------------------------- answers
-
-    def answer(self, value: Any) -> Answer:
-        """Return a 200 with `value` as JSON."""
-        return Answer(200, {**wire.MARKS, "request-id": self.next_id("req")}, wire.json_bytes(value))
-
-    def refuse(self, problem: Problem) -> Answer:
-        """Return the answer to a call that is not let in, and count it."""
-        self.account.refused[problem.kind] += 1
-        request_id = self.next_id("req")
-        sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
-        return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
-
-    def authorize(self, headers: Mapping[str, str], *, admin: bool = False, versioned: bool = False) -> None:
-        """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
-
-        Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
-        One that is `versioned` has to say a version of the API.
-        """
-        key, version = key_of(headers), headers.get("anthropic-version")
-        if not key.strip() or key.startswith(WRONG_KEYS):
-            raise Problem(401, "" if key.strip() else "x-api-key header is required")
-        if admin and key.startswith(ORDINARY_KEYS):
-            raise Problem(403, "This endpoint requires an Admin API key.")
-        if versioned and version not in requests.VERSIONS:
-            wrong = "header is required" if version is None else f"{version!r} is not a valid version"
-            raise Problem(400, f"anthropic-version: {wrong}")
-
-    def check_spending(self, now: float, *, coded: bool = True) -> None:
-        """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
-        late = datetime.fromtimestamp(now, UTC).replace(day=28)
-        until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
-        for level, (status, code, words) in TABLES["spending"].items():
-            if sum(self.account.dollars.values()) >= self.faults.levels.get(level, math.inf):
-                raise Problem(status, f"{words} {until}", code or level, code if coded else "")
-
-    # --------------------------------------------------------------------------------------------- calls
-
-    def admit(
-        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
-    ) -> Admission | Answer:
-        """Decide a call to ``POST /v1/messages`` that arrives at `now`.
-
-        Returns
-        -------
-        Admission or Answer
-            An admission is finished by `finish` at its `done_at`. An answer is final: the call was
-            refused, or struck by a fault, and took nothing.
-        """
-        self.account.counts["calls"] += 1
-        caller, limits = key_of(headers), dict[str, str]()
-        tally = self.account.by_key[caller[:SHOWN_LETTERS], hash(caller)]
-        found: Admission | Answer
-        try:
-            read, model = self._opened(now, body, headers)
-            limits = self.buckets(model, now).headers(now)
-            weighed, key = self.weighed(read, model, headers), replies.digest(self.options.seed, read)
-            attempt = self.faults.attempt(key)
-            found = self._failed(now, key, attempt) or self._let_in(
-                now, key, attempt, read, model, weighed, tally
-            )
-        except Problem as refusal:
-            refusal.headers |= limits
-            found = self.refuse(refusal)
-        (tally.passed if isinstance(found, Admission) else tally.refused).add(now, 1)
-        return found
-
-    def count_tokens(self, now: float, raw: bytes, headers: Mapping[str, str]) -> dict[str, int]:
-        """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
-        body, model = self._opened(now, raw, headers)
-        requests.check(body, model, headers, counting=True)
-        self._counts.take(now, "count_tokens_per_minute", "requests")
-        return {"input_tokens": requests.measure(body, model)[-1].tokens}
-
-    def weighed(
-        self, body: dict[str, Any], model: catalog.Model, headers: Mapping[str, str]
-    ) -> list[requests.Prefix]:
-        """Return what a request weighs, or refuse what is wrong with it, as that it is too long."""
-        requests.check(body, model, headers)
-        prefixes, most = requests.measure(body, model), model.context_tokens
-        if (tokens := prefixes[-1].tokens) > most:
-            raise Problem(400, f"prompt is too long: {tokens} tokens > {most} maximum")
-        return prefixes
-
-    def _opened(
-        self, now: float, body: dict[str, Any] | bytes, headers: Mapping[str, str]
-    ) -> tuple[dict[str, Any], catalog.Model]:
-        """Return the body of a call with a key and a version, and its model."""
-        self.authorize(headers, versioned=True)
-        read = body if isinstance(body, dict) else wire.read_object(body, catalog.MESSAGE.max_bytes)
-        return read, requests.named_model(read, now)
-
-    def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
-        """Return the first of these faults that strikes a try, and count it."""
-        kind = self.faults.strikes(kinds, key, attempt, now - self._began)
-        if kind is not None:
-            self.account.faults[kind] += 1
-        return kind
-
-    def _failed(self, now: float, key: bytes, attempt: int) -> Answer | None:
-        """Refuse a call by a fault, before it is let in, or return what becomes of its answer."""
-        self.check_spending(now)
-        kind = self.struck(BEFORE, key, attempt, now)
-        if kind in {"drop", "hang"}:
-            return Answer(0, {}, b"", fault=kind)
-        if kind == "html_body":
-            return Answer(502, {"content-type": "text/html"}, wire.HTML)
-        most = self.faults.levels.get("overload_above", math.inf)
-        if kind is None and self.account.counts["in_flight"] >= most:
-            self.account.faults["overload_above"] += 1
-            kind = "529"
-        if kind is not None:
-            raise trouble(kind, int(kind) if kind.isdecimal() else 400)
-        return None
-
-    def _let_in(  # noqa: PLR0917 - what decides it
-        self, now: float, key: bytes, attempt: int, body: dict[str, Any],
-        model: catalog.Model, weighed: list[requests.Prefix], tally: Tally,
-    ) -> Admission:  # fmt: skip
-        buckets, shares = self.buckets(model, now), self.cache.shares(now, weighed)
-        need = shares.limited_input_tokens
-        if not buckets.admit(now, input_tokens=need):
-            waits = buckets.waits(now, input_tokens=need)
-            name = max(waits, key=waits.__getitem__)
-            limit = f"{buckets.named[name].per_minute:,.0f} {name.replace('-', ' ')} per minute"
-            words = f"This request would exceed your organization's rate limit of {limit}.{AGAIN}"
-            after = buckets.retry_after(now, input_tokens=need)
-            raise Problem(429, words, f"{name.replace('-', '_')}_per_minute", retry_after=after)
-        reply, message = self.compose(now, key, body, model, shares, "standard")
-        self.account.press(now, 1, requests=1, input_tokens=reply.shares.limited_input_tokens)
-        buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
-        begins, ends = replies.seconds(key, model.line, reply)
-        if (latency := self.options.latency) is not None:
-            ends = latency(body, reply.output_tokens) if callable(latency) else latency
-            begins = ends / 2
-        begins, ends = now + begins, now + ends
-        self.cache.keep(now, begins, weighed)
-        buckets.produce(ends, reply.output_tokens, begin=begins)
-        fault = self.struck(AFTER, key, attempt, now)
-        return Admission(key, body, model, reply, message, begins, ends, fault, tally)
-
-    def compose(  # noqa: PLR0917 - what makes a message
-        self, now: float, key: bytes, body: dict[str, Any], model: catalog.Model,
-        shares: requests.Shares, tier: str,
-    ) -> tuple[replies.Reply, dict[str, Any]]:  # fmt: skip
-        """Return the reply to a valid request, spoiled where a fault strikes it, and its message."""
-        if self.options.varied:
-            self._asked[key] += 1
-            key = replies.hashed(self._asked[key], key.hex(), 16)
-        at_work = replies.Model(key, self.options, body, model)
-        reply = at_work.reply(shares)
-        struck = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
-        if struck is not None:
-            at_work.spoil(struck, reply)
-        reply.shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
-        message = wire.message(self.next_id("msg"), model.snapshot, reply, tier)
-        # Of earlier messages nothing is kept, as on the API after some time.
-        if (body.get("diagnostics") or {}).get("previous_message_id") is not None:
-            message["diagnostics"] = {"cache_miss_reason": {"type": "previous_message_not_found"}}
-        return reply, message
-
-    def finish(self, now: float, admission: Admission) -> Answer:
-        """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
-        self.settle(now, admission)
-        headers, fault = self.headers(now, admission), admission.fault
-        body = wire.json_bytes(admission.message)
-        if fault == "not_json":
-            return Answer(200, headers, b"upstream said: " + body[: len(body) // 3])
-        return Answer(200, headers, body, "drop" if fault == "drop_after" else fault)
-
-    def settle(self, now: float, admission: Admission) -> None:
-        """Bill a reply, without making an answer."""
-        reply = admission.reply
-        self.account.press(now, -1, output_tokens=reply.output_tokens)
-        admission.tally.tokens.add(now, reply.shares.limited_input_tokens + reply.output_tokens)
-        self.account.bill(now, admission.model.id, "live", admission.key, reply)
-
-    def headers(self, now: float, admission: Admission) -> dict[str, str]:
-        """Return the headers of an answer given at `now`."""
-        limits = self.buckets(admission.model, now).headers(now)
-        return {**wire.MARKS, "request-id": self.next_id("req"), **limits}

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from claudescale.api import catalog
-from claudescale.simulator import replies, wire
+from claudescale.simulator import wire
 from claudescale.simulator.account import Bucket
 from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, draws, trouble
 from claudescale.simulator.requests import FIELDS, check_fields, named_model
@@ -24,7 +24,7 @@ from claudescale.simulator.wire import Answer, Problem, instant
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from claudescale.simulator.account import Desk
+    from claudescale.simulator.desk import Desk
     from claudescale.simulator.requests import Prefix
 
 MAX_BYTES = catalog.BATCH.max_bytes
@@ -215,22 +215,21 @@ class Batches:
         """Return how a row ends, at its moment, and bill its reply."""
         desk, now = self._desk, row.done_at
         try:
-            model, key = _model_of(params, now), replies.digest(desk.options.seed, params)
-            weighed = desk.weighed(params, model, batch.headers)
-            struck = desk.struck(ROWS, key, desk.faults.attempt(key), now)
-            if struck == "batch_expired":
+            request = desk.read(params, _model_of(params, now), batch.headers)
+            fault = desk.struck(ROWS, request.key, desk.faults.attempt(request.key), now)
+            if fault == "batch_expired":
                 return {"type": "expired"}
-            if struck is not None:
-                raise trouble(struck, ROW.get(struck, 400))
+            if fault is not None:
+                raise trouble(fault, ROW.get(fault, 400))
             # The luck of a row with the cache is drawn from its place.
-            own = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
-            may_read = draws(own, "hit").random() < _hits(batch, weighed)
-            shares = desk.cache.shares(now, weighed, may_read=may_read)
-            reply, message = desk.compose(now, key, params, model, shares, "batch")
+            mark = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
+            may_read = draws(mark, "hit").random() < _hits(batch, request.prefixes)
+            shares = desk.cache.shares(now, request.prefixes, may_read=may_read)
+            reply, message = desk.compose(now, request, shares, "batch")
         except Problem as problem:
             return {"type": "errored", "error": problem.body(desk.next_id("req"))}
-        desk.cache.keep(now, now + SECONDS_TO_BEGIN, weighed)
-        desk.account.bill(now, model.id, "batch", key, reply)
+        desk.cache.keep(now, now + SECONDS_TO_BEGIN, request.prefixes)
+        desk.account.bill(now, request.model.id, "batch", request.key, reply)
         return {"type": "succeeded", "message": message}
 
 

@@ -20,7 +20,7 @@ from claudescale.simulator.requests import pieces, resolved, tokens_in
 from claudescale.simulator.wire import TABLES, Problem
 
 if TYPE_CHECKING:
-    from claudescale.simulator.account import Options
+    from claudescale.simulator.desk import Options
     from claudescale.simulator.requests import Shares
 
 MARK = "[simulated] "
@@ -137,7 +137,7 @@ def _is_prose(sentence: str) -> bool:
     return len(WORD.findall(sentence)) > FEW_WORDS and letters >= PROSE_SHARE * len(sentence)
 
 
-class Model:
+class Writer:
     """A simulated model at work on one valid request, whose `digest` is `key`."""
 
     def __init__(self, key: bytes, options: Options, body: dict[str, Any], model: catalog.Model) -> None:

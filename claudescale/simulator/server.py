@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from claudescale.clock import Clock
-    from claudescale.simulator.account import Admission, Desk
     from claudescale.simulator.batches import Batches
+    from claudescale.simulator.desk import Admission, Desk
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Found = Answer | dict[str, Any] | web.StreamResponse
@@ -123,7 +123,7 @@ class Shell:
         decision = self.desk.admit(self.clock.seconds(), raw, request.headers)
         if isinstance(decision, Answer):
             return decision
-        if decision.body.get("stream"):
+        if decision.request.body.get("stream"):
             return await self._stream(request, decision)
         try:
             await self.clock.sleep(decision.done_at - self.clock.seconds())

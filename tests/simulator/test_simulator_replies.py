@@ -7,13 +7,13 @@ import jsonschema
 import pytest
 from desks import (
     HAIKU,
-    HEADERS,
     LONG,
     NOW,
     OLD,
     OPUS,
     SENTIMENT,
     TOOL,
+    admitted,
     answered,
     batches_of,
     cached,
@@ -156,8 +156,8 @@ def test_a_prefix_is_written_then_read_until_its_time_is_up():
 def test_calls_that_start_together_all_write_and_reads_do_not_count_against_the_input_limit():
     """An entry can be read only after the first reply has begun; with room for one prefix many reads pass."""
     at = desk(latency=4.0)
-    together = [at.admit(NOW + 0.1 * number, cached(f"row {number}"), HEADERS) for number in range(5)]
-    later = at.admit(NOW + 2.1, cached("later"), HEADERS).reply.shares
+    together = [admitted(at, cached(f"row {number}"), NOW + 0.1 * number) for number in range(5)]
+    later = admitted(at, cached("later"), NOW + 2.1).reply.shares
     assert [call.reply.shares.cache_read_input_tokens for call in together] == [0] * 5
     assert later.cache_read_input_tokens == together[0].reply.shares.cache_write_5m_input_tokens > 512
     at = desk((1e6, 1700, 1e9))
@@ -224,7 +224,7 @@ def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
     assert error["error"]["message"].startswith("You have reached your specified workspace API usage limits")
     assert "2026-12-01" in error["error"]["message"]
     at = desk(faults={"overload_above": 1})
-    first = at.admit(NOW, request("1"), HEADERS)
+    first = admitted(at, request("1"))
     assert answered(at, request("2"))[0] == 529
     at.finish(first.done_at, first)
     assert answered(at, request("3"), first.done_at)[0] == 200
