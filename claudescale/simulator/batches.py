@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from claudescale.api import catalog
 from claudescale.simulator import wire
 from claudescale.simulator.account import Bucket
-from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROW, ROWS, draws, trouble
+from claudescale.simulator.faults import CREATE_AFTER, CREATE_BEFORE, ROWS, draws, trouble
 from claudescale.simulator.requests import FIELDS, check_fields, named_model
 from claudescale.simulator.wire import Answer, Problem, instant
 
@@ -220,7 +220,7 @@ class Batches:
             if fault == "batch_expired":
                 return {"type": "expired"}
             if fault is not None:
-                raise trouble(fault, ROW.get(fault, 400))
+                raise trouble(fault)
             # The luck of a row with the cache is drawn from its place.
             mark = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
             may_read = draws(mark, "hit").random() < _hits(batch, request.prefixes)

@@ -203,7 +203,7 @@ class Desk:
             self.account.faults["overload_above"] += 1
             kind = "529"
         if kind is not None:
-            raise trouble(kind, int(kind) if kind.isdecimal() else 400)
+            raise trouble(kind)
         return None
 
     def _let_in(self, now: float, request: Request, attempt: int, tally: Tally) -> Admission:
@@ -238,11 +238,11 @@ class Desk:
         if self.options.varied:
             self._asked[key] += 1
             key = replies.hashed(self._asked[key], key.hex(), 16)
-        writer = replies.Writer(key, self.options, body, model)
-        reply = writer.reply(shares)
+        stand_in = replies.StandIn(key, self.options, body, model)
+        reply = stand_in.reply(shares)
         fault = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
         if fault is not None:
-            writer.spoil(fault, reply)
+            stand_in.spoil(fault, reply)
         reply.shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
         message = wire.message(self.next_id("msg"), model.snapshot, reply, tier)
         # Of earlier messages nothing is kept, as on the API after some time.

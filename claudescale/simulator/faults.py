@@ -33,13 +33,13 @@ def draws(key: bytes, purpose: str = "") -> Random:
     return Random(int.from_bytes(key[:8], "big"))
 
 
-def trouble(kind: str, status: int = 500) -> Problem:
+def trouble(kind: str) -> Problem:
     """Return what a fault refuses with: the account's own trouble, or the error of a status."""
     if kind in ACCOUNT:
         return Problem(400, ACCOUNT[kind], kind, "" if kind == "organization_disabled" else kind)
-    if kind != "429":
-        return Problem(status)
-    return Problem(429, kind="ramp_limit_exceeded", code="ramp_limit_exceeded", retry_after=RAMP_SECONDS)
+    if kind == "429":
+        return Problem(429, kind="ramp_limit_exceeded", code="ramp_limit_exceeded", retry_after=RAMP_SECONDS)
+    return Problem(int(kind) if kind.isdecimal() else ROW.get(kind, 500))
 
 
 @dataclass(frozen=True, slots=True)

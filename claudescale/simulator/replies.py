@@ -20,6 +20,8 @@ from claudescale.simulator.requests import pieces, resolved, tokens_in
 from claudescale.simulator.wire import TABLES, Problem
 
 if TYPE_CHECKING:
+    from random import Random
+
     from claudescale.simulator.desk import Options
     from claudescale.simulator.requests import Shares
 
@@ -33,7 +35,6 @@ OLD_SKILL_LOSS = 0.03  # of the models with the older tokenizer
 SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 FAST_MODE_SPEEDUP = 2.5
 READING_TOKENS_PER_SECOND = 60_000.0
-MAX_WORDS = 3_000
 REFUSALS = ("general_harms", "cyber", "bio", "frontier_llm")
 REASONING = re.compile(r'"(?:reasoning|thinking|trace)": \{')  # as a field of a schema
 MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # tokens of output, to ask for one
@@ -42,9 +43,8 @@ BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
 
 WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
-WORDS_ASKED = re.compile(r"\b(\d{1,4})[ -]words?\b")
 FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
-READ_CHARACTERS = 20_000
+READ_CHARACTERS, MOST_DIGITS = 20_000, 10
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
 MAX_DEPTH = 24
 NULL_SHARE, OPTIONAL_SHARE, YES_SHARE = 0.15, 0.8, 0.2  # how often what may be is so
@@ -128,8 +128,8 @@ def subject(text: str) -> str:
 
 def sentences(text: str) -> list[str]:
     """Return the sentences of a text, those made of words if there are any."""
-    found = [one.strip() for one in SENTENCE.findall(text[:READ_CHARACTERS]) if one.strip()]
-    return list(filter(_is_prose, found)) or found or [text.strip() or "nothing"]
+    pieces = [piece.strip() for piece in SENTENCE.findall(text[:READ_CHARACTERS]) if piece.strip()]
+    return list(filter(_is_prose, pieces)) or pieces or [text.strip() or "nothing"]
 
 
 def _is_prose(sentence: str) -> bool:
@@ -137,45 +137,35 @@ def _is_prose(sentence: str) -> bool:
     return len(WORD.findall(sentence)) > FEW_WORDS and letters >= PROSE_SHARE * len(sentence)
 
 
-class Writer:
-    """A simulated model at work on one valid request, whose `digest` is `key`."""
+class StandIn:
+    """A simulated model at work on one valid request, whose luck is drawn from `key`."""
 
     def __init__(self, key: bytes, options: Options, body: dict[str, Any], model: catalog.Model) -> None:
         self._key, self._options, self._body, self._model = key, options, body, model
-        self._old = model.tokenizer == "2024"
-        self._skill = LINES.get(model.line, LINES["sonnet"])["skill"] - OLD_SKILL_LOSS * self._old
-        fields = ("tool_choice", "thinking", "output_config", "tools")
-        self._choice, self._thinking, self._config, self._tools = (body.get(field) or {} for field in fields)
-        asked = [*pieces(body["messages"][-1]["content"])]
-        self._asked = "\n".join(piece.text for piece in asked)
-        self._subject = subject(self._asked)
-        files = [file["source"] for piece in asked for file in piece.files]
-        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
-        text = self._subject + (SORTED.encode(files) if files else "")
-        self._fair, self._own = draws(hashed(options.seed, text, 64), "fair"), draws(key)
-        self._root, self._written = (self._config.get("format") or {}).get("schema"), 0
+        self._luck, self._old = draws(key), model.tokenizer == "2024"
+        self._thinking, self._config = body.get("thinking") or {}, body.get("output_config") or {}
+        self._tools, self._choice = body.get("tools") or [], body.get("tool_choice") or {}
 
     def reply(self, shares: Shares) -> Reply:
         """Return its reply."""
-        body, written = self._body, self._options.replies
-        reply = Reply(shares=shares, speed=body.get("speed") or "standard")
+        body, replies = self._body, self._options.replies
         nowhere = self._model.id in catalog.CHARGES.no_inference_geo
-        reply.geo = body.get("inference_geo") or ("not_available" if nowhere else "global")
+        geo = body.get("inference_geo") or ("not_available" if nowhere else "global")
+        reply = Reply(shares=shares, speed=body.get("speed") or "standard", geo=geo)
         if body["max_tokens"] == 0:
             reply.stop_reason = "max_tokens"
             return reply
         reply.thinking_tokens = self._thinking_tokens()
-        tool = None if written else self._forced_tool()
-        self._root = tool["input_schema"] if tool else self._root
-        if written or self._root is None:
-            value = written(body) if written else self._text()
+        tool = None if replies else self._forced_tool()
+        if replies:
+            value = replies(body)
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         else:
-            text = self._json()
+            text = self._written(tool)
         if stops := [stop for stop in body.get("stop_sequences") or () if stop in text and not tool]:
             reply.stop_reason, reply.stop_sequence = "stop_sequence", min(stops, key=text.index)
             text = text.partition(reply.stop_sequence)[0]
-        self._cut(reply, text, tool)
+        self._fill(reply, text, tool)
         self._search(reply)
         return reply
 
@@ -208,7 +198,7 @@ class Writer:
         if kind in {"disabled", "between_tools"}:
             return 0
         likely, usual = EFFORTS[self._config.get("effort") or self._model.default_effort or "high"]
-        chance, wanted = self._own.random(), math.ceil(usual * self._own.lognormvariate(0.0, 0.5))
+        chance, wanted = self._luck.random(), math.ceil(usual * self._luck.lognormvariate(0.0, 0.5))
         if kind == "adaptive" and chance > likely:
             return 0
         return min(wanted, int(self._thinking.get("budget_tokens") or wanted))
@@ -221,7 +211,14 @@ class Writer:
         tools = [tool for tool in self._tools if "input_schema" in tool and name in (None, tool["name"])]
         return tools[0] if tools and forced in ("any", "tool") else None
 
-    def _cut(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> None:
+    def _written(self, tool: dict[str, Any] | None) -> str:
+        """Return the input of a tool, or what the request's format wants, as JSON; or a text."""
+        skill = LINES.get(self._model.line, LINES["sonnet"])["skill"] - (OLD_SKILL_LOSS if self._old else 0.0)
+        writer = Writer(self._options.seed, self._body["messages"][-1]["content"], self._luck, skill)
+        schema = tool["input_schema"] if tool else (self._config.get("format") or {}).get("schema")
+        return writer.text() if schema is None else writer.json(schema)
+
+    def _fill(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> None:
         """Put text and thinking together within `max_tokens`, which counts both."""
         if reply.thinking_tokens:
             # Opus 4.7 and later leave the text of their thinking out unless asked for it.
@@ -246,162 +243,193 @@ class Writer:
         tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
         if not tools:
             return
-        own, key = draws(self._key, "search"), self._key.hex()
-        count = own.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
-        count = min(count, (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS)
-        never = self._choice.get("type") == "none" or reply.stop_reason == "max_tokens"
-        reply.searches = 0 if never else count
-        thoughts = sum(block["type"] == "thinking" for block in reply.content)
+        luck, key, never = draws(self._key, "search"), self._key.hex(), self._choice.get("type") == "none"
+        reply.searches = luck.randint(0, min(MOST_SEARCHES, tools[0].get("max_uses") or MOST_SEARCHES))
+        room = (self._body["max_tokens"] - reply.output_tokens) // SEARCH_TOKENS
+        reply.searches = 0 if never or reply.stop_reason == "max_tokens" else min(reply.searches, room)
+        blocks = []
         for number in range(reply.searches):
             name, query = f"srvtoolu_sim{key[:16]}{number:02d}", {"query": f"{MARK}{number + 1}"}
             page = {"url": f"https://example.com/{number + 1}", "title": MARK.strip(), "page_age": None}
-            found = {"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}
-            asks = {"type": "server_tool_use", "id": name, "name": "web_search", "input": query}
-            gives = {"type": "web_search_tool_result", "tool_use_id": name, "content": [found]}
-            place = thoughts + 2 * number
-            reply.content[place:place] = [{**block, "caller": {"type": "direct"}} for block in (asks, gives)]
-            reply.found_tokens += own.randint(500, 2_000)
+            result = {"type": "web_search_result", **page, "encrypted_content": f"c2ltdWxhdGVk{key}"}
+            asked = {"type": "server_tool_use", "id": name, "name": "web_search", "input": query}
+            given = {"type": "web_search_tool_result", "tool_use_id": name, "content": [result]}
+            blocks += [{**block, "caller": {"type": "direct"}} for block in (asked, given)]
+            reply.found_tokens += luck.randint(500, 2_000)
+        thoughts = sum(block["type"] == "thinking" for block in reply.content)
+        reply.content[thoughts:thoughts] = blocks
         reply.output_tokens += SEARCH_TOKENS * reply.searches
 
-    def _json(self) -> str:
+
+class Writer:
+    """Writes what a simulated model says to the last turn of a request: a text, or a value of a schema."""
+
+    def __init__(self, seed: int, content: Any, luck: Random, skill: float) -> None:
+        asked = [*pieces(content)]
+        self._subject = subject("\n".join(piece.text for piece in asked))
+        files = [file["source"] for piece in asked for file in piece.files]
+        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
+        text = self._subject + (SORTED.encode(files) if files else "")
+        self._fair, self._luck, self._skill = draws(hashed(seed, text, 64), "fair"), luck, skill
+        self._root: Any = None  # of the schema
+        self._values = 0  # written so far
+
+    def text(self) -> str:
+        """Return a few sentences of the subject, which say that they are simulated."""
+        chosen = sentences(self._subject)
+        first = self._luck.randrange(len(chosen))
+        chosen = chosen[first : first + self._luck.randrange(1, 4)]
+        return MARK + " ".join(" ".join(chosen).split()[: self._luck.randrange(25, 70)])
+
+    def json(self, schema: Any) -> str:
+        """Return a value that obeys a schema."""
+        self._root = schema
         try:
-            return json.dumps(self.value(self._root), ensure_ascii=False)
+            return json.dumps(self._value(schema), ensure_ascii=False)
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise Problem(400, f"The JSON schema is invalid: {error}") from None
 
-    def _text(self) -> str:
-        chosen = sentences(self._subject)
-        if asked := WORDS_ASKED.search(self._asked):
-            words = " ".join(chosen).split()
-            count = min(MAX_WORDS, int(asked[1]))
-            return MARK + " ".join((words * (count // len(words) + 1))[:count])
-        first = self._own.randrange(len(chosen))
-        chosen = chosen[first : first + self._own.randrange(1, 4)]
-        return MARK + " ".join(" ".join(chosen).split()[: self._own.randrange(25, 70)])
-
-    # ---------------------------------------------------------------------------------- values of a schema
-
-    @cached_property
-    def _read(self) -> tuple[Counter[str], int]:
-        """The stems of the text, and how many more good words it has than bad ones; a negator turns three."""
-        stems, found, flipped = Counter[str](), 0, 0
-        for word in WORD.findall(self._subject[:READ_CHARACTERS].lower()):
-            stem = word[:5]
-            stems[stem] += 1
-            value = (stem in GOOD) - (stem in BAD)
-            found += -value if flipped > 0 else value
-            flipped = 3 if stem in NEGATORS else flipped - 1
-        return stems, found
-
-    def value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
-        """Return a value of the field `name` that obeys a schema."""
-        self._written += 1
-        if not isinstance(schema, dict) or depth > MAX_DEPTH or self._written > MAX_VALUES:
+    def _value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
+        """Return a value of the field `name`."""
+        self._values += 1
+        if not isinstance(schema, dict) or depth > MAX_DEPTH or self._values > MAX_VALUES:
             return None
-        if "$ref" in schema:
-            return self.value(resolved(self._root, schema["$ref"]), name, depth + 1)
-        kind = schema.get("type")
-        branches = schema.get("anyOf") or schema.get("oneOf")
-        if isinstance(kind, list):
-            branches = [{**schema, "type": one} for one in kind]
-        if branches:
-            rich = [branch for branch in branches if branch.get("type") != "null"]
-            if len(rich) < len(branches) and (not rich or self._fair.random() < NULL_SHARE):
-                return None
-            return self.value(rich[self._fair.randrange(len(rich))], name, depth + 1)
-        if parts := schema.get("allOf"):
-            values = [self.value(part, name, depth + 1) for part in parts]
-            objects = [value for value in values if isinstance(value, dict)]
-            return {key: value for found in objects for key, value in found.items()} if objects else values[0]
+        meant = self._meant(schema)
+        if meant is not schema:
+            return self._value(meant, name, depth + 1)
         if "const" in schema:
             return schema["const"]
         if schema.get("enum"):
             return self._label(schema["enum"])
-        if kind == "object" or "properties" in schema:
-            properties = schema.get("properties") or {}
-            keys = [key for key in schema.get("required") or () if key in properties]
-            keys += [key for key in properties if key not in keys and self._fair.random() < OPTIONAL_SHARE]
-            return {key: self.value(properties[key], key, depth + 1) for key in keys}
-        return self._array(schema, name, depth) if kind == "array" else self._scalar(kind, schema, name)
+        match "object" if "properties" in schema else schema.get("type"):
+            case "object":
+                return self._object(schema, depth)
+            case "array":
+                return self._array(schema, name, depth)
+            case "boolean":
+                return self._flag(name)
+            case "integer" | "number" as kind:
+                return self._number(schema, name, whole=kind == "integer")
+            case "null":
+                return None
+        return self._string(schema)
+
+    def _meant(self, schema: dict[str, Any]) -> Any:
+        """Return the schema that one refers to, or one of several that it allows, or itself."""
+        if "$ref" in schema:
+            return resolved(self._root, schema["$ref"])
+        if schema.get("allOf"):
+            return schema["allOf"][0]
+        branches = schema.get("anyOf") or schema.get("oneOf") or []
+        if isinstance(schema.get("type"), list):
+            branches = [{**schema, "type": kind} for kind in schema["type"]]
+        rich = [branch for branch in branches if branch.get("type") != "null"]
+        if len(rich) < len(branches) and (not rich or self._fair.random() < NULL_SHARE):
+            return {"type": "null"}
+        return rich[self._fair.randrange(len(rich))] if rich else schema
+
+    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
+        properties = schema.get("properties") or {}
+        keys = [key for key in schema.get("required") or () if key in properties]
+        keys += [key for key in properties if key not in keys and self._fair.random() < OPTIONAL_SHARE]
+        return {key: self._value(properties[key], key, depth + 1) for key in keys}
 
     def _array(self, schema: dict[str, Any], name: str, depth: int) -> list[Any]:
-        bounds, found = _bounds(schema), list[Any]()
+        bounds, values = _bounds(schema), list[Any]()
         least = int(bounds.get("min items", schema.get("minItems", 0)))
         many = max(least, self._fair.randrange(1, 4))
         for _ in range(min(many, int(bounds.get("max items", many)))):
-            value = self.value(schema.get("items") or {"type": "string"}, name, depth + 1)
-            if value not in found or len(found) < least:
-                found.append(value)
-        return found
+            value = self._value(schema.get("items") or {"type": "string"}, name, depth + 1)
+            if value not in values or len(values) < least:
+                values.append(value)
+        return values
 
-    def _scalar(self, kind: Any, schema: dict[str, Any], name: str) -> Any:
-        bounds = _bounds(schema)
-        if kind == "boolean":
-            stems = [stem for stem in label_stems(name) if stem not in ASIDES]
-            answer = sum(map(self._likeness, stems)) > 0 or self._fair.random() < YES_SHARE
-            return answer if self._own.random() <= self._skill else not answer
-        if kind in {"integer", "number"}:
-            whole = kind == "integer"
-            step, value = 1 if whole else 0.01, self._number(name, whole=whole)
-            least = max(bounds.get("minimum", -math.inf), bounds.get("exclusive minimum", -math.inf) + step)
-            most = min(bounds.get("maximum", math.inf), bounds.get("exclusive maximum", math.inf) - step)
-            value = min(max(value, least), most)
-            return round(value) if whole else value
-        if kind == "null":
-            return None
-        text = self._string(schema.get("format"))
-        return text[: int(bounds.get("max length", len(text)))].ljust(int(bounds.get("min length", 0)), ".")
-
-    def _likeness(self, label: str) -> float:
-        """Return how much the text speaks of `label`; 0 means not at all."""
-        score, (stems, sentiment) = 0.0, self._read
-        for stem in label_stems(label):
-            score += 2.0 * min(stems[stem], 3)
-            if stem in PRAISE | BLAME:
-                score += max(0, sentiment if stem in PRAISE else -sentiment)
-            elif stem in RELATED:
-                score += len(RELATED[stem] & stems.keys())
-            else:
-                score += 0.5 * (stem in FALLBACKS)
-        return score
+    def _flag(self, name: str) -> bool:
+        stems = [stem for stem in label_stems(name) if stem not in ASIDES]
+        right = sum(map(self._likeness, stems)) > 0 or self._fair.random() < YES_SHARE
+        return right if self._luck.random() <= self._skill else not right
 
     def _label(self, labels: list[Any]) -> Any:
         texts = [label if isinstance(label, str) else json.dumps(label) for label in labels]
         places = range(len(labels))
         if all(map(NUMBER.fullmatch, texts)):
-            best = sorted(places, key=lambda place: float(texts[place]))[self._place(len(labels))]
+            best = sorted(places, key=lambda place: float(texts[place]))[self._grade(len(labels))]
         else:
             scores = [self._likeness(text) for text in texts]
             ties = [place for place in places if 0 < scores[place] == max(scores)] or [*places]
             best = ties[self._fair.randrange(len(ties))]
-        if len(labels) > 1 and self._own.random() > self._skill:
-            best = (best + self._own.randrange(1, len(labels))) % len(labels)
+        if len(labels) > 1 and self._luck.random() > self._skill:
+            best = (best + self._luck.randrange(1, len(labels))) % len(labels)
         return labels[best]
 
-    def _place(self, steps: int) -> int:
-        """Return where the text stands on a scale of `steps`, from its worst words to its best."""
-        share = 0.5 + 0.2 * self._read[1] + self._fair.uniform(-0.12, 0.12)
-        return min(steps - 1, max(0, int(share * steps)))
+    def _number(self, schema: dict[str, Any], name: str, *, whole: bool) -> float:
+        """Return a grade, or a number that stands in the text, or any; within the bounds."""
+        numbers = [digits for digits in NUMBER.findall(self._subject[:4000]) if len(digits) <= MOST_DIGITS]
+        if not RATINGS & {*label_stems(name)}:
+            value = float(self._fair.choice(numbers or range(1, 100)))
+        elif whole:
+            value = 1.0 + self._grade(5)
+        else:
+            value = round(min(1.0, max(0.0, 0.5 + 0.15 * self._sentiment)), 2)
+        bounds, step = _bounds(schema), 1 if whole else 0.01
+        least = max(bounds.get("minimum", -math.inf), bounds.get("exclusive minimum", -math.inf) + step)
+        most = min(bounds.get("maximum", math.inf), bounds.get("exclusive maximum", math.inf) - step)
+        value = min(max(value, least), most)
+        return round(value) if whole else value
 
-    def _number(self, name: str, *, whole: bool) -> float:
-        stems, fair = set(label_stems(name)), self._fair
-        if RATINGS & stems:
-            return self._place(5) + 1 if whole else round(min(1.0, max(0.0, 0.5 + 0.15 * self._read[1])), 2)
-        found = [one for one in NUMBER.findall(self._subject[:4000]) if len(one) <= len("123456.789")]
-        if found:
-            value = float(found[fair.randrange(len(found))])
-            return int(value) if whole else value
-        return fair.randrange(1, 100) if whole else round(fair.uniform(0, 100), 2)
-
-    def _string(self, form: Any) -> str:
+    def _string(self, schema: dict[str, Any]) -> str:
+        form, bounds = schema.get("format"), _bounds(schema)
         if form in FORMATS:
-            return FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
-        choice = sentences(self._subject)
-        words = choice[self._fair.randrange(len(choice))].split()
-        return " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
+            text = FORMATS[form].format(day=self._fair.randrange(1, 28), hour=self._fair.randrange(24))
+        else:
+            choice = sentences(self._subject)
+            words = choice[self._fair.randrange(len(choice))].split()
+            text = " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
+        return text[: int(bounds.get("max length", len(text)))].ljust(int(bounds.get("min length", 0)), ".")
+
+    # ------------------------------------------------------------------------------ what the text speaks of
+
+    @cached_property
+    def _words(self) -> list[str]:
+        return WORD.findall(self._subject[:READ_CHARACTERS].lower())
+
+    @cached_property
+    def _stems(self) -> Counter[str]:
+        return Counter(word[:5] for word in self._words)
+
+    @cached_property
+    def _sentiment(self) -> int:
+        """How many more good words the text has than bad ones; a negator turns the next three."""
+        total, flipped = 0, 0
+        for word in self._words:
+            stem = word[:5]
+            value = (stem in GOOD) - (stem in BAD)
+            total += -value if flipped > 0 else value
+            flipped = 3 if stem in NEGATORS else flipped - 1
+        return total
+
+    def _likeness(self, label: str) -> float:
+        """Return how much the text speaks of `label`; 0 means not at all."""
+        score = 0.0
+        for stem in label_stems(label):
+            score += 2.0 * min(self._stems[stem], 3)
+            if stem in PRAISE:
+                score += max(0, self._sentiment)
+            elif stem in BLAME:
+                score += max(0, -self._sentiment)
+            elif stem in RELATED:
+                score += len(RELATED[stem] & self._stems.keys())
+            elif stem in FALLBACKS:
+                score += 0.5
+        return score
+
+    def _grade(self, steps: int) -> int:
+        """Return where the text stands on a scale of `steps`, from its worst words to its best."""
+        share = 0.5 + 0.2 * self._sentiment + self._fair.uniform(-0.12, 0.12)
+        return min(steps - 1, max(0, int(share * steps)))
 
 
 def _bounds(schema: dict[str, Any]) -> dict[str, float]:
-    """Return the bounds that a description tells in words, where the API has no keyword for them."""
-    found = BOUND.findall(str(schema.get("description")))
-    return {name: float(value.rstrip(".")) for name, value in found}
+    """Return the bounds that a description states in words, where the API has no keyword for them."""
+    bounds = BOUND.findall(str(schema.get("description")))
+    return {name: float(value.rstrip(".")) for name, value in bounds}
