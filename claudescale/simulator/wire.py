@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from claudescale.api import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from multidict import MultiMapping
 
@@ -28,7 +28,8 @@ MARKS = {
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-DELTAS = {"text": "text", "thinking": "thinking", "signature": "signature", "input": "partial_json"}
+STOP = ("stop_reason", "stop_sequence", "stop_details")
+AT_THE_START = ("cache_creation", "service_tier", "speed", "inference_geo")  # and not in the last usage
 FEWEST_LETTERS, MOST_DELTAS = 48, 24  # in one event, a whole signature; events of one block's text
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # the API's own value for a release date it does not know
 SNAPSHOT_DATE = re.compile(r"-(\d{4})(\d{2})(\d{2})$")
@@ -99,17 +100,22 @@ def rfc3339(seconds: int) -> str:
 def message(name: str, model: str, reply: Reply, tier: str) -> dict[str, Any]:
     """Return a Message."""
     uncached, short, hour, read = reply.shares
-    usage: dict[str, Any] = {"input_tokens": uncached, "cache_read_input_tokens": read}
-    usage |= {"cache_creation_input_tokens": short + hour, "service_tier": tier, "speed": reply.speed}
-    usage |= {"cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour}}
-    usage |= {"output_tokens": reply.output_tokens, "inference_geo": reply.geo}
-    usage["output_tokens_details"] = {"thinking_tokens": reply.thinking_tokens}
+    usage: dict[str, Any] = {
+        "input_tokens": uncached,
+        "cache_creation_input_tokens": short + hour,
+        "cache_creation": {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": hour},
+        "cache_read_input_tokens": read,
+        "output_tokens": reply.output_tokens,
+        "output_tokens_details": {"thinking_tokens": reply.thinking_tokens},
+        "service_tier": tier, "speed": reply.speed, "inference_geo": reply.geo,
+    }  # fmt: skip
     if reply.searches is not None:
         usage["server_tool_use"] = {"web_fetch_requests": 0, "web_search_requests": reply.searches}
-    said: dict[str, Any] = {"id": name, "type": "message", "role": "assistant", "model": model}
-    said |= {"content": reply.content, "diagnostics": None, "usage": usage}
-    stop = {"stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence}
-    return {**said, **stop, "stop_details": reply.stop_details}
+    return {
+        "id": name, "type": "message", "role": "assistant", "model": model,
+        "content": reply.content, "diagnostics": None, "usage": usage,
+        **{name: getattr(reply, name) for name in STOP},
+    }  # fmt: skip
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -120,31 +126,30 @@ def event(value: dict[str, Any]) -> bytes:
 def events(message: dict[str, Any], begins_at: float, done_at: float) -> Iterator[tuple[float, bytes]]:
     """Yield (API seconds since 1970, bytes) of each event of a message, in order."""
     usage = message["usage"]
-    stop = {key: message[key] for key in ("stop_reason", "stop_sequence", "stop_details")}
     begun = {"output_tokens": min(1, usage["output_tokens"]), "output_tokens_details": None}
-    start = {**message, **dict.fromkeys(stop), "content": [], "usage": {**usage, **begun}}
+    start = {**message, **dict.fromkeys(STOP), "content": [], "usage": {**usage, **begun}}
     yield begins_at, event({"type": "message_start", "message": start})
     yield begins_at, event({"type": "ping"})
     parts = [part for index, block in enumerate(message["content"]) for part in _block(index, block)]
     for place, part in enumerate(parts, start=1):
         yield begins_at + (done_at - begins_at) * place / len(parts), event(part)
-    whole = ("cache_creation", "service_tier", "speed", "inference_geo")  # only at the start
-    counted = {key: value for key, value in usage.items() if key not in whole}
-    yield done_at, event({"type": "message_delta", "delta": stop, "usage": counted})
+    stop = {name: message[name] for name in STOP}
+    usage = {name: value for name, value in usage.items() if name not in AT_THE_START}
+    yield done_at, event({"type": "message_delta", "delta": stop, "usage": usage})
     yield done_at, event({"type": "message_stop"})
 
 
 def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the events of one block: begun empty, then its text in parts."""
     empty = {"text": "", "thinking": "", "signature": "", "input": {}}
-    start = {key: empty.get(key, value) for key, value in block.items()}
+    start = {name: empty.get(name, value) for name, value in block.items()}
     yield {"type": "content_block_start", "index": index, "content_block": start}
-    for name, part in DELTAS.items():
-        kind = "input_json_delta" if name == "input" else f"{name}_delta"
-        text = json_bytes(block[name]).decode() if name == "input" and name in block else block.get(name, "")
+    for name in filter(block.__contains__, empty):
+        kind, key = ("input_json_delta", "partial_json") if name == "input" else (f"{name}_delta", name)
+        text = json_bytes(block[name]).decode() if name == "input" else block[name]
         size = max(FEWEST_LETTERS, -(-len(text) // MOST_DELTAS))
         for at in range(0, len(text), size):
-            delta = {"type": kind, part: text[at : at + size]}
+            delta = {"type": kind, key: text[at : at + size]}
             yield {"type": "content_block_delta", "index": index, "delta": delta}
     yield {"type": "content_block_stop", "index": index}
 
@@ -157,29 +162,33 @@ def model_info(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
     dated = SNAPSHOT_DATE.search(model.snapshot)
     version = model.id.removeprefix("claude-").replace("-latest", "")
     line, *numbers = SNAPSHOT_DATE.sub("", version).split("-")
-    shown: dict[str, Any] = {"id": model.snapshot, "type": "model", "line": model.line}
-    shown |= dict.fromkeys(("deprecated_at", "max_input_tokens", "max_tokens", "capabilities"))
-    shown["display_name"] = f"Claude {line.capitalize()} {'.'.join(numbers)}".strip()
-    shown["created_at"] = "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME
-    shown["retires_at"] = f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None
-    shown["lifecycle"] = "retired"
+    info: dict[str, Any] = {
+        "id": model.snapshot, "type": "model", "line": model.line, "lifecycle": "retired",
+        "display_name": f"Claude {line.capitalize()} {'.'.join(numbers)}".strip(),
+        "created_at": "{}-{}-{}T00:00:00Z".format(*dated.groups()) if dated else UNKNOWN_TIME,
+        "retires_at": f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None,
+        **dict.fromkeys(("deprecated_at", "max_input_tokens", "max_tokens", "capabilities")),
+    }  # fmt: skip
     if isinstance(model, catalog.Model):
-        shown["lifecycle"] = catalog.lifecycle(model, at).replace("legacy", "active")
-        shown["deprecated_at"] = f"{model.deprecated_on}T00:00:00Z" if model.deprecated_on else None
-        shown |= {"max_input_tokens": model.context_tokens, "max_tokens": model.max_output_tokens}
-        shown["capabilities"] = _capabilities(model)
-    return shown
+        info["lifecycle"] = catalog.lifecycle(model, at).replace("legacy", "active")
+        info["deprecated_at"] = f"{model.deprecated_on}T00:00:00Z" if model.deprecated_on else None
+        info |= {"max_input_tokens": model.context_tokens, "max_tokens": model.max_output_tokens}
+        info["capabilities"] = _capabilities(model)
+    return info
 
 
 def _capabilities(model: catalog.Model) -> dict[str, Any]:
+    def supported(names: Iterable[str], which: Collection[str]) -> dict[str, Any]:
+        return {name: {"supported": name in which} for name in names}
+
     thinks = model.thinks_by_default or not {"adaptive", "enabled"}.isdisjoint(model.thinking_types)
-    has: dict[str, Any] = {name: {"supported": True} for name in TABLES["capabilities"]}
-    has["server_tools"] |= {name: {"supported": True} for name in ("code_execution", "web_search")}
+    every, tools = TABLES["capabilities"], ("code_execution", "web_search")
+    has = supported(every, every)
+    has["server_tools"] |= supported(tools, tools)
     has["batch"] = {"supported": model.batch}
     has["structured_outputs"] = {"supported": model.structured_outputs}
-    efforts = {name: {"supported": name in model.efforts} for name in TABLES["efforts"]}
-    types = {name: {"supported": name in model.thinking_types} for name in TABLES["typed"]["thinking"]}
-    has["effort"] = {"supported": bool(model.efforts), **efforts}
+    has["effort"] = {"supported": bool(model.efforts), **supported(TABLES["efforts"], model.efforts)}
+    types = supported(TABLES["typed"]["thinking"], model.thinking_types)
     return has | {"thinking": {"supported": thinks, "types": types}}
 
 
@@ -211,5 +220,7 @@ def page(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str,
     ids = [item["id"] for item in items]
     start = ids.index(after) + 1 if after in ids else 0
     end = start + int(text)
-    first, last = (ids[start:end][place] if ids[start:end] else None for place in (0, -1))
-    return {"data": items[start:end], "has_more": end < len(ids), "first_id": first, "last_id": last}
+    shown = ids[start:end] or [None]
+    return {
+        "data": items[start:end], "has_more": end < len(ids), "first_id": shown[0], "last_id": shown[-1],
+    }  # fmt: skip
