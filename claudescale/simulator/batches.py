@@ -85,8 +85,10 @@ class Batch:
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
         """Return it as the API shows it at `now`."""
         ended, archived = self.settled_at is not None, now >= self.archived_at
-        state = "ended" if ended else "in_progress" if self.canceled_at is None else "canceling"
-        counts = self.counts if ended else {"processing": len(self.agenda) + len(self.lines)}
+        state = "in_progress" if self.canceled_at is None else "canceling"
+        counts: Mapping[str, int] = {"processing": len(self.agenda) + len(self.lines)}
+        if ended:
+            state, counts = "ended", self.counts
         url = f"{base_url}/v1/messages/batches/{self.id}/results" if ended and not archived else None
         moments = {"created": self.created_at, "expires": self.expires_at, "ended": self.settled_at}
         moments |= {"archived": self.archived_at if archived else None, "cancel_initiated": self.canceled_at}
@@ -117,16 +119,16 @@ class Batches:
     def create(self, now: float, raw: bytes, headers: Mapping[str, str]) -> Answer | dict[str, Any]:
         """Return the answer to ``POST /v1/messages/batches``. Each row's `params` are checked only later."""
         attempt = self._desk.faults.attempt(b"create")
-        struck = self._desk.struck(CREATE_BEFORE, b"create", attempt, now)
-        if struck is None:
+        fault = self._desk.struck(CREATE_BEFORE, b"create", attempt, now)
+        if fault is None:
             self._desk.check_spending(now, coded=False)
             batch = self._made(now, requests_of(raw), headers)
-            struck = self._desk.struck(CREATE_AFTER, b"create", attempt, now)
-            if struck is None:
+            fault = self._desk.struck(CREATE_AFTER, b"create", attempt, now)
+            if fault is None:
                 return batch.shown(now)
-        if struck in UNANSWERED:
-            return Answer(0, {}, b"", fault=UNANSWERED[struck])
-        raise trouble(struck)
+        if fault in UNANSWERED:
+            return Answer(0, {}, b"", fault=UNANSWERED[fault])
+        raise trouble(fault)
 
     def _made(self, now: float, rows: list[bytes], headers: Mapping[str, str]) -> Batch:
         desk, most = self._desk, self._desk.terms.batch_queue_requests or 0
@@ -140,16 +142,19 @@ class Batches:
         if callable(seconds):
             seconds = seconds(len(rows))
         elif seconds is None:
-            luck = draws(mark, "batch").lognormvariate(0.0, 0.4)
-            seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * luck
+            pace = draws(mark, "batch").lognormvariate(0.0, 0.4)
+            seconds = (BASE_SECONDS + SECONDS_PER_ROW * len(rows)) * pace
         if desk.struck(("batch_stuck",), b"batch", number, now):
             seconds = STUCK_SECONDS
-        own = draws(mark, "moments")
+        luck = draws(mark, "moments")
         # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
-        agenda = [Row(now + seconds * (1 - own.random()), *row) for row in enumerate(rows)]
+        agenda = [Row(now + seconds * (1 - luck.random()), *row) for row in enumerate(rows)]
         agenda.sort(key=lambda row: row.done_at, reverse=True)
-        ends = (now + 3600.0 * catalog.BATCH.expires_hours, now + DAY * catalog.BATCH.results_days)
-        batch = Batch(desk.next_id("msgbatch"), mark, now, *ends, seconds, headers, agenda)
+        batch = Batch(
+            id=desk.next_id("msgbatch"), mark=mark, seconds=seconds, headers=headers, agenda=agenda,
+            created_at=now, expires_at=now + 3600.0 * catalog.BATCH.expires_hours,
+            archived_at=now + DAY * catalog.BATCH.results_days,
+        )  # fmt: skip
         self._batches[batch.id] = batch
         return batch
 
@@ -195,7 +200,7 @@ class Batches:
 
         It yields after every row so that others get their turn, and may be left there and begun anew.
         """
-        for batch in [one for one in self._batches.values() if one.settled_at is None]:
+        for batch in [batch for batch in self._batches.values() if batch.settled_at is None]:
             over = now >= batch.ends_at
             while batch.agenda and (over or batch.agenda[-1].done_at <= now):
                 row = batch.agenda.pop()
@@ -254,9 +259,11 @@ def requests_of(raw: bytes) -> list[bytes]:
 
 def _model_of(params: dict[str, Any], now: float) -> catalog.Model:
     """Return the model a row names, or refuse what batches alone refuse."""
-    model, never = named_model(params, now), next((name for name in REFUSED if params.get(name)), None)
-    if never is not None or params.get("max_tokens") == 0:
-        raise Problem(400, f"{never or 'max_tokens 0'}: not supported in message batches")
+    model, refused = named_model(params, now), [name for name in REFUSED if params.get(name)]
+    if params.get("max_tokens") == 0:
+        refused.append("max_tokens 0")
+    if refused:
+        raise Problem(400, f"{refused[0]}: not supported in message batches")
     if not model.batch:
         raise Problem(400, f"model: {model.id} is not supported in message batches")
     return model
@@ -265,6 +272,7 @@ def _model_of(params: dict[str, Any], now: float) -> catalog.Model:
 def _hits(batch: Batch, prefixes: list[Prefix]) -> float:
     """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
     fewest, most = map(float, catalog.BATCH.cache_hit_shares)
-    hour = any(prefix.ttl == "1h" for prefix in prefixes)
-    luck = draws(batch.mark, "cache").random() + hour
-    return fewest + (most - fewest) * luck / 2
+    luck = draws(batch.mark, "cache").random() / 2
+    if any(prefix.ttl == "1h" for prefix in prefixes):
+        luck += 0.5
+    return fewest + (most - fewest) * luck

@@ -219,7 +219,7 @@ class Desk:
             raise Problem(429, words, f"{name.replace('-', '_')}_per_minute", retry_after=after)
         reply, message = self.compose(now, request, shares, "standard")
         self.account.press(now, 1, requests=1, input_tokens=reply.shares.limited_input_tokens)
-        buckets.input_tokens.level -= reply.found_tokens  # the estimate at the start is corrected
+        buckets.input_tokens.level -= reply.searched_tokens  # the estimate at the start is corrected
         begins, ends = replies.seconds(request.key, request.model.line, reply)
         if (latency := self.options.latency) is not None:
             ends = latency(request.body, reply.output_tokens) if callable(latency) else latency
@@ -243,7 +243,7 @@ class Desk:
         fault = self.struck(IN_REPLY, key, 0, now)  # try 0: the same at every try
         if fault is not None:
             stand_in.spoil(fault, reply)
-        reply.shares = shares._replace(input_tokens=shares.input_tokens + reply.found_tokens)
+        reply.shares = shares._replace(input_tokens=shares.input_tokens + reply.searched_tokens)
         message = wire.message(self.next_id("msg"), model.snapshot, reply, tier)
         # Of earlier messages nothing is kept, as on the API after some time.
         if (body.get("diagnostics") or {}).get("previous_message_id") is not None:

@@ -139,8 +139,10 @@ class Faults:
 
     def strikes(self, kinds: tuple[str, ...], key: bytes, attempt: int, elapsed: float) -> str | None:
         """Return the first of `kinds` that strikes this try, `elapsed` API seconds after the beginning."""
-        for kind in filter(self._faults.get, kinds):
-            drawn = draws(key, f"{self.seed}:{kind}:0:{attempt}").random()
-            if self._faults[kind].covers(attempt, elapsed) and drawn < self._faults[kind].probability:
-                return kind
+        for kind in kinds:
+            fault = self._faults.get(kind)
+            if fault is not None and fault.covers(attempt, elapsed):
+                drawn = draws(key, f"{self.seed}:{kind}:0:{attempt}").random()
+                if drawn < fault.probability:
+                    return kind
         return None

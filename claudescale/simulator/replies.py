@@ -65,7 +65,7 @@ class Reply:
     geo: str = "global"
     speed: str = "standard"
     searches: int | None = None  # of the web; None where they are not offered
-    found_tokens: int = 0  # of what they found, which is input
+    searched_tokens: int = 0  # of what searches gave, which is input
 
     @property
     def billed(self) -> bool:
@@ -89,11 +89,11 @@ def hashed(seed: int, text: str, size: int) -> bytes:
 
 def seconds(key: bytes, line: str | None, reply: Reply) -> tuple[float, float]:
     """Return the API seconds until a reply begins, and until it is complete."""
-    own, pace = draws(key, "latency"), LINES.get(line, LINES["sonnet"])
-    begins = pace["seconds_to_first_token"] * own.lognormvariate(0.0, 0.25)
+    luck, pace = draws(key, "latency"), LINES.get(line, LINES["sonnet"])
+    begins = pace["seconds_to_first_token"] * luck.lognormvariate(0.0, 0.25)
     begins += sum(reply.shares) / READING_TOKENS_PER_SECOND
     speed = pace["output_tokens_per_second"] * (FAST_MODE_SPEEDUP if reply.speed == "fast" else 1.0)
-    return begins, begins + reply.output_tokens / (speed * own.lognormvariate(0.0, 0.2))
+    return begins, begins + reply.output_tokens / (speed * luck.lognormvariate(0.0, 0.2))
 
 
 def _stems(words: str) -> frozenset[str]:
@@ -180,7 +180,7 @@ class StandIn:
             reply.output_tokens = reply.thinking_tokens = max(reply.thinking_tokens, EFFORTS["medium"][1])
         elif kind == "refusal":
             reply.content, reply.searches = [], reply.searches and 0
-            reply.output_tokens = reply.thinking_tokens = reply.found_tokens = 0
+            reply.output_tokens = reply.thinking_tokens = reply.searched_tokens = 0
         else:
             for block in reply.content:
                 if "text" in block:
@@ -255,7 +255,7 @@ class StandIn:
             asked = {"type": "server_tool_use", "id": name, "name": "web_search", "input": query}
             given = {"type": "web_search_tool_result", "tool_use_id": name, "content": [result]}
             blocks += [{**block, "caller": {"type": "direct"}} for block in (asked, given)]
-            reply.found_tokens += luck.randint(500, 2_000)
+            reply.searched_tokens += luck.randint(500, 2_000)
         thoughts = sum(block["type"] == "thinking" for block in reply.content)
         reply.content[thoughts:thoughts] = blocks
         reply.output_tokens += SEARCH_TOKENS * reply.searches

@@ -400,10 +400,10 @@ def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     """Return the tokens of an image or a PDF; one that does not show its size counts as one unseen."""
     with suppress(ValueError, LookupError, struct.error):  # broken, or elsewhere
         raw = base64.b64decode(block["source"].get("data", ""))
-        found = media.media_type(raw[: media.HEAD_BYTES])
-        if found == media.PDF:
+        kind = media.media_type(raw[: media.HEAD_BYTES])
+        if kind == media.PDF:
             return media.pdf_pages(raw)[1]
-        if found is not None:
+        if kind is not None:
             return media.image_tokens(*media.pixels(io.BytesIO(raw)), tokenizer)
     return media.unseen_tokens(block["type"])
 
@@ -420,13 +420,21 @@ def measure(body: dict[str, Any], model: catalog.Model) -> list[Prefix]:
     digest = json.dumps([body.get(name) for name in SALT], sort_keys=True).encode()
     for text, mark, files in blocks:
         reached += tokens_in(text, per_token) + sum(file_tokens(file, model.tokenizer) for file in files)
-        said = text + "".join(json.dumps(file["source"], sort_keys=True) for file in files)
-        digest = blake2b(digest + b"\0" + said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        control = mark or (body.get("cache_control") if len(prefixes) == len(blocks) - 1 else None)
-        prefixes.append(
-            Prefix(reached, digest, control.get("ttl", "5m") if control and reached >= least else None)
-        )
+        whole = text + "".join(json.dumps(file["source"], sort_keys=True) for file in files)
+        digest = blake2b(digest + b"\0" + whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        is_last = len(prefixes) == len(blocks) - 1
+        control = mark or (body.get("cache_control") if is_last else None)
+        ttl = control.get("ttl", "5m") if control and reached >= least else None
+        prefixes.append(Prefix(reached, digest, ttl))
     return prefixes
+
+
+class Entry(NamedTuple):
+    """What the prompt cache holds of a prefix: when it can be read, and how long each use keeps it."""
+
+    since: float
+    until: float
+    ttl: str
 
 
 class PromptCache:
@@ -437,7 +445,7 @@ class PromptCache:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[bytes, tuple[float, float, str]] = {}  # can be read from and until when; its life
+        self._entries: dict[bytes, Entry] = {}
 
     def shares(self, now: float, prefixes: list[Prefix], *, may_read: bool = True) -> Shares:
         """Return how the request would be billed if it started now; changes nothing."""
@@ -453,20 +461,22 @@ class PromptCache:
     def keep(self, now: float, begins_at: float, prefixes: list[Prefix]) -> None:
         """Remember the marked prefixes of a request that starts `now` and whose reply begins later."""
         hit = self._hit(now, prefixes)
-        used = [hit._replace(ttl=self._entries[hit.digest][2])] if hit else []
-        used += [one for one in prefixes if one.ttl and not (hit and one.tokens <= hit.tokens)]
-        for _, digest, ttl in used:
-            since, until, _ = self._entries.get(digest, (math.inf, 0.0, ttl))
-            since, until = (since, until) if until > now else (math.inf, 0.0)
-            life = TTL_SECONDS[ttl or "5m"]
-            self._entries[digest] = min(begins_at, since), max(now + life, until), ttl or "5m"
+        read = hit.tokens if hit else 0
+        lives = {prefix.digest: prefix.ttl for prefix in prefixes if prefix.ttl and prefix.tokens > read}
+        if hit:
+            lives[hit.digest] = self._entries[hit.digest].ttl
+        for digest, ttl in lives.items():
+            since, until, entry = begins_at, now + TTL_SECONDS[ttl], self._entries.get(digest)
+            if entry and entry.until > now:
+                since, until = min(since, entry.since), max(until, entry.until)
+            self._entries[digest] = Entry(since, until, ttl)
 
     def _hit(self, now: float, prefixes: list[Prefix]) -> Prefix | None:
         """Return the longest prefix that can be read now, near enough before a mark."""
         reach = 0
         for prefix in reversed(prefixes):
             reach = LOOKBACK_BLOCKS if prefix.ttl else reach - 1
-            since, until, _ = self._entries.get(prefix.digest, (math.inf, 0.0, ""))
-            if reach > 0 and since <= now < until:
+            entry = self._entries.get(prefix.digest)
+            if reach > 0 and entry and entry.since <= now < entry.until:
                 return prefix
         return None
