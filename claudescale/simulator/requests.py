@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 OLD_VERSION = "2023-06-01"
 VERSIONS = frozenset({OLD_VERSION, "2026-10-21"})
-GENERATION = re.compile(r"-(\d+)(?:-(\d{1,2}))?(?:-|$)")
-PREFILL_UNTIL = (4, 5)  # Claude 4.6 and later refuse an assistant message at the end
+PREFILLED = ("claude-haiku-4-5", "claude-sonnet-4-5", "claude-opus-4-5")  # may end with the assistant
 FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
@@ -157,8 +156,6 @@ class Checks:
         self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
         self.thinking, config = body.get("thinking") or {}, body.get("output_config") or {}
         self.effort, self.format = config.get("effort"), config.get("format")
-        version = GENERATION.search(model.id)
-        self.generation = (int(version[1]), int(version[2] or 0)) if version else (0, 0)
         contents = [turn["content"] for turn in body["messages"]]
         self.blocks = [block for content in contents if isinstance(content, list) for block in content]
         self.pages = 0  # of PDFs, counted as each is looked into
@@ -189,7 +186,7 @@ class Checks:
         if turns[-1]["role"] == "assistant":
             content = turns[-1]["content"]
             text = content if isinstance(content, str) else str(content[-1].get("text", ""))
-            refuse(self.generation > PREFILL_UNTIL, "prefill")
+            refuse(self.model.id not in PREFILLED, "prefill")
             refuse(text[-1:].isspace(), "prefill_blank")
             refuse(self.format, "prefill_format")
         images = sum(block["type"] == "image" for block in self.blocks)
