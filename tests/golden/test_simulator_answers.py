@@ -35,6 +35,7 @@ _SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required"
 _CLOSED = {**_SCHEMA, "additionalProperties": False}
 _TOOL = {"name": "t", "input_schema": _SCHEMA}
 _KEPT = {"type": "ephemeral"}
+_DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
 
 
 def form(schema):
@@ -42,79 +43,36 @@ def form(schema):
     return {"format": {"type": "json_schema", "schema": schema}}
 
 
-MODELS = (HAIKU, "claude-sonnet-5-5", "claude-opus-5-5", "claude-fable-5-2", "claude-sonnet-4-6")
-MODELS += (
-    "claude-haiku-4-5",
-    "claude-haiku-4-5-20251001",
-    "claude-opus-4-1",
-    "claude-3-opus-20240229",
-    "gpt-5",
-)
+def image(**source):
+    """Return a block of an image."""
+    return {"type": "image", "source": source}
+
+
+MODELS = (HAIKU, "claude-sonnet-5-5", "claude-opus-5-5", "claude-fable-5-2", "claude-sonnet-4-6", "claude-haiku-4-5",
+          "claude-haiku-4-5-20251001", "claude-opus-4-1", "claude-3-opus-20240229", "gpt-5")  # fmt: skip
+FIELDS = {
+    "max_tokens": [0, 1, -1, "5", 10**7, None, 1.5, True],
+    "temperature": [0], "top_p": [1], "top_k": [1], "extra": [1], "betas": [["x"]],
+    "system": [5, "", "Be brief.", [text()]],
+    "messages": [[], "x", None],
+    "model": [None, 5],
+    "service_tier": ["auto", "gold"],
+    "metadata": [{"user_id": "u"}, {"other": 1}, 5],
+    "inference_geo": ["us", "eu"], "speed": ["fast"], "stream": ["yes", None],
+    "stop_sequences": [["END"], "END", [1]],
+    "thinking": [{"type": "disabled"}, {"type": "adaptive"}, {"type": "deep"}, {"type": "disabled", "more": 1}, 5,
+                 {"type": "enabled", "budget_tokens": 1_024}, {"type": "between_tools"}],
+    "output_config": [{"effort": "low"}, {"effort": "huge"}, {"effort": "max"}, 5,
+                      *map(form, [_CLOSED, _SCHEMA, {}, {**_CLOSED, "minLength": 3}])],
+    "tools": [[_TOOL], [_TOOL, _TOOL], [{"name": "no good", "input_schema": _SCHEMA}], [{"name": "t"}], 5],
+    "tool_choice": [{"type": "any"}, "any"],
+    "cache_control": [_KEPT, {"type": "long"}],
+    "container": ["c"], "fallbacks": [[{"model": "claude-opus-5-5"}]], "mcp_servers": [[]], "workspace_id": ["w"],
+    "diagnostics": [{"previous_message_id": None}], "context_management": [{"edits": []}],
+}  # fmt: skip
 BODIES = {
     **{f"model {name}": body(model=name) for name in MODELS},
-    **{f"max_tokens {value!r}": body(max_tokens=value) for value in (0, 1, -1, "5", 10**7, None, 1.5, True)},
-    **{
-        f"{name} {value!r}": body(**{name: value})
-        for name, value in [
-            ("temperature", 0),
-            ("top_p", 1),
-            ("top_k", 1),
-            ("extra", 1),
-            ("stream", "yes"),
-            ("system", 5),
-            ("system", ""),
-            ("system", "Be brief."),
-            ("system", [text()]),
-            ("messages", []),
-            ("messages", "x"),
-            ("messages", None),
-            ("model", None),
-            ("model", 5),
-            ("service_tier", "auto"),
-            ("service_tier", "gold"),
-            ("metadata", {"user_id": "u"}),
-            ("metadata", {"other": 1}),
-            ("metadata", 5),
-            ("inference_geo", "us"),
-            ("inference_geo", "eu"),
-            ("speed", "fast"),
-            ("stop_sequences", ["END"]),
-            ("stop_sequences", "END"),
-            ("stop_sequences", [1]),
-            ("thinking", {"type": "disabled"}),
-            ("thinking", {"type": "adaptive"}),
-            ("thinking", {"type": "deep"}),
-            ("thinking", {"type": "disabled", "more": 1}),
-            ("thinking", 5),
-            ("thinking", {"type": "enabled", "budget_tokens": 1_024}),
-            ("output_config", {"effort": "low"}),
-            ("output_config", {"effort": "huge"}),
-            ("output_config", {"effort": "max"}),
-            ("output_config", 5),
-            ("output_config", form(_CLOSED)),
-            ("output_config", form(_SCHEMA)),
-            ("output_config", form({})),
-            ("output_config", form({**_CLOSED, "minLength": 3})),
-            ("tools", [_TOOL]),
-            ("tools", [_TOOL, _TOOL]),
-            ("tools", [{"name": "no good", "input_schema": _SCHEMA}]),
-            ("tools", [{"name": "t"}]),
-            ("tools", 5),
-            ("tool_choice", {"type": "any"}),
-            ("cache_control", _KEPT),
-            ("cache_control", {"type": "long"}),
-            ("container", "c"),
-            ("fallbacks", [{"model": "claude-opus-5-5"}]),
-            ("mcp_servers", []),
-            ("diagnostics", {"previous_message_id": None}),
-            ("workspace_id", "w"),
-            ("betas", ["x"]),
-            ("stream", None),
-            ("context_management", {"edits": []}),
-            ("thinking", {"type": "between_tools"}),
-            ("tool_choice", "any"),
-        ]
-    },
+    **{f"{name} {value!r}": body(**{name: value}) for name, values in FIELDS.items() for value in values},
     "forced tool": body(tools=[_TOOL], tool_choice={"type": "tool", "name": "t"}),
     "forced tool on Opus": body(model=MODELS[2], tools=[_TOOL], tool_choice={"type": "any"}),
     "unknown forced tool": body(tools=[_TOOL], tool_choice={"type": "tool", "name": "u"}),
@@ -130,21 +88,11 @@ BODIES = {
     "assistant first": body(messages=[{"role": "assistant", "content": "x"}]),
     "turn with more": body(messages=[{"role": "user", "content": "x", "name": "y"}]),
     "unknown block": turns([{"type": "video", "x": 1}]),
-    "image": turns(
-        [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}]
-    ),
-    "image by address": turns(
-        [{"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}]
-    ),
-    "image of an unknown kind": turns(
-        [{"type": "image", "source": {"type": "base64", "media_type": "image/x", "data": ""}}]
-    ),
-    "document": turns(
-        [{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}]
-    ),
-    "document of the assistant": turns(
-        "a", [{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}], "b"
-    ),
+    "image": turns([image(type="base64", media_type="image/png", data="iVBORw0KGgo=")]),
+    "image by address": turns([image(type="url", url="https://example.com/a.png")]),
+    "image of an unknown kind": turns([image(type="base64", media_type="image/x", data="")]),
+    "document": turns([_DOCUMENT]),
+    "document of the assistant": turns("a", [_DOCUMENT], "b"),
     "citations on text": turns([text(citations=[{"type": "char_location"}])]),
     "cached block": turns([text(cache_control=_KEPT)]),
     "five cached blocks": turns([text(cache_control=_KEPT)] * 5),
@@ -180,35 +128,28 @@ CALLS = {
 
 def asked(connection, method, path, content, changes):
     """Return status, type, words and headers of one call."""
-    headers = {name: value for name, value in {**SECRET, **changes}.items() if value is not None}
     raw = content if isinstance(content, bytes | None) else json.dumps(content).encode()
-    connection.request(
-        method, path, raw, {**headers, **({"content-type": "application/json"} if raw else {})}
-    )
+    sent = {**SECRET, **({"content-type": "application/json"} if raw else {}), **changes}
+    connection.request(method, path, raw, {name: value for name, value in sent.items() if value is not None})
     answer = connection.getresponse()
-    read = answer.read()
-    told = json.loads(read) if "json" in (answer.getheader("content-type") or "") else {}
-    error = told.get("error") or {}
-    named = {name.lower(): value for name, value in answer.getheaders()}
-    kept = {name: value for name, value in named.items() if name not in _CHANGING and "reset" not in name}
-    kept = {name: "..." if name.endswith("remaining") else value for name, value in kept.items()}
-    seen = {"status": answer.status, "type": told.get("type"), "headers": kept}
-    return seen | (
-        {"error": error["type"], "message": error["message"]} if error else {"fields": sorted(told)}
-    )
+    value = json.load(answer)
+    headers = {name.lower(): value for name, value in answer.getheaders()}
+    headers = {name: text for name, text in headers.items() if name not in _CHANGING and "reset" not in name}
+    headers |= {name: "..." for name in headers if name.endswith("remaining")}
+    seen = {"status": answer.status, "type": value.get("type"), "headers": headers}
+    if error := value.get("error"):
+        return {**seen, "error": error["type"], "message": error["message"]}
+    return {**seen, "fields": sorted(value)}
 
 
 def test_the_simulator_answers_as_recorded():
     """Other people's clients meet the same answers as before."""
-    found = {}
     with cs.Simulator("start", speed=1_000, latency=0.01, seed=7) as api:
         connection = http.client.HTTPConnection(api.url.removeprefix("http://"), timeout=30)
-        for name, call in CALLS.items():
-            found[name] = asked(connection, *call)
+        answers = {name: asked(connection, *call) for name, call in CALLS.items()}
         connection.close()
-    assert len(found) >= 120
-    common = [set(each["headers"].items()) for each in found.values()]
-    shared = set.intersection(*common)
-    for each in found.values():
-        each["headers"] = dict(sorted(set(each["headers"].items()) - shared))
-    check("simulator", {"headers of all": dict(sorted(shared)), "answers": found})
+    assert len(answers) >= 120
+    shared = set.intersection(*(set(answer["headers"].items()) for answer in answers.values()))
+    for answer in answers.values():
+        answer["headers"] = dict(sorted(set(answer["headers"].items()) - shared))
+    check("simulator", {"headers of all": dict(sorted(shared)), "answers": answers})
