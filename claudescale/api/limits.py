@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from claudescale.api import catalog
+from claudescale.api.catalog import WORDS
 from claudescale.errors import PlanError, UnknownTier
 from claudescale.text import plain
 
@@ -32,7 +33,6 @@ _OPTIONAL = (
     "batch_queue_requests", "batch_requests_per_minute", "spend_dollars_per_month", "burst_seconds"
 )  # fmt: skip
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
-_SAID = catalog.WORDS["limits"]
 _MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
 _NUMBER = re.compile(r"\s*[0-9]{1,12}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
@@ -105,10 +105,10 @@ class Limits:
                 continue
             value = plain(given)
             if value is _MISSING:
-                raise PlanError(_SAID["missing"])
+                raise PlanError(WORDS["limits"]["missing"])
             if type(value) not in (int, float) or not _LEAST <= value <= _MOST:
-                none = _SAID["none"] if value == math.inf else ""
-                raise PlanError(_SAID["number"].format(name=name, value=given, none=none))
+                none = WORDS["limits"]["none"] if value == math.inf else ""
+                raise PlanError(WORDS["limits"]["number"].format(name=name, value=given, none=none))
             whole = name == "batch_queue_requests"
             object.__setattr__(self, name, max(int(value), 1) if whole else value)
 
@@ -136,7 +136,7 @@ class Limits:
         Spends: nothing.
         """
         if not 0 < share <= 1:
-            raise PlanError(_SAID["share"].format(share=share))
+            raise PlanError(WORDS["limits"]["share"].format(share=share))
         if share == 1:
             return self
         less: dict[str, Any] = {name: getattr(self, name) * share for name in _PER_MINUTE}
@@ -144,19 +144,30 @@ class Limits:
         return replace(self, **less, burst_seconds=1.0, source=f"{self.source}, times {share:g}")
 
     @classmethod
-    def of(cls, tier: str | int | Limits, model: str | Model, learned: Learned | None = None) -> Limits:
+    def of(
+        cls, tier: str | int | Limits, model: str | Model, learned: Mapping[Key, Limits] | None = None
+    ) -> Limits:
         """Return the limits of a usage tier for a model: those learned for just these, else the table's.
 
         Spends: nothing.
+
+        Raises
+        ------
+        UnknownTier
+            There is no such tier, or its limits for this model are not published.
         """
-        if learned is not None and learned.stands_for(tier, model):
-            return learned.limits
+        if learned and (key := key_of(tier, model)) in learned:
+            return learned[key]
         if isinstance(tier, Limits):
             return tier
-        facts = catalog.tier(tier)
-        named: dict[str, Any] = catalog.tier_rates(facts, model)._asdict()
-        named |= {name: getattr(facts, name, None) for name in _OPTIONAL}
-        return cls(**named, source=f"table of tier {facts.name!r}", checked=facts.checked)
+        table, called = catalog.tier(tier), catalog.model(model)
+        rates = table.limits.get(called.rate_group)
+        if rates is None:
+            words = WORDS["limits"]["unpublished"]
+            raise UnknownTier(words.format(model=called.id, tier=table.name, checked=table.checked))
+        account: dict[str, Any] = {name: getattr(table, name, None) for name in _OPTIONAL}
+        source = f"table of tier {table.name!r}"
+        return cls(**rates._asdict(), **account, source=source, checked=table.checked)
 
     @classmethod
     def read(cls, items: Iterable[Any], model: str) -> Limits:
@@ -174,14 +185,15 @@ class Limits:
         values: dict[str, Any] = {}
         for entry in items:
             group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
-            if group == "model_group" and not catalog.same_model(model, entry.get("models") or ()):
+            models = map(catalog.id_of, entry.get("models") or ())
+            if group == "model_group" and catalog.id_of(model) not in models:
                 continue
             for limit in entry.get("limits") or ():
                 name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
                 if name and value:
                     values[name] = min(value, values.get(name, math.inf))
         if not values.keys() >= set(_PER_MINUTE):
-            raise UnknownTier(_SAID["untold"].format(model=model))
+            raise UnknownTier(WORDS["limits"]["untold"].format(model=model))
         return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
 
     def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
@@ -189,27 +201,22 @@ class Limits:
 
         Spends: nothing.
         """
-        note = _SAID["may_not"]
+        note = WORDS["limits"]["may_not"]
         if items is not None:
             with suppress(UnknownTier):  # no access to this model, or an answer of another form
                 account = Limits.read(items, model)
                 kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:2]}
                 return replace(account, **kept)
-            note = _SAID["nothing"].format(model=model)
+            note = WORDS["limits"]["nothing"].format(model=model)
         return self if self.source == HEADERS else replace(self, note=note)  # the API's answers are as good
 
 
-class Learned(NamedTuple):
-    """Limits that stand in the place of a tier's table, and for whom: the tier named, the models' group."""
+Key: TypeAlias = "tuple[str | Limits, str]"
 
-    limits: Limits
-    tier: str | int | Limits
-    rate_group: str
 
-    def stands_for(self, tier: str | int | Limits, model: str | Model) -> bool:
-        """Whether these are the limits of a plan for that tier and model."""
-        tiers = [name if isinstance(name, Limits) else catalog.tier(name) for name in (tier, self.tier)]
-        return tiers[0] == tiers[1] and catalog.model(model).rate_group == self.rate_group
+def key_of(tier: str | int | Limits, model: str | Model) -> Key:
+    """Return what learned limits are kept by: the tier that was named, and the model's group."""
+    return tier if isinstance(tier, Limits) else catalog.tier(tier).name, catalog.model(model).rate_group
 
 
 # ------------------------------------------------------------------------------ whose limits they look like

@@ -14,7 +14,7 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import dig
-from claudescale.api.catalog import PARTS
+from claudescale.api.catalog import PARTS, WORDS
 from claudescale.api.client import Wire, check_client, unasked
 from claudescale.api.prices import price
 from claudescale.errors import PlanError
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from anthropic import AsyncAnthropic
-
-
-_SAID = catalog.WORDS["given"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +74,18 @@ class Model:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():
-            raise PlanError(_SAID["id"].format(id=self.id))
+            raise PlanError(WORDS["given"]["id"].format(id=self.id))
         like, unpriced = catalog.model(self.like), []
         for name in ("input_dollars", "output_dollars", "context_tokens", "max_tokens"):
             unit = name.rpartition("_")[2]
             value = plain(getattr(self, name), whole=unit == "tokens")
             number = type(value) is int or (type(value) is float and unit == "dollars")
             if value is not None and not (number and 0 < value < math.inf):
-                raise PlanError(_SAID[unit].format(id=self.id, name=name, value=getattr(self, name)))
+                raise PlanError(WORDS["given"][unit].format(id=self.id, name=name, value=getattr(self, name)))
             object.__setattr__(self, name, value)
             unpriced += [name] if value is None and unit == "dollars" else []
         if len(unpriced) == 1:
-            raise PlanError(_SAID["one_price"].format(id=self.id, name=unpriced[0]))
+            raise PlanError(WORDS["given"]["one_price"].format(id=self.id, name=unpriced[0]))
         unknown = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
         changes: dict[str, Any] = dict.fromkeys(unknown) | {
             "id": self.id,
@@ -195,7 +192,7 @@ async def _listed(client: AsyncAnthropic) -> list[dict[str, Any]]:
     """Return what the Models API says of every model, retired ones too."""
     async with Wire(client) as wire:
         stages = ["active", "deprecated", "retired"]
-        infos, answer = await wire.listed("models.list", limit=1000, lifecycle=stages)
+        infos, answer = await wire.listed("/v1/models", limit=1000, lifecycle=stages)
     if answer.status != HTTPStatus.OK:
         raise unasked(answer, "models")
     return infos

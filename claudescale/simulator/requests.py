@@ -64,8 +64,8 @@ def found_model(body: Mapping[str, Any], now: float) -> catalog.Model:
     if not isinstance(name, str):
         raise Problem(400, f"model: {'Field required' if name is None else 'Input should be a valid string'}")
     with suppress(UnknownModel):
-        model = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
-        if not model.verified_only:
+        model = catalog.model(name)
+        if not model.verified_only and catalog.refusal(model, datetime.fromtimestamp(now, UTC)) is None:
             return model
     raise Problem(404, f"model: {name}")
 

@@ -194,9 +194,9 @@ def test_what_was_handled_meanwhile_says_nothing_of_a_call():
     """Only what an error came from decides whether a call was sent, not what the caller was handling."""
     error = httpx2.ReadTimeout("this call")
     error.__context__ = httpx2.ConnectTimeout("another call")
-    assert wire._failed(error, "host").sent
+    assert wire.no_answer(error, "host").sent
     error.__cause__ = error.__context__
-    assert not wire._failed(error, "host").sent
+    assert not wire.no_answer(error, "host").sent
 
 
 @pytest.mark.slow
