@@ -146,17 +146,11 @@ class Tier(Fact):
     count_tokens_per_minute: int | None = None  # calls, not tokens
 
 
-def _frozen(value: Any) -> Any:
-    """Return a table with tuples in the place of lists."""
-    if isinstance(value, dict):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
 def _model_facts(row: Mapping[str, Any]) -> Model:
     characters = _DATA["tokenizer"][row["tokenizer"]]["characters_per_token"]
     known = {"snapshot": row["id"], "characters_per_token": characters}
-    return Model(**_DATA["model_defaults"] | known | row)
+    hashable = {name: tuple(row[name]) for name in ("thinking_types", "efforts")}
+    return Model(**_DATA["model_defaults"] | known | row | hashable)
 
 
 def _tier_facts(row: Mapping[str, Any]) -> Tier:
@@ -169,7 +163,7 @@ def _tier_facts(row: Mapping[str, Any]) -> Tier:
 
 
 _HERE = Path(__file__).parent
-_DATA = _frozen(tomllib.loads((_HERE / "catalog.toml").read_text("utf-8")))
+_DATA = tomllib.loads((_HERE / "catalog.toml").read_text("utf-8"))
 WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_text("utf-8"))
 """What is said of answers without words of their own, and of clients that cannot be used."""
 
@@ -278,7 +272,7 @@ def model(name: object) -> Model:
 
 def id_of(name: str) -> str:
     """Return the one id of a model that goes by its dated id and by its alias; of others the name itself."""
-    return _BY_NAME[name].id if name in _BY_NAME else name
+    return next((facts[name].id for facts in (_BY_NAME, _RETIRED_BY_NAME) if name in facts), name)
 
 
 # ------------------------------------------------------------------------------------------------ tiers

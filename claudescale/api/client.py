@@ -49,13 +49,12 @@ LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 
 _FOREVER_SECONDS = 1e6  # the longest wait of a client that was given none
-_IDLE_SECONDS = 120.0  # real ones between two events of a stream, pings among them, after which it is lost
+_IDLE_SECONDS = 120.0  # real ones between two parts of a body, after which it is lost: a stream has pings
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0  # of a call to a simulator, however fast its time is
 _HEADER_BYTES = 1 << 17  # gateways add long headers, and an answer that cannot be read is paid for
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
-_MOST_PAGES = 100
 _MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call, and of one that gets no answer at all
 _SHORTEST_SECRET = 12
 _MESSAGES, _BATCHES = "/v1/messages", "/v1/messages/batches"
@@ -64,7 +63,6 @@ _SIMULATOR_HEADER = "claudescale-simulator"
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
 _ADDRESS = re.compile(r"https?://(\[[\da-fA-F:]+\]|[^/@?#%:\s]+)(:\d{1,5})?(/[^?#\s]*)?")
-_HALF_SET = {"ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_PROFILE"}
 _PRIVATE = re.compile(r"(10|127|192\.168|172\.(1[6-9]|2\d|3[01]))\.[\d.]+$")
 _log = logging.getLogger("claudescale.api")
 
@@ -170,8 +168,7 @@ class Wire:
         async def take(part: bytes) -> None:
             message.feed(part)
 
-        idle = min(_IDLE_SECONDS, seconds)
-        answer = await self.ask(_MESSAGES, streamed, seconds=seconds, idle_seconds=idle, take=take)
+        answer = await self.ask(_MESSAGES, streamed, seconds=seconds, take=take)
         if answer.status is None:
             return answer._replace(partial=message.so_far)
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
@@ -185,23 +182,7 @@ class Wire:
         counted = {name: value for name, value in json.loads(request).items() if name in taken}
         return await self.patiently(f"{_MESSAGES}/count_tokens", json.dumps(counted).encode())
 
-    async def listed(self, path: str, **query: Any) -> tuple[list[dict[str, Any]], Answer]:
-        """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
-
-        Spends: nothing.
-        """
-        entries: list[dict[str, Any]] = []
-        for _ in range(_MOST_PAGES):
-            answer = await self.patiently(path, query=query)
-            entries += listed(answer)
-            query["page"] = dig(str, read_object(answer.content), "next_page")
-            if query["page"] is None:
-                break
-        return entries, answer
-
-    async def patiently(
-        self, path: str, content: bytes | None = None, query: dict[str, Any] | None = None
-    ) -> Answer:
+    async def patiently(self, path: str, content: bytes | None = None, **query: Any) -> Answer:
         """Return what came back for a free call, made again where that may help, in API time.
 
         The SDK's own retries sleep in real seconds: hours for a simulator whose time is fast.
@@ -224,7 +205,6 @@ class Wire:
         query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
         seconds: float | None = None,
-        idle_seconds: float = CALL_SECONDS,
         take: Take | None = None,
     ) -> Answer:
         """Return what came back for a path, or for JSON that is posted to it as it is.
@@ -235,10 +215,11 @@ class Wire:
         Spends: what is posted.
         """
         seconds = seconds or min(CALL_SECONDS, self._timeout_seconds)
+        silent_seconds = min(seconds, _IDLE_SECONDS if take else CALL_SECONDS)
         options: Any = {
             "params": query or {},
             "headers": (headers or {}) | (_UNREAD if take else {}),
-            "timeout": httpx2.Timeout(min(seconds, idle_seconds), connect=self._connect_seconds),
+            "timeout": httpx2.Timeout(silent_seconds, connect=self._connect_seconds),
         }
         if content is None:
             request = self._client.get(path, cast_to=httpx2.Response, options=options)
@@ -418,9 +399,9 @@ async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> L
         The API cannot be reached, or fails.
     """
     async with Wire(client) as wire:
-        entries, answer = await wire.listed("/v1/organizations/rate_limits")
+        answer = await wire.patiently("/v1/organizations/rate_limits")
     if answer.status == HTTPStatus.OK:
-        return known.updated(entries, model)
+        return known.updated(listed(answer), model)
     if answer.status is not None and verdict(answer).outcome in {"stop", "failed"}:
         return known.updated(None, model)  # the key may not ask
     raise unasked(answer, "limits")
@@ -628,9 +609,6 @@ def connect(
     except anthropic.AnthropicError as error:
         raise PlanError(WORDS["client"]["credentials"].format(flaw=error)) from error
     if simulate is None and api_key is None and url is None and not _signs_in(client):
-        if half := sorted(os.environ.keys() & _HALF_SET):  # the SDK passes over what is not whole
-            flaw = f"{half[0]} is set, but not all that it needs."
-            raise PlanError(WORDS["client"]["credentials"].format(flaw=flaw))
         return _latest(_simulated(simulator))
     check_client(client)
     host, nearby = client.base_url.host, is_nearby(client.base_url)

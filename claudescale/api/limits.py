@@ -169,46 +169,37 @@ class Limits:
         source = f"table of tier {table.name!r}"
         return cls(**rates._asdict(), **account, source=source, checked=table.checked)
 
-    @classmethod
-    def read(cls, items: Iterable[Any], model: str) -> Limits:
-        """Return the limits of a model that entries of the rate-limit API tell.
-
-        Of several values for one limit the smallest counts: it is the one that is met first.
-
-        Spends: nothing.
-
-        Raises
-        ------
-        UnknownTier
-            They tell none of this model.
-        """
-        values: dict[str, Any] = {}
-        for entry in items:
-            group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
-            models = map(catalog.id_of, entry.get("models") or ())
-            if group == "model_group" and catalog.id_of(model) not in models:
-                continue
-            for limit in entry.get("limits") or ():
-                name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
-                if name and value:
-                    values[name] = min(value, values.get(name, math.inf))
-        if not values.keys() >= set(_PER_MINUTE):
-            raise UnknownTier(WORDS["limits"]["untold"].format(model=model))
-        return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
-
-    def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
+    def updated(self, entries: Iterable[Any] | None, model: str) -> Limits:
         """Return what entries of the rate-limit API tell, and these where they say nothing, with a note why.
 
         Spends: nothing.
         """
-        note = WORDS["limits"]["may_not"]
-        if items is not None:
-            with suppress(UnknownTier):  # no access to this model, or an answer of another form
-                account = Limits.read(items, model)
-                kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:2]}
-                return replace(account, **kept)
-            note = WORDS["limits"]["nothing"].format(model=model)
-        return self if self.source == HEADERS else replace(self, note=note)  # the API's answers are as good
+        told = _told(entries or (), model)
+        if told.keys() >= set(_PER_MINUTE):
+            batches = {name: getattr(self, name) for name in _TOLD["batch"].values()}
+            return Limits(**(batches | told), source="the rate-limit API", checked=datetime.now(UTC))
+        if self.source == HEADERS:
+            return self  # the API's answers are as good
+        words = WORDS["limits"]["may_not" if entries is None else "nothing"]
+        return replace(self, note=words.format(model=model))
+
+
+def _told(entries: Iterable[Any], model: str) -> dict[str, Any]:
+    """Return the limits of a model and of batches that entries of the rate-limit API tell, by our names.
+
+    Of several values for one limit the smallest counts: it is the one that is met first.
+    """
+    told: dict[str, Any] = {}
+    for entry in entries:
+        group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
+        models = map(catalog.id_of, entry.get("models") or ())
+        if group == "model_group" and catalog.id_of(model) not in models:
+            continue
+        for limit in entry.get("limits") or ():
+            name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
+            if name and value:
+                told[name] = min(value, told.get(name, math.inf))
+    return told
 
 
 Key: TypeAlias = "tuple[str | Limits, str]"
@@ -220,12 +211,6 @@ def key_of(tier: str | int | Limits, model: str | Model) -> Key:
 
 
 # ------------------------------------------------------------------------------ whose limits they look like
-
-
-def tiers_with(limits: Limits, model: Model) -> list[str]:
-    """Return the names of the tiers whose table has exactly these limits for a model."""
-    own, group = limits.per_minute, model.rate_group
-    return [name for name, tier in catalog.TIERS.items() if tier.limits.get(group) == own]
 
 
 def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | None:
@@ -250,7 +235,8 @@ def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | Non
         return None
     allows, nots = (" and ".join(words) for words in zip(*other, strict=True))
     having = "your Limits have" if isinstance(tier, Limits) else f"tier {catalog.tier(tier).name!r} has"
-    same = tiers_with(limits, model)
+    tables = {name: table.limits.get(model.rate_group) for name, table in catalog.TIERS.items()}
+    same = [name for name, rates in tables.items() if rates == limits.per_minute]
     whose = f"those are the limits of tier={same[0]!r}" if same else "a workspace or contract may set its own"
     return f"The API allows {allows} a minute, not {nots} as {having}: {whose}."
 
