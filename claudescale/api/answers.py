@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from claudescale.api.catalog import CHARGES, ERRORS
-from claudescale.api.catalog import WORDS as SAID
+from claudescale.api.catalog import CHARGES, ERRORS, WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +22,6 @@ CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "paus
 """Reasons to stop that are the error of the reply."""
 DRY_RUN = "dry_run"
 """The error of a message that only had the API look at a request, before a batch of such was made."""
-WORDS = SAID["answer"]
-"""What is said of an answer that has no words of its own, by its error."""
 NO_ENDPOINT = "endpoint_not_found"
 """A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
 DOUBTED = {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
@@ -97,9 +94,9 @@ def verdict(answer: Answer) -> Verdict:
 
 def _verdict_on_silence(answer: Answer) -> Verdict:
     because = f": {answer.reason}" if answer.reason else ""
-    if words := SAID["unsendable"].get(answer.failure or ""):
+    if words := WORDS["unsendable"].get(answer.failure or ""):
         return Verdict(outcome="stop", error=answer.failure, message=f"{words}{because}")
-    words = SAID["silence"]["sent" if answer.sent else "unsent"] + because
+    words = WORDS["silence"]["sent" if answer.sent else "unsent"] + because
     return Verdict(outcome="overloaded", error=answer.failure, message=words, unseen=answer.sent)
 
 
@@ -110,7 +107,7 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
     stop_reason = stop_reason_of(body)
     called = stop_reason == "tool_use" and _tool_input(body) is not None
     flaw = stop_reason if stop_reason in CUT and not called else None if text_of(body) else "empty_reply"
-    words = WORDS.get("free_refusal" if is_free(body) else flaw or "")
+    words = WORDS["answer"].get("free_refusal" if is_free(body) else flaw or "")
     unseen = not all(_is_count(dig(int, body, "usage", name)) for name in ("input_tokens", "output_tokens"))
     return Verdict(outcome="answered", error=flaw, message=words, reply=body, final=True, unseen=unseen)
 
@@ -160,7 +157,7 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
     if kind == "succeeded":
         return _verdict_on_message(dig(dict, result, "message") or {})
     if kind in ("expired", "canceled"):
-        return Verdict(outcome="again", error=kind, message=WORDS[kind])
+        return Verdict(outcome="again", error=kind, message=WORDS["answer"][kind])
     if kind != "errored":
         words = "the batch's line for this row has no result"
         return Verdict(outcome="again", error="invalid_response", message=words, unseen=True)

@@ -21,9 +21,9 @@ import polars as pl
 from claudescale.errors import PlanError, UnknownModel, UnknownTier, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping
 
-    from genai_prices.types import ModelInfo
+    from genai_prices.types import ModelInfo, ModelPrice
 
 Mode: TypeAlias = Literal["live", "batch"]
 Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
@@ -36,8 +36,10 @@ COLUMNS = {
 """The same, and the column of an attempt that counts each."""
 USAGE = (*COLUMNS.values(), "thinking_tokens")
 """What an answer's usage is counted as. All but the last are priced: thinking is output."""
-ANSWERED = ("answering_model", "inference_geo", "speed", "web_search_requests")
-"""What an answer says of itself besides, which decides its price."""
+TRAITS = ("answering_model", "inference_geo", "speed")
+"""What an answer says of itself that decides the price of its tokens."""
+ANSWERED = (*TRAITS, "web_search_requests")
+"""What an answer says of itself that decides its price."""
 
 
 # ------------------------------------------------------------------------------------ the shape of a fact
@@ -117,6 +119,10 @@ class PriceStep(NamedTuple):
     cache_read: float
     output: float
 
+    def times(self, factor: float) -> PriceStep:
+        """Return the step with every rate times a factor."""
+        return self._replace(**{part: getattr(self, part) * factor for part in PARTS})
+
 
 class Rates(NamedTuple):
     """What a tier allows one group of models in a minute."""
@@ -140,17 +146,11 @@ class Tier(Fact):
     count_tokens_per_minute: int | None = None  # calls, not tokens
 
 
-def _frozen(value: Any) -> Any:
-    """Return a table with tuples in the place of lists."""
-    if isinstance(value, dict):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
 def _model_facts(row: Mapping[str, Any]) -> Model:
     characters = _DATA["tokenizer"][row["tokenizer"]]["characters_per_token"]
     known = {"snapshot": row["id"], "characters_per_token": characters}
-    return Model(**_DATA["model_defaults"] | known | row)
+    hashable = {name: tuple(row[name]) for name in ("thinking_types", "efforts")}
+    return Model(**_DATA["model_defaults"] | known | row | hashable)
 
 
 def _tier_facts(row: Mapping[str, Any]) -> Tier:
@@ -163,7 +163,7 @@ def _tier_facts(row: Mapping[str, Any]) -> Tier:
 
 
 _HERE = Path(__file__).parent
-_DATA = _frozen(tomllib.loads((_HERE / "catalog.toml").read_text("utf-8")))
+_DATA = tomllib.loads((_HERE / "catalog.toml").read_text("utf-8"))
 WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_text("utf-8"))
 """What is said of answers without words of their own, and of clients that cannot be used."""
 
@@ -180,7 +180,6 @@ MEDIA: Mapping[str, Any] = _DATA["media"]
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
 _RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}
-_SAID = WORDS["model"]
 _NOTICE = timedelta(days=60)  # before a model retires a plan says so: Anthropic's own notice is no shorter
 
 
@@ -202,7 +201,7 @@ def refusal(model: KnownModel, at: datetime | None = None) -> str | None:
     """Return why a model cannot be called at a moment, and what to use; None where it can be."""
     if lifecycle(model, at) != "retired":
         return None
-    return _SAID["refused"].format(id=model.id, day=model.retires_on, successor=model.successor)
+    return WORDS["model"]["refused"].format(id=model.id, day=model.retires_on, successor=model.successor)
 
 
 def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
@@ -217,15 +216,19 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     batch_minutes : float
         What its batches may take at most.
     """
-    words = [_SAID["verified"].format(id=model.id)] if model.verified_only else []
-    if model.retires_at is None:
-        return words
-    said = {"id": model.id, "successor": model.successor, "moment": model.retires_at}
-    left = model.retires_at - (at or now())
-    if left <= timedelta():
-        return [_SAID["retired"].format(**said)]
-    late = [_SAID["batch"].format(hours=batch_minutes / 60)] * (left < timedelta(minutes=batch_minutes))
-    return [_SAID["retires"].format(**said)] * (left <= _NOTICE) + late + words
+    words, notes = WORDS["model"], []
+    if model.retires_at is not None:
+        said = {"id": model.id, "successor": model.successor, "moment": model.retires_at}
+        left = model.retires_at - (at or now())
+        if left <= timedelta():
+            return [words["retired"].format(**said)]
+        if left <= _NOTICE:
+            notes.append(words["retires"].format(**said))
+        if left < timedelta(minutes=batch_minutes):
+            notes.append(words["batch"].format(hours=batch_minutes / 60))
+    if model.verified_only:
+        notes.append(words["verified"].format(id=model.id))
+    return notes
 
 
 def model(name: object) -> Model:
@@ -264,21 +267,12 @@ def model(name: object) -> Model:
     active = {facts.id: facts.line for facts in MODELS.values() if facts.lifecycle == "active"}
     newest = [known for known, line in active.items() if line == name]
     hint = f" Did you mean {newest[0]!r}?" if newest else nearest(name, _BY_NAME)
-    raise UnknownModel(_SAID["unknown"].format(name=name, hint=hint, current=", ".join(active)))
+    raise UnknownModel(WORDS["model"]["unknown"].format(name=name, hint=hint, current=", ".join(active)))
 
 
-def callable_model(name: object, at: datetime | None = None) -> Model:
-    """Return the facts about a model that can be called at a moment; UnknownModel where none can."""
-    facts = model(name)
-    if (words := refusal(facts, at)) is not None:
-        raise UnknownModel(words)
-    return facts
-
-
-def same_model(name: str, names: Container[str]) -> bool:
-    """Return whether `names` has the model called `name`, be it by its dated id or its alias."""
-    known = _BY_NAME.get(name)
-    return any(same in names for same in {name, known.id, known.snapshot}) if known else name in names
+def id_of(name: str) -> str:
+    """Return the one id of a model that goes by its dated id and by its alias; of others the name itself."""
+    return next((facts[name].id for facts in (_BY_NAME, _RETIRED_BY_NAME) if name in facts), name)
 
 
 # ------------------------------------------------------------------------------------------------ tiers
@@ -309,29 +303,6 @@ def tier(name: str | int) -> Tier:
             return TIERS[key]
     hint = nearest(bare, TIERS)
     raise UnknownTier(WORDS["limits"]["no_tier"].format(name=name, hint=hint, tiers=", ".join(TIERS)))
-
-
-def tier_rates(name: Tier | str | int, of: Model | str) -> Rates:
-    """Return the requests, input tokens and output tokens a minute that a tier allows a model.
-
-    Raises
-    ------
-    UnknownTier
-        There is no such tier, or its limits for this model are not published.
-    UnknownModel
-        There is no such model.
-
-    Examples
-    --------
-    >>> tier_rates("start", "claude-haiku-5-5").input_tokens_per_minute
-    2000000
-    """
-    facts, called = name if isinstance(name, Tier) else tier(name), model(of)
-    rates = facts.limits.get(called.rate_group)
-    if rates is None:
-        words = WORDS["limits"]["unpublished"]
-        raise UnknownTier(words.format(model=called.id, tier=facts.name, checked=facts.checked))
-    return rates
 
 
 # ----------------------------------------------------------------------------------------------- prices
@@ -366,31 +337,33 @@ def list_price(model_id: str, mode: Mode, day: date, speed: str | None = None) -
         # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
         # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
         if mode == "batch" and facts.retires_on is not None:
-            live = list_price(model_id, "live", day)
-            return tuple(PriceStep(step[0], *(rate / 2 for rate in step[1:])) for step in live)
-        words = _SAID["batch_unpriced" if mode == "batch" else "fast_unpriced"]
+            return tuple(step.times(0.5) for step in list_price(model_id, "live", day))
+        words = WORDS["model"]["batch_unpriced" if mode == "batch" else "fast_unpriced"]
         raise PlanError(words.format(id=info.id, day=day))
-    prices, parts = info.get_prices(noon, when), {}
-    for part in PARTS:
-        value = getattr(prices, f"{part}_mtok")
-        if value is None and part == "cache_write_5m":
-            value = prices.cache_write_mtok
-        if value is None:
-            raise UnknownModel(_SAID["part_unpriced"].format(part=part, id=info.id))
-        above = [(step.start, step.price) for step in getattr(value, "tiers", ())]
-        parts[part] = [(0, getattr(value, "base", value)), *above]
-    steps = []
-    for threshold in sorted({start for part in parts.values() for start, _ in part}):
-        rates = {name: max(step for step in part if step[0] <= threshold)[1] for name, part in parts.items()}
-        steps.append(PriceStep(threshold, **{name: float(rate / 1_000_000) for name, rate in rates.items()}))
+    prices, steps = info.get_prices(noon, when), []
+    dollars = {part: _million_dollars(prices, part, info.id) for part in PARTS}
+    for threshold in sorted({start for starts in dollars.values() for start in starts}):
+        begun = {part: max(start for start in dollars[part] if start <= threshold) for part in PARTS}
+        rates = {part: float(dollars[part][start] / 1_000_000) for part, start in begun.items()}
+        steps.append(PriceStep(threshold, **rates))
     return tuple(steps)
 
 
-@lru_cache(maxsize=1024)
+def _million_dollars(prices: ModelPrice, part: str, model_id: str) -> dict[int, Decimal]:
+    """Return what a million tokens of a part cost, by the length of prompt above which they do."""
+    price = getattr(prices, f"{part}_mtok")
+    if price is None and part == "cache_write_5m":
+        price = prices.cache_write_mtok
+    if price is None:
+        raise UnknownModel(WORDS["model"]["part_unpriced"].format(part=part, id=model_id))
+    above = {step.start: step.price for step in getattr(price, "tiers", ())}
+    return {0: getattr(price, "base", price)} | above
+
+
 def search_dollars(model_id: str, day: date) -> float | None:
     """Return what a web search costs with a model, live or in a batch, as genai-prices has it."""
-    prices = _priced(model_id)[1].get_prices(datetime.combine(day, time(12), UTC), None)
-    thousand = prices.web_searches_kcount
+    _, info = _priced(model_id)
+    thousand = info.get_prices(datetime.combine(day, time(12), UTC), None).web_searches_kcount
     return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
 
 
@@ -402,7 +375,7 @@ def _priced(model_id: str) -> tuple[KnownModel, ModelInfo]:
     try:
         return facts, get_snapshot().find_provider_model(name, None, "anthropic", None)[1]
     except LookupError as error:
-        raise UnknownModel(_SAID["unpriced"].format(id=name)) from error
+        raise UnknownModel(WORDS["model"]["unpriced"].format(id=name)) from error
 
 
 # ----------------------------------------------------------------------------------------------- frames

@@ -22,7 +22,6 @@ import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import httpx2
@@ -50,25 +49,21 @@ LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 
 _FOREVER_SECONDS = 1e6  # the longest wait of a client that was given none
-_IDLE_SECONDS = 120.0  # real ones between two events of a stream, pings among them, after which it is lost
+_IDLE_SECONDS = 120.0  # real ones between two parts of a body, after which it is lost: a stream has pings
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0  # of a call to a simulator, however fast its time is
 _HEADER_BYTES = 1 << 17  # gateways add long headers, and an answer that cannot be read is paid for
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
-_MOST_PAGES = 100
 _MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call, and of one that gets no answer at all
 _SHORTEST_SECRET = 12
 _MESSAGES, _BATCHES = "/v1/messages", "/v1/messages/batches"
 _UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
 _SIMULATOR_HEADER = "claudescale-simulator"
-_simulators: list[Any] = []  # that `connect` has started: they live as long as this process
 _numbers = itertools.count(1)
 _KEY = re.compile(r"(?![\"'`])[!-~]+(?<![\"'`])")
 _ADDRESS = re.compile(r"https?://(\[[\da-fA-F:]+\]|[^/@?#%:\s]+)(:\d{1,5})?(/[^?#\s]*)?")
-_HALF_SET = {"ANTHROPIC_FEDERATION_RULE_ID", "ANTHROPIC_PROFILE"}
 _PRIVATE = re.compile(r"(10|127|192\.168|172\.(1[6-9]|2\d|3[01]))\.[\d.]+$")
-_SAID, _WORDS = WORDS["client"], WORDS["reason"]
 _log = logging.getLogger("claudescale.api")
 
 
@@ -115,9 +110,10 @@ class Wire:
     def __init__(self, client: AsyncAnthropic, max_tokens: int = 1024) -> None:
         import anthropic  # noqa: PLC0415 - slow to import
 
-        own = _own_transport(client)
-        self._made = None if own else transport()
-        self._client = _copied(client, own or cast("httpx2.AsyncClient", self._made))
+        http, self._made = _own_transport(client), None
+        if http is None:
+            http = self._made = transport()
+        self._client = _copied(client, http)
         self._streams = streams(max_tokens)
         given, self._connect_seconds = httpx2.Timeout(client.timeout), _CONNECT_SECONDS
         self._timeout_seconds = max(600.0, reply_seconds(max_tokens))
@@ -148,7 +144,7 @@ class Wire:
         about: dict[str, Any] = {}
         if is_nearby(self._client.base_url):
             self._simulated = True  # or its answer would be refused as one that is not declared
-            about = read_object((await self.ask("about", "/simulator", seconds=_CONNECT_SECONDS)).content)
+            about = read_object((await self.ask("/simulator", seconds=_CONNECT_SECONDS)).content)
         self._simulated = about.get("simulator") == "claudescale"
         if self._simulated:
             self.clock = Clock(float(about["speed"]), float(about["now"]))
@@ -166,14 +162,13 @@ class Wire:
         least = min(self._timeout_seconds, _SHORTEST_TIMEOUT_SECONDS)
         seconds = max(self.clock.real(self._timeout_seconds), least)
         if not self._streams:
-            return await self.ask("message", _MESSAGES, _Unshown(body), seconds=seconds)
-        message, streamed = StreamedMessage(), _Unshown(body.rstrip()[:-1] + b',"stream":true}')
+            return await self.ask(_MESSAGES, body, seconds=seconds)
+        message, streamed = StreamedMessage(), body.rstrip()[:-1] + b',"stream":true}'
 
         async def take(part: bytes) -> None:
             message.feed(part)
 
-        idle = min(_IDLE_SECONDS, seconds)
-        answer = await self.ask("message", _MESSAGES, streamed, seconds=seconds, idle_seconds=idle, take=take)
+        answer = await self.ask(_MESSAGES, streamed, seconds=seconds, take=take)
         if answer.status is None:
             return answer._replace(partial=message.so_far)
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
@@ -183,25 +178,11 @@ class Wire:
 
         Spends: nothing.
         """
-        takes = inspect.signature(self._client.messages.count_tokens).parameters
-        fields = {name: value for name, value in json.loads(request).items() if name in takes}
-        return await self.patiently("messages.count_tokens", **fields)
+        taken = inspect.signature(self._client.messages.count_tokens).parameters
+        counted = {name: value for name, value in json.loads(request).items() if name in taken}
+        return await self.patiently(f"{_MESSAGES}/count_tokens", json.dumps(counted).encode())
 
-    async def listed(self, name: str, **fields: Any) -> tuple[list[dict[str, Any]], Answer]:
-        """Return every entry of one of the API's lists, and the last answer: any but a 200 ended it early.
-
-        Spends: nothing.
-        """
-        entries: list[dict[str, Any]] = []
-        for _ in range(_MOST_PAGES):
-            answer = await self.patiently(name, **fields)
-            entries += listed(answer)
-            fields["page"] = dig(str, read_object(answer.content), "next_page")
-            if fields["page"] is None:
-                break
-        return entries, answer
-
-    async def patiently(self, name: str, **fields: Any) -> Answer:
+    async def patiently(self, path: str, content: bytes | None = None, **query: Any) -> Answer:
         """Return what came back for a free call, made again where that may help, in API time.
 
         The SDK's own retries sleep in real seconds: hours for a simulator whose time is fast.
@@ -209,32 +190,21 @@ class Wire:
         Spends: nothing.
         """
         for tries in range(1, _MOST_TRIES + 1):
-            answer = await self.free(name, **fields)
+            answer = await self.ask(path, content, query=query)
             over = answer.status == HTTPStatus.OK or verdict(answer).outcome in {"stop", "failed"}
             if over or tries == _MOST_TRIES or (answer.status is None and tries == _MOST_UNHEARD):
                 break
             await self.clock.sleep(read_headers(answer.headers).retry_after_seconds or 0.25 * 2**tries)
         return answer
 
-    async def free(self, name: str, *given: Any, **fields: Any) -> Answer:
-        """Return what came back for a call of the SDK that costs nothing: ``"messages.batches.retrieve"``.
-
-        Spends: nothing.
-        """
-        resource, _, method = name.rpartition(".")
-        # Raw: a strict client's types would refuse what they do not know.
-        call = getattr(attrgetter(resource)(self._client).with_raw_response, method)
-        return await self._answer(name, call(*given, **fields), CALL_SECONDS)
-
     async def ask(
         self,
-        what: str,
         path: str,
-        content: Any = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
         *,
-        seconds: float = LONGEST_TRANSFER_SECONDS,
-        idle_seconds: float | None = None,
+        query: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
+        seconds: float | None = None,
         take: Take | None = None,
     ) -> Answer:
         """Return what came back for a path, or for JSON that is posted to it as it is.
@@ -244,38 +214,37 @@ class Wire:
 
         Spends: what is posted.
         """
+        seconds = seconds or min(CALL_SECONDS, self._timeout_seconds)
+        silent_seconds = min(seconds, _IDLE_SECONDS if take else CALL_SECONDS)
         options: Any = {
+            "params": query or {},
             "headers": (headers or {}) | (_UNREAD if take else {}),
-            "timeout": httpx2.Timeout(
-                min(seconds, idle_seconds or CALL_SECONDS), connect=self._connect_seconds
-            ),
+            "timeout": httpx2.Timeout(silent_seconds, connect=self._connect_seconds),
         }
         if content is None:
             request = self._client.get(path, cast_to=httpx2.Response, options=options)
         else:
+            posted = _Unshown(content) if isinstance(content, bytes) else content
             options["headers"]["content-type"] = "application/json"
-            request = self._client.post(path, content=content, cast_to=httpx2.Response, options=options)
-        return await self._answer(what, request, seconds, take)
+            request = self._client.post(path, content=posted, cast_to=httpx2.Response, options=options)
+        return await self._answer(path, request, seconds, take)
 
-    async def _answer(
-        self, what: str, request: Awaitable[Any], seconds: float, take: Take | None = None
-    ) -> Answer:
+    async def _answer(self, path: str, request: Awaitable[Any], seconds: float, take: Take | None) -> Answer:
         """Return what came back, whatever happens, and log it: never a text or a key."""
         import anthropic  # noqa: PLC0415 - slow to import
 
         number, begun = next(_numbers), time.monotonic()
-        _log.debug("%s %d sent", what, number)
+        _log.debug("%s %d sent", path, number)
         answer, response = None, None
         try:
             async with asyncio.timeout(seconds + self._connect_seconds):
                 try:
-                    raw = await request
-                    response = getattr(raw, "http_response", raw)
+                    response = await request
                 except anthropic.APIStatusError as error:
                     response = error.response
                 answer = self._read(response)
                 if take is not None and answer.status == HTTPStatus.OK:
-                    blocks = response.aiter_bytes() if what == "message" else _blocks_of_lines(response)
+                    blocks = response.aiter_bytes() if path == _MESSAGES else _blocks_of_lines(response)
                     async for block in blocks:
                         if await take(block):
                             break
@@ -286,17 +255,17 @@ class Wire:
             if answer is not None and not isinstance(error, TimeoutError | httpx2.RequestError):
                 raise  # of what takes it
             headers = answer.headers if answer else {}
-            answer = _failed(error, self._client.base_url.host)._replace(headers=headers)
+            answer = no_answer(error, self._client.base_url.host)._replace(headers=headers)
         finally:
             if response is not None:
                 await response.aclose()
-        means, took = answer.failure or "answered", time.monotonic() - begun
-        _log.debug("%s %d: %s, status %s, %.3f s", what, number, means, answer.status, took)
+        outcome, took = answer.failure or "answered", time.monotonic() - begun
+        _log.debug("%s %d: %s, status %s, %.3f s", path, number, outcome, answer.status, took)
         return answer
 
     def _read(self, response: httpx2.Response) -> Answer:
         if response.status_code == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-            return Answer(None, {}, b"", "connection_error", sent=False, reason=_WORDS["proxy"])
+            return Answer(None, {}, b"", "connection_error", sent=False, reason=WORDS["reason"]["proxy"])
         headers = dict(response.headers.items())  # a lookup in the response's own takes 5 µs
         if _SIMULATOR_HEADER in headers and not self._simulated:
             return Answer(None, {}, b"", "simulator_error", sent=False)
@@ -354,28 +323,38 @@ class BatchWire:
         self._wire = wire
         self._gap_seconds, self._next_at, self._lock = 60.0 / requests_per_minute, 0.0, asyncio.Lock()
 
-    async def _turn(self) -> Wire:
+    async def _ask(self, path: str = "", content: Any = None, **options: Any) -> Answer:
+        """Return the answer for a path below that of batches, asked when the limit has room for it."""
         async with self._lock:
             now = self._wire.clock.seconds()
             await self._wire.clock.sleep(self._next_at - now)
             self._next_at = max(self._next_at, now) + self._gap_seconds
-        return self._wire
+        return await self._wire.ask(_BATCHES + path, content, **options)
 
     async def create(self, parts: AsyncIterable[bytes], length: int) -> Answer:
         """Post a batch, once: its answer may be lost and the batch made. Spends: half its rows' price."""
-        wire, content = await self._turn(), cast("Any", parts)
-        if wire.signs_bodies:
-            content = _Unshown(b"".join([part async for part in parts]))
-        return await wire.ask("batch", _BATCHES, content, headers={"content-length": str(length)})
+        content = b"".join([part async for part in parts]) if self._wire.signs_bodies else parts
+        headers = {"content-length": str(length)}
+        return await self._ask(content=content, headers=headers, seconds=LONGEST_TRANSFER_SECONDS)
 
-    async def free(self, name: str, *given: Any, **fields: Any) -> Answer:
-        """Return the answer to "list", "retrieve" or "cancel" of the SDK's ``client.messages.batches``."""
-        return await (await self._turn()).free(f"messages.batches.{name}", *given, **fields)
+    async def retrieve(self, batch_id: str) -> Answer:
+        """Return what the API says of a batch."""
+        return await self._ask(f"/{batch_id}")
+
+    async def cancel(self, batch_id: str) -> Answer:
+        """Ask for the end of a batch."""
+        return await self._ask(f"/{batch_id}/cancel", b"")
+
+    async def page(self, **query: Any) -> Answer:
+        """Return a page of the account's batches, the newest first."""
+        return await self._ask(query=query)
 
     async def results(self, batch_id: str, take: Take) -> Answer:
         """Pass the result lines to `take` in blocks; see `Wire.ask`."""
-        path, accept = f"{_BATCHES}/{batch_id}/results", {"accept": "application/binary"}
-        return await (await self._turn()).ask("results", path, headers=accept, take=take)
+        headers = {"accept": "application/binary"}
+        return await self._ask(
+            f"/{batch_id}/results", headers=headers, seconds=LONGEST_TRANSFER_SECONDS, take=take
+        )
 
     async def first_lines(self, batch_id: str) -> bytes | None:
         """Return the first block of a batch's result lines; None where they cannot be read now."""
@@ -389,7 +368,7 @@ class BatchWire:
         return blocks[0] if blocks else None
 
 
-class Parts:
+class RenderedBody:
     """A body that is rendered part by part in a thread, while the loop runs. Iterating begins anew.
 
     `flaw` is why it could not be rendered to its end: what calls the transport hears of a lost connection.
@@ -420,9 +399,9 @@ async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> L
         The API cannot be reached, or fails.
     """
     async with Wire(client) as wire:
-        entries, answer = await wire.listed("organization.rate_limits.list")
+        answer = await wire.patiently("/v1/organizations/rate_limits")
     if answer.status == HTTPStatus.OK:
-        return known.updated(entries, model)
+        return known.updated(listed(answer), model)
     if answer.status is not None and verdict(answer).outcome in {"stop", "failed"}:
         return known.updated(None, model)  # the key may not ask
     raise unasked(answer, "limits")
@@ -438,42 +417,51 @@ def unasked(answer: Answer, subject: str) -> PlanError:
 # ------------------------------------------------------------------------------- why there is no answer
 
 
-def _failed(error: Exception, host: str) -> Answer:
+def no_answer(error: Exception, host: str) -> Answer:
     """Return the answer that stands for none, with the innermost reason in words; no key is in them."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
     import anthropic  # noqa: PLC0415 - slow to import
     import httpcore2  # noqa: PLC0415 - comes with httpx2
 
-    # No connection was made. aiohttp's transport calls a lost one httpx2.ConnectError as well.
-    unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpcore2.ConnectError,
-              aiohttp.ClientConnectorError)  # fmt: skip
-    sent, reason, cause = True, "", cast("BaseException | None", error)
-    while cause is not None:
-        sent = sent and not isinstance(cause, unsent)
-        match cause:
-            case ValueError() | httpx2.LocalProtocolError() if "header" in str(cause).lower():
-                return Answer(None, {}, b"", "unsendable_error", sent=False, reason=_WORDS["header"])
-            case httpx2.ProxyError():
-                reason = _WORDS["proxy"]
-            case ssl.SSLCertVerificationError():
-                detail = getattr(cause, "verify_message", "")  # of the innermost
-                reason = _WORDS["certificate"].format(host=host, detail=detail)
-            case OSError(errno=int(number)) if number:  # of a name that is not known it is below 0
-                host = (
-                    f"{cause.host}:{cause.port}" if isinstance(cause, aiohttp.ClientConnectorError) else host
-                )
-                words = os.strerror(number) if number > 0 else cause.strerror
-                reason = f"{host}: {getattr(cause, 'reason', None) or str(words).lower()}"
-        innermost = type(cause).__name__  # the kind will do: its own words may be anything
-        # httpcore2 leaves its cause as its context; of others that may be what was handled meanwhile.
-        hidden = cause.__context__ if type(cause).__module__.startswith("httpcore2") else None
-        cause = cause.__cause__ or hidden
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ValueError | httpx2.LocalProtocolError) and "header" in str(cause).lower():
+            return Answer(None, {}, b"", "unsendable_error", sent=False, reason=WORDS["reason"]["header"])
+        if isinstance(cause, aiohttp.ClientConnectorError):  # of a proxy it is another one
+            host = f"{cause.host}:{cause.port}"
     lost = (anthropic.APIConnectionError, anthropic.RetryableError)
     if isinstance(error, anthropic.AnthropicError | TypeError) and not isinstance(error, lost):
         return Answer(None, {}, b"", "authentication_error", sent=False)  # the SDK finds no key it can use
+    # No connection was made. aiohttp's transport calls a lost one httpx2.ConnectError as well.
+    unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpcore2.ConnectError,
+              aiohttp.ClientConnectorError)  # fmt: skip
+    sent = not any(isinstance(cause, unsent) for cause in causes)
     late = isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException)
-    failure = "timeout_error" if late else "connection_error"
-    return Answer(None, {}, b"", failure, sent=sent, reason=reason or innermost)
+    reasons = [words for cause in reversed(causes) if (words := _in_words(cause, host))]
+    reasons.append(type(causes[-1]).__name__)  # the kind will do: its own words may be anything
+    return Answer(None, {}, b"", "timeout_error" if late else "connection_error", sent, reasons[0])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from, the innermost last."""
+    while error is not None:
+        yield error
+        # httpcore2 leaves its cause as its context; of others that may be what was handled meanwhile.
+        hidden = error.__context__ if type(error).__module__.startswith("httpcore2") else None
+        error = error.__cause__ or hidden
+
+
+def _in_words(cause: BaseException, host: str) -> str | None:
+    """Return in words why there was no connection; None where the cause is of no known kind."""
+    match cause:
+        case httpx2.ProxyError():
+            return WORDS["reason"]["proxy"]
+        case ssl.SSLCertVerificationError(verify_message=detail):  # of the innermost
+            return WORDS["reason"]["certificate"].format(host=host, detail=detail)
+        case OSError(errno=int(number)) if number:  # of a name that is not known it is below 0
+            words = os.strerror(number) if number > 0 else cause.strerror
+            return f"{host}: {getattr(cause, 'reason', None) or str(words).lower()}"
+    return None
 
 
 # --------------------------------------------------------------------------------- transports and copies
@@ -553,7 +541,7 @@ def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
     here, home = asyncio.get_running_loop(), getattr(http, "claudescale_loop", None)
     used = http._state.name != "UNOPENED"  # noqa: SLF001 - there is no public name
     if http.is_closed or (used and (home() is not here if home else loops.is_background(here))):
-        raise PlanError(_SAID["http_client"])
+        raise PlanError(WORDS["client"]["http_client"])
     http.claudescale_loop = weakref.ref(here)  # type: ignore[attr-defined]
     return http
 
@@ -619,10 +607,8 @@ def connect(
     try:
         client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, http_client=transport())
     except anthropic.AnthropicError as error:
-        raise PlanError(_SAID["credentials"].format(flaw=error)) from error
+        raise PlanError(WORDS["client"]["credentials"].format(flaw=error)) from error
     if simulate is None and api_key is None and url is None and not _signs_in(client):
-        if half := sorted(os.environ.keys() & _HALF_SET):  # the SDK passes over what is not whole
-            raise PlanError(_SAID["credentials"].format(flaw=f"{half[0]} is set, but not all that it needs."))
         return _latest(_simulated(simulator))
     check_client(client)
     host, nearby = client.base_url.host, is_nearby(client.base_url)
@@ -661,16 +647,16 @@ def check_client(client: object, mode: str = "live") -> None:
 
     kind = type(client)
     if not isinstance(client, anthropic.AsyncAnthropic):
-        raise PlanError(_SAID["kind"].format(kind=kind.__name__))
+        raise PlanError(WORDS["client"]["kind"].format(kind=kind.__name__))
     if mode != "live" and isinstance(client, anthropic.AsyncAnthropicFoundry):
-        raise PlanError(_SAID["no_batches"].format(kind=kind.__name__, mode=mode))
+        raise PlanError(WORDS["client"]["no_batches"].format(kind=kind.__name__, mode=mode))
     for name in ("api_key", "auth_token"):
         key: object = getattr(client, name)
         if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
-            raise PlanError(_SAID["key"].format(name=name, variable=name.upper()))
+            raise PlanError(WORDS["client"]["key"].format(name=name, variable=name.upper()))
     # A class with ways of its own to sign in says for itself what it lacks.
     if kind is anthropic.AsyncAnthropic and not _signs_in(client):
-        raise PlanError(_SAID["no_key"])
+        raise PlanError(WORDS["client"]["no_key"])
     # Some platforms' clients find their address at the first call.
     url, later = str(client.base_url), kind.__module__.startswith("anthropic.lib.")
     if url.strip("/") or not later:
@@ -680,7 +666,7 @@ def check_client(client: object, mode: str = "live") -> None:
 def _check_address(url: str) -> None:
     if not _ADDRESS.fullmatch(str(url)):
         shown = re.sub(r"^(\w+://)?.*@", r"\1...@", str(url))  # without a password
-        raise PlanError(_SAID["address"].format(url=repr(shown)[:200]))
+        raise PlanError(WORDS["client"]["address"].format(url=repr(shown)[:200]))
 
 
 def is_nearby(url: httpx2.URL) -> bool:
@@ -692,7 +678,6 @@ def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
     import claudescale  # noqa: PLC0415 - its lazy door leads to the stand-in, which knows nothing of us
 
     simulator = claudescale.Simulator(**{"speed": SIMULATED_SPEED, **options})
-    _simulators.append(simulator)
     speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""
     _say(f"SIMULATED: replies are synthetic and cost nothing (tier {simulator.desk.terms.name!r}{speed}).")
     return simulator.client(http_client=transport())

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from claudescale.api import catalog
+from claudescale.api.catalog import WORDS
 from claudescale.errors import PlanError, UnknownTier
 from claudescale.text import plain
 
@@ -32,7 +33,6 @@ _OPTIONAL = (
     "batch_queue_requests", "batch_requests_per_minute", "spend_dollars_per_month", "burst_seconds"
 )  # fmt: skip
 _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
-_SAID = catalog.WORDS["limits"]
 _MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
 _NUMBER = re.compile(r"\s*[0-9]{1,12}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
@@ -105,10 +105,10 @@ class Limits:
                 continue
             value = plain(given)
             if value is _MISSING:
-                raise PlanError(_SAID["missing"])
+                raise PlanError(WORDS["limits"]["missing"])
             if type(value) not in (int, float) or not _LEAST <= value <= _MOST:
-                none = _SAID["none"] if value == math.inf else ""
-                raise PlanError(_SAID["number"].format(name=name, value=given, none=none))
+                none = WORDS["limits"]["none"] if value == math.inf else ""
+                raise PlanError(WORDS["limits"]["number"].format(name=name, value=given, none=none))
             whole = name == "batch_queue_requests"
             object.__setattr__(self, name, max(int(value), 1) if whole else value)
 
@@ -136,7 +136,7 @@ class Limits:
         Spends: nothing.
         """
         if not 0 < share <= 1:
-            raise PlanError(_SAID["share"].format(share=share))
+            raise PlanError(WORDS["limits"]["share"].format(share=share))
         if share == 1:
             return self
         less: dict[str, Any] = {name: getattr(self, name) * share for name in _PER_MINUTE}
@@ -144,81 +144,73 @@ class Limits:
         return replace(self, **less, burst_seconds=1.0, source=f"{self.source}, times {share:g}")
 
     @classmethod
-    def of(cls, tier: str | int | Limits, model: str | Model, learned: Learned | None = None) -> Limits:
+    def of(
+        cls, tier: str | int | Limits, model: str | Model, learned: Mapping[Key, Limits] | None = None
+    ) -> Limits:
         """Return the limits of a usage tier for a model: those learned for just these, else the table's.
-
-        Spends: nothing.
-        """
-        if learned is not None and learned.stands_for(tier, model):
-            return learned.limits
-        if isinstance(tier, Limits):
-            return tier
-        facts = catalog.tier(tier)
-        named: dict[str, Any] = catalog.tier_rates(facts, model)._asdict()
-        named |= {name: getattr(facts, name, None) for name in _OPTIONAL}
-        return cls(**named, source=f"table of tier {facts.name!r}", checked=facts.checked)
-
-    @classmethod
-    def read(cls, items: Iterable[Any], model: str) -> Limits:
-        """Return the limits of a model that entries of the rate-limit API tell.
-
-        Of several values for one limit the smallest counts: it is the one that is met first.
 
         Spends: nothing.
 
         Raises
         ------
         UnknownTier
-            They tell none of this model.
+            There is no such tier, or its limits for this model are not published.
         """
-        values: dict[str, Any] = {}
-        for entry in items:
-            group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
-            if group == "model_group" and not catalog.same_model(model, entry.get("models") or ()):
-                continue
-            for limit in entry.get("limits") or ():
-                name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
-                if name and value:
-                    values[name] = min(value, values.get(name, math.inf))
-        if not values.keys() >= set(_PER_MINUTE):
-            raise UnknownTier(_SAID["untold"].format(model=model))
-        return cls(**values, source="the rate-limit API", checked=datetime.now(UTC))
+        if learned and (key := key_of(tier, model)) in learned:
+            return learned[key]
+        if isinstance(tier, Limits):
+            return tier
+        table, called = catalog.tier(tier), catalog.model(model)
+        rates = table.limits.get(called.rate_group)
+        if rates is None:
+            words = WORDS["limits"]["unpublished"]
+            raise UnknownTier(words.format(model=called.id, tier=table.name, checked=table.checked))
+        account: dict[str, Any] = {name: getattr(table, name, None) for name in _OPTIONAL}
+        source = f"table of tier {table.name!r}"
+        return cls(**rates._asdict(), **account, source=source, checked=table.checked)
 
-    def updated(self, items: Iterable[Any] | None, model: str) -> Limits:
+    def updated(self, entries: Iterable[Any] | None, model: str) -> Limits:
         """Return what entries of the rate-limit API tell, and these where they say nothing, with a note why.
 
         Spends: nothing.
         """
-        note = _SAID["may_not"]
-        if items is not None:
-            with suppress(UnknownTier):  # no access to this model, or an answer of another form
-                account = Limits.read(items, model)
-                kept = {name: getattr(account, name) or getattr(self, name) for name in _OPTIONAL[:2]}
-                return replace(account, **kept)
-            note = _SAID["nothing"].format(model=model)
-        return self if self.source == HEADERS else replace(self, note=note)  # the API's answers are as good
+        told = _told(entries or (), model)
+        if told.keys() >= set(_PER_MINUTE):
+            batches = {name: getattr(self, name) for name in _TOLD["batch"].values()}
+            return Limits(**(batches | told), source="the rate-limit API", checked=datetime.now(UTC))
+        if self.source == HEADERS:
+            return self  # the API's answers are as good
+        words = WORDS["limits"]["may_not" if entries is None else "nothing"]
+        return replace(self, note=words.format(model=model))
 
 
-class Learned(NamedTuple):
-    """Limits that stand in the place of a tier's table, and for whom: the tier named, the models' group."""
+def _told(entries: Iterable[Any], model: str) -> dict[str, Any]:
+    """Return the limits of a model and of batches that entries of the rate-limit API tell, by our names.
 
-    limits: Limits
-    tier: str | int | Limits
-    rate_group: str
+    Of several values for one limit the smallest counts: it is the one that is met first.
+    """
+    told: dict[str, Any] = {}
+    for entry in entries:
+        group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
+        models = map(catalog.id_of, entry.get("models") or ())
+        if group == "model_group" and catalog.id_of(model) not in models:
+            continue
+        for limit in entry.get("limits") or ():
+            name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
+            if name and value:
+                told[name] = min(value, told.get(name, math.inf))
+    return told
 
-    def stands_for(self, tier: str | int | Limits, model: str | Model) -> bool:
-        """Whether these are the limits of a plan for that tier and model."""
-        tiers = [name if isinstance(name, Limits) else catalog.tier(name) for name in (tier, self.tier)]
-        return tiers[0] == tiers[1] and catalog.model(model).rate_group == self.rate_group
+
+Key: TypeAlias = "tuple[str | Limits, str]"
+
+
+def key_of(tier: str | int | Limits, model: str | Model) -> Key:
+    """Return what learned limits are kept by: the tier that was named, and the model's group."""
+    return tier if isinstance(tier, Limits) else catalog.tier(tier).name, catalog.model(model).rate_group
 
 
 # ------------------------------------------------------------------------------ whose limits they look like
-
-
-def tiers_with(limits: Limits, model: Model) -> list[str]:
-    """Return the names of the tiers whose table has exactly these limits for a model."""
-    own, group = limits.per_minute, model.rate_group
-    return [name for name, tier in catalog.TIERS.items() if tier.limits.get(group) == own]
 
 
 def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | None:
@@ -243,7 +235,8 @@ def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | Non
         return None
     allows, nots = (" and ".join(words) for words in zip(*other, strict=True))
     having = "your Limits have" if isinstance(tier, Limits) else f"tier {catalog.tier(tier).name!r} has"
-    same = tiers_with(limits, model)
+    tables = {name: table.limits.get(model.rate_group) for name, table in catalog.TIERS.items()}
+    same = [name for name, rates in tables.items() if rates == limits.per_minute]
     whose = f"those are the limits of tier={same[0]!r}" if same else "a workspace or contract may set its own"
     return f"The API allows {allows} a minute, not {nots} as {having}: {whose}."
 

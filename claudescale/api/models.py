@@ -14,8 +14,8 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.answers import dig
-from claudescale.api.catalog import PARTS
-from claudescale.api.client import Wire, check_client, unasked
+from claudescale.api.catalog import PARTS, WORDS
+from claudescale.api.client import Wire, check_client, listed, unasked
 from claudescale.api.prices import price
 from claudescale.errors import PlanError
 from claudescale.text import plain
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from anthropic import AsyncAnthropic
-
-
-_SAID = catalog.WORDS["given"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +74,18 @@ class Model:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():
-            raise PlanError(_SAID["id"].format(id=self.id))
-        like, unpriced = catalog.model(self.like), []
+            raise PlanError(WORDS["given"]["id"].format(id=self.id))
+        like = catalog.model(self.like)
         for name in ("input_dollars", "output_dollars", "context_tokens", "max_tokens"):
             unit = name.rpartition("_")[2]
             value = plain(getattr(self, name), whole=unit == "tokens")
             number = type(value) is int or (type(value) is float and unit == "dollars")
             if value is not None and not (number and 0 < value < math.inf):
-                raise PlanError(_SAID[unit].format(id=self.id, name=name, value=getattr(self, name)))
+                raise PlanError(WORDS["given"][unit].format(id=self.id, name=name, value=getattr(self, name)))
             object.__setattr__(self, name, value)
-            unpriced += [name] if value is None and unit == "dollars" else []
+        unpriced = [name for name in ("input_dollars", "output_dollars") if getattr(self, name) is None]
         if len(unpriced) == 1:
-            raise PlanError(_SAID["one_price"].format(id=self.id, name=unpriced[0]))
+            raise PlanError(WORDS["given"]["one_price"].format(id=self.id, name=unpriced[0]))
         unknown = ("deprecated_on", "retires_on", "retires_not_before", "successor", "prices_of")
         changes: dict[str, Any] = dict.fromkeys(unknown) | {
             "id": self.id,
@@ -173,7 +170,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     moment = at or catalog.now()
     if client is not None:
         check_client(client)
-        return compared(loops.wait(_listed(client)), moment)
+        return compared(loops.wait(_asked(client)), moment)
     known = [facts for facts in catalog.MODELS.values() if catalog.lifecycle(facts, moment) != "retired"]
     return pl.DataFrame([_row(facts, moment) for facts in known], MODELS)
 
@@ -184,39 +181,36 @@ def _row(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
     with suppress(PlanError):  # an unknown price is null in the table
         for mode in get_args(catalog.Mode):
             step, *longer = price(model.id, mode=mode, at=at).steps
-            prefix = "batch_" * (mode == "batch")
+            prefix = "batch_" if mode == "batch" else ""
             prices = {f"{prefix}dollars_per_million_{part}_tokens": getattr(step, part) for part in PARTS}
             row |= {name: round(dollars * 1e6, 9) for name, dollars in prices.items()}
             row["price_step_tokens"] = longer[0].above_tokens if longer else None
     return row
 
 
-async def _listed(client: AsyncAnthropic) -> list[dict[str, Any]]:
+async def _asked(client: AsyncAnthropic) -> list[dict[str, Any]]:
     """Return what the Models API says of every model, retired ones too."""
     async with Wire(client) as wire:
         stages = ["active", "deprecated", "retired"]
-        infos, answer = await wire.listed("models.list", limit=1000, lifecycle=stages)
+        answer = await wire.patiently("/v1/models", limit=1000, lifecycle=stages)
     if answer.status != HTTPStatus.OK:
         raise unasked(answer, "models")
-    return infos
+    return listed(answer)
 
 
-def compared(listed: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
+def compared(infos: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
     """Return the catalog's models beside what the Models API says of each, as `API_MODELS`."""
-    infos = {info["id"]: info for info in listed if isinstance(info.get("id"), str)}
+    by_id = {catalog.id_of(info["id"]): info for info in infos if isinstance(info.get("id"), str)}
     rows: list[dict[str, Any]] = []
     known: Any = (*catalog.MODELS.values(), *catalog.RETIRED.values())
     for facts in known:
-        dated = infos.pop(facts.snapshot, None)
-        info, row = infos.pop(facts.id, dated), _row(facts, at)
-        ours = {name: value for name, value in row.items() if name in MODELS}
+        info, ours = by_id.pop(facts.id, None), _row(facts, at)
+        theirs, differs = _said(info or {}), ["model"]
         if info is not None:
-            theirs = _said(info)
-            differs = [same for name, same in _SAME.items() if _differ(row.get(same), theirs[name], name)]
+            differs = [same for name, same in _SAME.items() if _differ(ours.get(same), theirs[name], name)]
+        if info is not None or ours["lifecycle"] != "retired":
             rows.append(ours | theirs | {"differs": differs})
-        elif row["lifecycle"] != "retired":
-            rows.append(ours | {"differs": ["model"]})
-    for name, info in infos.items():
+    for name, info in by_id.items():
         rows.append({"model": name, "line": dig(str, info, "line"), "differs": ["model"], **_said(info)})
     return pl.DataFrame(rows, API_MODELS)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from claudescale.api import catalog
-from claudescale.api.catalog import ANSWERED, COLUMNS, PARTS, PriceStep
+from claudescale.api.catalog import COLUMNS, TRAITS, PriceStep
 from claudescale.errors import PlanError, UnknownModel
 
 if TYPE_CHECKING:
@@ -50,6 +50,13 @@ UNCACHED = reduce(add, map(pl.col, UNCACHED_COLUMNS))
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 
 _ROUNDING_DOLLARS = 1e-9  # for each row
+_LISTED = f"genai-prices {version('genai-prices')}"
+_USAGE = {column: pl.col(column) for column in COLUMNS.values()}
+_BILLED = {part: pl.col(column) for part, column in COLUMNS.items() if part != "output"} | {
+    "reply": pl.col("output_tokens") - pl.col("thinking_tokens"),
+    "thinking": pl.col("thinking_tokens"),
+}
+"""The parts of a bill that are tokens, and how many those are."""
 _TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
 """What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
 
@@ -75,7 +82,7 @@ class Price:
         """Where it comes from, in a few words."""
         if not self.is_known:
             return "not known"
-        return "given by you" if self.given else f"genai-prices {version('genai-prices')}"
+        return "given by you" if self.given else _LISTED
 
     def at(self, moment: datetime) -> Price:
         """Return the price of another day, or this one where that day's is not known."""
@@ -169,17 +176,16 @@ def answered(
     """
     if asked.given or not asked.is_known:
         return asked
-    real, other = asked, answering_model or asked.model
+    real = asked
     with suppress(PlanError):  # it is paid for all the same: never the end of a run
-        real = asked if catalog.same_model(other, [asked.model]) else _listed(other, asked.mode, asked.day)
-    if speed == "fast":
-        with suppress(PlanError):
+        if answering_model and catalog.id_of(answering_model) != catalog.id_of(asked.model):
+            real = _listed(answering_model, asked.mode, asked.day)
+    with suppress(PlanError):
+        if speed == "fast":
             real = _listed(real.model, asked.mode, asked.day, speed)
-    if inference_geo != "us" or catalog.same_model(real.model, catalog.CHARGES.no_inference_geo):
+    if inference_geo != "us" or catalog.id_of(real.model) in catalog.CHARGES.no_inference_geo:
         return real
-    factor = catalog.CHARGES.us_factor
-    steps = (PriceStep(step[0], *(rate * factor for rate in step[1:])) for step in real.steps)
-    return replace(real, steps=tuple(steps))
+    return replace(real, steps=tuple(step.times(catalog.CHARGES.us_factor) for step in real.steps))
 
 
 def worst_geography(asked: str | None) -> str:
@@ -207,7 +213,7 @@ def unpriced(asked: Price, answering_model: str | None) -> str | None:
     if answering_model is None or asked.given or not asked.is_known:
         return None
     real = answered(asked, answering_model=answering_model)
-    if catalog.same_model(answering_model, [real.model]):
+    if catalog.id_of(answering_model) == catalog.id_of(real.model):
         return None
     words = "whose price is not known. Its cost is estimated at the price of"
     return f"Answered by {answering_model}, {words} {asked.model}."
@@ -247,7 +253,7 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
 
 def answer_dollars(asked: Price, usage: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
     """Return the dollars of one answer (`usage_of`, `answer_of`), priced by what it says of itself."""
-    real = answered(asked, **{name: facts[name] for name in ANSWERED[:-1]})
+    real = answered(asked, **{name: facts[name] for name in TRAITS})
     tokens = {column: usage[column] for column in COLUMNS.values()}
     return real.dollars(**tokens, web_search_requests=facts["web_search_requests"])
 
@@ -255,12 +261,11 @@ def answer_dollars(asked: Price, usage: Mapping[str, Any], facts: Mapping[str, A
 def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
     """Return the dollars of answers (`COLUMNS`, `ANSWERED`), each priced by what it says of itself."""
     cost = pl.lit(None, pl.Float64)
-    for traits in answers.select(ANSWERED[:-1]).unique(maintain_order=True).iter_rows(named=True):
+    for traits in answers.select(TRAITS).unique(maintain_order=True).iter_rows(named=True):
         real = answered(asked, **traits)
-        of = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in traits.items())
-        paid = dollars(real, **{column: pl.col(column) for column in COLUMNS.values()})
+        alike = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(value)) for name, value in traits.items())
         fees = pl.col("web_search_requests") * (real.search or 0.0)
-        cost = pl.when(of).then(paid + fees).otherwise(cost)
+        cost = pl.when(alike).then(dollars(real, **_USAGE) + fees).otherwise(cost)
     return answers.select(dollars=cost).to_series()
 
 
@@ -292,36 +297,30 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.Dat
     """
     priced = _priced(attempts.with_columns(wasted=_waste_kind().is_not_null()), models)
     known, unknown = priced.filter("is_known"), priced.filter(~pl.col("is_known"))
-    thinking, nothing = pl.col("thinking_tokens"), pl.lit(0, pl.Int64)
-    parts = {part: (pl.col(column), pl.col(part)) for part, column in COLUMNS.items() if part != "output"}
-    parts["reply"] = pl.col("output_tokens") - thinking, pl.col("output")
-    parts["thinking"] = thinking, pl.col("output")
-    costs = {part: (count, count * rate) for part, (count, rate) in parts.items()}
-    costs["web_search"] = nothing, _FEES
-    costs["price changed since"] = (
-        nothing,
-        pl.col("dollars") - reduce(add, (paid for _, paid in costs.values())),
-    )
-    lines = [_line(known, part, *cost) for part, cost in costs.items()]
-    lines += [_line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), pl.col("dollars"))]
-    matters = ~(pl.col("dollars").abs() <= _ROUNDING_DOLLARS * attempts.height)  # nan is not known
-    bill = pl.concat(lines).filter(pl.col("part").is_in(list(parts)) | matters)
-    of = ", ".join(known["source"].unique(maintain_order=True)) or f"genai-prices {version('genai-prices')}"
+    recorded, no_tokens = pl.col("dollars"), pl.lit(0, pl.Int64)
+    lines = [_line(known, part, tokens, pl.col(f"{part}_dollars")) for part, tokens in _BILLED.items()]
+    others = [
+        _line(known, "web_search", no_tokens, pl.col("web_search_dollars")),
+        _line(known, "price changed since", no_tokens, recorded - pl.col("own_dollars")),
+        _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), recorded),
+    ]
+    rounding = _ROUNDING_DOLLARS * attempts.height
+    lines += [line for line in others if not abs(line["dollars"].item()) <= rounding]  # nan is not known
+    bill = pl.concat(lines)
     whole = bill["dollars"].sum()
-    return bill.select(
-        "part",
-        "tokens",
-        pl.col("dollars").fill_nan(None),  # what is not known is null
-        (pl.col("dollars") / whole if whole else pl.lit(0.0)).fill_nan(None).alias("share"),
-        pl.col("wasted_dollars").fill_nan(None),
-        pl.when(part="price not known").then(pl.lit("not known")).otherwise(pl.lit(of)).alias("prices"),
-    ).cast(BILL)
+    bill = bill.with_columns(share=pl.col("dollars") / whole if whole else 0.0)
+    return bill.with_columns(pl.col(pl.Float64).fill_nan(None)).select(*BILL).cast(BILL)  # null is not known
 
 
 def _line(priced: pl.DataFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl.DataFrame:
-    """Return one row: a part's tokens and dollars, and those of no use."""
-    wasted = cost.filter("wasted").sum()
-    return priced.select(part=pl.lit(part), tokens=tokens.sum(), dollars=cost.sum(), wasted_dollars=wasted)
+    """Return one row: a part's tokens and dollars, those of no use, and where the prices come from."""
+    return priced.select(
+        part=pl.lit(part),
+        tokens=tokens.sum(),
+        dollars=cost.sum(),
+        wasted_dollars=cost.filter("wasted").sum(),
+        prices=pl.lit(", ".join(priced["source"].unique(maintain_order=True)) or _LISTED),
+    )
 
 
 def waste(attempts: pl.DataFrame) -> pl.DataFrame:
@@ -384,49 +383,50 @@ def savings(
     if duplicates is not None:
         priced = priced.join(duplicates.select("key", "duplicates"), on="key", how="left")
         repeats = pl.col("duplicates").fill_null(0) * pl.col("kept")
-    plain = PROMPT * pl.col("live_input") + pl.col("output_tokens") * pl.col("live_output") + _FEES
-    live, own = (
-        reduce(add, (pl.col(column) * pl.col(of + part) for part, column in COLUMNS.items()), _FEES)
-        for of in ("live_", "")
-    )
     saved = {
-        ("deduplication", "every row sent by itself"): plain * repeats,
-        ("cache", "nothing cached"): plain - live,
-        ("batch", "everything sent live"): live - own,
+        ("deduplication", "every row sent by itself"): pl.col("plain_dollars") * repeats,
+        ("cache", "nothing cached"): pl.col("plain_dollars") - pl.col("live_dollars"),
+        ("batch", "everything sent live"): pl.col("live_dollars") - pl.col("own_dollars"),
     }
-    sums = priced.select(pl.sum("dollars"), *(cost.sum().alias(name) for (name, _), cost in saved.items()))
-    billed, *dollars = sums.row(0)
-    whole = without = billed + sum(dollars)
+    sums = priced.select(cost.sum().alias(strategy) for (strategy, _), cost in saved.items()).row(0)
+    whole = without = priced["dollars"].sum() + sum(sums)
     rows = []
-    for name, less in zip(saved, dollars, strict=True):
-        rows.append((*name, without, without - less, less, less / whole if whole else 0.0))
+    for names, less in zip(saved, sums, strict=True):
+        rows.append((*names, without, without - less, less, less / whole if whole else 0.0))
         without -= less
     return pl.DataFrame(rows, schema=SAVINGS, orient="row")
 
 
-_FEES = pl.col("web_search_requests") * pl.col("search")
-_KIND = ("model", "mode", "day", *ANSWERED[:-1])
-
-
 def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.DataFrame:
-    """Return what was billed, with the list price of its day: dollars a token by part, as sent and live."""
+    """Return what was billed, with its dollars at the list price of its day; see `_at_prices`."""
     billed = attempts.filter(pl.col("dollars") > 0).with_columns(day=pl.col("sent_at").dt.date())
     given = {facts.id: facts for facts in models if facts.given}
-    priced = []
-    for (name, mode, day, *values), rows in billed.partition_by(_KIND, as_dict=True).items():
-        model, noon = given.get(name, name), datetime.combine(day, time(12), UTC)
-        traits = dict(zip(ANSWERED, values, strict=False))
-        own, live = (answered(_known(model, how, noon), **traits) for how in (mode, "live"))
-        priced.append(_rated(rows, own, live))
     nothing = _given("", "live", None, datetime.now(UTC).date())
-    return pl.concat(priced or [_rated(billed, nothing, nothing)])
+    priced = [_at_prices(billed.clear(), nothing, nothing)]
+    for (name, mode, day, *traits), rows in billed.partition_by(
+        "model", "mode", "day", *TRAITS, as_dict=True
+    ).items():
+        model, noon = given.get(name, name), datetime.combine(day, time(12), UTC)
+        said = dict(zip(TRAITS, traits, strict=True))
+        own, live = (answered(_known(model, how, noon), **said) for how in (mode, "live"))
+        priced.append(_at_prices(rows, own, live))
+    return pl.concat(priced)
 
 
-def _rated(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
-    facts = {"search": own.search or 0.0, "source": own.source, "is_known": own.is_known}
-    rates = {part: _rate(own, part, PROMPT) for part in PARTS}
-    rates |= {f"live_{part}": _rate(live, part, PROMPT) for part in PARTS}
-    return rows.with_columns(**rates, **{name: pl.lit(fact) for name, fact in facts.items()})
+def _at_prices(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
+    """Return rows with the dollars of each part, of all as sent, of all live, and of that with no cache."""
+    fees = pl.col("web_search_requests") * (own.search or 0.0)
+    rate_of = {part: part if part in COLUMNS else "output" for part in _BILLED}
+    parts = {part: tokens * _rate(own, rate_of[part], PROMPT) for part, tokens in _BILLED.items()}
+    return rows.with_columns(
+        **{f"{part}_dollars": cost for part, cost in parts.items()},
+        web_search_dollars=fees,
+        own_dollars=dollars(own, **_USAGE) + fees,
+        live_dollars=dollars(live, **_USAGE) + fees,
+        plain_dollars=dollars(live, input_tokens=PROMPT, output_tokens=pl.col("output_tokens")) + fees,
+        source=pl.lit(own.source),
+        is_known=pl.lit(own.is_known),
+    )
 
 
 def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:

@@ -24,7 +24,7 @@ import polars as pl
 from claudescale import loops
 from claudescale.api import answers, catalog
 from claudescale.api.answers import Answer, Verdict, read_object, verdict
-from claudescale.api.client import BatchWire, Parts, listed
+from claudescale.api.client import BatchWire, RenderedBody, listed
 from claudescale.api.limits import read_headers
 from claudescale.ledger.records import OPEN, Batch
 from claudescale.running import batch_rules
@@ -289,7 +289,7 @@ class Batches:
         found, seconds = verdict(answer), self._clock.seconds() - sent
         if found.outcome == "answered":
             attempt = job.attempt(row["key"].item(), answer, found, sent=sent, seconds=seconds)
-            words = answers.WORDS[answers.DRY_RUN]
+            words = catalog.WORDS["answer"][answers.DRY_RUN]
             job.record(attempt._replace(error=answers.DRY_RUN, message=words, reply=None), final=False)
             self._purse.pay(attempt.dollars)
         elif found.unseen:
@@ -339,7 +339,7 @@ class Batches:
         posted = Followed(batch)
         self._followed.append(posted)
         self._purse.batches[nonce] = float(rows["worst_dollars"].sum())
-        body = Parts(partial(batch_rules.body, rows, job.work, nonce))
+        body = RenderedBody(partial(batch_rules.body, rows, job.work, nonce))
         answer = await self._created(body, batch_rules.body_bytes(rows))
         made, self._changed_at = batch_rules.made(answer), self._clock.seconds()
         _LOG.debug("batch of %d rows: made %s, status %s", rows.height, made, answer.status)
@@ -355,7 +355,7 @@ class Batches:
             wait_seconds = read_headers(answer.headers).retry_after_seconds
             await self._not_made(posted, verdict(answer), wait_seconds=wait_seconds)
 
-    async def _created(self, body: Parts, size_bytes: int) -> Answer:
+    async def _created(self, body: RenderedBody, size_bytes: int) -> Answer:
         """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
         seconds = self._clock.real(max(self._job.switch_at() - self._clock.seconds(), 0.0))
         try:
@@ -392,7 +392,7 @@ class Batches:
             if each.batch.batch_id is None:
                 await self._search(each)
             elif each.batch.state != "ended":
-                await self._look_at(each, await self._wire.free("retrieve", each.batch_id))
+                await self._look_at(each, await self._wire.retrieve(each.batch_id))
             if each.is_waited and each.batch.state == "ended":
                 await self._collect(each)
         if self._others.height:  # what another run has answered meanwhile, or holds no more
@@ -408,7 +408,7 @@ class Batches:
         for each in self.known:
             if each.batch.state == "in_progress":
                 each.is_canceled, self._changed_at = True, self._clock.seconds()
-                await self._look_at(each, await self._wire.free("cancel", each.batch_id))
+                await self._look_at(each, await self._wire.cancel(each.batch_id))
 
     async def _search(self, lost: Followed) -> None:
         """Look for a batch whose answer was lost: the nonce in its results proves it."""
@@ -417,7 +417,7 @@ class Batches:
         is_unclear = False
         after: dict[str, str] = {}
         while True:  # the newest come first
-            answer = await self._wire.free("list", limit=_PAGE, **after)
+            answer = await self._wire.page(limit=_PAGE, **after)
             if not await self._hears(lost, answer):
                 return
             page = listed(answer)

@@ -67,8 +67,8 @@ def named_model(body: Mapping[str, Any], now: float) -> catalog.Model:
     refuse(name is None, "missing", "model")
     refuse(not isinstance(name, str), "kind", "model", "string")
     with suppress(UnknownModel):
-        model = catalog.callable_model(name, datetime.fromtimestamp(now, UTC))
-        if not model.verified_only:
+        model = catalog.model(name)
+        if not model.verified_only and catalog.refusal(model, datetime.fromtimestamp(now, UTC)) is None:
             return model
     raise Problem(404, f"model: {name}")
 

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from claudescale.api import catalog
+from claudescale.api.limits import Limits
 from claudescale.api.models import MODELS, models
 from claudescale.errors import PlanError, UnknownModel, UnknownTier
 
@@ -74,9 +75,7 @@ def test_a_dated_id_is_the_same_model():
     """A dated id and its alias give one and the same model, also where they stand in a list of names."""
     dated, alias = "claude-haiku-4-5-20251001", "claude-haiku-4-5"
     assert catalog.model(dated) is catalog.MODELS[alias]
-    for name, known in ((dated, alias), (alias, dated)):
-        assert catalog.same_model(name, [known])
-        assert not catalog.same_model(name, [HAIKU])
+    assert catalog.id_of(dated) == catalog.id_of(alias) == alias
 
 
 @pytest.mark.parametrize(
@@ -102,9 +101,8 @@ def test_a_model_retires_at_its_moment():
     model = catalog.model("claude-sonnet-4-5")
     moment = datetime(2026, 11, 30, 17, tzinfo=UTC)
     assert model.retires_at == moment
-    assert catalog.callable_model("claude-sonnet-4-5", moment - timedelta(seconds=1)) is model
-    with pytest.raises(UnknownModel, match=r"retired on 2026-11-30.*Use 'claude-sonnet-5-5'"):
-        catalog.callable_model("claude-sonnet-4-5-20250929", moment)
+    assert catalog.refusal(model, moment - timedelta(seconds=1)) is None
+    assert "retired on 2026-11-30, and requests to it fail. Use 'claude-son" in catalog.refusal(model, moment)
     assert catalog.lifecycle(model, moment) == "retired"
     # "Not sooner than" is no retirement: the day may pass.
     assert catalog.notices(catalog.model("claude-haiku-4-5"), datetime(2030, 1, 1, tzinfo=UTC)) == []
@@ -136,8 +134,8 @@ def test_what_is_said_of_a_model_that_goes_away(at, minutes, words):
 @pytest.mark.parametrize("tier", [1, "1", "TIER-1"])
 def test_the_rates_of_a_tier(tier):
     """Each published tier gives its three limits for a current model, however it is written."""
-    assert catalog.tier_rates(tier, HAIKU) == (50, 40_000, 8_000)
-    assert catalog.tier_rates("SCALE", HAIKU) == (10_000, 10_000_000, 2_000_000)
+    assert Limits.of(tier, HAIKU).per_minute == (50, 40_000, 8_000)
+    assert Limits.of("SCALE", HAIKU).per_minute == (10_000, 10_000_000, 2_000_000)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +151,7 @@ def test_the_rates_of_a_tier(tier):
 def test_unknown_limits_are_an_error_at_use(tier, model, words):
     """A tier that is not there, or whose limits are not published, says what to type instead."""
     with pytest.raises(UnknownTier, match=words):
-        catalog.tier_rates(tier, model)
+        Limits.of(tier, model)
 
 
 def test_the_frames_of_models_and_tiers():

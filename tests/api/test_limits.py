@@ -12,8 +12,8 @@ from running import MODEL, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.api.limits import HEADERS, Limits, differs, read_headers, tiers_with
-from claudescale.errors import PlanError, UnknownTier
+from claudescale.api.limits import HEADERS, Limits, differs, read_headers
+from claudescale.errors import PlanError
 
 HAIKU = catalog.model(MODEL)
 THREE = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
@@ -128,7 +128,7 @@ def test_every_kind_of_group_is_read(flat):
         entry("batch", flat=flat, enqueued_batch_requests=100_000, requests_per_minute=60),
         entry("files", flat=flat, requests_per_minute=7),
     ]
-    own = Limits.read(items, MODEL)
+    own = Limits.of("start", MODEL).updated(items, MODEL)
     assert (*own.per_minute, own.batch_queue_requests) == (50, 30_000, 8_000, 100_000)
     assert own.batch_requests_per_minute == 60
 
@@ -143,8 +143,7 @@ def test_what_the_api_does_not_tell_stays_as_it_is_known(odd):
     found = known.updated(told, MODEL)
     assert (found.per_minute, found.batch_queue_requests) == ((9, 90, 9), 200_000)
     damaged = [entry("model_group", [MODEL], **(dict.fromkeys(THREE, 50) | {"requests_per_minute": odd}))]
-    with pytest.raises(UnknownTier, match=r"tier=cs\.Limits"):
-        Limits.read(damaged, MODEL)
+    assert "has no limits for" in known.updated(damaged, MODEL).note
 
 
 # ------------------------------------------------------------------------------------- what a plan learns
@@ -198,6 +197,3 @@ def test_limits_that_differ_are_named_with_the_tier_they_are_of(own, tier, words
     """Only the limits that differ are named, then what the tier named has, then whose they are."""
     assert differs(limits(*own), tier, HAIKU).endswith(words)
     assert differs(Limits.of(tier, MODEL), tier, HAIKU) is None
-    for known in catalog.TIERS.values():
-        if known.limits.get(HAIKU.rate_group):
-            assert tiers_with(Limits.of(known.name, MODEL), HAIKU) == [known.name]

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -26,10 +27,8 @@ BATCHED = pytest.mark.parametrize("mode", ["live", "batch"])
 @pytest.fixture
 def _served(monkeypatch):
     """Let the simulator serve the name, as a gateway does."""
-    known = catalog.callable_model
-    monkeypatch.setattr(
-        catalog, "callable_model", lambda name, at=None: known(MODEL if name == "my-haiku" else name, at)
-    )
+    named = vars(catalog) | {"model": lambda name: catalog.model(MODEL if name == "my-haiku" else name)}
+    monkeypatch.setattr("claudescale.simulator.requests.catalog", SimpleNamespace(**named))
 
 
 def sent(plan):

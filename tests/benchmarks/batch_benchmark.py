@@ -209,7 +209,7 @@ async def our_create(url, frame):
     """Do what a run does: key, claim and write down every row, then post them as they are rendered."""
     import claudescale as cs  # noqa: PLC0415  # only this contender
     from claudescale.api.answers import read_object  # noqa: PLC0415
-    from claudescale.api.client import BatchWire, Parts, Wire  # noqa: PLC0415
+    from claudescale.api.client import BatchWire, RenderedBody, Wire  # noqa: PLC0415
     from claudescale.ledger.records import Batch  # noqa: PLC0415
     from claudescale.ledger.store import Store  # noqa: PLC0415
     from claudescale.running import batch_rules  # noqa: PLC0415
@@ -224,7 +224,7 @@ async def our_create(url, frame):
         work = plan.compiled.work("benchmark")
         keys = ledger.claim(work.requests["key"].to_list())
         ledger.intend(Batch(NONCE, "benchmark", MODEL, len(keys), SENT_AT), keys)
-        body = Parts(lambda: batch_rules.body(work.requests, work, NONCE))
+        body = RenderedBody(lambda: batch_rules.body(work.requests, work, NONCE))
         answer = await BatchWire(wire, 1_000).create(body, batch_rules.body_bytes(work.requests))
     await wire.close()
     return int(read_object(answer.content)["id"].removeprefix("msgbatch_"))
