@@ -25,89 +25,30 @@ cluster     a run on Dask
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from claudescale import errors
-from claudescale.errors import ClaudescaleError, PlanError, RunStopped
-
-if TYPE_CHECKING:
-    from claudescale.api.catalog import tiers
-    from claudescale.api.client import connect
-    from claudescale.api.limits import Limits
-    from claudescale.api.models import Model, models
-    from claudescale.evidence.cascades import cascade
-    from claudescale.evidence.trials import trial
-    from claudescale.helpers import batch, map, price  # noqa: A004 - what it does
-    from claudescale.ledger.ledger import Ledger, spend
-    from claudescale.loops import wait
-    from claudescale.pacing.middleware import limit
-    from claudescale.planning.plans import Plan, plan
-    from claudescale.prompts.templates import image, pdf
-    from claudescale.running.runs import Run
-    from claudescale.simulator import Simulator
-    from claudescale.widgets.pick import pick
-    from claudescale.widgets.watch import watch
-
-_HOMES = {
-    "api.catalog": ("tiers",),
-    "api.client": ("connect",),
-    "api.limits": ("Limits",),
-    "api.models": ("Model", "models"),
-    "evidence.cascades": ("cascade",),
-    "evidence.trials": ("trial",),
-    "helpers": ("batch", "map", "price"),
-    "ledger.ledger": ("Ledger", "spend"),
-    "loops": ("wait",),
-    "pacing.middleware": ("limit",),
-    "planning.plans": ("Plan", "plan"),
-    "prompts.templates": ("image", "pdf"),
-    "running.runs": ("Run",),
-    "simulator": ("Simulator",),
-    "widgets.pick": ("pick",),
-    "widgets.watch": ("watch",),
-}
-
-__all__ = [
-    "ClaudescaleError",
-    "Ledger",
-    "Limits",
-    "Model",
-    "Plan",
-    "PlanError",
-    "Run",
-    "RunStopped",
-    "Simulator",
-    "batch",
-    "cascade",
-    "connect",
-    "errors",
-    "image",
-    "limit",
-    "map",
-    "models",
-    "pdf",
-    "pick",
-    "plan",
-    "price",
-    "spend",
-    "tiers",
-    "trial",
-    "wait",
-    "watch",
-]
+from claudescale import errors as errors
 
 __version__ = "0.1.0"
+
+# As lazy_loader does it (Scientific Python, SPEC 1): each public name is said once, in the stub.
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_IMPORTS = [line for line in _STUB.body if isinstance(line, ast.ImportFrom)]
+_HOMES = {name.name: str(line.module) for line in _IMPORTS for name in line.names}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the stub has it for whoever reads without running
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first asked for: planning starts fast."""
-    for home, names in _HOMES.items():
-        if name in names:
-            globals()[name] = getattr(import_module(f"claudescale.{home}"), name)
-            return globals()[name]
-    msg = f"claudescale has no {name!r}. There is: {', '.join(__all__)}."
-    raise AttributeError(msg)
+    if name not in _HOMES:
+        msg = f"claudescale has no {name!r}. There is: {', '.join(__all__)}."
+        raise AttributeError(msg)
+    globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

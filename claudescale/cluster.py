@@ -1,4 +1,4 @@
-"""A run on a Dask cluster: rows go out in small parts, each a plain run with a fixed share of the limits.
+"""A run on a Dask cluster: rows go out in small parts, each sent with a fixed share of the limits.
 
 ``await plan.run(client, on=dask)`` is the same plan, ledger and result as without ``on``: what the workers
 were answered comes back with their parts and stands in the one ledger, which is the driver's.
@@ -16,19 +16,18 @@ import signal
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from http.client import OK
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import polars as pl
 from distributed import Client, Event, KilledWorker
 
 from claudescale import loops
 from claudescale.api.answers import Verdict
 from claudescale.api.client import has_own_transport
-from claudescale.api.prices import UNCACHED
-from claudescale.errors import ClaudescaleError, ImpossibleBudget, PlanError, RunStopped
-from claudescale.ledger.records import ATTEMPTS, Attempt
+from claudescale.errors import ClaudescaleError, PlanError
+from claudescale.pacing.pacer import Pacer
+from claudescale.running.job import Job, Purse
+from claudescale.running.live import Live
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
+    from claudescale.ledger.records import Attempt
     from claudescale.planning.plans import Plan
-    from claudescale.running.job import Job, Row
+    from claudescale.running.job import Row
 
 PART_SECONDS = 10.0
 """API time that a part should take at its share of the limits: so much work is lost with a worker."""
@@ -45,9 +45,9 @@ LEAST_ROWS, MOST_ROWS, MOST_BYTES = 20, 500, 1 << 23
 """Of a part. With fewer rows a worker could not tell a wrong request from wrong rows."""
 MOST_DEATHS = 5
 """Of workers with the same rows, which may be what kills them."""
-_BROKE = Verdict(outcome="stop", error="budget")
-_LOST = Verdict(outcome="stop", error="worker_died")
-_TEXT = "claudescale_text"
+_DIED = Verdict(
+    outcome="stop", error="worker_died", message=f"{MOST_DEATHS} workers have died with the same rows"
+)
 _CLIENT = "api_key", "auth_token", "credentials", "base_url", "timeout", "middleware"
 
 
@@ -56,19 +56,26 @@ class Part(NamedTuple):
 
     run: str
     name: str
-    client: bytes
+    client: dict[str, Any]
     plan: Plan
-    changes: dict[str, Any]
-    keys: pl.Series
+    limits: Limits
+    dollars: float
+    warm: bool
+    rows: list[Row]
 
     def __repr__(self) -> str:
-        return f"<Part {self.name}, {self.keys.len()} rows>"
+        return f"<Part {self.name}, {len(self.rows)} rows>"
+
+    def lost(self) -> Outcome:
+        """Return what is known of a part whose worker died: it may have cost the worst."""
+        return Outcome(dollars=sum(row.worst_dollars for row in self.rows), trouble=_DIED)
 
 
 class Outcome(NamedTuple):
     """What came of a part."""
 
-    attempts: pl.DataFrame = ATTEMPTS.to_frame().with_columns(final=pl.lit(value=False))
+    attempts: list[tuple[Attempt, bool]] = []  # noqa: RUF012 - nobody adds to it; with whether it is final
+    dollars: float = 0.0  # paid, or maybe paid
     limits: Limits | None = None
     owed_seconds: float = 0.0  # of API time, until the share that the part used is full again
     trouble: Verdict | None = None  # why it is not finished
@@ -82,46 +89,70 @@ def run_part(part: Part) -> Outcome:
     try:
         begun, stop = Event(part.name), Event(part.run)
         if begun.is_set():  # Dask's own second try: what it may cost is for the driver to decide
-            return Outcome(trouble=_LOST)
+            return part.lost()
         begun.set()
-        run = part.plan.replace(**part.changes).start(_client(part.client), ledger=None, progress=False)
-        try:
-            while run.state in {"starting", "running"} and not stop.wait(timeout=loops.SLICE_SECONDS):
-                pass
-        finally:
-            run.stop()
-        return _outcome(run, part)
-    except ImpossibleBudget:
-        return Outcome(trouble=_BROKE)
+        return asyncio.run(_answer(part, stop))
     except Exception as error:  # noqa: BLE001 - the driver ends its run with it
         words = str(error) if isinstance(error, ClaudescaleError | OSError) else ""
-        return Outcome(trouble=_trouble(f"a worker cannot continue: {type(error).__name__} {words}"))
+        return _trouble(f"a worker cannot continue: {type(error).__name__} {words}")
 
 
-def _outcome(run: Any, part: Part) -> Outcome:
+class PartJob(Job):
+    """Keeps what comes back for the driver, whose ledger it belongs in."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part.plan, _client(part.client), None)
+        self.purse = Purse(part.dollars)
+        self.attempts: list[tuple[Attempt, bool]] = []
+
+    def record(self, attempt: Attempt, *, final: bool) -> None:
+        """Note an attempt."""
+        self.attempts.append((attempt, final))
+
+
+async def _answer(part: Part, stop: Event) -> Outcome:
+    """Send the rows as any run does, at this worker's share of the limits."""
+    plan, job = part.plan, PartJob(part)
     try:
-        loops.wait(run)
-        trouble = _BROKE if run.stopped_by == "budget" else None
-    except RunStopped:
-        trouble = Verdict(outcome="stop", error=run.stopped_by, message=run.message)
-    final = run.job.replies().select("key", "sent_at", final=pl.lit(value=True))
-    attempts = run.attempts.join(final, on=["key", "sent_at"], how="left", maintain_order="left")
-    attempts = attempts.with_columns(
-        pl.col("key").replace_strict(run.job.work.keys, part.keys),  # in a retry the driver's keys are others
-        pl.col("final").fill_null(value=False),
-    )
-    tokens = attempts.select(UNCACHED.sum(), pl.col("output_tokens").sum()).row(0)
-    used_seconds = _seconds(run.limits, attempts.height, *tokens) / part.plan.share
-    owed_seconds = max(used_seconds - run.minutes * 60, 0.0)
-    return Outcome(attempts, run.limits, owed_seconds, trouble)
+        await job.open()
+        pacer = Pacer(
+            part.limits,
+            clock=job.clock,
+            share=plan.share,
+            concurrency=plan.concurrency,
+            output_tokens=min(plan.compiled.expected.output_tokens, float(plan.max_tokens)),
+        )
+        live = Live(job, pacer, warm=part.warm)
+        heeding = asyncio.ensure_future(_heed(stop, live))
+        await live.answer(_each(part.rows))
+        heeding.cancel()
+    finally:
+        await job.close()
+    attempts = [attempt for attempt, _ in job.attempts]
+    input_tokens = sum(attempt.uncached_tokens for attempt in attempts)
+    output_tokens = sum(attempt.output_tokens for attempt in attempts)
+    used_seconds = _seconds(pacer.limits, len(attempts), input_tokens, output_tokens) / plan.share
+    owed_seconds = max(used_seconds - job.minutes * 60, 0.0)
+    return Outcome(job.attempts, job.purse.gone, pacer.limits, owed_seconds, live.stopped_by)
 
 
-def _client(settings: bytes) -> AsyncAnthropic:
+async def _heed(stop: Event, live: Live) -> None:
+    """Stop where the driver says so."""
+    while not await loops.in_thread(stop.is_set):  # noqa: ASYNC110 - it is another process that sets it
+        await asyncio.sleep(loops.SLICE_SECONDS)
+    live.stop()
+
+
+async def _each(rows: list[Row]) -> AsyncIterator[Row]:
+    for row in rows:
+        yield row
+
+
+def _client(settings: dict[str, Any]) -> AsyncAnthropic:
     import anthropic  # noqa: PLC0415 - slow to import
 
-    given = pickle.loads(settings)  # noqa: S301 - the driver's
-    client = anthropic.AsyncAnthropic(**given)
-    client.api_key, client.auth_token = given["api_key"], given["auth_token"]  # and none of this machine's
+    client = anthropic.AsyncAnthropic(**settings)
+    client.api_key, client.auth_token = settings["api_key"], settings["auth_token"]  # none of this machine's
     return client
 
 
@@ -130,8 +161,8 @@ def _seconds(limits: Limits, *used: float) -> float:
     return 60 * max(amount / most for amount, most in zip(used, limits.per_minute, strict=True))
 
 
-def _trouble(words: str) -> Verdict:
-    return Verdict(outcome="stop", error="cluster_error", message=words)
+def _trouble(words: str) -> Outcome:
+    return Outcome(trouble=Verdict(outcome="stop", error="cluster_error", message=words))
 
 
 def _settle_in() -> None:
@@ -153,17 +184,20 @@ def engine(dask: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Clu
         raise PlanError(msg)
     settings = {name: getattr(client, name) for name in _CLIENT}
     settings |= {"default_headers": client._custom_headers, "default_query": client._custom_query}  # noqa: SLF001
-    sent = b""
-    if not has_own_transport(client) and type(client).__name__ == "AsyncAnthropic":
-        with suppress(TypeError, AttributeError, pickle.PicklingError):
-            sent = pickle.dumps(settings)
-    if not sent:
+    if has_own_transport(client) or type(client).__name__ != "AsyncAnthropic" or not _can_be_sent(settings):
         msg = (
             "on= takes a plain AsyncAnthropic, which each worker makes anew: without an http_client, and with"
         )
         raise PlanError(msg + " credentials and middleware that can be pickled.")
     dask.run(_settle_in)
-    return partial(Cluster, dask, sent)
+    return partial(Cluster, dask, settings)
+
+
+def _can_be_sent(settings: dict[str, Any]) -> bool:
+    try:
+        return bool(pickle.dumps(settings))
+    except (TypeError, AttributeError, pickle.PicklingError):
+        return False
 
 
 class Cluster:
@@ -173,31 +207,24 @@ class Cluster:
     limits, of the concurrency and of the budget.
     """
 
-    def __init__(self, dask: Client, client: bytes, job: Job) -> None:
-        plan, work = job.plan, job.work
+    def __init__(self, dask: Client, client: dict[str, Any], job: Job) -> None:
+        plan, requests, expected = job.plan, job.work.requests, job.plan.compiled.expected
         self.stopped_by: Verdict | None = None
-        self._dask, self._client, self._job, self._requests = dask, client, job, work.requests
+        self._dask, self._client, self._job = dask, client, job
         self._lanes = lanes = min(len(dask.nthreads()), plan.concurrency or MOST_ROWS)
-        self._frame, prompt = work.frame, plan.prompt
-        if plan.compiled.prompt.columns is None:  # by an expression, which may look at other rows
-            asked = plan.compiled.prompt
-            columns = asked.system.columns or () if asked.system is not None else ()
-            self._frame = work.frame.select(asked.text.content.alias(_TEXT), *columns)
-            prompt = pl.col(_TEXT)
         self._plan = replace(
-            plan, frame=self._frame.clear(), prompt=prompt, share=plan.share / lanes,
-            concurrency=plan.concurrency and plan.concurrency // lanes, deadline=None, budget=None,
+            plan, frame=job.work.frame.clear(), share=plan.share / lanes, deadline=None, budget=None,
+            concurrency=plan.concurrency and plan.concurrency // lanes,
             _evidence=plan.compiled.evidence._replace(kept=None),
         )  # fmt: skip
-        self._lane_dollars = math.inf if plan.budget is None else plan.budget / lanes
-        tokens = float(work.requests["estimated_tokens"].mean() or 0)  # type: ignore[arg-type]
-        row_seconds = _seconds(plan.compiled.limits, 1, tokens, plan.compiled.expected.output_tokens)
+        tokens = float(requests["estimated_tokens"].sum()) / requests.height
+        row_seconds = _seconds(plan.compiled.limits, 1, tokens, expected.output_tokens)
         rows = min(int(PART_SECONDS * self._plan.share / row_seconds), MOST_ROWS)
-        self._part_rows = max(min(rows, math.ceil(work.requests.height / lanes)), LEAST_ROWS)
+        self._part_rows = max(min(rows, math.ceil(requests.height / lanes)), LEAST_ROWS)
         # What a run asks of a pacer; rows that are out count as calls in flight.
         self.pacer = SimpleNamespace(limits=plan.compiled.limits, in_flight=0, window=lanes * self._part_rows)
         self._name = f"claudescale-{secrets.token_hex(8)}"
-        self._stopping, self._primed, self._pulling = asyncio.Event(), asyncio.Event(), asyncio.Lock()
+        self._stopping, self._pulling = asyncio.Event(), asyncio.Lock()
 
     def stop(self) -> None:
         """Send nothing more; what is in flight comes in, as it is paid for."""
@@ -210,71 +237,49 @@ class Cluster:
 
         Spends: tokens.
         """
-        self._rows = rows
-        lanes = [asyncio.ensure_future(self._lane(number)) for number in range(self._lanes)]
+        lanes = [asyncio.ensure_future(self._lane(rows)) for _ in range(self._lanes)]
         try:
             await asyncio.gather(*lanes)
         finally:
             self.stop()
             await asyncio.gather(self._telling, *lanes, return_exceptions=True)
 
-    async def _lane(self, number: int) -> None:
+    async def _lane(self, rows: AsyncIterator[Row]) -> None:
         """Send part after part, with this lane's share of everything."""
-        dollars, deaths, most = self._lane_dollars, 0, self._part_rows
-        rows: list[Row] = []
-        if number and self._plan.cache:  # one row writes the cache, and the others read it
-            await self._primed.wait()
-        while most and dollars > 0 and not self._stopping.is_set() and (rows := rows or await self._next()):
-            part = rows[:most]
-            outcome = await self._sent(part, dollars)
-            trouble, answered = outcome.trouble, set(outcome.attempts.filter("final")["key"])
-            rows = [row for row in part if trouble and row.key not in answered] + rows[most:]
-            dollars -= self._billed(part, outcome)
-            deaths = deaths + 1 if trouble == _LOST else 0
-            if trouble == _BROKE and not outcome.attempts.height:
-                most = len(part) // 2  # so many may be within what is left
-            elif deaths == MOST_DEATHS:
-                self._end(_trouble(f"{deaths} workers have died with the same {len(part)} rows"))
-            elif trouble not in (None, _BROKE, _LOST):
-                self._end(trouble)
-            self._primed.set()
+        dollars = math.inf if self._job.plan.budget is None else self._job.plan.budget / self._lanes
+        warm, deaths = self._plan.cache, 0
+        part = await self._next(rows)
+        while part and not self._stopping.is_set():
+            outcome = await self._sent(part, dollars, warm=warm)
+            dollars -= outcome.dollars
+            deaths = deaths + 1 if outcome.trouble == _DIED else 0
+            if outcome.trouble is not None and deaths in {0, MOST_DEATHS}:
+                self._end(outcome.trouble)
+                return
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._job.clock.real(outcome.owed_seconds))
-        if not most or dollars <= 0:
-            self.stopped_by = self.stopped_by or _BROKE
-        self._primed.set()
+            if not deaths:
+                warm, part = False, await self._next(rows)
 
-    async def _next(self) -> list[Row]:
+    async def _next(self, rows: AsyncIterator[Row]) -> list[Row]:
         part: list[Row] = []
-        size, most = 0, self._part_rows if self._primed.is_set() or not self._plan.cache else 1
+        size = 0
         async with self._pulling:
-            while len(part) < most and size < MOST_BYTES and (row := await anext(self._rows, None)):
+            while len(part) < self._part_rows and size < MOST_BYTES and (row := await anext(rows, None)):
                 part.append(row)
                 size += len(row.body)
         return part
 
-    def _billed(self, part: list[Row], outcome: Outcome) -> float:
-        """Return what a part may have cost at most: an answer that was lost may be billed."""
-        attempts, worst = outcome.attempts, [row.worst_dollars for row in part]
-        lost = attempts.filter(~pl.col("final"), pl.col("status").is_null() | (pl.col("status") == OK)).height
-        paid = float(attempts["dollars"].sum()) + lost * max(worst)
-        return sum(worst) if outcome.trouble == _LOST else paid
-
-    async def _sent(self, rows: list[Row], dollars: float) -> Outcome:
-        """Have a part answered, record what comes back, and end the run where the worker says so."""
-        requests = self._requests.filter(pl.col("key").is_in([row.key for row in rows]))
-        changes = {"frame": self._frame[requests["row"]], "tier": self.pacer.limits}
-        if not math.isinf(dollars):
-            changes["budget"] = dollars
-        name = f"{self._name}-{secrets.token_hex(4)}"
-        part = Part(self._name, name, self._client, self._plan, changes, requests["key"])
+    async def _sent(self, rows: list[Row], dollars: float, *, warm: bool) -> Outcome:
+        """Have a part answered, and record what comes back."""
+        name, limits = f"{self._name}-{secrets.token_hex(4)}", self.pacer.limits
+        part = Part(self._name, name, self._client, self._plan, limits, dollars, warm, rows)
         self.pacer.in_flight += len(rows)
         outcome = await self._outcome(part)
         self.pacer.in_flight -= len(rows)
-        for row in outcome.attempts.iter_rows(named=True):
-            final = row.pop("final")
-            self._job.record(Attempt(**{**row, "sent_at": row["sent_at"].timestamp()}), final=final)
-        self.pacer.limits = outcome.limits or self.pacer.limits
+        for attempt, final in outcome.attempts:
+            self._job.record(attempt, final=final)
+        self.pacer.limits = outcome.limits or limits
         return outcome
 
     async def _outcome(self, part: Part) -> Outcome:
@@ -285,12 +290,14 @@ class Cluster:
             await done.wait()
             return await loops.in_thread(future.result)
         except KilledWorker:
-            return Outcome(trouble=_LOST)
+            return part.lost()
         except (OSError, RuntimeError, concurrent.futures.CancelledError) as error:
-            return Outcome(trouble=_trouble(f"the cluster is gone ({type(error).__name__})"))
+            return _trouble(f"the cluster is gone ({type(error).__name__})")
         finally:
             future.release()
 
-    def _end(self, why: Verdict | None) -> None:
+    def _end(self, why: Verdict) -> None:
+        """Note why rows are left. A lane whose money is gone leaves the others going."""
         self.stopped_by = self.stopped_by or why
-        self.stop()
+        if why.error != "budget":
+            self.stop()

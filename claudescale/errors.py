@@ -26,7 +26,6 @@ A row that fails raises nothing: its error is data, in the ``error`` column of t
 
 from __future__ import annotations
 
-import difflib
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -140,9 +139,11 @@ def refuse(message: str, kind: type[PlanError] = PlanError) -> NoReturn:
 
 def nearest(name: object, names: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the likeliest of `names`, or an empty string."""
-    lowered = {each.lower(): each for each in names}
-    found = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean {lowered[found[0]]!r}?" if found else ""
+    import difflib  # noqa: PLC0415 - only where something is wrong
+
+    by_lower_case = {known.lower(): known for known in names}
+    likeliest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower_case[likeliest[0]]!r}?" if likeliest else ""
 
 
 def printable(text: str) -> str:

@@ -49,11 +49,10 @@ def show_as(error: BaseException, line: str) -> None:
     _lines.append(line)
 
 
+@functools.cache
 def _hook_up() -> None:
     """Have an interrupt of ours shown in one line where it ends a script, and all else as before."""
-    before: Any = sys.excepthook
-    if hasattr(before, "claudescale"):
-        return
+    before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if not (issubclass(kind, KeyboardInterrupt) and _lines):
@@ -63,7 +62,6 @@ def _hook_up() -> None:
         if not hasattr(sys, "ps1"):  # a prompt goes on
             raise SystemExit(_INTERRUPTED_STATUS)
 
-    hook.claudescale = True  # type: ignore[attr-defined]
     sys.excepthook = hook
 
 
@@ -126,29 +124,30 @@ def _end() -> None:
 
 def start(
     work: Coroutine[Any, Any, None], run: Run | None = None
-) -> tuple[concurrent.futures.Future[None], int]:
+) -> tuple[concurrent.futures.Future[None], asyncio.AbstractEventLoop]:
     """Start a coroutine on the caller's loop if it may be used, else in the background.
 
-    Returns at once its end, and the thread that does the work. At the end of the process `run` is left.
+    Returns at once its end, and the loop that does the work. At the end of the process `run` is left.
     """
 
     async def worked() -> None:
         try:
             await work
         except (asyncio.CancelledError, KeyboardInterrupt):
-            _lines.extend([run.kept] if run is not None else [])
+            if run is not None:
+                _lines.append(run.kept)
             raise
 
     _hook_up()
-    home, in_kernel = _running(), threading.current_thread() is threading.main_thread() and in_notebook()
-    loop, thread = (home, threading.current_thread()) if home and not in_kernel else background()
-    if loop is not home:
+    loop, left_at_exit = _running(), None
+    if loop is None or (threading.current_thread() is threading.main_thread() and in_notebook()):
+        loop, left_at_exit = background().loop, run
         atexit.unregister(_end)  # the last one registered is the first one called: before ledgers close
         atexit.register(_end)
     future = asyncio.run_coroutine_threadsafe(worked(), loop)
-    _jobs[future] = None if loop is home else run  # a loop alone would let its tasks be collected
+    _jobs[future] = left_at_exit  # a loop alone would let its tasks be collected
     future.add_done_callback(_jobs.pop)
-    return future, thread.ident or 0
+    return future, loop
 
 
 # where this is
@@ -216,10 +215,10 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
             own = _running() or asyncio.new_event_loop()
             nest_asyncio.apply(own)
             return own.run_until_complete(asyncio.ensure_future(awaitable, loop=own))
-    home, mine = background(), threading.get_ident()
-    if mine == home.thread.ident or (_running() is not None and mine == getattr(awaitable, "home", None)):
+    loop, running = background().loop, _running()
+    if running is not None and running in {loop, getattr(awaitable, "home", None)}:
         raise RuntimeError(_BLOCKED)
-    ended, before = threading.Event(), len(_lines)
+    ended, lines_before = threading.Event(), len(_lines)
 
     async def waited() -> T:
         try:
@@ -227,7 +226,7 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         finally:
             ended.set()  # a future that is cancelled is done before its work is
 
-    future = asyncio.run_coroutine_threadsafe(waited(), home.loop)
+    future = asyncio.run_coroutine_threadsafe(waited(), loop)
     try:
         while not ended.wait(SLICE_SECONDS):
             pass
@@ -237,7 +236,7 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
             ended.wait(EXIT_SECONDS)
         except KeyboardInterrupt:  # again: what is in flight is not waited for
             _in_a_hurry.set()
-        line = [_KEPT, *_lines[before:]][-1]
+        line = _lines[-1] if len(_lines) > lines_before else _KEPT
         interrupted = KeyboardInterrupt(line)
         show_as(interrupted, line)
         raise interrupted from None

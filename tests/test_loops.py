@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
 
 import nbformat
 import pytest
@@ -39,7 +38,7 @@ def test_every_door_gives_the_run(api):
 
     async def main():
         run = started(api)
-        assert run.home == threading.get_ident()
+        assert run.home is asyncio.get_running_loop()
         with pytest.raises(RuntimeError, match="use await"):  # it would wait for itself for ever
             cs.wait(run)
         assert await asyncio.gather(awaited(run), awaited(run), awaited(started(api))) != [run] * 3

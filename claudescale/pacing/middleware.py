@@ -7,7 +7,7 @@ import math
 import sys
 import weakref
 from collections import Counter, deque
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -32,7 +32,7 @@ from claudescale.errors import PlanError, refuse
 from claudescale.pacing.pacer import Outcome, Pacer, Permit, kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from anthropic import AsyncAnthropic
 
@@ -130,11 +130,10 @@ def limiter_of(client: object) -> Limiter | None:
     return next((one for one in getattr(client, "middleware", ()) if isinstance(one, Limiter)), None)
 
 
-class _Line(NamedTuple):
+class _Model(NamedTuple):
     """What calls to one model need to know; models of one group share a pacer."""
 
-    model: str
-    rate_group: str
+    name: str
     pacer: Pacer
     characters_per_token: float
     price: prices.Price | None
@@ -144,7 +143,7 @@ class _Line(NamedTuple):
 class _Call:
     """One HTTP attempt that has its permit, until it ends, which it does once."""
 
-    line: _Line
+    model: _Model
     permit: Permit
     waited_seconds: float
     slots: asyncio.Semaphore
@@ -178,8 +177,8 @@ class Limiter:
         self.under_way: set[_Call] = set()
         self.api: Api | None = None
         self._client, self._tier, self._concurrency, self._share = client, tier, concurrency, share
-        self._calls: deque[tuple[Any, ...]] = deque(maxlen=MOST_CALLS)
-        self._lines: dict[str, _Line] = {}  # by model
+        self._calls: deque[list[Any]] = deque(maxlen=MOST_CALLS)
+        self._models: dict[str, _Model] = {}  # by name
         self._pacers: dict[str, Pacer] = {}  # by group of models
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asking: asyncio.Lock
@@ -198,9 +197,9 @@ class Limiter:
         now = self.api.clock.now() if self.api else datetime.now(UTC)
         ended = pl.col("sent_at") + pl.duration(microseconds=pl.col("seconds") * 1e6)
         recent = self.calls.filter(ended > now - timedelta(minutes=1))
-        rows: list[tuple[Any, ...]] = []
+        rows: list[tuple[str, str, float, float]] = []
         for group, pacer in self._pacers.items():
-            models = [line.model for line in self._lines.values() if line.pacer is pacer]
+            models = [model.name for model in self._models.values() if model.pacer is pacer]
             of_group = recent.filter(pl.col("model").is_in(models))
             used = of_group.select(pl.len(), prices.UNCACHED.sum(), pl.col("output_tokens").sum())
             limits = pacer.limits.shared(self._share).per_minute
@@ -218,19 +217,17 @@ class Limiter:
         content = b""
         try:
             response = await call_next(request)
-            http: httpx2.Response | None = getattr(response, "http_response", None)
-            if http is not None and (http.is_closed or not http.is_success):
-                # An error's words may break off: its status says enough.
-                with suppress(httpx2.HTTPError, httpx2.StreamError):
+            http: httpx2.Response = response.http_response
+            is_over = http.is_closed or not http.is_success
+            if is_over:
+                with suppress(httpx2.HTTPError, httpx2.StreamError):  # of an error that breaks off
                     content = await http.aread()
         except BaseException as error:
             names = [kind.__name__ for kind in type(error).__mro__]
             failure = next((_FAILURES[name] for name in names if name in _FAILURES), "canceled")
             self._end(call, _CANCELED._replace(failure=failure))
             raise
-        if http is None:  # another middleware has answered, and nothing was sent
-            self._end(call, _CANCELED)
-        elif http.is_closed or not http.is_success:
+        if is_over:
             self._end(call, Answer(http.status_code, _headers(http), content))
         else:
             self._follow(call, http)
@@ -240,18 +237,18 @@ class Limiter:
         """Return a call that may be sent now; its permit comes back when it ends."""
         self.waiting += 1
         try:
-            clock = (await self._opened()).clock
-            line, slots = self._line(str(body.get("model")), body.get("max_tokens")), self._slots
-            asked = clock.seconds()
+            api = await self._opened()
+            model, slots = self._model(str(body.get("model")), body.get("max_tokens"), api), self._slots
+            asked = api.clock.seconds()
             await slots.acquire()
             try:
-                permit = await line.pacer.acquire(_characters(body) / line.characters_per_token)
+                permit = await model.pacer.acquire(_characters(body) / model.characters_per_token)
             except BaseException:
                 slots.release()
                 raise
         finally:
             self.waiting -= 1
-        call = _Call(line, permit, permit.sent - asked, slots)
+        call = _Call(model, permit, permit.sent - asked, slots)
         self.under_way.add(call)
         return call
 
@@ -265,7 +262,7 @@ class Limiter:
             for call in list(self.under_way):  # of a loop that is closed: nobody reads them any more
                 self._end(call, _CANCELED)
             self._loop, self._asking = loop, asyncio.Lock()
-            self._slots = asyncio.Semaphore(self._concurrency or MOST_CALLS)
+            self._slots = asyncio.Semaphore(self._concurrency or sys.maxsize)
             for pacer in self._pacers.values():
                 pacer.move()
         async with self._asking:
@@ -277,51 +274,47 @@ class Limiter:
                     await wire.close()
         return self.api
 
-    def _line(self, model: str, max_tokens: Any) -> _Line:
-        if model not in self._lines:
-            assert self.api is not None
-            facts, group, price = catalog.model(_LIKE), model, None
+    def _model(self, name: str, max_tokens: Any, api: Api) -> _Model:
+        if name not in self._models:
+            facts, group, price = catalog.model(_LIKE), name, None
             limits = Limits.of(self._tier, facts)
             with suppress(PlanError):  # a gateway's name, a retired model, an unpublished limit
-                facts = catalog.model(model)
+                facts = catalog.model(name)
                 group = facts.rate_group
-                price = prices.price(facts, at=self.api.clock.now())
+                price = prices.price(facts, at=api.clock.now())
                 limits = Limits.of(self._tier, facts)
             if group not in self._pacers:
                 output = min(_OUTPUT_TOKENS, max_tokens if isinstance(max_tokens, int) else math.inf)
-                pacer = Pacer(limits, clock=self.api.clock, share=self._share, output_tokens=output)
+                pacer = Pacer(limits, clock=api.clock, share=self._share, output_tokens=output)
                 self._pacers[group] = pacer
-            self._lines[model] = _Line(model, group, self._pacers[group], facts.characters_per_token, price)
-        return self._lines[model]
+            self._models[name] = _Model(name, self._pacers[group], facts.characters_per_token, price)
+        return self._models[name]
 
     def _follow(self, call: _Call, http: httpx2.Response) -> None:
         """End when a body has been read to its end, breaks off, or is closed; it is passed on as it comes."""
         message, headers = StreamedMessage(), _headers(http)
-        read, close, awaited = http.aiter_bytes, http.aclose, False
-
-        def ended() -> None:
-            if call in self.under_way:
-                answer = message.answer(headers)
-                left = not awaited or isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
-                lost = left and answer.status is None
-                self._end(call, answer._replace(failure="canceled") if lost else answer)
+        read, close, is_reading = http.aiter_bytes, http.aclose, False
 
         async def aiter_bytes(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
-            nonlocal awaited
-            awaited = True
-            try:
-                async for chunk in read(chunk_size):
+            nonlocal is_reading
+            async with aclosing(read(chunk_size)) as chunks:
+                is_reading = True
+                async for chunk in chunks:
                     message.feed(chunk)  # first: whoever breaks off here has been told as much
-                    awaited = False
+                    is_reading = False
                     yield chunk
-                    awaited = True
-            finally:
-                ended()
+                    is_reading = True
 
-        async def aclose() -> None:
-            ended()
+        async def aclose() -> None:  # httpx calls it whenever a body ends, also by an error
+            if call in self.under_way:
+                answer = message.answer(headers)
+                by_caller = isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
+                if answer.status is None and (by_caller or not is_reading):
+                    answer = answer._replace(failure="canceled")
+                self._end(call, answer)
             await close()
 
+        # Where the SDK reads decoded bytes; what stands below them may be compressed.
         http.aiter_bytes, http.aclose = aiter_bytes, aclose  # type: ignore[method-assign]
         # A stream that nobody reads or closes ends when it is collected, on whatever thread.
         loop = asyncio.get_running_loop()
@@ -338,34 +331,55 @@ class Limiter:
             return
         self.under_way.remove(call)
         call.slots.release()
-        line, permit, pacer = call.line, call.permit, call.line.pacer
-        lost = answer.failure == "canceled"
-        found = Verdict(outcome="failed", error=answer.failure) if lost else verdict(answer)
+        is_canceled = answer.failure == "canceled"
+        found = Verdict(outcome="failed", error="canceled") if is_canceled else verdict(answer)
         message = found.reply or answer.partial
-        usage, facts = usage_of(message), answer_of(message)
-        uncached = float(sum(usage[name] for name in prices.UNCACHED_COLUMNS))
-        output = float(usage["output_tokens"])
-        kind = kind_of(found, answer.status)
-        if message is not None and (lost or (kind == "answered" and found.unseen)):
-            # What it took is not told, and it took something.
-            kind, uncached = "answered", uncached or permit.estimate
-            output = max(output, pacer.expected_output_tokens)
-        pacer.settle(permit, Outcome(kind, read_headers(answer.headers), uncached, output, typical=not lost))
-        dollars = 0.0 if message is None or is_free(message) else math.nan
-        if dollars and line.price is not None:  # else it is not known
-            dollars = prices.answer_dollars(line.price, usage, facts)
+        call.model.pacer.settle(call.permit, _outcome(call, answer, found, message))
         error = None if found.outcome == "answered" else found.error
+        dollars = _dollars(message, call.model.price)
         self.requests += 1
-        self.answered += error is None
-        self.errors.update([] if error is None else [error])
         self.dollars += dollars
-        sent = datetime.fromtimestamp(permit.sent, UTC)
-        times = call.waited_seconds, self.api.clock.seconds() - permit.sent
-        came = facts["answering_model"], answer.status, error, stop_reason_of(message or {})
-        request_id = answer.headers.get("request-id")
-        self._calls.append(
-            (sent, *times, line.model, *came, request_id, *usage.values(), dollars, self.api.simulated)
-        )
+        if error is None:
+            self.answered += 1
+        else:
+            self.errors[error] += 1
+        row = {
+            "sent_at": datetime.fromtimestamp(call.permit.sent, UTC),
+            "waited_seconds": call.waited_seconds,
+            "seconds": self.api.clock.seconds() - call.permit.sent,
+            "model": call.model.name,
+            "status": answer.status,
+            "error": error,
+            "stop_reason": stop_reason_of(message or {}),
+            "request_id": answer.headers.get("request-id"),
+            "dollars": dollars,
+            "simulated": self.api.simulated,
+        }
+        row |= usage_of(message) | answer_of(message)
+        self._calls.append([row[name] for name in CALLS])
+
+
+def _outcome(call: _Call, answer: Answer, found: Verdict, message: Mapping[str, Any] | None) -> Outcome:
+    """Return what the pacer learns from a call that has ended."""
+    is_canceled, usage = answer.failure == "canceled", usage_of(message)
+    kind = kind_of(found, answer.status)
+    input_tokens = float(sum(usage[name] for name in prices.UNCACHED_COLUMNS))
+    output_tokens = float(usage["output_tokens"])
+    if message is not None and (is_canceled or (kind == "answered" and found.unseen)):
+        # What it took is not told, and it took something.
+        kind, input_tokens = "answered", input_tokens or call.permit.estimate
+        output_tokens = max(output_tokens, call.model.pacer.expected_output_tokens)
+    readings = read_headers(answer.headers)
+    return Outcome(kind, readings, input_tokens, output_tokens, typical=not is_canceled)
+
+
+def _dollars(message: Mapping[str, Any] | None, price: prices.Price | None) -> float:
+    """Return what a call has cost; NaN where that is not known."""
+    if message is None or is_free(message):
+        return 0.0
+    if price is None:
+        return math.nan
+    return prices.answer_dollars(price, usage_of(message), answer_of(message))
 
 
 def _headers(http: httpx2.Response) -> dict[str, str]:

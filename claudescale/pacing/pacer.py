@@ -132,8 +132,7 @@ class Bucket:
         """Let the time pass until `now`."""
         seconds = now - self.at
         self.level += (self.rate - self.others) * seconds
-        if self.others:
-            self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
+        self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
         self.at = now
         if self.level >= (full := self.full) and self.level >= full + self.doubt:
             self.level = full
@@ -189,13 +188,17 @@ class Taken(NamedTuple):
 
 @dataclass(slots=True)
 class Production:
-    """The output bucket as the API sees it: charged while answers are written, open while not in debt.
+    """The output bucket as the API sees it at this moment: it lets calls in while it is not overdrawn.
 
-    Each call in flight is taken to write at the mean speed of those before it.
+    The API charges output while it is written. A `Bucket` charges it when a call goes, so that no more is
+    promised than a minute allows; but calls that were promised long ago may write all at once, and then even
+    a call that writes nothing is refused. So a call waits for both.
+
+    Each call in flight is taken to write at the mean speed of those before it. What others write is learned
+    here alone: `Pacer` gives it to the bucket.
     """
 
-    rate: float
-    capacity: float
+    bucket: Bucket
     at: float
     level: float = field(init=False)
     speed: Average = field(init=False)
@@ -203,44 +206,41 @@ class Production:
     others: float = 0.0
 
     def __post_init__(self) -> None:
-        self.level = self.capacity
+        self.level = self.bucket.capacity
         self.speed = Average(0.0, 0.0)
 
     @property
     def net(self) -> float:
         """What the level gains in a second."""
-        return self.rate - self.others - self.writing * self.speed.mean
+        return self.bucket.rate - self.others - self.writing * self.speed.mean
 
     def refill(self, now: float) -> None:
         """Let the time pass until `now`."""
         seconds = now - self.at
-        self.level = min(self.level + self.net * seconds, self.capacity)
+        self.level = min(self.level + self.net * seconds, self.bucket.capacity)
         self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
         self.at = now
 
     def seconds_until_open(self) -> float:
         """Seconds until the bucket is out of debt, with a margin; infinite until an answer ends."""
-        missing = self.capacity * _OPEN_MARGIN - self.level
+        missing = self.bucket.capacity * _OPEN_MARGIN - self.level
         if missing <= 0:
             return 0.0
         return missing / self.net if self.net > 0 else math.inf
 
     def rescale(self, rate: float) -> None:
-        """Take a new rate; others keep their part of it."""
-        self.others *= rate / self.rate
-        self.rate = rate
+        """Know that the bucket gets a new rate; others keep their part of it."""
+        self.others *= rate / self.bucket.rate
 
-    def told(self, capacity: float, remaining: float | None) -> None:
+    def told(self, remaining: float) -> None:
         """Take the level that a header tells; zero may be any debt."""
-        self.capacity = capacity
-        if remaining is not None:
-            low = remaining - _ROUNDING[2] if remaining else -math.inf
-            self.level = min(max(self.level, low), remaining + _ROUNDING[2], capacity)
+        low = remaining - _ROUNDING[2] if remaining else -math.inf
+        self.level = min(max(self.level, low), remaining + _ROUNDING[2], self.bucket.capacity)
 
     def refused(self) -> None:
         """Notice that the API is in debt where this picture was not: others must be writing too."""
         self.level = min(self.level, 0.0)
-        self.others = min(self.others + _BLAMED_SHARE * self.rate, _MOST_OTHERS * self.rate)
+        self.others = min(self.others + _BLAMED_SHARE * self.bucket.rate, _MOST_OTHERS * self.bucket.rate)
 
     def end(self, now: float, seconds: float, tokens: float) -> None:
         """One call that was in flight for `seconds` has written `tokens`."""
@@ -451,12 +451,11 @@ class Pacer:
             if bucket.capacity > 1:
                 # Half full at first: connections are opened now, and calls run into each other most.
                 bucket.level -= bucket.capacity / 2
-        self._production = Production(rate=rates[2], capacity=rates[2] * _BURST_SECONDS, at=now)
+        self._production = Production(self._buckets[2], at=now)
         self._ratio = Average(1.0, squares=_FIRST_DEVIATION**2)
         self._output = Average(output_tokens)
         self._reserved_output = 0.0
         self._recent: deque[Permit] = deque()  # sent just now: headers may not know of them yet
-        self._recent_input = 0.0  # what was taken for them
         self._held_until = self._refused_at = -math.inf
         self._refusals = 0  # in a row, of calls that went after the one before
         self._window = Window(concurrency or MOST_CONCURRENCY)
@@ -492,13 +491,15 @@ class Pacer:
         Spends: nothing.
         """
         async with self._turn:
-            why = ""
-            while (found := self._seconds_until(input_tokens))[0] > _INSTANT_SECONDS:
-                if found[1] != why:
-                    why = found[1]
-                    _LOG.debug("a call waits for %s", why)
-                await self._pause(found[0])
-            return self._take(input_tokens)
+            logged = ""
+            while True:
+                seconds, reason = self._seconds_until(input_tokens)
+                if seconds <= _INSTANT_SECONDS:
+                    return self._take(input_tokens)
+                if reason != logged:
+                    _LOG.debug("a call waits for %s", reason)
+                    logged = reason
+                await self._pause(seconds)
 
     def _seconds_until(self, estimate: float) -> tuple[float, str]:
         """Seconds until a call may go, and what for; infinite while as many are in flight as may be."""
@@ -536,7 +537,6 @@ class Pacer:
         self._reserved_output += taken[2].amount
         self._production.writing += 1
         self._recent.append(permit)
-        self._recent_input += taken[1].amount
         return permit
 
     # after a call
@@ -603,9 +603,9 @@ class Pacer:
         limits = readings.limits(self.limits)
         if limits is not self.limits:
             self.limits = limits
+            self._production.rescale(self._rates()[2])
             for bucket, rate in zip(self._buckets, self._rates(), strict=True):
                 bucket.rescale(rate)
-            self._production.rescale(self._buckets[2].rate)
         now = self._clock.seconds()
         told = zip(self._buckets, readings.buckets, self._uncounted(now), _ROUNDING, strict=True)
         for bucket, reading, uncounted, rounding in told:
@@ -620,13 +620,13 @@ class Pacer:
                 if bucket is self._buckets[2]:
                     high = math.inf
                 bucket.told(low, high, uncounted)
-        self._production.told(self._buckets[2].capacity, readings.buckets[2].remaining)
+        if readings.buckets[2].remaining is not None:
+            self._production.told(readings.buckets[2].remaining)
         self._buckets[2].others = self._production.others
 
     def _uncounted(self, now: float) -> tuple[float, float, float]:
         """Return what was taken from each bucket here and may not be in the API's figures yet."""
         while self._recent and self._recent[0].sent < now - self._transit_seconds:
-            self._recent_input -= self._recent.popleft().taken[1].amount
-        if not self._recent:
-            self._recent_input = 0.0  # without what rounding leaves
-        return float(len(self._recent)), self._recent_input, self._reserved_output
+            self._recent.popleft()
+        input_tokens = sum(permit.taken[1].amount for permit in self._recent)
+        return float(len(self._recent)), input_tokens, self._reserved_output

@@ -79,8 +79,8 @@ class Run(Shown):
         What the API, or the ledger, said then.
     job : Job
         What this package itself needs to know of a run: rows, keys, ledger, money. Nothing for users.
-    home : int
-        The thread whose loop does the work.
+    home : asyncio.AbstractEventLoop
+        The loop that does the work.
     """
 
     def __init__(
@@ -103,7 +103,6 @@ class Run(Shown):
         self.message: str | None = None
         self._shown = progress
         self.job = Job(plan, client, self.path)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._cluster: Any = None  # makes what answers rows elsewhere
         if on is not None:
             try:
@@ -128,7 +127,6 @@ class Run(Shown):
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         job, state = self.job, "failed"
         cause: FileChanged | None = None
-        self._loop = asyncio.get_running_loop()
         try:
             await job.open()
             self.state = "running"
@@ -242,9 +240,9 @@ class Run(Shown):
 
     def _tell(self) -> None:
         """Pass on what is asked for, from whatever thread."""
-        if self._loop is not None and self.state == "running":
+        if self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
-                self._loop.call_soon_threadsafe(self.job.hear)
+                self.home.call_soon_threadsafe(self.job.hear)
 
     def __await__(self) -> Generator[Any, None, Self]:
         yield from self._wait().__await__()
