@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from claudescale.api.catalog import Model
+    from claudescale.prompts.retry import Retry
     from claudescale.prompts.templates import Part
-    from claudescale.running.runs import Run
 
 Cache: TypeAlias = bool | Literal["5m", "1h"]
 Frame: TypeAlias = pl.DataFrame | pl.LazyFrame
@@ -245,7 +245,7 @@ class Prompt:
         # A single value is itself the column `reply`: the last `typed` gives it its type.
         return pl.Schema({**given, **sample, **typed, **texts, **typed})
 
-    def work(self, frame: Frame, api: str, kept: Kept | None = None) -> Work:
+    def work(self, frame: Frame, api: str, retry: Retry | None = None) -> Work:
         """Return the rows of a frame with the keys they have at one API, in one pass over their texts."""
         frame = read(frame)
         around = len(self.head.encode()) + len(self.tail.encode())
@@ -276,8 +276,8 @@ class Prompt:
             keys = zip(rows["key"], rows["sample"], strict=True)
             key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in keys]
             rows = rows.with_columns(pl.Series("key", key, pl.String))
-        rows = rows if kept is None else rows.with_columns(kept.applied(rows["key"]))
-        sent = rows if kept is None else rows[kept.open]
+        rows = rows if retry is None else rows.with_columns(retry.keys_of(rows["key"]))
+        sent = rows if retry is None else rows[retry.rows_sent]
         first = pl.first("row", "bytes", "most_tokens", "characters")
         distinct = sent.group_by("key", maintain_order=True).agg(first, rows=pl.len())
         requests = distinct.filter(pl.col("key").is_not_null()).with_columns(
@@ -563,96 +563,6 @@ class Work(NamedTuple):
         return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
 
 
-# ------------------------------------------------------------------------------ what a retry takes over
-
-
-BAD_INPUT = ["model_context_window_exceeded", "tool_use", "invalid_request_error", "request_too_large"]
-"""Final errors that the same request would meet again, as it would a refusal."""
-
-
-class Kept(NamedTuple):
-    """What a retry takes over from a run."""
-
-    keys: pl.Series  # of each row, the key it had in the run
-    stays: pl.Series  # whether its attempt is taken over; the others are sent
-    spent: pl.Series  # keys with a final attempt that will not do: the same request gets another key
-    attempts: pl.DataFrame  # `ATTEMPTS`: those that are taken over, one for each key
-    typed: str  # what was typed to get it
-
-    @classmethod
-    def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, typed: str) -> Kept:
-        """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
-        if getattr(run, "state", "left") in {"starting", "running", "left"}:
-            refuse(
-                "plan.retry() takes a run that has ended, and this one is still going, or is none. Run its "
-                "cell again, which also collects pending batches: run = await plan.run(client)."
-            )
-        before, replies = run.plan.compiled.prompt, run.job.replies()
-        asked = before.contents(run.job.work.frame)["content"]
-        if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(asked):
-            refuse(
-                f"The run has {asked.len():,} rows and the plan {frame.height:,}, or it asks something else: "
-                "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
-                "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
-            )
-        forms = [each.returns and each.returns.json_schema for each in (prompt, before)]
-        if forms[0] != forms[1] and replies["error"].null_count():
-            refuse(
-                "plan.retry(run, returns=...): the run's replies have another form and cannot be mixed "
-                "with new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
-            )
-        error = replies["error"]
-        fits = error.is_null()
-        if prompt.returns is not None:
-            fits &= prompt.returns.decode(replies["reply"])[1].is_null()
-        request, old = prompt.constant, before.constant
-        changed = {name for name in {*request, *old} if request.get(name) != old.get(name)}
-        met_again = ["refusal"] if changed <= {"max_tokens"} else []
-        met_again += [] if changed else BAD_INPUT
-        stays = fits | error.is_in(met_again).fill_null(value=False)
-        attempts, spent = replies.filter(stays), replies.filter(~stays)["key"]
-        if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
-            given_up = last_failures(run.attempts, replies).filter(pl.col("error").is_in(met_again))
-            attempts = pl.concat([attempts, given_up])
-        if (earlier := run.plan.compiled.kept) is not None:
-            spent = pl.concat([earlier.spent, spent])
-        keys = run.job.work.keys
-        return cls(keys, keys.is_in(attempts["key"].implode()).fill_null(value=False), spent, attempts, typed)
-
-    @property
-    def open(self) -> pl.Series:
-        """Numbers of the rows that are not taken over."""
-        return (~self.stays).arg_true()
-
-    def applied(self, keys: pl.Series) -> pl.Series:
-        """Return the key of each row, given those that the requests of a plan have by themselves."""
-        # The key before is part of that of a request that is sent again, so the same cell is a resume.
-        again = (keys.is_in(self.spent.implode()) & ~self.stays).fill_null(value=False).arg_true()
-        names = zip(keys.gather(again), self.keys.gather(again), strict=True)
-        own = keys.scatter(again, [key_of(f"{key}\0{before}") for key, before in names])
-        return self.keys.zip_with(self.stays, own).alias("key")
-
-    @property
-    def failed(self) -> dict[str, int]:
-        """How many of the rows taken over keep which error."""
-        errors = self.attempts.select("key", "error").drop_nulls()
-        rows = self.keys.filter(self.stays).alias("key").to_frame().join(errors, on="key", how="inner")
-        return dict(rows["error"].value_counts(sort=True).iter_rows())
-
-    def check(self, *, simulated: bool) -> None:
-        """Raise where replies of a simulator would stand beside real ones."""
-        if (self.attempts["simulated"] != simulated).any():
-            took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
-            words = f"The run to retry was answered by {took}, and this client calls {sends}"
-            refuse(f"{words}: their replies are not mixed. Nothing was sent. Use the client of that run.")
-
-
 def key_of(text: str) -> str:
     """Return the hash by which a ledger knows a request."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
-    """Return the last attempt of each key that has no final one: rows that were given up."""
-    failed = attempts.join(final.select("key"), on="key", how="anti", maintain_order="left")
-    return failed.unique("key", keep="last", maintain_order=True)
