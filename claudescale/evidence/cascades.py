@@ -463,7 +463,7 @@ def cascade(
         refuse(
             f"A cascade runs live or as batches, not in mode={plan.mode!r}. Use plan.replace(mode='batch')."
         )
-    if plan.compiled.kept is not None:
+    if plan.compiled.retry is not None:
         refuse("A cascade asks every row, a retry only those that failed. Give it the plan itself.")
     if "model" in {*schema_of(plan.frame), *judging.typed(plan.compiled.prompt)}:
         msg = "A cascade's results get a column 'model'. Rename the one of the frame or of returns=."

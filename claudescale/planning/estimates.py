@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import Model
     from claudescale.api.limits import Key, Limits
     from claudescale.planning.plans import Plan
-    from claudescale.prompts.requests import Kept, Prompt, Work
+    from claudescale.prompts.requests import Prompt, Work
+    from claudescale.prompts.retry import Retry
 
 OPTIONS = pl.Schema(
     {"mode": pl.String()}
@@ -329,7 +330,7 @@ class Evidence(NamedTuple):
 
     measured: Measured | None = None  # by `Plan.calibrate` or `Plan.count_tokens`
     learned: Mapping[Key, Limits] | None = None  # by `Plan.learn_limits` or a pilot's answers
-    kept: Kept | None = None  # what `Plan.retry` takes over from a run
+    retry: Retry | None = None  # what `Plan.retry` takes over from a run
 
 
 NO_EVIDENCE = Evidence()
@@ -346,9 +347,9 @@ class Compiled:
     evidence: Evidence
 
     @property
-    def kept(self) -> Kept | None:
+    def retry(self) -> Retry | None:
         """What a retry takes over from its run."""
-        return self.evidence.kept
+        return self.evidence.retry
 
     @cached_property
     def guess(self) -> Measured:
@@ -363,7 +364,7 @@ class Compiled:
     @cached_property
     def sizes(self) -> pl.DataFrame:
         """`prompts.requests.SIZES`; the frame is read once, as a stream."""
-        return self.prompt.sizes(self.plan.frame, None if self.kept is None else self.kept.open)
+        return self.prompt.sizes(self.plan.frame, None if self.retry is None else self.retry.rows_sent)
 
     @cached_property
     def totals(self) -> Totals:
@@ -385,7 +386,7 @@ class Compiled:
 
     def work(self, api: str) -> Work:
         """Return the rows with the keys they have at one API; what their lengths say is kept."""
-        work = self.prompt.work(self.plan.frame, api, self.kept)
+        work = self.prompt.work(self.plan.frame, api, self.retry)
         vars(self)["sizes"] = work.sizes
         return work
 

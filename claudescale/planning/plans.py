@@ -24,7 +24,8 @@ from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import PlanPlots
 from claudescale.planning.estimates import AUTO, NO_EVIDENCE, Compiled, Evidence
-from claudescale.prompts.requests import Asked, Examples, Frame, Kept, compile_prompt, read, schema_of
+from claudescale.prompts.requests import Asked, Examples, Frame, compile_prompt, read, schema_of
+from claudescale.prompts.retry import Retry
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ class Plan(Shown):
         Spends: nothing.
         """
         _check_names("replace", changes, PARAMETERS)
-        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self._evidence.kept else []
+        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self._evidence.retry else []
         if fixed:
             what = f"A retry keeps the {fixed[0]} of its run."
             refuse(f"{what} Use replace({fixed[0]}=...) on the plan itself.")
@@ -306,7 +307,7 @@ class Plan(Shown):
             elif not same_model or self.cache != other.cache:
                 known = known.elsewhere(mine.guess, theirs.guess, same_model=same_model)
             other = replace(other, _evidence=theirs.evidence._replace(measured=known))
-        same_rows = theirs.kept is mine.kept and not {"frame", "prompt", "system", "samples"} & set(changes)
+        same_rows = theirs.retry is mine.retry and not {"frame", "prompt", "system", "samples"} & set(changes)
         if same_rows and "sizes" in vars(mine):
             vars(other.compiled)["sizes"] = mine.sizes  # they are not read again
         return other
@@ -341,13 +342,13 @@ class Plan(Shown):
         --------
         ``run = await plan.retry(run, max_tokens=4000).run(client)``
         """
-        other = self._with(_evidence=self._evidence._replace(kept=None)).replace(**changes)
+        other = self._with(_evidence=self._evidence._replace(retry=None)).replace(**changes)
         frame = read(other.frame)
         other = other.replace(frame=frame)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
         typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
-        kept = Kept.of(run, other.compiled.prompt, frame, typed)
-        return replace(other, _evidence=other.compiled.evidence._replace(kept=kept))
+        retry = Retry.of(run, other.compiled.prompt, frame, typed)
+        return replace(other, _evidence=other.compiled.evidence._replace(retry=retry))
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows.
@@ -550,8 +551,8 @@ class Plan(Shown):
         tokens = f"{text.tokens(totals.input_tokens)} input + {text.tokens(totals.output_tokens)} output"
         sources = f"Prices: {prices.price(compiled.model).source}. Limits: {compiled.limits.provenance}."
         following = "run = await plan.run(client)"
-        if compiled.kept is not None:
-            following = f"run = await {compiled.kept.typed}"
+        if compiled.retry is not None:
+            following = f"run = await {compiled.retry.code}"
         elif not known.calls:
             live = "" if chosen == "live" else ".replace(mode='live')"
             following = f"pilot = await plan.sample(50){live}.run(client)"
@@ -566,10 +567,10 @@ class Plan(Shown):
 
     def _notices(self) -> Iterable[str]:
         """Yield what is worth knowing of this plan: what is taken over, assumed, or would be better."""
-        compiled, kept = self.compiled, self.compiled.kept
-        if kept is not None:
-            failed = kept.failed
-            yield f"{kept.stays.sum() - sum(failed.values()):,} answered rows are reused at no cost."
+        compiled, retry = self.compiled, self.compiled.retry
+        if retry is not None:
+            failed = retry.errors
+            yield f"{retry.taken_over.sum() - sum(failed.values()):,} answered rows are reused at no cost."
             if failed:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in failed.items())
                 yield f"Left out, as the same request would fail again: {kinds}."

@@ -1,8 +1,9 @@
 """Typed replies: what ``returns=`` asks of the model, and reply texts as typed columns.
 
-Polars types and pydantic models take one way: pydantic's own JSON schema, its references written out
-(no recursion), trimmed to the keywords the API takes. A reply that is not what was asked for is its row's
-error, never an exception.
+Polars types and pydantic models take one way: every type is made one of Python's, and pydantic makes a JSON
+schema of it. The API gets that with its references written out (no recursion), trimmed to the keywords it
+takes; the columns are read from it. A reply that is not what was asked for is its row's error, never an
+exception.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from types import UnionType
-from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
+from types import GenericAlias, NoneType, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, Union, get_args, get_origin
 
 import polars as pl
-from pydantic import create_model
+from pydantic import AllowInfNan, BaseModel, Field, Strict, TypeAdapter
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import SchemaValidator, core_schema, to_json
+from pydantic_core import to_json
+from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
 from claudescale.api.catalog import MESSAGE
 from claudescale.errors import BadReturns
@@ -31,19 +33,27 @@ from claudescale.errors import BadReturns
 Json: TypeAlias = dict[str, Any]
 
 INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
-_CELLS = (type(None), bool, int, float, str, Decimal, date, time, timedelta)
-"""What Polars takes into a column by itself; the rest, as a UUID or a URL, is a text."""
+_SCALARS = (NoneType, bool, int, float, str, Decimal, date, datetime, time, timedelta)
+"""What Polars takes into a column as it is; anything else, such as a UUID or a URL, becomes a text."""
 _WHAT_THERE_IS = (
     "returns= takes a pydantic model or list[Model], labels such as ['yes', 'no'], bool, int, float, str, "
-    "a dict of these such as {'label': ['yes', 'no'], 'score': float}, or a Polars type."
+    "a dict of these such as {'label': ['yes', 'no'], 'score': float}, or a complete Polars type such as "
+    "pl.Enum(['yes', 'no']), pl.Decimal(scale=2) or pl.List(pl.String)."
 )
 
+_KEYWORDS = ("type", "format", "minItems", "pattern", "const", "enum", "anyOf", "items")
+"""Those of a JSON schema that the API takes, in the order in which they are sent."""
 # Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
-_FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+_FORMATS = ["date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"]
+_VALUES: dict[str, list[Any]] = {
+    "format": _FORMATS,
+    "minItems": [0, 1],
+}  # of keywords that the API takes with these alone
 # What a pattern may not have. Source: Anthropic, *Structured outputs*, patterns (checked 2026-09-02).
 _COMPLEX = re.compile(r"\(\?|\\(?![dws])\w|[*+?}][+?]|\{\d*,?\d{3,}")
-_SCALE = "x-claudescale-scale"
-_SILENT = {"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly", _SCALE}
+_COLUMN = "x-claudescale-column"  # the mark of a column's type, where the schema alone does not tell it
+_DIGITS = "digitsAfterThePoint"
+_SILENT = {"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly", _COLUMN}
 _DTYPES: dict[str | None, pl.DataType] = {
     "integer": pl.Int64(),
     "number": pl.Float64(),
@@ -84,10 +94,10 @@ class Returns:
         texts = replies.cast(pl.String).alias("text").to_frame()
         distinct = texts.unique(maintain_order=True)  # labels and the like: each text is read once
         labels = self._labels()
-        frame, errors = self._held([self._read(text, labels) for text in distinct["text"]])
-        numbered = distinct.with_row_index("place")
-        places = texts.join(numbered, on="text", how="left", nulls_equal=True, maintain_order="left")["place"]
-        return frame[places], pl.Series("error", errors, pl.String).gather(places)
+        frame, errors = self._typed([self._read(text, labels) for text in distinct["text"]])
+        numbered = distinct.with_row_index("number")
+        joined = texts.join(numbered, on="text", how="left", nulls_equal=True, maintain_order="left")
+        return frame[joined["number"]], pl.Series("error", errors, pl.String).gather(joined["number"])
 
     def example(self, reply: Any) -> str:
         """Return a reply as the model would write it; BadReturns where it is not what was asked for."""
@@ -100,18 +110,18 @@ class Returns:
         raise BadReturns(msg)
 
     def _labels(self) -> dict[str, str]:
-        """Return each label by its plain form; of several with the same form none."""
+        """Return each label by its form without capitals; none of several that have the same form."""
         labels = {
             label
             for node in nodes(self.json_schema)
             for label in node.get("enum", [node.get("const")])
             if isinstance(label, str)
         }
-        forms = Counter(map(_plain, labels))
-        return {_plain(label): label for label in labels if forms[_plain(label)] == 1}
+        forms = Counter(map(_form, labels))
+        return {_form(label): label for label in labels if forms[_form(label)] == 1}
 
     def _read(self, text: str | None, labels: Mapping[str, str]) -> list[Any] | None:
-        """Return the cells of a reply, none where it is not what was asked for."""
+        """Return the cells of a reply; None where it is not what was asked for."""
         if text is None:
             return [None] * len(self.columns)
         try:
@@ -123,28 +133,28 @@ class Returns:
         except Exception:  # noqa: BLE001  # a validator of the user's may raise anything; it is data
             return None
 
-    def _held(self, rows: list[list[Any] | None]) -> tuple[pl.DataFrame, list[str | None]]:
-        """Return rows as typed columns; one that a column cannot hold, as a number too large, is an error."""
+    def _typed(self, rows: list[list[Any] | None]) -> tuple[pl.DataFrame, list[str | None]]:
+        """Return the columns of rows, and the error of each: None is one, and so is a number too large."""
+        errors = [INVALID_REPLY if row is None else None for row in rows]
         try:
             columns = [
-                pl.Series(name, [row and row[place] for row in rows], dtype, strict=True)
+                pl.Series(name, [None if row is None else row[place] for row in rows], dtype, strict=True)
                 for place, (name, dtype) in enumerate(self.columns.items())
             ]
-            errors = [INVALID_REPLY if row is None else None for row in rows]
             return pl.DataFrame(columns).cast(self.columns), errors
         except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
             if len(rows) == 1:
-                return self._held([None])
-            half = len(rows) // 2
-            (first, before), (last, after) = self._held(rows[:half]), self._held(rows[half:])
-            return pl.concat([first, last]), before + after
+                return self._typed([None])
+            half = len(rows) // 2  # in search of the row that does not fit
+            (first, first_errors), (last, last_errors) = self._typed(rows[:half]), self._typed(rows[half:])
+            return pl.concat([first, last]), first_errors + last_errors
 
 
 def compile_returns(returns: Any) -> Returns:
     """Return what a reply must be, from types or a pydantic model; BadReturns where it cannot be.
 
-    With Polars types every field is required and never null; in a dict, ``pl.Float64 | None`` is a field
-    that may be null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone is in
+    With Polars types every field is required and never null; ``pl.Float64 | None`` is a field that may be
+    null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone is in
     UTC.
 
     With a pydantic model its own rules hold and its validators run on every reply. A constraint the API
@@ -161,32 +171,42 @@ def compile_returns(returns: Any) -> Returns:
     >>> compile_returns(pl.Enum(["good", "bad"])).json_schema["properties"]
     {'reply': {'type': 'string', 'enum': ['good', 'bad']}}
     """
-    returns = _enum(returns) if isinstance(returns, list | tuple) else returns
-    kind = returns if isinstance(returns, type) else type(returns)
-    if get_origin(returns) in {Literal, list}:
-        return _of_model(create_model("Reply", reply=(returns, ...)), single=True)
-    if issubclass(kind, pl.DataType | UnionType) or returns in (bool, int, float, str):
-        return _of_types({"reply": returns}, "the type", single=True)
-    if isinstance(returns, Mapping) and returns:
-        return _of_types({name: _enum(given) for name, given in returns.items()}, "field {!r}")
-    if isinstance(returns, type) and hasattr(returns, "model_json_schema"):
-        return _of_model(returns)
-    shown = returns.__name__ if isinstance(returns, type) else f"{returns!r:.60}"
-    msg = f"returns={shown} cannot be used. {_WHAT_THERE_IS}"
-    raise BadReturns(msg)
+    single = False
+    if isinstance(returns, type) and issubclass(returns, BaseModel):
+        hint: Any = returns
+    elif isinstance(returns, Mapping) and returns:
+        hint = _object({str(name): _hint(kind, f"field {name!r}") for name, kind in returns.items()})
+    else:
+        single, hint = True, _object({"reply": _hint(returns, "the type")})
+    path = f"the model {hint.__name__}"
+    try:
+        adapter = TypeAdapter(hint)
+        # By alias is what the API sees; by name, the same tree, is what the columns are called.
+        by_alias, by_name = (
+            _resolved(adapter.json_schema(by_alias=by_alias, schema_generator=_Generator))
+            for by_alias in (True, False)
+        )
+    except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
+        _refuse(path, f"has no JSON schema: {error.message}")
+    for words, why in _UNREADABLE.items():
+        if words in repr(adapter.core_schema):
+            _refuse(path, why)
+    if not by_name.get("properties"):
+        _refuse(path, "has no named fields, so it would make no columns. Give it a field.")
+    columns = {name: _dtype(node, f"field {name!r}") for name, node in by_name["properties"].items()}
 
+    def validate(text: str) -> Json:
+        value = adapter.validator.validate_json(text)
+        return adapter.serializer.to_python(value, by_alias=False, warnings=False)  # type: ignore[no-any-return]
 
-def _enum(given: Any) -> Any:
-    """Return labels, in a list or a Literal, as Polars' type for them; anything else as it is."""
-    labels = get_args(given) if get_origin(given) is Literal else given
-    several = isinstance(labels, list | tuple) and labels and all(isinstance(label, str) for label in labels)
-    return pl.Enum([*dict.fromkeys(labels)]) if several else given
+    json_schema = _within_limits(_trimmed(by_alias))
+    return Returns(json_schema=json_schema, columns=pl.Schema(columns), single=single, _validate=validate)
 
 
 def _recased(value: Any, labels: Mapping[str, str]) -> Any:
     """Return the value of a reply with its texts as a label is written, if only capitals or spaces differ."""
     if isinstance(value, str):
-        return labels.get(_plain(value), value)
+        return labels.get(_form(value), value)
     if isinstance(value, list):
         return [_recased(item, labels) for item in value]
     if isinstance(value, dict):
@@ -194,19 +214,22 @@ def _recased(value: Any, labels: Mapping[str, str]) -> Any:
     return value
 
 
-def _plain(label: str) -> str:
+def _form(label: str) -> str:
+    """Return what two labels have in common that differ only in capitals and outer spaces."""
     return label.strip().casefold()
 
 
 def _cell(value: Any) -> Any:
     """Return a validated value as Polars takes it."""
+    if type(value) in _SCALARS:  # the usual case first
+        return value
     if isinstance(value, dict):
         return {name: _cell(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_cell(item) for item in value]
     if isinstance(value, enum.Enum):
         return value.value
-    return value if isinstance(value, _CELLS) else str(value)
+    return value if isinstance(value, _SCALARS) else str(value)
 
 
 def _refuse(path: str, what: str) -> NoReturn:
@@ -215,87 +238,72 @@ def _refuse(path: str, what: str) -> NoReturn:
     raise BadReturns(msg)
 
 
-# ------------------------------------------------------------------------------------ Polars types
+# ------------------------------------------------------------------------- every type as one of Python's
 
 
-def _of_types(types: Mapping[Any, Any], what: str, *, single: bool = False) -> Returns:
-    """Return what named Polars types make of a reply; `what` names one in messages."""
-    columns, fields = {}, {}
-    for name, given in types.items():
-        path = what.format(name)
-        kinds = get_args(given) if isinstance(given, UnionType) else (given,)
-        kinds = tuple(kind for kind in kinds if kind is not type(None))
-        if len(kinds) != 1 or not isinstance(name, str):
-            _refuse(path, f"is {given}: a column has a name and one type. Choose one, or pl.String.")
-        core = _core(kinds[0], path)
-        fields[name] = core_schema.typed_dict_field(
-            core_schema.nullable_schema(core) if isinstance(given, UnionType) else core
-        )
-        columns[name] = pl.Series(dtype=kinds[0]).dtype
-    schema = core_schema.typed_dict_schema(fields)
-    wire = _wire(_Generator(by_alias=True).generate(schema))
-    validate = SchemaValidator(schema).validate_json
-    return Returns(json_schema=wire, columns=pl.Schema(columns), single=single, _validate=validate)
+@dataclass(frozen=True)
+class _Column:
+    """Marks a type with that of its column, where the JSON schema alone does not say it."""
+
+    dtype: pl.DataType
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Json:
+        digits = {_DIGITS: self.dtype.scale} if isinstance(self.dtype, pl.Decimal) else {}
+        schema: Json = handler(core_schema)
+        return schema | digits | {_COLUMN: self.dtype}
 
 
-def _core(given: Any, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
-    """Return pydantic's core schema of a Polars type."""
-    dtype = None
-    if given is not pl.Decimal:  # its scale would be zero
+def _object(hints: Mapping[str, Any]) -> Any:
+    """Return the type of a dict with these keys, which may be any texts."""
+    return TypedDict("Reply", hints)  # type: ignore[operator]  # mypy takes it only as a declaration
+
+
+def _hint(kind: Any, path: str) -> Any:
+    """Return the type of a field as one of Python's, which pydantic takes."""
+    if isinstance(kind, list | tuple) and kind and all(isinstance(label, str) for label in kind):
+        return Literal[tuple(kind)]
+    if kind is NoneType or get_origin(kind) in {Literal, list}:
+        return kind
+    if get_origin(kind) in {Union, UnionType}:
+        return Union[tuple(_hint(option, path) for option in get_args(kind))]  # noqa: UP007
+    hint = None
+    if kind is not pl.Decimal:  # its scale would be zero
         with suppress(TypeError):
-            dtype = pl.Series(dtype=given).dtype
+            hint = _polars_hint(pl.Series(dtype=kind).dtype, path)
+    if hint is None:
+        _refuse(path, f"is {kind!r:.60}, which cannot be used. {_WHAT_THERE_IS}")
+    return hint
+
+
+def _polars_hint(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
+    """Return the type of the values in a column; None where JSON has none."""
     match dtype:
         case pl.DataType() if dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Boolean):
-            return getattr(core_schema, f"{dtype.to_python().__name__}_schema")(strict=True)
+            return Annotated[dtype.to_python(), Strict(), _Column(dtype)]
         case pl.Enum() if len(dtype.categories):
-            return core_schema.literal_schema(dtype.categories.to_list())
+            return Literal[tuple(dtype.categories)]
         case pl.Decimal():
-            return core_schema.decimal_schema(allow_inf_nan=False, metadata={"scale": dtype.scale})
+            return Annotated[Decimal, _Column(dtype)]
         case pl.Struct() if dtype.fields:
-            cores = {field.name: _core(field.dtype, f"{path}.{field.name}") for field in dtype.fields}
-            fields = {name: core_schema.typed_dict_field(core) for name, core in cores.items()}
-            return core_schema.typed_dict_schema(fields)
-        case pl.List() | pl.Array():
-            size = dtype.size if isinstance(dtype, pl.Array) else None
-            return core_schema.list_schema(_core(dtype.inner, f"{path}[]"), min_length=size, max_length=size)
+            return _object({field.name: _hint(field.dtype, f"{path}.{field.name}") for field in dtype.fields})
+        case pl.List():
+            return GenericAlias(list, _hint(dtype.inner, f"{path}[]"))
+        case pl.Array(size=size):
+            items = GenericAlias(list, _hint(dtype.inner, f"{path}[]"))
+            return Annotated[items, Field(min_length=size, max_length=size), _Column(dtype)]
         case pl.DataType() if dtype.is_float():
-            return core_schema.float_schema(allow_inf_nan=False)
+            return Annotated[float, AllowInfNan(allow_inf_nan=False), _Column(dtype)]
         case pl.DataType() if dtype.is_integer():
             number: Any = dtype
             low, high = pl.select(low=number.min(), high=number.max()).row(0)
             # Bounds stand in the description and cost tokens, so only those a count or a score may meet.
             small = high < 2**16
-            return core_schema.int_schema(ge=low if low == 0 or small else None, le=high if small else None)
-    such_as = "pl.String, pl.Enum(['yes', 'no']), pl.Decimal(scale=2) or pl.List(pl.String)"
-    _refuse(path, f"is {given!r:.60}, which is not a complete type that JSON can hold. Write {such_as}.")
+            bounds = Field(ge=low if low == 0 or small else None, le=high if small else None)
+            return Annotated[int, bounds, _Column(dtype)]
+    return None
 
 
-# ---------------------------------------------------------------------------------- pydantic models
-
-
-def _of_model(model: Any, *, single: bool = False) -> Returns:
-    """Return what a pydantic model makes of a reply."""
-    path = f"the model {model.__name__}"
-    try:
-        # By alias is what the API sees; by name, the same tree, is what the columns are called.
-        wire, named = (
-            model.model_json_schema(by_alias=by_alias, schema_generator=_Generator)
-            for by_alias in (True, False)
-        )
-    except (PydanticInvalidForJsonSchema, PydanticUserError) as error:
-        _refuse(path, f"has no JSON schema: {error.message}")
-    for words, why in _UNREADABLE.items():
-        if words in repr(model.__pydantic_core_schema__):
-            _refuse(path, why)
-    fields = _resolved(named, named.get("$defs", {})).get("properties")
-    if not fields:
-        _refuse(path, "has no named fields, so it would make no columns. Give it a field.")
-    columns = pl.Schema({name: _dtype(node, f"field {name!r}") for name, node in fields.items()})
-
-    def validate(text: str) -> Json:
-        return model.model_validate_json(text).model_dump(by_alias=False, warnings=False)  # type: ignore[no-any-return]
-
-    return Returns(json_schema=_wire(wire), columns=columns, single=single, _validate=validate)
+# ------------------------------------------------------------------------ a JSON schema, and its columns
 
 
 class _Generator(GenerateJsonSchema):
@@ -305,32 +313,38 @@ class _Generator(GenerateJsonSchema):
 
     def decimal_schema(self, schema: Any) -> Json:
         number: Json = super().decimal_schema(schema)["anyOf"][0]
-        places = schema.get("decimal_places", schema.get("metadata", {}).get("scale"))
-        told = {} if places is None else {"digitsAfterThePoint": places}
-        return number | told | {_SCALE: places or 10}
+        places = schema.get("decimal_places")
+        digits = {} if places is None else {_DIGITS: places}
+        return number | digits | {_COLUMN: pl.Decimal(38, places or 10)}
 
 
-def _resolved(node: Any, definitions: Json, inside: tuple[str, ...] = ()) -> Any:
-    """Return the schema with every reference written out; a model inside itself is refused."""
-    if isinstance(node, list):
-        return [_resolved(item, definitions, inside) for item in node]
-    if not isinstance(node, dict):
-        return node
-    while "$ref" in node:
-        name = node["$ref"].removeprefix("#/$defs/")
-        if name in inside:
-            _refuse(f"the model {name}", "contains itself, and the API takes no recursive schema.")
-        own = {key: value for key, value in node.items() if key != "$ref"}
-        inside, node = (*inside, name), definitions[name] | own
-    return {
-        "anyOf" if key == "oneOf" else key: _resolved(value, definitions, inside)
-        for key, value in node.items()
-        if key != "$defs"
-    }
+def _resolved(schema: Json) -> Json:
+    """Return a JSON schema with every reference written out; a model inside itself is refused."""
+
+    def written_out(node: Any, inside: tuple[str, ...] = ()) -> Any:
+        if isinstance(node, list):
+            return [written_out(item, inside) for item in node]
+        if not isinstance(node, dict):
+            return node
+        while "$ref" in node:
+            name = node["$ref"].removeprefix("#/$defs/")
+            if name in inside:
+                _refuse(f"the model {name}", "contains itself, and the API takes no recursive schema.")
+            beside = {key: value for key, value in node.items() if key != "$ref"}
+            inside, node = (*inside, name), schema["$defs"][name] | beside
+        return {
+            "anyOf" if key == "oneOf" else key: written_out(value, inside)
+            for key, value in node.items()
+            if key != "$defs"
+        }
+
+    return written_out(schema)  # type: ignore[no-any-return]
 
 
 def _dtype(node: Json, path: str) -> pl.DataType:
     """Return the type of a column that holds the values of a schema."""
+    if _COLUMN in node:
+        return node[_COLUMN]  # type: ignore[no-any-return]
     options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
     labels = [label for label in node.get("enum", [node.get("const")]) if label is not None]
     if len(options) == 1:
@@ -339,8 +353,6 @@ def _dtype(node: Json, path: str) -> pl.DataType:
         _refuse(path, "may have several types, and a column has one. Choose one, or str.")
     if labels:
         return pl.Enum(labels) if isinstance(labels[0], str) else pl.Series(labels).dtype
-    if _SCALE in node:
-        return pl.Decimal(38, node[_SCALE])
     if node.get("items"):
         return pl.List(_dtype(node["items"], f"{path}[]"))
     if node.get("properties"):
@@ -364,48 +376,49 @@ def nodes(schema: Json) -> Iterator[Json]:
         yield from nodes(inner)
 
 
-def _wire(schema: Json) -> Json:
-    tree = _trimmed(_resolved(schema, schema.get("$defs", {})))
-    every = list(nodes(tree))
+def _within_limits(schema: Json) -> Json:
+    """Return a schema that has not more of what makes it complex than the API takes."""
+    every = list(nodes(schema))
     optional = sum(len(node["properties"]) - len(node["required"]) for node in every if "properties" in node)
     unions = sum("anyOf" in node for node in every)
-    most = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
-    if optional > most[0] or unions > most[1]:
+    most_optional, most_unions = MESSAGE.schema_optional_parameters, MESSAGE.schema_union_parameters
+    if optional > most_optional or unions > most_unions:
         _refuse(
             f"{optional} fields may be left out and {unions} may be null or of several types:",
-            f"the API takes {most[0]} and {most[1]}. Give some no default, or a label 'unknown' for null.",
+            f"the API takes {most_optional} and {most_unions}. "
+            "Give some no default, or a label 'unknown' for null.",
         )
-    return tree
+    return schema
 
 
 def _trimmed(node: Json) -> Json:
-    """Return a schema in the keywords the API takes; what it does not take is told in the description."""
+    """Return a schema in the keywords the API takes; the others are told in the description."""
     rest = {key: value for key, value in node.items() if key not in _SILENT}
-    kept: Json = {"type": rest.pop("type")} if "type" in rest else {}
-    text = rest.pop("description", "")
-    for key, taken in (("format", _FORMATS), ("minItems", (0, 1))):
-        if rest.get(key) in taken:
-            kept[key] = rest.pop(key)
-    if "pattern" in rest and not _COMPLEX.search(rest["pattern"]):
-        kept["pattern"] = rest.pop("pattern")
-    kept |= {key: rest.pop(key) for key in ("const", "enum") if key in rest}
-    if "anyOf" in rest:
-        kept["anyOf"] = [_trimmed(option) for option in rest.pop("anyOf")]
-    if "items" in rest:
-        kept["items"] = _trimmed(rest.pop("items"))
-    if kept.get("type") == "object":
-        kept["properties"] = {name: _trimmed(part) for name, part in rest.pop("properties", {}).items()}
-        kept["required"] = rest.pop("required", [])
-        kept["additionalProperties"] = False
+    description = rest.pop("description", "")
+    sent = {key: rest.pop(key) for key in _KEYWORDS if key in rest and _is_taken(key, rest[key])}
+    if "anyOf" in sent:
+        sent["anyOf"] = [_trimmed(option) for option in sent["anyOf"]]
+    if "items" in sent:
+        sent["items"] = _trimmed(sent["items"])
+    if sent.get("type") == "object":
+        sent["properties"] = {name: _trimmed(part) for name, part in rest.pop("properties").items()}
+        sent["required"] = rest.pop("required", [])
+        sent["additionalProperties"] = False
     if rest:
-        words = ", ".join(f"{_words(key)}: {_shown(value)}" for key, value in rest.items())
-        text = f"{text} ({words})".strip()
-    return kept | ({"description": text} if text else {})
+        words = ", ".join(_in_words(key, value) for key, value in rest.items())
+        description = f"{description} ({words})".strip()
+    return sent | ({"description": description} if description else {})
 
 
-def _words(key: str) -> str:
-    return re.sub("([A-Z])", lambda letter: f" {letter[0].lower()}", key)
+def _is_taken(key: str, value: Any) -> bool:
+    """Return whether the API takes a value of a keyword that it takes."""
+    if key == "pattern":
+        return not _COMPLEX.search(value)
+    return value in _VALUES.get(key, [value])
 
 
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _in_words(key: str, value: object) -> str:
+    """Return a keyword with its value as words: ``max length: 5``."""
+    name = re.sub("([A-Z])", lambda letter: f" {letter[0].lower()}", key)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return f"{name}: {text}"

@@ -23,15 +23,15 @@ import polars as pl
 from claudescale.api.catalog import CHARGES, MEDIA, MESSAGE
 from claudescale.errors import NameTaken, PlanError, RequestTooLarge, nearest, refuse
 from claudescale.prompts.replies import Returns, compile_returns
-from claudescale.prompts.templates import Parts, Text, as_json, system_of, text_of
+from claudescale.prompts.templates import Multipart, Text, as_json, system_of, text_of
 from claudescale.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from claudescale.api.catalog import Model
+    from claudescale.prompts.retry import Retry
     from claudescale.prompts.templates import Part
-    from claudescale.running.runs import Run
 
 Cache: TypeAlias = bool | Literal["5m", "1h"]
 Frame: TypeAlias = pl.DataFrame | pl.LazyFrame
@@ -43,6 +43,7 @@ FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml"
 """Which fields of the API `params` may have, and which tools."""
 SLICE_ROWS = 4_000  # so many rows are rendered at once
 _SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
+_BASE64 = f"^({'|'.join(MEDIA['base64'])})"  # how the text of such a file begins
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
 FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
 FORM_TOKENS = 80.0  # of the prompt that the API adds for `returns`: assumed, as its length is not published
@@ -97,7 +98,7 @@ class Prompt:
     """What is asked about every row. `compile_prompt` makes it; it holds no frame."""
 
     head: str  # the constant JSON before a row's message: a body is head + message + tail
-    text: Text | Parts = field(repr=False)
+    text: Text | Multipart = field(repr=False)
     system: Text | None = field(repr=False)  # of each row; None where it is the same for all, or none
     template: str = field(repr=False)  # the words of the prompt; empty of an expression
     returns: Returns | None  # what makes typed columns of the replies
@@ -122,7 +123,7 @@ class Prompt:
     @property
     def has_files(self) -> bool:
         """Whether images or PDFs are sent: what cannot be read is an error of its row."""
-        return isinstance(self.text, Parts)
+        return isinstance(self.text, Multipart)
 
     @cached_property
     def shared_characters(self) -> int:
@@ -167,46 +168,36 @@ class Prompt:
                 f"A field called {named[1]!r} can make the model decline (reasoning_extraction), and that "
                 "refusal is billed. Rename it, for example to 'why'."
             )
-        head = frame.head(_SEEN_ROWS) if isinstance(frame, pl.DataFrame) else pl.DataFrame()
-        names = self.text.columns if isinstance(self.text, Text) and head.width else ()
-        for cells in head.select(names or ()).select(pl.col(pl.String)):
-            if cells.str.contains(f"^({'|'.join(MEDIA['base64'])})").any():
+        if isinstance(frame, pl.DataFrame) and isinstance(self.text, Text):
+            columns = frame.head(_SEEN_ROWS).select(self.text.columns or ()).select(pl.col(pl.String))
+            for name in [column.name for column in columns if column.str.contains(_BASE64).any()]:
                 yield (
-                    f"The column {cells.name!r} holds files as text in base64, which costs a hundred times "
-                    f"more than the file: prompt=[cs.image({cells.name!r}), ...] over frame.with_columns("
-                    f"pl.col({cells.name!r}).str.decode('base64'))."
+                    f"The column {name!r} holds files as text in base64, which costs a hundred times more "
+                    f"than the file: prompt=[cs.image({name!r}), ...] over frame.with_columns("
+                    f"pl.col({name!r}).str.decode('base64'))."
                 )
 
     def contents(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the `characters` of each row and its part of the body as JSON, null where it is not sent.
+        """Return `MESSAGES` of the rows, or those of its columns that a prompt without files has.
 
-        Of a prompt of several parts as `templates.MESSAGES`.
+        Where the system prompt differs by row, `content` goes on to the end of the body.
         """
-        if isinstance(self.text, Parts):
-            found = self.text.messages(frame)
-        else:
-            # The row number in the same select holds the height: an expression that drops or adds rows fails.
-            number = pl.int_range(pl.len(), dtype=pl.UInt32)
-            message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
-            found = frame.select(row=number, content=self.text.content).select(
-                characters=pl.col("content").str.len_chars(),
-                content=pl.when(pl.col("content").is_not_null()).then(message),
-                more_bytes=0,
-                more_tokens=0,
-            )
+        contents = self.text.messages(frame)
         if self.system is None:
-            return found
+            return contents
         system = frame.select(system=self.system.content).to_series()
-        ending = pl.struct(system).struct.json_encode().str.slice(1)
-        both = pl.when(system.is_not_null()).then(pl.concat_str("content", pl.lit("],"), ending))
-        return found.with_columns(content=both, characters=pl.col("characters") + system.str.len_chars())
+        end = pl.struct(system).struct.json_encode().str.slice(1)
+        content = pl.when(system.is_not_null()).then(pl.concat_str("content", pl.lit("],"), end))
+        characters = pl.col("characters") + system.str.len_chars()
+        return contents.with_columns(content=content, characters=characters)
 
     @readable()
     def sizes(self, frame: Frame, only: pl.Series | None = None) -> pl.DataFrame:
         """Return `SIZES` of a frame, or of some of its rows: read as a stream, nothing rendered whole."""
-        texts = [text for text in (self.text, self.system) if text is not None]
-        content = self.text.content if len(texts) == 1 else pl.struct(a=texts[0].content, b=texts[1].content)
-        characters = pl.sum_horizontal([text.characters for text in texts], ignore_nulls=False)
+        content, characters = self.text.content, self.text.characters
+        if self.system is not None:
+            content = pl.struct(text=content, system=self.system.content)
+            characters += self.system.characters
         rows = frame.lazy().select(
             pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
             content.hash().alias("text"),
@@ -245,46 +236,60 @@ class Prompt:
         # A single value is itself the column `reply`: the last `typed` gives it its type.
         return pl.Schema({**given, **sample, **typed, **texts, **typed})
 
-    def work(self, frame: Frame, api: str, kept: Kept | None = None) -> Work:
+    def work(self, frame: Frame, api: str, retry: Retry | None = None) -> Work:
         """Return the rows of a frame with the keys they have at one API, in one pass over their texts."""
         frame = read(frame)
-        around = len(self.head.encode()) + len(self.tail.encode())
-        parts, holds = [], self.columns is None or self.has_files
-        named = frame.select(self.columns or ())
-        for part in [frame] if self.columns is None else [*named.iter_slices(SLICE_ROWS)] or [named]:
-            found = self.contents(part)
-            size = pl.col("content").str.len_bytes().cast(pl.Int64) + around
-            found = found.with_columns(
-                self.keys(found["content"], api),
-                bytes=size + pl.col("more_bytes"),
-                most_tokens=size + pl.col("more_tokens"),
-            )
-            parts.append(found if holds else found.drop("content"))
+        parts = [self._rows(part, api) for part in self._slices(frame)]
         rows = pl.concat(parts, rechunk=True).with_row_index("row")
-        rendered = rows["content"] if holds else None
+        _check_bytes(rows)
+        rendered = rows.get_column("content", default=None)
         unsent = rows.select("error", "message") if self.has_files else None
-        large = rows.select("row", "bytes").filter(pl.col("bytes") > MESSAGE.max_bytes)
-        for row, size in large.iter_rows():
-            refuse(
-                f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
-                f"{MESSAGE.max_bytes:,}. Shorten its text, for example with pl.col(...).str.head(100_000), "
-                "make its files smaller, or leave the row out.",
-                RequestTooLarge,
-            )
         if self.samples > 1:
             rows = _sampled(rows.lazy(), self.samples).collect()
-            keys = zip(rows["key"], rows["sample"], strict=True)
-            key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in keys]
+            pairs = zip(rows["key"], rows["sample"], strict=True)
+            key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in pairs]
             rows = rows.with_columns(pl.Series("key", key, pl.String))
-        rows = rows if kept is None else rows.with_columns(kept.applied(rows["key"]))
-        sent = rows if kept is None else rows[kept.open]
+        keys, sent = rows["key"], rows
+        if retry is not None:
+            keys = retry.keys_of(keys)
+            sent = rows.with_columns(keys)[retry.rows_sent]
         first = pl.first("row", "bytes", "most_tokens", "characters")
         distinct = sent.group_by("key", maintain_order=True).agg(first, rows=pl.len())
-        requests = distinct.filter(pl.col("key").is_not_null()).with_columns(
-            estimated_tokens=self.estimated_tokens(pl.col("characters"))
-        )
+        estimated = self.estimated_tokens(pl.col("characters"))
+        requests = distinct.drop_nulls("key").with_columns(estimated_tokens=estimated).select(*REQUESTS)
         sizes = _sizes(distinct.lazy()).collect()
-        return Work(self, frame, rows["key"], requests.select(*REQUESTS), sizes, rendered, unsent)
+        return Work(self, frame, keys, requests, sizes, rendered, unsent)
+
+    def _slices(self, frame: pl.DataFrame) -> list[pl.DataFrame]:
+        """Return a frame in parts that are rendered one after the other."""
+        if self.columns is None:  # an expression may look at many rows at once
+            return [frame]
+        named = frame.select(self.columns)
+        return [*named.iter_slices(SLICE_ROWS)] or [named]
+
+    def _rows(self, frame: pl.DataFrame, api: str) -> pl.DataFrame:
+        """Return of each row its key and its sizes; its content only where that is not made again later."""
+        contents = self.contents(frame)
+        around = len(f"{self.head}{self.tail}".encode())
+        size = pl.col("content").str.len_bytes().cast(pl.Int64) + around
+        rows = contents.with_columns(
+            self.keys(contents["content"], api),
+            bytes=size + pl.col("more_bytes"),
+            most_tokens=size + pl.col("more_tokens"),
+        )
+        return rows if self.columns is None or self.has_files else rows.drop("content")
+
+
+def _check_bytes(rows: pl.DataFrame) -> None:
+    """Raise where a request is over the API's limit."""
+    large = rows.select("row", "bytes").filter(pl.col("bytes") > MESSAGE.max_bytes)
+    for row, size in large.iter_rows():
+        refuse(
+            f"The request of row {row:,} (counted from 0) is {size:,} bytes, over the API's limit of "
+            f"{MESSAGE.max_bytes:,}. Shorten its text, for example with pl.col(...).str.head(100_000), "
+            "make its files smaller, or leave the row out.",
+            RequestTooLarge,
+        )
 
 
 def _sampled(rows: pl.LazyFrame, samples: int) -> pl.LazyFrame:
@@ -321,7 +326,7 @@ def compile_prompt(
     given: then only what was given is sent. `sent` is the model's name as it was typed and is sent: a dated
     id and its alias are one model, so keys have the id.
     """
-    text = Parts.of(prompt, schema, model) if isinstance(prompt, list) else text_of(prompt, schema)
+    text = Multipart.of(prompt, schema, model) if isinstance(prompt, list) else text_of(prompt, schema)
     typed = None if returns is None else compile_returns(returns)
     samples, max_tokens = plain(samples, whole=True), plain(max_tokens, whole=True)
     if type(samples) is not int or samples < 1:
@@ -329,31 +334,32 @@ def compile_prompt(
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
         refuse(f"max_tokens={max_tokens!r}: it must be a whole number. {model.id} writes 1 to {most} tokens.")
-    more = {"message": isinstance(text, Parts), "sample": samples > 1}
-    renamed = _renamed(schema, typed, [*OUTPUT_COLUMNS, *(name for name in more if more[name])])
-    extra = _checked(params or {}, model)
+    more = {"message": isinstance(text, Multipart), "sample": samples > 1}
+    needed = [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)]
+    given = _checked(params or {}, model)
     thinking, output = _thinking(model, max_tokens, effort, thinking)
-    output |= extra.pop("output_config", {})
+    output |= given.pop("output_config", {})
     output |= {"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {}
-    shared, per_row = (None, None) if system is None else system_of(system, schema)
+    filled = None if system is None else system_of(system, schema)
+    shared, per_row = (None, filled) if isinstance(filled, Text) else (filled, None)
     turns = _turns(examples, typed)
-    fields = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
+    optional = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
     body = {"model": model.id, "max_tokens": max_tokens}
-    body |= {name: value for name, value in fields.items() if value} | extra
+    body |= {name: value for name, value in optional.items() if value} | given
     body |= {"messages": turns} if turns else {}
-    marked = _marked(cache, shared if per_row is None else None, turns if per_row is None else [])
+    marked = _marked(cache, shared, turns if per_row is None else [])
     words = [*prompt, system] if isinstance(prompt, list) else [prompt, system if per_row else None]
     return Prompt(
         head=_head(body | {"model": sent or model.id} | marked),
         text=text,
         system=per_row,
         samples=samples,
-        renamed=renamed,
+        renamed=_renamed(schema, typed, needed),
         template=" ".join(word for word in words if isinstance(word, str)),
         returns=typed,
         constant=body,
         model=model,
-        charges=_charges(extra),
+        charges=_charges(given),
     )
 
 
@@ -379,18 +385,20 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     return turns
 
 
-def _renamed(schema: pl.Schema, typed: Returns | None, own: list[str]) -> dict[str, str]:
+def _renamed(schema: pl.Schema, typed: Returns | None, needed: list[str]) -> dict[str, str]:
     """Return the frame's columns whose names the results need, and new names; raise for a field's."""
     fields = () if typed is None or typed.single else tuple(typed.columns)
     for name in fields:
-        if name in own or name in schema:
-            use = "Rename the field" if name in own else f"Use frame.rename({{{name!r}: {f'my_{name}'!r}}})"
+        if name in needed or name in schema:
+            use = (
+                "Rename the field" if name in needed else f"Use frame.rename({{{name!r}: {f'my_{name}'!r}}})"
+            )
             refuse(f"returns= adds a column {name!r}, and the results have one already. {use}.", NameTaken)
-    there, renamed = {*schema, *fields}, {}
-    for name in own:
+    renamed = {}
+    for name in needed:
         if name in schema:
             numbered = (f"{name}_{number}" for number in itertools.count(1))
-            renamed[name] = next(new for new in numbered if new not in there)
+            renamed[name] = next(new for new in numbered if new not in schema and new not in fields)
     return renamed
 
 
@@ -440,31 +448,38 @@ def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _charges(params: Mapping[str, Any]) -> Charges:
-    """Raise for a tool whose cost is not known, before a row or after it; return what a request may cost."""
-    known: dict[str, str] = FACTS["server_tools"]
-    tools, most = params.get("tools", []), CHARGES.server_tool_turns
+    """Return what a request may cost; raise for a tool whose cost is not known, before a row or after it."""
+    tools, most_turns = params.get("tools", []), CHARGES.server_tool_turns
     for tool in tools:
-        kind, uses = str(tool.get("type", "custom")), tool.get("max_uses")
-        if kind not in known:
-            unknown = f"is not known here, and neither is its cost.{nearest(kind, known)}"
-            refused = FACTS["refused_tools"].items()
-            why = next((why for start, why in refused if kind.startswith(start)), unknown)
-            refuse(f"the tool {tool.get('name', kind)!r} {why} There is: {', '.join(known)}.")
-        if tool.get("name") != known[kind] or (uses is not None and (type(uses) is not int or uses < 1)):
-            refuse(f"the tool {kind!r} needs 'name': {known[kind]!r}, and 'max_uses', if given, from 1 on.")
+        _check_tool(tool)
     uses = [tool.get("max_uses") for tool in tools]
     searches = [tool.get("max_uses") for tool in tools if tool["name"] == "web_search"]
-    # From 2026 on tools are called from code by default, and each piece of code is a turn of its own.
-    usual = {tool["type"]: ["direct"] if tool["type"] in FACTS["called_directly"] else [] for tool in tools}
-    direct = all(tool.get("allowed_callers", usual[tool["type"]]) == ["direct"] for tool in tools)
-    if None not in uses and direct:
-        most = min(sum(uses) + 1, most)
+    if None not in uses and all(map(_is_called_directly, tools)):
+        most_turns = min(sum(uses) + 1, most_turns)
     return Charges(
         inference_geo=params.get("inference_geo"),
         searches=None if None in searches else sum(searches),
-        turns=most,
+        turns=most_turns,
         caches='"cache_control":' in as_json(tools),
     )
+
+
+def _check_tool(tool: Mapping[str, Any]) -> None:
+    names: dict[str, str] = FACTS["server_tools"]
+    kind, uses = str(tool.get("type", "custom")), tool.get("max_uses")
+    if kind not in names:
+        unknown = f"is not known here, and neither is its cost.{nearest(kind, names)}"
+        refused = FACTS["refused_tools"].items()
+        why = next((why for start, why in refused if kind.startswith(start)), unknown)
+        refuse(f"the tool {tool.get('name', kind)!r} {why} There is: {', '.join(names)}.")
+    if tool.get("name") != names[kind] or (uses is not None and (type(uses) is not int or uses < 1)):
+        refuse(f"the tool {kind!r} needs 'name': {names[kind]!r}, and 'max_uses', if given, from 1 on.")
+
+
+def _is_called_directly(tool: Mapping[str, Any]) -> bool:
+    """Return whether only the model calls a tool: each piece of code that does so is a turn of its own."""
+    default = ["direct"] if tool["type"] in FACTS["called_directly"] else []
+    return bool(tool.get("allowed_callers", default) == ["direct"])
 
 
 def _thinking(
@@ -515,7 +530,7 @@ class Work(NamedTuple):
         if self.rendered is None:
             return prompt.contents(frame[rows])["content"]
         texts = self.rendered.gather(rows)
-        if isinstance(prompt.text, Parts):
+        if isinstance(prompt.text, Multipart):
             pairs = zip(texts, frame[rows].iter_rows(named=True), strict=True)
             texts = pl.Series([prompt.text.filled(text, row) for text, row in pairs], dtype=pl.String)
         return texts
@@ -544,16 +559,17 @@ class Work(NamedTuple):
         """
         prompt, keys, unsent = self.prompt, self.keys, self.unsent
         frame = self.frame.rename(prompt.renamed)
-        if prompt.samples > 1 or places is not None:
-            places = pl.int_range(keys.len(), eager=True) if places is None else places
+        if places is None and prompt.samples > 1:
+            places = pl.int_range(keys.len(), eager=True)
+        if places is not None:
             rows, keys = places // prompt.samples, keys.gather(places)
             frame, unsent = frame[rows], unsent if unsent is None else unsent[rows]
-        if prompt.samples > 1 and places is not None:
-            frame = frame.with_columns(sample=places.cast(pl.Int64) % prompt.samples + 1)
-        known = answers.select("key", "reply", "error", found=pl.lit(value=True))
-        joined = keys.to_frame().join(known, on="key", how="left", maintain_order="left")
-        waiting = pl.col("key").is_not_null() & pl.col("found").is_null()
-        columns = joined.select("reply", error=pl.when(waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
+            if prompt.samples > 1:
+                frame = frame.with_columns(sample=places.cast(pl.Int64) % prompt.samples + 1)
+        answered = answers.select("key", "reply", "error", is_answered=pl.lit(value=True))
+        joined = keys.to_frame().join(answered, on="key", how="left", maintain_order="left")
+        is_waiting = pl.col("key").is_not_null() & pl.col("is_answered").is_null()
+        columns = joined.select("reply", error=pl.when(is_waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
         if unsent is not None:
             columns = columns.with_columns(unsent["message"], error=pl.coalesce("error", unsent["error"]))
         if prompt.returns is not None:
@@ -563,96 +579,6 @@ class Work(NamedTuple):
         return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
 
 
-# ------------------------------------------------------------------------------ what a retry takes over
-
-
-BAD_INPUT = ["model_context_window_exceeded", "tool_use", "invalid_request_error", "request_too_large"]
-"""Final errors that the same request would meet again, as it would a refusal."""
-
-
-class Kept(NamedTuple):
-    """What a retry takes over from a run."""
-
-    keys: pl.Series  # of each row, the key it had in the run
-    stays: pl.Series  # whether its attempt is taken over; the others are sent
-    spent: pl.Series  # keys with a final attempt that will not do: the same request gets another key
-    attempts: pl.DataFrame  # `ATTEMPTS`: those that are taken over, one for each key
-    typed: str  # what was typed to get it
-
-    @classmethod
-    def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, typed: str) -> Kept:
-        """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
-        if getattr(run, "state", "left") in {"starting", "running", "left"}:
-            refuse(
-                "plan.retry() takes a run that has ended, and this one is still going, or is none. Run its "
-                "cell again, which also collects pending batches: run = await plan.run(client)."
-            )
-        before, replies = run.plan.compiled.prompt, run.job.replies()
-        asked = before.contents(run.job.work.frame)["content"]
-        if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(asked):
-            refuse(
-                f"The run has {asked.len():,} rows and the plan {frame.height:,}, or it asks something else: "
-                "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
-                "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
-            )
-        forms = [each.returns and each.returns.json_schema for each in (prompt, before)]
-        if forms[0] != forms[1] and replies["error"].null_count():
-            refuse(
-                "plan.retry(run, returns=...): the run's replies have another form and cannot be mixed "
-                "with new ones. Leave returns= out, or ask all rows again: plan.replace(returns=...)."
-            )
-        error = replies["error"]
-        fits = error.is_null()
-        if prompt.returns is not None:
-            fits &= prompt.returns.decode(replies["reply"])[1].is_null()
-        request, old = prompt.constant, before.constant
-        changed = {name for name in {*request, *old} if request.get(name) != old.get(name)}
-        met_again = ["refusal"] if changed <= {"max_tokens"} else []
-        met_again += [] if changed else BAD_INPUT
-        stays = fits | error.is_in(met_again).fill_null(value=False)
-        attempts, spent = replies.filter(stays), replies.filter(~stays)["key"]
-        if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
-            given_up = last_failures(run.attempts, replies).filter(pl.col("error").is_in(met_again))
-            attempts = pl.concat([attempts, given_up])
-        if (earlier := run.plan.compiled.kept) is not None:
-            spent = pl.concat([earlier.spent, spent])
-        keys = run.job.work.keys
-        return cls(keys, keys.is_in(attempts["key"].implode()).fill_null(value=False), spent, attempts, typed)
-
-    @property
-    def open(self) -> pl.Series:
-        """Numbers of the rows that are not taken over."""
-        return (~self.stays).arg_true()
-
-    def applied(self, keys: pl.Series) -> pl.Series:
-        """Return the key of each row, given those that the requests of a plan have by themselves."""
-        # The key before is part of that of a request that is sent again, so the same cell is a resume.
-        again = (keys.is_in(self.spent.implode()) & ~self.stays).fill_null(value=False).arg_true()
-        names = zip(keys.gather(again), self.keys.gather(again), strict=True)
-        own = keys.scatter(again, [key_of(f"{key}\0{before}") for key, before in names])
-        return self.keys.zip_with(self.stays, own).alias("key")
-
-    @property
-    def failed(self) -> dict[str, int]:
-        """How many of the rows taken over keep which error."""
-        errors = self.attempts.select("key", "error").drop_nulls()
-        rows = self.keys.filter(self.stays).alias("key").to_frame().join(errors, on="key", how="inner")
-        return dict(rows["error"].value_counts(sort=True).iter_rows())
-
-    def check(self, *, simulated: bool) -> None:
-        """Raise where replies of a simulator would stand beside real ones."""
-        if (self.attempts["simulated"] != simulated).any():
-            took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
-            words = f"The run to retry was answered by {took}, and this client calls {sends}"
-            refuse(f"{words}: their replies are not mixed. Nothing was sent. Use the client of that run.")
-
-
 def key_of(text: str) -> str:
     """Return the hash by which a ledger knows a request."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
-    """Return the last attempt of each key that has no final one: rows that were given up."""
-    failed = attempts.join(final.select("key"), on="key", how="anti", maintain_order="left")
-    return failed.unique("key", keep="last", maintain_order=True)

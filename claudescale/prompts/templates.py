@@ -41,9 +41,9 @@ MESSAGES = pl.Schema(
     {"characters": pl.UInt32(), "content": pl.String(), "more_bytes": pl.Int64()}
     | {"more_tokens": pl.Int64(), "error": pl.String(), "message": pl.String()}
 )
-"""Columns of `Parts.messages`: how long each row is, in characters, which the tokens of its files make too;
-its message as JSON, with a digest where a file is to stand; the bytes it has besides once its files stand in
-it, and the most tokens of those; why a file of it cannot be sent."""
+"""Columns of `Multipart.messages`: the length of each row in characters, which the tokens of its files make
+too; its message as JSON, with a digest where a file is to stand; how many bytes longer it is once its files
+stand in it, and the most tokens of those; why a file of it cannot be sent."""
 
 
 def as_json(value: object) -> str:
@@ -55,11 +55,27 @@ def as_json(value: object) -> str:
 
 
 class Text(NamedTuple):
-    """The text of each row as an expression, null where a cell in it is null; and its length."""
+    """The text of each row as an expression, null where a cell in it is null."""
 
     content: pl.Expr
-    characters: pl.Expr
     columns: tuple[str, ...] | None  # None of an expression, which may look at many rows at once
+
+    @property
+    def characters(self) -> pl.Expr:
+        """The length of each row."""
+        return self.content.str.len_chars()
+
+    def messages(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the first columns of `MESSAGES` of the rows: without files no row has an error."""
+        # The row number in the same select holds the height: an expression that drops or adds rows fails.
+        rows = frame.select(row=pl.int_range(pl.len(), dtype=pl.UInt32), content=self.content)
+        message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
+        return rows.select(
+            characters=pl.col("content").str.len_chars(),
+            content=pl.when(pl.col("content").is_not_null()).then(message),
+            more_bytes=0,
+            more_tokens=0,
+        )
 
 
 def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False) -> Text:
@@ -68,15 +84,14 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
     `constant` takes a template that may be the same for every row, and no expression.
     """
     if isinstance(prompt, pl.Expr) and not constant:
-        content = _checked_expression(prompt, schema).cast(pl.String)
-        return Text(content, content.str.len_chars(), None)
+        return Text(_checked_expression(prompt, schema).cast(pl.String), columns=None)
     if not isinstance(prompt, str):
         refuse(
             f"The prompt is of type {type(prompt).__name__}. Give a template such as 'Name the topic: "
             "{text}', or a Polars expression such as pl.col('text').",
             BadTemplate,
         )
-    text = _joined(_pieces(prompt, _BRACES, schema, "The prompt"), schema)
+    text = _filled(prompt, _BRACES, schema, "The prompt")
     if not constant and not text.columns:
         refuse(
             "The prompt names no column, so every row would get the same text. "
@@ -86,44 +101,34 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
     return text
 
 
-def system_of(system: str, schema: pl.Schema) -> tuple[str | None, Text | None]:
-    """Return a system prompt as it is for all rows, or as the text of each, as an identifier names a column.
+def system_of(system: str, schema: pl.Schema) -> str | Text:
+    """Return a system prompt, as the text of each row where an identifier in braces names a column.
 
     Other braces stay as they are, as in JSON; ``{{identifier}}`` is that identifier in braces.
     """
     if not isinstance(system, str) or not system.strip():
         refuse(f"system= must be a non-empty text, not {system!r:.40}. Leave it out if you need none.")
-    pieces = _pieces(system, _IDENTIFIER, schema, "system=")
-    if any(is_column for _, is_column in pieces):
-        return None, _joined(pieces, schema)
-    return "".join(text for text, _ in pieces), None
+    text = _filled(system, _IDENTIFIER, schema, "system=")
+    return text if text.columns else str(pl.select(text.content).item())
 
 
-def _pieces(
-    template: str, braces: re.Pattern[str], schema: pl.Schema, subject: str
-) -> list[tuple[str, bool]]:
-    """Return a template as texts (False) and names of columns (True)."""
-    pieces = []
-    for place, token in enumerate(braces.split(template)):  # each second one has braces
-        text = (token[1:-1] or token[0]) if place % 2 else token
-        is_column = place % 2 == 1 and not token.startswith(("{{", "}}"))
-        if is_column and text not in schema:
-            doubled = f"{{{{{text if text.isidentifier() else '...'}}}}}"
-            more = f"To write braces as text, as in JSON, double them: {doubled}."
-            raise unknown_column(text, schema, subject, more)
-        pieces.append((text, is_column))
-    return [piece for piece in pieces if piece[0]]
-
-
-def _joined(pieces: Sequence[tuple[str, bool]], schema: pl.Schema) -> Text:
-    """Return the text of texts (False) and names of columns (True)."""
-    texts = [
-        _readable(text, schema[text]) if is_column else pl.lit(text)
-        for text, is_column in pieces or [("", False)]
-    ]
-    lengths = pl.sum_horizontal([text.str.len_chars() for text in texts], ignore_nulls=False)
-    columns = tuple(dict.fromkeys(text for text, is_column in pieces if is_column))
-    return Text(pl.concat_str(texts), lengths, columns)
+def _filled(template: str, braces: re.Pattern[str], schema: pl.Schema, subject: str) -> Text:
+    """Return what a template makes of the rows; `subject` is what it is called in an error."""
+    texts, columns = [], []
+    for place, token in enumerate(braces.split(template)):
+        if place % 2 == 0:  # between those with braces
+            texts.append(pl.lit(token))
+        elif token.startswith(("{{", "}}")):
+            texts.append(pl.lit(token[1:-1] or token[0]))
+        else:
+            name = token[1:-1] or token[0]
+            if name not in schema:
+                doubled = f"{{{{{name if name.isidentifier() else '...'}}}}}"
+                more = f"To write braces as text, as in JSON, double them: {doubled}."
+                raise unknown_column(name, schema, subject, more)
+            texts.append(_readable(name, schema[name]))
+            columns.append(name)
+    return Text(pl.concat_str(texts), tuple(dict.fromkeys(columns)))
 
 
 def unknown_column(
@@ -165,7 +170,7 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
 
 def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     """Return a column as text for a reader, null where it is null."""
-    if any(inner in (pl.Binary, pl.Object, pl.Unknown) for inner in _types(dtype)):
+    if any(each in (pl.Binary, pl.Object, pl.Unknown) for each in _with_inner(dtype)):
         refuse(
             f"The column {name!r} contains {dtype!r}, which is not text. Convert it with Polars first, such "
             f"as frame.with_columns(pl.col({name!r}).cast(pl.String)).",
@@ -184,12 +189,13 @@ def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     return column.cast(pl.String)
 
 
-def _types(dtype: Any) -> Iterator[Any]:
+def _with_inner(dtype: Any) -> Iterator[Any]:
     """Yield a type, and every type inside it."""
     yield dtype
-    for inner in (getattr(dtype, "inner", None), *(field.dtype for field in getattr(dtype, "fields", ()))):
-        if inner is not None:
-            yield from _types(inner)
+    inner = [dtype.inner] if isinstance(dtype, pl.List | pl.Array) else []
+    fields = dtype.fields if isinstance(dtype, pl.Struct) else []
+    for part in [*inner, *(field.dtype for field in fields)]:
+        yield from _with_inner(part)
 
 
 # -------------------------------------------------------------------------------------- images and PDFs
@@ -202,6 +208,11 @@ class Part:
     column: str
     block: Literal["image", "document"]
     kind: Kind | None = None
+
+    @property
+    def columns(self) -> tuple[str]:
+        """Its column, as a `Text` may have several."""
+        return (self.column,)
 
     @property
     def content(self) -> pl.Expr:
@@ -300,27 +311,22 @@ def _measured(file: File, block: str, tokenizer: str) -> tuple[str, float]:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Multipart:
     """A prompt of several parts over frames of one schema; it stands where a `Text` does."""
 
-    pieces: tuple[Part | Text, ...]
+    parts: tuple[Part | Text, ...]
     columns: tuple[str, ...]
     model: Model
 
     @classmethod
-    def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: Model) -> Parts:
+    def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: Model) -> Multipart:
         """Return a prompt that was given as a list; PlanError for what cannot be read."""
-        such_as = "Give texts and parts: [cs.image('photo'), 'What is broken?']."
-        pieces: list[Part | Text] = []
-        for piece in prompt:
-            if isinstance(piece, Part):
-                _check_column(piece, schema)
-            pieces.append(piece if isinstance(piece, Part) else text_of(piece, schema, constant=True))
-        named = [(piece.column,) if isinstance(piece, Part) else piece.columns or () for piece in pieces]
-        columns = tuple(dict.fromkeys(name for names in named for name in names))
+        parts = tuple(_part(given, schema) for given in prompt)
+        columns = tuple(dict.fromkeys(name for part in parts for name in part.columns or ()))
         if not columns:
+            such_as = "Give texts and parts: [cs.image('photo'), 'What is broken?']."
             refuse(f"The prompt's list names no column. {such_as}", BadTemplate)
-        return cls(tuple(pieces), columns, model)
+        return cls(parts, columns, model)
 
     @property
     def content(self) -> pl.Expr:
@@ -338,57 +344,67 @@ class Parts:
 
     def messages(self, frame: pl.DataFrame, *, keyed: bool = True) -> pl.DataFrame:
         """Return `MESSAGES` of the rows; if not `keyed`, with nothing for digests."""
-        cells = frame.select(**{str(place): piece.content for place, piece in enumerate(self.pieces)})
+        cells = frame.select(**{str(place): part.content for place, part in enumerate(self.parts)})
         # Row by row: a column may be gigabytes of images.
-        rows = [self._row(row, keyed=keyed) for row in cells.iter_rows(buffer_size=1)]
-        return pl.DataFrame(rows, schema=MESSAGES, orient="row")
+        rows = [self._message(row, keyed=keyed) for row in cells.iter_rows(buffer_size=1)]
+        return pl.DataFrame(rows, schema=MESSAGES)
 
-    def _row(self, cells: Sequence[Any], *, keyed: bool) -> tuple[Any, ...]:
+    def _message(self, cells: Sequence[Any], *, keyed: bool) -> dict[str, Any]:
+        """Return a row of `MESSAGES`, without what is null."""
         if None in cells:
-            return (None,) * 6
-        blocks, characters, more_bytes, most_tokens = [], 0.0, 0, 0.0
-        for piece, cell in zip(self.pieces, cells, strict=True):
-            if isinstance(piece, Text):
+            return {}
+        blocks, characters, more_bytes, more_tokens = [], 0.0, 0, 0.0
+        for part, cell in zip(self.parts, cells, strict=True):
+            if isinstance(part, Text):
                 blocks.append({"type": "text", "text": cell})
                 characters += len(cell)
                 continue
             try:
-                source = source_of(piece, cell, self.model, keyed=keyed)
+                source = source_of(part, cell, self.model, keyed=keyed)
             except FileNotFoundError:
-                return (*(None,) * 4, "file_not_found", "There is no such file.")
+                return {"error": "file_not_found", "message": "There is no such file."}
             except (OSError, ValueError, RuntimeError, struct.error, IndexError) as error:
                 why = getattr(error, "strerror", None) or error
-                return (*(None,) * 4, "file_unreadable", f"The file cannot be read: {why}.")
-            blocks.append({"type": piece.block, "source": source.source})
+                return {"error": "file_unreadable", "message": f"The file cannot be read: {why}."}
+            blocks.append({"type": part.block, "source": source.source})
             characters += source.tokens * self.model.characters_per_token
             more_bytes += source.more_bytes
-            most_tokens += source.most_tokens
-        message = as_json({"role": "user", "content": blocks})
-        return (round(characters), message, more_bytes, round(most_tokens), None, None)
+            more_tokens += source.most_tokens
+        return {
+            "characters": round(characters),
+            "content": as_json({"role": "user", "content": blocks}),
+            "more_bytes": more_bytes,
+            "more_tokens": round(more_tokens),
+        }
 
     def filled(self, message: str, row: Mapping[str, Any]) -> str:
         """Return a message with the row's files in it; `FileChanged` where one is another now."""
-        for part in [piece for piece in self.pieces if isinstance(piece, Part)]:
-            raw = b""
+        for part in [part for part in self.parts if isinstance(part, Part)]:
+            data = b""  # of a file that is gone: its digest is in no message
             with suppress(OSError):
                 file = _opened(part, row[part.column])
                 if file is None:
                     continue
                 with file:
-                    raw = file.read()
-            mark = f'"data":"{_blake(raw).hexdigest()}"'
-            if mark not in message:
+                    data = file.read()
+            digest = f'"data":"{_blake(data).hexdigest()}"'
+            if digest not in message:
                 msg = "A file has changed or is gone since the run began, so its row is a different one now. "
                 msg += "Everything paid for is kept. Run the same cell again."
                 raise FileChanged(msg)
-            message = message.replace(mark, f'"data":"{base64.b64encode(raw).decode()}"', 1)
+            message = message.replace(digest, f'"data":"{base64.b64encode(data).decode()}"', 1)
         return message
 
 
-def _check_column(part: Part, schema: pl.Schema) -> None:
-    if part.column not in schema:
-        raise unknown_column(part.column, schema)
-    dtype, kinds = schema[part.column], get_args(Kind) if schema[part.column] == pl.String else ()
-    if dtype not in (pl.String, pl.Binary) or part.kind not in (None, *kinds):
+def _part(given: str | Part, schema: pl.Schema) -> Part | Text:
+    """Return a part of a prompt; PlanError for what cannot be read."""
+    if not isinstance(given, Part):
+        return text_of(given, schema, constant=True)
+    if given.column not in schema:
+        raise unknown_column(given.column, schema)
+    dtype = schema[given.column]
+    kinds = get_args(Kind) if dtype == pl.String else ()
+    if dtype not in (pl.String, pl.Binary) or given.kind not in (None, *kinds):
         there = f"bytes (pl.Binary), or Strings of a kind= in {', '.join(map(repr, get_args(Kind)))}"
-        refuse(f"{part!r}: the column is {dtype!r}, and {part.block}s are {there}.", BadTemplate)
+        refuse(f"{given!r}: the column is {dtype!r}, and {given.block}s are {there}.", BadTemplate)
+    return given

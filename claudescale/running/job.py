@@ -192,9 +192,9 @@ class Job:
         self._started_at = self.meter.started_at = self.clock.seconds()
 
     def _read(self) -> None:
-        plan, kept = self.plan, self.plan.compiled.kept
-        if kept is not None:
-            kept.check(simulated=self.api.simulated)
+        plan, retry = self.plan, self.plan.compiled.retry
+        if retry is not None:
+            retry.check(simulated=self.api.simulated)
         work = plan.compiled.work(self.api.name)
         found = self.ledger.replies(work.requests["key"], ["error"])
         self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
@@ -209,8 +209,8 @@ class Job:
         self.estimate = plan.compiled.check(part=part, requests_part=requests_part)
         self.meter.begin(work.keys)
         self.meter.found(found)
-        if kept is not None:
-            self.meter.found(kept.attempts.select("key", "error"))
+        if retry is not None:
+            self.meter.found(retry.attempts.select("key", "error"))
         self._work = work
 
     @property
@@ -291,11 +291,11 @@ class Job:
         self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
     ) -> pl.DataFrame:
         """Return the final attempt of every request that has one, of this run or an earlier one."""
-        kept, found = self.plan.compiled.kept, ATTEMPTS.to_frame().select(columns)
+        retry, found = self.plan.compiled.retry, ATTEMPTS.to_frame().select(columns)
         if self.is_open:
             keys = self.work.requests["key"] if of is None else of
             found = self.ledger.replies(keys, columns).select(columns)
-        return found if kept is None else pl.concat([kept.attempts.select(columns), found])
+        return found if retry is None else pl.concat([retry.attempts.select(columns), found])
 
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""
@@ -335,7 +335,7 @@ class Job:
 
         What a retry takes over may be answers to other requests than it sends.
         """
-        return self.plan.compiled.kept is None and self.meter.answered > 0
+        return self.plan.compiled.retry is None and self.meter.answered > 0
 
     @property
     def is_over(self) -> bool:

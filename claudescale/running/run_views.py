@@ -71,7 +71,7 @@ def failures(run: Run) -> tuple[str, str]:
         return words, ""
     longer = min(plan.max_tokens * _LONGER, plan.compiled.model.max_output_tokens)
     more = f", max_tokens={longer}" if _TOO_SHORT & set(rows) and longer > plan.max_tokens else ""
-    named = "plan" if plan.compiled.kept is None else "run.plan"
+    named = "plan" if plan.compiled.retry is None else "run.plan"
     return words, f"run = await {named}.retry(run{more}).run(client{ledger_typed(run.path)})"
 
 
@@ -122,7 +122,7 @@ def before(run: Run) -> str:
 def _reused(run: Run) -> str:
     """Return how many replies there were before this run; empty where none."""
     count = run.counts.reused
-    where = "in the ledger already" if run.plan.compiled.kept is None else "taken over"
+    where = "in the ledger already" if run.plan.compiled.retry is None else "taken over"
     return f"{text.plural(count, 'request')} {where}" if count else ""
 
 

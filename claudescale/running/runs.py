@@ -22,7 +22,7 @@ from claudescale.api.client import check_client, current
 from claudescale.errors import FileChanged, LedgerError, PlanError, RunStopped, refuse
 from claudescale.ledger.records import ATTEMPTS, Batch, columns_of
 from claudescale.pacing.pacer import Pacer
-from claudescale.prompts.requests import last_failures
+from claudescale.prompts.retry import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
 from claudescale.running.live import Live
