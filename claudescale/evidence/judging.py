@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Prompt
+    from claudescale.running.runs import Run
 
 EVIDENCE = pl.Schema(
     {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
@@ -162,6 +163,11 @@ def _agreement(columns: Mapping[str, Any]) -> Judge:
 def why(errors: pl.Series) -> str:
     """Return what went wrong how often: ``97 not_accepted, 2 refusal``."""
     return ", ".join(f"{count:,} {error}" for error, count in errors.value_counts(sort=True).iter_rows())
+
+
+def paid(run: Run) -> float:
+    """Return the dollars of a run's replies, paid by whichever run."""
+    return float(run.job.replies(["dollars"])["dollars"].sum())
 
 
 def tail(right: int, rows: int, share: float) -> float:
