@@ -187,7 +187,7 @@ class Cluster:
         self._plan = replace(
             plan, frame=self._frame.clear(), prompt=prompt, share=plan.share / lanes,
             concurrency=plan.concurrency and plan.concurrency // lanes, deadline=None, budget=None,
-            _evidence=plan.compiled.evidence._replace(kept=None),
+            _kept=None,
         )  # fmt: skip
         self._lane_dollars = math.inf if plan.budget is None else plan.budget / lanes
         tokens = float(work.requests["estimated_tokens"].mean() or 0)  # type: ignore[arg-type]

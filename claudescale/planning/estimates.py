@@ -19,7 +19,7 @@ from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
     from claudescale.api.catalog import Model
-    from claudescale.api.limits import Learned, Limits
+    from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Kept, Prompt, Work
 
@@ -322,17 +322,6 @@ def _above(level: float, mean: float, deviation: float) -> float:
 # --------------------------------------------------------------------------------------- what meets wishes
 
 
-class Evidence(NamedTuple):
-    """What was found out about a plan besides its parameters."""
-
-    measured: Measured | None = None  # by `Plan.calibrate` or `Plan.count_tokens`
-    learned: Learned | None = None  # the limits, by `Plan.learn_limits` or a pilot's answers
-    kept: Kept | None = None  # what `Plan.retry` takes over from a run
-
-
-NO_EVIDENCE = Evidence()
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Compiled:
     """A plan as the engine reads it: its prompt, model and limits, which are all of the account's."""
@@ -341,12 +330,8 @@ class Compiled:
     prompt: Prompt
     model: Model
     limits: Limits
-    evidence: Evidence
-
-    @property
-    def kept(self) -> Kept | None:
-        """What a retry takes over from its run."""
-        return self.evidence.kept
+    measured: Measured | None  # by a pilot, or by the API's count of input tokens
+    kept: Kept | None  # what a retry takes over from its run
 
     @cached_property
     def guess(self) -> Measured:
@@ -356,7 +341,7 @@ class Compiled:
     @property
     def expected(self) -> Measured:
         """What a call takes: measured by a pilot, or guessed."""
-        return self.evidence.measured or self.guess
+        return self.measured or self.guess
 
     @cached_property
     def sizes(self) -> pl.DataFrame:

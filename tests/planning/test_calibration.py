@@ -161,11 +161,11 @@ def test_a_pilot_tells_the_limits(pilot):
 def test_measurements_hold_as_long_as_the_question(pilot):
     """Another tier or more rows keep a pilot's measurements, another prompt or form of reply voids them."""
     plan, known = pilot
-    measured = known.compiled.evidence.measured
-    assert plan.compiled.evidence.measured is None
-    assert known.replace(tier=1, model=MODEL).head(3).sample(2).compiled.evidence.measured is measured
+    measured = known.compiled.measured
+    assert plan.compiled.measured is None
+    assert known.replace(tier=1, model=MODEL).head(3).sample(2).compiled.measured is measured
     for change in ({"prompt": "Hm: {text}"}, {"returns": pl.Boolean()}, {"system": "Be brief."}):
-        assert known.replace(**change).compiled.evidence.measured is None
+        assert known.replace(**change).compiled.measured is None
 
 
 def test_another_models_replies_are_as_long_as_those_measured(pilot):

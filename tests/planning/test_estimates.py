@@ -15,14 +15,14 @@ from running import a_plan, finished, reviews, simulator
 import claudescale as cs
 from claudescale.planning import estimates
 from claudescale.planning.calibration import Line, Measured
-from claudescale.planning.estimates import OPTIONS, Evidence
+from claudescale.planning.estimates import OPTIONS
 
 SYSTEM = "Be a judge of parcels. " * 900
 
 
 def with_measured(plan, measured):
     """Return a plan of which something is known."""
-    return replace(plan, _evidence=Evidence(measured=measured))
+    return replace(plan, _measured=measured)
 
 
 def test_options_in_one_table():
