@@ -185,13 +185,10 @@ class PlanPlots(Gallery):
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
         plain = plain.with_columns(alone=pl.col("dollars") + pl.col("dollars_saved"))
         *others, own = plain.iter_rows(named=True)
+        others = [row for row in others if row["model"] != own["model"]]
         live, spent = (estimates.option(plan.options, each)["dollars"] for each in ("live", mode))
         steps = [
-            *(
-                ("model", f"the same on {row['model']}", row["alone"])
-                for row in others
-                if row["model"] != own["model"]
-            ),
+            *(("model", f"the same on {row['model']}", row["alone"]) for row in others),
             ("deduplication", "every row sent by itself", own["alone"]),
             ("cache", "nothing cached", own["dollars"]),
             ("batch", "everything sent live", live),
@@ -221,8 +218,10 @@ class PlanPlots(Gallery):
         """Return the tiers of the plan's family with published limits, with its own limits before them."""
         own, group = self.plan.tier, self.plan.compiled.model.rate_group
         family = "today" if isinstance(own, Limits) else catalog.tier(own).family
-        tiers = [each for each in catalog.TIERS.values() if each.family == family and group in each.limits]
-        return [own] * isinstance(own, Limits) + [tier.name for tier in tiers]
+        names: list[Any] = [
+            tier.name for tier in catalog.TIERS.values() if tier.family == family and group in tier.limits
+        ]
+        return [own, *names] if isinstance(own, Limits) else names
 
     def _near(self) -> list[Any]:
         """Return the plan's tier, the one below it and the one above it."""
