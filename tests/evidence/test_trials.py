@@ -18,8 +18,8 @@ answer = answering(**WRONG_EVERY)
 api = api_of(answer)
 
 
-def a_trial(n, models=MODELS, rows=500, **options):
-    return cs.trial(a_plan(rows), models, n=n, **{"score": "truth"} | options)
+def a_trial(n, models=MODELS, **options):
+    return cs.trial(a_plan(500), models, n=n, **{"score": "truth"} | options)
 
 
 def row_of(trial, choice):
@@ -167,18 +167,16 @@ def test_what_cannot_be_is_told_before_anything_is_sent(options, error, words):
         cs.trial(a_plan(100, **of_plan), **{"models": MODELS, "score": "truth"} | of_trial)
 
 
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({}, r"await trial\.run"),
-        ({"min_score": math.nan}, "min_score=nan"),
-        ({"by": "seconds"}, "by='seconds'"),
-    ],
-)
-def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate(asked, words):
+def test_nothing_can_be_picked_before_the_run_or_by_a_wrong_gate():
     """`pick` says what to do first, and what a gate is."""
-    with pytest.raises(cs.PlanError, match=words):
-        a_trial(50).pick(**{"min_score": 0.9} | asked)
+    wrong = {
+        r"await trial\.run": {},
+        "min_score=nan": {"min_score": math.nan},
+        "by='seconds'": {"by": "seconds"},
+    }
+    for words, asked in wrong.items():
+        with pytest.raises(cs.PlanError, match=words):
+            a_trial(50).pick(**{"min_score": 0.9} | asked)
 
 
 @pytest.mark.slow
@@ -189,9 +187,6 @@ def test_the_budget_is_never_passed():
     with simulator(replies=lambda _: "word " * 450) as api:
         trial = cs.trial(plan, [CHEAP, DEAR], **options, budget=budget)
         assert "Budget: $" in repr(trial)
-        with pytest.raises(cs.errors.ImpossibleBudget):
-            run(cs.trial(plan, [CHEAP, DEAR], **options, budget=1e-6), api.client())
-        assert api.stats["calls"] == 0
         run(trial, api.client())
     assert 0 < trial.table["dollars"].sum() <= budget
     assert 0 < trial.table["rows"].min() <= trial.table["rows"].max() < 40
