@@ -176,62 +176,6 @@ def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
     return options.row(by_predicate=pl.col("mode") == mode, named=True)
 
 
-def options(
-    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, deadline: float | None
-) -> pl.DataFrame:
-    """Return one row per mode as `OPTIONS`; with a deadline, in minutes, a ``"hybrid"`` is among them.
-
-    `limits` are those that the run may use, `concurrency` the most calls in flight.
-    """
-    waves = math.ceil(totals.requests / (limits.batch_queue_requests or catalog.BATCH.max_requests))
-    # Most batches end within an hour, and one that has not ended after a day expires.
-    # Source: Anthropic, *Batch processing* (checked 2026-08-14).
-    hour, day = 60.0 * waves, catalog.BATCH.expires_hours * 60.0 * waves
-    usual, slow = (
-        live_finish(
-            limits,
-            known,
-            requests=totals.requests,
-            input_tokens=totals.uncached_tokens * (1 + input_more),
-            output_tokens=totals.output_tokens * (1 + output_more),
-            input_deviation=totals.input_deviation,
-            concurrency=concurrency,
-            from_start=True,
-        )
-        for known, input_more, output_more in (
-            (expected, 0.0, 0.0),
-            (expected.slow(max(totals.requests, 1)), totals.input_more, totals.output_more),
-        )
-    )
-    minutes, minutes_p90 = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
-    live, live_p90 = totals.live_dollars, totals.live_dollars_p90
-    batch, batch_p90 = totals.batch_dollars, totals.batch_dollars_p90
-    rows = [
-        ("live", live, live_p90, minutes, minutes_p90, usual.binding),
-        ("batch", batch, batch_p90, hour, day, "queue" if waves > 1 else "batch processing"),
-    ]
-    if deadline is not None:
-        # As a batch if that usually ends before the rest must go live, else at the price of live calls.
-        ends = hour <= deadline - minutes_p90 - CANCEL_MINUTES
-        likely = (batch, live_p90, hour) if ends else (live, live_p90, deadline)
-        rows.append(("hybrid", *likely, deadline, "deadline"))
-    if not totals.requests:
-        rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
-    spends = math.inf if limits.spend_dollars_per_month is None else limits.spend_dollars_per_month
-    binding = pl.when(pl.col("dollars") > spends).then(pl.lit(SPEND_LIMIT)).otherwise("binding")
-    return (
-        pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row")
-        .with_columns(
-            binding.alias("binding"),
-            dollars_saved=totals.plain_dollars - pl.col("dollars"),
-            requests=totals.requests,
-            input_tokens=round(totals.input_tokens),
-            output_tokens=round(totals.output_tokens),
-        )
-        .cast(OPTIONS)
-    )
-
-
 class Finish(NamedTuple):
     """When the last of a run's rows is answered, and what keeps it from being sooner."""
 
@@ -378,9 +322,53 @@ class Compiled:
 
     @cached_property
     def options(self) -> pl.DataFrame:
-        """`Plan.options`."""
-        limits = self.limits.shared(self.plan.share)
-        return options(self.totals, limits, self.expected, self.plan.concurrency, self.plan.deadline)
+        """`Plan.options`: a row per mode as `OPTIONS`; with a deadline a ``"hybrid"`` is among them."""
+        totals, deadline = self.totals, self.plan.deadline
+        usual, slow = self._live_finish(), self._live_finish(slow=True)
+        minutes, minutes_p90 = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
+        waves = math.ceil(totals.requests / (self.limits.batch_queue_requests or catalog.BATCH.max_requests))
+        # Most batches end within an hour, and one that has not ended after a day expires.
+        # Source: Anthropic, *Batch processing* (checked 2026-08-14).
+        hour, day = 60.0 * waves, catalog.BATCH.expires_hours * 60.0 * waves
+        live, live_p90 = totals.live_dollars, totals.live_dollars_p90
+        batch, batch_p90 = totals.batch_dollars, totals.batch_dollars_p90
+        rows = [
+            ("live", live, live_p90, minutes, minutes_p90, usual.binding),
+            ("batch", batch, batch_p90, hour, day, "queue" if waves > 1 else "batch processing"),
+        ]
+        if deadline is not None:
+            # As a batch if that usually ends before the rest must go live, else at the price of live calls.
+            ends = hour <= deadline - minutes_p90 - CANCEL_MINUTES
+            likely = (batch, live_p90, hour) if ends else (live, live_p90, deadline)
+            rows.append(("hybrid", *likely, deadline, "deadline"))
+        if not totals.requests:
+            rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
+        is_over = pl.col("dollars") > (self.limits.spend_dollars_per_month or math.inf)
+        table = pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row").with_columns(
+            binding=pl.when(is_over).then(pl.lit(SPEND_LIMIT)).otherwise("binding"),
+            dollars_saved=totals.plain_dollars - pl.col("dollars"),
+            requests=totals.requests,
+            input_tokens=round(totals.input_tokens),
+            output_tokens=round(totals.output_tokens),
+        )
+        return table.cast(OPTIONS)
+
+    def _live_finish(self, *, slow: bool = False) -> Finish:
+        """Return when all requests are answered live, as is usual or at the 90th percentile."""
+        totals, expected, input_more, output_more = self.totals, self.expected, 0.0, 0.0
+        if slow:
+            input_more, output_more = totals.input_more, totals.output_more
+            expected = expected.slow(max(totals.requests, 1))
+        return live_finish(
+            self.limits.shared(self.plan.share),
+            expected,
+            requests=totals.requests,
+            input_tokens=totals.uncached_tokens * (1 + input_more),
+            output_tokens=totals.output_tokens * (1 + output_more),
+            input_deviation=totals.input_deviation,
+            concurrency=self.plan.concurrency,
+            from_start=True,
+        )
 
     @property
     def takes(self) -> dict[str, Any]:
