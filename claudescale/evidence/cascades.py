@@ -377,13 +377,14 @@ class CascadeRun(Shown):
         """
         paid = [judging.paid(run) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
-        costs = [sum(paid), *(plan.compiled.takes["dollars"] for plan in known.plans.values())]
-        estimated = [False, *[True] * len(known.plans)]
+        every_row = [plan.compiled.takes["dollars"] for plan in known.plans.values()]
+        estimated = [True] * len(every_row)
         if next(iter(self.runs.values())).state == "finished":
-            costs[1], estimated[1] = paid[0], False
-        ways = {"way": known.options["way"], "dollars": costs, "estimated": estimated}
-        share = pl.when(pl.col("dollars").last() > 0).then(pl.col("dollars") / pl.col("dollars").last())
-        return pl.DataFrame(ways).with_columns(share=share).select(*BILL)
+            every_row[0], estimated[0] = paid[0], False
+        ways = {"way": known.options["way"], "dollars": [sum(paid), *every_row]}
+        last = pl.col("dollars").last()
+        share = pl.when(last > 0).then(pl.col("dollars") / last)
+        return pl.DataFrame(ways | {"estimated": [False, *estimated]}).with_columns(share=share).select(*BILL)
 
     @property
     def plot(self) -> CascadePlots:
@@ -391,13 +392,19 @@ class CascadeRun(Shown):
         return CascadePlots(self)
 
     def _card(self) -> Card:
-        table, mark = self.table, "SIMULATED " * self.simulated
+        table, mark = self.table, "SIMULATED " if self.simulated else ""
         by = f" ({self.stopped_by})" if self.stopped_by else ""
         settled = f"{table['accepted'].sum():,} of {plural(self.rows.height, 'row')} accepted"
         spent = f"{dollars(self.dollars)} paid by this run in {duration(self.minutes)}"
-        ways = [f"{way} {'about ' * guess}{dollars(cost)}" for way, cost, _, guess in self.bill.iter_rows()]
-        notes = [f"{', '.join(ways)}.", *[judging.INVENTED] * self.simulated]
-        notes += [f"{self.message} The same cell again sends only what is missing."] if self.message else []
+        ways = [
+            f"{way} {'about ' if is_estimate else ''}{dollars(cost)}"
+            for way, cost, _, is_estimate in self.bill.iter_rows()
+        ]
+        notes = [f"{', '.join(ways)}."]
+        if self.simulated:
+            notes.append(judging.INVENTED)
+        if self.message:
+            notes.append(f"{self.message} The same cell again sends only what is missing.")
         ledger = ledger_typed(next(iter(self.runs.values())).path)
         return Card.of(
             table.select("model", "rows", "accepted", "passed_on_share", "why", "dollars"),

@@ -371,6 +371,15 @@ class Compiled:
         )
 
     @property
+    def cache_hit_shares(self) -> dict[str, float | None]:
+        """The share of the requests that are taken to hit the cache, by mode; of a hybrid it is not known."""
+        expected, requests = self.expected, max(self.totals.requests, 1)
+        if not expected.cached_tokens:
+            return {"live": 0.0, "batch": 0.0, "hybrid": 0.0}
+        live = 1 - 1 / requests  # the first writes it
+        return {"live": live, "batch": min(live, expected.batch_hit_share), "hybrid": None if live else 0.0}
+
+    @property
     def takes(self) -> dict[str, Any]:
         """What the plan takes in its mode, as a row of `OPTIONS`; live where that is still to be chosen."""
         return option(self.options, "live" if self.plan.mode == AUTO else self.plan.mode)

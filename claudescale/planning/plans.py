@@ -270,11 +270,8 @@ class Plan(Shown):
                 own = other.replace(tier=self.tier).options["minutes"]
                 options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
             if "cache" in tried:
-                known, requests = other.compiled.expected, max(other.compiled.totals.requests, 1)
-                later = 1 - 1 / requests if known.cached_tokens else 0.0  # the first writes it
-                hits = {"live": later, "batch": min(later, known.batch_hit_share)}
-                hits["hybrid"] = math.nan if later else 0.0  # it is not known how many go which way
-                share = pl.col("mode").replace_strict(hits, return_dtype=pl.Float64).fill_nan(None)
+                shares = other.compiled.cache_hit_shares
+                share = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
                 options = options.with_columns(share.alias("cache_hit_share"))
             options = options.filter(pl.col("mode").is_in(modes))
             columns = [pl.lit(choices.shown(name, getattr(other, name))).alias(name) for name in tried]
