@@ -215,7 +215,7 @@ class Cluster:
         self._plan = replace(
             plan, frame=job.work.frame.clear(), share=plan.share / lanes, deadline=None, budget=None,
             concurrency=plan.concurrency and plan.concurrency // lanes,
-            _evidence=plan.compiled.evidence._replace(retry=None),
+            _retry=None,
         )  # fmt: skip
         tokens = float(requests["estimated_tokens"].sum()) / requests.height
         row_seconds = _seconds(plan.compiled.limits, 1, tokens, expected.output_tokens)

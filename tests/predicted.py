@@ -4,12 +4,10 @@ The real engine, pacer and ledger, with the simulator's desk in the place of the
 whatever else the machine does.
 """
 
-import inspect
 import itertools
 import random
 import zlib
 from contextlib import closing
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import virtual
 from engine import DeskSend
 
 import claudescale as cs
+from claudescale import lessons
 from claudescale.api.client import Api
 from claudescale.ledger.store import Store
 from claudescale.pacing.pacer import Pacer
@@ -27,6 +26,7 @@ from claudescale.running.live import Live
 
 STORY = """the parcel was late box broken again never order refund please driver phone answer twice colour
 size small large sent back money waited days week shop friendly quick thanks good great bad price label"""
+LIMITS = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
 
 
@@ -50,24 +50,7 @@ def texts(rows, seed=1, *, median=40, is_sorted=False):
 
 def limits(requests=60_000, input_tokens=1e8, output_tokens=1e8):
     """Return limits of which at most one binds."""
-    return cs.Limits(
-        requests_per_minute=requests,
-        input_tokens_per_minute=input_tokens,
-        output_tokens_per_minute=output_tokens,
-    )
-
-
-@lru_cache(maxsize=1)
-def docs():
-    """Return the rows of the notebooks: the docstrings of Polars."""
-    kinds = [pl.DataFrame, pl.LazyFrame, pl.Series, pl.Expr, pl]
-    rows = [
-        (kind.__name__, name, inspect.getdoc(getattr(kind, name)))
-        for kind in kinds
-        for name in getattr(kind, "__all__", dir(kind))
-        if name[0] != "_"
-    ]
-    return pl.DataFrame(rows, schema=["owner", "name", "doc"], orient="row").filter(pl.col("doc") != "")
+    return cs.Limits(**dict(zip(LIMITS, (requests, input_tokens, output_tokens), strict=True)))
 
 
 def _echo(body, _seed):
@@ -82,27 +65,23 @@ def _long_tailed(body, seed):
 
 
 _SECONDS = {"bucket_seconds": 1.0}
-_LEVEL = {"level": pl.Enum(["first day", "every day", "expert"])}
+_SUMMARY, _LEVEL = "What is it?\n{doc}", "For whom is this?\n{doc}"
+_LEVELS = {"level": pl.Enum(["first day", "every day", "expert"])}
+_LONG = {"prompt": "Write about: {doc}", "max_tokens": 8_000}
 _OUTPUT = limits(output_tokens=12_000)
 CASES = {
     # Plans of the notebooks, on limits that are enforced by the second.
-    "summary": ({"prompt": "What is it?\n{doc}", "returns": _LEVEL | {"summary": pl.String}}, _SECONDS),
-    "level": ({"prompt": "For whom is this?\n{doc}", "returns": _LEVEL}, _SECONDS),
-    "level, tier 1": ({"prompt": "For whom is this?\n{doc}", "returns": _LEVEL, "tier": 1}, _SECONDS),
-    "level, build": ({"prompt": "For whom is this?\n{doc}", "returns": _LEVEL, "tier": "build"}, _SECONDS),
-    "level, Opus": ({"prompt": "For whom is this?\n{doc}", "returns": _LEVEL, "model": OPUS}, _SECONDS),
+    "summary": ({"prompt": _SUMMARY, "returns": _LEVELS | {"summary": pl.String}}, _SECONDS),
+    "level": ({"prompt": _LEVEL, "returns": _LEVELS}, _SECONDS),
+    "level, tier 1": ({"prompt": _LEVEL, "returns": _LEVELS, "tier": 1}, _SECONDS),
+    "level, build": ({"prompt": _LEVEL, "returns": _LEVELS, "tier": "build"}, _SECONDS),
+    "level, Opus": ({"prompt": _LEVEL, "returns": _LEVELS, "model": OPUS}, _SECONDS),
     "explained": (
         {"prompt": "Explain this in one sentence.\n{doc}", "max_tokens": 120},
         _SECONDS | {"faults": {500: 0.01, "drop_after": 0.01}},
     ),
-    "long tail": (
-        {"prompt": "Write about: {doc}", "max_tokens": 8_000},
-        _SECONDS | {"replies": _long_tailed},
-    ),
-    "long tail, output binds": (
-        {"prompt": "Write about: {doc}", "max_tokens": 8_000, "tier": _OUTPUT},
-        _SECONDS | {"replies": _long_tailed},
-    ),
+    "long tail": (_LONG, _SECONDS | {"replies": _long_tailed}),
+    "long tail, output binds": (_LONG | {"tier": _OUTPUT}, _SECONDS | {"replies": _long_tailed}),
     # Each limit in turn, enforced by the minute, and an API that fails.
     "requests bind": ({"tier": limits(300)}, {}),
     "requests bind, refusals and cuts": ({"tier": limits(300)}, {"faults": {"refusal": 0.05, "cut": 0.1}}),
@@ -126,9 +105,9 @@ CASES = {
 def case(name, rows=None, seed=1):
     """Return a plan of so many rows and the API it meets."""
     options, api = CASES[name]
-    frame = docs() if "doc" in options.get("prompt", "") else texts(rows or 600, seed)
     given = {"prompt": "Name the complaint: {text}", "model": HAIKU, "max_tokens": 600} | options
-    plan = cs.plan(frame, given.pop("prompt"), **given)
+    docs = lessons.docstrings().rename({"text": "doc"})
+    plan = cs.plan(docs if "{doc}" in given["prompt"] else texts(rows or 600, seed), **given)
     return plan if rows is None else plan.sample(rows, seed), {"seed": seed} | api
 
 
@@ -174,14 +153,13 @@ def ran(plan, **api: Any):
     if written := api.pop("replies", None):
         api["replies"] = lambda body: written(body, api.get("seed", 0))
     compiled = plan.compiled
-    names = ("requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute")
 
     async def go():
         clock = virtual.clock()
-        send = DeskSend(clock, **dict(zip(names, compiled.limits.per_minute, strict=True)), **api)
+        allowed = dict(zip(LIMITS, compiled.limits.per_minute, strict=True))
         job = Job(plan, SimpleNamespace(middleware=()), None)
         job._work = work = compiled.work("simulator")
-        job.clock, job.wire = clock, SimpleNamespace(send=send)
+        job.clock, job.wire = clock, SimpleNamespace(send=DeskSend(clock, **allowed, **api))
         job.api = Api(name="simulator", simulated=True, clock=clock)
         job.meter.begin(work.keys)
         with closing(Store(None)) as ledger:
@@ -199,8 +177,8 @@ def ran(plan, **api: Any):
             await live.answer(rows())
             minutes = (clock.seconds() - started) / 60
             sizes = work.requests.select("key", "estimated_tokens")
-            kept = ledger.replies(sizes["key"]), ledger.attempts(run=ledger.run)
-            return Past(plan, work.keys, sizes, *kept, live.pacer.limits, minutes)
+            records = ledger.replies(sizes["key"]), ledger.attempts(run=ledger.run)
+            return Past(plan, work.keys, sizes, *records, live.pacer.limits, minutes)
 
     return virtual.run(go())
 

@@ -57,7 +57,7 @@ row on the last one."""
 
 _CONFIDENCE = 0.95
 _MODES = ("live", "batch")
-_TEXT, _ROW, _RANK, _KEY = "claudescale_prompt", "claudescale row", "claudescale rank", "claudescale key"
+_TEXT, _ROW = "claudescale_prompt", "claudescale row"  # columns that no frame of a user has
 
 
 class Passed(NamedTuple):
@@ -113,18 +113,21 @@ class Cascade(Shown):
 
         Spends: nothing.
         """
-        takes = [plan.options.filter(mode=plan.mode).row(0, named=True) for plan in self.plans.values()]
+        alone = [plan.compiled.takes for plan in self.plans.values()]
         ways: dict[str, list[Any]] = {"way": [CASCADE, *(f"all on {name}" for name in self.plans)]}
         for unit in ("dollars", "minutes"):
-            for number, end in enumerate(("_low", "", "_high")):
-                figures = [take[f"{unit}_p90" if end == "_high" else unit] for take in takes]
-                shares = (passed.shares[number] for passed in self.passed[:-1])
-                parts: Iterable[float] = accumulate(shares, mul, initial=1.0)
+            for end, shares in zip(("_low", "", "_high"), self._reaching(), strict=True):
+                figures = [takes[f"{unit}_p90" if end == "_high" else unit] for takes in alone]
                 if unit == "minutes" and self.plan.mode == "batch":
-                    parts = map(math.ceil, parts)
-                known = end or self.passed[0].asked
-                ways[f"{unit}{end}"] = [sum(map(mul, figures, parts)) if known else None, *figures]
+                    shares = [math.ceil(share) for share in shares]  # noqa: PLW2901
+                together = sum(map(mul, figures, shares)) if end or self.passed[0].asked else None
+                ways[f"{unit}{end}"] = [together, *figures]
         return pl.DataFrame(ways, schema=OPTIONS)
+
+    def _reaching(self) -> Iterable[list[float]]:
+        """Return the shares of the rows that reach each model: as few as may be, as measured, as many."""
+        passed_on = zip(*(passed.shares for passed in self.passed[:-1]), strict=True)
+        return (list(accumulate(shares, mul, initial=1.0)) for shares in passed_on)
 
     def sample(self, n: int = 50, seed: int = 0) -> Cascade:
         """Return the cascade over `n` rows drawn without replacement, or over all if there are fewer.
@@ -154,8 +157,8 @@ class Cascade(Shown):
         if not (is_ours and any(passed.asked for passed in pilot.passed)):
             use = "Use pilot = await cascade.sample(50).run(client)."
             refuse(f"This is not a run of this cascade, or it has no replies to learn from. {use}")
-        paid = {model: run for model, run in pilot.runs.items() if run.job.replies()["dollars"].sum()}
-        measured = {model: self.plans[model].calibrate(run) for model, run in paid.items()}
+        paid = [model for model, run in pilot.runs.items() if judging.paid(run)]
+        measured = {model: self.plans[model].calibrate(pilot.runs[model]) for model in paid}
         unasked = [Passed()] * (len(self.plans) - len(pilot.passed))
         return replace(self, plans={**self.plans, **measured}, passed=(*pilot.passed, *unasked))
 
@@ -198,10 +201,12 @@ class Cascade(Shown):
         fails = "Passed on: rows that fail (form, refusal, cut off, empty, API error)"
         notes = [f"{fails}, and what {self.accept.words} does not accept." if self.accept else f"{fails}."]
         for model, passed in zip(self.plans, self.passed[:-1], strict=False):
-            low, _, high = passed.shares
-            share = f"{passed.on:,} of {passed.asked:,}, so {low:.0%} to {high:.0%}"
-            notes += [f"{model} passed on {share} ({_CONFIDENCE:.0%} interval)."] * bool(passed.asked)
-        notes += [] if plan.budget is None else [f"Budget: {dollars(plan.budget)} for all models together."]
+            if passed.asked:
+                low, _, high = passed.shares
+                share = f"{passed.on:,} of {passed.asked:,}, so {low:.0%} to {high:.0%}"
+                notes.append(f"{model} passed on {share} ({_CONFIDENCE:.0%} interval).")
+        if plan.budget is not None:
+            notes.append(f"Budget: {dollars(plan.budget)} for all models together.")
         usual, models = ways["dollars"][0], " \N{RIGHTWARDS ARROW} ".join(self.plans)
         about, following = f"about {dollars(usual or 0.0)}", "run = await cascade.run(client)"
         if usual is None:
@@ -242,73 +247,65 @@ class CascadeRun(Shown):
     state: str = "running"
     stopped_by: str | None = None
     message: str | None = None
-    _steps: list[pl.DataFrame] = field(default_factory=list)
+    _answers: list[pl.DataFrame] = field(default_factory=list)  # of each run: its results, `model`, `_ROW`
 
     async def climb(self, client: AsyncAnthropic, *, ledger: Any, progress: bool) -> None:
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole = self.rows, self.cascade.plan
         changes: dict[str, Any] = {}
-        if whole.compiled.prompt.columns is None:  # an expression may look at all rows: it is computed once
-            frame = frame.with_columns(whole.compiled.prompt.text.content.alias(_TEXT))
+        text = whole.compiled.prompt.text
+        if text.columns is None:  # an expression may look at all rows: it is computed once
+            frame = frame.with_columns(text.content.alias(_TEXT))
             changes["prompt"] = pl.col(_TEXT)
-        places = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
+        rows = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
             # What is left for this model; too little is refused by its run.
-            for name, used in (("budget", self.dollars), ("deadline", self.minutes)):
-                most = getattr(whole, name)
-                changes[name] = most and max(most - used, judging.TOO_LITTLE)
-            changes |= {"frame": frame[places]}
+            changes["budget"] = whole.budget and max(whole.budget - self.dollars, judging.TOO_LITTLE)
+            changes["deadline"] = whole.deadline and max(whole.deadline - self.minutes, judging.TOO_LITTLE)
             try:
-                self.runs[model] = replace(plan, **changes).start(client, ledger=ledger, progress=progress)
+                asked = replace(plan, frame=frame[rows], **changes)
+                self.runs[model] = asked.start(client, ledger=ledger, progress=progress)
                 await self.runs[model]
             except (ImpossibleBudget, ImpossibleDeadline) as error:
                 if number == 1:
                     raise
-                del self.runs[model]  # it was asked nothing
+                self.runs.pop(model, None)  # it was asked nothing
                 self.state = "stopped"
                 self.stopped_by = "budget" if isinstance(error, ImpossibleBudget) else "deadline"
-                self.message = f"{places.len():,} rows are passed on to {model}. {error}"
+                self.message = f"{rows.len():,} rows are passed on to {model}. {error}"
                 return
             except RunStopped as error:
-                self._judge(model, places)
+                self._judge(model, rows)
                 msg = f"Model {number} of {len(self.cascade.plans)}, {model}: {error}"
                 raise RunStopped(msg, self) from error
-            places = self._judge(model, places)
-            if places.is_empty() or self.state != "finished":
+            rows = self._judge(model, rows)
+            if rows.is_empty() or self.state != "finished":
                 return
 
-    def _judge(self, model: str, places: pl.Series) -> pl.Series:
-        """Keep what a model answered, and return the places of the rows that it did not settle."""
-        run, error = self.runs[model], pl.col("error")
+    def _judge(self, model: str, rows: pl.Series) -> pl.Series:
+        """Keep what a model answered to some rows, and return those that it did not settle."""
+        run = self.runs[model]
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
-        keys = run.job.work.keys.alias(_KEY)  # null where there is nothing to ask
-        own = run.results[:, run.job.work.frame.width :].drop("simulated", strict=False)
-        asked = error.ne_missing(NOT_SENT) & pl.col(_KEY).is_not_null()
-        step = own.with_columns(keys, places.alias(_ROW)).with_columns(
-            model=pl.when(asked).then(pl.lit(model))
-        )
-        self._steps.append(step)
-        replied = self._renamed[places].hstack(step).filter(pl.col(_KEY).is_not_null(), error.is_null())
+        results, keys = run.results.drop(_TEXT, "simulated", strict=False), run.job.work.keys
+        error = results["error"]
+        was_asked = keys.is_not_null() & error.ne_missing(NOT_SENT)  # a row without a key has nothing to ask
+        answers = results.with_columns(rows.alias(_ROW), model=pl.when(was_asked).then(pl.lit(model)))
+        self._answers.append(answers)
+        came_through = was_asked & error.is_null()
         try:
-            accepted = self.cascade.accepted(replied.drop(_ROW, _KEY))
+            accepted = self.cascade.accepted(answers.drop(_ROW).filter(came_through))
         except Exception as failure:  # the user's function may raise anything
             self.state, self.stopped_by = "failed", "accept"
             self.message = f"{model}: accept= cannot tell which replies are good enough: {failure!r}."
             kept = "The replies are in run.runs; with the same ledger another accept= pays for none of them."
             msg = f"{self.message} {kept}"
             raise RunStopped(msg, self) from failure
-        refused = pl.col(_ROW).is_in(replied.filter(~accepted)[_ROW].implode())
-        step = step.with_columns(error=pl.when(refused).then(pl.lit(NOT_ACCEPTED)).otherwise(error))
-        self._steps[-1] = step
-        failed = error.is_not_null() & error.ne_missing(NOT_SENT)
-        requests = step.filter(pl.col("model").is_not_null()).group_by(_KEY).agg(error.is_not_null().any())
-        self.passed.append(Passed(requests.height, int(requests["error"].sum())))
-        return places.filter(step.select(failed).to_series())
-
-    @property
-    def _renamed(self) -> pl.DataFrame:
-        """Its frame, with the names that its columns have in the results."""
-        return self.rows.rename(self.cascade.plan.compiled.prompt.renamed)
+        error = error.scatter(came_through.arg_true().filter(~accepted), NOT_ACCEPTED)
+        self._answers[-1] = answers.with_columns(error)
+        is_passed_on = was_asked & error.is_not_null()
+        asked, on = (keys.filter(some).n_unique() for some in (was_asked, is_passed_on))
+        self.passed.append(Passed(asked, on))
+        return rows.filter(is_passed_on)
 
     @property
     def dollars(self) -> float:
@@ -338,12 +335,11 @@ class CascadeRun(Shown):
         Spends: nothing.
         """
         error = pl.col("error")
-        replied = error.is_null() | pl.col("reply").is_not_null()
-        rank = replied.cast(pl.Int8) + error.ne_missing(NOT_SENT)  # a reply, an error, nothing yet
-        steps = pl.concat(self._steps).with_columns(rank.alias(_RANK))
-        kept = steps.sort(_ROW, _RANK, maintain_order=True).unique(_ROW, keep="last", maintain_order=True)
-        mark = [pl.lit(value=True).alias("simulated")] * self.simulated
-        return self._renamed.hstack(kept.drop(_ROW, _RANK, _KEY)).with_columns(mark)
+        is_open, replied = error == NOT_SENT, error.is_null() | pl.col("reply").is_not_null()
+        worth = pl.when(is_open).then(0).when(replied).then(2).otherwise(1)  # of these the last one stays
+        answers = pl.concat(self._answers).sort(_ROW, worth, maintain_order=True)
+        results = answers.unique(_ROW, keep="last", maintain_order=True).drop(_ROW)
+        return results.with_columns(simulated=True) if self.simulated else results
 
     @property
     def table(self) -> pl.DataFrame:
@@ -352,13 +348,23 @@ class CascadeRun(Shown):
         Spends: nothing.
         """
         rows = []
-        for (model, run), step in zip(self.runs.items(), self._steps, strict=False):
-            errors, asked = step["error"].drop_nulls(), step["model"].count()
-            on = errors.filter(errors != NOT_SENT)
-            missing, paid = errors.len() - on.len(), float(run.job.replies()["dollars"].sum())
-            counts = asked + missing, asked - on.len(), on.len(), missing, on.len() / asked if asked else None
-            rows.append((model, *counts, judging.why(on), paid, run.minutes))
-        return pl.DataFrame(rows, schema=TABLE, orient="row")
+        for (model, run), answers in zip(self.runs.items(), self._answers, strict=True):
+            asked = answers.filter(pl.col("model").is_not_null())
+            passed_on, missing = asked["error"].drop_nulls(), (answers["error"] == NOT_SENT).sum()
+            rows.append(
+                {
+                    "model": model,
+                    "rows": asked.height + missing,
+                    "accepted": asked.height - passed_on.len(),
+                    "passed_on": passed_on.len(),
+                    "missing": missing,
+                    "passed_on_share": passed_on.len() / asked.height if asked.height else None,
+                    "why": judging.why(passed_on),
+                    "dollars": judging.paid(run),
+                    "minutes": run.minutes,
+                }
+            )
+        return pl.DataFrame(rows, schema=TABLE)
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -369,15 +375,16 @@ class CascadeRun(Shown):
 
         Spends: nothing.
         """
-        paid = [float(run.job.replies()["dollars"].sum()) for run in self.runs.values()]
+        paid = [judging.paid(run) for run in self.runs.values()]
         known = self.cascade.calibrate(self) if any(passed.asked for passed in self.passed) else self.cascade
-        costs = [sum(paid), *(plan.compiled.takes["dollars"] for plan in known.plans.values())]
-        estimated = [False, *[True] * len(known.plans)]
+        every_row = [plan.compiled.takes["dollars"] for plan in known.plans.values()]
+        estimated = [True] * len(every_row)
         if next(iter(self.runs.values())).state == "finished":
-            costs[1], estimated[1] = paid[0], False
-        ways = {"way": known.options["way"], "dollars": costs, "estimated": estimated}
-        share = pl.when(pl.col("dollars").last() > 0).then(pl.col("dollars") / pl.col("dollars").last())
-        return pl.DataFrame(ways).with_columns(share=share).select(*BILL)
+            every_row[0], estimated[0] = paid[0], False
+        ways = {"way": known.options["way"], "dollars": [sum(paid), *every_row]}
+        last = pl.col("dollars").last()
+        share = pl.when(last > 0).then(pl.col("dollars") / last)
+        return pl.DataFrame(ways | {"estimated": [False, *estimated]}).with_columns(share=share).select(*BILL)
 
     @property
     def plot(self) -> CascadePlots:
@@ -385,14 +392,20 @@ class CascadeRun(Shown):
         return CascadePlots(self)
 
     def _card(self) -> Card:
-        table, mark = self.table, "SIMULATED " * self.simulated
+        table, mark = self.table, "SIMULATED " if self.simulated else ""
         by = f" ({self.stopped_by})" if self.stopped_by else ""
         settled = f"{table['accepted'].sum():,} of {plural(self.rows.height, 'row')} accepted"
         spent = f"{dollars(self.dollars)} paid by this run in {duration(self.minutes)}"
-        ways = [f"{way} {'about ' * guess}{dollars(cost)}" for way, cost, _, guess in self.bill.iter_rows()]
-        notes = [f"{', '.join(ways)}.", *[judging.INVENTED] * self.simulated]
-        notes += [f"{self.message} The same cell again sends only what is missing."] if self.message else []
-        ledger = next((ledger_typed(run.path) for run in self.runs.values()), "")
+        ways = [
+            f"{way} {'about ' if is_estimate else ''}{dollars(cost)}"
+            for way, cost, _, is_estimate in self.bill.iter_rows()
+        ]
+        notes = [f"{', '.join(ways)}."]
+        if self.simulated:
+            notes.append(judging.INVENTED)
+        if self.message:
+            notes.append(f"{self.message} The same cell again sends only what is missing.")
+        ledger = ledger_typed(next(iter(self.runs.values())).path)
         return Card.of(
             table.select("model", "rows", "accepted", "passed_on_share", "why", "dollars"),
             title=f"{mark}Cascade {self.state}{by}: {settled}; {spent}.",

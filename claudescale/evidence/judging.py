@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Prompt
+    from claudescale.running.runs import Run
 
 EVIDENCE = pl.Schema(
     {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
@@ -54,12 +55,13 @@ def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
     kind, values = kinds[0], compared[kinds[0]]
     several = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
     if len(several) < _FEWEST_CHOICES:
-        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']"
-        refuse(f"{kind}={values!r:.60}: give two or more{such_as * (kind == 'models')}.")
+        such_as = ", such as models=['claude-haiku-5-5', 'claude-opus-5-5']" if kind == "models" else ""
+        refuse(f"{kind}={values!r:.60}: give two or more{such_as}.")
     name, plans = kind.removesuffix("s"), {}
     for number, value in enumerate(several, 1):
         other = plan.replace(**{name: value})
-        plans[{"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}[name]] = other
+        names = {"model": other.compiled.model.id, "effort": value, "prompt": f"prompt {number}"}
+        plans[names[name]] = other
     if len(plans) < len(several):
         refuse(f"{kind}={several!r} names a {name} twice. Give different ones.")
     return plans
@@ -81,11 +83,12 @@ class Judge:
             values: Any = results.with_columns(claudescale_judged=self.by).to_series(results.width)
         else:
             values = self.by(results)
-        number, a_series = self.name == "score", isinstance(values, pl.Series)
-        fits = a_series and (values.dtype in _YES_NO or (number and values.dtype.is_numeric()))
+        may_be_number, is_series = self.name == "score", isinstance(values, pl.Series)
+        fits = is_series and (values.dtype in _YES_NO or (may_be_number and values.dtype.is_numeric()))
         if not fits or values.len() != results.height:
-            gives = f"{values.len():,} of {values.dtype}" if a_series else f"a {type(values).__name__}"
-            wanted = f"a Series of {results.height:,} Booleans{' or numbers' * number}, one for each row"
+            kinds = "Booleans or numbers" if may_be_number else "Booleans"
+            gives = f"{values.len():,} of {values.dtype}" if is_series else f"a {type(values).__name__}"
+            wanted = f"a Series of {results.height:,} {kinds}, one for each row"
             refuse(f"{self.name}= gives {gives}, not {wanted}.")
         return values  # type: ignore[no-any-return]  # a Series
 
@@ -93,7 +96,8 @@ class Judge:
         """Return the score of each row: null where there is nothing to judge, 0 where the row failed."""
         number, failed = pl.col("value").cast(pl.Float64), pl.col("error").is_not_null()
         score = pl.when(number.is_finite()).then(number).when(failed).then(0.0)
-        return results.select("error", value=self.values(results)).select(s=pl.when(judged).then(score))["s"]
+        values = results.select("error", value=self.values(results))
+        return values.select(pl.when(judged).then(score).alias("score")).to_series()
 
 
 def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
@@ -101,8 +105,9 @@ def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
     if not isinstance(by, pl.Expr) and not callable(by):
         refuse(f"{name}={by!r:.60} cannot be used. {_TAKES[name]}")
     names = by.meta.root_names() if isinstance(by, pl.Expr) else []
-    for missing in [column for column in names if column not in schema and column[0] != "^"][:1]:
-        raise unknown_column(missing, pl.Schema(schema), f"{name}=")
+    for column in names:
+        if column not in schema and not column.startswith("^"):  # that is a pattern of names
+            raise unknown_column(column, pl.Schema(schema), f"{name}=")
     words = "your expression" if isinstance(by, pl.Expr) else getattr(by, "__name__", "your function")
     made = Judge(name=name, by=by, words=words.replace("<lambda>", "your function"))
     try:
@@ -162,6 +167,11 @@ def _agreement(columns: Mapping[str, Any]) -> Judge:
 def why(errors: pl.Series) -> str:
     """Return what went wrong how often: ``97 not_accepted, 2 refusal``."""
     return ", ".join(f"{count:,} {error}" for error, count in errors.value_counts(sort=True).iter_rows())
+
+
+def paid(run: Run) -> float:
+    """Return the dollars of a run's replies, paid by whichever run."""
+    return float(run.job.replies(["dollars"])["dollars"].sum())
 
 
 def tail(right: int, rows: int, share: float) -> float:

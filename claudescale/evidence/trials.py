@@ -112,10 +112,12 @@ class Trial(Shown):
         self.runs.clear()
         expected = {choice: plan.compiled.takes["dollars"] for choice, plan in self.plans.items()}
         for choice in sorted(expected, key=expected.__getitem__):
-            plan, open_ = self.plans[choice], sum(expected[other] for other in expected.keys() - self.runs)
-            if self.budget is not None and open_:
+            plan = self.plans[choice]
+            still_expected = sum(expected[other] for other in expected.keys() - self.runs)
+            if self.budget is not None and still_expected:
                 left = self.budget - sum(run.counts.dollars for run in self.runs.values())
-                plan = plan.replace(budget=max(left * min(expected[choice] / open_, 1.0), judging.TOO_LITTLE))
+                share = left * min(expected[choice] / still_expected, 1.0)
+                plan = plan.replace(budget=max(share, judging.TOO_LITTLE))
             self.runs[choice] = plan.start(client, ledger=ledger, progress=progress)
             await self.runs[choice]
         return self
@@ -140,17 +142,26 @@ class Trial(Shown):
             takes, rows = plan.compiled.takes, plan.compiled.totals.sent_rows
             row |= {"rows": rows, "dollars": takes["dollars"], "minutes": takes["minutes"]}
             return row | {"dollars_per_1000_rows": takes["dollars"] / rows * 1_000}
-        run, judged, results = self.runs[choice], scores.drop_nulls(), answered(self.runs[choice])
+        run, judged = self.runs[choice], scores.drop_nulls()
         low, high = judging.interval(judged, self.confidence, seed=self.seed)
-        live = run.job.replies().filter(mode="live", status=200)["seconds"]
-        errors = run.results["error"].drop_nulls()
-        errors = errors.filter(errors != NOT_SENT)
-        paid, rows = float(run.job.replies()["dollars"].sum()), int(results["judged"].sum())
-        row |= {"rows": judged.len(), "score": judged.mean(), "score_high": high}
-        row |= {"score_low": 1.0 if choice == self.reference else low}  # it agrees with itself
-        row |= {"dollars": paid, "dollars_per_1000_rows": paid / rows * 1_000 if rows else None}
-        row |= {"seconds": live.median(), "seconds_p90": live.quantile(0.9, "linear"), "minutes": run.minutes}
-        return row | {"failed": errors.len(), "why": judging.why(errors), "simulated": run.job.simulated}
+        seconds = run.job.replies().filter(mode="live", status=200)["seconds"]
+        results = answered(run)
+        errors = results.filter(pl.col("error") != NOT_SENT)["error"]
+        paid, rows = judging.paid(run), int(results["judged"].sum())
+        return row | {
+            "rows": judged.len(),
+            "score": judged.mean(),
+            "score_low": 1.0 if choice == self.reference else low,  # it agrees with itself
+            "score_high": high,
+            "dollars_per_1000_rows": paid / rows * 1_000 if rows else None,
+            "seconds": seconds.median(),
+            "seconds_p90": seconds.quantile(0.9, "linear"),
+            "failed": errors.len(),
+            "why": judging.why(errors),
+            "dollars": paid,
+            "minutes": run.minutes,
+            "simulated": run.job.simulated,
+        }
 
     @property
     def scores(self) -> dict[str, pl.Series]:
@@ -231,23 +242,28 @@ class Trial(Shown):
         return TrialPlots(self)
 
     def _card(self) -> Card:
-        table, mark = self.table, "SIMULATED " * any(run.job.simulated for run in self.runs.values())
+        table, runs = self.table, self.runs.items()
         scored = f"{self.judge.words} with {self.reference}" if self.reference else self.judge.words
         rows = plural(self.sample.height, "row")
-        title = f"{mark}Trial of {plural(table.height, 'choice')} on {rows}, scored by {scored}"
+        title = f"Trial of {plural(table.height, 'choice')} on {rows}, scored by {scored}"
         total = dollars(float(table["dollars"].sum()))
-        if not self.runs:
+        if not runs:
             title = f"{title}: about {total} in all. Nothing is sent yet."
             notes = [] if self.budget is None else [f"Budget: {dollars(self.budget)}."]
             table = table.select("choice", "rows", "dollars", "minutes")
             return Card.of(table, title=title, notes=notes, next="await trial.run(client)")
-        runs = self.runs.items()
+        notes = []
         missing = [
             f"{plural(run.counts.missing, 'row')} of {choice}" for choice, run in runs if run.counts.missing
         ]
         missing += [choice for choice in self.plans if choice not in self.runs]
-        notes = [f"Not answered: {', '.join(missing)}. The same cell again sends only what is missing."]
-        notes = notes * bool(missing) + [judging.INVENTED] * bool(mark)
+        if missing:
+            notes.append(
+                f"Not answered: {', '.join(missing)}. The same cell again sends only what is missing."
+            )
+        if any(run.job.simulated for run in self.runs.values()):
+            title = f"SIMULATED {title}"
+            notes.append(judging.INVENTED)
         table = table.rename({"score_low": "score_interval", "score_high": "score_interval_p90"})
         table, next_ = table.select("choice", *table.columns[3:10]), "plan = trial.pick(min_score=0.9)"
         return Card.of(table, title=f"{title}: {total} in all.", notes=notes, next=next_)

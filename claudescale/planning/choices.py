@@ -180,21 +180,22 @@ class PlanPlots(Gallery):
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
         """Return what each strategy saves as `prices.SAVINGS`, read downward like `Run.savings`."""
-        plan, last = self.plan, self.plan.compiled.likely_mode
+        plan, mode = self.plan, self.plan.compiled.likely_mode
         models = [model] if isinstance(model, str) else list(model)
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
-        plain = plain.with_columns(without=pl.col("dollars") + pl.col("dollars_saved"))
-        *others, (own, alone, uncached) = plain.select("model", "without", "dollars").rows()
-        now = {mode: estimates.option(plan.options, mode)["dollars"] for mode in ("live", last)}
+        plain = plain.with_columns(alone=pl.col("dollars") + pl.col("dollars_saved"))
+        *others, own = plain.iter_rows(named=True)
+        others = [row for row in others if row["model"] != own["model"]]
+        live, spent = (estimates.option(plan.options, each)["dollars"] for each in ("live", mode))
         steps = [
-            *(("model", f"the same on {name}", dollars) for name, dollars, _ in others if name != own),
-            ("deduplication", "every row sent by itself", alone),
-            ("cache", "nothing cached", uncached),
-            ("batch", "everything sent live", now["live"]),
+            *(("model", f"the same on {row['model']}", row["alone"]) for row in others),
+            ("deduplication", "every row sent by itself", own["alone"]),
+            ("cache", "nothing cached", own["dollars"]),
+            ("batch", "everything sent live", live),
         ]
         frame = pl.DataFrame(steps, schema=list(prices.SAVINGS)[:3], orient="row")
         without = pl.col("dollars_without")
-        left = without.shift(-1, fill_value=now[last])
+        left = without.shift(-1, fill_value=spent)
         frame = frame.with_columns(dollars_with=left, dollars_saved=without - left)
         share = pl.col("dollars_saved") / without.first()
         return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
@@ -217,8 +218,10 @@ class PlanPlots(Gallery):
         """Return the tiers of the plan's family with published limits, with its own limits before them."""
         own, group = self.plan.tier, self.plan.compiled.model.rate_group
         family = "today" if isinstance(own, Limits) else catalog.tier(own).family
-        tiers = [each for each in catalog.TIERS.values() if each.family == family and group in each.limits]
-        return [own] * isinstance(own, Limits) + [tier.name for tier in tiers]
+        names: list[Any] = [
+            tier.name for tier in catalog.TIERS.values() if tier.family == family and group in tier.limits
+        ]
+        return [own, *names] if isinstance(own, Limits) else names
 
     def _near(self) -> list[Any]:
         """Return the plan's tier, the one below it and the one above it."""
@@ -239,36 +242,33 @@ class PlanPlots(Gallery):
 
     def _points(self, lists: dict[str, Any]) -> pl.DataFrame:
         """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
-        plan, names = self.plan, [name for name in lists if name != "mode"]
-        own: Any = {name: [getattr(plan, name)] for name in names} | {"mode": [plan.compiled.likely_mode]}
-        key = [*names, "mode"]
-        options, chosen = (plan.compare(**given).with_columns(map(_word, names)) for given in (lists, own))
-        options = pl.concat([options, chosen]).unique(key, keep="first", maintain_order=True)
-        options = options.join(chosen.select(key, chosen=True), on=key, how="left", maintain_order="left")
-        options = options.with_columns(frontier(options))
+        plan, others = self.plan, [name for name in lists if name not in {"model", "mode"}]
+        names = [*(["model"] if "model" in lists else []), "mode", *others]  # as they are told of a point
+        own: Any = {name: [getattr(plan, name)] for name in lists} | {"mode": [plan.compiled.likely_mode]}
+        options = pl.concat(
+            plan.compare(**given).with_columns(*map(_word, names), chosen=pl.lit(is_own))
+            for given, is_own in ((lists, False), (own, True))
+        )
         varying = [name for name in names if options[name].n_unique() > 1]
-        colored = [name for name in ("model", *varying) if name in varying and name != "tier"][:1]
-        parts = options.partition_by(colored, maintain_order=True) if colored else [options]
-        options = pl.concat([part.with_columns(frontier(part).alias("best")) for part in parts])
+        colors = [name for name in varying if name not in {"tier", "mode"}]
+        options = options.with_columns(frontier(options), group=colors[0] if colors else pl.lit(""))
+        groups = options.partition_by("group", maintain_order=True)
+        options = pl.concat(group.with_columns(frontier(group).alias("best")) for group in groups)
         figures = [pl.col(name).round_sig_figs(9) for name in FIGURES]
-        points = options.group_by(*colored, "mode", *figures, maintain_order=True).agg(
+        points = options.group_by("group", "mode", *figures, maintain_order=True).agg(
             pl.col("binding").first().str.replace_all("_", " "),
             pl.col("frontier", "best").first(),
             pl.col("chosen").any(),
             *(pl.col(name).unique(maintain_order=True).alias(f"{name}s") for name in varying),
-            choices=pl.len(),
+            choices=pl.struct(names).n_unique(),
         )
         # A point is named by what others differ in; one that stands for all values of a name, not by that.
-        words = [
-            pl.when(pl.col(f"{name}s").list.len() < options[name].n_unique()).then(
-                pl.col(f"{name}s").list.join("/")
-            )
-            for name in varying
+        counts = {f"{name}s": options[name].n_unique() for name in varying}
+        choice = [
+            " ".join("/".join(row[name]) for name, count in counts.items() if len(row[name]) < count)
+            for row in points.iter_rows(named=True)
         ]
-        words.insert("model" in varying, pl.when(options["mode"].n_unique() > 1).then("mode"))
-        choice = pl.concat_str(words, separator=" ", ignore_nulls=True)
-        choice = pl.when(choice == "").then("mode").otherwise(choice)
-        return points.with_columns(choice=choice, group=colored[0] if colored else pl.lit(""))
+        return points.with_columns(choice=pl.Series(choice).replace("", None).fill_null(points["mode"]))
 
 
 def _tried(run: Run) -> tuple[float, float, int]:
@@ -281,4 +281,4 @@ def _tried(run: Run) -> tuple[float, float, int]:
 def _word(name: str) -> pl.Expr:
     """Return the values of a parameter as short words beside points."""
     words = pl.col(name).cast(pl.String).fill_null("None").str.strip_prefix("claude-").str.head(_LONGEST_WORD)
-    return words if name in {"model", "tier"} else pl.format(f"{name}={{}}", words).alias(name)
+    return words if name in {"model", "tier", "mode"} else pl.format(f"{name}={{}}", words).alias(name)

@@ -18,10 +18,9 @@ from claudescale.planning.calibration import Measured, guess
 from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from claudescale.api.catalog import Model
-    from claudescale.api.limits import Key, Limits
+    from claudescale.api.limits import Limits
+    from claudescale.api.prices import Price
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Prompt, Work
     from claudescale.prompts.retry import Retry
@@ -90,62 +89,35 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
         `estimated_tokens`, and how many `requests` of so many there are, for how many `rows`; null tokens are
         rows that are not sent.
     """
-    sent, times = sizes.drop_nulls(), pl.col("requests")
-    tokens = expected.input.at(pl.col("estimated_tokens")).clip(0.0)
-    read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
-    output = expected.output.at(pl.col("estimated_tokens")).clip(0.0, float(max_tokens))
+    sent = sizes.drop_nulls()
     live, batch = (
         prices.price(prompt.model, mode=mode, inference_geo=prompt.charges.inference_geo)
         for mode in ("live", "batch")
     )
     # One web search a row is assumed where there is such a tool; after a pilot the bill sets it right.
     fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
-
-    def paid(price: prices.Price, input_: pl.Expr, read: Any, output: Any) -> pl.Expr:
-        usage = {"input_tokens": input_, "cache_read_input_tokens": read, "output_tokens": output}
-        return prices.dollars(price, **usage) + fee
-
-    of_all = {
-        "estimated": pl.col("estimated_tokens"),
-        "input": tokens,
-        "uncached": tokens - read,
-        "squares": (tokens - read) ** 2,
-        "output": output,
-        "silent": paid(live, tokens - read, read, pl.lit(0.0)),
-        "live": paid(live, tokens - read, read, output),
-        "batch": paid(batch, tokens - read, read, output),
-    }
-    sums = sent.select(
-        **{name: (each * times).sum() for name, each in of_all.items()},
-        plain=(paid(live, tokens, pl.lit(0.0), output) * pl.col("rows")).sum(),
-        requests=times.sum(),
-    ).row(0, named=True)
+    sums = _sums(sent, expected, max_tokens, live, batch, fee=fee)
     requests, count = int(sums["requests"]), int(sums["requests"]) or 1
+    uncached, prefix = sums["uncached"] / count, expected.cached_tokens
     mean = sums["estimated"] / count
     input_more, output_more = (figure.more(count, mean) for figure in (expected.input, expected.output))
     of_input, of_output = input_more * sums["silent"], output_more * (sums["live"] - sums["silent"])
     # Both depend on how long the texts are: where one is more than was measured, so is the other, at times.
     more = math.sqrt(of_input**2 + of_output**2 + of_input * of_output)
-    # Who finds no cache writes it: the first call, and some of the others.
-    prefix, writes = expected.cached_tokens, {}
-    for name, price, hits in (
-        ("5m", live, expected.cache_hit_share),
-        ("1h", batch, expected.batch_hit_share),
-    ):
-        write = price.dollars(**{f"cache_write_{name}_input_tokens": prefix})
-        writes[name] = write - price.dollars(cache_read_input_tokens=prefix), 1 + (requests - 1) * (1 - hits)
-    (write, written), (batch_write, missed) = writes.values()
-    live_dollars, batch_dollars = sums["live"] + written * write, sums["batch"] + missed * batch_write
+    live_writes, live_write = _cache_writes(live, "5m", prefix, requests, expected.cache_hit_share)
+    batch_writes, batch_write = _cache_writes(batch, "1h", prefix, requests, expected.batch_hit_share)
+    live_dollars = sums["live"] + live_writes * live_write
+    batch_dollars = sums["batch"] + batch_writes * batch_write
     # What one batch found the next may not find.
-    seldom = max(requests * (1 - catalog.BATCH.cache_hit_shares[0]) - missed, 0.0) * batch_write
+    seldom = max(requests * (1 - catalog.BATCH.cache_hit_shares[0]) - batch_writes, 0.0) * batch_write
     batch_more = math.hypot(more * sums["batch"] / (sums["live"] or 1.0), seldom)
-    ratio, uncached = expected.billed_ratio, sums["uncached"] / count
+    ratio = expected.billed_ratio
     return Totals(
         rows=int(sizes["rows"].sum()),
         sent_rows=int(sent["rows"].sum()),
         requests=requests,
         input_tokens=sums["input"],
-        uncached_tokens=min(sums["uncached"] + prefix * written, sums["input"]),
+        uncached_tokens=min(sums["uncached"] + prefix * live_writes, sums["input"]),
         output_tokens=sums["output"],
         input_more=input_more,
         output_more=output_more,
@@ -158,67 +130,51 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     )
 
 
+def _sums(
+    sent: pl.DataFrame, expected: Measured, max_tokens: int, live: Price, batch: Price, *, fee: float
+) -> dict[str, float]:
+    """Return tokens and dollars of all requests, as if each found the cache: `silent` is without a reply."""
+    times = pl.col("requests")
+    tokens = expected.input.at(pl.col("estimated_tokens")).clip(0.0)
+    read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
+    output = expected.output.at(pl.col("estimated_tokens")).clip(0.0, float(max_tokens))
+    nothing = pl.lit(0.0)
+
+    def paid(price: Price, read: pl.Expr, output: pl.Expr) -> pl.Expr:
+        usage = {"input_tokens": tokens - read, "cache_read_input_tokens": read, "output_tokens": output}
+        return prices.dollars(price, **usage) + fee
+
+    of_a_request = {
+        "requests": 1,
+        "estimated": pl.col("estimated_tokens"),
+        "input": tokens,
+        "uncached": tokens - read,
+        "squares": (tokens - read) ** 2,
+        "output": output,
+        "silent": paid(live, read, nothing),
+        "live": paid(live, read, output),
+        "batch": paid(batch, read, output),
+    }
+    return sent.select(
+        **{name: (figure * times).sum() for name, figure in of_a_request.items()},
+        plain=(paid(live, nothing, output) * pl.col("rows")).sum(),
+    ).row(0, named=True)
+
+
+def _cache_writes(
+    price: Price, hold: str, prefix: float, requests: int, hit_share: float
+) -> tuple[float, float]:
+    """Return how many calls find no cache and write it, and what that costs each more than reading it."""
+    write = price.dollars(**{f"cache_write_{hold}_input_tokens": prefix})
+    return 1 + (requests - 1) * (1 - hit_share), write - price.dollars(cache_read_input_tokens=prefix)
+
+
 # ------------------------------------------------------------------------------------ dollars and minutes
 
 
 def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
     """Return the row of one mode of `OPTIONS`."""
     return options.row(by_predicate=pl.col("mode") == mode, named=True)
-
-
-def options(
-    totals: Totals, limits: Limits, expected: Measured, concurrency: int | None, deadline: float | None
-) -> pl.DataFrame:
-    """Return one row per mode as `OPTIONS`; with a deadline, in minutes, a ``"hybrid"`` is among them.
-
-    `limits` are those that the run may use, `concurrency` the most calls in flight.
-    """
-    waves = math.ceil(totals.requests / (limits.batch_queue_requests or catalog.BATCH.max_requests))
-    # Most batches end within an hour, and one that has not ended after a day expires.
-    # Source: Anthropic, *Batch processing* (checked 2026-08-14).
-    hour, day = 60.0 * waves, catalog.BATCH.expires_hours * 60.0 * waves
-    usual, slow = (
-        live_finish(
-            limits,
-            known,
-            requests=totals.requests,
-            input_tokens=totals.uncached_tokens * (1 + input_more),
-            output_tokens=totals.output_tokens * (1 + output_more),
-            input_deviation=totals.input_deviation,
-            concurrency=concurrency,
-            from_start=True,
-        )
-        for known, input_more, output_more in (
-            (expected, 0.0, 0.0),
-            (expected.slow(max(totals.requests, 1)), totals.input_more, totals.output_more),
-        )
-    )
-    minutes, most = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
-    live, live_p90, batch = totals.live_dollars, totals.live_dollars_p90, totals.batch_dollars
-    rows = [("live", live, live_p90, minutes, most, usual.binding)]
-    rows += [
-        ("batch", batch, totals.batch_dollars_p90, hour, day, "queue" if waves > 1 else "batch processing")
-    ]
-    if deadline is not None:
-        # As a batch if that usually ends before the rest must go live, else at the price of live calls.
-        ends = hour <= deadline - most - CANCEL_MINUTES
-        likely = (batch, live_p90, hour) if ends else (live, live_p90, deadline)
-        rows += [("hybrid", *likely, deadline, "deadline")]
-    if not totals.requests:
-        rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
-    spends = math.inf if limits.spend_dollars_per_month is None else limits.spend_dollars_per_month
-    binding = pl.when(pl.col("dollars") > spends).then(pl.lit(SPEND_LIMIT)).otherwise("binding")
-    return (
-        pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row")
-        .with_columns(
-            binding.alias("binding"),
-            dollars_saved=totals.plain_dollars - pl.col("dollars"),
-            requests=totals.requests,
-            input_tokens=round(totals.input_tokens),
-            output_tokens=round(totals.output_tokens),
-        )
-        .cast(OPTIONS)
-    )
 
 
 class Finish(NamedTuple):
@@ -260,19 +216,19 @@ def live_finish(
     if not requests:
         return Finish(0.0, NOTHING)
     reply, round_trip = expected.output, expected.latency.mean + expected.lost_seconds * from_start
-    burst = (limits.burst_seconds or 1.0) / RATE_MARGIN if from_start else 1.0
+    full, most = limits.burst_seconds or 1.0, concurrency or MOST_CONCURRENCY
+    at_start = full / RATE_MARGIN if from_start else 1.0  # so many seconds' worth are in each bucket
     allowed = limits.shared(RATE_MARGIN).per_minute
     output_tokens *= 1 + expected.lost_rate
     used = (requests, input_tokens, output_tokens)
     alone = [total / limit * 60 for total, limit in zip(used, allowed, strict=True)]
-    together = _together(requests, alone, input_deviation / allowed[1] * 60, burst)
-    mean, capacity = output_tokens / requests, (limits.burst_seconds or 1.0) * allowed[2] / 60
+    together = _together(requests, alone[0], alone[1], input_deviation / allowed[1] * 60, at_start)
+    mean, capacity = output_tokens / requests, full * allowed[2] / 60
     varies = math.hypot(reply.deviation, reply.slope * reply.spread) / (reply.mean or 1.0)
-    held = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
-    most = concurrency or MOST_CONCURRENCY
-    sending = {
-        "requests" if alone[0] >= alone[1] else "input_tokens": together - burst,
-        "output_tokens": alone[2] + held - burst * (1 - _OUTPUT_LEFT),
+    waited_twice = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
+    sending = {  # seconds after which the last call goes, by what holds it up
+        "requests" if alone[0] >= alone[1] else "input_tokens": together - at_start,
+        "output_tokens": alone[2] + waited_twice - at_start * (1 - _OUTPUT_LEFT),
         "concurrency" if concurrency else "latency": (requests / most - 1) * round_trip,
     }
     binding = max(sending, key=lambda name: sending[name])
@@ -281,35 +237,42 @@ def live_finish(
         binding = "latency"
     if not from_start:
         return Finish(seconds + round_trip, binding)
+    # A run begins with few calls in flight, which double with each latency.
     under_way = min(requests * round_trip / (seconds + round_trip), requests, most)
-    if binding != "output_tokens":  # calls in flight double with each latency
+    if binding != "output_tokens":
         times = under_way / min(FIRST_CONCURRENCY, most)
         is_paced = binding in {"requests", "input_tokens"}
         doublings = math.log2(times) if is_paced else math.ceil(math.log2(times + 1))
         seconds += max(doublings - 1, 0.0) * round_trip
-    warming = expected.latency.mean if expected.cached_tokens and requests > 1 else 0.0
+    if expected.cached_tokens and requests > 1:  # one call writes the cache before the others
+        seconds += expected.latency.mean
     # Of the last calls the slowest is waited for. Its start and its end take a part of a round more.
-    seconds += round_trip * 1.25 + 2 * expected.latency.deviation + warming
+    seconds += round_trip * 1.25 + 2 * expected.latency.deviation
     if expected.error_rate:  # or one of them fails and goes again
         fails = 1 - (1 - expected.error_rate) ** under_way
         seconds += fails * expected.lost_seconds / expected.error_rate
     return Finish(seconds, binding)
 
 
-def _together(requests: float, alone: list[float], deviation_seconds: float, burst_seconds: float) -> float:
-    """Return the seconds in which requests and their input pass both limits.
+def _together(
+    requests: float, of_requests: float, of_input: float, deviation: float, at_start: float
+) -> float:
+    """Return the seconds in which requests and their input pass both limits, of those each takes alone.
 
     Of calls that fit a full bucket at once, the slower limit holds them up; where they are few, long requests
     wait for tokens and short ones for requests. The mean of the larger of the two is Clark's, of a normal
     distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, OR 9 (1961).
+
+    `deviation` is that of the seconds of one request's input, `at_start` how many a full bucket has.
     """
-    count = max(burst_seconds * requests / max(alone), 1.0)
-    each, tokens = (seconds * count / requests for seconds in alone[:2])
-    deviation = math.sqrt(count) * deviation_seconds
+    alone = max(of_requests, of_input)
+    count = max(at_start * requests / alone, 1.0)  # calls that fit a full bucket
     if not deviation or count >= requests:
-        return max(alone[:2])
-    away = (tokens - each) / deviation
-    both = each + deviation * (_NORMAL.pdf(away) + away * _NORMAL.cdf(away))
+        return alone
+    calls, tokens = of_requests * count / requests, of_input * count / requests
+    deviation *= math.sqrt(count)
+    away = (tokens - calls) / deviation
+    both = calls + deviation * (_NORMAL.pdf(away) + away * _NORMAL.cdf(away))
     return both * requests / count
 
 
@@ -325,17 +288,6 @@ def _above(level: float, mean: float, deviation: float) -> float:
 # --------------------------------------------------------------------------------------- what meets wishes
 
 
-class Evidence(NamedTuple):
-    """What was found out about a plan besides its parameters."""
-
-    measured: Measured | None = None  # by `Plan.calibrate` or `Plan.count_tokens`
-    learned: Mapping[Key, Limits] | None = None  # by `Plan.learn_limits` or a pilot's answers
-    retry: Retry | None = None  # what `Plan.retry` takes over from a run
-
-
-NO_EVIDENCE = Evidence()
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Compiled:
     """A plan as the engine reads it: its prompt, model and limits, which are all of the account's."""
@@ -344,12 +296,8 @@ class Compiled:
     prompt: Prompt
     model: Model
     limits: Limits
-    evidence: Evidence
-
-    @property
-    def retry(self) -> Retry | None:
-        """What a retry takes over from its run."""
-        return self.evidence.retry
+    measured: Measured | None  # by a pilot, or by the API's count of input tokens
+    retry: Retry | None  # what a retry takes over from its run
 
     @cached_property
     def guess(self) -> Measured:
@@ -359,7 +307,7 @@ class Compiled:
     @property
     def expected(self) -> Measured:
         """What a call takes: measured by a pilot, or guessed."""
-        return self.evidence.measured or self.guess
+        return self.measured or self.guess
 
     @cached_property
     def sizes(self) -> pl.DataFrame:
@@ -375,9 +323,62 @@ class Compiled:
 
     @cached_property
     def options(self) -> pl.DataFrame:
-        """`Plan.options`."""
-        limits = self.limits.shared(self.plan.share)
-        return options(self.totals, limits, self.expected, self.plan.concurrency, self.plan.deadline)
+        """`Plan.options`: a row per mode as `OPTIONS`; with a deadline a ``"hybrid"`` is among them."""
+        totals, deadline = self.totals, self.plan.deadline
+        usual, slow = self._live_finish(), self._live_finish(slow=True)
+        minutes, minutes_p90 = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
+        waves = math.ceil(totals.requests / (self.limits.batch_queue_requests or catalog.BATCH.max_requests))
+        # Most batches end within an hour, and one that has not ended after a day expires.
+        # Source: Anthropic, *Batch processing* (checked 2026-08-14).
+        hour, day = 60.0 * waves, catalog.BATCH.expires_hours * 60.0 * waves
+        live, live_p90 = totals.live_dollars, totals.live_dollars_p90
+        batch, batch_p90 = totals.batch_dollars, totals.batch_dollars_p90
+        rows = [
+            ("live", live, live_p90, minutes, minutes_p90, usual.binding),
+            ("batch", batch, batch_p90, hour, day, "queue" if waves > 1 else "batch processing"),
+        ]
+        if deadline is not None:
+            # As a batch if that usually ends before the rest must go live, else at the price of live calls.
+            ends = hour <= deadline - minutes_p90 - CANCEL_MINUTES
+            likely = (batch, live_p90, hour) if ends else (live, live_p90, deadline)
+            rows.append(("hybrid", *likely, deadline, "deadline"))
+        if not totals.requests:
+            rows = [(*row[:3], 0.0, 0.0, NOTHING) for row in rows]
+        is_over = pl.col("dollars") > (self.limits.spend_dollars_per_month or math.inf)
+        table = pl.DataFrame(rows, schema=OPTIONS.names()[:6], orient="row").with_columns(
+            binding=pl.when(is_over).then(pl.lit(SPEND_LIMIT)).otherwise("binding"),
+            dollars_saved=totals.plain_dollars - pl.col("dollars"),
+            requests=totals.requests,
+            input_tokens=round(totals.input_tokens),
+            output_tokens=round(totals.output_tokens),
+        )
+        return table.cast(OPTIONS)
+
+    def _live_finish(self, *, slow: bool = False) -> Finish:
+        """Return when all requests are answered live, as is usual or at the 90th percentile."""
+        totals, expected, input_more, output_more = self.totals, self.expected, 0.0, 0.0
+        if slow:
+            input_more, output_more = totals.input_more, totals.output_more
+            expected = expected.slow(max(totals.requests, 1))
+        return live_finish(
+            self.limits.shared(self.plan.share),
+            expected,
+            requests=totals.requests,
+            input_tokens=totals.uncached_tokens * (1 + input_more),
+            output_tokens=totals.output_tokens * (1 + output_more),
+            input_deviation=totals.input_deviation,
+            concurrency=self.plan.concurrency,
+            from_start=True,
+        )
+
+    @property
+    def cache_hit_shares(self) -> dict[str, float | None]:
+        """The share of the requests that are taken to hit the cache, by mode; of a hybrid it is not known."""
+        expected, requests = self.expected, max(self.totals.requests, 1)
+        if not expected.cached_tokens:
+            return {"live": 0.0, "batch": 0.0, "hybrid": 0.0}
+        live = 1 - 1 / requests  # the first writes it
+        return {"live": live, "batch": min(live, expected.batch_hit_share), "hybrid": None if live else 0.0}
 
     @property
     def takes(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
 from claudescale.planning import calibration, choices, estimates
 from claudescale.planning.choices import PlanPlots
-from claudescale.planning.estimates import AUTO, NO_EVIDENCE, Compiled, Evidence
+from claudescale.planning.estimates import AUTO, Compiled
 from claudescale.prompts.requests import Asked, Examples, Frame, compile_prompt, read, schema_of
 from claudescale.prompts.retry import Retry
 from claudescale.views.card import Card, Shown
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
+    from claudescale.api.limits import Key
     from claudescale.api.models import Model
+    from claudescale.planning.calibration import Measured
     from claudescale.running.runs import Run
 
 Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
@@ -50,6 +52,8 @@ GAIN = "gain"
 """Column of `Plan.compare` where ``tier`` is varied: how many times faster than on the plan's own tier."""
 _ANOTHER_QUESTION = ("prompt", "system", "examples", "returns", "effort", "thinking", "params")
 """After a change of these a pilot's measurements no longer say how long replies are."""
+_NUMBERS = {"max_tokens": True, "concurrency": True, "budget": False, "deadline": False, "share": False}
+"""Parameters that are numbers, and whether they are whole ones."""
 _IN_BODY = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
 _COUNTED_AT_ONCE = 8
 _MOST = 1e15  # no plan has a larger number
@@ -138,72 +142,86 @@ class Plan(Shown):
     budget: float | None = None
     concurrency: int | None = None
     share: float = 1.0
-    _evidence: Evidence = NO_EVIDENCE
+    _measured: Measured | None = None  # by `calibrate` or `count_tokens`
+    _learned: Mapping[Key, Limits] | None = None  # by `learn_limits` or a pilot's answers
+    _retry: Retry | None = None  # what `retry` takes over from a run
     compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "frame", as_frame(self.frame))
-        for name in ("max_tokens", "concurrency", "budget", "deadline", "share"):
-            whole = name in {"max_tokens", "concurrency"}
+        for name, whole in _NUMBERS.items():
             object.__setattr__(self, name, text.plain(getattr(self, name), whole=whole))
         self._check_numbers()
+        object.__setattr__(self, "deadline", _minutes(self.deadline))
+        self._check_mode()
         model = catalog.model(self.model)
+        given: dict[str, Any] = {name: getattr(self, name) for name in _IN_BODY}
+        given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
+        given["sent"] = self.model if isinstance(self.model, str) else model.id
+        compiled = Compiled(
+            plan=self,
+            model=model,
+            limits=Limits.of(self.tier, model, self._learned),
+            prompt=compile_prompt(self.prompt, schema_of(self.frame), model=model, **given),
+            measured=self._measured,
+            retry=self._retry,
+        )
+        object.__setattr__(self, "compiled", compiled)
+        compiled.limits.shared(self.share)
+        self._check_prices()
+
+    def _check_numbers(self) -> None:
+        most = self.concurrency
+        is_count = most is None or (type(most) is int and most >= 1)
+        deadline = "the minutes the run may take, above 0, or a timedelta"
+        numbers = {
+            "share": (_is_number(self.share), "part of the limits this run may use, such as share=0.5"),
+            "budget": (_is_positive(self.budget), "in dollars and above 0, such as budget=5.0"),
+            "concurrency": (is_count, "the most calls in flight, a whole number from 1 on"),
+            "deadline": (_is_positive(_minutes(self.deadline)), deadline),
+        }
+        for name, (is_right, what) in numbers.items():
+            if not is_right:
+                refuse(f"{name}={getattr(self, name)!r:.60}: it is {what}.")
+
+    def _check_mode(self) -> None:
+        if self.mode not in (*MODES, AUTO):
+            refuse(f"mode={self.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}.")
+        if self.mode == "hybrid" and self.deadline is None:
+            refuse(
+                "mode='hybrid' is a batch until the deadline would be missed, so it needs one: deadline=90 "
+                "(minutes). Without a deadline use mode='batch'."
+            )
+
+    def _check_prices(self) -> None:
+        """Raise where a price that matters is not known, or where one row may cost more than the budget."""
+        model, charges = self.compiled.model, self.compiled.prompt.charges
         if model.given and model.given_dollars is None and (self.budget is not None or self.mode == AUTO):
             asked = f"budget={self.budget!r}" if self.budget is not None else f"mode={self.mode!r}"
             refuse(
                 f"{asked} needs the prices of {model.id!r}, dollars per million tokens: "
                 f"model=cs.Model({model.id!r}, input_dollars=..., output_dollars=...)."
             )
-        given: dict[str, Any] = {name: getattr(self, name) for name in _IN_BODY}
-        given["cache"] = "1h" if self.cache and self.mode != "live" else self.cache
-        given["sent"] = self.model if isinstance(self.model, str) else model.id
-        allowed = Limits.of(self.tier, model, self._evidence.learned)
-        allowed.shared(self.share)
-        prompt = compile_prompt(self.prompt, schema_of(self.frame), model=model, **given)
-        if prompt.charges.searches != 0 and prices.price(model).search is None:
+        price = prices.price(
+            model,
+            mode="live" if self.mode == "live" else "batch",
+            inference_geo=prices.worst_geography(charges.inference_geo),
+        )
+        if charges.searches != 0 and price.search is None:
             refuse(f"What a web search costs with {model.id} is not known. Leave the web_search tool out.")
-        if prompt.charges.searches is None and self.budget is not None:
+        if self.budget is None:
+            return
+        if charges.searches is None:
             refuse(
                 "a budget needs to know the most searches of a row: give the web_search tool a 'max_uses', "
                 "such as 'max_uses': 3."
             )
-        price = prices.price(
-            model,
-            mode="live" if self.mode == "live" else "batch",
-            inference_geo=prices.worst_geography(prompt.charges.inference_geo),
-        )
-        most = prices.most_with_tools(price, model, self.max_tokens, prompt.charges)
-        if most is not None and self.budget is not None and most > self.budget:
+        most = prices.most_with_tools(price, model, self.max_tokens, charges)
+        if most is not None and most > self.budget:
             refuse(
                 f"With these tools one row can cost up to {text.dollars(most)}, so no row could be sent: "
                 "use a larger budget, a smaller 'max_uses' with 'allowed_callers': ['direct'], or no budget.",
                 ImpossibleBudget,
-            )
-        compiled = Compiled(plan=self, prompt=prompt, model=model, limits=allowed, evidence=self._evidence)
-        object.__setattr__(self, "compiled", compiled)
-
-    def _check_numbers(self) -> None:
-        if self.mode not in (*MODES, AUTO):
-            refuse(f"mode={self.mode!r} is not one of {', '.join(map(repr, (*MODES, AUTO)))}.")
-        minutes, most = self.deadline, self.concurrency
-        minutes = minutes / timedelta(minutes=1) if isinstance(minutes, timedelta) else minutes
-        numbers = {
-            "share": (_is_number(self.share), "part of the limits this run may use, such as share=0.5"),
-            "budget": (_is_positive(self.budget), "in dollars and above 0, such as budget=5.0"),
-            "concurrency": (
-                most is None or (type(most) is int and most >= 1),
-                "the most calls in flight, a whole number from 1 on",
-            ),
-            "deadline": (_is_positive(minutes), "the minutes the run may take, above 0, or a timedelta"),
-        }
-        for name, (is_right, what) in numbers.items():
-            if not is_right:
-                refuse(f"{name}={getattr(self, name)!r:.60}: it is {what}.")
-        object.__setattr__(self, "deadline", minutes)
-        if self.mode == "hybrid" and minutes is None:
-            refuse(
-                "mode='hybrid' is a batch until the deadline would be missed, so it needs one: deadline=90 "
-                "(minutes). Without a deadline use mode='batch'."
             )
 
     @property
@@ -254,11 +272,8 @@ class Plan(Shown):
                 own = other.replace(tier=self.tier).options["minutes"]
                 options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
             if "cache" in tried:
-                known, requests = other.compiled.expected, max(other.compiled.totals.requests, 1)
-                later = 1 - 1 / requests if known.cached_tokens else 0.0  # the first writes it
-                hits = {"live": later, "batch": min(later, known.batch_hit_share)}
-                hits["hybrid"] = math.nan if later else 0.0  # it is not known how many go which way
-                share = pl.col("mode").replace_strict(hits, return_dtype=pl.Float64).fill_nan(None)
+                shares = other.compiled.cache_hit_shares
+                share = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
                 options = options.with_columns(share.alias("cache_hit_share"))
             options = options.filter(pl.col("mode").is_in(modes))
             columns = [pl.lit(choices.shown(name, getattr(other, name))).alias(name) for name in tried]
@@ -289,7 +304,7 @@ class Plan(Shown):
         Spends: nothing.
         """
         _check_names("replace", changes, PARAMETERS)
-        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self._evidence.retry else []
+        fixed = sorted({"frame", "prompt", "returns"} & set(changes)) if self._retry else []
         if fixed:
             what = f"A retry keeps the {fixed[0]} of its run."
             refuse(f"{what} Use replace({fixed[0]}=...) on the plan itself.")
@@ -298,19 +313,25 @@ class Plan(Shown):
     def _with(self, **changes: Any) -> Plan:
         """Return the plan with changes, and with what is known of its rows as far as that still holds."""
         other = replace(self, **changes)
+        if "_measured" not in changes and self._measured is not None:
+            other = replace(other, _measured=self._measured_of(other))
         mine, theirs = self.compiled, other.compiled
-        known = mine.evidence.measured
-        if known is not None and known is theirs.evidence.measured:
-            same_model = mine.model.id == theirs.model.id
-            if any(getattr(self, name) is not getattr(other, name) for name in _ANOTHER_QUESTION):
-                known = None
-            elif not same_model or self.cache != other.cache:
-                known = known.elsewhere(mine.guess, theirs.guess, same_model=same_model)
-            other = replace(other, _evidence=theirs.evidence._replace(measured=known))
         same_rows = theirs.retry is mine.retry and not {"frame", "prompt", "system", "samples"} & set(changes)
         if same_rows and "sizes" in vars(mine):
-            vars(other.compiled)["sizes"] = mine.sizes  # they are not read again
+            vars(theirs)["sizes"] = mine.sizes  # they are not read again
         return other
+
+    def _measured_of(self, other: Plan) -> Measured | None:
+        """Return what was measured, as far as it holds for another plan."""
+        mine, theirs, measured = self.compiled, other.compiled, self._measured
+        if measured is None or any(
+            getattr(self, name) is not getattr(other, name) for name in _ANOTHER_QUESTION
+        ):
+            return None
+        same_model = mine.model.id == theirs.model.id
+        if same_model and self.cache == other.cache:
+            return measured
+        return measured.elsewhere(mine.guess, theirs.guess, same_model=same_model)
 
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
         """Return the plan that sends only the rows which failed in a run, with what you change.
@@ -342,13 +363,12 @@ class Plan(Shown):
         --------
         ``run = await plan.retry(run, max_tokens=4000).run(client)``
         """
-        other = self._with(_evidence=self._evidence._replace(retry=None)).replace(**changes)
+        other = self._with(_retry=None).replace(**changes)
         frame = read(other.frame)
         other = other.replace(frame=frame)
         typed = ", ".join(["run", *(f"{name}={value!r}" for name, value in changes.items())])
         typed = f"plan.retry({typed}).run(client{ledger_typed(getattr(run, 'path', None))})"
-        retry = Retry.of(run, other.compiled.prompt, frame, typed)
-        return replace(other, _evidence=other.compiled.evidence._replace(retry=retry))
+        return replace(other, _retry=Retry.of(run, other.compiled.prompt, frame, typed))
 
     def head(self, n: int = 20) -> Plan:
         """Return the plan for the first `n` rows.
@@ -401,11 +421,11 @@ class Plan(Shown):
             cache_hit_share=min(known.cache_hit_share, 1.0),
             batch_hit_share=min(known.batch_hit_share, 1.0),
         )
-        evidence, key = self._evidence._replace(measured=known), key_of(self.tier, mine.model)
+        key = key_of(self.tier, mine.model)
         is_ours = key_of(run.plan.tier, run.plan.compiled.model) == key
         if is_ours and run.limits is not run.plan.compiled.limits:
-            evidence = evidence._replace(learned={key: run.limits})
-        return self._with(_evidence=evidence)
+            return self._with(_measured=known, _learned={key: run.limits})
+        return self._with(_measured=known)
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -437,8 +457,7 @@ class Plan(Shown):
             tokens = await asyncio.gather(*map(count, work.bodies(work.requests["row"])))
         calls = pl.DataFrame({"estimated_tokens": estimated, "tokens": tokens})
         counted = calibration.line(calls, "tokens", mine.totals.requests, rises=True)
-        known = replace(mine.expected, input=counted)
-        return self._with(_evidence=self._evidence._replace(measured=known))
+        return self._with(_measured=replace(mine.expected, input=counted))
 
     @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
@@ -455,7 +474,7 @@ class Plan(Shown):
         """
         model = self.compiled.model
         allowed = await account_limits(client, self.compiled.limits, model.id)
-        return self._with(_evidence=self._evidence._replace(learned={key_of(self.tier, model): allowed}))
+        return self._with(_learned={key_of(self.tier, model): allowed})
 
     # the one verb that spends
 
@@ -612,6 +631,10 @@ def _is_number(value: object) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return value is None or (_is_number(value) and value > 0)
+
+
+def _minutes(deadline: Any) -> Any:
+    return deadline / timedelta(minutes=1) if isinstance(deadline, timedelta) else deadline
 
 
 def _rows(n: object) -> int:

@@ -202,9 +202,9 @@ def test_replies_of_a_simulator_never_stand_beside_real_ones():
         again = plan.retry(finished(plan, api.client()), max_tokens=LONG)
         with pytest.raises(cs.PlanError, match="was answered by a simulator, and this client calls the API"):
             again.compiled.retry.check(simulated=False)
-        retry, evidence = again.compiled.retry, again.compiled.evidence
+        retry = again.compiled.retry
         real = retry._replace(attempts=retry.attempts.with_columns(simulated=pl.lit(value=False)))
-        again = dataclasses.replace(again, _evidence=evidence._replace(retry=real))
+        again = dataclasses.replace(again, _retry=real)
         with pytest.raises(cs.PlanError, match="was answered by the API, and this client calls a simulator"):
             finished(again, api.client())
         assert api.stats["calls"] == 5
