@@ -6,6 +6,7 @@ Pure functions. `batches` acts on what they decide.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -19,7 +20,7 @@ from claudescale.api.answers import NO_ENDPOINT, Verdict, dig, read_object, verd
 from claudescale.ledger.records import OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from claudescale.api.answers import Answer
     from claudescale.ledger.records import Batch
@@ -103,11 +104,6 @@ def made(answer: Answer) -> bool | None:
     return None if verdict(answer).outcome in {"overloaded", "again"} else False
 
 
-def is_wrong(found: Verdict) -> bool:
-    """Whether a look at one row tells that no row will do, and not that a gateway has no live calls."""
-    return is_hopeless(found) and found.error != NO_ENDPOINT
-
-
 def dry_run(request: bytes) -> tuple[bytes, int]:
     """Return a request with the shortest reply that the API allows, and its length in tokens."""
     fields = json.loads(request)
@@ -122,6 +118,22 @@ def trusts(batch: Batch, *, known_good: bool) -> bool:
     """
     refused = batch.errored >= NEARLY_ALL * (batch.errored + batch.succeeded)
     return not refused or (known_good and batch.requests < ALIKE_ROWS)
+
+
+def refused_alike(
+    batch: Batch, refused: Collection[tuple[str, str]], *, is_last: bool
+) -> tuple[str, str] | None:
+    """Return an error and words where a batch was refused alike: it is the request, or the account, no row.
+
+    `refused` has the error and the words of each row that was refused. A small batch tells so much only where
+    it `is_last`.
+    """
+    enough = is_last or batch.requests >= ALIKE_ROWS
+    for (error, message), rows in Counter(refused).most_common(1):
+        if enough and rows >= NEARLY_ALL * batch.requests:
+            count = f"{rows:,} of {batch.requests:,} rows of batch {batch.batch_id}"
+            return error, f"{count} were refused alike: {message}"
+    return None
 
 
 def is_hopeless(found: Verdict) -> bool:
@@ -144,7 +156,7 @@ def has_results(shown: dict[str, Any]) -> bool:
     return bool(shown.get("results_url")) and not shown.get("archived_at")
 
 
-def seen(batch: Batch, shown: dict[str, Any]) -> Batch:
+def updated(batch: Batch, shown: dict[str, Any]) -> Batch:
     """Return a batch as the API shows it now; what cannot be read stays as it was."""
     counts = {name: dig(int, shown, "request_counts", name) for name in _COUNTS}
     moments = {name: seconds_of(shown.get(name)) for name in _MOMENTS}
