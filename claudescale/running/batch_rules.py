@@ -136,9 +136,9 @@ def refused_alike(
     return None
 
 
-def is_hopeless(found: Verdict) -> bool:
+def is_hopeless(meaning: Verdict) -> bool:
     """Whether asking again would get the same answer."""
-    return found.outcome == "stop" or (found.outcome == "failed" and found.final)
+    return meaning.outcome == "stop" or (meaning.outcome == "failed" and meaning.final)
 
 
 def is_batch(shown: dict[str, Any]) -> bool:
@@ -160,10 +160,11 @@ def updated(batch: Batch, shown: dict[str, Any]) -> Batch:
     """Return a batch as the API shows it now; what cannot be read stays as it was."""
     counts = {name: dig(int, shown, "request_counts", name) for name in _COUNTS}
     moments = {name: seconds_of(shown.get(name)) for name in _MOMENTS}
-    known = {name: value for name, value in (counts | moments).items() if value is not None}
-    state = shown["processing_status"]
-    state = state if state in OPEN else "in_progress"
-    return batch._replace(**{**known, "batch_id": shown["id"], "state": state})
+    readable: dict[str, Any] = {
+        name: value for name, value in (counts | moments).items() if value is not None
+    }
+    state = shown["processing_status"] if shown["processing_status"] in OPEN else "in_progress"
+    return batch._replace(**readable, batch_id=shown["id"], state=state)
 
 
 def seconds_of(moment: object) -> float | None:
@@ -239,14 +240,14 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     The API tells nothing of a batch before its end.
     """
     made = [batch for batch in batches if batch.state != "absent"]
-    waited = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
-    if not waited:
+    pending = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
+    if not pending:
         return None
-    age = now - max(batch.created_at or batch.intended_at for batch in waited)
+    age = now - max(batch.created_at or batch.intended_at for batch in pending)
     return Expected(
-        open=len(waited),
-        ended=len(made) - len(waited),
-        requests=sum(batch.requests for batch in waited),
+        open=len(pending),
+        ended=len(made) - len(pending),
+        requests=sum(batch.requests for batch in pending),
         usual_seconds=USUAL_SECONDS - age if age < USUAL_SECONDS else None,
         latest_seconds=max(catalog.BATCH.expires_hours * 3_600 - age, 0.0),
     )

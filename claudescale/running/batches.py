@@ -73,11 +73,6 @@ class Followed:
     errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # of rows that are not over: and words
 
     @property
-    def batch_id(self) -> str:
-        """Its name at the API."""
-        return str(self.record.batch_id)
-
-    @property
     def is_pending(self) -> bool:
         """Whether it is still to come in."""
         return self.record.state in OPEN and self.stuck is None
@@ -147,12 +142,8 @@ class Batches:
 
         Spends: nothing more; what is out is paid for when it is answered.
         """
-        self._leaves = True
+        self._leaves, self._submits = True, False
         self.woken.set()
-
-    @property
-    def _leaving(self) -> bool:
-        return self._leaves or self._job.leaving
 
     async def answer(self) -> None:
         """Return when every row that is missing has its answer or was given up, or this was stopped.
@@ -170,7 +161,7 @@ class Batches:
     async def follow(self) -> None:
         """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
         try:
-            while not self._leaving:
+            while not (self._leaves or self._job.leaving):
                 await self._submit()
                 self.submitted.set()
                 if self._clock.seconds() >= self._job.switch_at():
@@ -197,14 +188,11 @@ class Batches:
     async def _wait(self) -> None:
         """Wait until it is time to look again, or something was asked of this."""
         now = self._clock.seconds()
-        due = [self._job.switch_at()] if self._submits else []
-        if self.pending or self._others.height:
-            due.append(now + batch_rules.poll_seconds(now - self._changed_at))
-        if self._left.height and (self._hold_until > now or not self.pending):
-            due.append(self._hold_until)
-        seconds = min(due, default=now) - now
+        seconds = batch_rules.poll_seconds(now - self._changed_at)
+        if self._submits:
+            seconds = min(seconds, max(self._job.switch_at() - now, 0.0))
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._clock.real(max(seconds, 0.0))):
+            async with asyncio.timeout(self._clock.real(seconds)):
                 await self.woken.wait()
         self.woken.clear()
 
@@ -260,12 +248,12 @@ class Batches:
         if rows.is_empty() or job.simulated or job.known_good or job.refusal() is not None:
             return  # nothing will be sent, or all is well
         for place in sorted({0, rows.height // 2, rows.height - 1}):
-            found = await self._dry_run(rows[place])
-            if job.stopping or self._leaving or not batch_rules.is_hopeless(found):
+            meaning = await self._dry_run(rows[place])
+            if job.asked or not batch_rules.is_hopeless(meaning):
                 return
-            reasons.add((found.error, found.message))
+            reasons.add((meaning.error, meaning.message))
         if len(reasons) == 1:
-            self._stop(found.error, found.message)
+            self._stop(meaning.error, meaning.message)
 
     async def _dry_run(self, row: pl.DataFrame) -> Verdict:
         """Return what the API says of a row, where the budget has room for a reply of one token."""
@@ -276,33 +264,32 @@ class Batches:
             return Verdict(outcome="again")
         sent = self._clock.seconds()
         answer = await job.wire.send(message)
-        found, seconds = verdict(answer), self._clock.seconds() - sent
-        if found.outcome == "answered":
-            attempt = job.attempt(row["key"].item(), answer, found, sent=sent, seconds=seconds)
+        meaning, seconds = verdict(answer), self._clock.seconds() - sent
+        if meaning.outcome == "answered":
+            attempt = job.attempt(row["key"].item(), answer, meaning, sent=sent, seconds=seconds)
             words = answers.WORDS[answers.DRY_RUN]
             job.record(attempt._replace(error=answers.DRY_RUN, message=words, reply=None), final=False)
             self._purse.pay(attempt.dollars)
-        elif found.unseen:
+        elif meaning.unseen:
             self._purse.pay(worst)
-        return found
+        return meaning
 
     async def _submit(self) -> None:
         """Submit as much as queue, budget and time allow."""
-        while self._submits and not (self._job.stopping or self._leaving):
-            now = self._clock.seconds()
-            may_post = self._hold_until <= now < self._job.switch_at()
-            rows = self._next() if may_post else self._left.clear()
-            if rows.is_empty():
-                break
+        while self._may_post() and not (rows := self._next()).is_empty():
             self._left = self._left.slice(rows.height)
             mine = await loops.in_thread(self._job.claimed, rows)
             if mine.height < rows.height:
                 others = rows.join(mine, on="key", how="anti", maintain_order="left")
-                self._others, self._changed_at = pl.concat([self._others, others]), now
+                self._others, self._changed_at = pl.concat([self._others, others]), self._clock.seconds()
             if mine.height and (words := self._job.refusal()) is not None:
                 self._stop("model_retired", words)
             elif mine.height:
                 await self._post(mine)
+
+    def _may_post(self) -> bool:
+        is_time = self._hold_until <= self._clock.seconds() < self._job.switch_at()
+        return self._submits and is_time and not self._job.asked
 
     def _next(self) -> pl.DataFrame:
         """Return the rows of the next batch; none where they have to wait."""
@@ -383,7 +370,7 @@ class Batches:
             if batch.record.batch_id is None:
                 await self._search(batch)
             elif batch.record.state != "ended":
-                await self._look_at(batch, await self._wire.free("retrieve", batch.batch_id))
+                await self._look_at(batch, await self._wire.free("retrieve", batch.record.batch_id))
             if batch.is_pending and batch.record.state == "ended":
                 await self._collect(batch)
         if self._others.height:  # what another run has answered meanwhile, or holds no more
@@ -399,7 +386,7 @@ class Batches:
         for batch in self._made:
             if batch.record.state == "in_progress":
                 batch.is_canceled, self._changed_at = True, self._clock.seconds()
-                await self._look_at(batch, await self._wire.free("cancel", batch.batch_id))
+                await self._look_at(batch, await self._wire.free("cancel", batch.record.batch_id))
 
     async def _look_at(self, batch: Followed, answer: Answer) -> None:
         """Take in an answer that shows one batch."""
@@ -412,7 +399,7 @@ class Batches:
             await self._note(batch, record)
         if record.state == "ended" and not batch_rules.has_results(shown):
             days = catalog.BATCH.results_days
-            words = f"the results of batch {batch.batch_id} are over {days} days old and gone"
+            words = f"the results of batch {batch.record.batch_id} are over {days} days old and gone"
             self._give_up(batch, "results_gone", words)
 
     async def _hears(self, batch: Followed, answer: Answer, *, is_readable: bool = True) -> bool:
@@ -433,8 +420,8 @@ class Batches:
             return False
         if is_gone and self._job.api.simulated:
             await self._release(batch, "gone")
-        elif is_gone and batch.record.batch_id:
-            words = f"batch {batch.batch_id} is not shown to this key: it is another workspace's, or deleted"
+        elif is_gone and (batch_id := batch.record.batch_id):
+            words = f"batch {batch_id} is not shown to this key: it is another workspace's, or deleted"
             self._give_up(batch, "batch_not_found", words)
         else:
             batch.stuck = Verdict(outcome="stop", error=why.error, message=why.message)
@@ -496,7 +483,7 @@ class Batches:
         """Bring the results of a batch to the disk, those that are not there yet, and close it."""
         recorded = await loops.in_thread(self._ledger.recorded, batch.record)
         take = partial(self._take, batch, recorded)
-        answer = await self._wire.results(batch.batch_id, take)
+        answer = await self._wire.results(str(batch.record.batch_id), take)
         if not await self._hears(batch, answer):
             return
         held = pl.Series(await loops.in_thread(self._ledger.held, batch.record.nonce), dtype=pl.String)
@@ -508,7 +495,7 @@ class Batches:
             requests = batch.record.requests
             if recorded.is_empty() or len(missing) > max(MOST_MISSING, MOST_MISSING_SHARE * requests):
                 words = f"{len(missing):,} of {requests:,} results cannot be read"
-                self._give_up(batch, "results_incomplete", f"of batch {batch.batch_id} {words}")
+                self._give_up(batch, "results_incomplete", f"of batch {batch.record.batch_id} {words}")
                 return
             await take(missing_lines(missing, batch.record.nonce))
         await self._settle(batch)
@@ -547,7 +534,7 @@ class Batches:
 
     def _give_up(self, batch: Followed, error: str, words: str) -> None:
         """Follow a batch no more. It goes on holding its rows, which may be paid for."""
-        freed = f"After cs.Ledger(...).forget({batch.batch_id!r}) they are sent, and paid for, again"
+        freed = f"After cs.Ledger(...).forget({batch.record.batch_id!r}) they are sent, and paid for, again"
         words = f"{words}. Its rows stay held, as they may be paid for. {freed}"
         batch.stuck = Verdict(outcome="stop", error=error, message=words)
 
