@@ -10,20 +10,17 @@ import os
 import signal
 import sys
 import traceback
-from types import SimpleNamespace
 
 import anthropic
-from running import a_plan, reviews
+from batch_runs import the_plan
 
 import claudescale as cs
-from claudescale.api import catalog
 from claudescale.api import client as wire
 from claudescale.ledger.store import Store
 from claudescale.running import batch_rules
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 
-LIMITS = {"requests_per_minute": 60_000, "input_tokens_per_minute": 10**8, "output_tokens_per_minute": 10**8}
 POINTS = {
     "before the intent": (Store, "intend", "before"),
     "before the create": (Store, "intend", "after"),
@@ -38,17 +35,6 @@ POINTS = {
     "after the close": (Batches, "_close", "after"),
 }
 """Where a child is killed: the method, and whether before it does anything or when it returns."""
-
-
-def the_plan(rows, *, queue=None, mode="batch", **options):
-    """Return the plan that child and parent run."""
-    tier = cs.Limits(**LIMITS, batch_queue_requests=queue, batch_requests_per_minute=6_000)
-    return a_plan(reviews(rows), tier=tier, mode=mode, **options)
-
-
-def most_requests(most):
-    """Return facts of batches by which fewer requests go into one."""
-    return SimpleNamespace(**vars(catalog.BATCH) | {"max_requests": most})
 
 
 class Countdown:

@@ -9,23 +9,15 @@ from pathlib import Path
 
 import crash_child
 import pytest
-from crash_child import LIMITS, POINTS, the_plan
+from batch_runs import paid_once, quick, the_plan
+from crash_child import POINTS
 from running import finished
 
-import claudescale as cs
 from claudescale.ledger.store import Store
 from claudescale.simulator import Fault
 
 KILLED = -9
 pytestmark = pytest.mark.slow
-
-
-def simulator(*, queue=100_000, **options):
-    """Return a simulator on which a batch and the patience for a lost one are fractions of a second."""
-    given = {"speed": 1_000, "batch_seconds": 120.0, "latency": 0.2, **options}
-    return cs.Simulator(
-        tuple(LIMITS.values()), batch_queue_requests=queue, batch_requests_per_minute=6_000, **given
-    )
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +52,12 @@ def crash(children, tmp_path):
 def check(api, ledger, rows, **plan):
     """Run the plan again: each row is answered, and paid for once by the server's account and the file's."""
     run = finished(the_plan(rows, **plan), api.client(), ledger=ledger)
-    stats = api.stats
-    assert run.state == "finished"
-    assert run.results["text"].to_list() == run.plan.frame["text"].to_list()
-    assert run.results["reply"].null_count() == 0
-    assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
+    paid_once(api, run, resumed=True)
     with contextlib.closing(Store(ledger)) as kept:
         final = kept.attempts(columns=["key", "reply", "final"]).filter("final")
         assert final["key"].n_unique() == final.height == rows
         assert set(run.results["reply"]) == set(final["reply"])
-        assert kept.attempts()["dollars"].sum() == pytest.approx(stats["dollars"], abs=1e-9)
+        assert kept.attempts()["dollars"].sum() == pytest.approx(api.stats["dollars"], abs=1e-9)
         assert {batch.state for batch in kept.batches()} <= {"collected", "absent"}
         assert not any(kept.held(batch.nonce) for batch in kept.batches())
 
@@ -77,7 +65,7 @@ def check(api, ledger, rows, **plan):
 @pytest.mark.parametrize("point", [*POINTS, "in the body"])
 def test_one_batch(tmp_path, crash, point):
     """Wherever the process is killed in the life of its only batch, the next run pays for no row again."""
-    with simulator() as api:
+    with quick() as api:
         crash(api, point, rows=20)
         check(api, tmp_path / "l", 20)
         assert api.stats["batches_created"] == 1
@@ -88,7 +76,7 @@ def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
     """Runs that take over are killed as well, with lost answers besides: each row is paid once."""
     drawn = random.Random(seed)
     faults = {"create_lost": Fault(tries=[2]), "create_failed": Fault(tries=[3])}
-    with simulator(queue=40, seed=seed, faults=faults) as api:
+    with quick(queue=40, seed=seed, faults=faults) as api:
         for _ in range(4):
             crash(api, "any", rows=60, queue=20, times=drawn.randint(1, 9))
         check(api, tmp_path / "l", 60, queue=20)
@@ -96,7 +84,7 @@ def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
 
 def test_two_processes_at_once(tmp_path, children):
     """Two processes that run the same plan on one ledger share the rows: each is paid for once."""
-    with simulator(queue=30) as api:
+    with quick(queue=30) as api:
         order = {"url": api.url, "ledger": str(tmp_path / "l"), "point": "nowhere", "rows": 60, "queue": 15}
         assert children(order, order) == [0, 0]
         check(api, tmp_path / "l", 60, queue=15)
