@@ -1,14 +1,13 @@
-"""A proxy before a server that breaks any call at any point: on its way there, within it, on its way back."""
+"""A proxy before a server that changes any call's answer, or breaks its connection."""
 
 import json
 import socket
-import socketserver
 import struct
-import threading
-import time
 from collections import Counter
 from contextlib import suppress
-from typing import NamedTuple
+from dataclasses import dataclass
+
+import canned
 
 PATHS = {
     ("POST", "/v1/messages"): "message",
@@ -16,7 +15,34 @@ PATHS = {
     ("POST", "/v1/messages/batches"): "create",
     ("GET", "/v1/messages/batches"): "list",
 }
-HANG_SECONDS = 1.2
+
+
+class Reset(bytes):
+    """What is sent before the connection is reset."""
+
+    __slots__ = ()
+
+
+@dataclass
+class Call:
+    """One call: its endpoint, the so-manieth to it, and its path; `ask` passes it on to the server."""
+
+    name: str
+    number: int
+    path: str
+    given: tuple
+    server: object
+    was_asked: bool = False
+
+    def ask(self, path=None):
+        """Return the server's answer: status, headers, content."""
+        self.was_asked = True
+        method, headers, body = self.given
+        return self.server(method, path or self.path, headers, body)
+
+    def raw(self):
+        """Return the same as bytes."""
+        return http(*self.ask())
 
 
 def endpoint(method, target):
@@ -28,87 +54,53 @@ def endpoint(method, target):
     return PATHS.get((method, path), "other")
 
 
-class Break(NamedTuple):
-    """One way to break a call.
-
-    `where` says when: "before" and "within" the request, "after" it (the server never sees it), "back" (the
-    server has done its work). `answer` is sent instead of the server's, or a function of the server's.
-    """
-
-    where: str
-    answer: object = b""
-    end: str = "close"
-
-
-def http(status, body=b"", kind="application/json", **headers):
-    """Return a whole answer."""
-    named = {"content-type": kind, "content-length": len(body), "connection": "close", **headers}
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items())
-    return f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + body
+def http(status, headers, content):
+    """Return an answer as bytes."""
+    named = {"content-type": "application/json", "content-length": len(content), "connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (named | headers).items())
+    return f"HTTP/1.1 {status} Said\r\n{lines}\r\n".encode() + content
 
 
 def error(kind, message="Words of the API.", **details):
     """Return the body of an error in the API's form."""
-    told = {"type": kind, "message": message, **({"details": details} if details else {})}
-    return json.dumps({"type": "error", "error": told, "request_id": "req_broken"}).encode()
+    return json.dumps(canned.error(kind, message, **details)).encode()
 
 
-class _Handler(socketserver.StreamRequestHandler):
-    def handle(self):
-        """Pass one call on, or break it; either side may be gone at any time."""
-        with suppress(OSError, ConnectionError):
-            self._pass_on()
-
-    def _pass_on(self):
-        head = b"".join(iter(self.rfile.readline, b"\r\n"))
-        if not head:
-            return
-        method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-        broken = self.server.broken(endpoint(method, target)) or Break("back", lambda answer: answer)
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-1])
-        length = int(fields.get(b"content-length", 0))
-        body = self.rfile.read({"before": 0, "within": length // 2}.get(broken.where, length))
-        answer = self._asked(head, body) if broken.where == "back" else b""
-        self.wfile.write(broken.answer(answer) if callable(broken.answer) else broken.answer)
-        if broken.end == "hang":
-            time.sleep(HANG_SECONDS)
-        if broken.end == "reset":
+class _Handler(canned._Handler):
+    def _answer(self):
+        """Pass one call on, or change it; the client may be gone at any time."""
+        body = self._body()
+        self.server.seen.append((self.command, self.path, dict(self.headers), body))
+        answer = self.server.handler(self.command, self.path, self.headers, body)
+        with suppress(OSError):
+            self.wfile.write(answer if isinstance(answer, bytes) else http(*answer))
+        if isinstance(answer, Reset):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
 
-    def _asked(self, head, body):
-        """Return the server's whole answer."""
-        ours = (b"connection:", b"transfer-encoding:")
-        lines = [line for line in head.split(b"\r\n")[:-1] if not line.lower().startswith(ours)]
-        with socket.create_connection(self.server.behind) as server:
-            server.sendall(b"\r\n".join([*lines, b"connection: close", b"", b""]) + body)
-            return b"".join(iter(lambda: server.recv(65_536), b""))
+    do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the names that are called
 
 
-class Breaker(socketserver.ThreadingTCPServer):
-    """Listens on 127.0.0.1 and passes calls on to `url`, some of them broken; `struck` has those.
+class Breaker(canned.Canned):
+    """Passes calls on to `url`. `change(call)` gives another answer, or None.
 
-    `strikes(endpoint, number)` gives the `Break` of the call that is the so-manieth to its endpoint, or None.
+    An answer is ``(status, headers, content)``, or bytes that are sent as they are before the connection is
+    closed. `calls` counts them by endpoint; `struck` has those that were changed.
     """
 
-    daemon_threads, block_on_close, request_queue_size = True, False, 512
-
-    def __init__(self, url, strikes):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        host, _, port = url.removeprefix("http://").partition(":")
-        self.behind, self.url = (host, int(port)), f"http://127.0.0.1:{self.server_address[1]}"
+    def __init__(self, url, change):
+        super().__init__(self._answered)
+        self._server.RequestHandlerClass = _Handler
         self.calls, self.struck = Counter(), []
-        self._strikes, self._lock = strikes, threading.Lock()
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        self._change, self._asked = change, canned.passed_on(url)
 
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
-
-    def broken(self, name):
-        """Return how the next call to an endpoint is broken; None where it is not."""
-        with self._lock:
+    def _answered(self, method, path, headers, body):
+        name = endpoint(method, path)
+        with self._server.lock:
             self.calls[name] += 1
-            broken = self._strikes(name, self.calls[name])
-            if broken is not None:
-                self.struck.append((name, broken))
-            return broken
+            call = Call(name, self.calls[name], path, (method, headers, body), self._asked)
+        answer = self._change(call)
+        if answer is None:
+            return call.ask()
+        self.struck.append(call)
+        return answer

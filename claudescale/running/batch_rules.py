@@ -6,6 +6,7 @@ Pure functions. `batches` acts on what they decide.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -19,7 +20,7 @@ from claudescale.api.answers import NO_ENDPOINT, Verdict, dig, read_object, verd
 from claudescale.ledger.records import OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from claudescale.api.answers import Answer
     from claudescale.ledger.records import Batch
@@ -103,11 +104,6 @@ def made(answer: Answer) -> bool | None:
     return None if verdict(answer).outcome in {"overloaded", "again"} else False
 
 
-def is_wrong(found: Verdict) -> bool:
-    """Whether a look at one row tells that no row will do, and not that a gateway has no live calls."""
-    return is_hopeless(found) and found.error != NO_ENDPOINT
-
-
 def dry_run(request: bytes) -> tuple[bytes, int]:
     """Return a request with the shortest reply that the API allows, and its length in tokens."""
     fields = json.loads(request)
@@ -124,9 +120,25 @@ def trusts(batch: Batch, *, known_good: bool) -> bool:
     return not refused or (known_good and batch.requests < ALIKE_ROWS)
 
 
-def is_hopeless(found: Verdict) -> bool:
+def refused_alike(
+    batch: Batch, refused: Collection[tuple[str, str]], *, is_last: bool
+) -> tuple[str, str] | None:
+    """Return an error and words where a batch was refused alike: it is the request, or the account, no row.
+
+    `refused` has the error and the words of each row that was refused. A small batch tells so much only where
+    it `is_last`.
+    """
+    enough = is_last or batch.requests >= ALIKE_ROWS
+    for (error, message), rows in Counter(refused).most_common(1):
+        if enough and rows >= NEARLY_ALL * batch.requests:
+            count = f"{rows:,} of {batch.requests:,} rows of batch {batch.batch_id}"
+            return error, f"{count} were refused alike: {message}"
+    return None
+
+
+def is_hopeless(meaning: Verdict) -> bool:
     """Whether asking again would get the same answer."""
-    return found.outcome == "stop" or (found.outcome == "failed" and found.final)
+    return meaning.outcome == "stop" or (meaning.outcome == "failed" and meaning.final)
 
 
 def is_batch(shown: dict[str, Any]) -> bool:
@@ -144,14 +156,15 @@ def has_results(shown: dict[str, Any]) -> bool:
     return bool(shown.get("results_url")) and not shown.get("archived_at")
 
 
-def seen(batch: Batch, shown: dict[str, Any]) -> Batch:
+def updated(batch: Batch, shown: dict[str, Any]) -> Batch:
     """Return a batch as the API shows it now; what cannot be read stays as it was."""
     counts = {name: dig(int, shown, "request_counts", name) for name in _COUNTS}
     moments = {name: seconds_of(shown.get(name)) for name in _MOMENTS}
-    known = {name: value for name, value in (counts | moments).items() if value is not None}
-    state = shown["processing_status"]
-    state = state if state in OPEN else "in_progress"
-    return batch._replace(**{**known, "batch_id": shown["id"], "state": state})
+    readable: dict[str, Any] = {
+        name: value for name, value in (counts | moments).items() if value is not None
+    }
+    state = shown["processing_status"] if shown["processing_status"] in OPEN else "in_progress"
+    return batch._replace(**readable, batch_id=shown["id"], state=state)
 
 
 def seconds_of(moment: object) -> float | None:
@@ -227,14 +240,14 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     The API tells nothing of a batch before its end.
     """
     made = [batch for batch in batches if batch.state != "absent"]
-    waited = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
-    if not waited:
+    pending = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
+    if not pending:
         return None
-    age = now - max(batch.created_at or batch.intended_at for batch in waited)
+    age = now - max(batch.created_at or batch.intended_at for batch in pending)
     return Expected(
-        open=len(waited),
-        ended=len(made) - len(waited),
-        requests=sum(batch.requests for batch in waited),
+        open=len(pending),
+        ended=len(made) - len(pending),
+        requests=sum(batch.requests for batch in pending),
         usual_seconds=USUAL_SECONDS - age if age < USUAL_SECONDS else None,
         latest_seconds=max(catalog.BATCH.expires_hours * 3_600 - age, 0.0),
     )

@@ -341,7 +341,9 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
-        return bool(self.asked) or ended or self.batches.is_refused or self.ledger_error is not None
+        return (
+            bool(self.asked) or ended or self.batches.stopped_by is not None or self.ledger_error is not None
+        )
 
     # what to send
 

@@ -158,7 +158,7 @@ class Run(Shown):
             return
         try:
             if job.only_collects or self.plan.mode == "batch":
-                await batches.answer(job.missing["key"])
+                await batches.answer()
             elif self.plan.mode == "live":
                 await self._send_live(job.missing)
             else:
@@ -176,7 +176,7 @@ class Run(Shown):
         await self._send_live(await loops.in_thread(job.claimed, free))
         if job.is_over:
             return
-        job.following = asyncio.ensure_future(batches.answer(rows["key"]))
+        job.following = asyncio.ensure_future(batches.answer())
         job.following.add_done_callback(lambda _: batches.freed.set())
         await batches.freed.wait()
         if job.following.done():
@@ -206,12 +206,12 @@ class Run(Shown):
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
         found = job.live.stopped_by if job.live else None
-        found = found or (batches.stopped_by if batches.is_refused else None)
+        found = found or batches.stopped_by
         found = found or next(iter(batches.stuck.values()), None)
         if found is not None:
             self.stopped_by, self.message = found.error, found.message
             return "stopped" if found.error == "budget" else "failed"
-        if batches.waited:
+        if batches.pending:
             return "left"
         return "stopped" if job.asked and job.meter.missing else "finished"
 

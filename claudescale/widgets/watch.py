@@ -357,8 +357,8 @@ def figures(run: Run) -> Card:
             shown[name] = duration((counts.latency(quantile) or math.nan) / 60)
         shown["in flight / allowed"] = f"{job.pacer.in_flight:,} / {job.pacer.window:,}"
     notes = [f"Errors: {_kinds(counts.errors)}. Refused (429): {_kinds(counts.refusals)}."]
-    batches = job.batches.seen if job.is_open else ()
-    if states := Counter(batch.state.replace("_", " ") for batch in batches):
+    batches = job.batches.followed if job.is_open else ()
+    if states := Counter(batch.record.state.replace("_", " ") for batch in batches):
         notes.append(f"Batches: {_kinds(states)}.")
     if job.clock.speed != 1:
         notes.append(f"Times are the simulator's, {job.clock.speed:,g} times as fast as here.")

@@ -1,32 +1,26 @@
-"""A process that runs plans by batches in children, which are killed at one step; see `test_crashes`.
+"""A plan by batches that runs in a process of its own, which is killed at one step; see `test_crashes`."""
 
-Each line of its input is a JSON list of orders, that run at once; each line of its output has their statuses.
-It imports once for all of them, and no thread is in it when it forks.
-"""
-
-import asyncio
-import json
+import inspect
+import itertools
 import os
 import signal
-import sys
-import traceback
-from types import SimpleNamespace
+from contextlib import contextmanager
 
 import anthropic
-from running import a_plan, reviews
+from batch_runs import the_plan
 
 import claudescale as cs
-from claudescale.api import catalog
 from claudescale.api import client as wire
 from claudescale.ledger.store import Store
+from claudescale.prompts.requests import Work
 from claudescale.running import batch_rules
 from claudescale.running.batches import Batches
 from claudescale.running.job import Job
 
-LIMITS = {"requests_per_minute": 60_000, "input_tokens_per_minute": 10**8, "output_tokens_per_minute": 10**8}
 POINTS = {
     "before the intent": (Store, "intend", "before"),
     "before the create": (Store, "intend", "after"),
+    "in the body": (Work, "messages", "before"),
     "before posted": (Batches, "_created", "after"),
     "before the id": (Store, "note", "before"),
     "after the id": (Store, "note", "after"),
@@ -37,99 +31,40 @@ POINTS = {
     "before the close": (Batches, "_close", "before"),
     "after the close": (Batches, "_close", "after"),
 }
-"""Where a child is killed: the method, and whether before it does anything or when it returns."""
+"""Where a process is killed: the method, and whether before it does anything or when it returns."""
 
 
-def the_plan(rows, *, queue=None, mode="batch", **options):
-    """Return the plan that child and parent run."""
-    tier = cs.Limits(**LIMITS, batch_queue_requests=queue, batch_requests_per_minute=6_000)
-    return a_plan(reviews(rows), tier=tier, mode=mode, **options)
+def run(url, ledger, point, times=1, **plan):
+    """Run a plan to its end, or until it comes to a point, or any of them, for the so-manieth time."""
+    wire._PART_BYTES, wire._BLOCK_BYTES, batch_rules._PART_BYTES = 1_000, 4_000, 1_000
+    passed = itertools.count(1)
+    for name, (owner, method, when) in POINTS.items():
+        if point in {name, "any"}:
+            _strike(owner, method, when, passed, times)
+    client = anthropic.AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0)
+    cs.wait(the_plan(**plan).run(client, ledger=ledger, progress=False))
 
 
-def most_requests(most):
-    """Return facts of batches by which fewer requests go into one."""
-    return SimpleNamespace(**vars(catalog.BATCH) | {"max_requests": most})
+def _strike(owner, method, when, passed, times):
+    """Count the calls of a method, and kill this process at one of them."""
+    real = getattr(owner, method)
 
-
-class Countdown:
-    """Kills this process at the so-manieth call."""
-
-    def __init__(self, times):
-        self.left = times
-
-    def __call__(self):
-        self.left -= 1
-        if not self.left:
+    def count(moment):
+        if moment == when and next(passed) == times:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    @contextmanager
+    def counted():
+        count("before")
+        yield
+        count("after")
 
-def strike(owner, name, when, countdown):
-    """Count the calls of a method, before they do anything or when they return."""
-    real = getattr(owner, name)
+    async def awaited(*given):
+        with counted():
+            return await real(*given)
 
-    def called(*given, **named):
-        if when == "before":
-            countdown()
-        found = real(*given, **named)
-        if asyncio.iscoroutine(found):
-            return awaited(found)
-        if when == "after":
-            countdown()
-        return found
+    def called(*given):
+        with counted():
+            return real(*given)
 
-    async def awaited(found):
-        found = await found
-        if when == "after":
-            countdown()
-        return found
-
-    setattr(owner, name, called)
-
-
-def _in_the_body(countdown):
-    """Count bodies of which half was sent."""
-    real = batch_rules.body
-
-    def body(*given):
-        parts = list(real(*given))
-        for number, part in enumerate(parts):
-            if number == len(parts) // 2:
-                countdown()
-            yield part
-
-    batch_rules.body = body
-
-
-def _run(order):
-    """Run the plan of an order to its end, or to its point."""
-    wire._PART_BYTES, wire._BLOCK_BYTES, batch_rules._PART_BYTES = 1_000, 4_000, 1_000
-    url, ledger, point = order.pop("url"), order.pop("ledger"), order.pop("point")
-    countdown = Countdown(order.pop("times", 1))
-    if point == "in the body":
-        _in_the_body(countdown)
-    for owner, name, when in POINTS.values() if point == "any" else filter(None, [POINTS.get(point)]):
-        strike(owner, name, when, countdown)
-    client = anthropic.AsyncAnthropic(base_url=url, api_key="simulated", max_retries=0)
-    cs.wait(the_plan(**order).run(client, ledger=ledger, progress=False))
-
-
-def _child(order):
-    """Return the process that carries out an order."""
-    if child := os.fork():
-        return child
-    status = 1
-    try:
-        _run(order)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        os._exit(status)
-
-
-if __name__ == "__main__":
-    for line in sys.stdin:
-        children = [_child(order) for order in json.loads(line)]
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(statuses), flush=True)
+    setattr(owner, method, awaited if inspect.iscoroutinefunction(real) else called)

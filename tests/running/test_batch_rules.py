@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from running import MODEL
 
 import claudescale as cs
-from claudescale.api.answers import Answer, verdict
+from claudescale.api.answers import Answer
 from claudescale.ledger.records import Batch
 from claudescale.running import batch_rules
 from claudescale.running.batch_rules import Streak
@@ -116,26 +116,11 @@ def test_what_became_of_a_batch(answer, made):
     assert batch_rules.made(answer) is made
 
 
-@pytest.mark.parametrize(
-    ("status", "content", "wrong"),
-    [
-        (400, _error("invalid_request_error"), True),
-        (404, _error("not_found_error", f"model: {MODEL}"), True),
-        (404, _error("not_found_error", "no such route"), False),  # a gateway without live calls
-        (403, b"<html>Gateway</html>", False),
-        (529, _error("overloaded_error"), False),
-    ],
-)
-def test_what_a_look_at_one_row_says_of_all(status, content, wrong):
-    """Only the API's own no keeps batches from being made; an overload or a gateway's page does not."""
-    assert batch_rules.is_wrong(verdict(Answer(status, {}, content))) is wrong
-
-
 def test_a_batch_as_the_api_shows_it():
     """Id, state, times and counts are taken over; the rest of the batch stays."""
     counts = {"processing": 0, "succeeded": 2, "errored": 1, "canceled": 1, "expired": 1}
     ended = {"processing_status": "ended", "request_counts": counts, "ended_at": "1970-01-01T01:30:00+01:00"}
-    under_way, over = batch_rules.seen(BATCH, SHOWN), batch_rules.seen(BATCH, SHOWN | ended)
+    under_way, over = batch_rules.updated(BATCH, SHOWN), batch_rules.updated(BATCH, SHOWN | ended)
     assert under_way == BATCH._replace(
         state="in_progress", batch_id="msgbatch_1", created_at=1_200.0, expires_at=87_600.0
     )
@@ -143,7 +128,7 @@ def test_a_batch_as_the_api_shows_it():
         state="ended", ended_at=1_800.0, succeeded=2, errored=1, canceled=1, expired=1
     )
     odd = {"processing_status": "new", "request_counts": {"succeeded": "many"}, "created_at": "yesterday"}
-    assert batch_rules.seen(over, SHOWN | odd) == over._replace(state="in_progress")
+    assert batch_rules.updated(over, SHOWN | odd) == over._replace(state="in_progress")
 
 
 HOUR, NOW = 3_600.0, 1_790_000_000.0

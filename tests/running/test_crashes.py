@@ -1,58 +1,50 @@
 """A process that is killed at any point of a batch's life, then the same plan again: each row paid once."""
 
-import contextlib
-import json
+import multiprocessing
+import os
 import random
-import subprocess
 import sys
-from pathlib import Path
+from contextlib import closing
+from signal import SIGKILL
 
 import crash_child
 import pytest
-from crash_child import LIMITS, POINTS, the_plan
+from batch_runs import paid_once, quick, the_plan
 from running import finished
 
-import claudescale as cs
 from claudescale.ledger.store import Store
 from claudescale.simulator import Fault
 
-KILLED = -9
 pytestmark = pytest.mark.slow
 
 
-def simulator(*, queue=100_000, **options):
-    """Return a simulator on which a batch and the patience for a lost one are fractions of a second."""
-    given = {"speed": 1_000, "batch_seconds": 120.0, "latency": 0.2, **options}
-    return cs.Simulator(
-        tuple(LIMITS.values()), batch_queue_requests=queue, batch_requests_per_minute=6_000, **given
-    )
-
-
 @pytest.fixture(scope="module")
-def children():
-    """Give what runs plans in processes of their own, and returns how they ended."""
-    given = [sys.executable, "-P", crash_child.__file__]
-    path = {"PYTHONPATH": ":".join([str(Path(crash_child.__file__).parent), *sys.path])}
-    with subprocess.Popen(
-        given, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=path
-    ) as server:
+def start():
+    """Give what starts a process, forked from one that has imported everything, with no thread in it."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["crash_child"])
 
-        def run(*orders):
-            print(json.dumps(orders), file=server.stdin, flush=True)
-            return json.loads(server.stdout.readline())
+    def start(api, ledger, point, **options):
+        order = {"url": api.url, "ledger": ledger, "point": point, **options}
+        process = processes.Process(target=crash_child.run, kwargs=order)
+        process.start()
+        return process
 
-        yield run
-        server.stdin.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        yield start
 
 
 @pytest.fixture
-def crash(children, tmp_path):
+def crash(start, tmp_path):
     """Give what runs a plan in a process that is killed at a point."""
 
     def run(api, point, **options):
-        order = {"url": api.url, "ledger": str(tmp_path / "l"), "point": point, **options}
-        (status,) = children(order)
-        assert status == KILLED or (point == "any" and status == 0)  # few steps may be left
+        process = start(api, tmp_path / "l", point, **options)
+        process.join()
+        assert process.exitcode == -SIGKILL or (
+            point == "any" and process.exitcode == 0
+        )  # few steps are left
 
     return run
 
@@ -60,25 +52,21 @@ def crash(children, tmp_path):
 def check(api, ledger, rows, **plan):
     """Run the plan again: each row is answered, and paid for once by the server's account and the file's."""
     run = finished(the_plan(rows, **plan), api.client(), ledger=ledger)
-    stats = api.stats
-    assert run.state == "finished"
-    assert run.results["text"].to_list() == run.plan.frame["text"].to_list()
-    assert run.results["reply"].null_count() == 0
-    assert stats["billed_rows"] == stats["distinct_rows_billed"] == rows
-    with contextlib.closing(Store(ledger)) as kept:
+    paid_once(api, run, resumed=True)
+    with closing(Store(ledger)) as kept:
         final = kept.attempts(columns=["key", "reply", "final"]).filter("final")
         assert final["key"].n_unique() == final.height == rows
         assert set(run.results["reply"]) == set(final["reply"])
-        assert kept.attempts()["dollars"].sum() == pytest.approx(stats["dollars"], abs=1e-9)
+        assert kept.attempts()["dollars"].sum() == pytest.approx(api.stats["dollars"], abs=1e-9)
         assert {batch.state for batch in kept.batches()} <= {"collected", "absent"}
         assert not any(kept.held(batch.nonce) for batch in kept.batches())
 
 
-@pytest.mark.parametrize("point", [*POINTS, "in the body"])
+@pytest.mark.parametrize("point", crash_child.POINTS)
 def test_one_batch(tmp_path, crash, point):
     """Wherever the process is killed in the life of its only batch, the next run pays for no row again."""
-    with simulator() as api:
-        crash(api, point, rows=20)
+    with quick(batch_seconds=120.0) as api:
+        crash(api, point, rows=20, times=3 if point == "in the body" else 1)
         check(api, tmp_path / "l", 20)
         assert api.stats["batches_created"] == 1
 
@@ -88,15 +76,17 @@ def test_killed_again_and_again_at_any_step(tmp_path, crash, seed):
     """Runs that take over are killed as well, with lost answers besides: each row is paid once."""
     drawn = random.Random(seed)
     faults = {"create_lost": Fault(tries=[2]), "create_failed": Fault(tries=[3])}
-    with simulator(queue=40, seed=seed, faults=faults) as api:
+    with quick(queue=40, seed=seed, faults=faults) as api:
         for _ in range(4):
-            crash(api, "any", rows=60, queue=20, times=drawn.randint(1, 9))
+            crash(api, "any", rows=60, queue=20, times=drawn.randint(1, 30))
         check(api, tmp_path / "l", 60, queue=20)
 
 
-def test_two_processes_at_once(tmp_path, children):
+def test_two_processes_at_once(tmp_path, start):
     """Two processes that run the same plan on one ledger share the rows: each is paid for once."""
-    with simulator(queue=30) as api:
-        order = {"url": api.url, "ledger": str(tmp_path / "l"), "point": "nowhere", "rows": 60, "queue": 15}
-        assert children(order, order) == [0, 0]
+    with quick(queue=30) as api:
+        both = [start(api, tmp_path / "l", "nowhere", rows=60, queue=15) for _ in range(2)]
+        for process in both:
+            process.join()
+        assert [process.exitcode for process in both] == [0, 0]
         check(api, tmp_path / "l", 60, queue=15)

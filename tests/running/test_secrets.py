@@ -12,7 +12,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from breaking import Break, Breaker, http
+from batch_runs import quick
+from breaking import Breaker
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
@@ -21,11 +22,6 @@ KEY = "sk-ant-api03-not_a_real_key_0123456789abcdefXYZ"
 BARE = "7f3c1bd09e8a4c55b1f0d2a96e77aa10"  # of a gateway, in no form of its own
 SCRIPT = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 ROOT = Path(__file__).parents[2]
-
-
-def quick(**options):
-    """Return a simulator on which a batch takes a moment."""
-    return simulator(speed=1_000, batch_seconds=60, **options)
 
 
 @pytest.fixture
@@ -69,12 +65,12 @@ def test_the_key_is_nowhere(tmp_path, mode, key, status, logged):
     """Not in logs at DEBUG, errors, tracebacks with locals, frames, cards, nor in the ledger's bytes."""
     words = json.dumps({"type": "error", "error": {"type": "api_error", "message": f"bad key {key}, {key}!"}})
 
-    def strikes(name, number):
-        return Break("after", http(status, words.encode())) if number <= 1 and name != "other" else None
+    def change(call):
+        return (status, {}, words.encode()) if call.number <= 1 and call.name != "other" else None
 
     more = {"deadline": 600} if mode == "hybrid" else {}
     plan, seen = a_plan(reviews(6), mode=mode, budget=1.0, **more), []
-    with quick() as api, Breaker(api.url, strikes) as breaker:
+    with quick() as api, Breaker(api.url, change) as breaker:
         client = api.client(api_key=key, base_url=breaker.url)
         try:
             run = finished(plan, client, ledger=tmp_path / "l")

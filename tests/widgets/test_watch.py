@@ -62,7 +62,8 @@ def test_the_headline_tells_the_truth_in_one_line(changes, words):
 def test_figures_show_what_is_known_and_what_is_not():
     """Latency is there for live calls only, failures and batches by kind."""
     batch = Batch("n", "api", "claude-haiku-5-5", 500, 0.0, "in_progress", "b")
-    batches, clock = types.SimpleNamespace(seen=[batch, batch]), types.SimpleNamespace(speed=10.0)
+    followed = [types.SimpleNamespace(record=batch)] * 2
+    batches, clock = types.SimpleNamespace(followed=followed), types.SimpleNamespace(speed=10.0)
     run = going(
         plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
         refusals=Counter(rate_limit_error=2), errors=Counter(timeout_error=1, overloaded_error=12),
