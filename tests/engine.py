@@ -144,13 +144,13 @@ class ScriptSend:
 class Engine:
     """A `Live` whose records are a list; `rows_given` counts what was pulled out of its rows."""
 
-    def __init__(self, send, clock, *, concurrency=None, warm=False, seed=0, **options):
+    def __init__(self, send, clock, *, concurrency=None, warm=False, **options):
         self.send, self.clock = send, clock
         self.attempts, self.finals = [], []
         self.rows_given = 0
         self.pacer = Pacer(LIMITS, clock=clock, concurrency=concurrency, output_tokens=MAX_TOKENS)
         self.job = a_job(send, clock, self._record, **options)
-        self.live = Live(self.job, self.pacer, warm=warm, seed=seed)
+        self.live = Live(self.job, self.pacer, warm=warm)
 
     def _record(self, attempt, *, final):
         self.attempts.append(attempt)

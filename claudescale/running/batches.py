@@ -29,7 +29,7 @@ from claudescale.api.limits import read_headers
 from claudescale.ledger.records import OPEN, Batch
 from claudescale.running import batch_rules
 from claudescale.running.batch_results import attempts, missing_lines, proves
-from claudescale.running.batch_rules import Streak
+from claudescale.running.health import Streak
 from claudescale.running.meter import CANCELED
 
 if TYPE_CHECKING:
