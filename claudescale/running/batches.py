@@ -162,10 +162,6 @@ class Batches:
         self._leaves = True
         self.woken.set()
 
-    @property
-    def _leaving(self) -> bool:
-        return self._leaves or self._job.leaving
-
     async def answer(self, keys: pl.Series) -> None:
         """Return when every row has its answer or was given up, or this was stopped.
 
@@ -182,11 +178,11 @@ class Batches:
     async def follow(self) -> None:
         """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
         try:
-            while not self._leaving:
+            while not (self._leaves or self._job.asked == "leave"):
                 await self._submit()
                 self.submitted.set()
                 self._hand_over()
-                cancels = self._job.stopping or self._switched
+                cancels = self._job.asked == "stop" or self._switched
                 if cancels:
                     await self._cancel()
                 await self._look()
@@ -207,7 +203,7 @@ class Batches:
             self._left = self._others = self._left.clear()
 
     def _is_done(self) -> bool:
-        if self._job.stopping:
+        if self._job.asked == "stop":
             return not self.known
         sends = self.stopped_by is None and (self._left.height or self._others.height)
         return not (self.waited or sends)
@@ -271,7 +267,7 @@ class Batches:
             return  # nothing will be sent, or all is well
         for place in sorted({0, rows.height // 2, rows.height - 1}):
             found = await self._dry_run(rows[place])
-            if job.stopping or self._leaving or not batch_rules.is_wrong(found):
+            if job.asked or self._leaves or not batch_rules.is_wrong(found):
                 return
             reasons.add((found.error, found.message))
         if len(reasons) == 1:
@@ -298,7 +294,7 @@ class Batches:
 
     async def _submit(self) -> None:
         """Submit as much as queue, budget and time allow."""
-        while self._submits and not (self._job.stopping or self._leaving or self.stopped_by):
+        while self._submits and not (self._job.asked or self._leaves or self.stopped_by):
             now = self._clock.seconds()
             rows = self._next() if self._hold_until <= now < self._job.switch_at() else self._left.clear()
             if rows.is_empty():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,8 +117,8 @@ class Job:
         What is run.
     meter, purse : Meter, Purse
         What was done so far, and what is left of the budget.
-    stopping, leaving : bool
-        Whether that was asked for.
+    asked : str
+        ``"stop"`` or ``"leave"`` where that was asked for, else empty.
     live, pacer : Live, Pacer or None
         What sends rows live, once it does.
     following : asyncio.Future or None
@@ -138,8 +138,10 @@ class Job:
         The keys of requests that have their final reply since the start, as they came.
     watched : list of callable
         Show what stays of the run where it is watched.
-    started_at, minutes : float
-        API unix seconds at which the first call could go, and API minutes since then.
+    started_at : float
+        API unix seconds at which the first call could go; 0 until then.
+    price, batch_price : Price
+        Of a live call, and of a row in a batch.
     batches_out : int
         Batches of earlier runs in the ledger that were out at the start.
     only_collects : bool
@@ -161,7 +163,10 @@ class Job:
             plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.compiled.model
         )
         self.purse = Purse(plan.budget)
-        self.stopping = self.leaving = self.is_open = self.only_collects = False
+        self.price = prices.price(plan.compiled.model, mode="live")
+        self.batch_price = prices.price(plan.compiled.model, mode="batch")
+        self.asked = ""
+        self.is_open = self.only_collects = False
         self.live: Live | None = None
         self.pacer: Pacer | None = None
         self.following: asyncio.Future[None] | None = None
@@ -169,10 +174,10 @@ class Job:
         self.estimate: dict[str, Any] | None = None
         self.arrived: list[str] = []
         self.watched: list[Callable[[], None]] = []
-        self._work: Work | None = None
         self.batches_out = 0
-        self._started_at: float | None = None
-        self._ended_at: float | None = None
+        self.started_at = self._ended_at = 0.0
+        self._work: Work | None = None
+        self._resources = AsyncExitStack()
 
     async def open(self) -> None:
         """Open the ledger, learn which API answers, read the rows, and check that the plan is possible.
@@ -183,13 +188,15 @@ class Job:
             Nothing was sent.
         """
         self.wire = Wire(self.client, self.plan.max_tokens)
+        self._resources.push_async_callback(self.wire.close)
         self.ledger = await loops.in_thread(Store, self.path)
+        self._resources.callback(self.ledger.close)
         self.api = await self.wire.api()
         self.clock = self.api.clock
         await loops.in_thread(self._read)
         self.batches = Batches(self)
         self.is_open = True
-        self._started_at = self.meter.started_at = self.clock.seconds()
+        self.started_at = self.meter.started_at = self.clock.seconds()
 
     def _read(self) -> None:
         plan, kept = self.plan, self.plan.compiled.kept
@@ -276,14 +283,9 @@ class Job:
         """The limits in force: the table's, or those that the API's answers report."""
         return self.pacer.limits if self.pacer else self.plan.compiled.limits
 
-    @property
-    def asked(self) -> str:
-        """``"stop"`` or ``"leave"`` where that was asked for, else empty."""
-        return "stop" if self.stopping else "leave" if self.leaving else ""
-
     def hear(self) -> None:
         """Pass on what was asked for, on the loop's thread."""
-        if self.live is not None and self.asked:
+        if self.live is not None:
             self.live.stop()
         self.batches.woken.set()
 
@@ -306,28 +308,19 @@ class Job:
 
         Written on this thread, as no other may be there when the process ends.
         """
-        if self._started_at is not None:
-            self._ended_at = self.clock.seconds()
-        if hasattr(self, "wire"):
-            await self.wire.close()
+        self._ended_at = self.clock.seconds()
         try:
-            if hasattr(self, "ledger"):
-                self.ledger.close()
+            await self._resources.aclose()
         except LedgerError as error:
             self.fail(error)
         self.live = None
 
     @property
-    def started_at(self) -> float:
-        """API unix seconds at which the first call could go."""
-        return self._started_at or self.clock.seconds()
-
-    @property
     def minutes(self) -> float:
         """API minutes since the first call could go."""
-        if self._started_at is None:
+        if not self.started_at:
             return 0.0
-        return ((self._ended_at or self.clock.seconds()) - self._started_at) / 60
+        return ((self._ended_at or self.clock.seconds()) - self.started_at) / 60
 
     @property
     def known_good(self) -> bool:
@@ -351,11 +344,7 @@ class Job:
         while waiting.height and not self.is_over:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
-                try:
-                    mine = await loops.in_thread(self.claimed, block)
-                except LedgerError as error:
-                    self.fail(error)
-                    return
+                mine = await loops.in_thread(self.claimed, block)
                 rendered, reads = self.rendered(mine), self.plan.compiled.prompt.has_files
                 while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
                     yield row
@@ -403,16 +392,6 @@ class Job:
 
     # what it may cost
 
-    @cached_property
-    def price(self) -> prices.Price:
-        """Of a live call."""
-        return prices.price(self.plan.compiled.model, mode="live")
-
-    @cached_property
-    def batch_price(self) -> prices.Price:
-        """Of a row in a batch."""
-        return prices.price(self.plan.compiled.model, mode="batch")
-
     def with_worst(self, requests: pl.DataFrame, mode: str, max_tokens: int | None = None) -> pl.DataFrame:
         """Return requests with `worst_dollars`: the most each can cost; 0 where its price is unknown."""
         plan, charges = self.plan, self.plan.compiled.prompt.charges
@@ -428,7 +407,7 @@ class Job:
 
     # what came back
 
-    @property
+    @cached_property
     def common(self) -> dict[str, Any]:
         """The columns of an attempt that are the same for all."""
         return {"run": self.ledger.run, "model": self.plan.compiled.model.id, "simulated": self.api.simulated}

@@ -227,8 +227,7 @@ class Run(Shown):
 
         Spends: what is in flight.
         """
-        self.job.stopping = True
-        self._tell()
+        self._ask("stop")
 
     def leave(self) -> None:
         """Send nothing more and let batches continue at the API: the same cell collects them, even tomorrow.
@@ -237,11 +236,11 @@ class Run(Shown):
 
         Spends: what is in flight; the batches, as they are answered.
         """
-        self.job.leaving = True
-        self._tell()
+        self._ask("leave")
 
-    def _tell(self) -> None:
+    def _ask(self, end: str) -> None:
         """Pass on what is asked for, from whatever thread."""
+        self.job.asked = end
         if self._loop is not None and self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
                 self._loop.call_soon_threadsafe(self.job.hear)
@@ -281,7 +280,7 @@ class Run(Shown):
         while not self._ended.done():
             if self.state == "running" and (self.plan.mode == "live" or self.job.batches.submitted.is_set()):
                 return self
-            await asyncio.sleep(loops.SLICE_SECONDS)
+            await self._wait(loops.SLICE_SECONDS)
         return self._outcome()
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:

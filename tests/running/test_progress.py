@@ -131,7 +131,7 @@ def ends(made, rows, minutes=0.0, *, tokens=50.0, in_flight=0, window=16):
     job.plan, job.meter = a_plan(reviews(rows), tier=LIMITS), made
     job.pacer = types.SimpleNamespace(limits=LIMITS, in_flight=in_flight, window=window)
     job.missing = pl.DataFrame({"estimated_tokens": [tokens] * rows if isinstance(tokens, float) else tokens})
-    job._started_at, job._ended_at = 1.0, 1.0 + minutes * 60
+    job.started_at, job._ended_at = 1.0, 1.0 + minutes * 60
     return job.ends
 
 
