@@ -215,9 +215,9 @@ class Job:
         part = tokens / all_tokens if all_tokens else 0.0
         self.estimate = plan.compiled.check(part=part, requests_part=requests_part)
         self.meter.begin(work.keys)
-        self.meter.found(found)
+        self.meter.reuse(found)
         if kept is not None:
-            self.meter.found(kept.attempts.select("key", "error"))
+            self.meter.reuse(kept.attempts.select("key", "error"))
         self._work = work
 
     @property
@@ -386,7 +386,7 @@ class Job:
             held = held.filter(~pl.col("key").is_in(stuck))
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
         theirs = replies.filter(pl.col("run") != self.ledger.run).select("key", "error")
-        self.meter.found(theirs)
+        self.meter.reuse(theirs)
         self.arrived += theirs["key"].to_list()
         return held.join(replies, on="key", how="anti", maintain_order="left")
 

@@ -413,25 +413,23 @@ class Run(Shown):
         """
         if not self.job.is_open:
             return BATCHES.to_frame()
-        ledger, (read, *written) = self.job.ledger, (pl.col(name).sum() for name in _CACHED)
-        cached = pl.sum_horizontal(read, *written)
+        ledger, cached = self.job.ledger, pl.sum_horizontal(_CACHED)
         paid = (
             ledger.attempts(columns=("batch_id", "dollars", *_CACHED))
             .drop_nulls("batch_id")
             .group_by("batch_id")
-            .agg(pl.col("dollars").sum(), cache_hit_share=pl.when(cached > 0).then(read / cached))
+            .agg(pl.sum("dollars", *_CACHED))
+            .with_columns(cache_hit_share=pl.when(cached > 0).then(pl.col(_CACHED[0]) / cached))
         )
-        kept = catalog.BATCH.results_days * 86_400
         batches = pl.DataFrame(ledger.batches(mine=True), schema=columns_of(Batch), orient="row")
+        moments = pl.col("created_at", "ended_at", "results_until")
         return (
             batches.join(paid, on="batch_id", how="left", maintain_order="left")
             .with_columns(
                 minutes=(pl.col("ended_at") - pl.col("created_at")) / 60,
-                results_until=pl.col("created_at") + kept,
+                results_until=pl.col("created_at") + catalog.BATCH.results_days * 86_400,
             )
-            .with_columns(
-                (pl.col("created_at", "ended_at", "results_until") * 1e6).cast(pl.Int64).cast(_MOMENT)
-            )
+            .with_columns((moments * 1e6).cast(pl.Int64).cast(_MOMENT))
             .select(*BATCHES)
             .cast(BATCHES)
         )
@@ -452,9 +450,8 @@ class Run(Shown):
 
         Spends: nothing.
         """
-        rows = self.job.work.keys.drop_nulls().value_counts(name="rows")
-        repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.compiled.model,))
+        duplicates, models = self.counts.duplicates, (self.plan.compiled.model,)
+        return prices.savings(self.attempts, duplicates=duplicates, models=models)
 
     @property
     def bill(self) -> pl.DataFrame:

@@ -64,7 +64,7 @@ def test_each_row_is_answered_failed_or_missing_as_its_request_is(keys, ends):
         for _ in range(retries):
             made.add(attempt(key, "rate_limit_error", status=429), final=False)
         if end == "other":
-            made.found(pl.DataFrame({"key": [key], "error": [None]}, schema_overrides={"error": pl.String}))
+            made.reuse(pl.DataFrame({"key": [key], "error": [None]}, schema_overrides={"error": pl.String}))
         if end in {"reply", "refusal"}:
             made.add(attempt(key, None if end == "reply" else end), final=True)
         calls += retries + (end in {"reply", "refusal"})
