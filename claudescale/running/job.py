@@ -21,7 +21,7 @@ from claudescale.api import catalog, prices
 from claudescale.api.answers import Answer, Verdict, answer_of, is_free, stop_reason_of, text_of, usage_of
 from claudescale.api.client import Wire
 from claudescale.clock import Clock
-from claudescale.errors import LedgerError, UnknownModel
+from claudescale.errors import FileChanged, LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
@@ -123,8 +123,8 @@ class Job:
         What sends rows live, once it does.
     following : asyncio.Future or None
         The collecting of batches beside live calls.
-    ledger_error : LedgerError or None
-        Why the record cannot be kept: then nothing more is sent.
+    failure : LedgerError, FileChanged or None
+        Why the record cannot be kept, or a row not be sent as it was: then nothing more is sent.
     is_open : bool
         Whether `open` has set what follows.
     ledger, wire, api, batches : Store, Wire, Api, Batches
@@ -170,7 +170,7 @@ class Job:
         self.live: Live | None = None
         self.pacer: Pacer | None = None
         self.following: asyncio.Future[None] | None = None
-        self.ledger_error: LedgerError | None = None
+        self.failure: LedgerError | FileChanged | None = None
         self.estimate: dict[str, Any] | None = None
         self.arrived: list[str] = []
         self.watched: list[Callable[[], None]] = []
@@ -203,19 +203,20 @@ class Job:
         if kept is not None:
             kept.check(simulated=self.api.simulated)
         work = plan.compiled.work(self.api.name)
-        found = self.ledger.replies(work.requests["key"], ["error"])
-        self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
+        replied = self.ledger.replies(work.requests["key"], ["error"])
+        self.missing = work.requests.join(replied, on="key", how="anti", maintain_order="left")
         self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         if self.missing.height and (words := self.refusal()) is not None:
             if not self.batches_out:
                 raise UnknownModel(words)
             self.only_collects = True
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
-        requests_part = self.missing.height / max(work.requests.height, 1)
-        part = tokens / all_tokens if all_tokens else 0.0
-        self.estimate = plan.compiled.check(part=part, requests_part=requests_part)
+        self.estimate = plan.compiled.check(
+            part=tokens / all_tokens if all_tokens else 0.0,
+            requests_part=self.missing.height / max(work.requests.height, 1),
+        )
         self.meter.begin(work.keys)
-        self.meter.reuse(found)
+        self.meter.reuse(replied)
         if kept is not None:
             self.meter.reuse(kept.attempts.select("key", "error"))
         self._work = work
@@ -242,9 +243,7 @@ class Job:
             return None
         left = min(self.meter.open_requests, self.missing.height)
         usual, slow = (self._live_seconds(more) / 60 for more in (1.0, self.plan.compiled.expected.more))
-        rate = self.meter.pace(self.minutes) if left else None
-        at_pace = 0.0 if rate is None else left / rate if rate else math.inf
-        return Ends(usual, max(slow, at_pace))
+        return Ends(usual, max(slow, self.meter.minutes_at_pace(left, self.minutes)))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
@@ -293,11 +292,11 @@ class Job:
         self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
     ) -> pl.DataFrame:
         """Return the final attempt of every request that has one, of this run or an earlier one."""
-        kept, found = self.plan.compiled.kept, ATTEMPTS.to_frame().select(columns)
+        kept, replies = self.plan.compiled.kept, ATTEMPTS.to_frame().select(columns)
         if self.is_open:
             keys = self.work.requests["key"] if of is None else of
-            found = self.ledger.replies(keys, columns).select(columns)
-        return found if kept is None else pl.concat([kept.attempts.select(columns), found])
+            replies = self.ledger.replies(keys, columns).select(columns)
+        return replies if kept is None else pl.concat([kept.attempts.select(columns), replies])
 
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""
@@ -334,7 +333,7 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
-        return bool(self.asked) or ended or self.batches.is_refused or self.ledger_error is not None
+        return bool(self.asked) or ended or self.batches.is_refused or self.failure is not None
 
     # what to send
 
@@ -412,9 +411,9 @@ class Job:
         """The columns of an attempt that are the same for all."""
         return {"run": self.ledger.run, "model": self.plan.compiled.model.id, "simulated": self.api.simulated}
 
-    def attempt(self, key: str, answer: Answer, found: Verdict, *, sent: float, seconds: float) -> Attempt:
+    def attempt(self, key: str, answer: Answer, verdict: Verdict, *, sent: float, seconds: float) -> Attempt:
         """Return the record of one live call."""
-        message = found.reply or answer.partial  # of an answer that broke off, what had come is paid
+        message = verdict.reply or answer.partial  # of an answer that broke off, what had come is paid
         usage: dict[str, Any] = usage_of(message)
         facts = answer_of(message)
         return Attempt(
@@ -424,12 +423,12 @@ class Job:
             sent_at=sent,
             seconds=seconds,
             status=answer.status,
-            error=found.error,
-            message=found.message or prices.unpriced(self.price, facts["answering_model"]),
+            error=verdict.error,
+            message=verdict.message or prices.unpriced(self.price, facts["answering_model"]),
             request_id=answer.headers.get("request-id"),
-            stop_reason=stop_reason_of(found.reply or {}),
-            reply=text_of(found.reply or {}),
-            dollars=0.0 if is_free(found.reply) else prices.answer_dollars(self.price, usage, facts),
+            stop_reason=stop_reason_of(verdict.reply or {}),
+            reply=text_of(verdict.reply or {}),
+            dollars=0.0 if is_free(verdict.reply) else prices.answer_dollars(self.price, usage, facts),
             **usage,
             **facts,
             **self.common,
@@ -463,9 +462,9 @@ class Job:
                 ours.filter("final"), on="key", how="anti", maintain_order="left"
             )
 
-    def fail(self, error: LedgerError) -> None:
-        """Send nothing more, as what is paid for could not be kept."""
-        self.ledger_error = self.ledger_error or error
+    def fail(self, error: LedgerError | FileChanged) -> None:
+        """Send nothing more: what is paid for could not be kept, say."""
+        self.failure = self.failure or error
         if self.live is not None:
             self.live.stop()
 

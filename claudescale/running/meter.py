@@ -229,14 +229,14 @@ class Meter:
             seconds = sorted(self._latencies)
         return seconds[max(math.ceil(quantile * len(seconds)) - 1, 0)] if seconds else None
 
-    def pace(self, minutes: float) -> float | None:
-        """Return live answers in the last minute; None where the run is too young to tell."""
+    def minutes_at_pace(self, requests: int, minutes: float) -> float:
+        """Return how long so many calls take at the last minute's pace; 0 where it is too early to tell."""
         now = int(minutes * 60)
         seconds = min(now, PACE_SECONDS)
-        if seconds < LEAST_PACE_SECONDS:
-            return None
-        answers = (self._live.get(second, Slice()).answers for second in range(now - seconds, now))
-        return sum(answers) * 60 / seconds
+        if seconds < LEAST_PACE_SECONDS or not requests:
+            return 0.0
+        answers = sum(self._live.get(second, Slice()).answers for second in range(now - seconds, now))
+        return requests * seconds / 60 / answers if answers else math.inf
 
     def slices(self, width_seconds: int = 0, *, batches: bool = False) -> tuple[int, list[Slice]]:
         """Return the seconds of a slice, at most a sixtieth of the run where not given, and the slices."""
