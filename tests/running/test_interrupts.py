@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 from running import a_plan, finished, reviews, simulator, until
@@ -63,16 +62,13 @@ def test_a_script_that_is_interrupted_ends_with_one_sentence(path, door, times):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["stop", "leave"])
-def test_what_is_in_flight_is_awaited_and_kept(way):
-    """stop() and leave(), from any thread, send nothing more; all that the server bills is in the results."""
+def test_what_is_in_flight_is_awaited_and_kept():
+    """stop(), from any thread, sends nothing more; all that the server bills is in the results."""
 
     async def main(api):
         run = a_plan(reviews(2_000), concurrency=20).start(api.client(), ledger=None, progress=False)
         await until(lambda: run.counts.answered >= 60)
-        thread = threading.Thread(target=getattr(run, way))
-        thread.start()
-        thread.join()
+        await asyncio.to_thread(run.stop)
         return await run
 
     with simulator(latency=1.0) as api:
