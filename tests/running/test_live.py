@@ -5,19 +5,7 @@ import itertools
 import logging
 
 import pytest
-import virtual
-from engine import (
-    GOOD,
-    LIMITS,
-    LOST,
-    TIMEOUT_SECONDS,
-    Engine,
-    ScriptSend,
-    answer,
-    rows,
-    through_desk,
-    through_script,
-)
+from engine import GOOD, LIMITS, LOST, TIMEOUT_SECONDS, answer, rows, through_desk, through_script
 
 from claudescale.running import live
 
@@ -197,47 +185,6 @@ def test_stop_while_rows_are_awaited_or_before_the_first():
     assert (len(engine.finals), engine.seconds) == (1, 5.0)
     engine = through_script(lambda _: GOOD, 50, before=lambda engine: engine.live.stop())
     assert (engine.send.tries.total(), engine.rows_given) == (0, 0)
-
-
-@pytest.mark.parametrize("after", [0.0, 7.25])
-def test_a_cancellation_leaves_nothing_behind(after):
-    """At whatever moment: it is passed on, and there is no task, no permit and no call left."""
-
-    def script(call):
-        return answer(429, headers={"retry-after": "2"}) if call.number % 7 == 3 else GOOD
-
-    async def go():
-        engine = Engine(ScriptSend(script), virtual.clock())
-        running = asyncio.create_task(engine.answer(rows(3_000)))
-        await asyncio.sleep(after)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
-    virtual.run(go())
-
-
-@pytest.mark.parametrize("where", ["rows", "send", "record"])
-def test_an_error_of_our_own_ends_the_run_with_it(where):
-    """Wherever it comes from, what was in flight is awaited and kept, and the error is raised."""
-    engines = []
-
-    def fails(*_, **__):
-        raise LookupError
-
-    def before(engine):
-        engines.append(engine)
-        if where == "record":
-            engine.job.record = fails
-
-    def some():
-        yield from rows(5)
-        if where == "rows":
-            fails()
-
-    with pytest.raises(LookupError):
-        through_script(fails if where == "send" else lambda _: GOOD, some=some(), before=before)
-    assert len(engines[0].finals) == (5 if where == "rows" else 0)
 
 
 # sleep

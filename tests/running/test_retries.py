@@ -1,12 +1,12 @@
 """A retry: what failed in a run is sent again, what was answered is taken over, and nothing is paid twice."""
 
-import dataclasses
 import json
 from collections import Counter
 
 import polars as pl
 import pydantic
 import pytest
+from engine import taken_for_real
 from polars.testing import assert_frame_equal
 from running import MODEL, a_plan, finished, simulator
 
@@ -65,18 +65,28 @@ def test_only_rows_cut_off_are_sent_again_and_every_row_comes_out(tmp_path, on_d
     assert summary.items() >= {"answered": 10, "failed": 0, "missing": 0, "reused": 8, "requests": 2}.items()
 
 
+def tag_class():
+    """Return a class that is made anew each time, as by a cell that is run again."""
+    return pydantic.create_model("Tag", label=str, score=int)
+
+
 def test_the_same_cells_after_a_restart_pay_nothing(tmp_path):
-    """A run, its retry and the retry of that, all again: not one call."""
-    replies = Scripted(dict.fromkeys(range(8), "yes") | {5: ["no label", "no label", "yes"]})
-    with simulator(replies=lambda body: json.dumps({"reply": replies(body)})) as api:
+    """A run, its retry and the retry of that, all again: not one call; typed replies are taken over typed."""
+    good = [json.dumps({"label": "x", "score": number}) for number in range(8)]
+    replies = Scripted(dict(enumerate(good)) | {5: ["nothing", "nothing", good[5]]})
+    with simulator(replies=replies) as api:
         for _ in range(2):
-            plan, errors = asked(numbered(8), returns=pl.Enum(["yes", "no"]), max_tokens=64), []
+            plan, failed = asked(numbered(8), returns=tag_class(), max_tokens=64), []
             for _ in range(3):
                 run = finished(plan, api.client(), ledger=tmp_path / "l")
-                errors.append(run.results["error"].drop_nulls().to_list())
-                plan = run.plan.retry(run)
-            assert errors == [["invalid_reply"], ["invalid_reply"], []]
+                failed += run.results.drop_nulls("error").select("reply", "score", "error").rows()
+                plan = run.plan.retry(run, returns=tag_class())
+            assert failed == [("nothing", None, "invalid_reply")] * 2
             assert replies.asked.total() == 10
+    assert run.results["score"].to_list() == list(range(8))
+    for other in (pl.Enum(["x"]), None):
+        with pytest.raises(cs.PlanError, match="another form"):
+            run.plan.retry(run, returns=other)
 
 
 @pytest.mark.parametrize(
@@ -127,25 +137,6 @@ def test_rows_without_a_last_word_are_sent_again_in_any_mode(first, faults, seco
     assert_frame_equal(retried.results.filter(~failed), run.results.filter(~failed))
 
 
-def tag_class():
-    """Return a class that is made anew each time, as a cell does that is run again."""
-    return pydantic.create_model("Tag", label=str, score=int)
-
-
-def test_a_retry_of_typed_replies_takes_them_over_typed():
-    """Typed columns are whole again; a class defined anew with the same fields is the same form."""
-    good = {number: json.dumps({"label": "x", "score": number}) for number in range(4)}
-    with simulator(replies=Scripted(good | {1: ["nothing", good[1]]})) as api:
-        plan = asked(numbered(4), returns=tag_class(), max_tokens=64)
-        run = finished(plan, api.client())
-        assert run.results["reply", "score", "error"].row(1) == ("nothing", None, "invalid_reply")
-        retried = finished(plan.retry(run, returns=tag_class()), api.client())
-    assert retried.results["score"].to_list() == [0, 1, 2, 3]
-    for other in (pl.Enum(["x"]), None):
-        with pytest.raises(cs.PlanError, match="another form"):
-            plan.retry(run, returns=other)
-
-
 def test_what_cannot_be_retried_is_told():
     """A run under way, of another frame or prompt, a pilot, no run at all, names that a retry keeps."""
     with simulator(latency=2.0) as api:
@@ -170,17 +161,13 @@ def test_what_cannot_be_retried_is_told():
             refused()
 
 
-def test_replies_of_a_simulator_never_stand_beside_real_ones():
-    """A run of the one that is retried at the other is refused before anything is sent."""
+def test_replies_of_a_simulator_never_stand_beside_real_ones(monkeypatch):
+    """A run of a simulator that is retried at the API is refused before anything is sent."""
     with simulator(replies=Scripted()) as api:
         plan = asked(numbered(5))
         again = plan.retry(finished(plan, api.client()), max_tokens=LONG)
+        taken_for_real(monkeypatch)
         with pytest.raises(cs.PlanError, match="was answered by a simulator, and this client calls the API"):
-            again.compiled.kept.check(simulated=False)
-        kept, evidence = again.compiled.kept, again.compiled.evidence
-        real = kept._replace(attempts=kept.attempts.with_columns(simulated=pl.lit(value=False)))
-        again = dataclasses.replace(again, _evidence=evidence._replace(kept=real))
-        with pytest.raises(cs.PlanError, match="was answered by the API, and this client calls a simulator"):
             finished(again, api.client())
         assert api.stats["calls"] == 5
 
