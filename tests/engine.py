@@ -52,34 +52,26 @@ def body(number, text="The parcel came late and the box was broken.", **changes)
 def rows(count, first=0, **changes):
     """Return that many different rows."""
     bodies = [body(number, **changes) for number in range(first, first + count)]
-    worst = _worst(*map(len, bodies))
-    return [
-        Row(f"{n:032x}", each, len(each) / 3, most)
-        for n, (each, most) in enumerate(zip(bodies, worst, strict=True), first)
-    ]
+    worst = worst_dollars(bodies[-1])
+    return [Row(f"{n:032x}", content, len(content) / 3, worst) for n, content in enumerate(bodies, first)]
+
+
+def worst_dollars(content=None):
+    """Return the most an answer to a row can cost."""
+    requests = pl.DataFrame({"most_tokens": [len(content or body(0))]})
+    return a_job(None, None, None).with_worst(requests, "live")["worst_dollars"].item()
 
 
 def a_job(send, clock, record, *, max_tokens=MAX_TOKENS, budget_dollars=None, reused=0):
     """Return a job whose calls go to `send` and whose records to `record`; it has no rows and no ledger."""
-    plan = cs.plan(
-        pl.DataFrame({"text": [""]}), "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars
-    )
+    frame = pl.DataFrame({"text": [""]})
+    plan = cs.plan(frame, "{text}", model=MODEL, max_tokens=max_tokens, budget=budget_dollars)
     job = Job(plan, SimpleNamespace(middleware=()), None)
     job.clock, job.wire, job.record = clock, SimpleNamespace(send=send), record
     job.api = Api(name="test", simulated=True, clock=clock)
     job.ledger = SimpleNamespace(run="run")
     job.meter.reused = reused
     return job
-
-
-def _worst(*sizes, max_tokens=MAX_TOKENS):
-    requests = pl.DataFrame({"most_tokens": sizes}, schema={"most_tokens": pl.Int64})
-    return a_job(None, None, None).with_worst(requests, "live", max_tokens)["worst_dollars"]
-
-
-def worst_dollars(max_tokens=MAX_TOKENS):
-    """Return the most an answer to a row can cost."""
-    return _worst(len(body(0)), max_tokens=max_tokens).item()
 
 
 def taken_for_real(monkeypatch):
@@ -144,20 +136,20 @@ class ScriptSend:
 class Engine:
     """A `Live` whose records are a list; `rows_given` counts what was pulled out of its rows."""
 
-    def __init__(self, send, clock, *, concurrency=None, warm=False, seed=0, **options):
+    def __init__(self, send, clock, *, concurrency=None, warm=False, **options):
         self.send, self.clock = send, clock
         self.attempts, self.finals = [], []
         self.rows_given = 0
         self.pacer = Pacer(LIMITS, clock=clock, concurrency=concurrency, output_tokens=MAX_TOKENS)
         self.job = a_job(send, clock, self._record, **options)
-        self.live = Live(self.job, self.pacer, warm=warm, seed=seed)
+        self.live = Live(self.job, self.pacer, warm=warm)
 
     def _record(self, attempt, *, final):
         self.attempts.append(attempt)
         if final:
             self.finals.append(attempt.key)
 
-    async def _given(self, some):
+    async def _pulled(self, some):
         for row in some:
             self.rows_given += 1
             yield row
@@ -166,7 +158,7 @@ class Engine:
         """Answer the rows; whatever happens, the pacer has nothing under way and no task is left after it."""
         before = asyncio.all_tasks()
         try:
-            await self.live.answer(self._given(some) if hasattr(some, "__iter__") else some)
+            await self.live.answer(self._pulled(some) if hasattr(some, "__iter__") else some)
         finally:
             assert self.pacer.in_flight == 0
             assert self.job.purse.calls == 0
@@ -195,26 +187,27 @@ class Engine:
         return sorted(attempt.sent_at - BEGUN for attempt in self.attempts)
 
 
-def through_desk(count, options=None, *, some=None, **desk):
-    """Return the engine after it answered that many rows at a desk, with the desk's account as `.stats`."""
-
+def _through(send, count, some=None, before=None, **options):
     async def go():
         clock = virtual.clock()
-        engine = Engine(DeskSend(clock, **desk), clock, **(options or {}))
-        await engine.answer(rows(count) if some is None else some)
-        engine.stats = engine.send.desk.account.figures()
-        return engine
-
-    return virtual.run(go())
-
-
-def through_script(script, count=10, *, seconds=1.0, some=None, before=None, **options):
-    """Return the engine after it answered that many rows by a script; `before` is called with it first."""
-
-    async def go():
-        engine = Engine(ScriptSend(script, seconds), virtual.clock(), **options)
+        engine = Engine(send(clock), clock, **options)
         if before is not None:
             before(engine)
         return await engine.answer(rows(count) if some is None else some)
 
     return virtual.run(go())
+
+
+def through_desk(count, options=None, *, some=None, **desk):
+    """Return the engine after it answered that many rows at a desk, with the desk's account as `.stats`."""
+    engine = _through(lambda clock: DeskSend(clock, **desk), count, some, **(options or {}))
+    engine.stats = engine.send.desk.account.figures()
+    return engine
+
+
+def through_script(script, count=10, *, seconds=1.0, **options):
+    """Return the engine after it answered that many rows, or `some`, by a script.
+
+    `before` is called with the engine before the first call.
+    """
+    return _through(lambda _: ScriptSend(script, seconds), count, **options)

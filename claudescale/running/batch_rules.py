@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -205,23 +204,6 @@ def may_be(batch: Batch, shown: dict[str, Any], window: tuple[float, float]) -> 
 def poll_seconds(age_seconds: float) -> float:
     """Return how long to wait before looking at batches again: below 400 looks in 24 hours."""
     return min(max(age_seconds * _GROWTH, _SHORTEST_SECONDS), _LONGEST_SECONDS)
-
-
-@dataclass(slots=True)
-class Streak:
-    """Bad answers in a row: how many, and since when."""
-
-    count: int = 0
-    since: float = 0.0
-
-    def add(self, now: float) -> None:
-        """Count one more."""
-        self.since = self.since if self.count else now
-        self.count += 1
-
-    def lasts(self, now: float, *, seconds: float, count: int) -> bool:
-        """Whether there were so many, over so long a time."""
-        return self.count >= count and now - self.since >= seconds
 
 
 class Expected(NamedTuple):

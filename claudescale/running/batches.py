@@ -29,7 +29,7 @@ from claudescale.api.limits import read_headers
 from claudescale.ledger.records import OPEN, Batch
 from claudescale.running import batch_rules
 from claudescale.running.batch_results import attempts, missing_lines, proves
-from claudescale.running.batch_rules import Streak
+from claudescale.running.health import Streak
 from claudescale.running.meter import CANCELED
 
 if TYPE_CHECKING:
@@ -161,12 +161,12 @@ class Batches:
     async def follow(self) -> None:
         """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
         try:
-            while not (self._leaves or self._job.leaving):
+            while not (self._leaves or self._job.asked == "leave"):
                 await self._submit()
                 self.submitted.set()
                 if self._clock.seconds() >= self._job.switch_at():
                     self._hand_over()
-                cancels = self._job.stopping or self._hands_over
+                cancels = self._job.asked == "stop" or self._hands_over
                 if cancels:
                     await self._cancel()
                 await self._look()
@@ -180,7 +180,7 @@ class Batches:
             self.freed.set()
 
     def _is_done(self) -> bool:
-        if self._job.stopping:
+        if self._job.asked == "stop":
             return not self._made
         sends = self._submits and (self._left.height or self._others.height)
         return not (self.pending or sends)
@@ -386,7 +386,7 @@ class Batches:
         for batch in self._made:
             if batch.record.state == "in_progress":
                 batch.is_canceled, self._changed_at = True, self._clock.seconds()
-                await self._look_at(batch, await self._wire.cancel(batch.record.batch_id))
+                await self._look_at(batch, await self._wire.cancel(str(batch.record.batch_id)))
 
     async def _look_at(self, batch: Followed, answer: Answer) -> None:
         """Take in an answer that shows one batch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from claudescale.api import catalog, prices
 from claudescale.api.answers import Answer, Verdict, answer_of, is_free, stop_reason_of, text_of, usage_of
 from claudescale.api.client import Wire
 from claudescale.clock import Clock
-from claudescale.errors import LedgerError, UnknownModel
+from claudescale.errors import FileChanged, LedgerError, UnknownModel
 from claudescale.ledger.records import ATTEMPTS, OPEN, Attempt
 from claudescale.ledger.store import Store
 from claudescale.pacing.middleware import unlimited
@@ -117,14 +117,14 @@ class Job:
         What is run.
     meter, purse : Meter, Purse
         What was done so far, and what is left of the budget.
-    stopping, leaving : bool
-        Whether that was asked for.
+    asked : str
+        ``"stop"`` or ``"leave"`` where that was asked for, else empty.
     live, pacer : Live, Pacer or None
         What sends rows live, once it does.
     following : asyncio.Future or None
         The collecting of batches beside live calls.
-    ledger_error : LedgerError or None
-        Why the record cannot be kept: then nothing more is sent.
+    failure : LedgerError, FileChanged or None
+        Why the record cannot be kept, or a row not be sent as it was: then nothing more is sent.
     is_open : bool
         Whether `open` has set what follows.
     ledger, wire, api, batches : Store, Wire, Api, Batches
@@ -138,8 +138,10 @@ class Job:
         The keys of requests that have their final reply since the start, as they came.
     watched : list of callable
         Show what stays of the run where it is watched.
-    started_at, minutes : float
-        API unix seconds at which the first call could go, and API minutes since then.
+    started_at : float
+        API unix seconds at which the first call could go; 0 until then.
+    price, batch_price : Price
+        Of a live call, and of a row in a batch.
     batches_out : int
         Batches of earlier runs in the ledger that were out at the start.
     only_collects : bool
@@ -161,18 +163,21 @@ class Job:
             plan.frame.height if isinstance(plan.frame, pl.DataFrame) else 0, model=plan.compiled.model
         )
         self.purse = Purse(plan.budget)
-        self.stopping = self.leaving = self.is_open = self.only_collects = False
+        self.price = prices.price(plan.compiled.model, mode="live")
+        self.batch_price = prices.price(plan.compiled.model, mode="batch")
+        self.asked = ""
+        self.is_open = self.only_collects = False
         self.live: Live | None = None
         self.pacer: Pacer | None = None
         self.following: asyncio.Future[None] | None = None
-        self.ledger_error: LedgerError | None = None
+        self.failure: LedgerError | FileChanged | None = None
         self.estimate: dict[str, Any] | None = None
         self.arrived: list[str] = []
         self.watched: list[Callable[[], None]] = []
-        self._work: Work | None = None
         self.batches_out = 0
-        self._started_at: float | None = None
-        self._ended_at: float | None = None
+        self.started_at = self._ended_at = 0.0
+        self._work: Work | None = None
+        self._resources = AsyncExitStack()
 
     async def open(self) -> None:
         """Open the ledger, learn which API answers, read the rows, and check that the plan is possible.
@@ -183,34 +188,37 @@ class Job:
             Nothing was sent.
         """
         self.wire = Wire(self.client, self.plan.max_tokens)
+        self._resources.push_async_callback(self.wire.close)
         self.ledger = await loops.in_thread(Store, self.path)
+        self._resources.callback(self.ledger.close)
         self.api = await self.wire.api()
         self.clock = self.api.clock
         await loops.in_thread(self._read)
         self.batches = Batches(self)
         self.is_open = True
-        self._started_at = self.meter.started_at = self.clock.seconds()
+        self.started_at = self.meter.started_at = self.clock.seconds()
 
     def _read(self) -> None:
         plan, retry = self.plan, self.plan.compiled.retry
         if retry is not None:
             retry.check(simulated=self.api.simulated)
         work = plan.compiled.work(self.api.name)
-        found = self.ledger.replies(work.requests["key"], ["error"])
-        self.missing = work.requests.join(found, on="key", how="anti", maintain_order="left")
+        replied = self.ledger.replies(work.requests["key"], ["error"])
+        self.missing = work.requests.join(replied, on="key", how="anti", maintain_order="left")
         self.batches_out = sum(batch.state in OPEN for batch in self.ledger.batches())
         if self.missing.height and (words := self.refusal()) is not None:
             if not self.batches_out:
                 raise UnknownModel(words)
             self.only_collects = True
         tokens, all_tokens = (float(rows["estimated_tokens"].sum()) for rows in (self.missing, work.requests))
-        requests_part = self.missing.height / max(work.requests.height, 1)
-        part = tokens / all_tokens if all_tokens else 0.0
-        self.estimate = plan.compiled.check(part=part, requests_part=requests_part)
+        self.estimate = plan.compiled.check(
+            part=tokens / all_tokens if all_tokens else 0.0,
+            requests_part=self.missing.height / max(work.requests.height, 1),
+        )
         self.meter.begin(work.keys)
-        self.meter.found(found)
+        self.meter.reuse(replied)
         if retry is not None:
-            self.meter.found(retry.attempts.select("key", "error"))
+            self.meter.reuse(retry.attempts.select("key", "error"))
         self._work = work
 
     @property
@@ -235,9 +243,7 @@ class Job:
             return None
         left = min(self.meter.open_requests, self.missing.height)
         usual, slow = (self._live_seconds(more) / 60 for more in (1.0, self.plan.compiled.expected.more))
-        rate = self.meter.pace(self.minutes) if left else None
-        at_pace = 0.0 if rate is None else left / rate if rate else math.inf
-        return Ends(usual, max(slow, at_pace))
+        return Ends(usual, max(slow, self.meter.minutes_at_pace(left, self.minutes)))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
@@ -276,14 +282,9 @@ class Job:
         """The limits in force: the table's, or those that the API's answers report."""
         return self.pacer.limits if self.pacer else self.plan.compiled.limits
 
-    @property
-    def asked(self) -> str:
-        """``"stop"`` or ``"leave"`` where that was asked for, else empty."""
-        return "stop" if self.stopping else "leave" if self.leaving else ""
-
     def hear(self) -> None:
         """Pass on what was asked for, on the loop's thread."""
-        if self.live is not None and self.asked:
+        if self.live is not None:
             self.live.stop()
         self.batches.woken.set()
 
@@ -291,11 +292,11 @@ class Job:
         self, columns: Sequence[str] = tuple(ATTEMPTS), *, of: pl.Series | None = None
     ) -> pl.DataFrame:
         """Return the final attempt of every request that has one, of this run or an earlier one."""
-        retry, found = self.plan.compiled.retry, ATTEMPTS.to_frame().select(columns)
+        retry, replies = self.plan.compiled.retry, ATTEMPTS.to_frame().select(columns)
         if self.is_open:
             keys = self.work.requests["key"] if of is None else of
-            found = self.ledger.replies(keys, columns).select(columns)
-        return found if retry is None else pl.concat([retry.attempts.select(columns), found])
+            replies = self.ledger.replies(keys, columns).select(columns)
+        return replies if retry is None else pl.concat([retry.attempts.select(columns), replies])
 
     def refusal(self) -> str | None:
         """Return why the model can be called no more; None where it can."""
@@ -306,28 +307,19 @@ class Job:
 
         Written on this thread, as no other may be there when the process ends.
         """
-        if self._started_at is not None:
-            self._ended_at = self.clock.seconds()
-        if hasattr(self, "wire"):
-            await self.wire.close()
+        self._ended_at = self.clock.seconds()
         try:
-            if hasattr(self, "ledger"):
-                self.ledger.close()
+            await self._resources.aclose()
         except LedgerError as error:
             self.fail(error)
         self.live = None
 
     @property
-    def started_at(self) -> float:
-        """API unix seconds at which the first call could go."""
-        return self._started_at or self.clock.seconds()
-
-    @property
     def minutes(self) -> float:
         """API minutes since the first call could go."""
-        if self._started_at is None:
+        if not self.started_at:
             return 0.0
-        return ((self._ended_at or self.clock.seconds()) - self._started_at) / 60
+        return ((self._ended_at or self.clock.seconds()) - self.started_at) / 60
 
     @property
     def known_good(self) -> bool:
@@ -341,9 +333,8 @@ class Job:
     def is_over(self) -> bool:
         """Whether nothing more will be sent."""
         ended = self.live is not None and self.live.stopped_by is not None
-        return (
-            bool(self.asked) or ended or self.batches.stopped_by is not None or self.ledger_error is not None
-        )
+        reasons = self.batches.stopped_by, self.failure
+        return bool(self.asked) or ended or any(reason is not None for reason in reasons)
 
     # what to send
 
@@ -353,11 +344,7 @@ class Job:
         while waiting.height and not self.is_over:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
-                try:
-                    mine = await loops.in_thread(self.claimed, block)
-                except LedgerError as error:
-                    self.fail(error)
-                    return
+                mine = await loops.in_thread(self.claimed, block)
                 rendered, reads = self.rendered(mine), self.plan.compiled.prompt.has_files
                 while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
                     yield row
@@ -399,21 +386,11 @@ class Job:
             held = held.filter(~pl.col("key").is_in(stuck))
         replies = await loops.in_thread(self.ledger.replies, held["key"], ["run", "error"])
         theirs = replies.filter(pl.col("run") != self.ledger.run).select("key", "error")
-        self.meter.found(theirs)
+        self.meter.reuse(theirs)
         self.arrived += theirs["key"].to_list()
         return held.join(replies, on="key", how="anti", maintain_order="left")
 
     # what it may cost
-
-    @cached_property
-    def price(self) -> prices.Price:
-        """Of a live call."""
-        return prices.price(self.plan.compiled.model, mode="live")
-
-    @cached_property
-    def batch_price(self) -> prices.Price:
-        """Of a row in a batch."""
-        return prices.price(self.plan.compiled.model, mode="batch")
 
     def with_worst(self, requests: pl.DataFrame, mode: str, max_tokens: int | None = None) -> pl.DataFrame:
         """Return requests with `worst_dollars`: the most each can cost; 0 where its price is unknown."""
@@ -430,14 +407,14 @@ class Job:
 
     # what came back
 
-    @property
+    @cached_property
     def common(self) -> dict[str, Any]:
         """The columns of an attempt that are the same for all."""
         return {"run": self.ledger.run, "model": self.plan.compiled.model.id, "simulated": self.api.simulated}
 
-    def attempt(self, key: str, answer: Answer, found: Verdict, *, sent: float, seconds: float) -> Attempt:
+    def attempt(self, key: str, answer: Answer, verdict: Verdict, *, sent: float, seconds: float) -> Attempt:
         """Return the record of one live call."""
-        message = found.reply or answer.partial  # of an answer that broke off, what had come is paid
+        message = verdict.reply or answer.partial  # of an answer that broke off, what had come is paid
         usage: dict[str, Any] = usage_of(message)
         facts = answer_of(message)
         return Attempt(
@@ -447,12 +424,12 @@ class Job:
             sent_at=sent,
             seconds=seconds,
             status=answer.status,
-            error=found.error,
-            message=found.message or prices.unpriced(self.price, facts["answering_model"]),
+            error=verdict.error,
+            message=verdict.message or prices.unpriced(self.price, facts["answering_model"]),
             request_id=answer.headers.get("request-id"),
-            stop_reason=stop_reason_of(found.reply or {}),
-            reply=text_of(found.reply or {}),
-            dollars=0.0 if is_free(found.reply) else prices.answer_dollars(self.price, usage, facts),
+            stop_reason=stop_reason_of(verdict.reply or {}),
+            reply=text_of(verdict.reply or {}),
+            dollars=0.0 if is_free(verdict.reply) else prices.answer_dollars(self.price, usage, facts),
             **usage,
             **facts,
             **self.common,
@@ -486,9 +463,9 @@ class Job:
                 ours.filter("final"), on="key", how="anti", maintain_order="left"
             )
 
-    def fail(self, error: LedgerError) -> None:
-        """Send nothing more, as what is paid for could not be kept."""
-        self.ledger_error = self.ledger_error or error
+    def fail(self, error: LedgerError | FileChanged) -> None:
+        """Send nothing more: what is paid for could not be kept, say."""
+        self.failure = self.failure or error
         if self.live is not None:
             self.live.stop()
 

@@ -1,7 +1,7 @@
 """Rows to replies over the Messages API, retried in this one place.
 
 `Live` keeps as many requests under way as the pacer lets go. What one answer means is decided in `answers`,
-what all of them say of the run in `Health`.
+what all of them say of the run in `health`, and how often a row is tried in `Tries`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import itertools
 import logging
 import math
 import random
-import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from claudescale.api.answers import Answer, Verdict, verdict
+from claudescale.api import answers
+from claudescale.api.answers import Answer, Verdict
 from claudescale.api.client import reply_seconds, streams
 from claudescale.api.limits import read_headers
 from claudescale.pacing.pacer import Outcome, kind_of
-from claudescale.running.batch_rules import Streak
+from claudescale.running.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -51,28 +50,56 @@ _SPARE_SECONDS = 30.0
 _LEAST_REAL_SECONDS = 10.0
 """Of a call to a fast simulator: this machine takes its time as well."""
 
-# what ends a run
-HOPELESS_ROWS = 40
-"""Rows that fail with the same words before any is answered: the request is wrong, not the row."""
-HOPELESS_ROWS_LATER = 320
-"""The same in a row, once some are answered: every eighth of them is from elsewhere in the frame."""
-_ALIKE_AT_THE_END = 100
-HOPELESS_ANSWERS = 20
-"""Answers in a row that are no Message and may be billed."""
-_DOUBTED = frozenset({401, 403, 404})
-"""Of a key, a right, a model; but a load balancer may say so by mistake of one that has answered."""
-DOUBTS = 5
-"""So many 401s, 403s or 404s in a row, `DOUBT_SECONDS` long, end a run in which others were answered."""
-DOUBT_SECONDS = 5.0
-SILENT_SECONDS = 600.0
-"""How long an API that was reached may give nothing but failures."""
-UNREACHABLE_SECONDS = 20.0
-"""How long an API may not be reached at all."""
-FEW_FAILURES = 8
-"""In a row: however long they took, they may be chance where few calls go at once."""
-ASLEEP_SECONDS = 7_200.0
-"""Between two failures: no call and no wait takes so long, so it was this process that stood still."""
-_IDS = re.compile(r"\b(?:req_\w+|[0-9a-f]{8}-[0-9a-f-]{27})\b")  # they differ in words that are the same
+_NO_MORE = {"answered", "failed", "stop"}
+"""Outcomes after which a row is not tried again."""
+
+
+@dataclass(slots=True)
+class Tries:
+    """What a row has been through, and whether it is given up."""
+
+    answered: int  # rows of the run, when this one was last tried
+    failed: int = 0
+    blamed: int = 0  # of those that failed: others were answered meanwhile, so it may be the row
+    hung: int = 0
+    lost_seconds: float = 0.0
+    refused: int = 0  # by the limits, with a wait that means something
+    wait_seconds: float = 0.0  # that the API asked for last
+
+    def count(self, verdict: Verdict, seconds: float, wait_seconds: float, answered: int) -> None:
+        """Count a call that was not answered, when so many rows of the run were."""
+        self.wait_seconds = wait_seconds
+        if verdict.outcome == "refused":
+            self.refused += int(wait_seconds >= LEAST_WAIT_SECONDS)
+            return
+        self.failed += 1
+        self.blamed += int(answered > self.answered)
+        self.answered = answered
+        self.hung += int(verdict.error == "timeout_error")
+        self.lost_seconds += min(seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether the row is given up."""
+        return (
+            self.blamed >= MOST_TRIES
+            or self.failed >= MOST_TRIES_IN_SILENCE
+            or self.lost_seconds >= MOST_LOST_SECONDS
+            or self.refused >= MOST_REFUSALS
+        )
+
+    @property
+    def patience(self) -> float:
+        """How many times as long as others the next call may take: twice as long after each that hung."""
+        return 2.0**self.hung
+
+
+class Call(NamedTuple):
+    """A call under way, and how long it may take."""
+
+    timeout: asyncio.Timeout
+    began: float  # by the loop's clock
+    patience: float
 
 
 class Live:
@@ -88,8 +115,6 @@ class Live:
         Who may go now.
     warm : bool
         Send one row alone until one is answered, so that the others find its prefix in the cache.
-    seed : int
-        Of the jitter between tries.
 
     Attributes
     ----------
@@ -97,7 +122,7 @@ class Live:
         Why nothing more was sent.
     """
 
-    def __init__(self, job: Job, pacer: Pacer, *, warm: bool = False, seed: int = 0) -> None:
+    def __init__(self, job: Job, pacer: Pacer, *, warm: bool = False) -> None:
         self.pacer = pacer
         self.stopped_by: Verdict | None = None
         self.health = Health(known_good=job.meter.reused > 0)
@@ -105,21 +130,19 @@ class Live:
         self._clock = job.clock
         self._purse = job.purse
         self._warm = warm
-        self._random = random.Random(seed)  # noqa: S311 - jitter, not a secret
-        self._loop = asyncio.get_running_loop()
+        self._random = random.Random(0)  # noqa: S311 - jitter, not a secret
         self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
         # how long answers take
         self._slowest_seconds = 0.0
         self._full_reply_seconds = reply_seconds(job.plan.max_tokens) + _SPARE_SECONDS
         self._streams = streams(job.plan.max_tokens)  # then the transport alone decides
-        self._calls: dict[asyncio.Timeout, tuple[float, float]] = {}  # the loop's time of each, its patience
+        self._calls: set[Call] = set()
         # rows
         self._stopping = self._exhausted = False
-        self._under_way = self._resting = 0
-        self._entering: Row | None = None  # it has not had its turn yet, so no other is pulled
-        self._changed = asyncio.Event()
         self._idle: set[asyncio.Task[Any]] = set()  # tasks that wait, and have no call in flight
-        self._waiting_for_life: dict[asyncio.Event, None] = {}
+        self._resting = 0  # rows between two tries
+        self._rested = asyncio.Event()  # one of them goes on
+        self._waiting_for_life: dict[asyncio.Event, None] = {}  # of rows that rest, in their order
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -144,48 +167,42 @@ class Live:
                 tasks.create_task(self._pull(rows, tasks))
             if self._exhausted and self._doubted and self.health.ends_alike:
                 last = self._doubted[-1]
-                self._end(Verdict(outcome="failed", error=last.error, message=last.message))
+                alike = Verdict(outcome="failed", error=last.error, message=last.message)
+                self._end(self.health.ended(alike))
         finally:
             self._stopping = True
             self._settle_doubted()
         if self._failure is not None:
             raise self._failure
 
+    def _end(self, verdict: Verdict) -> None:
+        """Stop for the reason that a verdict gives."""
+        self.stopped_by = self.stopped_by or verdict
+        self.stop()
+
     # rows
 
     async def _pull(self, rows: AsyncIterator[Row], tasks: asyncio.TaskGroup) -> None:
-        """Start a task for each row as soon as the one before has had its turn."""
-        with self._guarded():
+        """Start one row after the other, each as soon as the one before has had its turn."""
+        with self._guarded(), self._waiting():
             while not self._stopping:
-                with self._waiting():
-                    while self._is_full:
-                        self._changed.clear()
-                        await self._changed.wait()
-                    row = await anext(rows, None)
+                while self._resting >= self.pacer.window:  # as many may rest as may be in flight
+                    self._rested.clear()
+                    await self._rested.wait()
+                row = await anext(rows, None)
                 if row is None:
                     self._exhausted = True
                     return
-                self._under_way += 1
-                self._entering = row
-                task = tasks.create_task(self._answer_row(row))
-                task.add_done_callback(partial(self._left, row))
+                await self._begin(row, tasks)
 
-    @property
-    def _is_full(self) -> bool:
-        """Whether no other row may begin; of those between two tries as many may rest as may be in flight."""
+    async def _begin(self, row: Row, tasks: asyncio.TaskGroup) -> None:
+        """Start a row, and return when it has had its turn; of those that warm the cache at its end."""
+        entered = asyncio.Event()
+        task = tasks.create_task(self._answer_row(row, entered))
         if self._warm and not self.health.answered:
-            return self._under_way > 0
-        return self._entering is not None or self._resting >= self.pacer.window
-
-    def _entered(self, row: Row) -> None:
-        """Let another row be pulled."""
-        if self._entering is row:
-            self._entering = None
-        self._changed.set()
-
-    def _left(self, row: Row, _task: asyncio.Task[None]) -> None:
-        self._under_way -= 1
-        self._entered(row)
+            await asyncio.wait([task])
+        else:
+            await entered.wait()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -209,34 +226,20 @@ class Live:
 
     # one row
 
-    async def _answer_row(self, row: Row) -> None:
-        """Try a row until it is answered, fails for good, or the run stops."""
-        tries = blamed = refusals = hung = 0
-        lost_seconds = 0.0
-        answered = self.health.answered
+    async def _answer_row(self, row: Row, entered: asyncio.Event) -> None:
+        """Try a row until it is answered, fails for good, is given up, or the run stops."""
+        tries = Tries(self.health.answered)
         with self._guarded():
             while await self._affords(row.worst_dollars):
                 with self._purse.reserved(row.worst_dollars):
                     with self._waiting():
                         permit = await self.pacer.acquire(row.input_tokens)
-                    self._entered(row)
-                    found, seconds, wait_seconds = await self._attempt(row, permit, 2.0**hung)
-                if self._stopping or found.outcome in {"answered", "failed", "stop"}:
+                    entered.set()
+                    verdict = await self._attempt(row, permit, tries)
+                if self._stopping or verdict.outcome in _NO_MORE or tries.are_enough:
                     return
-                if found.outcome == "refused":
-                    refusals += wait_seconds >= LEAST_WAIT_SECONDS
-                    if refusals >= MOST_REFUSALS:
-                        return
-                    continue  # the pacer knows how long to wait
-                hung += found.error == "timeout_error"
-                tries += 1
-                blamed += self.health.answered > answered  # others were answered meanwhile: it may be the row
-                answered = self.health.answered
-                lost_seconds += min(seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
-                given_up = blamed >= MOST_TRIES or tries >= MOST_TRIES_IN_SILENCE
-                if given_up or lost_seconds >= MOST_LOST_SECONDS:
-                    return
-                await self._back_off(tries, wait_seconds)
+                if verdict.outcome != "refused":  # then the pacer knows how long to wait
+                    await self._back_off(tries)
 
     async def _affords(self, worst: float) -> bool:
         """Wait for what is in flight where not enough is left; False where nothing is."""
@@ -249,45 +252,39 @@ class Live:
                 await self._purse.changed.wait()
         return not self._stopping
 
-    async def _attempt(self, row: Row, permit: Permit, patience: float) -> tuple[Verdict, float, float]:
-        """Send once, settle with the pacer, record.
-
-        Returns what came of it, how long it took, and how long the API says to wait.
-        """
+    async def _attempt(self, row: Row, permit: Permit, tries: Tries) -> Verdict:
+        """Send once, settle with pacer and purse, record, and return what it means for the row."""
         sent = self._clock.seconds()
         try:
-            answer = await self._answer_in_time(row, sent, patience)
+            answer = await self._answer_in_time(row, sent, tries.patience)
         except BaseException:
             self.pacer.settle(permit, Outcome("failed"))
             raise
         now = self._clock.seconds()
-        found = self.health.judged(verdict(answer), answer.status, sent, now)
-        readings = read_headers(answer.headers)
-        attempt = self._job.attempt(row.key, answer, found, sent=sent, seconds=now - sent)
+        verdict, readings = answers.verdict(answer), read_headers(answer.headers)
+        attempt = self._job.attempt(row.key, answer, verdict, sent=sent, seconds=now - sent)
         used = float(attempt.uncached_tokens), float(attempt.output_tokens)
-        if found.unseen:
+        if verdict.unseen:
             used = row.input_tokens, self.pacer.expected_output_tokens
         # The first one wrote the prefix that the others read.
         typical = not self._warm or self.health.answered > 0
-        self.pacer.settle(permit, Outcome(kind_of(found, answer.status), readings, *used, typical=typical))
-        self._purse.pay(row.worst_dollars if found.unseen else attempt.dollars)
+        self.pacer.settle(permit, Outcome(kind_of(verdict, answer.status), readings, *used, typical=typical))
+        self._purse.pay(row.worst_dollars if verdict.unseen else attempt.dollars)
         wait_seconds = readings.retry_after_seconds or 0.0
-        waiting = found.outcome == "refused" and wait_seconds >= LEAST_WAIT_SECONDS
-        if self.health.sees(found, now, status=answer.status, waiting=waiting):
-            self._end(found)
-        if found.outcome == "failed" and found.final:
-            self._doubted.append(attempt)  # until it is known whether the row is to blame
+        waits = verdict.outcome == "refused" and wait_seconds >= LEAST_WAIT_SECONDS
+        verdict = self.health.judged(verdict, answer.status, sent, now, waits=waits)
+        if verdict.outcome == "failed" and verdict.final:
+            self._doubted.append(attempt)
         else:
-            self._job.record(attempt, final=found.final and found.outcome == "answered")
-        if found.outcome == "answered":
-            self._learn_times(attempt.seconds)
-            self._settle_doubted(before=sent)
-            for called in list(itertools.islice(self._waiting_for_life, 2)):  # a sign of life for two
-                del self._waiting_for_life[called]
-                called.set()
-        else:
-            _LOG.debug("%s: %s, status %s, %.1f s", found.outcome, found.error, answer.status, now - sent)
-        return found, attempt.seconds, wait_seconds
+            self._job.record(attempt, final=verdict.outcome == "answered")
+        if verdict.outcome == "answered":
+            self._learn(attempt)
+            return verdict
+        _LOG.debug("%s: %s, status %s, %.1f s", verdict.outcome, verdict.error, answer.status, now - sent)
+        if verdict.outcome == "stop":
+            self._end(verdict)
+        tries.count(verdict, attempt.seconds, wait_seconds, self.health.answered)
+        return verdict
 
     def _settle_doubted(self, before: float = math.inf) -> None:
         """Record rows that failed before a call was sent: for good, if that was answered, or others were."""
@@ -298,142 +295,67 @@ class Live:
             else:
                 self._doubted.append(attempt)
 
+    def _learn(self, attempt: Attempt) -> None:
+        """Take in what an answer tells of rows that failed, of calls under way, and of an outage."""
+        if self._doubted:
+            self._settle_doubted(before=attempt.sent_at)
+        slower = attempt.seconds > self._slowest_seconds
+        self._slowest_seconds = max(self._slowest_seconds, attempt.seconds)
+        if slower or self.health.answered == FEW_ANSWERS:
+            for call in self._calls:  # they may take as long as is known by now
+                self._limit(call)
+        for called in list(itertools.islice(self._waiting_for_life, 2)):  # a sign of life for two
+            del self._waiting_for_life[called]
+            called.set()
+
+    # how long a call may take
+
     async def _answer_in_time(self, row: Row, sent: float, patience: float) -> Answer:
         """Return what comes back, or a lost answer once it takes far longer than others did."""
-        wait = asyncio.timeout(None)
+        call = Call(asyncio.timeout(None), asyncio.get_running_loop().time(), patience)
         try:
-            async with wait:
-                self._calls[wait] = self._loop.time(), patience
-                self._limit(wait)
+            async with call.timeout:
+                self._calls.add(call)
+                self._limit(call)
                 return await self._job.wire.send(row.body)
         except TimeoutError:
-            if not wait.expired():
+            if not call.timeout.expired():
                 raise
             waited = self._clock.seconds() - sent
             slowest = f"the slowest so far took {self._slowest_seconds:,.1f} s"
             return Answer(None, {}, b"", "timeout_error", reason=f"none in {waited:,.0f} s, and {slowest}")
         finally:
-            self._calls.pop(wait, None)
+            self._calls.discard(call)
 
-    def _learn_times(self, seconds: float) -> None:
-        """Note how slow answers are; calls under way have as long as what is known by now says."""
-        slower = seconds > self._slowest_seconds
-        self._slowest_seconds = max(self._slowest_seconds, seconds)
-        if slower or self.health.answered == FEW_ANSWERS:
-            for wait in self._calls:
-                self._limit(wait)
-
-    def _limit(self, wait: asyncio.Timeout) -> None:
+    def _limit(self, call: Call) -> None:
         """Set how long a call may take: never below a minute, nor less than its longest reply would."""
-        if self._streams or self.health.answered < FEW_ANSWERS or wait.expired():
+        if self._streams or self.health.answered < FEW_ANSWERS or call.timeout.expired():
             return
-        began, patience = self._calls[wait]
         usual = max(_FAR_ABOVE * self._slowest_seconds, self._full_reply_seconds, LEAST_TIMEOUT_SECONDS)
-        wait.reschedule(began + max(self._clock.real(usual * patience), _LEAST_REAL_SECONDS))
+        seconds = max(self._clock.real(usual * call.patience), _LEAST_REAL_SECONDS)
+        call.timeout.reschedule(call.began + seconds)
 
-    def _end(self, found: Verdict) -> None:
-        """Stop for the reason that a verdict gives; of rows that failed alike, say how many."""
-        if found.outcome == "failed" and (self.health.is_hopeless or self.health.ends_alike):
-            words = f"{self.health.repeats:,} consecutive rows, from all over the frame, got the same answer"
-            found = replace(found, message=f"{words}: {found.message}")
-        self.stopped_by = self.stopped_by or found
-        self.stop()
+    # between two tries
 
-    async def _back_off(self, tries: int, at_least_seconds: float) -> None:
-        """Wait twice as long after each failure, with jitter."""
-        # A row that waits because nothing at all is answered need not wait any longer than that: each answer
-        # calls two of them, so after an outage the calls come back as fast as the API bears them.
-        seconds = min(0.5 * 2.0 ** (tries - 1), LONGEST_BACKOFF_SECONDS) * self._random.uniform(0.5, 1.0)
+    async def _back_off(self, tries: Tries) -> None:
+        """Wait twice as long after each failure, with jitter, and as long as the API asked for.
+
+        A row that waits because nothing at all is answered need not wait any longer than that: each answer
+        calls two of them, so after an outage the calls come back as fast as the API bears them.
+        """
+        longest = min(0.5 * 2.0 ** (tries.failed - 1), LONGEST_BACKOFF_SECONDS)
+        seconds = longest * self._random.uniform(0.5, 1.0)
         called = asyncio.Event()
-        if self.health.silence.count > FEW_FAILURES:
+        if self.health.is_silent:
             self._waiting_for_life[called] = None
         self._resting += 1
         try:
             with self._waiting():
-                await self._clock.sleep(at_least_seconds)
+                await self._clock.sleep(tries.wait_seconds)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._clock.real(seconds - at_least_seconds)):
+                    async with asyncio.timeout(self._clock.real(seconds - tries.wait_seconds)):
                         await called.wait()
         finally:
             self._resting -= 1
+            self._rested.set()
             self._waiting_for_life.pop(called, None)
-            self._changed.set()
-
-
-@dataclass(slots=True)
-class Health:
-    """What the answers so far say of the run and not of single rows."""
-
-    known_good: bool = False
-    answered: int = 0
-    reached: bool = False
-    silence: Streak = field(default_factory=Streak)
-    failed_at: float = 0.0
-    words: str | None = None
-    repeats: int = 0
-    doubts: Streak = field(default_factory=Streak)
-    doubted_at: float = -math.inf
-
-    def judged(self, found: Verdict, status: int | None, sent: float, now: float) -> Verdict:
-        """Return a verdict in the light of what was answered: one 401 does not make a good key wrong."""
-        said = found.outcome == "stop" or (found.outcome == "failed" and not found.final)
-        if status not in _DOUBTED or not said or not self.answered:
-            return found
-        if sent >= self.doubted_at:  # else it went before anybody had a doubt
-            self.doubts.add(now)
-            self.doubted_at = now
-        lasting = self.doubts.lasts(now, seconds=DOUBT_SECONDS, count=DOUBTS)
-        return found if lasting else replace(found, outcome="again")
-
-    def sees(self, found: Verdict, now: float, *, status: int | None, waiting: bool) -> bool:
-        """Take one verdict, and return whether the run should end.
-
-        `waiting` is a refusal with a wait that means something: no answer, but no silence either.
-        """
-        self.reached |= status is not None
-        if found.outcome == "answered":
-            self.answered += 1
-            self.silence, self.doubts, self.words, self.repeats = Streak(), Streak(), None, 0
-            return False
-        if found.outcome == "stop":
-            return True
-        if waiting:
-            self.silence = Streak()
-            return False
-        return self._is_hopeless(found, status) or self._is_silent(found, now)
-
-    def _is_hopeless(self, found: Verdict, status: int | None) -> bool:
-        """Whether the API says the same of every row."""
-        if found.outcome != "failed" and not (found.unseen and status is not None):
-            return False
-        words = _IDS.sub("", f"{found.error}: {found.message}")
-        self.repeats = self.repeats + 1 if words == self.words else 1
-        self.words = words
-        return self.is_hopeless or (found.unseen and self.repeats >= HOPELESS_ANSWERS)
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether so many rows failed alike that it is the request, or the account, and not they."""
-        return self.repeats >= (HOPELESS_ROWS_LATER if self.answered or self.known_good else HOPELESS_ROWS)
-
-    @property
-    def ends_alike(self) -> bool:
-        """Whether the last rows of a run failed alike, so many that it should be said."""
-        known = self.answered or self.known_good
-        return self.repeats >= (_ALIKE_AT_THE_END if known else HOPELESS_ANSWERS)
-
-    @property
-    def blames_rows(self) -> bool:
-        """Whether a row that failed is to blame for it: others are answered, and not all fail alike."""
-        return (self.known_good or self.answered > 0) and self.repeats < HOPELESS_ROWS
-
-    def _is_silent(self, found: Verdict, now: float) -> bool:
-        """Whether there have been nothing but failures for too long."""
-        if found.outcome == "failed" or now - self.failed_at > ASLEEP_SECONDS:
-            self.silence = Streak()
-        if found.outcome == "failed":
-            return False
-        self.failed_at = now
-        self.silence.add(now)
-        patience = SILENT_SECONDS if self.reached else UNREACHABLE_SECONDS
-        return self.silence.lasts(now, seconds=patience, count=FEW_FAILURES + 1)

@@ -79,6 +79,8 @@ class Meter:
         nothing cached.
     errors, refusals : Counter of str
         Calls that failed, and those turned down with a 429, by the API's error type.
+    duplicates : pl.DataFrame
+        `key` and `duplicates`: how many more rows are answered by each request.
     started_at : float
         API unix seconds of the run's start; slices are counted from it.
     """
@@ -90,11 +92,11 @@ class Meter:
         self.dollars = self.plain_dollars = 0.0
         self.errors: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
+        self.duplicates = pl.DataFrame(schema={"key": pl.String, "duplicates": pl.Int64})
         self.started_at = 0.0
         self._model = model
         self._price: prices.Price
-        self._duplicates: pl.DataFrame
-        self._repeats: dict[str, int] = {}
+        self._repeated: dict[str, int] = {}  # the rows of requests that are of several
         self._open: dict[str, str | None] = {}  # the last error of rows that were tried
         self._latencies: deque[float] = deque(maxlen=_LATEST_REPLIES)
         self._live: dict[int, Slice] = {}  # by the second since the start
@@ -121,39 +123,46 @@ class Meter:
 
     def begin(self, keys: pl.Series) -> None:
         """Take the key of every row of the frame, null where it has nothing to send."""
-        counted = keys.drop_nulls().value_counts(name="rows")
+        requests = keys.alias("key").drop_nulls().value_counts(name="rows")
         self.rows = keys.len()
         self.sent = self.rows - keys.null_count()
-        self.open_requests = counted.height
-        self._duplicates = counted.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        self._repeats = dict(counted.filter(pl.col("rows") > 1).select("key", "rows").iter_rows())
+        self.open_requests = requests.height
+        self.duplicates = requests.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
+        self._repeated = dict(requests.filter(pl.col("rows") > 1).iter_rows())
         self._price = prices.price(self._model)
 
-    def found(self, replies: pl.DataFrame) -> None:
+    def reuse(self, replies: pl.DataFrame) -> None:
         """Count final attempts that are not this run's: `key` and `error` of each."""
         self.reused += replies.height
         self._close(replies.select("key", "error").rows())
 
     def add(self, attempt: Attempt, *, final: bool) -> None:
         """Count one live call of this run."""
-        refused = attempt.status == HTTPStatus.TOO_MANY_REQUESTS
-        sent, seconds = attempt.sent_at - self.started_at, attempt.seconds
-        paid = attempt.dollars != 0  # of an unknown price it is no number
+        is_refused = attempt.status == HTTPStatus.TOO_MANY_REQUESTS
+        is_paid = attempt.dollars != 0  # of an unknown price it is no number
+        sent = Slice(requests=1, refused=int(is_refused))
+        ended = Slice(
+            answers=int(is_paid),
+            input_tokens=attempt.uncached_tokens,
+            output_tokens=attempt.output_tokens,
+            seconds=attempt.seconds if is_paid else 0.0,
+        )
+        second = attempt.sent_at - self.started_at
         with self._lock:
             self.requests += 1
-            self.refused += refused
+            self.refused += sent.refused
             self.input_tokens += attempt.prompt_tokens
             self.output_tokens += attempt.output_tokens
             self.dollars += attempt.dollars
-            _add(self._live, sent, Slice(requests=1, refused=int(refused)))
-            tokens = attempt.uncached_tokens, attempt.output_tokens
-            _add(self._live, sent + seconds, Slice(0, 0, int(paid), *tokens, seconds * paid))
-            if paid:
-                self._latencies.append(seconds)
-                rows = self._repeats.get(attempt.key, 1) if attempt.error is None else 1
+            _add(self._live, second, sent)
+            _add(self._live, second + attempt.seconds, ended)
+            if is_paid:
+                self._latencies.append(attempt.seconds)
+                rows = self._repeated.get(attempt.key, 1) if attempt.error is None else 1
                 self.plain_dollars += self._plain_dollars(attempt) * rows
             if attempt.error is not None:
-                (self.refusals if refused else self.errors)[attempt.error] += 1
+                kinds = self.refusals if is_refused else self.errors
+                kinds[attempt.error] += 1
             if final:
                 self._close([(attempt.key, attempt.error)])
             else:
@@ -173,11 +182,12 @@ class Meter:
         if attempts.is_empty():
             return
         models = () if isinstance(self._model, str) else (self._model,)
-        saved = prices.savings(attempts.drop("final"), duplicates=self._duplicates, models=models)
+        saved = prices.savings(attempts.drop("final"), duplicates=self.duplicates, models=models)
         paid = pl.col("output_tokens", "dollars").sum()
         sums = attempts.select(prices.PROMPT.sum().alias("input"), prices.UNCACHED.sum().alias("new"), paid)
-        input_tokens, new_tokens, output_tokens, dollars = sums.row(0)
-        sent = attempts["sent_at"][0].timestamp() - self.started_at
+        input_tokens, uncached_tokens, output_tokens, dollars = sums.row(0)
+        ended = Slice(input_tokens=uncached_tokens, output_tokens=output_tokens)
+        second = attempts["sent_at"][0].timestamp() - self.started_at
         tried = ours.filter(~pl.col("final") & (pl.col("error") != CANCELED))
         with self._lock:
             self.requests += attempts.height
@@ -186,9 +196,9 @@ class Meter:
             self.dollars += dollars
             self.plain_dollars += saved["dollars_without"][0]
             self.errors.update(attempts["error"].drop_nulls().to_list())
-            if sent > -1:  # a batch of an earlier run was sent before this one began
-                _add(self._batched, sent, Slice(requests=attempts.height))
-            _add(self._batched, sent + attempts["seconds"][0], Slice(0, 0, 0, new_tokens, output_tokens))
+            if second > -1:  # a batch of an earlier run was sent before this one began
+                _add(self._batched, second, Slice(requests=attempts.height))
+            _add(self._batched, second + attempts["seconds"][0], ended)
             self._close(ours.filter("final").select("key", "error").rows())
             self._open.update(tried.select("key", "error").rows())
 
@@ -198,14 +208,14 @@ class Meter:
         Those that met the trouble of the account that ended the run did not fail.
         """
         trouble = stopped_by if stopped_by in STOPPING_ERRORS else ""
-        self._close([tried for tried in self._open.items() if tried[1] != trouble])
+        self._close([(key, error) for key, error in self._open.items() if error != trouble])
 
     def _close(self, ends: Iterable[tuple[str, str | None]]) -> None:
         """Count the rows that requests stand for which have ended: the key and the last error of each."""
         for key, error in ends:
             self._open.pop(key, None)
             self.open_requests -= 1
-            rows = self._repeats.get(key, 1)
+            rows = self._repeated.get(key, 1)
             if error is None:
                 self.answered += rows
             else:
@@ -219,14 +229,14 @@ class Meter:
             seconds = sorted(self._latencies)
         return seconds[max(math.ceil(quantile * len(seconds)) - 1, 0)] if seconds else None
 
-    def pace(self, minutes: float) -> float | None:
-        """Return live answers in the last minute; None where the run is too young to tell."""
+    def minutes_at_pace(self, requests: int, minutes: float) -> float:
+        """Return how long so many calls take at the last minute's pace; 0 where it is too early to tell."""
         now = int(minutes * 60)
         seconds = min(now, PACE_SECONDS)
-        if seconds < LEAST_PACE_SECONDS:
-            return None
-        answers = (self._live.get(second, Slice()).answers for second in range(now - seconds, now))
-        return sum(answers) * 60 / seconds
+        if seconds < LEAST_PACE_SECONDS or not requests:
+            return 0.0
+        answers = sum(self._live.get(second, Slice()).answers for second in range(now - seconds, now))
+        return requests * seconds / 60 / answers if answers else math.inf
 
     def slices(self, width_seconds: int = 0, *, batches: bool = False) -> tuple[int, list[Slice]]:
         """Return the seconds of a slice, at most a sixtieth of the run where not given, and the slices."""

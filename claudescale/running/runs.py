@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import math
 import os
 from contextlib import aclosing, suppress
@@ -46,7 +47,6 @@ PART_ROWS = 100_000
 ROW = "row"
 """The column of the parts that says which row of the input it is, from 0."""
 _PARTS = "part-*.parquet"
-_GOING = {"starting", "running"}
 _MOMENT = pl.Datetime("us", "UTC")
 BATCHES = pl.Schema(
     dict.fromkeys(("batch_id", "state"), pl.String())
@@ -126,30 +126,28 @@ class Run(Shown):
         """
         progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
         job, state = self.job, "failed"
-        cause: FileChanged | None = None
         try:
             await job.open()
             self.state = "running"
             progress.start(run_views.before(self))
             await self._send()
             state = self._end_state()
-        except LedgerError as error:
+        except (LedgerError, FileChanged) as error:
             job.fail(error)
-        except FileChanged as error:
-            self.stopped_by, self.message, cause = "file_changed", str(error), error
         except asyncio.CancelledError:
             state = "stopped"
             raise
         finally:
             await job.close()
-            if job.ledger_error is not None:
-                self.stopped_by, self.message, state = "ledger", str(job.ledger_error), "failed"
+            if job.failure is not None:
+                self.stopped_by = "ledger" if isinstance(job.failure, LedgerError) else "file_changed"
+                self.message, state = str(job.failure), "failed"
             if state != "left":  # then nothing was given up
                 job.meter.end(self.stopped_by)
             self.state = state
             progress.close()
         if state == "failed":
-            raise RunStopped(run_views.why(self), self) from job.ledger_error or cause
+            raise RunStopped(run_views.why(self), self) from job.failure
 
     async def _send(self) -> None:
         """Send what is missing in the plan's mode."""
@@ -205,12 +203,11 @@ class Run(Shown):
 
     def _end_state(self) -> str:
         job, batches = self.job, self.job.batches
-        found = job.live.stopped_by if job.live else None
-        found = found or batches.stopped_by
-        found = found or next(iter(batches.stuck.values()), None)
-        if found is not None:
-            self.stopped_by, self.message = found.error, found.message
-            return "stopped" if found.error == "budget" else "failed"
+        live = job.live.stopped_by if job.live else None
+        reason = next(filter(None, (live, batches.stopped_by, *batches.stuck.values())), None)
+        if reason is not None:
+            self.stopped_by, self.message = reason.error, reason.message
+            return "stopped" if reason.error == "budget" else "failed"
         if batches.pending:
             return "left"
         return "stopped" if job.asked and job.meter.missing else "finished"
@@ -225,8 +222,7 @@ class Run(Shown):
 
         Spends: what is in flight.
         """
-        self.job.stopping = True
-        self._tell()
+        self._ask("stop")
 
     def leave(self) -> None:
         """Send nothing more and let batches continue at the API: the same cell collects them, even tomorrow.
@@ -235,11 +231,11 @@ class Run(Shown):
 
         Spends: what is in flight; the batches, as they are answered.
         """
-        self.job.leaving = True
-        self._tell()
+        self._ask("leave")
 
-    def _tell(self) -> None:
+    def _ask(self, end: str) -> None:
         """Pass on what is asked for, from whatever thread."""
+        self.job.asked = end
         if self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
                 self.home.call_soon_threadsafe(self.job.hear)
@@ -265,7 +261,8 @@ class Run(Shown):
             seconds -= loops.SLICE_SECONDS
 
     def _outcome(self) -> Self:
-        for settle in self.job.watched if self.state not in _GOING else ():
+        """Return this run, which has ended, or raise what it ended with."""
+        for settle in self.job.watched:
             settle()
         if not self._ended.cancelled():
             self._ended.result()
@@ -279,7 +276,7 @@ class Run(Shown):
         while not self._ended.done():
             if self.state == "running" and (self.plan.mode == "live" or self.job.batches.submitted.is_set()):
                 return self
-            await asyncio.sleep(loops.SLICE_SECONDS)
+            await self._wait(loops.SLICE_SECONDS)
         return self._outcome()
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
@@ -295,38 +292,38 @@ class Run(Shown):
         RunStopped
             The run could not go on; every row was given before that.
         """
-        while not (self.job.is_open or self._ended.done()):
+        job = self.job
+        while not (job.is_open or self._ended.done()):
             await self._wait(loops.SLICE_SECONDS)
-        if not self.job.is_open:
+        if not job.is_open:
             self._outcome()
-        job, work = self.job, self.job.work
-        if INDEX in work.frame.columns:
+        if INDEX in job.work.frame.columns:
             refuse(f"The frame has a column {INDEX!r}, where async for says which row it is: rename yours.")
-        indexed = work.keys.alias("key").to_frame().with_row_index(INDEX)
-        places = dict(indexed.group_by("key", maintain_order=True).agg(INDEX).iter_rows())  # not given yet
-        seen, keys = len(job.arrived), job.replies(("key",))["key"].to_list()
+        rows = job.work.keys.alias("key").to_frame().with_row_index(INDEX)
+        unseen = dict(rows.group_by("key", maintain_order=True).agg(INDEX).iter_rows())  # places by key
+        arrived = len(job.arrived)
+        keys = job.replies(("key",))["key"].to_list()
         has_ended = False
         while not has_ended:
             has_ended = self._ended.done()
-            keys, seen = keys + job.arrived[seen:], len(job.arrived)
-            for row in await loops.in_thread(self._answered, keys, places) if keys else ():
+            keys, arrived = keys + job.arrived[arrived:], len(job.arrived)
+            for row in await loops.in_thread(self._answered, keys, unseen) if keys else ():
                 yield row
             keys = []
             if not has_ended:
                 await self._wait(loops.SLICE_SECONDS)
-        rest = sorted(place for left in places.values() for place in left)
         results = await loops.in_thread(lambda: self.results)
-        for row in results.with_row_index(INDEX)[rest].to_dicts():
+        for row in results.with_row_index(INDEX)[sorted(itertools.chain(*unseen.values()))].to_dicts():
             yield row
         self._outcome()
 
-    def _answered(self, keys: list[str], places: dict[str, list[int]]) -> list[dict[str, Any]]:
-        """Return the rows that requests with these keys have answered, and take them out of `places`."""
-        new = [key for key in dict.fromkeys(keys) if key in places]
-        at = pl.Series(INDEX, [place for key in new for place in places.pop(key)], dtype=pl.UInt32)
+    def _answered(self, keys: list[str], unseen: dict[str, list[int]]) -> list[dict[str, Any]]:
+        """Return the rows that requests with these keys have answered, and take them out of `unseen`."""
+        new = [key for key in dict.fromkeys(keys) if key in unseen]
+        places = pl.Series(INDEX, [place for key in new for place in unseen.pop(key)], dtype=pl.UInt32)
         replies = self.job.replies(("key", "reply", "error"), of=pl.Series("key", new, dtype=pl.String))
-        rows = self.job.work.results(replies, at, simulated=self.job.simulated)
-        return rows.select(at, pl.all()).to_dicts()
+        rows = self.job.work.results(replies, places, simulated=self.job.simulated)
+        return rows.select(places, pl.all()).to_dicts()
 
     @property
     def kept(self) -> str:
@@ -412,25 +409,23 @@ class Run(Shown):
         """
         if not self.job.is_open:
             return BATCHES.to_frame()
-        ledger, (read, *written) = self.job.ledger, (pl.col(name).sum() for name in _CACHED)
-        cached = pl.sum_horizontal(read, *written)
+        ledger, cached = self.job.ledger, pl.sum_horizontal(_CACHED)
         paid = (
             ledger.attempts(columns=("batch_id", "dollars", *_CACHED))
             .drop_nulls("batch_id")
             .group_by("batch_id")
-            .agg(pl.col("dollars").sum(), cache_hit_share=pl.when(cached > 0).then(read / cached))
+            .agg(pl.sum("dollars", *_CACHED))
+            .with_columns(cache_hit_share=pl.when(cached > 0).then(pl.col(_CACHED[0]) / cached))
         )
-        kept = catalog.BATCH.results_days * 86_400
         batches = pl.DataFrame(ledger.batches(mine=True), schema=columns_of(Batch), orient="row")
+        moments = pl.col("created_at", "ended_at", "results_until")
         return (
             batches.join(paid, on="batch_id", how="left", maintain_order="left")
             .with_columns(
                 minutes=(pl.col("ended_at") - pl.col("created_at")) / 60,
-                results_until=pl.col("created_at") + kept,
+                results_until=pl.col("created_at") + catalog.BATCH.results_days * 86_400,
             )
-            .with_columns(
-                (pl.col("created_at", "ended_at", "results_until") * 1e6).cast(pl.Int64).cast(_MOMENT)
-            )
+            .with_columns((moments * 1e6).cast(pl.Int64).cast(_MOMENT))
             .select(*BATCHES)
             .cast(BATCHES)
         )
@@ -451,9 +446,8 @@ class Run(Shown):
 
         Spends: nothing.
         """
-        rows = self.job.work.keys.drop_nulls().value_counts(name="rows")
-        repeats = rows.select("key", duplicates=pl.col("rows").cast(pl.Int64) - 1)
-        return prices.savings(self.attempts, duplicates=repeats, models=(self.plan.compiled.model,))
+        duplicates, models = self.counts.duplicates, (self.plan.compiled.model,)
+        return prices.savings(self.attempts, duplicates=duplicates, models=models)
 
     @property
     def bill(self) -> pl.DataFrame:
@@ -531,8 +525,10 @@ async def run_parts(
             "run_parts needs a prompt with {column} in it: an expression may look at rows of other slices."
         )
     if plan.samples > 1:
-        found = f"run_parts keeps one result for each row, and the plan has samples={plan.samples}"
-        refuse(f"{found}: use plan.replace(samples=1).")
+        refuse(
+            f"run_parts keeps one result for each row, and the plan has samples={plan.samples}: "
+            "use plan.replace(samples=1)."
+        )
     if ROW in frame.collect_schema():
         refuse(f"The frame has a column {ROW!r}, where run_parts keeps the rows' order: rename yours.")
     target = Path(folder)

@@ -16,7 +16,7 @@ from canned import KEY, Canned, passed_on
 from running import MODEL, a_plan, finished, reviews
 
 import claudescale as cs
-from claudescale.running import live
+from claudescale.running import health
 
 BATCHED = pytest.mark.parametrize("mode", ["live", "batch"])
 QUESTION = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
@@ -216,8 +216,8 @@ def certificate(tmp_path_factory):
 @pytest.fixture
 def ports(certificate, monkeypatch):
     """Serve plain HTTP, TLS and a proxy that wants a password, and leave a port free; no run is patient."""
-    monkeypatch.setattr(live, "UNREACHABLE_SECONDS", 0.0)
-    monkeypatch.setattr(live, "FEW_FAILURES", 1)
+    monkeypatch.setattr(health, "UNREACHABLE_SECONDS", 0.0)
+    monkeypatch.setattr(health, "SILENT_FAILURES", 2)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{certificate}.crt", certificate)
 

@@ -14,7 +14,7 @@ import claudescale as cs
 from claudescale.api.answers import Answer
 from claudescale.ledger.records import Batch
 from claudescale.running import batch_rules
-from claudescale.running.batch_rules import Streak
+from claudescale.running.health import Streak
 
 NONCE = "0123456789ab"
 BATCH = Batch(nonce=NONCE, api="api", model=MODEL, requests=5, intended_at=1_000.0)

@@ -13,6 +13,13 @@ from running import a_plan, finished, reviews, simulator
 import claudescale as cs
 from claudescale.api.answers import Answer, Verdict
 from claudescale.running import live
+from claudescale.running.health import (
+    HOPELESS_ROWS,
+    HOPELESS_ROWS_LATER,
+    SILENT_SECONDS,
+    UNREACHABLE_SECONDS,
+    Health,
+)
 from claudescale.running.job import Job, spread
 
 BLOCKED = answer(400, "invalid_request_error", "Output blocked by content filtering policy")
@@ -44,19 +51,19 @@ ENDS = {  # script: rows answered, calls at most, seconds at least and at most, 
     "a key withdrawn": (after(100, DOUBTFUL["401"]), 100, 400, 5, 90, "authentication_error"),
     "on hold": (after(40, ON_HOLD), 40, 140, 0, 30, "organization_on_hold"),
     "spend limit": (after(40, SPENT), 40, 140, 0, 30, "spend_limit_reached"),
-    "a wrong request": (always(WRONG), 0, live.HOPELESS_ROWS + 32, 0, 30, "invalid_request_error"),
+    "a wrong request": (always(WRONG), 0, HOPELESS_ROWS + 32, 0, 30, "invalid_request_error"),
     "a trouble without a name": (
         after(60, answer(400, "invalid_request_error", "The API is closed to you.")),
-        60, 60 + live.HOPELESS_ROWS_LATER + 64, 0, 60, "invalid_request_error",
+        60, 60 + HOPELESS_ROWS_LATER + 64, 0, 60, "invalid_request_error",
     ),
-    "no API at all": (always(NO_MESSAGE), 0, live.HOPELESS_ROWS + 32, 0, 30, "invalid_response"),
-    "out of reach": (always(UNREACHABLE), 0, 1e9, live.UNREACHABLE_SECONDS, 240, "connection_error"),
+    "no API at all": (always(NO_MESSAGE), 0, HOPELESS_ROWS + 32, 0, 30, "invalid_response"),
+    "out of reach": (always(UNREACHABLE), 0, 1e9, UNREACHABLE_SECONDS, 240, "connection_error"),
     "an outage without end": (
         after(60, answer(529, "overloaded_error")),
-        60, 1e9, live.SILENT_SECONDS, 1_500, "overloaded_error",
+        60, 1e9, SILENT_SECONDS, 1_500, "overloaded_error",
     ),
     "refusals without end": (
-        always(answer(429, "rate_limit_error")), 0, 1e3, live.SILENT_SECONDS, 1_500, "rate_limit_error",
+        always(answer(429, "rate_limit_error")), 0, 1e3, SILENT_SECONDS, 1_500, "rate_limit_error",
     ),
 }  # fmt: skip
 
@@ -181,12 +188,17 @@ def test_a_wait_that_the_api_asked_for_is_no_silence():
     failed = Verdict(outcome="overloaded", error="api_error")
     refused = Verdict(outcome="refused", error="rate_limit_error")
     for waited in (True, False):
-        watch, later = live.Health(), 4_000.0 if waited else 30_000.0
-        seen = [watch.sees(failed, now, status=500, waiting=False) for now in range(20)]
-        seen += [watch.sees(refused, 20.0, status=429, waiting=True)] * waited
-        seen += [watch.sees(failed, later + now, status=500, waiting=False) for now in range(20)]
+        health, later = Health(), 4_000.0 if waited else 30_000.0
+
+        def ends(verdict, now, status=500, health=health):
+            waits = verdict is refused
+            return health.judged(verdict, status, now, now, waits=waits).outcome == "stop"
+
+        seen = [ends(failed, now) for now in range(20)]
+        seen += [ends(refused, 20.0, 429)] if waited else []
+        seen += [ends(failed, later + now) for now in range(20)]
         assert not any(seen)
-        assert watch.sees(failed, later + live.SILENT_SECONDS + 1, status=500, waiting=False)
+        assert ends(failed, later + SILENT_SECONDS + 1)
 
 
 def refused_rows(kinds, ledger):
