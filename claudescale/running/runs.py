@@ -26,7 +26,7 @@ from claudescale.prompts.requests import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
 from claudescale.running.live import Live
-from claudescale.running.run_views import Plots, Progress
+from claudescale.running.run_views import GOING, Progress
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
+    from claudescale.running.plots import Plots
     from claudescale.views.card import Card
 
 
@@ -46,7 +47,6 @@ PART_ROWS = 100_000
 ROW = "row"
 """The column of the parts that says which row of the input it is, from 0."""
 _PARTS = "part-*.parquet"
-_GOING = {"starting", "running"}
 _MOMENT = pl.Datetime("us", "UTC")
 BATCHES = pl.Schema(
     dict.fromkeys(("batch_id", "state"), pl.String())
@@ -267,7 +267,7 @@ class Run(Shown):
             seconds -= loops.SLICE_SECONDS
 
     def _outcome(self) -> Self:
-        for settle in self.job.watched if self.state not in _GOING else ():
+        for settle in self.job.watched if self.state not in GOING else ():
             settle()
         if not self._ended.cancelled():
             self._ended.result()
@@ -476,6 +476,8 @@ class Run(Shown):
     @property
     def plot(self) -> Plots:
         """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
+        from claudescale.running.plots import Plots  # noqa: PLC0415 - Altair is slow to import
+
         return Plots(self)
 
     def _card(self) -> Card:
