@@ -1,19 +1,31 @@
-"""What the tests of charts share."""
+"""What the tests of charts, cards and widgets share."""
 
 import json
 import re
+import types
 
 import vl_convert
+from running import WIDE_LIMITS, a_plan, reviews
+
+from claudescale.clock import Clock
+from claudescale.running.meter import Meter
+from claudescale.running.runs import Run
 
 UNREADABLE = re.compile(r"\de[+-]?\d|NaN|null|undefined|\N{HORIZONTAL ELLIPSIS}")
 """A number as computers write it, what is no number, or a label that is cut off."""
 
 
-def labels_of_what_fits(drawing):
-    """Return the words of a picture, drawn by Vega-Lite as old as JupyterLab's and no wider than the page."""
-    drawn = vl_convert.vegalite_to_svg(drawing, vl_version="5.8")
+def check_drawn_whole(drawing):
+    """Fail where a picture does not fit the page, has a label nobody can read, or black, which dark hides.
+
+    It is drawn by Vega-Lite as old as JupyterLab's.
+    """
+    drawn = vl_convert.vegalite_to_svg(drawing | {"background": "white"}, vl_version="5.8")
     assert 300 < float(re.search(r'width="([\d.]+)"', drawn)[1]) <= 640
-    return re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn)
+    assert [
+        label for label in re.findall(r"<(?:text|tspan)[^>]*>([^<]+)<", drawn) if UNREADABLE.search(label)
+    ] == []
+    assert "black" not in json.dumps(drawing)
 
 
 def rows_of(chart, *names):
@@ -27,9 +39,17 @@ def words_of(chart):
     return re.findall(r'"text": "([^"]*)"', json.dumps(chart.to_dict(), ensure_ascii=False))
 
 
-def check_drawn_whole(chart):
-    """Fail where a picture is cut off, has a label nobody can read, or is black, which dark pages hide."""
-    drawing = chart.to_dict()
-    for label in labels_of_what_fits(drawing | {"background": "white"}):
-        assert not UNREADABLE.search(label), label
-    assert "black" not in json.dumps(drawing)
+def under_way(*, state="running", minutes=0.0, in_flight=None, job=(), **counts):
+    """Return a run as it looks with these counts, and with what its job knows; nothing is sent."""
+    run, meter = Run.__new__(Run), Meter()
+    vars(meter).update(counts)
+    pacer = in_flight and types.SimpleNamespace(in_flight=in_flight[0], window=in_flight[1])
+    knows = dict.fromkeys(["estimate", "expected", "ends"]) | {
+        "simulated": False,
+        "asked": "",
+        "pacer": pacer,
+    }
+    knows |= {"clock": Clock(), "limits": WIDE_LIMITS, "meter": meter, "minutes": minutes, **dict(job)}
+    run.plan, run.path, run.state, run.stopped_by = a_plan(reviews(9)), None, state, None
+    run.job = types.SimpleNamespace(**knows)
+    return run

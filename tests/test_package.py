@@ -18,7 +18,7 @@ import yaml
 
 import claudescale as cs
 from claudescale.planning.choices import PlanPlots
-from claudescale.running.run_views import Plots
+from claudescale.running.plots import Plots
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, TESTS = ROOT / "claudescale", ROOT / "tests"

@@ -1,10 +1,9 @@
-"""How a run looks: its line and card, its progress, what failed and why it ended, the frames of its pictures.
+"""How a run looks: its line and card, its progress, what failed and why it ended.
 
 Progress is one line before the run, a tqdm bar, and a log: one line per API minute under the name
-``claudescale``, with rates and dollars and never a text. The standard library keeps it silent until somebody
-asks for it: ``logging.basicConfig(level="INFO")``.
+``claudescale``, with rows, time left and dollars and never a text. The standard library keeps it silent until
+somebody asks for it: ``logging.basicConfig(level="INFO")``.
 """
-# ruff: noqa: PLC0415  # altair takes 2 s to import, and many runs are never drawn
 
 from __future__ import annotations
 
@@ -18,16 +17,18 @@ import polars as pl
 
 from claudescale import loops, text
 from claudescale.api import limits
-from claudescale.api.limits import BUCKETS
 from claudescale.errors import ADVICE, LedgerError
 from claudescale.ledger.ledger import ledger_typed
 from claudescale.prompts.requests import NOT_SENT
-from claudescale.views.card import Card, Gallery
+from claudescale.views.card import Card
 
 if TYPE_CHECKING:
-    from claudescale.running.runs import Run
-    from claudescale.views.theme import Down, Picture
+    from collections import Counter
 
+    from claudescale.running.runs import Run
+
+GOING = frozenset({"starting", "running"})
+"""The states of a run that has not ended."""
 LOGGER = logging.getLogger("claudescale")
 REFRESH_SECONDS = 0.5
 _WIDTH = 90
@@ -53,7 +54,7 @@ def failures(run: Run) -> tuple[str, str]:
     """Return what failed in a run that has ended, by kind, and the line that helps; empty where nothing."""
     plan = run.plan
     typed = plan.compiled.prompt.returns is not None
-    if run.state in {"starting", "running", "left"} or not (typed or run.counts.failed):
+    if run.state in GOING | {"left"} or not (typed or run.counts.failed):
         return "", ""
     try:
         errors = run.results["error"].drop_nulls()
@@ -126,21 +127,29 @@ def _reused(run: Run) -> str:
     return f"{text.plural(count, 'request')} {where}" if count else ""
 
 
-def waiting(run: Run) -> tuple[str, str] | None:
-    """Return how many batches have ended, and when the rest will have; None where none is pending."""
-    out = run.job.expected
-    if out is None:
-        return None
-    usual = ""
-    if out.usual_seconds is not None:
-        usual = f"usually within {text.coarse(out.usual_seconds / 60)}, "
-    latest = f"at the latest in {text.coarse(out.latest_seconds / 60)}"
-    ended = f"{out.ended} of {text.plural(out.open + out.ended, 'batch')} ended"
-    return ended, f"the other {text.plural(out.requests, 'request')} {usual}{latest}"
-
-
 def line(run: Run) -> str:
     """Return the one line of truth about a run."""
+    simulated = "SIMULATED " * run.job.simulated
+    if run.state == "starting":
+        return f"{simulated}Run starting: reading the rows."
+    return f"{simulated}Run {_going(run) if run.state == 'running' else _ended(run)}."
+
+
+def _going(run: Run) -> str:
+    """Return how far a run under way is, and what a stop still waits for."""
+    counts, job = run.counts, run.job
+    state = {"stop": "stopping", "leave": "leaving"}.get(job.asked, "running")
+    left = _time_left(run)
+    if job.asked:
+        in_flight = job.pacer.in_flight if job.pacer else 0
+        left = f"waiting for {text.plural(in_flight, 'call')} in flight" if in_flight else ""
+    done = f"{counts.done:,} of {text.plural(counts.sent, 'row')} done"
+    about = f" of about {text.dollars(job.estimate['dollars'])}" if job.estimate else ""
+    return f"{state}: {', '.join(filter(None, [done, left, text.dollars(counts.dollars) + about]))}"
+
+
+def _ended(run: Run) -> str:
+    """Return what came of a run that has ended."""
     counts = run.counts
     by = f" ({run.stopped_by})" if run.stopped_by else ""
     pending = run.job.expected.requests if run.job.expected else 0
@@ -155,48 +164,94 @@ def line(run: Run) -> str:
     ]
     calls = text.plural(counts.requests, "call" if run.plan.mode == "live" else "request")
     spent = f"{calls} in {text.duration(run.minutes)}, {text.dollars(counts.dollars)}"
-    return (
-        f"{'SIMULATED ' * run.job.simulated}Run {run.state}{by}: {', '.join(filter(None, parts))}; {spent}."
-    )
+    return f"{run.state}{by}: {', '.join(filter(None, parts))}; {spent}"
+
+
+def _time_left(run: Run) -> str:
+    """Return when a run under way ends, as a span of time; empty where that is not known yet."""
+    batches, ends = run.job.expected, run.job.ends
+    if batches is not None:
+        usual, latest = batches.usual_seconds, text.coarse(batches.latest_seconds / 60)
+        within = "" if usual is None else f"usually within {text.coarse(usual / 60)} and "
+        return f"batches {within}at the latest in {latest}"
+    if ends is None:
+        return ""
+    usual_time, latest_time = text.duration(ends.usual_minutes), text.duration(ends.latest_minutes)
+    if math.isinf(ends.latest_minutes):  # nothing was answered in the last minute
+        return f"more than {usual_time} left"
+    return f"{text.span(usual_time, latest_time)} left"
 
 
 def run_card(run: Run) -> Card:
     """Return what is shown of a run. It never raises, and is cheap until the run has ended."""
-    counts, plan, minutes, estimate = run.counts, run.plan, run.minutes, run.job.estimate
-    figures = ("dollars", "minutes", "minutes_p90", "requests_per_minute", "input_tokens", "output_tokens")
-    rate = counts.requests / minutes if minutes else 0.0
-    measured = {"dollars": counts.dollars, "minutes": minutes, "requests_per_minute": rate}
-    measured |= {name: getattr(counts, name) for name in ("input_tokens", "output_tokens", "refused")}
-    rows: list[dict[str, Any]] = [{"": "measured", **measured}]
+    plan, estimate = run.plan, run.job.estimate
+    rows: list[dict[str, Any]] = [{"": "measured", **run.summary.row(0, named=True)}]
     if estimate is not None:
-        rows.insert(0, {"": "estimated"} | {name: estimate.get(name) for name in figures})
-    if plan.mode != "batch":
+        rows.insert(0, {"": "estimated", **estimate})
+    names = ["", "dollars", "minutes", "minutes_p90", "requests_per_minute", "input_tokens", "output_tokens"]
+    names.append("refused")
+    if plan.mode == "batch":
+        names = [name for name in names if name not in {"requests_per_minute", "refused"}]
+    else:
         rows.append({"": "limit", "requests_per_minute": run.limits.requests_per_minute * plan.share})
-    table = pl.DataFrame(rows)
     failed, retry = failures(run)
     kept = f"Ledger: {run.path.name}." if run.path else "Ledger: none, so replies are only in memory."
-    goes_on = {"left": f"run = await plan.run(client{ledger_typed(run.path)})"}
-    goes_on |= dict.fromkeys(("starting", "running"), "run = await run")
-    notes = [limits.differs(run.limits, plan.tier, plan.compiled.model), _pending(run), failed]
+    following = {"left": f"run = await plan.run(client{ledger_typed(run.path)})"}
+    following |= dict.fromkeys(GOING, "run = await run")
+    notes = [limits.differs(run.limits, plan.tier, plan.compiled.model), _burst(run), _pending(run), failed]
     notes += [why(run)] if run.stopped_by else []
+    notes += _under_way(run) if run.state in GOING else []
     return Card.of(
-        table.drop("requests_per_minute", "refused") if plan.mode == "batch" else table,
+        pl.DataFrame([{name: row.get(name) for name in names} for row in rows]),
         title=line(run),
         notes=[f"{kept} Limits: {run.limits.provenance}.", *filter(None, notes)],
-        next=retry or goes_on.get(run.state, "run.results"),
+        next=retry or following.get(run.state, "run.results"),
     )
+
+
+def _under_way(run: Run) -> list[str]:
+    """Return what is worth knowing only of a run under way."""
+    counts, pacer, speed = run.counts, run.job.pacer, run.job.clock.speed
+    notes = [f"Without savings: {text.dollars(counts.plain_dollars)}."]
+    if pacer is not None:
+        usual, slow = (text.duration((counts.latency(share) or math.nan) / 60) for share in (0.5, 0.95))
+        flight = f"{pacer.in_flight:,} calls in flight, {pacer.window:,} allowed"
+        notes.append(f"Latency: {usual} (p95 {slow}), {flight}.")
+    notes.append(f"Errors: {kinds(counts.errors)}. Refused (429): {kinds(counts.refusals)}.")
+    if speed != 1:
+        notes.append(f"Times are the simulator's, {speed:,g} times as fast as here.")
+    return notes
+
+
+def kinds(counts: Counter[str]) -> str:
+    """Return how many there are of each kind, the most frequent first."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.copy().most_common()) or "none"
+
+
+def _burst(run: Run) -> str:
+    """Return why a live run was faster than its limit; empty where it was not, or for another reason."""
+    calls, minutes, limit = run.counts.requests, run.minutes, run.limits.requests_per_minute * run.plan.share
+    if run.plan.mode != "live" or not limit * minutes < calls <= limit * (1 + minutes):
+        return ""
+    estimate = run.job.estimate if run.state == "finished" else None
+    faster = "the limit and the estimate" if estimate and minutes < estimate["minutes"] else "the limit"
+    return f"Faster than {faster}: a bucket that is full at the start allows a burst."
+
+
+def _batches_ended(run: Run) -> str:
+    """Return how many batches have ended; empty where none is pending."""
+    batches = run.job.expected
+    if batches is None:
+        return ""
+    return f"{batches.ended} of {text.plural(batches.open + batches.ended, 'batch')} ended"
 
 
 def _pending(run: Run) -> str:
     """Return what is known of batches that are still open."""
-    pending = waiting(run)
-    if pending is None:
-        return ""
-    if run.state == "left":
-        return (
-            f"{pending[0]} when this run left. The same cell collects the rest, which continues at the API."
-        )
-    return f"{', '.join(pending)}. The API shows no progress of a batch before its end."
+    ended = _batches_ended(run)
+    if ended and run.state == "left":
+        return f"{ended} when this run left. The same cell collects the rest, which continues at the API."
+    return f"{ended}. The API shows no progress of a batch before its end." if ended else ""
 
 
 class Progress:
@@ -206,7 +261,6 @@ class Progress:
         self._run = run
         self._shown = shown
         self._bar: Any = None
-        self._logged = 0.0, 0, 0, 0, 0  # minutes, calls, tokens in and out, refusals by the last line
         self._following: asyncio.Task[None] | None = None
 
     def start(self, line: str) -> None:
@@ -214,7 +268,7 @@ class Progress:
         self._following = asyncio.create_task(self._follow())
         if not self._shown:
             return
-        from tqdm import tqdm
+        from tqdm import tqdm  # noqa: PLC0415 - many runs show no bar
 
         # In a notebook the text bar goes to stdout: it stays as it is when the page is saved and reopened.
         notebook, counts = loops.in_notebook(), self._run.counts
@@ -242,12 +296,12 @@ class Progress:
 
     async def _follow(self) -> None:
         """Show the figures twice a second, and log a line when an API minute is over."""
+        logged = 0
         while True:
             self._show()
-            over = math.floor(self._logged[0]) + 1.0
-            rest = max(over - self._run.minutes, 0.0) * 60 / self._run.job.clock.speed
-            await asyncio.sleep(min(rest, REFRESH_SECONDS))
-            if self._run.minutes >= over:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if int(self._run.minutes) > logged:
+                logged = int(self._run.minutes)
                 self._log()
 
     def _show(self) -> None:
@@ -255,140 +309,10 @@ class Progress:
             return
         counts, minutes = self._run.counts, self._run.minutes
         rate = counts.requests / minutes if minutes else 0.0
-        out = waiting(self._run)
-        how = f"{rate:,.0f}/min, {text.dollars(counts.dollars)}" if out is None else out[0]
-        self._bar.set_postfix_str(how, refresh=False)
+        pace = f"{rate:,.0f}/min, {text.dollars(counts.dollars)}"
+        self._bar.set_postfix_str(_batches_ended(self._run) or pace, refresh=False)
         self._bar.n = counts.done
         self._bar.refresh()
 
     def _log(self) -> None:
-        """Log what was done since the last line."""
-        counts, before = self._run.counts, self._logged
-        now = self._run.minutes, counts.requests, counts.input_tokens, counts.output_tokens, counts.refused
-        self._logged = now
-        minutes, *done, refused = (later - earlier for later, earlier in zip(now, before, strict=True))
-        requests, input_tokens, output_tokens = (f"{count / max(minutes, 1e-9):,.0f}" for count in done)
-        LOGGER.info(
-            "minute %.1f: %s requests/min, %s input tokens/min, %s output tokens/min, %s refused, %s so far, "
-            "%s of %s rows done",
-            now[0], requests, input_tokens, output_tokens, f"{refused:,}", text.dollars(counts.dollars),
-            f"{counts.done:,}", f"{counts.sent:,}",
-        )  # fmt: skip
-
-
-class Plots(Gallery):
-    """The pictures of one run, each an Altair chart."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def throughput(self) -> Picture:
-        """Return live requests per minute over the run, with the limit drawn. Spends: nothing."""
-        from claudescale.views import run_charts
-
-        limit = self._limits["requests"]
-        return run_charts.throughput(self._rates, requests_per_minute=limit, empty=self._no_live)
-
-    def tokens(self) -> Down | Picture:
-        """Return input and output tokens per minute of live calls, with their limits. Spends: nothing."""
-        from claudescale.views import run_charts
-
-        limits = {name: self._limits[name] for name in BUCKETS[1:]}
-        return run_charts.tokens(self._rates, limits=limits, empty=self._no_live)
-
-    def buckets(self, bucket_seconds: float = 60.0) -> Down | Picture:
-        """Return how full the three token buckets were. Spends: nothing.
-
-        Parameters
-        ----------
-        bucket_seconds : float
-            How many seconds' refill a full one holds.
-        """
-        from claudescale.views import run_charts
-
-        run, limits = self._run, [*self._limits.values()]
-        levels = run_charts.levels(self._live, limits, run.job.started_at, bucket_seconds)
-        return run_charts.buckets(levels, bucket_seconds=bucket_seconds, empty=self._no_live)
-
-    def latency(self) -> Picture:
-        """Return the seconds that each live call took. Spends: nothing."""
-        from claudescale.views import run_charts
-
-        return run_charts.latency(self._live, empty=self._no_live)
-
-    def spending(self) -> Picture:
-        """Return the dollars spent so far over time, against the estimate. Spends: nothing."""
-        from claudescale.views import run_charts
-
-        run = self._run
-        ended = (pl.col("sent_at").dt.epoch("us") / 1e6 + pl.col("seconds") - run.job.started_at) / 60
-        paid = run.attempts.filter(pl.col("dollars") > 0).select("dollars", minute=ended).sort("minute")
-        estimate = run.job.estimate["dollars"] if run.job.estimate else None
-        if paid.height:  # from the start of the run to its end, or to this moment
-            edges = pl.DataFrame({"dollars": [0.0, 0.0], "minute": [0.0, run.minutes]})
-            paid = pl.concat([paid, edges]).sort("minute", maintain_order=True)
-        so_far = paid.with_columns(pl.col("dollars").cum_sum())
-        return run_charts.spending(
-            so_far, estimate_dollars=estimate, simulated=run.job.simulated, empty=self._empty
-        )
-
-    def savings(self) -> Picture:
-        """Return what the rows would have cost plainly, what saved it, what was paid. Spends: nothing."""
-        from claudescale.views import run_charts
-
-        savings = self._run.savings
-        rows = [
-            ("every row live, nothing cached", savings["dollars_without"][0]),
-            *savings.select("strategy", "dollars_saved").rows(),
-            ("paid", savings["dollars_with"][-1]),
-        ]
-        parts = pl.DataFrame(rows, schema={"part": pl.String, "dollars": pl.Float64}, orient="row")
-        return run_charts.savings(parts, simulated=self._run.job.simulated, empty=self._empty)
-
-    def batches(self) -> Picture:
-        """Return when each batch was pending, and what came of it. Spends: nothing."""
-        from claudescale.views import run_charts
-
-        run = self._run
-        hybrid = run.plan.mode == "hybrid"
-        return run_charts.batches(
-            run.batches,
-            started_at=run.job.started_at,
-            now=run.job.started_at + run.minutes * 60,
-            deadline_minutes=run.plan.deadline if hybrid else None,
-            live=self._live if hybrid else None,
-            empty="This run sent no batch: mode='live'." if run.plan.mode == "live" else self._empty,
-        )
-
-    @property
-    def _live(self) -> pl.DataFrame:
-        """The live calls: batches are outside of these limits, and their rows have no pace of their own."""
-        return self._run.attempts.filter(pl.col("batch_id").is_null())
-
-    @property
-    def _rates(self) -> pl.DataFrame:
-        return self._run.counts.rates()
-
-    @property
-    def _limits(self) -> dict[str, float]:
-        """What live calls may use in a minute."""
-        run = self._run
-        return dict(zip(BUCKETS, run.limits.shared(run.plan.share).per_minute, strict=True))
-
-    @property
-    def _no_live(self) -> str:
-        """Why there is nothing to see of live calls."""
-        if self._run.plan.mode == "batch":
-            return "A batch uses none of the limits per minute: see run.plot.batches()."
-        return self._empty
-
-    @property
-    def _empty(self) -> str:
-        """Why there is nothing to see."""
-        counts = self._run.counts
-        if self._run.state in {"starting", "running"} and counts.missing:
-            return "Nothing has been answered yet."
-        if counts.reused and not counts.missing:
-            were = "was" if counts.reused == 1 else "were"
-            return f"Nothing was sent: {text.plural(counts.reused, 'reply')} {were} in the ledger already."
-        return "Nothing was sent."
+        LOGGER.info("minute %.1f: %s", self._run.minutes, line(self._run))

@@ -27,7 +27,7 @@ from claudescale.prompts.retry import last_failures
 from claudescale.running import meter, run_views
 from claudescale.running.job import Job
 from claudescale.running.live import Live
-from claudescale.running.run_views import Plots, Progress
+from claudescale.running.run_views import Progress
 from claudescale.views.card import Shown
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from claudescale.api.limits import Limits
     from claudescale.planning.plans import Plan
+    from claudescale.running.plots import Plots
     from claudescale.views.card import Card
 
 
@@ -468,6 +469,8 @@ class Run(Shown):
     @property
     def plot(self) -> Plots:
         """Pictures: ``throughput``, ``tokens``, ``latency``, ``batches``, ``spending``, and so on."""
+        from claudescale.running.plots import Plots  # noqa: PLC0415 - Altair is slow to import
+
         return Plots(self)
 
     def _card(self) -> Card:

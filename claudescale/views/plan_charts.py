@@ -130,8 +130,8 @@ def minutes(
     if not most:
         return nothing(NOTHING)
     words = [_tier_words(row, own) for row in tiers.iter_rows(named=True)]
-    far = (deadline_minutes or 0.0) > most * theme.FAR / 4
-    until = max(most, 0.0 if far else deadline_minutes or 0.0) * 1.05
+    until, far = theme.reach(most, deadline_minutes)
+    until *= 1.05
     bars = chart(tiers.with_columns(words=pl.Series(words, dtype=pl.String)))
     bars = bars.encode(y=alt.Y("tier:N", sort=None, axis=None))
     tooltip = tips(tier="", words="", binding="", note="")
@@ -217,7 +217,7 @@ def concurrency(
     needed = requests_per_minute / 60 * seconds
     runs = finite(runs).sort("concurrency")
     tried = highest(runs, "concurrency")
-    far = 0 < tried < needed / 5  # the limit would press what was measured into a corner
+    _, far = theme.reach(tried, needed)
     high = 1.25 * tried if far else max(2 * needed, 16.0, tried)
     bend = {
         "concurrency": [0.0, needed, max(needed, high)],
@@ -263,31 +263,35 @@ def quality(
         The score to reach, drawn as a labelled line.
     """
     price = pl.col("dollars_per_1000_rows")
-    known = trial.drop_nulls("score").filter(price > 0).sort("score", price, descending=[True, False])
-    if known.is_empty():
+    scored = trial.drop_nulls("score").filter(price > 0).sort("score", price, descending=[True, False])
+    if scored.is_empty():
         return nothing("Nothing to show yet: run the trial first.")
-    good = known["choice"] if evidence is None else evidence.filter("clears")["choice"]
-    known = known.with_columns(
-        clears=pl.col("choice").is_in(good.implode()), name=pl.col("choice").str.replace_all("claude-", "")
+    good = scored["choice"] if evidence is None else evidence.filter("clears")["choice"]
+    # Names stand above and below the intervals in turn, so that neighbours do not touch.
+    points = scored.sort(price).with_columns(
+        clears=pl.col("choice").is_in(good.implode()),
+        name=pl.col("choice").str.replace_all("claude-", ""),
+        above=pl.int_range(pl.len()) % 2 == 0,
     )
-    x, _ = log_axis(known["dollars_per_1000_rows"].to_list(), "US dollars per 1,000 rows", theme.DOLLARS)
+    x, _ = log_axis(points["dollars_per_1000_rows"].to_list(), "US dollars per 1,000 rows", theme.DOLLARS)
     y = alt.Y("score:Q").title("Score and its interval").scale(zero=False, padding=20)
     y = y.axis(grid=False, domain=True, ticks=True)  # a line of the grid would cross a name out
     color = alt.condition("datum.clears", alt.value(views.BLUE), alt.value(views.ORANGE))
     hover = tips(
         choice="", rows=",d", score=".3f", score_low=".3f", score_high=".3f", dollars_per_1000_rows="$,.3~r"
     )
-    base = chart(known).encode(alt.X("dollars_per_1000_rows:Q", **x), color=color)
+    base = chart(points).encode(alt.X("dollars_per_1000_rows:Q", **x))
+    names = base.encode(text="name:N")
     layers = [
-        base.mark_rule(strokeWidth=2).encode(alt.Y("score_low:Q"), alt.Y2("score_high:Q")),
-        base.mark_circle(size=90, opacity=1).encode(y, tooltip=hover),
-        # Above the interval: beside the point it would run into the next one.
-        base.mark_text(dy=-12).encode(alt.Y("score_high:Q"), text="name:N"),
+        base.mark_rule(strokeWidth=2).encode(alt.Y("score_low:Q"), alt.Y2("score_high:Q"), color=color),
+        base.mark_circle(size=90, opacity=1).encode(y, color=color, tooltip=hover),
+        names.transform_filter("datum.above").mark_text(dy=-12).encode(alt.Y("score_high:Q")),
+        names.transform_filter("!datum.above").mark_text(dy=12).encode(alt.Y("score_low:Q")),
     ]
-    best = known.row(0, named=True)
+    best = scored.row(0, named=True)
     price_words = f"{text.dollars(best['dollars_per_1000_rows'])} per 1,000 rows"
     sentence = f"{best['choice']} scores best, {best['score']:.3g}, for {price_words}"
     if min_score is not None:
         layers += limit(f"to reach:\n{min_score:g}", y=min_score)
-        sentence = f"{known['clears'].sum()} of {known.height} surely reach {min_score:g}; {sentence}"
-    return picture(layers, "SIMULATED: " * known["simulated"].any() + sentence)
+        sentence = f"{points['clears'].sum()} of {points.height} surely reach {min_score:g}; {sentence}"
+    return picture(layers, "SIMULATED: " * points["simulated"].any() + sentence)

@@ -6,30 +6,24 @@ a million rows make a small picture, and always the same one. Times are minutes 
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import polars as pl
 
 from claudescale import text, views
-from claudescale.api.limits import BUCKETS
 from claudescale.api.prices import UNCACHED
 from claudescale.views import theme
 from claudescale.views.theme import chart, finite, highest, limit, nothing, picture, thin, tips
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 NOTHING = "Nothing was sent."
 PARTS = ("succeeded", "errored", "expired", "canceled")
 STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "results gone"}
 LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
 LANES["color"] = pl.String()
-LEVELS = pl.Schema(
-    {"bucket": pl.String(), "minute": pl.Float64(), "level": pl.Float64(), "capacity": pl.Float64()}
-)
-"""Columns of `levels`: what a bucket holds just after a call took from it."""
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
 MOST_POINTS, MOST_STEPS, MOST_LANES = 1_500, 240, 12
 
@@ -37,9 +31,7 @@ MOST_POINTS, MOST_STEPS, MOST_LANES = 1_500, 240, 12
 # rates
 
 
-def throughput(
-    rates: pl.DataFrame, *, requests_per_minute: float | None, empty: str = NOTHING
-) -> theme.Picture:
+def throughput(rates: pl.DataFrame, *, requests_per_minute: float | None) -> theme.Picture:
     """Return the chart of requests per minute over time, their limit, and the calls that were refused.
 
     Spends: nothing.
@@ -51,11 +43,7 @@ def throughput(
         429) and `requests_`, `input_tokens_` and `output_tokens_per_minute`.
     requests_per_minute : float or None
         The limit, drawn as a labelled line; None where it is not known.
-    empty : str
-        Why there is nothing to see, where there is nothing.
     """
-    if rates.is_empty():
-        return nothing(empty)
     layers, words = _rate(rates, "requests", requests_per_minute), _pace(rates, requests_per_minute)
     if refused := int(rates["refused"].sum()):
         words += f"; {text.plural(refused, 'call')} refused{theme.SIGN}"
@@ -64,9 +52,7 @@ def throughput(
     return picture(layers, words)
 
 
-def tokens(
-    rates: pl.DataFrame, *, limits: Mapping[str, float | None], empty: str = NOTHING
-) -> theme.Down | theme.Picture:
+def tokens(rates: pl.DataFrame, *, limits: Mapping[str, float | None]) -> theme.Down:
     """Return a chart for each of several rates over time, each against its own limit.
 
     Spends: nothing.
@@ -77,11 +63,7 @@ def tokens(
         The frame of `throughput`.
     limits : mapping of str to float or None
         The limit in a minute of each rate to draw, such as ``{"input_tokens": 400_000}``.
-    empty : str
-        Why there is nothing to see, where there is nothing.
     """
-    if rates.is_empty():
-        return nothing(empty)
     panels, means = [], []
     for name, most in limits.items():
         panels.append(_rate(rates, name, most, is_last=name == [*limits][-1]))
@@ -115,10 +97,8 @@ def _rate(rates: pl.DataFrame, name: str, most: float | None, *, is_last: bool =
     """Return the layers of one rate over time, with its limit."""
     rates = finite(rates).with_columns(end=pl.col("minute") + pl.col("slice_minutes"))
     rate, words = f"{name}_per_minute", name.replace("_", " ").capitalize()
-    peak = highest(rates, rate)
-    far = most is not None and 0 < peak < most / 5  # a limit far away would press the rate flat
-    x = theme.time_axis("minute", highest(rates, "end"), **{} if is_last else {"title": None})
-    top = max(peak, 0.0 if far else most or 0.0)
+    top, far = theme.reach(highest(rates, rate), most)
+    x = theme.time_axis("minute", highest(rates, "end"), is_last=is_last)
     y = alt.Y(f"{rate}:Q", title=f"{words} per minute", **theme.axis_to(top, labelExpr=views.NUMBERS))
     tooltip = tips(**{"minute": ",.2f", rate: ",.0f", "refused": ",d"})
     bars = chart(rates).mark_rect(color=views.BUCKETS[name])
@@ -129,7 +109,7 @@ def _rate(rates: pl.DataFrame, name: str, most: float | None, *, is_last: bool =
 # calls
 
 
-def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
+def latency(attempts: pl.DataFrame) -> theme.Picture:
     """Return the chart of the seconds each answer took over time, with their median and 90th percentile.
 
     Both are of all answers; of very many answers, every n-th is drawn.
@@ -140,12 +120,8 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
     ----------
     attempts : pl.DataFrame
         A row per answer or failure: `sent_at`, `seconds` and `error` (null where answered).
-    empty : str
-        Why there is nothing to see, where there is nothing.
     """
     calls = attempts.filter(pl.col("seconds").is_finite(), pl.col("sent_at").is_not_null())
-    if calls.is_empty():
-        return nothing(empty)
     minutes = (pl.col("sent_at") - pl.col("sent_at").min()).dt.total_microseconds() / 60e6
     calls = calls.select(pl.col("seconds").clip(1e-3), "error", minute=minutes).sort("minute", "seconds")
     answers, failures = (
@@ -168,7 +144,7 @@ def latency(attempts: pl.DataFrame, *, empty: str = NOTHING) -> theme.Picture:
         if answers.height >= least:  # a p90 of fewer says nothing
             value: Any = answers["seconds"].quantile(share, "linear")
             quantiles.append(f"{name} {text.significant(value)} s")
-            label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline, color=color)
+            label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline)
             line = chart().mark_rule(color=color, strokeWidth=2.5).encode(y=alt.datum(value))
             layers += [line, label.encode(x=alt.value("width"), y=alt.datum(value))]
     words = f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}" if quantiles else "No answers"
@@ -182,7 +158,6 @@ def spending(
     *,
     estimate_dollars: float | None = None,
     simulated: bool = False,
-    empty: str = NOTHING,
 ) -> theme.Picture:
     """Return the chart of dollars spent so far over time, against the estimate.
 
@@ -196,15 +171,10 @@ def spending(
         What the plan said the run would cost, drawn as a labelled line.
     simulated : bool
         Mark it.
-    empty : str
-        Why there is nothing to see, where there is nothing.
     """
-    if spending.is_empty():
-        return nothing(empty)
     steps = thin(spending.sort("minute"), MOST_STEPS)
     paid = steps["dollars"][-1]
-    far = estimate_dollars is not None and estimate_dollars > 5 * paid
-    top = max(paid, 0.0 if far else estimate_dollars or 0.0)
+    top, far = theme.reach(paid, estimate_dollars)
     y = alt.Y("dollars:Q", title="US dollars", **theme.axis_to(top, labelExpr=theme.DOLLARS))
     area = chart(steps).mark_area(**theme.area(views.BLUE), interpolate="step-after")
     tooltip = tips(minute=",.2f", dollars="$,.4~f")
@@ -278,7 +248,6 @@ def batches(
     now: float,
     deadline_minutes: float | None = None,
     live: pl.DataFrame | None = None,
-    empty: str = NOTHING,
 ) -> theme.Picture:
     """Return the chart of when each batch was pending and what came of it, beside the live calls.
 
@@ -296,20 +265,15 @@ def batches(
         Minutes the run may take, drawn as a labelled line.
     live : pl.DataFrame or None
         `sent_at`, `seconds` and `error` of live calls; of very many, every n-th is drawn.
-    empty : str
-        Why there is nothing to see, where there is nothing.
     """
     made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
     pending_lanes = _batch_lanes(made, now)
     lanes = pl.concat([pending_lanes, _live_lane(live)])
-    if lanes.is_empty():
-        return nothing(empty)
     minute = (pl.col("start", "end") - started_at) / 60
     lanes = lanes.with_columns(minute.clip(lower_bound=0.0))  # one of an earlier run was pending before
-    over = highest(lanes, "end")
-    deadline = deadline_minutes or 0.0
-    far = deadline > over * 5
-    until = max(over, 1 / 60, 0.0 if far else deadline) * 1.01
+    over, deadline = highest(lanes, "end"), deadline_minutes or 0.0
+    until, far = theme.reach(max(over, 1 / 60), deadline_minutes)
+    until *= 1.01
     thinnest = pl.max_horizontal("end", pl.col("start") + until / 200)
     base = chart(lanes.with_columns(end=thinnest)).encode(alt.Y("lane:N", sort=None, axis=None))
     color = alt.Color("color:N", scale=None)
@@ -370,22 +334,22 @@ def _live_lane(live: pl.DataFrame | None) -> pl.DataFrame:
 # buckets
 
 
-def levels(
-    attempts: pl.DataFrame, per_minute: Sequence[float], started_at: float, bucket_seconds: float = 60.0
-) -> pl.DataFrame:
-    """Return the level of each of the three token buckets over a run, as `LEVELS`.
+def buckets(
+    answered: pl.DataFrame, *, limits: Mapping[str, float], started_at: float, bucket_seconds: float = 60.0
+) -> theme.Down:
+    """Return the chart of how full each token bucket was over a run: the one at the bottom set the pace.
 
     A bucket is full at the start, refills at a constant rate up to its capacity and is drawn on by every
     call that was answered: by its request and its uncached input when it is sent, by its output when it has
-    been written. Nobody else's calls are in it.
+    been written. Nobody else's calls are in it. Of the calls of a short time the lowest level is drawn.
 
     Spends: nothing.
 
     Parameters
     ----------
-    attempts : pl.DataFrame
-        Of `Run.attempts`; those of batches have limits of their own and are left out.
-    per_minute : sequence of float
+    answered : pl.DataFrame
+        Live calls of `Run.attempts` that were answered; those of batches have limits of their own.
+    limits : mapping of str to float
         What refills in a minute: requests, input tokens, output tokens.
     started_at : float
         API unix seconds at which the run started.
@@ -393,64 +357,31 @@ def levels(
         How many seconds' refill a full bucket holds. The API's may hold a minute's, or enforce its limits
         by the second (Source: Anthropic, *Rate limits*, checked 2026-10-08).
     """
-    sent = pl.col("sent_at").dt.epoch("us") / 1e6 - started_at
-    calls = attempts.filter(pl.col("batch_id").is_null(), pl.col("status") == HTTPStatus.OK, sent >= 0)
-    takes = (pl.lit(1.0), sent), (UNCACHED, sent), (pl.col("output_tokens"), sent + pl.col("seconds"))
-    frames = []
-    for name, rate, (taken, at) in zip(BUCKETS, per_minute, takes, strict=True):
-        events = calls.select(at=at / 60, taken=taken.cast(pl.Float64)).sort("at", maintain_order=True)
-        # What is missing from a full bucket grows with every call, shrinks as time passes and is never below
-        # zero. So it is a sum less the lowest that sum ever was: no loop over the calls.
-        before = pl.col("taken").cum_sum() - pl.col("taken") - rate * pl.col("at")
-        missing = before - before.cum_min() + pl.col("taken")
-        capacity = pl.lit(rate / 60 * bucket_seconds)
-        frames.append(
-            events.select(bucket=pl.lit(name), minute="at", level=capacity - missing, capacity=capacity)
-        )
-    return pl.concat(frames).cast(LEVELS)
-
-
-def buckets(
-    levels: pl.DataFrame, *, bucket_seconds: float = 60.0, empty: str = NOTHING
-) -> theme.Down | theme.Picture:
-    """Return the chart of how full each token bucket was over a run: the one at the bottom set the pace.
-
-    Of the calls of a short time the lowest level is drawn; between calls a bucket refills.
-
-    Spends: nothing.
-
-    Parameters
-    ----------
-    levels : pl.DataFrame
-        Of `levels`: `bucket`, `minute`, `level` (below zero where it was overdrawn) and `capacity`.
-    bucket_seconds : float
-        As for `levels`.
-    empty : str
-        Why there is nothing to see, where there is nothing.
-    """
-    if levels.is_empty():
-        return nothing(empty)
-    until = highest(levels, "minute")
+    sent = (pl.col("sent_at").dt.epoch("us") / 1e6 - started_at) / 60
+    written = sent + pl.col("seconds") / 60
+    until: float = answered.select(written.max()).item()
+    takes = {
+        "requests": answered.select(minute=sent, taken=pl.lit(1.0)),
+        "input_tokens": answered.select(minute=sent, taken=UNCACHED),
+        "output_tokens": answered.select(minute=written, taken="output_tokens"),
+    }
     panels, words = [], []
-    names = levels["bucket"].unique(maintain_order=True).to_list()
-    for name in names:
-        calls, noun = levels.filter(bucket=name).sort("minute", maintain_order=True), name.replace("_", " ")
-        capacity: float = calls["capacity"][0]
-        # Requests that were answered had room: below zero is only what calls took from sending to arriving.
-        share = pl.col("level").clip(0.0 if name == "requests" else None) / capacity
-        refill = pl.col("minute").diff().fill_null(0.0) * 60 / bucket_seconds
-        calls = calls.with_columns(share=share).with_columns(
-            refilled=(pl.col("share").shift(fill_value=1.0) + refill).clip(upper_bound=1.0)
+    for name, calls in takes.items():
+        capacity = limits[name] / 60 * bucket_seconds
+        levels = bucket_levels(calls, per_minute=limits[name], capacity=capacity)
+        if name == "requests":  # what was answered had room: below zero is only what the way to the API took
+            levels = levels.with_columns(pl.col("before", "after").clip(0.0))
+        slices = levels.group_by((pl.col("minute") * MOST_STEPS // until).alias("slice")).agg(
+            pl.col("minute", "before").first(), pl.col("after").min()
         )
-        slices = calls.group_by((pl.col("minute") * MOST_STEPS // (until or 1.0)).alias("slice")).agg(
-            pl.col("minute", "refilled").first(), pl.col("share").min()
-        )
-        refilled = slices.select("minute", share="refilled")
-        start = pl.DataFrame({"minute": 0.0, "share": 1.0})
-        steps = pl.concat([start, refilled, slices.select("minute", "share")]).sort(
-            "minute", maintain_order=True
-        )
-        lowest = steps.select(pl.col("share").min()).item()
+        steps = pl.concat(
+            [
+                pl.DataFrame({"minute": 0.0, "share": 1.0}),
+                slices.select("minute", share=pl.concat_list("before", "after")).explode("share"),
+            ]
+        ).sort("minute", maintain_order=True)
+        lowest: float = steps.select(pl.col("share").min()).item()
+        noun, is_last = name.replace("_", " "), name == [*takes][-1]
         words.append(f"{noun} {max(lowest, 0.0):.0%}{' (overdrawn)' * (lowest < 0)}")
         y = alt.Y(
             "share:Q",
@@ -459,7 +390,22 @@ def buckets(
             axis=alt.Axis(format=".0%", values=[0, 0.5, 1]),
             stack=False,
         )
-        x = theme.time_axis("minute", until, **{} if name == names[-1] else {"title": None})
+        x = theme.time_axis("minute", until, is_last=is_last)
         area = chart(steps).mark_area(**theme.area(views.BUCKETS[name]), clip=True)
         panels.append([area.encode(x=x, y=y, tooltip=tips(minute=",.2f", share=".0%"))])
     return theme.panels(panels, f"Lowest level of each bucket: {', '.join(words)}")
+
+
+def bucket_levels(calls: pl.DataFrame, *, per_minute: float, capacity: float) -> pl.DataFrame:
+    """Return what a bucket held just before and just after each call, in parts of a full one, by `minute`.
+
+    Below zero it was overdrawn. `calls` have the `minute` at which each took from it, and what was `taken`.
+    """
+    calls = calls.sort("minute", maintain_order=True).cast(pl.Float64)
+    # What is missing from a full bucket grows with every call, shrinks as time passes and is never below
+    # zero. So it is a sum less the lowest that sum ever was: no loop over the calls.
+    taken_before = pl.col("taken").cum_sum() - pl.col("taken") - per_minute * pl.col("minute")
+    missing = taken_before - taken_before.cum_min()
+    return calls.select(
+        "minute", before=1 - missing / capacity, after=1 - (missing + pl.col("taken")) / capacity
+    )

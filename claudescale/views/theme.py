@@ -29,7 +29,7 @@ MOMENTS = [n / 60 for n in (0.1, 0.5, 1, 2, 5, 10, 20, 30)] + [1, 2, 5, 10, 20, 
 MOMENTS += [60 * n for n in (1, 2, 4, 6, 12, 24, 48, 120, 240, 720)]
 SUMS = [n * 10.0**power for power in range(-7, 8) for n in (1, 2, 5)]
 MOST_TICKS, MOST_LABELS = 6, 8
-FAR = 12  # from so many times the largest value on, a wish is beyond the picture
+FAR, FAR_LOG = 5, 12  # from so many times the largest value on, a wish is beyond the picture
 SIGN = "\N{NO-BREAK SPACE}(\N{BLACK DOWN-POINTING TRIANGLE})"  # of calls that went wrong
 FAILED: dict[str, Any] = {"shape": "triangle-down", "filled": True, "color": VERMILION, "opacity": 1}
 
@@ -163,6 +163,12 @@ def limit(
     return [rule, chart().mark_text(text=words, lineBreak="\n", color=GREY, **look).encode(**place)]
 
 
+def reach(largest: float, wish: float | None) -> tuple[float, bool]:
+    """Return what an axis must show, and whether a wish is so far away that it would press the rest flat."""
+    far = wish is not None and 0 < largest * FAR < wish
+    return max(largest, 0.0 if far else wish or 0.0), far
+
+
 def axis_to(top: float, **options: Any) -> dict[str, Any]:
     """Return the scale of an axis from zero to a little above the largest value, and its look."""
     return {"scale": alt.Scale(domain=[0, top * 1.05 or 1.0], nice=False), "axis": alt.Axis(**options)}
@@ -173,7 +179,7 @@ def log_axis(
 ) -> tuple[dict[str, Any], bool]:
     """Return a logarithmic axis round all values, and whether what is wished for lies too far away."""
     low, high = min(values), max(values)
-    far = wish is not None and not low / FAR <= wish <= high * FAR
+    far = wish is not None and not low / FAR_LOG <= wish <= high * FAR_LOG
     if wish is not None and not far:
         low, high = min(low, wish), max(high, wish)
     low, high = low / 1.8, high * 1.6
@@ -184,10 +190,17 @@ def log_axis(
     return {"title": f"{title}, log scale", "scale": scale, "axis": axis}, far
 
 
-def time_axis(field: str, until: float, title: str | None = "Time since the start") -> alt.X:
-    """Return a horizontal axis of minutes, from zero; without a title it shows no labels."""
+def time_axis(
+    field: str, until: float, title: str = "Time since the start", *, is_last: bool = True
+) -> alt.X:
+    """Return a horizontal axis of minutes, from zero; of charts below each other only the last has labels."""
     until = until or 1 / 60
     step = next((moment for moment in MOMENTS if until / moment <= MOST_TICKS), until / 4)
     axis = alt.Axis(values=[step * n for n in range(MOST_TICKS + 1) if step * n <= until], labelExpr=CLOCK)
-    axis.labels = axis.ticks = title is not None
-    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, until], nice=False), axis=axis)
+    axis.labels = axis.ticks = is_last
+    return alt.X(
+        f"{field}:Q",
+        title=title if is_last else None,
+        scale=alt.Scale(domain=[0, until], nice=False),
+        axis=axis,
+    )

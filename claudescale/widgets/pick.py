@@ -25,27 +25,8 @@ MODES = {
     "hybrid": "hybrid \N{MIDDLE DOT} a batch, the rest live in time for the deadline",
     "auto": "auto \N{MIDDLE DOT} the cheapest that keeps deadline and budget",
 }
-_NONE = "Leave it empty for none."
-CONTROLS = {
-    "model": ("Dropdown", "Model", "Which model answers."),
-    "tier": ("Dropdown", "Tier", "The account's usage tier: what it allows this model in a minute."),
-    "mode": ("Dropdown", "Mode", "How the rows are sent."),
-    "max_tokens": ("IntText", "Max tokens", "The longest reply in tokens, thinking included."),
-    "deadline": ("Text", "Deadline (min)", f"Minutes the run may take. {_NONE}"),
-    "budget": ("Text", "Budget ($)", f"US dollars the run may spend, a hard stop. {_NONE}"),
-    "cache": ("Checkbox", "Cache the system prompt", "It is paid in full once, then read at a lower price."),
-}
-"""The name of each control: its kind, its label and its tooltip."""
-_NARROW: dict[str, Any] = {
-    "layout": {"width": "220px", "max_width": "100%"},
-    "style": {"description_width": "106px"},
-}
-_LOOKS = {
-    "Dropdown": _NARROW | {"layout": {"width": "520px", "max_width": "100%"}},
-    "IntText": _NARROW,
-    "Text": _NARROW | {"placeholder": "none"},
-    "Checkbox": {"indent": False},
-}
+_WIDE = {"layout": {"width": "520px", "max_width": "100%"}}
+_NARROW = {"layout": {"width": "220px", "max_width": "100%"}, "style": {"description_width": "106px"}}
 # JupyterLab draws the arrow of a drop-down black, also on black.
 _STYLE = """<style>.claudescale select { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg xmlns='http://\
 www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23888888' \
@@ -72,14 +53,10 @@ class Picker:
         import ipywidgets as widgets
 
         self._given, self._picked, self._changes = self.plan, dict[str, Any](), 0
-        self._first = self._values()
-        options, self.controls = self._options(), {}
-        for name, (kind, label, tooltip) in CONTROLS.items():
-            given = _LOOKS[kind] | ({"options": options[name]} if name in options else {})
-            make = getattr(widgets, kind)
-            control = make(description=label, tooltip=tooltip, value=self._first[name], **given)
+        self.controls = self._controls()
+        self._first = {name: control.value for name, control in self.controls.items()}
+        for control in self.controls.values():
             control.observe(self._refresh, "value")
-            self.controls[name] = control
         self._figures, self._code = (widgets.HTML(layout={"max_width": "100%"}) for _ in range(2))
         self._chart = widgets.Output()
         self._draw({"text/plain": "Drawing the choices ..."})
@@ -91,29 +68,49 @@ class Picker:
         self._box.add_class("claudescale")
         self._refresh()
 
-    def _values(self) -> dict[str, Any]:
-        """Return what the controls show of the plan."""
-        plan = self.plan
-        return {
-            "model": plan.compiled.model.id,
-            "tier": plan.tier if isinstance(plan.tier, Limits) else catalog.tier(plan.tier).name,
-            "mode": plan.mode,
-            "max_tokens": plan.max_tokens,
-            "deadline": "" if plan.deadline is None else f"{plan.deadline!r}",
-            "budget": "" if plan.budget is None else f"{plan.budget!r}",
-            "cache": plan.cache,
-        }
+    def _controls(self) -> dict[str, Any]:
+        """Return the widgets, which show the plan; its own model and limits are among what they offer."""
+        from ipywidgets import Checkbox, Dropdown, IntText, Text
 
-    def _options(self) -> dict[str, list[tuple[str, Any]]]:
-        """Return the labels and values of what can be chosen, the plan's own among them."""
-        models = [model.id for model in catalog.MODELS.values() if catalog.lifecycle(model) != "retired"]
-        own = self.plan.tier
+        plan, model, tier = self.plan, self.plan.compiled.model.id, self.plan.tier
+        models = [each.id for each in catalog.MODELS.values() if catalog.lifecycle(each) != "retired"]
+        tiers: dict[str, Any] = {name: name for name, facts in catalog.TIERS.items() if facts.limits}
+        if isinstance(tier, Limits):
+            tiers = {"your limits": tier, **tiers}
+        deadline, budget = ("" if amount is None else repr(amount) for amount in (plan.deadline, plan.budget))
+        none = "Leave it empty for none."
         return {
-            "model": [(model, model) for model in dict.fromkeys([*models, self.plan.compiled.model.id])],
-            "tier": [("your limits", own)] * isinstance(own, Limits)
-            + [(tier.name, tier.name) for tier in catalog.TIERS.values() if tier.limits],
-            "mode": [(label, mode) for mode, label in MODES.items()],
-        }
+            "model": Dropdown(
+                description="Model", tooltip="Which model answers.",
+                options=list(dict.fromkeys([*models, model])), value=model, **_WIDE,
+            ),
+            "tier": Dropdown(
+                description="Tier",
+                tooltip="The account's usage tier: what it allows this model in a minute.",
+                options=list(tiers.items()),
+                value=tier if isinstance(tier, Limits) else catalog.tier(tier).name, **_WIDE,
+            ),
+            "mode": Dropdown(
+                description="Mode", tooltip="How the rows are sent.",
+                options=[(label, mode) for mode, label in MODES.items()], value=plan.mode, **_WIDE,
+            ),
+            "max_tokens": IntText(
+                description="Max tokens", tooltip="The longest reply in tokens, thinking included.",
+                value=plan.max_tokens, **_NARROW,
+            ),
+            "deadline": Text(
+                description="Deadline (min)", tooltip=f"Minutes the run may take. {none}",
+                value=deadline, placeholder="none", **_NARROW,
+            ),
+            "budget": Text(
+                description="Budget ($)", tooltip=f"US dollars the run may spend, a hard stop. {none}",
+                value=budget, placeholder="none", **_NARROW,
+            ),
+            "cache": Checkbox(
+                description="Cache the system prompt", indent=False, value=plan.cache,
+                tooltip="It is paid in full once, then read at a lower price.",
+            ),
+        }  # fmt: skip
 
     @property
     def code(self) -> str:

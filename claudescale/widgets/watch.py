@@ -8,24 +8,23 @@ to a table, which is saved with the notebook, as the picture is, and needs no ke
 from __future__ import annotations
 
 import contextvars
-import html
-import math
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast, overload
+
+import polars as pl
 
 from claudescale import loops, views
 from claudescale.api.limits import BUCKETS
 from claudescale.pacing.middleware import limiter_of
-from claudescale.text import coarse, dollars, duration, plural, span
+from claudescale.running.run_views import GOING, kinds, line, run_card
+from claudescale.text import dollars, plural
 from claudescale.views.card import Card, Shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import polars as pl
     from anthropic import AsyncAnthropic
 
     from claudescale.api.limits import Limits
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 REFRESH_SECONDS, LINE_SECONDS = 1.0, 10.0
 """Between two refreshes of a page, and between two lines where there is none."""
 _LOOK_SECONDS = 0.1
-ENDED = frozenset({"finished", "stopped", "failed", "left"})
 _FAR = 5  # a limit that many times above the rates would press them flat
 _TIPS = {
     "stop": "Send nothing more. What is in flight is paid for and kept; the same plan sends the rest.",
@@ -131,7 +129,7 @@ class Watch(Follower):
         self._handles: list[Any] = []
         self._stays: list[dict[str, Any]] = []
         self._settling = threading.Lock()
-        if run.state in ENDED:
+        if run.state not in GOING:
             self._settle()
             return
         if loops.in_notebook():
@@ -150,31 +148,29 @@ class Watch(Follower):
         """Show nothing: as the last line of the cell that made it, it is shown already."""
 
     def _follow(self) -> None:
-        watching = True
-        while watching:
+        while self.run.state in GOING and not self._closed.is_set():
             # Polars raises the interrupt of another cell in whatever thread is collecting.
             with suppress(KeyboardInterrupt):
                 self._refresh()
                 self.refreshes += 1
-                watching = self._wait(LINE_SECONDS if self._panel is None else REFRESH_SECONDS)
+                self._wait(LINE_SECONDS if self._panel is None else REFRESH_SECONDS)
         self._settle()
         if self._panel is not None:
             self._panel.close()
 
     def _refresh(self) -> None:
         if self._panel is None:
-            print(headline(self.run), flush=True)  # noqa: T201 - what it is for
+            print(line(self.run), flush=True)  # noqa: T201 - what it is for
             return
         self._panel.show()
         if self.run.plan.mode != "batch":
             self._handles[1].update(self._picture(), raw=True)
 
-    def _wait(self, seconds: float) -> bool:
-        """Return after so long, or at the end: whether the run is still to be followed."""
+    def _wait(self, seconds: float) -> None:
+        """Return after so long, or at the end."""
         for _ in range(round(seconds / _LOOK_SECONDS)):
-            if self.run.state in ENDED or self._closed.wait(_LOOK_SECONDS):
-                return False
-        return True
+            if self._closed.wait(_LOOK_SECONDS) or self.run.state not in GOING:
+                return
 
     def _settle(self) -> None:
         """Show what stays. The cell that waits for the run does so too: nbconvert hears that one alone."""
@@ -222,9 +218,9 @@ class Panel:
         run, counts = self._run, self._run.counts
         done = f"{counts.done:,} of {plural(counts.sent, 'row')} done"
         self._figures.value = (
-            f'<div style="line-height:1.4"><strong>{html.escape(headline(run))}</strong><br>'
-            f'<progress value="{counts.done}" max="{max(counts.sent, 1)}" aria-label="{done}" title="{done}" '
-            f'style="width:100%;height:14px"></progress>{figures(run).html()}</div>'
+            f'<div style="line-height:1.4"><progress value="{counts.done}" max="{max(counts.sent, 1)}" '
+            f'aria-label="{done}" title="{done}" style="width:100%;height:14px"></progress>'
+            f"{run_card(run).html()}</div>"
         )
         for asked, button in self.buttons.items():
             button.disabled = run.job.asked in {"stop", asked}
@@ -277,7 +273,7 @@ class ClientWatch(Follower, Shown):
             title=self._headline,
             header=["used in the last minute / limit", *(name.replace("_", " ") for name in BUCKETS)],
             rows=[[group, *used] for group, used in groups.items()],
-            notes=[f"Errors: {_kinds(self._limiter.errors)}."] if self._limiter.errors else [],
+            notes=[f"Errors: {kinds(self._limiter.errors)}."] if self._limiter.errors else [],
             next="cs.watch(claude).calls",
         )
 
@@ -313,62 +309,6 @@ def _display(bundle: Mapping[str, Any]) -> Any:
     return show(bundle, raw=True, display_id=True)
 
 
-# in words
-
-
-def headline(run: Run) -> str:
-    """Return the one line of truth about a run under way."""
-    counts, job = run.counts, run.job
-    simulated = "SIMULATED " * job.simulated
-    if run.state == "starting":
-        return f"{simulated}Run starting: reading the rows."
-    state = {"stop": "stopping", "leave": "leaving"}.get(job.asked, "running")
-    left = remaining(run)
-    if job.asked:
-        in_flight = job.pacer.in_flight if job.pacer else 0
-        left = f"waiting for {plural(in_flight, 'call')} in flight" if in_flight else ""
-    about = "" if job.estimate is None else f" of about {dollars(job.estimate['dollars'])}"
-    done = f"{counts.done:,} of {plural(counts.sent, 'row')} done"
-    parts = [done, left, f"{dollars(counts.dollars)}{about}"]
-    return f"{simulated}Run {state}: {', '.join(filter(None, parts))}."
-
-
-def remaining(run: Run) -> str:
-    """Return when a run ends, as a span of time."""
-    batches, ends = run.job.expected, run.job.ends if run.state == "running" else None
-    if batches is not None:
-        usual, latest = batches.usual_seconds, coarse(batches.latest_seconds / 60)
-        within = "" if usual is None else f"usually within {coarse(usual / 60)} and "
-        return f"batches {within}at the latest in {latest}"
-    if ends is None:
-        return ""
-    usual_time, latest_time = duration(ends.usual_minutes), duration(ends.latest_minutes)
-    if math.isinf(ends.latest_minutes):  # nothing was answered in the last minute
-        return f"more than {usual_time} left"
-    return f"{span(usual_time, latest_time)} left"
-
-
-def figures(run: Run) -> Card:
-    """Return the figures of a run under way as a card."""
-    counts, job = run.counts, run.job
-    shown = {"without savings": dollars(counts.plain_dollars), "time": duration(run.minutes)}
-    if job.pacer is not None:
-        for name, quantile in (("latency p50", 0.5), ("p95", 0.95)):
-            shown[name] = duration((counts.latency(quantile) or math.nan) / 60)
-        shown["in flight / allowed"] = f"{job.pacer.in_flight:,} / {job.pacer.window:,}"
-    notes = [f"Errors: {_kinds(counts.errors)}. Refused (429): {_kinds(counts.refusals)}."]
-    batches = job.batches.followed if job.is_open else ()
-    if states := Counter(batch.record.state.replace("_", " ") for batch in batches):
-        notes.append(f"Batches: {_kinds(states)}.")
-    if job.clock.speed != 1:
-        notes.append(f"Times are the simulator's, {job.clock.speed:,g} times as fast as here.")
-    return Card(title="", header=[*shown], rows=[[*shown.values()]], notes=notes)
-
-
-def _kinds(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(counts.copy()).most_common()) or "none"
-
-
 # the live picture, written down as Vega-Lite: Altair would take the run's own time
 
 
@@ -377,42 +317,44 @@ def drawn(run: Run, limits: Limits) -> dict[str, Any]:
 
     A call counts when it was sent but is known when it is answered: the newest slices are not complete.
     """
-    width_seconds, slices = run.counts.slices()
-    known = int((run.minutes * 60 - (run.counts.latency(0.95) or 0.0)) / width_seconds)
-    whole = slices if run.state in ENDED else slices[: max(known, 0)]
-    width, rows = width_seconds / 60, []
-    for name, most in zip(BUCKETS, limits.per_minute, strict=True):
-        rates = [getattr(counts, name) / width for counts in whole] or [0]
-        title = f"{name.replace('_', ' ').capitalize()} per minute, limit {most:,.0f}"
-        line = most if max(rates) >= most / _FAR else None
-        rows += [
-            {"of": title, "start": n * width, "end": (n + 1) * width, "rate": rate, "limit": line}
-            for n, rate in enumerate(rates)
-        ]
-    titles = {"labelAnchor": "start", "labelFontSize": 12, "title": None}
-    order = list(dict.fromkeys(row["of"] for row in rows))
-    panel = {"field": "of", "type": "nominal", "sort": order}
-    time = {"scale": {"nice": False}, "axis": {"labelExpr": views.CLOCK}, "title": "Time since the start"}
-    rate = {"title": None, "axis": {"labelExpr": views.NUMBERS, "tickCount": 3}}
-    bars = {
-        "x": {"field": "start", "type": "quantitative", **time},
-        "x2": {"field": "end"},
-        "y": {"field": "rate", "type": "quantitative", **rate},
-        "y2": {"datum": 0},
-        "color": {**panel, "legend": None},
-    }
-    rule = {"y": {"aggregate": "max", "field": "limit", "type": "quantitative"}}
-    layers = [
-        {"mark": "rect", "encoding": bars},
-        {"mark": {"type": "rule", **views.DASHED}, "encoding": rule},
+    rates = run.counts.rates().with_columns(end=pl.col("minute") + pl.col("slice_minutes"))
+    if run.state in GOING:
+        known = run.minutes - (run.counts.latency(0.95) or 0.0) / 60
+        rates = rates.filter(pl.col("end") <= known)
+    panels = [
+        _panel(rates, name, most, is_last=name == BUCKETS[-1])
+        for name, most in zip(BUCKETS, limits.per_minute, strict=True)
     ]
+    description = "Rates per minute against their limits"
     return views.themed(
-        {
-            "description": "Rates per minute against their limits",
-            "data": {"values": rows},
-            "facet": {**panel, "header": titles},
-            "columns": 1,
-            "spec": {"width": views.WIDTH, "height": 70, "layer": layers},
-            "resolve": {"scale": {"y": "independent"}},
-        }
+        {"description": description, "data": {"values": rates.to_dicts()}, "vconcat": panels, "spacing": 12}
     )
+
+
+def _panel(rates: pl.DataFrame, name: str, limit: float, *, is_last: bool) -> dict[str, Any]:
+    """Return one rate over time, with its limit where that does not press it flat."""
+    field = f"{name}_per_minute"
+    axis = {"labelExpr": views.CLOCK, "labels": is_last, "ticks": is_last}
+    bars = {
+        "x": {
+            "field": "minute",
+            "type": "quantitative",
+            "scale": {"nice": False},
+            "axis": axis,
+            "title": "Time since the start" if is_last else None,
+        },
+        "x2": {"field": "end"},
+        "y": {
+            "field": field,
+            "type": "quantitative",
+            "axis": {"labelExpr": views.NUMBERS, "tickCount": 3},
+            "title": None,
+        },
+        "y2": {"datum": 0},
+    }
+    layers = [{"mark": {"type": "rect", "color": views.BUCKETS[name]}, "encoding": bars}]
+    if rates.filter(pl.col(field) >= limit / _FAR).height:
+        layers.append({"mark": {"type": "rule", **views.DASHED}, "encoding": {"y": {"datum": limit}}})
+    words = f"{name.replace('_', ' ').capitalize()} per minute, limit {limit:,.0f}"
+    title = {"text": words, "fontSize": 12, "fontWeight": "normal", "offset": 4}
+    return {"width": views.WIDTH, "height": 70, "title": title, "layer": layers}

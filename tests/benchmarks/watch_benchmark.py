@@ -23,6 +23,7 @@ import claudescale as cs
 from claudescale.ledger.records import Attempt
 from claudescale.running.meter import Meter
 from claudescale.running.job import Ends
+from claudescale.running.runs import Run
 from claudescale import views
 from claudescale.widgets.watch import Panel, drawn
 
@@ -32,13 +33,14 @@ one = dict.fromkeys(Attempt._fields) | dict(mode="live", model=MODEL, status=200
 one |= {name: 70 for name in Attempt._fields if name.endswith("tokens")} | {"web_search_requests": 0}
 meter, added, found = Meter(model=MODEL), 0, {}
 meter.begin(pl.Series("key", [str(n) for n in range(100_000)]))
-plan = types.SimpleNamespace(mode="live", share=1.0)
 job = types.SimpleNamespace(
-    simulated=False, asked="", estimate=None, expected=None, ends=None, is_open=False,
-    clock=types.SimpleNamespace(speed=1.0), pacer=types.SimpleNamespace(in_flight=20, window=40),
+    simulated=False, asked="", estimate=None, expected=None, ends=None, is_open=False, meter=meter,
+    minutes=0.0, clock=types.SimpleNamespace(speed=1.0), limits=limits,
+    pacer=types.SimpleNamespace(in_flight=20, window=40, limits=limits),
 )
-run = types.SimpleNamespace(plan=plan, limits=limits, counts=meter, state="running", minutes=0.0, job=job)
-run.stop = run.leave = print
+run = Run.__new__(Run)
+run.plan, run.job, run.path = cs.plan(["text"], "{text}", model=MODEL, tier=limits), job, None
+run.state, run.stopped_by = "running", None
 panel = Panel(run)
 for rows in (1_000, 10_000, 100_000):
     begun = time.thread_time()
@@ -50,7 +52,7 @@ for rows in (1_000, 10_000, 100_000):
     for number in range(100):
         start = time.thread_time()
         meter.failed = number  # something to tell each time
-        run.minutes, job.ends = rows * 0.001, Ends(rows * 0.01, rows * 0.011)
+        job.minutes, job.ends = rows * 0.001, Ends(rows * 0.01, rows * 0.011)
         panel.show()
         json.dumps(views.bundle(drawn(run, limits), png=False))
         took.append((time.thread_time() - start) * 1e3)

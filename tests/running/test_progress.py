@@ -128,7 +128,7 @@ def test_a_run_is_logged_and_counted_by_the_minute(caplog):
     assert caplog.records == []
     assert 1 < len(lines) <= math.floor(run.minutes) + 1
     assert all(line.startswith("minute ") and "parcel" not in line for line in lines)
-    assert lines[-1].endswith("150 of 150 rows done")
+    assert "150 of 150 rows answered" in lines[-1]
     rates = run.throughput
     assert rates["minute"].to_list() == [float(minute) for minute in range(math.floor(run.minutes) + 1)]
     assert (rates["requests_per_minute"] * rates["slice_minutes"]).sum() == pytest.approx(run.counts.requests)

@@ -1,34 +1,25 @@
 """Cards: what is shown of plans and runs tells the truth, and what to do next."""
 
-import html.parser
+from collections import Counter
+from types import SimpleNamespace
+from xml.etree import ElementTree as ET
 
 import polars as pl
 import pytest
+from drawing import under_way
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from running import a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.running import run_views
+from claudescale.running.batch_rules import Expected
+from claudescale.running.job import Ends
+from claudescale.text import dollars, tokens
 from claudescale.views.card import Card
 
+TAGS = {"div", "strong", "table", "thead", "tbody", "tr", "th", "td", "small", "code", "span"}
 _CELLS = st.text(st.characters(exclude_categories=["C"]), max_size=12)
-
-
-class _Reader(html.parser.HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.tags, self.open, self.shown = set(), [], ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.shown += data
 
 
 @settings(max_examples=25)
@@ -37,15 +28,10 @@ class _Reader(html.parser.HTMLParser):
 def test_a_card_shows_its_facts_and_nothing_else(title, rows, notes, following):
     """Whatever the texts are, the HTML is balanced, has only the tags of a card, and shows every text."""
     card = Card(title=title, header=("name", "value"), rows=rows, notes=notes, next=following)
-    read = _Reader()
-    read.feed(card.html())
-    read.close()
-    assert read.open == []
-    assert read.tags <= {
-        *["div", "strong", "table", "thead", "tbody", "tr", "th", "td", "small", "code", "span"]
-    }
+    root = ET.fromstring(card.html())
+    assert {element.tag for element in root.iter()} <= TAGS
     for text in (title, *notes, following, *(cell for row in rows for cell in row)):
-        assert text in read.shown
+        assert text in "".join(root.itertext())
     assert title in card.text()
 
 
@@ -71,18 +57,59 @@ def test_a_card_of_a_frame_reads_each_column_by_the_unit_in_its_name():
     ]
 
 
+# of runs
+
+HALF = {"sent": 9_000, "answered": 1_234, "dollars": 0.12}
+ENDS = {"ends": Ends(1.5, 2.0)}
+
+
+@pytest.mark.parametrize(("known", "words"), [
+    ({"state": "starting"}, "Run starting: reading the rows."),
+    ({**HALF, "job": {"estimate": {"dollars": 1.02}, **ENDS}},
+     "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02."),
+    ({"sent": 9, "in_flight": (2, 4), "job": {"asked": "stop", **ENDS}},
+     "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0."),
+    ({"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
+     "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0."),
+])  # fmt: skip
+def test_a_run_under_way_says_in_one_line_how_far_it_is(known, words):
+    """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
+    assert run_views.line(under_way(**known)) == words
+
+
+def test_the_card_of_a_run_under_way_has_what_only_then_matters():
+    """Latency, calls in flight, failures by kind, batches that ended, and the simulator's speed."""
+    known = {"clock": SimpleNamespace(speed=10.0), "expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}
+    errors, refusals = Counter(timeout_error=1, overloaded_error=12), Counter(rate_limit_error=2)
+    latency = {0.5: 1.25, 0.95: 12.3}.get
+    run = under_way(in_flight=(3, 16), latency=latency, errors=errors, refusals=refusals, job=known)
+    for words in (
+        "Latency: 1.2 s (p95 12 s), 3 calls in flight, 16 allowed.", "10 times as fast",
+        "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error.",
+        "1 of 3 batches ended. The API shows no progress of a batch before its end.",
+    ):  # fmt: skip
+        assert words in repr(run)
+    assert "Latency" not in repr(under_way())
+
+
+@pytest.mark.parametrize(("calls", "told"), [(100_000, True), (50_000, False), (130_000, False)])
+def test_a_run_says_why_it_was_faster_than_its_limit(calls, told):
+    """A full bucket allows a burst; of more calls than one holds that is not the reason."""
+    estimate = {"dollars": 1.0, "minutes": 2.0}
+    run = under_way(requests=calls, minutes=1.0, job={"estimate": estimate})
+    words = "Faster than the limit: a bucket that is full at the start allows a burst."
+    assert (words in repr(run)) is told
+
+
 def test_a_run_card_has_the_figures_of_the_run_and_ends_with_what_to_type():
     """One line with what there is, then estimated, measured and limit, as the run has them."""
     with simulator() as api:
         run = finished(a_plan(reviews(40)), api.client())
-        assert run_views.before(run) == "SIMULATED, nothing is paid. 0 rows live on claude-haiku-5-5."
-    first, _, *table, _, last = repr(run).splitlines()
+    first, _, estimated, measured, limit, _, last = repr(run).splitlines()
     assert first.startswith("SIMULATED Run finished: 40 of 40 rows answered; 40 calls in ")
-    estimated, measured, limit = table
-    assert all(name not in first for name in ("failed", "missing", "reused"))
-    assert run_views.text.dollars(run.counts.dollars) in measured
-    assert run_views.text.tokens(run.counts.output_tokens) in measured
-    assert run_views.text.dollars(run.job.estimate["dollars"]) in estimated
+    assert dollars(run.job.estimate["dollars"]) in estimated
+    assert dollars(run.counts.dollars) in measured
+    assert tokens(run.counts.output_tokens) in measured
     assert limit.split() == ["limit", "60,000"]
     assert last == "run.results"
 
@@ -94,7 +121,8 @@ def test_a_resume_says_what_is_reused(tmp_path, capsys):
         capsys.readouterr()
         cs.wait(a_plan(reviews(40)).run(api.client(), ledger=tmp_path / "l"))
     shown = capsys.readouterr().err
-    assert "10 rows live on claude-haiku-5-5 (30 requests in the ledger already): about $" in shown
+    words = "nothing is paid. 10 rows live on claude-haiku-5-5 (30 requests in the ledger already): about $"
+    assert words in shown
     assert "40/40" in shown
 
 
@@ -108,6 +136,9 @@ def test_what_the_same_cell_would_pay_again(tmp_path, kept):
     assert words in repr(stopped.value.run)
 
 
+# of plans
+
+
 def test_a_plan_card_says_what_the_next_tier_gains():
     """One line, where there is a next tier; what is saved is a figure only where something is."""
     card = repr(a_plan(reviews(5), tier="start"))
@@ -118,19 +149,19 @@ def test_a_plan_card_says_what_the_next_tier_gains():
     assert "next tier" not in repr(a_plan(reviews(5), tier="scale"))
 
 
-def test_a_tier_that_does_not_fit_the_answers_is_told_on_both_cards():
+@pytest.mark.parametrize("tier", ["start", "build"])
+def test_a_tier_that_does_not_fit_the_answers_is_told_on_both_cards(tier):
     """Of a run and of the plan it calibrates; where tier and answers agree nothing is said."""
-    for tier, shown in (("start", True), ("build", False)):
-        with simulator(tier="build", speed=60) as api:
-            plan = a_plan(reviews(5), tier=tier)
-            run = finished(plan, api.client())
-        for card in (repr(run), repr(plan.calibrate(run)), run._repr_html_()):
-            assert ("The API allows" in card) is shown
-        assert ("those are the limits of tier='build'." in repr(run)) is shown
+    with simulator(tier="build", speed=60) as api:
+        plan = a_plan(reviews(5), tier=tier)
+        run = finished(plan, api.client())
+    for card in (repr(run), repr(plan.calibrate(run))):
+        assert ("The API allows" in card) is (tier == "start")
+    assert ("those are the limits of tier='build'." in repr(run)) is (tier == "start")
 
 
 def test_a_plan_card_is_short_whatever_there_is_to_tell():
-    """At most twelve lines, with a deadline, a cache, a mismatch and a next tier."""
+    """At most eight lines, with a deadline, a cache, a mismatch and a next tier."""
     system = "You read complaints of customers and answer in one word. " * 400
     plan = a_plan(reviews(50), tier="start", system=system, cache=True, mode="auto", deadline=90)
     with simulator(tier="build", speed=60) as api:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import polars as pl
 import pytest
@@ -14,8 +15,7 @@ from claudescale.views import plan_charts
 
 TEXTS = pl.concat([reviews(4_000), reviews(1_000)])
 HAIKU, SONNET, OPUS = "claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"
-MODELS = [HAIKU, "claude-haiku-4-5", SONNET, "claude-sonnet-5", OPUS, "claude-opus-5", "claude-opus-4-8"]
-MODELS += ["claude-sonnet-4-6"]
+MODELS = [HAIKU, SONNET, OPUS]
 
 
 def plan(frame=TEXTS, **options):
@@ -23,25 +23,46 @@ def plan(frame=TEXTS, **options):
     return a_plan(frame, **{"tier": "start", "max_tokens": 1024, **options})
 
 
-PICTURES = {
-    "usual": plan().plot.frontier,
-    "one": lambda: plan().plot.frontier(mode=["live"]),
-    "many": lambda: plan().plot.frontier(model=MODELS, tier=[1, 2, 3, 4, "start"], mode=["live"]),
-    "hybrid": plan(mode="hybrid", deadline=90, budget=20).plot.frontier,
-    "far": lambda: plan(deadline=60 * 24 * 300, budget=5_000).plot.frontier(tier=[1, 2], mode=["live"]),
-    "words": lambda: plan().plot.frontier(max_tokens=[100, 1_000], effort=[None, "low"], mode=["live"]),
-    "minutes": plan(deadline=10).plot.minutes,
-    "minutes of six": plan(reviews(6), tier=1, deadline=10_000).plot.minutes,
-    "savings": lambda: plan(mode="batch").plot.savings(model=[OPUS, SONNET]),
-    "concurrency": plan().plot.concurrency,
-}
+def scores(*choices):
+    """Return the table of a trial in which each choice is a little dearer and better than the one before."""
+    rows = [
+        (name, 40, 0.5 + n / 10, 0.4 + n / 10, 0.6 + n / 10, 0.1 + n / 100) for n, name in enumerate(choices)
+    ]
+    names = ["choice", "rows", "score", "score_low", "score_high", "dollars_per_1000_rows"]
+    return pl.DataFrame(rows, schema=names, orient="row").with_columns(simulated=True)
 
 
 @pytest.mark.slow
 def test_every_chart_is_drawn_whole():
     """It is within 640 pixels, no label is a computer's number, nothing is black."""
-    for draw in PICTURES.values():
-        check_drawn_whole(draw())
+    own, models = plan(), [*MODELS, "claude-haiku-4-5", "claude-sonnet-5", "claude-opus-5", "claude-opus-4-8"]
+    for chart in (
+        own.plot.frontier(),
+        own.plot.frontier(mode=["live"]),
+        own.plot.frontier(model=models, tier=[1, 2, 3, 4, "start"], mode=["live"]),
+        own.plot.frontier(max_tokens=[100, 1_000], effort=[None, "low"], mode=["live"]),
+        plan(mode="hybrid", deadline=90, budget=20).plot.frontier(),
+        plan(deadline=60 * 24 * 300, budget=5_000).plot.frontier(tier=[1, 2], mode=["live"]),
+        plan(deadline=10).plot.minutes(),
+        plan(reviews(6), tier=1, deadline=10_000).plot.minutes(),
+        plan(mode="batch").plot.savings(model=[OPUS, SONNET]),
+        own.plot.concurrency(),
+        plan_charts.quality(scores(*models), min_score=0.9),
+    ):
+        check_drawn_whole(chart.to_dict())
+
+
+def test_the_names_of_a_trials_choices_are_grey_and_stand_in_turn_above_and_below():
+    """So neighbours do not touch; only points and intervals are blue where they clear the bar, or orange."""
+    evidence = pl.DataFrame({"choice": MODELS, "clears": [False, True, True]})
+    chart = plan_charts.quality(scores(*MODELS), evidence, 0.9)
+    assert repr(chart).startswith(f"SIMULATED: 2 of 3 surely reach 0.9; {OPUS} scores best, 0.7, for $0.12")
+    rows = rows_of(chart, "above")
+    assert [(row["name"], row["clears"], row["above"]) for row in rows] == [
+        ("haiku-5-5", False, True), ("sonnet-5-5", True, False), ("opus-5-5", True, True),
+    ]  # fmt: skip
+    names = [layer for layer in chart.to_dict()["layer"] if "text" in layer["encoding"]]
+    assert [layer["encoding"].get("color") for layer in names] == [None, None]
 
 
 def test_nothing_to_send_is_said():
@@ -130,9 +151,8 @@ def test_the_calls_needed_are_where_the_plan_stops_to_gain():
     for step in steps:
         rate = min(step["concurrency"] * 60 / own.compiled.expected.seconds, 1_000)
         assert step["requests_per_minute"] == pytest.approx(rate, rel=1e-4)
-    assert repr(own.plot.concurrency()).startswith(
-        f"{-int(-enough // 1)} calls in flight are enough for 1,000 "
-    )
+    words = f"{math.ceil(enough)} calls in flight are enough for 1,000 "
+    assert repr(own.plot.concurrency()).startswith(words)
 
 
 def test_a_run_is_a_point_of_the_plans_picture():

@@ -19,15 +19,14 @@ from claudescale.ledger.records import ATTEMPTS
 from claudescale.views import run_charts as charts
 
 START = datetime(2026, 10, 8, 12, tzinfo=UTC)
-NAMES = ["requests_per_minute", "input_tokens_per_minute", "output_tokens_per_minute"]
-LIMITS = {"input_tokens": 400_000.0, "output_tokens": 80_000.0}
-PER_MINUTE = (60.0, 6_000.0, 600.0)
+PER_MINUTE = {"requests": 60.0, "input_tokens": 6_000.0, "output_tokens": 600.0}
 
 
 def slices(*requests, minutes=0.2, refused=0):
     """Return slices of time with these requests per minute."""
     rows = [(n * minutes, minutes, rate, 350 * rate, 80 * rate, refused) for n, rate in enumerate(requests)]
-    schema = dict.fromkeys(["minute", "slice_minutes", *NAMES], pl.Float64) | {"refused": pl.Int64}
+    rates = [f"{name}_per_minute" for name in PER_MINUTE]
+    schema = dict.fromkeys(["minute", "slice_minutes", *rates], pl.Float64) | {"refused": pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
@@ -39,134 +38,103 @@ def attempts(count, failed=0.02, slowest=1.0):
             "sent_at": START + timedelta(seconds=n / 20),
             "seconds": 2 * math.exp(chance.gauss(0, 0.4)) * (slowest if n == count - 1 else 1),
             "error": "overloaded_error" if chance.random() < failed else None,
-            "status": 200, "input_tokens": 100, "output_tokens": 10, "cache_read_input_tokens": 7,
-            "cache_write_5m_input_tokens": 0, "cache_write_1h_input_tokens": 0, "dollars": 0.001,
+            "input_tokens": 100,
+            "output_tokens": 10,
         }
         for n in range(count)
-    ]  # fmt: skip
-    return pl.DataFrame(rows, schema=ATTEMPTS)
-
-
-def spent(count, dollars):
-    """Return dollars that grow evenly over half an hour."""
-    steps = pl.linear_space(1 / count, 1, count)
-    return pl.select(minute=30 * steps, dollars=dollars * steps)
+    ]
+    return pl.DataFrame(rows, schema=ATTEMPTS).with_columns(pl.col("^cache_.*tokens$").fill_null(0))
 
 
 def savings(**dollars):
     """Return the parts of a bill."""
-    schema = {"part": pl.String, "dollars": pl.Float64}
-    return pl.DataFrame(list(dollars.items()), schema=schema, orient="row")
+    return pl.DataFrame(list(dollars.items()), schema=["part", "dollars"], orient="row")
 
 
-def batches(*rows):
-    """Return batches of (minute made, minute ended, state, counts by outcome)."""
-    moment = pl.Datetime("us", "UTC")
+def batch_chart(*rows, began=0.0, **options):
+    """Return the chart of batches of (minute made, minute ended, state, counts) in a run's first hour."""
+    moment, start = pl.Datetime("us", "UTC"), START.timestamp() + began * 60
     columns = {"batch_id": pl.String, "created_at": moment, "ended_at": moment, "state": pl.String}
     columns |= dict.fromkeys(["requests", *charts.PARTS], pl.Int64)
     made = []
-    for n, (*minutes, state, counts) in enumerate(rows):
-        moments = [minute if minute is None else START + timedelta(minutes=minute) for minute in minutes]
+    for n, (first, last, state, counts) in enumerate(rows):
+        moments = [
+            minute if minute is None else START + timedelta(minutes=minute) for minute in (first, last)
+        ]
         made.append((f"b{n}", *moments, state, 100, *(counts.get(part, 0) for part in charts.PARTS)))
-    return pl.DataFrame(made, schema=columns, orient="row")
+    frame = pl.DataFrame(made, schema=columns, orient="row")
+    return charts.batches(frame, started_at=start, now=START.timestamp() + 3_600, **options)
 
 
-def batch_chart(frame, now=60.0, began=0.0, **options):
-    """Return the chart of batches, of a run that began and stands at these minutes."""
+def bucket_chart(calls, bucket_seconds=60.0):
+    """Return the chart of the buckets that these calls took from."""
     start = START.timestamp()
-    return charts.batches(frame, started_at=start + began * 60, now=start + now * 60, **options)
+    return charts.buckets(calls, limits=PER_MINUTE, started_at=start, bucket_seconds=bucket_seconds)
 
 
-def levels_of(calls, bucket_seconds=60.0):
-    """Return the levels of the buckets after attempts."""
-    return charts.levels(calls, PER_MINUTE, START.timestamp(), bucket_seconds)
-
-
-def several(count):
-    """Return every chart of a run of so many calls, and how it may be odd."""
-    calls = attempts(count)
-    grid = slices(*[1_200.0] * min(count // 20, 60))
-    many = batches(*[(n, n + 20, "collected", {"succeeded": 100}) for n in range(count // 50)])
-    ended = batches((0, 30, "collected", {"succeeded": 97, "errored": 3}), (5, None, "in_progress", {}))
-    return {
-        "throughput": charts.throughput(grid, requests_per_minute=1_200),
-        "throughput, refused": charts.throughput(slices(900, 950, refused=3), requests_per_minute=1_000),
-        "tokens": charts.tokens(grid, limits=LIMITS),
-        "latency": charts.latency(calls),
-        "latency, slow": charts.latency(attempts(300, slowest=3_000)),
-        "spending": charts.spending(spent(count, 4.2), estimate_dollars=4.4),
-        "savings": charts.savings(savings(plain=12.3, batch=6.15, cache=2.1, cut=-0.25, paid=4.3)),
-        "batches": batch_chart(ended, deadline_minutes=45),
-        "batches, many": batch_chart(many),
-        "buckets": charts.buckets(levels_of(calls)),
-    }  # fmt: skip
+GOOD = {"succeeded": 100}
 
 
 @pytest.mark.slow
 def test_a_large_run_makes_a_small_picture_that_is_drawn_whole():
     """Of 20,000 calls at most 5,000 rows go into a chart of 640 pixels at most, and always the same ones."""
-    pictures = several(20_000)
-    for name, chart in pictures.items():
-        check_drawn_whole(chart)
-        assert sum(map(len, chart.to_dict()["datasets"].values())) <= 5_000, name
-        assert repr(chart), name
-    shuffled = attempts(20_000).sample(fraction=1, shuffle=True, seed=1)
-    assert charts.latency(shuffled).to_dict() == pictures["latency"].to_dict()
-
-
-@pytest.mark.parametrize("draw", [
-    lambda: charts.throughput(slices(), requests_per_minute=1_000, empty="Why."),
-    lambda: charts.latency(attempts(0), empty="Why."),
-    lambda: charts.spending(spent(1, 1).clear(), empty="Why."),
-    lambda: charts.savings(savings(plain=0, paid=0), empty="Why."),
-    lambda: batch_chart(batches(), empty="Why."),
-    lambda: charts.buckets(charts.LEVELS.to_frame(), empty="Why."),
-])  # fmt: skip
-def test_an_empty_chart_says_why_it_is_empty(draw):
-    """It shows one sentence, as a picture and in a terminal."""
-    assert repr(draw()) == "Why."
-    assert words_of(draw()) == ["Why."]
-
-
-@pytest.fixture(scope="module")
-def run():
-    """Return a run in which some calls failed and were sent again."""
-    with simulator(faults={"529": 0.1}, seed=3) as api:
-        return finished(a_plan(reviews(200)), api.client())
+    calls, grid = attempts(20_000), slices(*[1_200.0] * 60)
+    spent = pl.select(minute=pl.linear_space(0, 30, 20_000), dollars=pl.linear_space(0, 4.2, 20_000))
+    ended, open_ = (0, 30, "collected", {"succeeded": 97, "errored": 3}), (5, None, "in_progress", {})
+    pictures = [
+        charts.throughput(grid, requests_per_minute=1_200),
+        charts.throughput(slices(900, 950, refused=3), requests_per_minute=1_000),
+        charts.tokens(grid, limits={"input_tokens": 400_000.0, "output_tokens": 80_000.0}),
+        charts.latency(calls),
+        charts.latency(attempts(300, slowest=3_000)),
+        charts.spending(spent, estimate_dollars=4.4),
+        charts.savings(savings(plain=12.3, batch=6.15, cache=2.1, cut=-0.25, paid=4.3)),
+        batch_chart(ended, open_, deadline_minutes=45),
+        batch_chart(*[(n, n + 20, "collected", GOOD) for n in range(400)]),
+        bucket_chart(calls),
+    ]
+    for chart in pictures:
+        check_drawn_whole(chart.to_dict())
+        assert sum(map(len, chart.to_dict()["datasets"].values())) <= 5_000, repr(chart)
+    shuffled = calls.sample(fraction=1, shuffle=True, seed=1)
+    assert charts.latency(shuffled).to_dict() == charts.latency(calls).to_dict()
 
 
 @pytest.mark.slow
-def test_the_figures_of_a_run_are_in_its_pictures(run):
+def test_the_figures_of_a_run_are_in_its_pictures(tmp_path):
     """Calls sent, dollars paid, answers and failures: what is drawn sums up to what the run counts."""
-    counts = run.counts
-    for picture, name in ((run.plot.throughput(), "requests"), (run.plot.tokens(), "output_tokens")):
+    with simulator(faults={"529": 0.1}, seed=3) as api:
+        run = finished(a_plan(reviews(200)), api.client())
+    counts, plot = run.counts, run.plot
+    for picture, name in ((plot.throughput(), "requests"), (plot.tokens(), "output_tokens")):
         rows = rows_of(picture, f"{name}_per_minute")
         drawn = {row["minute"]: row[f"{name}_per_minute"] * row["slice_minutes"] for row in rows}
         assert sum(drawn.values()) == pytest.approx(getattr(counts, name), rel=1e-4)
-    assert rows_of(run.plot.spending(), "dollars")[-1]["dollars"] == pytest.approx(counts.dollars, rel=1e-4)
-    for picture in (run.plot.spending(), run.plot.savings()):
-        assert repr(picture).startswith("SIMULATED: $")
-    failed = run.attempts["error"].count()
+    assert rows_of(plot.spending(), "dollars")[-1]["dollars"] == pytest.approx(counts.dollars, rel=1e-4)
+    assert [repr(chart)[:12] for chart in (plot.spending(), plot.savings())] == ["SIMULATED: $"] * 2
     median = run.attempts.filter(pl.col("error").is_null())["seconds"].median()
-    latency = repr(run.plot.latency())
-    assert f"200 answers: median {charts.text.significant(median)} s" in latency
-    assert f"{failed:,} calls failed or refused" in latency
-    assert len(run.plot.buckets().to_dict()["vconcat"]) == len(charts.BUCKETS)
+    assert f"200 answers: median {charts.text.significant(median)} s" in repr(plot.latency())
+    assert f"{run.attempts['error'].count():,} calls failed or refused" in repr(plot.latency())
+    assert len(plot.buckets().to_dict()["vconcat"]) == len(PER_MINUTE)
+    assert repr(plot.batches()) == "This run sent no batch: mode='live'."
 
 
 @pytest.mark.slow
-def test_a_run_says_why_a_picture_is_empty_and_a_hybrid_draws_its_deadline(run, tmp_path):
-    """A live run has no batches, a batch no pace, and one that only resumes has sent nothing."""
-    assert repr(run.plot.batches()) == "This run sent no batch: mode='live'."
+def test_a_run_says_why_a_picture_is_empty_and_a_hybrid_draws_its_deadline(tmp_path):
+    """A batch has no pace, and a run that only resumes has sent nothing; it shows one sentence."""
     with simulator(speed=600, batch_seconds=60) as api:
         client = api.client()
         finished(a_plan(reviews(3)), client, ledger=tmp_path / "l")
-        again = finished(a_plan(reviews(3)), client, ledger=tmp_path / "l")
+        plot = finished(a_plan(reviews(3)), client, ledger=tmp_path / "l").plot
         hybrid = finished(a_plan(reviews(5), mode="hybrid", deadline=90), client)
-        batch = finished(a_plan(reviews(2), mode="batch"), client)
-    for chart in (again.plot.throughput(), again.plot.latency(), again.plot.spending()):
-        assert repr(chart) == "Nothing was sent: 3 replies were in the ledger already."
-    assert repr(batch.plot.buckets()) == "A batch uses none of the limits per minute: see run.plot.batches()."
+        batch = finished(a_plan(reviews(2), mode="batch"), client).plot
+    empty = [plot.throughput, plot.tokens, plot.buckets, plot.latency, plot.spending, plot.savings]
+    why = "Nothing was sent: 3 replies were in the ledger already."
+    assert {repr(draw()) for draw in empty} == {why}
+    assert words_of(plot.savings()) == [why]
+    of_live_calls = [batch.throughput, batch.tokens, batch.buckets, batch.latency]
+    why = "A batch uses none of the limits per minute: see run.plot.batches()."
+    assert {repr(draw()) for draw in of_live_calls} == {why}
     (bar,) = [row for row in rows_of(hybrid.plot.batches(), "lane") if row["lane"] == "batch 1"]
     assert bar["words"] == f"batch 1: {hybrid.batches['succeeded'].sum()} succeeded"
     assert "in time for the deadline 1 h 30 m" in repr(hybrid.plot.batches())
@@ -197,9 +165,8 @@ def test_latency_is_of_all_answers_and_of_no_failure():
     calls = attempts(4_000)
     seconds = calls.filter(pl.col("error").is_null())["seconds"]
     median, p90 = (charts.text.significant(seconds.quantile(share, "linear")) for share in (0.5, 0.9))
-    assert repr(charts.latency(calls)).startswith(
-        f"{seconds.len():,} answers: median {median} s, p90 {p90} s; "
-    )
+    words = f"{seconds.len():,} answers: median {median} s, p90 {p90} s; "
+    assert repr(charts.latency(calls)).startswith(words)
     assert "p90" not in repr(charts.latency(attempts(9, failed=0)))
     assert '"type": "log"' in json.dumps(charts.latency(attempts(300, slowest=3_000)).to_dict())
 
@@ -218,67 +185,54 @@ def test_a_bar_is_where_and_as_long_as_its_batch_was():
     """Minutes since the run began, with what came of its rows in words; an open one reaches up to now."""
     ended, open_ = (10, 40, "collected", {"succeeded": 97, "expired": 3}), (20, None, "in_progress", {})
     canceled = 30, 50, "collected", {"succeeded": 60, "canceled": 40}
-    chart = batch_chart(batches(open_, ended, canceled))
-    bars = {row["lane"]: row for row in rows_of(chart, "lane")}
-    assert [(bar["start"], bar["end"], bar["color"]) for bar in bars.values()] == [
-        (10, 40, views.ORANGE),
-        (20, 60, views.GREY),
-        (30, 50, views.GREY),
+    chart = batch_chart(open_, ended, canceled)
+    assert [(row["words"], row["start"], row["end"], row["color"]) for row in rows_of(chart, "lane")] == [
+        ("batch 1: 97 succeeded, 3 expired", 10, 40, views.ORANGE),
+        ("batch 2: 100 in progress", 20, 60, views.GREY),
+        ("batch 3: 60 succeeded, 40 canceled", 30, 50, views.GREY),
     ]
-    assert bars["batch 1"]["words"] == "batch 1: 97 succeeded, 3 expired"
-    assert bars["batch 2"]["words"] == "batch 2: 100 in progress"
     assert repr(chart) == "3 batches: 157 succeeded, 3 expired, 40 canceled, 1 open; 1 h 00 m so far"
-    assert repr(batch_chart(batches(*[ended] * 20))).startswith("20 batches, 10 drawn: 1,940 succeeded")
+    assert repr(batch_chart(*[ended] * 20)).startswith("20 batches, 10 drawn: 1,940 succeeded")
+    (earlier,) = rows_of(batch_chart((0, 30, "collected", GOOD), began=20.0), "lane")
+    assert (earlier["start"], earlier["end"]) == (0, 10)
 
 
-def test_a_deadline_is_said_and_drawn_where_it_is_near():
-    """The sentence says if it was met; far away it is only named; an older batch began before."""
-    made = batches((0, 30, "collected", {"succeeded": 100}))
-    met = repr(batch_chart(made, deadline_minutes=45))
-    assert met.endswith("done after 30 m 00 s, in time for the deadline 45 m 00 s")
-    assert repr(batch_chart(made, deadline_minutes=20)).endswith("too late for the deadline 20 m 00 s")
-    far = batch_chart(made, deadline_minutes=1_440)
-    assert "deadline 24 h 00 m \N{RIGHTWARDS ARROW}" in words_of(far)
-    (bar,) = rows_of(batch_chart(made, began=20.0), "lane")
-    assert (bar["start"], bar["end"]) == (0, 10)
+@pytest.mark.parametrize(("deadline", "words", "label"), [
+    (45, "done after 30 m 00 s, in time for the deadline 45 m 00 s", "deadline 45 m 00 s"),
+    (20, "done after 30 m 00 s, too late for the deadline 20 m 00 s", "deadline 20 m 00 s"),
+    (1_440, "in time for the deadline 24 h 00 m", "deadline 24 h 00 m \N{RIGHTWARDS ARROW}"),
+])  # fmt: skip
+def test_a_deadline_is_said_and_drawn_where_it_is_near(deadline, words, label):
+    """The sentence says if it was met; far away it is only named."""
+    chart = batch_chart((0, 30, "collected", GOOD), deadline_minutes=deadline)
+    assert repr(chart).endswith(words)
+    assert label in words_of(chart)
 
 
 def test_a_bucket_refills_between_calls_and_that_of_requests_is_never_overdrawn():
     """Two calls at once leave a bucket of one empty, which was full; before the third it is full again."""
-    calls = attempts(3, failed=0).with_columns(
-        sent_at=pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
-    )
-    requests = charts.buckets(levels_of(calls, 1.0), bucket_seconds=1.0).vconcat[0]
-    shares = [row["share"] for row in requests.data.values]
-    assert shares == [1, 1, 0, 1, 0]
+    moments = pl.Series([START, START, START + timedelta(seconds=10)], dtype=ATTEMPTS["sent_at"])
+    requests = bucket_chart(attempts(3).with_columns(sent_at=moments), bucket_seconds=1.0).vconcat[0]
+    assert [row["share"] for row in requests.data.values] == [1, 1, 0, 1, 0]
 
 
 _CALLS = st.lists(
-    st.tuples(
-        st.integers(0, 20_000).map(lambda ms: ms / 1_000), st.integers(1, 900), st.sampled_from([200, 429])
-    ),
-    max_size=40,
+    st.tuples(st.integers(0, 20_000).map(lambda ms: ms / 60_000), st.integers(1, 900)), max_size=40
 )
 
 
 @settings(max_examples=25)
-@given(_CALLS, st.sampled_from([1.0, 60.0]))
-def test_the_levels_are_those_of_a_bucket_call_by_call(calls, bucket_seconds):
-    """Sums and a running minimum give what a loop gives; refused calls take nothing, nor do batches."""
-    frame = attempts(len(calls)).with_columns(
-        sent_at=pl.Series([START + timedelta(seconds=at) for at, *_ in calls], dtype=ATTEMPTS["sent_at"]),
-        input_tokens=pl.Series([taken for _, taken, _ in calls], dtype=pl.Int64),
-        status=pl.Series([status for *_, status in calls], dtype=ATTEMPTS["status"]),
-    )  # fmt: skip
-    found = levels_of(frame, bucket_seconds)
-    assert found.schema == charts.LEVELS
-    level, last, expected = 100 * bucket_seconds, 0.0, []
-    for at, taken, _ in sorted((call for call in calls if call[2] == 200), key=lambda call: call[0]):
-        level = min(level + (at - last) * 100, 100 * bucket_seconds) - taken
-        last = at
-        expected.append(level)
-    assert found.filter(bucket="input_tokens")["level"].to_list() == pytest.approx(expected, abs=1e-2)
-    assert levels_of(frame.with_columns(batch_id=pl.lit("b"))).is_empty()
+@given(_CALLS, st.sampled_from([100.0, 6_000.0]))
+def test_the_levels_are_those_of_a_bucket_call_by_call(calls, capacity):
+    """Sums and a running minimum give what a loop gives."""
+    frame = pl.DataFrame(calls, schema={"minute": pl.Float64, "taken": pl.Int64}, orient="row")
+    level, last, expected = capacity, 0.0, []
+    for minute, taken in sorted(calls, key=lambda call: call[0]):
+        before = min(level + (minute - last) * 6_000, capacity)
+        level, last = before - taken, minute
+        expected += [before / capacity, level / capacity]
+    levels = charts.bucket_levels(frame, per_minute=6_000.0, capacity=capacity)
+    assert [share for row in levels.rows() for share in row[1:]] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("numbers", [

@@ -1,118 +1,54 @@
-"""Watching a run: what is said of it, and how its widgets live and end."""
+"""Watching a run: its live picture, and how its widgets live and end."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 import types
-from collections import Counter
 
 import pytest
-from drawing import labels_of_what_fits
+from drawing import check_drawn_whole, under_way
 from running import a_plan, finished, reviews, simulator, until
 
 import claudescale as cs
 from claudescale import loops
-from claudescale.ledger.records import Batch
-from claudescale.running.batch_rules import Expected
-from claudescale.running.job import Ends
-from claudescale.running.meter import Meter, Slice
+from claudescale.running.meter import Slice
 from claudescale.widgets import watch
 from claudescale.widgets.watch import Watch
 
 LIMITS = cs.Limits(requests_per_minute=1_000, input_tokens_per_minute=60_000, output_tokens_per_minute=9_000)
 
 
-def going(*, state="running", minutes=0.0, latency=None, slices=(), flight=None, job=None, **counts):
-    """Return what is read of a run under way: its counts, and what its job knows."""
-    made = Meter()
-    vars(made).update(counts)
-    made.slices = lambda: (1, list(slices))
-    made.latency = lambda quantile: latency and latency[quantile > 0.5]
-    pacer = flight and types.SimpleNamespace(in_flight=flight[0], window=flight[1])
-    known = dict.fromkeys(("estimate", "expected", "ends")) | {
-        "simulated": False,
-        "asked": "",
-        "pacer": pacer,
-    }
-    known |= {"is_open": False, "clock": types.SimpleNamespace(speed=1.0), **(job or {})}
-    return types.SimpleNamespace(
-        state=state, minutes=minutes, counts=made, job=types.SimpleNamespace(**known)
+def requests(*counts, latency=0.0, state="running"):
+    """Return the requests per minute in the live picture of a run with so many calls in each second."""
+    slices = [Slice(requests=count) for count in counts]
+    run = under_way(
+        state=state, minutes=len(counts) / 60, latency=lambda _: latency, slices=lambda *_, **__: (1, slices)
     )
-
-
-HALF = {"sent": 9_000, "answered": 1_234, "dollars": 0.12}
-ENDS = {"ends": Ends(1.5, 2.0)}
-
-
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"state": "starting"}, "Run starting: reading the rows."),
-    ({**HALF, "job": {"estimate": {"dollars": 1.02}, **ENDS}},
-     "Run running: 1,234 of 9,000 rows done, 1 m 30 s to 2 m 00 s left, $0.12 of about $1.02."),
-    ({"sent": 9, "flight": (2, 4), "job": {"asked": "stop", **ENDS}},
-     "Run stopping: 0 of 9 rows done, waiting for 2 calls in flight, $0."),
-    ({"sent": 9, "job": {"expected": Expected(2, 1, 9, 2_400.0, 80_000.0)}},
-     "Run running: 0 of 9 rows done, batches usually within 40 min and at the latest in 23 h, $0."),
-])  # fmt: skip
-def test_the_headline_tells_the_truth_in_one_line(changes, words):
-    """State, rows, time left as a span, dollars against the estimate; or what a stop still waits for."""
-    assert watch.headline(going(**changes)) == words
-
-
-def test_figures_show_what_is_known_and_what_is_not():
-    """Latency is there for live calls only, failures and batches by kind."""
-    batch = Batch("n", "api", "claude-haiku-5-5", 500, 0.0, "in_progress", "b")
-    followed = [types.SimpleNamespace(record=batch)] * 2
-    batches, clock = types.SimpleNamespace(followed=followed), types.SimpleNamespace(speed=10.0)
-    run = going(
-        plain_dollars=1.0, requests=5, flight=(3, 16), latency=(1.25, 12.3), minutes=2.0,
-        refusals=Counter(rate_limit_error=2), errors=Counter(timeout_error=1, overloaded_error=12),
-        job={"is_open": True, "batches": batches, "clock": clock},
-    )  # fmt: skip
-    text = watch.figures(run).text()
-    for words in ("$1.00", "1.2 s", "12 s", "3 / 16", "2 m 00 s", "10 times as fast", "2 in progress"):
-        assert words in text
-    assert "Errors: 12 overloaded_error, 1 timeout_error. Refused (429): 2 rate_limit_error." in text
-    assert "latency" not in watch.figures(going()).text()
-
-
-def requests(**changes):
-    """Return the rows of the requests in the live picture, which is drawn whole."""
-    drawing = watch.drawn(going(**changes), LIMITS)
-    labels_of_what_fits(drawing | {"background": "white"})
-    return [row for row in drawing["data"]["values"] if row["of"] == "Requests per minute, limit 1,000"]
+    drawing = watch.drawn(run, LIMITS)
+    check_drawn_whole(drawing)
+    return [row["requests_per_minute"] for row in drawing["data"]["values"]], drawing["vconcat"][0]["layer"]
 
 
 def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     """A call is known when it is answered, so the picture ends a slow answer ago; a far limit is no line."""
-    seen = {"minutes": 20 / 60, "latency": (1.0, 4.5), "slices": [Slice(requests=10)] * 20}
-    assert {(row["rate"], row["limit"]) for row in requests(**seen)} == {(600.0, 1_000)}
-    assert [row["end"] for row in requests(**seen)][-1] == pytest.approx(15 / 60)
-    assert len(requests(**seen, state="finished")) == 20
-    assert [row["limit"] for row in requests(minutes=1 / 60, slices=[Slice(requests=1)])] == [None]
-    assert [row["rate"] for row in requests()] == [0]
+    rates, layers = requests(*[10] * 20, latency=4.5)
+    assert rates == [600.0] * 15
+    assert layers[1]["encoding"]["y"] == {"datum": 1_000}
+    assert len(requests(*[10] * 20, latency=4.5, state="finished")[0]) == 20
+    assert len(requests(1)[1]) == 1
+    assert requests()[0] == []
 
 
 @pytest.mark.slow
-def test_a_watched_run_outside_a_notebook_prints_lines():
-    """A script gets plain lines while the run goes on, and the figures at its end, also of the process."""
-    code = """
-import sys
-sys.path.insert(0, "tests")
-import claudescale as cs
-from running import a_plan, reviews, simulator
-with simulator(latency=1.0) as server:
-    run = a_plan(reviews(60)).start(server.client(), ledger=None, progress=False)
-    watcher = cs.watch(run)
-    cs.wait(run)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
-    first, *others = done.stdout.splitlines()
-    assert first.startswith(("Run starting", "SIMULATED Run"))
+def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
+    """A script gets plain lines while the run goes on, and its card once at its end."""
+    with simulator(latency=1.0) as server:
+        run = a_plan(reviews(60)).start(server.client(), ledger=None, progress=False)
+        watcher = cs.watch(run)
+        cs.wait(run)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(("Run starting", "SIMULATED Run running"))
     assert sum("SIMULATED Run finished: 60 of 60 rows answered" in line for line in others) == 1
-    assert "ipywidgets" not in done.stderr
+    assert repr(watcher) == repr(run)
 
 
 def test_only_a_run_can_be_watched():
