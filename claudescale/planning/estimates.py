@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from claudescale.api.catalog import Model
-    from claudescale.api.limits import Key, Limits
+    from claudescale.api.limits import Limits, LimitsKey
     from claudescale.planning.plans import Plan
     from claudescale.prompts.requests import Kept, Prompt, Work
 
@@ -328,7 +328,7 @@ class Evidence(NamedTuple):
     """What was found out about a plan besides its parameters."""
 
     measured: Measured | None = None  # by `Plan.calibrate` or `Plan.count_tokens`
-    learned: Mapping[Key, Limits] | None = None  # by `Plan.learn_limits` or a pilot's answers
+    learned: Mapping[LimitsKey, Limits] | None = None  # by `Plan.learn_limits` or a pilot's answers
     kept: Kept | None = None  # what `Plan.retry` takes over from a run
 
 

@@ -17,7 +17,7 @@ from claudescale import text
 from claudescale.api import catalog, limits, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, account_limits, unasked
-from claudescale.api.limits import Limits, key_of
+from claudescale.api.limits import Limits, limits_key
 from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
@@ -400,8 +400,8 @@ class Plan(Shown):
             cache_hit_share=min(known.cache_hit_share, 1.0),
             batch_hit_share=min(known.batch_hit_share, 1.0),
         )
-        evidence, key = self._evidence._replace(measured=known), key_of(self.tier, mine.model)
-        is_ours = key_of(run.plan.tier, run.plan.compiled.model) == key
+        evidence, key = self._evidence._replace(measured=known), limits_key(self.tier, mine.model)
+        is_ours = limits_key(run.plan.tier, run.plan.compiled.model) == key
         if is_ours and run.limits is not run.plan.compiled.limits:
             evidence = evidence._replace(learned={key: run.limits})
         return self._with(_evidence=evidence)
@@ -454,7 +454,7 @@ class Plan(Shown):
         """
         model = self.compiled.model
         allowed = await account_limits(client, self.compiled.limits, model.id)
-        return self._with(_evidence=self._evidence._replace(learned={key_of(self.tier, model): allowed}))
+        return self._with(_evidence=self._evidence._replace(learned={limits_key(self.tier, model): allowed}))
 
     # the one verb that spends
 
