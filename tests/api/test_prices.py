@@ -6,6 +6,7 @@ import canned
 import genai_prices
 import polars as pl
 import pytest
+from running import WIDE_LIMITS, finished
 
 import claudescale as cs
 from claudescale.api import catalog, prices
@@ -16,12 +17,11 @@ ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
 TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices has their Fable twins alone
 TOKENS = list(catalog.COLUMNS.values())
 SCHEMA = {
-    **dict.fromkeys(("key", "model", "mode", "error", *catalog.ANSWERED[:-1]), pl.String),
+    **dict.fromkeys(("key", "model", "mode", "error", *catalog.TRAITS), pl.String),
     "sent_at": pl.Datetime("us", "UTC"),
     **dict.fromkeys((*TOKENS, "thinking_tokens", "web_search_requests"), pl.Int64),
     "dollars": pl.Float64,
 }
-WIDE = cs.Limits(requests_per_minute=60_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
 
 # Prompts around the price steps, where a wrong comparison shows.
@@ -185,10 +185,9 @@ def ran(answers, mode="live", **options):
         return {"type": "succeeded", "message": answers[params["messages"][0]["content"]]}
 
     texts = pl.DataFrame({"text": list(answers)})
-    plan = cs.plan(texts, "{text}", **{"model": ASKED, "tier": WIDE, "mode": mode, **options})
+    plan = cs.plan(texts, "{text}", **{"model": ASKED, "tier": WIDE_LIMITS, "mode": mode, **options})
     with canned.Canned(canned.BatchApi(given)) as server:
-        client = cs.connect(api_key=canned.KEY, base_url=server.url)
-        return cs.wait(plan.run(client, ledger=None, progress=False))
+        return finished(plan, cs.connect(api_key=canned.KEY, base_url=server.url))
 
 
 @pytest.mark.slow
@@ -199,12 +198,10 @@ def test_a_run_costs_what_the_account_says(mode):
     attempts = run.attempts.filter(mode=mode) if mode == "batch" else run.attempts
     costs = sorted(row[1 if mode == "live" else 2] for row in ACCOUNT.values())
     assert attempts["dollars"].sort().to_list() == pytest.approx(costs, abs=1e-12)
-    whole = sum(costs)
     bill = prices.bill(attempts)
-    assert bill["dollars"].sum() == pytest.approx(whole, abs=1e-12)
-    assert bill.row(-1, named=True)["dollars"] == pytest.approx(0.07)  # the searches
-    assert bill["part"][-1] == "web_search"
-    assert prices.savings(attempts)["dollars_with"][-1] == pytest.approx(whole, abs=1e-12)
+    assert bill["dollars"].sum() == pytest.approx(sum(costs), abs=1e-12)
+    assert (bill["part"][-1], bill["dollars"][-1]) == ("web_search", pytest.approx(0.07))
+    assert prices.savings(attempts)["dollars_with"][-1] == pytest.approx(sum(costs), abs=1e-12)
     refused = prices.waste(attempts).row(by_predicate=pl.col("kind") == "refusal", named=True)
     assert (refused["attempts"], refused["billed_attempts"]) == (2, 1)
     refusals = attempts.filter(error="refusal").sort("input_tokens", "dollars")
