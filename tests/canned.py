@@ -31,7 +31,7 @@ def message(text="ok", **changes):
 
 def error(kind, words, **details):
     """Return an error's body."""
-    told = {"type": kind, "message": words, **({"details": details} if details else {})}
+    told = {"type": kind, "message": words} | ({"details": details} if details else {})
     return {"type": "error", "error": told, "request_id": "req_1"}
 
 
@@ -145,46 +145,37 @@ class BatchApi:
     def __call__(self, method, path, _headers, body):
         """Answer one call."""
         path = path.partition("?")[0]
-        name, _, rest = (
-            path.removeprefix("/v1/messages").strip("/").removeprefix("batches").strip("/").partition("/")
-        )
+        batch_id, _, rest = path.removeprefix("/v1/messages/batches/").partition("/")
         match method, path:
             case "POST", "/v1/messages":
                 found = self._answer(json.loads(body)).get("message", message())
             case "POST", "/v1/messages/count_tokens":
                 found = {"input_tokens": 12}
             case "POST", "/v1/messages/batches":
-                found = self._create(json.loads(body)["requests"])
+                batch_id, requests = f"msgbatch_{len(self._made) + 1}", json.loads(body)["requests"]
+                self._made[batch_id] = [
+                    (each["custom_id"], self._answer(each["params"])) for each in requests
+                ]
+                found = self._shown(batch_id, "in_progress")
             case "GET", "/v1/messages/batches":
                 found = {"data": [self._shown(each) for each in reversed(self._made)], "has_more": False}
-            case "GET", _ if name in self._made:
-                found = self._results(name) if rest == "results" else self._shown(name)
+            case "GET", _ if batch_id in self._made and rest:
+                lines = ({"custom_id": key, "result": result} for key, result in self._made[batch_id])
+                found = "\n".join(map(json.dumps, lines)).encode()
+            case "GET", _ if batch_id in self._made:
+                found = self._shown(batch_id)
             case _:
                 return NOT_FOUND
         return 200, {}, found
 
-    def _create(self, requests):
-        batch_id = f"msgbatch_{len(self._made) + 1}"
-        self._made[batch_id] = [(each["custom_id"], self._answer(each["params"])) for each in requests]
-        counts = {"processing": len(requests), "succeeded": 0}
-        return {**self._shown(batch_id), "processing_status": "in_progress", "request_counts": counts}
-
-    def _results(self, batch_id):
-        lines = [json.dumps({"custom_id": key, "result": result}) for key, result in self._made[batch_id]]
-        return "\n".join(lines).encode()
-
-    def _shown(self, batch_id):
-        kinds = [result["type"] for _, result in self._made[batch_id]]
+    def _shown(self, batch_id, status="ended"):
+        kinds = [result["type"] for _, result in self._made[batch_id]] if status == "ended" else []
         counts = {name: kinds.count(name) for name in ("succeeded", "errored", "canceled", "expired")}
         return {
             "id": batch_id,
-            "type": "message_batch",
-            "processing_status": "ended",
-            "request_counts": {"processing": 0, **counts},
+            "processing_status": status,
+            "request_counts": {"processing": len(self._made[batch_id]) - len(kinds), **counts},
             "created_at": "2026-11-20T10:00:00Z",
-            "expires_at": "2026-11-21T10:00:00Z",
             "ended_at": "2026-11-20T10:01:00Z",
-            "archived_at": None,
-            "cancel_initiated_at": None,
             "results_url": f"/v1/messages/batches/{batch_id}/results",
         }

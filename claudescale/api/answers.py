@@ -105,8 +105,10 @@ def _verdict_on_message(body: dict[str, Any]) -> Verdict:
         error = _error(body)[0] or "invalid_response"
         return Verdict(outcome="again", error=error, message="the answer is not a Message", unseen=True)
     stop_reason = stop_reason_of(body)
-    called = stop_reason == "tool_use" and _tool_input(body) is not None
-    flaw = stop_reason if stop_reason in CUT and not called else None if text_of(body) else "empty_reply"
+    is_tool_reply = stop_reason == "tool_use" and _tool_input(body) is not None
+    flaw = None if text_of(body) else "empty_reply"
+    if stop_reason in CUT and not is_tool_reply:
+        flaw = stop_reason
     words = WORDS["answer"].get("free_refusal" if is_free(body) else flaw or "")
     unseen = not all(_is_count(dig(int, body, "usage", name)) for name in ("input_tokens", "output_tokens"))
     return Verdict(outcome="answered", error=flaw, message=words, reply=body, final=True, unseen=unseen)
@@ -190,9 +192,9 @@ def _account_trouble(kind: str | None, words: str, code: str | None) -> str | No
 
 def text_of(message: Mapping[str, Any]) -> str | None:
     """Return the text of a Message, or the input of the tool it calls as JSON; None where it has neither."""
-    given = _tool_input(message)
-    if given is not None:
-        return json.dumps(given, ensure_ascii=False, separators=(",", ":"))
+    tool_input = _tool_input(message)
+    if tool_input is not None:
+        return json.dumps(tool_input, ensure_ascii=False, separators=(",", ":"))
     return "".join(block["text"] for block in _blocks(message, "text", "text", str)) or None
 
 

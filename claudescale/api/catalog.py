@@ -148,9 +148,9 @@ class Tier(Fact):
 
 def _model_facts(row: Mapping[str, Any]) -> Model:
     characters = _DATA["tokenizer"][row["tokenizer"]]["characters_per_token"]
-    known = {"snapshot": row["id"], "characters_per_token": characters}
+    defaults = _DATA["model_defaults"] | {"snapshot": row["id"], "characters_per_token": characters}
     hashable = {name: tuple(row[name]) for name in ("thinking_types", "efforts")}
-    return Model(**_DATA["model_defaults"] | known | row | hashable)
+    return Model(**defaults | row | hashable)
 
 
 def _tier_facts(row: Mapping[str, Any]) -> Tier:
@@ -218,12 +218,12 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     """
     words, notes = WORDS["model"], []
     if model.retires_at is not None:
-        said = {"id": model.id, "successor": model.successor, "moment": model.retires_at}
+        facts = {"id": model.id, "successor": model.successor, "moment": model.retires_at}
         left = model.retires_at - (at or now())
         if left <= timedelta():
-            return [words["retired"].format(**said)]
+            return [words["retired"].format(**facts)]
         if left <= _NOTICE:
-            notes.append(words["retires"].format(**said))
+            notes.append(words["retires"].format(**facts))
         if left < timedelta(minutes=batch_minutes):
             notes.append(words["batch"].format(hours=batch_minutes / 60))
     if model.verified_only:
@@ -265,7 +265,7 @@ def model(name: object) -> Model:
     if name in _RETIRED_BY_NAME:
         raise UnknownModel(refusal(replace(_RETIRED_BY_NAME[name], id=name)))
     active = {facts.id: facts.line for facts in MODELS.values() if facts.lifecycle == "active"}
-    newest = [known for known, line in active.items() if line == name]
+    newest = [model_id for model_id, line in active.items() if line == name]
     hint = f" Did you mean {newest[0]!r}?" if newest else nearest(name, _BY_NAME)
     raise UnknownModel(WORDS["model"]["unknown"].format(name=name, hint=hint, current=", ".join(active)))
 
@@ -332,8 +332,8 @@ def list_price(model_id: str, mode: Mode, day: date, speed: str | None = None) -
     """
     facts, info, noon = *_priced(model_id), datetime.combine(day, time(12), UTC)
     when = {"processing": "batch"} if mode == "batch" else {"speed": speed} if speed else None
-    known = [variant.constraint for variant in info.price_variants or () if variant.when == when]
-    if when and not any(constraint is None or constraint.active(noon) for constraint in known):
+    constraints = [variant.constraint for variant in info.price_variants or () if variant.when == when]
+    if when and not any(constraint is None or constraint.active(noon) for constraint in constraints):
         # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
         # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
         if mode == "batch" and facts.retires_on is not None:

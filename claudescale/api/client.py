@@ -49,7 +49,7 @@ LONGEST_TRANSFER_SECONDS = 3_600.0
 """Real seconds that a batch, or its results, may take on their way."""
 
 _FOREVER_SECONDS = 1e6  # the longest wait of a client that was given none
-_IDLE_SECONDS = 120.0  # real ones between two parts of a body, after which it is lost: a stream has pings
+_IDLE_SECONDS = 120.0  # real ones between two events of a stream, pings among them, after which it is lost
 _CONNECT_SECONDS = 10.0
 _SHORTEST_TIMEOUT_SECONDS = 10.0  # of a call to a simulator, however fast its time is
 _HEADER_BYTES = 1 << 17  # gateways add long headers, and an answer that cannot be read is paid for
@@ -215,7 +215,8 @@ class Wire:
         Spends: what is posted.
         """
         seconds = seconds or min(CALL_SECONDS, self._timeout_seconds)
-        silent_seconds = min(seconds, _IDLE_SECONDS if take else CALL_SECONDS)
+        is_streamed = take is not None and path == _MESSAGES
+        silent_seconds = min(seconds, _IDLE_SECONDS if is_streamed else CALL_SECONDS)
         options: Any = {
             "params": query or {},
             "headers": (headers or {}) | (_UNREAD if take else {}),

@@ -36,7 +36,7 @@ _LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account
 _MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
 _NUMBER = re.compile(r"\s*[0-9]{1,12}(\.[0-9]{0,30})?\s*")
 _LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
-_TOLD = {
+_OUR_NAMES = {
     "model_group": {name: name for name in _PER_MINUTE}
     | {"input_tokens_per_minute_cache_aware": "input_tokens_per_minute"},
     "batch": {
@@ -100,15 +100,15 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in (*_PER_MINUTE, *_OPTIONAL):
-            given = getattr(self, name)
-            if given is None and name in _OPTIONAL:
+            value = plain(getattr(self, name))
+            if value is None and name in _OPTIONAL:
                 continue
-            value = plain(given)
             if value is _MISSING:
                 raise PlanError(WORDS["limits"]["missing"])
             if type(value) not in (int, float) or not _LEAST <= value <= _MOST:
                 none = WORDS["limits"]["none"] if value == math.inf else ""
-                raise PlanError(WORDS["limits"]["number"].format(name=name, value=given, none=none))
+                words = WORDS["limits"]["number"]
+                raise PlanError(words.format(name=name, value=getattr(self, name), none=none))
             whole = name == "batch_queue_requests"
             object.__setattr__(self, name, max(int(value), 1) if whole else value)
 
@@ -145,7 +145,7 @@ class Limits:
 
     @classmethod
     def of(
-        cls, tier: str | int | Limits, model: str | Model, learned: Mapping[Key, Limits] | None = None
+        cls, tier: str | int | Limits, model: str | Model, learned: Mapping[LimitsKey, Limits] | None = None
     ) -> Limits:
         """Return the limits of a usage tier for a model: those learned for just these, else the table's.
 
@@ -156,7 +156,7 @@ class Limits:
         UnknownTier
             There is no such tier, or its limits for this model are not published.
         """
-        if learned and (key := key_of(tier, model)) in learned:
+        if learned and (key := limits_key(tier, model)) in learned:
             return learned[key]
         if isinstance(tier, Limits):
             return tier
@@ -174,38 +174,38 @@ class Limits:
 
         Spends: nothing.
         """
-        told = _told(entries or (), model)
-        if told.keys() >= set(_PER_MINUTE):
-            batches = {name: getattr(self, name) for name in _TOLD["batch"].values()}
-            return Limits(**(batches | told), source="the rate-limit API", checked=datetime.now(UTC))
+        listed = _limits_in(entries or (), model)
+        if listed.keys() >= set(_PER_MINUTE):
+            of_batches = {name: getattr(self, name) for name in _OUR_NAMES["batch"].values()}
+            return Limits(**(of_batches | listed), source="the rate-limit API", checked=datetime.now(UTC))
         if self.source == HEADERS:
             return self  # the API's answers are as good
         words = WORDS["limits"]["may_not" if entries is None else "nothing"]
         return replace(self, note=words.format(model=model))
 
 
-def _told(entries: Iterable[Any], model: str) -> dict[str, Any]:
-    """Return the limits of a model and of batches that entries of the rate-limit API tell, by our names.
+def _limits_in(entries: Iterable[Any], model: str) -> dict[str, Any]:
+    """Return the limits of a model and of batches in entries of the rate-limit API, by our names.
 
     Of several values for one limit the smallest counts: it is the one that is met first.
     """
-    told: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     for entry in entries:
         group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
         models = map(catalog.id_of, entry.get("models") or ())
         if group == "model_group" and catalog.id_of(model) not in models:
             continue
         for limit in entry.get("limits") or ():
-            name, value = _TOLD.get(group, {}).get(str(limit.get("type"))), limit.get("value")
+            name, value = _OUR_NAMES.get(group, {}).get(str(limit.get("type"))), limit.get("value")
             if name and value:
-                told[name] = min(value, told.get(name, math.inf))
-    return told
+                limits[name] = min(value, limits.get(name, math.inf))
+    return limits
 
 
-Key: TypeAlias = "tuple[str | Limits, str]"
+LimitsKey: TypeAlias = "tuple[str | Limits, str]"
 
 
-def key_of(tier: str | int | Limits, model: str | Model) -> Key:
+def limits_key(tier: str | int | Limits, model: str | Model) -> LimitsKey:
     """Return what learned limits are kept by: the tier that was named, and the model's group."""
     return tier if isinstance(tier, Limits) else catalog.tier(tier).name, catalog.model(model).rate_group
 
@@ -259,15 +259,17 @@ class Readings(NamedTuple):
 
     def limits(self, before: Limits) -> Limits:
         """Return `before` with every limit these headers tell; the same object where it says so already."""
-        told = {name: read.limit for name, read in zip(_PER_MINUTE, self.buckets, strict=True)}
-        changes: dict[str, Any] = {name: limit for name, limit in told.items() if limit and limit >= 1}
-        left = [read.remaining / read.limit for read in self.buckets if read.limit and read.remaining]
+        limits = zip(_PER_MINUTE, (bucket.limit for bucket in self.buckets), strict=True)
+        changes: dict[str, Any] = {name: limit for name, limit in limits if limit and limit >= 1}
+        left = [
+            bucket.remaining / bucket.limit for bucket in self.buckets if bucket.limit and bucket.remaining
+        ]
         if left:  # what a bucket is told to hold is there to be taken at once
             changes["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
-        if before.source == HEADERS and all(getattr(before, name) == changes[name] for name in changes):
+        is_news = before.source != HEADERS or any(getattr(before, name) != changes[name] for name in changes)
+        if not changes or not is_news:
             return before
-        told_now = replace(before, **changes, source=HEADERS, checked=datetime.now(UTC), note="")
-        return told_now if changes else before
+        return replace(before, **changes, source=HEADERS, checked=datetime.now(UTC), note="")
 
 
 def read_headers(headers: Mapping[str, str]) -> Readings:

@@ -127,7 +127,7 @@ API_MODELS = pl.Schema(
 )
 """Columns of `compared`: the catalog's, what the Models API says, and in which of the catalog's columns the
 two differ; ``"model"`` where only one of them has it."""
-_SAME = {
+_OUR_NAMES = {
     "api_lifecycle": "lifecycle",
     "max_input_tokens": "context_tokens",
     "max_tokens": "max_output_tokens",
@@ -205,13 +205,15 @@ def compared(infos: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
     known: Any = (*catalog.MODELS.values(), *catalog.RETIRED.values())
     for facts in known:
         info, ours = by_id.pop(facts.id, None), _row(facts, at)
-        theirs, differs = _said(info or {}), ["model"]
+        theirs, differs = _columns(info or {}), ["model"]
         if info is not None:
-            differs = [same for name, same in _SAME.items() if _differ(ours.get(same), theirs[name], name)]
+            differs = [
+                same for name, same in _OUR_NAMES.items() if _differ(ours.get(same), theirs[name], name)
+            ]
         if info is not None or ours["lifecycle"] != "retired":
             rows.append(ours | theirs | {"differs": differs})
     for name, info in by_id.items():
-        rows.append({"model": name, "line": dig(str, info, "line"), "differs": ["model"], **_said(info)})
+        rows.append({"model": name, "line": dig(str, info, "line"), "differs": ["model"], **_columns(info)})
     return pl.DataFrame(rows, API_MODELS)
 
 
@@ -225,12 +227,12 @@ def _differ(ours: Any, theirs: Any, name: str) -> bool:
     return theirs is not None and ours != theirs and (ours, theirs) != ("legacy", "active")
 
 
-def _said(info: Mapping[str, Any]) -> dict[str, Any]:
+def _columns(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the API says of a model, by column; null where it says nothing that can be read."""
 
     def supported(*path: str) -> list[str] | None:
-        known = dig(dict, info, "capabilities", *path)
-        return None if known is None else [name for name in known if dig(bool, known, name, "supported")]
+        values = dig(dict, info, "capabilities", *path)
+        return None if values is None else [name for name in values if dig(bool, values, name, "supported")]
 
     retires_at = None
     with suppress(ValueError):

@@ -407,8 +407,8 @@ def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.DataF
         "model", "mode", "day", *TRAITS, as_dict=True
     ).items():
         model, noon = given.get(name, name), datetime.combine(day, time(12), UTC)
-        said = dict(zip(TRAITS, traits, strict=True))
-        own, live = (answered(_known(model, how, noon), **said) for how in (mode, "live"))
+        named = dict(zip(TRAITS, traits, strict=True))
+        own, live = (answered(_known(model, how, noon), **named) for how in (mode, "live"))
         priced.append(_at_prices(rows, own, live))
     return pl.concat(priced)
 

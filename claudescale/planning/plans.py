@@ -17,7 +17,7 @@ from claudescale import text
 from claudescale.api import catalog, limits, prices
 from claudescale.api.answers import read_object
 from claudescale.api.client import Wire, account_limits, unasked
-from claudescale.api.limits import Limits, key_of
+from claudescale.api.limits import Limits, limits_key
 from claudescale.errors import ImpossibleBudget, PlanError, refuse
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
 from claudescale.loops import awaited
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from anthropic import AsyncAnthropic
 
-    from claudescale.api.limits import Key
+    from claudescale.api.limits import LimitsKey
     from claudescale.api.models import Model
     from claudescale.planning.calibration import Measured
     from claudescale.running.runs import Run
@@ -143,7 +143,7 @@ class Plan(Shown):
     concurrency: int | None = None
     share: float = 1.0
     _measured: Measured | None = None  # by `calibrate` or `count_tokens`
-    _learned: Mapping[Key, Limits] | None = None  # by `learn_limits` or a pilot's answers
+    _learned: Mapping[LimitsKey, Limits] | None = None  # by `learn_limits` or a pilot's answers
     _retry: Retry | None = None  # what `retry` takes over from a run
     compiled: Compiled = field(init=False)
 
@@ -421,8 +421,8 @@ class Plan(Shown):
             cache_hit_share=min(known.cache_hit_share, 1.0),
             batch_hit_share=min(known.batch_hit_share, 1.0),
         )
-        key = key_of(self.tier, mine.model)
-        is_ours = key_of(run.plan.tier, run.plan.compiled.model) == key
+        key = limits_key(self.tier, mine.model)
+        is_ours = limits_key(run.plan.tier, run.plan.compiled.model) == key
         if is_ours and run.limits is not run.plan.compiled.limits:
             return self._with(_measured=known, _learned={key: run.limits})
         return self._with(_measured=known)
@@ -474,7 +474,7 @@ class Plan(Shown):
         """
         model = self.compiled.model
         allowed = await account_limits(client, self.compiled.limits, model.id)
-        return self._with(_learned={key_of(self.tier, model): allowed})
+        return self._with(_learned={limits_key(self.tier, model): allowed})
 
     # the one verb that spends
 

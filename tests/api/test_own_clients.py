@@ -30,23 +30,15 @@ def between():
         yield server
 
 
-def plan(rows=3, **options):
-    """Return a small plan."""
-    return a_plan(reviews(rows), **options)
-
-
-def answered(run):
-    """Whether every row has its reply."""
-    return run.results["reply"].null_count() == 0
+def answered(client, rows=3, **options):
+    """Whether every row of a small plan has its reply."""
+    return finished(a_plan(reviews(rows), **options), client).results["reply"].null_count() == 0
 
 
 def calls(server):
-    """Return what was asked for a reply or a batch, with lower-case headers."""
-    return [
-        (method, path, {name.lower(): value for name, value in headers.items()}, body)
-        for method, path, headers, body in server.seen
-        if method == "POST" and path.startswith("/v1/messages")
-    ]
+    """Return path, headers by their lower-case names, and body of what asked for a reply or a batch."""
+    posts = [call[1:] for call in server.seen if call[0] == "POST" and call[1].startswith("/v1/messages")]
+    return [(path, {name.lower(): sent[name] for name in sent}, body) for path, sent, body in posts]
 
 
 # ------------------------------------------------------------------------------------- other platforms
@@ -80,8 +72,8 @@ def test_a_subclass_keeps_what_it_adds(between, mode):
     """Headers, query, middleware and hooks of a class with its own `__init__` hold for every call."""
     client = Ours("data", between.url)
     assert client.messages is client.messages  # a resource that knows the original is made
-    assert answered(finished(plan(mode=mode), client))
-    for _, path, headers, body in calls(between):
+    assert answered(client, mode=mode)
+    for path, headers, body in calls(between):
         assert (headers["x-team"], headers["x-api-key"]) == ("data", "of-the-vault")
         assert headers["x-signed"] == str(len(body))
         assert path.endswith("?tenant=7")
@@ -93,48 +85,39 @@ def test_a_subclass_keeps_what_it_adds(between, mode):
 def test_what_cannot_be_a_runs_client_is_named(kind):
     """A synchronous client, or one of another wire, is refused."""
     with pytest.raises(cs.PlanError, match=f"is of type {kind.__name__}, and a run needs an AsyncAnthropic"):
-        plan().start(object.__new__(kind), ledger=None, progress=False)
+        a_plan(reviews(1)).start(object.__new__(kind), ledger=None, progress=False)
 
 
 def test_google_cloud_signs_in_and_foundry_is_live_only(between):
     """Google Cloud's requests carry its provider's token; Foundry has no batches, and says so before."""
     google = {"project": "p", "workspace_id": "w", "token_provider": lambda: "token"}
     client = anthropic.AsyncAnthropicGoogleCloud(base_url=between.url, **google)
-    assert answered(finished(plan(mode="batch"), client))
-    assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer token"}
+    assert answered(client, mode="batch")
+    assert {headers["authorization"] for _, headers, _ in calls(between)} == {"Bearer token"}
     client = anthropic.AsyncAnthropicFoundry(api_key=KEY, base_url=between.url)
     with pytest.raises(cs.PlanError, match="no Message Batches"):
-        plan(mode="batch").start(client, ledger=None, progress=False)
+        answered(client, mode="batch")
 
 
-class Provider:
-    """Gives a token until it is closed."""
-
-    token = "of-the-provider"
-
-    def __call__(self, *, force_refresh=False):
-        return AccessToken(token=self.token, expires_at=None)
-
-    def close(self):
-        """Give no more."""
-        self.token = None
+def providing(token, url, **options):
+    """Return a client that signs in by a token provider."""
+    given = AccessToken(token=token, expires_at=None)
+    return anthropic.AsyncAnthropic(credentials=lambda **_: given, base_url=url, **options)
 
 
 def test_credentials_are_kept(between):
-    """A token provider signs every call, and is not closed at the end of a run: the next one uses it."""
-    client = anthropic.AsyncAnthropic(credentials=Provider(), base_url=between.url)
-    assert all(answered(finished(plan(rows), client)) for rows in (2, 3))
-    assert {headers["authorization"] for _, _, headers, _ in calls(between)} == {"Bearer of-the-provider"}
+    """A token provider signs every call, of this run and of the next one."""
+    client = providing("of-the-provider", between.url)
+    assert all(answered(client, rows) for rows in (2, 3))
+    assert {headers["authorization"] for _, headers, _ in calls(between)} == {"Bearer of-the-provider"}
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_provider_whose_token_cannot_be_sent(own, between):
     """A token with a newline, known only at the call, stops the run at once: nothing sent, nothing shown."""
-    options = {"http_client": httpx2.AsyncClient()} if own else {}
-    given = AccessToken(token=KEY + "\n", expires_at=None)
-    client = anthropic.AsyncAnthropic(credentials=lambda **_: given, base_url=between.url, **options)
+    client = providing(KEY + "\n", between.url, **({"http_client": httpx2.AsyncClient()} if own else {}))
     with pytest.raises(cs.RunStopped, match="newline") as caught:
-        finished(plan(1), client)
+        answered(client, 1)
     assert not calls(between)
     cs.wait(client.close())
     attempts = caught.value.run.attempts
@@ -154,12 +137,11 @@ def test_an_http_client_of_ones_own_is_used(between):
 
     http = httpx2.AsyncClient(event_hooks={"request": [note]})
     client = anthropic.AsyncAnthropic(api_key=KEY, base_url=between.url, http_client=http)
-    for rows in (2, 3):
-        assert answered(finished(plan(rows), client))
+    assert all(answered(client, rows) for rows in (2, 3))
     assert len(used) == len(between.seen)
     cs.wait(http.aclose())
     with pytest.raises(cs.PlanError, match="http_client is closed"):
-        finished(plan(4), client)
+        answered(client)
 
 
 def test_a_client_that_was_used_elsewhere(between):
@@ -169,11 +151,12 @@ def test_a_client_that_was_used_elsewhere(between):
 
     async def main():
         await client.messages.create(**QUESTION)
-        assert answered(await asyncio.to_thread(finished, plan(), client))
+        assert await asyncio.to_thread(answered, client)
         await own.messages.create(**QUESTION)
-        assert answered(await plan().run(own, ledger=None, progress=False))  # the same loop
+        run = await a_plan(reviews(3)).run(own, ledger=None, progress=False)  # on the same loop
+        assert run.counts.answered == 3
         with pytest.raises(cs.PlanError, match="another event loop"):
-            await asyncio.to_thread(finished, plan(4), own)
+            await asyncio.to_thread(answered, own)
         await client.close()
         await own.close()
 
@@ -185,17 +168,16 @@ def test_the_clients_time_out_is_kept(timeout):
     """A call is given up after the client's own time-out, counted as maybe paid, and tried again."""
     released = threading.Event()
 
-    def handler(method, *_):
-        if method == "POST" and len(server.bodies()) == 1:
+    def handler(*_):
+        if len(server.bodies()) == 1:
             released.wait(60)
         return 200, {}, canned.message()
 
     with Canned(handler) as server:
         client = anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url, timeout=timeout)
-        run = finished(plan(1), client)
+        run = finished(a_plan(reviews(1)), client)
         released.set()
     assert run.attempts["error"].to_list() == ["timeout_error", None]
-    assert run.results["reply"].to_list() == ["ok"]
 
 
 # -------------------------------------------------------------------------- what stands in the way
@@ -221,13 +203,8 @@ def ports(certificate, monkeypatch):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{certificate}.crt", certificate)
 
-    def well(*_):
-        return 200, {}, canned.message()
-
-    with (
-        Canned(well, context=context) as tls,
-        Canned(lambda *_: (407, {}, {})) as proxy,
-    ):
+    reply = 200, {}, canned.message()
+    with Canned(lambda *_: reply, context=context) as tls, Canned(lambda *_: (407, {}, {})) as proxy:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             dead = free.getsockname()[1]
@@ -255,7 +232,7 @@ def test_what_stands_in_the_way_is_named(way, own, ports, monkeypatch):
     options = {"http_client": anthropic.DefaultAsyncHttpxClient()} if own else {}
     client = anthropic.AsyncAnthropic(api_key=KEY, base_url=url.format(**ports), **options)
     with pytest.raises(cs.RunStopped, match=words) as caught:
-        finished(plan(1), client)
+        answered(client, 1)
     cs.wait(client.close())
     text = str(caught.value)
     assert "nothing was sent and nothing was paid" in text
@@ -268,4 +245,4 @@ def test_certificates_of_the_environment_are_trusted_here_too(certificate, ports
     monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{ports['dead']}")
     client = cs.connect(api_key=KEY, base_url=f"https://127.0.0.1:{ports['tls']}")
-    assert finished(plan(1), client).results["reply"].to_list() == ["ok"]
+    assert answered(client, 1)

@@ -6,8 +6,7 @@ import canned
 import genai_prices
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from running import WIDE_LIMITS, finished
 
 import claudescale as cs
 from claudescale.api import catalog, prices
@@ -16,24 +15,21 @@ from claudescale.errors import PlanError, UnknownModel
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 ASKED, OTHER = "claude-haiku-5-5", "claude-opus-5-5"
 TWINS = {"claude-mythos-5-1", "claude-mythos-5"}  # genai-prices has their Fable twins alone
-PRICED = [name for name in catalog.MODELS if name not in TWINS]
 TOKENS = list(catalog.COLUMNS.values())
 SCHEMA = {
-    **dict.fromkeys(("key", "model", "mode", "error", *catalog.ANSWERED[:-1]), pl.String),
+    **dict.fromkeys(("key", "model", "mode", "error", *catalog.TRAITS), pl.String),
     "sent_at": pl.Datetime("us", "UTC"),
     **dict.fromkeys((*TOKENS, "thinking_tokens", "web_search_requests"), pl.Int64),
     "dollars": pl.Float64,
 }
-WIDE = cs.Limits(requests_per_minute=60_000, input_tokens_per_minute=1e8, output_tokens_per_minute=1e8)
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
 
-# Prompts around the price steps, where a wrong comparison shows, and over the whole range.
-counts = st.one_of(
-    st.integers(0, 3_000),
-    st.sampled_from([0, 1, 99_999, 100_000, 100_001, 199_999, 200_000, 200_001]),
-    st.integers(0, 1_000_000),
-)
-usages = st.fixed_dictionaries(dict.fromkeys(TOKENS, counts))
+# Prompts around the price steps, where a wrong comparison shows.
+USAGES = pl.DataFrame(
+    [(9, 0, 0, 0, 9), (0, 0, 0, 0, 0), (100_000, 0, 0, 0, 7), (99_999, 1, 0, 1, 7), (0, 900_000, 0, 1, 3_000),
+     (50_000, 25_000, 25_000, 1, 0), (100_000, 0, 100_000, 0, 7), (100_000, 0, 100_000, 1, 7)],
+    schema=dict.fromkeys(TOKENS, pl.Int64), orient="row",
+)  # fmt: skip
 
 
 def by_genai(model, mode, usage, at=NOW):
@@ -81,17 +77,15 @@ MIXED = frame(
 
 
 @pytest.mark.parametrize("mode", ["live", "batch"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-@given(model=st.sampled_from(PRICED), rows=st.lists(usages, min_size=1, max_size=4))
-def test_dollars_are_those_of_genai_prices(mode, model, rows):
-    """The dollars of any usage are genai-prices' own, for every model and mode, in a frame and alone."""
+@pytest.mark.parametrize("model", [name for name in catalog.MODELS if name not in TWINS])
+def test_dollars_are_those_of_genai_prices(mode, model):
+    """The dollars of a usage are genai-prices' own, for every model and mode, in a frame and alone."""
     price = prices.price(model, mode=mode, at=NOW)
     each = prices.dollars(price, **{name: pl.col(name) for name in TOKENS})
-    paid = pl.DataFrame(rows, schema=dict.fromkeys(TOKENS, pl.Int64)).select(dollars=each)
+    rows, paid = USAGES.to_dicts(), USAGES.select(dollars=each)
     assert paid.schema == {"dollars": pl.Float64}
-    for row, dollars in zip(rows, paid["dollars"], strict=True):
-        assert dollars == pytest.approx(by_genai(model, mode, row), rel=1e-12, abs=1e-12)
-        assert price.dollars(**row) == dollars
+    assert paid["dollars"].to_list() == pytest.approx([by_genai(model, mode, row) for row in rows], rel=1e-12)
+    assert [price.dollars(**row) for row in rows] == paid["dollars"].to_list()
 
 
 def test_every_model_has_the_price_of_its_day():
@@ -129,62 +123,32 @@ def test_waste_is_shown_by_kind():
     """Billed replies without a result and refused calls are told apart, and a repeated reply is waste."""
     waste = prices.waste(MIXED)
     kinds = {row["kind"]: (row["attempts"], row["tokens"], row["dollars"]) for row in waste.to_dicts()}
-    cut, kept_first = MIXED["dollars"][7], MIXED["dollars"][-1]
-    assert kinds == {
-        "truncated": (1, 1_524, cut),
-        "repeated": (1, 1_310, kept_first),
-        "rate_limit_error": (2, 0, 0),
-    }
-    assert waste.schema == prices.WASTE
+    cut, repeated = MIXED["dollars"][7], MIXED["dollars"][-1]
+    wanted = {"truncated": (1, 1_524, cut), "repeated": (1, 1_310, repeated), "rate_limit_error": (2, 0, 0)}
+    assert (waste.schema, kinds) == (prices.WASTE, wanted)
+    assert prices.bill(MIXED)["wasted_dollars"].sum() == pytest.approx(cut + repeated)
 
 
-def plainly(row, *, cached):
+def live(row, *, cached):
     """Price one row live, with its cache or without."""
     usage = {name: row[name] for name in TOKENS}
     if not cached:
-        total = sum(usage[name] for name in TOKENS if name != "output_tokens")
-        usage = dict.fromkeys(TOKENS, 0) | {"input_tokens": total, "output_tokens": row["output_tokens"]}
+        prompt = sum(usage.values()) - usage["output_tokens"]
+        usage = dict.fromkeys(TOKENS, 0) | {"input_tokens": prompt, "output_tokens": row["output_tokens"]}
     return by_genai(row["model"], "live", usage, row["sent_at"])
 
 
-@settings(max_examples=12)
-@given(
-    rows=st.lists(
-        st.tuples(
-            st.sampled_from(["a", "b", "c", "d"]),
-            st.sampled_from([ASKED, "claude-sonnet-4-5", OTHER]),
-            st.sampled_from(["live", "batch"]),
-            st.sampled_from([None, "truncated", "invalid_reply"]),
-            st.integers(0, 3),
-            usages,
-        ),
-        max_size=12,
-    ),
-    repeats=st.integers(0, 50),
-)
-def test_bills_and_savings_balance_for_any_attempts(rows, repeats):
-    """The bill sums to the recorded dollars, the savings to what the same rows cost plainly, each alone."""
-    table = frame(
-        *(
-            attempt(key, model=model, mode=mode, error=error, at=NOW - timedelta(days=days), **usage)
-            for key, model, mode, error, days, usage in rows
-        )
-    )
-    paid, bill = table["dollars"].sum(), prices.bill(table)
-    assert bill["dollars"].sum() == pytest.approx(paid, abs=1e-9)
-    assert "price changed since" not in bill["part"].to_list()
-    assert bill["wasted_dollars"].sum() == pytest.approx(prices.waste(table)["dollars"].sum(), abs=1e-9)
-    duplicates = pl.DataFrame({"key": ["a", "nobody"], "duplicates": [repeats, 99]})
-    saved = prices.savings(table, duplicates=duplicates)
+def test_savings_are_against_the_same_rows_done_plainly():
+    """What deduplication, cache and batches saved adds up from the plain price to what was billed."""
+    duplicates = pl.DataFrame({"key": ["a", "nobody"], "duplicates": [40, 99]})
+    saved = prices.savings(MIXED, duplicates=duplicates)
     assert saved.schema == prices.SAVINGS
-    billed = [row for row in table.iter_rows(named=True) if row["dollars"]]
-    live, plain = (sum(plainly(row, cached=cached) for row in billed) for cached in (True, False))
-    kept = next((row for row in billed if row["key"] == "a" and not row["error"]), None)
-    repeated = repeats * plainly(kept, cached=False) if kept else 0.0
-    wanted = {"deduplication": repeated, "cache": plain - live, "batch": live - paid}
-    assert dict(saved.select("strategy", "dollars_saved").iter_rows()) == pytest.approx(wanted, abs=1e-9)
-    assert saved["dollars_without"][0] == pytest.approx(plain + repeated, abs=1e-9)
-    assert saved["dollars_with"][-1] == pytest.approx(paid, abs=1e-9)
+    billed, paid = MIXED.filter(pl.col("dollars") > 0).to_dicts(), MIXED["dollars"].sum()
+    plain, cached = (sum(live(row, cached=with_cache) for row in billed) for with_cache in (False, True))
+    repeated = 40 * live(billed[0], cached=False)
+    assert saved["dollars_saved"].to_list() == pytest.approx([repeated, plain - cached, cached - paid])
+    assert saved["dollars_without"][0] == pytest.approx(plain + repeated)
+    assert saved["dollars_with"][-1] == pytest.approx(paid)
 
 
 # ----------------------------------------------------------------- what an answer costs by what it says
@@ -221,10 +185,9 @@ def ran(answers, mode="live", **options):
         return {"type": "succeeded", "message": answers[params["messages"][0]["content"]]}
 
     texts = pl.DataFrame({"text": list(answers)})
-    plan = cs.plan(texts, "{text}", **{"model": ASKED, "tier": WIDE, "mode": mode, **options})
+    plan = cs.plan(texts, "{text}", **{"model": ASKED, "tier": WIDE_LIMITS, "mode": mode, **options})
     with canned.Canned(canned.BatchApi(given)) as server:
-        client = cs.connect(api_key=canned.KEY, base_url=server.url)
-        return cs.wait(plan.run(client, ledger=None, progress=False))
+        return finished(plan, cs.connect(api_key=canned.KEY, base_url=server.url))
 
 
 @pytest.mark.slow
@@ -235,12 +198,10 @@ def test_a_run_costs_what_the_account_says(mode):
     attempts = run.attempts.filter(mode=mode) if mode == "batch" else run.attempts
     costs = sorted(row[1 if mode == "live" else 2] for row in ACCOUNT.values())
     assert attempts["dollars"].sort().to_list() == pytest.approx(costs, abs=1e-12)
-    whole = sum(costs)
     bill = prices.bill(attempts)
-    assert bill["dollars"].sum() == pytest.approx(whole, abs=1e-12)
-    assert bill.row(-1, named=True)["dollars"] == pytest.approx(0.07)  # the searches
-    assert bill["part"][-1] == "web_search"
-    assert prices.savings(attempts)["dollars_with"][-1] == pytest.approx(whole, abs=1e-12)
+    assert bill["dollars"].sum() == pytest.approx(sum(costs), abs=1e-12)
+    assert (bill["part"][-1], bill["dollars"][-1]) == ("web_search", pytest.approx(0.07))
+    assert prices.savings(attempts)["dollars_with"][-1] == pytest.approx(sum(costs), abs=1e-12)
     refused = prices.waste(attempts).row(by_predicate=pl.col("kind") == "refusal", named=True)
     assert (refused["attempts"], refused["billed_attempts"]) == (2, 1)
     refusals = attempts.filter(error="refusal").sort("input_tokens", "dollars")
