@@ -192,23 +192,19 @@ class Prompt:
         return contents.with_columns(content=content, characters=characters)
 
     @readable()
-    def sizes(self, frame: Frame, only: pl.Series | None = None) -> pl.DataFrame:
-        """Return `SIZES` of a frame, or of some of its rows: read as a stream, nothing rendered whole."""
+    def sizes(self, frame: Frame) -> pl.DataFrame:
+        """Return `SIZES` of a frame: read as a stream, nothing rendered whole."""
         content, characters = self.text.content, self.text.characters
         if self.system is not None:
             content = pl.struct(text=content, system=self.system.content)
             characters += self.system.characters
         rows = frame.lazy().select(
-            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
-            content.hash().alias("text"),
-            characters.cast(pl.UInt32).alias("characters"),
+            row=pl.int_range(pl.len()),  # so that a text which is the same for all rows is not one row
+            text=content.hash(),
+            characters=characters.cast(pl.UInt32),
         )
-        if self.samples > 1:
-            rows = _sampled(rows, self.samples).with_columns(row="place")
-        if only is not None:
-            rows = rows.join(only.alias("row").to_frame().lazy(), on="row", how="semi")
-        group = ["text", "characters", *(["sample"] if self.samples > 1 else [])]
-        return _sizes(rows.group_by(group).agg(rows=pl.len())).collect(engine="streaming")
+        texts = rows.group_by("text", "characters").agg(rows=pl.len())
+        return _sizes(texts, self.samples).collect(engine="streaming")
 
     def keys(self, contents: pl.Series, api: str) -> pl.Series:
         """Return the key of each message, null for null: the same request to the same API, the same key.
@@ -245,7 +241,7 @@ class Prompt:
         rendered = rows.get_column("content", default=None)
         unsent = rows.select("error", "message") if self.has_files else None
         if self.samples > 1:
-            rows = _sampled(rows.lazy(), self.samples).collect()
+            rows = rows.with_columns(sample=pl.int_ranges(1, self.samples + 1)).explode("sample")
             pairs = zip(rows["key"], rows["sample"], strict=True)
             key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in pairs]
             rows = rows.with_columns(pl.Series("key", key, pl.String))
@@ -292,16 +288,11 @@ def _check_bytes(rows: pl.DataFrame) -> None:
         )
 
 
-def _sampled(rows: pl.LazyFrame, samples: int) -> pl.LazyFrame:
-    """Return each row as often as it is sent: with its `sample`, from 1, and its `place` in the results."""
-    every = rows.with_columns(sample=pl.int_ranges(1, pl.lit(samples + 1))).explode("sample")
-    return every.with_columns(place=(pl.col("row") * samples + pl.col("sample") - 1).cast(pl.UInt32))
-
-
-def _sizes(distinct: pl.LazyFrame) -> pl.LazyFrame:
-    # Sorted, so that sums over them are the same to the last digit every time.
+def _sizes(distinct: pl.LazyFrame, samples: int = 1) -> pl.LazyFrame:
+    """Return `SIZES` of distinct texts, each of which is sent so often for each of its rows."""
     sizes = distinct.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
-    return sizes.cast(SIZES).sort("characters")
+    # Sorted, so that sums over them are the same to the last digit every time.
+    return sizes.with_columns(pl.col("requests", "rows") * samples).cast(SIZES).sort("characters")
 
 
 def compile_prompt(
