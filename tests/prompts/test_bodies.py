@@ -1,6 +1,5 @@
 """The body of one row of each kind, as the SDK's own types take it: live and in a batch."""
 
-import asyncio
 import json
 from collections.abc import Iterable
 
@@ -8,7 +7,7 @@ import polars as pl
 import pytest
 from anthropic.types.messages.batch_create_params import Request
 from pydantic import BaseModel, ConfigDict, TypeAdapter
-from running import simulator
+from running import a_plan, finished, simulator
 
 import claudescale as cs
 
@@ -58,15 +57,15 @@ def read(value):
     return [read(inner) for inner in value] if is_list else value
 
 
-def rows_of(kind):
-    """Return `Plan.requests` of a kind."""
-    return cs.plan(FRAME, **{"prompt": TEXT, "model": "claude-haiku-5-5", **KINDS[kind]}).requests
+def plan_of(kind, mode="live"):
+    """Return a plan over one row of a kind."""
+    return a_plan(FRAME, **{"prompt": TEXT, "max_tokens": 1_000, "mode": mode, **KINDS[kind]})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_body_of_each_kind_is_of_the_sdk_s_types(kind):
     """Each field is of its type, and none is there that the types do not know: those would be dropped."""
-    rows = rows_of(kind)
+    rows = plan_of(kind).requests
     assert rows.height == KINDS[kind].get("samples", 1)
     for key, params in rows.iter_rows():
         request = {"custom_id": key, "params": json.loads(params)}
@@ -74,19 +73,10 @@ def test_a_body_of_each_kind_is_of_the_sdk_s_types(kind):
 
 
 @pytest.mark.slow
-def test_the_simulator_answers_a_body_of_each_kind():
-    """Live and in one batch, each is answered as the API would, none refused."""
-    bodies = [json.loads(params) for kind in KINDS for params in rows_of(kind)["params"]]
-
-    async def answered(client):
-        requests = [{"custom_id": str(number), "params": body} for number, body in enumerate(bodies)]
-        async with client:
-            replies = await asyncio.gather(*(client.messages.create(**body) for body in bodies))
-            batch = await client.messages.batches.create(requests=requests)
-            while batch.processing_status != "ended":
-                await asyncio.sleep(0.02)
-                batch = await client.messages.batches.retrieve(batch.id)
-        return [reply.stop_reason for reply in replies], batch.request_counts.succeeded
-
+@pytest.mark.parametrize("mode", ["live", "batch"])
+def test_the_simulator_answers_a_row_of_each_kind(mode):
+    """Each is answered as the API would, none refused, and the reply is what was asked for."""
     with simulator(speed=600, batch_seconds=6) as api:
-        assert cs.wait(answered(api.client())) == (["end_turn"] * len(bodies), len(bodies))
+        for kind in KINDS:
+            results = finished(plan_of(kind, mode), api.client()).results
+            assert results["reply"].null_count() == results["error"].count() == 0, kind
