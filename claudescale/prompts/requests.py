@@ -242,9 +242,8 @@ class Prompt:
         unsent = rows.select("error", "message") if self.has_files else None
         if self.samples > 1:
             rows = rows.with_columns(sample=pl.int_ranges(1, self.samples + 1)).explode("sample")
-            pairs = zip(rows["key"], rows["sample"], strict=True)
-            key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in pairs]
-            rows = rows.with_columns(pl.Series("key", key, pl.String))
+            sampled = [_sample_key(*pair) for pair in rows.select("key", "sample").iter_rows()]
+            rows = rows.with_columns(pl.Series("key", sampled, pl.String))
         keys, sent = rows["key"], rows
         if retry is not None:
             keys = retry.keys_of(keys)
@@ -573,6 +572,11 @@ class Work(NamedTuple):
             columns = columns.with_columns(error=pl.coalesce("error", broken))
             columns = typed.hstack(columns.drop("reply") if prompt.returns.single else columns)
         return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
+
+
+def _sample_key(key: str | None, sample: int) -> str | None:
+    """Return the key of one of a row's samples; the first is the request of a plan without samples."""
+    return key if key is None or sample == 1 else key_of(f"{key}\0{sample}")
 
 
 def key_of(text: str) -> str:
