@@ -312,7 +312,9 @@ class Compiled:
     @cached_property
     def sizes(self) -> pl.DataFrame:
         """`prompts.requests.SIZES`; the frame is read once, as a stream."""
-        return self.prompt.sizes(self.plan.frame, None if self.retry is None else self.retry.rows_sent)
+        if self.retry is None:
+            return self.prompt.sizes(self.plan.frame)
+        return self.prompt.work(self.plan.frame, "any API", self.retry).sizes
 
     @cached_property
     def totals(self) -> Totals:

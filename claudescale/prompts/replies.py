@@ -177,7 +177,8 @@ def compile_returns(returns: Any) -> Returns:
     elif isinstance(returns, Mapping) and returns:
         hint = _object({str(name): _hint(kind, f"field {name!r}") for name, kind in returns.items()})
     else:
-        single, hint = True, _object({"reply": _hint(returns, "the type")})
+        single = True
+        hint = _object({"reply": _hint(returns, "the type")})
     path = f"the model {hint.__name__}"
     try:
         adapter = TypeAdapter(hint)

@@ -192,23 +192,19 @@ class Prompt:
         return contents.with_columns(content=content, characters=characters)
 
     @readable()
-    def sizes(self, frame: Frame, only: pl.Series | None = None) -> pl.DataFrame:
-        """Return `SIZES` of a frame, or of some of its rows: read as a stream, nothing rendered whole."""
+    def sizes(self, frame: Frame) -> pl.DataFrame:
+        """Return `SIZES` of a frame: read as a stream, nothing rendered whole."""
         content, characters = self.text.content, self.text.characters
         if self.system is not None:
             content = pl.struct(text=content, system=self.system.content)
             characters += self.system.characters
         rows = frame.lazy().select(
-            pl.int_range(pl.len(), dtype=pl.UInt32).alias("row"),
-            content.hash().alias("text"),
-            characters.cast(pl.UInt32).alias("characters"),
+            row=pl.int_range(pl.len()),  # so that a text which is the same for all rows is not one row
+            text=content.hash(),
+            characters=characters.cast(pl.UInt32),
         )
-        if self.samples > 1:
-            rows = _sampled(rows, self.samples).with_columns(row="place")
-        if only is not None:
-            rows = rows.join(only.alias("row").to_frame().lazy(), on="row", how="semi")
-        group = ["text", "characters", *(["sample"] if self.samples > 1 else [])]
-        return _sizes(rows.group_by(group).agg(rows=pl.len())).collect(engine="streaming")
+        texts = rows.group_by("text", "characters").agg(rows=pl.len())
+        return _sizes(texts, self.samples).collect(engine="streaming")
 
     def keys(self, contents: pl.Series, api: str) -> pl.Series:
         """Return the key of each message, null for null: the same request to the same API, the same key.
@@ -232,9 +228,9 @@ class Prompt:
         typed = {} if self.returns is None else self.returns.columns
         sample = {"sample": pl.Int64()} if self.samples > 1 else {}
         texts = dict.fromkeys(["reply", "error", *(["message"] if self.has_files else [])], pl.String())
-        given = {self.renamed.get(name, name): dtype for name, dtype in schema_of(frame).items()}
+        renamed = {self.renamed.get(name, name): dtype for name, dtype in schema_of(frame).items()}
         # A single value is itself the column `reply`: the last `typed` gives it its type.
-        return pl.Schema({**given, **sample, **typed, **texts, **typed})
+        return pl.Schema({**renamed, **sample, **typed, **texts, **typed})
 
     def work(self, frame: Frame, api: str, retry: Retry | None = None) -> Work:
         """Return the rows of a frame with the keys they have at one API, in one pass over their texts."""
@@ -245,10 +241,9 @@ class Prompt:
         rendered = rows.get_column("content", default=None)
         unsent = rows.select("error", "message") if self.has_files else None
         if self.samples > 1:
-            rows = _sampled(rows.lazy(), self.samples).collect()
-            pairs = zip(rows["key"], rows["sample"], strict=True)
-            key = [key_of(f"{key}\0{sample}") if key and sample > 1 else key for key, sample in pairs]
-            rows = rows.with_columns(pl.Series("key", key, pl.String))
+            rows = rows.with_columns(sample=pl.int_ranges(1, self.samples + 1)).explode("sample")
+            sampled = [_sample_key(*pair) for pair in rows.select("key", "sample").iter_rows()]
+            rows = rows.with_columns(pl.Series("key", sampled, pl.String))
         keys, sent = rows["key"], rows
         if retry is not None:
             keys = retry.keys_of(keys)
@@ -292,16 +287,11 @@ def _check_bytes(rows: pl.DataFrame) -> None:
         )
 
 
-def _sampled(rows: pl.LazyFrame, samples: int) -> pl.LazyFrame:
-    """Return each row as often as it is sent: with its `sample`, from 1, and its `place` in the results."""
-    every = rows.with_columns(sample=pl.int_ranges(1, pl.lit(samples + 1))).explode("sample")
-    return every.with_columns(place=(pl.col("row") * samples + pl.col("sample") - 1).cast(pl.UInt32))
-
-
-def _sizes(distinct: pl.LazyFrame) -> pl.LazyFrame:
-    # Sorted, so that sums over them are the same to the last digit every time.
+def _sizes(distinct: pl.LazyFrame, samples: int = 1) -> pl.LazyFrame:
+    """Return `SIZES` of distinct texts, each of which is sent so often for each of its rows."""
     sizes = distinct.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
-    return sizes.cast(SIZES).sort("characters")
+    # Sorted, so that sums over them are the same to the last digit every time.
+    return sizes.with_columns(pl.col("requests", "rows") * samples).cast(SIZES).sort("characters")
 
 
 def compile_prompt(
@@ -334,32 +324,30 @@ def compile_prompt(
     if type(max_tokens) is not int or not 1 <= max_tokens <= model.max_output_tokens:
         most = f"{model.max_output_tokens:,}"
         refuse(f"max_tokens={max_tokens!r}: it must be a whole number. {model.id} writes 1 to {most} tokens.")
-    more = {"message": isinstance(text, Multipart), "sample": samples > 1}
-    needed = [*OUTPUT_COLUMNS, *(name for name, is_there in more.items() if is_there)]
-    given = _checked(params or {}, model)
+    fields = _checked(params or {}, model)
     thinking, output = _thinking(model, max_tokens, effort, thinking)
-    output |= given.pop("output_config", {})
+    output |= fields.pop("output_config", {})
     output |= {"format": {"type": "json_schema", "schema": typed.json_schema}} if typed else {}
     filled = None if system is None else system_of(system, schema)
     shared, per_row = (None, filled) if isinstance(filled, Text) else (filled, None)
     turns = _turns(examples, typed)
     optional = {"system": shared, "thinking": dict(thinking or {}), "output_config": output}
     body = {"model": model.id, "max_tokens": max_tokens}
-    body |= {name: value for name, value in optional.items() if value} | given
+    body |= {name: value for name, value in optional.items() if value} | fields
     body |= {"messages": turns} if turns else {}
     marked = _marked(cache, shared, turns if per_row is None else [])
-    words = [*prompt, system] if isinstance(prompt, list) else [prompt, system if per_row else None]
+    words = [*(prompt if isinstance(prompt, list) else [prompt]), system if per_row else None]
     return Prompt(
         head=_head(body | {"model": sent or model.id} | marked),
         text=text,
         system=per_row,
         samples=samples,
-        renamed=_renamed(schema, typed, needed),
+        renamed=_renamed(schema, typed, has_files=isinstance(text, Multipart), has_samples=samples > 1),
         template=" ".join(word for word in words if isinstance(word, str)),
         returns=typed,
         constant=body,
         model=model,
-        charges=_charges(given),
+        charges=_charges(fields),
     )
 
 
@@ -374,26 +362,32 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
     """Return examples as turns of a conversation; PlanError for what is none."""
     turns = []
     for example in examples if isinstance(examples, list | tuple) else [examples]:
-        user, *replies = example if isinstance(example, list | tuple) and example else [example]
-        texts = [user, *(reply if typed is None else typed.example(reply) for reply in replies)]
-        if len(texts) != 2 or not all(isinstance(text, str) and text.strip() for text in texts):  # noqa: PLR2004
+        is_pair = isinstance(example, list | tuple) and len(example) == 2  # noqa: PLR2004
+        user, reply = example if is_pair else (example, None)
+        assistant = reply if typed is None or reply is None else typed.example(reply)
+        if not all(isinstance(text, str) and text.strip() for text in (user, assistant)):
             refuse(
                 f"examples= has {example!r:.60}, which is not a pair of texts. Give a list of them: "
                 "examples=[('Late again', 'complaint'), ...]."
             )
-        turns += [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
+        turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
     return turns
 
 
-def _renamed(schema: pl.Schema, typed: Returns | None, needed: list[str]) -> dict[str, str]:
+def _renamed(
+    schema: pl.Schema, typed: Returns | None, *, has_files: bool, has_samples: bool
+) -> dict[str, str]:
     """Return the frame's columns whose names the results need, and new names; raise for a field's."""
+    needed = [*OUTPUT_COLUMNS, *(["message"] if has_files else []), *(["sample"] if has_samples else [])]
     fields = () if typed is None or typed.single else tuple(typed.columns)
     for name in fields:
-        if name in needed or name in schema:
-            use = (
-                "Rename the field" if name in needed else f"Use frame.rename({{{name!r}: {f'my_{name}'!r}}})"
-            )
-            refuse(f"returns= adds a column {name!r}, and the results have one already. {use}.", NameTaken)
+        if name in needed:
+            use = "Rename the field"
+        elif name in schema:
+            use = f"Use frame.rename({{{name!r}: {f'my_{name}'!r}}})"
+        else:
+            continue
+        refuse(f"returns= adds a column {name!r}, and the results have one already. {use}.", NameTaken)
     renamed = {}
     for name in needed:
         if name in schema:
@@ -433,18 +427,18 @@ def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
         refuse(f"params has {name!r}: {why}")
     try:
         # Only the outermost names are sorted: the order inside tools and schemas may matter to the model.
-        given: dict[str, Any] = json.loads(as_json(dict(sorted(values.items()))))
+        fields: dict[str, Any] = json.loads(as_json(dict(sorted(values.items()))))
     except TypeError as error:
         msg = f"params cannot be written as JSON: {error}. "
         raise PlanError(msg + "Use only dict, list, str, int, float, bool and None.") from error
-    tools, output = given.get("tools", []), given.get("output_config", {})
+    tools, output = fields.get("tools", []), fields.get("output_config", {})
     if not isinstance(tools, list) or not all(isinstance(value, dict) for value in [output, *tools]):
         refuse("params: tools must be a list of dicts, and output_config a dict, as the API takes them.")
     taken = () if model.id in CHARGES.no_inference_geo else CHARGES.geographies
-    if "inference_geo" in given and given["inference_geo"] not in taken:
+    if "inference_geo" in fields and fields["inference_geo"] not in taken:
         there = " or ".join(map(repr, CHARGES.geographies))
         refuse(f"inference_geo is {there}, from Claude 4.6 on; {model.id} does not take this one.")
-    return given
+    return fields
 
 
 def _charges(params: Mapping[str, Any]) -> Charges:
@@ -487,8 +481,8 @@ def _thinking(
 ) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
     """Return the ``thinking`` and the ``output_config`` to send."""
     kind = thinking.get("type", "") if isinstance(thinking, Mapping) else thinking
-    given = {"effort=": (effort, model.efforts), "thinking of the type ": (kind, model.thinking_types)}
-    for name, (value, taken) in given.items():
+    choices = {"effort=": (effort, model.efforts), "thinking of the type ": (kind, model.thinking_types)}
+    for name, (value, taken) in choices.items():
         if value is not None and value not in taken:
             there = f"It takes {', '.join(map(repr, taken))}." if taken else "Leave it out."
             refuse(f"{model.id} does not take {name}{value!r}. {there}")
@@ -566,9 +560,10 @@ class Work(NamedTuple):
             frame, unsent = frame[rows], unsent if unsent is None else unsent[rows]
             if prompt.samples > 1:
                 frame = frame.with_columns(sample=places.cast(pl.Int64) % prompt.samples + 1)
-        answered = answers.select("key", "reply", "error", is_answered=pl.lit(value=True))
-        joined = keys.to_frame().join(answered, on="key", how="left", maintain_order="left")
-        is_waiting = pl.col("key").is_not_null() & pl.col("is_answered").is_null()
+        answers = answers.select("key", "reply", "error")
+        joined = keys.to_frame().join(answers, on="key", how="left", maintain_order="left")
+        # A final attempt has a reply, or an error that says why it has none.
+        is_waiting = pl.col("key").is_not_null() & pl.col("reply").is_null() & pl.col("error").is_null()
         columns = joined.select("reply", error=pl.when(is_waiting).then(pl.lit(NOT_SENT)).otherwise("error"))
         if unsent is not None:
             columns = columns.with_columns(unsent["message"], error=pl.coalesce("error", unsent["error"]))
@@ -577,6 +572,11 @@ class Work(NamedTuple):
             columns = columns.with_columns(error=pl.coalesce("error", broken))
             columns = typed.hstack(columns.drop("reply") if prompt.returns.single else columns)
         return frame.hstack(columns.with_columns(simulated=True) if simulated else columns)
+
+
+def _sample_key(key: str | None, sample: int) -> str | None:
+    """Return the key of one of a row's samples; the first is the request of a plan without samples."""
+    return key if key is None or sample == 1 else key_of(f"{key}\0{sample}")
 
 
 def key_of(text: str) -> str:

@@ -88,14 +88,14 @@ def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
 def _check_same(run: Run, replies: pl.DataFrame, prompt: Prompt, frame: pl.DataFrame) -> None:
     """Raise where a prompt asks other rows than a run did, or for replies of another form."""
     before = run.plan.compiled.prompt
-    asked = before.contents(run.job.work.frame)["content"]
-    if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(asked):
+    texts = before.contents(run.job.work.frame)["content"]
+    if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(texts):
         refuse(
-            f"The run has {asked.len():,} rows and the plan {frame.height:,}, or it asks something else: "
+            f"The run has {texts.len():,} rows and the plan {frame.height:,}, or it asks something else: "
             "plan.retry() takes a run with the same texts in the same order, and the same samples=. Use "
             "run.plan.retry(run), or ask all rows: run = await plan.run(client)."
         )
-    form, form_before = (each.returns and each.returns.json_schema for each in (prompt, before))
+    form, form_before = (asked.returns and asked.returns.json_schema for asked in (prompt, before))
     if form != form_before and replies["error"].null_count():
         refuse(
             "plan.retry(run, returns=...): the run's replies have another form and cannot be mixed "

@@ -170,7 +170,7 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
 
 def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     """Return a column as text for a reader, null where it is null."""
-    if any(each in (pl.Binary, pl.Object, pl.Unknown) for each in _with_inner(dtype)):
+    if any(part in (pl.Binary, pl.Object, pl.Unknown) for part in _with_inner(dtype)):
         refuse(
             f"The column {name!r} contains {dtype!r}, which is not text. Convert it with Polars first, such "
             f"as frame.with_columns(pl.col({name!r}).cast(pl.String)).",
@@ -321,7 +321,7 @@ class Multipart:
     @classmethod
     def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: Model) -> Multipart:
         """Return a prompt that was given as a list; PlanError for what cannot be read."""
-        parts = tuple(_part(given, schema) for given in prompt)
+        parts = tuple(_part(part, schema) for part in prompt)
         columns = tuple(dict.fromkeys(name for part in parts for name in part.columns or ()))
         if not columns:
             such_as = "Give texts and parts: [cs.image('photo'), 'What is broken?']."
@@ -396,15 +396,15 @@ class Multipart:
         return message
 
 
-def _part(given: str | Part, schema: pl.Schema) -> Part | Text:
+def _part(part: str | Part, schema: pl.Schema) -> Part | Text:
     """Return a part of a prompt; PlanError for what cannot be read."""
-    if not isinstance(given, Part):
-        return text_of(given, schema, constant=True)
-    if given.column not in schema:
-        raise unknown_column(given.column, schema)
-    dtype = schema[given.column]
+    if not isinstance(part, Part):
+        return text_of(part, schema, constant=True)
+    if part.column not in schema:
+        raise unknown_column(part.column, schema)
+    dtype = schema[part.column]
     kinds = get_args(Kind) if dtype == pl.String else ()
-    if dtype not in (pl.String, pl.Binary) or given.kind not in (None, *kinds):
+    if dtype not in (pl.String, pl.Binary) or part.kind not in (None, *kinds):
         there = f"bytes (pl.Binary), or Strings of a kind= in {', '.join(map(repr, get_args(Kind)))}"
-        refuse(f"{given!r}: the column is {dtype!r}, and {given.block}s are {there}.", BadTemplate)
-    return given
+        refuse(f"{part!r}: the column is {dtype!r}, and {part.block}s are {there}.", BadTemplate)
+    return part

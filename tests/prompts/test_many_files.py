@@ -24,16 +24,14 @@ def frame(tmp_path_factory):
     """Return 200 rows, each with an image of its own and one of 50 PDFs of one to five pages."""
     folder, noise = tmp_path_factory.mktemp("files"), random.Random(1)
     head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 240, 240) + b"\x08\x02"
+    rows = []
     for number in range(IMAGES):
-        (folder / f"{number}.png").write_bytes(head + noise.randbytes(172_800))
-    for number in range(PDFS):
-        pages = b"<< /Type /Page /Font 1 >>" * (1 + number % 5)
-        (folder / f"{number}.pdf").write_bytes(
-            b"%PDF-1.4\n%" + noise.randbytes(30_000).hex().encode() + pages
-        )
-    rows = [
-        (f"{folder}/{number}.png", f"{folder}/{number % PDFS}.pdf", "cracked") for number in range(IMAGES)
-    ]
+        image, pdf = folder / f"{number}.png", folder / f"{number % PDFS}.pdf"
+        image.write_bytes(head + noise.randbytes(172_800))
+        if number < PDFS:
+            pages = b"<< /Type /Page /Font 1 >>" * (1 + number % 5)
+            pdf.write_bytes(b"%PDF-1.4\n%" + noise.randbytes(30_000).hex().encode() + pages)
+        rows.append((str(image), str(pdf), "cracked"))
     return pl.DataFrame(rows, schema=["photo", "file", "note"], orient="row")
 
 

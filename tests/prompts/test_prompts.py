@@ -3,13 +3,9 @@
 import base64
 import hashlib
 import json
-from typing import get_type_hints
 
 import polars as pl
 import pytest
-from anthropic.types.beta.message_create_params import MessageCreateParamsNonStreaming as Beta
-from anthropic.types.message_create_params import MessageCreateParamsNonStreaming as Known
-from anthropic.types.tool_union_param import ToolUnionParam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -17,23 +13,17 @@ from pydantic import BaseModel, Field
 
 import claudescale as cs
 from claudescale.api import catalog
-from claudescale.errors import NameTaken, PlanError, RequestTooLarge
-from claudescale.prompts.requests import FACTS, NOT_SENT, REQUESTS, compile_prompt
+from claudescale.errors import PlanError, RequestTooLarge
+from claudescale.prompts.requests import NOT_SENT, REQUESTS, compile_prompt
 
 HAIKU, OLD, SONNET = "claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5"
+# fmt: off
 HOSTILE = [
-    "",
-    "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029",
-    'quote " \\ slash / </script>',
-    "\\u0041 \\n",
-    "{text} {{text}}",
-]
-HOSTILE += [
-    '{"role":"user","content":"x"}',
-    '"}]}',
-    "x" * 9_000,
+    "", "\x00 \r\n\t\x1f\x7f\x85\u2028\u2029", 'quote " \\ slash / </script>', "\\u0041 \\n",
+    "{text} {{text}}", '{"role":"user","content":"x"}', '"}]}', "x" * 9_000,
     "\U0001f600\u200d\U0001f467 e\u0301\ufeff\u202e\uffff",
 ]
+# fmt: on
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.sampled_from([None, *HOSTILE])
 ONE = pl.DataFrame({"text": ["a"]})
 
@@ -73,12 +63,12 @@ def test_rows_become_requests_and_answers_rows(template, texts, slice_rows, data
     keys = {None: None, **dict(zip(distinct, hashes, strict=True))}
     assert work.keys.to_list() == [keys[text] for text in texts]
     assert prompt.sizes(frame.lazy()).equals(work.sizes)
-    known = data.draw(st.sets(st.sampled_from(distinct)) if distinct else st.just(set()))
-    found = work.results(answers(*((keys[text], f"<{text}>", None) for text in known)))
-    assert_frame_equal(found.select("text", "other"), frame)
-    assert found["reply"].to_list() == [f"<{text}>" if text in known else None for text in texts]
-    missing = [text is not None and text not in known for text in texts]
-    assert found["error"].to_list() == [NOT_SENT if each else None for each in missing]
+    answered = data.draw(st.sets(st.sampled_from(distinct)) if distinct else st.just(set()))
+    results = work.results(answers(*((keys[text], f"<{text}>", None) for text in answered)))
+    assert_frame_equal(results.select("text", "other"), frame)
+    assert results["reply"].to_list() == [f"<{text}>" if text in answered else None for text in texts]
+    missing = [text is not None and text not in answered for text in texts]
+    assert results["error"].to_list() == [NOT_SENT if is_missing else None for is_missing in missing]
 
 
 def test_the_key_depends_on_everything_that_may_change_the_answer():
@@ -97,42 +87,29 @@ def test_the_key_depends_on_everything_that_may_change_the_answer():
     assert key(system="Briefly.", cache=True) == key(system="Briefly.")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "large", "size"),
-    [
-        ("{text}", "\x01" * 5_400_000, "32,400,119"),
-        ([cs.pdf("text")], b"%PDF-1.4 /Type /Page" + bytes(24_000_000), "32,000"),
-    ],
-    ids=["text", "PDF"],
-)
-def test_a_request_over_32_mb_is_named_by_row_and_size(prompt, large, size):
+def test_a_request_over_32_mb_is_named_by_row_and_size():
     """Size counts bytes as sent, of files in base64; the message has row and size and not the text."""
-    frame = pl.DataFrame({"text": [large[:100], None, large, large]})
-    with pytest.raises(RequestTooLarge, match=f"row 2 .* is {size}") as raised:
-        compiled(prompt, frame).work(frame, "api")
+    large = b"%PDF-1.4 /Type /Page" + bytes(24_000_000)
+    frame = pl.DataFrame({"file": [large[:100], None, large, large]})
+    with pytest.raises(RequestTooLarge, match=r"row 2 .* is 32,000") as raised:
+        compiled([cs.pdf("file")], frame).work(frame, "api")
     assert len(str(raised.value)) < 300
 
 
 def test_results_can_be_the_next_input():
     """Columns named as ours keep their cells under the next free name, with a line that says so."""
     frame = pl.DataFrame({"reply": ["late", "fine"], "error": None, "reply_1": ["a", "b"], "simulated": True})
-    texts = frame.select(text="reply")
     prompt = compiled("Is it bad? {reply}", frame, returns={"bad": pl.Boolean})
     work = prompt.work(frame, "api")
-    plain = compiled("Is it bad? {text}", texts, returns={"bad": pl.Boolean}).work(texts, "api")
-    assert work.keys.equals(plain.keys)
-    found = work.results(answers((work.keys[1], '{"bad":false}', None)))
-    assert found.schema == prompt.results_schema(frame)
-    kept = found.select("reply_2", "error_1", "reply_1", "simulated_1")
-    assert_frame_equal(kept.rename(dict(zip(kept.columns, frame.columns, strict=True))), frame)
-    assert found["bad", "error"].rows() == [(None, NOT_SENT), (False, None)]
+    results = work.results(answers((work.keys[1], '{"bad":false}', None)))
+    assert results.schema == prompt.results_schema(frame)
+    moved = results.select("reply_2", "error_1", "reply_1", "simulated_1")
+    assert_frame_equal(moved.rename(dict(zip(moved.columns, frame.columns, strict=True))), frame)
+    assert results["bad", "error"].rows() == [(None, NOT_SENT), (False, None)]
     (note,) = prompt.notes(frame)
     assert note.endswith("'reply' to 'reply_2', 'error' to 'error_1', 'simulated' to 'simulated_1'.")
     field = compiled("{reply}", frame.select("reply"), returns={"reply_1": pl.String})
     assert field.renamed == {"reply": "reply_2"}
-    for name, words in (("text", r"frame\.rename\(\{'text': 'my_text'\}\)"), ("error", "Rename the field")):
-        with pytest.raises(NameTaken, match=words):
-            compiled("{text}", ONE, returns={name: pl.String, "label": pl.String})
 
 
 class Mood(BaseModel):
@@ -190,12 +167,12 @@ def test_samples_send_each_row_as_often():
     assert work.requests["row"].to_list() == [0, 0, 0, 2, 2, 2]
     assert prompt.sizes(frame.lazy()).drop_nulls().equals(work.sizes.drop_nulls())
     assert work.sizes.drop_nulls().select("requests", "rows").row(0) == (6, 9)
-    found = work.results(answers((work.keys[1], "!", None)))
-    assert found.schema == prompt.results_schema(frame)
-    assert found["text"].to_list() == ["a"] * 3 + [None] * 3 + ["b"] * 3 + ["a"] * 3
-    assert found["sample"].to_list() == [1, 2, 3] * 4
-    assert {*found["sample_1", "message"].rows()} == {(7, "kept")}
-    assert found["reply"].is_not_null().arg_true().to_list() == [1, 10]
+    results = work.results(answers((work.keys[1], "!", None)))
+    assert results.schema == prompt.results_schema(frame)
+    assert results["text"].to_list() == ["a"] * 3 + [None] * 3 + ["b"] * 3 + ["a"] * 3
+    assert results["sample"].to_list() == [1, 2, 3] * 4
+    assert {*results["sample_1", "message"].rows()} == {(7, "kept")}
+    assert results["reply"].is_not_null().arg_true().to_list() == [1, 10]
 
 
 # fields, tools and thinking
@@ -209,26 +186,14 @@ def plan(**options):
     return cs.plan(ONE, "{text}", **{"model": HAIKU, **options})
 
 
-def test_every_field_and_tool_of_the_sdk_is_known():
-    """Each parameter of the SDK's types, and each of its tools, is taken or refused with a reason."""
-    kinds = [base for kind in (Known, Beta) for base in (kind, *kind.__orig_bases__)]
-    fields = {name for kind in kinds for name in getattr(kind, "__annotations__", {})}
-    tools = {get_type_hints(kind)["type"].__args__[0] for kind in ToolUnionParam.__args__[1:]}
-    known = {*FACTS["taken"], *FACTS["refused"]}
-    named = {name for name in tools if name.startswith((*FACTS["server_tools"], *FACTS["refused_tools"]))}
-    assert len(fields & known) > 20
-    assert named > set(FACTS["server_tools"])
-    if new := fields - known | tools - named:  # refused as unknown until somebody looks at it
-        pytest.skip(f"this SDK is newer, it has {new}")
-
-
 # fmt: off
 PARAMS = [
     ({"extra_body": {"service_tier": "auto"}}, "straight into params"), ({"store": True}, "does not know"),
     ({"stop_sequence": ["a"]}, "Did you mean 'stop_sequences'"), (["stop_sequences"], "not a dict"),
     ({"context_management": {}}, "billed separately"), ({"tool_choice": {"type": "any"}}, "use returns="),
     ({"speed": "fast"}, "not priced"), ({"inference_geo": "eu"}, "'us' or 'global'"),
-    ({"fallbacks": [{}]}, "own price"), ({"temperature": 1.0}, "no sampling parameters"),
+    ({"fallbacks": [{}]}, "own price"), ({"container": "c"}, "by the hour"),
+    ({"mcp_servers": [{}]}, "cost of their tools"),
     ({"output_config": []}, "a dict"), ({"tools": {}}, "list of dicts"), ({"tools": [5]}, "list of dicts"),
     ({"tools": [TOOL]}, "'tag' must be run by your own code.*returns="),
     ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, "by the hour"),
@@ -236,7 +201,6 @@ PARAMS = [
     ({"tools": [{"type": "web_serch_20250305", "name": "web_search"}]}, "Did you mean"),
     ({"tools": [{"type": "web_search_20250305", "name": "search"}]}, "'name': 'web_search'"),
     ({"tools": [{**SEARCH, "max_uses": 0}]}, "from 1 on"),
-    ({"stop_sequences": {1}}, "written as JSON"),
 ]
 OPTIONS = [
     ({"model": OLD, "params": {"inference_geo": "global"}}, r"4\.6"), ({"samples": 0}, "samples="),

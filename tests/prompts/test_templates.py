@@ -41,19 +41,10 @@ CELLS = [
     ([{"a": 1, "b": None}, None], pl.Struct({"a": pl.Int64, "b": pl.Date}), ['{"a":1,"b":null}', None]),
     ([[{"a": date(2026, 1, 31)}]], pl.List(pl.Struct({"a": pl.Date})), ['[{"a":"2026-01-31"}]']),
 ]
-WRONG = [
-    ("Reply with {", UnknownColumn, r"column '\{' .* as in JSON, double them: \{\{\.\.\.\}\}"),
+WRONG = [  # besides those of the golden errors
     ("first\n}", UnknownColumn, r"'\}'"), ('{"label": "a"} {text}', UnknownColumn, "in JSON, double"),
-    ('{"a": {"b": 1}}', UnknownColumn, "in JSON, double"), ("{}", UnknownColumn, r"'\{'"),
-    ("{text.upper()}", UnknownColumn, r"'text.upper\(\)'.*'text'"),
-    ("{text:>10}", UnknownColumn, "Did you mean 'text'"),
-    ("{txet}", UnknownColumn, r"'txet'.* Did you mean 'text'\? Columns: text, rating"),
-    ("constant", BadTemplate, "names no column"), ("", BadTemplate, "names no column"),
-    ("{{text}}", BadTemplate, "names no column"), (7, BadTemplate, "The prompt is of type int"),
-    (pl.col("txet"), UnknownColumn, r"'txet'.* Did you mean 'text'\?"),
-    (pl.col("rating"), BadTemplate, r"gives Int64.*\.cast\(pl\.String\)"),
+    ("{text:>10}", UnknownColumn, "Did you mean 'text'"), ("{{text}}", BadTemplate, "names no column"),
     (pl.col("text", "rating"), BadTemplate, "gives String, Int64"),
-    (pl.col("text").first(), BadTemplate, "one per row"),
     (pl.col("text").filter(pl.col("rating") > 1), BadTemplate, "one per row"),
     (pl.col("text") + pl.col("rating").dt.year(), BadTemplate, "does not fit the frame"),
     ("{data}", BadTemplate, "The column .data. .* not text"), ([], BadTemplate, "names no column"),
@@ -144,7 +135,6 @@ FILES = [
     (cs.image, b"GIF89a" + struct.pack("<HH", 200, 300), HAIKU, "image/gif", 88),
     (cs.image, webp(b"VP8L", VP8L), HAIKU, "image/webp", 88),
     (cs.image, webp(b"VP8X", b"\0\0\0\0\xc7\0\0\x2b\x01\0"), HAIKU, "image/webp", 88),
-    (cs.image, vl_convert.svg_to_png(SVG), HAIKU, "image/png", 88),
     (cs.image, vl_convert.svg_to_jpeg(SVG), HAIKU, "image/jpeg", 88),
     (cs.pdf, packed(3), HAIKU, "application/pdf", 6_900), (cs.pdf, SCANS, HAIKU, "application/pdf", 3_200),
     (cs.pdf, vl_convert.svg_to_pdf(SVG), HAIKU, "application/pdf", 1_600),
@@ -155,8 +145,8 @@ FILES = [
 @pytest.mark.parametrize(("make", "data", "model", "media_type", "tokens"), FILES)
 def test_media_type_and_tokens_by_the_content(make, data, model, media_type, tokens):
     """The first bytes tell the type; width and height, or the pages, tell the tokens."""
-    found = source_of(make("file"), data, model, keyed=False)
-    assert (found.source["media_type"], found.tokens) == (media_type, tokens)
+    source = source_of(make("file"), data, model, keyed=False)
+    assert (source.source["media_type"], source.tokens) == (media_type, tokens)
 
 
 PHOTO, PAPER = png(280, 280, b"pixels"), packed(2)
