@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from claudescale.api.client import connect
 from claudescale.errors import NotEnoughEvidence, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
@@ -108,7 +107,6 @@ class Trial(Shown):
         RunStopped
             A run cannot go on (key, spend limit, ledger); what was paid for is in the ledger.
         """
-        client = connect() if client is None else client
         self.runs.clear()
         expected = {choice: plan.compiled.takes["dollars"] for choice, plan in self.plans.items()}
         for choice in sorted(expected, key=expected.__getitem__):
