@@ -185,7 +185,7 @@ class PlanPlots(Gallery):
         plain = plain.with_columns(alone=pl.col("dollars") + pl.col("dollars_saved"))
         *others, own = plain.iter_rows(named=True)
         others = [row for row in others if row["model"] != own["model"]]
-        live, spent = (estimates.option(plan.options, each)["dollars"] for each in ("live", mode))
+        live, spent = (estimates.option(plan.options, name)["dollars"] for name in ("live", mode))
         steps = [
             *(("model", f"the same on {row['model']}", row["alone"]) for row in others),
             ("deduplication", "every row sent by itself", own["alone"]),
