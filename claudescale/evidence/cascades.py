@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from claudescale.api.client import connect
 from claudescale.errors import ImpossibleBudget, ImpossibleDeadline, NameTaken, RunStopped, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER, ledger_typed
@@ -193,7 +192,7 @@ class Cascade(Shown):
             ``.run`` keeps what was paid for.
         """
         run = CascadeRun(cascade=self, rows=read(self.plan.frame))
-        await run.climb(connect() if client is None else client, ledger=ledger, progress=progress)
+        await run.climb(client, ledger=ledger, progress=progress)
         return run
 
     def _card(self) -> Card:
@@ -249,7 +248,7 @@ class CascadeRun(Shown):
     message: str | None = None
     _answers: list[pl.DataFrame] = field(default_factory=list)  # of each run: its results, `model`, `_ROW`
 
-    async def climb(self, client: AsyncAnthropic, *, ledger: Any, progress: bool) -> None:
+    async def climb(self, client: AsyncAnthropic | None, *, ledger: Any, progress: bool) -> None:
         """Ask one model after the other, while rows are passed on and nothing has ended it."""
         frame, whole = self.rows, self.cascade.plan
         changes: dict[str, Any] = {}

@@ -245,8 +245,8 @@ def evidence(
     rows = []
     for choice, values in scores.items():
         mean: Any = values.mean()
-        known = choice == certain and mean is not None and mean >= gate
-        rows.append((choice, values.len(), mean, 0.0 if known else chance(values, gate, seed=seed)))
+        is_certain = choice == certain and mean is not None and mean >= gate
+        rows.append((choice, values.len(), mean, 0.0 if is_certain else chance(values, gate, seed=seed)))
     ranked = pl.DataFrame(rows, schema=list(EVIDENCE.items())[:4], orient="row")
     ranked = ranked.sort("chance", maintain_order=True)
     holm = (pl.col("chance") * pl.int_range(pl.len(), 0, -1)).cum_max().clip(upper_bound=1.0)

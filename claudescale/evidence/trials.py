@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from claudescale.api.client import connect
 from claudescale.errors import NotEnoughEvidence, refuse
 from claudescale.evidence import judging
 from claudescale.ledger.ledger import DEFAULT_LEDGER
@@ -108,7 +107,6 @@ class Trial(Shown):
         RunStopped
             A run cannot go on (key, spend limit, ledger); what was paid for is in the ledger.
         """
-        client = connect() if client is None else client
         self.runs.clear()
         expected = {choice: plan.compiled.takes["dollars"] for choice, plan in self.plans.items()}
         for choice in sorted(expected, key=expected.__getitem__):
@@ -349,8 +347,8 @@ def trial(
     judge = judging.scoring(score, next(iter(plans.values())))
     rows = rows if judge.truth is None else rows.filter(pl.col(judge.truth).is_not_null())
     shuffled = rows[pl.int_range(rows.height, eager=True).shuffle(seed)]
-    plans = {choice: each.replace(frame=shuffled).head(n) for choice, each in plans.items()}
-    if min(each.compiled.totals.sent_rows for each in plans.values()) < _FEWEST:
+    plans = {choice: changed.replace(frame=shuffled).head(n) for choice, changed in plans.items()}
+    if min(sampled.compiled.totals.sent_rows for sampled in plans.values()) < _FEWEST:
         refuse(f"There are fewer than {_FEWEST} rows to send: a trial of them shows nothing.")
     dearest = max(reversed(plans), key=lambda choice: float(plans[choice].compiled.takes["dollars"]))
     return Trial(

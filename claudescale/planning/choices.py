@@ -107,8 +107,7 @@ class PlanPlots(Gallery):
 
         plan = self.plan
         deadline, budget = plan.deadline, plan.budget
-        near = self._near()
-        points = self._points(lists or {"model": self._models(near), "tier": near})
+        points = self._points(lists or {"model": self._models(), "tier": self._near()})
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
@@ -186,7 +185,7 @@ class PlanPlots(Gallery):
         plain = plain.with_columns(alone=pl.col("dollars") + pl.col("dollars_saved"))
         *others, own = plain.iter_rows(named=True)
         others = [row for row in others if row["model"] != own["model"]]
-        live, spent = (estimates.option(plan.options, each)["dollars"] for each in ("live", mode))
+        live, spent = (estimates.option(plan.options, name)["dollars"] for name in ("live", mode))
         steps = [
             *(("model", f"the same on {row['model']}", row["alone"]) for row in others),
             ("deduplication", "every row sent by itself", own["alone"]),
@@ -200,7 +199,7 @@ class PlanPlots(Gallery):
         share = pl.col("dollars_saved") / without.first()
         return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
 
-    def _models(self, tiers: Iterable[str | int | Limits] = ()) -> list[Any]:
+    def _models(self) -> list[Any]:
         """Return the plan's model and the current one of every other line that could take its place."""
         plan = self.plan
         models: dict[str, Any] = {plan.compiled.model.line: plan.model}
@@ -209,7 +208,7 @@ class PlanPlots(Gallery):
             if model.line in models or is_going or model.verified_only:
                 continue
             with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
-                for tier in tiers or [plan.tier]:
+                for tier in self._near():
                     _ = plan.replace(model=model.id, tier=tier).options
                 models[model.line] = model.id
         return [*models.values()]

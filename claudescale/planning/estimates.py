@@ -423,7 +423,7 @@ class Compiled:
         The parts of its input tokens and of its requests are still to be sent: the ledger has the others.
         """
         mode, deadline, budget = self.plan.mode, self.plan.deadline, self.plan.budget
-        taken, known = option(self.options, mode), self.expected
+        taken, expected = option(self.options, mode), self.expected
         taken |= {name: taken[name] * part for name in _SCALED}
         in_time = part if "tokens" in taken["binding"] else requests_part
         if mode == "live":  # a batch takes its time whatever its size
@@ -436,9 +436,9 @@ class Compiled:
             takes = f"up to {duration(live)} live, and mode='hybrid' keeps {keeps}"
         if deadline is not None and needed > deadline:
             self._refuse_deadline(takes, needed)
-        if budget is not None and spent * (1 - min(known.doubt, _TRUSTED_DOUBT)) > budget:
+        if budget is not None and spent * (1 - min(expected.doubt, _TRUSTED_DOUBT)) > budget:
             rows = int(self.totals.rows * part * budget / spent)
-            basis = "" if known.calls else " (their length is guessed: calibrate with a pilot)"
+            basis = "" if expected.calls else " (their length is guessed: calibrate with a pilot)"
             fewer = f": enough for about {rows:,} rows. Use plan.head({rows}), or a" if rows else ". Use a"
             self._refuse_budget(f"about {dollars(spent)}{basis}", fewer)
         return taken

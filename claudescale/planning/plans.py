@@ -48,8 +48,6 @@ TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] |
 REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
 MODES = ("live", "batch", "hybrid")
-GAIN = "gain"
-"""Column of `Plan.compare` where ``tier`` is varied: how many times faster than on the plan's own tier."""
 _ANOTHER_QUESTION = ("prompt", "system", "examples", "returns", "effort", "thinking", "params")
 """After a change of these a pilot's measurements no longer say how long replies are."""
 _NUMBERS = {"max_tokens": True, "concurrency": True, "budget": False, "deadline": False, "share": False}
@@ -270,7 +268,7 @@ class Plan(Shown):
             options = other.options
             if "tier" in tried:
                 own = other.replace(tier=self.tier).options["minutes"]
-                options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias(GAIN))
+                options = options.with_columns((own / options["minutes"]).fill_nan(1.0).alias("gain"))
             if "cache" in tried:
                 shares = other.compiled.cache_hit_shares
                 share = pl.col("mode").replace_strict(shares, return_dtype=pl.Float64)
@@ -403,29 +401,29 @@ class Plan(Shown):
         if not hasattr(run, "job"):
             kind = type(run).__name__
             refuse(f"plan.calibrate() takes a run, not a {kind}: pilot = await plan.sample(50).run(client).")
-        mine, sizes = self.compiled, run.job.work.requests.select("key", "estimated_tokens")
-        done = sizes.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
-        known = calibration.measured(done, run.attempts, mine.totals.requests)
-        if known is None:
+        mine, sent = self.compiled, run.job.work.requests.select("key", "estimated_tokens")
+        replies = sent.join(run.job.replies().filter(model=mine.model.id), on="key", how="inner")
+        measured = calibration.measured(replies, run.attempts, mine.totals.requests)
+        if measured is None:
             use = "Use pilot = await plan.sample(50).run(client) first."
             refuse(f"The run has no paid replies of {mine.model.id} to learn from. {use}")
-        calls, estimate = done.select("mode", "estimated_tokens", requests=1, rows=1), 0.0
-        for (mode,), some in calls.group_by("mode"):
-            totals = estimates.total(some, mine.prompt, known, self.max_tokens)
+        sizes, estimate = replies.select("mode", "estimated_tokens", requests=1, rows=1), 0.0
+        for (mode,), sizes_of_mode in sizes.group_by("mode"):
+            totals = estimates.total(sizes_of_mode, mine.prompt, measured, self.max_tokens)
             estimate += totals.live_dollars if mode == "live" else totals.batch_dollars
-        ratio = float(done["dollars"].sum()) / estimate
+        ratio = float(replies["dollars"].sum()) / estimate
         # All calls of a pilot may have found what another had written.
-        known = replace(
-            known,
+        measured = replace(
+            measured,
             billed_ratio=ratio if math.isfinite(ratio) else 1.0,
-            cache_hit_share=min(known.cache_hit_share, 1.0),
-            batch_hit_share=min(known.batch_hit_share, 1.0),
+            cache_hit_share=min(measured.cache_hit_share, 1.0),
+            batch_hit_share=min(measured.batch_hit_share, 1.0),
         )
         key = limits_key(self.tier, mine.model)
         is_ours = limits_key(run.plan.tier, run.plan.compiled.model) == key
         if is_ours and run.limits is not run.plan.compiled.limits:
-            return self._with(_measured=known, _learned={key: run.limits})
-        return self._with(_measured=known)
+            return self._with(_measured=measured, _learned={key: run.limits})
+        return self._with(_measured=measured)
 
     @awaited("plan = await plan.count_tokens(client)")
     async def count_tokens(self, client: AsyncAnthropic, n: int = 100, seed: int = 0) -> Plan:
@@ -565,14 +563,14 @@ class Plan(Shown):
         table = options.select(mark, *choices.FIGURES, saved, "binding")
         if not table["dollars_saved"].count():
             table = table.drop("dollars_saved")
-        known = compiled.expected
-        basis = known.basis + ("" if known.calls else ": calibrate with a pilot")
+        expected = compiled.expected
+        basis = expected.basis if expected.calls else f"{expected.basis}: calibrate with a pilot"
         tokens = f"{text.tokens(totals.input_tokens)} input + {text.tokens(totals.output_tokens)} output"
         sources = f"Prices: {prices.price(compiled.model).source}. Limits: {compiled.limits.provenance}."
         following = "run = await plan.run(client)"
         if compiled.retry is not None:
             following = f"run = await {compiled.retry.code}"
-        elif not known.calls:
+        elif not expected.calls:
             live = "" if chosen == "live" else ".replace(mode='live')"
             following = f"pilot = await plan.sample(50){live}.run(client)"
         notices = [*self._notices()] or [self.plot._gain()]  # noqa: SLF001 - no picture, and so not shown
@@ -609,7 +607,7 @@ class Plan(Shown):
         yield from catalog.notices(compiled.model, batch_minutes=batch)
 
 
-PARAMETERS = tuple(each.name for each in fields(Plan) if each.init and not each.name.startswith("_"))
+PARAMETERS = tuple(kind.name for kind in fields(Plan) if kind.init and not kind.name.startswith("_"))
 """What `plan` takes, and `Plan.replace` changes."""
 
 
@@ -649,7 +647,7 @@ def as_frame(frame: object) -> Frame:
     """Return rows as a Polars frame: of a list of texts with the column ``text``, of others by Arrow."""
     if isinstance(frame, pl.DataFrame | pl.LazyFrame):
         return frame
-    if isinstance(frame, list) and all(isinstance(each, str | None) for each in frame):
+    if isinstance(frame, list) and all(isinstance(text, str | None) for text in frame):
         return pl.DataFrame({"text": frame}, schema={"text": pl.String})
     if hasattr(frame, "__arrow_c_stream__") and not isinstance(frame, pl.Series):
         return pl.DataFrame(frame)

@@ -77,8 +77,7 @@ def test_the_savings_of_a_plan_go_from_everything_plain_to_what_it_costs(mode):
 
 def test_other_lines_stand_for_the_model_only_where_they_can_take_its_place():
     """The newest of each line that stays, is for anyone, priced, and able to do what is asked."""
-    plot = plan(9, model="claude-sonnet-4-6").plot
-    models = plot._models(plot._near())
+    models = plan(9, model="claude-sonnet-4-6").plot._models()
     lines = cs.models().filter(pl.col("model").is_in(models))
     assert models[0] == "claude-sonnet-4-6"
     assert len(models) == lines["line"].n_unique() == lines.height
