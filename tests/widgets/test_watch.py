@@ -38,47 +38,26 @@ def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     assert requests()[0] == []
 
 
-@pytest.mark.slow
-def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
-    """A script gets plain lines while the run goes on, and its card once at its end."""
-    with simulator(latency=1.0) as server:
-        run = a_plan(reviews(60)).start(server.client(), ledger=None, progress=False)
-        watcher = cs.watch(run)
-        cs.wait(run)
-    first, *others = capsys.readouterr().out.splitlines()
-    assert first.startswith(("Run starting", "SIMULATED Run running"))
-    assert sum("SIMULATED Run finished: 60 of 60 rows answered" in line for line in others) == 1
-    assert repr(watcher) == repr(run)
-
-
 def test_only_a_run_can_be_watched():
     """What is not a run, nor a limited client, is refused with what to type."""
     with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
         cs.watch("run")
 
 
-# in a notebook: the browser tests have JupyterLab, these a page that keeps what it is given
-
-
-class Page:
-    """A notebook's page in place of JupyterLab, which draws whatever it is told."""
-
-    def __init__(self, monkeypatch):
-        self.shown, self.updates = [], []
-        monkeypatch.setattr(loops, "in_notebook", lambda: True)
-        monkeypatch.setattr(watch, "_display", self._display)
-        monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
-
-    def _display(self, bundle):
-        self.shown.append(bundle)
-        place = len(self.shown)
-        return types.SimpleNamespace(update=lambda bundle, raw: self.updates.append((place, bundle)))
-
-
 @pytest.fixture
 def page(monkeypatch):
-    """Stand in for a notebook, with the real widgets."""
-    return Page(monkeypatch)
+    """Stand in for a notebook that keeps what it is given to show, and its updates, with the real widgets."""
+    page = types.SimpleNamespace(shown=[], updates=[])
+
+    def display(bundle):
+        page.shown.append(bundle)
+        place = len(page.shown)
+        return types.SimpleNamespace(update=lambda bundle, raw: page.updates.append((place, bundle)))
+
+    monkeypatch.setattr(loops, "in_notebook", lambda: True)
+    monkeypatch.setattr(watch, "_display", display)
+    monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
+    return page
 
 
 def followers():
@@ -99,6 +78,19 @@ def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
 
     with simulator(latency=latency, faults=faults) as server:
         return asyncio.run(go(server.client()))
+
+
+@pytest.mark.slow
+def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
+    """A script gets plain lines while the run goes on, and its card once at its end."""
+
+    async def steps(run):
+        cs.watch(run)
+
+    follow(steps, rows=20, latency=1.0)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(("Run starting", "SIMULATED Run running"))
+    assert sum("SIMULATED Run finished: 20 of 20 rows answered" in line for line in others) == 1
 
 
 @pytest.mark.slow
