@@ -174,20 +174,24 @@ class Watch(Follower):
 
     def _settle(self) -> None:
         """Show what stays. The cell that waits for the run does so too: nbconvert hears that one alone."""
-        run = self.run
         with self._settling:
-            if not self._stays:
-                self._stays.append({"text/html": run._repr_html_(), "text/plain": repr(run)})
-                if not loops.in_notebook():  # in here, as whoever waits for the run may end the process
-                    print(repr(run), flush=True)  # noqa: T201 - what it is for
-                elif run.plan.mode == "live":
-                    self._stays.append(self._picture(png=True))
-                else:
-                    self._stays.append(run.plot.batches()._repr_mimebundle_())
-        for handle, bundle in zip(self._handles, self._stays, strict=False):
-            handle.update(bundle, raw=True)
-        if not self._handles and loops.in_notebook():
+            self._stays = self._stays or self._last_shown()
+        if self._handles:
+            for handle, bundle in zip(self._handles, self._stays, strict=True):
+                handle.update(bundle, raw=True)
+        elif loops.in_notebook():
             self._handles = [_display(bundle) for bundle in self._stays]
+
+    def _last_shown(self) -> list[dict[str, Any]]:
+        """Return the table and the picture that stay; outside a notebook print the table."""
+        run = self.run
+        table = {"text/html": run._repr_html_(), "text/plain": repr(run)}
+        if not loops.in_notebook():
+            print(repr(run), flush=True)  # noqa: T201 - what it is for
+            return [table]
+        if run.plan.mode == "live":
+            return [table, self._picture(png=True)]
+        return [table, run.plot.batches()._repr_mimebundle_()]
 
     def _picture(self, *, png: bool = False) -> dict[str, Any]:
         """Return the picture of this moment; none of batches, as the API shows no progress of them."""

@@ -95,32 +95,38 @@ def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
 
 @pytest.mark.slow
 def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
-    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close."""
-    raised, real, made = [], watch.drawn, []
+    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close.
 
-    def drawn(*given, **named):
-        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
-            raised.append(1)
-            raise KeyboardInterrupt  # as Polars does in whatever thread is collecting
-        return real(*given, **named)
+    A watcher that is closed leaves a table and a picture of how the run stood, and the run goes on.
+    """
+    interrupts, real, watchers = iter([KeyboardInterrupt] * 2), watch.drawn, []
+
+    def drawn(*given):
+        if threading.current_thread().name == "claudescale-watch":
+            for interrupt in interrupts:
+                raise interrupt  # as Polars does in whatever thread is collecting
+        return real(*given)
 
     monkeypatch.setattr(watch, "drawn", drawn)
 
     async def steps(run):
-        made[:] = Watch(run), Watch(run)
-        await until(lambda: len(raised) == 2 and all(each.refreshes > 2 for each in made))
+        watchers.extend([Watch(run), Watch(run)])
+        await until(lambda: run.counts.answered and all(watcher.refreshes > 2 for watcher in watchers))
+        watchers[1].close()
+        await until(lambda: len(followers()) == 1)
+        assert run.state == "running"
         run.stop()
         await run
-        assert "Run stopped" in str(made[0]._stays[0])  # there when the cell ends
+        assert "Run stopped" in dict(page.updates)[1]["text/html"]  # there when the cell ends
 
     follow(steps)
+    assert [watcher._panel.box.comm for watcher in watchers] == [None, None]
     assert len(page.shown) == 4
-    assert {place for place, _ in page.updates} == {1, 2, 3, 4}
-    table, picture = (dict(page.updates)[place] for place in (1, 2))
-    assert "of 4,000 rows answered" in table["text/html"]
-    assert "application/vnd.jupyter.widget-view+json" not in {*table, *picture}
+    first, picture, second, _ = (dict(page.updates)[place] for place in (1, 2, 3, 4))
+    assert "of 4,000 rows answered" in first["text/html"]
+    assert "Run running: " in second["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" not in {*first, *picture}
     assert {"application/vnd.vegalite.v5+json", "image/png", "text/plain"} == set(picture)
-    assert made[0]._panel.box.comm is None
 
 
 @pytest.mark.slow
@@ -155,19 +161,3 @@ def test_a_button_stops_the_run_or_leaves_its_batches(page, options, names, word
 
     assert follow(steps, **options).state == state
     assert f"Run {state}" in dict(page.updates)[1]["text/html"]
-
-
-@pytest.mark.slow
-def test_a_watcher_can_be_closed(page):
-    """Closed, it leaves a table and a picture of how the run stood; the run goes on."""
-
-    async def steps(run):
-        watcher = Watch(run)
-        await until(lambda: watcher.refreshes > 1 and run.state == "running")
-        watcher.close()
-        await until(lambda: not followers())
-        assert run.state == "running"
-        run.stop()
-
-    follow(steps)
-    assert "Run running: " in dict(page.updates)[1]["text/html"]
