@@ -52,7 +52,7 @@ class Picker:
         import ipywidgets as widgets
 
         self._given, self._picked = self.plan, dict[str, Any]()
-        self._timer = threading.Timer(QUIET_SECONDS, self._draw, [self.plan])
+        self._timer = threading.Timer(QUIET_SECONDS, self._draw)
         self.controls = self._controls()
         self._first = {name: control.value for name, control in self.controls.items()}
         for control in self.controls.values():
@@ -145,13 +145,14 @@ class Picker:
             self.plan, self._picked = plan, chosen
             self._code.value = _close(_code(self.code))
             self._timer.cancel()  # of a burst of changes only the last is drawn
-            self._timer = threading.Timer(QUIET_SECONDS, self._draw, [plan])
+            self._timer = threading.Timer(QUIET_SECONDS, self._draw)
             self._timer.daemon = True
             self._timer.start()
         self._figures.value = _close(card)
 
-    def _draw(self, plan: Plan) -> None:
+    def _draw(self) -> None:
         """Draw the choices in a thread of their own, unless something else is chosen meanwhile."""
+        plan = self.plan
         try:
             chart = plan.plot.frontier()
             # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
