@@ -1,6 +1,6 @@
 """A notebook as a person sees it: JupyterLab in Chromium, on this machine only, in throw-away folders.
 
-Importing this module skips the tests of the importing module where there is no playwright or no Chromium::
+Importing this module skips the tests of the importing module where there is no Chromium::
 
     with lab(tmp_path) as open_notebook:
         page = open_notebook(["import claudescale as cs; cs.models()"])
@@ -16,38 +16,36 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from jupyter_server.serverapp import list_running_servers
+from playwright.sync_api import sync_playwright
 
 _NAMES = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"
 CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
-pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 if CHROMIUM is None:
     pytest.skip("the browser tests need Chromium or Chrome", allow_module_level=True)
-
-from playwright.sync_api import sync_playwright  # noqa: E402 - only where it is installed
 
 MOST_SECONDS = 120
 _NO_KERNEL = "none-is-started"
 _BUSY = "Dataflow already running"  # Vega, of a slow page: what came too soon is drawn with what comes next
 _TRACKER = "@jupyterlab/notebook-extension/tracker"
+_LOOK = {"windowingMode": "none", "scrollPastEnd": False}  # cells out of sight are drawn too
 _SETTINGS = {
-    _TRACKER: {"windowingMode": "none", "scrollPastEnd": False},  # cells out of sight are drawn too
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
     "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": False},
 }
 _SERVER = (
-    "--ServerApp.ip=127.0.0.1 --ServerApp.port_retries=0 --ServerApp.use_redirect_file=False --no-browser "
-    "--allow-root --LabApp.expose_app_in_browser=True --LabApp.extension_manager=readonly"
+    "--ServerApp.ip=127.0.0.1 --ServerApp.use_redirect_file=False --no-browser --allow-root "
+    "--LabApp.expose_app_in_browser=True --LabApp.extension_manager=readonly"
 )
 _FLAGS = ["--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage", "--hide-scrollbars"]
 _PANEL = "window.jupyterapp?.shell?.currentWidget"
@@ -156,9 +154,10 @@ def _notebook(source, folder, *, kernel):
 
 def _set(home, theme, *, kernel):
     """Write down what the next page is to look like: JupyterLab reads its settings whenever it is loaded."""
-    looks = {"theme": f"JupyterLab {theme.title()}", "adaptive-theme": False}
-    settings = _SETTINGS | {"@jupyterlab/apputils-extension/themes": looks}
-    settings[_TRACKER] = _SETTINGS[_TRACKER] | {"autoStartDefaultKernel": kernel}
+    settings = _SETTINGS | {
+        "@jupyterlab/apputils-extension/themes": {"theme": f"JupyterLab {theme.title()}"},
+        _TRACKER: _LOOK | {"autoStartDefaultKernel": kernel},
+    }
     for name, value in settings.items():
         file = home / ".jupyter/lab/user-settings" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -168,33 +167,24 @@ def _set(home, theme, *, kernel):
 @contextmanager
 def _server(folder):
     """Serve a folder; give JupyterLab's own home, and the address that opens a notebook."""
-    home, token = folder / "home", secrets.token_hex(16)
+    home = folder / "home"
     home.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
-    environment = {**clean, "HOME": str(home), "JUPYTER_TOKEN": token}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", *_SERVER.split(), f"--ServerApp.port={port}"]
-    command.append(f"--ServerApp.root_dir={folder}")
-    log = home / "server.log"
-    with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server:
+    command = [sys.executable, "-m", "jupyterlab", *_SERVER.split(), f"--ServerApp.root_dir={folder}"]
+    with (
+        (home / "server.log").open("wb") as log,
+        subprocess.Popen(command, env={**clean, "HOME": str(home)}, stdout=log, stderr=log) as server,
+    ):
         try:
-            _answers(port, server, log)
-            yield home, f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}&reset"
+            until = time.monotonic() + MOST_SECONDS
+            while not (running := [*list_running_servers(home / ".local/share/jupyter/runtime")]):
+                assert time.monotonic() < until, (home / "server.log").read_text()[-2_000:]
+                time.sleep(0.1)
+            url, token = running[0]["url"], running[0]["token"]
+            yield home, f"{url}doc/tree/{{}}?token={token}&reset"
         finally:
             server.terminate()  # it ends its kernels first
             try:
                 server.wait(20)
             except subprocess.TimeoutExpired:
                 server.kill()
-
-
-def _answers(port, server, log):
-    """Return when the server can be connected to."""
-    until = time.monotonic() + MOST_SECONDS
-    while time.monotonic() < until and server.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start:\n" + log.read_text()[-2_000:])

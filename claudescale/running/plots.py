@@ -94,17 +94,17 @@ class Plots(Gallery):
 
     def batches(self) -> Picture:
         """Return when each batch was pending, and what came of it. Spends: nothing."""
-        run, hybrid = self.run, self.run.plan.mode == "hybrid"
-        batches, live = run.batches, self._live_calls if hybrid else None
-        if batches["created_at"].count() == 0 and (live is None or live.is_empty()):
-            live_only = run.plan.mode == "live"
-            return nothing("This run sent no batch: mode='live'." if live_only else self._nothing_sent)
+        run, batches, live = self.run, self.run.batches, self._live_calls
+        if run.plan.mode == "live":
+            return nothing("This run sent no batch: mode='live'.")
+        if live.is_empty() and batches["created_at"].is_null().all():
+            return nothing(self._nothing_sent)
         return run_charts.batches(
             batches,
+            live,
             started_at=run.job.started_at,
             now=run.job.started_at + run.minutes * 60,
-            deadline_minutes=run.plan.deadline if hybrid else None,
-            live=live,
+            deadline_minutes=run.plan.deadline if run.plan.mode == "hybrid" else None,
         )
 
     @property

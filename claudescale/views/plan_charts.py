@@ -6,6 +6,7 @@ A chart knows column names, never our objects.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -44,31 +45,32 @@ def frontier(
     if points.is_empty():
         return nothing("What these rows cost is not known." if timed.height else NOTHING)
     points = points.sort("minutes", "dollars", "choice", descending=[False, True, False])
-    # Of a long frontier its ends are named, and the plan's own.
-    few, place = points["frontier"].sum() <= MOST_NAMES, pl.col("frontier").cum_sum()
-    ends = (place == 1) | (place == place.max())
+    unbeaten, chosen = pl.col("frontier"), pl.col("chosen")
+    named = unbeaten
+    if points["frontier"].sum() > MOST_NAMES:  # of a long frontier its ends are named, and the plan's own
+        place = unbeaten.cum_sum()
+        named &= chosen | (place == 1) | (place == place.max())
     points = points.with_columns(
         time=pl.col("minutes").map_elements(text.duration, pl.String),
         slow=pl.col("minutes_p90").map_elements(text.duration, pl.String),
-        above=pl.when(pl.col("chosen") & ~pl.col("frontier")).then("choice"),
-        below=pl.when(pl.col("frontier") & (pl.lit(few) | ends | pl.col("chosen"))).then("choice"),
+        above=pl.when(chosen & ~unbeaten).then("choice"),
+        below=pl.when(named).then("choice"),
     )
     times, prices = [*points["minutes"], *points["minutes_p90"]], points["dollars"].to_list()
-    x, late = log_axis(times, UNTIL, views.CLOCK, wish=deadline_minutes, ticks=theme.MOMENTS)
-    y, rich = log_axis(prices, "US dollars", theme.DOLLARS, wish=budget_dollars)
+    x, is_late = log_axis(times, UNTIL, views.CLOCK, wish=deadline_minutes, ticks=theme.MOMENTS)
+    y, is_rich = log_axis(prices, "US dollars", theme.DOLLARS, wish=budget_dollars)
     cheapest = alt.EncodingSortField("dollars", op="min")
-    color, shape = (
-        kind(f"{name}:N", sort=cheapest, legend=alt.Legend() if points[name].n_unique() > 1 else None)
-        for kind, name in ((alt.Color, "group"), (alt.Shape, "mode"))
-    )
+    legends = {name: alt.Legend() if points[name].n_unique() > 1 else None for name in ("group", "mode")}
+    color = alt.Color("group:N", sort=cheapest, legend=legends["group"])
+    shape = alt.Shape("mode:N", sort=cheapest, legend=legends["mode"])
     base = chart(points).encode(x=alt.X("minutes:Q", **x), y=alt.Y("dollars:Q", **y))
-    best, unbeaten = (base.transform_filter(f"datum.{name}") for name in ("best", "frontier"))
     stairs: dict[str, Any] = {"interpolate": "step-after"}
+    dotted: dict[str, Any] = {"strokeDash": [2, 3], "strokeWidth": 1}
     tooltip = tips(choice="", dollars="$,.4~f", dollars_p90="$,.4~f", time="", slow="", binding="")
     layers = [
         base.mark_rule(strokeWidth=2.5, opacity=0.35).encode(x2="minutes_p90:Q", color=color),
-        best.mark_line(**stairs, strokeDash=[2, 3], strokeWidth=1).encode(color=color),
-        unbeaten.mark_line(**stairs, color=views.GREY, strokeWidth=1.5),
+        base.transform_filter("datum.best").mark_line(**stairs, **dotted).encode(color=color),
+        base.transform_filter("datum.frontier").mark_line(**stairs, color=views.GREY, strokeWidth=1.5),
         base.transform_filter("datum.chosen").mark_point(size=260, color=views.GREY, opacity=1),
         base.mark_point(filled=True, size=75, opacity=1).encode(color=color, shape=shape, tooltip=tooltip),
         # Below the frontier there is no point: a name there covers none.
@@ -76,9 +78,9 @@ def frontier(
         base.transform_filter("datum.above").mark_text(align="left", dx=9, dy=-10).encode(text="above:N"),
     ]
     if deadline_minutes is not None:
-        layers += limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=late)
+        layers += limit(f"deadline {text.duration(deadline_minutes)}", x=deadline_minutes, far=is_late)
     if budget_dollars is not None:
-        layers += limit(f"budget\n{text.dollars(budget_dollars)}", y=budget_dollars, far=rich)
+        layers += limit(f"budget\n{text.dollars(budget_dollars)}", y=budget_dollars, far=is_rich)
     sentence, more = _frontier_words(points)
     return picture(layers, sentence, more=more, height=300)
 
@@ -177,12 +179,11 @@ def savings(savings: pl.DataFrame, *, model: str, batch_dollars: float | None = 
     """
     used = {"deduplication": "identical rows sent once", "cache": "cached", "batch": "by batch, not live"}
     others = savings.filter(strategy="model")["counterfactual"].str.replace("the same on ", "")
-    short = [name.removeprefix("claude-") for name in (*others, model)]
-    changes = iter(zip(short[1:], short, strict=False))
-    parts = [(f"{short[0]} live, row by row", savings["dollars_without"][0])]
+    models = [name.removeprefix("claude-") for name in (*others, model)]
+    changes = (f"{cheaper}, not {dearer}" for dearer, cheaper in pairwise(models))
+    parts = [(f"{models[0]} live, row by row", savings["dollars_without"][0])]
     for strategy, saved in savings.select("strategy", "dollars_saved").iter_rows():
-        words = "{}, not {}".format(*next(changes)) if strategy == "model" else used[strategy]
-        parts.append((words, saved))
+        parts.append((next(changes) if strategy == "model" else used[strategy], saved))
     dollars, more = savings["dollars_with"][-1], ""
     parts.append(("this plan", dollars))
     if batch_dollars is not None and dollars:

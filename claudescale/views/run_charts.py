@@ -25,6 +25,7 @@ STATES = {"in_progress": "in progress", "ended": "being collected", "gone": "res
 LANES = pl.Schema({"lane": pl.String(), "start": pl.Float64(), "end": pl.Float64(), "words": pl.String()})
 LANES["color"] = pl.String()
 WORTH = 5e-4  # a smaller part of the whole is no saving worth a word
+FEWEST_ANSWERS = {"median": 1, "p90": 10}  # a p90 of fewer says nothing
 MOST_POINTS, MOST_STEPS, MOST_LANES = 1_500, 240, 12
 
 
@@ -121,12 +122,10 @@ def latency(attempts: pl.DataFrame) -> theme.Picture:
     attempts : pl.DataFrame
         A row per answer or failure: `sent_at`, `seconds` and `error` (null where answered).
     """
-    calls = attempts.filter(pl.col("seconds").is_finite(), pl.col("sent_at").is_not_null())
     minutes = (pl.col("sent_at") - pl.col("sent_at").min()).dt.total_microseconds() / 60e6
-    calls = calls.select(pl.col("seconds").clip(1e-3), "error", minute=minutes).sort("minute", "seconds")
-    answers, failures = (
-        calls.filter(kind) for kind in (pl.col("error").is_null(), ~pl.col("error").is_null())
-    )
+    calls = attempts.select(pl.col("seconds").clip(1e-3), "error", minute=minutes).sort("minute", "seconds")
+    answers = calls.filter(pl.col("error").is_null())
+    failures = calls.filter(pl.col("error").is_not_null())
     seconds, title = calls["seconds"], "Seconds per answer"
     axis: dict[str, Any] = {"title": title, "axis": alt.Axis(format=",~f")}
     if seconds.max() > 15 * seconds.median():  # type: ignore[operator]  # the slowest would press the others flat
@@ -138,19 +137,20 @@ def latency(attempts: pl.DataFrame) -> theme.Picture:
         chart(thin(answers, MOST_POINTS)).mark_circle(color=views.BLUE, size=14).encode(**encoded),
         chart(thin(failures, 200)).mark_point(**theme.FAILED).encode(**encoded),
     ]
-    lines: Any = ("median", 0.5, views.ORANGE, "top", 1), ("p90", 0.9, views.GREEN, "bottom", 10)
-    quantiles = []
-    for name, share, color, baseline, least in lines:
-        if answers.height >= least:  # a p90 of fewer says nothing
-            value: Any = answers["seconds"].quantile(share, "linear")
-            quantiles.append(f"{name} {text.significant(value)} s")
-            label = chart().mark_text(text=quantiles[-1], align="left", dx=6, baseline=baseline)
-            line = chart().mark_rule(color=color, strokeWidth=2.5).encode(y=alt.datum(value))
-            layers += [line, label.encode(x=alt.value("width"), y=alt.datum(value))]
-    words = f"{text.plural(answers.height, 'answer')}: {', '.join(quantiles)}" if quantiles else "No answers"
+    words = []
+    lines: Any = ("median", 0.5, views.ORANGE, "top"), ("p90", 0.9, views.GREEN, "bottom")
+    for name, share, color, baseline in lines:
+        if answers.height < FEWEST_ANSWERS[name]:
+            continue
+        value: Any = answers["seconds"].quantile(share, "linear")
+        words.append(f"{name} {text.significant(value)} s")
+        label = chart().mark_text(text=words[-1], align="left", dx=6, baseline=baseline)
+        line = chart().mark_rule(color=color, strokeWidth=2.5).encode(y=alt.datum(value))
+        layers += [line, label.encode(x=alt.value("width"), y=alt.datum(value))]
+    sentence = f"{text.plural(answers.height, 'answer')}: {', '.join(words)}" if words else "No answers"
     if failures.height:
-        words += f"; {text.plural(failures.height, 'call')} failed or refused{theme.SIGN}"
-    return picture(layers, words)
+        sentence += f"; {text.plural(failures.height, 'call')} failed or refused{theme.SIGN}"
+    return picture(layers, sentence)
 
 
 def spending(
@@ -208,7 +208,7 @@ def savings(
     empty : str
         Why there is nothing to see, where there is nothing.
     """
-    (plain, total), *steps, (last, paid) = finite(parts).fill_null(0.0).rows() or [("", 0.0)] * 2
+    (plain, total), *steps, (last, paid) = finite(parts).fill_null(0.0).rows()
     if not total:
         return nothing(empty)
     left, bars = total, [(plain, 0.0, total, views.GREY, text.dollars(total))]
@@ -243,11 +243,11 @@ def savings(
 
 def batches(
     batches: pl.DataFrame,
+    live: pl.DataFrame,
     *,
     started_at: float,
     now: float,
     deadline_minutes: float | None = None,
-    live: pl.DataFrame | None = None,
 ) -> theme.Picture:
     """Return the chart of when each batch was pending and what came of it, beside the live calls.
 
@@ -259,12 +259,12 @@ def batches(
     ----------
     batches : pl.DataFrame
         Of `Run.batches`. Those that were never made are not drawn; of very many, every n-th is.
+    live : pl.DataFrame
+        `sent_at`, `seconds` and `error` of live calls; of very many, every n-th is drawn.
     started_at, now : float
         API unix seconds: when the run began, and up to when an open batch is drawn.
     deadline_minutes : float or None
         Minutes the run may take, drawn as a labelled line.
-    live : pl.DataFrame or None
-        `sent_at`, `seconds` and `error` of live calls; of very many, every n-th is drawn.
     """
     made = batches.filter(pl.col("created_at").is_not_null()).sort("created_at", "batch_id")
     pending_lanes = _batch_lanes(made, now)
@@ -286,7 +286,7 @@ def batches(
     ]
     pending = made["ended_at"].null_count()
     counts = [(made[part].sum(), part) for part in PARTS]
-    counts += [(0 if live is None else live["error"].null_count(), "answered live"), (pending, "open")]
+    counts += [(live["error"].null_count(), "answered live"), (pending, "open")]
     came = ", ".join(f"{count:,} {part}" for count, part in counts if count)
     took = f"{text.duration(over)} so far" if pending else f"done after {text.duration(over)}"
     if deadline:
@@ -316,16 +316,14 @@ def _batch_lanes(made: pl.DataFrame, now: float) -> pl.DataFrame:
     return pl.DataFrame(lanes, schema=LANES, orient="row")
 
 
-def _live_lane(live: pl.DataFrame | None) -> pl.DataFrame:
+def _live_lane(live: pl.DataFrame) -> pl.DataFrame:
     """Return the lane of the live calls."""
-    if live is None or live.is_empty():
-        return LANES.to_frame()
     start = pl.col("sent_at").dt.epoch("us") / 1e6
     words = pl.lit(f"live: {live['error'].null_count():,} answered")
     return thin(live, MOST_POINTS).select(
         lane=pl.lit("live"),
         start=start,
-        end=start + pl.col("seconds").fill_null(0.0),
+        end=start + pl.col("seconds"),
         words=pl.when(pl.int_range(pl.len()) == 0).then(words),
         color=pl.lit(views.SKY),
     )

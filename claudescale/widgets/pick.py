@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import json
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from claudescale import loops
 from claudescale.api import catalog
 from claudescale.api.limits import Limits
 from claudescale.errors import PlanError, printable
@@ -52,14 +51,15 @@ class Picker:
     def __post_init__(self) -> None:
         import ipywidgets as widgets
 
-        self._given, self._picked, self._changes = self.plan, dict[str, Any](), 0
+        self._given, self._picked = self.plan, dict[str, Any]()
+        self._timer = threading.Timer(QUIET_SECONDS, self._draw)
         self.controls = self._controls()
         self._first = {name: control.value for name, control in self.controls.items()}
         for control in self.controls.values():
             control.observe(self._refresh, "value")
         self._figures, self._code = (widgets.HTML(layout={"max_width": "100%"}) for _ in range(2))
         self._chart = widgets.Output()
-        self._draw({"text/plain": "Drawing the choices ..."})
+        self._show({"text/plain": "Drawing the choices ..."})
         *long, tokens, deadline, budget, cache = self.controls.values()
         wrapped = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 14px"}
         short = widgets.HBox([tokens, deadline, budget], layout=wrapped)
@@ -144,29 +144,25 @@ class Picker:
         else:
             self.plan, self._picked = plan, chosen
             self._code.value = _close(_code(self.code))
-            self._changes += 1
-            loops.start(self._draw_later())
+            self._timer.cancel()  # of a burst of changes only the last is drawn
+            self._timer = threading.Timer(QUIET_SECONDS, self._draw)
+            self._timer.daemon = True
+            self._timer.start()
         self._figures.value = _close(card)
 
-    async def _draw_later(self) -> None:
-        """Draw the choices on a thread of their own, unless something else was chosen meanwhile."""
-        number = self._changes
-        await asyncio.sleep(QUIET_SECONDS)
-        if number != self._changes:
-            return
+    def _draw(self) -> None:
+        """Draw the choices in a thread of their own, unless something else is chosen meanwhile."""
+        plan = self.plan
         try:
-            bundle = await loops.in_thread(self._drawn)
-        except Exception as error:  # noqa: BLE001 - nobody awaits this, so it is shown
+            chart = plan.plot.frontier()
+            # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
+            bundle = {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
+        except Exception as error:  # noqa: BLE001 - a thread has no caller, so it is shown
             bundle = {"text/plain": f"The choices cannot be drawn: {type(error).__name__}: {error}"}
-        if number == self._changes:
-            self._draw(bundle)
+        if plan is self.plan:
+            self._show(bundle)
 
-    def _drawn(self) -> dict[str, Any]:
-        # No PNG: vl-convert holds the interpreter's lock while it draws, and no notebook saves a widget.
-        chart = self.plan.plot.frontier()
-        return {"application/vnd.vegalite.v5+json": chart.to_dict(), "text/plain": repr(chart)}
-
-    def _draw(self, bundle: dict[str, Any]) -> None:
+    def _show(self, bundle: dict[str, Any]) -> None:
         self._chart.outputs = ({"output_type": "display_data", "data": bundle, "metadata": {}},)
 
     def __repr__(self) -> str:

@@ -174,20 +174,24 @@ class Watch(Follower):
 
     def _settle(self) -> None:
         """Show what stays. The cell that waits for the run does so too: nbconvert hears that one alone."""
-        run = self.run
         with self._settling:
-            if not self._stays:
-                self._stays.append({"text/html": run._repr_html_(), "text/plain": repr(run)})
-                if not loops.in_notebook():  # in here, as whoever waits for the run may end the process
-                    print(repr(run), flush=True)  # noqa: T201 - what it is for
-                elif run.plan.mode == "live":
-                    self._stays.append(self._picture(png=True))
-                else:
-                    self._stays.append(run.plot.batches()._repr_mimebundle_())
-        for handle, bundle in zip(self._handles, self._stays, strict=False):
-            handle.update(bundle, raw=True)
-        if not self._handles and loops.in_notebook():
+            self._stays = self._stays or self._last_shown()
+        if self._handles:
+            for handle, bundle in zip(self._handles, self._stays, strict=True):
+                handle.update(bundle, raw=True)
+        elif loops.in_notebook():
             self._handles = [_display(bundle) for bundle in self._stays]
+
+    def _last_shown(self) -> list[dict[str, Any]]:
+        """Return the table and the picture that stay; outside a notebook print the table."""
+        run = self.run
+        table = {"text/html": run._repr_html_(), "text/plain": repr(run)}
+        if not loops.in_notebook():
+            print(repr(run), flush=True)  # noqa: T201 - what it is for
+            return [table]
+        if run.plan.mode == "live":
+            return [table, self._picture(png=True)]
+        return [table, run.plot.batches()._repr_mimebundle_()]
 
     def _picture(self, *, png: bool = False) -> dict[str, Any]:
         """Return the picture of this moment; none of batches, as the API shows no progress of them."""
@@ -325,36 +329,22 @@ def drawn(run: Run, limits: Limits) -> dict[str, Any]:
         _panel(rates, name, most, is_last=name == BUCKETS[-1])
         for name, most in zip(BUCKETS, limits.per_minute, strict=True)
     ]
-    description = "Rates per minute against their limits"
-    return views.themed(
-        {"description": description, "data": {"values": rates.to_dicts()}, "vconcat": panels, "spacing": 12}
-    )
+    drawing = {"data": {"values": rates.to_dicts()}, "vconcat": panels, "spacing": 12}
+    return views.themed(drawing, description="Rates per minute against their limits")
 
 
 def _panel(rates: pl.DataFrame, name: str, limit: float, *, is_last: bool) -> dict[str, Any]:
     """Return one rate over time, with its limit where that does not press it flat."""
-    field = f"{name}_per_minute"
-    axis = {"labelExpr": views.CLOCK, "labels": is_last, "ticks": is_last}
-    bars = {
-        "x": {
-            "field": "minute",
-            "type": "quantitative",
-            "scale": {"nice": False},
-            "axis": axis,
-            "title": "Time since the start" if is_last else None,
-        },
-        "x2": {"field": "end"},
-        "y": {
-            "field": field,
-            "type": "quantitative",
-            "axis": {"labelExpr": views.NUMBERS, "tickCount": 3},
-            "title": None,
-        },
-        "y2": {"datum": 0},
-    }
-    layers = [{"mark": {"type": "rect", "color": views.BUCKETS[name]}, "encoding": bars}]
-    if rates.filter(pl.col(field) >= limit / _FAR).height:
-        layers.append({"mark": {"type": "rule", **views.DASHED}, "encoding": {"y": {"datum": limit}}})
+    rate = f"{name}_per_minute"
     words = f"{name.replace('_', ' ').capitalize()} per minute, limit {limit:,.0f}"
+    time_axis = {"labelExpr": views.CLOCK, "labels": is_last, "ticks": is_last}
+    x: dict[str, Any] = {"field": "minute", "type": "quantitative", "axis": time_axis}
+    x |= {"title": "Time since the start" if is_last else None, "scale": {"nice": False}}
+    y: dict[str, Any] = {"field": rate, "type": "quantitative", "title": None}
+    y |= {"axis": {"labelExpr": views.NUMBERS, "tickCount": 3}}
+    bars = {"x": x, "x2": {"field": "end"}, "y": y, "y2": {"datum": 0}}
+    layers = [{"mark": {"type": "rect", "color": views.BUCKETS[name]}, "encoding": bars}]
+    if rates.filter(pl.col(rate) >= limit / _FAR).height:
+        layers.append({"mark": {"type": "rule", **views.DASHED}, "encoding": {"y": {"datum": limit}}})
     title = {"text": words, "fontSize": 12, "fontWeight": "normal", "offset": 4}
     return {"width": views.WIDTH, "height": 70, "title": title, "layer": layers}

@@ -63,7 +63,7 @@ def batch_chart(*rows, began=0.0, **options):
         ]
         made.append((f"b{n}", *moments, state, 100, *(counts.get(part, 0) for part in charts.PARTS)))
     frame = pl.DataFrame(made, schema=columns, orient="row")
-    return charts.batches(frame, started_at=start, now=START.timestamp() + 3_600, **options)
+    return charts.batches(frame, attempts(0), started_at=start, now=START.timestamp() + 3_600, **options)
 
 
 def bucket_chart(calls, bucket_seconds=60.0):

@@ -13,7 +13,6 @@ from running import a_plan, reviews
 
 import claudescale as cs
 from claudescale.planning.plans import PARAMETERS
-from claudescale.prompts.requests import Prompt
 from claudescale.widgets import pick as module
 
 ROWS = reviews(40)
@@ -41,23 +40,15 @@ CHOICES = {
 @pytest.fixture(autouse=True)
 def _undrawn(monkeypatch):
     """Draw nothing where it is not asked for: it takes a second."""
-    monkeypatch.setattr(module.Picker, "_draw_later", lambda _: _nothing())
+    monkeypatch.setattr(module.Picker, "_draw", lambda *_: None)
 
 
-async def _nothing():
-    pass
-
-
-def seen(plan):
-    """Return what a plan asks for."""
-    return {name: getattr(plan, name) for name in PARAMETERS if name != "frame"}
-
-
-def as_typed(line, plan):
-    """Return the plan that a line of code makes."""
-    names = {"plan": plan}
-    exec(line, names)
-    return names["plan"]
+def pick(plan, **choices):
+    """Return the picker of a plan in which these were chosen."""
+    picker = cs.pick(plan)
+    for name, value in choices.items():
+        picker.controls[name].value = value
+    return picker
 
 
 @settings(max_examples=12)
@@ -65,20 +56,17 @@ def as_typed(line, plan):
 def test_the_line_of_code_makes_the_plan_that_was_picked(beginning, changes):
     """Whatever is picked, from whatever plan: the line evaluates to a plan with the same parameters."""
     given = BEGINNINGS[beginning]
-    picker = cs.pick(given)
-    for name, value in changes.items():
-        picker.controls[name].value = value
-    assert seen(as_typed(picker.code, given)) == seen(picker.plan)
+    picker, names = pick(given, **changes), {"plan": given}
+    exec(picker.code, names)
+    for name in PARAMETERS:
+        assert name == "frame" or getattr(names["plan"], name) == getattr(picker.plan, name)
     assert (picker.code == "plan") is (picker.plan is given)
 
 
 def test_the_line_is_what_one_would_type():
     """Names in double quotes, whole amounts as whole numbers, nothing that is the same; and back again."""
-    picker = cs.pick(BEGINNINGS["plain"])
-    assert picker.code == "plan"
     choices = {"model": "claude-sonnet-5-5", "tier": "build", "deadline": " $1,200 ", "mode": "hybrid"}
-    for name, value in choices.items():
-        picker.controls[name].value = value
+    picker = pick(BEGINNINGS["plain"], **choices)
     assert picker.code == (
         'plan = plan.replace(model="claude-sonnet-5-5", tier="build", mode="hybrid", deadline=1200)'
     )
@@ -98,9 +86,7 @@ def test_the_line_is_what_one_would_type():
 )
 def test_what_cannot_be_is_said_in_place_of_figures(choices, words):
     """The message stands where the figures were; plan and code stay as they were, and then go on."""
-    picker = cs.pick(BEGINNINGS["plain"])
-    for name, value in choices.items():
-        picker.controls[name].value = value
+    picker = pick(BEGINNINGS["plain"], **choices)
     assert "Not possible. " in picker._figures.value
     assert words in picker._figures.value
     assert picker.plan is BEGINNINGS["plain"]
@@ -113,9 +99,8 @@ def test_what_cannot_be_is_said_in_place_of_figures(choices, words):
 def test_the_latest_choice_is_drawn(monkeypatch):
     """Of many changes at once only the last is drawn: this plan among the others, and what fails is said."""
     monkeypatch.undo()
-    picker = cs.pick(BEGINNINGS["plain"])
-    for tier in ("build", "scale"):
-        picker.controls["tier"].value = tier
+    picker = pick(BEGINNINGS["plain"], tier="build")
+    picker.controls["tier"].value = "scale"
 
     def drawn(word):
         until = time.monotonic() + 60
@@ -129,25 +114,19 @@ def test_the_latest_choice_is_drawn(monkeypatch):
     assert "cannot be drawn: TypeError" in drawn("cannot")["text/plain"]
 
 
-def test_the_rows_are_read_once(monkeypatch):
+def test_the_rows_are_read_once():
     """However much is picked, the frame is measured for the first figures only."""
-    measured, real = [], Prompt.sizes
-
-    def measure(*given, **named):
-        measured.append(1)
-        return real(*given, **named)
-
-    monkeypatch.setattr(Prompt, "sizes", measure)
-    picker = cs.pick(a_plan(ROWS, tier="start"))
-    for tier in ("build", "scale", "start"):
-        picker.controls["tier"].value = tier
-    assert len(measured) == 1
+    read = []
+    frame = ROWS.lazy().map_batches(lambda rows: read.append(rows.height) or rows)
+    pick(a_plan(frame, tier="start"))
+    once = len(read)
+    pick(a_plan(frame, tier="start"), tier="build", max_tokens=9, mode="batch", budget="9")
+    assert len(read) == 2 * once
 
 
 def test_what_is_left_without_a_kernel_is_the_line_of_code():
     """Saved with the notebook are the card and the code; a terminal gets the line."""
-    picker = cs.pick(BEGINNINGS["plain"])
-    picker.controls["tier"].value = "build"
+    picker = pick(BEGINNINGS["plain"], tier="build")
     bundle = picker._repr_mimebundle_()
     assert "Run the cell again for its controls." in bundle["text/html"]
     assert "plan = plan.replace(tier=&quot;build&quot;)" in bundle["text/html"]

@@ -38,47 +38,26 @@ def test_the_newest_slices_are_drawn_when_their_calls_are_answered():
     assert requests()[0] == []
 
 
-@pytest.mark.slow
-def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
-    """A script gets plain lines while the run goes on, and its card once at its end."""
-    with simulator(latency=1.0) as server:
-        run = a_plan(reviews(60)).start(server.client(), ledger=None, progress=False)
-        watcher = cs.watch(run)
-        cs.wait(run)
-    first, *others = capsys.readouterr().out.splitlines()
-    assert first.startswith(("Run starting", "SIMULATED Run running"))
-    assert sum("SIMULATED Run finished: 60 of 60 rows answered" in line for line in others) == 1
-    assert repr(watcher) == repr(run)
-
-
 def test_only_a_run_can_be_watched():
     """What is not a run, nor a limited client, is refused with what to type."""
     with pytest.raises(TypeError, match=r"plan\.start\(client\).*cs\.limit\(client\).*not this str"):
         cs.watch("run")
 
 
-# in a notebook: the browser tests have JupyterLab, these a page that keeps what it is given
-
-
-class Page:
-    """A notebook's page in place of JupyterLab, which draws whatever it is told."""
-
-    def __init__(self, monkeypatch):
-        self.shown, self.updates = [], []
-        monkeypatch.setattr(loops, "in_notebook", lambda: True)
-        monkeypatch.setattr(watch, "_display", self._display)
-        monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
-
-    def _display(self, bundle):
-        self.shown.append(bundle)
-        place = len(self.shown)
-        return types.SimpleNamespace(update=lambda bundle, raw: self.updates.append((place, bundle)))
-
-
 @pytest.fixture
 def page(monkeypatch):
-    """Stand in for a notebook, with the real widgets."""
-    return Page(monkeypatch)
+    """Stand in for a notebook that keeps what it is given to show, and its updates, with the real widgets."""
+    page = types.SimpleNamespace(shown=[], updates=[])
+
+    def display(bundle):
+        page.shown.append(bundle)
+        place = len(page.shown)
+        return types.SimpleNamespace(update=lambda bundle, raw: page.updates.append((place, bundle)))
+
+    monkeypatch.setattr(loops, "in_notebook", lambda: True)
+    monkeypatch.setattr(watch, "_display", display)
+    monkeypatch.setattr(watch, "REFRESH_SECONDS", 0.1)
+    return page
 
 
 def followers():
@@ -102,33 +81,52 @@ def follow(steps, rows=4_000, latency=2.0, faults=None, **options):
 
 
 @pytest.mark.slow
-def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
-    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close."""
-    raised, real, made = [], watch.drawn, []
+def test_a_watched_run_outside_a_notebook_prints_lines(capsys):
+    """A script gets plain lines while the run goes on, and its card once at its end."""
 
-    def drawn(*given, **named):
-        if len(raised) < 2 and threading.current_thread().name == "claudescale-watch":
-            raised.append(1)
-            raise KeyboardInterrupt  # as Polars does in whatever thread is collecting
-        return real(*given, **named)
+    async def steps(run):
+        cs.watch(run)
+
+    follow(steps, rows=20, latency=1.0)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith(("Run starting", "SIMULATED Run running"))
+    assert sum("SIMULATED Run finished: 20 of 20 rows answered" in line for line in others) == 1
+
+
+@pytest.mark.slow
+def test_a_run_is_followed_and_gives_way_to_a_table_and_a_picture(page, monkeypatch):
+    """New figures, also after the interrupt of another cell; then what is saved, and the widgets close.
+
+    A watcher that is closed leaves a table and a picture of how the run stood, and the run goes on.
+    """
+    interrupts, real, watchers = iter([KeyboardInterrupt] * 2), watch.drawn, []
+
+    def drawn(*given):
+        if threading.current_thread().name == "claudescale-watch":
+            for interrupt in interrupts:
+                raise interrupt  # as Polars does in whatever thread is collecting
+        return real(*given)
 
     monkeypatch.setattr(watch, "drawn", drawn)
 
     async def steps(run):
-        made[:] = Watch(run), Watch(run)
-        await until(lambda: len(raised) == 2 and all(each.refreshes > 2 for each in made))
+        watchers.extend([Watch(run), Watch(run)])
+        await until(lambda: run.counts.answered and all(watcher.refreshes > 2 for watcher in watchers))
+        watchers[1].close()
+        await until(lambda: len(followers()) == 1)
+        assert run.state == "running"
         run.stop()
         await run
-        assert "Run stopped" in str(made[0]._stays[0])  # there when the cell ends
+        assert "Run stopped" in dict(page.updates)[1]["text/html"]  # there when the cell ends
 
     follow(steps)
+    assert [watcher._panel.box.comm for watcher in watchers] == [None, None]
     assert len(page.shown) == 4
-    assert {place for place, _ in page.updates} == {1, 2, 3, 4}
-    table, picture = (dict(page.updates)[place] for place in (1, 2))
-    assert "of 4,000 rows answered" in table["text/html"]
-    assert "application/vnd.jupyter.widget-view+json" not in {*table, *picture}
+    first, picture, second, _ = (dict(page.updates)[place] for place in (1, 2, 3, 4))
+    assert "of 4,000 rows answered" in first["text/html"]
+    assert "Run running: " in second["text/html"]
+    assert "application/vnd.jupyter.widget-view+json" not in {*first, *picture}
     assert {"application/vnd.vegalite.v5+json", "image/png", "text/plain"} == set(picture)
-    assert made[0]._panel.box.comm is None
 
 
 @pytest.mark.slow
@@ -163,19 +161,3 @@ def test_a_button_stops_the_run_or_leaves_its_batches(page, options, names, word
 
     assert follow(steps, **options).state == state
     assert f"Run {state}" in dict(page.updates)[1]["text/html"]
-
-
-@pytest.mark.slow
-def test_a_watcher_can_be_closed(page):
-    """Closed, it leaves a table and a picture of how the run stood; the run goes on."""
-
-    async def steps(run):
-        watcher = Watch(run)
-        await until(lambda: watcher.refreshes > 1 and run.state == "running")
-        watcher.close()
-        await until(lambda: not followers())
-        assert run.state == "running"
-        run.stop()
-
-    follow(steps)
-    assert "Run running: " in dict(page.updates)[1]["text/html"]
