@@ -572,7 +572,8 @@ class Pacer:
         if permit.sent > self._refused_at:
             self._refusals += 1
             self._refused_at = self._clock.seconds()
-        usual = min(_FIRST_HOLD_SECONDS * 2.0 ** (self._refusals - 1), _LONGEST_HOLD_SECONDS)
+        # Of calls that went before the last answer came, none may be counted.
+        usual = min(_FIRST_HOLD_SECONDS * 2.0 ** max(self._refusals - 1, 0), _LONGEST_HOLD_SECONDS)
         seconds = outcome.readings.retry_after_seconds or 0.0
         self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual, "refused")
 
