@@ -135,7 +135,7 @@ def public_face():
 
 
 def test_public_names_are_there_and_say_what_they_spend():
-    """Each says what it is, in words of its own; each that can be called has `Spends:`, as reading is free."""
+    """Each says what it is, in its own words; each that can be called has `Spends:`, as reading is free."""
     face = public_face()
     docs = {
         name: thing.__doc__ if inspect.isroutine(thing) else vars(thing)["__doc__"]
