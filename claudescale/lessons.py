@@ -35,8 +35,8 @@ def docstrings() -> pl.DataFrame:
         ``owner`` (DataFrame, LazyFrame, Series, Expr or polars), ``name`` of the method, ``text``.
         Some texts are alike, as a method of a DataFrame and one of a LazyFrame may share theirs.
     """
-    found = [(owner.__name__, name, _text(owner, name)) for owner in _OWNERS for name in _names(owner)]
-    frame = pl.DataFrame(found, schema=["owner", "name", "text"], orient="row")
+    texts = [(owner.__name__, name, _text(owner, name)) for owner in _OWNERS for name in _names(owner)]
+    frame = pl.DataFrame(texts, schema=["owner", "name", "text"], orient="row")
     return frame.filter(pl.col("text") != "")
 
 
@@ -50,13 +50,13 @@ def labelled_docstrings() -> pl.DataFrame:
     pl.DataFrame
         ``kind`` of data it is for (string, datetime, list, array or binary), ``name``, ``text``.
     """
-    found = [
+    texts = [
         (kind, name, _text(getattr(owner, space), name))
         for owner in (pl.col("any"), pl.Series())
         for kind, space in _KINDS.items()
         for name in _names(getattr(owner, space))
     ]
-    frame = pl.DataFrame(found, schema=["kind", "name", "text"], orient="row")
+    frame = pl.DataFrame(texts, schema=["kind", "name", "text"], orient="row")
     return frame.filter(pl.col("text") != "").unique("text", maintain_order=True)
 
 

@@ -155,21 +155,6 @@ def workload(limits, binding, minutes, seed):
     return calls
 
 
-def busiest(arrivals, seconds):
-    """Most calls, and most input tokens, that arrived within any `seconds`."""
-    calls = tokens = most_calls = 0
-    most_tokens = 0.0
-    first = 0
-    for last, (at, size) in enumerate(arrivals):
-        calls, tokens = calls + 1, tokens + size
-        while arrivals[first][0] <= at - seconds:
-            calls, tokens = calls - 1, tokens - arrivals[first][1]
-            first += 1
-        most_calls, most_tokens = max(most_calls, calls), max(most_tokens, tokens)
-        assert last >= first
-    return most_calls, most_tokens
-
-
 def table(requests, input_tokens, output_tokens):
     """Limits by hand."""
     return Limits(

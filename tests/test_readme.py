@@ -1,15 +1,18 @@
-"""README.md and SKILL.md do what they say: their Python runs; the two commands are what one sees first."""
-
-from __future__ import annotations
+"""README.md and SKILL.md do what they say: their Python runs, and what they list can be planned."""
 
 import ast
 import asyncio
 import inspect
+import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
+import polars as pl
+import pydantic
 import pytest
+
+import claudescale as cs
 
 ROOT = Path(__file__).resolve().parent.parent
 README, SKILL = ROOT / "README.md", ROOT / "claudescale" / "SKILL.md"
@@ -20,32 +23,25 @@ TESTS = """python3 -m venv .venv-test && .venv-test/bin/pip install -q -e ".[tes
 && .venv-test/bin/python -m pytest -n 3"""
 
 
-class Block(NamedTuple):
-    """A fenced block: its language, its text, and the line of README.md on which the text begins."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks(page=README):
+def blocks(page, language):
+    """Return the fenced blocks of a language, each by the line of the page on which it begins."""
     text = page.read_text(encoding="utf-8")
-    fences = re.finditer(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [Block(f[1], f[2], text.count("\n", 0, f.start(2)) + 1) for f in fences]
+    fences = re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return {text.count("\n", 0, fence.start(1)): fence[1] for fence in fences}
 
 
 def test_the_two_commands_stand_in_the_first_screen():
     """Whoever opens the page sees, without scrolling far, what to type; the notebook it opens is there."""
-    first = [each.text.strip() for each in blocks() if each.line <= FIRST_SCREEN_LINES]
+    first = [text.strip() for line, text in blocks(README, "bash").items() if line < FIRST_SCREEN_LINES]
     assert {MAIN, TESTS} <= set(first)
     assert (ROOT / MAIN.rsplit(maxsplit=1)[-1]).is_file()
 
 
-async def run_as_cells(page, cells):
+async def run_as_cells(page):
     """Run blocks as a notebook would: one namespace, `await` at the top level, the last value shown."""
     namespace = {"__name__": "__main__"}
-    for block in cells:
-        tree = ast.parse("\n" * (block.line - 1) + block.text, str(page))  # with the line numbers of the page
+    for line, text in blocks(page, "python").items():
+        tree = ast.parse("\n" * line + text, str(page))  # with the line numbers of the page
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
         parts = [(tree, "exec")] + ([(ast.Expression(last.value), "eval")] if last else [])
         for part, mode in parts:
@@ -53,6 +49,7 @@ async def run_as_cells(page, cells):
             value = eval(code, namespace)
             value = await value if code.co_flags & inspect.CO_COROUTINE else value
             assert mode == "exec" or isinstance(repr(value), str)
+    assert "client" in namespace
 
 
 @pytest.mark.slow
@@ -60,6 +57,57 @@ async def run_as_cells(page, cells):
 def test_its_python_runs_in_order(page, tmp_path, monkeypatch):
     """Each Python block runs after those before it, offline, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    cells = [block for block in blocks(page) if block.language == "python"]
-    assert cells
-    asyncio.run(run_as_cells(page, cells))
+    asyncio.run(run_as_cells(page))
+
+
+# what the bullets of SKILL.md list
+
+
+class Form(pydantic.BaseModel):
+    """A reply."""
+
+    word: str
+
+
+PHOTO, FILE = ["https://a.example/b.png"] * 2, ["https://a.example/b.pdf"] * 2
+FRAME = pl.DataFrame(
+    {"text": ["a", "b"], "language": ["Dutch", "Thai"], "photo": PHOTO, "file": FILE, "note": ["n", "o"]}
+)
+LIMITS = cs.Limits(requests_per_minute=300, input_tokens_per_minute=40_000, output_tokens_per_minute=8_000)
+OWN = cs.Model("claude-next", like="claude-haiku-5-5", input_dollars=1, output_dollars=5)
+RETURNS = [Form, list[Form], ["a", "b"], bool, int, float, str, Literal["a", "b"], pl.Int8, {"a": pl.String}]
+TIERS = ["start", "build", "scale", 1, 2, 3, 4, LIMITS]
+OPTIONS = [{"returns": kind} for kind in RETURNS] + [{"tier": tier} for tier in TIERS]
+OPTIONS += [{"mode": mode} for mode in ("live", "batch")] + [{"model": OWN}, {"budget": 5, "share": 0.5}]
+OPTIONS += [{"mode": mode, "deadline": 90} for mode in ("live", "hybrid", "auto")]
+
+
+def bodies(prompt="Tag {text}", **options):
+    """Return the requests of a plan; what cannot be sent raises PlanError here."""
+    plan = cs.plan(FRAME, prompt, **{"model": "claude-haiku-5-5", **options})
+    return [json.loads(body) for body in plan.requests["params"]]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_what_a_bullet_lists_can_be_planned(options):
+    """Each form of a reply, tier, mode, model and limit that the page names makes a plan of both rows."""
+    assert len(bodies(**options)) == FRAME.height
+
+
+def test_what_a_request_has_is_as_the_bullets_say():
+    """Braces, examples, a system prompt for each row, samples, pictures and documents stand in the bodies."""
+    assert bodies("{{x}} {text}")[0]["messages"][0]["content"] == "{x} a"
+    first, second = bodies(examples=[("Broken again", "complaint")], system="Answer in {language}.")
+    assert [turn["role"] for turn in first["messages"]] == ["user", "assistant", "user"]
+    assert ("Dutch" in str(first["system"]), "Thai" in str(second["system"])) == (True, True)
+    assert len(bodies(samples=3)) == 3 * FRAME.height
+    parts = bodies([cs.image("photo"), cs.pdf("file"), "What is broken? {note}"])[0]
+    assert [part["type"] for part in parts["messages"][0]["content"]] == ["image", "document", "text"]
+
+
+def test_every_name_it_shows_is_there():
+    """Each `cs.name` in the text is public, and there is no default model."""
+    names = set(re.findall(r"\bcs\.(\w+)", SKILL.read_text(encoding="utf-8")))
+    assert names - set(cs.__all__) == set()
+    with pytest.raises(TypeError, match="model"):
+        cs.plan(FRAME, "{text}")

@@ -127,7 +127,8 @@ def unlimited(client: Client) -> Client:
 
 def limiter_of(client: object) -> Limiter | None:
     """Return what paces a client's calls; None where nothing does."""
-    return next((one for one in getattr(client, "middleware", ()) if isinstance(one, Limiter)), None)
+    middlewares = getattr(client, "middleware", ())
+    return next((middleware for middleware in middlewares if isinstance(middleware, Limiter)), None)
 
 
 class _Model(NamedTuple):
@@ -332,10 +333,10 @@ class Limiter:
         self.under_way.remove(call)
         call.slots.release()
         is_canceled = answer.failure == "canceled"
-        found = Verdict(outcome="failed", error="canceled") if is_canceled else verdict(answer)
-        message = found.reply or answer.partial
-        call.model.pacer.settle(call.permit, _outcome(call, answer, found, message))
-        error = None if found.outcome == "answered" else found.error
+        meaning = Verdict(outcome="failed", error="canceled") if is_canceled else verdict(answer)
+        message = meaning.reply or answer.partial
+        call.model.pacer.settle(call.permit, _outcome(call, answer, meaning, message))
+        error = None if meaning.outcome == "answered" else meaning.error
         dollars = _dollars(message, call.model.price)
         self.requests += 1
         self.dollars += dollars
@@ -359,13 +360,13 @@ class Limiter:
         self._calls.append([row[name] for name in CALLS])
 
 
-def _outcome(call: _Call, answer: Answer, found: Verdict, message: Mapping[str, Any] | None) -> Outcome:
+def _outcome(call: _Call, answer: Answer, meaning: Verdict, message: Mapping[str, Any] | None) -> Outcome:
     """Return what the pacer learns from a call that has ended."""
     is_canceled, usage = answer.failure == "canceled", usage_of(message)
-    kind = kind_of(found, answer.status)
+    kind = kind_of(meaning, answer.status)
     input_tokens = float(sum(usage[name] for name in prices.UNCACHED_COLUMNS))
     output_tokens = float(usage["output_tokens"])
-    if message is not None and (is_canceled or (kind == "answered" and found.unseen)):
+    if message is not None and (is_canceled or (kind == "answered" and meaning.unseen)):
         # What it took is not told, and it took something.
         kind, input_tokens = "answered", input_tokens or call.permit.estimate
         output_tokens = max(output_tokens, call.model.pacer.expected_output_tokens)

@@ -163,7 +163,7 @@ class Bucket:
         self.capacity = max(self.capacity * rate / self.rate, min(self.capacity, 1.0))
         self.rate = rate
 
-    def told(self, low: float, high: float, uncounted: float) -> None:
+    def correct(self, low: float, high: float, uncounted: float) -> None:
         """Move the level into what a header allows: between `low` and `high`, some of it not counted yet."""
         if high < self.level - self.rate * self.slop_seconds:
             self._move(high)
@@ -232,7 +232,7 @@ class Production:
         """Know that the bucket gets a new rate; others keep their part of it."""
         self.others *= rate / self.bucket.rate
 
-    def told(self, remaining: float) -> None:
+    def correct(self, remaining: float) -> None:
         """Take the level that a header tells; zero may be any debt."""
         low = remaining - _ROUNDING[2] if remaining else -math.inf
         self.level = min(max(self.level, low), remaining + _ROUNDING[2], self.bucket.capacity)
@@ -298,8 +298,8 @@ class Window:
         How many calls of a larger n failed since one of them was answered.
     cut_at : float
         When it was last cut. A call that went before says nothing of whether that was enough.
-    known : bool
-        Whether a call was answered since.
+    answered_since : bool
+        Whether a call was answered that went after the last cut.
     """
 
     most: int
@@ -309,7 +309,7 @@ class Window:
     slow_start: bool = True
     beyond: int = 0
     cut_at: float = -math.inf
-    known: bool = True
+    answered_since: bool = True
 
     def __post_init__(self) -> None:
         self.size = float(min(FIRST_CONCURRENCY, self.most))
@@ -326,7 +326,7 @@ class Window:
         before the last cut is tried again within a round or two.
         """
         if sent > self.cut_at:
-            self.known = True
+            self.answered_since = True
             if nth > self.borne:
                 self.borne, self.beyond = float(nth), 0
         if in_flight + 1 >= self.size / 2:
@@ -340,7 +340,7 @@ class Window:
         elif sent > self.cut_at:
             self.beyond += 1
             unanswered = in_flight - self.borne  # so many may yet be answered, and show that it was chance
-            if self.known and self.beyond >= max(_NO_CHANCE, unanswered):
+            if self.answered_since and self.beyond >= max(_NO_CHANCE, unanswered):
                 self.cut(sent, now, in_flight, self.borne)
 
     def cut(self, sent: float, now: float, in_flight: int, borne: float = 0.0) -> None:
@@ -349,7 +349,7 @@ class Window:
             at_once = self.size if in_flight + 1 >= self.size / 2 else in_flight + 1.0
             self.before = self.borne or at_once
             self.size = min(self.size, max(_FEWER * at_once, borne, 1.0))
-            self.slow_start, self.known, self.cut_at = False, False, now
+            self.slow_start, self.answered_since, self.cut_at = False, False, now
             _LOG.debug("the window is cut to %d calls in flight", self.calls)
 
 
@@ -393,11 +393,11 @@ class Outcome(NamedTuple):
     typical: bool = True
 
 
-def kind_of(found: Verdict, status: int | None) -> Kind:
+def kind_of(verdict: Verdict, status: int | None) -> Kind:
     """Return what an answer means for the pace: a 429 holds everybody, also where nobody should retry."""
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return "too_fast" if found.error == "ramp_limit_exceeded" else "refused"
-    return _KINDS.get(found.outcome, "failed")
+        return "too_fast" if verdict.error == "ramp_limit_exceeded" else "refused"
+    return _KINDS.get(verdict.outcome, "failed")
 
 
 class Pacer:
@@ -572,7 +572,8 @@ class Pacer:
         if permit.sent > self._refused_at:
             self._refusals += 1
             self._refused_at = self._clock.seconds()
-        usual = min(_FIRST_HOLD_SECONDS * 2.0 ** (self._refusals - 1), _LONGEST_HOLD_SECONDS)
+        # Of calls that went before the last answer came, none may be counted.
+        usual = min(_FIRST_HOLD_SECONDS * 2.0 ** max(self._refusals - 1, 0), _LONGEST_HOLD_SECONDS)
         seconds = outcome.readings.retry_after_seconds or 0.0
         self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual, "refused")
 
@@ -607,21 +608,19 @@ class Pacer:
             for bucket, rate in zip(self._buckets, self._rates(), strict=True):
                 bucket.rescale(rate)
         now = self._clock.seconds()
-        told = zip(self._buckets, readings.buckets, self._uncounted(now), _ROUNDING, strict=True)
-        for bucket, reading, uncounted, rounding in told:
-            if reading.remaining is not None:
+        remaining = [reading.remaining for reading in readings.buckets]
+        corrections = zip(self._buckets, remaining, self._uncounted(now), _ROUNDING, strict=True)
+        for bucket, left, uncounted, rounding in corrections:
+            if left is not None:
                 bucket.refill(now)
                 # Zero may be any debt; and what is left of the whole account is not all this run's share.
-                known = reading.remaining and self._share == 1
-                low = reading.remaining - rounding if known else -math.inf
+                low = left - rounding if left and self._share == 1 else -math.inf
                 # What refilled while the answer was on its way is in the level already.
-                on_the_way = bucket.rate * self._way_seconds
-                high = reading.remaining + max(rounding, 1.0) + on_the_way
-                if bucket is self._buckets[2]:
-                    high = math.inf
-                bucket.told(low, high, uncounted)
-        if readings.buckets[2].remaining is not None:
-            self._production.told(readings.buckets[2].remaining)
+                high = left + max(rounding, 1.0) + bucket.rate * self._way_seconds
+                is_output = bucket is self._buckets[2]  # how much too much is left of it, `Production` knows
+                bucket.correct(low, math.inf if is_output else high, uncounted)
+        if remaining[2] is not None:
+            self._production.correct(remaining[2])
         self._buckets[2].others = self._production.others
 
     def _uncounted(self, now: float) -> tuple[float, float, float]:

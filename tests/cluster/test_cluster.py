@@ -12,7 +12,7 @@ import httpx2
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from running import a_plan, finished, reviews, simulator
+from running import WIDE_LIMITS, a_plan, finished, reviews, simulator
 
 import claudescale as cs
 from claudescale.running.job import Row
@@ -21,9 +21,6 @@ distributed = pytest.importorskip("distributed", reason="pip install 'claudescal
 from claudescale import cluster  # noqa: E402 - Dask is optional
 
 pytestmark = pytest.mark.slow
-LIMITS = cs.Limits(
-    requests_per_minute=12_000, input_tokens_per_minute=100_000_000, output_tokens_per_minute=100_000_000
-)
 CHILD = Path(__file__).parent.parent / "cluster_child.py"
 
 
@@ -35,45 +32,39 @@ def dask():
         yield client
 
 
-@pytest.fixture
-def api():
-    """Serve calls of a third of a second, two hundred a second."""
-    with simulator(tier=LIMITS.per_minute, speed=1, latency=0.35) as served:
-        yield served
-
-
 def on_cluster(plan, api, dask, ledger=None):
     """Return the finished run."""
     return cs.wait(plan.run(api.client(), ledger=ledger, progress=False, on=dask))
 
 
 def test_the_result_is_that_of_one_process(dask, path):
-    """Two workers give the frame, bill and ledger of one process, and what the ledger has is not sent."""
-    plan = a_plan(pl.concat([reviews(300), reviews(20), pl.DataFrame({"text": [None]})]))
+    """Two workers give the frame, bill and ledger of one process, and what the ledger has is not sent.
+
+    So do they where the prompt looks at other rows.
+    """
+    prompt = pl.col("text").shift(1) + ' "quoted"\n' + pl.col("text")
+    plan = a_plan(pl.concat([reviews(300), reviews(20), pl.DataFrame({"text": [None]})]), prompt)
     with simulator() as api:
-        finished(plan.head(50), api.client(), ledger=path)
-        run = on_cluster(plan, api, dask, path)
-        assert run.counts.requests == 250
-        assert api.stats["calls"] == api.stats["distinct_rows_billed"] == 300
         alone = finished(plan, api.client())
-        again = on_cluster(plan, api, dask, path)
-        rest = finished(plan.replace(frame=plan.frame[50:300]), api.client())
-    assert again.results.equals(alone.results)
-    assert again.counts.requests == 0
-    assert run.limits.source == alone.limits.source
-    assert_frame_equal(run.bill, rest.bill)
-
-
-def test_an_expression_and_a_retry_keep_their_keys(dask, path):
-    """A prompt that looks at other rows, and rows that are sent again, mean the same on a worker."""
-    with simulator(faults={"cut": 0.2}) as api:
-        plan = a_plan(reviews(60), pl.col("text").shift(1) + ' "quoted"\n' + pl.col("text"))
+        billed = api.stats["distinct_rows_billed"]
         run = on_cluster(plan, api, dask, path)
+        assert run.counts.requests == api.stats["calls"] - billed == billed
+        again = finished(plan, api.client(), ledger=path)
+    assert again.counts.requests == 0
+    assert run.results.equals(alone.results)
+    assert run.limits.source == alone.limits.source
+    assert_frame_equal(run.bill, alone.bill)
+
+
+def test_a_retry_keeps_its_keys(dask, path):
+    """Rows that failed are sent again, and the one ledger knows that they were answered."""
+    with simulator(faults={"cut": 0.2}) as api:
+        run = on_cluster(a_plan(reviews(60)), api, dask, path)
         assert run.results["error"].drop_nulls().unique().to_list() == ["max_tokens"]
     with simulator() as api:
-        retried = on_cluster(plan.retry(run, max_tokens=100), api, dask, path)
-        assert retried.results["error"].null_count() == 60
-        assert finished(plan.retry(run, max_tokens=100), api.client(), ledger=path).counts.requests == 0
+        again = run.plan.retry(run, max_tokens=100)
+        assert on_cluster(again, api, dask, path).results["error"].null_count() == 60
+        assert finished(again, api.client(), ledger=path).counts.requests == 0
 
 
 def test_fixed_shares_stay_below_the_limit(dask):
@@ -87,27 +78,28 @@ def test_fixed_shares_stay_below_the_limit(dask):
     assert (run.counts.answered, run.counts.refused) == (200, 0)
 
 
-def test_a_worker_is_killed_and_the_driver_interrupted(api, path):
+def test_a_worker_is_killed_and_the_driver_interrupted(path):
     """Kill -9 and Ctrl-C, which in a terminal goes to all, lose nothing; one part at most is paid again."""
-    command = [sys.executable, CHILD, api.url, path, "400"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **pipes) as driver:
-        victim = int(driver.stdout.readline())
-        for calls, act in (
-            (60, (os.kill, victim, signal.SIGKILL)),
-            (120, (os.killpg, driver.pid, signal.SIGINT)),
-        ):
-            while api.stats["calls"] < calls:
-                time.sleep(0.005)
-            act[0](*act[1:])
-        out, err = driver.communicate(timeout=120)
-    assert "interrupted, stopped" in out, err
-    assert driver.returncode == 0
-    assert 0 < api.stats["distinct_rows_billed"] < 400
-    run = finished(a_plan(reviews(400), tier=LIMITS), api.client(), ledger=path)
-    assert run.results["error"].null_count() == 400
-    assert api.stats["distinct_rows_billed"] == 400
-    assert api.stats["billed_rows"] - 400 <= 200
+    with simulator(tier=(12_000, 1e8, 1e8), speed=1, latency=0.35) as api:
+        command = [sys.executable, CHILD, api.url, path, "400"]
+        with subprocess.Popen(command, start_new_session=True, **pipes) as driver:
+            worker = int(driver.stdout.readline())
+            for calls, kill, victim, signal_ in (
+                (60, os.kill, worker, signal.SIGKILL),
+                (120, os.killpg, driver.pid, signal.SIGINT),
+            ):
+                while api.stats["calls"] < calls:
+                    time.sleep(0.005)
+                kill(victim, signal_)
+            out, err = driver.communicate(timeout=120)
+        assert "interrupted, stopped" in out, err
+        assert driver.returncode == 0
+        assert 0 < api.stats["distinct_rows_billed"] < 400
+        run = finished(a_plan(reviews(400)), api.client(), ledger=path)
+        assert run.results["error"].null_count() == 400
+        assert api.stats["distinct_rows_billed"] == 400
+        assert api.stats["billed_rows"] - 400 <= 200
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name]
 
 
@@ -124,14 +116,6 @@ def test_a_budget_is_a_hard_stop(dask):
         assert api.stats["dollars"] - spent <= budget
 
 
-def test_one_row_writes_the_cache_and_the_others_read_it(dask):
-    """With a cached prompt each of the two workers sends one row first, and the others read what it wrote."""
-    with simulator() as api:
-        run = on_cluster(a_plan(reviews(60), system="You are kind. " * 400, cache=True), api, dask)
-    assert run.attempts.filter(pl.col("cache_write_5m_input_tokens") > 0).height <= 2
-    assert run.attempts.filter(pl.col("cache_read_input_tokens") > 0).height >= 58
-
-
 def test_the_accounts_error_ends_the_run(dask):
     """What no row can help, such as a spend limit, ends the run with the API's words."""
     with simulator(faults={"spend_cap": 0.001}) as api, pytest.raises(cs.RunStopped) as stopped:
@@ -144,11 +128,11 @@ def test_a_worker_signs_in_as_the_driver_and_no_log_shows_it(dask, monkeypatch):
     """Workers get the driver's key, not their own; what Dask may log of a part shows neither key nor row."""
     monkeypatch.setenv("ANTHROPIC_API_KEY", "the-workers-own")
     client = anthropic.AsyncAnthropic(api_key="sk-drivers", default_headers={"x-team": "a"})
-    made = cluster.engine(dask, client, a_plan(reviews(1)))
-    worker = cluster._client(made.args[1])
+    _, settings = cluster.engine(dask, client, a_plan(reviews(1))).args
+    worker = cluster._client(settings)
     assert (worker.api_key, worker.default_headers["x-team"]) == ("sk-drivers", "a")
     rows = [Row("k", b"a text", 10.0, 0.1)]
-    part = cluster.Part("run", "name", made.args[1], a_plan(reviews(1)), LIMITS, 1.0, warm=False, rows=rows)
+    part = cluster.Part("run", "name", settings, a_plan(reviews(1)), WIDE_LIMITS, 1.0, warm=False, rows=rows)
     assert repr(part) == "<Part name, 1 rows>"
 
 

@@ -14,15 +14,12 @@ from running import WIDE, WIDE_LIMITS, a_plan, reviews, simulator, until
 
 import claudescale as cs
 from claudescale.errors import PlanError
-from claudescale.pacing.middleware import CALLS, RATES, limiter_of, unlimited
+from claudescale.pacing.middleware import CALLS, RATES, limiter_of
 from claudescale.simulator import Fault
 
 ASKED = {"model": "claude-haiku-5-5", "max_tokens": 60, "thinking": {"type": "disabled"}}
+ASKED["messages"] = [{"role": "user", "content": "Tell me a story."}]
 SPEED = 20
-
-
-def asked(text="Tell me a story."):
-    return {**ASKED, "messages": [{"role": "user", "content": text}]}
 
 
 class Label(pydantic.BaseModel):
@@ -31,30 +28,24 @@ class Label(pydantic.BaseModel):
     label: Literal["a", "b"]
 
 
-def over(claude):
-    """Return the meter of a client with no call under way: every permit is back, and came back once."""
-    limiter = limiter_of(claude)
-    assert not limiter.under_way
-    assert limiter.waiting == 0
-    assert [pacer.in_flight for pacer in limiter._pacers.values()] == [0] * len(limiter._pacers)
-    assert limiter._slots._value == 2
-    calls = limiter.calls
-    assert calls.schema == CALLS
-    assert calls.height == limiter.requests == limiter.answered + limiter.errors.total()
-    assert calls["dollars"].sum() == pytest.approx(limiter.dollars)
-    return limiter
+async def used(client, *ways, **options):
+    """Return the meter of a client that was limited and used in some ways, one by one.
 
-
-async def used(api, ways, **options):
-    """Return the meter of a limited client of a simulator after it was used in some ways, one by one."""
-    client = api.client(**{"max_retries": 0, **options})
-    async with cs.limit(client, tier=WIDE_LIMITS, concurrency=2) as claude:
+    After each no call is under way: every permit is back, and came back once.
+    """
+    async with cs.limit(client, **{"tier": WIDE_LIMITS, "concurrency": 2, **options}) as claude:
+        limiter = limiter_of(claude)
         for way in ways:
             await way(claude)
             async with asyncio.timeout(5):
-                await until(lambda: not limiter_of(claude).under_way)
-            over(claude)
-        return limiter_of(claude)
+                await until(lambda: not limiter.under_way)
+            assert limiter.waiting == 0
+            assert {pacer.in_flight for pacer in limiter._pacers.values()} <= {0}
+            assert limiter.calls.schema == CALLS
+            assert limiter.calls.height == limiter.requests == limiter.answered + limiter.errors.total()
+            assert limiter.calls["dollars"].sum() == pytest.approx(limiter.dollars)
+        assert not ways or limiter._slots._value == 2
+        return limiter
 
 
 @pytest.fixture(scope="module")
@@ -68,58 +59,53 @@ def api():
 
 
 async def create(claude):
-    await claude.messages.create(**asked())
+    await claude.messages.create(**ASKED)
 
 
 async def beta(claude):
-    await claude.beta.messages.create(**asked())
+    await claude.beta.messages.create(**ASKED)
 
 
 async def parse(claude):
-    message = await claude.messages.parse(**asked(), output_format=Label)
+    message = await claude.messages.parse(**ASKED, output_format=Label)
     assert message.parsed_output.label in {"a", "b"}
 
 
 async def raw(claude):
-    response = await claude.messages.with_raw_response.create(**asked())
-    assert response.headers["request-id"]
+    response = await claude.messages.with_raw_response.create(**ASKED)
     await response.parse()
 
 
 async def streaming_response(claude):
-    async with claude.messages.with_streaming_response.create(**asked()) as response:
+    async with claude.messages.with_streaming_response.create(**ASKED) as response:
         assert limiter_of(claude).under_way
         assert (await response.json())["usage"]
 
 
 async def stream(claude):
-    async with claude.messages.stream(**asked()) as events:
+    async with claude.messages.stream(**ASKED) as events:
         async for _ in events.text_stream:
             assert limiter_of(claude).under_way
     assert not limiter_of(claude).under_way
 
 
 async def stream_of_create(claude):
-    async for _ in await claude.messages.create(**asked(), stream=True):
+    async for _ in await claude.messages.create(**ASKED, stream=True):
         pass
 
 
 async def raw_stream(claude):
-    async with claude.messages.with_streaming_response.create(**asked(), stream=True) as response:
-        lines = [line async for line in response.iter_lines()]
-    assert any("message_stop" in line for line in lines)
-
-
-WHOLE = [create, beta, parse, raw, streaming_response, stream, stream_of_create, raw_stream]
+    async with claude.messages.with_streaming_response.create(**ASKED, stream=True) as response:
+        assert "message_stop" in "".join([line async for line in response.iter_lines()])
 
 
 def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
     """One call is counted for each, with the dollars that the API's own account has."""
     before = api.stats["dollars"]
-    calls = asyncio.run(used(api, WHOLE)).calls
-    assert calls.height == len(WHOLE)
-    assert set(calls["status"]) == {200}
-    assert set(calls["error"]) == {None}
+    ways = create, beta, parse, raw, streaming_response, stream, stream_of_create, raw_stream
+    calls = asyncio.run(used(api.client(), *ways)).calls
+    assert calls.height == len(ways)
+    assert (set(calls["status"]), set(calls["error"])) == ({200}, {None})
     assert set(calls["stop_reason"]) <= {"end_turn", "max_tokens"}
     assert calls["dollars"].sum() == pytest.approx(api.stats["dollars"] - before)
     assert calls["output_tokens"].min() > 0
@@ -131,18 +117,18 @@ def test_whatever_way_it_is_called_an_answer_is_settled_by_its_usage(api):
 
 
 async def left(claude):
-    async for _ in await claude.messages.create(**asked(), stream=True):
+    async for _ in await claude.messages.create(**ASKED, stream=True):
         break
 
 
 async def closed_unread(claude):
-    events = await claude.messages.create(**asked(), stream=True)
+    events = await claude.messages.create(**ASKED, stream=True)
     await events.close()
     await events.close()
 
 
 async def dropped(claude):
-    await claude.messages.create(**asked(), stream=True)
+    await claude.messages.create(**ASKED, stream=True)
     gc.collect()
 
 
@@ -156,7 +142,7 @@ async def canceled(claude):
 
 async def canceled_stream(claude):
     async def read():
-        async for event in await claude.messages.create(**asked(), stream=True):
+        async for event in await claude.messages.create(**ASKED, stream=True):
             if event.type == "message_start":
                 asyncio.current_task().cancel()  # where the next event is awaited
 
@@ -166,20 +152,20 @@ async def canceled_stream(claude):
 
 def test_a_call_that_is_left_gives_its_permit_back(api):
     """A break, a close, a dropped stream and a cancellation are each counted once, as canceled."""
-    ways = [left, closed_unread, dropped, canceled, canceled_stream]
-    assert asyncio.run(used(api, ways)).errors == {"canceled": len(ways)}
+    ways = left, closed_unread, dropped, canceled, canceled_stream
+    assert asyncio.run(used(api.client(), *ways)).errors == {"canceled": len(ways)}
 
 
 def test_a_canceled_wait_takes_no_permit(api):
     """Who gives up while waiting for its turn was never sent and is not counted."""
 
-    async def way(claude):
+    async def give_up(claude):
         calls = [asyncio.create_task(create(claude)) for _ in range(3)]
         await until(lambda: limiter_of(claude).waiting == 1 and len(limiter_of(claude).under_way) == 2)
         calls[2].cancel()
         await asyncio.gather(*calls, return_exceptions=True)
 
-    assert asyncio.run(used(api, [way])).requests == 2
+    assert asyncio.run(used(api.client(), give_up)).requests == 2
 
 
 @pytest.mark.parametrize(
@@ -200,7 +186,7 @@ def test_what_fails_gives_its_permit_back(fault, way, raised, errors):
             await way(claude)
 
     with simulator(speed=SPEED, faults={fault: 1.0}) as api:
-        limiter = asyncio.run(used(api, [failing], max_retries=1))
+        limiter = asyncio.run(used(api.client(max_retries=1), failing))
     assert limiter.calls["error"].to_list() == errors
 
 
@@ -208,14 +194,12 @@ def test_a_refusal_holds_everybody_for_retry_after():
     """After a 429 that says five seconds, the next call of anybody waits for them."""
 
     async def refused(claude):
-        for text in ("one", "two"):
-            with pytest.raises(anthropic.RateLimitError):
-                await claude.messages.create(**asked(text))
+        with pytest.raises(anthropic.RateLimitError):
+            await claude.messages.create(**ASKED)
 
-    with simulator(speed=SPEED, faults={429: Fault(tries=[1])}) as api:
-        calls = asyncio.run(used(api, [refused])).calls
-    assert calls["status"].to_list() == [429, 429]
-    assert calls["error"].to_list() == ["ramp_limit_exceeded"] * 2
+    with simulator(speed=SPEED, faults={429: Fault(tries=[1, 2])}) as api:
+        calls = asyncio.run(used(api.client(max_retries=0), refused, refused)).calls
+    assert calls.select("status", "error").rows() == [(429, "ramp_limit_exceeded")] * 2
     assert calls["waited_seconds"][0] < 1
     assert calls["waited_seconds"][1] >= 4.5
 
@@ -226,16 +210,14 @@ def test_an_error_event_gives_the_permit_back():
     message = {"type": "message", "id": "m", "role": "assistant", "content": [], "model": ASKED["model"]}
     start = {"type": "message_start", "message": {**message, "usage": usage}}
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-    events = "".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n" for each in (start, error))
+    events = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in (start, error))
 
-    async def main(client):
-        async with cs.limit(client.with_options(max_retries=0), concurrency=2) as claude:
-            with pytest.raises(anthropic.APIStatusError):
-                await stream_of_create(claude)
-            return over(claude)
+    async def failing(claude):
+        with pytest.raises(anthropic.APIStatusError):
+            await stream_of_create(claude)
 
     with canned.served(lambda *_: (200, {"content-type": "text/event-stream"}, events.encode())) as client:
-        (call,) = asyncio.run(main(client)).calls.iter_rows(named=True)
+        (call,) = asyncio.run(used(client.with_options(max_retries=0), failing)).calls.iter_rows(named=True)
     assert (call["status"], call["error"], call["input_tokens"]) == (529, "overloaded_error", 11)
     assert not call["simulated"]
 
@@ -246,36 +228,29 @@ def test_an_error_event_gives_the_permit_back():
 def test_headers_teach_the_limits_and_each_group_has_its_own(api):
     """The table said tier 1; the first answer says what the account has, for its models alone."""
 
-    async def main():
-        async with cs.limit(api.client(), tier=1) as claude:
-            await create(claude)
-            await claude.messages.create(
-                **asked() | {"model": "claude-sonnet-5-5", "thinking": {"type": "between_tools"}}
-            )
-            with pytest.raises(anthropic.NotFoundError):
-                await claude.messages.create(**asked() | {"model": "unheard-of"})
-            return limiter_of(claude)
+    async def three_models(claude):
+        await create(claude)
+        sonnet = {"model": "claude-sonnet-5-5", "thinking": {"type": "between_tools"}}
+        await claude.messages.create(**ASKED | sonnet)
+        with pytest.raises(anthropic.NotFoundError):
+            await claude.messages.create(**ASKED | {"model": "unheard-of"})
 
-    limiter = asyncio.run(main())
+    limiter = asyncio.run(used(api.client(), three_models, tier=1))
     assert limiter.rates.schema == RATES
-    limits = limiter.rates.filter(bucket="requests").select(
-        "rate_group", "used_per_minute", "limit_per_minute"
-    )
-    assert limits.rows() == [("haiku-5-5", 1, WIDE[0]), ("sonnet-5-5", 1, WIDE[0]), ("unheard-of", 1, 50)]
+    requests = limiter.rates.filter(bucket="requests").drop("bucket")
+    assert requests.rows() == [("haiku-5-5", 1, WIDE[0]), ("sonnet-5-5", 1, WIDE[0]), ("unheard-of", 1, 50)]
     assert limiter.api.clock.speed == SPEED
 
 
 def test_free_calls_and_batches_pass_through(api):
     """Token counts, batches and lists are not paced, nor counted."""
 
-    async def way(claude):
-        fields = asked()
-        await claude.messages.count_tokens(model=fields["model"], messages=fields["messages"])
+    async def free_calls(claude):
+        await claude.messages.count_tokens(model=ASKED["model"], messages=ASKED["messages"])
         await claude.messages.batches.list()
         await claude.models.list()
-        limiter_of(claude)._slots = asyncio.Semaphore(2)  # made by the first call that is paced
 
-    assert asyncio.run(used(api, [way])).requests == 0
+    assert asyncio.run(used(api.client(), free_calls, create)).requests == 1
 
 
 def test_concurrency_caps_what_is_in_flight_and_the_users_middleware_stays():
@@ -286,12 +261,11 @@ def test_concurrency_caps_what_is_in_flight_and_the_users_middleware_stays():
         seen.append(request.url)
         return await call_next(request)
 
-    async def way(claude):
-        assert claude.middleware[0] is mine
+    async def six_at_once(claude):
         await asyncio.gather(*(create(claude) for _ in range(6)))
 
     with simulator(speed=SPEED, latency=1.0) as api:
-        asyncio.run(used(api, [way], middleware=[mine]))
+        asyncio.run(used(api.client(middleware=[mine]), six_at_once))
         assert api.stats["peak_in_flight"] == 2
     assert seen.count("/v1/messages") == 6
 
@@ -300,7 +274,6 @@ def test_a_run_takes_the_limiter_off(api):
     """A run given a limited client paces its calls itself, so none is paced twice; limiting twice is once."""
     claude = cs.limit(cs.limit(api.client()), tier="build")
     assert len(claude.middleware) == 1
-    assert not unlimited(claude).middleware
     run = cs.wait(a_plan(reviews(3)).run(claude, ledger=None, progress=False))
     assert run.state == "finished"
     assert limiter_of(claude).requests == 0
@@ -309,7 +282,7 @@ def test_a_run_takes_the_limiter_off(api):
 def test_watch_shows_the_calls_of_a_limited_client(api):
     """`cs.watch` says how many were answered and what the limits have left, and has the calls as a frame."""
 
-    async def way(claude):
+    async def watched(claude):
         await create(claude)
         watch = cs.watch(claude)
         watch.close()
@@ -317,7 +290,7 @@ def test_watch_shows_the_calls_of_a_limited_client(api):
         assert "SIMULATED 1 of 1 call answered, 0 in flight, 0 waiting" in repr(watch)
         assert f"1 / {WIDE[0]:,}" in watch._repr_html_()
 
-    asyncio.run(used(api, [way]))
+    asyncio.run(used(api.client(), watched))
     with pytest.raises(TypeError, match=r"claude = cs.limit\(client\)"):
         cs.watch(api.client())
 
@@ -328,7 +301,7 @@ def test_several_loops_one_after_the_other(api):
     claude = cs.limit(api.client(http_client=http), tier=WIDE_LIMITS, concurrency=2)
     for _ in range(3):
         asyncio.run(create(claude))
-    assert over(claude).requests == 3
+    assert limiter_of(claude).answered == 3
 
 
 @pytest.mark.parametrize(
@@ -358,12 +331,6 @@ def test_what_cannot_be_limited_says_what_to_type(client, options, words):
 )
 def test_clients_of_the_clouds_are_limited(kind, own, api):
     """AWS and Google speak the same wire, so their clients are paced and stay what they are."""
-
-    async def main():
-        client = getattr(anthropic, kind)(base_url=api.url, **own)
-        async with cs.limit(client, concurrency=2) as claude:
-            assert type(claude) is type(client)
-            await create(claude)
-            return over(claude)
-
-    assert asyncio.run(main()).answered == 1
+    client = getattr(anthropic, kind)(base_url=api.url, **own)
+    assert type(cs.limit(client)) is type(client)
+    assert asyncio.run(used(client, create)).answered == 1
