@@ -152,38 +152,37 @@ class Batches:
 
         Spends: half of what the rows cost live.
         """
-        self._submits = True
-        self._left = self._job.with_worst(self._job.missing, "batch")
-        await self.adopt()
-        await self._check()
-        await self.follow()
+        try:
+            self._submits = True
+            self._left = self._job.with_worst(self._job.missing, "batch")
+            await self.adopt()
+            await self._check()
+            await self.follow()
+        finally:
+            self.freed.set()
 
     async def follow(self) -> None:
         """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
-        try:
-            while not (self._leaves or self._job.leaving):
-                await self._submit()
-                self.submitted.set()
-                if self._clock.seconds() >= self._job.switch_at():
-                    self._hand_over()
-                cancels = self._job.stopping or self._hands_over
-                if cancels:
-                    await self._cancel()
-                await self._look()
-                if cancels and not self._made:
-                    self.freed.set()
-                if self._is_done():
-                    break
-                await self._wait()
-        finally:
+        while not (self._leaves or self._job.leaving):
+            await self._submit()
             self.submitted.set()
-            self.freed.set()
+            if self._clock.seconds() >= self._job.switch_at():
+                self._hand_over()
+            cancels = self._job.stopping or self._hands_over
+            if cancels:
+                await self._cancel()
+            await self._look()
+            if cancels and not self._made:
+                self.freed.set()
+            if self._is_done():
+                break
+            await self._wait()
 
     def _is_done(self) -> bool:
         if self._job.stopping:
             return not self._made
-        sends = self._submits and (self._left.height or self._others.height)
-        return not (self.pending or sends)
+        is_all_sent = self._left.is_empty() and self._others.is_empty()
+        return not self.pending and (is_all_sent or not self._submits)
 
     async def _wait(self) -> None:
         """Wait until it is time to look again, or something was asked of this."""
@@ -281,7 +280,7 @@ class Batches:
             mine = await loops.in_thread(self._job.claimed, rows)
             if mine.height < rows.height:
                 others = rows.join(mine, on="key", how="anti", maintain_order="left")
-                self._others, self._changed_at = pl.concat([self._others, others]), self._clock.seconds()
+                self._others = pl.concat([self._others, others])
             if mine.height and (words := self._job.refusal()) is not None:
                 self._stop("model_retired", words)
             elif mine.height:
@@ -520,6 +519,7 @@ class Batches:
         for error, message in errors.values():
             if error in STOPPING_ERRORS:
                 self._stop(error, message)
+                break
         kept_back = _REFUSED if batch.is_canceled else _REFUSED | {CANCELED}
         refused = {key: errors[key] for key in errors if errors[key][0] in kept_back}
         again = [key for key in await self._close(batch, "collected") if key not in refused]
