@@ -315,6 +315,17 @@ def test_a_budget_is_a_hard_stop():
 
 
 @slow
+def test_a_batch_that_was_left_counts_against_the_budget(tmp_path):
+    """At its worst, until it has come in: before that the rest is not sent."""
+    with quick(batch_seconds=1_500.0) as api:
+        run = left(the_plan(20), api, tmp_path / "l")
+        worst = run.job.batches._requests["worst_dollars"].sum()
+        run = ended(the_plan(21, budget=worst), api, tmp_path / "l")
+        assert run.counts.answered == 21
+        assert run.batches["created_at"][1] >= run.batches["ended_at"][0]
+
+
+@slow
 def test_dollars_with_a_cache_equal_the_servers():
     """A cached prompt is primed by a batch of one row; hits are measured, dollars are the server's."""
     with quick(seed=3) as api:
