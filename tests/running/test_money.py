@@ -66,13 +66,13 @@ def test_a_refusal_without_output_costs_nothing():
 @pytest.mark.slow
 def test_a_run_that_reaches_its_budget_says_what_to_type():
     """By the server's own account the dollars stay within it, in any script; the card says how to go on."""
-    text = "The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60
-    plan = a_plan(pl.DataFrame({"text": [f"{i} {text}" for i in range(100)]}))
+    plan = a_plan(
+        pl.DataFrame({"text": [f"{i} The parcel was late. 它坏了。🎈👩‍👩‍👧" * 60 for i in range(100)]})
+    )
     budget = plan.options["dollars"][0] * 0.7
     with simulator(speed=100) as api:
         run = finished(plan.replace(budget=budget), api.client())
         assert budget / 2 < api.stats["dollars"] <= budget
-        assert run.results["reply"].count() == api.stats["billed_rows"] < 100
     assert (run.state, run.stopped_by) == ("stopped", "budget")
     assert "plan.replace(budget=...)" in repr(run)
 
