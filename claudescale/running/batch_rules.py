@@ -122,10 +122,9 @@ def trusts(batch: Batch, *, known_good: bool) -> bool:
 def refused_alike(
     batch: Batch, refused: Collection[tuple[str, str]], *, is_last: bool
 ) -> tuple[str, str] | None:
-    """Return an error and words where a batch was refused alike: it is the request, or the account, no row.
+    """Return an error and words if nearly all rows were refused alike: then it is the request, and no row.
 
-    `refused` has the error and the words of each row that was refused. A small batch tells so much only where
-    it `is_last`.
+    `refused` has the error and the words of each refused row. A small batch proves this only if it `is_last`.
     """
     enough = is_last or batch.requests >= ALIKE_ROWS
     for (error, message), rows in Counter(refused).most_common(1):
@@ -159,9 +158,8 @@ def updated(batch: Batch, shown: dict[str, Any]) -> Batch:
     """Return a batch as the API shows it now; what cannot be read stays as it was."""
     counts = {name: dig(int, shown, "request_counts", name) for name in _COUNTS}
     moments = {name: seconds_of(shown.get(name)) for name in _MOMENTS}
-    readable: dict[str, Any] = {
-        name: value for name, value in (counts | moments).items() if value is not None
-    }
+    fields: dict[str, Any] = counts | moments
+    readable = {name: value for name, value in fields.items() if value is not None}
     state = shown["processing_status"] if shown["processing_status"] in OPEN else "in_progress"
     return batch._replace(**readable, batch_id=shown["id"], state=state)
 

@@ -65,12 +65,12 @@ class Followed:
     """A batch that this run follows, and what it has learned of it."""
 
     record: Batch  # as the ledger has it
-    lost_until: float = math.inf  # when one whose answer was lost surely was not made
-    foreign: set[str] = field(default_factory=set)  # batches that were looked at and are not this one
-    missed: Streak = field(default_factory=Streak)  # looks in vain
+    lost_until: float = math.inf  # if its answer was lost: when it can no longer be made
+    foreign: set[str] = field(default_factory=set)  # ids of batches that are known to be others
+    missed: Streak = field(default_factory=Streak)  # looks that showed nothing
     stuck: Verdict | None = None  # why this run cannot bring it in; it goes on holding its rows
     is_canceled: bool = False  # by this run, or maybe by an earlier one
-    errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # of rows that are not over: and words
+    errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # of open rows: the error, its words
 
     @property
     def is_pending(self) -> bool:
@@ -92,8 +92,8 @@ class Batches:
     adopted : set of str
         Keys of rows that a batch of an earlier run held.
     submitted, freed, woken : asyncio.Event
-        All is submitted that the queue has room for; nothing more will be, as the time is up, and what
-        was out is canceled and collected; something was asked of the job.
+        The queue has no room for more; live calls may send the rest, as nothing more will be submitted and
+        what was pending is collected; something was asked of the job.
     """
 
     def __init__(self, job: Job) -> None:
@@ -112,7 +112,7 @@ class Batches:
         self._left = self._others = self._requests.clear()  # the others' rows are held by other runs
         self._rounds: Counter[str] = Counter()
         self._most_requests = limits.batch_queue_requests or catalog.BATCH.max_requests
-        self._queue_requests = self._most_requests
+        self._queue_requests = self._most_requests  # fewer while the API refuses so many
         self._failures, self._hold_until = Streak(), 0.0
 
     # the handle
@@ -152,38 +152,37 @@ class Batches:
 
         Spends: half of what the rows cost live.
         """
-        self._submits = True
-        self._left = self._job.with_worst(self._job.missing, "batch")
-        await self.adopt()
-        await self._check()
-        await self.follow()
+        try:
+            self._submits = True
+            self._left = self._job.with_worst(self._job.missing, "batch")
+            await self.adopt()
+            await self._check()
+            await self.follow()
+        finally:
+            self.freed.set()
 
     async def follow(self) -> None:
         """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
-        try:
-            while not (self._leaves or self._job.asked == "leave"):
-                await self._submit()
-                self.submitted.set()
-                if self._clock.seconds() >= self._job.switch_at():
-                    self._hand_over()
-                cancels = self._job.asked == "stop" or self._hands_over
-                if cancels:
-                    await self._cancel()
-                await self._look()
-                if cancels and not self._made:
-                    self.freed.set()
-                if self._is_done():
-                    break
-                await self._wait()
-        finally:
+        while not (self._leaves or self._job.asked == "leave"):
+            await self._submit()
             self.submitted.set()
-            self.freed.set()
+            if self._clock.seconds() >= self._job.switch_at():
+                self._hand_over()
+            cancels = self._job.asked == "stop" or self._hands_over
+            if cancels:
+                await self._cancel()
+            await self._look()
+            if cancels and not self._made:
+                self.freed.set()
+            if self._is_done():
+                break
+            await self._wait()
 
     def _is_done(self) -> bool:
         if self._job.asked == "stop":
             return not self._made
-        sends = self._submits and (self._left.height or self._others.height)
-        return not (self.pending or sends)
+        is_all_sent = self._left.is_empty() and self._others.is_empty()
+        return not self.pending and (is_all_sent or not self._submits)
 
     async def _wait(self) -> None:
         """Wait until it is time to look again, or something was asked of this."""
@@ -281,13 +280,14 @@ class Batches:
             mine = await loops.in_thread(self._job.claimed, rows)
             if mine.height < rows.height:
                 others = rows.join(mine, on="key", how="anti", maintain_order="left")
-                self._others, self._changed_at = pl.concat([self._others, others]), self._clock.seconds()
+                self._others = pl.concat([self._others, others])
             if mine.height and (words := self._job.refusal()) is not None:
                 self._stop("model_retired", words)
             elif mine.height:
                 await self._post(mine)
 
     def _may_post(self) -> bool:
+        """Whether another batch may be posted now."""
         is_time = self._hold_until <= self._clock.seconds() < self._job.switch_at()
         return self._submits and is_time and not self._job.asked
 
@@ -345,7 +345,7 @@ class Batches:
             return Answer(None, {}, b"", "timeout_error")
 
     async def _not_made(self, batch: Followed, why: Verdict, wait_seconds: float | None = None) -> None:
-        """Send the rows of a batch that surely is not there again after a while, or submit nothing more."""
+        """Free the rows of a batch that surely was not made, and wait before the next post, or stop."""
         await self._release(batch, "absent")
         now = self._clock.seconds()
         if why.outcome == "refused":  # a queue that is full may be full for long
@@ -520,6 +520,7 @@ class Batches:
         for error, message in errors.values():
             if error in STOPPING_ERRORS:
                 self._stop(error, message)
+                break
         kept_back = _REFUSED if batch.is_canceled else _REFUSED | {CANCELED}
         refused = {key: errors[key] for key in errors if errors[key][0] in kept_back}
         again = [key for key in await self._close(batch, "collected") if key not in refused]
@@ -539,7 +540,7 @@ class Batches:
         batch.stuck = Verdict(outcome="stop", error=error, message=words)
 
     async def _release(self, batch: Followed, state: str) -> None:
-        """Close a batch that is not there, and send its rows again."""
+        """Close a batch that is not there; its rows are sent again."""
         self._give_back(await self._close(batch, state))
 
     async def _close(self, batch: Followed, state: str) -> list[str]:

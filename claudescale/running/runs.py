@@ -176,7 +176,6 @@ class Run(Shown):
         if job.is_over:
             return
         job.following = asyncio.ensure_future(batches.answer())
-        job.following.add_done_callback(lambda _: batches.freed.set())
         await batches.freed.wait()
         if job.following.done():
             job.following.result()

@@ -296,16 +296,6 @@ def test_foreign_batches_of_the_same_size_and_time():
         assert run.attempts.filter(pl.col("dollars") > 0).height == 20
 
 
-@slow
-def test_a_queue_that_others_fill_is_waited_for():
-    """A 429 for the queue sends no row twice and ends no run: there is room later."""
-    with quick(queue=60, batch_seconds=600.0) as api:
-        asyncio.run(foreign(api, 50))
-        assert ended(the_plan(60, queue=60), api).results["reply"].null_count() == 0
-        assert api.stats["billed_rows"] == 110
-        assert api.stats["refused"]["rate_limit_error"] > 0
-
-
 # money
 
 
@@ -322,6 +312,17 @@ def test_a_budget_is_a_hard_stop():
         assert run.summary["dollars"].item() == pytest.approx(stats["dollars"], abs=1e-9)
         assert stats["dollars"] <= dollars
         assert run.results["error"].n_unique() == 2
+
+
+@slow
+def test_a_batch_that_was_left_counts_against_the_budget(tmp_path):
+    """At its worst, until it has come in: before that the rest is not sent."""
+    with quick(batch_seconds=1_500.0) as api:
+        run = left(the_plan(20), api, tmp_path / "l")
+        worst = run.job.batches._requests["worst_dollars"].sum()
+        run = ended(the_plan(21, budget=worst), api, tmp_path / "l")
+        assert run.counts.answered == 21
+        assert run.batches["created_at"][1] >= run.batches["ended_at"][0]
 
 
 @slow
@@ -489,25 +490,11 @@ def test_rows_that_somebody_else_canceled_are_not_sent_again(tmp_path):
         assert ended(the_plan(40), api, tmp_path / "l").counts.answered == 40
 
 
-def canceled(plan, api, ledger):
-    """Cancel the task that waits for a run."""
-
-    async def main():
-        task = asyncio.ensure_future(plan.run(api.client(), ledger=ledger, progress=False))
-        await until(lambda: api.stats["batches_created"])
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-
-
 @slow
-@pytest.mark.parametrize("leave", [left, canceled])
-def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path, leave):
-    """After leave() or a canceled task the batch goes on; the next run sends nothing, live or by batch."""
+def test_what_is_left_goes_on_and_is_collected_by_the_same_plan(tmp_path):
+    """After leave() the batch goes on; the next run sends nothing of it, live or by batch."""
     with quick(batch_seconds=1_500.0) as api:
-        leave(the_plan(50), api, tmp_path / "l")
+        left(the_plan(50), api, tmp_path / "l")
         run = ended(the_plan(60, mode="live"), api, tmp_path / "l")
         assert (api.stats["batches_created"], api.stats["calls"]) == (1, 10)
         paid_once(api, run)

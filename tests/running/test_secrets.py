@@ -27,14 +27,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def logged(caplog):
     """Keep every record of every logger, at the finest level there is."""
-    levels = {name: logging.getLogger(name).level for name in ("anthropic", "httpx2", "httpcore2", "aiohttp")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.DEBUG)
-    caplog.set_level(logging.DEBUG)
-    caplog.handler.setLevel(logging.DEBUG)
-    yield caplog
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    for name in ("", "anthropic", "httpx2", "httpcore2", "aiohttp"):
+        caplog.set_level(logging.DEBUG, logger=name or None)
+    return caplog
 
 
 def values_of(error):
@@ -50,44 +45,60 @@ def values_of(error):
     return found
 
 
-def all_of(run):
-    """Return what cards, frames and objects of a run show."""
-    frames, job = (run.attempts, run.summary, run.results, run.batches, run.waste), run.job
-    made = [run, run.plan, run.counts, vars(run), vars(job), job.wire, vars(job.ledger)]
-    return [*map(repr, made), run._repr_html_(), *(frame.write_json() for frame in frames)]
+def cards(run):
+    """Return what cards and texts of a run show."""
+    return [*map(repr, (run, run.plan, run.summary)), run._repr_html_(), run.plan._repr_html_()]
+
+
+def frames(run):
+    """Return what frames and objects of a run hold."""
+    made, job = (run.attempts, run.results, run.batches, run.waste), run.job
+    objects = run.counts, vars(run), vars(job), job.wire, vars(job.ledger)
+    return [*map(repr, objects), *(frame.write_json() for frame in made)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "key", "status"), [("live", KEY, 401), ("batch", BARE, 500), ("hybrid", KEY, 500)]
 )
-def test_the_key_is_nowhere(tmp_path, mode, key, status, logged):
-    """Not in logs at DEBUG, errors, tracebacks with locals, frames, cards, nor in the ledger's bytes."""
+def test_keys_and_texts_are_not_shown(tmp_path, mode, key, status, logged):
+    """Not in logs at DEBUG, errors and cards; nor is the key in tracebacks, frames and the ledger's bytes."""
     words = json.dumps({"type": "error", "error": {"type": "api_error", "message": f"bad key {key}, {key}!"}})
 
     def change(call):
         return (status, {}, words.encode()) if call.number <= 1 and call.name != "other" else None
 
     more = {"deadline": 600} if mode == "hybrid" else {}
-    plan, seen = a_plan(reviews(6), mode=mode, budget=1.0, **more), []
+    frame = pl.DataFrame({"text": [f"my diagnosis {n} is private" for n in range(6)]})
+    plan = a_plan(frame, "Confidential: {text}", system="Hidden system", mode=mode, budget=1.0, **more)
     with quick() as api, Breaker(api.url, change) as breaker:
         client = api.client(api_key=key, base_url=breaker.url)
+        held, shown = [repr(client)], []
         try:
             run = finished(plan, client, ledger=tmp_path / "l")
         except cs.RunStopped as stopped:
-            seen += [*values_of(stopped), str(vars(stopped))]
+            held += values_of(stopped)
+            shown += [str(stopped), repr(stopped)]
             run = stopped.run
-        seen += [*all_of(run), repr(client)]
-        run = finished(plan, api.client(api_key=key), ledger=tmp_path / "l")
-        assert run.results["reply"].null_count() == 0
-        seen += [*all_of(run), repr(vars(api)), repr(vars(api.desk))]
+        again = finished(plan, api.client(api_key=key), ledger=tmp_path / "l")
+        assert again.results["reply"].null_count() == 0
         with cs.Ledger(tmp_path / "l") as ledger:
             ledger.export(tmp_path / "e.parquet")
     assert logged.text.count("POST") > 5
-    assert key not in "\n".join([*seen, logged.text, *(str(vars(record)) for record in logged.records)])
-    assert key not in pl.read_parquet(tmp_path / "e.parquet").write_json()
+    shown += [*cards(run), *cards(again), logged.text, *(str(vars(record)) for record in logged.records)]
+    assert not re.search(f"{key}|diagnosis|Confidential|Hidden system", "\n".join(shown))
+    held += [*frames(run), *frames(again), repr(vars(api)), repr(vars(api.desk))]
+    assert key not in "\n".join([*held, pl.read_parquet(tmp_path / "e.parquet").write_json()])
     for file in tmp_path.iterdir():
         assert key.encode() not in file.read_bytes()
+
+
+def test_an_error_of_connect_holds_no_key(monkeypatch):
+    """Among the values that a traceback may show."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    with pytest.raises(TypeError) as failed:
+        cs.connect(simulate=True, latnecy=1)
+    assert KEY not in "\n".join([*values_of(failed.value), repr(cs.connect(simulate=False))])
 
 
 def test_no_committed_file_has_a_key_in_it():
@@ -99,29 +110,6 @@ def test_no_committed_file_has_a_key_in_it():
     found = re.compile(r"sk-ant-(?!api03-not_a_real|wrong)[A-Za-z0-9_]{2,}-[A-Za-z0-9_-]{24,}")
     assert read
     assert [path.name for path in read if found.search(path.read_text("utf-8"))] == []
-
-
-def test_no_text_of_a_row_or_prompt_in_cards_errors_and_logs(caplog, monkeypatch):
-    """What is private in the frame, the prompt or the system prompt is in results and attempts alone.
-
-    An error out of `connect` has no key among the values that a traceback may show.
-    """
-    caplog.set_level(logging.DEBUG, logger="claudescale")
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    with pytest.raises(TypeError) as failed:
-        cs.connect(simulate=True, latnecy=1)
-    assert KEY not in "\n".join([*values_of(failed.value), repr(cs.connect(simulate=False))])
-    frame = pl.DataFrame({"text": ["my diagnosis is private"]})
-    plan = a_plan(frame, "Confidential: {text}", system="Hidden system")
-    with simulator() as api:
-        with pytest.raises(cs.RunStopped) as stopped:
-            finished(plan, api.client(api_key="sk-wrong-0123456789abcdef"))
-        good = finished(plan, api.client())
-    seen = [str(stopped.value), repr(stopped.value), repr(plan), plan._repr_html_(), caplog.text]
-    for run in (stopped.value.run, good):
-        seen += [repr(run), run._repr_html_(), str(run.summary)]
-    hidden = "sk-wrong", "diagnosis", "Confidential", "Hidden system"
-    assert not [word for word in hidden if word in "\n".join(seen)]
 
 
 # the files
