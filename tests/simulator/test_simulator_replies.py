@@ -1,30 +1,13 @@
 """What the simulated models answer, how its tokens and its cache are counted, and what faults make of it."""
 
 import json
+import re
 from collections import Counter
 
 import jsonschema
 import pytest
-from desks import (
-    HAIKU,
-    LONG,
-    NOW,
-    OLD,
-    OPUS,
-    SENTIMENT,
-    TOOL,
-    admitted,
-    answered,
-    batches_of,
-    cached,
-    desk,
-    form,
-    message_of,
-    request,
-    rows_of,
-    text_of,
-    worked,
-)
+from bodies import HAIKU, LONG, OLD, OPUS, SENTIMENT, TOOL, cached, form, request, rows_of
+from desks import NOW, admitted, answered, batches_of, desk, message_of, text_of, worked
 
 from claudescale.api import catalog
 from claudescale.simulator import Fault, Simulator
@@ -62,15 +45,13 @@ def test_replies_of_ones_own_are_sent_and_a_stop_sequence_ends_them():
 
 def test_thinking_counts_in_max_tokens_and_can_be_kept_off():
     """With little room the answer is cut or missing; Haiku 5.5 thinks on some rows, disabled on none."""
-    kinds, thought = ("adaptive", "disabled"), Counter()
+    thought = Counter()
     for number in range(30):
-        message = message_of(
-            request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
-        )
-        assert message["stop_reason"] == "max_tokens"
-        assert message["usage"]["output_tokens"] <= 12
+        body = request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
+        message = message_of(body)
+        assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("max_tokens", 12)
         thought["alone"] += [block["type"] for block in message["content"]] == ["thinking"]
-        for kind in kinds:
+        for kind in ("adaptive", "disabled"):
             message = message_of(request(f"Row {number}", thinking={"type": kind}))
             tokens = message["usage"]["output_tokens_details"]["thinking_tokens"]
             assert (tokens > 0) == any(block["type"] == "thinking" for block in message["content"])
@@ -139,8 +120,7 @@ def shares(message):
 
 def test_a_prefix_is_written_then_read_until_its_time_is_up():
     """Write, read (which renews it), read again, after five idle minutes write again; an hour is longer."""
-    at = desk()
-    moments = (("a", 0), ("b", 250), ("c", 500), ("d", 801))
+    at, moments = desk(), (("a", 0), ("b", 250), ("c", 500), ("d", 801))
     first, second, third, late = (shares(message_of(cached(row), at, NOW + wait)) for row, wait in moments)
     assert (first[2], second[1], third[1], late[2]) == (0, 0, 0, 0)
     assert first[1] == second[2] == third[2] == late[1] > 512
@@ -177,7 +157,7 @@ def test_a_conversation_reads_what_earlier_turns_wrote():
 
 
 STATUSES = {
-    str(status): status for status in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)
+    f"{status}": status for status in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)
 }
 STATUSES |= {"overloaded": 529, "rate_limit": 429, "server_error": 500}
 
@@ -220,9 +200,8 @@ def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
     assert error["error"]["message"].startswith("You have reached your API usage limits")
     assert "retry-after" not in headers
     status, _, error = answered(desk(faults={"workspace_spend": 0.0}), request())
-    assert status == 400
-    assert error["error"]["message"].startswith("You have reached your specified workspace API usage limits")
-    assert "2026-12-01" in error["error"]["message"]
+    words = r"You have reached your specified workspace API usage limits.* 2026-12-01"
+    assert (status, bool(re.match(words, error["error"]["message"]))) == (400, True)
     at = desk(faults={"overload_above": 1})
     first = admitted(at, request("1"))
     assert answered(at, request("2"))[0] == 529
@@ -254,14 +233,15 @@ def test_a_refusal_is_billed_in_some_categories_only():
     messages = [message_of(request(f"row {n}"), at) for n in range(30)]
     late = worked(batches_of(at), rows_of(*(request(f"batch {n}") for n in range(30))))
     messages += [result["message"] for result in late.values()]
-    categories = Counter(message["stop_details"]["category"] for message in messages)
-    assert set(categories) == {"general_harms", "cyber", "bio", "frontier_llm"}
-    assert {(message["stop_reason"], message["usage"]["output_tokens"]) for message in messages} == {
-        ("refusal", 0)
-    }
-    figures = at.account.figures()
-    assert figures["billed_rows"] == categories["bio"] + categories["frontier_llm"]
-    assert figures["free_refusals"] == categories["general_harms"] + categories["cyber"]
+    assert {message["stop_reason"] for message in messages} == {"refusal"}
+    assert {message["usage"]["output_tokens"] for message in messages} == {0}
+    categories, figures = (
+        Counter(message["stop_details"]["category"] for message in messages),
+        at.account.figures(),
+    )
+    assert figures["billed_rows"] == categories.pop("bio") + categories.pop("frontier_llm")
+    assert figures["free_refusals"] == categories.pop("general_harms") + categories.pop("cyber")
+    assert not categories
     assert figures["input_tokens"] == sum(message["usage"]["input_tokens"] for message in messages)
     schema = {**SENTIMENT, "properties": {"reasoning": {"type": "string"}}, "required": ["reasoning"]}
     assert message_of(request(**form(schema)), at)["stop_details"]["category"] == "reasoning_extraction"
