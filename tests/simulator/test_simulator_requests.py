@@ -176,28 +176,23 @@ def any_of(words):
     return st.sampled_from(words.split())
 
 
-KEYWORDS = any_of("type properties required items anyOf allOf enum $ref $defs format minItems")
+KEYS = any_of(
+    "messages system max_tokens tools tool_choice thinking output_config model cache_control metadata stream speed "
+    "stop_sequences source content text type properties required items anyOf allOf enum $ref $defs format minItems"
+)
 TEXTS = st.text("abc {}", max_size=8) | any_of("type text any json_schema #/$defs/a")
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | KEYWORDS, inner, max_size=3),
+OBJECTS = st.recursive(
+    st.dictionaries(
+        KEYS, st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS, max_size=3
+    ),
+    lambda inner: st.dictionaries(KEYS, inner | st.lists(inner | TEXTS, max_size=3), max_size=3),
     max_leaves=8,
 )
-FIELDS = any_of(
-    "messages system max_tokens tools tool_choice thinking output_config model cache_control metadata stream "
-    "stop_sequences speed service_tier"
-)
-PARTS = KEYWORDS | any_of("source content text cache_control")
 
 
 @pytest.mark.slow
-@given(
-    st.dictionaries(FIELDS, JSON, max_size=4),
-    st.dictionaries(PARTS, JSON, max_size=3),
-    st.dictionaries(KEYWORDS, JSON, max_size=4),
-    st.booleans(),
-)
-@settings(max_examples=40, deadline=None)
+@given(OBJECTS, OBJECTS, OBJECTS, st.booleans())
+@settings(max_examples=60, deadline=None)
 def test_any_json_gets_an_answer(changes, block, schema, beta):
     """Whatever fields, blocks and schemas hold, with a beta header or without, it answers or refuses."""
     tool = {"tools": [{**TOOL, "input_schema": schema}], "tool_choice": {"type": "any"}}
