@@ -144,9 +144,6 @@ def test_counts_models_and_limits_reach_the_sdk_as_its_types(simulator):
         assert counted.input_tokens == (await client.messages.create(**body)).usage.input_tokens
         default = [model async for model in client.models.list(limit=4)]
         retired = [model async for model in client.models.list(lifecycle=["retired"])]
-        with pytest.raises(anthropic.NotFoundError) as error:
-            await client.models.retrieve("claude-none")
-        assert (error.value.type, error.value.request_id[:7]) == ("not_found_error", "req_sim")
         limits = {item.group.id: item.limits async for item in client.organization.rate_limits.list()}
         return default, retired, await client.models.retrieve("claude-haiku-4-5"), limits
 
@@ -208,27 +205,22 @@ def test_a_large_batch_leaves_other_calls_their_turn():
     """While thousands of overdue rows are decided, and their replies written, live calls are answered."""
 
     async def ask(client):
-        async def lines_of(batch):
-            return [line async for line in await client.messages.batches.results((await batch).id)]
-
-        async def calls_during(task):
-            calls = 0
-            while not task.done():
-                await client.messages.create(**request(f"live {calls}"))
-                calls += 1
-            return calls
+        async def results_of(batch):
+            await ended(client, batch.id)
+            return [line async for line in await client.messages.batches.results(batch.id)]
 
         await client.messages.create(**request())  # the SDK's first call takes long
-        batch = await client.messages.batches.create(**batch_of(1_500))
-        end = asyncio.ensure_future(ended(client, batch.id))
-        during_work = await calls_during(end)
-        download = asyncio.ensure_future(lines_of(end))
-        return during_work, await calls_during(download), len(await download)
+        batch, calls = await client.messages.batches.create(**batch_of(1_500)), 0
+        results = asyncio.ensure_future(results_of(batch))
+        while not results.done():
+            await client.messages.create(**request(f"live {calls}"))
+            calls += 1
+        return calls, len(await results)
 
     # The replies take no time, and all rows are due at once, long before they can be done.
     with Simulator(FREE, speed=2e4, batch_seconds=1.0, latency=0.0, batch_requests_per_minute=1e9) as made:
-        during_work, during_download, lines = asked(made, ask)
-    assert min(during_work, during_download) >= 1
+        calls, lines = asked(made, ask)
+    assert calls > 5
     assert lines == 1_500
 
 
