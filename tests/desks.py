@@ -1,4 +1,4 @@
-"""A simulated API without a server: requests, a desk in virtual time, and batches worked off at once."""
+"""A simulated API without a server: a desk in virtual time, and batches worked off at once."""
 
 import json
 from dataclasses import fields, replace
@@ -6,36 +6,7 @@ from dataclasses import fields, replace
 from claudescale.simulator import Admission, Batches, Desk, Options
 
 NOW = 1_795_000_000.0  # November 2026
-VERSION = "2026-10-21"
-HEADERS = {"authorization": "Bearer simulated", "anthropic-version": VERSION}
-OLD_HEADERS = {**HEADERS, "anthropic-version": "2023-06-01"}
-HAIKU, OLD, OPUS = "claude-haiku-5-5", "claude-haiku-4-5", "claude-opus-5-5"
-EPHEMERAL = {"type": "ephemeral"}
-LONG = "The parcel arrived late and the box was broken. " * 60
-SENTIMENT = {
-    "type": "object",
-    "properties": {"sentiment": {"type": "string", "enum": ["positive", "negative", "neutral"]}},
-    "required": ["sentiment"],
-    "additionalProperties": False,
-}
-TOOL = {"name": "rate", "input_schema": SENTIMENT}
-SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
-
-
-def request(text="The parcel arrived late. The box was broken.", **changes):
-    """Return a small good request, changed."""
-    return {"model": HAIKU, "max_tokens": 500, "messages": [{"role": "user", "content": text}], **changes}
-
-
-def form(schema=SENTIMENT, **more):
-    """Return the `output_config` that asks for a schema."""
-    return {"output_config": {"format": {"type": "json_schema", "schema": schema}, **more}}
-
-
-def cached(row, prefix=LONG, ttl="5m", **changes):
-    """Return a request with a prefix that is marked for the prompt cache."""
-    block = {"type": "text", "text": prefix, "cache_control": {**EPHEMERAL, "ttl": ttl}}
-    return request(row, system=[block], **changes)
+HEADERS = {"authorization": "Bearer simulated", "anthropic-version": "2026-10-21"}
 
 
 def desk(tier=(1e9, 1e12, 1e12), *, now=NOW, **options):
@@ -68,12 +39,6 @@ def text_of(message):
     return "".join(block["text"] for block in message["content"] if block["type"] == "text")
 
 
-def batch_of(rows, name="row", **changes):
-    """Return the body of a batch of that many rows."""
-    requests = [{"custom_id": f"{name}-{n}", "params": request(f"row {n}", **changes)} for n in range(rows)]
-    return {"requests": requests}
-
-
 def batches_of(at=None, seconds=600):
     """Return the batches of a desk."""
     at = at or desk()
@@ -83,9 +48,8 @@ def batches_of(at=None, seconds=600):
 
 def made(batches, body, now=NOW, betas=""):
     """Return a new batch."""
-    return batches.find(
-        batches.create(now, json.dumps(body).encode(), {**HEADERS, "anthropic-beta": betas})["id"]
-    )
+    headers = {**HEADERS, "anthropic-beta": betas}
+    return batches.find(batches.create(now, json.dumps(body).encode(), headers)["id"])
 
 
 def worked(batches, body, now=NOW, seconds=600, betas=""):
@@ -102,8 +66,3 @@ def kinds(results):
         name: result["error"]["error"]["type"] if result["type"] == "errored" else result["type"]
         for name, result in results.items()
     }
-
-
-def rows_of(*bodies):
-    """Return the body of a batch of these requests."""
-    return {"requests": [{"custom_id": str(place), "params": body} for place, body in enumerate(bodies)]}

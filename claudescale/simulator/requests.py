@@ -115,9 +115,11 @@ def _check_kind(where: str, value: Any, kinds: list[Any] | str, *, loose: bool) 
     if isinstance(kinds, list):
         refuse(value not in kinds, "one_of", where, _either(kinds))
         return
-    own, first = type(value), kinds.partition(" ")[0]
-    kind = next((kind for kind in kinds.split(" or ") if TYPES.get(kind.partition(" ")[0], own) is own), "")
-    refuse(not kind, "kind", where, "dictionary" if first in FIELDS else first)
+    alternatives = kinds.split(" or ")
+    fitting = [kind for kind in alternatives if TYPES.get(kind.partition(" ")[0]) in (None, type(value))]
+    wanted = kinds.partition(" ")[0]
+    refuse(not fitting, "kind", where, "dictionary" if wanted in FIELDS else wanted)
+    kind = fitting[0]
     if kind.startswith("list of "):
         for place, item in enumerate(value):
             _check_kind(f"{where}.{place}", item, kind.removeprefix("list of "), loose=loose)
@@ -211,13 +213,11 @@ class Checks:
 
     def _file(self, where: str, kind: str, source: dict[str, Any]) -> None:
         """Refuse what is no image or no PDF."""
-        media_types, raw = media.IMAGES if kind == "image" else (media.PDF,), b""
-        refuse(
-            source["media_type"] not in media_types, "media_type", where, " or ".join(map(repr, media_types))
-        )
+        kinds, raw = media.IMAGES if kind == "image" else (media.PDF,), b""
+        refuse(source["media_type"] not in kinds, "media_type", where, " or ".join(map(repr, kinds)))
         with suppress(ValueError):  # no base64
             raw = base64.b64decode(source["data"], validate=True)
-        refuse(media.media_type(raw[: media.HEAD_BYTES]) not in media_types, f"no_{kind}", where)
+        refuse(media.media_type(raw[: media.HEAD_BYTES]) not in kinds, f"no_{kind}", where)
         self.pages += media.pdf_pages(raw)[0] if kind == "document" else 0
 
     def _tools(self) -> None:

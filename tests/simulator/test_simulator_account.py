@@ -5,22 +5,8 @@ from datetime import UTC, datetime
 
 import genai_prices
 import pytest
-from desks import (
-    HAIKU,
-    HEADERS,
-    NOW,
-    OLD,
-    OPUS,
-    SEARCH,
-    answered,
-    batches_of,
-    cached,
-    desk,
-    message_of,
-    request,
-    rows_of,
-    worked,
-)  # fmt: skip
+from bodies import HAIKU, OLD, OPUS, SEARCH, cached, request, rows_of
+from desks import HEADERS, NOW, answered, batches_of, desk, message_of, worked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,9 +21,8 @@ def test_headers_say_limit_remaining_and_time_of_full_refill():
     assert buckets.admit(NOW, input_tokens=12_400)
     buckets.produce(NOW, 9_000)
     full = [f"{datetime.fromtimestamp(NOW + wait, UTC):%Y-%m-%dT%H:%M:%SZ}" for wait in (2, 19, 68)]
-    output = ("8000", "0", full[2])
     expected = {"requests": ("50", "49", full[0]), "input-tokens": ("40000", "28000", full[1])}
-    expected |= {"output-tokens": output, "tokens": output}
+    expected["output-tokens"] = expected["tokens"] = ("8000", "0", full[2])
     assert buckets.headers(NOW) == {
         f"anthropic-ratelimit-{name}-{part}": value
         for name, values in expected.items()
@@ -71,50 +56,51 @@ def test_no_window_is_ever_over_the_limit_and_retry_after_is_right(calls, bucket
             assert sum(sizes[:-1]) <= capacity + seconds * 100 + max(0, *sizes, capacity) - capacity + 1e-3
 
 
-@pytest.mark.parametrize(
-    ("tier", "limits", "expected"),
-    [
-        ("start", {}, (1_000, 2_000_000)),
-        (1, {}, (50, 40_000)),
-        ((7, 8_000, 9_000), {}, (7, 8_000)),
-        ("start", {"requests_per_minute": 7}, (7, 2_000_000)),
-        (
-            "evaluation",
-            {f"{of}_per_minute": 9 for of in ("requests", "input_tokens", "output_tokens")},
-            (9, 9),
-        ),
-        ("start", {"request_per_minute": 7}, (TypeError, "Did you mean 'requests_per_minute'")),
-        ("start", {"requests_per_minute": 0}, (ValueError, "must be above 0")),
-        ("evaluation", {}, (UnknownTier, "not published")),
-    ],
-)
+NINES = {f"{kind}_per_minute": 9 for kind in ("requests", "input_tokens", "output_tokens")}
+TIERS = [
+    ("start", {}, (1_000, 2_000_000)),
+    (1, {}, (50, 40_000)),
+    ((7, 8_000, 9_000), {}, (7, 8_000)),
+    ("start", {"requests_per_minute": 7}, (7, 2_000_000)),
+    ("evaluation", NINES, (9, 9)),
+]
+
+
+@pytest.mark.parametrize(("tier", "limits", "expected"), TIERS)
 def test_the_limits_are_those_of_the_tier_and_any_can_be_replaced(tier, limits, expected):
     """A name, a number or three numbers give the limits; a keyword replaces one; some need all three."""
-    if isinstance(expected[0], type):
-        with pytest.raises(expected[0], match=expected[1]):
-            desk(tier, **limits)
-    else:
-        _, headers, _ = answered(desk(tier, **limits), request())
-        found = (headers[f"anthropic-ratelimit-{name}-limit"] for name in ("requests", "input-tokens"))
-        assert tuple(map(int, found)) == expected
+    _, headers, _ = answered(desk(tier, **limits), request())
+    shown = (headers[f"anthropic-ratelimit-{name}-limit"] for name in ("requests", "input-tokens"))
+    assert tuple(map(int, shown)) == expected
+
+
+@pytest.mark.parametrize(
+    ("tier", "limits", "error", "words"),
+    [
+        ("start", {"request_per_minute": 7}, TypeError, "Did you mean 'requests_per_minute'"),
+        ("start", {"requests_per_minute": 0}, ValueError, "must be above 0"),
+        ("evaluation", {}, UnknownTier, "not published"),
+    ],
+)
+def test_limits_that_cannot_be_say_what_to_type(tier, limits, error, words):
+    """A misspelt limit, none at all, and a tier without published ones."""
+    with pytest.raises(error, match=words):
+        desk(tier, **limits)
 
 
 LIMITS = {"1 requests": (1, 1e9, 1e9), "600 input tokens": (1e6, 600, 1e9), "1 output tokens": (1e6, 1e9, 1)}
 
 
-@pytest.mark.parametrize(("says", "limits"), LIMITS.items())
-def test_each_limit_refuses_with_429_and_when_to_come_back(says, limits):
+@pytest.mark.parametrize(("words", "limits"), LIMITS.items())
+def test_each_limit_refuses_with_429_and_when_to_come_back(words, limits):
     """The 429 names the limit; the call succeeds after retry-after."""
-    at, body, now = (
-        desk(limits),
-        request("word " * 400),
-        NOW + 20,
-    )  # after the reply, whose output may be owed
+    at, body = desk(limits), request("word " * 400)
     message_of(body, at)
+    now = NOW + 20  # after the reply, whose output may be owed
     status, headers, error = answered(at, body, now)
     assert (status, error["error"]["type"]) == (429, "rate_limit_error")
-    assert f"{says} per minute" in error["error"]["message"]
-    name = says.split(maxsplit=1)[1].replace(" ", "_")
+    assert f"{words} per minute" in error["error"]["message"]
+    name = words.split(maxsplit=1)[1].replace(" ", "_")
     assert at.account.figures()["refused"] == {f"{name}_per_minute": 1}
     message_of(body, at, now + int(headers["retry-after"]))
 

@@ -1,30 +1,13 @@
 """What the simulated models answer, how its tokens and its cache are counted, and what faults make of it."""
 
 import json
+import re
 from collections import Counter
 
 import jsonschema
 import pytest
-from desks import (
-    HAIKU,
-    LONG,
-    NOW,
-    OLD,
-    OPUS,
-    SENTIMENT,
-    TOOL,
-    admitted,
-    answered,
-    batches_of,
-    cached,
-    desk,
-    form,
-    message_of,
-    request,
-    rows_of,
-    text_of,
-    worked,
-)
+from bodies import EPHEMERAL, HAIKU, LONG, OLD, OPUS, SENTIMENT, TOOL, cached, form, request, rows_of
+from desks import NOW, admitted, answered, batches_of, desk, message_of, text_of, worked
 
 from claudescale.api import catalog
 from claudescale.simulator import Fault, Simulator
@@ -56,21 +39,22 @@ def test_replies_of_ones_own_are_sent_and_a_stop_sequence_ends_them():
     assert json.loads(text_of(message_of(request("abc"), at))) == {"seen": "abc"}
     body = request(stop_sequences=["three", "two"], thinking={"type": "disabled"})
     message = message_of(body, desk(replies=lambda _: "One two three"))
-    found = text_of(message), message["stop_reason"], message["stop_sequence"]
-    assert found == ("One ", "stop_sequence", "two")
+    assert (text_of(message), message["stop_reason"], message["stop_sequence"]) == (
+        "One ",
+        "stop_sequence",
+        "two",
+    )
 
 
 def test_thinking_counts_in_max_tokens_and_can_be_kept_off():
     """With little room the answer is cut or missing; Haiku 5.5 thinks on some rows, disabled on none."""
-    kinds, thought = ("adaptive", "disabled"), Counter()
+    thought = Counter()
     for number in range(30):
-        message = message_of(
-            request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
-        )
-        assert message["stop_reason"] == "max_tokens"
-        assert message["usage"]["output_tokens"] <= 12
+        body = request(f"Row {number}: {LONG}", max_tokens=12, output_config={"effort": "high"})
+        message = message_of(body)
+        assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("max_tokens", 12)
         thought["alone"] += [block["type"] for block in message["content"]] == ["thinking"]
-        for kind in kinds:
+        for kind in ("adaptive", "disabled"):
             message = message_of(request(f"Row {number}", thinking={"type": kind}))
             tokens = message["usage"]["output_tokens_details"]["thinking_tokens"]
             assert (tokens > 0) == any(block["type"] == "thinking" for block in message["content"])
@@ -98,8 +82,8 @@ def test_classification_looks_plausible_and_better_models_err_less():
     for model in (OLD, HAIKU, OPUS):
         for number, text in enumerate(texts):
             body = request(f"Which is it?\n\n{text}", model=model, max_tokens=8000, **form())
-            found = json.loads(text_of(message_of(body)))["sentiment"]
-            right[model] += found == ("positive" if number < 100 else "negative")
+            label = json.loads(text_of(message_of(body)))["sentiment"]
+            right[model] += label == ("positive" if number < 100 else "negative")
     assert 0.75 < right[OLD] / 200 < right[OPUS] / 200 < 1.0
     assert right[HAIKU] / 200 > 0.85
 
@@ -126,9 +110,9 @@ def test_token_counts_are_near_the_estimate():
     base = message_of(request("x"))["usage"]["input_tokens"] - 1
     for number in range(50):
         text = f"{number} ß漢🙂 word" * (number + 5)
-        found = message_of(request(text))["usage"]["input_tokens"] - base
+        tokens = message_of(request(text))["usage"]["input_tokens"] - base
         expected = len(text) / catalog.model(HAIKU).characters_per_token
-        assert expected / 1.1 - 1 <= found <= expected / 0.9 + 1
+        assert expected / 1.1 - 1 <= tokens <= expected / 0.9 + 1
 
 
 def shares(message):
@@ -139,8 +123,7 @@ def shares(message):
 
 def test_a_prefix_is_written_then_read_until_its_time_is_up():
     """Write, read (which renews it), read again, after five idle minutes write again; an hour is longer."""
-    at = desk()
-    moments = (("a", 0), ("b", 250), ("c", 500), ("d", 801))
+    at, moments = desk(), (("a", 0), ("b", 250), ("c", 500), ("d", 801))
     first, second, third, late = (shares(message_of(cached(row), at, NOW + wait)) for row, wait in moments)
     assert (first[2], second[1], third[1], late[2]) == (0, 0, 0, 0)
     assert first[1] == second[2] == third[2] == late[1] > 512
@@ -168,47 +151,43 @@ def test_calls_that_start_together_all_write_and_reads_do_not_count_against_the_
 
 def test_a_conversation_reads_what_earlier_turns_wrote():
     """With automatic caching each longer turn reads the one before."""
-    at, user, automatic = desk(), {"role": "user", "content": LONG}, {"cache_control": {"type": "ephemeral"}}
-    first = message_of(request(messages=[user], **automatic), at)
+    at, user = desk(), {"role": "user", "content": LONG}
     turns = [user, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": LONG + "?"}]
-    second = message_of(request(messages=turns, **automatic), at, NOW + 60)
+    first = message_of(request(messages=[user], cache_control=EPHEMERAL), at)
+    second = message_of(request(messages=turns, cache_control=EPHEMERAL), at, NOW + 60)
     assert shares(first)[1] == pytest.approx(shares(second)[2], abs=10)
     assert shares(second)[1] > 512
 
 
-STATUSES = {
-    str(status): status for status in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)
-}
-STATUSES |= {"overloaded": 529, "rate_limit": 429, "server_error": 500}
+STATUSES = [(code, code) for code in (400, 401, 402, 403, 404, 408, 409, 413, 429, 500, 503, 504, 529)]
+NAMED = [("overloaded", 529), ("rate_limit", 429), ("server_error", 500)]
 
 
-@pytest.mark.parametrize(("kind", "status"), STATUSES.items())
+@pytest.mark.parametrize(("kind", "status"), STATUSES + NAMED)
 def test_every_status_can_be_made_to_happen_by_number_or_by_name(kind, status):
     """The call is struck and takes nothing; a name is another word for its status, in `stats` too."""
     at = desk(faults={kind: Fault(tries=[1])})
-    found, headers, error = answered(at, request())
+    first, headers, error = answered(at, request())
     figures = at.account.figures()
-    assert (found, figures["faults"], figures["billed_rows"]) == (status, {str(status): 1}, 0)
+    assert (first, figures["faults"], figures["billed_rows"]) == (status, {str(status): 1}, 0)
     if status == 429:
-        details = error["error"]["details"]
-        assert (headers["retry-after"], details) == ("5", {"error_code": "ramp_limit_exceeded"})
+        assert headers["retry-after"] == "5"
+        assert error["error"]["details"] == {"error_code": "ramp_limit_exceeded"}
     assert answered(at, request())[0] == 200
 
 
 def test_a_fault_strikes_by_seed_by_try_and_within_its_window():
     """The same calls are struck in any order; a retry is drawn anew; outside the window none is."""
-    bodies = [request(f"row {number}") for number in range(100)]
 
-    def struck(order, now=NOW + 15):
-        at = desk(faults={529: (0.3, 10, 20)}, seed=5)
-        return at, {number for number in order if answered(at, bodies[number], now)[0] == 529}
+    def struck(at, order, now=NOW + 15):
+        return {number for number in order if answered(at, request(f"row {number}"), now)[0] == 529}
 
-    at, forward = struck(range(100))
-    assert forward == struck(reversed(range(100)))[1]
-    assert 15 < len(forward) < 45
-    again = [answered(at, bodies[number], NOW + 16)[0] for number in forward]
-    assert 0 < again.count(529) < len(again)
-    assert struck(range(100), NOW + 20)[1] == set()
+    one, two, three = (desk(faults={529: (0.3, 10, 20)}, seed=5) for _ in range(3))
+    first = struck(one, range(100))
+    assert first == struck(two, reversed(range(100)))
+    assert 15 < len(first) < 45
+    assert 0 < len(struck(one, first)) < len(first)
+    assert struck(three, range(100), NOW + 20) == set()
 
 
 def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
@@ -220,9 +199,8 @@ def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
     assert error["error"]["message"].startswith("You have reached your API usage limits")
     assert "retry-after" not in headers
     status, _, error = answered(desk(faults={"workspace_spend": 0.0}), request())
-    assert status == 400
-    assert error["error"]["message"].startswith("You have reached your specified workspace API usage limits")
-    assert "2026-12-01" in error["error"]["message"]
+    words = r"You have reached your specified workspace API usage limits.* 2026-12-01"
+    assert (status, bool(re.match(words, error["error"]["message"]))) == (400, True)
     at = desk(faults={"overload_above": 1})
     first = admitted(at, request("1"))
     assert answered(at, request("2"))[0] == 529
@@ -230,20 +208,20 @@ def test_levels_refuse_once_dollars_are_spent_or_too_many_calls_are_in_flight():
     assert answered(at, request("3"), first.done_at)[0] == 200
 
 
-SPOILED = {
-    "refusal_midway": ("refusal", ["text"]),
-    "empty_content": ("end_turn", []),
-    "thinking_only": ("max_tokens", ["thinking"]),
-    "cut": ("max_tokens", ["text"]),
-}
+SPOILED = [
+    ("refusal_midway", "refusal", ["text"]),
+    ("empty_content", "end_turn", []),
+    ("thinking_only", "max_tokens", ["thinking"]),
+    ("cut", "max_tokens", ["text"]),
+]
 
 
-@pytest.mark.parametrize(("kind", "expected"), SPOILED.items())
-def test_replies_can_be_spoiled(kind, expected):
+@pytest.mark.parametrize(("kind", "reason", "blocks"), SPOILED)
+def test_replies_can_be_spoiled(kind, reason, blocks):
     """Status 200, billed, and not what one wanted."""
     at = desk(faults={kind: 1.0})
     message = message_of(request(thinking={"type": "disabled"}), at)
-    assert (message["stop_reason"], [block["type"] for block in message["content"]]) == expected
+    assert (message["stop_reason"], [block["type"] for block in message["content"]]) == (reason, blocks)
     assert message["usage"]["output_tokens"] > 0
     assert at.account.figures()["billed_rows"] == 1
 
@@ -254,14 +232,13 @@ def test_a_refusal_is_billed_in_some_categories_only():
     messages = [message_of(request(f"row {n}"), at) for n in range(30)]
     late = worked(batches_of(at), rows_of(*(request(f"batch {n}") for n in range(30))))
     messages += [result["message"] for result in late.values()]
+    assert {message["stop_reason"] for message in messages} == {"refusal"}
+    assert {message["usage"]["output_tokens"] for message in messages} == {0}
     categories = Counter(message["stop_details"]["category"] for message in messages)
-    assert set(categories) == {"general_harms", "cyber", "bio", "frontier_llm"}
-    assert {(message["stop_reason"], message["usage"]["output_tokens"]) for message in messages} == {
-        ("refusal", 0)
-    }
     figures = at.account.figures()
-    assert figures["billed_rows"] == categories["bio"] + categories["frontier_llm"]
-    assert figures["free_refusals"] == categories["general_harms"] + categories["cyber"]
+    assert figures["billed_rows"] == categories.pop("bio") + categories.pop("frontier_llm")
+    assert figures["free_refusals"] == categories.pop("general_harms") + categories.pop("cyber")
+    assert not categories
     assert figures["input_tokens"] == sum(message["usage"]["input_tokens"] for message in messages)
     schema = {**SENTIMENT, "properties": {"reasoning": {"type": "string"}}, "required": ["reasoning"]}
     assert message_of(request(**form(schema)), at)["stop_details"]["category"] == "reasoning_extraction"
