@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -72,7 +71,6 @@ class Health:
     silence: Streak = field(default_factory=Streak)  # nothing but failures
     failed_at: float = 0.0
     doubts: Streak = field(default_factory=Streak)  # of a key or a model that has answered
-    doubted_at: float = -math.inf
     words: str = ""  # that the API said of the last rows, and of how many in a row
     repeats: int = 0
 
@@ -96,9 +94,7 @@ class Health:
         """Whether a row that failed is to blame for it: others are answered, and not all fail alike."""
         return self.is_proven and self.repeats < HOPELESS_ROWS
 
-    def judged(
-        self, verdict: Verdict, status: int | None, sent: float, now: float, *, waits: bool
-    ) -> Verdict:
+    def judged(self, verdict: Verdict, status: int | None, now: float, *, waits: bool) -> Verdict:
         """Return a verdict in the light of all others: its outcome is ``"stop"`` where the run should end.
 
         `waits` is a refusal with a wait that means something: no answer, but no silence either.
@@ -110,7 +106,7 @@ class Health:
             self.doubts.end()
             self.repeats = 0
             return verdict
-        if self._is_doubtful(verdict, status, sent, now):
+        if self._is_doubtful(verdict, status, now):
             verdict = replace(verdict, outcome="again")
         if verdict.outcome == "stop":
             return verdict
@@ -128,14 +124,12 @@ class Health:
             message = f"{rows}: {message}"
         return replace(verdict, outcome="stop", message=message)
 
-    def _is_doubtful(self, verdict: Verdict, status: int | None, sent: float, now: float) -> bool:
+    def _is_doubtful(self, verdict: Verdict, status: int | None, now: float) -> bool:
         """Whether a row may only be tried again: one 401 does not make a good key wrong."""
         blames = verdict.outcome == "stop" or (verdict.outcome == "failed" and not verdict.final)
         if status not in _DOUBTED or not blames or not self.answered:
             return False
-        if sent >= self.doubted_at:  # else it went before anybody had a doubt
-            self.doubts.add(now)
-            self.doubted_at = now
+        self.doubts.add(now)
         return not self.doubts.lasts(now, seconds=DOUBT_SECONDS, count=DOUBTS)
 
     def _repeats_too_often(self, verdict: Verdict, status: int | None) -> bool:

@@ -241,9 +241,8 @@ class Job:
         """When the live calls end; None where none are made, or that is not known yet."""
         if self.pacer is None or self.plan.mode == "batch":
             return None
-        left = min(self.meter.open_requests, self.missing.height)
         usual, slow = (self._live_seconds(more) / 60 for more in (1.0, self.plan.compiled.expected.more))
-        return Ends(usual, max(slow, self.meter.minutes_at_pace(left, self.minutes)))
+        return Ends(usual, max(slow, self.meter.minutes_at_pace(self._left, self.minutes)))
 
     def switch_at(self) -> float:
         """Return the API second from which on live calls are too late; infinite in other modes."""
@@ -252,14 +251,20 @@ class Job:
         in_time = ((self.plan.deadline or 0.0) - estimates.CANCEL_MINUTES) * 60
         return self.started_at + in_time - self._live_seconds(self.plan.compiled.expected.more)
 
+    @property
+    def _left(self) -> int:
+        """Requests that live calls may still have to answer."""
+        return min(self.meter.open_requests, self.missing.height)
+
     def _live_seconds(self, more: float) -> float:
         """Return how long the rest takes live, by the arithmetic of plans with what was measured so far."""
         plan, meter, expected = self.plan, self.meter, self.plan.compiled.expected
-        estimated, concurrency = self.missing["estimated_tokens"], plan.concurrency
-        left = min(meter.open_requests, self.missing.height)
+        left = self._left
+        estimated = self.missing["estimated_tokens"]
         tokens = float(estimated.tail(left).sum())  # about those not sent yet, see `spread`
         sent_tokens = float(estimated.sum()) - tokens
         input_tokens, output_tokens = expected.uncached_tokens(tokens, left), expected.output_tokens
+        concurrency = plan.concurrency
         if meter.output_tokens:
             output_tokens = meter.output_tokens / (meter.requests - meter.refused)
         live = meter.live
@@ -345,9 +350,13 @@ class Job:
             held = []
             for block in waiting.iter_slices(_CLAIM_ROWS):
                 mine = await loops.in_thread(self.claimed, block)
-                rendered, reads = self.rendered(mine), self.plan.compiled.prompt.has_files
-                while row := await loops.in_thread(next, rendered, None) if reads else next(rendered, None):
-                    yield row
+                rendered = self.rendered(mine)
+                if self.plan.compiled.prompt.has_files:  # it takes time to read them
+                    while (row := await loops.in_thread(next, rendered, None)) is not None:
+                        yield row
+                else:
+                    for row in rendered:
+                        yield row
                 held.append(block.join(mine, on="key", how="anti", maintain_order="left"))
             waiting = pl.concat(held)
             if waiting.height:
@@ -395,13 +404,14 @@ class Job:
     def with_worst(self, requests: pl.DataFrame, mode: str, max_tokens: int | None = None) -> pl.DataFrame:
         """Return requests with `worst_dollars`: the most each can cost; 0 where its price is unknown."""
         plan, charges = self.plan, self.plan.compiled.prompt.charges
-        longest, price = max_tokens or plan.max_tokens, self.batch_price if mode == "batch" else self.price
+        longest = max_tokens or plan.max_tokens
+        price = self.batch_price if mode == "batch" else self.price
         price = prices.answered(price, inference_geo=prices.worst_geography(charges.inference_geo))
         most = prices.most_with_tools(price, plan.compiled.model, longest, charges)
         if most is not None:
             return requests.with_columns(worst_dollars=pl.lit(most))
-        kept = "1h" if charges.caches or mode == "batch" else "5m"
-        prompt = f"cache_write_{kept}_input_tokens" if charges.caches or plan.cache else "input_tokens"
+        time = "1h" if charges.caches or mode == "batch" else "5m"
+        prompt = f"cache_write_{time}_input_tokens" if charges.caches or plan.cache else "input_tokens"
         tokens = {prompt: pl.col("most_tokens") + _OVERHEAD_TOKENS, "output_tokens": pl.lit(float(longest))}
         return requests.with_columns(worst_dollars=prices.dollars(price, **tokens).fill_nan(0.0))
 

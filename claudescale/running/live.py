@@ -138,7 +138,7 @@ class Live:
         self._streams = streams(job.plan.max_tokens)  # then the transport alone decides
         self._calls: set[Call] = set()
         # rows
-        self._stopping = self._exhausted = False
+        self._stopping = False
         self._idle: set[asyncio.Task[Any]] = set()  # tasks that wait, and have no call in flight
         self._resting = 0  # rows between two tries
         self._rested = asyncio.Event()  # one of them goes on
@@ -165,7 +165,7 @@ class Live:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pull(rows, tasks))
-            if self._exhausted and self._doubted and self.health.ends_alike:
+            if not self._stopping and self._doubted and self.health.ends_alike:
                 last = self._doubted[-1]
                 alike = Verdict(outcome="failed", error=last.error, message=last.message)
                 self._end(self.health.ended(alike))
@@ -191,7 +191,6 @@ class Live:
                     await self._rested.wait()
                 row = await anext(rows, None)
                 if row is None:
-                    self._exhausted = True
                     return
                 await self._begin(row, tasks)
 
@@ -272,7 +271,7 @@ class Live:
         self._purse.pay(row.worst_dollars if verdict.unseen else attempt.dollars)
         wait_seconds = readings.retry_after_seconds or 0.0
         waits = verdict.outcome == "refused" and wait_seconds >= LEAST_WAIT_SECONDS
-        verdict = self.health.judged(verdict, answer.status, sent, now, waits=waits)
+        verdict = self.health.judged(verdict, answer.status, now, waits=waits)
         if verdict.outcome == "failed" and verdict.final:
             self._doubted.append(attempt)
         else:

@@ -170,6 +170,8 @@ class Meter:
 
     def _plain_dollars(self, attempt: Attempt) -> float:
         """Return what a call would have cost with nothing cached."""
+        if attempt.input_tokens == attempt.prompt_tokens:
+            return attempt.dollars
         usage = dict.fromkeys(COLUMNS.values(), 0)
         usage |= {"input_tokens": attempt.prompt_tokens, "output_tokens": attempt.output_tokens}
         return prices.answer_dollars(self._price, usage, attempt._asdict())

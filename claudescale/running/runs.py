@@ -102,7 +102,6 @@ class Run(Shown):
         self.state = "starting"
         self.stopped_by: str | None = None
         self.message: str | None = None
-        self._shown = progress
         self.job = Job(plan, client, self.path)
         self._cluster: Any = None  # makes what answers rows elsewhere
         if on is not None:
@@ -116,16 +115,16 @@ class Run(Shown):
             from claudescale.widgets import watch  # noqa: PLC0415 - only there
 
             watch.prepare()
-        self._ended, self.home = loops.start(self._go(), self)
+        self._ended, self.home = loops.start(self._go(shown=progress), self)
 
     # how it goes
 
-    async def _go(self) -> None:
+    async def _go(self, *, shown: bool) -> None:
         """Answer every row that has no answer yet.
 
         A PlanError says that nothing was sent, a RunStopped that it could not go on.
         """
-        progress = Progress(self, shown=self._shown)  # not kept: a run that is over goes with its last name
+        progress = Progress(self, shown=shown)  # not kept: a run that is over goes with its last name
         job, state = self.job, "failed"
         try:
             await job.open()

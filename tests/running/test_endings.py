@@ -194,7 +194,7 @@ def test_a_wait_that_the_api_asked_for_is_no_silence():
 
         def ends(verdict, now, status=500, health=health):
             waits = verdict is refused
-            return health.judged(verdict, status, now, now, waits=waits).outcome == "stop"
+            return health.judged(verdict, status, now, waits=waits).outcome == "stop"
 
         seen = [ends(failed, now) for now in range(20)]
         seen += [ends(refused, 20.0, 429)] if waited else []

@@ -5,9 +5,7 @@ import itertools
 import logging
 
 import pytest
-from engine import GOOD, LIMITS, LOST, TIMEOUT_SECONDS, answer, rows, through_desk, through_script
-
-from claudescale.running import live
+from engine import GOOD, LIMITS, LOST, answer, rows, through_desk, through_script
 
 TROUBLES = {
     "none": {},
@@ -118,17 +116,6 @@ def test_slow_answers_are_waited_for(usual, slow, max_tokens):
     assert engine.errors == {None: 100}
 
 
-def test_a_row_that_hangs_is_given_up():
-    """A row whose calls never end is cut later each time, takes half an hour of them, and is not final."""
-    some = rows(60)
-    engine = hung(lambda call: None if call.body == some[7].body else GOOD, some=some, seconds=0.1)
-    cut = [attempt.seconds for attempt in engine.attempts if attempt.error]
-    assert len(engine.finals) == 59
-    assert cut == sorted(cut)
-    within = sum(min(seconds, TIMEOUT_SECONDS) for seconds in cut)
-    assert live.MOST_LOST_SECONDS <= within < live.MOST_LOST_SECONDS + TIMEOUT_SECONDS
-
-
 # a prefix for the cache
 
 
@@ -152,39 +139,21 @@ def test_the_prefix_is_written_once_and_slows_nobody_down():
 # the end
 
 
-def stopped_after(seconds):
-    """Return what stops an engine, twice, so many seconds after its start."""
-
-    def later(engine):
-        for _ in range(2):
-            asyncio.get_running_loop().call_later(seconds, engine.live.stop)
-
-    return later
-
-
 @pytest.mark.parametrize("status", [200, 429, 503])
 def test_stop_waits_for_what_is_in_flight_and_for_nothing_else(status):
     """After `stop` nothing is sent; calls under way are kept, and no wait of the API is sat out."""
     told = GOOD if status == 200 else answer(status, headers={"retry-after": "3600"})
-    engine = through_script(lambda _: told, 2_000, before=stopped_after(20.5))
+
+    def before(engine):
+        for _ in range(2):
+            asyncio.get_running_loop().call_later(20.5, engine.live.stop)
+
+    engine = through_script(lambda _: told, 2_000, before=before)
     assert 0 < len(engine.attempts) == engine.send.tries.total() < 2_000
     assert len(engine.finals) == engine.errors.get(None, 0)
     assert engine.sent[-1] <= 20.5
     assert engine.seconds <= 21.5 + 1e-6
     assert engine.stopped_by is None
-
-
-def test_stop_while_rows_are_awaited_or_before_the_first():
-    """A run whose next row never comes, and one that has not begun, end at once when they are stopped."""
-
-    async def one_and_no_more():
-        yield rows(1)[0]
-        await asyncio.Event().wait()
-
-    engine = through_script(lambda _: GOOD, some=one_and_no_more(), before=stopped_after(5))
-    assert (len(engine.finals), engine.seconds) == (1, 5.0)
-    engine = through_script(lambda _: GOOD, 50, before=lambda engine: engine.live.stop())
-    assert (engine.send.tries.total(), engine.rows_given) == (0, 0)
 
 
 # sleep
