@@ -26,7 +26,7 @@ from claudescale.api.answers import (
     usage_of,
     verdict,
 )
-from claudescale.api.client import Api, Wire, check_client
+from claudescale.api.client import Api, Wire, check_client, plain_headers
 from claudescale.api.limits import BUCKETS, Limits, read_headers
 from claudescale.errors import PlanError, refuse
 from claudescale.pacing.pacer import Outcome, Pacer, Permit, kind_of
@@ -229,7 +229,7 @@ class Limiter:
             self._end(call, _CANCELED._replace(failure=failure))
             raise
         if is_over:
-            self._end(call, Answer(http.status_code, _headers(http), content))
+            self._end(call, Answer(http.status_code, plain_headers(http), content))
         else:
             self._follow(call, http)
         return response
@@ -293,7 +293,7 @@ class Limiter:
 
     def _follow(self, call: _Call, http: httpx2.Response) -> None:
         """End when a body has been read to its end, breaks off, or is closed; it is passed on as it comes."""
-        message, headers = StreamedMessage(), _headers(http)
+        message, headers = StreamedMessage(), plain_headers(http)
         read, close, is_reading = http.aiter_bytes, http.aclose, False
 
         async def aiter_bytes(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
@@ -381,11 +381,6 @@ def _dollars(message: Mapping[str, Any] | None, price: prices.Price | None) -> f
     if price is None:
         return math.nan
     return prices.answer_dollars(price, usage_of(message), answer_of(message))
-
-
-def _headers(http: httpx2.Response) -> dict[str, str]:
-    """Return the headers as a plain dict: the response's own takes its time for each name."""
-    return {name.decode("latin-1").lower(): text.decode("latin-1") for name, text in http.headers.raw}
 
 
 def _characters(part: Any) -> float:

@@ -42,6 +42,13 @@ FEDERATION["ANTHROPIC_ORGANIZATION_ID"] = "00000000-0000-0000-0000-000000000000"
 KEYS = [{name: "sk-ant-secret"} for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")]
 
 
+def test_half_a_federation_is_no_simulator(monkeypatch):
+    """What is set to sign in with, and is not whole, is named: nobody practises where they meant to work."""
+    monkeypatch.setenv("ANTHROPIC_FEDERATION_RULE_ID", "fdrl_1")
+    with pytest.raises(cs.PlanError, match="ANTHROPIC_FEDERATION_RULE_ID is set, but not all that it needs"):
+        cs.connect()
+
+
 @pytest.mark.parametrize("environment", [*KEYS, FEDERATION, {"ANTHROPIC_PROFILE": "mine"}])
 def test_whatever_the_sdk_signs_in_with_is_live(environment, monkeypatch, tmp_path, capsys):
     """A key, a token, federation or a profile means the API, unless simulate=True, and a line says so."""
