@@ -25,31 +25,36 @@ cluster     a run on Dask
 
 from __future__ import annotations
 
-import ast
+from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from claudescale import errors as errors
 
 __version__ = "0.1.0"
 
-# As lazy_loader does it (Scientific Python, SPEC 1): each public name is said once, in the stub.
-_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
-_IMPORTS = [line for line in _STUB.body if isinstance(line, ast.ImportFrom)]
-_HOMES = {name.name: str(line.module) for line in _IMPORTS for name in line.names}
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the stub has it for whoever reads without running
+@cache
+def _homes() -> dict[str, str]:
+    """Return the module of each public name. They stand in the stub alone (SPEC 1 of Scientific Python)."""
+    import ast  # noqa: PLC0415 - import claudescale takes a few milliseconds
+    from pathlib import Path  # noqa: PLC0415 - the same
+
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [line for line in stub.body if isinstance(line, ast.ImportFrom)]
+    return {alias.name: str(line.module) for line in imports for alias in line.names}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first asked for: planning starts fast."""
-    if name not in _HOMES:
-        msg = f"claudescale has no {name!r}. There is: {', '.join(__all__)}."
+    if name == "__all__":
+        return sorted(_homes())
+    if name not in _homes():
+        msg = f"claudescale has no {name!r}. There is: {', '.join(sorted(_homes()))}."
         raise AttributeError(msg)
-    globals()[name] = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = getattr(import_module(_homes()[name]), name)
     return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*sorted(_homes()), "__version__"]

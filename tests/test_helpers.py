@@ -27,14 +27,6 @@ def test_a_helper_gives_what_its_plan_gives(helper, mode, path, capsys):
     assert "imulat" not in capsys.readouterr().out
 
 
-def test_a_helper_that_is_not_awaited_says_so():
-    """No coroutine stands where a frame is expected."""
-    started = cs.map(FRAME, PROMPT, **GIVEN)
-    with pytest.raises(AttributeError, match=r"await cs\.map"):
-        _ = started.columns
-    started.close()
-
-
 def test_price_shows_all_that_is_sold_the_cheapest_first():
     """Every model on sale, tier and mode has a row, with the plan's own figures; no client is needed."""
     prices = cs.price(FRAME, PROMPT)
