@@ -81,7 +81,7 @@ class KnownModel(Fact):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model(KnownModel):
+class ModelFacts(KnownModel):
     """What is known about one model that can be called."""
 
     line: str
@@ -146,11 +146,11 @@ class Tier(Fact):
     count_tokens_per_minute: int | None = None  # calls, not tokens
 
 
-def _model_facts(row: Mapping[str, Any]) -> Model:
+def _model_facts(row: Mapping[str, Any]) -> ModelFacts:
     characters = _DATA["tokenizer"][row["tokenizer"]]["characters_per_token"]
     defaults = _DATA["model_defaults"] | {"snapshot": row["id"], "characters_per_token": characters}
     hashable = {name: tuple(row[name]) for name in ("thinking_types", "efforts")}
-    return Model(**defaults | row | hashable)
+    return ModelFacts(**defaults | row | hashable)
 
 
 def _tier_facts(row: Mapping[str, Any]) -> Tier:
@@ -167,7 +167,7 @@ _DATA = tomllib.loads((_HERE / "catalog.toml").read_text("utf-8"))
 WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_text("utf-8"))
 """What is said of answers without words of their own, and of clients that cannot be used."""
 
-MODELS: Mapping[str, Model] = {row["id"]: _model_facts(row) for row in _DATA["model"]}
+MODELS: Mapping[str, ModelFacts] = {row["id"]: _model_facts(row) for row in _DATA["model"]}
 """Every model that was not retired when last checked."""
 RETIRED = {row["id"]: KnownModel(**{"snapshot": row["id"]} | row) for row in _DATA["retired"]}
 TIERS: Mapping[str, Tier] = {row["name"]: _tier_facts(row) for row in _DATA["tier"]}
@@ -204,12 +204,12 @@ def refusal(model: KnownModel, at: datetime | None = None) -> str | None:
     return WORDS["model"]["refused"].format(id=model.id, day=model.retires_on, successor=model.successor)
 
 
-def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
+def notices(model: ModelFacts, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
     """Return what to know before choosing a model: that it goes away, or that few may call it.
 
     Parameters
     ----------
-    model : Model
+    model : ModelFacts
         From `model`.
     at : datetime, optional
         When its calls would begin; the default is now.
@@ -231,7 +231,7 @@ def notices(model: Model, at: datetime | None = None, *, batch_minutes: float = 
     return notes
 
 
-def model(name: object) -> Model:
+def model(name: object) -> ModelFacts:
     """Return the facts about a model, also of one that has been retired since it was last checked.
 
     A dated id and its short alias give the same facts, so that both are one model everywhere. Whether
@@ -239,7 +239,7 @@ def model(name: object) -> Model:
 
     Parameters
     ----------
-    name : str, claudescale.Model or Model
+    name : str, claudescale.Model or ModelFacts
         The model's id, as the API takes it; or the facts themselves, which come back.
 
     Raises
@@ -254,8 +254,8 @@ def model(name: object) -> Model:
     >>> model("claude-haiku-4-5-20251001").id
     'claude-haiku-4-5'
     """
-    facts = name if isinstance(name, Model) else getattr(name, "facts", None)
-    if isinstance(facts, Model):
+    facts = name if isinstance(name, ModelFacts) else getattr(name, "facts", None)
+    if isinstance(facts, ModelFacts):
         return facts
     if not isinstance(name, str):
         words = WORDS["no_model"]
@@ -392,7 +392,7 @@ TIERS_SCHEMA = pl.Schema(
 """Columns of `tiers`."""
 
 
-def tiers(model: Model | str | None = None) -> pl.DataFrame:
+def tiers(model: ModelFacts | str | None = None) -> pl.DataFrame:
     """Return one row per usage tier and rate group (`TIERS_SCHEMA`), today's tiers first.
 
     Spends: nothing.

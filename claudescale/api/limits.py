@@ -18,7 +18,7 @@ from claudescale.text import plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from claudescale.api.catalog import Model
+    from claudescale.api.catalog import ModelFacts
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
 """The three limits of one model group, in the order every function here uses."""
@@ -145,7 +145,10 @@ class Limits:
 
     @classmethod
     def of(
-        cls, tier: str | int | Limits, model: str | Model, learned: Mapping[LimitsKey, Limits] | None = None
+        cls,
+        tier: str | int | Limits,
+        model: str | ModelFacts,
+        learned: Mapping[LimitsKey, Limits] | None = None,
     ) -> Limits:
         """Return the limits of a usage tier for a model: those learned for just these, else the table's.
 
@@ -205,7 +208,7 @@ def _limits_in(entries: Iterable[Any], model: str) -> dict[str, Any]:
 LimitsKey: TypeAlias = "tuple[str | Limits, str]"
 
 
-def limits_key(tier: str | int | Limits, model: str | Model) -> LimitsKey:
+def limits_key(tier: str | int | Limits, model: str | ModelFacts) -> LimitsKey:
     """Return what learned limits are kept by: the tier that was named, and the model's group."""
     return tier if isinstance(tier, Limits) else catalog.tier(tier).name, catalog.model(model).rate_group
 
@@ -213,7 +216,7 @@ def limits_key(tier: str | int | Limits, model: str | Model) -> LimitsKey:
 # ------------------------------------------------------------------------------ whose limits they look like
 
 
-def differs(limits: Limits, tier: str | int | Limits, model: Model) -> str | None:
+def differs(limits: Limits, tier: str | int | Limits, model: ModelFacts) -> str | None:
     """Return in one line how the API's limits differ from those of the tier named; None where not at all.
 
     Examples

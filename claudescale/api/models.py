@@ -70,7 +70,7 @@ class Model:
     output_dollars: float | None = None
     context_tokens: int | None = None
     max_tokens: int | None = None
-    facts: catalog.Model = field(init=False, repr=False, compare=False)
+    facts: catalog.ModelFacts = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id or self.id != self.id.strip():

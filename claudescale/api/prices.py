@@ -105,7 +105,7 @@ class Price:
 
 
 def price(
-    model: str | catalog.Model,
+    model: str | catalog.ModelFacts,
     *,
     mode: catalog.Mode = "live",
     at: datetime | None = None,
@@ -139,7 +139,7 @@ def price(
     """
     moment = at or catalog.now()
     day = (moment.astimezone(UTC) if moment.tzinfo else moment).date()
-    if isinstance(model, catalog.Model) and model.given:
+    if isinstance(model, catalog.ModelFacts) and model.given:
         listed = _given(model.id, mode, model.given_dollars, day)
     else:
         listed = _listed(model if isinstance(model, str) else model.id, mode, day)
@@ -193,7 +193,9 @@ def worst_geography(asked: str | None) -> str:
     return "global" if asked == "global" else "us"
 
 
-def most_with_tools(price: Price, facts: catalog.Model, max_tokens: int, charges: Charges) -> float | None:
+def most_with_tools(
+    price: Price, facts: catalog.ModelFacts, max_tokens: int, charges: Charges
+) -> float | None:
     """Return the most a row can cost whose tools the API runs, whatever its text; None without such tools.
 
     Each turn of the model reads all that came before it, as far as it can hold, and may write `max_tokens`.
@@ -272,7 +274,7 @@ def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
 # -------------------------------------------------------------------------------- what was paid, and saved
 
 
-def bill(attempts: pl.DataFrame, models: Iterable[catalog.Model] = ()) -> pl.DataFrame:
+def bill(attempts: pl.DataFrame, models: Iterable[catalog.ModelFacts] = ()) -> pl.DataFrame:
     """Return what was paid for: one row per part, whose dollars sum to what was billed.
 
     Only attempts with `dollars` above zero are on the bill. The parts are priced at the list price of
@@ -354,7 +356,7 @@ def savings(
     attempts: pl.DataFrame,
     *,
     duplicates: pl.DataFrame | None = None,
-    models: Iterable[catalog.Model] = (),
+    models: Iterable[catalog.ModelFacts] = (),
 ) -> pl.DataFrame:
     """Return what each strategy saved, against the same rows at the same model without it.
 
@@ -397,7 +399,7 @@ def savings(
     return pl.DataFrame(rows, schema=SAVINGS, orient="row")
 
 
-def _priced(attempts: pl.DataFrame, models: Iterable[catalog.Model]) -> pl.DataFrame:
+def _priced(attempts: pl.DataFrame, models: Iterable[catalog.ModelFacts]) -> pl.DataFrame:
     """Return what was billed, with its dollars at the list price of its day; see `_at_prices`."""
     billed = attempts.filter(pl.col("dollars") > 0).with_columns(day=pl.col("sent_at").dt.date())
     given = {facts.id: facts for facts in models if facts.given}
@@ -429,7 +431,7 @@ def _at_prices(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
     )
 
 
-def _known(model: str | catalog.Model, mode: catalog.Mode, at: datetime) -> Price:
+def _known(model: str | catalog.ModelFacts, mode: catalog.Mode, at: datetime) -> Price:
     """Return a price; one that is not known where the model is not: a ledger is readable for ever."""
     try:
         return price(model, mode=mode, at=at)

@@ -18,7 +18,7 @@ from claudescale.planning.calibration import Measured, guess
 from claudescale.text import dollars, duration
 
 if TYPE_CHECKING:
-    from claudescale.api.catalog import Model
+    from claudescale.api.catalog import ModelFacts
     from claudescale.api.limits import Limits
     from claudescale.api.prices import Price
     from claudescale.planning.plans import Plan
@@ -294,7 +294,7 @@ class Compiled:
 
     plan: Plan
     prompt: Prompt
-    model: Model
+    model: ModelFacts
     limits: Limits
     measured: Measured | None  # by a pilot, or by the API's count of input tokens
     retry: Retry | None  # what a retry takes over from its run

@@ -29,7 +29,7 @@ from claudescale.text import plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from claudescale.api.catalog import Model
+    from claudescale.api.catalog import ModelFacts
     from claudescale.prompts.retry import Retry
     from claudescale.prompts.templates import Part
 
@@ -103,7 +103,7 @@ class Prompt:
     template: str = field(repr=False)  # the words of the prompt; empty of an expression
     returns: Returns | None  # what makes typed columns of the replies
     constant: Mapping[str, Any] = field(repr=False)  # the request without its messages, and without caching
-    model: Model = field(repr=False)
+    model: ModelFacts = field(repr=False)
     charges: Charges
     samples: int  # how often each row is sent
     renamed: Mapping[str, str]  # columns of the frame that results rename
@@ -298,7 +298,7 @@ def compile_prompt(
     prompt: Asked,
     schema: pl.Schema,
     *,
-    model: Model,
+    model: ModelFacts,
     max_tokens: int = 1024,
     system: str | None = None,
     examples: Examples = (),
@@ -416,7 +416,7 @@ def _marked(cache: Cache, system: str | None, turns: list[dict[str, Any]]) -> di
 # ------------------------------------------------------------------------- fields, tools and thinking
 
 
-def _checked(params: Mapping[str, Any], model: Model) -> dict[str, Any]:
+def _checked(params: Mapping[str, Any], model: ModelFacts) -> dict[str, Any]:
     """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
     if not isinstance(params, Mapping):
         refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
@@ -477,7 +477,7 @@ def _is_called_directly(tool: Mapping[str, Any]) -> bool:
 
 
 def _thinking(
-    model: Model, max_tokens: int, effort: str | None, thinking: Mapping[str, Any] | None
+    model: ModelFacts, max_tokens: int, effort: str | None, thinking: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
     """Return the ``thinking`` and the ``output_config`` to send."""
     kind = thinking.get("type", "") if isinstance(thinking, Mapping) else thinking

@@ -28,7 +28,7 @@ from claudescale.errors import BadTemplate, FileChanged, UnknownColumn, nearest,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from claudescale.api.catalog import Model
+    from claudescale.api.catalog import ModelFacts
     from claudescale.api.media import File
 
 Kind: TypeAlias = Literal["path", "url", "file_id"]
@@ -267,7 +267,7 @@ class Source(NamedTuple):
     more_bytes: int = 0  # how much longer its data is, in base64, than the digest
 
 
-def source_of(part: Part, value: Any, model: Model, *, keyed: bool) -> Source:
+def source_of(part: Part, value: Any, model: ModelFacts, *, keyed: bool) -> Source:
     """Return what a cell holds, all of its file if `keyed`; OSError or ValueError if it is of no use."""
     file = _opened(part, value)
     if file is None:
@@ -316,10 +316,10 @@ class Multipart:
 
     parts: tuple[Part | Text, ...]
     columns: tuple[str, ...]
-    model: Model
+    model: ModelFacts
 
     @classmethod
-    def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: Model) -> Multipart:
+    def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: ModelFacts) -> Multipart:
         """Return a prompt that was given as a list; PlanError for what cannot be read."""
         parts = tuple(_part(part, schema) for part in prompt)
         columns = tuple(dict.fromkeys(name for part in parts for name in part.columns or ()))

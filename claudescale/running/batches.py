@@ -28,7 +28,6 @@ from claudescale.api.client import BatchWire, RenderedBody, listed
 from claudescale.api.limits import read_headers
 from claudescale.ledger.records import OPEN, Batch
 from claudescale.running import batch_rules
-from claudescale.running.batch_results import attempts, missing_lines, proves
 from claudescale.running.health import Streak
 from claudescale.running.meter import CANCELED
 
@@ -474,7 +473,7 @@ class Batches:
         if shown["processing_status"] != "ended":
             return None
         block = await self._wire.first_lines(shown["id"])
-        is_ours = proves(block, nonce) if block else None
+        is_ours = batch_rules.proves(block, nonce) if block else None
         return False if is_ours is None and not batch_rules.has_results(shown) else is_ours
 
     # collect one that has ended
@@ -497,14 +496,16 @@ class Batches:
                 words = f"{len(missing):,} of {requests:,} results cannot be read"
                 self._give_up(batch, "results_incomplete", f"of batch {batch.record.batch_id} {words}")
                 return
-            await take(missing_lines(missing, batch.record.nonce))
+            await take(batch_rules.missing_lines(missing, batch.record.nonce))
         await self._settle(batch)
 
     async def _take(self, batch: Followed, recorded: pl.Series, block: bytes) -> None:
         """Bring result lines to the disk, those that are not there yet."""
         job = self._job
         trusted = batch_rules.trusts(batch.record, known_good=job.known_good)
-        read = partial(attempts, block, batch.record, job.batch_price, trusted=trusted, **job.common)
+        read = partial(
+            batch_rules.attempts, block, batch.record, job.batch_price, trusted=trusted, **job.common
+        )
         results = await loops.in_thread(read)
         new = ~pl.col("key").is_in(recorded.implode())
         results = results.unique("key", keep="first", maintain_order=True).filter(new)

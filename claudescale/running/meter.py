@@ -21,7 +21,7 @@ from claudescale.api.catalog import COLUMNS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from claudescale.api.catalog import Model
+    from claudescale.api.catalog import ModelFacts
     from claudescale.ledger.records import Attempt
 
 CANCELED = "canceled"
@@ -56,7 +56,7 @@ class Meter:
     ----------
     rows : int
         Of the frame, before it is read.
-    model : str or Model
+    model : str or ModelFacts
         Whose live price the counterfactual is reckoned by.
 
     Attributes
@@ -85,7 +85,7 @@ class Meter:
         API unix seconds of the run's start; slices are counted from it.
     """
 
-    def __init__(self, rows: int = 0, *, model: str | Model = "") -> None:
+    def __init__(self, rows: int = 0, *, model: str | ModelFacts = "") -> None:
         self.rows = rows
         self.sent = self.answered = self.failed = self.reused = self.open_requests = 0
         self.requests = self.refused = self.input_tokens = self.output_tokens = 0

@@ -8,9 +8,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from claudescale.clock import Clock
-from claudescale.simulator.account import Buckets
+from claudescale.simulator.account import Admission, Buckets, Desk, Options
 from claudescale.simulator.batches import Batches
-from claudescale.simulator.desk import Admission, Desk, Options
 from claudescale.simulator.faults import Fault, Faults
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from claudescale.simulator.wire import Answer, Problem, instant
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from claudescale.simulator.desk import Desk
+    from claudescale.simulator.account import Desk
     from claudescale.simulator.requests import Prefix
 
 MAX_BYTES = catalog.BATCH.max_bytes
@@ -257,7 +257,7 @@ def requests_of(raw: bytes) -> list[bytes]:
     return [wire.json_bytes(row) for row in rows]
 
 
-def _model_of(params: dict[str, Any], now: float) -> catalog.Model:
+def _model_of(params: dict[str, Any], now: float) -> catalog.ModelFacts:
     """Return the model a row names, or refuse what batches alone refuse."""
     model, refused = named_model(params, now), [name for name in REFUSED if params.get(name)]
     if params.get("max_tokens") == 0:

@@ -22,7 +22,7 @@ from claudescale.simulator.wire import TABLES, Problem
 if TYPE_CHECKING:
     from random import Random
 
-    from claudescale.simulator.desk import Options
+    from claudescale.simulator.account import Options
     from claudescale.simulator.requests import Shares
 
 MARK = "[simulated] "
@@ -140,7 +140,7 @@ def _is_prose(sentence: str) -> bool:
 class StandIn:
     """A simulated model at work on one valid request, whose luck is drawn from `key`."""
 
-    def __init__(self, key: bytes, options: Options, body: dict[str, Any], model: catalog.Model) -> None:
+    def __init__(self, key: bytes, options: Options, body: dict[str, Any], model: catalog.ModelFacts) -> None:
         self._key, self._options, self._body, self._model = key, options, body, model
         self._luck, self._old = draws(key), model.tokenizer == "2024"
         self._thinking, self._config = body.get("thinking") or {}, body.get("output_config") or {}

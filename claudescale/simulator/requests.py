@@ -61,7 +61,7 @@ def refuse(wrong: object, words: str, *values: object) -> None:
         raise Problem(400, WORDS[words].format(*values))
 
 
-def named_model(body: Mapping[str, Any], now: float) -> catalog.Model:
+def named_model(body: Mapping[str, Any], now: float) -> catalog.ModelFacts:
     """Return the model that a request names."""
     name = body.get("model")
     refuse(name is None, "missing", "model")
@@ -74,7 +74,7 @@ def named_model(body: Mapping[str, Any], now: float) -> catalog.Model:
 
 
 def check(
-    body: dict[str, Any], model: catalog.Model, headers: Mapping[str, str], *, counting: bool = False
+    body: dict[str, Any], model: catalog.ModelFacts, headers: Mapping[str, str], *, counting: bool = False
 ) -> None:
     """Refuse the first thing the API would refuse in a request, or in one for a token count."""
     old, betas = headers["anthropic-version"] == OLD_VERSION, headers.get("anthropic-beta", "")
@@ -152,7 +152,7 @@ def _either(values: Iterable[str]) -> str:
 class Checks:
     """What is looked into once a request has the right shape; each may rely on all before it being right."""
 
-    def __init__(self, body: dict[str, Any], model: catalog.Model, betas: str, *, old: bool) -> None:
+    def __init__(self, body: dict[str, Any], model: catalog.ModelFacts, betas: str, *, old: bool) -> None:
         self.body, self.model, self.betas, self.old = body, model, betas, old
         self.tools, self.choice = body.get("tools") or [], body.get("tool_choice") or {}
         self.forced = self.choice["type"] if self.choice.get("type") in ("any", "tool") else None
@@ -405,7 +405,7 @@ def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
     return media.unseen_tokens(block["type"])
 
 
-def measure(body: dict[str, Any], model: catalog.Model) -> list[Prefix]:
+def measure(body: dict[str, Any], model: catalog.ModelFacts) -> list[Prefix]:
     """Weigh a valid request for `model`, block by block; the last prefix is the whole of it."""
     per_token, messages, tools = model.characters_per_token, body["messages"], body.get("tools")
     reached = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)

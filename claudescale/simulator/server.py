@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from claudescale.clock import Clock
+    from claudescale.simulator.account import Admission, Desk
     from claudescale.simulator.batches import Batches
-    from claudescale.simulator.desk import Admission, Desk
 
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Given = Answer | dict[str, Any] | web.StreamResponse

@@ -169,7 +169,7 @@ def model_info(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
         "retires_at": f"{model.retires_at:%Y-%m-%dT%H:%M:%SZ}" if model.retires_at else None,
         **dict.fromkeys(("deprecated_at", "max_input_tokens", "max_tokens", "capabilities")),
     }  # fmt: skip
-    if isinstance(model, catalog.Model):
+    if isinstance(model, catalog.ModelFacts):
         info["lifecycle"] = catalog.lifecycle(model, at).replace("legacy", "active")
         info["deprecated_at"] = f"{model.deprecated_on}T00:00:00Z" if model.deprecated_on else None
         info |= {"max_input_tokens": model.context_tokens, "max_tokens": model.max_output_tokens}
@@ -177,7 +177,7 @@ def model_info(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
     return info
 
 
-def _capabilities(model: catalog.Model) -> dict[str, Any]:
+def _capabilities(model: catalog.ModelFacts) -> dict[str, Any]:
     def supported(names: Iterable[str], which: Collection[str]) -> dict[str, Any]:
         return {name: {"supported": name in which} for name in names}
 

@@ -166,7 +166,7 @@ async def _streamed(url, take):
 def attempts_of(block):
     from claudescale.api.prices import price  # noqa: PLC0415
     from claudescale.ledger.records import Batch  # noqa: PLC0415
-    from claudescale.running.batch_results import attempts  # noqa: PLC0415  # only our contenders
+    from claudescale.running.batch_rules import attempts  # noqa: PLC0415  # only our contenders
 
     batch = Batch(NONCE, "api", MODEL, 1, SENT_AT, "ended", BATCH, SENT_AT, ended_at=SENT_AT + 1_800)
     given = {"model": MODEL, "simulated": True, "run": "run"}

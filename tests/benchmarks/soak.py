@@ -117,14 +117,15 @@ class Round:
             batch_queue_requests=QUEUE,
             batch_requests_per_minute=6_000,
         )
-        real = simulator.desk.account.bill
+        account = simulator.desk.account
+        real = account.bill
 
-        def bill(now, model, mode, key, shares, reply):
-            dollars = real(now, model, mode, key, shares, reply)
-            self.bills.append((key, mode, dollars))
-            return dollars
+        def bill(now, model, mode, key, reply):
+            before = account.dollars[mode]
+            real(now, model, mode, key, reply)
+            self.bills.append((key, mode, account.dollars[mode] - before))
 
-        simulator.desk.account.bill = bill
+        account.bill = bill
         return simulator
 
     def begin(self, url):

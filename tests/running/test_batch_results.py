@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from claudescale.api.answers import read_object
 from claudescale.api.prices import price
 from claudescale.ledger.records import RECORDS, Batch
-from claudescale.running import batch_results
-from claudescale.running.batch_results import attempts, missing_lines, proves
+from claudescale.running import batch_rules
+from claudescale.running.batch_rules import attempts, missing_lines, proves
 
 KEY, NONCE = "00112233445566778899aabbccddeeff", "a1b2c3d4e5f6"
 MODEL = "claude-haiku-5-5"
@@ -225,9 +225,9 @@ def test_any_lines_give_a_frame_and_both_ways_agree(lines):
     """However lines are spoiled: a row each as the careful way gives it, whatever stands beside it."""
     lines = [line.replace(b"\n", b"") for line in lines]
     suffix = f"-{NONCE}"
-    assert all(batch_results._usual_row(row(result), suffix) for result in USUAL)  # the quick way
-    careful = [batch_results._any_row(read_object(line), suffix, trusted=True) for line in lines]
-    assert [batch_results._row(line, suffix, trusted=True) for line in lines] == careful
+    assert all(batch_rules._usual_row(row(result), suffix) for result in USUAL)  # the quick way
+    careful = [batch_rules._any_row(read_object(line), suffix, trusted=True) for line in lines]
+    assert [batch_rules._row(line, suffix, trusted=True) for line in lines] == careful
     found = read(*lines)
     assert found.schema == RECORDS
     assert found["key"].to_list() == [each[0] for each in careful if each is not None]
