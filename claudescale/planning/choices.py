@@ -1,4 +1,4 @@
-"""The choices that a plan has: which nothing beats, what another tier gains, and the pictures of them."""
+"""A plan's choices: which are on the frontier, what another tier gains, and the pictures of both."""
 # ruff: noqa: PLC0415  # altair takes 2 s to import, and many plans are never drawn
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _TRIED = {"concurrency": pl.Float64, "requests_per_minute": pl.Float64, "refused": pl.Int64}
 FIGURES = ("dollars", "dollars_p90", "minutes", "minutes_p90")
 _LONGEST_WORD = 24
-_NO_GAIN = 1.1  # less than so many times faster is nothing to pay for
+_NO_GAIN = 1.1  # a smaller speedup is not worth paying for
 _FELT_SHARE, _FELT_MINUTES, _FELT_SLOW = 0.01, 5 / 60, 0.5
-"""What nobody feels: a price higher by less than this part, a time longer by less than this, and a 90th
-percentile of a time longer by less than this part."""
+"""Differences too small to notice: a share of the dollars, a number of minutes, and a share of the minutes at
+their 90th percentile."""
 
 
 def shown(name: str, value: Any) -> Any:
-    """Return a parameter's value as columns have it: the one name of a model or tier, limits in short."""
+    """Return a parameter's value for a column: the canonical name of a model or tier, limits in short."""
     if name == "model":
         return catalog.model(value).id
     if name == "tier":
@@ -43,7 +43,7 @@ def shown(name: str, value: Any) -> Any:
 
 
 def gain_words(gain: float, binding: str) -> str:
-    """Return in a few words what a tier gains, or why it gains nothing."""
+    """Return a phrase that says what a tier gains, or why it gains nothing."""
     words = binding.replace("_", " ")
     if 1 / _NO_GAIN < gain < _NO_GAIN:
         return "gains nothing: " + (f"the run is limited by {words}" if words != "nothing to send" else words)
@@ -52,12 +52,12 @@ def gain_words(gain: float, binding: str) -> str:
 
 
 def frontier(options: pl.DataFrame) -> pl.Series:
-    """Return which options are on the frontier: no other is as cheap and as fast and better in one.
+    """Return which options are on the frontier: no other is as cheap and as fast, and better in one.
 
-    Only a difference that can be felt counts. Prices are alike up to 1%. Times are alike up to five seconds
-    and where they differ by less than both may vary, from `minutes` to `minutes_p90`; what they may take is
-    alike where one is not half as long again as the other. Options that are alike in all are on it together;
-    one whose figures are unknown is not.
+    Only noticeable differences count. Prices within 1% are equal. Times are equal within five seconds, or
+    within the smaller of the two spans from `minutes` to `minutes_p90`. The 90th percentiles are also equal
+    if the longer is at most half as long again as the shorter. Options that are equal in all figures are on
+    the frontier together. An option with unknown figures is not on it.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def frontier(options: pl.DataFrame) -> pl.Series:
 
 
 def _worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Whether it is felt that an option is worse in dollars, usual minutes or slow ones."""
+    """Whether an option is noticeably worse in dollars, in usual minutes or in slow ones."""
     (dollars, usual, slow), (other_dollars, other_usual, other_slow) = one, other
     alike = max(min(slow - usual, other_slow - other_usual), _FELT_MINUTES)
     return (
@@ -84,24 +84,23 @@ def _worse(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class PlanPlots(Gallery):
-    """The pictures of one plan, each an Altair chart; nothing is sent for it."""
+    """The pictures of one plan, each an Altair chart. Drawing one sends nothing."""
 
     plan: Plan
 
     def frontier(self, **lists: Iterable[Any]) -> Picture:
-        """Return dollars against time, a point per choice.
+        """Return dollars against time, one point per choice.
 
-        Those that nothing beats in both are joined. The time of a batch is drawn as it is known: from the
-        usual hour to the day after which it expires.
-        Choices of the same price and time are one point.
+        A line joins the choices that no other beats in both. The time of a batch is drawn as a range, from
+        the usual hour to the day after which it expires. Choices of the same price and time share a point.
 
         Spends: nothing.
 
         Parameters
         ----------
         **lists
-            As for `Plan.compare`. The default is the plan's model beside the current ones of other lines,
-            its tier beside its neighbours, and every mode.
+            As for `Plan.compare`. The default compares the plan's model with the current models of other
+            lines, its tier with the tiers next to it, and every mode.
         """
         from claudescale.views import plan_charts
 
@@ -111,14 +110,14 @@ class PlanPlots(Gallery):
         return plan_charts.frontier(points, deadline_minutes=deadline, budget_dollars=budget)
 
     def minutes(self, tier: Iterable[str | int | Limits] | None = None) -> Picture:
-        """Return how long the plan takes on each tier, and what limits it there.
+        """Return how long the plan takes on each tier, and what limits its speed there.
 
         Spends: nothing.
 
         Parameters
         ----------
         tier : list of str, int or Limits, optional
-            The default is all of the plan's family of tiers with published limits.
+            The default is every tier of the plan's family that has published limits.
         """
         from claudescale.views import plan_charts
 
@@ -133,14 +132,14 @@ class PlanPlots(Gallery):
         return plan_charts.minutes(table, own=own, mode=mode, deadline_minutes=plan.deadline)
 
     def savings(self, model: str | Iterable[str] = ()) -> Picture:
-        """Return what each strategy saves of the plain price, down to the plan's.
+        """Return what each strategy saves, from the plain price down to the plan's.
 
         Spends: nothing.
 
         Parameters
         ----------
         model : str or list of str
-            Models to begin with, such as ``"claude-opus-5-5"``: then not to use them is a step too.
+            Models to start from, such as ``"claude-opus-5-5"``; each adds a step for not using it.
         """
         from claudescale.views import plan_charts
 
@@ -152,15 +151,15 @@ class PlanPlots(Gallery):
         )
 
     def concurrency(self, runs: Iterable[Run] | pl.DataFrame = ()) -> Picture:
-        """Return requests per minute by calls in flight, and what runs have measured.
+        """Return requests per minute by calls in flight, and the measurements of runs.
 
         Spends: nothing.
 
         Parameters
         ----------
         runs : list of Run, or pl.DataFrame
-            Live ones of the same plan, each with its own ``concurrency``. Or calls of your own as a frame of
-            `concurrency`, `requests_per_minute` (of those not refused) and `refused`.
+            Live runs of the same plan, each with its own ``concurrency``. Or your own measurements as a
+            frame of `concurrency`, `requests_per_minute` (without refused requests) and `refused`.
         """
         from claudescale.views import plan_charts, theme
 
@@ -170,7 +169,7 @@ class PlanPlots(Gallery):
         if not isinstance(runs, pl.DataFrame):
             runs = pl.DataFrame([_tried(run) for run in runs], schema=_TRIED, orient="row")
         totals, count = plan.totals, plan.totals.requests
-        # Limits on tokens are counted in calls of the plan's mean size.
+        # Token limits are expressed in calls of the plan's mean size.
         used = 1.0, totals.uncached_tokens / count, totals.output_tokens / count
         limits = zip(plan.limits.shared(self.plan.share).per_minute, used, BUCKETS, strict=True)
         most, binding = min((limit / size, name) for limit, size, name in limits if size)
@@ -178,7 +177,7 @@ class PlanPlots(Gallery):
         return plan_charts.concurrency(seconds=seconds, requests_per_minute=most, binding=binding, runs=runs)
 
     def _saved(self, model: str | Iterable[str] = ()) -> pl.DataFrame:
-        """Return what each strategy saves as `prices.SAVINGS`, read downward like `Run.savings`."""
+        """Return the savings of each strategy as `prices.SAVINGS`, in the downward order of `Run.savings`."""
         plan, mode = self.plan, self.plan.compiled.likely_mode
         models = [model] if isinstance(model, str) else list(model)
         plain = plan.compare(model=[*models, plan.model], cache=[False], mode=["live"])
@@ -200,21 +199,21 @@ class PlanPlots(Gallery):
         return frame.with_columns(share=share.fill_nan(0.0)).cast(prices.SAVINGS)
 
     def _models(self) -> list[Any]:
-        """Return the plan's model and the current one of every other line that could take its place."""
+        """Return the plan's model and the current model of every other line that could replace it."""
         plan = self.plan
         models: dict[str, Any] = {plan.compiled.model.line: plan.model}
         for model in catalog.MODELS.values():
             is_going = catalog.lifecycle(model) in {"deprecated", "retired"}
             if model.line in models or is_going or model.verified_only:
                 continue
-            with suppress(PlanError):  # no price, no limits, or it cannot do what is asked
+            with suppress(PlanError):  # no price, no limits, or no support for a parameter
                 for tier in self._near():
                     _ = plan.replace(model=model.id, tier=tier).options
                 models[model.line] = model.id
         return [*models.values()]
 
     def _tiers(self) -> list[Any]:
-        """Return the tiers of the plan's family with published limits, with its own limits before them."""
+        """Return the tiers of the plan's family with published limits, after its own `Limits` if any."""
         own, group = self.plan.tier, self.plan.compiled.model.rate_group
         family = "today" if isinstance(own, Limits) else catalog.tier(own).family
         names: list[Any] = [
@@ -223,7 +222,7 @@ class PlanPlots(Gallery):
         return [own, *names] if isinstance(own, Limits) else names
 
     def _near(self) -> list[Any]:
-        """Return the plan's tier, the one below it and the one above it."""
+        """Return the plan's tier and the tiers just below and above it."""
         tiers, own = self._tiers(), self.plan.tier
         if isinstance(own, Limits) or (name := shown("tier", own)) not in tiers:
             return [own]
@@ -231,7 +230,7 @@ class PlanPlots(Gallery):
         return tiers[max(place - 1, 0) : place + 2]
 
     def _gain(self) -> str:
-        """Return what the tier above the plan's gains; nothing where there is none."""
+        """Return a sentence on what the next tier gains, or an empty text if there is none."""
         mode: Any = self.plan.compiled.likely_mode
         above = self._near()[-1]
         if above == shown("tier", self.plan.tier) or isinstance(above, Limits):
@@ -240,9 +239,9 @@ class PlanPlots(Gallery):
         return f"The next tier ({above}) {gain_words(row['gain'], row['binding'])}."
 
     def _points(self, lists: dict[str, Any]) -> pl.DataFrame:
-        """Return a row per choice for `plan_charts.frontier`; those that differ in name alone are one row."""
+        """Return one row per point of `plan_charts.frontier`; choices with the same figures share a row."""
         plan, others = self.plan, [name for name in lists if name not in {"model", "mode"}]
-        names = [*(["model"] if "model" in lists else []), "mode", *others]  # as they are told of a point
+        names = [*(["model"] if "model" in lists else []), "mode", *others]  # in the order of a point's label
         own: Any = {name: [getattr(plan, name)] for name in lists} | {"mode": [plan.compiled.likely_mode]}
         options = pl.concat(
             plan.compare(**given).with_columns(*map(_word, names), chosen=pl.lit(is_own))
@@ -261,7 +260,7 @@ class PlanPlots(Gallery):
             *(pl.col(name).unique(maintain_order=True).alias(f"{name}s") for name in varying),
             choices=pl.struct(names).n_unique(),
         )
-        # A point is named by what others differ in; one that stands for all values of a name, not by that.
+        # A point is labeled by the parameters that vary, except those of which it has every value.
         counts = {f"{name}s": options[name].n_unique() for name in varying}
         choice = [
             " ".join("/".join(row[name]) for name, count in counts.items() if len(row[name]) < count)
@@ -271,13 +270,13 @@ class PlanPlots(Gallery):
 
 
 def _tried(run: Run) -> tuple[float, float, int]:
-    """Return the calls in flight of a run, what a minute got done, and how many were refused."""
+    """Return a run's calls in flight, its requests per minute without refused ones, and the refused ones."""
     counts, minutes = run.counts, run.minutes or float("inf")
     flight = run.plan.concurrency or float(run.attempts["seconds"].sum()) / 60 / minutes
     return float(flight), (counts.requests - counts.refused) / minutes, counts.refused
 
 
 def _word(name: str) -> pl.Expr:
-    """Return the values of a parameter as short words beside points."""
+    """Return the values of a parameter as short labels of points."""
     words = pl.col(name).cast(pl.String).fill_null("None").str.strip_prefix("claude-").str.head(_LONGEST_WORD)
     return words if name in {"model", "tier", "mode"} else pl.format(f"{name}={{}}", words).alias(name)

@@ -1,4 +1,4 @@
-"""What a plan takes: all its calls, the dollars and minutes of each mode, and what meets its wishes."""
+"""A plan's estimates: tokens, each mode's dollars and minutes, and what meets deadline and budget."""
 
 from __future__ import annotations
 
@@ -33,68 +33,68 @@ OPTIONS = pl.Schema(
 )
 """Columns of `Plan.options`: dollars and minutes as median and 90th percentile.
 
-`binding` is what keeps a run from being quicker; ``"spend limit"`` where its dollars are more than the
-account may spend in a month, so that the API would end it: the minutes are then those without that limit.
+`binding` is what limits a run's speed. It is ``"spend limit"`` if the dollars exceed what the account may
+spend in a month, so that the API would stop the run; the minutes then ignore that limit.
 """
 
 SPEND_LIMIT, NOTHING = "spend limit", "nothing to send"
 CANCEL_MINUTES = 5.0
-"""What a hybrid run allows for a batch to be canceled: requests under way in it are still answered."""
+"""Reserved by a hybrid run for canceling its batch, whose requests in progress are still answered."""
 AUTO = "auto"  # the cheapest mode that meets deadline and budget nine times in ten
 _TRUSTED_DOUBT = 0.5
-_SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # what is less when a part is left
+_SCALED = ("dollars", "dollars_p90", "input_tokens", "output_tokens")  # proportional to the part left to send
 _NORMAL = NormalDist()
-# The part of a full bucket of output tokens that a run leaves in the mean: what is under way draws on it
-# unseen, so the pacer keeps up to twice as much.
+# Mean share of a full output-token bucket that a run leaves unused. Calls in flight draw on it unseen, so the
+# pacer keeps up to twice as much.
 _OUTPUT_LEFT = 0.2
-# A reply so many times longer than the mean one, and than a full bucket, holds up a run twice: the API lets
-# nobody in while it is written, and then the pacer waits until it is paid for.
+# A reply this many times longer than the mean reply, and than a full bucket, delays a run twice: the API
+# admits no call while it is written, and then the pacer waits until the bucket has refilled.
 _LONG = 1.3
-_CLOSED_FORM = 1.03  # by so much the minutes of a run may be off with every figure known
+_CLOSED_FORM = 1.03  # error of the minutes of a run even if every figure is known
 
 
-# --------------------------------------------------------------------------------- what all calls take
+# ---------------------------------------------------------------------------------- totals of all calls
 
 
 class Totals(NamedTuple):
-    """What all the requests of a plan take together; what ends in `p90` is a 90th percentile."""
+    """Totals of all requests of a plan; names that end in `p90` are 90th percentiles."""
 
     rows: int
     sent_rows: int
     requests: int
     input_tokens: float
-    uncached_tokens: float  # the input that the limits count
+    uncached_tokens: float  # input that counts toward the limits
     output_tokens: float
-    input_more: float  # by which part the 90th percentile of the tokens is above
+    input_more: float  # share by which the 90th percentile of the tokens is higher
     output_more: float
-    input_deviation: float  # of a request's input tokens that are not read from the cache
+    input_deviation: float  # of a request's uncached input tokens
     live_dollars: float
     live_dollars_p90: float
     batch_dollars: float
     batch_dollars_p90: float
-    plain_dollars: float  # of every row sent by itself, live, nothing cached
+    plain_dollars: float  # for every row as its own live request, without a cache
 
     @property
     def unsent(self) -> int:
-        """The rows that are not sent."""
+        """Number of rows that are not sent."""
         return self.rows - self.sent_rows
 
 
 def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: int) -> Totals:
-    """Return what all requests take together: each priced by itself, then summed.
+    """Return the totals of all requests, each of which is priced on its own.
 
     Parameters
     ----------
     sizes : pl.DataFrame
-        `estimated_tokens`, and how many `requests` of so many there are, for how many `rows`; null tokens are
-        rows that are not sent.
+        Columns `estimated_tokens`, `requests` (their number at that length) and `rows` (which they answer).
+        Null tokens mark rows that are not sent.
     """
     sent = sizes.drop_nulls()
     live, batch = (
         prices.price(prompt.model, mode=mode, inference_geo=prompt.charges.inference_geo)
         for mode in ("live", "batch")
     )
-    # One web search a row is assumed where there is such a tool; after a pilot the bill sets it right.
+    # Assumes one web search per row if that tool is there; after a pilot its bill corrects this.
     fee = (live.search or 0.0) if prompt.charges.searches != 0 else 0.0
     sums = _sums(sent, expected, max_tokens, live, batch, fee=fee)
     requests, count = int(sums["requests"]), int(sums["requests"]) or 1
@@ -102,13 +102,13 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
     mean = sums["estimated"] / count
     input_more, output_more = (figure.more(count, mean) for figure in (expected.input, expected.output))
     of_input, of_output = input_more * sums["silent"], output_more * (sums["live"] - sums["silent"])
-    # Both depend on how long the texts are: where one is more than was measured, so is the other, at times.
+    # Both depend on the length of the texts, so their errors are taken to have a correlation of one half.
     more = math.sqrt(of_input**2 + of_output**2 + of_input * of_output)
     live_writes, live_write = _cache_writes(live, "5m", prefix, requests, expected.cache_hit_share)
     batch_writes, batch_write = _cache_writes(batch, "1h", prefix, requests, expected.batch_hit_share)
     live_dollars = sums["live"] + live_writes * live_write
     batch_dollars = sums["batch"] + batch_writes * batch_write
-    # What one batch found the next may not find.
+    # Another batch may hit the cache less often than the one measured.
     seldom = max(requests * (1 - catalog.BATCH.cache_hit_shares[0]) - batch_writes, 0.0) * batch_write
     batch_more = math.hypot(more * sums["batch"] / (sums["live"] or 1.0), seldom)
     ratio = expected.billed_ratio
@@ -133,7 +133,7 @@ def total(sizes: pl.DataFrame, prompt: Prompt, expected: Measured, max_tokens: i
 def _sums(
     sent: pl.DataFrame, expected: Measured, max_tokens: int, live: Price, batch: Price, *, fee: float
 ) -> dict[str, float]:
-    """Return tokens and dollars of all requests, as if each found the cache: `silent` is without a reply."""
+    """Return tokens and dollars of all requests if each hits the cache; `silent` is without the reply."""
     times = pl.col("requests")
     tokens = expected.input.at(pl.col("estimated_tokens")).clip(0.0)
     read = pl.min_horizontal(tokens, pl.lit(expected.cached_tokens))
@@ -164,7 +164,7 @@ def _sums(
 def _cache_writes(
     price: Price, hold: str, prefix: float, requests: int, hit_share: float
 ) -> tuple[float, float]:
-    """Return how many calls find no cache and write it, and what that costs each more than reading it."""
+    """Return how many calls write the cache, and by how many dollars a write exceeds a read."""
     write = price.dollars(**{f"cache_write_{hold}_input_tokens": prefix})
     return 1 + (requests - 1) * (1 - hit_share), write - price.dollars(cache_read_input_tokens=prefix)
 
@@ -173,12 +173,12 @@ def _cache_writes(
 
 
 def option(options: pl.DataFrame, mode: str) -> dict[str, Any]:
-    """Return the row of one mode of `OPTIONS`."""
+    """Return the row of one mode from a frame of `OPTIONS`."""
     return options.row(by_predicate=pl.col("mode") == mode, named=True)
 
 
 class Finish(NamedTuple):
-    """When the last of a run's rows is answered, and what keeps it from being sooner."""
+    """When the last row of a run is answered, and what limits its speed."""
 
     seconds: float
     binding: str
@@ -195,29 +195,29 @@ def live_finish(
     concurrency: int | None = None,
     from_start: bool = False,
 ) -> Finish:
-    """Return the closed form of how long requests take live: the slowest bucket, or the latency.
+    """Return the time that requests take live, in closed form: the slowest bucket, or the latency.
 
-    A token bucket that holds `burst` seconds' worth at the start and refills at a constant rate lets
-    a total pass in ``total / rate - burst``; with the limit on calls in flight it is Little's
-    law. Each is a lower bound, and a first-come pacer reaches the largest of them. Then the last calls
-    are still under way: the slowest of them is waited for.
+    A token bucket that starts with `burst` seconds of refill and refills at a constant rate passes a total
+    in ``total / rate - burst``. The limit on calls in flight follows Little's law. Each is a lower bound,
+    and a first-come pacer reaches the largest of them. The last calls are then still in flight, and the run
+    waits for the slowest of them.
 
     Parameters
     ----------
     input_tokens, output_tokens : float
-        In all, input without reads from the prompt cache.
+        Totals; the input excludes reads from the prompt cache.
     input_deviation : float
         Standard deviation of a request's input tokens.
     concurrency : int, optional
-        Most calls in flight.
+        Maximum number of calls in flight.
     from_start : bool
-        A run that starts has full buckets and few calls in flight, and waits for its slowest call.
+        Whether the run starts with full buckets and few calls in flight, and waits for its slowest call.
     """
     if not requests:
         return Finish(0.0, NOTHING)
     reply, round_trip = expected.output, expected.latency.mean + expected.lost_seconds * from_start
     full, most = limits.burst_seconds or 1.0, concurrency or MOST_CONCURRENCY
-    at_start = full / RATE_MARGIN if from_start else 1.0  # so many seconds' worth are in each bucket
+    at_start = full / RATE_MARGIN if from_start else 1.0  # seconds of refill in each bucket
     allowed = limits.shared(RATE_MARGIN).per_minute
     output_tokens *= 1 + expected.lost_rate
     used = (requests, input_tokens, output_tokens)
@@ -226,7 +226,7 @@ def live_finish(
     mean, capacity = output_tokens / requests, full * allowed[2] / 60
     varies = math.hypot(reply.deviation, reply.slope * reply.spread) / (reply.mean or 1.0)
     waited_twice = _above(_LONG * max(mean, capacity), mean, mean * varies) * requests / allowed[2] * 60
-    sending = {  # seconds after which the last call goes, by what holds it up
+    sending = {  # seconds until the last call is sent, by what limits the speed
         "requests" if alone[0] >= alone[1] else "input_tokens": together - at_start,
         "output_tokens": alone[2] + waited_twice - at_start * (1 - _OUTPUT_LEFT),
         "concurrency" if concurrency else "latency": (requests / most - 1) * round_trip,
@@ -237,7 +237,7 @@ def live_finish(
         binding = "latency"
     if not from_start:
         return Finish(seconds + round_trip, binding)
-    # A run begins with few calls in flight, which double with each latency.
+    # A run starts with few calls in flight, whose number doubles with each round trip.
     under_way = min(requests * round_trip / (seconds + round_trip), requests, most)
     if binding != "output_tokens":
         times = under_way / min(FIRST_CONCURRENCY, most)
@@ -246,9 +246,9 @@ def live_finish(
         seconds += max(doublings - 1, 0.0) * round_trip
     if expected.cached_tokens and requests > 1:  # one call writes the cache before the others
         seconds += expected.latency.mean
-    # Of the last calls the slowest is waited for. Its start and its end take a part of a round more.
+    # The run waits for the slowest of the last calls, whose start and end add a part of a round trip.
     seconds += round_trip * 1.25 + 2 * expected.latency.deviation
-    if expected.error_rate:  # or one of them fails and goes again
+    if expected.error_rate:  # or one of them fails and is retried
         fails = 1 - (1 - expected.error_rate) ** under_way
         seconds += fails * expected.lost_seconds / expected.error_rate
     return Finish(seconds, binding)
@@ -257,14 +257,11 @@ def live_finish(
 def _together(
     requests: float, of_requests: float, of_input: float, deviation: float, at_start: float
 ) -> float:
-    """Return the seconds in which requests and their input pass both limits, of those each takes alone.
-
-    Of calls that fit a full bucket at once, the slower limit holds them up; where they are few, long requests
-    wait for tokens and short ones for requests. The mean of the larger of the two is Clark's, of a normal
-    distribution. Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, OR 9 (1961).
-
-    `deviation` is that of the seconds of one request's input, `at_start` how many a full bucket has.
-    """
+    """Return the seconds in which requests and input pass both limits, given those of each limit alone."""
+    # `deviation` is that of one request's input in seconds, `at_start` the seconds in a full bucket.
+    # The slower limit delays the calls that fit a full bucket. If these are few, long requests wait for
+    # tokens and short ones for requests. The mean of the larger of two normal variables is Clark's.
+    # Source: C. E. Clark, *The Greatest of a Finite Set of Random Variables*, OR 9 (1961).
     alone = max(of_requests, of_input)
     count = max(at_start * requests / alone, 1.0)  # calls that fit a full bucket
     if not deviation or count >= requests:
@@ -277,7 +274,7 @@ def _together(
 
 
 def _above(level: float, mean: float, deviation: float) -> float:
-    """Return the mean of what lognormal values are above a level."""
+    """Return the mean excess of lognormal values over a level."""
     if not mean or not deviation:
         return max(mean - level, 0.0)
     wide = math.sqrt(math.log1p((deviation / mean) ** 2))
@@ -285,12 +282,12 @@ def _above(level: float, mean: float, deviation: float) -> float:
     return mean * _NORMAL.cdf(away) - level * _NORMAL.cdf(away - wide)
 
 
-# --------------------------------------------------------------------------------------- what meets wishes
+# ------------------------------------------------------------------------- what meets deadline and budget
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Compiled:
-    """A plan as the engine reads it: its prompt, model and limits, which are all of the account's."""
+    """A plan as the engine reads it: its prompt, its model, and the full limits of the account."""
 
     plan: Plan
     prompt: Prompt
@@ -301,36 +298,36 @@ class Compiled:
 
     @cached_property
     def guess(self) -> Measured:
-        """What a call takes as long as nothing is known."""
+        """The assumed tokens and seconds of a call."""
         return guess(self.prompt, self.plan.max_tokens, cache=self.plan.cache)
 
     @property
     def expected(self) -> Measured:
-        """What a call takes: measured by a pilot, or guessed."""
+        """The measured tokens and seconds of a call, or else the assumed ones."""
         return self.measured or self.guess
 
     @cached_property
     def sizes(self) -> pl.DataFrame:
-        """`prompts.requests.SIZES`; the frame is read once, as a stream."""
+        """The sizes of the requests as `prompts.requests.SIZES`; the frame is streamed once."""
         if self.retry is None:
             return self.prompt.sizes(self.plan.frame)
         return self.prompt.work(self.plan.frame, "any API", self.retry).sizes
 
     @cached_property
     def totals(self) -> Totals:
-        """What all requests take together."""
+        """The totals of all requests."""
         tokens = self.prompt.estimated_tokens(pl.col("characters")).alias("estimated_tokens")
         sizes = self.sizes.select(tokens, "requests", "rows")
         return total(sizes, self.prompt, self.expected, self.plan.max_tokens)
 
     @cached_property
     def options(self) -> pl.DataFrame:
-        """`Plan.options`: a row per mode as `OPTIONS`; with a deadline a ``"hybrid"`` is among them."""
+        """`Plan.options`: one row per mode as `OPTIONS`, including ``"hybrid"`` if there is a deadline."""
         totals, deadline = self.totals, self.plan.deadline
         usual, slow = self._live_finish(), self._live_finish(slow=True)
         minutes, minutes_p90 = usual.seconds / 60, slow.seconds / 60 * _CLOSED_FORM
         waves = math.ceil(totals.requests / (self.limits.batch_queue_requests or catalog.BATCH.max_requests))
-        # Most batches end within an hour, and one that has not ended after a day expires.
+        # Most batches end within an hour; those that have not ended after a day expire.
         # Source: Anthropic, *Batch processing* (checked 2026-08-14).
         hour, day = 60.0 * waves, catalog.BATCH.expires_hours * 60.0 * waves
         live, live_p90 = totals.live_dollars, totals.live_dollars_p90
@@ -340,7 +337,7 @@ class Compiled:
             ("batch", batch, batch_p90, hour, day, "queue" if waves > 1 else "batch processing"),
         ]
         if deadline is not None:
-            # As a batch if that usually ends before the rest must go live, else at the price of live calls.
+            # Priced as a batch if that usually ends before the rest must go live, otherwise as live calls.
             ends = hour <= deadline - minutes_p90 - CANCEL_MINUTES
             likely = (batch, live_p90, hour) if ends else (live, live_p90, deadline)
             rows.append(("hybrid", *likely, deadline, "deadline"))
@@ -357,7 +354,7 @@ class Compiled:
         return table.cast(OPTIONS)
 
     def _live_finish(self, *, slow: bool = False) -> Finish:
-        """Return when all requests are answered live, as is usual or at the 90th percentile."""
+        """Return when all requests are answered live: usually or, if `slow`, at the 90th percentile."""
         totals, expected, input_more, output_more = self.totals, self.expected, 0.0, 0.0
         if slow:
             input_more, output_more = totals.input_more, totals.output_more
@@ -375,7 +372,7 @@ class Compiled:
 
     @property
     def cache_hit_shares(self) -> dict[str, float | None]:
-        """The share of the requests that are taken to hit the cache, by mode; of a hybrid it is not known."""
+        """The assumed share of requests that hit the cache, by mode; None where it is unknown."""
         expected, requests = self.expected, max(self.totals.requests, 1)
         if not expected.cached_tokens:
             return {"live": 0.0, "batch": 0.0, "hybrid": 0.0}
@@ -384,17 +381,17 @@ class Compiled:
 
     @property
     def takes(self) -> dict[str, Any]:
-        """What the plan takes in its mode, as a row of `OPTIONS`; live where that is still to be chosen."""
+        """The plan's row of `OPTIONS` in its mode; in live mode for ``"auto"``."""
         return option(self.options, "live" if self.plan.mode == AUTO else self.plan.mode)
 
     def work(self, api: str) -> Work:
-        """Return the rows with the keys they have at one API; what their lengths say is kept."""
+        """Return the rows with their keys at one API, and keep their sizes."""
         work = self.prompt.work(self.plan.frame, api, self.retry)
         vars(self)["sizes"] = work.sizes
         return work
 
     def resolved(self) -> str:
-        """Return the mode: of ``"auto"`` the cheapest that meets all wishes; raise where none does."""
+        """Return the mode; for ``"auto"`` the cheapest that meets deadline and budget; raise if none does."""
         if self.plan.mode != AUTO:
             return self.plan.mode
         deadline, budget = self.plan.deadline or math.inf, self.plan.budget or math.inf
@@ -412,25 +409,23 @@ class Compiled:
 
     @property
     def likely_mode(self) -> str:
-        """The mode; of ``"auto"`` the cheapest where none meets all wishes."""
+        """The mode as `resolved`, or the cheapest if none meets deadline and budget."""
         with suppress(ImpossibleDeadline, ImpossibleBudget):
             return self.resolved()
         return str(self.options.sort("dollars", "minutes")["mode"][0])
 
     def check(self, *, part: float = 1.0, requests_part: float = 1.0) -> dict[str, Any]:
-        """Return what the plan takes in its mode, as a row of `OPTIONS`; raise where that is not allowed.
-
-        The parts of its input tokens and of its requests are still to be sent: the ledger has the others.
-        """
+        """Return the row of `OPTIONS` for what is still to be sent; raise if it breaks deadline or budget."""
+        # The parts are those of the input tokens and of the requests; the ledger has the rest.
         mode, deadline, budget = self.plan.mode, self.plan.deadline, self.plan.budget
         taken, expected = option(self.options, mode), self.expected
         taken |= {name: taken[name] * part for name in _SCALED}
         in_time = part if "tokens" in taken["binding"] else requests_part
-        if mode == "live":  # a batch takes its time whatever its size
+        if mode == "live":  # a batch takes the same time at any size
             taken |= {name: taken[name] * in_time for name in ("minutes", "minutes_p90")}
         needed, spent = taken["minutes"], taken["dollars"]
         takes = f"about {duration(needed)} in mode={mode!r}, bound by {taken['binding']}"
-        if mode == "hybrid":  # everything may have to go live, if the batch comes to nothing
+        if mode == "hybrid":  # everything may have to go live if the batch completes nothing
             live = option(self.options, "live")["minutes_p90"] * max(part, requests_part)
             needed, keeps = live + CANCEL_MINUTES, f"{duration(CANCEL_MINUTES)} for canceling the batch"
             takes = f"up to {duration(live)} live, and mode='hybrid' keeps {keeps}"

@@ -1,4 +1,4 @@
-"""Plan: what a run over a frame would cost and how long it would take. Free to build, nothing is sent."""
+"""Plan: what a run over a frame would cost and how long it would take, before anything is sent."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Mode: TypeAlias = Literal["live", "batch", "hybrid", "auto"]
 Effort: TypeAlias = Literal["low", "medium", "high", "xhigh", "max"]
-# What an editor completes; any other name that is known will do.
+# Names that an editor completes; any other known name is also accepted.
 ModelName: TypeAlias = Literal["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5"] | str  # noqa: PYI051
 TierName: TypeAlias = Literal["start", "build", "scale", "custom", 1, 2, 3, 4] | str | int  # noqa: PYI051
 
@@ -49,17 +49,17 @@ REQUESTS = pl.Schema({"custom_id": pl.String(), "params": pl.String()})
 """Columns of `Plan.requests`; ``params`` is the body of one request as JSON."""
 MODES = ("live", "batch", "hybrid")
 _ANOTHER_QUESTION = ("prompt", "system", "examples", "returns", "effort", "thinking", "params")
-"""After a change of these a pilot's measurements no longer say how long replies are."""
+"""Parameters whose change makes a pilot's measurements of reply lengths void."""
 _NUMBERS = {"max_tokens": True, "concurrency": True, "budget": False, "deadline": False, "share": False}
-"""Parameters that are numbers, and whether they are whole ones."""
+"""Numeric parameters, and whether they must be whole numbers."""
 _IN_BODY = ("max_tokens", "system", "examples", "samples", "returns", "effort", "thinking", "params")
 _COUNTED_AT_ONCE = 8
-_MOST = 1e15  # no plan has a larger number
-_SAVED = 5e-5  # dollars, and of the price the part, below which nothing is saved
+_MOST = 1e15  # larger numbers are refused
+_SAVED = 5e-5  # share of the price; savings below it, or below a hundredth of it in dollars, are not shown
 
 
 class Settings(TypedDict, total=False):
-    """The parameters of `plan` besides rows, prompt, model, tier, mode and the form of replies."""
+    """The parameters of `plan` except `frame`, `prompt`, `model`, `tier`, `mode` and `returns`."""
 
     system: str | None
     examples: Examples
@@ -76,7 +76,7 @@ class Settings(TypedDict, total=False):
 
 
 class Changes(Settings, total=False):
-    """What `Plan.replace` and `Plan.retry` change: the parameters of `plan`."""
+    """The parameters of `plan` that `Plan.replace` and `Plan.retry` can change."""
 
     frame: Frame
     prompt: Asked
@@ -87,7 +87,7 @@ class Changes(Settings, total=False):
 
 
 class Lists(TypedDict, total=False):
-    """What `Plan.compare` takes: parameters of `plan`, each with the values to try."""
+    """The parameters of `plan` that `Plan.compare` takes, each with the values to try."""
 
     model: Iterable[ModelName | Model]
     tier: Iterable[TierName | Limits]
@@ -110,16 +110,16 @@ class Lists(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Plan(Shown):
-    """Claude's calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
+    """Claude calls over a frame, not sent yet. Make one with `plan`; change it with `replace`.
 
-    It shows its price and its time; `run` is the one verb that spends.
+    A plan shows its price and its time. Only `run` and `start` spend tokens.
 
     Attributes
     ----------
     deadline : float or None
-        Minutes, however it was given.
+        In minutes, even if given as a timedelta.
     compiled : Compiled
-        What the engine knows of it: its prompt, model, limits, and what was measured.
+        The plan as the engine reads it: its prompt, model, limits and measurements.
     """
 
     frame: Frame
@@ -192,7 +192,7 @@ class Plan(Shown):
             )
 
     def _check_prices(self) -> None:
-        """Raise where a price that matters is not known, or where one row may cost more than the budget."""
+        """Raise if a required price is unknown, or if one row could cost more than the budget."""
         model, charges = self.compiled.model, self.compiled.prompt.charges
         if model.given and model.given_dollars is None and (self.budget is not None or self.mode == AUTO):
             asked = f"budget={self.budget!r}" if self.budget is not None else f"mode={self.mode!r}"
@@ -224,36 +224,36 @@ class Plan(Shown):
 
     @property
     def options(self) -> pl.DataFrame:
-        """One row per mode: dollars, minutes, what limits it. Schema `OPTIONS`.
+        """One row per mode: dollars, minutes and what limits its speed. Schema `OPTIONS`.
 
         Spends: nothing.
 
         Notes
         -----
-        A batch's time is a range: most end within an hour, and one that has not ended after
-        24 hours expires. Source: Anthropic, *Batch processing* (checked 2026-08-14).
+        The time of a batch is a range: most batches end within an hour, and those that have not ended
+        after 24 hours expire. Source: Anthropic, *Batch processing* (checked 2026-08-14).
         """
         return self.compiled.options
 
     def compare(self, **lists: Unpack[Lists]) -> pl.DataFrame:
-        """Return `options` for every combination, with a column for each name given.
+        """Return `options` for every combination, with a column for each parameter given.
 
         Spends: nothing.
 
         Parameters
         ----------
         **lists
-            Names of `plan`'s parameters, each with the values to try, such as
+            Parameters of `plan`, each with the values to try, such as
             ``model=["claude-haiku-5-5", "claude-sonnet-5-5"], tier=["start", "build"]``.
-            ``mode=["live"]`` keeps only those modes.
+            ``mode=["live"]`` keeps only that mode.
 
         Notes
         -----
-        Where ``tier`` varies, `gain` is how many times faster than on the plan's own tier, with all else the
-        same; `binding` is what limits it there. The plan's own tier has the limits that were learned. After a
-        pilot other models' replies count as long as those measured. Where ``cache`` varies, `cache_hit_share`
-        is the share of requests that are taken to hit it: in batches midway between 30% and 98%, or measured.
-        Source: *Batch processing* (checked 2026-08-14).
+        If ``tier`` varies, `gain` is the speedup over the plan's own tier with all else equal, and `binding`
+        is what limits the speed. The plan's own tier uses the limits that were learned. After a pilot, the
+        replies of other models are assumed to be as long as those measured. If ``cache`` varies,
+        `cache_hit_share` is the assumed share of requests that hit the cache: in batches the measured share,
+        or the midpoint of 30% and 98%. Source: *Batch processing* (checked 2026-08-14).
         """
         _check_names("compare", lists, tuple(Lists.__annotations__))
         tried = {name: _several(name, values) for name, values in lists.items()}
@@ -283,7 +283,7 @@ class Plan(Shown):
 
     @property
     def requests(self) -> pl.DataFrame:
-        """The distinct requests this plan would send, as `REQUESTS`.
+        """The distinct requests that this plan would send, as `REQUESTS`.
 
         Spends: nothing.
         """
@@ -291,13 +291,13 @@ class Plan(Shown):
         bodies = [body.decode() for body in work.bodies(work.requests["row"])]
         return pl.DataFrame({"custom_id": work.requests["key"], "params": bodies}, schema=REQUESTS)
 
-    # another plan
+    # derived plans
 
     def replace(self, **changes: Unpack[Changes]) -> Plan:
         """Return the same plan with some parameters changed.
 
-        A pilot's measurements are kept where they still hold: another prompt or reply form makes them void.
-        Another model's replies are assumed to be as long as those measured, with more uncertainty.
+        A pilot's measurements are kept while they hold: another prompt or form of replies makes them void.
+        The replies of another model are assumed to be as long as those measured, with more uncertainty.
 
         Spends: nothing.
         """
@@ -309,18 +309,18 @@ class Plan(Shown):
         return self._with(**changes)
 
     def _with(self, **changes: Any) -> Plan:
-        """Return the plan with changes, and with what is known of its rows as far as that still holds."""
+        """Return the plan with changes, keeping the measurements and sizes that still hold."""
         other = replace(self, **changes)
         if "_measured" not in changes and self._measured is not None:
             other = replace(other, _measured=self._measured_of(other))
         mine, theirs = self.compiled, other.compiled
         same_rows = theirs.retry is mine.retry and not {"frame", "prompt", "system", "samples"} & set(changes)
         if same_rows and "sizes" in vars(mine):
-            vars(theirs)["sizes"] = mine.sizes  # they are not read again
+            vars(theirs)["sizes"] = mine.sizes  # the frame is not read again
         return other
 
     def _measured_of(self, other: Plan) -> Measured | None:
-        """Return what was measured, as far as it holds for another plan."""
+        """Return the measurements that still hold for another plan, or None."""
         mine, theirs, measured = self.compiled, other.compiled, self._measured
         if measured is None or any(
             getattr(self, name) is not getattr(other, name) for name in _ANOTHER_QUESTION
@@ -332,13 +332,13 @@ class Plan(Shown):
         return measured.elsewhere(mine.guess, theirs.guess, same_model=same_model)
 
     def retry(self, run: Run, **changes: Unpack[Changes]) -> Plan:
-        """Return the plan that sends only the rows which failed in a run, with what you change.
+        """Return a plan that sends only the rows that failed in a run, with your changes.
 
-        Its run has *every* row in its `results`: what was answered is reused at no cost, wherever the
-        ledgers are. Rows without an answer are sent, and rows whose last word is an error, replies that
-        break `returns` among them. It leaves out what would fail in the same way again: a refusal while the
-        request is the same but for `max_tokens`, bad input while it is the same. Only what is sent counts in
-        `options` and `requests`; the `budget` is that of the new run.
+        The new run has *every* row in its `results`: answered rows are reused at no cost, wherever the
+        ledgers are. The plan sends rows without an answer and rows that ended in an error, including replies
+        that break `returns`. It leaves out rows that would fail again in the same way: refusals if nothing
+        but `max_tokens` changes in the request, and bad input if nothing changes. `options` and `requests`
+        count only the rows that are sent. The `budget` is that of the new run.
 
         Running the same cells again resumes, as always: nothing is paid for twice.
 
@@ -347,15 +347,15 @@ class Plan(Shown):
         Parameters
         ----------
         run : Run
-            Of this plan or of another retry of it, and ended.
+            A run of this plan, or of another retry of it, that has ended.
         **changes
-            As for `replace`, but for ``frame`` and ``prompt``, such as ``max_tokens=4000``, ``model=...``,
+            As for `replace`, except ``frame`` and ``prompt``, such as ``max_tokens=4000``, ``model=...``,
             ``mode="batch"`` or ``budget=1.0``.
 
         Raises
         ------
         PlanError
-            The run is of other rows, is still going, or its replies have another form.
+            The run has other rows or another form of replies, or it is still in progress.
 
         Examples
         --------
@@ -384,14 +384,14 @@ class Plan(Shown):
         return self.replace(frame=frame.sample(min(_rows(n), frame.height), seed=seed))
 
     def calibrate(self, run: Run) -> Plan:
-        """Return the same plan with estimates measured on a pilot, and the limits that it met.
+        """Return the same plan with the estimates and the rate limits that a pilot measured.
 
         Spends: nothing.
 
         Parameters
         ----------
         run : Run
-            Of a few rows of the same plan, such as ``await plan.sample(50).run(client)``.
+            A run over a few rows of the same plan, such as ``await plan.sample(50).run(client)``.
 
         Raises
         ------
@@ -412,7 +412,7 @@ class Plan(Shown):
             totals = estimates.total(sizes_of_mode, mine.prompt, measured, self.max_tokens)
             estimate += totals.live_dollars if mode == "live" else totals.batch_dollars
         ratio = float(replies["dollars"].sum()) / estimate
-        # All calls of a pilot may have found what another had written.
+        # All calls of a pilot may hit a cache that another run wrote, which gives a share above 1.
         measured = replace(
             measured,
             billed_ratio=ratio if math.isfinite(ratio) else 1.0,
@@ -436,7 +436,7 @@ class Plan(Shown):
         Raises
         ------
         PlanError
-            The API would not count: what it says.
+            The API did not count the tokens; the message gives its reason.
         """
         mine, work = self.compiled, self.sample(n, seed).compiled.work("count")
         estimated, slots = work.requests["estimated_tokens"], asyncio.Semaphore(_COUNTED_AT_ONCE)
@@ -459,22 +459,23 @@ class Plan(Shown):
 
     @awaited("plan = await plan.learn_limits(client)")
     async def learn_limits(self, client: AsyncAnthropic) -> Plan:
-        """Return the same plan with the organization's limits as the rate-limit API tells them.
+        """Return the same plan with the organization's limits as the rate-limit API reports them.
 
-        It needs an Admin API key; without one the limits stay as they are. A pilot's headers also show them.
+        This needs an Admin API key; without one the limits do not change. A pilot's response headers also
+        show them.
 
         Spends: nothing.
 
         Raises
         ------
         PlanError
-            The API cannot be reached, or fails.
+            The API cannot be reached or fails.
         """
         model = self.compiled.model
         allowed = await account_limits(client, self.compiled.limits, model.id)
         return self._with(_learned={limits_key(self.tier, model): allowed})
 
-    # the one verb that spends
+    # sending
 
     def start(
         self,
@@ -484,23 +485,24 @@ class Plan(Shown):
         progress: bool = True,
         on: Any = None,
     ) -> Run:
-        """Return a run that has been started and is not waited for.
+        """Return a started run without waiting for it.
 
         Spends: tokens.
 
         Parameters
         ----------
         client : AsyncAnthropic, optional
-            From `connect`, which is also the default. The run works on its own copy.
+            From `connect`. The default is the client that it returned last, or a new one.
+            The run uses its own copy.
         ledger : str, Path or None
-            Where every reply is kept as it comes. The default is ``claudescale.ledger`` in the working
-            directory; None keeps them in memory alone.
+            Where every reply is stored as it arrives. The default is ``claudescale.ledger`` in the working
+            directory; None keeps replies in memory only.
         progress : bool
             Show a progress bar.
         on : optional
             A Dask client: its workers make the calls, each with a fixed share of the limits.
         """
-        from claudescale.running.runs import Run  # noqa: PLC0415 - a run knows plans
+        from claudescale.running.runs import Run  # noqa: PLC0415 - runs import plans
 
         if on is not None and self.samples > 1:
             refuse("on= sends each row once, and the plan has samples=. Leave one of them out.")
@@ -518,9 +520,9 @@ class Plan(Shown):
         wait: bool = True,
         on: Any = None,
     ) -> Run:
-        """Send what the ledger does not have yet, and return the finished run.
+        """Send the requests that the ledger does not have yet, and return the finished run.
 
-        The same cell again is a resume: what was paid for is not paid for again, batches are waited for.
+        Running the same cell again resumes: it waits for pending batches, and nothing is paid for twice.
 
         Spends: tokens.
 
@@ -529,22 +531,22 @@ class Plan(Shown):
         client, ledger, progress, on
             As for `start`.
         wait : bool
-            False returns as soon as the batches are submitted that the queue has room for: the kernel may
-            be closed then, and the same cell collects them tomorrow.
+            False returns as soon as the batches that fit the queue are submitted. You may then close the
+            kernel, and collect them with the same cell tomorrow.
 
         Raises
         ------
         RunStopped
-            The run cannot go on (key, spend limit, ledger); ``.run`` keeps what was paid for.
+            The run cannot continue (key, spend limit, ledger); ``.run`` keeps the replies paid for.
         """
         run = self.start(client, ledger=ledger, progress=progress, on=on)
         return await run if wait else await run.submitted()
 
-    # how it looks
+    # display
 
     @property
     def plot(self) -> PlanPlots:
-        """Its pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``, ``concurrency()``."""
+        """The plan's pictures: ``plan.plot.frontier()``, ``minutes()``, ``savings()``, ``concurrency()``."""
         return PlanPlots(self)
 
     def _card(self) -> Card:
@@ -573,7 +575,7 @@ class Plan(Shown):
         elif not expected.calls:
             live = "" if chosen == "live" else ".replace(mode='live')"
             following = f"pilot = await plan.sample(50){live}.run(client)"
-        notices = [*self._notices()] or [self.plot._gain()]  # noqa: SLF001 - no picture, and so not shown
+        notices = [*self._notices()] or [self.plot._gain()]  # noqa: SLF001 - not a picture, so not public
         return Card.of(
             table,
             title=f"Plan: {text.plural(totals.rows, 'row')} on {compiled.model.id}, "
@@ -583,7 +585,7 @@ class Plan(Shown):
         )
 
     def _notices(self) -> Iterable[str]:
-        """Yield what is worth knowing of this plan: what is taken over, assumed, or would be better."""
+        """Yield notices about this plan: what is reused, what is assumed, and what would be better."""
         compiled, retry = self.compiled, self.compiled.retry
         if retry is not None:
             failed = retry.errors
@@ -608,7 +610,7 @@ class Plan(Shown):
 
 
 PARAMETERS = tuple(kind.name for kind in fields(Plan) if kind.init and not kind.name.startswith("_"))
-"""What `plan` takes, and `Plan.replace` changes."""
+"""The parameters of `plan`, which `Plan.replace` can change."""
 
 
 def _check_names(method: str, given: Iterable[str], there: tuple[str, ...]) -> None:
@@ -636,7 +638,7 @@ def _minutes(deadline: Any) -> Any:
 
 
 def _rows(n: object) -> int:
-    """Return how many rows are asked for; PlanError where that is no number of rows."""
+    """Return a number of rows; raise PlanError if it is not one."""
     rows = text.plain(n, whole=True)
     if type(rows) is not int or rows < 0:
         refuse(f"n={n!r}: it is how many rows, a whole number from 0 on, such as int(...).")
@@ -644,7 +646,7 @@ def _rows(n: object) -> int:
 
 
 def as_frame(frame: object) -> Frame:
-    """Return rows as a Polars frame: of a list of texts with the column ``text``, of others by Arrow."""
+    """Return rows as a Polars frame: a list of texts as the column ``text``, other tables through Arrow."""
     if isinstance(frame, pl.DataFrame | pl.LazyFrame):
         return frame
     if isinstance(frame, list) and all(isinstance(text, str | None) for text in frame):
@@ -678,62 +680,62 @@ def plan(
     concurrency: int | None = None,
     share: float = 1.0,
 ) -> Plan:
-    """Return what running Claude over a frame would cost and take. Nothing is sent.
+    """Return a plan of Claude calls over a frame, with its price and its time. Nothing is sent.
 
     Spends: nothing.
 
     Parameters
     ----------
     frame : pl.DataFrame, pl.LazyFrame, list of str, or a table of pandas, pyarrow or DuckDB
-        One request per row; identical ones are sent once. Of a list the column is ``text``. Results can be
-        the next input: their `reply` is then ``{reply}`` in the prompt, and `reply_1` in the new results.
+        One request per row; identical ones are sent once. A list becomes the column ``text``. Results can
+        be the next input: their `reply` is then ``{reply}`` in the prompt, and `reply_1` in the new results.
     prompt : str, pl.Expr or list
         A template with ``{column}``, or an expression that gives one String per row. Or a list of parts:
-        files as `image` and `pdf`, and templates. A null makes that row null and unsent; a file that cannot
-        be read does too, and `error` and `message` in the results say why.
+        files as `image` and `pdf`, and templates. A row with a null, or with a file that cannot be read, is
+        not sent and its result is null; for a file, `error` and `message` in the results say why.
     model : str or Model
-        Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default: it decides the price. One
-        that is not listed is a `claudescale.Model`.
+        Such as ``"claude-haiku-5-5"``; `models` lists them. There is no default, because the model decides
+        the price. For a model that is not listed, pass a `claudescale.Model`.
     tier : str, int or Limits
         The account's usage tier: ``"start"``, ``"build"``, ``"scale"``, a number 1-4, or `Limits`.
     mode : str
-        ``"live"``; ``"batch"``, half the price within 24 hours; ``"hybrid"``, a batch whose rest is sent
-        live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline and budget
-        nine times in ten.
+        ``"live"``; ``"batch"``, half the price within 24 hours; ``"hybrid"``, a batch whose unanswered rows
+        are sent live in time for the `deadline`; or ``"auto"``, the cheapest of these that meets deadline
+        and budget nine times out of ten.
     system : str, optional
-        Instructions. An ``{identifier}`` that names a column is filled for each row; other braces stay as
-        they are, and ``{{identifier}}`` stands for that word in braces.
+        Instructions. An ``{identifier}`` that names a column is filled for each row. Other braces are kept,
+        and ``{{identifier}}`` gives the literal ``{identifier}``.
     examples : list of tuple
-        Pairs of a text and the reply to it, which every request has before its row. With ``returns=`` a reply
-        may be the object, or a dict of its fields.
+        Pairs of a text and its reply, which precede the row in every request. With ``returns=`` a reply may
+        be the object, or a dict of its fields.
     samples : int
-        How often each row is sent, on purpose: as many result rows, with a column `sample` from 1 on. The
-        first is the request of a plan without samples.
+        How many times each row is sent on purpose. Each sample is a result row, numbered from 1 in the
+        column `sample`. The first is the same request as in a plan without samples.
     returns : optional
-        A pydantic model or a list of one (``list[Model]``), a dict or `pl.Schema` of Polars types, one type
-        such as a `pl.Enum`, ``bool``, ``int``, ``float``, ``str``, or labels (``Literal["good", "bad"]``, or
-        a list of them): replies become typed columns.
+        The form of replies, which become typed columns: a pydantic model or a list of one (``list[Model]``),
+        a dict or `pl.Schema` of Polars types, one type such as a `pl.Enum`, ``bool``, ``int``, ``float``,
+        ``str``, or labels (``Literal["good", "bad"]``, or a list of them).
     max_tokens : int
-        Longest reply in tokens, thinking included.
+        Maximum length of a reply in tokens, including thinking.
     effort, thinking : optional
-        As the API takes them. The default keeps thinking off, or small where it cannot be off.
+        As in the API. By default thinking is off, or low for a model that cannot turn it off.
     cache : bool
-        Cache the system prompt and the examples, warmed by one call.
+        Cache the system prompt and the examples; one call warms the cache.
     params : dict, optional
-        Further fields of the API, web tools among them.
+        Further request fields of the API, including web tools.
     deadline : float or timedelta, optional
-        Minutes the run may take.
+        Maximum duration of the run, in minutes.
     budget : float, optional
-        Dollars the run may spend: a hard stop.
+        Maximum dollars of the run: a hard stop.
     concurrency : int, optional
-        Most calls in flight; by default found while running.
+        Maximum number of calls in flight; by default the run adapts it.
     share : float
         The part of the account's limits to use.
 
     Raises
     ------
     PlanError
-        Something cannot be sent, and what to type instead.
+        Something cannot be sent; the message says what to type instead.
 
     Examples
     --------
