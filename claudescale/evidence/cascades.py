@@ -1,4 +1,4 @@
-"""Cascade: every row to a cheap model first, only what it does not settle to the next: a loop over runs."""
+"""Cascade: a cheap model answers every row, the next one only the rows that are not settled."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ OPTIONS = pl.Schema(
     | dict.fromkeys(("dollars_low", "dollars", "dollars_high"), pl.Float64())
     | dict.fromkeys(("minutes_low", "minutes", "minutes_high"), pl.Float64())
 )
-"""Columns of `Cascade.options`, a row for each way: the cascade, or every row on one of its models. Low is as
-few rows passed on as may be, high as many as may be, at the 90th percentile of tokens and time; what is
-between is null while nothing is known of the share that is passed on."""
+"""Columns of `Cascade.options`, one row per way: the cascade, or every row on one of its models. Low assumes
+the fewest rows passed on, high the most, at the 90th percentile of tokens and time. The figure between them
+is null while the share that is passed on is unknown."""
 
 TABLE = pl.Schema(
     {"model": pl.String()}
     | dict.fromkeys(("rows", "accepted", "passed_on", "missing"), pl.Int64())
     | {"passed_on_share": pl.Float64(), "why": pl.String(), "dollars": pl.Float64(), "minutes": pl.Float64()}
 )
-"""Columns of `CascadeRun.table`, a row per model: the rows it was asked about, those it settled, those it did
-not and why, those without an answer yet. `dollars` are those of its replies, paid by whichever run."""
+"""Columns of `CascadeRun.table`, one row per model: the rows it was asked about, those it settled, those it
+did not and why, and those without an answer yet. `dollars` is what its replies cost, whichever run paid."""
 
 BILL = pl.Schema(
     {"way": pl.String(), "dollars": pl.Float64(), "share": pl.Float64(), "estimated": pl.Boolean()}
 )
-"""Columns of `CascadeRun.bill`: the cascade, then every row on each of its models; `share` is that of every
-row on the last one."""
+"""Columns of `CascadeRun.bill`: the cascade, then every row on each of its models. `share` is relative to
+every row on the last model."""
 
 _CONFIDENCE = 0.95
 _MODES = ("live", "batch")
-_TEXT, _ROW = "claudescale_prompt", "claudescale row"  # columns that no frame of a user has
+_TEXT, _ROW = "claudescale_prompt", "claudescale row"  # names that no user's frame has
 
 
 class Passed(NamedTuple):
-    """How many distinct requests a model was asked in a pilot, and how many of them it did not settle."""
+    """Counts of a model's distinct requests in a pilot: those asked, and those passed on."""
 
     asked: int = 0
     on: int = 0
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """The share that is passed on, between the ends of its exact interval; all where none was asked."""
+        """The share passed on, between the ends of its exact interval; (0, 1, 1) if nothing was asked."""
         low, high = judging.clopper_pearson(self.on, self.asked, _CONFIDENCE)
         return low, self.on / self.asked if self.asked else 1.0, high
 
@@ -76,16 +76,16 @@ class Passed(NamedTuple):
 class Cascade(Shown):
     """A plan over several models, not sent yet. Make one with `cascade`.
 
-    It shows what it costs next to every row on each of its models; `run` is the one verb that spends.
+    It shows its cost and that of every row on each of its models. Only `run` spends tokens.
 
     Attributes
     ----------
     plans : dict of Plan
-        All rows on each model, in the order in which they are asked.
+        All rows on each model, in the order in which the models are asked.
     accept : Judge or None
-        What tells which replies are good enough.
+        Decides which replies are good enough. None accepts every reply that did not fail.
     passed : tuple of Passed
-        How many requests each model passed on in a pilot; nothing is known of it before `calibrate`.
+        Counts of the requests that each model was asked and passed on in a pilot; 0 before `calibrate`.
     """
 
     plans: Mapping[str, Plan]
@@ -98,17 +98,17 @@ class Cascade(Shown):
         return next(iter(self.plans.values()))
 
     def accepted(self, replies: pl.DataFrame) -> pl.Series:
-        """Return which replies that came through are good enough. Spends: nothing."""
+        """Return which of the replies that did not fail are good enough. Spends: nothing."""
         if self.accept is None:
             return pl.repeat(value=True, n=replies.height, eager=True)
         return self.accept.values(replies).cast(pl.Boolean).fill_null(value=False)
 
     @property
     def options(self) -> pl.DataFrame:
-        """One row per way as `OPTIONS`, in the plan's mode: the cascade, all rows on each model.
+        """One row per way as `OPTIONS`, in the plan's mode: the cascade, and all rows on each model.
 
-        Before a pilot has shown which share is passed on, the cascade's dollars and minutes are a range: from
-        nothing passed on to everything. A batch takes its time whatever its size.
+        Until a pilot has measured the share that is passed on, the cascade's dollars and minutes are a range
+        from no row to every row passed on. A batch takes the same time at any size.
 
         Spends: nothing.
         """
@@ -124,7 +124,7 @@ class Cascade(Shown):
         return pl.DataFrame(ways, schema=OPTIONS)
 
     def _reaching(self) -> Iterable[list[float]]:
-        """Return the shares of the rows that reach each model: as few as may be, as measured, as many."""
+        """Return the shares of the rows that reach each model: the low, the measured and the high ones."""
         passed_on = zip(*(passed.shares for passed in self.passed[:-1]), strict=True)
         return (list(accumulate(shares, mul, initial=1.0)) for shares in passed_on)
 
@@ -137,19 +137,19 @@ class Cascade(Shown):
         return replace(self, plans={model: plan.replace(frame=frame) for model, plan in self.plans.items()})
 
     def calibrate(self, pilot: CascadeRun) -> Cascade:
-        """Return the same cascade with the share that is passed on, and the tokens of each model, measured.
+        """Return the same cascade with the share passed on and the tokens of each model as measured.
 
         Spends: nothing.
 
         Parameters
         ----------
         pilot : CascadeRun
-            Of some rows of the same cascade, such as ``await cascade.sample(50).run(client)``.
+            A run over some rows of the same cascade, such as ``await cascade.sample(50).run(client)``.
 
         Raises
         ------
         PlanError
-            The pilot is of other models, or accepts something else, or has no replies.
+            The pilot has other models, another `accept` or no replies.
         """
         mine = list(self.plans), self.accept
         is_ours = isinstance(pilot, CascadeRun) and (list(pilot.cascade.plans), pilot.cascade.accept) == mine
@@ -169,27 +169,27 @@ class Cascade(Shown):
         ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> CascadeRun:
-        """Ask each model about the rows that those before it did not settle, and return the finished run.
+        """Ask each model about the rows that earlier models did not settle, and return the finished run.
 
-        The same cell again is a resume: what the ledger has is not paid for again, whichever model gave it.
-        `budget` and `deadline` hold for all models together: each is handed what the ones before it left.
+        Running the same cell again resumes: replies in the ledger, of any model, are not paid for again.
+        `budget` and `deadline` apply to all models together: each model gets what the earlier ones left.
 
         Spends: tokens.
 
         Parameters
         ----------
         client : AsyncAnthropic, optional
-            From `connect`, which is also the default.
+            From `connect`. The default is the client that it returned last, or a new one.
         ledger : str, Path or None
-            One for all models, as for `Plan.run`.
+            One ledger for all models, as for `Plan.run`.
         progress : bool
             Show a progress bar for each model.
 
         Raises
         ------
         RunStopped
-            The run cannot go on (key, spend limit, ledger, a function that cannot tell what to accept);
-            ``.run`` keeps what was paid for.
+            The run cannot continue (key, spend limit, ledger, an `accept` that fails); ``.run`` keeps the
+            replies paid for.
         """
         run = CascadeRun(cascade=self, rows=read(self.plan.frame))
         await run.climb(client, ledger=ledger, progress=progress)
@@ -219,24 +219,25 @@ class Cascade(Shown):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CascadeRun(Shown):
-    """What came of a cascade. `Cascade.run` makes one.
+    """The run of a cascade. `Cascade.run` makes one.
 
     Attributes
     ----------
     cascade : Cascade
-        What was run.
+        The cascade that was run.
     rows : pl.DataFrame
-        Its frame.
+        The frame of the cascade.
     runs : dict of Run
-        The run of each model that was asked, over the rows that reached it, in their order. Where the prompt
-        is an expression, their frames have its text as one more column.
+        The run of each model that was asked, over the rows that reached it, in their order. If the prompt is
+        an expression, the frames of these runs have its text as an additional column.
     passed : list of Passed
-        How many requests each of them passed on.
+        Counts of the requests that each of these models was asked and passed on.
     state : str
-        ``"finished"``; ``"stopped"`` before every row had its last model; ``"left"`` while batches go on at
-        the API; ``"failed"``.
+        ``"finished"``; ``"stopped"`` before every row was settled or had its last model; ``"left"`` while
+        batches continue at the API; ``"failed"``.
     stopped_by, message : str or None
-        What ended it early: ``"budget"``, ``"deadline"``, ``"accept"``, the API's error type; and its words.
+        What ended it early (``"budget"``, ``"deadline"``, ``"accept"`` or the API's error type), and the text
+        of that error.
     """
 
     cascade: Cascade
@@ -246,19 +247,19 @@ class CascadeRun(Shown):
     state: str = "running"
     stopped_by: str | None = None
     message: str | None = None
-    _answers: list[pl.DataFrame] = field(default_factory=list)  # of each run: its results, `model`, `_ROW`
+    _answers: list[pl.DataFrame] = field(default_factory=list)  # results of each run, plus `model` and `_ROW`
 
     async def climb(self, client: AsyncAnthropic | None, *, ledger: Any, progress: bool) -> None:
-        """Ask one model after the other, while rows are passed on and nothing has ended it."""
+        """Ask one model after the other until no row is passed on or the run ends early."""
         frame, whole = self.rows, self.cascade.plan
         changes: dict[str, Any] = {}
         text = whole.compiled.prompt.text
-        if text.columns is None:  # an expression may look at all rows: it is computed once
+        if text.columns is None:  # an expression may depend on all rows, so it is computed once
             frame = frame.with_columns(text.content.alias(_TEXT))
             changes["prompt"] = pl.col(_TEXT)
         rows = pl.int_range(frame.height, dtype=pl.UInt32, eager=True)
         for number, (model, plan) in enumerate(self.cascade.plans.items(), 1):
-            # What is left for this model; too little is refused by its run.
+            # What is left for this model; its run refuses too little.
             changes["budget"] = whole.budget and max(whole.budget - self.dollars, judging.TOO_LITTLE)
             changes["deadline"] = whole.deadline and max(whole.deadline - self.minutes, judging.TOO_LITTLE)
             try:
@@ -268,7 +269,7 @@ class CascadeRun(Shown):
             except (ImpossibleBudget, ImpossibleDeadline) as error:
                 if number == 1:
                     raise
-                self.runs.pop(model, None)  # it was asked nothing
+                self.runs.pop(model, None)  # nothing was sent to it
                 self.state = "stopped"
                 self.stopped_by = "budget" if isinstance(error, ImpossibleBudget) else "deadline"
                 self.message = f"{rows.len():,} rows are passed on to {model}. {error}"
@@ -282,12 +283,12 @@ class CascadeRun(Shown):
                 return
 
     def _judge(self, model: str, rows: pl.Series) -> pl.Series:
-        """Keep what a model answered to some rows, and return those that it did not settle."""
+        """Keep the answers of a model to some rows, and return the rows that it did not settle."""
         run = self.runs[model]
         self.state, self.stopped_by, self.message = run.state, run.stopped_by, run.message
         results, keys = run.results.drop(_TEXT, "simulated", strict=False), run.job.work.keys
         error = results["error"]
-        was_asked = keys.is_not_null() & error.ne_missing(NOT_SENT)  # a row without a key has nothing to ask
+        was_asked = keys.is_not_null() & error.ne_missing(NOT_SENT)  # a row without a key has no request
         answers = results.with_columns(rows.alias(_ROW), model=pl.when(was_asked).then(pl.lit(model)))
         self._answers.append(answers)
         came_through = was_asked & error.is_null()
@@ -308,41 +309,42 @@ class CascadeRun(Shown):
 
     @property
     def dollars(self) -> float:
-        """Paid by this run; what the ledger had is not in it."""
+        """Dollars paid by this run, without the replies that the ledger already had."""
         return sum(run.counts.dollars for run in self.runs.values())
 
     @property
     def minutes(self) -> float:
-        """API minutes of all its runs."""
+        """API minutes of the runs of all models."""
         return sum(run.minutes for run in self.runs.values())
 
     @property
     def simulated(self) -> bool:
-        """Whether the replies are a simulator's."""
+        """Whether the replies come from a simulator."""
         return any(run.job.simulated for run in self.runs.values())
 
     @property
     def results(self) -> pl.DataFrame:
-        """The frame, same rows in the same order, with the typed columns, `reply`, `error` and `model`.
+        """The rows of the frame in the same order, with the typed columns, `reply`, `error` and `model`.
 
-        A row has the reply that was accepted, and no error. One that no model settled keeps the reply of the
-        last model that gave one, with what is wrong with it as `error`: ``"not_accepted"``,
-        ``"invalid_reply"``, ``"max_tokens"``, ...; where none gave a reply, the error of the last one asked.
-        `model` is the one whose reply or error it is, null where none was asked.
-        A simulator's replies are marked by a last column, `simulated`.
+        A settled row has the accepted reply and no error. A row that no model settled keeps the last reply
+        that a model gave, and `error` says what is wrong with it: ``"not_accepted"``, ``"invalid_reply"``,
+        ``"max_tokens"``, ...; if no model gave a reply, it is the error of the last one asked. `model` is the
+        source of the reply or the error, and null where no model was asked. With a simulator's replies there
+        is a last column, `simulated`.
 
         Spends: nothing.
         """
         error = pl.col("error")
         is_open, replied = error == NOT_SENT, error.is_null() | pl.col("reply").is_not_null()
-        worth = pl.when(is_open).then(0).when(replied).then(2).otherwise(1)  # of these the last one stays
+        # The last answer of the highest worth is kept.
+        worth = pl.when(is_open).then(0).when(replied).then(2).otherwise(1)
         answers = pl.concat(self._answers).sort(_ROW, worth, maintain_order=True)
         results = answers.unique(_ROW, keep="last", maintain_order=True).drop(_ROW)
         return results.with_columns(simulated=True) if self.simulated else results
 
     @property
     def table(self) -> pl.DataFrame:
-        """One row per model that was asked, as `TABLE`: what it settled, what not.
+        """One row per model that was asked, as `TABLE`: the rows that it settled and did not settle.
 
         Spends: nothing.
         """
@@ -367,10 +369,10 @@ class CascadeRun(Shown):
 
     @property
     def bill(self) -> pl.DataFrame:
-        """What the cascade cost next to every row on each of its models, as `BILL`.
+        """What the cascade cost, compared with every row on each of its models, as `BILL`.
 
-        Every row on the first model is what that model was paid. Every row on a later one is an estimate from
-        its replies to the rows that reached it.
+        For the first model this is the cost of its replies. For a later model it is an estimate from its
+        replies to the rows that reached it.
 
         Spends: nothing.
         """
@@ -387,7 +389,7 @@ class CascadeRun(Shown):
 
     @property
     def plot(self) -> CascadePlots:
-        """The picture: ``bill``."""
+        """The run's picture: ``bill``."""
         return CascadePlots(self)
 
     def _card(self) -> Card:
@@ -420,7 +422,7 @@ class CascadePlots:
     run: CascadeRun
 
     def bill(self) -> Picture:
-        """Return what the cascade saved, beside every row on its last model. Spends: nothing."""
+        """Return what the cascade saved, compared with every row on its last model. Spends: nothing."""
         from claudescale.views import run_charts  # noqa: PLC0415  # altair is slow to import
 
         ways, costs = self.run.bill["way"], self.run.bill["dollars"]
@@ -436,24 +438,24 @@ def cascade(
     models: Iterable[str | Model],
     accept: pl.Expr | Callable[[pl.DataFrame], pl.Series] | None = None,
 ) -> Cascade:
-    """Return a plan over several models: the first is asked about every row, each next about what is left.
+    """Return a plan over several models: the first gets every row, each next one the rows that are left.
 
-    A row is passed on to the next model where its reply breaks the form of `returns`, is refused, cut off or
-    empty, where the API gave no answer after all tries, or where `accept` does not accept the reply. Nothing
-    is sent.
+    A row is passed on to the next model if its reply breaks the form of `returns` or is refused, cut off or
+    empty, if the API gave no answer after all retries, or if `accept` rejects the reply. Nothing is sent.
 
     Spends: nothing.
 
     Parameters
     ----------
     plan : Plan
-        What is asked, and how, in mode ``"live"`` or ``"batch"``. Its own model need not be among `models`.
+        The question and its settings, in mode ``"live"`` or ``"batch"``. Its own model need not be among
+        `models`.
     models : list of str
-        Two or more, in the order in which they are asked: the cheap one first.
+        Two or more, in the order in which they are asked, cheapest first.
     accept : pl.Expr, callable or None
         An expression over the results (the frame's columns, the typed ones, `reply`, `model`) that is true
-        where a reply is good enough; null is a no. Or a function of the results frame that gives a Boolean
-        Series. It is asked about rows whose reply came through; the others are passed on in any case.
+        where a reply is good enough; null counts as false. Or a function of the results frame that returns a
+        Boolean Series. It judges only replies that did not fail; rows that failed are always passed on.
 
     Raises
     ------

@@ -1,6 +1,7 @@
-"""Judging replies: how good they are (`score=`), which are good enough (`accept=`), and how sure that is.
+"""Judging replies: how good they are (`score=`), which are good enough (`accept=`), and with what certainty.
 
-Right or wrong is exact: binomial tail, Clopper-Pearson, Holm. Any other score is bootstrapped: approximate.
+Right-or-wrong scores have exact statistics: binomial tail, Clopper-Pearson, Holm. Other scores are
+bootstrapped, which is approximate.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ EVIDENCE = pl.Schema(
     {"choice": pl.String(), "rows": pl.Int64(), "score": pl.Float64()}
     | {"chance": pl.Float64(), "clears": pl.Boolean()}
 )
-"""Columns of `Trial.evidence`: `chance` is that of a score so high by luck, were the truth below the gate,
-corrected for the number of choices."""
+"""Columns of `Trial.evidence`: `chance` is the probability of a score this high by luck if the true score is
+below the gate, corrected for the number of choices."""
 
 REFERENCE = " of the reference"
-"""What the columns end with that a choice has to agree with."""
+"""Suffix of the columns with which a choice has to agree."""
 
-TOO_LITTLE = 1e-9  # dollars: a budget of nothing, which buys no request
+TOO_LITTLE = 1e-9  # a budget or deadline above 0 that is too small for any request
 INVENTED = "The simulator's models differ by invented skills: this says nothing about the real ones."
 _TAKES = {
     "score": "Give an expression over the results, a function of them, or a column with the right answers.",
@@ -46,7 +47,7 @@ _FEWEST_CHOICES = 2
 
 
 def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
-    """Return the plan with each of several models, efforts or prompts, by name; raise what to type."""
+    """Return one plan per model, effort or prompt, by name; raise PlanError if they cannot be compared."""
     if plan.samples > 1:
         refuse("Each row is judged by one reply, and the plan has samples=. Use plan.replace(samples=1).")
     kinds = [kind for kind, values in compared.items() if values is not None] or ["models"]
@@ -69,7 +70,7 @@ def choices(plan: Plan, **compared: Any) -> dict[str, Plan]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """An expression over the results, or a function of them, `words` for it, and its column of truth."""
+    """An expression over the results or a function of them, its description and its column of truth."""
 
     name: str
     by: pl.Expr | Callable[[pl.DataFrame], Any]
@@ -101,12 +102,12 @@ class Judge:
 
 
 def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
-    """Return a judge that was tried on results without a row; raise what is wrong with it."""
+    """Return a judge that was tried on empty results; raise PlanError if it fails on them."""
     if not isinstance(by, pl.Expr) and not callable(by):
         refuse(f"{name}={by!r:.60} cannot be used. {_TAKES[name]}")
     names = by.meta.root_names() if isinstance(by, pl.Expr) else []
     for column in names:
-        if column not in schema and not column.startswith("^"):  # that is a pattern of names
+        if column not in schema and not column.startswith("^"):  # a pattern of names
             raise unknown_column(column, pl.Schema(schema), f"{name}=")
     words = "your expression" if isinstance(by, pl.Expr) else getattr(by, "__name__", "your function")
     made = Judge(name=name, by=by, words=words.replace("<lambda>", "your function"))
@@ -119,7 +120,7 @@ def judge(name: str, by: Any, schema: Mapping[str, Any]) -> Judge:
 
 
 def scoring(score: Any, plan: Plan) -> Judge:
-    """Return what scores the replies of a plan; raise what cannot, before anything is sent."""
+    """Return the judge of a plan's replies; raise PlanError for a bad `score` before anything is sent."""
     prompt = plan.compiled.prompt
     if score is None:
         return _agreement(typed(prompt))
@@ -129,7 +130,7 @@ def scoring(score: Any, plan: Plan) -> Judge:
 
 
 def typed(prompt: Prompt) -> Mapping[str, Any]:
-    """Return the columns of `returns`."""
+    """Return the typed columns of `returns`."""
     return {} if prompt.returns is None else prompt.returns.columns
 
 
@@ -151,7 +152,7 @@ def _truth(name: str, plan: Plan) -> Judge:
 
 
 def _agreement(columns: Mapping[str, Any]) -> Judge:
-    """Return a judge that counts how often a choice replies as another, by labels, flags, counts, dates."""
+    """Return a judge of how often a choice agrees with another, on labels, flags, counts and dates."""
     loose = {pl.String, pl.Decimal, pl.List, pl.Array, pl.Struct, *pl.datatypes.group.FLOAT_DTYPES}
     agree = tuple(name for name, dtype in columns.items() if dtype.base_type() not in loose)
     if not agree:
@@ -165,20 +166,20 @@ def _agreement(columns: Mapping[str, Any]) -> Judge:
 
 
 def why(errors: pl.Series) -> str:
-    """Return what went wrong how often: ``97 not_accepted, 2 refusal``."""
+    """Return how often each error occurred: ``97 not_accepted, 2 refusal``."""
     return ", ".join(f"{count:,} {error}" for error, count in errors.value_counts(sort=True).iter_rows())
 
 
 def paid(run: Run) -> float:
-    """Return the dollars of a run's replies, paid by whichever run."""
+    """Return the dollars of a run's replies, whichever run paid for them."""
     return float(run.job.replies(["dollars"])["dollars"].sum())
 
 
 def tail(right: int, rows: int, share: float) -> float:
-    """Return how likely `right` or more of `rows` are right if each is with the chance `share`: exact."""
+    """Return the exact binomial probability of `right` or more of `rows`, each with probability `share`."""
     if right <= 0 or not 0 < share < 1:
         return float(right <= 0 or share >= 1)
-    before = pl.int_range(rows, eager=True)  # each term is the one before times this
+    before = pl.int_range(rows, eager=True)  # each term is the one before it times a factor
     factors = (rows - before) / (before + 1) * (share / (1 - share))
     logs = rows * math.log1p(-share) + factors.log().cum_sum()
     return min(float(logs[right - 1 :].exp().sum()), 1.0)
@@ -187,7 +188,7 @@ def tail(right: int, rows: int, share: float) -> float:
 def clopper_pearson(right: int, rows: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided interval of a share (Clopper and Pearson, Biometrika 26, 1934)."""
     ends = []
-    for count in (right, rows - right):  # the lowest share with which so many are no less likely than half
+    for count in (right, rows - right):  # bisect for the share whose tail is half the error probability
         low, high = 0.0, count / max(rows, 1)
         for _ in range(60):
             middle = (low + high) / 2
@@ -200,7 +201,7 @@ def clopper_pearson(right: int, rows: int, confidence: float = 0.95) -> tuple[fl
 def interval(
     scores: pl.Series, confidence: float = 0.95, *, seed: int = 0
 ) -> tuple[float | None, float | None]:
-    """Return the interval of a mean: exact for right or wrong, else a percentile bootstrap, or nulls."""
+    """Return the interval of a mean: exact for right or wrong, otherwise a percentile bootstrap or nulls."""
     if _is_right_or_wrong(scores):
         return clopper_pearson(int(scores.sum()), scores.len(), confidence)
     means, half = _resampled(scores, seed), (1 - confidence) / 2
@@ -208,10 +209,10 @@ def interval(
 
 
 def chance(scores: pl.Series, gate: float, *, seed: int = 0) -> float:
-    """Return how likely scores so high are by luck, were the mean below `gate`: exact for right or wrong."""
+    """Return the probability of scores this high by luck if the true mean is below `gate`."""
     if _is_right_or_wrong(scores):
         return tail(int(scores.sum()), scores.len(), gate)
-    # One more of the worst row seen: a small sample lacks what is rare.
+    # Repeats the worst score seen, as a small sample lacks rare cases.
     means = _resampled(pl.concat([scores, scores.bottom_k(1)]), seed)
     return (1 + int((means < gate).sum())) / (1 + means.len())
 
@@ -221,7 +222,7 @@ def _is_right_or_wrong(scores: pl.Series) -> bool:
 
 
 def _resampled(scores: pl.Series, seed: int) -> pl.Series:
-    """Return means of samples as large as the scores are; none where these are too few, or all the same."""
+    """Return bootstrap means of the scores; none if the scores are too few or all the same."""
     rows = scores.len()
     if rows < _FEWEST_BOOTSTRAPPED or scores.n_unique() == 1:
         return scores.clear()
@@ -237,24 +238,23 @@ def evidence(
     certain: str | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Return for each choice whether it clears the gate, as `EVIDENCE`, the surest first.
-
-    The chance that any clears whose true score is below the gate is at most ``1 - confidence``, by Holm's
-    method (Scand. J. Stat. 6, 1979), however they depend on each other. `certain` agrees with itself.
-    """
+    """Return for each choice whether it clears the gate, as `EVIDENCE`, the most certain first."""
     rows = []
     for choice, values in scores.items():
         mean: Any = values.mean()
+        # The reference agrees with itself.
         is_certain = choice == certain and mean is not None and mean >= gate
         rows.append((choice, values.len(), mean, 0.0 if is_certain else chance(values, gate, seed=seed)))
     ranked = pl.DataFrame(rows, schema=list(EVIDENCE.items())[:4], orient="row")
     ranked = ranked.sort("chance", maintain_order=True)
+    # The probability that any choice clears whose true score is below the gate is at most ``1 - confidence``,
+    # by Holm's method (Scand. J. Stat. 6, 1979), however the choices depend on each other.
     holm = (pl.col("chance") * pl.int_range(pl.len(), 0, -1)).cum_max().clip(upper_bound=1.0)
     return ranked.with_columns(chance=holm, clears=holm <= 1 - confidence)
 
 
 def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
-    """Return how many rows more show a share above the gate, four times of five, if they are like these."""
+    """Return how many more rows like these show a share above the gate with a power of 80%."""
     share: Any = scores.mean()
     if not (_is_right_or_wrong(scores) and 0 < gate < share):
         return None
@@ -265,7 +265,7 @@ def rows_more(scores: pl.Series, gate: float, alpha: float) -> int | None:
 
 
 def shortfall(scores: Mapping[str, pl.Series], gate: float, confidence: float) -> tuple[str, int | None]:
-    """Return why no choice clears the gate, and about how many rows more would settle it for the best."""
+    """Return why no choice clears the gate, and about how many more rows would settle it for the best."""
     means: dict[str, Any] = {choice: rows.mean() for choice, rows in scores.items() if rows.len()}
     if not means:
         return "Not enough evidence: no row has a score.", None

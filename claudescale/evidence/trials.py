@@ -1,4 +1,4 @@
-"""Trial: the same rows through several models, efforts or prompts, and the cheapest that is good enough."""
+"""Trial: the same rows on several models, efforts or prompts, to pick the cheapest that is good enough."""
 
 from __future__ import annotations
 
@@ -34,33 +34,33 @@ TRIAL = pl.Schema(
     | {"seconds": pl.Float64(), "seconds_p90": pl.Float64(), "failed": pl.Int64(), "why": pl.String()}
     | {"dollars": pl.Float64(), "minutes": pl.Float64(), "simulated": pl.Boolean()}
 )
-"""Columns of `Trial.table`, a row per choice. Before it has run, `rows`, `dollars` and `minutes` are
-estimates and what only a run can tell is null."""
+"""Columns of `Trial.table`, one row per choice. Before a choice has run, `rows`, `dollars` and `minutes` are
+estimates, and the figures that only a run can measure are null."""
 
 _FEWEST = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Trial(Shown):
-    """The same sampled rows through several choices. Make one with `trial`; nothing is sent before `run`.
+    """The same sampled rows on several choices. Make one with `trial`; nothing is sent before `run`.
 
-    `run` is the one verb that spends; `table` then has what was measured, `pick` the plan with the cheapest
+    Only `run` spends tokens. Then `table` has the measurements, and `pick` returns the plan with the cheapest
     choice that is good enough.
 
     Attributes
     ----------
     plan : Plan
-        What the choice is made for.
+        The plan that needs a choice.
     plans : dict of Plan
-        The sample with each choice, as it is sent: live, whatever the mode of `plan`.
+        The sample with each choice. It is sent live, whatever the mode of `plan`.
     runs : dict of Run
-        The run of each choice that has been started.
+        The run of each choice that has started.
     judge : Judge
-        What scores the replies; `reference` is the choice that the others have to agree with, if any.
+        Scores the replies. `reference` is the choice with which the others have to agree, if any.
     confidence : float
-        Of the intervals and of `pick`.
+        Confidence level of the intervals and of `pick`.
     budget : float or None
-        Dollars all choices may cost together.
+        Maximum dollars of all choices together.
     """
 
     plan: Plan
@@ -74,7 +74,7 @@ class Trial(Shown):
 
     @property
     def sample(self) -> pl.DataFrame:
-        """The rows that every choice is given."""
+        """The rows that every choice gets."""
         return read(next(iter(self.plans.values())).frame)
 
     @awaited("await trial.run(client)")
@@ -85,27 +85,27 @@ class Trial(Shown):
         ledger: str | Path | None = DEFAULT_LEDGER,
         progress: bool = True,
     ) -> Trial:
-        """Send the sampled rows to each choice, the cheapest first, and return this trial.
+        """Send the sampled rows to each choice, cheapest first, and return this trial.
 
-        The same cell again is a resume: with the same ledger nothing is paid for twice, also if `n` has
-        grown, nor when the plan that was picked is run. With a budget each choice may spend its share of it,
-        by estimate, and what others left over.
+        Running the same cell again resumes. With the same ledger nothing is paid for twice, even with a
+        larger `n`, or when you run the plan that was picked. With a budget, each choice may spend its
+        estimated share and what earlier choices left over.
 
         Spends: tokens.
 
         Parameters
         ----------
         client : AsyncAnthropic, optional
-            From `connect`, which is also the default.
+            From `connect`. The default is the client that it returned last, or a new one.
         ledger : str, Path or None
-            One for all choices, as for `Plan.run`.
+            One ledger for all choices, as for `Plan.run`.
         progress : bool
             Show a progress bar for each choice.
 
         Raises
         ------
         RunStopped
-            A run cannot go on (key, spend limit, ledger); what was paid for is in the ledger.
+            A run cannot continue (key, spend limit, ledger); the replies paid for are in the ledger.
         """
         self.runs.clear()
         expected = {choice: plan.compiled.takes["dollars"] for choice, plan in self.plans.items()}
@@ -122,11 +122,11 @@ class Trial(Shown):
 
     @property
     def table(self) -> pl.DataFrame:
-        """One row per choice as `TRIAL`: measured where it has run, else estimated.
+        """One row per choice as `TRIAL`: measured if it has run, otherwise estimated.
 
-        The interval is that of each choice by itself: Clopper and Pearson's, which is exact, where each row
-        is right or wrong; else a percentile bootstrap, which is approximate, and null where the scores are
-        fewer than 30 or all the same. `pick` corrects for looking at several.
+        The interval is that of each choice alone. If each row is right or wrong, it is Clopper and Pearson's,
+        which is exact. Otherwise it is a percentile bootstrap, which is approximate, and null if there are
+        fewer than 30 scores or all are the same. `pick` corrects for the number of choices.
 
         Spends: nothing.
         """
@@ -163,9 +163,9 @@ class Trial(Shown):
 
     @property
     def scores(self) -> dict[str, pl.Series]:
-        """The score of each row of `sample` by choice that has run, null where it could not be judged.
+        """The score of each row of `sample`, for each choice that has run; null where it could not be judged.
 
-        Scores of two choices are pairs: what a row gains is ``trial.scores[one] - trial.scores[other]``.
+        The scores of two choices are paired: ``trial.scores[one] - trial.scores[other]`` is each row's gain.
 
         Spends: nothing.
         """
@@ -182,7 +182,7 @@ class Trial(Shown):
         return {choice: self.judge.scores(frame, judged[choice]) for choice, frame in results.items()}
 
     def evidence(self, *, min_score: float) -> pl.DataFrame:
-        """Return for each choice how likely its score is by luck, and if it clears, as `judging.EVIDENCE`.
+        """Return how likely luck gives each choice's score, and whether it clears, as `judging.EVIDENCE`.
 
         Spends: nothing.
         """
@@ -199,11 +199,11 @@ class Trial(Shown):
         return {choice: values.drop_nulls() for choice, values in self.scores.items()}
 
     def pick(self, *, min_score: float, by: Literal["dollars", "minutes"] = "dollars") -> Plan:
-        """Return the plan with the cheapest, or fastest, choice that is good enough, calibrated on its run.
+        """Return the plan with the cheapest or fastest choice that is good enough, calibrated on its run.
 
-        Where each row is right or wrong, the chance that a choice is returned whose true score is below
-        `min_score` is at most ``1 - confidence``, however many there are; for other scores about that. It
-        holds for one look: who asks for more rows until one passes has more chances to be wrong.
+        If each row is right or wrong, the probability of returning a choice whose true score is below
+        `min_score` is at most ``1 - confidence``, however many choices there are. For other scores this is
+        approximate. It holds for one look: adding rows until a choice passes makes an error more likely.
 
         Spends: nothing.
 
@@ -212,12 +212,12 @@ class Trial(Shown):
         min_score : float
             The score to reach: a share where a row is right or wrong.
         by : {"dollars", "minutes"}
-            What to minimise over the whole plan.
+            What to minimize over the whole plan.
 
         Raises
         ------
         NotEnoughEvidence
-            No choice is good enough for certain; how many rows more would settle it.
+            No choice has been shown to be good enough; the message says how many more rows would settle it.
         """
         if by not in {"dollars", "minutes"}:
             refuse(f"by={by!r} is not one of 'dollars' (the cheapest), 'minutes' (the fastest).")
@@ -236,7 +236,7 @@ class Trial(Shown):
 
     @property
     def plot(self) -> TrialPlots:
-        """The picture: ``quality``."""
+        """The trial's picture: ``quality``."""
         return TrialPlots(self)
 
     def _card(self) -> Card:
@@ -274,7 +274,7 @@ class TrialPlots:
     trial: Trial
 
     def quality(self, min_score: float | None = None) -> Picture:
-        """Return each choice's score and its interval against its dollars. Spends: nothing."""
+        """Return each choice's score and interval against its dollars. Spends: nothing."""
         from claudescale.views import plan_charts  # noqa: PLC0415  # altair is slow to import
 
         evidence = None if min_score is None else self.trial.evidence(min_score=min_score)
@@ -282,7 +282,7 @@ class TrialPlots:
 
 
 def answered(run: Run) -> pl.DataFrame:
-    """Return the results of a run, and which rows are `judged`: given up tells nothing of a model."""
+    """Return a run's results with a column `judged`: rows given up on say nothing about a model."""
     error = pl.col("error")
     final = error.is_null() | error.is_in([*run.job.replies()["error"].drop_nulls().unique(), INVALID_REPLY])
     return run.results.with_columns(judged=final & run.job.work.keys.is_not_null())
@@ -307,29 +307,29 @@ def trial(
     Parameters
     ----------
     plan : Plan
-        What a choice is looked for. Its own model, effort or prompt need not be among those to compare.
+        The plan that needs a choice. Its own model, effort or prompt need not be among those compared.
     models, effort, prompt : list
-        Two or more to compare, of one kind, as for `plan`.
+        Two or more values of one of these, as for `plan`.
     n : int
         Rows to sample without replacement, or all if there are fewer. A larger trial with the same seed
-        has the rows of the smaller one among its own.
+        includes the rows of the smaller one.
     score : pl.Expr, callable, str or None
-        What tells a good reply: an expression over the results (Boolean or a number, best from 0 to 1); a
-        function of the results frame; the name of a column with the right answers, which is compared with
-        the one typed column without regard to capitals, and rows without an answer in it are not sampled;
-        None counts how often a choice agrees with the most expensive one (the last of several). A row
-        that failed scores 0.
+        How to score a reply: an expression over the results (Boolean or a number, preferably from 0 to 1); a
+        function of the results frame; or the name of a column with the right answers, which is compared with
+        the one typed column, ignoring case. Rows without a right answer are then not sampled. None counts how
+        often a choice agrees with the most expensive one (the last one if several tie). A row that failed
+        scores 0.
     seed : int
-        Of the sample and of the bootstrap.
+        Seeds the sample and the bootstrap.
     confidence : float
-        Of the intervals and of `Trial.pick`.
+        Confidence level of the intervals and of `Trial.pick`.
     budget : float, optional
-        Dollars the trial may spend in all: a hard stop.
+        Maximum dollars of the whole trial: a hard stop.
 
     Raises
     ------
     PlanError
-        Something of it cannot be, and what to type instead.
+        The trial cannot be made; the message says what to type instead.
 
     Examples
     --------
@@ -340,7 +340,7 @@ def trial(
     >>> trial(one, ["claude-haiku-5-5", "claude-opus-5-5"], score="truth").table["rows"].to_list()
     [2, 2]
     """
-    if not (isinstance(confidence, float) and 0.5 <= confidence < 1):  # noqa: PLR2004 - a coin's toss
+    if not (isinstance(confidence, float) and 0.5 <= confidence < 1):  # noqa: PLR2004 - a coin toss
         refuse(f"confidence={confidence!r}: it is a share from 0.5 to below 1, such as confidence=0.95.")
     live = plan.replace(mode="live", deadline=None, budget=budget)
     plans, rows = judging.choices(live, effort=effort, prompt=prompt, models=models), read(plan.frame)
