@@ -371,7 +371,7 @@ _KINDS: dict[str, Kind] = {"answered": "answered", "refused": "refused", "overlo
 
 
 class Outcome(NamedTuple):
-    """The result of a call, as far as it matters to the pacer.
+    """The result of a call, for the pacer.
 
     Attributes
     ----------
