@@ -3,22 +3,22 @@
 A plan is a LazyFrame of Claude calls: free to build, it shows its price and its time, and one verb
 spends money.
 
-The house has a folder for each chapter, and imports run downward:
+Each topic has its own folder or file, and imports run downward:
 
 =========== ==========================================================================
-errors      what can go wrong, and what to type then; `clock` API time, `loops` where work runs
-api         what the API is, costs, allows and says; the only wire
-prompts     rows into requests, and replies into typed columns
-pacing      who may go now
-ledger      what was paid for
-views       frames into pictures and cards; Altair is imported only here
-planning    what would happen
-running     what happens
+errors      what can go wrong, and what to type then; `clock` is API time, `loops` runs the work
+api         models, prices, limits and answers of the API; the only access to it
+prompts     from rows to requests, and from replies to typed columns
+pacing      when each call may be sent
+ledger      the record of what was paid for
+views       pictures and cards of frames; Altair is imported only here
+planning    what a run would cost, and how long it would take
+running     runs, live or by batch
 evidence    which model is good enough
-widgets     choose before a run, follow one; ipywidgets are imported only here
+widgets     controls to choose a plan and follow a run; ipywidgets is imported only here
 helpers     level 1: a whole job in one line
-lessons     real texts to practise on
-simulator   the API's stand-in, for lessons and tests
+lessons     real texts to practice on
+simulator   a stand-in for the API, for lessons and tests
 cluster     a run on Dask
 =========== ==========================================================================
 """
@@ -36,9 +36,9 @@ __version__ = "0.1.0"
 
 @cache
 def _homes() -> dict[str, str]:
-    """Return the module of each public name. They stand in the stub alone (SPEC 1 of Scientific Python)."""
-    import ast  # noqa: PLC0415 - import claudescale takes a few milliseconds
-    from pathlib import Path  # noqa: PLC0415 - the same
+    """Return the module of each public name, read from the stub (SPEC 1 of Scientific Python)."""
+    import ast  # noqa: PLC0415 - keeps `import claudescale` fast
+    from pathlib import Path  # noqa: PLC0415 - as above
 
     stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [line for line in stub.body if isinstance(line, ast.ImportFrom)]
@@ -46,7 +46,7 @@ def _homes() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first asked for: planning starts fast."""
+    """Import a public name from its module on first access, so that planning starts fast."""
     if name == "__all__":
         return sorted(_homes())
     if name not in _homes():

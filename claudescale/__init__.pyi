@@ -1,4 +1,4 @@
-# Every public name, from the module it lives in: for editors, type checkers and `__getattr__` in __init__.py.
+# Every public name and its module, for editors, type checkers and `__getattr__` in __init__.py.
 
 from claudescale import errors as errors
 from claudescale.api.catalog import tiers as tiers
@@ -12,7 +12,7 @@ from claudescale.errors import RunStopped as RunStopped
 from claudescale.evidence.cascades import cascade as cascade
 from claudescale.evidence.trials import trial as trial
 from claudescale.helpers import batch as batch
-from claudescale.helpers import map as map  # noqa: A004 - what it does
+from claudescale.helpers import map as map  # noqa: A004 - the name says what it does
 from claudescale.helpers import price as price
 from claudescale.ledger.ledger import Ledger as Ledger
 from claudescale.ledger.ledger import spend as spend

@@ -1,7 +1,7 @@
-"""The one clock: API time, which is real time or a simulator's faster one.
+"""API time: real time, or the faster time of a simulator.
 
-Pacing, ledger, charts and bills all read API time, so that a simulated minute that passes in a
-second is a minute in every figure.
+Pacing, ledger, charts and bills all read API time: a simulated minute that passes in one real second
+is a minute in every figure.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def elapsed() -> float:
-    """Return real seconds from any start, never going back, which go on while the computer sleeps.
+    """Return real seconds since an arbitrary start; they never go back and include the computer's sleep.
 
-    Python's own monotonic clock stands still then on Linux and macOS. The API goes on: a batch that was made
-    before the lid was closed would be looked for at the wrong time, and a deadline would be met too late.
+    Python's own monotonic clock stops during sleep on Linux and macOS, and the API does not. A run would look
+    for a batch from before the sleep at the wrong time, and would act on a deadline too late.
     """
     if sys.platform == "linux":
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     if sys.platform == "darwin":
-        return time.clock_gettime(time.CLOCK_MONOTONIC)  # here it counts sleep
+        return time.clock_gettime(time.CLOCK_MONOTONIC)  # includes sleep on macOS
     return time.monotonic()
 
 
@@ -40,11 +40,11 @@ class Clock:
     Parameters
     ----------
     speed : float
-        API seconds that pass in one real second; 1 on the real API.
+        API seconds per real second; 1 for the real API.
     now : float, optional
-        API time at this moment, in seconds since 1970. The default is the system's time.
+        Current API time, in seconds since 1970. The default is the system's time.
     monotonic : callable, optional
-        Real seconds from any start, never going back. A test passes its virtual time.
+        Returns real seconds since an arbitrary start and never goes back. Tests pass their virtual time.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Clock:
         self._epoch = time.time() if now is None else now
 
     def seconds(self) -> float:
-        """Return API time in seconds since 1970; never goes back, even if the system's clock does."""
+        """Return API time in seconds since 1970; it never goes back, even if the system's clock does."""
         return self._epoch + (self._monotonic() - self._origin) * self.speed
 
     def now(self) -> datetime:
@@ -71,7 +71,7 @@ class Clock:
         return datetime.fromtimestamp(self.seconds(), UTC)
 
     def real(self, seconds: float) -> float:
-        """Real seconds that `seconds` of API time take."""
+        """Return the real seconds that `seconds` of API time take."""
         return seconds / self.speed
 
     async def sleep(self, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """A run on a Dask cluster: rows go out in small parts, each sent with a fixed share of the limits.
 
-``await plan.run(client, on=dask)`` is the same plan, ledger and result as without ``on``: what the workers
-were answered comes back with their parts and stands in the one ledger, which is the driver's.
+``await plan.run(client, on=dask)`` uses the same plan and ledger and gives the same result as without
+``on``: workers return the answers with their parts, and the driver writes them to its ledger, the only one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from claudescale.running.job import Row
 
 PART_SECONDS = 10.0
-"""API time that a part should take at its share of the limits: so much work is lost with a worker."""
+"""API time that a part should take at its share of the limits: the work lost when a worker dies."""
 LEAST_ROWS, MOST_ROWS, MOST_BYTES = 20, 500, 1 << 23
-"""Of a part. With fewer rows a worker could not tell a wrong request from wrong rows."""
+"""The size of a part. With fewer rows a worker could not tell a wrong request from wrong rows."""
 MOST_DEATHS = 5
-"""Of workers with the same rows, which may be what kills them."""
+"""How many workers may die with the same rows, which may be the cause."""
 _DIED = Verdict(
     outcome="stop", error="worker_died", message=f"{MOST_DEATHS} workers have died with the same rows"
 )
@@ -52,7 +52,7 @@ _CLIENT = "api_key", "auth_token", "credentials", "base_url", "timeout", "middle
 
 
 class Part(NamedTuple):
-    """What a worker is given. Dask may log its repr, which shows neither rows nor key."""
+    """The task of a worker. Dask may log its repr, which contains neither rows nor the key."""
 
     run: str
     name: str
@@ -67,38 +67,38 @@ class Part(NamedTuple):
         return f"<Part {self.name}, {len(self.rows)} rows>"
 
     def lost(self) -> Outcome:
-        """Return what is known of a part whose worker died: it may have cost the worst."""
+        """Return the outcome of a part whose worker died: it may have cost its worst case."""
         return Outcome(dollars=sum(row.worst_dollars for row in self.rows), trouble=_DIED)
 
 
 class Outcome(NamedTuple):
-    """What came of a part."""
+    """The result of a part."""
 
-    attempts: list[tuple[Attempt, bool]] = []  # noqa: RUF012 - nobody adds to it; with whether it is final
-    dollars: float = 0.0  # paid, or maybe paid
+    attempts: list[tuple[Attempt, bool]] = []  # noqa: RUF012 - never changed; the bool: is it final
+    dollars: float = 0.0  # paid, or possibly paid
     limits: Limits | None = None
-    owed_seconds: float = 0.0  # of API time, until the share that the part used is full again
-    trouble: Verdict | None = None  # why it is not finished
+    owed_seconds: float = 0.0  # API time until its share of the buckets is full again
+    trouble: Verdict | None = None  # why the part is not finished
 
 
 # in a worker
 
 
 def run_part(part: Part) -> Outcome:
-    """Answer the rows of a part. It raises nothing, as Dask logs errors and they may quote a row."""
+    """Answer the rows of a part; never raise, because Dask logs errors and they may quote a row."""
     try:
         begun, stop = Event(part.name), Event(part.run)
-        if begun.is_set():  # Dask's own second try: what it may cost is for the driver to decide
+        if begun.is_set():  # Dask's own retry: the driver decides whether to pay again
             return part.lost()
         begun.set()
         return asyncio.run(_answer(part, stop))
-    except Exception as error:  # noqa: BLE001 - the driver ends its run with it
+    except Exception as error:  # noqa: BLE001 - the driver stops its run with it
         words = str(error) if isinstance(error, ClaudescaleError | OSError) else ""
         return _trouble(f"a worker cannot continue: {type(error).__name__} {words}")
 
 
 class PartJob(Job):
-    """Keeps what comes back for the driver, whose ledger it belongs in."""
+    """Collects attempts for the driver, which writes them to its ledger."""
 
     def __init__(self, part: Part) -> None:
         super().__init__(part.plan, _client(part.client), None)
@@ -106,12 +106,12 @@ class PartJob(Job):
         self.attempts: list[tuple[Attempt, bool]] = []
 
     def record(self, attempt: Attempt, *, final: bool) -> None:
-        """Note an attempt."""
+        """Keep an attempt."""
         self.attempts.append((attempt, final))
 
 
 async def _answer(part: Part, stop: Event) -> Outcome:
-    """Send the rows as any run does, at this worker's share of the limits."""
+    """Send the rows like any run, with this worker's share of the limits."""
     plan, job = part.plan, PartJob(part)
     try:
         await job.open()
@@ -137,8 +137,8 @@ async def _answer(part: Part, stop: Event) -> Outcome:
 
 
 async def _heed(stop: Event, live: Live) -> None:
-    """Stop where the driver says so."""
-    while not await loops.in_thread(stop.is_set):  # noqa: ASYNC110 - it is another process that sets it
+    """Stop when the driver sets the event."""
+    while not await loops.in_thread(stop.is_set):  # noqa: ASYNC110 - another process sets it
         await asyncio.sleep(loops.SLICE_SECONDS)
     live.stop()
 
@@ -152,12 +152,12 @@ def _client(settings: dict[str, Any]) -> AsyncAnthropic:
     import anthropic  # noqa: PLC0415 - slow to import
 
     client = anthropic.AsyncAnthropic(**settings)
-    client.api_key, client.auth_token = settings["api_key"], settings["auth_token"]  # none of this machine's
+    client.api_key, client.auth_token = settings["api_key"], settings["auth_token"]  # not this machine's
     return client
 
 
 def _seconds(limits: Limits, *used: float) -> float:
-    """Return how long so many requests, input tokens and output tokens take by the limits."""
+    """Return the seconds that `used` requests, input tokens and output tokens take at the limits."""
     return 60 * max(amount / most for amount, most in zip(used, limits.per_minute, strict=True))
 
 
@@ -166,7 +166,7 @@ def _trouble(words: str) -> Outcome:
 
 
 def _settle_in() -> None:
-    """Leave Ctrl-C, which a terminal sends to every process, to the driver."""
+    """Ignore Ctrl-C, which a terminal sends to every process: the driver handles it."""
     if multiprocessing.parent_process():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -175,7 +175,7 @@ def _settle_in() -> None:
 
 
 def engine(dask: Any, client: AsyncAnthropic, plan: Plan) -> Callable[[Job], Cluster]:
-    """Return what makes the `Cluster` of a run; PlanError where the plan cannot run there."""
+    """Return a function that makes the `Cluster` of a run; raise PlanError if the plan cannot run there."""
     if not isinstance(dask, Client) or dask.asynchronous or not dask.nthreads():
         msg = "on= takes the Dask client of a cluster with workers, such as distributed.Client(n_workers=2),"
         raise PlanError(msg + f" and not an asynchronous one; this is a {type(dask).__name__}.")
@@ -201,10 +201,10 @@ def _can_be_sent(settings: dict[str, Any]) -> bool:
 
 
 class Cluster:
-    """Has rows answered by the workers of a Dask cluster; its face is that of a `Live`.
+    """Has rows answered by the workers of a Dask cluster; it has the interface of `Live`.
 
-    A lane for each worker that is there at the start sends one part after another, with a fixed share of the
-    limits, of the concurrency and of the budget.
+    Each worker present at the start has a lane, which sends one part after another with a fixed share of the
+    limits, the concurrency and the budget.
     """
 
     def __init__(self, dask: Client, client: dict[str, Any], job: Job) -> None:
@@ -221,19 +221,19 @@ class Cluster:
         row_seconds = _seconds(plan.compiled.limits, 1, tokens, expected.output_tokens)
         rows = min(int(PART_SECONDS * self._plan.share / row_seconds), MOST_ROWS)
         self._part_rows = max(min(rows, math.ceil(requests.height / lanes)), LEAST_ROWS)
-        # What a run asks of a pacer; rows that are out count as calls in flight.
+        # What a run reads of a pacer; the rows of pending parts count as calls in flight.
         self.pacer = SimpleNamespace(limits=plan.compiled.limits, in_flight=0, window=lanes * self._part_rows)
         self._name = f"claudescale-{secrets.token_hex(8)}"
         self._stopping, self._pulling = asyncio.Event(), asyncio.Lock()
 
     def stop(self) -> None:
-        """Send nothing more; what is in flight comes in, as it is paid for."""
+        """Send nothing more; calls in flight still come in, because they are paid for."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._telling = asyncio.ensure_future(loops.in_thread(Event(self._name, self._dask).set))
 
     async def answer(self, rows: AsyncIterator[Row]) -> None:
-        """Return when every row has its answer, or the run was stopped (`stopped_by` says why).
+        """Return when every row is answered or the run is stopped (`stopped_by` says why).
 
         Spends: tokens.
         """
@@ -245,7 +245,7 @@ class Cluster:
             await asyncio.gather(self._telling, *lanes, return_exceptions=True)
 
     async def _lane(self, rows: AsyncIterator[Row]) -> None:
-        """Send part after part, with this lane's share of everything."""
+        """Send one part after another, with this lane's share of limits, concurrency and budget."""
         dollars = math.inf if self._job.plan.budget is None else self._job.plan.budget / self._lanes
         warm, deaths = self._plan.cache, 0
         part = await self._next(rows)
@@ -271,7 +271,7 @@ class Cluster:
         return part
 
     async def _sent(self, rows: list[Row], dollars: float, *, warm: bool) -> Outcome:
-        """Have a part answered, and record what comes back."""
+        """Have a part answered, and record its attempts."""
         name, limits = f"{self._name}-{secrets.token_hex(4)}", self.pacer.limits
         part = Part(self._name, name, self._client, self._plan, limits, dollars, warm, rows)
         self.pacer.in_flight += len(rows)
@@ -297,7 +297,7 @@ class Cluster:
             future.release()
 
     def _end(self, why: Verdict) -> None:
-        """Note why rows are left. A lane whose money is gone leaves the others going."""
+        """Note why rows are unanswered; a lane that has spent its budget does not stop the others."""
         self.stopped_by = self.stopped_by or why
         if why.error != "budget":
             self.stop()

@@ -12,14 +12,14 @@
     │   ├── NameTaken               a field of returns= would hide another column
     │   ├── RequestTooLarge         one request is over the API's 32 MB
     │   ├── ImpossibleDeadline      no mode can meet it
-    │   └── ImpossibleBudget        the budget does not buy the run
+    │   └── ImpossibleBudget        the budget does not cover the run
     ├── LedgerError                 the record of what was paid for cannot be used
-    │   ├── ForeignLedger           the file is something else
-    │   ├── DamagedLedger           the file was a ledger and is broken
-    │   └── LedgerFull              no room on the disk, or no right to write
+    │   ├── ForeignLedger           the file is not a ledger
+    │   ├── DamagedLedger           the file is a ledger, but damaged
+    │   └── LedgerFull              no space on the disk, or no permission to write
     ├── FileChanged                 an image or a PDF changed after the run began
     ├── NotEnoughEvidence           a trial does not show that any model is good enough
-    └── RunStopped                  the run cannot go on; ``.run`` keeps what was paid for
+    └── RunStopped                  the run cannot continue; ``.run`` has what was paid for
 
 A row that fails raises nothing: its error is data, in the ``error`` column of the results.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class ClaudescaleError(Exception):
-    """Base of every exception this package raises on purpose."""
+    """Base of all exceptions that this package raises on purpose."""
 
 
 class PlanError(ClaudescaleError, ValueError):
@@ -85,7 +85,7 @@ class LedgerError(ClaudescaleError):
 
 
 class ForeignLedger(LedgerError):
-    """The file given as ledger is something else. It was not touched."""
+    """The file given as the ledger is not one. It was not changed."""
 
 
 class DamagedLedger(LedgerError):
@@ -97,7 +97,7 @@ class LedgerFull(LedgerError):
 
 
 class FileChanged(ClaudescaleError):
-    """A file that a row sends is not what it was when the run began. Everything paid for is kept."""
+    """A file that a row sends has changed since the run began. Everything paid for is kept."""
 
 
 class NotEnoughEvidence(ClaudescaleError):
@@ -106,8 +106,8 @@ class NotEnoughEvidence(ClaudescaleError):
     Attributes
     ----------
     rows_more : int or None
-        About how many rows more would settle it; None where every model is too bad for certain, or no
-        sample in reach would do.
+        About how many more rows would settle it; None if every model is certainly too bad, or if no
+        feasible sample would settle it.
     """
 
     def __init__(self, message: str, rows_more: int | None = None) -> None:
@@ -116,15 +116,15 @@ class NotEnoughEvidence(ClaudescaleError):
 
 
 class RunStopped(ClaudescaleError):
-    """The run cannot go on: a wrong key, a spend limit, a ledger that cannot be written.
+    """The run cannot continue: a wrong key, a spend limit, a ledger that cannot be written.
 
-    Everything paid for is kept: `run.results` and the ledger have it. Fix the cause, run the
-    same cell again, and only what is missing is paid for.
+    Everything paid for is kept, in `run.results` and in the ledger. Fix the cause and run the same
+    cell again: only what is missing is paid for.
 
     Attributes
     ----------
     run : Run or CascadeRun
-        The run as far as it came.
+        The run, with everything that it received.
     """
 
     def __init__(self, message: str, run: Run | CascadeRun | None = None) -> None:
@@ -133,13 +133,13 @@ class RunStopped(ClaudescaleError):
 
 
 def refuse(message: str, kind: type[PlanError] = PlanError) -> NoReturn:
-    """Raise what is wrong with a plan."""
+    """Raise an error of a plan."""
     raise kind(message)
 
 
 def nearest(name: object, names: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the likeliest of `names`, or an empty string."""
-    import difflib  # noqa: PLC0415 - only where something is wrong
+    """Return ``" Did you mean 'x'?"`` for the closest of `names`, or an empty string."""
+    import difflib  # noqa: PLC0415 - needed only for errors
 
     by_lower_case = {known.lower(): known for known in names}
     likeliest = difflib.get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=0.5)
@@ -147,7 +147,7 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text as standard output can show it, whatever its encoding: what it cannot is escaped."""
+    """Return a text with the characters escaped that the encoding of standard output lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding, "replace")
 
@@ -183,4 +183,4 @@ ADVICE = {
     "max_tokens, which reserves less.",
     "ledger": "The ledger can no longer be written. The replies are in run.results. Fix the cause.",
 }
-"""What to do about each error that ends a run, by its API type or ours."""
+"""What to do about each error that ends a run, by the API's error type or ours."""

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from claudescale.prompts.requests import Frame
 
 TIERS = ("start", "build", "scale")
-"""The tiers that `price` compares: those that an account is given today."""
+"""The tiers that `price` compares by default: those that accounts get today."""
 
 
 @awaited("await cs.map(...)")
-async def map(  # noqa: A001 - what it is; nobody imports * from here
+async def map(  # noqa: A001 - the name says what it does
     frame: Frame,
     prompt: str | pl.Expr,
     returns: Any = None,
@@ -43,7 +43,7 @@ async def map(  # noqa: A001 - what it is; nobody imports * from here
 ) -> pl.DataFrame:
     """Return the frame with Claude's reply to every row, answered live.
 
-    The same call again sends only what is missing: replies are kept in the ledger. It is
+    Replies are kept in the ledger, so the same call again sends only what is missing. It is
     ``plan(...).run(client)``, and returns `Run.results`.
 
     Spends: tokens.
@@ -60,9 +60,9 @@ async def map(  # noqa: A001 - what it is; nobody imports * from here
     Raises
     ------
     PlanError
-        Something cannot be sent, and what to type instead. Nothing was sent.
+        Something cannot be sent; the message says what to type instead. Nothing was sent.
     RunStopped
-        The run could not continue; ``.run`` has what was paid for, and the same call resumes it.
+        The run could not continue; ``.run`` has everything paid for, and the same call resumes it.
     """
     made = make_plan(frame, prompt, model=model, tier=tier, mode="live", returns=returns, **options)
     run = await made.run(client, ledger=ledger, progress=progress)
@@ -84,7 +84,7 @@ async def batch(
 ) -> pl.DataFrame:
     """Return the frame with Claude's reply to every row, by Message Batches: half the price, within 24 hours.
 
-    You can close the kernel in the meantime: the same call collects what was sent, even tomorrow. It is
+    You can close the kernel in the meantime: the same call collects the batch, even tomorrow. It is
     ``plan(..., mode="batch").run(client)``, and returns `Run.results`.
 
     Spends: tokens, at half the price.
@@ -125,12 +125,12 @@ def price(
     frame, prompt, returns, **options
         As for `plan`.
     model, tier, mode : optional
-        One or a list; the defaults are every model on sale, the tiers of today, and all modes.
+        One or a list; the defaults are every model on sale, today's tiers and all modes.
 
     Returns
     -------
     pl.DataFrame
-        Of `Plan.compare`: ``model``, ``tier``, ``mode``, then ``dollars``, ``minutes`` and so on.
+        As from `Plan.compare`: ``model``, ``tier``, ``mode``, then ``dollars``, ``minutes`` and so on.
     """
     tiers, modes = _listed(tier) or list(TIERS), {"mode": _listed(mode)} if mode else {}
     models = _listed(model) or _able(frame, prompt, returns, options)
@@ -139,7 +139,7 @@ def price(
 
 
 def _able(frame: Frame, prompt: str | pl.Expr, returns: Any, options: Settings) -> list[str]:
-    """Return the models on sale that can do what is asked for; the error of the last one where none can."""
+    """Return the models on sale that can answer; raise the error of the last one if none can."""
     able, error = [], PlanError("No model is on sale.")
     for name, facts in catalog.MODELS.items():
         if catalog.lifecycle(facts) == "retired" or facts.verified_only:
@@ -156,7 +156,7 @@ def _able(frame: Frame, prompt: str | pl.Expr, returns: Any, options: Settings) 
 
 
 def _listed(given: Any) -> list[Any]:
-    """Return one or more as a list; none for None."""
+    """Return one value or several as a list; an empty list for None."""
     if given is None:
         return []
     return list(given) if isinstance(given, list | tuple) else [given]

@@ -1,4 +1,4 @@
-"""What the lessons stand on: real texts out of installed packages, a folder that starts empty, and checks."""
+"""Material for the lessons: real texts from installed packages, a working folder, and checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PICTURES = 24
 
 
 def docstrings() -> pl.DataFrame:
-    """Return the docstrings of Polars itself, about nine hundred real texts, and what each belongs to.
+    """Return the docstrings of Polars, about nine hundred real texts, and the owner of each.
 
     Spends: nothing.
 
@@ -33,7 +33,7 @@ def docstrings() -> pl.DataFrame:
     -------
     pl.DataFrame
         ``owner`` (DataFrame, LazyFrame, Series, Expr or polars), ``name`` of the method, ``text``.
-        Some texts are alike, as a method of a DataFrame and one of a LazyFrame may share theirs.
+        Some texts are equal: DataFrame and LazyFrame share the docstrings of some methods.
     """
     texts = [(owner.__name__, name, _text(owner, name)) for owner in _OWNERS for name in _names(owner)]
     frame = pl.DataFrame(texts, schema=["owner", "name", "text"], orient="row")
@@ -41,14 +41,14 @@ def docstrings() -> pl.DataFrame:
 
 
 def labelled_docstrings() -> pl.DataFrame:
-    """Return docstrings of Polars whose kind of data is known, about three hundred, no two alike.
+    """Return docstrings of Polars whose kind of data is known, about three hundred, no two equal.
 
     Spends: nothing.
 
     Returns
     -------
     pl.DataFrame
-        ``kind`` of data it is for (string, datetime, list, array or binary), ``name``, ``text``.
+        ``kind`` of data that the method is for (string, datetime, list, array or binary), ``name``, ``text``.
     """
     texts = [
         (kind, name, _text(getattr(owner, space), name))
@@ -61,23 +61,23 @@ def labelled_docstrings() -> pl.DataFrame:
 
 
 def work_in(folder: str, client: AsyncAnthropic) -> Path:
-    """Make a folder the working folder: an empty one each time with a simulator, the same one with the API.
+    """Make a folder the working folder: a new, empty one with a simulator, the same one with the API.
 
-    So a lesson on the simulator shows the same at its second run, and one that has cost money goes on.
+    A lesson on the simulator then shows the same at its second run, and one that cost money is resumed.
 
     Spends: nothing.
 
     Parameters
     ----------
     folder
-        Its name, where the notebook was started.
+        Its name, within the folder where the notebook was started.
     client
-        Of `connect`.
+        From `connect`.
 
     Returns
     -------
     Path
-        The folder, which ledgers and files without a folder of their own are now kept in.
+        The folder. Ledgers and files named without a folder are now kept there.
     """
     from claudescale.api.client import is_nearby  # noqa: PLC0415 - texts need no client
 
@@ -89,23 +89,23 @@ def work_in(folder: str, client: AsyncAnthropic) -> Path:
 
 
 def check(answer: Any, is_right: Callable[[Any], bool], hint: str) -> None:
-    """Print whether an exercise is solved; an answer of None is one that is not given yet.
+    """Print whether an exercise is solved; None stands for no answer yet.
 
     Spends: nothing.
 
     Parameters
     ----------
     answer
-        What the reader found.
+        The reader's answer.
     is_right
-        Takes the answer and says whether it is right.
+        Takes the answer and returns whether it is right.
     hint
         What to try.
 
     Raises
     ------
     AssertionError
-        The answer is wrong. It carries the hint.
+        The answer is wrong; the message has the hint.
     """
     if answer is None:
         print("Your turn: replace None above, and run both cells again.")  # noqa: T201 - a line in a notebook
@@ -140,7 +140,7 @@ def pictures() -> pl.DataFrame:
 
 
 def _chart(kind: str, seed: int) -> dict[str, Any]:
-    """Return a Vega-Lite specification; a second font or any opacity would make a PDF another each time."""
+    """Return a Vega-Lite chart without a second font or opacity: either makes each PDF different."""
     drawn = Random(seed)  # noqa: S311 - no secret
     sold = [{"month": month, "sold": drawn.randint(10, 99)} for month in range(1, 13)]
     x, y = {"field": "month", "type": "ordinal"}, {"field": "sold", "type": "quantitative"}
@@ -162,8 +162,8 @@ def _text(owner: object, name: str) -> str:
 
 
 def main() -> None:
-    """Run the main job in a terminal: every docstring of Polars through the simulator."""
-    import claudescale as cs  # noqa: PLC0415 - for texts alone the package is not needed
+    """Run the main job in a terminal: send every docstring of Polars to the simulator."""
+    import claudescale as cs  # noqa: PLC0415 - the texts alone do not need it
 
     client = cs.connect(simulate=True, speed=10)
     question = "Say in one sentence what this does.\n\n{text}"

@@ -1,7 +1,7 @@
-"""Where the network work runs: one background event loop, what ends with the process, and `wait`.
+"""Where network work runs: one background event loop, its end with the process, and `wait`.
 
-The kernel's own loop is never patched and never blocked: widgets stay alive, other cells stay usable.
-In plain async code the work runs on the caller's loop instead. The choice is made here alone.
+The kernel's own loop is never patched and never blocked: widgets stay responsive, other cells usable.
+In plain async code the work runs on the caller's loop instead. Only this module makes that choice.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
-"""A thread or a loop that waits hears an interrupt only when it wakes, so it wakes this often."""
+"""How often a waiting thread or loop wakes: it notices an interrupt only then."""
 EXIT_SECONDS = 60.0
-"""How long the end of the process waits for what is in flight: it is paid for."""
+"""How long the end of the process waits for calls in flight, which are paid for."""
 _KEPT = "Interrupted. The answers so far are kept."
 _BLOCKED = "This blocks the event loop that does the work: use await instead, as in await run."
-_INTERRUPTED_STATUS = 130  # what a shell knows an interrupted program by
+_INTERRUPTED_STATUS = 130  # a shell's status of an interrupted program
 
-# Work under way, and the run that leaves it with the process; on the caller's loop it ends with that.
+# Work under way, and the run to leave at the end of the process; None on a caller's loop, which ends it.
 _jobs: dict[concurrent.futures.Future[None], Run | None] = {}
 _in_a_hurry = threading.Event()
-_lines: list[str] = []  # what is kept of work that was interrupted, the latest last
+_lines: list[str] = []  # what interrupted work says it keeps, the latest last
 
 
 # interrupts, shown in one line
 
 
 def show_as(error: BaseException, line: str) -> None:
-    """Have one line shown and no traceback, in a notebook and where an interrupt ends a script."""
+    """Show an error as one line without a traceback, in a notebook and when it ends a script."""
     error._render_traceback_ = lambda: [f"■ {line}"]  # type: ignore[attr-defined]
     _lines.append(line)
 
 
 @functools.cache
 def _hook_up() -> None:
-    """Have an interrupt of ours shown in one line where it ends a script, and all else as before."""
+    """Show our interrupts as one line when they end a script, and all else as before."""
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -59,7 +59,7 @@ def _hook_up() -> None:
             before(kind, error, trace)
             return
         sys.stderr.write(f"\n{_lines[-1]}\n")
-        if not hasattr(sys, "ps1"):  # a prompt goes on
+        if not hasattr(sys, "ps1"):  # an interactive prompt continues
             raise SystemExit(_INTERRUPTED_STATUS)
 
     sys.excepthook = hook
@@ -77,7 +77,7 @@ class Background(NamedTuple):
 
 @functools.cache
 def background() -> Background:
-    """Return the one background loop, started at the first call and ended with the process.
+    """Return the only background loop; it starts at the first call and ends with the process.
 
     Spends: nothing.
     """
@@ -87,7 +87,7 @@ def background() -> Background:
     return Background(loop, thread)
 
 
-if hasattr(os, "register_at_fork"):  # a fork takes no threads along
+if hasattr(os, "register_at_fork"):  # a fork does not copy threads
     os.register_at_fork(after_in_child=background.cache_clear)
 
 
@@ -97,24 +97,24 @@ def is_background(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Turn the loop until it is stopped, then let every task end."""
+    """Run the loop until it is stopped, then let every task end."""
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.get_loop()
         while True:
-            # Polars raises an interrupt in whatever thread is collecting, and asyncio lets it out of the
-            # loop: it ends that task and not the loop.
+            # Polars raises KeyboardInterrupt in any thread that collects, and asyncio lets it out of
+            # `run_forever`: it ends that task, but must not end the loop.
             with suppress(KeyboardInterrupt):
                 loop.run_forever()
                 break
 
 
 def _end() -> None:
-    """Leave all work at the end of the process, let what is in flight come in, then end the loop."""
+    """Leave all work at the end of the process, wait for calls in flight, then end the loop."""
     runs = {future: run for future, run in list(_jobs.items()) if run is not None}
     for run in runs.values():
         run.leave()
     loop, thread = background()
-    with suppress(KeyboardInterrupt):  # whoever interrupts again waits for no answer any more
+    with suppress(KeyboardInterrupt):  # another interrupt ends the wait for answers
         concurrent.futures.wait(runs, timeout=0 if _in_a_hurry.is_set() else EXIT_SECONDS)
     loop.call_soon_threadsafe(loop.stop)
     with suppress(KeyboardInterrupt):
@@ -125,9 +125,10 @@ def _end() -> None:
 def start(
     work: Coroutine[Any, Any, None], run: Run | None = None
 ) -> tuple[concurrent.futures.Future[None], asyncio.AbstractEventLoop]:
-    """Start a coroutine on the caller's loop if it may be used, else in the background.
+    """Start a coroutine on the caller's loop if possible, else on the background loop.
 
-    Returns at once its end, and the loop that does the work. At the end of the process `run` is left.
+    Returns at once a future of its end, and the loop that runs it. On the background loop, `run` is left at
+    the end of the process.
     """
 
     async def worked() -> None:
@@ -142,15 +143,15 @@ def start(
     loop, left_at_exit = _running(), None
     if loop is None or (threading.current_thread() is threading.main_thread() and in_notebook()):
         loop, left_at_exit = background().loop, run
-        atexit.unregister(_end)  # the last one registered is the first one called: before ledgers close
+        atexit.unregister(_end)  # the latest registered is called first: before ledgers close
         atexit.register(_end)
     future = asyncio.run_coroutine_threadsafe(worked(), loop)
-    _jobs[future] = left_at_exit  # a loop alone would let its tasks be collected
+    _jobs[future] = left_at_exit  # a loop keeps only weak references to its tasks
     future.add_done_callback(_jobs.pop)
     return future, loop
 
 
-# where this is
+# where this code runs
 
 
 def _running() -> asyncio.AbstractEventLoop | None:
@@ -162,21 +163,21 @@ def _running() -> asyncio.AbstractEventLoop | None:
 
 
 def in_notebook() -> bool:
-    """Whether output goes to a notebook's cell.
+    """Whether output goes to a notebook cell.
 
     Spends: nothing.
     """
     if "ipykernel" not in sys.modules:
         return False
-    from IPython import get_ipython  # noqa: PLC0415 - there only in a kernel
+    from IPython import get_ipython  # noqa: PLC0415 - not needed outside a kernel
 
     return hasattr(get_ipython(), "kernel")
 
 
 async def in_thread(work: Callable[..., T], *given: Any) -> T:
-    """Return what `work` returns, from a thread: the loop goes on.
+    """Return the result of `work`, run in a thread so that it does not block the loop.
 
-    Unlike asyncio's own, these threads still work while the process ends, when paid replies come in.
+    Unlike asyncio's own, these threads still work while the process ends and paid replies come in.
     """
     from anyio import to_thread  # noqa: PLC0415 - not needed to plan
 
@@ -184,10 +185,10 @@ async def in_thread(work: Callable[..., T], *given: Any) -> T:
 
 
 def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
-    """Return what `awaitable` gives, from a script, a callback or a cell without ``await``.
+    """Return the result of `awaitable`, from a script, a callback or a cell without ``await``.
 
-    It runs on the background loop, and this thread waits. Nothing is patched. In a notebook prefer
-    ``await``: a blocked cell lets no button click through.
+    The work runs on the background loop while this thread waits. Nothing is patched. In a notebook prefer
+    ``await``: while a cell is blocked, buttons do not respond.
 
     Spends: what `awaitable` spends.
 
@@ -203,14 +204,14 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
     Raises
     ------
     KeyboardInterrupt
-        After what is waited for was cancelled; a run keeps what is in flight.
+        Raised after the awaitable was canceled; a run keeps the answers to calls in flight.
     RuntimeError
-        This thread's own loop would have to do the work it waits for.
+        The work would need this thread's own loop, which the wait blocks.
     """
     if nested:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            import nest_asyncio  # noqa: PLC0415 - the only place of it
+            import nest_asyncio  # noqa: PLC0415 - used only here
 
             own = _running() or asyncio.new_event_loop()
             nest_asyncio.apply(own)
@@ -224,7 +225,7 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         try:
             return await awaitable
         finally:
-            ended.set()  # a future that is cancelled is done before its work is
+            ended.set()  # a canceled future is done before its work is
 
     future = asyncio.run_coroutine_threadsafe(waited(), loop)
     try:
@@ -234,7 +235,7 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
         future.cancel()
         try:
             ended.wait(EXIT_SECONDS)
-        except KeyboardInterrupt:  # again: what is in flight is not waited for
+        except KeyboardInterrupt:  # a second interrupt: do not wait for calls in flight
             _in_a_hurry.set()
         line = _lines[-1] if len(_lines) > lines_before else _KEPT
         interrupted = KeyboardInterrupt(line)
@@ -247,12 +248,12 @@ def wait(awaitable: Awaitable[T], *, nested: bool = False) -> T:
 
 
 class Awaited(Coroutine[Any, Any, T]):
-    """A coroutine that is awaited like any other; whatever else is asked of it says that it has to be.
+    """A coroutine that is awaited like any other; its repr and its errors say that ``await`` is missing.
 
     Parameters
     ----------
     coroutine : coroutine
-        What it stands for.
+        The coroutine to await.
     line : str
         What to type.
     """
@@ -265,15 +266,15 @@ class Awaited(Coroutine[Any, Any, T]):
         return self._coroutine.__await__()
 
     def send(self, value: Any) -> Any:
-        """Go on. Spends: what the coroutine does."""
+        """Resume the coroutine. Spends: what the coroutine spends."""
         return self._coroutine.send(value)
 
     def throw(self, *raised: Any) -> Any:
-        """Go on with an exception. Spends: what the coroutine does."""
+        """Resume the coroutine with an exception. Spends: what the coroutine spends."""
         return self._coroutine.throw(*raised)
 
     def close(self) -> None:
-        """Give it up. Spends: nothing."""
+        """Close the coroutine. Spends: nothing."""
         self._coroutine.close()
 
     def __getattr__(self, name: str) -> Any:
@@ -287,7 +288,7 @@ class Awaited(Coroutine[Any, Any, T]):
 def awaited(
     line: str,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
-    """Return what makes an ``async def`` say, where it is not awaited, that `line` is what to type."""
+    """Return a decorator: an ``async def`` that was not awaited then says to type `line`."""
 
     def wrap(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Numbers as words: how dollars, times, tokens and counts are written, and numbers as a user gives them."""
+"""Numbers as text: the format of dollars, times, tokens and counts. Also numbers as a user gives them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def plural(count: int, noun: str) -> str:
 
 
 def span(low: str, high: str) -> str:
-    """Return two figures as a span, or as one where they read the same."""
+    """Return two figures as a range, or as one if they read the same."""
     return low if low == high else f"{low} to {high}"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return a number with so many significant digits, without an exponent."""
+    """Return a number with `digits` significant digits, without an exponent."""
     if not math.isfinite(value):
         return "?"
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
@@ -29,11 +29,11 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def dollars(value: float) -> str:
-    """Return dollars with cents, or with two significant digits where they are less than ten cents."""
+    """Return dollars with cents: none from $1,000, and two significant digits below ten cents."""
     sign, size = "-" * (value < 0), abs(value)
     if not math.isfinite(value):
         return "?"
-    if size >= 1_000:  # noqa: PLR2004 - where cents no longer matter
+    if size >= 1_000:  # noqa: PLR2004 - cents no longer matter
         return f"{sign}${size:,.0f}"
     if size >= 0.1:  # noqa: PLR2004
         return f"{sign}${size:,.2f}"
@@ -41,7 +41,7 @@ def dollars(value: float) -> str:
 
 
 def duration(minutes: float) -> str:
-    """Return a time as ``2 m 14 s``, in the two largest units that matter."""
+    """Return a time as ``2 m 14 s``, in its two largest units."""
     if not math.isfinite(minutes):
         return "?"
     seconds = round(minutes * 60)
@@ -53,24 +53,24 @@ def duration(minutes: float) -> str:
 
 
 def coarse(minutes: float) -> str:
-    """Return a time that is not known well as ``40 min`` or ``24 h``."""
-    if minutes < 90:  # noqa: PLR2004 - where hours say enough
+    """Return an uncertain time as ``40 min`` or ``24 h``."""
+    if minutes < 90:  # noqa: PLR2004 - hours are precise enough
         return f"{math.ceil(minutes)} min"
     return f"{math.ceil(minutes / 60):,} h"
 
 
 def tokens(count: float) -> str:
-    """Return a count of tokens in three significant digits: ``12.4 k``."""
+    """Return a count of tokens with three significant digits: ``12.4 k``."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size * 0.9995:  # what would be shown as 1,000 of the smaller unit
+        if count >= size * 0.9995:  # would read as 1,000 of the smaller unit
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f}"
 
 
 def plain(value: Any, *, whole: bool = False) -> Any:
-    """Return a number of NumPy's, a Decimal or a Fraction as Python's own; anything else as it is.
+    """Return a NumPy number, a Decimal or a Fraction as an int or a float; anything else unchanged.
 
-    `whole` takes 5.0 as 5.
+    `whole` turns 5.0 into 5.
     """
     if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1:
         value = value.item()
@@ -80,6 +80,6 @@ def plain(value: Any, *, whole: bool = False) -> Any:
         number = float(value)
         if isinstance(value, numbers.Integral) or (whole and number == int(number)):
             return int(cast("int", value))
-    except (ValueError, OverflowError):  # no number, or none that can be held
+    except (ValueError, OverflowError):  # not a number, or too large for a float
         return value
     return number

@@ -1,1 +1,1 @@
-"""Who may go now."""
+"""When each call may be sent."""

@@ -1,4 +1,4 @@
-"""`limit`: the SDK's own client, whose calls wait for the account's limits as a run's do, and are counted."""
+"""`limit`: pace the calls of the SDK's own client by the account's limits, and count them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 Client = TypeVar("Client", bound="AsyncAnthropic")
 
 MOST_CALLS = 50_000
-"""So many calls are remembered, the latest ones; the counts are of all."""
+"""How many of the latest calls `Limiter.calls` keeps; the counters include all calls."""
 _LIKE = "claude-haiku-5-5"
-"""A model that the catalog does not know is paced as this one, in a group of its own."""
-_OUTPUT_TOKENS = 256.0  # of a call, until answers teach better
-_BASE64_TOKENS = 1_600.0  # of an image or a file in a request: its length says nothing
+"""A model that the catalog lacks is paced like this one, in a rate group of its own."""
+_OUTPUT_TOKENS = 256.0  # expected of a call before the first answer
+_BASE64_TOKENS = 1_600.0  # per image or file in a request, whatever its length
 _CANCELED = Answer(None, {}, b"", "canceled")
 _FAILURES = {"APITimeoutError": "timeout_error", "APIConnectionError": "connection_error"}
 _TEXT, _COUNT, _NUMBER = pl.String(), pl.Int64(), pl.Float64()
@@ -55,14 +55,15 @@ CALLS = pl.Schema(
     | dict.fromkeys(usage_of(None), _COUNT)
     | {"dollars": _NUMBER, "simulated": pl.Boolean()}
 )
-"""Columns of `Limiter.calls`: one row for each HTTP attempt, in the order in which they ended.
+"""Columns of `Limiter.calls`: one row per HTTP attempt, in the order in which attempts ended.
 
-`sent_at` is API time, `waited_seconds` for the limits before that, `seconds` until the end of the answer.
+`sent_at` is API time. `waited_seconds` is the wait for the limits before it, `seconds` the time from it to
+the end of the answer.
 """
 RATES = pl.Schema(
     {"rate_group": _TEXT, "bucket": _TEXT, "used_per_minute": _NUMBER, "limit_per_minute": _NUMBER}
 )
-"""Columns of `Limiter.rates`: one row for each limit of each group of models."""
+"""Columns of `Limiter.rates`: one row per limit of each group of models."""
 
 
 def limit(
@@ -70,23 +71,23 @@ def limit(
 ) -> Client:
     """Return the client with its calls paced: each waits until the account's limits have room for it.
 
-    Every ``messages.create``, ``parse`` and ``stream``, also of ``client.beta``, from your own code or from a
-    framework that takes an Anthropic client. The headers of the answers correct the limits, and a 429 holds
-    everybody for as long as it says. Retries stay the SDK's. Batches, token counting and free calls pass
-    through. A run has a pacer of its own and takes this one off. ``cs.watch(claude)`` follows the calls.
+    It paces every ``messages.create``, ``parse`` and ``stream``, also of ``client.beta``, from your own code
+    or from a framework that takes an Anthropic client. Answer headers correct the limits, and a 429 pauses
+    all calls for as long as it says. The SDK still retries. Batches, token counting and free calls pass
+    through. A run has its own pacer and removes this one. ``cs.watch(claude)`` follows the calls.
 
     Spends: nothing.
 
     Parameters
     ----------
     client : AsyncAnthropic
-        From `connect`, or your own; its middleware stays. What is returned shares its connections.
+        From `connect`, or your own; its middleware stays. The returned client shares its connections.
     tier : str, int or Limits
-        Whose limits to begin with, as in `plan`. Each group of models has its own.
+        The tier or the limits to start from, as in `plan`. Each group of models has its own.
     concurrency : int, optional
-        Most calls in flight, all models together. Without it as many as the API bears.
+        Maximum calls in flight, over all models. The default is as many as the API sustains.
     share : float
-        The part of the limits to use.
+        The fraction of the limits to use.
 
     Raises
     ------
@@ -95,8 +96,8 @@ def limit(
 
     Notes
     -----
-    A streamed answer holds its place until it has been read or is closed: read it in ``async with``.
-    The client may be used on several event loops one after the other, not at once.
+    A streamed answer counts as in flight until it is read to the end or closed: read it in ``async with``.
+    The client may be used on several event loops in turn, but not on two at once.
 
     Examples
     --------
@@ -120,19 +121,19 @@ def limit(
 
 
 def unlimited(client: Client) -> Client:
-    """Return a client without what `limit` put on it; the same one where there is nothing."""
+    """Return a client without the middleware of `limit`; the same client if it has none."""
     others = [middleware for middleware in client.middleware if not isinstance(middleware, Limiter)]
     return client if len(others) == len(client.middleware) else client.copy(middleware=others)
 
 
 def limiter_of(client: object) -> Limiter | None:
-    """Return what paces a client's calls; None where nothing does."""
+    """Return the limiter of a client's calls; None if it has none."""
     middlewares = getattr(client, "middleware", ())
     return next((middleware for middleware in middlewares if isinstance(middleware, Limiter)), None)
 
 
 class _Model(NamedTuple):
-    """What calls to one model need to know; models of one group share a pacer."""
+    """The pacer and the price of one model; models of one group share a pacer."""
 
     name: str
     pacer: Pacer
@@ -142,7 +143,7 @@ class _Model(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """One HTTP attempt that has its permit, until it ends, which it does once."""
+    """One HTTP attempt, from its permit until it ends, exactly once."""
 
     model: _Model
     permit: Permit
@@ -151,22 +152,22 @@ class _Call:
 
 
 class Limiter:
-    """The middleware of `limit`, and the meter of its calls.
+    """The middleware of `limit`: it paces calls and counts them.
 
     Attributes
     ----------
     requests, answered : int
-        HTTP attempts that have ended, and those of them that were answered.
+        HTTP attempts that have ended, and how many of them were answered.
     errors : Counter
-        The others by the API's error type: refusals are ``"rate_limit_error"``.
+        The other attempts by the API's error type: refusals are ``"rate_limit_error"``.
     waiting : int
-        Calls that wait for the limits now.
+        Calls that are waiting for the limits.
     under_way : set
         Calls that were sent and have not ended.
     dollars : float
-        Of all attempts.
+        Cost of all attempts.
     api : Api or None
-        Who answers; None before the first call.
+        The API that answers; None before the first call.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class Limiter:
         self._asking: asyncio.Lock
         self._slots: asyncio.Semaphore
 
-    # what a watcher may ask
+    # for watchers
 
     @property
     def calls(self) -> pl.DataFrame:
@@ -194,7 +195,7 @@ class Limiter:
 
     @property
     def rates(self) -> pl.DataFrame:
-        """What was used of each limit by calls that ended in the last API minute: schema `RATES`."""
+        """Use of each limit by the calls that ended in the last API minute: schema `RATES`."""
         now = self.api.clock.now() if self.api else datetime.now(UTC)
         ended = pl.col("sent_at") + pl.duration(microseconds=pl.col("seconds") * 1e6)
         recent = self.calls.filter(ended > now - timedelta(minutes=1))
@@ -210,7 +211,7 @@ class Limiter:
     # the middleware
 
     async def __call__(self, request: Any, call_next: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Send one HTTP attempt when it may go. Spends: what it costs."""
+        """Send one HTTP attempt once the limits have room for it. Spends: the cost of the attempt."""
         path = request.url.partition("?")[0].rstrip("/")
         if request.method.lower() != "post" or not path.endswith("/v1/messages"):
             return await call_next(request)
@@ -221,7 +222,7 @@ class Limiter:
             http: httpx2.Response = response.http_response
             is_over = http.is_closed or not http.is_success
             if is_over:
-                with suppress(httpx2.HTTPError, httpx2.StreamError):  # of an error that breaks off
+                with suppress(httpx2.HTTPError, httpx2.StreamError):  # the body of an error may break off
                     content = await http.aread()
         except BaseException as error:
             names = [kind.__name__ for kind in type(error).__mro__]
@@ -235,7 +236,7 @@ class Limiter:
         return response
 
     async def _admitted(self, body: dict[str, Any]) -> _Call:
-        """Return a call that may be sent now; its permit comes back when it ends."""
+        """Wait for a permit and return the call that holds it until it ends."""
         self.waiting += 1
         try:
             api = await self._opened()
@@ -254,13 +255,13 @@ class Limiter:
         return call
 
     async def _opened(self) -> Api:
-        """Return which API answers, asked once; from now on all waits for this thread's loop."""
+        """Return the API that answers, asked once, and make all waiting happen on the running event loop."""
         loop, before = asyncio.get_running_loop(), self._loop
         if loop is not before:
             if self.under_way and before is not None and not before.is_closed():
                 msg = "This client has calls under way on another event loop. Give each loop its own client."
                 raise RuntimeError(msg)
-            for call in list(self.under_way):  # of a loop that is closed: nobody reads them any more
+            for call in list(self.under_way):  # their loop is closed: nothing can read them
                 self._end(call, _CANCELED)
             self._loop, self._asking = loop, asyncio.Lock()
             self._slots = asyncio.Semaphore(self._concurrency or sys.maxsize)
@@ -292,7 +293,7 @@ class Limiter:
         return self._models[name]
 
     def _follow(self, call: _Call, http: httpx2.Response) -> None:
-        """End when a body has been read to its end, breaks off, or is closed; it is passed on as it comes."""
+        """End the call when its body was read, breaks off or is closed; pass chunks on as they arrive."""
         message, headers = StreamedMessage(), plain_headers(http)
         read, close, is_reading = http.aiter_bytes, http.aclose, False
 
@@ -301,12 +302,12 @@ class Limiter:
             async with aclosing(read(chunk_size)) as chunks:
                 is_reading = True
                 async for chunk in chunks:
-                    message.feed(chunk)  # first: whoever breaks off here has been told as much
+                    message.feed(chunk)  # first: a reader that stops at this chunk has received it
                     is_reading = False
                     yield chunk
                     is_reading = True
 
-        async def aclose() -> None:  # httpx calls it whenever a body ends, also by an error
+        async def aclose() -> None:  # httpx calls it whenever a body ends, also on an error
             if call in self.under_way:
                 answer = message.answer(headers)
                 by_caller = isinstance(sys.exception(), asyncio.CancelledError | GeneratorExit)
@@ -315,9 +316,9 @@ class Limiter:
                 self._end(call, answer)
             await close()
 
-        # Where the SDK reads decoded bytes; what stands below them may be compressed.
+        # Here the SDK reads decoded bytes; the raw ones below may be compressed.
         http.aiter_bytes, http.aclose = aiter_bytes, aclose  # type: ignore[method-assign]
-        # A stream that nobody reads or closes ends when it is collected, on whatever thread.
+        # A stream that is neither read nor closed ends when it is garbage-collected, on any thread.
         loop = asyncio.get_running_loop()
         weakref.finalize(http, self._dropped, call, loop).atexit = False
 
@@ -326,7 +327,7 @@ class Limiter:
             loop.call_soon_threadsafe(self._end, call, _CANCELED)
 
     def _end(self, call: _Call, answer: Answer) -> None:
-        """Take the permit of a call back with what came, and count it; once."""
+        """Settle the permit of a call with its outcome, and count the call, once."""
         assert self.api is not None
         if call not in self.under_way:
             return
@@ -361,13 +362,13 @@ class Limiter:
 
 
 def _outcome(call: _Call, answer: Answer, meaning: Verdict, message: Mapping[str, Any] | None) -> Outcome:
-    """Return what the pacer learns from a call that has ended."""
+    """Return the outcome of an ended call, for the pacer."""
     is_canceled, usage = answer.failure == "canceled", usage_of(message)
     kind = kind_of(meaning, answer.status)
     input_tokens = float(sum(usage[name] for name in prices.UNCACHED_COLUMNS))
     output_tokens = float(usage["output_tokens"])
     if message is not None and (is_canceled or (kind == "answered" and meaning.unseen)):
-        # What it took is not told, and it took something.
+        # Its usage is unknown, but it is not zero.
         kind, input_tokens = "answered", input_tokens or call.permit.estimate
         output_tokens = max(output_tokens, call.model.pacer.expected_output_tokens)
     readings = read_headers(answer.headers)
@@ -375,7 +376,7 @@ def _outcome(call: _Call, answer: Answer, meaning: Verdict, message: Mapping[str
 
 
 def _dollars(message: Mapping[str, Any] | None, price: prices.Price | None) -> float:
-    """Return what a call has cost; NaN where that is not known."""
+    """Return the cost of a call; NaN if it is unknown."""
     if message is None or is_free(message):
         return 0.0
     if price is None:
@@ -384,7 +385,7 @@ def _dollars(message: Mapping[str, Any] | None, price: prices.Price | None) -> f
 
 
 def _characters(part: Any) -> float:
-    """Return the characters of text in a request's body, its names left out."""
+    """Return the number of characters of text in a request body, without field names."""
     match part:
         case str():
             return len(part)

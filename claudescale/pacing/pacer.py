@@ -1,8 +1,8 @@
-"""Who may go now: three token buckets, reserve then settle, cool-downs, adaptive concurrency.
+"""When each call may be sent: three token buckets, reserve then settle, cool-downs, adaptive concurrency.
 
-The pacer keeps its own picture of the API's buckets and sends a call only when every bucket would
-take it. Three things hold the picture to the truth: what each call really used, what the headers of
-each answer say is left, and a slack as large as the picture is unsure. It knows nothing of the wire.
+The pacer keeps its own estimate of the API's buckets and sends a call only when every bucket has room
+for it. Three things keep the estimate accurate: the usage of each call, the remaining amounts in the
+headers of each answer, and a margin as large as the uncertainty. The pacer never touches the network.
 """
 
 from __future__ import annotations
@@ -28,50 +28,50 @@ _UNUSED = 0.0, 0.0, 0.0
 _WAITS = ["a pause to end", "replies to be written"]
 _WAITS += [f"room for {name.replace('_', ' ')}" for name in BUCKETS]
 RATE_MARGIN = 0.99
-"""The part of a limit that a run uses: its picture of the limits then runs behind the truth, never ahead."""
+"""The fraction of a limit that a run uses: estimated levels then lag behind the API's and never lead."""
 _BURST_SECONDS = 1.0
-"""What a bucket is taken to hold at the start: the API may enforce the minute by the second."""
+"""Assumed capacity at the start, as seconds of refill: the API may enforce a minute's limit by the second."""
 _TRANSIT_SECONDS = 0.1
-"""Longest way of a request to the API: what was sent since may be missing from a header."""
+"""Longest transit of a request to the API: a header may not count calls sent more recently."""
 _WAY_REAL_SECONDS = 0.02
-"""Real seconds an answer is usually on its way."""
+"""Real seconds that an answer usually spends in transit."""
 _JITTER_SECONDS = 0.015
 """Real seconds by which two calls may arrive closer together than they were sent."""
 _INSTANT_SECONDS = 1e-6
 """Shorter waits are rounding errors of the clock."""
 _FIRST_DEVIATION = 0.2
-"""Of an estimate of input tokens, relative, until answers teach better."""
+"""Relative standard deviation of an estimate of input tokens before the first answer."""
 _FIRST_HOLD_SECONDS = 1.0
-"""After a 429 that does not say how long, or less than this; twice as long each time it goes on."""
+"""First pause after a 429 that names a shorter one or none; it doubles with each further refusal."""
 _LONGEST_HOLD_SECONDS = 60.0
 _DEVIATIONS = 3.0
-"""How sure a level must be."""
+"""Standard deviations that a level keeps as its safety margin."""
 _ROUNDING = (0.0, 500.0, 500.0)
-"""How far a ``remaining`` header may be from the truth."""
+"""How far a ``remaining`` header may be from the true level of each bucket."""
 _OPEN_MARGIN = 0.3
-"""The part of the output bucket that is left when the next call goes."""
+"""The fraction of the output bucket that must be left before the next call goes."""
 _STALE_SECONDS = 0.25
-"""How long ago the last answer may have told what others take."""
+"""Assumed age of the latest header that shows what other users take."""
 _OTHERS_SECONDS = 10.0
-"""Over how long a steady loss is taken for the use of others."""
+"""Seconds over which an unexplained loss becomes an estimated rate of other users."""
 _MOST_OTHERS = 0.9
-"""Others are never taken to use more of a limit than this part."""
+"""The largest fraction of a limit that is attributed to other users."""
 _TYPICAL_SHARE = 0.05
-"""How much one call changes what is taken for a typical one."""
+"""Weight of one call in the moving average of what a call takes."""
 _BLAMED_SHARE = 0.01
-"""What others are taken to write more, as part of the limit, for each refusal that only they explain."""
+"""The fraction of the limit added to other users' output for each refusal that only they explain."""
 _FORGETTING_SECONDS = 60.0
-"""How long that is believed without being told again."""
+"""Time constant with which estimates of other users' consumption decay."""
 FIRST_CONCURRENCY, MOST_CONCURRENCY = 16, 1_000
-"""Calls in flight at the start of a run, and at most, where nothing else is asked for."""
+"""Default number of calls in flight at the start of a run, and at most."""
 _FEWER = 0.75
-"""What is left of a window after a cut."""
+"""The fraction of a window that remains after a cut."""
 _REGAINED = 0.25
-"""By how much a success widens a window that was cut, up to where it was."""
+"""Growth of a window per success after a cut, up to its size before the cut."""
 _FADING = 0.02
-"""How much of what is taken to be borne is forgotten with each failure of fewer."""
+"""The fraction by which `Window.borne` shrinks with each failure at or below it."""
 _NO_CHANCE = 3
-"""So many calls beyond what is borne fail, and none is answered: fewer may have failed by chance."""
+"""Failures above `Window.borne`, with no success between them, before a cut: fewer may be chance."""
 
 
 # the buckets: pure arithmetic
@@ -79,25 +79,25 @@ _NO_CHANCE = 3
 
 @dataclass(slots=True)
 class Bucket:
-    """One token bucket as the pacer believes the API to hold it.
+    """The pacer's estimate of one token bucket of the API.
 
-    `level` may be negative: a call larger than the bucket is let through when the bucket is full,
-    and leaves a debt. What calls in flight may take more than was set aside for them is the doubt:
-    a level is trusted only as far as it stands above it. A bucket that has surely been full since
-    is certain again, whatever those calls took: `fills` counts these moments.
+    `level` may be negative: a call larger than the bucket goes when the bucket is full, and overdraws
+    it. Calls in flight may use more than was reserved for them. `doubt` allows for that: only the level
+    above it is available. Once the bucket must have been full, the use of earlier calls no longer
+    matters and the level is certain again: `fills` counts these moments.
 
     Attributes
     ----------
     rate, others : float
-        What refills in a second, and what other users of the account seem to take of it.
+        Refill per second, and how much of it other users of the account seem to take.
     capacity, level : float
-        The most it holds and what it holds at the time `at`.
+        The most that the bucket holds, and its level at the time `at`.
     slop_seconds : float
-        Seconds of refill that may stand above the capacity: waiting for a full bucket waits that much longer.
+        Seconds of refill allowed above the capacity: waiting for a full bucket takes that much longer.
     variance : float
-        Of what the calls in flight will have taken.
+        Variance of the total use of the calls in flight.
     typical : float
-        What a call takes.
+        Use of a typical call.
     """
 
     rate: float
@@ -115,21 +115,21 @@ class Bucket:
 
     @property
     def full(self) -> float:
-        """The highest level: the capacity, and what refills while two calls may run into each other."""
+        """The highest level: the capacity, and the refill of `slop_seconds`."""
         return self.capacity + self.rate * self.slop_seconds
 
     @property
     def doubt(self) -> float:
-        """Three deviations of what is not settled."""
+        """Three standard deviations of the use that is not settled yet."""
         return _DEVIATIONS * math.sqrt(self.variance)
 
     @property
     def unseen(self) -> float:
-        """Three deviations of what others may have taken since the last answer told."""
+        """Three standard deviations of what other users may have taken since the latest header."""
         return _DEVIATIONS * math.sqrt(self.others * _STALE_SECONDS * self.typical)
 
     def refill(self, now: float) -> None:
-        """Let the time pass until `now`."""
+        """Advance the bucket to the time `now`."""
         seconds = now - self.at
         self.level += (self.rate - self.others) * seconds
         self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
@@ -140,31 +140,31 @@ class Bucket:
             self.fills += 1
 
     def seconds_until(self, need: float) -> float:
-        """Seconds until `need`, or a full bucket, is surely there."""
+        """Return the seconds until `need`, or a full bucket, is certain to be available."""
         wanted = min(need + self.unseen, self.capacity) + self.rate * self.slop_seconds + self.doubt
         return max(wanted - self.level, 0.0) / (self.rate - self.others)
 
     def take(self, amount: float, deviation: float) -> Taken:
-        """Set `amount` aside, not known better than to `deviation`."""
+        """Reserve `amount`, which has the standard deviation `deviation`."""
         self.level = min(self.level, self.full) - amount
         self.variance += deviation**2
         self.typical += (amount - self.typical) * _TYPICAL_SHARE
         return Taken(amount, deviation, self.fills)
 
     def settle(self, taken: Taken, amount: float) -> None:
-        """Replace what was set aside by what was really used."""
+        """Replace a reservation by the amount that was used."""
         if taken.fills == self.fills:
             self.level += taken.amount - amount
             self.variance = max(self.variance - taken.deviation**2, 0.0)
 
     def rescale(self, rate: float) -> None:
-        """Take a new rate; the capacity keeps its seconds, and others their part of it."""
+        """Set a new rate; the capacity keeps its seconds of refill, and others their share of the rate."""
         self.others *= rate / self.rate
         self.capacity = max(self.capacity * rate / self.rate, min(self.capacity, 1.0))
         self.rate = rate
 
     def correct(self, low: float, high: float, uncounted: float) -> None:
-        """Move the level into what a header allows: between `low` and `high`, some of it not counted yet."""
+        """Move the level between a header's bounds, of which `uncounted` may already be used."""
         if high < self.level - self.rate * self.slop_seconds:
             self._move(high)
         elif low - uncounted > self.level:
@@ -172,14 +172,14 @@ class Bucket:
             self._move(low - uncounted)
 
     def _move(self, level: float) -> None:
-        """Take the level told; what is missing again and again, others must be taking."""
+        """Set the level; a loss that recurs is attributed to other users."""
         self.others += (self.level - level) / _OTHERS_SECONDS
         self.others = min(max(self.others, 0.0), _MOST_OTHERS * self.rate)
         self.level = level
 
 
 class Taken(NamedTuple):
-    """What was set aside in one bucket for one call."""
+    """One call's reservation in one bucket."""
 
     amount: float
     deviation: float
@@ -188,14 +188,14 @@ class Taken(NamedTuple):
 
 @dataclass(slots=True)
 class Production:
-    """The output bucket as the API sees it at this moment: it lets calls in while it is not overdrawn.
+    """The output bucket as the API sees it at this moment: it admits calls unless it is overdrawn.
 
-    The API charges output while it is written. A `Bucket` charges it when a call goes, so that no more is
-    promised than a minute allows; but calls that were promised long ago may write all at once, and then even
-    a call that writes nothing is refused. So a call waits for both.
+    The API charges output tokens as they are written. A `Bucket` charges them when a call is sent, so that
+    no more is reserved than a minute allows. But calls sent long ago may write all at once, and then the
+    API refuses even a call that writes nothing. A call therefore waits for both.
 
-    Each call in flight is taken to write at the mean speed of those before it. What others write is learned
-    here alone: `Pacer` gives it to the bucket.
+    Each call in flight is assumed to write at the mean speed of earlier calls. The output of other users is
+    estimated only here: `Pacer` copies it to the bucket.
     """
 
     bucket: Bucket
@@ -211,39 +211,39 @@ class Production:
 
     @property
     def net(self) -> float:
-        """What the level gains in a second."""
+        """Change of the level per second."""
         return self.bucket.rate - self.others - self.writing * self.speed.mean
 
     def refill(self, now: float) -> None:
-        """Let the time pass until `now`."""
+        """Advance the level to the time `now`."""
         seconds = now - self.at
         self.level = min(self.level + self.net * seconds, self.bucket.capacity)
         self.others *= math.exp(-seconds / _FORGETTING_SECONDS)
         self.at = now
 
     def seconds_until_open(self) -> float:
-        """Seconds until the bucket is out of debt, with a margin; infinite until an answer ends."""
+        """Return the seconds until enough of the bucket is left; infinite if an answer has to end first."""
         missing = self.bucket.capacity * _OPEN_MARGIN - self.level
         if missing <= 0:
             return 0.0
         return missing / self.net if self.net > 0 else math.inf
 
     def rescale(self, rate: float) -> None:
-        """Know that the bucket gets a new rate; others keep their part of it."""
+        """Prepare for a new rate of the bucket; others keep their share of it."""
         self.others *= rate / self.bucket.rate
 
     def correct(self, remaining: float) -> None:
-        """Take the level that a header tells; zero may be any debt."""
+        """Correct the level by a header; zero may stand for any negative level."""
         low = remaining - _ROUNDING[2] if remaining else -math.inf
         self.level = min(max(self.level, low), remaining + _ROUNDING[2], self.bucket.capacity)
 
     def refused(self) -> None:
-        """Notice that the API is in debt where this picture was not: others must be writing too."""
+        """Take note that the API's bucket is overdrawn, and attribute more output to other users."""
         self.level = min(self.level, 0.0)
         self.others = min(self.others + _BLAMED_SHARE * self.bucket.rate, _MOST_OTHERS * self.bucket.rate)
 
     def end(self, now: float, seconds: float, tokens: float) -> None:
-        """One call that was in flight for `seconds` has written `tokens`."""
+        """Settle a call that was in flight for `seconds` and has written `tokens`."""
         self.refill(now)
         self.level -= tokens - self.speed.mean * seconds
         self.writing -= 1
@@ -253,14 +253,14 @@ class Production:
 
 @dataclass(slots=True)
 class Average:
-    """Mean and standard deviation of what came so far; the first mean counts as one observation."""
+    """Running mean and standard deviation; the initial mean counts as one observation."""
 
     mean: float
     count: float = 1.0
     squares: float = 0.0
 
     def add(self, value: float) -> None:
-        """Take one more observation (Welford's recurrence)."""
+        """Add one observation (Welford's recurrence)."""
         self.count += 1
         before = value - self.mean
         self.mean += before / self.count
@@ -272,34 +272,34 @@ class Average:
         return math.sqrt(self.squares / self.count)
 
 
-# how many at once
+# the window: adaptive concurrency
 
 
 @dataclass(slots=True)
 class Window:
-    """Most calls in flight at once: found out from what is answered, as nobody tells it.
+    """The number of calls that may be in flight, learned from answers and failures: the API publishes none.
 
-    As long as the API answers, more go. Where calls fail it matters which: if those fail that went when many
-    others were in flight, and those are answered that went when few were, the calls are too many. If they
-    fail by chance, an API that is overloaded by others or has a bad day, fewer at once would fail as often.
-    Times are seconds of the API; the nth call in flight is the one with which n are in flight.
+    The window grows while the API answers. When calls fail, it matters which. If calls sent with many others
+    in flight fail, and calls sent with few are answered, there are too many at once. If calls fail at random,
+    because other users overload the API or it has an outage, fewer at once would fail as often.
+    Times are seconds of the API. The nth call is the one that brings the number in flight to n.
 
     Attributes
     ----------
     most : int
-        It never grows beyond.
+        The largest size.
     size, before : float
-        What it is now, and what it was, as far as it was borne, before the last cut.
+        The size now, and the size that answers had confirmed before the last cut.
     borne : float
-        The largest n of an nth call that was answered lately.
+        The largest n of an nth call that was answered recently.
     slow_start : bool
-        Whether no limit was met yet.
+        Whether the window has not been cut yet.
     beyond : int
-        How many calls of a larger n failed since one of them was answered.
+        Failures of calls with a larger n since one of those was answered.
     cut_at : float
-        When it was last cut. A call that went before says nothing of whether that was enough.
+        Time of the last cut. A call sent earlier does not show whether that cut was enough.
     answered_since : bool
-        Whether a call was answered that went after the last cut.
+        Whether a call sent after the last cut was answered.
     """
 
     most: int
@@ -316,14 +316,14 @@ class Window:
 
     @property
     def calls(self) -> int:
-        """Most calls in flight, as a whole number of at least 1."""
+        """The size as a whole number of calls, at least 1."""
         return max(int(self.size), 1)
 
     def succeeded(self, nth: int, sent: float, in_flight: int) -> None:
-        """Learn from a call that was answered and went at `sent` as the nth; `in_flight` still are.
+        """Learn from an answered call that was sent at `sent` as the nth; `in_flight` calls remain.
 
-        One more for each success at first, later one more for each round of successes. What was borne
-        before the last cut is tried again within a round or two.
+        The window grows by one for each success at first, later by one for each round of successes. After
+        a cut it returns to the size before it within a round or two.
         """
         if sent > self.cut_at:
             self.answered_since = True
@@ -334,17 +334,17 @@ class Window:
             self.size = min(self.size + (1.0 if self.slow_start else more), self.most)
 
     def failed(self, nth: int, sent: float, now: float, in_flight: int) -> None:
-        """Learn from a call that failed; where that adds up, and would help, fewer go from now on."""
+        """Learn from a failed call; cut the window if enough failures show that fewer calls would help."""
         if nth <= self.borne:
             self.borne *= 1 - _FADING
         elif sent > self.cut_at:
             self.beyond += 1
-            unanswered = in_flight - self.borne  # so many may yet be answered, and show that it was chance
+            unanswered = in_flight - self.borne  # these may yet be answered: then it was chance
             if self.answered_since and self.beyond >= max(_NO_CHANCE, unanswered):
                 self.cut(sent, now, in_flight, self.borne)
 
     def cut(self, sent: float, now: float, in_flight: int, borne: float = 0.0) -> None:
-        """Leave three quarters of those that went at once, and no fewer than are borne."""
+        """Cut the window to three quarters of the calls in flight, but not below `borne`."""
         if sent > self.cut_at:
             at_once = self.size if in_flight + 1 >= self.size / 2 else in_flight + 1.0
             self.before = self.borne or at_once
@@ -358,7 +358,7 @@ class Window:
 
 @dataclass(slots=True)
 class Permit:
-    """The right to send one call, as the nth in flight, and what was set aside for it."""
+    """The right to send one call, as the nth in flight, and its reservations."""
 
     sent: float
     nth: int
@@ -371,19 +371,19 @@ _KINDS: dict[str, Kind] = {"answered": "answered", "refused": "refused", "overlo
 
 
 class Outcome(NamedTuple):
-    """What came of a call.
+    """The result of a call, for the pacer.
 
     Attributes
     ----------
     kind : str
-        ``"answered"``; ``"refused"``, a 429, or ``"too_fast"``, one that says that calls grew too fast;
+        ``"answered"``; ``"refused"``, a 429; ``"too_fast"``, a 429 because calls increased too fast;
         ``"overloaded"``, a 5xx or a lost connection; ``"failed"``, anything else.
     readings : Readings
-        What the headers say.
+        Limits and levels in the headers.
     input_tokens, output_tokens : float
-        Of an answer: uncached input, all output.
+        Uncached input and all output of an answer.
     typical : bool
-        Whether its input tells anything of that of others.
+        Whether its input tokens help to estimate those of other calls.
     """
 
     kind: Kind
@@ -394,33 +394,33 @@ class Outcome(NamedTuple):
 
 
 def kind_of(verdict: Verdict, status: int | None) -> Kind:
-    """Return what an answer means for the pace: a 429 holds everybody, also where nobody should retry."""
+    """Return the kind of an outcome: any 429 pauses all calls, even one that must not be retried."""
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return "too_fast" if verdict.error == "ramp_limit_exceeded" else "refused"
     return _KINDS.get(verdict.outcome, "failed")
 
 
 class Pacer:
-    """Lets calls go as fast as the limits allow, first come first served.
+    """Lets calls go as fast as the limits allow, first come, first served.
 
-    Every permit that `acquire` gives is handed back to `settle` exactly once.
+    Every permit from `acquire` is handed back to `settle` exactly once.
 
     Spends: nothing.
 
     Parameters
     ----------
     limits : Limits
-        Of the model's group; corrected by the headers of every answer.
+        Limits of the model's rate group; the headers of every answer correct them.
     clock : Clock
         API time.
     share : float
-        The part of the limits to use.
+        The fraction of the limits to use.
     concurrency : int, optional
-        Most calls in flight. Without it the pacer finds out how many the API bears.
+        Maximum calls in flight. By default the pacer learns how many the API sustains.
     output_tokens : float
-        Expected output tokens of a call, until answers teach better.
+        Expected output tokens of a call before the first answer.
     seed : int
-        Of the jitter after a refusal.
+        Seeds the jitter after a refusal.
     """
 
     def __init__(
@@ -449,44 +449,44 @@ class Pacer:
         )
         for bucket in self._buckets:
             if bucket.capacity > 1:
-                # Half full at first: connections are opened now, and calls run into each other most.
+                # Half full at first: calls bunch up most while connections are being opened.
                 bucket.level -= bucket.capacity / 2
         self._production = Production(self._buckets[2], at=now)
         self._ratio = Average(1.0, squares=_FIRST_DEVIATION**2)
         self._output = Average(output_tokens)
         self._reserved_output = 0.0
-        self._recent: deque[Permit] = deque()  # sent just now: headers may not know of them yet
+        self._recent: deque[Permit] = deque()  # sent just now: headers may not count them yet
         self._held_until = self._refused_at = -math.inf
-        self._refusals = 0  # in a row, of calls that went after the one before
+        self._refusals = 0  # in a row, each of a call sent after the one before
         self._window = Window(concurrency or MOST_CONCURRENCY)
         self.move()
 
     def move(self) -> None:
-        """Let calls wait on the event loop that runs now, from now on.
+        """Make calls wait on the running event loop from now on.
 
         Spends: nothing.
         """
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
 
-    # what a run and its charts may ask
+    # for runs and their charts
 
     @property
     def window(self) -> int:
-        """Most calls in flight right now."""
+        """Maximum calls in flight at this moment."""
         return self._window.calls
 
     @property
     def expected_output_tokens(self) -> float:
-        """Output tokens of a call, learned from the answers so far."""
+        """Mean output tokens of a call, from the answers so far."""
         return self._output.mean
 
     # before a call
 
     async def acquire(self, input_tokens: float) -> Permit:
-        """Wait for your turn and for every bucket, then set the call's needs aside.
+        """Wait for a turn and for room in every bucket, then reserve what the call needs.
 
-        `input_tokens` is the estimate of the uncached ones.
+        `input_tokens` is the estimate of uncached input.
 
         Spends: nothing.
         """
@@ -502,7 +502,7 @@ class Pacer:
                 await self._pause(seconds)
 
     def _seconds_until(self, estimate: float) -> tuple[float, str]:
-        """Seconds until a call may go, and what for; infinite while as many are in flight as may be."""
+        """Return the seconds until a call may go, and the reason; infinite while the window is full."""
         if self.in_flight >= self.window:
             return math.inf, "a place in flight"
         now = self._clock.seconds()
@@ -517,7 +517,7 @@ class Pacer:
         return longest, _WAITS[waits.index(longest)]
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, but wake when an answer changes the picture."""
+        """Sleep for `seconds`, or until a call is settled."""
         self._changed.clear()
         try:
             async with asyncio.timeout(None if seconds == math.inf else self._clock.real(seconds)):
@@ -542,7 +542,7 @@ class Pacer:
     # after a call
 
     def settle(self, permit: Permit, outcome: Outcome) -> None:
-        """Take a permit back, once, with what came of its call; the headers of the answer teach.
+        """Take back a permit, once, with the outcome of its call, and learn from the headers of the answer.
 
         Spends: nothing.
         """
@@ -558,12 +558,12 @@ class Pacer:
         if outcome.kind in {"refused", "too_fast"}:
             self._refuse(permit, outcome)
         elif outcome.kind == "overloaded":
-            # A single one says nothing of how many calls the API bears.
+            # A single failure does not show how many calls the API sustains.
             self._window.failed(permit.nth, permit.sent, self._clock.seconds(), self.in_flight)
             self._hold(outcome.readings.retry_after_seconds or 0.0, "overloaded")
 
     def _refuse(self, permit: Permit, outcome: Outcome) -> None:
-        """Let nobody go before ``retry-after`` has passed, or longer and longer where it says nothing."""
+        """Pause all calls until ``retry-after`` has passed, or back off exponentially if there is none."""
         requests, input_tokens, output_tokens = (bucket.remaining for bucket in outcome.readings.buckets)
         if output_tokens == 0 and requests and input_tokens:
             self._production.refused()
@@ -572,13 +572,13 @@ class Pacer:
         if permit.sent > self._refused_at:
             self._refusals += 1
             self._refused_at = self._clock.seconds()
-        # Of calls that went before the last answer came, none may be counted.
+        # The count is 0 after an answer if this call was sent before the last refusal.
         usual = min(_FIRST_HOLD_SECONDS * 2.0 ** max(self._refusals - 1, 0), _LONGEST_HOLD_SECONDS)
         seconds = outcome.readings.retry_after_seconds or 0.0
         self._hold(seconds if seconds >= _FIRST_HOLD_SECONDS else usual, "refused")
 
     def _hold(self, seconds: float, why: str) -> None:
-        """Let nobody go for so long, and by chance a little longer: not all clients come back at once."""
+        """Pause all calls for `seconds` plus jitter, so that clients do not all return at once."""
         if seconds:
             _LOG.debug("%s: sending pauses for %.1f s", why, seconds)
         until = self._clock.seconds() + seconds * self._random.uniform(1.0, 1.1)
@@ -596,7 +596,7 @@ class Pacer:
     # what the API says
 
     def _rates(self) -> tuple[float, ...]:
-        """Return what each bucket refills in a second, as far as this run may use it."""
+        """Return the refill per second of each bucket that this run may use."""
         return tuple(limit / 60 * RATE_MARGIN for limit in self.limits.shared(self._share).per_minute)
 
     def _learn(self, readings: Readings) -> None:
@@ -613,18 +613,18 @@ class Pacer:
         for bucket, left, uncounted, rounding in corrections:
             if left is not None:
                 bucket.refill(now)
-                # Zero may be any debt; and what is left of the whole account is not all this run's share.
+                # Zero may stand for any negative level, and a header counts the whole account, not a share.
                 low = left - rounding if left and self._share == 1 else -math.inf
-                # What refilled while the answer was on its way is in the level already.
+                # The level already includes the refill while the answer was in transit.
                 high = left + max(rounding, 1.0) + bucket.rate * self._way_seconds
-                is_output = bucket is self._buckets[2]  # how much too much is left of it, `Production` knows
+                is_output = bucket is self._buckets[2]  # `Production` handles its upper bound
                 bucket.correct(low, math.inf if is_output else high, uncounted)
         if remaining[2] is not None:
             self._production.correct(remaining[2])
         self._buckets[2].others = self._production.others
 
     def _uncounted(self, now: float) -> tuple[float, float, float]:
-        """Return what was taken from each bucket here and may not be in the API's figures yet."""
+        """Return the use of each bucket that the API's figures may not include yet."""
         while self._recent and self._recent[0].sent < now - self._transit_seconds:
             self._recent.popleft()
         input_tokens = sum(permit.taken[1].amount for permit in self._recent)
