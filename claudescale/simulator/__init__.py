@@ -1,4 +1,4 @@
-"""The Claude API's local stand-in: the same wire, the same limits, synthetic replies, no money."""
+"""A local stand-in for the Claude API: the same wire format and limits, synthetic replies, no cost."""
 
 from __future__ import annotations
 
@@ -24,61 +24,61 @@ START_SECONDS = 30.0
 
 
 class Simulator:
-    """A Claude API on this machine, for any client; it costs nothing and answers nonsense that fits.
+    """A simulated Claude API on this machine, for any client, with free and invented replies.
 
-    It listens in a thread of its own; its address with ``/class`` shows in a browser whose calls pass.
-    Limits, headers, errors, token counts, caching and time behave as on the API; the replies are synthetic,
-    and free text says so. Images and PDFs are counted and checked, and never looked at: a reply to one is
-    drawn by its bytes. Any key will do; one that looks like an ordinary key (``sk-ant-api...``) may not read
-    the account's rate limits.
+    It listens in its own thread. Open its address followed by ``/class`` in a browser to see whose calls
+    pass. Limits, headers, errors, token counts, caching and timing behave as on the API. The replies are
+    synthetic, and free text says so. Images and PDFs are counted and checked but never looked at: their
+    bytes only seed the reply. Any key works, but one that looks like an ordinary key (``sk-ant-api...``)
+    cannot read the account's rate limits.
 
     Spends: nothing.
 
     Parameters
     ----------
     tier : str, int, tuple or object
-        Whose limits hold: a tier's name or number, or (requests, input tokens, output tokens) per
+        Source of the limits: a tier's name or number, (requests, input tokens, output tokens) per
         minute, or a `Limits`.
     speed : float
-        API seconds that pass in one real second.
+        API seconds per real second.
     seed : int
-        Decides replies, latencies and faults. A reply depends on the seed and the request alone.
+        Decides replies, latencies and faults. A reply depends only on the seed and the request.
     latency : float, callable or None
-        API seconds of each reply, or ``latency(body, output_tokens)`` giving them. None draws plausible
-        ones by model and length; they are invented, as no measured ones are published.
+        API seconds of each reply, or ``latency(body, output_tokens)`` that returns them. None draws
+        plausible ones by model and length. They are invented, because no measured ones are published.
     faults : mapping, optional
-        What goes wrong and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``, or at which try,
-        such as ``{"create_lost": Fault(tries=[1])}``. By status, or by name: ``"overloaded"`` (529),
-        ``"rate_limit"`` (429), ``"server_error"`` (500), ``"timeout"`` (no answer ever comes), ``"drop"``
-        (the connection closes), and more in `Faults`. `stats` counts the first three by their status and
+        What fails and how often, such as ``{529: 0.05, "drop": (0.5, 30, 60)}``, or at which try, such
+        as ``{"create_lost": Fault(tries=[1])}``. A key is a status or a name: ``"overloaded"`` (529),
+        ``"rate_limit"`` (429), ``"server_error"`` (500), ``"timeout"`` (never answers), ``"drop"``
+        (closes the connection), and more in `Faults`. `stats` counts the first three by their status and
         ``"timeout"`` as ``"hang"``.
     replies : callable, optional
-        ``replies(body)`` gives the text, or a JSON value, of each reply. Called from the simulator's
-        thread.
+        ``replies(body)`` returns the text, or a JSON value, of each reply. It is called in the
+        simulator's thread.
     varied : bool
-        True: an equal request is answered differently each time, as models do. A reply then depends
+        True answers an equal request differently each time, as models do. A reply then also depends
         on how often its request was answered before.
     bucket_seconds : float
-        How many seconds of its limit a full bucket holds: 60, or 1 where the limit is enforced by the
+        Seconds of its limit that a full bucket holds: 60, or 1 where the limit is enforced by the
         second.
     batch_seconds : float, callable or None
-        API seconds that a batch takes, or ``batch_seconds(number of requests)`` giving them. None draws
-        them by seed: some minutes for a small batch, about half an hour for 100,000 requests.
+        API seconds that a batch takes, or ``batch_seconds(number of requests)`` that returns them. None
+        draws them by seed: a few minutes for a small batch, about half an hour for 100,000 requests.
     port : int
-        0 takes any free one.
+        0 takes any free port.
     host : str
-        The address to listen on. Other machines reach only ``"0.0.0.0"``, or an address of this one.
+        Address to listen on. For calls from other machines, give ``"0.0.0.0"`` or an address of this one.
     **limits : float
-        Replace single limits: `requests_per_minute`, `input_tokens_per_minute`,
+        Override single limits: `requests_per_minute`, `input_tokens_per_minute`,
         `output_tokens_per_minute`, `batch_queue_requests`, `batch_requests_per_minute`,
         `count_tokens_per_minute`.
 
     Notes
     -----
-    Where a reply can be right or wrong (a label, a flag), the seed and the text decide what is right, the
-    same for every model, and each model finds it by its own luck with a skill of its line: Haiku 0.90,
-    Sonnet 0.95, Opus 0.97, Fable and Mythos 0.98, models of the older tokenizer 0.03 less. These figures are
-    invented so that trials of models can be practised; they say nothing of the real models.
+    Where a reply can be right or wrong (a label, a flag), the seed and the text decide the right answer, the
+    same for every model. Each model finds it independently, with the skill of its line: Haiku 0.90, Sonnet
+    0.95, Opus 0.97, Fable and Mythos 0.98; models with the older tokenizer have 0.03 less. These figures are
+    invented so that you can practice trials of models; they say nothing about the real models.
 
     Examples
     --------
@@ -120,42 +120,41 @@ class Simulator:
         self.url, self._loop, self._over = served.result(START_SECONDS)
 
     def client(self, **options: Any) -> AsyncAnthropic:
-        """Return a client of this simulator; a run works on a copy of it that does not retry.
+        """Return a client of this simulator; a run uses a copy of it that does not retry.
 
         Spends: nothing.
 
         Parameters
         ----------
         **options
-            As `anthropic.AsyncAnthropic` takes them.
+            Passed to `anthropic.AsyncAnthropic`.
         """
         import anthropic  # noqa: PLC0415  # slow to import
 
         if "http_client" not in options:
-            # No proxy from the environment: nothing of a simulation leaves this machine.
+            # Ignore proxies set in the environment: no simulated call leaves this machine.
             http: Any = anthropic.DefaultAioHttpClient(trust_env=False)
-            http.claudescale = True  # so that a run makes itself one of its own
+            http.claudescale = True  # lets a run replace it with its own
             options["http_client"] = http
         return anthropic.AsyncAnthropic(**{"base_url": self.url, "api_key": "simulated", **options})
 
     @property
     def stats(self) -> dict[str, Any]:
-        """What the simulator counted so far, by its own account.
+        """What the simulator itself has counted so far.
 
         Spends: nothing.
 
         Calls to the Messages API; `batches_created`; `refused` by kind; `faults` that struck;
-        `billed_rows` and `distinct_rows_billed`; `free_refusals`; `web_searches`; tokens, those of free
-        refusals too; `dollars` at list price; the most in flight;
-        the most requests, input tokens and output tokens that fell in any one second and in any one
-        minute.
+        `billed_rows` and `distinct_rows_billed`; `free_refusals`; `web_searches`; tokens, including those
+        of free refusals; `dollars` at list price; the peak number of calls in flight; the peak numbers of
+        requests, input tokens and output tokens in any one second and in any one minute.
         """
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return self.desk.account.figures()
         return asyncio.run_coroutine_threadsafe(self._shell.stats(), self._loop).result()
 
     def close(self) -> None:
-        """Stop; what is open is closed. A second call does nothing.
+        """Stop, and close open connections. A second call does nothing.
 
         Spends: nothing.
         """

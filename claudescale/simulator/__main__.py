@@ -26,7 +26,7 @@ OPTIONS |= dict.fromkeys(NUMBERS, float)
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Return what the command line takes: the parameters of `Simulator` that are numbers, texts or JSON."""
+    """Return the parser, with the parameters of `Simulator` that are numbers, strings or JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m claudescale.simulator",
         description=Simulator.__doc__,
@@ -42,16 +42,16 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def address(simulator: Simulator, host: str) -> str:
-    """Return where others reach the simulator."""
+    """Return the URL at which other machines reach the simulator."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         if host == EVERYWHERE:
-            out.connect(("192.0.2.1", 9))  # an address of nobody, to which nothing is sent
+            out.connect(("192.0.2.1", 9))  # reserved by RFC 5737; a UDP connect sends nothing
             return simulator.url.replace("127.0.0.1", out.getsockname()[0])
     return simulator.url
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C or a signal to end, and return the exit status."""
+    """Serve until SIGINT (Ctrl-C) or SIGTERM, and return the exit status."""
     parser = arguments()
     options = vars(parser.parse_args(given))
     is_class = options.pop("is_class", False)

@@ -1,7 +1,7 @@
-"""One account of the API: its limits, what is left of them, its bill, and the desk that decides each call.
+"""One account of the API: its limits, its token buckets, its bill, and the desk that decides each call.
 
-Nothing here has input, output or a clock of its own. Time is passed in, as API seconds since 1970.
-`Desk.admit` decides when a call arrives, `Desk.finish` when its reply is complete; whoever calls them waits.
+Nothing here does I/O or reads a clock: callers pass in the time, as API seconds since 1970. `Desk.admit`
+decides a call when it arrives, and `Desk.finish` answers it when its reply is complete; the caller waits.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ KINDS = ("requests", "input-tokens", "output-tokens")
 FURTHER = ("batch_queue_requests", "batch_requests_per_minute", "count_tokens_per_minute")
 LISTED = ("requests_per_minute", "input_tokens_per_minute_cache_aware", "output_tokens_per_minute")
 LIMITS = (*RATES, *FURTHER)
-PROMISED_GROUP = "fable-5"  # limits for a line whose own row is not published
-SLACK = 1e-6  # of a token: what rounding of times near 2e9 seconds can cost
+PROMISED_GROUP = "fable-5"  # whose limits also apply to groups without published ones
+SLACK = 1e-6  # tokens, to absorb the rounding of times near 2e9 seconds
 COUNTED = ("calls", "batches_created", "free_refusals", "web_searches", "in_flight", "peak_in_flight")
 WINDOWS = {"second": 1.0, "minute": 60.0}
-WEB_SEARCH_DOLLARS = 0.01  # each, in batches too
+WEB_SEARCH_DOLLARS = 0.01  # per search, also in batches
 FAST_FACTOR = 2.0
 
 
@@ -42,7 +42,7 @@ FAST_FACTOR = 2.0
 
 
 def terms(tier: Any, limits: Mapping[str, float]) -> catalog.Tier:
-    """Return a tier, or a made-up one with three numbers or an object's limits, any of them replaced."""
+    """Return a tier, or a custom one with three numbers or an object's limits, some of them overridden."""
     for name in limits.keys() - {*LIMITS}:
         msg = f"there is no limit {name!r}.{nearest(name, LIMITS)} Limits: {', '.join(LIMITS)}"
         raise TypeError(msg)
@@ -74,7 +74,7 @@ def terms(tier: Any, limits: Mapping[str, float]) -> catalog.Tier:
 
 
 def rate_limits(tier: catalog.Tier, now: float) -> dict[str, Any]:
-    """Return the answer to ``GET /v1/organizations/rate_limits``, all of them on one page."""
+    """Return the answer to ``GET /v1/organizations/rate_limits``, with all limits on one page."""
     at, groups = datetime.fromtimestamp(now, UTC), defaultdict[str, list[str]](list)
     for model in catalog.MODELS.values():
         if not model.verified_only and catalog.lifecycle(model, at) != "retired":
@@ -100,14 +100,14 @@ def rate_limits(tier: catalog.Tier, now: float) -> dict[str, Any]:
 
 
 class Bucket:
-    """One limit a minute that refills continuously; replies take from it while they are written.
+    """A token bucket that refills continuously; replies drain it while they are written.
 
     Parameters
     ----------
     per_minute : float
-        The limit. It refills at a sixtieth of it each second.
+        The limit. A sixtieth of it refills each second.
     capacity : float
-        The most it holds, and what it holds at the start.
+        The highest level, and the level at the start.
     now : float
         API seconds at the start.
     """
@@ -116,11 +116,11 @@ class Bucket:
         self.per_minute, self.per_second = per_minute, per_minute / 60
         self.capacity = self.level = capacity
         self.updated = now
-        self._changes: list[tuple[float, float]] = []  # when the speed of all writing changes, and by what
+        self._changes: list[tuple[float, float]] = []  # when the total write rate changes, and by how much
         self._written_per_second = 0.0
 
     def refill(self, now: float) -> float:
-        """Return the level at `now`: below zero where more was taken than it held."""
+        """Return the level at `now`, which is below zero where the bucket is overdrawn."""
         while self._changes and self._changes[0][0] <= now:
             at, change = heapq.heappop(self._changes)
             self._pass(at)
@@ -135,17 +135,17 @@ class Bucket:
             self.updated = now
 
     def write(self, begin: float, end: float, tokens: float) -> None:
-        """Take `tokens` evenly from `begin` to `end`, neither of them past."""
+        """Take `tokens` evenly from `begin` to `end`, neither of which is in the past."""
         heapq.heappush(self._changes, (begin, tokens / (end - begin)))
         heapq.heappush(self._changes, (end, -tokens / (end - begin)))
 
     def wait(self, now: float, need: float = 1) -> float:
-        """Return the seconds until it holds `need`, or is full if `need` is more than it can hold."""
+        """Return the seconds until it holds `need`, or is full if `need` exceeds its capacity."""
         missing = min(need, self.capacity) - self.refill(now)
         return missing / self.per_second if missing > SLACK else 0.0
 
     def take(self, now: float, kind: str, calls: str) -> None:
-        """Take a call of an endpoint with a rate of its own; refuse it if there were too many."""
+        """Take one call to an endpoint with its own rate limit, or refuse it if the bucket is empty."""
         if wait := self.wait(now):
             words = f"This request would exceed your rate limit of {self.per_minute:,.0f} {calls} per minute."
             raise Problem(429, words, kind, retry_after=wait)
@@ -153,19 +153,19 @@ class Bucket:
 
 
 class Buckets:
-    """Admission of one group of models: requests, input tokens and output tokens per minute.
+    """The token buckets of one group of models: requests, input tokens and output tokens per minute.
 
     A call is admitted when each bucket holds what the call needs, or is full where the call needs
-    more than a full bucket. Output is not reserved: it is taken while it is produced, so the bucket
-    may fall below zero, and admits nothing until it has paid that debt.
+    more than a full bucket. Output is not reserved but taken while it is produced. Its bucket may
+    therefore fall below zero, and then admits nothing until it has refilled to above zero.
 
     Parameters
     ----------
     *per_minute : float
         The limits: requests, input tokens, output tokens.
     bucket_seconds : float
-        How many seconds' worth a full bucket holds: 60 is the whole minute, 1 enforces the limit
-        by the second. The requests' bucket holds at least one.
+        Seconds of its limit that a full bucket holds: 60 is the whole minute, 1 enforces the limit
+        by the second. The requests bucket holds at least one request.
     now : float
         API seconds at the start; the buckets start full.
     """
@@ -178,12 +178,12 @@ class Buckets:
         self.named = dict(zip(KINDS, buckets, strict=True))
 
     def waits(self, now: float, *, input_tokens: float = 0) -> dict[str, float]:
-        """Return the seconds until each bucket would admit the call; all zero if now."""
-        needs = (1, input_tokens, 10 * SLACK)  # of output more than none: out of debt
+        """Return the seconds until each bucket would admit the call; all are zero if it may go now."""
+        needs = (1, input_tokens, 10 * SLACK)  # output only has to be above zero
         return {name: self.named[name].wait(now, need) for name, need in zip(KINDS, needs, strict=True)}
 
     def admit(self, now: float, *, input_tokens: float = 0) -> bool:
-        """Return whether the call may go now; if so a request and its input tokens are taken."""
+        """Return whether the call may go now, and if so, take one request and its input tokens."""
         if any(self.waits(now, input_tokens=input_tokens).values()):
             return False
         self.requests.level -= 1
@@ -191,7 +191,7 @@ class Buckets:
         return True
 
     def produce(self, now: float, output_tokens: float, *, begin: float | None = None) -> None:
-        """Take the output tokens of a reply: at `now`, or evenly from `begin` until then."""
+        """Take the output tokens of a reply, at `now` or evenly from `begin` until `now`."""
         if begin is not None and begin < now:
             self.output_tokens.write(begin, now, output_tokens)
         else:
@@ -199,7 +199,7 @@ class Buckets:
             self.output_tokens.level -= output_tokens
 
     def retry_after(self, now: float, *, input_tokens: float = 0) -> int:
-        """Return the whole seconds after which the same call would be admitted; at least 1."""
+        """Return the whole seconds, at least 1, until the same call would be admitted."""
         waits = self.waits(now, input_tokens=input_tokens).items()
         whole = (math.ceil(wait - SLACK / self.named[name].per_second) for name, wait in waits)
         return max(1, *whole)
@@ -207,8 +207,8 @@ class Buckets:
     def headers(self, now: float) -> dict[str, str]:
         """Return the rate-limit headers of an answer given at `now`.
 
-        Token figures are rounded to the nearest thousand, as the API does; a debt shows as 0. The
-        `tokens` headers repeat whichever token limit has the smaller part left.
+        Token figures are rounded to the nearest thousand, as on the API, and an overdrawn bucket shows
+        0. The `tokens` headers repeat those of the token limit with the smaller share left.
 
         Notes
         -----
@@ -233,10 +233,10 @@ class Buckets:
 
 
 def list_dollars(model_id: str, mode: catalog.Mode, day: date, reply: Reply) -> float:
-    """Return what the tokens of a reply cost by the list price of a day; nothing where there is none."""
+    """Return the cost of a reply's tokens at the list price of `day`, or 0 if there is no price."""
     try:
         steps = catalog.list_price(model_id, mode, day)
-    except PlanError:  # no price of that model, or none yet on the simulated day
+    except PlanError:  # no price for this model, or none yet on the simulated day
         return 0.0
     _, *prices = [step for step in steps if sum(reply.shares) > step.above_tokens][-1]
     tokens = (*reply.shares, reply.output_tokens)
@@ -244,7 +244,7 @@ def list_dollars(model_id: str, mode: catalog.Mode, day: date, reply: Reply) -> 
 
 
 class Window:
-    """What fell into a sliding window of time, the most that ever did, and all there was."""
+    """A sum over a sliding window of time, its maximum so far, and the overall total."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self._seconds = seconds
@@ -252,14 +252,14 @@ class Window:
         self._sum = self.most = self.total = 0.0
 
     def add(self, now: float, amount: float) -> None:
-        """Count `amount` at `now`."""
+        """Add `amount` at `now`."""
         self._events.append((now, amount))
         self._sum += amount
         self.total += amount
         self.most = max(self.most, self.recent(now))
 
     def recent(self, now: float) -> float:
-        """Return what fell into the window that ends `now`."""
+        """Return the sum over the window that ends at `now`."""
         while self._events and self._events[0][0] <= now - self._seconds:
             self._sum -= self._events.popleft()[1]
         return self._sum
@@ -267,7 +267,7 @@ class Window:
 
 @dataclass(slots=True)
 class Tally:
-    """The calls of one key: how many passed and how many were refused, and their tokens."""
+    """The calls of one API key: those that passed, those that were refused, and their tokens."""
 
     passed: Window = field(default_factory=Window)
     refused: Window = field(default_factory=Window)
@@ -275,7 +275,7 @@ class Tally:
 
 
 class Account:
-    """What the server billed and refused, and how hard it was pressed, since the simulator began."""
+    """The bill, the refusals and the peak load of one account since the simulator started."""
 
     def __init__(self) -> None:
         self.counts = Counter(dict.fromkeys((*COUNTED, *USAGE), 0))
@@ -289,7 +289,7 @@ class Account:
         self._peaks = {(name, unit): Window(WINDOWS[unit]) for name in names for unit in WINDOWS}
 
     def press(self, now: float, calls: int, **amounts: float) -> None:
-        """Count calls that began, or ended where there are fewer than none, and what they took at `now`."""
+        """Add `calls` to those in flight (negative as calls end), and the amounts that they took at `now`."""
         self.counts["in_flight"] += calls
         self.counts["peak_in_flight"] = max(self.counts["peak_in_flight"], self.counts["in_flight"])
         for name, amount in amounts.items():
@@ -297,7 +297,7 @@ class Account:
                 self._peaks[name, unit].add(now, amount)
 
     def bill(self, now: float, model_id: str, mode: catalog.Mode, key: bytes, reply: Reply) -> None:
-        """Add one reply to the bill: no dollars for most refusals, whose tokens count."""
+        """Add one reply to the bill; most refusals cost nothing, but their tokens count."""
         tokens = (*reply.shares, reply.output_tokens, reply.thinking_tokens)
         self.counts.update(dict(zip(USAGE, tokens, strict=True)))
         if not reply.billed:
@@ -330,12 +330,12 @@ class Account:
 WRONG_KEYS = ("wrong", "sk-wrong")
 ORDINARY_KEYS = ("sk-ant-api",)
 AGAIN = " Try again after the time in the retry-after header."
-SHOWN_LETTERS = 4  # of a key
+SHOWN_LETTERS = 4  # at the start of a key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How a simulator was asked to behave; `Simulator` says what each means."""
+    """The options of a simulator, explained in `Simulator`."""
 
     tier: Any = "start"
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -349,7 +349,7 @@ class Options:
 
 
 class Request(NamedTuple):
-    """A request that the API takes: its body, its model, the key to all its luck, and its prompt, weighed."""
+    """A valid request: its body, its model, the key that seeds its draws, and its measured prompt."""
 
     body: dict[str, Any]
     model: catalog.ModelFacts
@@ -358,7 +358,7 @@ class Request(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """A call that was let in: its message, and when that begins and is complete in API seconds."""
+    """An admitted call: its message, and the API seconds when that begins and is complete."""
 
     request: Request
     reply: replies.Reply
@@ -370,12 +370,12 @@ class Admission(NamedTuple):
 
 
 def key_of(headers: Mapping[str, str]) -> str:
-    """Return the key a call came with."""
+    """Return the API key of a call."""
     return headers.get("x-api-key") or (headers.get("authorization") or "").removeprefix("Bearer ")
 
 
 class Desk:
-    """The Messages API of one account, since `now` in API seconds."""
+    """The Messages API of one account, which starts at `now` in API seconds."""
 
     def __init__(self, options: Options, now: float) -> None:
         self.options = options
@@ -383,7 +383,7 @@ class Desk:
         self.account = Account()
         self.cache = requests.PromptCache()
         self.faults = Faults(options.faults, options.seed)
-        self.groups: dict[str, Buckets] = {}  # of models
+        self.groups: dict[str, Buckets] = {}  # by group of models
         per_minute = self.terms.count_tokens_per_minute or 0
         self._counts = Bucket(per_minute, max(1.0, per_minute * options.bucket_seconds / 60), now)
         self._began, self._number, self._asked = now, 0, Counter[bytes]()
@@ -397,7 +397,7 @@ class Desk:
         return self.groups[group]
 
     def next_id(self, prefix: str) -> str:
-        """Return an id that was not given before."""
+        """Return a new id."""
         self._number += 1
         return f"{prefix}_sim{self.options.seed:04d}{self._number:016d}"
 
@@ -408,21 +408,18 @@ class Desk:
         return Answer(200, {**wire.MARKS, "request-id": self.next_id("req")}, wire.json_bytes(value))
 
     def refuse(self, problem: Problem) -> Answer:
-        """Return the answer to a call that is not let in, and count it."""
+        """Return the answer to a refused call, and count it."""
         self.account.refused[problem.kind] += 1
         request_id = self.next_id("req")
         sent = {**wire.MARKS, "request-id": request_id, **problem.headers}
         return Answer(problem.status, sent, wire.json_bytes(problem.body(request_id)))
 
     def authorize(self, headers: Mapping[str, str], *, admin: bool = False, versioned: bool = False) -> None:
-        """Refuse a call without a key, or with a wrong one, or with no admin's where an `admin` is asked for.
-
-        Every key but one that looks like an ordinary one (``sk-ant-api...``) may do what an admin may.
-        One that is `versioned` has to say a version of the API.
-        """
+        """Check a call's key, its admin rights if `admin` is set, and its version if `versioned` is set."""
         key, version = key_of(headers), headers.get("anthropic-version")
         if not key.strip() or key.startswith(WRONG_KEYS):
             raise Problem(401, "" if key.strip() else "x-api-key header is required")
+        # Any key counts as an admin's, unless it looks like an ordinary one.
         if admin and key.startswith(ORDINARY_KEYS):
             raise Problem(403, "This endpoint requires an Admin API key.")
         if versioned and version not in requests.VERSIONS:
@@ -430,7 +427,7 @@ class Desk:
             raise Problem(400, f"anthropic-version: {wrong}")
 
     def check_spending(self, now: float, *, coded: bool = True) -> None:
-        """Refuse a call once as much was spent as the faults allow; only the Messages API has a code."""
+        """Refuse a call once spending reaches a cap in the faults; only the Messages API sends a code."""
         late = datetime.fromtimestamp(now, UTC).replace(day=28)
         until = f"You will regain access on {late + timedelta(days=4):%Y-%m}-01 at 00:00 UTC."
         for level, (status, code, words) in TABLES["spending"].items():
@@ -445,8 +442,8 @@ class Desk:
         Returns
         -------
         Admission or Answer
-            An admission is finished by `finish` at its `done_at`. An answer is final: the call was
-            refused, or struck by a fault, and took nothing.
+            Pass an admission to `finish` at its `done_at`. An answer is final: the call was refused, or
+            struck by a fault, and took nothing from the buckets.
         """
         self.account.counts["calls"] += 1
         caller, limits = key_of(headers), dict[str, str]()
@@ -465,14 +462,14 @@ class Desk:
         return decision
 
     def count_tokens(self, now: float, raw: bytes, headers: Mapping[str, str]) -> dict[str, int]:
-        """Answer ``POST /v1/messages/count_tokens``, which has a limit of its own and is free."""
+        """Return the answer to ``POST /v1/messages/count_tokens``, free and with its own rate limit."""
         body, model = self._opened(now, raw, headers)
         requests.check(body, model, headers, counting=True)
         self._counts.take(now, "count_tokens_per_minute", "requests")
         return {"input_tokens": requests.measure(body, model)[-1].tokens}
 
     def read(self, body: dict[str, Any], model: catalog.ModelFacts, headers: Mapping[str, str]) -> Request:
-        """Return a request, or refuse what is wrong with it, such as that it is too long."""
+        """Return a request, or refuse it if it is invalid or exceeds the context window."""
         requests.check(body, model, headers)
         prefixes, most = requests.measure(body, model), model.context_tokens
         if (tokens := prefixes[-1].tokens) > most:
@@ -482,20 +479,20 @@ class Desk:
     def _opened(
         self, now: float, raw: bytes, headers: Mapping[str, str]
     ) -> tuple[dict[str, Any], catalog.ModelFacts]:
-        """Return the body of a call with a key and a version, and its model."""
+        """Return the body and model of a call, or refuse it."""
         self.authorize(headers, versioned=True)
         body = wire.read_object(raw, catalog.MESSAGE.max_bytes)
         return body, requests.named_model(body, now)
 
     def struck(self, kinds: tuple[str, ...], key: bytes, attempt: int, now: float) -> str | None:
-        """Return the first of these faults that strikes a try, and count it."""
+        """Return the first of these faults that strikes a try, if any, and count it."""
         kind = self.faults.strikes(kinds, key, attempt, now - self._began)
         if kind is not None:
             self.account.faults[kind] += 1
         return kind
 
     def _failed(self, now: float, request: Request, attempt: int) -> Answer | None:
-        """Refuse a call by a fault, before it is let in, or return what becomes of its answer."""
+        """Refuse a call that a fault strikes before admission, or return its broken answer, or None."""
         self.check_spending(now)
         kind = self.struck(BEFORE, request.key, attempt, now)
         if kind in {"drop", "hang"}:
@@ -511,7 +508,7 @@ class Desk:
         return None
 
     def _let_in(self, now: float, request: Request, attempt: int, tally: Tally) -> Admission:
-        """Return the admission of a call, or refuse it where a bucket has too little left."""
+        """Return the admission of a call, or refuse it if a bucket holds too little."""
         buckets, shares = self.buckets(request.model, now), self.cache.shares(now, request.prefixes)
         need = shares.limited_input_tokens
         if not buckets.admit(now, input_tokens=need):
@@ -523,7 +520,7 @@ class Desk:
             raise Problem(429, words, f"{name.replace('-', '_')}_per_minute", retry_after=after)
         reply, message = self.compose(now, request, shares, "standard")
         self.account.press(now, 1, requests=1, input_tokens=reply.shares.limited_input_tokens)
-        buckets.input_tokens.level -= reply.searched_tokens  # the estimate at the start is corrected
+        buckets.input_tokens.level -= reply.searched_tokens  # corrects the estimate at admission
         begins, ends = replies.seconds(request.key, request.model.line, reply)
         if (latency := self.options.latency) is not None:
             ends = latency(request.body, reply.output_tokens) if callable(latency) else latency
@@ -537,7 +534,7 @@ class Desk:
     def compose(
         self, now: float, request: Request, shares: requests.Shares, tier: str
     ) -> tuple[replies.Reply, dict[str, Any]]:
-        """Return the reply to a request, spoiled where a fault strikes it, and its message."""
+        """Return the reply to a request, spoiled if a fault strikes it, and its message."""
         body, model, key, _ = request
         if self.options.varied:
             self._asked[key] += 1
@@ -549,13 +546,13 @@ class Desk:
             stand_in.spoil(fault, reply)
         reply.shares = shares._replace(input_tokens=shares.input_tokens + reply.searched_tokens)
         message = wire.message(self.next_id("msg"), model.snapshot, reply, tier)
-        # Of earlier messages nothing is kept, as on the API after some time.
+        # Earlier messages are not kept; the API forgets them after some time.
         if (body.get("diagnostics") or {}).get("previous_message_id") is not None:
             message["diagnostics"] = {"cache_miss_reason": {"type": "previous_message_not_found"}}
         return reply, message
 
     def finish(self, now: float, admission: Admission) -> Answer:
-        """Return the answer to an admitted call whose reply is complete at `now`; bills it."""
+        """Bill an admitted call whose reply is complete at `now`, and return its answer."""
         self.settle(now, admission)
         headers, fault = self.headers(now, admission), admission.fault
         body = wire.json_bytes(admission.message)
@@ -564,7 +561,7 @@ class Desk:
         return Answer(200, headers, body, "drop" if fault == "drop_after" else fault)
 
     def settle(self, now: float, admission: Admission) -> None:
-        """Bill a reply, without making an answer."""
+        """Bill an admitted call without building its answer."""
         reply = admission.reply
         self.account.press(now, -1, output_tokens=reply.output_tokens)
         admission.tally.tokens.add(now, reply.shares.limited_input_tokens + reply.output_tokens)

@@ -1,8 +1,8 @@
-"""Message batches of one account: created, worked off in simulated time, listed, canceled, read.
+"""The message batches of one account, processed in simulated time.
 
-Each row is done at a simulated moment of its own. `Batches.work` does those whose moment has come, and
-ends the batch in time; whoever calls it does the waiting. Until a batch has ended its counts say only
-how many rows it has, as on the API.
+Each row is due at its own simulated moment. `Batches.work` processes the rows that are due and ends each
+batch on time; its caller does the waiting. Until a batch has ended, its counts only say how many rows it
+has, as on the API.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ MAX_BYTES = catalog.BATCH.max_bytes
 REFUSED = (*catalog.BATCH.refused_parameters, "fallbacks", "thread")
 CUSTOM_ID = re.compile(catalog.BATCH.custom_id_pattern.removeprefix("^").removesuffix("$"))
 UNANSWERED = {"create_dropped": "drop", "create_lost": "drop", "create_hang": "hang"}
-CANCEL_SECONDS = 20.0  # what is under way may still finish
+CANCEL_SECONDS = 20.0  # rows in progress may still finish
 DAY = 24 * 3600.0
 STUCK_SECONDS = 1e12
 COUNTS = ("processing", "succeeded", "errored", "canceled", "expired")
 BASE_SECONDS, SECONDS_PER_ROW = 180.0, 0.02
-SECONDS_TO_BEGIN = 1.0  # of a reply: only then others can read what it wrote to the cache
+SECONDS_TO_BEGIN = 1.0  # until a reply begins, and other rows can read its cache entry
 
 
 class Row(NamedTuple):
-    """One request that is not done: when it will be, its place in the batch, and its JSON."""
+    """One pending request: when it will be done, its place in the batch, and its JSON."""
 
     done_at: float
     place: int
@@ -49,18 +49,18 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """One batch.
+    """One message batch.
 
     Attributes
     ----------
     mark : bytes
-        What its luck is drawn from: the simulator's seed and its number.
+        Seeds its draws: a hash of the simulator's seed and the batch's number.
     seconds : float
-        API seconds from its creation until the last row would be done.
+        API seconds from its creation within which all rows would be done.
     agenda : list of Row
-        The rows that are not done, the next one last.
+        The pending rows, the next one last.
     lines : list of bytes
-        The results, until the batch is archived.
+        The results, one JSON line per processed row.
     """
 
     id: str
@@ -78,12 +78,12 @@ class Batch:
 
     @property
     def ends_at(self) -> float:
-        """When it ends as things stand."""
+        """API seconds at which it is due to end."""
         planned = min(self.created_at + self.seconds, self.expires_at)
         return planned if self.canceled_at is None else min(planned, self.canceled_at + CANCEL_SECONDS)
 
     def shown(self, now: float, base_url: str = "") -> dict[str, Any]:
-        """Return it as the API shows it at `now`."""
+        """Return the batch as the API shows it at `now`."""
         ended, archived = self.settled_at is not None, now >= self.archived_at
         state = "in_progress" if self.canceled_at is None else "canceling"
         counts: Mapping[str, int] = {"processing": len(self.agenda) + len(self.lines)}
@@ -98,7 +98,7 @@ class Batch:
 
 
 class Batches:
-    """The Message Batches API of one desk, whose limits, cache, bill and faults these batches share."""
+    """The Message Batches API of one desk, whose limits, prompt cache, bill and faults it shares."""
 
     def __init__(self, desk: Desk, now: float) -> None:
         self._desk, self._batches = desk, dict[str, Batch]()
@@ -106,7 +106,7 @@ class Batches:
         self._calls = Bucket(per_minute, per_minute, now)
 
     def called(self, now: float, *, polls: bool = False) -> None:
-        """Count a call to any endpoint of batches; refuse it if there were too many, or by a fault."""
+        """Count a call to a batch endpoint, or refuse it by the rate limit or a fault."""
         self._calls.take(now, "batch_requests_per_minute", "batch requests")
         if polls and self._struck("poll_failed", b"poll", now):
             raise Problem(500)
@@ -117,7 +117,7 @@ class Batches:
     # ------------------------------------------------------------------------------------------- creation
 
     def create(self, now: float, raw: bytes, headers: Mapping[str, str]) -> Answer | dict[str, Any]:
-        """Return the answer to ``POST /v1/messages/batches``. Each row's `params` are checked only later."""
+        """Return the answer to ``POST /v1/messages/batches``; `params` are checked later, row by row."""
         attempt = self._desk.faults.attempt(b"create")
         fault = self._desk.struck(CREATE_BEFORE, b"create", attempt, now)
         if fault is None:
@@ -147,7 +147,7 @@ class Batches:
         if desk.struck(("batch_stuck",), b"batch", number, now):
             seconds = STUCK_SECONDS
         luck = draws(mark, "moments")
-        # Above 0: a row is done after its batch was made, and those of a stuck one are never done.
+        # Factors above 0: no row is done at creation, and no row of a stuck batch is ever done.
         agenda = [Row(now + seconds * (1 - luck.random()), *row) for row in enumerate(rows)]
         agenda.sort(key=lambda row: row.done_at, reverse=True)
         batch = Batch(
@@ -158,7 +158,7 @@ class Batches:
         self._batches[batch.id] = batch
         return batch
 
-    # --------------------------------------------------------------------------------------------- its life
+    # -------------------------------------------------------------------------------------------- life cycle
 
     def find(self, name: str) -> Batch:
         """Return a batch by its id."""
@@ -167,11 +167,11 @@ class Batches:
         return self._batches[name]
 
     def shown(self, now: float, base_url: str = "") -> list[dict[str, Any]]:
-        """Return the batches, newest first."""
+        """Return all batches, newest first."""
         return [batch.shown(now, base_url) for batch in reversed(self._batches.values())]
 
     def cancel(self, now: float, batch: Batch) -> dict[str, Any]:
-        """Begin to cancel; what is under way may still finish."""
+        """Begin to cancel a batch; rows in progress may still finish."""
         if batch.settled_at is not None or now >= batch.ends_at:
             raise Problem(400, f"Message batch {batch.id} has already ended and cannot be canceled")
         batch.canceled_at = batch.canceled_at or now
@@ -185,7 +185,7 @@ class Batches:
         return {"id": batch.id, "type": "message_batch_deleted"}
 
     def results(self, now: float, batch: Batch) -> tuple[list[bytes], bool]:
-        """Return the lines of a batch's results, in no order, and whether a fault breaks them off."""
+        """Return a batch's result lines, in random order, and whether a fault cuts them off."""
         if batch.settled_at is None:
             raise Problem(400, f"Message batch {batch.id} has no results yet: it has not ended")
         if now >= batch.archived_at:
@@ -196,10 +196,7 @@ class Batches:
         return [*whole, last[: len(last) // 2]], True
 
     def work(self, now: float) -> Iterator[None]:
-        """Decide the rows that are due by `now`, and end the batches that are over.
-
-        It yields after every row so that others get their turn, and may be left there and begun anew.
-        """
+        """Process the rows that are due by `now`, yielding after each, and end the batches that are over."""
         for batch in [batch for batch in self._batches.values() if batch.settled_at is None]:
             over = now >= batch.ends_at
             while batch.agenda and (over or batch.agenda[-1].done_at <= now):
@@ -211,13 +208,13 @@ class Batches:
                 batch.counts[result["type"]] += 1
                 line = wire.json_bytes({"custom_id": request["custom_id"], "result": result})
                 batch.lines.append(line + b"\n")
-                yield
+                yield  # lets the caller serve others; it may also stop here and start a new iterator later
             if over and batch.settled_at is None:
                 draws(batch.mark, "order").shuffle(batch.lines)
                 batch.settled_at = batch.ends_at
 
     def _result(self, batch: Batch, row: Row, params: dict[str, Any]) -> dict[str, Any]:
-        """Return how a row ends, at its moment, and bill its reply."""
+        """Return the result of a row at the moment it is done, and bill its reply."""
         desk, now = self._desk, row.done_at
         try:
             request = desk.read(params, _model_of(params, now), batch.headers)
@@ -226,7 +223,7 @@ class Batches:
                 return {"type": "expired"}
             if fault is not None:
                 raise trouble(fault)
-            # The luck of a row with the cache is drawn from its place.
+            # A row's chance of a prompt cache hit is drawn by its place in the batch.
             mark = blake2b(batch.mark + f" {row.place}".encode(), digest_size=16).digest()
             may_read = draws(mark, "hit").random() < _hits(batch, request.prefixes)
             shares = desk.cache.shares(now, request.prefixes, may_read=may_read)
@@ -239,7 +236,7 @@ class Batches:
 
 
 def requests_of(raw: bytes) -> list[bytes]:
-    """Return the requests of a new batch, each as JSON of its own, which takes less room than its value."""
+    """Return the requests of a new batch, each as JSON, which takes less memory than parsed values."""
     body, most, seen = wire.read_object(raw, MAX_BYTES), catalog.BATCH.max_requests, set[str]()
     rows = body.get("requests")
     if isinstance(rows, list) and len(rows) > most:
@@ -258,7 +255,7 @@ def requests_of(raw: bytes) -> list[bytes]:
 
 
 def _model_of(params: dict[str, Any], now: float) -> catalog.ModelFacts:
-    """Return the model a row names, or refuse what batches alone refuse."""
+    """Return the model that a row names, or refuse parameters and models that batches do not support."""
     model, refused = named_model(params, now), [name for name in REFUSED if params.get(name)]
     if params.get("max_tokens") == 0:
         refused.append("max_tokens 0")
@@ -270,7 +267,7 @@ def _model_of(params: dict[str, Any], now: float) -> catalog.ModelFacts:
 
 
 def _hits(batch: Batch, prefixes: list[Prefix]) -> float:
-    """Return how likely a row finds a prefix that the cache holds: better with an hour than 5 minutes."""
+    """Return the probability that a row hits a cached prefix, higher for a TTL of 1 hour than 5 minutes."""
     fewest, most = map(float, catalog.BATCH.cache_hit_shares)
     luck = draws(batch.mark, "cache").random() / 2
     if any(prefix.ttl == "1h" for prefix in prefixes):

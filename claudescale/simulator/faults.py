@@ -1,4 +1,4 @@
-"""What can be made to go wrong, how often, and when: all by seed."""
+"""Simulated faults: their kinds, how often and when they strike, all decided by the seed."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ KINDS = tuple(dict.fromkeys((*BEFORE, *AFTER, *IN_REPLY, *BATCH, *LEVELS)))
 
 
 def draws(key: bytes, purpose: str = "") -> Random:
-    """Return a random generator for one purpose, the same for the same `key`."""
+    """Return a random generator seeded by `key` and `purpose`."""
     if purpose:
         key = blake2b(purpose.encode(), digest_size=8, key=key[:64]).digest()
     return Random(int.from_bytes(key[:8], "big"))
 
 
 def trouble(kind: str) -> Problem:
-    """Return what a fault refuses with: the account's own trouble, or the error of a status."""
+    """Return the error that a fault causes: a problem of the account, or the error of a status."""
     if kind in ACCOUNT:
         return Problem(400, ACCOUNT[kind], kind, "" if kind == "organization_disabled" else kind)
     if kind == "429":
@@ -44,17 +44,17 @@ def trouble(kind: str) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to fail.
+    """How often, when and at which tries one kind of fault strikes.
 
     Attributes
     ----------
     probability : float
-        Chance that one call is struck.
+        Probability that the fault strikes a call.
     starts, ends : float
-        Only between these, in API seconds since the simulator began.
+        The fault strikes only between these, in API seconds since the simulator started.
     tries : collection of int, optional
-        Only at these tries, the first of which is 1. ``Fault(tries=[1])`` strikes once and no more.
-        What counts as one try is said in `Faults`.
+        The fault strikes only at these tries, counted from 1: ``Fault(tries=[1])`` strikes only once.
+        `Faults` explains what counts as a try.
     """
 
     probability: float = 1.0
@@ -68,7 +68,7 @@ class Fault:
             raise ValueError(msg)
 
     def covers(self, attempt: int, elapsed: float) -> bool:
-        """Whether it may strike at this try and moment."""
+        """Return whether the fault may strike at this try and moment."""
         return self.starts <= elapsed < self.ends and (self.tries is None or attempt in self.tries)
 
 
@@ -78,36 +78,36 @@ class Faults:
     Parameters
     ----------
     given : mapping
-        By kind: a probability; or (probability, starts, ends) with API seconds since the simulator
-        began; or a `Fault`. Kinds: an HTTP status (400, 401, 402, 403, 404, 408,
-        409, 413, 429 for the ramp limit, 500, 503, 504, 529), of which three have a name: ``overloaded``
-        (529), ``rate_limit`` (429), ``server_error`` (500); ``drop`` (the connection closes before
-        anything is done), ``drop_after`` (closes when the reply is done and billed), ``hang`` or
-        ``timeout`` (never answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
+        Maps a kind to a probability, to (probability, starts, ends) with API seconds since the simulator
+        started, or to a `Fault`. Kinds are an HTTP status (400, 401, 402, 403, 404, 408, 409, 413, 429 for
+        the ramp limit, 500, 503, 504, 529), three of which have a name: ``overloaded`` (529),
+        ``rate_limit`` (429), ``server_error`` (500); ``drop`` (closes the connection before anything is
+        done), ``drop_after`` (closes it once the reply is complete and billed), ``hang`` or ``timeout``
+        (never answers), ``html_body`` (a proxy's 502 page), ``truncated_body``, ``not_json``,
         ``empty_content``, ``thinking_only``, ``refusal`` (before any output: billed only in some
         categories, which the seed chooses), ``refusal_midway`` (billed), ``cut`` (as if ``max_tokens``
-        were reached). Troubles of the account, which strike calls, creates of batches and rows alike:
+        were reached). Problems of the account strike calls, the creation of batches and rows alike:
         ``organization_on_hold``, ``workspace_human_review_disabled``, ``cmek_key_disabled``,
         ``cmek_key_network_blocked``, ``organization_disabled`` (without a code).
-        Of message batches, which the others do not strike: ``create_dropped`` (the body is read, the
-        connection closes, there is no batch), ``create_failed`` (500, no batch), ``create_lost`` (there
-        is a batch, and the connection closes without an answer), ``create_hang`` (there is one, and
-        never an answer), ``create_failed_after`` (there is one, and the answer is a 500),
-        ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the results break off half way),
-        ``batch_stuck`` (none of its rows is done within its 24 hours); and of its rows
+        Calls to the batch endpoints are otherwise struck only by: ``create_dropped`` (the body is read,
+        the connection closes, no batch exists), ``create_failed`` (500, no batch), ``create_lost`` (the
+        batch exists, but the connection closes without an answer), ``create_hang`` (the batch exists, but
+        no answer ever comes), ``create_failed_after`` (the batch exists, but the answer is a 500),
+        ``poll_failed`` (500 to a retrieve or a list), ``results_cut`` (the results break off halfway),
+        ``batch_stuck`` (no row is done within the batch's 24 hours). The rows of a batch also have
         ``batch_errored`` (api_error), ``batch_overloaded``, ``batch_invalid`` and ``batch_expired``.
-        Three take a level instead: ``spend_cap``, ``workspace_spend`` (dollars after which every call is
-        refused) and ``overload_above`` (529 while more calls than this are in flight).
+        Three kinds take a level instead: ``spend_cap``, ``workspace_spend`` (dollars after which every
+        call is refused) and ``overload_above`` (529 while more calls than this are in flight).
     seed : int
-        Decides which calls are struck. The same call is struck at the same one of its tries, whatever
-        else goes on; what is in the reply (``refusal``, ``cut``, ...) is the same at every try.
+        Decides which calls are struck. The same call is struck at the same try, regardless of other
+        calls. Faults in the reply (``refusal``, ``cut``, ...) are the same at every try.
 
     Notes
     -----
-    Tries are counted from 1: of a message or a batch's row, those of the same request, live and in
-    batches together; of a create, a retrieve or a list, those of the simulator; of results, the
-    downloads of one batch. So ``{"create_lost": Fault(tries=[1])}`` loses the first create and lets the
-    second through, and ``{"batch_overloaded": Fault(tries=[1, 2])}`` lets each row through in its
+    Tries are counted from 1. A message and a batch's row count the tries of the same request, live and
+    in batches together. A create, a retrieve and a list count those of the whole simulator. Results count
+    the downloads of one batch. So ``{"create_lost": Fault(tries=[1])}`` loses the first create and lets
+    the second through, and ``{"batch_overloaded": Fault(tries=[1, 2])}`` lets each row through in its
     third batch.
     """
 
@@ -132,13 +132,13 @@ class Faults:
                 self._faults[kind] = value if isinstance(value, Fault) else Fault(*parts)
 
     def attempt(self, key: bytes) -> int:
-        """Count one more try of the request `key`, and return which one it is."""
+        """Count one more try of the request `key`, and return its number."""
         if self._faults:
             self._tries[key] += 1
         return self._tries[key]
 
     def strikes(self, kinds: tuple[str, ...], key: bytes, attempt: int, elapsed: float) -> str | None:
-        """Return the first of `kinds` that strikes this try, `elapsed` API seconds after the beginning."""
+        """Return the first of `kinds` that strikes this try `elapsed` API seconds after the start, if any."""
         for kind in kinds:
             fault = self._faults.get(kind)
             if fault is not None and fault.covers(attempt, elapsed):

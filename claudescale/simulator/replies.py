@@ -1,6 +1,6 @@
-"""What the simulated models answer: synthetic, plausible, and the same for the same request.
+"""Replies of the simulated models: synthetic, plausible, and the same for the same request.
 
-A reply depends on the seed and the body alone, never on the order or the time of the calls.
+A reply depends only on the seed and the body, never on the order or time of calls.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ASIDE = frozenset({"stream", "metadata", "service_tier", "max_tokens", "cache_co
 LINES, WORDS = TABLES["lines"], TABLES["words"]
 EFFORTS: dict[str, tuple[float, int]] = TABLES["efforts"]
 FORMATS: dict[str, str] = TABLES["formats"]
-OLD_SKILL_LOSS = 0.03  # of the models with the older tokenizer
+OLD_SKILL_LOSS = 0.03  # for models with the older tokenizer
 SHOWN_THINKING = "[simulated] What is asked is weighed against what the text says."
 FAST_MODE_SPEEDUP = 2.5
 READING_TOKENS_PER_SECOND = 60_000.0
 REFUSALS = ("general_harms", "cyber", "bio", "frontier_llm")
 REASONING = re.compile(r'"(?:reasoning|thinking|trace)": \{')  # as a field of a schema
-MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # tokens of output, to ask for one
-BLOCK_TOKENS = 3  # a reply is never free of output tokens, even an empty one
+MOST_SEARCHES, SEARCH_TOKENS = 3, 40  # output tokens to ask for one
+BLOCK_TOKENS = 3  # even an empty reply has output tokens
 
 
 WORD, NUMBER = re.compile(r"[^\W_]+"), re.compile(r"-?\d+(?:\.\d+)?")
@@ -47,15 +47,15 @@ FEW_CHARACTERS, FEW_WORDS, PROSE_SHARE = 12, 3, 0.9
 READ_CHARACTERS, MOST_DIGITS = 20_000, 10
 BOUND = re.compile(r"((?:exclusive )?(?:minimum|maximum)|(?:max|min) (?:items|length)): (-?[\d.]+)")
 MAX_DEPTH = 24
-NULL_SHARE, OPTIONAL_SHARE, YES_SHARE = 0.15, 0.8, 0.2  # how often what may be is so
-MAX_VALUES = 5_000  # a tool may have a schema that contains itself
+NULL_SHARE, OPTIONAL_SHARE, YES_SHARE = 0.15, 0.8, 0.2  # chances of null, an optional field, a yes
+MAX_VALUES = 5_000  # the schema of a tool may be recursive
 
 
 @dataclass(slots=True, kw_only=True)
 class Reply:
-    """One answer of a model, before it is put on the wire."""
+    """A model's reply, before it is put on the wire."""
 
-    shares: Shares  # of its input
+    shares: Shares  # how its input is billed
     content: list[dict[str, Any]] = field(default_factory=list)
     stop_reason: str = "end_turn"
     stop_sequence: str | None = None
@@ -64,25 +64,25 @@ class Reply:
     thinking_tokens: int = 0
     geo: str = "global"
     speed: str = "standard"
-    searches: int | None = None  # of the web; None where they are not offered
-    searched_tokens: int = 0  # of what searches gave, which is input
+    searches: int | None = None  # on the web; None if the request does not offer them
+    searched_tokens: int = 0  # from search results, which are billed as input
 
     @property
     def billed(self) -> bool:
-        """Whether it costs anything: a refusal before any output does only in some categories."""
+        """Whether it costs anything; a refusal before any output does so only in some categories."""
         category = (self.stop_details or {}).get("category")
         free = self.stop_reason == "refusal" and category not in catalog.CHARGES.billed_refusals
         return not free or self.output_tokens > 0
 
 
 def digest(seed: int, body: dict[str, Any]) -> bytes:
-    """Return what decides the reply to a request: the seed and everything the model would see."""
+    """Return a hash of the seed and of everything in a request that the model would see."""
     seen = {key: value for key, value in body.items() if key not in ASIDE}
     return hashed(seed, SORTED.encode(seen), 16)
 
 
 def hashed(seed: int, text: str, size: int) -> bytes:
-    """Return a hash of a text that is another for every seed."""
+    """Return a hash of a text, salted with the seed."""
     raw, salt = text.encode("utf-8", "surrogatepass"), str(seed).encode()[:64]
     return blake2b(raw, digest_size=size, key=salt).digest()
 
@@ -111,11 +111,9 @@ def label_stems(label: str) -> list[str]:
 
 
 def subject(text: str) -> str:
-    """Return the part of a prompt that is its material, without the instruction before or after it.
-
-    Of several paragraphs that is what follows the first, or what precedes the last, whichever is longer; of
-    one it is what stands after a line break or a colon, if enough is left.
-    """
+    """Return the material of a prompt, without the instruction before or after it."""
+    # The first or the last of several paragraphs is the instruction, whichever leaves more. A single one ends
+    # its instruction with a line break or a colon, if enough is left.
     text = text.strip()
     after, before = text.partition("\n\n")[2].strip(), text.rpartition("\n\n")[0].strip()
     if max(len(after), len(before)) >= FEW_CHARACTERS:
@@ -127,7 +125,7 @@ def subject(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text, those made of words if there are any."""
+    """Return the sentences of a text, without those that are not prose if any are."""
     pieces = [piece.strip() for piece in SENTENCE.findall(text[:READ_CHARACTERS]) if piece.strip()]
     return list(filter(_is_prose, pieces)) or pieces or [text.strip() or "nothing"]
 
@@ -138,7 +136,7 @@ def _is_prose(sentence: str) -> bool:
 
 
 class StandIn:
-    """A simulated model at work on one valid request, whose luck is drawn from `key`."""
+    """A simulated model that answers one valid request, with draws seeded by `key`."""
 
     def __init__(self, key: bytes, options: Options, body: dict[str, Any], model: catalog.ModelFacts) -> None:
         self._key, self._options, self._body, self._model = key, options, body, model
@@ -147,7 +145,7 @@ class StandIn:
         self._tools, self._choice = body.get("tools") or [], body.get("tool_choice") or {}
 
     def reply(self, shares: Shares) -> Reply:
-        """Return its reply."""
+        """Return the reply."""
         body, replies = self._body, self._options.replies
         nowhere = self._model.id in catalog.CHARGES.no_inference_geo
         geo = body.get("inference_geo") or ("not_available" if nowhere else "global")
@@ -170,7 +168,7 @@ class StandIn:
         return reply
 
     def spoil(self, kind: str, reply: Reply) -> None:
-        """Make of a reply what a fault makes of it: empty, thinking alone, refused or cut short."""
+        """Spoil a reply as a fault does: make it empty, thinking only, refused or cut short."""
         reply.stop_reason, reply.stop_sequence = "max_tokens", None
         if kind == "empty_content":
             reply.content, reply.stop_reason = [], "end_turn"
@@ -193,7 +191,7 @@ class StandIn:
             reply.stop_reason, reply.stop_details = "refusal", details
 
     def _thinking_tokens(self) -> int:
-        """Return how many tokens it would think, if nothing cut it short."""
+        """Return the number of thinking tokens, before `max_tokens` cuts them short."""
         kind = self._thinking.get("type") or ("adaptive" if self._model.thinks_by_default else "disabled")
         if kind in {"disabled", "between_tools"}:
             return 0
@@ -212,16 +210,16 @@ class StandIn:
         return tools[0] if tools and forced in ("any", "tool") else None
 
     def _written(self, tool: dict[str, Any] | None) -> str:
-        """Return the input of a tool, or what the request's format wants, as JSON; or a text."""
+        """Return JSON for a tool's input or for the request's format, or a plain text."""
         skill = LINES.get(self._model.line, LINES["sonnet"])["skill"] - (OLD_SKILL_LOSS if self._old else 0.0)
         writer = Writer(self._options.seed, self._body["messages"][-1]["content"], self._luck, skill)
         schema = tool["input_schema"] if tool else (self._config.get("format") or {}).get("schema")
         return writer.text() if schema is None else writer.json(schema)
 
     def _fill(self, reply: Reply, text: str, tool: dict[str, Any] | None) -> None:
-        """Put text and thinking together within `max_tokens`, which counts both."""
+        """Fill the reply with thinking and text, within `max_tokens` for both together."""
         if reply.thinking_tokens:
-            # Opus 4.7 and later leave the text of their thinking out unless asked for it.
+            # Opus 4.7 and later omit the text of their thinking unless asked for it.
             shown = self._thinking.get("display", "summarized" if self._old else "omitted") == "summarized"
             reply.content.append(self._thought(SHOWN_THINKING if shown else ""))
         reply.thinking_tokens = min(reply.thinking_tokens, self._body["max_tokens"])
@@ -239,7 +237,7 @@ class StandIn:
             reply.content.append({"type": "text", "text": text, "citations": None})
 
     def _search(self, reply: Reply) -> None:
-        """Put a few searches of the web before the text, or none, where the request offers them."""
+        """Put a few web searches, or none, before the text if the request offers them."""
         tools = [tool for tool in self._tools if str(tool.get("type")).startswith("web_search_")]
         if not tools:
             return
@@ -262,35 +260,35 @@ class StandIn:
 
 
 class Writer:
-    """Writes what a simulated model says to the last turn of a request: a text, or a value of a schema."""
+    """Writes a simulated model's answer to the last turn of a request: text, or a value of a schema."""
 
     def __init__(self, seed: int, content: Any, luck: Random, skill: float) -> None:
         asked = [*pieces(content)]
         self._subject = subject("\n".join(piece.text for piece in asked))
         files = [file["source"] for piece in asked for file in piece.files]
-        # What is right is drawn the same for every model; where one errs, and all else, by its own luck.
+        # `_fair` draws the right answers, the same for every model; `_luck` draws its errors and all else.
         text = self._subject + (SORTED.encode(files) if files else "")
         self._fair, self._luck, self._skill = draws(hashed(seed, text, 64), "fair"), luck, skill
-        self._root: Any = None  # of the schema
+        self._root: Any = None  # the whole schema, to resolve references
         self._values = 0  # written so far
 
     def text(self) -> str:
-        """Return a few sentences of the subject, which say that they are simulated."""
+        """Return a few sentences of the subject, marked as simulated."""
         chosen = sentences(self._subject)
         first = self._luck.randrange(len(chosen))
         chosen = chosen[first : first + self._luck.randrange(1, 4)]
         return MARK + " ".join(" ".join(chosen).split()[: self._luck.randrange(25, 70)])
 
     def json(self, schema: Any) -> str:
-        """Return a value that obeys a schema."""
+        """Return a value that obeys a schema, as JSON."""
         self._root = schema
         try:
             return json.dumps(self._value(schema), ensure_ascii=False)
         except (TypeError, ValueError, LookupError, AttributeError) as error:
             raise Problem(400, f"The JSON schema is invalid: {error}") from None
 
-    def _value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one a kind
-        """Return a value of the field `name`."""
+    def _value(self, schema: Any, name: str = "", depth: int = 0) -> Any:  # noqa: PLR0911 - one per kind
+        """Return a value for the field `name`."""
         self._values += 1
         if not isinstance(schema, dict) or depth > MAX_DEPTH or self._values > MAX_VALUES:
             return None
@@ -315,7 +313,7 @@ class Writer:
         return self._string(schema)
 
     def _meant(self, schema: dict[str, Any]) -> Any:
-        """Return the schema that one refers to, or one of several that it allows, or itself."""
+        """Return the schema that `schema` refers to, or one of its alternatives, or itself."""
         if "$ref" in schema:
             return resolved(self._root, schema["$ref"])
         if schema.get("allOf"):
@@ -363,7 +361,7 @@ class Writer:
         return labels[best]
 
     def _number(self, schema: dict[str, Any], name: str, *, whole: bool) -> float:
-        """Return a grade, or a number that stands in the text, or any; within the bounds."""
+        """Return a grade, a number from the text, or any number, within the bounds."""
         numbers = [digits for digits in NUMBER.findall(self._subject[:4000]) if len(digits) <= MOST_DIGITS]
         if not RATINGS & {*label_stems(name)}:
             value = float(self._fair.choice(numbers or range(1, 100)))
@@ -387,7 +385,7 @@ class Writer:
             text = " ".join(words[: self._fair.randrange(6, 16)]).rstrip(",;:") or "nothing"
         return text[: int(bounds.get("max length", len(text)))].ljust(int(bounds.get("min length", 0)), ".")
 
-    # ------------------------------------------------------------------------------ what the text speaks of
+    # -------------------------------------------------------------------------------- topics and sentiment
 
     @cached_property
     def _words(self) -> list[str]:
@@ -399,7 +397,7 @@ class Writer:
 
     @cached_property
     def _sentiment(self) -> int:
-        """How many more good words the text has than bad ones; a negator turns the next three."""
+        """The number of good words minus bad ones; a negator flips the next three words."""
         total, flipped = 0, 0
         for word in self._words:
             stem = word[:5]
@@ -409,7 +407,7 @@ class Writer:
         return total
 
     def _likeness(self, label: str) -> float:
-        """Return how much the text speaks of `label`; 0 means not at all."""
+        """Return how well `label` matches the text; 0 means not at all."""
         score = 0.0
         for stem in label_stems(label):
             score += 2.0 * min(self._stems[stem], 3)
@@ -424,12 +422,12 @@ class Writer:
         return score
 
     def _grade(self, steps: int) -> int:
-        """Return where the text stands on a scale of `steps`, from its worst words to its best."""
+        """Return the sentiment of the text as a step from 0 to `steps` - 1, with a little noise."""
         share = 0.5 + 0.2 * self._sentiment + self._fair.uniform(-0.12, 0.12)
         return min(steps - 1, max(0, int(share * steps)))
 
 
 def _bounds(schema: dict[str, Any]) -> dict[str, float]:
-    """Return the bounds that a description states in words, where the API has no keyword for them."""
+    """Return the bounds that a description states in words, as the API does not take their keywords."""
     bounds = BOUND.findall(str(schema.get("description")))
     return {name: float(value.rstrip(".")) for name, value in bounds}

@@ -1,12 +1,11 @@
-"""What a request is to the API: what it refuses, with a 400 or 404 and in which words, and what it weighs.
+"""The validation of a request, which is refused with a 400 or 404, and the count of its tokens.
 
-First the shape of a request is held against `tables.toml`, then its sense is looked into; the first thing
-that is wrong counts. The messages follow the API's where they are known; their exact wording is promised by
-nobody.
+The shape of a request is checked against `tables.toml` first, then its meaning; the first error is the one
+reported. The messages follow the API's where those are known; the API does not promise their exact wording.
 
-Tokens are deterministic: characters by the tokenizer's generation, each text up to a tenth off, so
-that an estimate from characters has an error as it has on the API. Images and PDFs count by their pixels
-and pages as they do in an estimate, one behind a URL or an id as many tokens as an estimate assumes.
+Token counts are deterministic: characters per token by the tokenizer's generation, each text up to a tenth
+off, so that an estimate from characters has an error as on the API. Images and PDFs count by their pixels and
+pages, as in an estimate; one behind a URL or an id counts as many tokens as an estimate assumes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 OLD_VERSION = "2023-06-01"
 VERSIONS = frozenset({OLD_VERSION, "2026-10-21"})
-PREFILLED = ("claude-haiku-4-5", "claude-sonnet-4-5", "claude-opus-4-5")  # may end with the assistant
+PREFILLED = ("claude-haiku-4-5", "claude-sonnet-4-5", "claude-opus-4-5")  # accept a final assistant turn
 FAST = frozenset({"claude-fable-5-2", "claude-opus-5-5", "claude-opus-5", "claude-opus-4-8"})
 FEW_THINKING_TOKENS = 1024
 MAX_BREAKPOINTS = 4
@@ -51,12 +50,12 @@ SCHEMA_TOKENS = 80  # the hidden system prompt of structured outputs
 TOOLS_TOKENS = 290
 LOOKBACK_BLOCKS = 20
 TTL_SECONDS = {"5m": 300.0, "1h": 3600.0}
-MINIMUM_TOKENS = 512  # cacheable prefix of models whose own is not published
-SALT = ("model", "thinking", "output_config", "tool_choice", "speed")  # another one finds no entry
+MINIMUM_TOKENS = 512  # smallest cacheable prefix of models without a published one
+SALT = ("model", "thinking", "output_config", "tool_choice", "speed")  # a change in any misses the cache
 
 
 def refuse(wrong: object, words: str, *values: object) -> None:
-    """Refuse a request if something is `wrong` with it, in the words that have this name in `tables.toml`."""
+    """Refuse a request if something is `wrong`, with the message that `tables.toml` names `words`."""
     if wrong:
         raise Problem(400, WORDS[words].format(*values))
 
@@ -76,7 +75,7 @@ def named_model(body: Mapping[str, Any], now: float) -> catalog.ModelFacts:
 def check(
     body: dict[str, Any], model: catalog.ModelFacts, headers: Mapping[str, str], *, counting: bool = False
 ) -> None:
-    """Refuse the first thing the API would refuse in a request, or in one for a token count."""
+    """Refuse a request, or one for a token count, with the first error that the API would report."""
     old, betas = headers["anthropic-version"] == OLD_VERSION, headers.get("anthropic-beta", "")
     fields = {**TABLES["counted"], **({} if counting else TABLES["request"])}
     fields |= dict.fromkeys(SAMPLING if old else (), "any")
@@ -92,12 +91,12 @@ def _has(betas: str, name: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------- shapes
 
-# The SDK's own types of parameters, checked by pydantic, were tried: a list is an `Iterable` there, which it
-# does not look into, a union has no tag, so that the errors name every member, and other fields pass.
+# The SDK's own parameter types, checked by pydantic, were tried. Lists are an `Iterable` there, whose items
+# pydantic does not check; unions have no tag, so that errors name every member; and extra fields pass.
 
 
 def check_fields(where: str, value: dict[str, Any], fields: dict[str, Any], *, loose: bool) -> None:
-    """Refuse an object with other fields than a shape in `tables.toml` has; a `loose` one may have more."""
+    """Refuse an object whose fields do not fit a shape in `tables.toml`; a `loose` one may have more."""
     at = f"{where}." if where else ""
     for name, part in value.items():
         kind = fields.get(name) or fields.get(f"{name}!")
@@ -111,7 +110,7 @@ def check_fields(where: str, value: dict[str, Any], fields: dict[str, Any], *, l
 
 
 def _check_kind(where: str, value: Any, kinds: list[Any] | str, *, loose: bool) -> None:
-    """Refuse a value of another kind; of alternatives the first that is of its Python type counts."""
+    """Refuse a value of another kind; the first alternative of the same Python type applies."""
     if isinstance(kinds, list):
         refuse(value not in kinds, "one_of", where, _either(kinds))
         return
@@ -130,7 +129,7 @@ def _check_kind(where: str, value: Any, kinds: list[Any] | str, *, loose: bool) 
 
 
 def _check_typed(where: str, value: Any, shapes: dict[str, Any], *, loose: bool) -> None:
-    """Refuse an object whose `type` names none of some shapes, or that has not that shape."""
+    """Refuse an object whose `type` names none of the shapes, or that does not fit the one it names."""
     tag = value.get("type") if isinstance(value, dict) else None
     tag = tag if isinstance(tag, str) else None
     if tag not in shapes and not (loose and tag):
@@ -146,11 +145,11 @@ def _either(values: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-# -------------------------------------------------------------------------------------------------- sense
+# ------------------------------------------------------------------------------------------------ meaning
 
 
 class Checks:
-    """What is looked into once a request has the right shape; each may rely on all before it being right."""
+    """The checks of a request whose shape is right; each relies on the earlier ones."""
 
     def __init__(self, body: dict[str, Any], model: catalog.ModelFacts, betas: str, *, old: bool) -> None:
         self.body, self.model, self.betas, self.old = body, model, betas, old
@@ -160,10 +159,10 @@ class Checks:
         self.effort, self.format = config.get("effort"), config.get("format")
         contents = [turn["content"] for turn in body["messages"]]
         self.blocks = [block for content in contents if isinstance(content, list) for block in content]
-        self.pages = 0  # of PDFs, counted as each is looked into
+        self.pages = 0  # of PDFs, counted as each is checked
 
     def all(self) -> None:
-        """Refuse the first thing that is wrong."""
+        """Refuse the request at its first error."""
         tokens, most = self.body.get("max_tokens", 1), self.model.max_output_tokens
         refuse(tokens < 0, "negative", "max_tokens")
         refuse(tokens > most, "max_tokens", tokens, most, self.model.snapshot)
@@ -212,10 +211,10 @@ class Checks:
             self._file(f"{where}.{kind}.source.base64", kind, source)
 
     def _file(self, where: str, kind: str, source: dict[str, Any]) -> None:
-        """Refuse what is no image or no PDF."""
+        """Refuse a file that is not an image or a PDF."""
         kinds, raw = media.IMAGES if kind == "image" else (media.PDF,), b""
         refuse(source["media_type"] not in kinds, "media_type", where, " or ".join(map(repr, kinds)))
-        with suppress(ValueError):  # no base64
+        with suppress(ValueError):  # not base64
             raw = base64.b64decode(source["data"], validate=True)
         refuse(media.media_type(raw[: media.HEAD_BYTES]) not in kinds, f"no_{kind}", where)
         self.pages += media.pdf_pages(raw)[0] if kind == "document" else 0
@@ -291,7 +290,7 @@ class Checks:
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Refuse a schema that structured outputs do not take."""
+    """Refuse a schema that structured outputs do not support."""
     counts, limits = Counter[str](), catalog.MESSAGE
     optional, unions = limits.schema_optional_parameters, limits.schema_union_parameters
     try:
@@ -303,7 +302,7 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 
 def _check_schema(schema: dict[str, Any], root: Any, path: frozenset[str], counts: Counter[str]) -> None:
-    """Refuse what is wrong with a schema and those in it; `path` are the references that led here."""
+    """Refuse a schema with an error in it or its parts; `path` holds the references that led here."""
     kind, properties, form = schema.get("type"), schema.get("properties", {}), schema.get("format", "text")
     for word in SCHEMA["refused"]:
         refuse(word in schema, "keyword", kind, f"property '{word}' is")
@@ -327,7 +326,7 @@ def _check_schema(schema: dict[str, Any], root: Any, path: frozenset[str], count
 
 
 def resolved(root: Any, reference: str) -> Any:
-    """Return the part of a schema that a reference such as ``#/$defs/Topic`` means, or None."""
+    """Return the part of a schema that a reference such as ``#/$defs/Topic`` points to, or None."""
     part = root
     for name in reference.split("/")[1:]:
         part = part.get(name) if isinstance(part, dict) else None
@@ -338,7 +337,7 @@ def resolved(root: Any, reference: str) -> Any:
 
 
 class Prefix(NamedTuple):
-    """A prompt from its beginning to the end of one block; `ttl` where it is marked and long enough."""
+    """A prompt up to the end of one block; `ttl` is set if it is marked and long enough to cache."""
 
     tokens: int
     digest: bytes
@@ -355,22 +354,22 @@ class Shares(NamedTuple):
 
     @property
     def limited_input_tokens(self) -> int:
-        """What counts against the input limit: everything but cache reads."""
+        """Tokens that count against the input limit: all but cache reads."""
         return sum(self) - self.cache_read_input_tokens
 
 
 def tokens_in(text: str, characters_per_token: float) -> int:
-    """Return the tokens of one text; the same text always has the same."""
+    """Return the token count of a text, always the same for the same text."""
     drawn = (zlib.crc32(text.encode("utf-8", "surrogatepass")) & 0xFFFF) / 0xFFFF
     return math.ceil(len(text) / (characters_per_token * (0.9 + 0.2 * drawn)))
 
 
 class Piece(NamedTuple):
-    """One block of a request, its text and the blocks of files in it."""
+    """One block of a request: its text, its cache mark, and the file blocks in it."""
 
     text: str
     cache_control: Any = None
-    files: tuple[dict[str, Any], ...] = ()  # blocks of images and of documents that are no text
+    files: tuple[dict[str, Any], ...] = ()  # images, and documents that are not text
 
 
 def pieces(content: Any) -> Iterator[Piece]:
@@ -394,8 +393,8 @@ def pieces(content: Any) -> Iterator[Piece]:
 
 
 def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
-    """Return the tokens of an image or a PDF; one that does not show its size counts as one unseen."""
-    with suppress(ValueError, LookupError, struct.error):  # broken, or elsewhere
+    """Return the token count of an image or a PDF; one of unreadable size counts as unseen."""
+    with suppress(ValueError, LookupError, struct.error):  # broken, or stored elsewhere
         raw = base64.b64decode(block["source"].get("data", ""))
         kind = media.media_type(raw[: media.HEAD_BYTES])
         if kind == media.PDF:
@@ -406,7 +405,7 @@ def file_tokens(block: dict[str, Any], tokenizer: str) -> int:
 
 
 def measure(body: dict[str, Any], model: catalog.ModelFacts) -> list[Prefix]:
-    """Weigh a valid request for `model`, block by block; the last prefix is the whole of it."""
+    """Return the prefixes of a valid request, block by block; the last one is the whole prompt."""
     per_token, messages, tools = model.characters_per_token, body["messages"], body.get("tools")
     reached = REQUEST_TOKENS + MESSAGE_TOKENS * len(messages) + (TOOLS_TOKENS if tools else 0)
     if wanted := (body.get("output_config") or {}).get("format"):
@@ -427,7 +426,7 @@ def measure(body: dict[str, Any], model: catalog.ModelFacts) -> list[Prefix]:
 
 
 class Entry(NamedTuple):
-    """What the prompt cache holds of a prefix: when it can be read, and how long each use keeps it."""
+    """A prompt cache entry: when it can be read, and for how long each use renews it."""
 
     since: float
     until: float
@@ -435,17 +434,13 @@ class Entry(NamedTuple):
 
 
 class PromptCache:
-    """Prefixes that requests have marked, each for five minutes or an hour after its last use.
-
-    An entry can be read only once the first reply that wrote it has begun, so calls that start
-    together all write.
-    """
+    """Prefixes that requests have marked, each kept for five minutes or an hour after its last use."""
 
     def __init__(self) -> None:
         self._entries: dict[bytes, Entry] = {}
 
     def shares(self, now: float, prefixes: list[Prefix], *, may_read: bool = True) -> Shares:
-        """Return how the request would be billed if it started now; changes nothing."""
+        """Return how the request would be billed if it started now, without changing the cache."""
         hit = self._hit(now, prefixes) if may_read else None
         read = reached = hit.tokens if hit else 0
         written = dict.fromkeys(TTL_SECONDS, 0)
@@ -456,20 +451,21 @@ class PromptCache:
         return Shares(prefixes[-1].tokens - reached, written["5m"], written["1h"], read)
 
     def keep(self, now: float, begins_at: float, prefixes: list[Prefix]) -> None:
-        """Remember the marked prefixes of a request that starts `now` and whose reply begins later."""
+        """Cache the marked prefixes of a request that starts at `now`, to be read from `begins_at`."""
         hit = self._hit(now, prefixes)
         read = hit.tokens if hit else 0
         lives = {prefix.digest: prefix.ttl for prefix in prefixes if prefix.ttl and prefix.tokens > read}
         if hit:
             lives[hit.digest] = self._entries[hit.digest].ttl
         for digest, ttl in lives.items():
+            # An entry can be read only once its first reply begins, so calls that start together all write.
             since, until, entry = begins_at, now + TTL_SECONDS[ttl], self._entries.get(digest)
             if entry and entry.until > now:
                 since, until = min(since, entry.since), max(until, entry.until)
             self._entries[digest] = Entry(since, until, ttl)
 
     def _hit(self, now: float, prefixes: list[Prefix]) -> Prefix | None:
-        """Return the longest prefix that can be read now, near enough before a mark."""
+        """Return the longest prefix that can be read now, at most the lookback before a mark."""
         reach = 0
         for prefix in reversed(prefixes):
             reach = LOOKBACK_BLOCKS if prefix.ttl else reach - 1

@@ -1,4 +1,4 @@
-"""The HTTP shell around the desk: reads, waits, writes; decides nothing."""
+"""The HTTP shell around the desk: it reads, waits and writes, and leaves decisions to the desk."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     Parts = Iterable[tuple[float, bytes]]  # each with the API seconds at which it is due
     Given = Answer | dict[str, Any] | web.StreamResponse
 
-# Of work on batches at a stretch. A thread that drops the interpreter's lock more often than its switch
-# interval of 0.005 and takes it back at once starves the others.
+# Longest stretch of work on batches. A thread that releases the interpreter's lock more often than its switch
+# interval of 0.005 s, and takes it back at once, starves the others.
 TURN_SECONDS = 0.01
-PATIENCE_SECONDS = 4.0  # of a call that waits for rows of batches which are due; clients wait ten
-LINES = 100  # of results that are written at once
+PATIENCE_SECONDS = 4.0  # longest wait of a call for due batch rows; clients wait ten
+LINES = 100  # of results per write
 KEEP_ALIVE_SECONDS = 600.0
 SHUTDOWN_SECONDS = 0.1
 COLUMNS = ("passed", "refused", "tokens", "passed", "refused")
@@ -40,7 +40,7 @@ HOST, EVERYWHERE = "127.0.0.1", "0.0.0.0"  # noqa: S104 - on request only
 
 
 class Shell:
-    """Serves one desk.
+    """Serves one desk over HTTP.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ class Shell:
     batches : Batches
         Decides calls to the Message Batches API.
     clock : Clock
-        Says what time it is on the API, and waits.
+        Gives the time of the API, and waits.
     """
 
     def __init__(self, desk: Desk, batches: Batches, clock: Clock) -> None:
         self.desk, self.batches, self.clock = desk, batches, clock
 
     async def serve(self, host: str, port: int, served: Future[Any]) -> None:
-        """Listen until the event is set that `served` gets, with the URL and the loop to set it in."""
+        """Give `served` the URL, the event loop and an event, and listen until that event is set."""
         server = web.Server(self._answer, access_log=None, keepalive_timeout=KEEP_ALIVE_SECONDS)
         runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
@@ -72,14 +72,14 @@ class Shell:
         await runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request: whatever its handler returns is sent, but for what is on its way already."""
+        """Answer a request by sending its handler's answer, unless the handler has sent it already."""
         try:
-            # Whatever the answer: who is still writing does not listen.
+            # Read the whole body before any answer: a client that is still sending does not read.
             raw = await request.clone(client_max_size=batches.MAX_BYTES).read()
             given = await self._given(request, raw)
         except (Problem, web.HTTPRequestEntityTooLarge) as problem:
             given = self.desk.refuse(problem if isinstance(problem, Problem) else Problem(413))
-        except ConnectionError:  # the client has gone half way
+        except ConnectionError:  # the client disconnected midway
             return web.Response(status=499)
         if isinstance(given, web.StreamResponse):
             return given
@@ -118,13 +118,13 @@ class Shell:
             return await self._stream(request, decision)
         try:
             await self.clock.sleep(decision.done_at - self.clock.seconds())
-        except asyncio.CancelledError:  # the server stops: the reply was under way all the same
+        except asyncio.CancelledError:  # the server stops, but the reply is still billed
             self.desk.settle(self.clock.seconds(), decision)
             raise
         return self.desk.finish(self.clock.seconds(), decision)
 
     async def _stream(self, request: web.BaseRequest, admission: Admission) -> web.StreamResponse:
-        """Send a reply as events, each at its moment. A broken one ends after half of them."""
+        """Send a reply as events, each when it is due; a fault cuts it off after half of them."""
         try:
             await self.clock.sleep(admission.begins_at - self.clock.seconds())
             headers = self.desk.headers(self.clock.seconds(), admission)
@@ -132,7 +132,7 @@ class Shell:
             cut = admission.fault is not None
             whole = len(parts) // 2 if cut else len(parts)
             return await self._write(request, "text/event-stream", headers, parts[:whole], cut=cut)
-        finally:  # also where the client has gone: what was produced is billed
+        finally:  # a reply is billed even if its client has disconnected
             self.desk.settle(self.clock.seconds(), admission)
 
     async def _batch(self, request: web.BaseRequest, raw: bytes, name: str = "", action: str = "") -> Given:
@@ -160,12 +160,12 @@ class Shell:
         raise Problem(404)
 
     async def stats(self) -> dict[str, Any]:
-        """Return what was counted so far, rows of batches that nobody asked for among it."""
+        """Return the counts so far, including all batch rows that are due."""
         await self._work()
         return self.desk.account.figures()
 
     async def _work(self) -> None:
-        """Work off the rows of batches that are due, in turns after which others are served."""
+        """Process the batch rows that are due, pausing regularly to serve other calls."""
         begun = turn = time.monotonic()
         for _ in self.batches.work(self.clock.seconds()):
             if time.monotonic() > turn + TURN_SECONDS:
@@ -183,14 +183,14 @@ class Shell:
     async def _write(
         self, request: web.BaseRequest, kind: str, headers: Mapping[str, str], parts: Parts, *, cut: bool
     ) -> web.StreamResponse:
-        """Write an answer in parts, each at its moment; a `cut` one breaks off after them."""
+        """Write an answer in parts, each when it is due; `cut` then closes the connection."""
         response = web.StreamResponse(headers=self._headers(kind, headers))
         await response.prepare(request)
         for due_at, part in parts:
             if due_at > self.clock.seconds():
                 await self.clock.sleep(due_at - self.clock.seconds())
             await response.write(part)
-            await asyncio.sleep(0)  # a write waits for nothing where there is room
+            await asyncio.sleep(0)  # a write does not yield while its buffer has room
         if cut:
             _cut_off(request)
         else:
@@ -198,7 +198,7 @@ class Shell:
         return response
 
     async def _send(self, request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
-        """Write a whole answer, or what a fault leaves of it."""
+        """Send an answer, whole or as its fault breaks it."""
         if answer.fault == "hang":
             await asyncio.Event().wait()
         if answer.fault == "drop":
@@ -214,7 +214,7 @@ class Shell:
 
 
 def board(desk: Desk, clock: Clock, url: str) -> str:
-    """Return the page of a class: whose calls pass and whose are refused; of a key its first letters only."""
+    """Return the class page: passed and refused calls by key, of which only the first letters are shown."""
     now, people = clock.seconds(), list[tuple[str, list[float]]]()
     for (letters, _), tally in sorted(desk.account.by_key.items(), key=lambda item: item[0][0].lower()):
         recent = [window.recent(now) for window in (tally.passed, tally.refused, tally.tokens)]

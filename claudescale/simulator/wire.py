@@ -1,4 +1,4 @@
-"""What goes over the wire: answers and errors, messages and their events, models and pages of a list."""
+"""The wire format: answers and errors, messages and their events, models and pages of a list."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ HTML = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gate
 TABLES = tomllib.loads(Path(__file__).with_name("tables.toml").read_text("utf-8"))
 ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 STOP = ("stop_reason", "stop_sequence", "stop_details")
-AT_THE_START = ("cache_creation", "service_tier", "speed", "inference_geo")  # and not in the last usage
-FEWEST_LETTERS, MOST_DELTAS = 48, 24  # in one event, a whole signature; events of one block's text
+AT_THE_START = ("cache_creation", "service_tier", "speed", "inference_geo")  # absent from the last usage
+FEWEST_LETTERS, MOST_DELTAS = 48, 24  # characters per event, so that a signature fits in one; events per text
 UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # the API's own value for a release date it does not know
 SNAPSHOT_DATE = re.compile(r"-(\d{4})(\d{2})(\d{2})$")
 MAX_PAGE, DEFAULT_PAGE = 1000, 20
 
 
 class Problem(Exception):
-    """Why a request is refused, in the usual words of its status or its own; counted by `kind` or by type."""
+    """A refusal, with the default message of its status or its own, counted by `kind` or else its type."""
 
     def __init__(
         self, status: int, message: str = "", kind: str = "", code: str = "", retry_after: float | None = None
@@ -49,14 +49,14 @@ class Problem(Exception):
         super().__init__(self.message)
 
     def body(self, request_id: str) -> dict[str, Any]:
-        """Return it as it stands in an answer, and in the result of a batch's row."""
+        """Return the error as it appears in an answer and in the result of a batch's row."""
         error: dict[str, Any] = {"type": self.type, "message": self.message}
         error |= {"details": self.details} if self.details else {}
         return {"type": "error", "error": error, "request_id": request_id}
 
 
 class Answer(NamedTuple):
-    """One HTTP answer; `fault` breaks it on its way: "drop", "hang" or "truncated_body"."""
+    """One HTTP answer; `fault` breaks it in transit: "drop", "hang" or "truncated_body"."""
 
     status: int
     headers: dict[str, str]
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
 
 def read_object(raw: bytes | bytearray, max_bytes: int) -> dict[str, Any]:
-    """Return the JSON object that a body is."""
+    """Return a body parsed as a JSON object, or refuse it."""
     if len(raw) > max_bytes:
         most = f"The maximum request size is {max_bytes} bytes."
         raise Problem(413, f"Request exceeds the maximum allowed number of bytes. {most}")
@@ -79,18 +79,18 @@ def read_object(raw: bytes | bytearray, max_bytes: int) -> dict[str, Any]:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return JSON in UTF-8 without spaces."""
+    """Return compact JSON in UTF-8."""
     return ENCODER.encode(value).encode("utf-8", "surrogatepass")
 
 
 def instant(seconds: float | None) -> str | None:
-    """Return a moment as the API writes it, with microseconds."""
+    """Return a time as the API writes it, with microseconds."""
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 @lru_cache(maxsize=4096)
 def rfc3339(seconds: int) -> str:
-    """Return a moment in whole seconds, such as ``2026-11-22T10:00:00Z``."""
+    """Return a time in whole seconds, such as ``2026-11-22T10:00:00Z``."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -98,7 +98,7 @@ def rfc3339(seconds: int) -> str:
 
 
 def message(name: str, model: str, reply: Reply, tier: str) -> dict[str, Any]:
-    """Return a Message."""
+    """Return a reply as a Message of the API."""
     uncached, short, hour, read = reply.shares
     usage: dict[str, Any] = {
         "input_tokens": uncached,
@@ -124,7 +124,7 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 def events(message: dict[str, Any], begins_at: float, done_at: float) -> Iterator[tuple[float, bytes]]:
-    """Yield (API seconds since 1970, bytes) of each event of a message, in order."""
+    """Yield each event of a message in order, as (API seconds since 1970, bytes)."""
     usage = message["usage"]
     begun = {"output_tokens": min(1, usage["output_tokens"]), "output_tokens_details": None}
     start = {**message, **dict.fromkeys(STOP), "content": [], "usage": {**usage, **begun}}
@@ -140,7 +140,7 @@ def events(message: dict[str, Any], begins_at: float, done_at: float) -> Iterato
 
 
 def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the events of one block: begun empty, then its text in parts."""
+    """Yield the events of one block, which starts empty and receives its text in parts."""
     empty = {"text": "", "thinking": "", "signature": "", "input": {}}
     start = {name: empty.get(name, value) for name, value in block.items()}
     yield {"type": "content_block_start", "index": index, "content_block": start}
@@ -158,7 +158,7 @@ def _block(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def model_info(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
-    """Return a model as the Models API shows it at a moment."""
+    """Return a model as the Models API shows it at that time."""
     dated = SNAPSHOT_DATE.search(model.snapshot)
     version = model.id.removeprefix("claude-").replace("-latest", "")
     line, *numbers = SNAPSHOT_DATE.sub("", version).split("-")
@@ -213,7 +213,7 @@ def one_model(now: float, name: str) -> dict[str, Any]:
 
 
 def page(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
-    """Return one page of `items`, which have an ``id`` and are in the order of the list."""
+    """Return one page of `items`, each of which has an ``id``, in their order."""
     text, after = query.get("limit", str(DEFAULT_PAGE)), query.get("after_id")
     if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
         raise Problem(400, f"limit: Input should be a number from 1 to {MAX_PAGE}")
