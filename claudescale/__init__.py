@@ -6,7 +6,8 @@ spends money.
 Each topic has its own folder or file, and imports run downward:
 
 =========== ==========================================================================
-errors      what can go wrong, and what to type then; `clock` is API time, `loops` runs the work
+errors      what can go wrong, and what to type then
+clock       API time; `loops` runs the work, `text` writes figures as words
 api         models, prices, limits and answers of the API; the only access to it
 prompts     from rows to requests, and from replies to typed columns
 pacing      when each call may be sent
@@ -21,6 +22,9 @@ lessons     real texts to practice on
 simulator   a stand-in for the API, for lessons and tests
 cluster     a run on Dask
 =========== ==========================================================================
+
+Facts and words stand in .toml files beside the code that reads them: models, tiers, limits and the meaning of
+errors in `api/catalog.toml`, messages in `api/words.toml`.
 """
 
 from __future__ import annotations

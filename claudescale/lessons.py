@@ -165,7 +165,7 @@ def main() -> None:
     """Run the main job in a terminal: send every docstring of Polars to the simulator."""
     import claudescale as cs  # noqa: PLC0415 - the texts alone do not need it
 
-    client = cs.connect(simulate=True, speed=10)
+    client = cs.connect(simulate=True, speed=10, bucket_seconds=1)
     question = "Say in one sentence what this does.\n\n{text}"
     plan = cs.plan(docstrings(), question, model="claude-haiku-5-5", tier="start")
     print(plan, end="\n\n")  # noqa: T201 - a command prints

@@ -169,6 +169,8 @@ class Limits:
             words = WORDS["limits"]["unpublished"]
             raise UnknownTier(words.format(model=called.id, tier=table.name, checked=table.checked))
         account: dict[str, Any] = {name: getattr(table, name, None) for name in _OPTIONAL}
+        for known in (learned or {}).values():  # how much a bucket holds depends on the API, not on the tier
+            account["burst_seconds"] = known.burst_seconds
         source = f"table of tier {table.name!r}"
         return cls(**rates._asdict(), **account, source=source, checked=table.checked)
 

@@ -110,8 +110,9 @@ class Measured:
     @property
     def basis(self) -> str:
         """The basis of these figures in one line: a guess, a count, or a pilot and its measurements."""
-        reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each"
         if self.calls:
+            assumed = "" if self.latency.calls else " (assumed: no call was live)"
+            reply = f"{self.output_tokens:,.0f} output tokens and {self.seconds:.1f} s each{assumed}"
             cache = f", cache hit by {self.cache_hit_share:.0%}" if self.cached_tokens else ""
             again = f", {self.error_rate:.1%} of calls retried" if self.error_rate else ""
             return f"measured on {self.calls:,} calls: {reply}{cache}{again}"

@@ -58,7 +58,9 @@ def test_a_batch_of_all_rows_gives_its_bill():
     plan = a_plan(texts(), mode="batch", system=SYSTEM, cache=True)
     with simulator(speed=120, batch_seconds=5) as api:
         run = finished(plan, api.client())
-    price = plan.calibrate(run).options.filter(mode="batch")["dollars"].item()
+    known = plan.calibrate(run)
+    assert "s each (assumed: no call was live)" in repr(known)
+    price = known.options.filter(mode="batch")["dollars"].item()
     assert price == pytest.approx(run.bill["dollars"].sum(), rel=1e-9)
 
 
@@ -97,10 +99,11 @@ def known():
 
 
 def test_a_pilot_tells_the_limits(known):
-    """The limits that a pilot's answers told take the place of the table's, for the tier it was run on."""
-    limits = known.compiled.limits
+    """A pilot's limits replace the table's for its tier; how much a bucket holds is believed for every tier."""
+    limits, other = known.compiled.limits, known.replace(tier="build").compiled.limits
+    assert limits.burst_seconds == other.burst_seconds > 1
     assert (limits.requests_per_minute, "headers" in limits.source) == (70, True)
-    assert known.replace(tier="build").compiled.limits.requests_per_minute == 5_000
+    assert other.requests_per_minute == 5_000
     assert known.replace(model="claude-sonnet-5-5").compiled.limits.source == "table of tier 'start'"
 
 
