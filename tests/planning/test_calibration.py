@@ -99,7 +99,7 @@ def known():
 
 
 def test_a_pilot_tells_the_limits(known):
-    """A pilot's limits replace the table's for its tier; how much a bucket holds is believed for every tier."""
+    """A pilot's limits replace the table's for its tier; how much a bucket holds is taken over for all."""
     limits, other = known.compiled.limits, known.replace(tier="build").compiled.limits
     assert limits.burst_seconds == other.burst_seconds > 1
     assert (limits.requests_per_minute, "headers" in limits.source) == (70, True)
