@@ -1,1 +1,1 @@
-"""What the API is, costs, allows and says."""
+"""The API's models, prices, limits, connection and answers."""

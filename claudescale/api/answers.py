@@ -1,6 +1,6 @@
-"""What one answer of the Messages API means: pure functions that take any bytes and never raise.
+"""Interprets answers of the Messages API, with pure functions that take any bytes and never raise.
 
-The bytes may come from the API, from a proxy, or from a connection that broke half way.
+The bytes may come from the API, from a proxy, or from a connection that broke midway.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 CUT = frozenset({"refusal", "max_tokens", "model_context_window_exceeded", "pause_turn", "tool_use"})
-"""Reasons to stop that are the error of the reply."""
+"""Stop reasons that make a reply an error."""
 DRY_RUN = "dry_run"
-"""The error of a message that only had the API look at a request, before a batch of such was made."""
+"""The error of a test message that only had the API check a request before the first batch."""
 NO_ENDPOINT = "endpoint_not_found"
-"""A 404 that does not speak of the model: of the address, or of a gateway that has less than the API."""
+"""A 404 that does not mention the model: the address is wrong, or a gateway lacks the endpoint."""
 DOUBTED = {"authentication_error", "permission_error", "not_found_error", "redirect_error", NO_ENDPOINT}
-"""Errors that a key, a model and an address which have answered may meet once by mistake."""
+"""Errors that may come once by mistake although the key, model and address have worked before."""
 STOPPING_ERRORS = frozenset(
     {*ERRORS.account_codes, *ERRORS.stopping_errors, *ERRORS.account_words, NO_ENDPOINT}
 )
-"""Errors of the account or the model, met by every row alike; for none of them is a row to blame."""
+"""Errors of the account or the model, which every row would meet; no row is to blame for them."""
 NOT_FOLLOWED = "claudescale-not-followed"
-"""The header that stands for ``location`` in an answer whose redirect must not be followed."""
+"""The header that replaces ``location`` in an answer whose redirect must not be followed."""
 
 _SERVER_ERROR = 500
 _ACCOUNT_WORDS = {name: re.compile(words, re.IGNORECASE) for name, words in ERRORS.account_words.items()}
@@ -39,22 +39,22 @@ _OF_A_MODEL = re.compile("model|claude-", re.IGNORECASE)
 _USER_OF_URL = re.compile(r"^(\w*:?//)[^/@]*@")
 _SECRET = re.compile(r"sk-[\w-]{8,}")
 _MOST_CHARACTERS = 500
-MOST_TOKENS = 2**53  # a count above is no count
+MOST_TOKENS = 2**53  # a larger count is not valid
 
 
 # ----------------------------------------------------------------------------------- answers and verdicts
 
 
 class Answer(NamedTuple):
-    """What came back for one request."""
+    """The API's answer to one request, or why there is none."""
 
-    status: int | None  # None where no answer came: `failure` says what did, in the words of an error type
+    status: int | None  # None where no answer came: `failure` is then an error type
     headers: Mapping[str, str]
     content: bytes
     failure: str | None = None
-    sent: bool = True  # False where the request surely never reached the API
-    reason: str = ""  # why no answer came, in words, as far as that is known; never a key
-    # The Message as far as it was streamed, where the stream broke: what it used is paid for.
+    sent: bool = True  # False where the request cannot have reached the API
+    reason: str = ""  # why no answer came, if known; never contains a key
+    # The part of the Message that arrived before its stream broke: its tokens are billed.
     partial: Mapping[str, Any] | None = None
 
 
@@ -62,30 +62,30 @@ class Answer(NamedTuple):
 class Verdict:
     """What an answer means for its row.
 
-    Its outcome is ``"answered"`` (paid for), ``"failed"`` (sending it again is of no use), ``"refused"`` (the
-    limits), ``"overloaded"`` (try again, fewer at once), ``"again"`` (try again) or ``"stop"`` (the run).
+    The outcome is ``"answered"`` (billed), ``"failed"`` (a retry cannot help), ``"refused"`` (rate limited),
+    ``"overloaded"`` (retry with fewer in flight), ``"again"`` (retry) or ``"stop"`` (end the run).
     """
 
     outcome: str
     error: str | None = None  # the API's error type
-    message: str | None = None  # its words
+    message: str | None = None  # the error's message
     reply: dict[str, Any] | None = None  # the Message, where there is one
-    final: bool = False  # the API's own last word on the row; a proxy's page never is
-    unseen: bool = False  # the API may have billed something that the answer does not say
+    final: bool = False  # the API itself has decided the row; a proxy's page never does
+    unseen: bool = False  # the API may have billed something that the answer does not show
 
 
 def verdict(answer: Answer) -> Verdict:
-    """Decide what an answer means; the only place that knows which errors are worth a retry.
+    """Decide what an answer means. Only this module knows which errors are worth a retry.
 
     Notes
     -----
     Source: Anthropic, *Errors* and *Rate limits* (checked 2026-10-08), and the SDK's own list of what
-    it retries. A spend limit comes as a 429 or a 400 and lasts for days: it ends the run.
+    it retries. A spend limit arrives as a 429 or a 400 and lasts for days, so it ends the run.
     """
     if answer.status is None:
         return _verdict_on_silence(answer)
     body = read_object(answer.content)
-    if answer.partial is not None:  # an error in a stream: what was written before it is paid for
+    if answer.partial is not None:  # an error inside a stream: the tokens before it are billed
         return replace(_verdict_on_error(answer.status, answer.headers, body), unseen=True)
     if answer.status // 100 == HTTPStatus.OK // 100:
         return _verdict_on_message(body)
@@ -127,9 +127,9 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
     outcome = ERRORS.outcomes.get(str(status), "overloaded" if failed else "failed")
     error = (code if outcome == "refused" else None) or kind or f"http_{status}"
     if outcome == "refused" and headers.get("x-should-retry") == "false":
-        outcome = "stop"  # no row is to blame for a limit
+        outcome = "stop"  # a limit is not the fault of a row
     elif outcome == "stop" and (kind is None or code in ERRORS.row_codes):
-        outcome = "failed"  # a proxy's page says nothing of the account
+        outcome = "failed"  # a proxy's page says nothing about the account
     elif outcome == "stop" and kind == "not_found_error" and not _OF_A_MODEL.search(words):
         error = NO_ENDPOINT
     phrase = http.client.responses.get(status, "")
@@ -139,20 +139,20 @@ def _verdict_on_error(status: int, headers: Mapping[str, str], body: dict[str, A
 
 
 def _redirect_words(status: int, target: str) -> str:
-    """Return what is said of an answer that sends the request elsewhere, where it was not sent on."""
+    """Return the message for a redirect that was not followed."""
     bare = _SECRET.sub("sk-...", _USER_OF_URL.sub(r"\1", target.partition("?")[0]))[:_MOST_CHARACTERS]
     there = bare.partition("/v1/")[0] or "/"
     return f"status {status}: the address redirects to {bare}. Set base_url to {there}"
 
 
 def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
-    """Decide what the result of one row of a batch means; the API bills only those that succeeded.
+    """Decide what the result of one row of a batch means. The API bills only results that succeeded.
 
     Notes
     -----
-    `result` stands under ``result`` in a line of the batch's results, whatever it is. A row's error has no
-    status: its type says whether sending the row again is of use. An error that every row would meet, of the
-    account or the model, is no row's last word, as with live answers.
+    `result` is the ``result`` field of a line of the batch's results, and may be malformed. A row's error has
+    no status, so its type decides whether a retry can help. As with live answers, an error of the account or
+    the model, which every row would meet, is never final for a row.
     Source: Anthropic, *Batch processing* and *Errors* (checked 2026-10-08).
     """
     kind = result.get("type")
@@ -172,14 +172,14 @@ def verdict_on_result(result: Mapping[str, Any]) -> Verdict:
 
 
 def _error(body: dict[str, Any]) -> tuple[str | None, str, str | None]:
-    """Return type, words and code of an error body, whatever it is; no key stands in the words."""
+    """Return the type, message and code of an error body of any shape, with keys masked in the message."""
     words = _SECRET.sub("sk-...", dig(str, body, "error", "message") or "")[:_MOST_CHARACTERS]
     code = dig(str, body, "error", "details", "error_code")
     return dig(str, body, "error", "type") or None, words, code
 
 
 def _account_trouble(kind: str | None, words: str, code: str | None) -> str | None:
-    """Return the name of a trouble of the account, which no row is to blame for; None where it is none."""
+    """Return the name of a problem with the account, which is not the fault of a row; None for others."""
     if code in ERRORS.account_codes:
         return code
     if kind == "billing_error":
@@ -187,11 +187,11 @@ def _account_trouble(kind: str | None, words: str, code: str | None) -> str | No
     return next((name for name, pattern in _ACCOUNT_WORDS.items() if pattern.search(words)), None)
 
 
-# -------------------------------------------------------------------------------------- what a Message has
+# --------------------------------------------------------------------------------- what a Message contains
 
 
 def text_of(message: Mapping[str, Any]) -> str | None:
-    """Return the text of a Message, or the input of the tool it calls as JSON; None where it has neither."""
+    """Return the text of a Message, or the input of its tool call as JSON; None where it has neither."""
     tool_input = _tool_input(message)
     if tool_input is not None:
         return json.dumps(tool_input, ensure_ascii=False, separators=(",", ":"))
@@ -199,23 +199,23 @@ def text_of(message: Mapping[str, Any]) -> str | None:
 
 
 def _tool_input(message: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the input of the first client tool that a Message calls: a forced call is a reply as JSON."""
+    """Return the input of the first client tool call in a Message; a forced call is a JSON reply."""
     return next((block["input"] for block in _blocks(message, "tool_use", "input", dict)), None)
 
 
 def _blocks(message: Mapping[str, Any], kind: str, name: str, of: type) -> list[dict[str, Any]]:
-    """Return the blocks of a kind that have what they are to have."""
+    """Return the content blocks of one kind whose field `name` has the type `of`."""
     blocks = dig(list, message, "content") or []
     return [b for b in blocks if dig(str, b, "type") == kind and dig(of, b, name) is not None]
 
 
 def stop_reason_of(message: Mapping[str, Any]) -> str | None:
-    """Return why a Message ends, as the API says it; None where it does not."""
+    """Return the stop reason of a Message; None where it has none."""
     return dig(str, message, "stop_reason")
 
 
 def usage_of(message: Mapping[str, Any] | None) -> dict[str, int]:
-    """Return the token counts of a Message under the ledger's names; nothing is counted twice."""
+    """Return the token counts of a Message under the ledger's names, with nothing counted twice."""
     hour = _count(message, "cache_creation", "ephemeral_1h_input_tokens")
     return {
         "input_tokens": _count(message, "input_tokens"),
@@ -228,7 +228,7 @@ def usage_of(message: Mapping[str, Any] | None) -> dict[str, int]:
 
 
 def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a Message says of itself that its price depends on, and why the model declined."""
+    """Return the fields of a Message that decide its price, and why the model declined."""
     return {
         "answering_model": dig(str, message, "model"),
         "inference_geo": dig(str, message, "usage", "inference_geo"),
@@ -239,7 +239,7 @@ def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def is_free(message: Mapping[str, Any] | None) -> bool:
-    """Whether an answer is not billed though it has tokens: most refusals before any output."""
+    """Whether an answer is free although it has tokens, as most refusals before any output are."""
     refused = dig(str, message, "stop_reason") == "refusal"
     unwritten = dig(int, message, "usage", "output_tokens") == 0
     return refused and unwritten and answer_of(message)["refusal_category"] not in CHARGES.billed_refusals
@@ -249,7 +249,7 @@ _Kind = TypeVar("_Kind")
 
 
 def dig(kind: type[_Kind], body: Any, *path: str) -> _Kind | None:
-    """Return what stands at a path in an answer; None where that is nothing of the kind."""
+    """Return the value at a path in an answer; None where it is missing or of another type."""
     for name in path:
         body = body.get(name) if isinstance(body, dict) else None
     return body if type(body) is kind else None
@@ -265,7 +265,7 @@ def _is_count(count: int | None) -> bool:
 
 
 def read_object(content: bytes) -> dict[str, Any]:
-    """Return the JSON object that `content` is; an empty one where it is none."""
+    """Return the JSON object in `content`; an empty one where there is none."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -273,11 +273,11 @@ def read_object(content: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-# ------------------------------------------------------------------------- a Message that comes in events
+# ------------------------------------------------------------------------ a Message as a stream of events
 
 
 class StreamedMessage:
-    """Takes the bytes of a stream, in whatever pieces, and gives the Message or the error that it brings."""
+    """Assembles the Message or the error in a stream from chunks of any size."""
 
     def __init__(self) -> None:
         self._rest = self._plain = b""
@@ -286,9 +286,9 @@ class StreamedMessage:
         self._error: dict[str, Any] | None = None
 
     def feed(self, part: bytes) -> None:
-        """Take some more bytes."""
+        """Add a chunk of bytes."""
         if not self._message and self._error is None:
-            self._plain += part  # a gateway that does not stream sends the Message itself
+            self._plain += part  # a gateway that does not stream sends the whole Message
         *lines, self._rest = (self._rest + part).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -302,7 +302,7 @@ class StreamedMessage:
                 self._blocks.append(block)
             case {"type": "content_block_delta", "delta": dict(delta)} if self._blocks:
                 block = self._blocks[-1]
-                for name in delta.keys() & {"text", "partial_json"}:  # all of a reply that is kept
+                for name in delta.keys() & {"text", "partial_json"}:  # the only parts that are kept
                     block[name] = f"{block.get(name) or ''}{delta[name] or ''}"
             case {"type": "message_delta"}:
                 usage = {name: n for name, n in (dig(dict, event, "usage") or {}).items() if n is not None}
@@ -313,7 +313,7 @@ class StreamedMessage:
 
     @property
     def so_far(self) -> dict[str, Any] | None:
-        """The Message as far as it came; None before its beginning."""
+        """The Message received so far; None before it begins."""
         if not self._message:
             return None
         content = [dict(block) for block in self._blocks]
@@ -323,7 +323,7 @@ class StreamedMessage:
         return {**self._message, "content": content}
 
     def answer(self, headers: Mapping[str, str]) -> Answer:
-        """Return what the stream says once it has ended: an answer as any other, or one that broke off."""
+        """Return the answer of a stream that has ended, complete or broken off."""
         if self._error is not None:
             status = ERRORS.stream_statuses.get(_error(self._error)[0] or "", _SERVER_ERROR)
             return Answer(status, headers, json.dumps(self._error).encode(), partial=self.so_far)

@@ -1,7 +1,7 @@
 """Dated facts about models, usage tiers and the API's limits, and where prices come from.
 
-The facts stand in ``catalog.toml``, each with its source and the day it was checked. Prices stand
-nowhere in this package: they are read out of genai-prices, at the moment they are needed.
+The facts are in ``catalog.toml``, each with its source and the day it was checked. This package contains
+no prices: they are read from genai-prices when they are needed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Mode: TypeAlias = Literal["live", "batch"]
 Lifecycle: TypeAlias = Literal["active", "legacy", "deprecated", "retired"]
 
 PARTS = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
-"""The kinds of tokens that have a price of their own, as in the ``usage`` of a reply."""
+"""The kinds of tokens that have their own price, as in the ``usage`` of a reply."""
 COLUMNS = {
     part: f"{part}_tokens" if part in {"input", "output"} else f"{part}_input_tokens" for part in PARTS
 }
-"""The same, and the column of an attempt that counts each."""
+"""The column of an attempt that counts each of `PARTS`."""
 USAGE = (*COLUMNS.values(), "thinking_tokens")
-"""What an answer's usage is counted as. All but the last are priced: thinking is output."""
+"""Columns that count an answer's usage. All but the last are priced: thinking is part of the output."""
 TRAITS = ("answering_model", "inference_geo", "speed")
-"""What an answer says of itself that decides the price of its tokens."""
+"""Fields of an answer that decide the price of its tokens."""
 ANSWERED = (*TRAITS, "web_search_requests")
-"""What an answer says of itself that decides its price."""
+"""Fields of an answer that, with its tokens, decide its price."""
 
 
 # ------------------------------------------------------------------------------------ the shape of a fact
@@ -47,17 +47,17 @@ ANSWERED = (*TRAITS, "web_search_requests")
 
 @lru_cache
 def retirement(day: date | None) -> datetime | None:
-    """Return when a model retires on a day: 9 AM Pacific. Source: *Model deprecations* (2026-11-29)."""
+    """Return the moment of a retirement on `day`: 9 AM Pacific. Source: *Model deprecations* (2026-11-29)."""
     if day is None:
         return None
-    # By Polars, as a machine may have no table of time zones.
+    # Polars brings its own time zones; a machine may have none.
     nine = pl.datetime(day.year, day.month, day.day, 9, time_zone="America/Los_Angeles")
     return datetime.fromtimestamp(pl.select(nine.dt.epoch("s")).item(), UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """Where something is known from, and when that was so."""
+    """The source of a fact, and the day it was checked."""
 
     source: str
     checked: date
@@ -65,14 +65,14 @@ class Fact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel(Fact):
-    """What is known of every model, also of one that could be called once."""
+    """The facts known about every model, including retired ones."""
 
-    id: str  # to send; aliases resolve to it
+    id: str  # the id to send; aliases resolve to it
     snapshot: str  # the dated id that `id` stands for
     line: str | None = None
     lifecycle: Lifecycle = "retired"  # as of `checked`
-    retires_on: date | None = None  # announced: from `retires_at` on requests fail
-    successor: str | None = None  # that Anthropic recommends
+    retires_on: date | None = None  # announced; requests fail from `retires_at` on
+    successor: str | None = None  # the replacement that Anthropic recommends
 
     @property
     def retires_at(self) -> datetime | None:
@@ -82,7 +82,7 @@ class KnownModel(Fact):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts(KnownModel):
-    """What is known about one model that can be called."""
+    """The facts about a model that can be called."""
 
     line: str
     deprecated_on: date | None = None
@@ -90,13 +90,13 @@ class ModelFacts(KnownModel):
     verified_only: bool  # only organizations that Anthropic has verified may call it
     context_tokens: int
     max_output_tokens: int
-    cache_minimum_tokens: int | None = None  # the shortest prefix that is cached; None is unknown
-    characters_per_token: float  # for estimates, by generation of the tokenizer
+    cache_minimum_tokens: int | None = None  # the shortest prefix that is cached; None if unknown
+    characters_per_token: float  # for estimates; depends on the tokenizer
     tokenizer: str  # "2024", or "2026" (Opus 4.7 and later: about 30% more tokens for the same text)
     rate_group: str  # models of one group share one set of rate limits
     thinks_by_default: bool
     thinking_types: tuple[str, ...]
-    # The ``thinking`` that keeps it off in bulk rows. None: off already, or it cannot be turned off.
+    # The ``thinking`` that turns thinking off for bulk rows. None: off by default, or always on.
     thinking_off: dict[str, str] | None = field(default=None, hash=False)
     thinking_off_up_to_effort: str | None = None  # above this effort `thinking_off` is refused
     efforts: tuple[str, ...]  # empty where the parameter is refused
@@ -104,9 +104,9 @@ class ModelFacts(KnownModel):
     effort_for_bulk: str | None = None  # keeps thinking small where it cannot be turned off
     structured_outputs: bool
     batch: bool
-    prices_of: str | None = None  # the twin that costs the same, where genai-prices has only that one
+    prices_of: str | None = None  # a twin at the same price, where genai-prices has only the twin
     given: bool = False  # described by the user, see `claudescale.Model`
-    given_dollars: tuple[float, float] | None = None  # of a million input and output tokens, if they said
+    given_dollars: tuple[float, float] | None = None  # per million input and output tokens, if given
 
 
 class PriceStep(NamedTuple):
@@ -120,12 +120,12 @@ class PriceStep(NamedTuple):
     output: float
 
     def times(self, factor: float) -> PriceStep:
-        """Return the step with every rate times a factor."""
+        """Return the step with every rate multiplied by a factor."""
         return self._replace(**{part: getattr(self, part) * factor for part in PARTS})
 
 
 class Rates(NamedTuple):
-    """What a tier allows one group of models in a minute."""
+    """A tier's limits per minute for one group of models."""
 
     requests_per_minute: int
     input_tokens_per_minute: int
@@ -134,15 +134,15 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier(Fact):
-    """What an account of one usage tier may do. None is not published."""
+    """The limits of one usage tier. None means not published."""
 
     name: str
-    family: Literal["today", "numbered"]  # the numbered ones ended on the API on 2026-06-26
-    qualify: str  # how one gets there
-    limits: Mapping[str, Rates] = field(hash=False)  # by rate group; empty where they are not published
+    family: Literal["today", "numbered"]  # the numbered tiers ended on the API on 2026-06-26
+    qualify: str  # how an account gets there
+    limits: Mapping[str, Rates] = field(hash=False)  # by rate group; empty if not published
     spend_dollars_per_month: float | None = None
-    batch_queue_requests: int | None = None  # that may wait, all batches together
-    batch_requests_per_minute: int | None = None  # calls to all batch endpoints
+    batch_queue_requests: int | None = None  # waiting in all batches together
+    batch_requests_per_minute: int | None = None  # calls to all batch endpoints together
     count_tokens_per_minute: int | None = None  # calls, not tokens
 
 
@@ -165,7 +165,7 @@ def _tier_facts(row: Mapping[str, Any]) -> Tier:
 _HERE = Path(__file__).parent
 _DATA = tomllib.loads((_HERE / "catalog.toml").read_text("utf-8"))
 WORDS: dict[str, dict[str, str]] = tomllib.loads((_HERE / "words.toml").read_text("utf-8"))
-"""What is said of answers without words of their own, and of clients that cannot be used."""
+"""Error texts for answers that bring none, and for models, limits and clients that cannot be used."""
 
 MODELS: Mapping[str, ModelFacts] = {row["id"]: _model_facts(row) for row in _DATA["model"]}
 """Every model that was not retired when last checked."""
@@ -174,38 +174,38 @@ TIERS: Mapping[str, Tier] = {row["name"]: _tier_facts(row) for row in _DATA["tie
 MESSAGE, BATCH, CHARGES, ERRORS = (
     SimpleNamespace(**_DATA[name]) for name in ("message", "batch", "charges", "errors")
 )
-"""What one request and one batch may be, what costs besides the tokens, and what error codes mean."""
+"""Limits on a request and a batch, charges besides tokens, and the meaning of error codes."""
 MEDIA: Mapping[str, Any] = _DATA["media"]
-"""What images and PDFs may be, and the tokens they take; `claudescale.api.media` counts them."""
+"""Limits and token counts of images and PDFs; `claudescale.api.media` applies them."""
 
 _BY_NAME = {name: facts for facts in MODELS.values() for name in (facts.id, facts.snapshot)}
 _RETIRED_BY_NAME = {name: gone for gone in RETIRED.values() for name in (gone.id, gone.snapshot)}
-_NOTICE = timedelta(days=60)  # before a model retires a plan says so: Anthropic's own notice is no shorter
+_NOTICE = timedelta(days=60)  # how long before a retirement plans warn; Anthropic's notice is no shorter
 
 
 # ----------------------------------------------------------------------------------------------- models
 
 
 def now() -> datetime:
-    """Return the moment facts and prices are looked up for, where no API has told the time."""
+    """Return the current time in UTC, for facts and prices where no API gives the time."""
     return datetime.now(UTC)
 
 
 def lifecycle(model: KnownModel, at: datetime | None = None) -> Lifecycle:
-    """Return where a model stands in its life at a moment (now): retired from the announced one on."""
+    """Return the lifecycle of a model at a moment (default now): retired from `retires_at` on."""
     retires_at = model.retires_at
     return "retired" if retires_at and (at or now()) >= retires_at else model.lifecycle
 
 
 def refusal(model: KnownModel, at: datetime | None = None) -> str | None:
-    """Return why a model cannot be called at a moment, and what to use; None where it can be."""
+    """Return why a model cannot be called at a moment, and what to use instead; None if it can."""
     if lifecycle(model, at) != "retired":
         return None
     return WORDS["model"]["refused"].format(id=model.id, day=model.retires_on, successor=model.successor)
 
 
 def notices(model: ModelFacts, at: datetime | None = None, *, batch_minutes: float = 0.0) -> list[str]:
-    """Return what to know before choosing a model: that it goes away, or that few may call it.
+    """Return warnings about a model: that it retires soon, or that only verified organizations may call it.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def notices(model: ModelFacts, at: datetime | None = None, *, batch_minutes: flo
     at : datetime, optional
         When its calls would begin; the default is now.
     batch_minutes : float
-        What its batches may take at most.
+        The longest time that its batches may take.
     """
     words, notes = WORDS["model"], []
     if model.retires_at is not None:
@@ -232,22 +232,22 @@ def notices(model: ModelFacts, at: datetime | None = None, *, batch_minutes: flo
 
 
 def model(name: object) -> ModelFacts:
-    """Return the facts about a model, also of one that has been retired since it was last checked.
+    """Return the facts about a model, including one that has retired since it was last checked.
 
-    A dated id and its short alias give the same facts, so that both are one model everywhere. Whether
-    it can be called is `refusal`'s to say: who only reads need not know.
+    A dated id and its short alias give the same facts, so both are one model everywhere. Facts about
+    a retired model stay available; `refusal` says whether it can be called.
 
     Parameters
     ----------
     name : str, claudescale.Model or ModelFacts
-        The model's id, as the API takes it; or the facts themselves, which come back.
+        The model's id, as the API takes it; or its facts, which are returned unchanged.
 
     Raises
     ------
     UnknownModel
-        There is no such model in the catalog, or it was retired before the catalog knew it.
+        The model is not in the catalog, or had already retired when the catalog was checked.
     PlanError
-        It is no name at all.
+        `name` is of another type.
 
     Examples
     --------
@@ -271,7 +271,7 @@ def model(name: object) -> ModelFacts:
 
 
 def id_of(name: str) -> str:
-    """Return the one id of a model that goes by its dated id and by its alias; of others the name itself."""
+    """Return the catalog's id for a dated id or an alias; any other name is returned unchanged."""
     return next((facts[name].id for facts in (_BY_NAME, _RETIRED_BY_NAME) if name in facts), name)
 
 
@@ -279,13 +279,13 @@ def id_of(name: str) -> str:
 
 
 def tier(name: str | int) -> Tier:
-    """Return what an account of a usage tier may do.
+    """Return the limits of a usage tier.
 
     Parameters
     ----------
     name : str or int
-        Today's "evaluation", "start", "build", "scale", "custom"; or the older 1 to 4, as a number or
-        as in "tier 1". Capitals do not matter.
+        Today's "evaluation", "start", "build", "scale" and "custom", or the older 1 to 4, as a number or
+        as in "tier 1". Case does not matter.
 
     Raises
     ------
@@ -310,12 +310,12 @@ def tier(name: str | int) -> Tier:
 
 @lru_cache(maxsize=1024)
 def list_price(model_id: str, mode: Mode, day: date, speed: str | None = None) -> tuple[PriceStep, ...]:
-    """Return the list price on a UTC day as genai-prices has it: the last step that a prompt exceeds holds.
+    """Return genai-prices' list price on a UTC day, in steps: the last one that a prompt exceeds applies.
 
     Parameters
     ----------
     model_id : str
-        A model of the catalog; a retired one has a live price too.
+        A model in the catalog. Retired models also have a live price.
     mode : {"live", "batch"}
         How the request is sent.
     day : date
@@ -334,8 +334,8 @@ def list_price(model_id: str, mode: Mode, day: date, speed: str | None = None) -
     when = {"processing": "batch"} if mode == "batch" else {"speed": speed} if speed else None
     constraints = [variant.constraint for variant in info.price_variants or () if variant.when == when]
     if when and not any(constraint is None or constraint.active(noon) for constraint in constraints):
-        # genai-prices would answer with the full price, silently. Of a model that retires it drops the batch
-        # price, which what was sent before still has: half. Source: *Batch processing* (2026-08-14).
+        # genai-prices would silently return the full price. It drops the batch price of a model that retires,
+        # but earlier requests still cost half. Source: *Batch processing* (2026-08-14).
         if mode == "batch" and facts.retires_on is not None:
             return tuple(step.times(0.5) for step in list_price(model_id, "live", day))
         words = WORDS["model"]["batch_unpriced" if mode == "batch" else "fast_unpriced"]
@@ -350,7 +350,7 @@ def list_price(model_id: str, mode: Mode, day: date, speed: str | None = None) -
 
 
 def _million_dollars(prices: ModelPrice, part: str, model_id: str) -> dict[int, Decimal]:
-    """Return what a million tokens of a part cost, by the length of prompt above which they do."""
+    """Return the dollars per million tokens of a part, by the prompt length above which they apply."""
     price = getattr(prices, f"{part}_mtok")
     if price is None and part == "cache_write_5m":
         price = prices.cache_write_mtok
@@ -361,7 +361,7 @@ def _million_dollars(prices: ModelPrice, part: str, model_id: str) -> dict[int, 
 
 
 def search_dollars(model_id: str, day: date) -> float | None:
-    """Return what a web search costs with a model, live or in a batch, as genai-prices has it."""
+    """Return the dollars of one web search with a model, live or in a batch, from genai-prices."""
     _, info = _priced(model_id)
     thousand = info.get_prices(datetime.combine(day, time(12), UTC), None).web_searches_kcount
     return float(thousand) / 1_000 if isinstance(thousand, Decimal) else None
@@ -400,7 +400,7 @@ def tiers(model: ModelFacts | str | None = None) -> pl.DataFrame:
     Parameters
     ----------
     model : str, optional
-        Only this model's group: then one row per tier. Unpublished limits are null.
+        Restricts the rows to this model's group: one row per tier. Unpublished limits are null.
 
     Examples
     --------

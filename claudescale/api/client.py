@@ -1,6 +1,6 @@
-"""The way to the API: `connect`, and a wire of one request, one answer, whatever happens.
+"""The connection to the API: `connect`, and a wire that gives one answer per request, whatever happens.
 
-The SDK never retries here: a run decides that in one place.
+The SDK's retries are off: a run decides on retries in one place.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
 
     Take: TypeAlias = Callable[[bytes], Awaitable[bool | None]]
 
-SIMULATED_SPEED = 10.0  # of a simulator that `connect` starts: API seconds in a real one
+SIMULATED_SPEED = 10.0  # API seconds per real second of a simulator that `connect` starts
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 """Hosts that are this machine."""
 CALL_SECONDS = 600.0
-"""Real seconds in which an endpoint that does not write a reply should have answered."""
+"""Real seconds within which an endpoint that writes no reply must answer."""
 LONGEST_TRANSFER_SECONDS = 3_600.0
-"""Real seconds that a batch, or its results, may take on their way."""
+"""Real seconds that the transfer of a batch or its results may take."""
 
-_FOREVER_SECONDS = 1e6  # the longest wait of a client that was given none
-_IDLE_SECONDS = 120.0  # real ones between two events of a stream, pings among them, after which it is lost
+_FOREVER_SECONDS = 1e6  # stands for a client without a time-out
+_IDLE_SECONDS = 120.0  # real seconds without an event, pings included, after which a stream is lost
 _CONNECT_SECONDS = 10.0
-_SHORTEST_TIMEOUT_SECONDS = 10.0  # of a call to a simulator, however fast its time is
-_HEADER_BYTES = 1 << 17  # gateways add long headers, and an answer that cannot be read is paid for
+_SHORTEST_TIMEOUT_SECONDS = 10.0  # for a simulator, however fast its clock
+_HEADER_BYTES = 1 << 17  # gateways add long headers, and an unreadable answer is billed as well
 _PART_BYTES = 1 << 18
 _BLOCK_BYTES = 1 << 23
-_MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call, and of one that gets no answer at all
+_MOST_TRIES, _MOST_UNHEARD = 8, 3  # of a free call: in all, and if no answer comes
 _SHORTEST_SECRET = 12
 _MESSAGES, _BATCHES = "/v1/messages", "/v1/messages/batches"
 _UNREAD = {"x-stainless-raw-response": "stream"}  # so the SDK leaves the body unread
@@ -72,7 +72,7 @@ _log = logging.getLogger("claudescale.api")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """Which API answers: part of every row's key, so that a simulated reply is never a real one."""
+    """Which API answers. It is part of every row's key, so a simulated reply never passes for a real one."""
 
     name: str
     simulated: bool
@@ -80,7 +80,7 @@ class Api:
 
 
 class _Unshown(bytes):
-    """A body that the SDK's debug log does not spell out: it is the user's text."""
+    """A body that the SDK's debug log does not show, because it contains the user's text."""
 
     __slots__ = ()
 
@@ -89,17 +89,17 @@ class _Unshown(bytes):
 
 
 class Wire:
-    """Sends requests over a copy of a client, bound to the loop it is first used on.
+    """Sends requests over a copy of a client, bound to the event loop of its first use.
 
     Spends: tokens.
 
     Parameters
     ----------
     client : AsyncAnthropic
-        Whose key, address, headers, hooks, time-out and middleware are used. A transport of the SDK's is
-        made anew, as one works on one loop only; an ``http_client`` of the user's is used as it is.
+        Its key, address, headers, hooks, time-out and middleware are used. The SDK's transport is replaced
+        by a new one, as it works on one loop only; a user's own ``http_client`` is used as it is.
     max_tokens : int
-        Longest reply; very long ones get more than the SDK's ten minutes, and are streamed.
+        The longest reply. Very long replies get more than the SDK's ten minutes and are streamed.
 
     Raises
     ------
@@ -120,7 +120,7 @@ class Wire:
         if given != anthropic.DEFAULT_TIMEOUT:
             self._timeout_seconds = given.read or _FOREVER_SECONDS
             self._connect_seconds = min(given.connect or _CONNECT_SECONDS, _CONNECT_SECONDS)
-        # A class that looks at requests before they go, as AWS's does to sign them, needs their bodies whole.
+        # A subclass that inspects requests, as AWS's does to sign them, needs their whole bodies.
         self.signs_bodies = type(client)._prepare_request is not anthropic.AsyncAnthropic._prepare_request  # noqa: SLF001
         self._simulated, self.clock = False, Clock()
 
@@ -132,30 +132,30 @@ class Wire:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections that were made here; the client stays as it is, and what it signs in with."""
+        """Close the connections made here; the client and its credentials stay usable."""
         if self._made is not None:
             await self._made.aclose()
 
     async def api(self) -> Api:
-        """Return which API answers there: one free request, and only where a simulator may be.
+        """Return which API answers; one free request is sent, and only where a simulator may be running.
 
         Spends: nothing.
         """
         about: dict[str, Any] = {}
         if is_nearby(self._client.base_url):
-            self._simulated = True  # or its answer would be refused as one that is not declared
+            self._simulated = True  # otherwise its answer would be refused as undeclared
             about = read_object((await self.ask("/simulator", seconds=_CONNECT_SECONDS)).content)
         self._simulated = about.get("simulator") == "claudescale"
         if self._simulated:
             self.clock = Clock(float(about["speed"]), float(about["now"]))
             return Api(name=f"simulator seed={about.get('seed')}", simulated=True, clock=self.clock)
         url = self._client.base_url
-        host = url.host or type(self._client).__name__  # Google Cloud's is known at the first call
+        host = url.host or type(self._client).__name__  # Google Cloud's is unknown before the first call
         name = f"{host}{f':{url.port}' if url.port else ''}{url.path.rstrip('/')}"
         return Api(name=name, simulated=False, clock=self.clock)
 
     async def send(self, body: bytes) -> Answer:
-        """Return what came back for one body of the Messages API, whatever it is.
+        """Return the API's answer to one Messages request, or why there is none.
 
         Spends: tokens.
         """
@@ -174,7 +174,7 @@ class Wire:
         return answer if answer.status != HTTPStatus.OK else message.answer(answer.headers)
 
     async def count_tokens(self, request: bytes) -> Answer:
-        """Return what the API says of the input tokens of one request.
+        """Return the API's answer on the input tokens of one request.
 
         Spends: nothing.
         """
@@ -183,9 +183,9 @@ class Wire:
         return await self.patiently(f"{_MESSAGES}/count_tokens", json.dumps(counted).encode())
 
     async def patiently(self, path: str, content: bytes | None = None, **query: Any) -> Answer:
-        """Return what came back for a free call, made again where that may help, in API time.
+        """Return the answer to a free call, retried where that may help, with back-off in API time.
 
-        The SDK's own retries sleep in real seconds: hours for a simulator whose time is fast.
+        The SDK's own retries sleep in real seconds, which are hours to a fast simulator.
 
         Spends: nothing.
         """
@@ -207,10 +207,11 @@ class Wire:
         seconds: float | None = None,
         take: Take | None = None,
     ) -> Answer:
-        """Return what came back for a path, or for JSON that is posted to it as it is.
+        """Return the answer to a GET of `path`, or to a POST of `content`, which is sent unchanged.
 
-        A body is passed to `take` as it comes, a batch's results in blocks of whole lines. Where the answer
-        then has no status it broke off: what was taken so far is good. A `take` that returns True has enough.
+        The body is passed to `take` as it arrives, a batch's results in blocks of whole lines. An answer
+        without a status then means that it broke off; what was taken before that is valid. `take` returns
+        True to stop.
 
         Spends: what is posted.
         """
@@ -231,7 +232,7 @@ class Wire:
         return await self._answer(path, request, seconds, take)
 
     async def _answer(self, path: str, request: Awaitable[Any], seconds: float, take: Take | None) -> Answer:
-        """Return what came back, whatever happens, and log it: never a text or a key."""
+        """Return the answer, or why there is none, and log the call without texts or keys."""
         import anthropic  # noqa: PLC0415 - slow to import
 
         number, begun = next(_numbers), time.monotonic()
@@ -249,12 +250,12 @@ class Wire:
                     async for block in blocks:
                         if await take(block):
                             break
-        # RequestError: the words of an error break off, which the SDK reads by itself.
-        # TypeError: there is no key. ValueError: a header that cannot be sent. InvalidURL: a redirect.
+        # RequestError: the body of an error breaks off while the SDK reads it.
+        # TypeError: there is no key. ValueError: a header that cannot be sent. InvalidURL: a bad redirect.
         except (anthropic.AnthropicError, httpx2.RequestError, httpx2.InvalidURL,
                 TimeoutError, TypeError, ValueError) as error:  # fmt: skip
             if answer is not None and not isinstance(error, TimeoutError | httpx2.RequestError):
-                raise  # of what takes it
+                raise  # from `take`
             headers = answer.headers if answer else {}
             answer = no_answer(error, self._client.base_url.host)._replace(headers=headers)
         finally:
@@ -273,18 +274,18 @@ class Wire:
         content = response.content if response.is_closed else b""
         for name in ("authorization", "x-api-key") if response.is_error else ():
             secret = response.request.headers.get(name, "").removeprefix("Bearer ")
-            if len(secret) >= _SHORTEST_SECRET:  # a gateway's words may repeat what it was sent
+            if len(secret) >= _SHORTEST_SECRET:  # a gateway's error may echo the key
                 content = content.replace(secret.encode(), b"...")
         return Answer(response.status_code, headers, content)
 
 
 def plain_headers(response: httpx2.Response) -> dict[str, str]:
-    """Return the headers as a dict: each lookup in the response's own takes 5 µs."""
+    """Return the headers as a dict: each lookup in the response's own headers takes 5 µs."""
     return {name.decode("latin-1").lower(): text.decode("latin-1") for name, text in response.headers.raw}
 
 
 async def _blocks_of_lines(response: httpx2.Response) -> AsyncIterator[bytes]:
-    """Yield a body in blocks of whole lines. The last line of one that broke off is left out."""
+    """Yield a body in blocks of whole lines; if it breaks off, the unfinished line is dropped."""
     held = bytearray()
     async for part in response.aiter_bytes(_PART_BYTES):
         held += part
@@ -301,12 +302,12 @@ def reply_seconds(max_tokens: int) -> float:
 
 
 def streams(max_tokens: int) -> bool:
-    """Whether replies of up to so many tokens are streamed: a silent connection gets lost in ten minutes."""
+    """Whether replies of up to `max_tokens` are streamed: a silent connection is lost after ten minutes."""
     return bool(max_tokens > MESSAGE.nonstreaming_max_tokens)
 
 
 def listed(answer: Answer) -> list[dict[str, Any]]:
-    """Return the entries of a list that an answer shows, such as batches."""
+    """Return the entries of an answer that is a list, such as one of batches."""
     entries = dig(list, read_object(answer.content), "data") or []
     return [entry for entry in entries if isinstance(entry, dict)]
 
@@ -315,12 +316,12 @@ def listed(answer: Answer) -> list[dict[str, Any]]:
 
 
 class BatchWire:
-    """The endpoints of Message Batches, paced to a limit of their own: free, but for what a batch answers.
+    """The Message Batches endpoints, paced to their own rate limit; only the rows of a batch are billed.
 
     Parameters
     ----------
     wire : Wire
-        What sends.
+        Sends the calls.
     requests_per_minute : float
         Calls to all of these endpoints together.
     """
@@ -330,7 +331,7 @@ class BatchWire:
         self._gap_seconds, self._next_at, self._lock = 60.0 / requests_per_minute, 0.0, asyncio.Lock()
 
     async def _ask(self, path: str = "", content: Any = None, **options: Any) -> Answer:
-        """Return the answer for a path below that of batches, asked when the limit has room for it."""
+        """Return the answer to a call below the batches path, sent when the rate limit has room for it."""
         async with self._lock:
             now = self._wire.clock.seconds()
             await self._wire.clock.sleep(self._next_at - now)
@@ -338,17 +339,17 @@ class BatchWire:
         return await self._wire.ask(_BATCHES + path, content, **options)
 
     async def create(self, parts: AsyncIterable[bytes], length: int) -> Answer:
-        """Post a batch, once: its answer may be lost and the batch made. Spends: half its rows' price."""
+        """Create a batch, without retry: it may exist if the answer is lost. Spends: half its rows' price."""
         content = b"".join([part async for part in parts]) if self._wire.signs_bodies else parts
         headers = {"content-length": str(length)}
         return await self._ask(content=content, headers=headers, seconds=LONGEST_TRANSFER_SECONDS)
 
     async def retrieve(self, batch_id: str) -> Answer:
-        """Return what the API says of a batch."""
+        """Return the API's answer on the state of a batch."""
         return await self._ask(f"/{batch_id}")
 
     async def cancel(self, batch_id: str) -> Answer:
-        """Ask for the end of a batch."""
+        """Ask the API to cancel a batch."""
         return await self._ask(f"/{batch_id}/cancel", b"")
 
     async def page(self, **query: Any) -> Answer:
@@ -375,9 +376,9 @@ class BatchWire:
 
 
 class RenderedBody:
-    """A body that is rendered part by part in a thread, while the loop runs. Iterating begins anew.
+    """A body rendered part by part in a thread, so that the loop keeps running. Iterating starts over.
 
-    `flaw` is why it could not be rendered to its end: what calls the transport hears of a lost connection.
+    `flaw` is the error that ended the rendering; the transport's caller sees only a lost connection.
     """
 
     def __init__(self, render: Callable[[], Iterator[bytes]]) -> None:
@@ -395,7 +396,7 @@ class RenderedBody:
 
 
 async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> Limits:
-    """Return limits as the rate-limit API has them for an account and a model, else as they are known.
+    """Return the rate-limit API's limits for an account and a model, or the known ones if it has none.
 
     Spends: nothing.
 
@@ -409,12 +410,12 @@ async def account_limits(client: AsyncAnthropic, known: Limits, model: str) -> L
     if answer.status == HTTPStatus.OK:
         return known.updated(listed(answer), model)
     if answer.status is not None and verdict(answer).outcome in {"stop", "failed"}:
-        return known.updated(None, model)  # the key may not ask
+        return known.updated(None, model)  # the key may not read them
     raise unasked(answer, "limits")
 
 
 def unasked(answer: Answer, subject: str) -> PlanError:
-    """Return the error that says why a free call has no answer."""
+    """Return the error that says why a free call failed."""
     why = verdict(answer)
     msg = f"Could not get the {subject} from the API ({why.error}): {why.message or 'no reason given'}."
     return PlanError(f"{msg} Nothing was paid.")
@@ -424,7 +425,7 @@ def unasked(answer: Answer, subject: str) -> PlanError:
 
 
 def no_answer(error: Exception, host: str) -> Answer:
-    """Return the answer that stands for none, with the innermost reason in words; no key is in them."""
+    """Return an `Answer` for a failed call, with the innermost reason in words and never a key."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
     import anthropic  # noqa: PLC0415 - slow to import
     import httpcore2  # noqa: PLC0415 - comes with httpx2
@@ -433,38 +434,38 @@ def no_answer(error: Exception, host: str) -> Answer:
     for cause in causes:
         if isinstance(cause, ValueError | httpx2.LocalProtocolError) and "header" in str(cause).lower():
             return Answer(None, {}, b"", "unsendable_error", sent=False, reason=WORDS["reason"]["header"])
-        if isinstance(cause, aiohttp.ClientConnectorError):  # of a proxy it is another one
+        if isinstance(cause, aiohttp.ClientConnectorError):  # its host is the proxy's, if any
             host = f"{cause.host}:{cause.port}"
     lost = (anthropic.APIConnectionError, anthropic.RetryableError)
     if isinstance(error, anthropic.AnthropicError | TypeError) and not isinstance(error, lost):
-        return Answer(None, {}, b"", "authentication_error", sent=False)  # the SDK finds no key it can use
-    # No connection was made. aiohttp's transport calls a lost one httpx2.ConnectError as well.
+        return Answer(None, {}, b"", "authentication_error", sent=False)  # the SDK finds no usable key
+    # No connection was made. aiohttp's transport raises httpx2.ConnectError for a lost one as well.
     unsent = (httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError, httpcore2.ConnectError,
               aiohttp.ClientConnectorError)  # fmt: skip
     sent = not any(isinstance(cause, unsent) for cause in causes)
     late = isinstance(error, anthropic.APITimeoutError | TimeoutError | httpx2.TimeoutException)
     reasons = [words for cause in reversed(causes) if (words := _in_words(cause, host))]
-    reasons.append(type(causes[-1]).__name__)  # the kind will do: its own words may be anything
+    reasons.append(type(causes[-1]).__name__)  # only the class: its message may contain anything
     return Answer(None, {}, b"", "timeout_error" if late else "connection_error", sent, reasons[0])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came from, the innermost last."""
+    """Yield an error and its causes, the innermost last."""
     while error is not None:
         yield error
-        # httpcore2 leaves its cause as its context; of others that may be what was handled meanwhile.
+        # httpcore2 sets only the context; elsewhere that may be an unrelated error being handled.
         hidden = error.__context__ if type(error).__module__.startswith("httpcore2") else None
         error = error.__cause__ or hidden
 
 
 def _in_words(cause: BaseException, host: str) -> str | None:
-    """Return in words why there was no connection; None where the cause is of no known kind."""
+    """Return why there was no connection, in words; None where the cause is of an unknown kind."""
     match cause:
         case httpx2.ProxyError():
             return WORDS["reason"]["proxy"]
-        case ssl.SSLCertVerificationError(verify_message=detail):  # of the innermost
+        case ssl.SSLCertVerificationError(verify_message=detail):  # aiohttp's own subclass lacks it
             return WORDS["reason"]["certificate"].format(host=host, detail=detail)
-        case OSError(errno=int(number)) if number:  # of a name that is not known it is below 0
+        case OSError(errno=int(number)) if number:  # negative for an unknown host name
             words = os.strerror(number) if number > 0 else cause.strerror
             return f"{host}: {getattr(cause, 'reason', None) or str(words).lower()}"
     return None
@@ -474,19 +475,19 @@ def _in_words(cause: BaseException, host: str) -> str | None:
 
 
 def transport() -> httpx2.AsyncClient:
-    """Return the SDK's aiohttp transport, which no proxy keeps from this machine."""
+    """Return the SDK's aiohttp transport, which uses no proxy to reach this machine."""
     import anthropic  # noqa: PLC0415 - slow to import
 
     here = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
     made: Any = anthropic.DefaultAioHttpClient(event_hooks={"response": [_see_redirect]}, mounts=here)
     for part in filter(None, (made._transport, *made._mounts.values())):  # noqa: SLF001 - not public
-        part.client = functools.partial(_session, part)  # made when it is needed, on the loop that needs it
-    made.claudescale = True  # not the user's own: a run may make itself another
+        part.client = functools.partial(_session, part)  # made when first needed, on the loop that needs it
+    made.claudescale = True  # ours, not the user's: a run may replace it
     return cast("httpx2.AsyncClient", made)
 
 
 def _session(part: Any) -> Any:
-    """Return the session of an aiohttp transport: as its own, but with long headers and TCP keep-alive."""
+    """Return a session like an aiohttp transport's own, but with long headers and TCP keep-alive."""
     import aiohttp  # noqa: PLC0415 - comes with anthropic's transport
 
     connector = aiohttp.TCPConnector(
@@ -502,18 +503,18 @@ def _session(part: Any) -> Any:
 
 
 def _close(session: Any) -> None:
-    """Close a session that nobody has closed: a script may end without it."""
-    with suppress(StopIteration, RuntimeError):  # the loop that it could wait on may be over
+    """Close a session that was left open, as a script may leave it at its end."""
+    with suppress(StopIteration, RuntimeError):  # its event loop may be closed already
         session.close().send(None)
 
 
-# The first of them registers the end of all. A run registers its own later, which so comes first: what is in
-# flight is paid.
+# The first finalizer registers weakref's exit hook. A run's own hook, registered later, therefore runs first:
+# calls in flight are billed, so their answers must be collected.
 weakref.finalize(_close, bool)
 
 
 def _kept_alive(address: Any) -> socket.socket:
-    """Return a socket as the SDK's default transport makes it. Source: anthropic 2.14.0 _base_client.py."""
+    """Return a socket with the options of the SDK's transport. Source: anthropic 2.14.0 _base_client.py."""
     made = socket.socket(*address[:3])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5), ("TCP_KEEPIDLE", 60)):
@@ -523,16 +524,16 @@ def _kept_alive(address: Any) -> socket.socket:
 
 
 async def _see_redirect(response: httpx2.Response) -> None:
-    """Let a redirect be followed that sends the same request to the same place, with the key; no other."""
+    """Allow only redirects that send the same request, with its key, to the same origin."""
     if response.has_redirect_location:
         here = response.request.url
         elsewhere = here.join(response.headers["location"]).origin != here.origin
-        if elsewhere or response.status_code not in {307, 308}:  # after others a POST becomes a GET
+        if elsewhere or response.status_code not in {307, 308}:  # others turn a POST into a GET
             response.headers[NOT_FOLLOWED] = response.headers.pop("location")
 
 
 def has_own_transport(client: AsyncAnthropic) -> bool:
-    """Whether the user gave a client its ``http_client``: it is neither the SDK's nor ours."""
+    """Whether a client's ``http_client`` is the user's own, neither the SDK's nor ours."""
     from anthropic._base_client import AsyncHttpxClientWrapper  # noqa: PLC0415 - the SDK's own kind
 
     http = client._client  # noqa: SLF001 - there is no public name
@@ -540,7 +541,7 @@ def has_own_transport(client: AsyncAnthropic) -> bool:
 
 
 def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
-    """Return the ``http_client`` that the user gave a client, ready for this loop; None where it has none."""
+    """Return the user's own ``http_client``, checked for this loop; None where the client has none."""
     if not has_own_transport(client):
         return None
     http: httpx2.AsyncClient = client._client  # noqa: SLF001 - there is no public name
@@ -553,21 +554,21 @@ def _own_transport(client: AsyncAnthropic) -> httpx2.AsyncClient | None:
 
 
 def _copied(client: AsyncAnthropic, http: httpx2.AsyncClient) -> AsyncAnthropic:
-    """Return the client with another transport and no retries; all else of it is kept."""
-    # Not by the SDK's `copy`: it calls `__init__`, which a class of the user's may have its own of.
+    """Return a copy of a client with another transport and no retries, and otherwise the same."""
+    # Not with the SDK's `copy`: it calls `__init__`, which a user's subclass may override.
     copied, kind = copy.copy(client), type(client)
     for name in list(vars(copied)):
         if isinstance(getattr(kind, name, None), functools.cached_property):
-            del vars(copied)[name]  # it knows the original, and would send over its transport
+            del vars(copied)[name]  # it refers to the original and its transport
     copied._client, copied.max_retries = http, 0  # noqa: SLF001
-    copied._middleware_chain = copied._build_middleware_chain()  # noqa: SLF001 - the one there knows it too
+    copied._middleware_chain = copied._build_middleware_chain()  # noqa: SLF001 - the copied one refers to the original
     return copied
 
 
 # --------------------------------------------------------------------------------------------- the client
 
 
-_connected: list[AsyncAnthropic] = []  # the one that `connect` made last
+_connected: list[AsyncAnthropic] = []  # holds the client that `connect` made last
 
 
 def connect(
@@ -577,10 +578,10 @@ def connect(
     simulate: bool | None = None,
     **simulator: Any,
 ) -> AsyncAnthropic:
-    """Return a client of the Claude API, or of a simulator where the SDK finds no key. One line says which.
+    """Return a client of the Claude API, or of a simulator where the SDK finds no key, and print which.
 
     It uses the SDK's aiohttp transport, which takes a third of the processor time of the default one. A run
-    works on a copy without the SDK's retries, because it retries by itself.
+    works on a copy with the SDK's retries turned off, because the run retries itself.
 
     Spends: nothing.
 
@@ -595,13 +596,13 @@ def connect(
         True starts a simulator even if there is a key; False never does.
     **simulator
         For `claudescale.Simulator`: ``tier``, ``speed``, ``seed``, ``faults``, ... They configure the
-        simulator if one is started. With a key they are ignored, and the same cell works with and without a
+        simulator if one is started. With a key they are ignored, so the same cell works with and without a
         key. The default is ``speed=10``.
 
     Raises
     ------
     PlanError
-        The key, the address, or what the SDK finds to sign in with is not usable.
+        The key, the address, or the credentials that the SDK finds are not usable.
     """
     import anthropic  # noqa: PLC0415 - slow to import
 
@@ -615,9 +616,7 @@ def connect(
     except anthropic.AnthropicError as error:
         raise PlanError(WORDS["client"]["credentials"].format(flaw=error)) from error
     if simulate is None and api_key is None and url is None and not _signs_in(client):
-        if (
-            name := "ANTHROPIC_FEDERATION_RULE_ID"
-        ) in os.environ:  # the SDK passes over one that is not whole
+        if (name := "ANTHROPIC_FEDERATION_RULE_ID") in os.environ:  # the SDK ignores an incomplete one
             flaw = f"{name} is set, but not all that it needs."
             raise PlanError(WORDS["client"]["credentials"].format(flaw=flaw))
         return _latest(_simulated(simulator))
@@ -628,7 +627,7 @@ def connect(
 
 
 def current() -> AsyncAnthropic:
-    """Return the client that `connect` made last; where there is none, connect. Spends: nothing."""
+    """Return the client that `connect` made last; connect if there is none. Spends: nothing."""
     return _connected[0] if _connected else connect()
 
 
@@ -646,13 +645,13 @@ def _signs_in(client: AsyncAnthropic) -> bool:
 
 
 def check_client(client: object, mode: str = "live") -> None:
-    """Raise where a client cannot be used; nothing is sent.
+    """Raise if a client cannot be used; nothing is sent.
 
     Raises
     ------
     PlanError
-        It is no `AsyncAnthropic`, has no key, or one that cannot be sent, or an address that cannot be
-        reached, or has no batches and `mode` takes them.
+        The client is not an `AsyncAnthropic`, its key is missing or cannot be sent, its address is not
+        valid, or `mode` needs batches and it has none.
     """
     import anthropic  # noqa: PLC0415 - slow to import
 
@@ -665,10 +664,10 @@ def check_client(client: object, mode: str = "live") -> None:
         key: object = getattr(client, name)
         if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
             raise PlanError(WORDS["client"]["key"].format(name=name, variable=name.upper()))
-    # A class with ways of its own to sign in says for itself what it lacks.
+    # A subclass with its own way to sign in reports what it lacks.
     if kind is anthropic.AsyncAnthropic and not _signs_in(client):
         raise PlanError(WORDS["client"]["no_key"])
-    # Some platforms' clients find their address at the first call.
+    # Some platforms' clients learn their address only at the first call.
     url, later = str(client.base_url), kind.__module__.startswith("anthropic.lib.")
     if url.strip("/") or not later:
         _check_address(url)
@@ -676,17 +675,17 @@ def check_client(client: object, mode: str = "live") -> None:
 
 def _check_address(url: str) -> None:
     if not _ADDRESS.fullmatch(str(url)):
-        shown = re.sub(r"^(\w+://)?.*@", r"\1...@", str(url))  # without a password
+        shown = re.sub(r"^(\w+://)?.*@", r"\1...@", str(url))  # hides a password
         raise PlanError(WORDS["client"]["address"].format(url=repr(shown)[:200]))
 
 
 def is_nearby(url: httpx2.URL) -> bool:
-    """Return whether an address is this machine, or an unencrypted number of its network, as a class uses."""
+    """Whether an address is this machine, or a private IP address over plain HTTP, as in a classroom."""
     return url.host in LOOPBACK or bool(url.scheme == "http" and _PRIVATE.match(url.host))
 
 
 def _simulated(options: dict[str, Any]) -> AsyncAnthropic:
-    import claudescale  # noqa: PLC0415 - its lazy door leads to the stand-in, which knows nothing of us
+    import claudescale  # noqa: PLC0415 - the package loads its simulator lazily
 
     simulator = claudescale.Simulator(**{"speed": SIMULATED_SPEED, **options})
     speed = f", {simulator.clock.speed:g} times real time" if simulator.clock.speed != 1 else ""

@@ -1,4 +1,4 @@
-"""Rate limits: what tables, the API's answers and its rate-limit endpoint allow an account."""
+"""Rate limits of an account, from tables, the API's headers and its rate-limit endpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from claudescale.api.catalog import ModelFacts
 
 BUCKETS = ("requests", "input_tokens", "output_tokens")
-"""The three limits of one model group, in the order every function here uses."""
+"""The three limits of one model group, in the order that every function here uses."""
 HEADERS = "the headers of the API's answers"
 
 _PER_MINUTE = tuple(f"{name}_per_minute" for name in BUCKETS)
@@ -32,10 +32,10 @@ _HEADERS = [
 _OPTIONAL = (
     "batch_queue_requests", "batch_requests_per_minute", "spend_dollars_per_month", "burst_seconds"
 )  # fmt: skip
-_LEAST, _MOST = 1e-30, 1e12  # minutes are a figure between them, and no account's limit is higher
-_MISSING = float("nan")  # so that a limit left out gets a word and no TypeError
+_LEAST, _MOST = 1e-30, 1e12  # between them waits are finite numbers; no account's limit is higher
+_MISSING = float("nan")  # so that a missing limit raises PlanError, not TypeError
 _NUMBER = re.compile(r"\s*[0-9]{1,12}(\.[0-9]{0,30})?\s*")
-_LONGEST_WAIT_SECONDS = 86_400.0  # a run that took a damaged header's word would hang for ever
+_LONGEST_WAIT_SECONDS = 86_400.0  # a longer one can only come from a damaged header
 _OUR_NAMES = {
     "model_group": {name: name for name in _PER_MINUTE}
     | {"input_tokens_per_minute_cache_aware": "input_tokens_per_minute"},
@@ -44,16 +44,16 @@ _OUR_NAMES = {
         "requests_per_minute": "batch_requests_per_minute",
     },
 }
-"""What the rate-limit API calls our limits. Source: anthropic 2.14.0 ``types/organization``, which nests the
+"""Our names for the rate-limit API's limits. Source: anthropic 2.14.0 ``types/organization``, which nests the
 type of a group; Anthropic, *Rate Limits API* (checked 2026-08-13) shows it flat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What an account may do in a minute with one group of models.
+    """The rate limits of an account for one group of models.
 
-    Pass one as ``tier=`` where the tables do not fit: a custom contract, a workspace with its own
-    limits, a cloud platform.
+    Pass them as ``tier=`` where the published tables do not apply: a custom contract, a workspace with
+    its own limits, or a cloud platform.
 
     Spends: nothing.
 
@@ -69,13 +69,13 @@ class Limits:
     spend_dollars_per_month : float, optional
         What the account may spend in a month. After that the API rejects every call.
     burst_seconds : float, optional
-        How many seconds' worth of each limit may be used at once. None if that is not known.
+        How many seconds' worth of each limit may be used at once. None if unknown.
     source : str
         Where the figures come from.
     checked : date, optional
         When they were checked.
     note : str
-        Why nothing better is known, if so.
+        Why no better figures are known, if that is so.
 
     Notes
     -----
@@ -113,7 +113,7 @@ class Limits:
             object.__setattr__(self, name, max(int(value), 1) if whole else value)
 
     def __repr__(self) -> str:
-        """Say the three limits and where they come from, in one line."""
+        """Return the three limits and their source, in one line."""
         return (
             f"Limits({self.requests_per_minute:,.0f} requests, {self.input_tokens_per_minute:,.0f} input and "
             f"{self.output_tokens_per_minute:,.0f} output tokens a minute, {self.provenance})"
@@ -121,7 +121,7 @@ class Limits:
 
     @property
     def provenance(self) -> str:
-        """Where the figures come from, and of which day."""
+        """Where the figures come from, and when they were checked."""
         note = f" ({self.note})" if self.note else ""
         return f"{self.source}{f', checked {self.checked:%Y-%m-%d}' if self.checked else ''}{note}"
 
@@ -131,7 +131,7 @@ class Limits:
         return (self.requests_per_minute, self.input_tokens_per_minute, self.output_tokens_per_minute)
 
     def shared(self, share: float) -> Limits:
-        """Return the limits that are left for this run when it may use `share` of them.
+        """Return the limits of a run that may use only `share` of them.
 
         Spends: nothing.
         """
@@ -140,7 +140,7 @@ class Limits:
         if share == 1:
             return self
         less: dict[str, Any] = {name: getattr(self, name) * share for name in _PER_MINUTE}
-        # What is left of the whole account's minute is not all this run's.
+        # The account's burst is not this run's alone.
         return replace(self, **less, burst_seconds=1.0, source=f"{self.source}, times {share:g}")
 
     @classmethod
@@ -150,7 +150,7 @@ class Limits:
         model: str | ModelFacts,
         learned: Mapping[LimitsKey, Limits] | None = None,
     ) -> Limits:
-        """Return the limits of a usage tier for a model: those learned for just these, else the table's.
+        """Return the limits of a tier for a model: those learned for this pair, else the published table's.
 
         Spends: nothing.
 
@@ -175,7 +175,7 @@ class Limits:
         return cls(**rates._asdict(), **account, source=source, checked=table.checked)
 
     def updated(self, entries: Iterable[Any] | None, model: str) -> Limits:
-        """Return what entries of the rate-limit API tell, and these where they say nothing, with a note why.
+        """Return the limits in entries of the rate-limit API; where they lack some, these with a note why.
 
         Spends: nothing.
         """
@@ -184,16 +184,13 @@ class Limits:
             of_batches = {name: getattr(self, name) for name in _OUR_NAMES["batch"].values()}
             return Limits(**(of_batches | listed), source="the rate-limit API", checked=datetime.now(UTC))
         if self.source == HEADERS:
-            return self  # the API's answers are as good
+            return self  # the headers are as reliable
         words = WORDS["limits"]["may_not" if entries is None else "nothing"]
         return replace(self, note=words.format(model=model))
 
 
 def _limits_in(entries: Iterable[Any], model: str) -> dict[str, Any]:
-    """Return the limits of a model and of batches in entries of the rate-limit API, by our names.
-
-    Of several values for one limit the smallest counts: it is the one that is met first.
-    """
+    """Return the limits of a model and of batches in entries of the rate-limit API, by our names."""
     limits: dict[str, Any] = {}
     for entry in entries:
         group = str(entry.get("group_type") or (entry.get("group") or {}).get("type"))
@@ -203,7 +200,7 @@ def _limits_in(entries: Iterable[Any], model: str) -> dict[str, Any]:
         for limit in entry.get("limits") or ():
             name, value = _OUR_NAMES.get(group, {}).get(str(limit.get("type"))), limit.get("value")
             if name and value:
-                limits[name] = min(value, limits.get(name, math.inf))
+                limits[name] = min(value, limits.get(name, math.inf))  # the smallest is reached first
     return limits
 
 
@@ -211,15 +208,15 @@ LimitsKey: TypeAlias = "tuple[str | Limits, str]"
 
 
 def limits_key(tier: str | int | Limits, model: str | ModelFacts) -> LimitsKey:
-    """Return what learned limits are kept by: the tier that was named, and the model's group."""
+    """Return the key of learned limits: the tier as named, and the model's rate group."""
     return tier if isinstance(tier, Limits) else catalog.tier(tier).name, catalog.model(model).rate_group
 
 
-# ------------------------------------------------------------------------------ whose limits they look like
+# ---------------------------------------------------------------------------- how limits differ from a tier
 
 
 def differs(limits: Limits, tier: str | int | Limits, model: ModelFacts) -> str | None:
-    """Return in one line how the API's limits differ from those of the tier named; None where not at all.
+    """Return, in one line, how the API's limits differ from the named tier's; None where they agree.
 
     Examples
     --------
@@ -246,30 +243,30 @@ def differs(limits: Limits, tier: str | int | Limits, model: ModelFacts) -> str 
     return f"The API allows {allows} a minute, not {nots} as {having}: {whose}."
 
 
-# ---------------------------------------------------------------------------------- what answers' headers say
+# --------------------------------------------------------------------------- limits in the headers of answers
 
 
 class Reading(NamedTuple):
-    """One bucket as one answer's headers tell it; None where the header is missing or unreadable."""
+    """One bucket in the headers of an answer; None where a header is missing or unreadable."""
 
     limit: float | None
     remaining: float | None
 
 
 class Readings(NamedTuple):
-    """What the headers of one answer say, in the order of `BUCKETS`; damaged values read as unknown."""
+    """The headers of one answer, in the order of `BUCKETS`; damaged values are None."""
 
     buckets: tuple[Reading, ...]
     retry_after_seconds: float | None
 
     def limits(self, before: Limits) -> Limits:
-        """Return `before` with every limit these headers tell; the same object where it says so already."""
+        """Return `before` updated from these headers; the same object where nothing changes."""
         limits = zip(_PER_MINUTE, (bucket.limit for bucket in self.buckets), strict=True)
         changes: dict[str, Any] = {name: limit for name, limit in limits if limit and limit >= 1}
         left = [
             bucket.remaining / bucket.limit for bucket in self.buckets if bucket.limit and bucket.remaining
         ]
-        if left:  # what a bucket is told to hold is there to be taken at once
+        if left:  # what remains in a bucket may be used at once
             changes["burst_seconds"] = max(min(60 * max(left), 60.0), before.burst_seconds or 1.0)
         is_news = before.source != HEADERS or any(getattr(before, name) != changes[name] for name in changes)
         if not changes or not is_news:
@@ -278,11 +275,11 @@ class Readings(NamedTuple):
 
 
 def read_headers(headers: Mapping[str, str]) -> Readings:
-    """Return what an answer's headers say of the limits; of a plain dict the names are lower case.
+    """Return the limits in an answer's headers; a plain dict must have lower-case names.
 
     Notes
     -----
-    Source: Anthropic, *Rate limits: response headers* (checked 2026-10-08). Token counts that remain
+    Source: Anthropic, *Rate limits: response headers* (checked 2026-10-08). Remaining token counts
     are rounded to the nearest thousand.
     """
     buckets = (Reading(*(_number(headers.get(name)) for name in pair)) for pair in _HEADERS)
@@ -290,10 +287,10 @@ def read_headers(headers: Mapping[str, str]) -> Readings:
 
 
 def _retry_after(text: str | None) -> float | None:
-    """Return the seconds to wait, told as a number or as a date; over a day it is damaged."""
+    """Return the seconds to wait, given as a number or a date; None if damaged or over a day."""
     seconds = _number(text)
     if text and seconds is None:
-        with suppress(ValueError, OverflowError, TypeError, IndexError):  # of a damaged date
+        with suppress(ValueError, OverflowError, TypeError, IndexError):  # a damaged date
             until = parsedate_to_datetime(text)
             until = until.replace(tzinfo=until.tzinfo or UTC)
             seconds = max((until - datetime.now(UTC)).total_seconds(), 0.0)
@@ -301,5 +298,5 @@ def _retry_after(text: str | None) -> float | None:
 
 
 def _number(text: str | None) -> float | None:
-    """Return a number that can be one of an account, or None."""
+    """Return the number in a header; None where it is missing or implausible."""
     return float(text) if text and _NUMBER.fullmatch(text) else None

@@ -1,4 +1,4 @@
-"""What the API makes of an image or a PDF: its type, its pixels or pages, and its tokens, all by its bytes.
+"""Finds the type, the pixels or pages, and the tokens of an image or a PDF from its bytes.
 
 Source: API facts of 2026-11-29, datasets image-token-cost and pdf-token-cost (Oct 2026).
 """
@@ -16,15 +16,15 @@ from claudescale.api.catalog import MEDIA
 
 File: TypeAlias = io.BytesIO | io.BufferedReader
 
-HEAD_BYTES = 32  # that tell the type, and the size of all images but JPEG
+HEAD_BYTES = 32  # enough for the type, and for the size of any image but a JPEG
 IMAGES, PDF = ("image/jpeg", "image/png", "image/gif", "image/webp"), "application/pdf"
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
-_OBJECTS = re.compile(rb"/ObjStm.*?stream\r?\n", re.DOTALL)  # since PDF 1.5 pages stand in compressed streams
-_SIZES_IN_JPEG = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a frame, which has its size
+_OBJECTS = re.compile(rb"/ObjStm.*?stream\r?\n", re.DOTALL)  # from PDF 1.5 on, pages may be compressed
+_SIZES_IN_JPEG = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers, which precede the size
 
 
 def media_type(head: bytes) -> str | None:
-    """Return the type that the first bytes of a file tell; None where the API takes no such file."""
+    """Return the media type from the first bytes of a file; None where the API does not take it."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if head.startswith((b"GIF87a", b"GIF89a")):
@@ -37,7 +37,7 @@ def media_type(head: bytes) -> str | None:
 
 
 def pixels(file: File) -> tuple[int, int]:
-    """Return width and height of an image; struct.error or IndexError where it ends before it says them."""
+    """Return the width and height of an image; struct.error or IndexError where it ends too early."""
     file.seek(0)
     head = file.read(HEAD_BYTES)
     match media_type(head):
@@ -74,18 +74,18 @@ def _jpeg(file: File) -> tuple[int, int]:
 
 
 def image_tokens(width: int, height: int, tokenizer: str) -> int:
-    """Return the tokens of an image: each is a square of pixels, and larger images are scaled down."""
+    """Return the tokens of an image: one per square of pixels, capped as the API scales down large images."""
     side, most = int(MEDIA["pixels_a_token"]), int(MEDIA["most_tokens"][tokenizer])
     return min(math.ceil(width / side) * math.ceil(height / side), most)
 
 
 def pdf_pages(data: bytes) -> tuple[int, int]:
-    """Return how many pages a PDF has, and their tokens; those without any font are scans."""
+    """Return the number of pages of a PDF, and their tokens; a PDF without any font is a scan."""
     texts, view = [data], memoryview(data)
     for stream in _OBJECTS.finditer(data):
         try:
             texts.append(zlib.decompressobj().decompress(view[stream.end() :], MEDIA["most_bytes"]))
-        except zlib.error:  # encrypted, or packed in another way
+        except zlib.error:  # encrypted, or compressed in another way
             continue
     pages = sum(len(_PAGE.findall(text)) for text in texts) or 1
     is_text = any(b"/Font" in text for text in texts)
@@ -93,5 +93,5 @@ def pdf_pages(data: bytes) -> tuple[int, int]:
 
 
 def unseen_tokens(block: str) -> int:
-    """Return the tokens assumed of an image or a document behind a URL or an id, which nobody has seen."""
+    """Return the tokens assumed for an image or a document behind a URL or an id, which is not read here."""
     return int(MEDIA["image_tokens"] if block == "image" else MEDIA["pages"] * MEDIA["page_tokens"])

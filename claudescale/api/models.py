@@ -1,4 +1,4 @@
-"""Models as a user names and lists them: one that the catalog does not have, and what the API says of all."""
+"""Models that the user describes, and tables of all models in the catalog and the Models API."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the catalog does not have: released yesterday, or a gateway's name for one.
+    """A model that is not in the catalog: one released yesterday, or a gateway's name for one.
 
-    Pass one as ``model=``. Its id is sent as it is, and is part of every row's key. Without prices its
-    dollars are unknown, so a `budget` needs both.
+    Pass it as ``model=``. Its id is sent unchanged and is part of every row's key. Without prices its cost
+    is unknown, so a `budget` needs both.
 
     Spends: nothing.
 
     Parameters
     ----------
     id : str
-        As the API, or the gateway, takes it.
+        The id that the API, or the gateway, takes.
     like : str
-        The catalog model to copy everything else from: tokenizer, thinking, efforts, cache, and which of a
-        tier's limits apply.
+        The catalog model from which everything else is copied: tokenizer, thinking, efforts, cache, and
+        which of a tier's limits apply.
     input_dollars, output_dollars : float, optional
-        Dollars per million tokens. Cache and batches cost the API's usual multiples: 1.25 and 2 times
-        for cache writes, a tenth for reads, half in batches.
+        Dollars per million tokens. The API's usual multiples apply: 1.25 and 2 times for cache writes, a
+        tenth for cache reads, and half in batches.
     context_tokens, max_tokens : int, optional
-        The longest request, and the longest reply.
+        The longest request and the longest reply.
 
     Raises
     ------
     PlanError
-        A value is not possible. The message says what to type.
+        A value is not valid. The message says what to type.
 
     Notes
     -----
@@ -125,8 +125,8 @@ API_MODELS = pl.Schema(
     | {"api_efforts": _TEXTS, "thinking_types": _TEXTS, "retires_at": pl.Datetime("us", "UTC")}
     | {"differs": _TEXTS}
 )
-"""Columns of `compared`: the catalog's, what the Models API says, and in which of the catalog's columns the
-two differ; ``"model"`` where only one of them has it."""
+"""Columns of `compared`: the catalog's, the Models API's, and the names of the catalog's columns in which the
+two differ, or ``"model"`` where only one of them has the model."""
 _OUR_NAMES = {
     "api_lifecycle": "lifecycle",
     "max_input_tokens": "context_tokens",
@@ -137,16 +137,16 @@ _OUR_NAMES = {
     "thinking_types": "thinking_types",
     "retires_at": "retires_on",
 }
-"""Columns of what the Models API says, and what the catalog calls the same."""
+"""Columns from the Models API, and the catalog's names for the same facts."""
 
 
 def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) -> pl.DataFrame:
-    """Return one row per model that can be called, newest of each line first, as `MODELS`.
+    """Return one row per model that can be called (`MODELS`), the newest of each line first.
 
-    With a client the Models API is asked, once, and its lifecycle, dates, lengths and capabilities stand
-    beside the catalog's, as `API_MODELS`; retired models and those that only the API knows are there too.
-    `differs` names the columns in which the two do not agree. Where `price_step_tokens` is set, a prompt
-    longer than that costs more for the whole request; a price that genai-prices does not know is null.
+    With a client, the Models API is asked once, and its lifecycle, dates, lengths and capabilities are added
+    to the catalog's (`API_MODELS`), with rows for retired models and models that only the API knows.
+    `differs` names the columns in which the two disagree. A prompt longer than `price_step_tokens`, if that
+    is set, makes the whole request more expensive. A price that genai-prices does not know is null.
 
     Spends: nothing (one free request with a client).
 
@@ -155,7 +155,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
     client : AsyncAnthropic, optional
         From `connect`. It works from a script and from a notebook, without ``await``.
     at : datetime, optional
-        The moment the models are to be called; the default is now.
+        When the models are to be called; the default is now.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def models(client: AsyncAnthropic | None = None, *, at: datetime | None = None) 
 
 
 def _row(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
-    """Return what the catalog has of a model at a moment, by column."""
+    """Return the catalog's facts about a model at a moment, by column."""
     row = asdict(model) | {"model": model.id, "lifecycle": catalog.lifecycle(model, at)}
     with suppress(PlanError):  # an unknown price is null in the table
         for mode in get_args(catalog.Mode):
@@ -189,7 +189,7 @@ def _row(model: catalog.KnownModel, at: datetime) -> dict[str, Any]:
 
 
 async def _asked(client: AsyncAnthropic) -> list[dict[str, Any]]:
-    """Return what the Models API says of every model, retired ones too."""
+    """Return the Models API's entries for all models, including retired ones."""
     async with Wire(client) as wire:
         stages = ["active", "deprecated", "retired"]
         answer = await wire.patiently("/v1/models", limit=1000, lifecycle=stages)
@@ -199,7 +199,7 @@ async def _asked(client: AsyncAnthropic) -> list[dict[str, Any]]:
 
 
 def compared(infos: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
-    """Return the catalog's models beside what the Models API says of each, as `API_MODELS`."""
+    """Return the catalog's models with the Models API's entry for each, as `API_MODELS`."""
     by_id = {catalog.id_of(info["id"]): info for info in infos if isinstance(info.get("id"), str)}
     rows: list[dict[str, Any]] = []
     known: Any = (*catalog.MODELS.values(), *catalog.RETIRED.values())
@@ -218,8 +218,8 @@ def compared(infos: Iterable[Mapping[str, Any]], at: datetime) -> pl.DataFrame:
 
 
 def _differ(ours: Any, theirs: Any, name: str) -> bool:
-    """Whether the API says something else in a column; where it says nothing, it does not."""
-    if name == "retires_at":  # that there is no day is said too
+    """Whether the API contradicts the catalog in a column; a missing value does not."""
+    if name == "retires_at":  # a missing date does: none is announced
         return bool(ours != (theirs and theirs.date()))
     if isinstance(theirs, list):
         return {*(ours or ())} != {*theirs}
@@ -228,7 +228,7 @@ def _differ(ours: Any, theirs: Any, name: str) -> bool:
 
 
 def _columns(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the API says of a model, by column; null where it says nothing that can be read."""
+    """Return the API's facts about a model, by column; null where they are missing or unreadable."""
 
     def supported(*path: str) -> list[str] | None:
         values = dig(dict, info, "capabilities", *path)

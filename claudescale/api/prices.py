@@ -1,7 +1,7 @@
-"""What tokens cost, what a run was billed for, and what its strategy saved.
+"""Prices of tokens, the bill of a run, its waste, and the savings of its strategy.
 
-Every row is priced by itself and the dollars are summed: with some models the price of the whole
-request depends on the length of its prompt, so summed tokens would be priced wrongly.
+Every row is priced separately and the dollars are summed. With some models the length of the prompt decides
+the price of the whole request, so pricing summed tokens would be wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BILL = pl.Schema(
     {"part": _TEXT, "tokens": _COUNT, "dollars": _DOLLARS, "share": pl.Float64(), "wasted_dollars": _DOLLARS}
     | {"prices": _TEXT}
 )
-"""Columns of `bill`; `prices` says where those come from that the dollars are made of."""
+"""Columns of `bill`; `prices` names the source of the prices."""
 WASTE = pl.Schema(
     {"kind": _TEXT} | dict.fromkeys(("attempts", "billed_attempts", "tokens"), _COUNT) | {"dollars": _DOLLARS}
 )
@@ -46,19 +46,19 @@ SAVINGS = pl.Schema(
 
 UNCACHED_COLUMNS = [COLUMNS[part] for part in ("input", "cache_write_5m", "cache_write_1h")]
 UNCACHED = reduce(add, map(pl.col, UNCACHED_COLUMNS))
-"""Input that counts against the limits: what is read from the cache does not."""
+"""Input tokens that count against the rate limits; cache reads do not."""
 PROMPT = UNCACHED + pl.col("cache_read_input_tokens")
 
-_ROUNDING_DOLLARS = 1e-9  # for each row
+_ROUNDING_DOLLARS = 1e-9  # per row
 _LISTED = f"genai-prices {version('genai-prices')}"
 _USAGE = {column: pl.col(column) for column in COLUMNS.values()}
 _BILLED = {part: pl.col(column) for part, column in COLUMNS.items() if part != "output"} | {
     "reply": pl.col("output_tokens") - pl.col("thinking_tokens"),
     "thinking": pl.col("thinking_tokens"),
 }
-"""The parts of a bill that are tokens, and how many those are."""
+"""The parts of a bill that are tokens, and the number of tokens in each."""
 _TIMES = {"cache_write_5m": 1.25, "cache_write_1h": 2.0, "cache_read": 0.1}
-"""What the cache costs, times the price of input. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
+"""Cache prices as multiples of the input price. Source: Anthropic, *Pricing* (checked 2026-10-10)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,31 +67,31 @@ class Price:
 
     model: str
     mode: catalog.Mode
-    steps: tuple[PriceStep, ...]  # rising; the last one that a prompt exceeds prices its whole request
-    search: float | None  # the fee of one web search, where it is known
+    steps: tuple[PriceStep, ...]  # ascending; the last one that a prompt exceeds prices the whole request
+    search: float | None  # the fee of one web search, if known
     day: date
     given: bool = False  # by the user
 
     @property
     def is_known(self) -> bool:
-        """Whether it is known at all: of a model that the user named without its prices it is not."""
+        """Whether the price is known; False for a model that the user described without prices."""
         return not math.isnan(self.steps[0].input)
 
     @property
     def source(self) -> str:
-        """Where it comes from, in a few words."""
+        """Where the price comes from, in a few words."""
         if not self.is_known:
             return "not known"
         return "given by you" if self.given else _LISTED
 
     def at(self, moment: datetime) -> Price:
-        """Return the price of another day, or this one where that day's is not known."""
+        """Return the price on another day, or this one where that day's is unknown."""
         with suppress(PlanError):
             return self if self.given or not self.is_known else price(self.model, mode=self.mode, at=moment)
         return self
 
     def dollars(self, *, web_search_requests: float = 0, **tokens: float) -> float:
-        """Return the dollars of one request, whose tokens are named as in `COLUMNS`; those left out are 0."""
+        """Return the dollars of one request, with tokens named as in `COLUMNS`; those left out are 0."""
         prompt = sum(tokens.values()) - tokens.get("output_tokens", 0)
         if not any(tokens.values()):
             return 0.0  # also where the price is unknown
@@ -100,7 +100,7 @@ class Price:
         return float(paid + web_search_requests * (self.search or 0.0))
 
     def step(self, prompt_tokens: float) -> PriceStep:
-        """Return the step that prices a request with a prompt of that length."""
+        """Return the step that prices a request with a prompt of this length."""
         return [step for step in self.steps if prompt_tokens > step.above_tokens or not step.above_tokens][-1]
 
 
@@ -111,18 +111,18 @@ def price(
     at: datetime | None = None,
     inference_geo: str | None = None,
 ) -> Price:
-    """Return the list price of a model, as genai-prices has it, or the price that the user gave.
+    """Return the list price of a model from genai-prices, or the price that the user gave.
 
     Parameters
     ----------
     model : str or Model
-        A model of the catalog, retired ones included; or the facts of any.
+        A model in the catalog, including retired ones; or the facts about any model.
     mode : {"live", "batch"}
         How the requests are sent.
     at : datetime, optional
         When they are sent; the default is now. Prices change by UTC day.
     inference_geo : str, optional
-        Where they are answered; ``"us"`` costs more on the models that have it.
+        Where they are processed; ``"us"`` costs more on the models that support it.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _listed(model_id: str, mode: catalog.Mode, day: date, speed: str | None = No
 
 @lru_cache(maxsize=1024)
 def _given(model_id: str, mode: catalog.Mode, dollars: tuple[float, float] | None, day: date) -> Price:
-    """Return a price made of what the user said; of nothing that is a number where nothing was said."""
+    """Return the price that the user gave; its rates are NaN where the user gave none."""
     times = (0.5 if mode == "batch" else 1.0) / 1_000_000
     tokens, output = (million * times for million in dollars or (math.nan, math.nan))
     cached = {part: tokens * more for part, more in _TIMES.items()}
@@ -170,14 +170,14 @@ def answered(
     inference_geo: str | None = None,
     speed: str | None = None,
 ) -> Price:
-    """Return the price of what an answer says it is, where a model was asked at a price.
+    """Return the price of an answer by the model, geography and speed it names; `asked` prices the request.
 
-    An answering model whose price is unknown is taken to cost what the asked one does (`unpriced` says so).
+    An answering model without a known price is priced as the requested one (`unpriced` reports it).
     """
     if asked.given or not asked.is_known:
         return asked
     real = asked
-    with suppress(PlanError):  # it is paid for all the same: never the end of a run
+    with suppress(PlanError):  # the answer is billed anyway, so this must not end a run
         if answering_model and catalog.id_of(answering_model) != catalog.id_of(asked.model):
             real = _listed(answering_model, asked.mode, asked.day)
     with suppress(PlanError):
@@ -189,16 +189,16 @@ def answered(
 
 
 def worst_geography(asked: str | None) -> str:
-    """Return where a request may be answered at worst: a workspace can set US geography by itself."""
+    """Return the most expensive geography that a request may get: a workspace can default to US."""
     return "global" if asked == "global" else "us"
 
 
 def most_with_tools(
     price: Price, facts: catalog.ModelFacts, max_tokens: int, charges: Charges
 ) -> float | None:
-    """Return the most a row can cost whose tools the API runs, whatever its text; None without such tools.
+    """Return the most that a row with server tools can cost, whatever its text; None without such tools.
 
-    Each turn of the model reads all that came before it, as far as it can hold, and may write `max_tokens`.
+    Each turn of the model may read a full context window and write `max_tokens`.
     """
     if charges.turns <= 1:
         return None
@@ -211,7 +211,7 @@ def most_with_tools(
 
 
 def unpriced(asked: Price, answering_model: str | None) -> str | None:
-    """Return what is said of an answer of a model whose price is not known; None where it is."""
+    """Return the note on an answer from a model without a known price; None where the price is known."""
     if answering_model is None or asked.given or not asked.is_known:
         return None
     real = answered(asked, answering_model=answering_model)
@@ -222,15 +222,15 @@ def unpriced(asked: Price, answering_model: str | None) -> str | None:
 
 
 def dollars(price: Price, **tokens: pl.Expr) -> pl.Expr:
-    """Return an expression of the dollars of each row, Float64; null where any of the tokens is.
+    """Return an expression for the dollars of each row, Float64; null where any token count is null.
 
     Parameters
     ----------
     price : Price
         From `price`.
     **tokens : pl.Expr
-        Tokens per request, by the names in `COLUMNS`, not overlapping, as in a reply's ``usage``; those left
-        out are 0, and estimates may be fractions. Thinking is in `output_tokens`.
+        Tokens per request, named as in `COLUMNS` and not overlapping, as in a reply's ``usage``. Those left
+        out are 0, and estimates may be fractions. Thinking is part of `output_tokens`.
 
     Examples
     --------
@@ -254,14 +254,14 @@ def _rate(price: Price, part: str, prompt: pl.Expr) -> pl.Expr:
 
 
 def answer_dollars(asked: Price, usage: Mapping[str, Any], facts: Mapping[str, Any]) -> float:
-    """Return the dollars of one answer (`usage_of`, `answer_of`), priced by what it says of itself."""
+    """Return the dollars of one answer (`usage_of`, `answer_of`), priced by its own `TRAITS`."""
     real = answered(asked, **{name: facts[name] for name in TRAITS})
     tokens = {column: usage[column] for column in COLUMNS.values()}
     return real.dollars(**tokens, web_search_requests=facts["web_search_requests"])
 
 
 def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
-    """Return the dollars of answers (`COLUMNS`, `ANSWERED`), each priced by what it says of itself."""
+    """Return the dollars of answers (`COLUMNS`, `ANSWERED`), each priced by its own `TRAITS`."""
     cost = pl.lit(None, pl.Float64)
     for traits in answers.select(TRAITS).unique(maintain_order=True).iter_rows(named=True):
         real = answered(asked, **traits)
@@ -271,31 +271,31 @@ def answers_dollars(asked: Price, answers: pl.DataFrame) -> pl.Series:
     return answers.select(dollars=cost).to_series()
 
 
-# -------------------------------------------------------------------------------- what was paid, and saved
+# --------------------------------------------------------------------------------- bill, waste and savings
 
 
 def bill(attempts: pl.DataFrame, models: Iterable[catalog.ModelFacts] = ()) -> pl.DataFrame:
-    """Return what was paid for: one row per part, whose dollars sum to what was billed.
+    """Return the bill: one row per part, whose dollars sum to the amount billed.
 
-    Only attempts with `dollars` above zero are on the bill. The parts are priced at the list price of
-    the day each was sent. Should that not add up to the recorded dollars, because a price list has
-    changed since, one more row "price changed since" holds the difference. What models took whose price is
-    not known here, whole as it was recorded, is in a row "price not known".
+    Only attempts with `dollars` above zero are on the bill. Each is priced at the list price of the day it
+    was sent. If that does not add up to the recorded dollars, because a price list has changed since, the
+    row "price changed since" holds the difference. The row "price not known" holds the recorded dollars of
+    models whose price is not known here.
 
     Parameters
     ----------
     attempts : pl.DataFrame
         One row per answer or failure of the API, as a run and its ledger have them.
     models : iterable of Model
-        Facts of models that the catalog does not have.
+        Facts about models that are not in the catalog.
 
     Returns
     -------
     pl.DataFrame
-        `BILL`: the parts input, cache_write_5m, cache_write_1h, cache_read, reply, thinking; of each the
-        tokens, the dollars, their share of the whole, and how many of them went to replies that are of
-        no use (see `waste`). Where the web was searched there is a part web_search for the fees, without
-        tokens: what was found is input.
+        `BILL`: the parts input, cache_write_5m, cache_write_1h, cache_read, reply and thinking. Each has its
+        tokens, its dollars, their share of the whole, and the dollars wasted on useless replies (see
+        `waste`). If the web was searched, the part web_search holds the fees, without tokens: search results
+        are input.
     """
     priced = _priced(attempts.with_columns(wasted=_waste_kind().is_not_null()), models)
     known, unknown = priced.filter("is_known"), priced.filter(~pl.col("is_known"))
@@ -307,15 +307,15 @@ def bill(attempts: pl.DataFrame, models: Iterable[catalog.ModelFacts] = ()) -> p
         _line(unknown, "price not known", pl.sum_horizontal(COLUMNS.values()), recorded),
     ]
     rounding = _ROUNDING_DOLLARS * attempts.height
-    lines += [line for line in others if not abs(line["dollars"].item()) <= rounding]  # nan is not known
+    lines += [line for line in others if not abs(line["dollars"].item()) <= rounding]  # NaN is unknown
     bill = pl.concat(lines)
     whole = bill["dollars"].sum()
     bill = bill.with_columns(share=pl.col("dollars") / whole if whole else 0.0)
-    return bill.with_columns(pl.col(pl.Float64).fill_nan(None)).select(*BILL).cast(BILL)  # null is not known
+    return bill.with_columns(pl.col(pl.Float64).fill_nan(None)).select(*BILL).cast(BILL)  # null is unknown
 
 
 def _line(priced: pl.DataFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl.DataFrame:
-    """Return one row: a part's tokens and dollars, those of no use, and where the prices come from."""
+    """Return one row of a bill: a part's tokens, dollars, wasted dollars, and the source of its prices."""
     return priced.select(
         part=pl.lit(part),
         tokens=tokens.sum(),
@@ -326,15 +326,15 @@ def _line(priced: pl.DataFrame, part: str, tokens: pl.Expr, cost: pl.Expr) -> pl
 
 
 def waste(attempts: pl.DataFrame) -> pl.DataFrame:
-    """Return the attempts that gave no result, by kind, the most expensive first.
+    """Return the attempts that produced no result, by kind, the most expensive first.
 
-    A kind is the `error` of the attempt (cut-off and unreadable replies are billed, refused calls are
-    not), or "repeated" for a further paid reply to a row that had one.
+    The kind is the `error` of the attempt (cut-off and unreadable replies are billed, refused calls are
+    not), or "repeated" for another paid reply to a row that already had one.
 
     Parameters
     ----------
     attempts : pl.DataFrame
-        One row per answer or failure of the API, as a run and its ledger have them, in order of time.
+        One row per answer or failure of the API, as a run and its ledger have them, in chronological order.
 
     Returns
     -------
@@ -358,27 +358,27 @@ def savings(
     duplicates: pl.DataFrame | None = None,
     models: Iterable[catalog.ModelFacts] = (),
 ) -> pl.DataFrame:
-    """Return what each strategy saved, against the same rows at the same model without it.
+    """Return what each strategy saved, compared with the same rows and model without it.
 
-    Read it downward: `dollars_without` of the first row is the whole plan done plainly (every row sent by
-    itself, live, nothing cached); each row takes one strategy away from that; `dollars_with` of the
-    last row is what was billed. The savings sum to the difference. A cache that was written and hardly
-    read saves less than nothing, and says so. Waste (see `waste`) is in all of the figures alike.
+    Read it from the top: `dollars_without` in the first row is the plain price of the plan (every row sent
+    separately, live, nothing cached). Each row subtracts the savings of one strategy, so `dollars_with` in
+    the last row is the amount billed. A cache that was written but hardly read has negative savings. Waste
+    (see `waste`) is included in all figures alike.
 
     Parameters
     ----------
     attempts : pl.DataFrame
-        One row per answer or failure of the API, as a run and its ledger have them, in order of time.
+        One row per answer or failure of the API, as a run and its ledger have them, in chronological order.
     duplicates : pl.DataFrame, optional
-        `key` and `duplicates`: rows that were answered with the reply to an identical row, each priced as
-        the row it repeats.
+        `key` and `duplicates`: the number of further rows answered by each request, each priced as the row
+        it repeats.
     models : iterable of Model
-        Facts of models that the catalog does not have.
+        Facts about models that are not in the catalog.
 
     Returns
     -------
     pl.DataFrame
-        `SAVINGS`: one row each for deduplication, cache and batch; `share` is of the plain price.
+        `SAVINGS`: one row each for deduplication, cache and batch; `share` is a fraction of the plain price.
     """
     priced = _priced(attempts.with_columns(kept=_waste_kind().is_null()), models)
     repeats = pl.lit(0)
@@ -400,7 +400,7 @@ def savings(
 
 
 def _priced(attempts: pl.DataFrame, models: Iterable[catalog.ModelFacts]) -> pl.DataFrame:
-    """Return what was billed, with its dollars at the list price of its day; see `_at_prices`."""
+    """Return the billed attempts with their dollars at the list price of their day; see `_at_prices`."""
     billed = attempts.filter(pl.col("dollars") > 0).with_columns(day=pl.col("sent_at").dt.date())
     given = {facts.id: facts for facts in models if facts.given}
     nothing = _given("", "live", None, datetime.now(UTC).date())
@@ -416,7 +416,7 @@ def _priced(attempts: pl.DataFrame, models: Iterable[catalog.ModelFacts]) -> pl.
 
 
 def _at_prices(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
-    """Return rows with the dollars of each part, of all as sent, of all live, and of that with no cache."""
+    """Return rows with the dollars of each part, and of the whole as sent, live, and live without cache."""
     fees = pl.col("web_search_requests") * (own.search or 0.0)
     rate_of = {part: part if part in COLUMNS else "output" for part in _BILLED}
     parts = {part: tokens * _rate(own, rate_of[part], PROMPT) for part, tokens in _BILLED.items()}
@@ -432,7 +432,7 @@ def _at_prices(rows: pl.DataFrame, own: Price, live: Price) -> pl.DataFrame:
 
 
 def _known(model: str | catalog.ModelFacts, mode: catalog.Mode, at: datetime) -> Price:
-    """Return a price; one that is not known where the model is not: a ledger is readable for ever."""
+    """Return a price, or an unknown one for an unknown model: old ledgers must stay readable."""
     try:
         return price(model, mode=mode, at=at)
     except UnknownModel:

@@ -1,1 +1,1 @@
-"""Rows into requests, and replies into typed columns."""
+"""Turns rows into requests, and replies into typed columns."""

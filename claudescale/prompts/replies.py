@@ -1,9 +1,9 @@
-"""Typed replies: what ``returns=`` asks of the model, and reply texts as typed columns.
+"""Typed replies: the schema that ``returns=`` asks of the model, and typed columns from reply texts.
 
-Polars types and pydantic models take one way: every type is made one of Python's, and pydantic makes a JSON
-schema of it. The API gets that with its references written out (no recursion), trimmed to the keywords it
-takes; the columns are read from it. A reply that is not what was asked for is its row's error, never an
-exception.
+Polars types and pydantic models take the same path: every type becomes a Python type, from which pydantic
+makes a JSON schema. The API gets the schema with its references written out (so no recursion) and trimmed to
+the keywords it takes. The columns are derived from the same schema. A reply that does not match is the error
+of its row, never an exception.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from claudescale.errors import BadReturns
 
 Json: TypeAlias = dict[str, Any]
 
-INVALID_REPLY = "invalid_reply"  # the error of a row whose reply is not what ``returns=`` asks for
+INVALID_REPLY = "invalid_reply"  # the error of a row whose reply does not match ``returns=``
 _SCALARS = (NoneType, bool, int, float, str, Decimal, date, datetime, time, timedelta)
-"""What Polars takes into a column as it is; anything else, such as a UUID or a URL, becomes a text."""
+"""Types that Polars takes into a column unchanged; anything else, such as a UUID or a URL, becomes text."""
 _WHAT_THERE_IS = (
     "returns= takes a pydantic model or list[Model], labels such as ['yes', 'no'], bool, int, float, str, "
     "a dict of these such as {'label': ['yes', 'no'], 'score': float}, or a complete Polars type such as "
@@ -42,16 +42,14 @@ _WHAT_THERE_IS = (
 )
 
 _KEYWORDS = ("type", "format", "minItems", "pattern", "const", "enum", "anyOf", "items")
-"""Those of a JSON schema that the API takes, in the order in which they are sent."""
+"""Keywords of a JSON schema that the API takes, in the order in which they are sent."""
 # Source: the set in anthropic 2.14.0, lib/_parse/_transform.py (checked 2026-11-29).
 _FORMATS = ["date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"]
-_VALUES: dict[str, list[Any]] = {
-    "format": _FORMATS,
-    "minItems": [0, 1],
-}  # of keywords that the API takes with these alone
-# What a pattern may not have. Source: Anthropic, *Structured outputs*, patterns (checked 2026-09-02).
+# The only values that the API takes for these keywords.
+_VALUES: dict[str, list[Any]] = {"format": _FORMATS, "minItems": [0, 1]}
+# What a pattern may not contain. Source: Anthropic, *Structured outputs*, patterns (checked 2026-09-02).
 _COMPLEX = re.compile(r"\(\?|\\(?![dws])\w|[*+?}][+?]|\{\d*,?\d{3,}")
-_COLUMN = "x-claudescale-column"  # the mark of a column's type, where the schema alone does not tell it
+_COLUMN = "x-claudescale-column"  # marks a column's type, where the schema alone does not give it
 _DIGITS = "digitsAfterThePoint"
 _SILENT = {"title", "default", "additionalProperties", "discriminator", "writeOnly", "readOnly", _COLUMN}
 _DTYPES: dict[str | None, pl.DataType] = {
@@ -64,35 +62,35 @@ _DTYPES: dict[str | None, pl.DataType] = {
     "duration": pl.Duration("us"),
     "date-time": pl.Datetime("us", "UTC"),
 }
-"""By type in a JSON schema, or by the format of a string."""
+"""Column types by the type in a JSON schema, or by the format of a string."""
 _NO_TEXT = {"password", "regex", "binary", "base64", "base64url"}  # formats whose value a column cannot show
 _UNREADABLE = {
     "ImportString": "has an ImportString: a reply must not choose what is imported. Use str.",
     "'validation_alias': ['": "has an AliasPath, which no reply can have. Leave it out.",
     "'tz_constraint': 'naive'": "has a NaiveDatetime, and the API's dates have an offset. Use datetime.",
 }
-"""By words in pydantic's core schema: why no reply would fit the model."""
+"""Why no reply can fit a model, by words in pydantic's core schema."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Returns:
-    """What a reply must be, for the API and for Polars. `compile_returns` makes it."""
+    """The form of a reply, for the API and for Polars, as made by `compile_returns`."""
 
-    json_schema: Json  # only keywords the API takes
+    json_schema: Json  # with only the keywords that the API takes
     columns: pl.Schema  # the typed columns of the results; `reply` alone where one type was given
-    single: bool  # one type was given: the reply itself is typed
+    single: bool  # True if one type was given: the reply itself is typed
     _validate: Callable[[str], Json] = field(repr=False)
 
     def decode(self, replies: pl.Series) -> tuple[pl.DataFrame, pl.Series]:
         """Return the typed columns of reply texts, and the error of each row.
 
-        A reply that is no JSON, breaks the schema, is refused by a validator of the user's model, or
-        does not fit its column gives nulls and the error "invalid_reply". Labels are compared without
-        regard to capitals and to spaces around them: the API does not promise the capitals. A null
-        reply gives nulls and no error.
+        A reply that is not JSON, breaks the schema, is rejected by a validator of the user's model, or
+        does not fit its column gives nulls and the error "invalid_reply". Labels match regardless of case
+        and surrounding spaces, because the API does not guarantee their case. A null reply gives nulls and
+        no error.
         """
         texts = replies.cast(pl.String).alias("text").to_frame()
-        distinct = texts.unique(maintain_order=True)  # labels and the like: each text is read once
+        distinct = texts.unique(maintain_order=True)  # replies such as labels repeat
         labels = self._labels()
         frame, errors = self._typed([self._read(text, labels) for text in distinct["text"]])
         numbered = distinct.with_row_index("number")
@@ -100,7 +98,7 @@ class Returns:
         return frame[joined["number"]], pl.Series("error", errors, pl.String).gather(joined["number"])
 
     def example(self, reply: Any) -> str:
-        """Return a reply as the model would write it; BadReturns where it is not what was asked for."""
+        """Return a reply as the model would write it; BadReturns where it does not match."""
         texts = [reply] if isinstance(reply, str) else []
         texts.append(to_json({"reply": reply} if self.single else reply, by_alias=True).decode())
         for text in texts:
@@ -110,7 +108,7 @@ class Returns:
         raise BadReturns(msg)
 
     def _labels(self) -> dict[str, str]:
-        """Return each label by its form without capitals; none of several that have the same form."""
+        """Return the labels by case-folded form, without those that share one."""
         labels = {
             label
             for node in nodes(self.json_schema)
@@ -121,7 +119,7 @@ class Returns:
         return {_form(label): label for label in labels if forms[_form(label)] == 1}
 
     def _read(self, text: str | None, labels: Mapping[str, str]) -> list[Any] | None:
-        """Return the cells of a reply; None where it is not what was asked for."""
+        """Return the cells of a reply; None where it does not match."""
         if text is None:
             return [None] * len(self.columns)
         try:
@@ -130,11 +128,11 @@ class Returns:
             except ValueError:
                 value = self._validate(json.dumps(_recased(json.loads(text), labels)))
             return [_cell(value[name]) for name in self.columns]
-        except Exception:  # noqa: BLE001  # a validator of the user's may raise anything; it is data
+        except Exception:  # noqa: BLE001  # a user's validator may raise anything
             return None
 
     def _typed(self, rows: list[list[Any] | None]) -> tuple[pl.DataFrame, list[str | None]]:
-        """Return the columns of rows, and the error of each: None is one, and so is a number too large."""
+        """Return rows as typed columns, and an error for each row that is None or does not fit."""
         errors = [INVALID_REPLY if row is None else None for row in rows]
         try:
             columns = [
@@ -145,21 +143,20 @@ class Returns:
         except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
             if len(rows) == 1:
                 return self._typed([None])
-            half = len(rows) // 2  # in search of the row that does not fit
+            half = len(rows) // 2  # bisect to find the row that does not fit
             (first, first_errors), (last, last_errors) = self._typed(rows[:half]), self._typed(rows[half:])
             return pl.concat([first, last]), first_errors + last_errors
 
 
 def compile_returns(returns: Any) -> Returns:
-    """Return what a reply must be, from types or a pydantic model; BadReturns where it cannot be.
+    """Return the form of a reply, from types or a pydantic model; BadReturns where there is none.
 
-    With Polars types every field is required and never null; ``pl.Float64 | None`` is a field that may be
-    null. Decimals are rounded to their column's scale, a `pl.Datetime` without time zone is in
-    UTC.
+    With Polars types every field is required and never null, unless written as ``pl.Float64 | None``.
+    Decimals are rounded to their column's scale, and a `pl.Datetime` without a time zone is in UTC.
 
-    With a pydantic model its own rules hold and its validators run on every reply. A constraint the API
-    has no keyword for (a minimum, a length, a pattern that is not simple) stands in the field's description
-    and is checked when the reply is read. Columns are named after the fields; aliases are for the API.
+    With a pydantic model its own rules apply and its validators run on every reply. A constraint for which
+    the API has no keyword (a minimum, a length, a complex pattern) is added to the field's description and
+    checked when the reply is read. Columns are named after the fields; aliases are used for the API.
 
     Notes
     -----
@@ -182,7 +179,7 @@ def compile_returns(returns: Any) -> Returns:
     path = f"the model {hint.__name__}"
     try:
         adapter = TypeAdapter(hint)
-        # By alias is what the API sees; by name, the same tree, is what the columns are called.
+        # The API sees aliases; the columns take the field names in the same tree.
         by_alias, by_name = (
             _resolved(adapter.json_schema(by_alias=by_alias, schema_generator=_Generator))
             for by_alias in (True, False)
@@ -205,7 +202,7 @@ def compile_returns(returns: Any) -> Returns:
 
 
 def _recased(value: Any, labels: Mapping[str, str]) -> Any:
-    """Return the value of a reply with its texts as a label is written, if only capitals or spaces differ."""
+    """Return a reply with each text replaced by the label that differs from it only in case or spaces."""
     if isinstance(value, str):
         return labels.get(_form(value), value)
     if isinstance(value, list):
@@ -216,12 +213,12 @@ def _recased(value: Any, labels: Mapping[str, str]) -> Any:
 
 
 def _form(label: str) -> str:
-    """Return what two labels have in common that differ only in capitals and outer spaces."""
+    """Return the form of a label that ignores case and outer spaces."""
     return label.strip().casefold()
 
 
 def _cell(value: Any) -> Any:
-    """Return a validated value as Polars takes it."""
+    """Return a validated value in a form that Polars takes."""
     if type(value) in _SCALARS:  # the usual case first
         return value
     if isinstance(value, dict):
@@ -239,12 +236,12 @@ def _refuse(path: str, what: str) -> NoReturn:
     raise BadReturns(msg)
 
 
-# ------------------------------------------------------------------------- every type as one of Python's
+# --------------------------------------------------------------------------- every type as a Python type
 
 
 @dataclass(frozen=True)
 class _Column:
-    """Marks a type with that of its column, where the JSON schema alone does not say it."""
+    """Marks a type with its column type, where the JSON schema alone does not give it."""
 
     dtype: pl.DataType
 
@@ -255,12 +252,12 @@ class _Column:
 
 
 def _object(hints: Mapping[str, Any]) -> Any:
-    """Return the type of a dict with these keys, which may be any texts."""
+    """Return the type of a dict with these keys, which may be any strings."""
     return TypedDict("Reply", hints)  # type: ignore[operator]  # mypy takes it only as a declaration
 
 
 def _hint(kind: Any, path: str) -> Any:
-    """Return the type of a field as one of Python's, which pydantic takes."""
+    """Return the type of a field as a Python type that pydantic takes."""
     if isinstance(kind, list | tuple) and kind and all(isinstance(label, str) for label in kind):
         return Literal[tuple(kind)]
     if kind is NoneType or get_origin(kind) in {Literal, list}:
@@ -277,7 +274,7 @@ def _hint(kind: Any, path: str) -> Any:
 
 
 def _polars_hint(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one for each kind of type
-    """Return the type of the values in a column; None where JSON has none."""
+    """Return the Python type of the values in a column; None where JSON has none."""
     match dtype:
         case pl.DataType() if dtype.is_temporal() or dtype in (pl.String, pl.Categorical, pl.Boolean):
             return Annotated[dtype.to_python(), Strict(), _Column(dtype)]
@@ -297,18 +294,18 @@ def _polars_hint(dtype: pl.DataType, path: str) -> Any:  # noqa: PLR0911  # one 
         case pl.DataType() if dtype.is_integer():
             number: Any = dtype
             low, high = pl.select(low=number.min(), high=number.max()).row(0)
-            # Bounds stand in the description and cost tokens, so only those a count or a score may meet.
+            # Bounds go into the description and cost tokens: keep those that a count or score may reach.
             small = high < 2**16
             bounds = Field(ge=low if low == 0 or small else None, le=high if small else None)
             return Annotated[int, bounds, _Column(dtype)]
     return None
 
 
-# ------------------------------------------------------------------------ a JSON schema, and its columns
+# ----------------------------------------------------------------------- the JSON schema and its columns
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's JSON schema, with numbers for decimals and a mark of their scale."""
+    """Pydantic's JSON schema, with decimals as numbers that carry their scale."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012
 
@@ -320,7 +317,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _resolved(schema: Json) -> Json:
-    """Return a JSON schema with every reference written out; a model inside itself is refused."""
+    """Return a JSON schema with every reference written out; a recursive model is refused."""
 
     def written_out(node: Any, inside: tuple[str, ...] = ()) -> Any:
         if isinstance(node, list):
@@ -343,7 +340,7 @@ def _resolved(schema: Json) -> Json:
 
 
 def _dtype(node: Json, path: str) -> pl.DataType:
-    """Return the type of a column that holds the values of a schema."""
+    """Return the type of a column for the values of a schema."""
     if _COLUMN in node:
         return node[_COLUMN]  # type: ignore[no-any-return]
     options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
@@ -378,7 +375,7 @@ def nodes(schema: Json) -> Iterator[Json]:
 
 
 def _within_limits(schema: Json) -> Json:
-    """Return a schema that has not more of what makes it complex than the API takes."""
+    """Return the schema; BadReturns where it has more optional or union fields than the API takes."""
     every = list(nodes(schema))
     optional = sum(len(node["properties"]) - len(node["required"]) for node in every if "properties" in node)
     unions = sum("anyOf" in node for node in every)
@@ -393,7 +390,7 @@ def _within_limits(schema: Json) -> Json:
 
 
 def _trimmed(node: Json) -> Json:
-    """Return a schema in the keywords the API takes; the others are told in the description."""
+    """Return a schema with only the API's keywords; the others become words in the description."""
     rest = {key: value for key, value in node.items() if key not in _SILENT}
     description = rest.pop("description", "")
     sent = {key: rest.pop(key) for key in _KEYWORDS if key in rest and _is_taken(key, rest[key])}
@@ -412,14 +409,14 @@ def _trimmed(node: Json) -> Json:
 
 
 def _is_taken(key: str, value: Any) -> bool:
-    """Return whether the API takes a value of a keyword that it takes."""
+    """Whether the API takes this value for a keyword."""
     if key == "pattern":
         return not _COMPLEX.search(value)
     return value in _VALUES.get(key, [value])
 
 
 def _in_words(key: str, value: object) -> str:
-    """Return a keyword with its value as words: ``max length: 5``."""
+    """Return a keyword and its value as words: ``max length: 5``."""
     name = re.sub("([A-Z])", lambda letter: f" {letter[0].lower()}", key)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return f"{name}: {text}"

@@ -1,7 +1,7 @@
-"""From a frame to the requests of a run, and from its replies back to the rows, by Polars expressions alone.
+"""Makes requests from a frame and puts replies back into its rows, with Polars expressions alone.
 
-A body is a constant head, what differs by row as JSON, a constant tail. No Python runs per row except to
-hash the keys, and to read the files of a row that has some.
+A body is a constant head, the row's own JSON, and a constant tail. Python runs per row only to hash the keys
+and to read files.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ if TYPE_CHECKING:
 Cache: TypeAlias = bool | Literal["5m", "1h"]
 Frame: TypeAlias = pl.DataFrame | pl.LazyFrame
 Asked: TypeAlias = "str | pl.Expr | list[Part] | list[str | Part]"
-"""What may be given as a prompt."""
+"""What a user may give as a prompt."""
 Examples: TypeAlias = "Sequence[tuple[str, Any]]"
 
 FACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("parameters.toml").read_text("utf-8"))
-"""Which fields of the API `params` may have, and which tools."""
-SLICE_ROWS = 4_000  # so many rows are rendered at once
-_SEEN_ROWS = 20  # of a frame in memory, looked at for what is worth a note
-_BASE64 = f"^({'|'.join(MEDIA['base64'])})"  # how the text of such a file begins
+"""The fields of the API that `params` may have, and the tools."""
+SLICE_ROWS = 4_000  # rows rendered at once
+_SEEN_ROWS = 20  # at the head of a frame in memory, checked for a note
+_BASE64 = f"^({'|'.join(MEDIA['base64'])})"  # how the text of a file begins
 NOT_SENT = "not_sent"  # the error of a row that has no answer yet
-FRAMING_TOKENS = 10.0  # what a request has around its text: roles, turns
-FORM_TOKENS = 80.0  # of the prompt that the API adds for `returns`: assumed, as its length is not published
+FRAMING_TOKENS = 10.0  # around the text of a request: roles and turns
+FORM_TOKENS = 80.0  # assumed for the prompt that the API adds for `returns`: its length is not published
 OUTPUT_COLUMNS = ("reply", "error", "simulated")
-"""What the results add to the user's frame, besides the typed columns of ``returns=``: the last one only
-where a simulator answered, before it `message` where files are sent, and `sample` where there are several.
-A column of the frame that has such a name is renamed in the results: `reply` to `reply_1`."""
+"""Columns that the results add to the user's frame, besides the typed columns of ``returns=``. `simulated` is
+added only where a simulator answered, `message` before it where files are sent, and `sample` where there are
+several. A column of the frame with one of these names is renamed in the results: `reply` to `reply_1`."""
 SIZES = pl.Schema({"characters": pl.UInt32(), "requests": pl.UInt32(), "rows": pl.UInt32()})
-"""Columns of `Prompt.sizes`: how many requests, answering how many rows, there are of each length; null
-characters are rows that are not sent."""
+"""Columns of `Prompt.sizes`: the number of requests of each length, and of rows they answer. Null characters
+stand for rows that are not sent."""
 REQUESTS = pl.Schema(
     {"row": pl.UInt32(), "key": pl.String(), "bytes": pl.Int64(), "most_tokens": pl.Int64()}
     | {"estimated_tokens": pl.Float64()}
 )
-"""Columns of `Work.requests`: its first row in the frame, its key, the size of its body, and the most tokens
-that can be: no token is shorter than a byte, and a file has its own."""
+"""Columns of `Work.requests`: a request's first row in the frame, its key, the size of its body, the most
+tokens it can have (no token is shorter than a byte, and files are counted separately), and its estimate."""
 
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Raise what is wrong with a LazyFrame that fails; its own message may quote data, so it is linked."""
+    """Raise PlanError where a LazyFrame fails; Polars' message may quote data, so it is only chained."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -74,60 +74,60 @@ def readable() -> Iterator[None]:
 
 @readable()
 def read(frame: Frame) -> pl.DataFrame:
-    """Return the rows of a frame; a PlanError where a LazyFrame fails."""
+    """Return the rows of a frame; PlanError where a LazyFrame fails."""
     return frame.lazy().collect()
 
 
 @readable()
 def schema_of(frame: Frame) -> pl.Schema:
-    """Return the columns of a frame that need not be read for it; PlanError where it cannot be."""
+    """Return the schema of a frame without reading its rows; PlanError where that fails."""
     return frame.lazy().collect_schema()
 
 
 class Charges(NamedTuple):
     """What can make a request cost more than its tokens at the list price."""
 
-    inference_geo: str | None = None  # where it is asked to be answered; None leaves it to the workspace
-    searches: int | None = 0  # most web searches; None is without end
-    turns: int = 1  # most turns of the model in one answer, each of which reads all before it
+    inference_geo: str | None = None  # the geography asked for; None leaves it to the workspace
+    searches: int | None = 0  # most web searches; None means unlimited
+    turns: int = 1  # most turns of the model in one answer; each reads all before it
     caches: bool = False  # a tool is marked for the cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prompt:
-    """What is asked about every row. `compile_prompt` makes it; it holds no frame."""
+    """The prompt for every row, as made by `compile_prompt`. It holds no frame."""
 
     head: str  # the constant JSON before a row's message: a body is head + message + tail
     text: Text | Multipart = field(repr=False)
-    system: Text | None = field(repr=False)  # of each row; None where it is the same for all, or none
-    template: str = field(repr=False)  # the words of the prompt; empty of an expression
-    returns: Returns | None  # what makes typed columns of the replies
-    constant: Mapping[str, Any] = field(repr=False)  # the request without its messages, and without caching
+    system: Text | None = field(repr=False)  # of each row; None if it is the same for all, or absent
+    template: str = field(repr=False)  # the words of the prompt; empty for an expression
+    returns: Returns | None  # makes typed columns of the replies
+    constant: Mapping[str, Any] = field(repr=False)  # the request without the row's message and cache marks
     model: ModelFacts = field(repr=False)
     charges: Charges
     samples: int  # how often each row is sent
-    renamed: Mapping[str, str]  # columns of the frame that results rename
+    renamed: Mapping[str, str]  # columns of the frame, and their names in the results
 
     @property
     def columns(self) -> tuple[str, ...] | None:
-        """The columns a template names; None of an expression, which cannot be rendered a slice at a time."""
+        """The columns that a template names; None for an expression, which cannot be rendered in slices."""
         if self.text.columns is None or self.system is None:
             return self.text.columns
         return tuple(dict.fromkeys([*self.text.columns, *(self.system.columns or ())]))
 
     @property
     def tail(self) -> str:
-        """The constant JSON after a row's message, which has its own end where the system prompt differs."""
+        """The constant JSON after a row's message; empty where a row's own system prompt ends the body."""
         return "]}" if self.system is None else ""
 
     @property
     def has_files(self) -> bool:
-        """Whether images or PDFs are sent: what cannot be read is an error of its row."""
+        """Whether images or PDFs are sent; a file that cannot be read is an error of its row."""
         return isinstance(self.text, Multipart)
 
     @cached_property
     def shared_characters(self) -> int:
-        """The length of what every request has: system prompt, examples, tools, schema."""
+        """The length of what all requests share: system prompt, examples, tools and schema."""
         request = self.constant
         texts = [request.get("system", ""), *(turn["content"] for turn in request.get("messages", ()))]
         forms = [request.get("tools"), self.returns and self.returns.json_schema]
@@ -145,15 +145,15 @@ class Prompt:
         return minimum is not None and self.shared_tokens >= minimum
 
     def estimated_tokens(self, characters: pl.Expr) -> pl.Expr:
-        """Return an expression of the input tokens of each request, all of its input, from its characters.
+        """Return an expression for all input tokens of each request, from its characters.
 
-        Characters are those that the model reads, not those of the body, which has some escaped.
+        Characters are those that the model reads, not those of the body, where some are escaped.
         """
         added = FRAMING_TOKENS + FORM_TOKENS * (self.returns is not None)
         return (characters + self.shared_characters) / self.model.characters_per_token + added
 
     def notes(self, frame: Frame) -> Iterator[str]:
-        """Yield what is worth knowing of the requests, and no error."""
+        """Yield notes about the requests that are not errors."""
         if self.renamed:
             pairs = ", ".join(f"{name!r} to {new!r}" for name, new in self.renamed.items())
             yield f"The results have columns with these names, so yours are renamed there: {pairs}."
@@ -178,9 +178,9 @@ class Prompt:
                 )
 
     def contents(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return `MESSAGES` of the rows, or those of its columns that a prompt without files has.
+        """Return `MESSAGES` of the rows, or its first columns for a prompt without files.
 
-        Where the system prompt differs by row, `content` goes on to the end of the body.
+        Where the system prompt differs by row, `content` continues to the end of the body.
         """
         contents = self.text.messages(frame)
         if self.system is None:
@@ -193,13 +193,13 @@ class Prompt:
 
     @readable()
     def sizes(self, frame: Frame) -> pl.DataFrame:
-        """Return `SIZES` of a frame: read as a stream, nothing rendered whole."""
+        """Return `SIZES` of a frame, which is read as a stream and never rendered whole."""
         content, characters = self.text.content, self.text.characters
         if self.system is not None:
             content = pl.struct(text=content, system=self.system.content)
             characters += self.system.characters
         rows = frame.lazy().select(
-            row=pl.int_range(pl.len()),  # so that a text which is the same for all rows is not one row
+            row=pl.int_range(pl.len()),  # keeps the height where the text is constant
             text=content.hash(),
             characters=characters.cast(pl.UInt32),
         )
@@ -207,11 +207,11 @@ class Prompt:
         return _sizes(texts, self.samples).collect(engine="streaming")
 
     def keys(self, contents: pl.Series, api: str) -> pl.Series:
-        """Return the key of each message, null for null: the same request to the same API, the same key.
+        """Return the key of each message, null for null; the same request to the same API has the same key.
 
-        Whether the prompt is cached changes the price and not the answer, so it does not change the key.
+        Caching changes the price but not the answer, so it does not change the key.
         """
-        # Polars' own hash is faster and changes between versions; a ledger must know its rows for ever.
+        # Polars' own hash is faster but changes between versions, and a ledger outlives them.
         start = hashlib.blake2b(f"{api}\0{_head(self.constant)}".encode(), digest_size=16)
         end = self.tail.encode()
 
@@ -220,11 +220,11 @@ class Prompt:
             state.update(text + end)
             return state.hexdigest()
 
-        texts = contents.cast(pl.Binary).to_list()  # half the time of making strings and encoding them
+        texts = contents.cast(pl.Binary).to_list()  # twice as fast as making and encoding strings
         return pl.Series("key", [None if text is None else key(text) for text in texts], pl.String)
 
     def results_schema(self, frame: Frame) -> pl.Schema:
-        """Return the columns that the results of a frame have, but for a simulator's mark."""
+        """Return the columns of a frame's results, without `simulated`."""
         typed = {} if self.returns is None else self.returns.columns
         sample = {"sample": pl.Int64()} if self.samples > 1 else {}
         texts = dict.fromkeys(["reply", "error", *(["message"] if self.has_files else [])], pl.String())
@@ -233,7 +233,7 @@ class Prompt:
         return pl.Schema({**renamed, **sample, **typed, **texts, **typed})
 
     def work(self, frame: Frame, api: str, retry: Retry | None = None) -> Work:
-        """Return the rows of a frame with the keys they have at one API, in one pass over their texts."""
+        """Return the rows of a frame with their keys at one API, in one pass over their texts."""
         frame = read(frame)
         parts = [self._rows(part, api) for part in self._slices(frame)]
         rows = pl.concat(parts, rechunk=True).with_row_index("row")
@@ -256,14 +256,14 @@ class Prompt:
         return Work(self, frame, keys, requests, sizes, rendered, unsent)
 
     def _slices(self, frame: pl.DataFrame) -> list[pl.DataFrame]:
-        """Return a frame in parts that are rendered one after the other."""
+        """Return a frame in slices that are rendered one at a time."""
         if self.columns is None:  # an expression may look at many rows at once
             return [frame]
         named = frame.select(self.columns)
         return [*named.iter_slices(SLICE_ROWS)] or [named]
 
     def _rows(self, frame: pl.DataFrame, api: str) -> pl.DataFrame:
-        """Return of each row its key and its sizes; its content only where that is not made again later."""
+        """Return the key and sizes of each row, and its content where that is not rendered again later."""
         contents = self.contents(frame)
         around = len(f"{self.head}{self.tail}".encode())
         size = pl.col("content").str.len_bytes().cast(pl.Int64) + around
@@ -288,9 +288,9 @@ def _check_bytes(rows: pl.DataFrame) -> None:
 
 
 def _sizes(distinct: pl.LazyFrame, samples: int = 1) -> pl.LazyFrame:
-    """Return `SIZES` of distinct texts, each of which is sent so often for each of its rows."""
+    """Return `SIZES` of distinct texts, each sent `samples` times."""
     sizes = distinct.group_by("characters").agg(requests=pl.len(), rows=pl.col("rows").sum())
-    # Sorted, so that sums over them are the same to the last digit every time.
+    # Sorted, so that floating-point sums over them are reproducible.
     return sizes.with_columns(pl.col("requests", "rows") * samples).cast(SIZES).sort("characters")
 
 
@@ -310,11 +310,11 @@ def compile_prompt(
     params: Mapping[str, Any] | None = None,
     sent: str | None = None,
 ) -> Prompt:
-    """Return what is asked about every row of frames of one schema; a PlanError says what cannot be.
+    """Return the prompt for frames of one schema; PlanError where it cannot be sent.
 
-    Thinking is kept off, or small where a model cannot do without, unless `thinking` or `effort` is
-    given: then only what was given is sent. `sent` is the model's name as it was typed and is sent: a dated
-    id and its alias are one model, so keys have the id.
+    Thinking is kept off, or small where it cannot be turned off, unless `thinking` or `effort` is given:
+    then only what was given is sent. `sent` is the model's name as typed and sent. A dated id and its alias
+    are one model, so keys use the id.
     """
     text = Multipart.of(prompt, schema, model) if isinstance(prompt, list) else text_of(prompt, schema)
     typed = None if returns is None else compile_returns(returns)
@@ -352,14 +352,14 @@ def compile_prompt(
 
 
 def _head(body: Mapping[str, Any]) -> str:
-    """Return the JSON of a body up to the row's message, which stands after the examples."""
+    """Return the JSON of a body up to the row's message, which follows the examples."""
     rest = {name: value for name, value in body.items() if name != "messages"}
     examples = "".join(f"{as_json(turn)}," for turn in body.get("messages", ()))
     return f'{as_json(rest)[:-1]},"messages":[{examples}'
 
 
 def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
-    """Return examples as turns of a conversation; PlanError for what is none."""
+    """Return examples as turns of a conversation; PlanError where one is not a pair of texts."""
     turns = []
     for example in examples if isinstance(examples, list | tuple) else [examples]:
         is_pair = isinstance(example, list | tuple) and len(example) == 2  # noqa: PLR2004
@@ -377,7 +377,7 @@ def _turns(examples: Examples, typed: Returns | None) -> list[dict[str, Any]]:
 def _renamed(
     schema: pl.Schema, typed: Returns | None, *, has_files: bool, has_samples: bool
 ) -> dict[str, str]:
-    """Return the frame's columns whose names the results need, and new names; raise for a field's."""
+    """Return new names for columns of the frame that the results need; raise where a field clashes."""
     needed = [*OUTPUT_COLUMNS, *(["message"] if has_files else []), *(["sample"] if has_samples else [])]
     fields = () if typed is None or typed.single else tuple(typed.columns)
     for name in fields:
@@ -397,7 +397,7 @@ def _renamed(
 
 
 def _marked(cache: Cache, system: str | None, turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the last field that all rows share, with the mark of the cache at its end."""
+    """Return the last field that all rows share, with a cache mark at its end."""
     if cache is False:
         return {}
     if cache not in (True, "5m", "1h"):
@@ -417,7 +417,7 @@ def _marked(cache: Cache, system: str | None, turns: list[dict[str, Any]]) -> di
 
 
 def _checked(params: Mapping[str, Any], model: ModelFacts) -> dict[str, Any]:
-    """Return the further fields of a request, without those left unset; PlanError for what cannot be sent."""
+    """Return `params` as fields of a request, without those unset; PlanError for one that cannot be sent."""
     if not isinstance(params, Mapping):
         refuse(f"params={params!r:.60} is not a dict. Write params={{'stop_sequences': ['END']}}.")
     values = {name: value for name, value in params.items() if value is not None}
@@ -442,7 +442,7 @@ def _checked(params: Mapping[str, Any], model: ModelFacts) -> dict[str, Any]:
 
 
 def _charges(params: Mapping[str, Any]) -> Charges:
-    """Return what a request may cost; raise for a tool whose cost is not known, before a row or after it."""
+    """Return what a request may cost besides tokens; raise for a tool whose cost cannot be known."""
     tools, most_turns = params.get("tools", []), CHARGES.server_tool_turns
     for tool in tools:
         _check_tool(tool)
@@ -471,7 +471,7 @@ def _check_tool(tool: Mapping[str, Any]) -> None:
 
 
 def _is_called_directly(tool: Mapping[str, Any]) -> bool:
-    """Return whether only the model calls a tool: each piece of code that does so is a turn of its own."""
+    """Whether only the model calls a tool; each piece of code that calls it is another turn."""
     default = ["direct"] if tool["type"] in FACTS["called_directly"] else []
     return bool(tool.get("allowed_callers", default) == ["direct"])
 
@@ -504,22 +504,22 @@ def _thinking(
     return thinking, output
 
 
-# ------------------------------------------------------------- the rows of a run, and what answers them
+# ------------------------------------------------------------------ the rows of a run and their results
 
 
 class Work(NamedTuple):
-    """What a run needs to know of its rows. Their texts are rendered when they are needed."""
+    """What a run needs to know about its rows. Their texts are rendered on demand."""
 
     prompt: Prompt
     frame: pl.DataFrame  # the user's rows
-    keys: pl.Series  # of each row, as often as it is sent, null where it has nothing to send
+    keys: pl.Series  # one per row and sample, null where there is nothing to send
     requests: pl.DataFrame  # `REQUESTS`: each distinct request once, in the frame's order
-    sizes: pl.DataFrame  # `SIZES`, of what is sent
-    rendered: pl.Series | None  # by an expression, as it may look at many rows; with digests of files
-    unsent: pl.DataFrame | None  # of each row with files, the `error` and `message` of what cannot be sent
+    sizes: pl.DataFrame  # `SIZES` of what is sent
+    rendered: pl.Series | None  # messages of an expression or with digests; None if rendered later
+    unsent: pl.DataFrame | None  # for prompts with files: `error` and `message` of each row
 
     def messages(self, rows: pl.Series) -> pl.Series:
-        """Return the text of each of the rows as JSON, its files in it; `FileChanged` if one has changed."""
+        """Return the message of each row as JSON, with its files; `FileChanged` if one has changed."""
         prompt, frame = self.prompt, self.frame.select(self.prompt.columns or ())
         if self.rendered is None:
             return prompt.contents(frame[rows])["content"]
@@ -530,7 +530,7 @@ class Work(NamedTuple):
         return texts
 
     def bodies(self, rows: pl.Series) -> Iterator[bytes]:
-        """Yield the whole request of each of the rows; files are read as it is asked for."""
+        """Yield the whole request of each row; files are read only when it is asked for."""
         for part in rows.to_frame().iter_slices(1 if self.prompt.has_files else SLICE_ROWS):
             for text in self.messages(part.to_series()):
                 yield f"{self.prompt.head}{text}{self.prompt.tail}".encode()
@@ -540,16 +540,16 @@ class Work(NamedTuple):
     ) -> pl.DataFrame:
         """Return the user's frame, same rows in the same order, with typed columns, `reply` and `error`.
 
-        Columns of the frame that have such a name are renamed, as `Prompt.renamed` says.
+        Columns of the frame with one of these names are renamed, as in `Prompt.renamed`.
 
         Parameters
         ----------
         answers : pl.DataFrame
             `key`, `reply`, `error`: at most one row per key.
         places : pl.Series, optional
-            Of the result rows that are wanted; the default is all.
+            Positions of the result rows to return; the default is all.
         simulated : bool
-            Mark every row as a simulator's, so that no file made of them can pass for the real thing.
+            Mark every row as simulated, so that a file of them cannot pass for real results.
         """
         prompt, keys, unsent = self.prompt, self.keys, self.unsent
         frame = self.frame.rename(prompt.renamed)
@@ -575,10 +575,10 @@ class Work(NamedTuple):
 
 
 def _sample_key(key: str | None, sample: int) -> str | None:
-    """Return the key of one of a row's samples; the first is the request of a plan without samples."""
+    """Return the key of one sample of a row; the first has the key of a plan without samples."""
     return key if key is None or sample == 1 else key_of(f"{key}\0{sample}")
 
 
 def key_of(text: str) -> str:
-    """Return the hash by which a ledger knows a request."""
+    """Return the hash by which a ledger recognizes a request."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

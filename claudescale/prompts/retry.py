@@ -1,4 +1,4 @@
-"""A retry: which attempts of a run a plan takes over, and under which keys it sends the other rows again."""
+"""Retries: the attempts that a plan takes over from a run, and the keys of the rows it sends again."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from claudescale.running.runs import Run
 
 _BAD_INPUT = ["model_context_window_exceeded", "tool_use", "invalid_request_error", "request_too_large"]
-"""Final errors that the same request would meet again, as it would a refusal."""
+"""Final errors, besides a refusal, that the same request would meet again."""
 
 
 class Retry(NamedTuple):
-    """What a plan takes over from a run; all other rows are sent again."""
+    """The attempts that a plan takes over from a run; all other rows are sent again."""
 
-    keys: pl.Series  # of each row, the key it had in the run
-    taken_over: pl.Series  # of each row, whether its attempt is
-    attempts: pl.DataFrame  # `ATTEMPTS`: those taken over, one for each key
-    failed_keys: pl.Series  # with a final attempt that is not taken over, in this run or in one it retried
-    code: str  # what was typed to get it
+    keys: pl.Series  # the key that each row had in the run
+    taken_over: pl.Series  # whether the attempt of each row is taken over
+    attempts: pl.DataFrame  # `ATTEMPTS`: those taken over, one per key
+    failed_keys: pl.Series  # keys whose final attempt is not taken over, in this run or one it retried
+    code: str  # the code that asked for it
 
     @classmethod
     def of(cls, run: Run, prompt: Prompt, frame: pl.DataFrame, code: str) -> Retry:
-        """Return what a prompt over the same rows takes over from a run; a PlanError where that cannot be."""
+        """Return what a prompt over the same rows takes over from a run; PlanError where it cannot."""
         if getattr(run, "state", None) not in {"finished", "stopped", "failed"}:
             refuse(
                 "plan.retry() takes a run that has ended, and this one is still going, or is none. Run its "
@@ -42,7 +42,7 @@ class Retry(NamedTuple):
             is_good &= prompt.returns.decode(replies["reply"])[1].is_null()
         is_taken = is_good | replies["error"].is_in(lasting).fill_null(value=False)
         attempts, failed_keys = replies.filter(is_taken), replies.filter(~is_taken)["key"]
-        if run.state == "finished":  # else what a row met may have been the fault of all, or of the account
+        if run.state == "finished":  # otherwise the account or the run may be at fault, not the row
             given_up = last_failures(run.attempts, replies)
             attempts = pl.concat([attempts, given_up.filter(pl.col("error").is_in(lasting))])
         if (earlier := run.plan.compiled.retry) is not None:
@@ -56,23 +56,23 @@ class Retry(NamedTuple):
         return (~self.taken_over).arg_true()
 
     def keys_of(self, keys: pl.Series) -> pl.Series:
-        """Return the key of each row, given those that the requests of the plan have by themselves."""
+        """Return the key of each row, given the keys that the plan's requests have without the retry."""
         has_failed = keys.is_in(self.failed_keys.implode()).fill_null(value=False)
         again = (has_failed & ~self.taken_over).arg_true()
-        # The key before is part of the new one, so the same cell is a resume.
+        # The new key depends only on the old ones, so running the same cell again resumes.
         pairs = zip(keys.gather(again), self.keys.gather(again), strict=True)
         sent = keys.scatter(again, [key_of(f"{key}\0{before}") for key, before in pairs])
         return self.keys.zip_with(self.taken_over, sent).alias("key")
 
     @property
     def errors(self) -> dict[str, int]:
-        """How many of the rows taken over keep which error."""
+        """The errors that rows taken over keep, with the number of rows."""
         errors = self.attempts.select("key", "error").drop_nulls()
         rows = self.keys.filter(self.taken_over).alias("key").to_frame().join(errors, on="key", how="inner")
         return dict(rows["error"].value_counts(sort=True).iter_rows())
 
     def check(self, *, simulated: bool) -> None:
-        """Raise where replies of a simulator would stand beside real ones."""
+        """Raise where simulated replies would be mixed with real ones."""
         if (self.attempts["simulated"] != simulated).any():
             took, sends = ("the API", "a simulator") if simulated else ("a simulator", "the API")
             words = f"The run to retry was answered by {took}, and this client calls {sends}"
@@ -80,13 +80,13 @@ class Retry(NamedTuple):
 
 
 def last_failures(attempts: pl.DataFrame, final: pl.DataFrame) -> pl.DataFrame:
-    """Return the last attempt of each key that has no final one: rows that were given up."""
+    """Return the last attempt of each key without a final one: rows that were given up."""
     failed = attempts.join(final.select("key"), on="key", how="anti", maintain_order="left")
     return failed.unique("key", keep="last", maintain_order=True)
 
 
 def _check_same(run: Run, replies: pl.DataFrame, prompt: Prompt, frame: pl.DataFrame) -> None:
-    """Raise where a prompt asks other rows than a run did, or for replies of another form."""
+    """Raise where a prompt has other rows than a run, or asks for another form of reply."""
     before = run.plan.compiled.prompt
     texts = before.contents(run.job.work.frame)["content"]
     if before.samples != prompt.samples or not prompt.contents(frame)["content"].equals(texts):
@@ -104,7 +104,7 @@ def _check_same(run: Run, replies: pl.DataFrame, prompt: Prompt, frame: pl.DataF
 
 
 def _lasting_errors(prompt: Prompt, before: Prompt) -> list[str]:
-    """Return the errors that a request would meet again, after what has changed in all of them."""
+    """Return the errors that a request would meet again, given what has changed in all requests."""
     now, then = prompt.constant, before.constant
     changed = {name for name in {*now, *then} if now.get(name) != then.get(name)}
     if not changed:

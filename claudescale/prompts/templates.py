@@ -1,7 +1,7 @@
-"""What is said about a row: a template over its columns, or several parts with its images and PDFs in them.
+"""The prompt of a row: a template over its columns, or several parts that include images and PDFs.
 
-A file is read three times at most: its head for the price, piece by piece for the key of its row, and whole
-when the row is sent. So no more files are in memory than rows are in flight.
+A file is read at most three times: its head for the price, in chunks for the key of its row, and whole when
+the row is sent. So there are never more files in memory than rows in flight.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ MESSAGES = pl.Schema(
     {"characters": pl.UInt32(), "content": pl.String(), "more_bytes": pl.Int64()}
     | {"more_tokens": pl.Int64(), "error": pl.String(), "message": pl.String()}
 )
-"""Columns of `Multipart.messages`: the length of each row in characters, which the tokens of its files make
-too; its message as JSON, with a digest where a file is to stand; how many bytes longer it is once its files
-stand in it, and the most tokens of those; why a file of it cannot be sent."""
+"""Columns of `Multipart.messages`: the length of each row in characters, to which its files add their tokens'
+worth; its message as JSON, with a digest in place of each file; the bytes that the files add, and the most
+tokens they can have; and why a file cannot be sent."""
 
 
 def as_json(value: object) -> str:
@@ -55,19 +55,19 @@ def as_json(value: object) -> str:
 
 
 class Text(NamedTuple):
-    """The text of each row as an expression, null where a cell in it is null."""
+    """The text of each row as an expression, null where one of its cells is null."""
 
     content: pl.Expr
-    columns: tuple[str, ...] | None  # None of an expression, which may look at many rows at once
+    columns: tuple[str, ...] | None  # None for an expression, which may look at many rows at once
 
     @property
     def characters(self) -> pl.Expr:
-        """The length of each row."""
+        """The length of each row's text."""
         return self.content.str.len_chars()
 
     def messages(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the first columns of `MESSAGES` of the rows: without files no row has an error."""
-        # The row number in the same select holds the height: an expression that drops or adds rows fails.
+        """Return the first columns of `MESSAGES`: without files no row has an error."""
+        # The row number in the same select fixes the height: an expression that drops or adds rows fails.
         rows = frame.select(row=pl.int_range(pl.len(), dtype=pl.UInt32), content=self.content)
         message = pl.struct(pl.lit("user").alias("role"), "content").struct.json_encode()
         return rows.select(
@@ -79,9 +79,9 @@ class Text(NamedTuple):
 
 
 def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False) -> Text:
-    """Return what a template, or an expression, makes of the rows of frames of one schema.
+    """Return the text that a template or an expression gives for frames of one schema.
 
-    `constant` takes a template that may be the same for every row, and no expression.
+    With `constant`, the text may be the same for every row, and an expression is refused.
     """
     if isinstance(prompt, pl.Expr) and not constant:
         return Text(_checked_expression(prompt, schema).cast(pl.String), columns=None)
@@ -102,9 +102,9 @@ def text_of(prompt: str | pl.Expr, schema: pl.Schema, *, constant: bool = False)
 
 
 def system_of(system: str, schema: pl.Schema) -> str | Text:
-    """Return a system prompt, as the text of each row where an identifier in braces names a column.
+    """Return a system prompt, as a `Text` where an identifier in braces names a column.
 
-    Other braces stay as they are, as in JSON; ``{{identifier}}`` is that identifier in braces.
+    Other braces, as in JSON, are kept; ``{{identifier}}`` becomes the identifier in single braces.
     """
     if not isinstance(system, str) or not system.strip():
         refuse(f"system= must be a non-empty text, not {system!r:.40}. Leave it out if you need none.")
@@ -113,10 +113,10 @@ def system_of(system: str, schema: pl.Schema) -> str | Text:
 
 
 def _filled(template: str, braces: re.Pattern[str], schema: pl.Schema, subject: str) -> Text:
-    """Return what a template makes of the rows; `subject` is what it is called in an error."""
+    """Return the text that a template gives; `subject` names the template in an error."""
     texts, columns = [], []
     for place, token in enumerate(braces.split(template)):
-        if place % 2 == 0:  # between those with braces
+        if place % 2 == 0:  # text between braces
             texts.append(pl.lit(token))
         elif token.startswith(("{{", "}}")):
             texts.append(pl.lit(token[1:-1] or token[0]))
@@ -134,14 +134,14 @@ def _filled(template: str, braces: re.Pattern[str], schema: pl.Schema, subject: 
 def unknown_column(
     name: str, schema: pl.Schema, subject: str = "The prompt", more: str = ""
 ) -> UnknownColumn:
-    """Return the error that says which column is meant, and which there are."""
+    """Return the error for a missing column, with the likely one and the existing ones."""
     shown = ", ".join(list(schema)[:_SHOWN_COLUMNS]) + (", ..." if len(schema) > _SHOWN_COLUMNS else "")
     msg = f"{subject} names a column {name!r} that is not there.{nearest(name, schema)} Columns: {shown}."
     return UnknownColumn(f"{msg} {more}".rstrip())
 
 
 def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
-    """Return an expression that gives one text per row; raise what is wrong with any other."""
+    """Return the expression if it gives one text per row; raise BadTemplate otherwise."""
     nulls = pl.DataFrame(schema=schema).clear(3)
     try:
         dtypes = nulls.lazy().select(prompt).collect_schema().dtypes()
@@ -157,7 +157,7 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
             BadTemplate,
         )
     height = nulls.height
-    with suppress(Exception):  # a function of the user's that takes no nulls: the real rows will show
+    with suppress(Exception):  # a user's function may not take nulls; the real rows will show
         height = nulls.select(prompt).height
     if prompt.meta.root_names() and height != nulls.height:
         refuse(
@@ -169,7 +169,7 @@ def _checked_expression(prompt: pl.Expr, schema: pl.Schema) -> pl.Expr:
 
 
 def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a column as text for a reader, null where it is null."""
+    """Return a column as readable text, null where it is null."""
     if any(part in (pl.Binary, pl.Object, pl.Unknown) for part in _with_inner(dtype)):
         refuse(
             f"The column {name!r} contains {dtype!r}, which is not text. Convert it with Polars first, such "
@@ -179,7 +179,7 @@ def _readable(name: str, dtype: pl.DataType) -> pl.Expr:
     # pl.col would read a name such as "*" or "^a.*$" as a pattern.
     column = polars.selectors.by_name(name).as_expr()
     if dtype.is_nested():
-        # Polars encodes structs only, so it goes in and the wrapping comes off.
+        # Polars encodes only structs, so the column is wrapped in one and the wrapping is stripped.
         encoded = pl.struct(column.alias("c")).struct.json_encode()
         return pl.when(column.is_not_null()).then(encoded.str.strip_prefix('{"c":').str.strip_suffix("}"))
     if isinstance(dtype, pl.Datetime):
@@ -203,7 +203,7 @@ def _with_inner(dtype: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An image or a PDF in each row of a column. `image` and `pdf` make one."""
+    """An image or a PDF in each row of a column, as made by `image` and `pdf`."""
 
     column: str
     block: Literal["image", "document"]
@@ -211,12 +211,12 @@ class Part:
 
     @property
     def columns(self) -> tuple[str]:
-        """Its column, as a `Text` may have several."""
+        """Its column, in a tuple because a `Text` may have several."""
         return (self.column,)
 
     @property
     def content(self) -> pl.Expr:
-        """The cells."""
+        """The cells of the column."""
         return polars.selectors.by_name(self.column).as_expr()
 
     def __repr__(self) -> str:
@@ -225,21 +225,21 @@ class Part:
 
 
 def image(column: str, *, kind: Kind | None = None) -> Part:
-    """Return the part of a prompt that is the image in a column: PNG, JPEG, GIF or WebP.
+    """Return the part of a prompt for a column's images: PNG, JPEG, GIF or WebP.
 
-    Put images before the text. Tokens are estimated from width and height, for free; those of a URL or an id
-    are assumed.
+    Put images before the text. Tokens are estimated from width and height, at no cost. For a URL or an id
+    they are assumed.
 
     Spends: nothing.
 
     Parameters
     ----------
     column : str
-        Of bytes (`pl.Binary`), or of Strings: each the path of a file, or a URL that begins with ``https://``,
-        which Anthropic fetches. A row with a null is not sent, nor is one whose file cannot be read: its
-        results say why in `error` and `message`.
+        A column of bytes (`pl.Binary`) or Strings. A String is the path of a file, or a URL that begins with
+        ``https://``, which Anthropic fetches. A row with a null is not sent. Neither is one whose file cannot
+        be read: `error` and `message` in the results say why.
     kind : str, optional
-        What the Strings are, if it cannot be guessed: ``"path"``, ``"url"`` or ``"file_id"`` (Files API).
+        What the Strings are, if that cannot be guessed: ``"path"``, ``"url"`` or ``"file_id"`` (Files API).
 
     Examples
     --------
@@ -249,9 +249,9 @@ def image(column: str, *, kind: Kind | None = None) -> Part:
 
 
 def pdf(column: str, *, kind: Kind | None = None) -> Part:
-    """Return the part of a prompt that is the PDF in a column; its parameters are those of `image`.
+    """Return the part of a prompt for a column's PDFs; its parameters are those of `image`.
 
-    Tokens are estimated from its pages, about 2,300 each.
+    Tokens are estimated from the number of pages, at about 2,300 each.
 
     Spends: nothing.
     """
@@ -259,16 +259,16 @@ def pdf(column: str, *, kind: Kind | None = None) -> Part:
 
 
 class Source(NamedTuple):
-    """The source of a block in a request, where it is base64 with a digest for the data."""
+    """The source of a content block; base64 data is replaced by its digest."""
 
     source: dict[str, str]
     tokens: float
     most_tokens: float
-    more_bytes: int = 0  # how much longer its data is, in base64, than the digest
+    more_bytes: int = 0  # how much longer the base64 data is than its digest
 
 
 def source_of(part: Part, value: Any, model: ModelFacts, *, keyed: bool) -> Source:
-    """Return what a cell holds, all of its file if `keyed`; OSError or ValueError if it is of no use."""
+    """Return the source in a cell, with its file hashed if `keyed`; OSError or ValueError if unusable."""
     file = _opened(part, value)
     if file is None:
         kind, name = ("file", "file_id") if part.kind == "file_id" else ("url", "url")
@@ -284,7 +284,7 @@ def source_of(part: Part, value: Any, model: ModelFacts, *, keyed: bool) -> Sour
 
 
 def _opened(part: Part, value: Any) -> File | None:
-    """Return the file of a cell; None where the API has it, or fetches it."""
+    """Return the file of a cell; None where the API has it or fetches it."""
     if isinstance(value, bytes):
         return io.BytesIO(value)
     kind = part.kind or ("url" if value.lower().startswith("https://") else "path")
@@ -296,7 +296,7 @@ def _blake(data: bytes = b"") -> Any:
 
 
 def _measured(file: File, block: str, tokenizer: str) -> tuple[str, float]:
-    """Return the media type by the first bytes, and the tokens."""
+    """Return the media type of a file, from its first bytes, and its tokens."""
     media_type = media.media_type(file.read(media.HEAD_BYTES)) or ""
     if media_type not in ((media.PDF,) if block == "document" else media.IMAGES):
         msg = f"it is not a {'PDF' if block == 'document' else 'PNG, JPEG, GIF or WebP'}"
@@ -312,7 +312,7 @@ def _measured(file: File, block: str, tokenizer: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, eq=False)
 class Multipart:
-    """A prompt of several parts over frames of one schema; it stands where a `Text` does."""
+    """A prompt of several parts for frames of one schema; it is used in place of a `Text`."""
 
     parts: tuple[Part | Text, ...]
     columns: tuple[str, ...]
@@ -320,7 +320,7 @@ class Multipart:
 
     @classmethod
     def of(cls, prompt: Sequence[str | Part], schema: pl.Schema, model: ModelFacts) -> Multipart:
-        """Return a prompt that was given as a list; PlanError for what cannot be read."""
+        """Return the prompt for a list of parts; PlanError for a part that is not valid."""
         parts = tuple(_part(part, schema) for part in prompt)
         columns = tuple(dict.fromkeys(name for part in parts for name in part.columns or ()))
         if not columns:
@@ -330,7 +330,7 @@ class Multipart:
 
     @property
     def content(self) -> pl.Expr:
-        """What tells rows apart before files are read."""
+        """The cells that distinguish rows before files are read."""
         return pl.struct(self.columns)
 
     @property
@@ -343,14 +343,14 @@ class Multipart:
         return self.content.map_batches(lengths, return_dtype=pl.UInt32(), is_elementwise=True)
 
     def messages(self, frame: pl.DataFrame, *, keyed: bool = True) -> pl.DataFrame:
-        """Return `MESSAGES` of the rows; if not `keyed`, with nothing for digests."""
+        """Return `MESSAGES` of the rows; unless `keyed`, digests are empty."""
         cells = frame.select(**{str(place): part.content for place, part in enumerate(self.parts)})
-        # Row by row: a column may be gigabytes of images.
+        # Row by row: a column may hold gigabytes of images.
         rows = [self._message(row, keyed=keyed) for row in cells.iter_rows(buffer_size=1)]
         return pl.DataFrame(rows, schema=MESSAGES)
 
     def _message(self, cells: Sequence[Any], *, keyed: bool) -> dict[str, Any]:
-        """Return a row of `MESSAGES`, without what is null."""
+        """Return a row of `MESSAGES` without its null fields."""
         if None in cells:
             return {}
         blocks, characters, more_bytes, more_tokens = [], 0.0, 0, 0.0
@@ -378,9 +378,9 @@ class Multipart:
         }
 
     def filled(self, message: str, row: Mapping[str, Any]) -> str:
-        """Return a message with the row's files in it; `FileChanged` where one is another now."""
+        """Return a message with the row's files in it; `FileChanged` where one has changed."""
         for part in [part for part in self.parts if isinstance(part, Part)]:
-            data = b""  # of a file that is gone: its digest is in no message
+            data = b""  # for a missing file: its digest is in no message
             with suppress(OSError):
                 file = _opened(part, row[part.column])
                 if file is None:
@@ -397,7 +397,7 @@ class Multipart:
 
 
 def _part(part: str | Part, schema: pl.Schema) -> Part | Text:
-    """Return a part of a prompt; PlanError for what cannot be read."""
+    """Return a part of a prompt; PlanError where it is not valid."""
     if not isinstance(part, Part):
         return text_of(part, schema, constant=True)
     if part.column not in schema:
