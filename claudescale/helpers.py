@@ -146,8 +146,8 @@ def _able(frame: Frame, prompt: str | pl.Expr, returns: Any, options: Settings) 
             continue
         try:
             make_plan(frame, prompt, model=name, returns=returns, **options)
-        except PlanError as found:
-            error = found
+        except PlanError as refusal:
+            error = refusal
         else:
             able.append(name)
     if not able:

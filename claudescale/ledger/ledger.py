@@ -163,8 +163,8 @@ def spend(folder: str | Path = ".") -> pl.DataFrame:
                 connection = opened_to_read(path)
                 if connection is not None:
                     with closing(connection):
-                        found = connection.execute(_SPENT).fetchall()
-                    rows += [(day, path.name, *others) for day, *others in found]
+                        sums = connection.execute(_SPENT).fetchall()
+                    rows += [(day, path.name, *others) for day, *others in sums]
         except LedgerError as error:
             warnings.warn(f"The spending of {path.name} is missing: {error}", stacklevel=2)
     written = SPEND | {"date": pl.String(), "simulated": pl.Int64()}

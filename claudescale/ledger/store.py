@@ -472,8 +472,8 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
     """Return which file `path` is now."""
     with suppress(FileNotFoundError):
         if path is not None:
-            found = path.stat()
-            return found.st_dev, found.st_ino
+            file = path.stat()
+            return file.st_dev, file.st_ino
     return None
 
 

@@ -324,17 +324,17 @@ def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[objec
     custom_id, result = dig(str, body, "custom_id"), dig(dict, body, "result") or {}
     if custom_id is None or not custom_id.endswith(suffix):
         return None
-    found = answers.verdict_on_result(result)
-    message, answered = found.reply or {}, found.outcome == "answered"
+    meaning = answers.verdict_on_result(result)
+    message, answered = meaning.reply or {}, meaning.outcome == "answered"
     row = answers.usage_of(message) | answers.answer_of(message)
     row |= {
         "key": custom_id.removesuffix(suffix),
-        "error": found.error,
-        "message": found.message,
+        "error": meaning.error,
+        "message": meaning.message,
         "request_id": None if answered else dig(str, result, "error", "request_id"),
         "stop_reason": answers.stop_reason_of(message),
         "reply": answers.text_of(message),
-        "final": found.final and (answered or trusted),
+        "final": meaning.final and (answered or trusted),
         "free": answers.is_free(message),
     }
     return tuple(_storable(row[name]) for name in _READ)

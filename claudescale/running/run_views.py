@@ -154,8 +154,11 @@ def _ended(run: Run) -> str:
     by = f" ({run.stopped_by})" if run.stopped_by else ""
     pending = run.job.expected.requests if run.job.expected else 0
     unsent = counts.open_requests - pending if pending and run.state == "left" else 0
+    empty = counts.rows - counts.sent if run.job.is_open else 0
+    file = " or a file that cannot be read" if run.plan.compiled.prompt.has_files else ""
     parts = [
         f"{counts.answered:,} of {text.plural(counts.rows, 'row')} answered",
+        f"{empty:,} with a null{file} not sent" if empty else "",
         f"{counts.failed:,} failed" if counts.failed else "",
         f"{counts.missing:,} missing" if counts.missing and not pending else "",
         f"{text.plural(pending, 'request')} at the API" if pending else "",
