@@ -1,1 +1,1 @@
-"""What was paid for."""
+"""The ledger: the durable record of what was paid for."""

@@ -1,4 +1,4 @@
-"""The durable record of every attempt, as a user reads it: what was paid for is never paid for again."""
+"""The durable record of every attempt, as a user reads it. It is why nothing is paid for twice."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SPEND = pl.Schema(
     | {"requests": pl.Int64(), "input_tokens": pl.Int64(), "output_tokens": pl.Int64()}
     | {"dollars": pl.Float64(), "simulated": pl.Boolean()}
 )
-"""Columns of `spend`. `requests` are calls, those that failed among them; `input_tokens` are all, cached or
-not; `dollars` are NaN where a price is not known."""
+"""Columns of `spend`. `requests` includes failed calls, and `input_tokens` includes cached tokens. `dollars`
+is NaN if a price is not known."""
 
 _SPENT = """SELECT date(sent_at, 'unixepoch'), model, mode, count(*), sum(input_tokens
     + cache_write_5m_input_tokens + cache_write_1h_input_tokens + cache_read_input_tokens),
@@ -29,34 +29,34 @@ _SPENT = """SELECT date(sent_at, 'unixepoch'), model, mode, count(*), sum(input_
 
 
 class Ledger:
-    """The record of what was sent and answered, shared by every run that names the same file.
+    """The record of all requests and answers, shared by every run that names the same file.
 
-    A run keeps its own; open one to see what was paid for, while runs write to it or later.
+    Runs open it themselves. Open it to see what was paid for, even while runs write to it.
 
     Spends: nothing.
 
     Parameters
     ----------
     path : str or Path
-        The file, made with owner-only permissions where there is none (its folder must exist).
+        The file, created with owner-only permissions if there is none (its folder must exist).
 
     Raises
     ------
     ForeignLedger
-        `path` is a folder, some other file, or a ledger of another format; it is not touched.
+        `path` is a folder, another kind of file, or a ledger of another format. It is not touched.
     DamagedLedger
-        The file was a ledger and cannot be read any more.
+        The file was a ledger and can no longer be read.
     LedgerFull
-        There is no room on the disk, or no right to write.
+        There is no space on the disk, or no permission to write.
     LedgerError
-        `path` is no path, its folder is missing, or its file system does not lock files.
+        `path` is not a path, its folder is missing, or its file system does not lock files.
 
     Notes
     -----
-    It is an SQLite file of plain columns:
+    The file is an SQLite database of plain columns:
     ``sqlite3 x.ledger "select error, count(*) from attempts group by 1"``.
     While a process has it open, no other SQLite library (DuckDB, ADBC) may open it in that process.
-    Safe for threads, and for several processes at once. After a fork the child opens its own.
+    It is safe for threads, and for several processes at once. After a fork, the child must open its own.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,26 +76,26 @@ class Ledger:
         self.close()
 
     def attempts(self, *, run: str | None = None) -> pl.DataFrame:
-        """Return every attempt of all runs in the file, or of one, in the order they were written.
+        """Return every attempt of all runs in the file, or of one run, in the order of writing.
 
         Spends: nothing.
 
         Parameters
         ----------
         run : str, optional
-            A name in the `run` column.
+            A value of the `run` column.
 
         Returns
         -------
         polars.DataFrame
-            Of `claudescale.ledger.records.ATTEMPTS`, one row per answer or failure of the API.
+            `claudescale.ledger.records.ATTEMPTS`, one row per answer or failure of the API.
         """
         return self._store.attempts(run=run)
 
     def export(self, path: str | Path) -> Path:
-        """Return the Parquet file, for its owner only, to which all attempts were written.
+        """Return the path of a Parquet file, written now, with all attempts, which only its owner can read.
 
-        Before a spreadsheet opens a CSV file of it, see the note at `Run.results`.
+        See the note at `Run.results` before you open a CSV file of it in a spreadsheet.
 
         Spends: nothing.
         """
@@ -107,9 +107,10 @@ class Ledger:
         return target
 
     def forget(self, batch_id: str) -> int:
-        """Return how many rows were freed from an open batch that no longer exists at the API.
+        """Return how many rows were released from an open batch that no longer exists at the API.
 
-        For a batch that was deleted there, or whose key is lost: its rows are sent, and paid for, anew.
+        Use it for a batch that was deleted there, or whose API key is lost. The next run sends, and pays for,
+        its rows again.
 
         Spends: nothing.
 
@@ -121,7 +122,7 @@ class Ledger:
         return self._store.forget(batch_id)
 
     def close(self) -> None:
-        """Let go of the file; reading still works.
+        """Release the file; reading still works.
 
         Spends: nothing.
         """
@@ -129,23 +130,23 @@ class Ledger:
 
 
 def spend(folder: str | Path = ".") -> pl.DataFrame:
-    """Return what the ledgers in a folder say was spent, by day, ledger, model and mode.
+    """Return the spending recorded in the ledgers of a folder, by day, ledger, model and mode.
 
-    What a simulator answered cost nothing; it stands in rows of its own, marked `simulated`. Files that are
-    no ledgers are skipped. One that is damaged, or of another format, is named in a warning. Reading keeps no
-    run from writing.
+    Replies of a simulator cost nothing; they are in separate rows, marked `simulated`. Files that are not
+    ledgers are skipped. A ledger that is damaged, or of another format, is named in a warning. Reading does
+    not block runs that write.
 
     Spends: nothing.
 
     Parameters
     ----------
     folder : str or Path
-        Where the ledgers are; folders inside it are not looked into.
+        The folder with the ledgers; its subfolders are not searched.
 
     Returns
     -------
     polars.DataFrame
-        Of `SPEND`, the oldest day first; a day is one of UTC.
+        `SPEND`, the oldest day first. Days are in UTC.
 
     Raises
     ------
@@ -174,7 +175,7 @@ def spend(folder: str | Path = ".") -> pl.DataFrame:
 
 
 def ledger_typed(path: Path | None) -> str:
-    """Return the argument that names a run's ledger, after a comma; nothing where it is the default."""
+    """Return the argument that names a run's ledger, after a comma; empty if it is the default."""
     folder, name = Path.cwd(), None if path is None else str(path)
     if path is not None and path.is_relative_to(folder):
         name = str(path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""What a ledger keeps of each call (`Attempt`), Message Batch (`Batch`) and process (`Presence`)."""
+"""The records of a ledger: calls (`Attempt`), Message Batches (`Batch`) and processes (`Presence`)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Attempt(NamedTuple):
-    """One answer or failure of the API; `sent_at` in API unix seconds.
+    """One answer or failure of the API; `sent_at` is in API Unix seconds.
 
-    `model` is the one that was asked. `answering_model`, `inference_geo`, `speed` and `web_search_requests`
-    are what the answer says of itself, and what `dollars` comes from. `refusal_category` is why the model
-    declined, where it says so.
+    `model` is the requested model. `answering_model`, `inference_geo`, `speed` and `web_search_requests` are
+    reported by the answer and determine `dollars`. `refusal_category` is the reason why the model declined,
+    if it gave one.
     """
 
     key: str
@@ -63,7 +63,7 @@ class Attempt(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One Message Batch, from the intent to send it to its end; times are API unix seconds."""
+    """One Message Batch, from the intent to send it to its end; times are in API Unix seconds."""
 
     nonce: str
     api: str
@@ -82,15 +82,15 @@ class Batch(NamedTuple):
 
 
 class Presence(NamedTuple):
-    """One process at one moment: where it lives and its last sign of life.
+    """One process at one moment: where it runs, and its last heartbeat.
 
-    A process is its id and the moment it began, because ids are used again. Where that cannot be seen
-    (another container or computer, Windows) the last sign of life decides: by the clock of the boot where
-    the two share one, as that neither jumps nor counts sleep, else by the time of day.
+    A process is identified by its id and its start time, because ids are reused. If these cannot be seen (in
+    another container, on another computer, on Windows), the age of the last heartbeat decides. Processes of
+    one boot use its clock, which neither jumps nor counts sleep; others use the time of day.
     """
 
-    boot: str  # one start of one kernel
-    space: str  # where a process id means one process
+    boot: str  # one boot of one kernel
+    space: str  # the namespace in which process ids are unique
     pid: int
     born: str | None
     beat_at: float  # seconds since 1970
@@ -98,7 +98,7 @@ class Presence(NamedTuple):
 
     @classmethod
     def here(cls) -> Presence:
-        """Return this process, now."""
+        """Return the presence of this process now."""
         boot, space = f"{uuid.getnode():x}", ""
         if sys.platform == "linux":
             boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -106,7 +106,7 @@ class Presence(NamedTuple):
         return cls(boot, space, os.getpid(), _born(os.getpid()), time.time(), time.monotonic())
 
     def may_live(self, here: Presence) -> bool:
-        """Return False where it is certain, or after 30 s without a sign taken for certain, that it ended."""
+        """Whether the process may be alive; one that cannot be seen has ended after 30 s of silence."""
         if (self.boot, self.space) == (here.boot, here.space):
             born = _born(self.pid)
             if born is not None:
@@ -117,7 +117,7 @@ class Presence(NamedTuple):
 
 
 def _born(pid: int) -> str | None:
-    """Return when a process of this computer began, "" if it has ended, None where that cannot be told."""
+    """Return the start time of a process on this computer; "" if it has ended, None if that is unknown."""
     if sys.platform == "win32":
         return None
     try:
@@ -125,9 +125,9 @@ def _born(pid: int) -> str | None:
     except ProcessLookupError:
         return ""
     except PermissionError:
-        pass  # it is there, and another user's
+        pass  # it exists, and belongs to another user
     try:
-        # After the name in brackets, which may hold anything: the state, then numbers. Source: proc(5).
+        # The state and the numbers follow the name in brackets, which may hold anything. Source: proc(5).
         facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
@@ -144,19 +144,19 @@ _DTYPES: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.
 
 
 def _kinds(record: type[tuple[Any, ...]]) -> dict[str, tuple[type, ...]]:
-    """Return each field's type, and None's after it where it may be null."""
+    """Return the type of each field, followed by NoneType if the field may be null."""
     return {name: getattr(kind, "__args__", (kind,)) for name, kind in get_type_hints(record).items()}
 
 
 def columns_of(record: type[tuple[Any, ...]]) -> pl.Schema:
-    """Return the columns that the fields of a NamedTuple become."""
+    """Return the Polars columns for the fields of a NamedTuple."""
     return pl.Schema({name: _DTYPES[kind] for name, (kind, *_) in _kinds(record).items()})
 
 
 def columns_sql(record: type[tuple[Any, ...]]) -> str:
-    """Return the same for a table of SQLite."""
+    """Return the SQLite columns for the fields of a NamedTuple."""
     return ", ".join(
-        f"{name} {_SQL[kind]}{'' if null or name == 'dollars' else ' NOT NULL'}"  # of an unknown price: null
+        f"{name} {_SQL[kind]}{'' if null or name == 'dollars' else ' NOT NULL'}"  # null: an unknown price
         for name, (kind, *null) in _kinds(record).items()
     )
 
@@ -165,7 +165,7 @@ ATTEMPTS = pl.Schema({**columns_of(Attempt), "sent_at": pl.Datetime("us", "UTC")
 """One row per answer or failure of the API: the fields of `Attempt`, `sent_at` as a UTC datetime."""
 
 RECORDS = pl.Schema({**ATTEMPTS, "final": pl.Boolean()})
-"""`ATTEMPTS`, and whether each ended its row: a paid reply, or an error that no retry can mend."""
+"""`ATTEMPTS`, and whether each ended its row: by a paid reply, or by an error that no retry can fix."""
 
 _FIELDS = [*_kinds(Attempt).values(), (bool,)]  # of a row
 _ACCEPTED: list[Any] = [(*kinds, int) if float in kinds else kinds for kinds in _FIELDS]
@@ -173,8 +173,8 @@ _STORED = {**RECORDS, "sent_at": pl.Int64(), "simulated": pl.Int64(), "final": p
 
 
 def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
-    """Return an attempt as the file keeps it; TypeError where it cannot."""
-    # Half a surrogate pair is what neither a file nor a frame can hold.
+    """Return an attempt as a row of the file; raise TypeError if it cannot be stored."""
+    # Neither a file nor a frame can hold a lone surrogate.
     values = tuple(
         value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if type(value) is str and not value.isascii()
@@ -189,13 +189,13 @@ def row(attempt: Attempt, run: str, *, final: bool) -> tuple[Any, ...]:
 
 
 def rows(attempts: pl.DataFrame, run: str) -> list[tuple[Any, ...]]:
-    """Return a frame of `RECORDS` as the file keeps it."""
+    """Return a frame of `RECORDS` as rows of the file."""
     moment = pl.col("sent_at").cast(pl.Int64) / 1e6
     return attempts.select(*RECORDS).with_columns(moment, run=pl.lit(run)).rows()
 
 
 def frame(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> pl.DataFrame:
-    """Return rows of the file as these columns of `RECORDS`; `sent_at` comes in microseconds."""
+    """Return rows of the file as these columns of `RECORDS`; `sent_at` is given in microseconds."""
     columns = zip(names, zip(*table, strict=True) if table else [()] * len(names), strict=True)
     made = pl.DataFrame([pl.Series(name, values, _STORED[name]) for name, values in columns])
     unknown = pl.col(["dollars"] if "dollars" in names else []).fill_null(math.nan)

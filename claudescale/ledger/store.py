@@ -2,16 +2,16 @@
 
 ::
 
-    attempts  one row per call, only ever appended: `sqlite3 x.ledger "select error, dollars from attempts"`
-    openings  one row per opening of the file: which process, and its last sign of life
-    claims    keys that an opening may be sending now or, below zero, that a batch holds
-    batches   one row per batch that was meant to be sent, and the opening that follows it
+    attempts  one row per call, append-only: `sqlite3 x.ledger "select error, dollars from attempts"`
+    openings  one row per opening of the file: its process, and its last heartbeat
+    claims    keys that an opening may be sending now or, if the number is negative, that a batch holds
+    batches   one row per intended batch, and the opening that follows it
 
-A group of rows is whole or absent whenever process or machine stop (write-ahead log, synchronous FULL).
-Only Python's own `sqlite3` may open the file in this process: the close of a second SQLite library drops this
-one's locks, and committed rows are lost without a trace (sqlite.org/howtocorrupt.html, 2.2.1).
+A group of rows is complete or absent, whenever the process or the machine stops (write-ahead log, synchronous
+FULL). Only Python's own `sqlite3` may open the file in this process: if a second SQLite library closes it,
+this one's locks are dropped and committed rows are silently lost (sqlite.org/howtocorrupt.html, 2.2.1).
 """
-# ruff: noqa: S608  (every statement is put together from this module's own constants)
+# ruff: noqa: S608  (every statement is built from this module's own constants)
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("claudescale.ledger")
 
 BUSY_SECONDS = 30.0  # how long to wait for another process that is writing
-GROUP_SECONDS = 0.05  # what comes in it is written together
+GROUP_SECONDS = 0.05  # attempts that arrive within it are written together
 BEAT_SECONDS = 10.0
 BLOCK_ROWS = 50_000  # read at once
-FEW_KEYS = 10_000  # up to here keys are looked up one by one
+FEW_KEYS = 10_000  # up to this many, keys are looked up one by one
 
 OURS = int.from_bytes(b"cldl"), 4
-"""The marks of a ledger: application and format."""
+"""The marks of a ledger: application id and format version."""
 _PRESENCE = ", ".join(Presence._fields)
 _BATCH = ", ".join(Batch._fields)
 _OPEN = f"state IN {OPEN}"
@@ -67,7 +67,7 @@ PRAGMA user_version = {OURS[1]}"""
 
 
 def _values(names: Collection[str]) -> str:
-    """Return the columns and as many marks, for INSERT and UPDATE."""
+    """Return the columns and as many placeholders, for INSERT."""
     return f"({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
 
 
@@ -76,10 +76,10 @@ _opening = threading.Lock()
 
 
 class Store:
-    """One opening of a ledger: it records, claims and follows batches for one run, and reads what all wrote.
+    """One opening of a ledger: it records, claims and follows batches for one run, and reads all runs.
 
-    Without a path it is a temporary file that goes with this object. Safe for threads and processes; a forked
-    child opens its own. What cannot be written stays queued, and every question sees it.
+    Without a path it is a temporary file that lasts as long as this object. Safe for threads and processes; a
+    forked child opens its own. Attempts that cannot be written stay queued, and every query includes them.
     """
 
     def __init__(self, path: Path | None, run: str | None = None) -> None:
@@ -87,7 +87,7 @@ class Store:
         self.run = run or f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(3)}"
         self.closed = False
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # of the connection
+        self._lock = threading.RLock()  # guards the connection
         self._queue: list[tuple[Any, ...]] = []  # attempts that are not in the file yet
         self._failure: LedgerError | None = None  # why they are not
         self._wake = threading.Event()
@@ -110,10 +110,10 @@ class Store:
             _opened.add(self)
         threading.Thread(target=self._write, name="claudescale-ledger", daemon=True).start()
 
-    # what came back
+    # record
 
     def record(self, attempt: Attempt, *, final: bool) -> None:
-        """Keep an attempt and return at once: it is on the disk a moment later. Raises what failed before."""
+        """Queue an attempt, which is on disk a moment later; raise the error of an earlier write."""
         self._stay()
         self._queue.append(records.row(attempt, self.run, final=final))
         self._wake.set()
@@ -121,25 +121,23 @@ class Store:
             raise type(self._failure)(str(self._failure)) from self._failure
 
     def extend(self, attempts: pl.DataFrame) -> None:
-        """Return when many attempts, as `RECORDS`, are on the disk."""
+        """Return when many attempts, given as `RECORDS`, are on disk."""
         self._queue.extend(records.rows(attempts, self.run))
         self.sync()
 
     def sync(self) -> None:
-        """Return when everything recorded so far is on the disk; LedgerError where it cannot be."""
+        """Return when everything recorded so far is on disk; raise LedgerError if it cannot be written."""
         self._stay()
-        if self._queue:  # it is emptied by the commit
+        if self._queue:  # the commit empties it
             with self._writing():
                 pass
 
-    # which rows are mine
+    # claims
 
     def claim(self, keys: Sequence[str]) -> list[str]:
-        """Return the keys this run may send now, in order: not answered, not held by a living run or batch.
-
-        A claim ends with its answer, with `close` or with its process: at once for one of this computer,
-        after 30 s without a sign of life for one that cannot be seen from here.
-        """
+        """Claim unanswered keys that no living run or batch holds; return, in order, those now this run's."""
+        # A claim ends with its answer, with `close` or with its process: at once for a process on this
+        # computer, after 30 s without a heartbeat for one that cannot be seen from here.
         given = {"opening": self._opening, "keys": json.dumps(list(keys))}
         with self._writing() as connection:
             self._bury(connection)
@@ -150,11 +148,11 @@ class Store:
             )
             mine = f"SELECT key FROM claims WHERE opening = :opening AND key {_GIVEN}"
             won = {key for (key,) in connection.execute(mine, given)}
-        self._wake.set()  # from now on there are signs of life
+        self._wake.set()  # the heartbeat starts
         return [key for key in keys if key in won]
 
     def _bury(self, connection: sqlite3.Connection) -> None:
-        """Give up the claims of those whose process has ended."""
+        """Release the claims of processes that have ended."""
         here, others = Presence.here(), f"SELECT id, {_PRESENCE} FROM openings WHERE NOT closed AND id != ?"
         for other, *presence in connection.execute(others, [self._opening]).fetchall():
             if not Presence(*presence).may_live(here):
@@ -163,7 +161,7 @@ class Store:
     # batches
 
     def intend(self, batch: Batch, keys: Sequence[str]) -> None:
-        """Write down a batch that is about to be sent; it holds `keys`, which this run has claimed."""
+        """Record a batch that is about to be sent; it holds `keys`, which this run has claimed."""
         insert = f"INSERT INTO batches {_values(['opening', *Batch._fields])}"
         passed = f"UPDATE claims SET opening = :batch WHERE opening = :me AND key {_GIVEN}"
         with self._writing() as connection:
@@ -175,7 +173,7 @@ class Store:
                 raise LedgerError(msg)
 
     def note(self, batch: Batch) -> None:
-        """Replace what is known of a batch that this run follows; one that is over holds nothing any more."""
+        """Update a batch that this run follows; one that is over no longer holds any keys."""
         marks = ", ".join("?" * len(batch))
         update = f"UPDATE batches SET ({_BATCH}) = ({marks}) WHERE nonce = ? AND opening = ?"
         with self._writing() as connection:
@@ -187,7 +185,7 @@ class Store:
                 connection.execute(f"DELETE FROM claims WHERE opening = {held}", [batch.nonce])
 
     def adopt(self, keys: pl.Series) -> list[Batch]:
-        """Return the open batches with one of `keys` that no living run follows: this one does now."""
+        """Take over the open batches with one of `keys` that no living run follows, and return them."""
         others = f"""SELECT id, {_BATCH} FROM batches WHERE {_OPEN} AND opening IN
             (SELECT id FROM openings WHERE closed AND id != ?) ORDER BY id"""
         adopted = []
@@ -202,7 +200,7 @@ class Store:
         return adopted
 
     def forget(self, batch_id: str) -> int:
-        """Close an open batch that can never be collected; return how many rows it held."""
+        """Close an open batch that can never be collected, and return how many rows it held."""
         with self._writing() as connection:
             open_ = dict(connection.execute(f"SELECT batch_id, id FROM batches WHERE {_OPEN}").fetchall())
             if batch_id not in open_:
@@ -214,7 +212,7 @@ class Store:
             return connection.execute("DELETE FROM claims WHERE opening = ?", [-open_[batch_id]]).rowcount
 
     def batches(self, *, mine: bool = False) -> list[Batch]:
-        """Return all batches in the order of their intents, or those that this run follows or followed."""
+        """Return all batches, or those that this run follows or followed, in the order of their intents."""
         select = f"SELECT {_BATCH} FROM batches WHERE opening = ? OR ? ORDER BY id"
         with self._reading() as connection:
             return [Batch(*row) for row in connection.execute(select, [self._opening, not mine])]
@@ -226,13 +224,13 @@ class Store:
         return self._keys(held, {"nonce": nonce}).to_list()
 
     def recorded(self, batch: Batch) -> pl.Series:
-        """Return the keys of which this batch's result is on record."""
+        """Return the keys whose results from this batch are on record."""
         return self._keys("SELECT DISTINCT key FROM attempts WHERE batch_id = :id", {"id": batch.batch_id})
 
-    # what was recorded, of all runs
+    # records of all runs
 
     def answered(self, keys: pl.Series) -> pl.Series:
-        """Return a Boolean mask of `keys`: which have a final answer."""
+        """Return a Boolean mask of the `keys` that have a final answer."""
         with self._reading() as connection:
             final, given = _final(connection, keys)
             known = _series(connection.execute(f"SELECT key FROM attempts WHERE {final}", given))
@@ -250,7 +248,7 @@ class Store:
         return final.filter(newest)
 
     def attempts(self, *, run: str | None = None, columns: Collection[str] = tuple(ATTEMPTS)) -> pl.DataFrame:
-        """Return every attempt of a run, or of all, in the order of writing."""
+        """Return every attempt of a run, or of all runs, in the order of writing."""
         where = "true" if run is None else "run = :run AND id > :before"
         given = {"run": run, "before": self._before if run == self.run else 0}
         with self._reading() as connection:
@@ -259,7 +257,7 @@ class Store:
     # the end
 
     def close(self) -> None:
-        """Write all, give up this run's claims, and let go of the file; reading still works."""
+        """Write the queue, release this run's claims and the file; reading still works."""
         if self.closed or os.getpid() != self._pid:
             return
         with self._lock:
@@ -280,7 +278,7 @@ class Store:
     # the file
 
     def _write(self) -> None:
-        """Write groups of what is recorded, and give signs of life from the first claim on."""
+        """Write queued attempts in groups, with a heartbeat from the first claim on."""
         self._wake.wait()
         while not self.closed:
             woken = self._wake.wait(BEAT_SECONDS)
@@ -292,7 +290,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Lend the connection for one transaction, in which all that was recorded before is written first."""
+        """Lend the connection for one transaction, which first writes the queued attempts."""
         self._stay()
         with self._lock:
             if self.closed:
@@ -301,12 +299,12 @@ class Store:
             try:
                 if _identity(self.path) != self._file:
                     msg = f"{self.path} was moved or deleted while in use: put it back, or `export`"
-                    raise LedgerError(msg)  # noqa: TRY301 - it is kept like every other
+                    raise LedgerError(msg)  # noqa: TRY301 - it is stored like every other
                 with explained(self.path), self._connection as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     connection.executemany(f"INSERT INTO attempts {_values(RECORDS)}", group)
                     given = {"keys": json.dumps([row[0] for row in group if row[-1]])}
-                    # A batch keeps what it holds until it is over, so that it is found by any of its rows.
+                    # A batch keeps its claims until it is over, so that any of its rows leads to it.
                     connection.execute(f"DELETE FROM claims WHERE opening > 0 AND key {_GIVEN}", given)
                     beat = "UPDATE openings SET beat_at = ?, beat_uptime = ? WHERE id = ?"
                     connection.execute(beat, [time.time(), time.monotonic(), self._opening])
@@ -322,14 +320,14 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Lend a connection to one moment of the file, in which `attempts` has what is queued too."""
+        """Lend a connection to one snapshot of the file, in which `attempts` includes the queue."""
         self._stay()
         moved = not self.closed and _identity(self.path) != self._file
         with explained(self.path), ExitStack() as stack:
-            if self.path is None or moved:  # only the connection that is open gets there
+            if self.path is None or moved:  # only the open connection reaches the file
                 connection = self._connection
                 stack.enter_context(self._lock)
-            else:  # a long answer keeps nobody from writing
+            else:  # a long query does not block writers
                 connection = stack.enter_context(closing(connect(self.path)))
             with self._lock:
                 if self._queue and not self._failure and not self.closed:
@@ -337,7 +335,7 @@ class Store:
                         self.sync()
                 connection.execute("BEGIN")
                 stack.callback(connection.rollback)
-                connection.execute("SELECT 1 FROM openings").fetchone()  # the moment
+                connection.execute("SELECT 1 FROM openings").fetchone()  # takes the snapshot
                 if self._queue:
                     self._show_queue(connection)
             yield connection
@@ -376,7 +374,7 @@ def _series(cursor: sqlite3.Cursor) -> pl.Series:
 
 
 def _final(connection: sqlite3.Connection, keys: pl.Series) -> tuple[str, dict[str, str]]:
-    """Return what chooses final attempts, at least those of `keys`: all, where these are many of all."""
+    """Return a condition for the final attempts of `keys`, or for all of them if `keys` are many of all."""
     (attempts,) = connection.execute("SELECT max(id) FROM attempts").fetchone()
     if keys.len() > max(FEW_KEYS, (attempts or 0) // 4):
         return "final", {}
@@ -388,28 +386,28 @@ def _leave(connection: sqlite3.Connection, opening: int) -> None:
     connection.execute("UPDATE openings SET closed = 1 WHERE id = ?", [opening])
 
 
-# opening a file, and what can be wrong with it
+# opening a file, and its errors
 
 
 def connect(path: Path | None) -> sqlite3.Connection:
-    """Return a connection to a file that is there; without a path, to a temporary file of its own."""
+    """Return a connection to an existing file; without a path, to a temporary file of its own."""
     if path is not None and not path.exists():
         msg = f"{path} is gone, with everything that was paid for. Put it back, or rows are paid for again."
         raise LedgerError(msg)
-    place = f"{path.as_uri()}?mode=rw" if path else ""  # makes no file: one that was deleted stays deleted
+    place = f"{path.as_uri()}?mode=rw" if path else ""  # creates no file: a deleted one stays deleted
     options: Any = {"uri": True, "isolation_level": None, "check_same_thread": False}
     connection: sqlite3.Connection = sqlite3.connect(place, timeout=BUSY_SECONDS, **options)
     try:
         connection.execute(f"PRAGMA synchronous = {'FULL' if path else 'OFF'}")
         connection.executescript("PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY")  # 16 MB
     except BaseException:
-        connection.close()  # a damaged file, or one that may not be read, says so only here
+        connection.close()  # a damaged or unreadable file raises only here
         raise
     return connection
 
 
 def _make(path: Path) -> None:
-    """Make the file where there is none; refuse what is no ledger, without touching it."""
+    """Create the file if there is none; refuse one that is not a ledger, without touching it."""
     if not path.parent.is_dir():
         command = f"Path({str(path.parent)!r}).mkdir(parents=True)"
         msg = f"there is no folder {path.parent}: create it with {command}"
@@ -422,8 +420,8 @@ def _make(path: Path) -> None:
 
 
 def marks(path: Path) -> tuple[int, int] | None:
-    """Return whose file it is and of which format; None where it is empty. `_opening` has to be held."""
-    # A plain handle, once closed, drops the locks this process's own connections hold on a file.
+    """Return a file's application id and format version; None if it is empty. Needs `_opening` held."""
+    # Closing a plain handle drops the locks that this process's own connections hold on the file.
     if _identity(path) in {store._file for store in _opened}:  # noqa: SLF001
         return OURS
     with path.open("rb") as file:
@@ -447,7 +445,7 @@ def _recognise(path: Path) -> None:
 
 
 def opened_to_read(path: Path) -> sqlite3.Connection | None:
-    """Return a connection to read a ledger; None where the file is none."""
+    """Return a connection to read a ledger; None if the file is not a ledger."""
     with _opening:
         if (marks(path) or (0, 0))[0] != OURS[0]:
             return None
@@ -456,7 +454,7 @@ def opened_to_read(path: Path) -> sqlite3.Connection | None:
 
 
 def _check_locks(path: Path) -> None:
-    """Refuse a file system without the locks that SQLite needs, which would wait for them for 30 s."""
+    """Refuse a file system without the locks that SQLite needs, as SQLite would wait 30 s for them."""
     try:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
@@ -469,7 +467,7 @@ def _check_locks(path: Path) -> None:
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:
-    """Return which file `path` is now."""
+    """Return the device and inode of `path` now; None if there is no file."""
     with suppress(FileNotFoundError):
         if path is not None:
             file = path.stat()
@@ -479,7 +477,7 @@ def _identity(path: Path | None) -> tuple[int, int] | None:
 
 @contextmanager
 def explained(path: Path | None) -> Iterator[None]:
-    """Raise our errors for SQLite's and the system's: what is wrong, and what to do."""
+    """Turn errors of SQLite and the system into ours, which say what is wrong and what to do."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:

@@ -1,1 +1,1 @@
-"""What happens."""
+"""Runs: rows are sent, answered and recorded."""

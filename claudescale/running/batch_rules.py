@@ -1,6 +1,6 @@
-"""What to do about batches: how much goes into one, what an answer means, when to look again, what came back.
+"""Decisions about batches: how much fits into one, what an answer means, when to poll, how to read results.
 
-Pure functions. `batches` acts on what they decide.
+All functions are pure; `batches` acts on them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from claudescale.prompts.requests import Work
 
 FULL_BYTES = int(catalog.BATCH.max_bytes * 0.95)
-"""Bytes of a batch that is full: below the API's limit, which may count differently."""
+"""Size of a full batch: below the API's limit, as the API may count bytes differently."""
 NONCE_BYTES = 6
 DATE_SECONDS = 120.0
-"""By how much the API's clock may differ from what its answers say."""
+"""Largest difference expected between the API's clock and the dates in its answers."""
 LOST_SECONDS = 300.0
-"""How long after a lost answer the API may still be making the batch."""
+"""How long the API may still be creating a batch after its answer was lost."""
 ALIKE_ROWS = 20
-"""So many rows that are refused alike, and none answered: it is the request, not the rows."""
+"""If at least this many rows are refused alike and none is answered, the request is wrong, not the rows."""
 NEARLY_ALL = 0.95
 LONGEST_UPLOAD_SECONDS = 3_600.0
 USUAL_SECONDS = 3_600.0
@@ -50,15 +50,12 @@ _ROW_BYTES = len(f"{_ID}-{_PARAMS}{_END},") + 32 + 2 * NONCE_BYTES
 _SHORTEST_SECONDS, _LONGEST_SECONDS, _GROWTH = 5.0, 300.0, 0.05
 
 
-# what goes into one
+# the contents of a batch
 
 
 def fitting(rows: pl.DataFrame, *, requests: int, dollars: float) -> int:
-    """Return how many of the first rows fit into one batch; the first one does whatever its size.
-
-    `rows` has `bytes` and `worst_dollars` of each request; `dollars` is the most the batch may cost,
-    whatever the replies.
-    """
+    """Return how many of the first rows fit into one batch of at most `dollars` in the worst case."""
+    # A first row that is larger than a batch goes alone, for the API to refuse.
     alone = pl.int_range(pl.len()) == 0
     short = alone | ((pl.col("bytes") + _ROW_BYTES).cum_sum() <= FULL_BYTES)
     fits = short & (pl.col("worst_dollars").cum_sum() <= dollars)
@@ -66,12 +63,12 @@ def fitting(rows: pl.DataFrame, *, requests: int, dollars: float) -> int:
 
 
 def body_bytes(rows: pl.DataFrame) -> int:
-    """Return the size of the batch that `body` makes."""
+    """Return how many bytes `body` yields in total."""
     return int(rows["bytes"].sum()) + rows.height * _ROW_BYTES - 1 + len(_OPENING + _CLOSING)
 
 
 def body(rows: pl.DataFrame, work: Work, nonce: str) -> Iterator[bytes]:
-    """Yield the body of a batch in parts of some megabytes, rendered as they are asked for."""
+    """Yield the body of a batch in parts of a few megabytes, each rendered on demand."""
     prompt = work.prompt
     before = _OPENING.encode()
     for part in _parts(rows):
@@ -85,21 +82,18 @@ def body(rows: pl.DataFrame, work: Work, nonce: str) -> Iterator[bytes]:
 
 
 def _parts(rows: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yield the rows in slices of some megabytes, whatever the sizes of single rows."""
+    """Yield the rows in slices of a few megabytes; a single row may be larger."""
     start = 0
     for length in (rows["bytes"].cum_sum() // _PART_BYTES).rle().struct.field("len"):
         yield rows.slice(start, length)
         start += length
 
 
-# what an answer means
+# the meaning of an answer
 
 
 def made(answer: Answer) -> bool | None:
-    """Whether a batch that was posted is there.
-
-    None after anything but a plain yes or no: it may be there, and is looked for.
-    """
+    """Whether a posted batch was created; None if the answer leaves that open, so that it is searched for."""
     if answer.status is None:
         return None if answer.sent else False
     if HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES:
@@ -108,17 +102,14 @@ def made(answer: Answer) -> bool | None:
 
 
 def dry_run(request: bytes) -> tuple[bytes, int]:
-    """Return a request with the shortest reply that the API allows, and its length in tokens."""
+    """Return the request limited to the shortest reply that the API allows, and that reply's tokens."""
     fields = json.loads(request)
     longest = fields["max_tokens"] = (dig(int, fields, "thinking", "budget_tokens") or 0) + 1
     return json.dumps(fields).encode(), longest
 
 
 def trusts(batch: Batch, *, known_good: bool) -> bool:
-    """Whether a row that was refused in a batch is to blame for it, as others were answered.
-
-    `known_good`: rows of the plan were answered before this batch.
-    """
+    """Whether refused rows of a batch are themselves to blame, as others were answered in it or before."""
     refused = batch.errored >= NEARLY_ALL * (batch.errored + batch.succeeded)
     return not refused or (known_good and batch.requests < ALIKE_ROWS)
 
@@ -126,10 +117,8 @@ def trusts(batch: Batch, *, known_good: bool) -> bool:
 def refused_alike(
     batch: Batch, refused: Collection[tuple[str, str]], *, is_last: bool
 ) -> tuple[str, str] | None:
-    """Return an error and words if nearly all rows were refused alike: then it is the request, and no row.
-
-    `refused` has the error and the words of each refused row. A small batch proves this only if it `is_last`.
-    """
+    """Return the error and a message if nearly all rows were refused alike: the request is wrong then."""
+    # `refused` has the error and message of each refused row. A small batch is proof only if it `is_last`.
     enough = is_last or batch.requests >= ALIKE_ROWS
     for (error, message), rows in Counter(refused).most_common(1):
         if enough and rows >= NEARLY_ALL * batch.requests:
@@ -139,27 +128,27 @@ def refused_alike(
 
 
 def is_hopeless(meaning: Verdict) -> bool:
-    """Whether asking again would get the same answer."""
+    """Whether a retry would get the same answer."""
     return meaning.outcome == "stop" or (meaning.outcome == "failed" and meaning.final)
 
 
 def is_batch(shown: dict[str, Any]) -> bool:
-    """Whether an answer shows a batch."""
+    """Whether an answer describes a batch."""
     return isinstance(shown.get("id"), str) and isinstance(shown.get("processing_status"), str)
 
 
 def is_gone(answer: Answer) -> bool:
-    """Whether the API says that there is no such batch, or none any more."""
+    """Whether the API says that the batch does not exist, or no longer exists."""
     return answer.status == HTTPStatus.NOT_FOUND and verdict(answer).error in {"not_found_error", NO_ENDPOINT}
 
 
 def has_results(shown: dict[str, Any]) -> bool:
-    """Whether a batch that has ended still has results to read."""
+    """Whether the results of an ended batch can still be read."""
     return bool(shown.get("results_url")) and not shown.get("archived_at")
 
 
 def updated(batch: Batch, shown: dict[str, Any]) -> Batch:
-    """Return a batch as the API shows it now; what cannot be read stays as it was."""
+    """Return a batch as the API shows it now; unreadable fields keep their values."""
     counts = {name: dig(int, shown, "request_counts", name) for name in _COUNTS}
     moments = {name: seconds_of(shown.get(name)) for name in _MOMENTS}
     fields: dict[str, Any] = counts | moments
@@ -169,7 +158,7 @@ def updated(batch: Batch, shown: dict[str, Any]) -> Batch:
 
 
 def seconds_of(moment: object) -> float | None:
-    """Return an RFC 3339 moment as unix seconds; None where it is none."""
+    """Return an RFC 3339 timestamp as Unix seconds; None if it is not one."""
     try:
         return datetime.fromisoformat(str(moment)).timestamp()
     except (ValueError, OverflowError, OSError):
@@ -180,11 +169,9 @@ def seconds_of(moment: object) -> float | None:
 
 
 def window(batch: Batch, until: float, answer: Answer, now: float) -> tuple[float, float]:
-    """Return from when to when, in API time, a batch may have been made whose answer was lost.
-
-    `until` is when the API has surely stopped making it, by this clock. An answer's date says how wrong
-    this clock is; what is known of the intent may be by a clock that was right.
-    """
+    """Return the API times between which a batch whose answer was lost may have been created."""
+    # From `until` on, by this clock, the API can no longer create it. An answer's date shows how far this
+    # clock is off now; it may have been right when the intent was recorded.
     try:
         ahead = parsedate_to_datetime(answer.headers["date"]).timestamp() - now
     except (KeyError, ValueError, OverflowError, OSError, TypeError, IndexError):
@@ -193,36 +180,34 @@ def window(batch: Batch, until: float, answer: Answer, now: float) -> tuple[floa
 
 
 def may_be(batch: Batch, shown: dict[str, Any], window: tuple[float, float]) -> bool:
-    """Whether a batch that the API lists may be the one whose answer was lost: by time and size."""
+    """Whether a listed batch may be the one whose answer was lost, judged by creation time and size."""
     created, counts = seconds_of(shown.get("created_at")), dig(dict, shown, "request_counts")
     if not is_batch(shown) or created is None or counts is None:
         return False
     return window[0] <= created <= window[1] and sum(counts.values()) == batch.requests
 
 
-# when to look again
+# when to poll
 
 
 def poll_seconds(age_seconds: float) -> float:
-    """Return how long to wait before looking at batches again: below 400 looks in 24 hours."""
+    """Return how long to wait before the next poll: fewer than 400 polls in 24 hours."""
     return min(max(age_seconds * _GROWTH, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 
 
 class Expected(NamedTuple):
-    """How batches stand, and when the last of them ends."""
+    """The state of a run's batches, and when the last of them ends."""
 
-    open: int  # batches that are out
+    open: int  # pending batches
     ended: int
-    requests: int  # in those that are out
-    usual_seconds: float | None  # until it has usually ended; None once that is over
-    latest_seconds: float  # until it has expired
+    requests: int  # in pending batches
+    usual_seconds: float | None  # until the last one has usually ended; None once that time has passed
+    latest_seconds: float  # until the last one expires
 
 
 def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
-    """Return when the open batches end: most within an hour of the last. None where there are none.
-
-    The API tells nothing of a batch before its end.
-    """
+    """Return when the pending batches end, most within an hour of the last; None if there are none."""
+    # The API shows no progress of a batch before its end.
     made = [batch for batch in batches if batch.state != "absent"]
     pending = [batch for batch in made if batch.ended_at is None and batch.state in OPEN]
     if not pending:
@@ -237,10 +222,10 @@ def expected_end(batches: Iterable[Batch], now: float) -> Expected | None:
     )
 
 
-# its result lines as attempts
+# result lines as attempts
 
-# A reply as the API usually writes it is taken apart at once. Any other line (an error, a refusal, a tool
-# call, damage) is read with the rules of `answers`, as a live answer is. Both give the same row.
+# A reply in the API's usual form takes a fast path. Any other line (an error, a refusal, a tool call, damage)
+# is read by the rules of `answers`, like a live answer. Both paths give the same row.
 
 _MISSING = "The batch has no result for this row. It may have been paid for."
 _TEXTS = ("key", "error", "message", "request_id", "stop_reason", "reply")
@@ -255,27 +240,27 @@ _INNER = (
 
 
 def attempts(block: bytes, batch: Batch, price: Price, *, trusted: bool, **same: Any) -> pl.DataFrame:
-    """Return the attempts that the result lines of a batch tell of; never raises, whatever the bytes.
+    """Return the attempts in the result lines of a batch; never raises, even for arbitrary bytes.
 
     Parameters
     ----------
     block : bytes
         Whole lines in any order; the last newline may be missing.
     batch : Batch
-        Only lines whose ``custom_id`` ends in ``-{nonce}`` are its. What stands before it is the key.
+        Only lines whose ``custom_id`` ends in ``-{nonce}`` belong to it. The part before that is the key.
     price : Price
-        Of the model in a batch; it is billed as on the day it was made.
+        Batch price of the model. The price on the day when the batch was created applies.
     trusted : bool
-        Whether an error that sending again cannot mend ends its row. False while nothing has been
-        answered: then it is hardly the rows.
+        Whether an error that no retry can fix ends its row. False while nothing has been answered, as the
+        rows are then unlikely to be the cause.
     **same
-        The columns that all attempts of a run have in common.
+        Columns with the same value in all attempts of a run.
 
     Returns
     -------
     pl.DataFrame
-        `RECORDS`, one row per line, in the order of the lines. A line that cannot be read, or is not ours,
-        is left out.
+        `RECORDS`, one row per line, in the order of the lines. Unreadable lines and lines of other batches
+        are left out.
     """
     suffix, begun = f"-{batch.nonce}", batch.created_at or batch.intended_at
     price = price.at(datetime.fromtimestamp(begun, UTC))
@@ -296,7 +281,7 @@ def attempts(block: bytes, batch: Batch, price: Price, *, trusted: bool, **same:
 
 
 def proves(block: bytes, nonce: str) -> bool | None:
-    """Return whether the first readable line is of the batch with this nonce; None if none is readable."""
+    """Whether the first readable line belongs to the batch with this nonce; None if no line is readable."""
     for line in block.splitlines():
         if (custom_id := dig(str, read_object(line), "custom_id")) is not None:
             return custom_id.endswith(f"-{nonce}")
@@ -304,14 +289,14 @@ def proves(block: bytes, nonce: str) -> bool | None:
 
 
 def missing_lines(keys: Iterable[str], nonce: str) -> bytes:
-    """Return a line for each key that the results of a batch lack, which says just that."""
+    """Return an error line for each key that is missing from the results of a batch."""
     error = {"type": "error", "error": {"type": "result_missing", "message": _MISSING}}
     result = json.dumps({"type": "errored", "error": error})
     return "\n".join(f'{{"custom_id":"{key}-{nonce}","result":{result}}}' for key in keys).encode()
 
 
 def _row(line: bytes, suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
-    """Return a row of `_READ`; None where the line is no result of ours."""
+    """Return a row of `_READ`; None if the line is not a result of this batch."""
     try:
         row = _usual_row(from_json(line, cache_strings="keys"), suffix)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -320,7 +305,7 @@ def _row(line: bytes, suffix: str, *, trusted: bool) -> tuple[object, ...] | Non
 
 
 def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[object, ...] | None:
-    """Return the same of any line, as a live answer is read."""
+    """Return the row for any line, read by the rules for live answers."""
     custom_id, result = dig(str, body, "custom_id"), dig(dict, body, "result") or {}
     if custom_id is None or not custom_id.endswith(suffix):
         return None
@@ -341,7 +326,7 @@ def _any_row(body: dict[str, Any], suffix: str, *, trusted: bool) -> tuple[objec
 
 
 def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
-    """Return the same of a whole reply in text; None, or an error, where anything is unusual."""
+    """Return the row for a complete text reply; return None or raise if anything is unusual."""
     custom_id, result = body["custom_id"], body["result"]
     message = result["message"]
     usage, content, stop_reason = message["usage"], message["content"], message["stop_reason"]
@@ -371,7 +356,7 @@ def _usual_row(body: dict[str, Any], suffix: str) -> tuple[object, ...] | None:
 
 
 def _storable(value: object) -> object:
-    """Return a text with half a surrogate pair as U+FFFD: neither a file nor a frame can hold it."""
+    """Return a text with lone surrogates as U+FFFD, as neither a file nor a frame can hold them."""
     if not isinstance(value, str) or value.isascii():
         return value
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,9 +1,9 @@
-"""Rows to replies over Message Batches: what to submit, when to look, what to collect, when to stop.
+"""Rows to replies over Message Batches: what to submit, when to poll, what to collect, when to stop.
 
-The order that makes it once: rows are claimed, the intent is on the disk, the batch is posted and never
-posted again, its id is on the disk, its results are on the disk, the batch is closed. Wherever that stops,
-the ledger knows the batch, and the next run takes it over. Sizes, waits and meanings are decided in
-`batch_rules`.
+A fixed order ensures that each row is paid for once: claim the rows, write the intent to disk, post the
+batch and never post it again, write its id, write its results, close the batch. If the process stops at any
+step, the ledger knows the batch and the next run adopts it. `batch_rules` decides on sizes, waits and the
+meaning of answers.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ _LOG = logging.getLogger("claudescale.running")
 
 # submitting
 MOST_ROUNDS = 3
-"""Batches that one row goes into, if it expires or fails in each."""
+"""Most batches that one row is sent in, if it expires or fails in each."""
 MOST_FAILURES = 8
-"""Posts in a row that surely made no batch, before the run ends; once one was made, some hours of them."""
+"""Consecutive failed posts that end the run; once one has succeeded, they must last `UNSEEN_SECONDS`."""
 _QUEUE_SECONDS, _LONGEST_HOLD_SECONDS = 60.0, 300.0
 _REQUESTS_PER_MINUTE = 50
-"""Calls to the batch endpoints where their limit is not known: that of the lowest tier."""
+"""Rate limit of the batch endpoints if it is not known: that of the lowest tier."""
 
-# looking
+# polling
 MOST_READS = 3
-"""Times that results are read to their end which lack lines."""
+"""Complete reads of the results before lines that are still missing are given up."""
 MOST_MISSING, MOST_MISSING_SHARE = 20, 0.05
-"""Where more lines are missing than both of these it is no slip, and their rows are not sent again."""
+"""If more lines are missing than both of these allow, it is a fault, and their rows are not sent again."""
 MISSED_LOOKS, MISSED_SECONDS = 8, 120.0
-"""So often in a row, and for so long, must a batch not be shown, or a key that was good be refused."""
+"""Consecutive polls, and seconds, before a missing batch or the refusal of a good key is believed."""
 UNSEEN_SECONDS = 6 * 3_600.0
-"""How long the API may not be reached while batches are out: they lose nothing by waiting."""
+"""How long the API may be unreachable while batches are pending: they lose nothing by waiting."""
 _PAGE = 100
 _REFUSED = {"invalid_request_error", "request_too_large"}
 _MAYBE_BILLED = {"invalid_response", "result_missing"}
@@ -61,38 +61,38 @@ _MAYBE_BILLED = {"invalid_response", "result_missing"}
 
 @dataclass(slots=True)
 class Followed:
-    """A batch that this run follows, and what it has learned of it."""
+    """A batch that this run follows, and what the run knows about it."""
 
-    record: Batch  # as the ledger has it
-    lost_until: float = math.inf  # if its answer was lost: when it can no longer be made
-    foreign: set[str] = field(default_factory=set)  # ids of batches that are known to be others
-    missed: Streak = field(default_factory=Streak)  # looks that showed nothing
-    stuck: Verdict | None = None  # why this run cannot bring it in; it goes on holding its rows
-    is_canceled: bool = False  # by this run, or maybe by an earlier one
-    errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # of open rows: the error, its words
+    record: Batch  # as in the ledger
+    lost_until: float = math.inf  # if its answer was lost: when it can no longer be created
+    foreign: set[str] = field(default_factory=set)  # ids of batches known to be others
+    missed: Streak = field(default_factory=Streak)  # polls that did not show it
+    stuck: Verdict | None = None  # why this run cannot collect it; it keeps holding its rows
+    is_canceled: bool = False  # by this run, or possibly by an earlier one
+    errors: dict[str, tuple[str, str]] = field(default_factory=dict)  # error and message of open rows
 
     @property
     def is_pending(self) -> bool:
-        """Whether it is still to come in."""
+        """Whether its results are still to be collected."""
         return self.record.state in OPEN and self.stuck is None
 
 
 class Batches:
-    """Answers rows over Message Batches; `answer` does it, once.
+    """Answers rows over Message Batches; `answer` is called once.
 
     Spends: half of what the rows cost live.
 
     Attributes
     ----------
     followed : list of Followed
-        All batches that this run follows or followed, in the order they were met. Other threads read it.
+        All batches that this run follows or followed, in order of discovery. Other threads read it.
     stopped_by : Verdict or None
-        Why nothing more is submitted. Never set while live calls can take over: they meet it themselves.
+        Why nothing more is submitted. Not set while live calls can take over, as they meet the same error.
     adopted : set of str
-        Keys of rows that a batch of an earlier run held.
+        Keys of rows held by batches of earlier runs.
     submitted, freed, woken : asyncio.Event
-        The queue has no room for more; live calls may send the rest, as nothing more will be submitted and
-        what was pending is collected; something was asked of the job.
+        Set, respectively, when the queue has no room for more; when live calls may send the rest, as nothing
+        more will be submitted and pending batches are collected; when the job is asked to stop or leave.
     """
 
     def __init__(self, job: Job) -> None:
@@ -105,49 +105,49 @@ class Batches:
         self._wire = BatchWire(job.wire, limits.batch_requests_per_minute or _REQUESTS_PER_MINUTE)
         self._requests = job.with_worst(job.work.requests, "batch")
         self._submits = self._hands_over = self._leaves = False
-        self._is_accepted = False  # the API has taken the key for batches
+        self._is_accepted = False  # the API has accepted the key for batches
         self._changed_at = job.clock.seconds()
-        # what is to be submitted
-        self._left = self._others = self._requests.clear()  # the others' rows are held by other runs
+        # rows to submit
+        self._left = self._others = self._requests.clear()  # `_others` are held by other runs
         self._rounds: Counter[str] = Counter()
         self._most_requests = limits.batch_queue_requests or catalog.BATCH.max_requests
-        self._queue_requests = self._most_requests  # fewer while the API refuses so many
+        self._queue_requests = self._most_requests  # fewer while the API refuses that many
         self._failures, self._hold_until = Streak(), 0.0
 
     # the handle
 
     @property
     def pending(self) -> list[Followed]:
-        """Batches that are still to come in."""
+        """Batches whose results are still to be collected."""
         return [batch for batch in self.followed if batch.is_pending]
 
     @property
     def _made(self) -> list[Followed]:
-        """Those of them that surely are at the API."""
+        """Pending batches that are known to exist at the API."""
         return [batch for batch in self.pending if batch.record.batch_id is not None]
 
     @property
     def stuck(self) -> dict[str, Verdict]:
-        """By nonce, why batches cannot be brought in by this run; they go on holding their rows."""
+        """Why this run cannot collect some batches, by nonce; they keep holding their rows."""
         return {batch.record.nonce: batch.stuck for batch in self.followed if batch.stuck is not None}
 
     def expected(self) -> batch_rules.Expected | None:
-        """Return when the last batch ends, as far as that can be told."""
+        """Return an estimate of when the last batch ends; None if none is pending."""
         shown = [batch.record for batch in self.followed if batch.stuck is None]
         return batch_rules.expected_end(shown, self._clock.seconds())
 
     def leave(self) -> None:
-        """Submit nothing more and let what is out go on without this run. From the loop's thread.
+        """Submit nothing more and let pending batches continue without this run. Call on the loop's thread.
 
-        Spends: nothing more; what is out is paid for when it is answered.
+        Spends: nothing more; pending batches are paid for when they are answered.
         """
         self._leaves, self._submits = True, False
         self.woken.set()
 
     async def answer(self) -> None:
-        """Return when every row that is missing has its answer or was given up, or this was stopped.
+        """Return when every missing row is answered or given up, or when the run is stopped.
 
-        Batches of earlier runs that hold one of the run's rows are taken over first.
+        Batches of earlier runs that hold rows of this run are adopted first.
 
         Spends: half of what the rows cost live.
         """
@@ -161,7 +161,7 @@ class Batches:
             self.freed.set()
 
     async def follow(self) -> None:
-        """Collect batches that hold a row of this run. Without `answer` it submits none. Spends: nothing."""
+        """Collect batches that hold rows of this run; only `answer` has it submit any. Spends: nothing."""
         while not (self._leaves or self._job.asked == "leave"):
             await self._submit()
             self.submitted.set()
@@ -184,7 +184,7 @@ class Batches:
         return not self.pending and (is_all_sent or not self._submits)
 
     async def _wait(self) -> None:
-        """Wait until it is time to look again, or something was asked of this."""
+        """Wait until the next poll is due or `woken` is set."""
         now = self._clock.seconds()
         seconds = batch_rules.poll_seconds(now - self._changed_at)
         if self._submits:
@@ -195,7 +195,7 @@ class Batches:
         self.woken.clear()
 
     def _stop(self, error: str | None, message: str | None = None) -> None:
-        """Submit nothing more. In a hybrid live calls take over, and meet the reason themselves."""
+        """Submit nothing more. In hybrid mode live calls take over, and meet the error themselves."""
         if math.isfinite(self._job.switch_at()):
             self._hand_over()
         else:
@@ -203,14 +203,14 @@ class Batches:
             self._submits = False
 
     def _hand_over(self) -> None:
-        """Submit nothing more, and cancel what is out, so that live calls can send the rest."""
+        """Submit nothing more, and cancel pending batches, so that live calls can send the rest."""
         self._hands_over, self._submits = True, False
         self._left = self._others = self._left.clear()
 
-    # rows that are in a batch, or another run's
+    # rows held by a batch or another run
 
     async def adopt(self) -> None:
-        """Take over batches that nobody follows; what they hold is not this run's to send now.
+        """Adopt batches that no living run follows; rows that they hold are not sent now.
 
         Spends: nothing.
         """
@@ -218,7 +218,7 @@ class Batches:
         for record in await loops.in_thread(self._ledger.adopt, self._requests["key"]):
             sent_by = record.intended_at + batch_rules.LONGEST_UPLOAD_SECONDS
             lost_until = min(now, sent_by) + batch_rules.LOST_SECONDS
-            again = record._replace(state="in_progress")  # it is looked at anew: its results may be gone
+            again = record._replace(state="in_progress")  # poll it again, as its results may be gone
             self.followed.append(Followed(again, lost_until, is_canceled=True))
             held = await loops.in_thread(self._ledger.held, record.nonce)
             is_held = pl.col("key").is_in(held)
@@ -231,20 +231,18 @@ class Batches:
         return float(self._requests.filter(pl.col("key").is_in(keys))["worst_dollars"].sum())
 
     def _give_back(self, keys: list[str]) -> None:
-        """Send rows again; where nothing is submitted they are free, and live calls may claim them."""
+        """Queue rows to be sent again; if nothing more is submitted, live calls may claim them."""
         if self._submits and keys:
             self._left = pl.concat([self._requests.filter(pl.col("key").is_in(keys)), self._left])
 
     # submit
 
     async def _check(self) -> None:
-        """Have the API answer rows with one token: what is wrong with all would be told hours later.
-
-        At most three, from all over the frame, as a row may be to blame itself.
-        """
+        """Have up to three rows answered with one token, as a batch reports a wrong request hours later."""
         rows, job, reasons = self._left, self._job, set()
         if rows.is_empty() or job.simulated or job.known_good or job.refusal() is not None:
-            return  # nothing will be sent, or all is well
+            return  # nothing will be sent, or the request is known to work
+        # From all over the frame, as a single row may itself be to blame.
         for place in sorted({0, rows.height // 2, rows.height - 1}):
             meaning = await self._dry_run(rows[place])
             if job.asked or not batch_rules.is_hopeless(meaning):
@@ -254,7 +252,7 @@ class Batches:
             self._stop(meaning.error, meaning.message)
 
     async def _dry_run(self, row: pl.DataFrame) -> Verdict:
-        """Return what the API says of a row, where the budget has room for a reply of one token."""
+        """Return the API's verdict on a row, if the budget has room for a reply of one token."""
         job, (request,) = self._job, self._job.work.bodies(row["row"])
         message, longest = batch_rules.dry_run(request)
         worst = job.with_worst(row, "live", longest)["worst_dollars"].item()
@@ -273,7 +271,7 @@ class Batches:
         return meaning
 
     async def _submit(self) -> None:
-        """Submit as much as queue, budget and time allow."""
+        """Submit as much as the queue, the budget and the time allow."""
         while self._may_post() and not (rows := self._next()).is_empty():
             self._left = self._left.slice(rows.height)
             mine = await loops.in_thread(self._job.claimed, rows)
@@ -291,7 +289,7 @@ class Batches:
         return self._submits and is_time and not self._job.asked
 
     def _next(self) -> pl.DataFrame:
-        """Return the rows of the next batch; none where they have to wait."""
+        """Return the rows of the next batch; none if they have to wait."""
         pending = self.pending
         room = self._queue_requests - sum(batch.record.requests for batch in pending)
         most = min(catalog.BATCH.max_requests, room)
@@ -304,7 +302,7 @@ class Batches:
         return self._left.head(count)
 
     async def _post(self, rows: pl.DataFrame) -> None:
-        """Post one batch, once: the intent before, the id after."""
+        """Post one batch, exactly once; record the intent before and the id after."""
         job, nonce = self._job, secrets.token_hex(batch_rules.NONCE_BYTES)
         record = Batch(
             nonce=nonce,
@@ -325,17 +323,17 @@ class Batches:
             await self._note(batch, batch_rules.updated(record, read_object(answer.content)))
             self._is_accepted, self._failures = True, Streak()
             self._queue_requests = min(2 * self._queue_requests, self._most_requests)
-        elif body.flaw is not None:  # half a body makes no batch
+        elif body.flaw is not None:  # an incomplete body creates no batch
             await self._close(batch, "absent")
             raise body.flaw
-        elif made is None:  # it may be there: it is looked for
+        elif made is None:  # it may exist, so it is searched for
             batch.lost_until = self._changed_at + batch_rules.LOST_SECONDS
         else:
             wait_seconds = read_headers(answer.headers).retry_after_seconds
             await self._not_made(batch, verdict(answer), wait_seconds)
 
     async def _created(self, body: RenderedBody, size_bytes: int) -> Answer:
-        """Return what came back, or that nothing did in time: the intent is on the disk, it will be found."""
+        """Return the API's answer, or a timeout; the intent is on disk, so a later search finds the batch."""
         seconds = self._clock.real(max(self._job.switch_at() - self._clock.seconds(), 0.0))
         try:
             async with asyncio.timeout(seconds):
@@ -344,14 +342,14 @@ class Batches:
             return Answer(None, {}, b"", "timeout_error")
 
     async def _not_made(self, batch: Followed, why: Verdict, wait_seconds: float | None = None) -> None:
-        """Free the rows of a batch that surely was not made, and wait before the next post, or stop."""
+        """Release the rows of a batch that was not created, then back off or stop."""
         await self._release(batch, "absent")
         now = self._clock.seconds()
-        if why.outcome == "refused":  # a queue that is full may be full for long
+        if why.outcome == "refused":  # a full queue may stay full for long
             self._hold_until = now + (wait_seconds or _QUEUE_SECONDS)
-            if not self.pending:  # others fill it, or it is smaller than it is said to be
+            if not self.pending:  # others fill it, or it is smaller than documented
                 self._queue_requests = max(batch.record.requests // 2, 1)
-        elif self._hold_until <= now:  # several count once
+        elif self._hold_until <= now:  # failures during one wait count once
             self._failures.add(now)
             backoff = min(2.0**self._failures.count, _LONGEST_HOLD_SECONDS)
             self._hold_until = now + (wait_seconds or backoff)
@@ -361,10 +359,10 @@ class Batches:
             if at_once or self._failures.lasts(now, seconds=patience, count=MOST_FAILURES):
                 self._stop(why.error, why.message)
 
-    # look at what is out
+    # poll pending batches
 
     async def _look(self) -> None:
-        """See how every batch is, collect what has ended, and send again what was not answered."""
+        """Poll every pending batch, collect those that have ended, and queue unanswered rows again."""
         for batch in self.pending:
             if batch.record.batch_id is None:
                 await self._search(batch)
@@ -372,23 +370,23 @@ class Batches:
                 await self._look_at(batch, await self._wire.retrieve(batch.record.batch_id))
             if batch.is_pending and batch.record.state == "ended":
                 await self._collect(batch)
-        if self._others.height:  # what another run has answered meanwhile, or holds no more
+        if self._others.height:  # another run may have answered or released them
             self._others = await self._job.unanswered(self._others)
             await self.adopt()
             self._give_back(self._others["key"].to_list())
             self._others = self._others.clear()
         elif not self._submits:
-            await self.adopt()  # the run that held what live calls wait for may have ended
+            await self.adopt()  # the run whose rows live calls wait for may have ended
 
     async def _cancel(self) -> None:
-        """Ask for the end of every batch that is known to be there."""
+        """Cancel every batch that is known to exist."""
         for batch in self._made:
             if batch.record.state == "in_progress":
                 batch.is_canceled, self._changed_at = True, self._clock.seconds()
                 await self._look_at(batch, await self._wire.cancel(str(batch.record.batch_id)))
 
     async def _look_at(self, batch: Followed, answer: Answer) -> None:
-        """Take in an answer that shows one batch."""
+        """Update a batch from an answer that describes it."""
         shown = read_object(answer.content)
         if not await self._hears(batch, answer, is_readable=batch_rules.is_batch(shown)):
             return
@@ -402,18 +400,17 @@ class Batches:
             self._give_up(batch, "results_gone", words)
 
     async def _hears(self, batch: Followed, answer: Answer, *, is_readable: bool = True) -> bool:
-        """Whether an answer is a plain yes; any other is believed only after several.
-
-        One 404 may be another replica's, of a batch just made. When it is to be believed the batch stays in
-        the ledger, for another key may see it. A simulator's ended with it, and its rows cost nothing.
-        """
+        """Whether an answer is a success; failures are believed only after several in a row."""
+        # A single 404 may come from a replica that does not know a new batch yet. Once it is believed, the
+        # batch stays in the ledger, as another key may see it. A simulator's batch ended with the simulator,
+        # and its rows cost nothing.
         if answer.status == HTTPStatus.OK and is_readable:
             self._is_accepted = True
             return True
         now, why, is_gone = self._clock.seconds(), verdict(answer), batch_rules.is_gone(answer)
         batch.missed.add(now)
         stops = why.outcome == "stop"
-        at_once = stops and not (is_gone or self._is_accepted)  # of a key that was good it may be chance
+        at_once = stops and not (is_gone or self._is_accepted)  # a good key may be refused by chance
         patience = MISSED_SECONDS if stops else UNSEEN_SECONDS
         if not (at_once or batch.missed.lasts(now, seconds=patience, count=MISSED_LOOKS)):
             return False
@@ -429,7 +426,7 @@ class Batches:
     # a batch whose answer was lost
 
     async def _search(self, lost: Followed) -> None:
-        """Look for a batch whose answer was lost. Once it surely was not made its rows go again."""
+        """Search for a batch whose answer was lost; release its rows once it cannot have been created."""
         records = await loops.in_thread(self._ledger.batches)
         lost.foreign.update(record.batch_id for record in records if record.batch_id)
         candidates = await self._candidates(lost)
@@ -449,7 +446,7 @@ class Batches:
             await self._not_made(lost, Verdict(outcome="again", error="api_error", message=words))
 
     async def _candidates(self, lost: Followed) -> list[dict[str, Any]] | None:
-        """Return the API's batches that may be the lost one; None where they cannot be listed now."""
+        """Return the API's batches that may be the lost one; None if they cannot be listed now."""
         candidates: list[dict[str, Any]] = []
         after: dict[str, str] = {}
         while True:  # the newest come first
@@ -469,17 +466,17 @@ class Batches:
             after = {"after_id": str(page[-1].get("id"))}
 
     async def _is_ours(self, shown: dict[str, Any], nonce: str) -> bool | None:
-        """Whether the results of a batch have the nonce, which proves it; None while that cannot be told."""
+        """Whether the results of a batch carry the nonce, which proves it; None while that is unknown."""
         if shown["processing_status"] != "ended":
             return None
         block = await self._wire.first_lines(shown["id"])
         is_ours = batch_rules.proves(block, nonce) if block else None
         return False if is_ours is None and not batch_rules.has_results(shown) else is_ours
 
-    # collect one that has ended
+    # collect an ended batch
 
     async def _collect(self, batch: Followed) -> None:
-        """Bring the results of a batch to the disk, those that are not there yet, and close it."""
+        """Write the results of a batch that are not yet on disk, and close it."""
         recorded = await loops.in_thread(self._ledger.recorded, batch.record)
         take = partial(self._take, batch, recorded)
         answer = await self._wire.results(str(batch.record.batch_id), take)
@@ -500,7 +497,7 @@ class Batches:
         await self._settle(batch)
 
     async def _take(self, batch: Followed, recorded: pl.Series, block: bytes) -> None:
-        """Bring result lines to the disk, those that are not there yet."""
+        """Write result lines that are not yet on disk."""
         job = self._job
         trusted = batch_rules.trusts(batch.record, known_good=job.known_good)
         read = partial(
@@ -515,7 +512,7 @@ class Batches:
         batch.errors |= {key: (error, message) for key, error, message in errors.iter_rows()}
 
     async def _settle(self, batch: Followed) -> None:
-        """Close a batch whose results are on the disk, and decide what becomes of the rows left open."""
+        """Close a batch whose results are on disk, and decide which of its open rows are sent again."""
         errors = batch.errors
         self._purse.pay(self._worst_dollars([key for key in errors if errors[key][0] in _MAYBE_BILLED]))
         for error, message in errors.values():
@@ -535,17 +532,17 @@ class Batches:
     # the ends of a batch
 
     def _give_up(self, batch: Followed, error: str, words: str) -> None:
-        """Follow a batch no more. It goes on holding its rows, which may be paid for."""
+        """Stop following a batch. It keeps holding its rows, which may have been paid for."""
         freed = f"After cs.Ledger(...).forget({batch.record.batch_id!r}) they are sent, and paid for, again"
         words = f"{words}. Its rows stay held, as they may be paid for. {freed}"
         batch.stuck = Verdict(outcome="stop", error=error, message=words)
 
     async def _release(self, batch: Followed, state: str) -> None:
-        """Close a batch that is not there; its rows are sent again."""
+        """Close a batch that does not exist, and queue its rows again."""
         self._give_back(await self._close(batch, state))
 
     async def _close(self, batch: Followed, state: str) -> list[str]:
-        """Close a batch, and return which of its rows have no final answer."""
+        """Close a batch, and return the keys of its rows that have no final answer."""
         left = await loops.in_thread(self._ledger.held, batch.record.nonce)
         await self._note(batch, batch.record._replace(state=state))
         self._purse.batches.pop(batch.record.nonce, None)
@@ -553,7 +550,7 @@ class Batches:
         return left
 
     async def _note(self, batch: Followed, record: Batch) -> None:
-        """Write down what is known of a batch now."""
+        """Record the current state of a batch."""
         await loops.in_thread(self._ledger.note, record)
         batch.record = record
         _LOG.debug("batch %s: %s", record.batch_id, record.state)

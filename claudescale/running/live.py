@@ -1,7 +1,7 @@
-"""Rows to replies over the Messages API, retried in this one place.
+"""Rows to replies over the Messages API, with all retries in this one place.
 
-`Live` keeps as many requests under way as the pacer lets go. What one answer means is decided in `answers`,
-what all of them say of the run in `health`, and how often a row is tried in `Tries`.
+`Live` keeps as many requests in flight as the pacer allows. `answers` decides what one answer means, `health`
+what all of them mean for the run, and `Tries` how often a row is tried.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("claudescale.running")
 MOST_TRIES = 8
-"""Of one row while others are answered, refusals for the limits not counted."""
+"""Most failed tries of one row while others are answered, not counting rate limits."""
 MOST_TRIES_IN_SILENCE = 16
-"""Of one row while nothing at all is answered: then it is hardly the row."""
+"""Most failed tries of one row while nothing is answered, as the row is then unlikely to be the cause."""
 MOST_LOST_SECONDS = 1_800.0
-"""Of one row in calls that failed: a call that hangs costs up to ten minutes of it."""
+"""Most time that one row may lose in failed calls; a call that hangs takes up to ten minutes of it."""
 MOST_REFUSALS = 100
-"""Of one row by the limits: past it something is wrong that waiting does not mend."""
+"""Most rate limits that one row may meet; beyond that, waiting does not help."""
 LEAST_WAIT_SECONDS = 1.0
-"""What a refusal says to wait at least, if it says anything: less is no wait."""
+"""Shortest wait that a rate limit can meaningfully ask for; less is not a wait."""
 LONGEST_BACKOFF_SECONDS = 60.0
 FEW_ANSWERS = 20
-"""So many tell how long an answer takes."""
+"""From this many answers on, it is known how long an answer takes."""
 LEAST_TIMEOUT_SECONDS = 60.0
 _FAR_ABOVE = 10.0
-"""So many times as long as the slowest answer so far is no answer any more."""
+"""A call that takes this many times as long as the slowest answer so far is given up."""
 _SPARE_SECONDS = 30.0
 _LEAST_REAL_SECONDS = 10.0
-"""Of a call to a fast simulator: this machine takes its time as well."""
+"""Shortest timeout of a call to a fast simulator, as this machine needs time as well."""
 
 _NO_MORE = {"answered", "failed", "stop"}
 """Outcomes after which a row is not tried again."""
@@ -56,18 +56,18 @@ _NO_MORE = {"answered", "failed", "stop"}
 
 @dataclass(slots=True)
 class Tries:
-    """What a row has been through, and whether it is given up."""
+    """The failed tries of a row, and whether it is given up."""
 
-    answered: int  # rows of the run, when this one was last tried
+    answered: int  # rows that the run had answered when this one was last tried
     failed: int = 0
-    blamed: int = 0  # of those that failed: others were answered meanwhile, so it may be the row
+    blamed: int = 0  # failed tries while others were answered, so that the row may be the cause
     hung: int = 0
     lost_seconds: float = 0.0
-    refused: int = 0  # by the limits, with a wait that means something
+    refused: int = 0  # rate limits with a meaningful wait
     wait_seconds: float = 0.0  # that the API asked for last
 
     def count(self, verdict: Verdict, seconds: float, wait_seconds: float, answered: int) -> None:
-        """Count a call that was not answered, when so many rows of the run were."""
+        """Count a call that was not answered; `answered` rows of the run were by then."""
         self.wait_seconds = wait_seconds
         if verdict.outcome == "refused":
             self.refused += int(wait_seconds >= LEAST_WAIT_SECONDS)
@@ -76,7 +76,7 @@ class Tries:
         self.blamed += int(answered > self.answered)
         self.answered = answered
         self.hung += int(verdict.error == "timeout_error")
-        self.lost_seconds += min(seconds, MOST_LOST_SECONDS / 3)  # or it was this process that slept
+        self.lost_seconds += min(seconds, MOST_LOST_SECONDS / 3)  # longer: this process slept
 
     @property
     def are_enough(self) -> bool:
@@ -90,12 +90,12 @@ class Tries:
 
     @property
     def patience(self) -> float:
-        """How many times as long as others the next call may take: twice as long after each that hung."""
+        """Factor on the timeout of the next call; it doubles after each call that hung."""
         return 2.0**self.hung
 
 
 class Call(NamedTuple):
-    """A call under way, and how long it may take."""
+    """A call in flight, and how long it may take."""
 
     timeout: asyncio.Timeout
     began: float  # by the loop's clock
@@ -103,18 +103,18 @@ class Call(NamedTuple):
 
 
 class Live:
-    """Answers rows over the Messages API: as many at once as the pacer lets go, pulled from one iterator.
+    """Answers rows over the Messages API, pulled from one iterator, as many at once as the pacer allows.
 
     Spends: tokens.
 
     Parameters
     ----------
     job : Job
-        Whose rows these are.
+        The run whose rows these are.
     pacer : Pacer
-        Who may go now.
+        Decides when the next call may be sent.
     warm : bool
-        Send one row alone until one is answered, so that the others find its prefix in the cache.
+        Send rows one at a time until one is answered, so that the others are prompt cache hits.
 
     Attributes
     ----------
@@ -131,22 +131,22 @@ class Live:
         self._purse = job.purse
         self._warm = warm
         self._random = random.Random(0)  # noqa: S311 - jitter, not a secret
-        self._doubted: list[Attempt] = []  # of rows that failed, until it is known whether they are to blame
+        self._doubted: list[Attempt] = []  # rows that failed, until it is known whether they are to blame
         # how long answers take
         self._slowest_seconds = 0.0
         self._full_reply_seconds = reply_seconds(job.plan.max_tokens) + _SPARE_SECONDS
-        self._streams = streams(job.plan.max_tokens)  # then the transport alone decides
+        self._streams = streams(job.plan.max_tokens)  # then only the transport times out
         self._calls: set[Call] = set()
         # rows
         self._stopping = False
-        self._idle: set[asyncio.Task[Any]] = set()  # tasks that wait, and have no call in flight
+        self._idle: set[asyncio.Task[Any]] = set()  # waiting tasks without a call in flight
         self._resting = 0  # rows between two tries
-        self._rested = asyncio.Event()  # one of them goes on
-        self._waiting_for_life: dict[asyncio.Event, None] = {}  # of rows that rest, in their order
+        self._rested = asyncio.Event()  # one of them continues
+        self._waiting_for_life: dict[asyncio.Event, None] = {}  # resting rows, in order
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
-        """Send nothing more; what is in flight is awaited, for it is paid for.
+        """Send nothing more; calls in flight are awaited, as they are paid for.
 
         Spends: nothing.
         """
@@ -155,10 +155,10 @@ class Live:
             task.cancel()
 
     async def answer(self, rows: AsyncIterator[Row]) -> None:
-        """Return when every row has its answer, or the run was stopped (`stopped_by` says why).
+        """Return when every row is answered, or the run is stopped (`stopped_by` has the reason).
 
-        An error of `record` or `rows` is raised when what was in flight is in. A cancellation does not
-        wait for it.
+        An error of `record` or `rows` is raised once all calls in flight have ended. A cancellation does not
+        wait for them.
 
         Spends: tokens.
         """
@@ -183,7 +183,7 @@ class Live:
     # rows
 
     async def _pull(self, rows: AsyncIterator[Row], tasks: asyncio.TaskGroup) -> None:
-        """Start one row after the other, each as soon as the one before has had its turn."""
+        """Start the rows one by one, each once the pacer has let the previous one go."""
         with self._guarded(), self._waiting():
             while not self._stopping:
                 while self._resting >= self.pacer.window:  # as many may rest as may be in flight
@@ -195,7 +195,7 @@ class Live:
                 await self._begin(row, tasks)
 
     async def _begin(self, row: Row, tasks: asyncio.TaskGroup) -> None:
-        """Start a row, and return when it has had its turn; of those that warm the cache at its end."""
+        """Start a row, and return when it is sent; await its end while the prompt cache is cold."""
         entered = asyncio.Event()
         task = tasks.create_task(self._answer_row(row, entered))
         if self._warm and not self.health.answered:
@@ -205,7 +205,7 @@ class Live:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Have an error stop the run; it is raised when what is in flight is in."""
+        """Let an error stop the run; `answer` raises it once all calls in flight have ended."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - see above
@@ -237,11 +237,11 @@ class Live:
                     verdict = await self._attempt(row, permit, tries)
                 if self._stopping or verdict.outcome in _NO_MORE or tries.are_enough:
                     return
-                if verdict.outcome != "refused":  # then the pacer knows how long to wait
+                if verdict.outcome != "refused":  # the pacer knows how long a rate limit lasts
                     await self._back_off(tries)
 
     async def _affords(self, worst: float) -> bool:
-        """Wait for what is in flight where not enough is left; False where nothing is."""
+        """Whether the budget allows a call; while it is short, wait for calls in flight to release theirs."""
         while not self._purse.affords(worst):
             if not self._purse.calls:
                 self._end(Verdict(outcome="stop", error="budget"))
@@ -252,7 +252,7 @@ class Live:
         return not self._stopping
 
     async def _attempt(self, row: Row, permit: Permit, tries: Tries) -> Verdict:
-        """Send once, settle with pacer and purse, record, and return what it means for the row."""
+        """Send once, settle with the pacer and the purse, record, and return the verdict on the row."""
         sent = self._clock.seconds()
         try:
             answer = await self._answer_in_time(row, sent, tries.patience)
@@ -265,7 +265,7 @@ class Live:
         used = float(attempt.uncached_tokens), float(attempt.output_tokens)
         if verdict.unseen:
             used = row.input_tokens, self.pacer.expected_output_tokens
-        # The first one wrote the prefix that the others read.
+        # The first call writes the prefix that the others read from the prompt cache.
         typical = not self._warm or self.health.answered > 0
         self.pacer.settle(permit, Outcome(kind_of(verdict, answer.status), readings, *used, typical=typical))
         self._purse.pay(row.worst_dollars if verdict.unseen else attempt.dollars)
@@ -286,7 +286,7 @@ class Live:
         return verdict
 
     def _settle_doubted(self, before: float = math.inf) -> None:
-        """Record rows that failed before a call was sent: for good, if that was answered, or others were."""
+        """Record rows that failed before this moment, as final if the rows themselves are to blame."""
         doubted, self._doubted = self._doubted, []
         for attempt in doubted:
             if attempt.sent_at + attempt.seconds <= before:
@@ -295,22 +295,22 @@ class Live:
                 self._doubted.append(attempt)
 
     def _learn(self, attempt: Attempt) -> None:
-        """Take in what an answer tells of rows that failed, of calls under way, and of an outage."""
+        """Settle doubted rows, adjust timeouts, and wake resting rows after an answer."""
         if self._doubted:
             self._settle_doubted(before=attempt.sent_at)
         slower = attempt.seconds > self._slowest_seconds
         self._slowest_seconds = max(self._slowest_seconds, attempt.seconds)
         if slower or self.health.answered == FEW_ANSWERS:
-            for call in self._calls:  # they may take as long as is known by now
+            for call in self._calls:  # the timeouts of earlier calls depend on it as well
                 self._limit(call)
-        for called in list(itertools.islice(self._waiting_for_life, 2)):  # a sign of life for two
+        for called in list(itertools.islice(self._waiting_for_life, 2)):  # one answer wakes two rows
             del self._waiting_for_life[called]
             called.set()
 
     # how long a call may take
 
     async def _answer_in_time(self, row: Row, sent: float, patience: float) -> Answer:
-        """Return what comes back, or a lost answer once it takes far longer than others did."""
+        """Return the API's answer, or a timeout once the call takes far longer than others did."""
         call = Call(asyncio.timeout(None), asyncio.get_running_loop().time(), patience)
         try:
             async with call.timeout:
@@ -327,7 +327,7 @@ class Live:
             self._calls.discard(call)
 
     def _limit(self, call: Call) -> None:
-        """Set how long a call may take: never below a minute, nor less than its longest reply would."""
+        """Set the timeout of a call: at least a minute, and at least what its longest reply takes."""
         if self._streams or self.health.answered < FEW_ANSWERS or call.timeout.expired():
             return
         usual = max(_FAR_ABOVE * self._slowest_seconds, self._full_reply_seconds, LEAST_TIMEOUT_SECONDS)
@@ -337,11 +337,9 @@ class Live:
     # between two tries
 
     async def _back_off(self, tries: Tries) -> None:
-        """Wait twice as long after each failure, with jitter, and as long as the API asked for.
-
-        A row that waits because nothing at all is answered need not wait any longer than that: each answer
-        calls two of them, so after an outage the calls come back as fast as the API bears them.
-        """
+        """Back off exponentially, with jitter, and at least as long as the API asked for."""
+        # During an outage the rows that rest are woken early: each answer wakes two of them, so that calls
+        # resume as fast as the API can bear.
         longest = min(0.5 * 2.0 ** (tries.failed - 1), LONGEST_BACKOFF_SECONDS)
         seconds = longest * self._random.uniform(0.5, 1.0)
         called = asyncio.Event()

@@ -1,6 +1,6 @@
-"""Meter: what a run has done so far, counted as it happens, at a cost that does not grow with the rows.
+"""Meter: the progress of a run, counted as it happens, at a cost that does not grow with the rows.
 
-Whoever watches a run asks several times a second; nothing here looks at earlier attempts again.
+Progress bars and widgets read it several times a second, so nothing here rereads earlier attempts.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from claudescale.ledger.records import Attempt
 
 CANCELED = "canceled"
-"""The `error` of a row whose batch was canceled before it was answered: it did not fail."""
+"""The `error` of a row whose batch was canceled before the row was answered. Such a row has not failed."""
 PACE_SECONDS, LEAST_PACE_SECONDS = 60, 10
-_MOST_SLICES = 60  # of a picture
+_MOST_SLICES = 60  # in a chart
 _LATEST_REPLIES = 1_000  # whose latencies are kept
 _RATES = ("requests", "input_tokens", "output_tokens")
 
@@ -39,7 +39,7 @@ THROUGHPUT = pl.Schema(
 
 
 class Slice(NamedTuple):
-    """Calls in a slice of API time: they count when sent, the rest of it (uncached tokens) when answered."""
+    """Counts in a slice of API time: calls when sent, answers and uncached tokens when they arrive."""
 
     requests: int = 0
     refused: int = 0
@@ -55,34 +55,34 @@ class Meter:
     Parameters
     ----------
     rows : int
-        Of the frame, before it is read.
+        Rows of the frame, before it is read.
     model : str or ModelFacts
-        Whose live price the counterfactual is reckoned by.
+        Model whose live price `plain_dollars` is computed with.
 
     Attributes
     ----------
     rows, sent : int
         Rows of the frame, and those of them that have something to send.
     answered, failed : int
-        Rows with a reply and no error, and rows with an error no retry can mend. A row that is being
+        Rows with a reply and no error, and rows with an error that no retry can fix. A row that is being
         retried is neither.
     reused : int
         Distinct requests that the ledger answered.
     open_requests : int
         Distinct requests without a final answer.
     requests, refused : int
-        Calls of this run, and those turned down with a 429.
+        Calls of this run, and those rejected with a 429.
     input_tokens, output_tokens : int
-        Of this run's calls, cached ones included.
+        Tokens of this run's calls, including cached ones.
     dollars, plain_dollars : float
-        Paid by this run; and what the rows answered so far would have cost live, each sent by itself,
-        nothing cached.
+        Dollars paid by this run, and the cost of the rows answered so far if each had been sent live on its
+        own with nothing cached.
     errors, refusals : Counter of str
-        Calls that failed, and those turned down with a 429, by the API's error type.
+        Calls that failed, and those rejected with a 429, by the API's error type.
     duplicates : pl.DataFrame
-        `key` and `duplicates`: how many more rows are answered by each request.
+        `key` and `duplicates`: how many additional rows each request answers.
     started_at : float
-        API unix seconds of the run's start; slices are counted from it.
+        API Unix seconds at the start of the run; slices are counted from it.
     """
 
     def __init__(self, rows: int = 0, *, model: str | ModelFacts = "") -> None:
@@ -96,16 +96,16 @@ class Meter:
         self.started_at = 0.0
         self._model = model
         self._price: prices.Price
-        self._repeated: dict[str, int] = {}  # the rows of requests that are of several
-        self._open: dict[str, str | None] = {}  # the last error of rows that were tried
+        self._repeated: dict[str, int] = {}  # how many rows, for requests of several
+        self._open: dict[str, str | None] = {}  # last error of requests that were tried
         self._latencies: deque[float] = deque(maxlen=_LATEST_REPLIES)
         self._live: dict[int, Slice] = {}  # by the second since the start
         self._batched: dict[int, Slice] = {}
-        self._lock = threading.Lock()  # results of batches are counted beside live calls
+        self._lock = threading.Lock()  # a thread counts batch results during live calls
 
     @property
     def done(self) -> int:
-        """Rows that need nothing more."""
+        """Rows that are answered or have failed."""
         return self.answered + self.failed
 
     @property
@@ -115,14 +115,14 @@ class Meter:
 
     @property
     def live(self) -> Slice:
-        """All live calls, and what those that were paid for took."""
+        """Totals of all live calls; `answers` and `seconds` count only those that were paid for."""
         with self._lock:
             return Slice(*map(sum, zip(*self._live.values(), strict=True)))
 
     # counting
 
     def begin(self, keys: pl.Series) -> None:
-        """Take the key of every row of the frame, null where it has nothing to send."""
+        """Set the key of every row of the frame; null if the row has nothing to send."""
         requests = keys.alias("key").drop_nulls().value_counts(name="rows")
         self.rows = keys.len()
         self.sent = self.rows - keys.null_count()
@@ -132,14 +132,14 @@ class Meter:
         self._price = prices.price(self._model)
 
     def reuse(self, replies: pl.DataFrame) -> None:
-        """Count final attempts that are not this run's: `key` and `error` of each."""
+        """Count final attempts of other runs, given by `key` and `error`."""
         self.reused += replies.height
         self._close(replies.select("key", "error").rows())
 
     def add(self, attempt: Attempt, *, final: bool) -> None:
         """Count one live call of this run."""
         is_refused = attempt.status == HTTPStatus.TOO_MANY_REQUESTS
-        is_paid = attempt.dollars != 0  # of an unknown price it is no number
+        is_paid = attempt.dollars != 0  # NaN, for an unknown price, counts as paid
         sent = Slice(requests=1, refused=int(is_refused))
         ended = Slice(
             answers=int(is_paid),
@@ -177,10 +177,7 @@ class Meter:
         return prices.answer_dollars(self._price, usage, attempt._asdict())
 
     def extend(self, attempts: pl.DataFrame, ours: pl.DataFrame) -> None:
-        """Count many results of one batch at once: `ATTEMPTS` and Boolean `final`, each key once.
-
-        `ours` are those of the frame's rows; a batch of an earlier run may have others.
-        """
+        """Count results of one batch, given as `RECORDS` with distinct keys; `ours` belong to the frame."""
         if attempts.is_empty():
             return
         models = () if isinstance(self._model, str) else (self._model,)
@@ -205,15 +202,13 @@ class Meter:
             self._open.update(tried.select("key", "error").rows())
 
     def end(self, stopped_by: str | None = None) -> None:
-        """Count rows that were tried and given up as failed: nobody tries them any more.
-
-        Those that met the trouble of the account that ended the run did not fail.
-        """
+        """Count rows that were tried and given up as failed, as they are not retried any more."""
+        # Rows that met the account error that ended the run have not failed.
         trouble = stopped_by if stopped_by in STOPPING_ERRORS else ""
         self._close([(key, error) for key, error in self._open.items() if error != trouble])
 
     def _close(self, ends: Iterable[tuple[str, str | None]]) -> None:
-        """Count the rows that requests stand for which have ended: the key and the last error of each."""
+        """Count the rows of requests that have ended, given by key and last error."""
         for key, error in ends:
             self._open.pop(key, None)
             self.open_requests -= 1
@@ -226,13 +221,13 @@ class Meter:
     # rates and latencies
 
     def latency(self, quantile: float) -> float | None:
-        """Return the seconds within which this part of the latest live replies came."""
+        """Return a quantile of the latest live replies' latency in seconds; None if there are none."""
         with self._lock:
             seconds = sorted(self._latencies)
         return seconds[max(math.ceil(quantile * len(seconds)) - 1, 0)] if seconds else None
 
     def minutes_at_pace(self, requests: int, minutes: float) -> float:
-        """Return how long so many calls take at the last minute's pace; 0 where it is too early to tell."""
+        """Return how long `requests` take at the last minute's pace; 0 if it is too early to tell."""
         now = int(minutes * 60)
         seconds = min(now, PACE_SECONDS)
         if seconds < LEAST_PACE_SECONDS or not requests:
@@ -241,7 +236,7 @@ class Meter:
         return requests * seconds / 60 / answers if answers else math.inf
 
     def slices(self, width_seconds: int = 0, *, batches: bool = False) -> tuple[int, list[Slice]]:
-        """Return the seconds of a slice, at most a sixtieth of the run where not given, and the slices."""
+        """Return the width in seconds (if not given, that of at most 60 slices) and the slices."""
         with self._lock:
             counted = [*self._live.items(), *(self._batched.items() if batches else ())]
         last = max((second for second, _ in counted), default=-1)
@@ -263,14 +258,14 @@ class Meter:
         ).cast(THROUGHPUT)
 
     def by_minute(self, minutes: float) -> pl.DataFrame:
-        """Return the same, batches too, for each minute. The last is as long as the run has lasted in it."""
+        """Return rates per minute, including batches; the last minute is as long as it has lasted."""
         lasted = (minutes - pl.col("minute")).clip(upper_bound=1.0)
-        length = pl.when(lasted > 0).then(lasted).otherwise(1.0)  # results of batches may be told of later
+        length = pl.when(lasted > 0).then(lasted).otherwise(1.0)  # batch results may lie beyond the end
         frame = self.rates(60, batches=True)
         return frame.with_columns(pl.col("^.*_per_minute$") / length, slice_minutes=length)
 
 
 def _add(slices: dict[int, Slice], second: float, more: Slice) -> None:
-    """Add to the slice of that second."""
+    """Add counts to the slice that contains this second."""
     number = max(int(second), 0)
     slices[number] = Slice(*map(add, slices.get(number, Slice()), more))

@@ -1,6 +1,6 @@
-"""The pictures of a run: which of its frames go into which chart, and why there is nothing to see.
+"""The pictures of a run: which of its frames go into which chart, and why a chart is empty.
 
-Altair takes 2 s to import, so this module is imported only where a run is drawn.
+Altair takes 2 s to import, so this module is imported only when a run is drawn.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Plots(Gallery):
         Parameters
         ----------
         bucket_seconds : float
-            How many seconds' refill a full one holds.
+            Seconds of refill that a full bucket holds.
         """
         answered = self._live_calls.filter(pl.col("status") == HTTPStatus.OK)
         if answered.is_empty():
@@ -71,7 +71,7 @@ class Plots(Gallery):
         paid = run.attempts.filter(pl.col("dollars") > 0).select("dollars", minute=ended).sort("minute")
         if paid.is_empty():
             return nothing(self._nothing_sent)
-        # From the start of the run to its end, or to this moment.
+        # From the start of the run to its end, or until now.
         edges = pl.DataFrame({"dollars": [0.0, 0.0], "minute": [0.0, run.minutes]})
         so_far = (
             pl.concat([paid, edges])
@@ -82,7 +82,7 @@ class Plots(Gallery):
         return run_charts.spending(so_far, estimate_dollars=estimate, simulated=job.simulated)
 
     def savings(self) -> Picture:
-        """Return what the rows would have cost plainly, what saved it, what was paid. Spends: nothing."""
+        """Return the cost without savings, what each strategy saved, and what was paid. Spends: nothing."""
         savings = self.run.savings
         rows = [
             ("every row live, nothing cached", savings["dollars_without"][0]),
@@ -109,25 +109,25 @@ class Plots(Gallery):
 
     @property
     def _live_calls(self) -> pl.DataFrame:
-        """The live calls: batches are outside of these limits, and their rows have no pace of their own."""
+        """The live calls; batches do not count against the limits per minute, and their rows have no pace."""
         return self.run.attempts.filter(pl.col("batch_id").is_null())
 
     @property
     def _limits(self) -> dict[str, float]:
-        """What live calls may use in a minute."""
+        """What live calls may use per minute."""
         limits = self.run.limits.shared(self.run.plan.share)
         return dict(zip(BUCKETS, limits.per_minute, strict=True))
 
     @property
     def _no_live_calls(self) -> str:
-        """Why there is nothing to see of live calls."""
+        """Why a chart of live calls is empty."""
         if self.run.plan.mode == "batch":
             return "A batch uses none of the limits per minute: see run.plot.batches()."
         return self._nothing_sent
 
     @property
     def _nothing_sent(self) -> str:
-        """Why there is nothing to see."""
+        """Why a chart is empty."""
         counts = self.run.counts
         if self.run.state in GOING and counts.missing:
             return "Nothing has been answered yet."

@@ -1,8 +1,8 @@
-"""How a run looks: its line and card, its progress, what failed and why it ended.
+"""How a run is shown: its line and card, its progress, what failed and why it ended.
 
-Progress is one line before the run, a tqdm bar, and a log: one line per API minute under the name
-``claudescale``, with rows, time left and dollars and never a text. The standard library keeps it silent until
-somebody asks for it: ``logging.basicConfig(level="INFO")``.
+Progress is one line before the run, a tqdm bar, and a log. The log has one line per API minute under the name
+``claudescale``, with rows, time left and dollars, but no text of prompts or replies. It stays silent until
+``logging.basicConfig(level="INFO")``.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _FAILED = {
     "invalid_reply": "with a reply that breaks returns",
     "invalid_request_error": "rejected as invalid",
 }
-"""How a row failed, by its error."""
+"""How a row failed, by error."""
 _HOPELESS = {"refusal", "model_context_window_exceeded", "tool_use", "invalid_request_error"}
 _HOPELESS |= {"request_too_large"}
-"""What the same request would meet again."""
+"""Errors that the same request would meet again."""
 _TOO_SHORT = {"max_tokens", "empty_reply"}
 _LONGER = 4
-"""How many times `max_tokens` is proposed where it was too small."""
+"""Factor by which a larger `max_tokens` is proposed if it was too small."""
 
 
 def failures(run: Run) -> tuple[str, str]:
-    """Return what failed in a run that has ended, by kind, and the line that helps; empty where nothing."""
+    """Return what failed in an ended run, by kind, and the code that retries it; empty if nothing failed."""
     plan = run.plan
     typed = plan.compiled.prompt.returns is not None
     if run.state in GOING | {"left"} or not (typed or run.counts.failed):
@@ -97,7 +97,7 @@ def why(run: Run) -> str:
 
 
 def kept(run: Run) -> str:
-    """Return what an interrupt leaves of a run, and how to resume it, in one sentence."""
+    """Return one sentence about what an interrupted run has kept and how to resume it."""
     counts = run.counts
     words = f"Interrupted: {counts.answered:,} of {text.plural(counts.rows, 'row')} answered"
     if run.path is None:
@@ -107,7 +107,7 @@ def kept(run: Run) -> str:
 
 
 def before(run: Run) -> str:
-    """Return what is going to be sent, in one line."""
+    """Return one line about the rows that will be sent."""
     counts, option, plan = run.counts, run.job.estimate, run.plan
     about = ""
     if option is not None and counts.missing:
@@ -121,14 +121,14 @@ def before(run: Run) -> str:
 
 
 def _reused(run: Run) -> str:
-    """Return how many replies there were before this run; empty where none."""
+    """Return how many replies existed before this run; empty if there were none."""
     count = run.counts.reused
     where = "in the ledger already" if run.plan.compiled.retry is None else "taken over"
     return f"{text.plural(count, 'request')} {where}" if count else ""
 
 
 def line(run: Run) -> str:
-    """Return the one line of truth about a run."""
+    """Return the state of a run in one line."""
     simulated = "SIMULATED " * run.job.simulated
     if run.state == "starting":
         return f"{simulated}Run starting: reading the rows."
@@ -136,7 +136,7 @@ def line(run: Run) -> str:
 
 
 def _going(run: Run) -> str:
-    """Return how far a run under way is, and what a stop still waits for."""
+    """Return the progress of a run, and the calls that a stop still waits for."""
     counts, job = run.counts, run.job
     state = {"stop": "stopping", "leave": "leaving"}.get(job.asked, "running")
     left = _time_left(run)
@@ -149,7 +149,7 @@ def _going(run: Run) -> str:
 
 
 def _ended(run: Run) -> str:
-    """Return what came of a run that has ended."""
+    """Return the outcome of a run that has ended."""
     counts = run.counts
     by = f" ({run.stopped_by})" if run.stopped_by else ""
     pending = run.job.expected.requests if run.job.expected else 0
@@ -171,7 +171,7 @@ def _ended(run: Run) -> str:
 
 
 def _time_left(run: Run) -> str:
-    """Return when a run under way ends, as a span of time; empty where that is not known yet."""
+    """Return the time that is left of a run, as a span; empty if it is not known yet."""
     batches, ends = run.job.expected, run.job.ends
     if batches is not None:
         usual, latest = batches.usual_seconds, text.coarse(batches.latest_seconds / 60)
@@ -186,7 +186,7 @@ def _time_left(run: Run) -> str:
 
 
 def run_card(run: Run) -> Card:
-    """Return what is shown of a run. It never raises, and is cheap until the run has ended."""
+    """Return the card of a run. It never raises, and is cheap until the run has ended."""
     plan, estimate = run.plan, run.job.estimate
     rows: list[dict[str, Any]] = [{"": "measured", **run.summary.row(0, named=True)}]
     if estimate is not None:
@@ -213,7 +213,7 @@ def run_card(run: Run) -> Card:
 
 
 def _under_way(run: Run) -> list[str]:
-    """Return what is worth knowing only of a run under way."""
+    """Return the notes that matter only while a run is in progress."""
     counts, pacer, speed = run.counts, run.job.pacer, run.job.clock.speed
     notes = [f"Without savings: {text.dollars(counts.plain_dollars)}."]
     if pacer is not None:
@@ -227,12 +227,12 @@ def _under_way(run: Run) -> list[str]:
 
 
 def kinds(counts: Counter[str]) -> str:
-    """Return how many there are of each kind, the most frequent first."""
+    """Return the count of each kind, the most frequent first."""
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.copy().most_common()) or "none"
 
 
 def _burst(run: Run) -> str:
-    """Return why a live run was faster than its limit; empty where it was not, or for another reason."""
+    """Return why a live run was faster than its limit; empty if it was not, or for another reason."""
     calls, minutes, limit = run.counts.requests, run.minutes, run.limits.requests_per_minute * run.plan.share
     if run.plan.mode != "live" or not limit * minutes < calls <= limit * (1 + minutes):
         return ""
@@ -242,7 +242,7 @@ def _burst(run: Run) -> str:
 
 
 def _batches_ended(run: Run) -> str:
-    """Return how many batches have ended; empty where none is pending."""
+    """Return how many batches have ended; empty if none is pending."""
     batches = run.job.expected
     if batches is None:
         return ""
@@ -250,7 +250,7 @@ def _batches_ended(run: Run) -> str:
 
 
 def _pending(run: Run) -> str:
-    """Return what is known of batches that are still open."""
+    """Return a note on pending batches; empty if there are none."""
     ended = _batches_ended(run)
     if ended and run.state == "left":
         return f"{ended} when this run left. The same cell collects the rest, which continues at the API."
@@ -258,7 +258,7 @@ def _pending(run: Run) -> str:
 
 
 class Progress:
-    """Shows how far a run is; hidden, it shows nothing. The log, where one is asked for, is kept anyway."""
+    """Shows the progress of a run, unless it is hidden; the log is written in either case."""
 
     def __init__(self, run: Run, *, shown: bool) -> None:
         self._run = run
@@ -267,13 +267,13 @@ class Progress:
         self._following: asyncio.Task[None] | None = None
 
     def start(self, line: str) -> None:
-        """Say what is going to be sent, show the bar and keep it up to date."""
+        """Write what will be sent, show the bar, and keep it up to date."""
         self._following = asyncio.create_task(self._follow())
         if not self._shown:
             return
         from tqdm import tqdm  # noqa: PLC0415 - many runs show no bar
 
-        # In a notebook the text bar goes to stdout: it stays as it is when the page is saved and reopened.
+        # In a notebook the text bar goes to stdout, where it is unchanged after the page is reopened.
         notebook, counts = loops.in_notebook(), self._run.counts
         stream = sys.stdout if notebook else sys.stderr
         stream.write(line + "\n")
@@ -298,7 +298,7 @@ class Progress:
             self._bar.close()
 
     async def _follow(self) -> None:
-        """Show the figures twice a second, and log a line when an API minute is over."""
+        """Show the figures twice a second, and log a line after each API minute."""
         logged = 0
         while True:
             self._show()

@@ -1,6 +1,6 @@
-"""Run: the handle of a run under way or ended, its three modes, and what happened as frames.
+"""Run: the handle of a run in progress or ended, its three modes, and its history as frames.
 
-A run owns no replies: the ledger has them. It owns the rows' keys, which join replies to the frame.
+A run holds no replies, which are in the ledger. It holds the rows' keys, which join replies to the frame.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 
 INDEX = "index"
-"""The place of a row in the frame, from 0, in what ``async for`` gives."""
+"""The name of a row's position in the frame, from 0, in the dicts that ``async for`` yields."""
 PART_ROWS = 100_000
-"""Of a slice of `run_parts`."""
+"""Rows in a slice of `run_parts`."""
 ROW = "row"
-"""The column of the parts that says which row of the input it is, from 0."""
+"""The column of the parts with the position of each row in the input, from 0."""
 _PARTS = "part-*.parquet"
 _MOMENT = pl.Datetime("us", "UTC")
 BATCHES = pl.Schema(
@@ -55,33 +55,33 @@ BATCHES = pl.Schema(
     | {"created_at": _MOMENT, "ended_at": _MOMENT, "minutes": pl.Float64(), "results_until": _MOMENT}
     | {"dollars": pl.Float64(), "cache_hit_share": pl.Float64()}
 )
-"""Columns of `Run.batches`. The counts are 0 until the batch has ended, as the API tells them; `minutes` is
-from its creation to its end; `cache_hit_share` is of the tokens that could be read from the cache."""
+"""Columns of `Run.batches`. The counts are 0 until the batch has ended, as at the API. `minutes` runs from
+creation to end. `cache_hit_share` is the share of cacheable tokens that were read from the cache."""
 _CACHED = ("cache_read_input_tokens", "cache_write_5m_input_tokens", "cache_write_1h_input_tokens")
 
 
 class Run(Shown):
-    """A run under way or ended. ``await`` it for its end; every frame can be read before that.
+    """A run in progress or ended. ``await`` it for its end; every frame can be read before that.
 
-    `Plan.run` and `Plan.start` make one. An interrupt leaves it, and waits for what is in flight.
+    `Plan.run` and `Plan.start` create one. An interrupt leaves the run, and waits for calls in flight.
 
     Attributes
     ----------
     plan : Plan
-        What is run.
+        The plan that is run.
     path : Path or None
         The ledger; None keeps replies in memory.
     state : str
         ``"starting"``, ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"`` or ``"left"``: ended, while
-        batches of it go on at the API.
+        its batches continue at the API.
     stopped_by : str or None
         What ended it early: the API's error type, ``"budget"`` or ``"ledger"``.
     message : str or None
-        What the API, or the ledger, said then.
+        The message of the API or the ledger at that point.
     job : Job
-        What this package itself needs to know of a run: rows, keys, ledger, money. Nothing for users.
+        Internal state of the run: rows, keys, ledger, money. Not for users.
     home : asyncio.AbstractEventLoop
-        The loop that does the work.
+        The event loop that does the work.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Run(Shown):
         self.stopped_by: str | None = None
         self.message: str | None = None
         self.job = Job(plan, client, self.path)
-        self._cluster: Any = None  # makes what answers rows elsewhere
+        self._cluster: Any = None  # creates the sender that answers rows on a cluster
         if on is not None:
             try:
                 from claudescale import cluster  # noqa: PLC0415 - optional
@@ -117,14 +117,12 @@ class Run(Shown):
             watch.prepare()
         self._ended, self.home = loops.start(self._go(shown=progress), self)
 
-    # how it goes
+    # the work
 
     async def _go(self, *, shown: bool) -> None:
-        """Answer every row that has no answer yet.
-
-        A PlanError says that nothing was sent, a RunStopped that it could not go on.
-        """
-        progress = Progress(self, shown=shown)  # not kept: a run that is over goes with its last name
+        """Answer every row that has no answer yet."""
+        # A PlanError means that nothing was sent, a RunStopped that the run could not continue.
+        progress = Progress(self, shown=shown)  # a local: an ended run is freed with its last reference
         job, state = self.job, "failed"
         try:
             await job.open()
@@ -142,7 +140,7 @@ class Run(Shown):
             if job.failure is not None:
                 self.stopped_by = "ledger" if isinstance(job.failure, LedgerError) else "file_changed"
                 self.message, state = str(job.failure), "failed"
-            if state != "left":  # then nothing was given up
+            if state != "left":  # a run that was left has given up nothing
                 job.meter.end(self.stopped_by)
             self.state = state
             progress.close()
@@ -150,9 +148,9 @@ class Run(Shown):
             raise RunStopped(run_views.why(self), self) from job.failure
 
     async def _send(self) -> None:
-        """Send what is missing in the plan's mode."""
+        """Send the missing rows in the plan's mode."""
         job, batches = self.job, self.job.batches
-        if job.asked:  # before there was anything to stop
+        if job.asked:  # to stop or leave, before anything was sent
             return
         try:
             if job.only_collects or self.plan.mode == "batch":
@@ -167,7 +165,7 @@ class Run(Shown):
                 await job.following
 
     async def _send_hybrid(self) -> None:
-        """Send a row live, which tells the limits; the rest by batch; live again what must be in time."""
+        """Send one row live to learn the limits, the rest by batch, then live what the deadline requires."""
         job, rows, batches = self.job, self.job.missing, self.job.batches
         await batches.adopt()
         free = rows.filter(~pl.col("key").is_in(batches.adopted)).head(1)
@@ -181,7 +179,7 @@ class Run(Shown):
         await self._send_live(rows.filter(~await loops.in_thread(job.ledger.answered, rows["key"])))
 
     async def _send_live(self, rows: pl.DataFrame) -> None:
-        """Send rows live, at the pace that earlier ones have learned."""
+        """Send rows live, at the pace learned from earlier calls."""
         job, plan = self.job, self.plan
         if job.is_over or rows.is_empty():
             return
@@ -214,26 +212,26 @@ class Run(Shown):
     # the handle
 
     def stop(self) -> None:
-        """Send nothing more and cancel batches. What is answered by then is paid for, awaited and kept.
+        """Send nothing more and cancel batches. Calls in flight and finished rows are paid for and kept.
 
-        Returns at once; ``await run`` for the end. Running the plan again sends what is missing. A batch
+        Returns at once; ``await run`` for the end. Running the plan again sends the missing rows. A batch
         whose answer was lost cannot be canceled before it is found: it is left, and the next run finds it.
 
-        Spends: what is in flight.
+        Spends: calls in flight, and rows that batches have answered by then.
         """
         self._ask("stop")
 
     def leave(self) -> None:
-        """Send nothing more and let batches continue at the API: the same cell collects them, even tomorrow.
+        """Send nothing more and let batches continue at the API. The same cell collects them, even tomorrow.
 
-        An interrupt and the end of the process do this too. Returns at once; ``await run`` for the end.
+        An interrupt and the end of the process do the same. Returns at once; ``await run`` for the end.
 
-        Spends: what is in flight; the batches, as they are answered.
+        Spends: calls in flight; the batches, as they are answered.
         """
         self._ask("leave")
 
     def _ask(self, end: str) -> None:
-        """Pass on what is asked for, from whatever thread."""
+        """Pass on a request to stop or leave, from any thread."""
         self.job.asked = end
         if self.state == "running":
             with suppress(RuntimeError):  # the loop is closed: the run has ended already
@@ -244,7 +242,7 @@ class Run(Shown):
         return self._outcome()
 
     async def _wait(self, seconds: float = math.inf) -> None:
-        """Wait so long for the end; an interrupt leaves the run and waits for what is in flight."""
+        """Wait up to `seconds` for the end; an interrupt leaves the run and waits for calls in flight."""
         try:
             await self._sleep(seconds)
         except asyncio.CancelledError as cancelled:
@@ -254,13 +252,13 @@ class Run(Shown):
             raise
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait for the end in short sleeps: a kernel's interrupt is heard only when its loop wakes."""
+        """Wait for the end in short sleeps, as a kernel sees an interrupt only when its loop wakes."""
         while not self._ended.done() and seconds > 0:
             await asyncio.sleep(loops.SLICE_SECONDS)
             seconds -= loops.SLICE_SECONDS
 
     def _outcome(self) -> Self:
-        """Return this run, which has ended, or raise what it ended with."""
+        """Return this run, which has ended, or raise the error that ended it."""
         for settle in self.job.watched:
             settle()
         if not self._ended.cancelled():
@@ -268,9 +266,9 @@ class Run(Shown):
         return self
 
     async def submitted(self) -> Self:
-        """Return this run once the batches are submitted that the queue has room for, or it has ended.
+        """Return this run once it has submitted the batches that the queue has room for, or has ended.
 
-        Spends: nothing by itself.
+        Spends: nothing, it only waits.
         """
         while not self._ended.done():
             if self.state == "running" and (self.plan.mode == "live" or self.job.batches.submitted.is_set()):
@@ -279,17 +277,17 @@ class Run(Shown):
         return self._outcome()
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield each row of the frame once, as a dict: `index`, its place from 0, and what `results` has.
+        """Yield each row of the frame once, as a dict: `index`, its position from 0, and what `results` has.
 
-        Rows come in the order in which they are answered, those that the ledger had first; at the end of the
-        run those without a reply. Leaving the loop early leaves the run going.
+        Rows from the ledger come first, then others in the order of their answers, and at the end of the run
+        those without a reply. Leaving the loop early does not stop the run.
 
         Raises
         ------
         PlanError
             The frame has a column `index`.
         RunStopped
-            The run could not go on; every row was given before that.
+            The run could not continue; every row was yielded before that.
         """
         job = self.job
         while not (job.is_open or self._ended.done()):
@@ -299,7 +297,7 @@ class Run(Shown):
         if INDEX in job.work.frame.columns:
             refuse(f"The frame has a column {INDEX!r}, where async for says which row it is: rename yours.")
         rows = job.work.keys.alias("key").to_frame().with_row_index(INDEX)
-        unseen = dict(rows.group_by("key", maintain_order=True).agg(INDEX).iter_rows())  # places by key
+        unseen = dict(rows.group_by("key", maintain_order=True).agg(INDEX).iter_rows())  # positions by key
         arrived = len(job.arrived)
         keys = job.replies(("key",))["key"].to_list()
         has_ended = False
@@ -317,7 +315,7 @@ class Run(Shown):
         self._outcome()
 
     def _answered(self, keys: list[str], unseen: dict[str, list[int]]) -> list[dict[str, Any]]:
-        """Return the rows that requests with these keys have answered, and take them out of `unseen`."""
+        """Return the rows that requests with these keys have answered, and remove them from `unseen`."""
         new = [key for key in dict.fromkeys(keys) if key in unseen]
         places = pl.Series(INDEX, [place for key in new for place in unseen.pop(key)], dtype=pl.UInt32)
         replies = self.job.replies(("key", "reply", "error"), of=pl.Series("key", new, dtype=pl.String))
@@ -326,10 +324,10 @@ class Run(Shown):
 
     @property
     def kept(self) -> str:
-        """What an interrupt leaves, in one sentence. Spends: nothing."""
+        """What an interrupted run has kept, in one sentence. Spends: nothing."""
         return run_views.kept(self)
 
-    # how far it is: cheap, at any time, from any thread
+    # progress: cheap, at any time, from any thread
 
     @property
     def counts(self) -> meter.Meter:
@@ -338,12 +336,12 @@ class Run(Shown):
 
     @property
     def minutes(self) -> float:
-        """API minutes since the first call could go."""
+        """API minutes since the first call could be sent."""
         return self.job.minutes
 
     @property
     def limits(self) -> Limits:
-        """The limits in force: the table's, or those that the API's answers report."""
+        """The limits in force: those of the table, or those that the API's answers report."""
         return self.job.limits
 
     @property
@@ -361,31 +359,31 @@ class Run(Shown):
         row |= {name: getattr(counts, name) for name in ("input_tokens", "output_tokens", "dollars")}
         return pl.DataFrame([row | {"simulated": self.job.simulated}])
 
-    # what happened, as frames
+    # history, as frames
 
     @property
     def results(self) -> pl.DataFrame:
         r"""The frame, same rows in the same order, with the typed columns, `reply` and `error`.
 
-        `reply` is null where there is none. `error` is null where all went well, ``"not_sent"`` where
-        the row has no answer yet, the API's error type where it failed, ``"invalid_reply"`` where a reply
-        breaks the `returns` schema. A row with a null in the prompt's columns has neither. A simulator's
-        replies are marked by a last column, `simulated`; the API's results have none. Where the frame has a
-        column of one of these names, as earlier results do, it is renamed here: `reply_1`.
+        `reply` is null if there is none. `error` is null for success, ``"not_sent"`` for a row without an
+        answer yet, ``"invalid_reply"`` for a reply that breaks the `returns` schema, and else the API's error
+        type. Both are null for a row with a null in the prompt's columns. A simulator's replies are marked by
+        a last column, `simulated`, which the API's results do not have. If the frame has a column of one of
+        these names, as earlier results do, it is renamed here: `reply_1`.
 
         Spends: nothing.
 
         Notes
         -----
-        Replies are text that whoever wrote a row may have steered. A spreadsheet that opens a CSV file runs a
-        cell that begins with ``=``, ``+``, ``-`` or ``@``. ``write_excel`` writes texts as texts; before
-        ``write_csv``: ``pl.col(pl.String).str.replace(r"^([=+@\t\r-])", "'$1")``.
+        The author of a row may have steered its reply. A spreadsheet that opens a CSV file runs any cell that
+        begins with ``=``, ``+``, ``-`` or ``@``. ``write_excel`` writes text as text; before ``write_csv``,
+        use ``pl.col(pl.String).str.replace(r"^([=+@\t\r-])", "'$1")``.
         """
         work = self.job.work
         answers = self.job.replies(("key", "reply", "error"))
         if self.state in {"finished", "stopped", "failed"}:
             given_up = last_failures(self.attempts, answers).select("key", "reply", "error")
-            if self.stopped_by in STOPPING_ERRORS:  # the account's trouble, and no word on a row
+            if self.stopped_by in STOPPING_ERRORS:  # an error of the account, not of the row
                 given_up = given_up.filter(pl.col("error").ne_missing(self.stopped_by))
             answers = pl.concat([answers, given_up])
         return work.results(answers, simulated=self.job.simulated)
@@ -402,7 +400,7 @@ class Run(Shown):
 
     @property
     def batches(self) -> pl.DataFrame:
-        """The batches this run followed, of an earlier run too, as `BATCHES`.
+        """The batches that this run followed, including those of earlier runs, as `BATCHES`.
 
         Spends: nothing.
         """
@@ -431,7 +429,7 @@ class Run(Shown):
 
     @property
     def throughput(self) -> pl.DataFrame:
-        """One row per API minute, as `meter.THROUGHPUT`; the last is as long as it has lasted.
+        """One row per API minute, as `meter.THROUGHPUT`; the last one may be shorter.
 
         Requests count when sent, tokens when answered.
 
@@ -441,7 +439,7 @@ class Run(Shown):
 
     @property
     def savings(self) -> pl.DataFrame:
-        """What deduplication, cache and batches saved on this run's replies, as `prices.SAVINGS`.
+        """What deduplication, the cache and batches saved on this run's replies, as `prices.SAVINGS`.
 
         Spends: nothing.
         """
@@ -450,7 +448,7 @@ class Run(Shown):
 
     @property
     def bill(self) -> pl.DataFrame:
-        """What was paid for what in this run, as `claudescale.api.prices.BILL`.
+        """The itemized bill of this run, as `claudescale.api.prices.BILL`.
 
         Spends: nothing.
         """
@@ -458,7 +456,7 @@ class Run(Shown):
 
     @property
     def waste(self) -> pl.DataFrame:
-        """What this run paid for or sent without use, as `claudescale.api.prices.WASTE`.
+        """What this run sent or paid for without use, as `claudescale.api.prices.WASTE`.
 
         Spends: nothing.
         """
@@ -475,7 +473,7 @@ class Run(Shown):
         return run_views.run_card(self)
 
 
-# an input larger than memory
+# inputs larger than memory
 
 
 async def run_parts(
@@ -486,39 +484,39 @@ async def run_parts(
     rows: int = PART_ROWS,
     **given: Any,
 ) -> pl.LazyFrame:
-    """Return the results as a scan of Parquet files, a file for every so many rows, in the input's order.
+    """Return the results as a scan of Parquet files, one for each slice of rows, in the order of the input.
 
-    The same call again sends only what the ledger does not have, and writes the files anew. Memory holds one
-    slice and its replies, never the whole input; identical rows are sent once, whatever slice they are in.
+    The same call again sends only rows that the ledger lacks, and rewrites the files. Memory holds one slice
+    and its replies, never the whole input. Identical rows are sent once, even in different slices.
 
     Spends: tokens.
 
     Parameters
     ----------
     plan : Plan
-        Over ``pl.scan_parquet(...)``, say: reading a slice of it twice must give the same rows. Its
-        `deadline` holds for each slice, its `budget` for all.
+        A plan over ``pl.scan_parquet(...)``, for example. Reading a slice twice must give the same rows. The
+        `deadline` applies to each slice, the `budget` to all of them together.
     folder : str or Path
-        Where the files go, ``part-000000.parquet`` first; others of such names there are removed at the end.
+        Folder for the files, ``part-000000.parquet`` first. Other files of such names are removed at the end.
     rows : int
-        Of a slice.
+        Rows in a slice.
     client, **given
         As for `Plan.run`: ``ledger``, ``progress``, ``on``.
 
     Returns
     -------
     pl.LazyFrame
-        What `Run.results` has, and first the column `row`, by which ``.sort("row")`` restores the input's
-        order after a join or a shuffle.
+        The columns of `Run.results` after the column `row`. ``.sort("row")`` restores the order of the input
+        after a join or a shuffle.
 
     Raises
     ------
     PlanError
-        The prompt is an expression, which might look at other rows than its own; there is a column `row`;
-        or the plan has `samples`, with which a row of the input is several. Or what is left of the budget
-        is less than the next slice costs; the files of those before it stand.
+        The prompt is an expression, which might look at other rows than its own; the input has a column
+        `row`; the plan has `samples`, which turn one row of the input into several; or the next slice costs
+        more than the rest of the budget. In the last case the files of earlier slices remain.
     RunStopped
-        A slice was not finished; the files of those before it stand.
+        A slice was not finished. The files of earlier slices remain.
     """
     frame = plan.frame.lazy()
     if plan.compiled.prompt.columns is None:
@@ -533,7 +531,7 @@ async def run_parts(
     if ROW in frame.collect_schema():
         refuse(f"The frame has a column {ROW!r}, where run_parts keeps the rows' order: rename yours.")
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing goes on meanwhile
+    target.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing else runs meanwhile
     left, written = plan.budget, []
     for start in range(0, max(frame.select(pl.len()).collect().item(), 1), rows):
         run = await plan.replace(frame=frame.slice(start, rows), budget=left).run(client, **given)
@@ -541,13 +539,13 @@ async def run_parts(
             msg = f"rows from {start:,} on are not finished ({run.stopped_by or run.state}): run it again"
             raise RunStopped(msg, run)
         if left is not None:
-            left = max(left - run.counts.dollars, 1e-9)  # of nothing left a slice may still be reused
+            left = max(left - run.counts.dollars, 1e-9)  # the next slice may need no money
         written.append(target / f"part-{start // rows:06}.parquet")
-        unfinished = written[-1].with_suffix(".writing")  # a part is whole or not there
+        unfinished = written[-1].with_suffix(".writing")  # a part is complete or absent
         await loops.in_thread(run.results.with_row_index(ROW, start).write_parquet, unfinished)
         unfinished.replace(written[-1])
         del run
-        gc.collect()  # a run and what follows it hold each other; what Polars keeps there makes none due
-    for path in set(target.glob(_PARTS)) - set(written):  # noqa: ASYNC240 - the same
+        gc.collect()  # a run is part of a cycle, and memory held by Polars triggers no collection
+    for path in set(target.glob(_PARTS)) - set(written):  # noqa: ASYNC240 - as above
         path.unlink()
     return pl.scan_parquet(target / _PARTS)
