@@ -448,7 +448,7 @@ class Run(Shown):
 
     @property
     def bill(self) -> pl.DataFrame:
-        """The itemized bill of this run, as `claudescale.api.prices.BILL`.
+        """The itemised bill of this run, as `claudescale.api.prices.BILL`.
 
         Spends: nothing.
         """

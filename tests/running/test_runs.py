@@ -67,6 +67,7 @@ def test_nulls_are_not_sent_and_rows_alike_are_sent_once(counted):
     assert run.results["reply"].is_null().equals(frame["text"].is_null().rename("reply"))
     assert run.results["reply"].n_unique() == 3
     assert run.results["error"].null_count() == 41
+    assert "21 of 41 rows answered, 20 with a null not sent; 2 calls" in repr(run)
     assert run.summary.row(0, named=True).items() >= {"rows": 41, "answered": 21, "missing": 0}.items()
 
 
